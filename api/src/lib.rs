@@ -1,0 +1,1 @@
+//! CRD types, status reasons and validation of Sheave (group `sheave.dev`).

@@ -1,0 +1,75 @@
+//! The keyed flow hash: SipHash-1-3 over the 5-tuple, the same in the kernel and in user space.
+//!
+//! Keyed, so that nobody outside can craft flows that all land on one node. Read first: Aumasson, Bernstein, "SipHash: a fast
+//! short-input PRF" (2012), sections 2.1 to 2.4.
+
+/// What is hashed: network byte order throughout.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowTuple {
+    pub src: [u8; 4],
+    pub dst: [u8; 4],
+    pub src_port: [u8; 2],
+    pub dst_port: [u8; 2],
+    pub proto: u8,
+}
+
+impl FlowTuple {
+    /// With sessionAffinity ClientIP only the client's address (and the VIP and its port) choose the row.
+    #[inline(always)]
+    pub fn client_only(mut self) -> Self {
+        self.src_port = [0; 2];
+        self
+    }
+
+    #[inline(always)]
+    pub fn hash(&self, key: &[u64; 2]) -> u64 {
+        let first = u64::from(u32::from_le_bytes(self.src)) | (u64::from(u32::from_le_bytes(self.dst)) << 32);
+        let second = u64::from(u16::from_le_bytes(self.src_port))
+            | (u64::from(u16::from_le_bytes(self.dst_port)) << 16)
+            | (u64::from(self.proto) << 32);
+        siphash13(key, first, second)
+    }
+}
+
+/// The row of a hash in a ring of `rows` rows; `None` for an empty ring.
+#[inline(always)]
+pub fn row_of(hash: u64, rows: u32) -> Option<u32> {
+    if rows == 0 { None } else { Some((((hash >> 32) * u64::from(rows)) >> 32) as u32) }
+}
+
+/// SipHash-1-3 of the 16 bytes `first`, `second` (little endian).
+#[inline(always)]
+pub fn siphash13(key: &[u64; 2], first: u64, second: u64) -> u64 {
+    let mut v = [
+        key[0] ^ 0x736f_6d65_7073_6575,
+        key[1] ^ 0x646f_7261_6e64_6f6d,
+        key[0] ^ 0x6c79_6765_6e65_7261,
+        key[1] ^ 0x7465_6462_7974_6573,
+    ];
+    // The last block holds the message length in its top byte and no more message bytes.
+    for block in [first, second, 16u64 << 56] {
+        v[3] ^= block;
+        round(&mut v);
+        v[0] ^= block;
+    }
+    v[2] ^= 0xff;
+    round(&mut v);
+    round(&mut v);
+    round(&mut v);
+    v[0] ^ v[1] ^ v[2] ^ v[3]
+}
+
+#[inline(always)]
+fn round(v: &mut [u64; 4]) {
+    v[0] = v[0].wrapping_add(v[1]);
+    v[1] = v[1].rotate_left(13) ^ v[0];
+    v[0] = v[0].rotate_left(32);
+    v[2] = v[2].wrapping_add(v[3]);
+    v[3] = v[3].rotate_left(16) ^ v[2];
+    v[0] = v[0].wrapping_add(v[3]);
+    v[3] = v[3].rotate_left(21) ^ v[0];
+    v[2] = v[2].wrapping_add(v[1]);
+    v[1] = v[1].rotate_left(17) ^ v[2];
+    v[2] = v[2].rotate_left(32);
+}

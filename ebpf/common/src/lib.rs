@@ -1,0 +1,76 @@
+//! The ABI between the speaker (user space) and its eBPF programs: map names, limits, keys and values.
+//!
+//! Read first: docs/dataplane.md (map table). Every type here is `repr(C)`, has no implicit padding (asserted below) and says
+//! in its type which fields are in network byte order (`[u8; N]`). A change of any layout raises [`ABI_VERSION`]: pins live
+//! below a directory named after it, so that a new speaker never reads the maps of an old one as its own.
+#![no_std]
+
+mod forwarding;
+mod hash;
+mod lease;
+mod verdict;
+
+pub use forwarding::{MacKey, Node, Row, ServiceKey, ServiceValue, VipValue};
+pub use hash::{FlowTuple, row_of, siphash13};
+pub use lease::{Config, Lease, Own};
+pub use verdict::{Fate, Verdict};
+
+/// Raised with every change of a layout in this crate. Also the name of the pin directory.
+pub const ABI_VERSION: u32 = 1;
+
+/// Program section and function name of the XDP entry point.
+pub const PROGRAM: &str = "sheave_xdp";
+
+/// Map names, as in the object file and as pin names.
+pub mod map {
+    /// Array(1): [`Config`](crate::Config). Writer: dataplane sync.
+    pub const CONFIG: &str = "CONFIG";
+    /// Array(1): [`Lease`](crate::Lease). Writer: the election thread, nobody else.
+    pub const LEASE: &str = "LEASE";
+    /// Hash: VIP (`[u8; 4]`) -> [`Own`](crate::Own). Writer: the election thread.
+    pub const OWN: &str = "OWN";
+    /// Hash: VIP (`[u8; 4]`) -> [`VipValue`](crate::VipValue): every granted VIP, owned or not. Writer: dataplane sync.
+    pub const VIPS: &str = "VIPS";
+    /// Hash: [`ServiceKey`](crate::ServiceKey) -> [`ServiceValue`](crate::ServiceValue). Writer: dataplane sync.
+    pub const SERVICES: &str = "SERVICES";
+    /// Array of maps: ring slot -> Array of u32 (see [`Row`](crate::Row); element 0 is the number of rows).
+    pub const RINGS: &str = "RINGS";
+    /// Array: node slot -> [`Node`](crate::Node). Slot 0 is no node. Writer: dataplane sync.
+    pub const NODES: &str = "NODES";
+    /// Hash: [`MacKey`](crate::MacKey) -> u32 node slot. Frames from these come from a peer's dispatcher.
+    pub const PEERS: &str = "PEERS";
+    /// Per-CPU array: [`Verdict`](crate::Verdict) as index -> u64 frames.
+    pub const COUNTERS: &str = "COUNTERS";
+}
+
+/// Nodes a speaker can forward to. Slot 0 is reserved.
+pub const MAX_NODES: u32 = 1024;
+/// VIPs in the `VIPS` and `OWN` maps.
+pub const MAX_VIPS: u32 = 4096;
+/// Service ports in `SERVICES`, and rings.
+pub const MAX_SERVICES: u32 = 8192;
+/// Rows of the largest ring (the largest prime below 2^16).
+pub const MAX_ROWS: u32 = 65521;
+/// Counter slots; verdict numbers stay below this.
+pub const MAX_VERDICTS: u32 = 64;
+
+#[cfg(feature = "user")]
+mod user {
+    //! SAFETY for all: `repr(C)`, only integers and byte arrays, no padding (asserted beside each type).
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::Config {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::Lease {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::Own {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::VipValue {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::ServiceKey {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::ServiceValue {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::Node {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::MacKey {}
+}

@@ -1,0 +1,92 @@
+//! Every way a frame can leave the packet path. The number is the index in `COUNTERS`, the label the Prometheus label.
+
+/// What happens to the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Up the stack.
+    Pass,
+    /// Out of the interface it came in by.
+    Tx,
+    Drop,
+}
+
+macro_rules! verdicts {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $label:literal, $fate:ident;)*) => {
+        /// Why a frame left the packet path the way it did. Numbers are stable.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Verdict { $($(#[$doc])* $name = $number,)* }
+
+        impl Verdict {
+            pub const ALL: &'static [Verdict] = &[$(Verdict::$name),*];
+            /// The name in metrics, logs and `sheave trace`.
+            pub const fn label(self) -> &'static str { match self { $(Verdict::$name => $label),* } }
+            #[inline(always)]
+            pub const fn fate(self) -> Fate { match self { $(Verdict::$name => Fate::$fate),* } }
+        }
+    };
+}
+
+verdicts! {
+    /// Neither ARP for a VIP nor IPv4 to a VIP, or a frame that cannot be read so far: the kernel judges.
+    NotOurs = 0, "not_ours", Pass;
+    /// IPv4 to a VIP in a frame for another MAC (flooded by a switch): the kernel drops it, we must not forward it.
+    NotOurMac = 1, "not_our_mac", Pass;
+    /// 802.1Q tag: not for this interface.
+    Vlan = 2, "vlan", Pass;
+
+    /// ARP request for a VIP that this node owns: answered.
+    ArpAnswered = 8, "arp_answered", Tx;
+    /// ARP request for a VIP that another node owns: nobody on this node may answer.
+    ArpNotOwner = 9, "arp_not_owner", Drop;
+    /// ARP request for a VIP in `OWN`, but the lease has run out: the speaker is dead, frozen or starved.
+    ArpLeaseOver = 10, "arp_lease_over", Drop;
+    /// ARP for a VIP while no speaker has given a sign of life for long: passed.
+    ArpMuteOver = 11, "arp_mute_over", Pass;
+    /// ARP that names a VIP but is no request for it (an announcement of another node): dropped, or passed after the mute.
+    ArpAnnouncement = 12, "arp_announcement", Pass;
+
+    /// The row names this node: up the stack, to the local pod.
+    DispatchedLocal = 16, "dispatched_local", Pass;
+    /// The row names another node: sent there.
+    DispatchedPeer = 17, "dispatched_peer", Tx;
+    /// Came from another node's dispatcher: up the stack, never dispatched again.
+    FromPeer = 18, "from_peer", Pass;
+    /// An ICMP error about a flow of ours; the row of that flow names this node.
+    IcmpLocal = 19, "icmp_local", Pass;
+    /// An ICMP error about a flow of ours, sent to the node that has the flow.
+    IcmpPeer = 20, "icmp_peer", Tx;
+    /// `CONFIG` is not filled yet: up the stack.
+    NotReady = 21, "not_ready", Pass;
+
+    /// TCP to a VIP port that nobody serves: reset.
+    UnservedReset = 24, "unserved_reset", Tx;
+    /// A reset to a VIP port that nobody serves: never answered (RFC 9293 section 3.5.2).
+    UnservedRst = 25, "unserved_rst", Drop;
+    /// UDP to a VIP port that nobody serves: to the guard in nftables, which answers port unreachable.
+    UnservedUnreachable = 26, "unserved_unreachable", Pass;
+    /// The same with `Config::UDP_SILENT`.
+    UnservedSilent = 27, "unserved_silent", Drop;
+    /// TCP to a service whose ring is empty: reset, so that clients fail fast.
+    EmptyRingReset = 28, "empty_ring_reset", Tx;
+    /// UDP to a service whose ring is empty: as unserved.
+    EmptyRingUnreachable = 29, "empty_ring_unreachable", Pass;
+    EmptyRingSilent = 30, "empty_ring_silent", Drop;
+    /// ICMP echo request to a VIP that this node owns: answered while the lease runs.
+    EchoAnswered = 31, "echo_answered", Tx;
+
+    /// A fragment to a VIP: later fragments carry no ports, so no fragment is dispatched.
+    Fragment = 40, "fragment", Drop;
+    /// TTL 1 (or 0) and the row names another node.
+    TtlExpired = 41, "ttl_expired", Drop;
+    /// Short or contradictory headers of a packet to a VIP.
+    Malformed = 42, "malformed", Drop;
+    /// An IP protocol to a VIP that is not TCP, UDP or ICMP, or an ICMP type that needs no answer.
+    Protocol = 43, "protocol", Drop;
+    /// The row names a node whose MAC address is not known.
+    NoNeighbour = 44, "no_neighbour", Drop;
+    /// A service names a ring that is not there, or a row names a node out of range: ours to mend.
+    BadRing = 45, "bad_ring", Drop;
+    /// The kernel refused to change the size of the frame for a reset or an answer.
+    NoRoom = 46, "no_room", Drop;
+}
