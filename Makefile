@@ -1,0 +1,65 @@
+# Every command of the project has its home here; CI calls exactly these (.ci/run).
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+STATIC_TARGET := x86_64-unknown-linux-gnu
+STATIC := target/static
+LAB ?= lab
+
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images lab lab-down bench-headline docs deny check
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
+
+setup: ## Install what is missing (idempotent)
+	@scripts/setup.sh
+
+demo: setup images ## A cluster, a Service, its owner loses power: what happens to 200 connections
+	@cargo build -q -p sheave-bench -p sheave-tests --bins
+	@target/debug/demo $(ARGS)
+
+test: setup images ## All tests, on real parts
+	cargo build -q -p sheave-tests -p sheave-bench --bins
+	cargo test --workspace
+
+fmt: ## Format
+	cargo fmt --all
+
+fmt-check:
+	cargo fmt --all --check
+
+lint: ## Clippy, warnings are errors
+	cargo clippy --workspace --all-targets -- -D warnings
+
+ebpf: ## The eBPF program alone
+	cargo build -p ebpf-object
+
+crds: ## Write manifests/crds from the API types
+	cargo run -q -p sheave-api --bin crdgen -- --write manifests/crds
+
+crds-check: ## manifests/crds is what the API types say
+	cargo run -q -p sheave-api --bin crdgen -- --check manifests/crds
+
+images: ## Static release binaries, as they go into the images
+	@RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=$(STATIC) cargo build -q --release --target $(STATIC_TARGET) \
+	  -p sheave-controller -p sheave-speaker -p sheave -p sheave-tests --bin sheave-controller --bin sheave-speaker --bin sheave --bin sheave-traffic
+	@ls -l $(STATIC)/$(STATIC_TARGET)/release/sheave{-controller,-speaker,,-traffic} | awk '{printf "%-60s %6.1f MB\n", $$NF, $$5/1e6}'
+
+lab: setup images ## Start a Kubernetes cluster with Sheave in it; it stays up
+	@cargo build -q -p sheave-tests --bins
+	@target/debug/sheave-lab up --name $(LAB) $(ARGS)
+
+lab-down: ## Remove every trace of it
+	@cargo build -q -p sheave-tests --bins
+	@target/debug/sheave-lab down --name $(LAB)
+
+bench-headline: setup images ## The promises, with counts: a table and JSON
+	@cargo build -q -p sheave-bench -p sheave-tests --bins
+	@target/debug/headline $(ARGS)
+
+docs: ## API documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+deny: ## Crates that must not be in the tree
+	@if cargo tree --workspace -e normal,build --prefix none | grep -E '^(aws-lc-sys|openssl-sys) '; then echo "forbidden crate in the tree" >&2; exit 1; fi
+
+check: test fmt-check lint ebpf crds-check docs deny ## What CI runs
