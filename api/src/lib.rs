@@ -1,1 +1,51 @@
 //! CRD types, status reasons and validation of Sheave (group `sheave.dev`).
+//!
+//! Read: [`pool`] (where addresses come from) → [`virtualip`] (the ledger: who was granted what, who holds it) →
+//! [`status`] (every name a refusal can have) → [`validate`] (what an address range may look like, once in CEL and once
+//! in Rust). `src/bin/crdgen.rs` prints the CustomResourceDefinitions; `manifests/crds` is generated from it.
+
+pub mod pool;
+pub mod status;
+pub mod validate;
+pub mod virtualip;
+
+pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus};
+pub use status::{NoOwner, PoolReason, Refusal};
+pub use validate::{AddressRange, MalformedRange};
+pub use virtualip::{ServiceRef, VirtualIP, VirtualIPSpec, VirtualIPStatus};
+
+/// The API group of every type here.
+pub const GROUP: &str = "sheave.dev";
+/// The only version so far.
+pub const VERSION: &str = "v1alpha1";
+
+/// `spec.loadBalancerClass` of Services that are ours by name; Services without a class are ours too.
+pub const LOAD_BALANCER_CLASS: &str = "sheave.dev/sheave";
+
+/// Name of the component in Events (`reportingController`) and of the field manager in `managedFields`.
+pub const CONTROLLER_NAME: &str = "sheave.dev/controller";
+
+/// Annotations of a Service that name the pool its address must come from, ours first. MetalLB's are understood.
+pub const POOL_ANNOTATIONS: [&str; 3] =
+    ["sheave.dev/address-pool", "metallb.io/address-pool", "metallb.universe.tf/address-pool"];
+
+/// Annotations of a Service that name the wanted address(es), separated by commas. MetalLB's are understood.
+pub const ADDRESS_ANNOTATIONS: [&str; 3] =
+    ["sheave.dev/loadBalancerIPs", "metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"];
+
+/// The Secret with the speakers' keys, in the namespace that Sheave is installed in; created by the leading controller
+/// if there is none, never changed afterwards.
+pub mod keys {
+    /// Name of the Secret, mounted by the speakers at [`MOUNT_PATH`].
+    pub const SECRET: &str = "sheave-keys";
+    /// Where the speakers find its entries as files.
+    pub const MOUNT_PATH: &str = "/etc/sheave/keys";
+    /// 32 raw random bytes: the HMAC-SHA256 key that adverts are signed with.
+    pub const CURRENT: &str = "current";
+    /// Raw bytes, absent unless a rotation is under way: a key that is still accepted.
+    pub const PREVIOUS: &str = "previous";
+    /// 16 raw random bytes: the key of the flow hash. Every node must use the same, or tables differ.
+    pub const FLOW_HASH: &str = "flow-hash";
+    /// 8 raw random bytes: tells the adverts of two clusters on one segment apart.
+    pub const CLUSTER_ID: &str = "cluster-id";
+}

@@ -1,0 +1,140 @@
+//! Every name a refusal or a state can have. One enum variant = Event reason = condition reason = metric label = log
+//! field, so that what a user reads in `kubectl describe` can be searched for in metrics and logs.
+
+/// Condition on a Service: does it have an address from one of our pools?
+pub const CONDITION_ALLOCATED: &str = "sheave.dev/Allocated";
+/// Condition on an AddressPool: are new addresses granted from it?
+pub const CONDITION_READY: &str = "Ready";
+
+/// Reason of the [`CONDITION_ALLOCATED`] condition when it is True, and of the Event that says so.
+pub const REASON_ALLOCATED: &str = "AddressAllocated";
+/// Reason of the Event when an address was taken back.
+pub const REASON_RELEASED: &str = "AddressReleased";
+/// Reason of the Event when a status that somebody else wrote was put right.
+pub const REASON_CORRECTED: &str = "StatusCorrected";
+
+/// Why a Service has no address, or has one with a remark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Refusal {
+    /// No pool exists, or none assigns automatically.
+    NoPool,
+    /// The annotation names a pool that does not exist.
+    UnknownPool,
+    /// Every pool that could serve this Service is malformed or overlaps another one.
+    PoolMalformed,
+    /// Every pool that could serve this Service has no address left.
+    PoolExhausted,
+    /// The wanted address is in no pool (or not in the pool that the annotation names), or the pool has shrunk since.
+    AddressNotInPool,
+    /// The wanted address was granted to another Service.
+    AddressInUse,
+    /// The wanted address is not one, or there is more than one of a family.
+    AddressMalformed,
+    /// The Service asks for an address family that this version cannot serve.
+    UnsupportedFamily,
+}
+
+impl Refusal {
+    /// All of them, for metrics that must exist with value zero.
+    pub const ALL: [Refusal; 8] = [
+        Refusal::NoPool,
+        Refusal::UnknownPool,
+        Refusal::PoolMalformed,
+        Refusal::PoolExhausted,
+        Refusal::AddressNotInPool,
+        Refusal::AddressInUse,
+        Refusal::AddressMalformed,
+        Refusal::UnsupportedFamily,
+    ];
+
+    /// The one name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Refusal::NoPool => "NoPool",
+            Refusal::UnknownPool => "UnknownPool",
+            Refusal::PoolMalformed => "PoolMalformed",
+            Refusal::PoolExhausted => "PoolExhausted",
+            Refusal::AddressNotInPool => "AddressNotInPool",
+            Refusal::AddressInUse => "AddressInUse",
+            Refusal::AddressMalformed => "AddressMalformed",
+            Refusal::UnsupportedFamily => "UnsupportedFamily",
+        }
+    }
+}
+
+/// Reason of a pool's [`CONDITION_READY`] condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PoolReason {
+    /// Addresses are granted from it (True).
+    Valid,
+    /// An entry is neither a CIDR nor an ordered range (False).
+    Malformed,
+    /// It shares addresses with an older pool (False): nothing new is granted from it.
+    Overlapping,
+}
+
+impl PoolReason {
+    /// The one name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            PoolReason::Valid => "Valid",
+            PoolReason::Malformed => "Malformed",
+            PoolReason::Overlapping => "Overlapping",
+        }
+    }
+}
+
+/// Why nobody owns a VirtualIP: `status.reason`, written by speakers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NoOwner {
+    /// No Service behind the address has a ready pod.
+    NoReadyEndpoint,
+    /// There are ready pods, but no node may hold the address.
+    NoEligibleNode,
+    /// The last owner let go and the next one has not claimed yet.
+    HandingOver,
+    /// The last owner lost its link or its peers.
+    Isolated,
+}
+
+impl NoOwner {
+    /// The one name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            NoOwner::NoReadyEndpoint => "NoReadyEndpoint",
+            NoOwner::NoEligibleNode => "NoEligibleNode",
+            NoOwner::HandingOver => "HandingOver",
+            NoOwner::Isolated => "Isolated",
+        }
+    }
+}
+
+macro_rules! display_as_str {
+    ($($reason:ty),*) => {$(
+        impl std::fmt::Display for $reason {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    )*};
+}
+display_as_str!(Refusal, PoolReason, NoOwner);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The derived `Debug` is the variant's name; the name in the API must be the same.
+    #[test]
+    fn the_name_is_the_variant() {
+        for refusal in Refusal::ALL {
+            assert_eq!(refusal.as_str(), format!("{refusal:?}"));
+        }
+        for reason in [PoolReason::Valid, PoolReason::Malformed, PoolReason::Overlapping] {
+            assert_eq!(reason.as_str(), format!("{reason:?}"));
+        }
+        for reason in [NoOwner::NoReadyEndpoint, NoOwner::NoEligibleNode, NoOwner::HandingOver, NoOwner::Isolated] {
+            assert_eq!(reason.as_str(), format!("{reason:?}"));
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! VirtualIP: the ledger. One object per granted address, named like the address. The spec is the grant and is written
+//! by the controller alone; the status says who holds the address now and is written by the speaker that does.
+//! Speakers act on these objects only, so a foreign hand on a Service's status cannot make them claim anything.
+
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::{CustomResource, KubeSchema, ResourceExt};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::validate;
+
+/// An address that was granted to Services, and from where.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "sheave.dev",
+    version = "v1alpha1",
+    kind = "VirtualIP",
+    plural = "virtualips",
+    shortname = "vip",
+    category = "sheave",
+    doc = "An address that was granted to Services (spec, written by the controller) and the node that holds it (status, written by its speaker).",
+    status = "VirtualIPStatus",
+    derive = "PartialEq",
+    validation = validate::name_is_address(),
+    printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
+    printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
+    printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.services[*].namespace"),
+    printcolumn(name = "Service", type_ = "string", json_path = ".spec.services[*].name"),
+    printcolumn(name = "Owner", type_ = "string", json_path = ".status.owner"),
+    printcolumn(name = "Since", type_ = "date", json_path = ".status.since"),
+    printcolumn(name = "Term", type_ = "integer", json_path = ".status.term"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", priority = "1")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualIPSpec {
+    /// The address; the object's name is the same.
+    #[schemars(length(min = 7, max = 45))]
+    #[x_kube(validation = validate::address_never_changes())]
+    pub address: String,
+
+    /// The AddressPool it was taken from.
+    #[schemars(length(min = 1, max = 253))]
+    pub pool: String,
+
+    /// The Services that it was granted to.
+    #[schemars(length(min = 1, max = 64))]
+    pub services: Vec<ServiceRef>,
+}
+
+/// A Service, and which one of those that have had its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRef {
+    /// Namespace of the Service.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Name of the Service.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// `metadata.uid` of the Service: one that was deleted and created again is another one.
+    #[schemars(length(min = 1, max = 64))]
+    pub uid: String,
+}
+
+/// Who holds the address. Written by the speaker that won it, or by the one that let it go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VirtualIPStatus {
+    /// Name of the node that answers for the address; empty if none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub owner: Option<String>,
+
+    /// Since when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<MicroTime>,
+
+    /// The term of the election that the owner won; only rises. A writer leaves a status with a higher term alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub term: Option<i64>,
+
+    /// Why nobody owns it: a name of [`NoOwner`](crate::NoOwner). A string, so that an older controller reads the
+    /// reasons of a newer speaker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub reason: Option<String>,
+}
+
+impl VirtualIP {
+    /// The address, if the object is as the controller writes it (the name and the spec say the same).
+    pub fn address(&self) -> Option<IpAddr> {
+        let address = self.spec.address.parse().ok()?;
+        (self.name_any() == self.spec.address).then_some(address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::CustomResourceExt;
+
+    use super::*;
+
+    fn vip(name: &str, address: &str) -> VirtualIP {
+        VirtualIP::new(name, VirtualIPSpec { address: address.into(), ..VirtualIPSpec::default() })
+    }
+
+    #[test]
+    fn crd_is_built_without_panic_and_is_cluster_scoped() {
+        let crd = VirtualIP::crd();
+        assert_eq!(crd.metadata.name.as_deref(), Some("virtualips.sheave.dev"));
+        assert_eq!(crd.spec.scope, "Cluster");
+        assert_eq!(crd.spec.names.short_names, Some(vec!["vip".to_string()]));
+    }
+
+    #[test]
+    fn an_address_counts_only_if_name_and_spec_agree() {
+        assert_eq!(vip("192.0.2.1", "192.0.2.1").address(), Some("192.0.2.1".parse().unwrap()));
+        assert_eq!(vip("192.0.2.2", "192.0.2.1").address(), None);
+        assert_eq!(vip("nonsense", "nonsense").address(), None);
+    }
+
+    #[test]
+    fn since_is_rfc3339() {
+        let status: VirtualIPStatus =
+            serde_json::from_str(r#"{"owner":"n1","since":"2026-11-21T09:00:00.123456Z","term":7}"#).unwrap();
+        assert_eq!(status.term, Some(7));
+        assert!(serde_json::to_string(&status).unwrap().contains("2026-11-21T09:00:00.123456Z"));
+    }
+}
