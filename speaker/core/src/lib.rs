@@ -1,1 +1,8 @@
 #![no_std]
+
+extern crate alloc;
+
+pub mod backend;
+pub mod eligibility;
+pub mod forwarding;
+pub mod view;

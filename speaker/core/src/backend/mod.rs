@@ -1,0 +1,115 @@
+//! View + this node -> what nftables does with packets that were dispatched here.
+//!
+//! [`Plan`] is the meaning, [`ruleset::render`] the text. Compare plans to learn whether anything changed.
+//! Read first: docs/dataplane.md, "Backend".
+
+pub mod ruleset;
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+
+use ebpf_common::ServiceKey;
+use thiserror::Error;
+
+use crate::view::endpoints::{Pod, frontends};
+use crate::view::{Affinity, View};
+
+/// Everything that the nftables table says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub uplink: Uplink,
+    pub vips: BTreeSet<Ipv4Addr>,
+    /// Service ports with a pod on this node. All others of a VIP run into the guard.
+    pub services: BTreeMap<ServiceKey, LocalPods>,
+}
+
+/// The pods of this node that serve a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPods {
+    pub affinity: Affinity,
+    /// In order of address, never empty.
+    pub pods: Vec<(Ipv4Addr, u16)>,
+}
+
+impl Plan {
+    /// Chooses among this node's pods only: the dispatcher has already chosen the node. Ready ones; if there are none, those
+    /// that serve while they terminate (KEP-1669): a dispatcher whose view is older still sends new connections here.
+    pub fn new(view: &View, node: &str, uplink: Uplink) -> Self {
+        let (frontends, _) = frontends(view);
+        let mut services = BTreeMap::new();
+        for (key, frontend) in frontends {
+            let local = || frontend.pods.iter().filter(|pod| pod.node == node);
+            let ready = |pod: &&Pod<'_>| pod.conditions.ready && !pod.conditions.terminating;
+            let last_resort = |pod: &&Pod<'_>| pod.conditions.serving && pod.conditions.terminating;
+            let mut pods: Vec<_> = local().filter(ready).map(target).collect();
+            if pods.is_empty() {
+                pods = local().filter(last_resort).map(target).collect();
+            }
+            pods.truncate(MAX_LOCAL_PODS);
+            if !pods.is_empty() {
+                services.insert(key, LocalPods { affinity: frontend.affinity, pods });
+            }
+        }
+        Self { uplink, vips: view.vips().keys().copied().collect(), services }
+    }
+}
+
+/// Name of a network interface that may stand in a ruleset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink(String);
+
+/// Our own misuse: the name is configuration or comes from the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0:?} is no interface name: 1 to 15 of A-Z a-z 0-9 . _ - @ : +, not \".\" or \"..\"")]
+pub struct BadInterfaceName(String);
+
+impl Uplink {
+    /// Narrower than the kernel's rule (`dev_valid_name`, net/core/dev.c), which also lets pass what ends a quoted string.
+    pub fn new(name: &str) -> Result<Self, BadInterfaceName> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@:+".contains(&byte);
+        let valid = (1..=15).contains(&name.len()) && name.bytes().all(allowed) && name != "." && name != "..";
+        if valid { Ok(Self(name.into())) } else { Err(BadInterfaceName(name.into())) }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A packet that is still addressed to a VIP after our chains. The label is the counter in nftables and the metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Guard {
+    /// TCP: answered with a reset.
+    Reset,
+    /// UDP: answered with ICMP port unreachable.
+    Unreachable,
+    /// Conntrack cannot place it (bad checksum, contradictory state): dropped.
+    Invalid,
+    /// Anything else: dropped.
+    Other,
+}
+
+impl Guard {
+    pub const ALL: &'static [Guard] = &[Self::Reset, Self::Unreachable, Self::Invalid, Self::Other];
+
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Reset => "guard_reset",
+            Self::Unreachable => "guard_unreachable",
+            Self::Invalid => "guard_invalid",
+            Self::Other => "guard_other",
+        }
+    }
+}
+
+fn target(pod: &Pod<'_>) -> (Ipv4Addr, u16) {
+    (pod.address, pod.port)
+}
+
+/// Pods of one service port on one node; kubelet's own default is 110 pods in all.
+const MAX_LOCAL_PODS: usize = 1024;
+
+#[cfg(test)]
+mod tests;

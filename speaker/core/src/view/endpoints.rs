@@ -1,0 +1,154 @@
+//! The view, joined: which service port each VIP serves, and the pods behind it.
+//!
+//! One place for what both the dispatcher (which node?) and the backend (which pod?) must agree on.
+//! Read first: KEP-1669 (terminating endpoints), discovery/v1 EndpointSlice ("consumers must de-duplicate").
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::Ipv4Addr;
+
+use ebpf_common::ServiceKey;
+
+use super::{Affinity, Conditions, EndpointSlice, ObjectName, Port, Protocol, View};
+
+/// One port of one VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend<'a> {
+    pub service: &'a ObjectName,
+    pub affinity: Affinity,
+    pub pods: Vec<Pod<'a>>,
+}
+
+/// A pod that serves a port, ready or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pod<'a> {
+    pub address: Ipv4Addr,
+    pub port: u16,
+    pub node: &'a str,
+    pub conditions: Conditions,
+}
+
+/// Why a service port or an endpoint has no part in it. The label is log field and metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// The VirtualIP names a service that the view does not hold (yet).
+    ServiceUnknown,
+    /// Another service has this port of this VIP; the first in order of namespace and name keeps it.
+    PortTaken,
+    /// A pod's address that is no unicast address, or a VIP: nothing may be sent there.
+    EndpointAddress,
+    /// The endpoint names no node, or one that the view does not hold: nowhere to dispatch to.
+    EndpointNode,
+}
+
+impl Reason {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ServiceUnknown => "service_unknown",
+            Self::PortTaken => "port_taken",
+            Self::EndpointAddress => "endpoint_address",
+            Self::EndpointNode => "endpoint_node",
+        }
+    }
+}
+
+/// Something that was left out, and why.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refusal {
+    pub vip: Ipv4Addr,
+    pub service: ObjectName,
+    pub reason: Reason,
+    /// The port number or the endpoint's address.
+    pub subject: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} ({}): {}", self.service, self.vip, self.subject, self.reason.label())
+    }
+}
+
+/// Every port of every VIP, with its pods in order of address.
+pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusal>) {
+    let mut slices: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
+    for (name, slice) in view.slices() {
+        slices.entry((&name.namespace, &slice.service)).or_default().push(slice);
+    }
+    let mut frontends = BTreeMap::new();
+    let mut refusals = BTreeSet::new();
+    for (&vip, granted) in view.vips() {
+        let names: BTreeSet<&ObjectName> = granted.services.iter().collect();
+        for name in names {
+            let mut refuse = |reason, subject: &dyn fmt::Display| {
+                let subject = alloc::format!("{subject}");
+                refusals.insert(Refusal { vip, service: name.clone(), reason, subject });
+            };
+            let Some(service) = view.services().get(name) else {
+                refuse(Reason::ServiceUnknown, &vip);
+                continue;
+            };
+            let slices = slices.get(&(name.namespace.as_str(), name.name.as_str())).map_or(&[][..], Vec::as_slice);
+            for port in &service.ports {
+                let key = service_key(vip, port.port, port.protocol);
+                if frontends.contains_key(&key) {
+                    refuse(Reason::PortTaken, &port.port);
+                    continue;
+                }
+                let pods = pods(view, slices, port, &mut refuse);
+                frontends.insert(key, Frontend { service: name, affinity: service.affinity, pods });
+            }
+        }
+    }
+    (frontends, refusals.into_iter().collect())
+}
+
+pub fn service_key(vip: Ipv4Addr, port: u16, protocol: Protocol) -> ServiceKey {
+    ServiceKey { addr: vip.octets(), port: port.to_be_bytes(), proto: protocol.number(), pad: 0 }
+}
+
+fn pods<'a>(
+    view: &View,
+    slices: &[&'a EndpointSlice],
+    port: &Port,
+    refuse: &mut dyn FnMut(Reason, &dyn fmt::Display),
+) -> Vec<Pod<'a>> {
+    let mut pods: BTreeMap<(Ipv4Addr, u16), Pod<'a>> = BTreeMap::new();
+    for slice in slices {
+        let listens = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
+        for listen in listens.map(|p| p.port) {
+            for endpoint in &slice.endpoints {
+                let address = endpoint.address;
+                if !is_pod_address(address) || view.vips().contains_key(&address) || listen == 0 {
+                    refuse(Reason::EndpointAddress, &address);
+                    continue;
+                }
+                let Some(node) = endpoint.node.as_deref().filter(|&node| view.nodes().contains_key(node)) else {
+                    refuse(Reason::EndpointNode, &address);
+                    continue;
+                };
+                let pod = Pod { address, port: listen, node, conditions: endpoint.conditions };
+                // A pod may stand in two slices while the control plane moves it; the better word for it counts.
+                let known = pods.entry((address, listen)).or_insert(pod);
+                if rank(pod.conditions) > rank(known.conditions) {
+                    *known = pod;
+                }
+            }
+        }
+    }
+    pods.into_values().collect()
+}
+
+fn rank(conditions: Conditions) -> (bool, bool, bool) {
+    (conditions.ready && !conditions.terminating, conditions.serving, !conditions.terminating)
+}
+
+/// Kubernetes refuses these too (validation of EndpointSlice); what reaches the kernel's tables is checked here again.
+fn is_pod_address(address: Ipv4Addr) -> bool {
+    !(address.is_unspecified()
+        || address.is_loopback()
+        || address.is_link_local()
+        || address.is_multicast()
+        || address.is_broadcast())
+}
