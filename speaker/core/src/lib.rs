@@ -1,8 +1,21 @@
+//! The speaker's pure machines: no socket, no clock, no thread, no tokio; the contract is [`machine::Machine`].
+//!
+//! Flow (ii), who owns a VIP: `view` → `eligibility` → `election` → `announce`; `liveness` beside it says whose kernel lives.
+//! Flow (iii), where packets go: `forwarding` → `backend`.
 #![no_std]
 
 extern crate alloc;
 
+pub mod announce;
 pub mod backend;
+pub mod election;
 pub mod eligibility;
 pub mod forwarding;
+pub mod liveness;
+pub mod machine;
+pub mod name;
+pub mod rank;
+pub mod time;
+pub mod timer;
 pub mod view;
+pub mod wire;

@@ -1,0 +1,124 @@
+//! When a won VIP is announced: a burst of gratuitous ARP with a schedule, again on carrier up, then now and then.
+//!
+//! Read first: RFC 5227 section 3, RFC 9568 section 6.4.2 (a new Active router sends gratuitous ARP), docs/election.md. Here
+//! only the times; the daemon sends each announcement in request and reply form (some stacks take only one of the two).
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use crate::machine::Machine;
+use crate::name::Vip;
+use crate::time::{Duration, Instant};
+
+/// Schedules announcements.
+#[derive(Clone, Debug)]
+pub struct Announcer {
+    config: Config,
+    carrier: bool,
+    vips: BTreeMap<Vip, Schedule>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Offsets from the win, ascending.
+    pub burst: Vec<Duration>,
+    /// After the burst; for switches and clients that lost the entry.
+    pub refresh: Option<Duration>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            burst: [0, 10, 50, 200, 1000].into_iter().map(Duration::from_millis).collect(),
+            refresh: Some(Duration::from_secs(30)),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A VIP was won, or kept against another claimant: the burst starts (again).
+    Announce(Vip),
+    /// The VIP is no longer ours: not one more announcement.
+    Stop(Vip),
+    /// The link came up: the burst starts again for every VIP. While it is down nothing is announced.
+    Carrier(bool),
+    Tick,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send one gratuitous ARP, request and reply form.
+    Send(Vip),
+}
+
+#[derive(Clone, Debug)]
+struct Schedule {
+    started: Instant,
+    /// How many announcements of the burst are done.
+    done: usize,
+    next: Instant,
+}
+
+impl Announcer {
+    pub fn new(config: Config) -> Self {
+        Self { config, carrier: true, vips: BTreeMap::new() }
+    }
+
+    fn start(&self, now: Instant) -> Schedule {
+        let first = self.config.burst.first().copied().unwrap_or_default();
+        Schedule { started: now, done: 0, next: now + first }
+    }
+
+    fn send_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if !self.carrier {
+            return;
+        }
+        let Config { burst, refresh } = &self.config;
+        self.vips.retain(|vip, schedule| {
+            if schedule.next > now {
+                return true;
+            }
+            actions.push(Action::Send(*vip));
+            // After a delay the announcements that were missed are one, not a volley.
+            while burst.get(schedule.done).is_some_and(|offset| schedule.started + *offset <= now) {
+                schedule.done += 1;
+            }
+            match (burst.get(schedule.done), refresh) {
+                (Some(offset), _) => schedule.next = schedule.started + *offset,
+                (None, Some(refresh)) => schedule.next = now + *refresh,
+                (None, None) => return false,
+            }
+            true
+        });
+    }
+}
+
+impl Machine for Announcer {
+    type Event = Event;
+    type Action = Action;
+
+    fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
+        match event {
+            Event::Announce(vip) => {
+                self.vips.insert(vip, self.start(now));
+            }
+            Event::Stop(vip) => {
+                self.vips.remove(&vip);
+            }
+            Event::Carrier(up) => {
+                if up && !self.carrier {
+                    let fresh = self.start(now);
+                    self.vips.values_mut().for_each(|schedule| *schedule = fresh.clone());
+                }
+                self.carrier = up;
+            }
+            Event::Tick => {}
+        }
+        self.send_due(now, actions);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        if self.carrier { self.vips.values().map(|schedule| schedule.next).min() } else { None }
+    }
+}

@@ -1,0 +1,247 @@
+//! Configuration, events, actions and phases of the election: the tables of docs/election.md.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+use crate::name::{NodeName, Term, Vip};
+use crate::time::{Duration, Instant};
+use crate::wire::advert::{Keyring, Reject};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node: NodeName,
+    /// Adverts of other clusters on the segment are refused.
+    pub cluster: u64,
+    /// Higher than that of every earlier incarnation of this node if at all possible: max(wall clock ns, persisted + 1).
+    pub epoch: u64,
+    pub keys: Keyring,
+    /// Between heartbeats.
+    pub interval: Duration,
+    /// Silence of this many intervals is death.
+    pub dead_intervals: u32,
+    /// Between the claims of nodes that are next in rank.
+    pub rank_skew: Duration,
+    /// How long the kernel answers for the VIPs after a heartbeat. Shorter than the dead interval (I2).
+    pub lease: Duration,
+    /// A node that joins waits no longer than this for a full view.
+    pub join_timeout: Duration,
+    /// A node that leaves waits no longer than this for its successors.
+    pub leave_timeout: Duration,
+    /// Between repetitions of an unchanged claim list.
+    pub claims_refresh: Duration,
+    pub partition: PartitionPolicy,
+    /// From the system's random source: the challenges that prove freshness come from it.
+    pub seed: u64,
+}
+
+impl Config {
+    /// The defaults of docs/election.md.
+    pub fn new(node: NodeName, cluster: u64, epoch: u64, keys: Keyring, seed: u64) -> Self {
+        Self {
+            node,
+            cluster,
+            epoch,
+            keys,
+            interval: Duration::from_millis(50),
+            dead_intervals: 3,
+            rank_skew: Duration::from_millis(10),
+            lease: Duration::from_millis(120),
+            join_timeout: Duration::from_secs(1),
+            leave_timeout: Duration::from_secs(1),
+            claims_refresh: Duration::from_secs(1),
+            partition: PartitionPolicy::Availability,
+            seed,
+        }
+    }
+
+    pub fn dead(&self) -> Duration {
+        self.interval * self.dead_intervals
+    }
+}
+
+/// What a node does that hears fewer than half of the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartitionPolicy {
+    /// Each side serves.
+    Availability,
+    /// Only the side with more than half of these nodes serves.
+    Quorum { members: BTreeSet<NodeName> },
+}
+
+/// Who may hold a VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Eligible {
+    /// Every node that is ready.
+    Everybody,
+    Only(BTreeSet<NodeName>),
+}
+
+impl Eligible {
+    pub fn contains(&self, node: &NodeName) -> bool {
+        match self {
+            Self::Everybody => true,
+            Self::Only(nodes) => nodes.contains(node),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A datagram on the advert port, as it came.
+    Datagram(Vec<u8>),
+    /// Every VIP that is to be served, replacing what was said before. Empty at start: until the first one nothing is claimed.
+    Desired(BTreeMap<Vip, Eligible>),
+    /// The dataplane of this node can serve. False at start; an owner that is not ready hands over.
+    Ready(bool),
+    /// The link of this node. True at start.
+    Carrier(bool),
+    /// New keys; adverts are signed with `current` from now on.
+    Keys(Keyring),
+    /// The node stops: hand over, then `Action::HandedOver`.
+    Leave,
+    /// `next_deadline()` is reached. Before it, everything pending on the socket has been delivered.
+    Tick,
+}
+
+/// To be carried out in order. Never after a failed one of the same batch is the rest left out: they do not depend on results.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// To every other node (unicast to each, or multicast). Never longer than `wire::advert::MAX_DATAGRAM`.
+    Send(Vec<u8>),
+    /// Write `until` to the lease in the kernel. Never extended by anybody else.
+    RenewLease {
+        until: Instant,
+    },
+    /// Add to the OWN map. Also given for a VIP already held whose term rose.
+    Acquire {
+        vip: Vip,
+        term: Term,
+    },
+    /// Remove from the OWN map and stop announcing.
+    Release {
+        vip: Vip,
+        reason: LoseReason,
+    },
+    /// Start the burst of announcements (`announce::Event::Announce`): after a win and after a won conflict.
+    Announce {
+        vip: Vip,
+    },
+    /// A verified advert of this node came: its kernel and its speaker live (`liveness::Event::Heard`).
+    Heard {
+        node: NodeName,
+    },
+    PeerUp {
+        node: NodeName,
+    },
+    PeerDown {
+        node: NodeName,
+    },
+    /// For metrics, logs, events: the phase of this node changed.
+    Phase(Phase),
+    /// For metrics and status: the owner of a VIP as this node knows it changed.
+    OwnerChanged {
+        vip: Vip,
+        owner: Option<Owner>,
+    },
+    /// A datagram was not taken.
+    Rejected {
+        reason: Reject,
+    },
+    /// After `Event::Leave`: nothing is held any more. `all_taken`: every VIP has a new owner.
+    HandedOver {
+        all_taken: bool,
+    },
+}
+
+/// The owner of a VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub node: NodeName,
+    pub term: Term,
+}
+
+/// Why this node let a VIP go. The label is the metric label and the log field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LoseReason {
+    /// The VIP is no longer desired.
+    Undesired,
+    /// Another claim won.
+    Conflict,
+    /// The successor has claimed (leave, not ready, not eligible).
+    HandedOver,
+    /// No successor came in time.
+    LeaveTimeout,
+    /// This node was frozen for longer than its lease.
+    Frozen,
+    /// The link of this node is down.
+    NoCarrier,
+    /// Fewer than half of the members are heard (policy quorum).
+    NoQuorum,
+}
+
+impl LoseReason {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Undesired => "undesired",
+            Self::Conflict => "conflict",
+            Self::HandedOver => "handed_over",
+            Self::LeaveTimeout => "leave_timeout",
+            Self::Frozen => "frozen",
+            Self::NoCarrier => "no_carrier",
+            Self::NoQuorum => "no_quorum",
+        }
+    }
+}
+
+/// The phase of a node. The label is the metric label.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Listens until the view is full: no new claims.
+    #[default]
+    Joining,
+    /// Takes part.
+    Member,
+    /// Was a member and hears nobody any more, or its link is down.
+    Isolated,
+    /// Hands over, then is gone.
+    Leaving,
+}
+
+impl Phase {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Member => "member",
+            Self::Isolated => "isolated",
+            Self::Leaving => "leaving",
+        }
+    }
+}
+
+/// A picture of the machine for metrics and people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    pub phase: Phase,
+    pub ready: bool,
+    pub lease_until: Instant,
+    /// What this node holds.
+    pub held: BTreeMap<Vip, Term>,
+    /// The owner of every desired VIP that has one.
+    pub owners: BTreeMap<Vip, Owner>,
+    pub peers: Vec<PeerStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    pub node: NodeName,
+    pub epoch: u64,
+    pub alive: bool,
+    /// It has proved that it is no recording.
+    pub verified: bool,
+    /// It says that it hears this node.
+    pub hears_us: bool,
+    pub ready: bool,
+    pub leaving: bool,
+    pub last_heard: Instant,
+    pub claims: usize,
+}
