@@ -1,0 +1,103 @@
+//! What the parts of the cluster know each other by: a certificate authority, a server certificate, tokens, kubeconfigs.
+
+use std::fs;
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::netns::run;
+use super::plan::{API_SERVICE, Plan};
+
+/// The folder `pki` of a lab.
+pub struct Pki(PathBuf);
+
+impl Pki {
+    pub fn of(plan: &Plan) -> Self {
+        Self(plan.dir().join("pki"))
+    }
+
+    pub fn file(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+
+    /// Elliptic keys: RSA would cost a second here.
+    pub fn create(plan: &Plan) -> Result<Self> {
+        let pki = Self::of(plan);
+        fs::create_dir_all(&pki.0)?;
+        let curve = "ec_paramgen_curve:prime256v1";
+        let new_key = ["req", "-x509", "-newkey", "ec", "-pkeyopt", curve, "-nodes", "-days", "3650"];
+        let authority = ["-keyout", &pki.file("ca.key"), "-out", &pki.file("ca.crt"), "-subj", "/CN=sheave-lab"];
+        run("openssl", &[&new_key[..], &authority].concat())?;
+
+        let mut names = format!(
+            "subjectAltName=DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,\
+             DNS:kubernetes.default.svc.cluster.local,DNS:localhost,IP:127.0.0.1,IP:{API_SERVICE}"
+        );
+        for (_, address) in plan.control_plane() {
+            names += &format!(",IP:{address}");
+        }
+        let server = ["-keyout", &pki.file("server.key"), "-out", &pki.file("server.crt"), "-subj", "/CN=kube-apiserver"];
+        let signed = ["-CA", &pki.file("ca.crt"), "-CAkey", &pki.file("ca.key"), "-addext", &names];
+        let leaf = ["-addext", "basicConstraints=critical,CA:FALSE"];
+        run("openssl", &[&new_key[..], &server, &signed, &leaf].concat())?;
+
+        let key = pki.file("accounts.key");
+        run("openssl", &["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", &key])?;
+        run("openssl", &["ec", "-in", &key, "-pubout", "-out", &pki.file("accounts.pub")])?;
+
+        let mut tokens = String::new();
+        for user in users(plan) {
+            tokens += &format!("{},{},{},{}\n", random()?, user.name, user.name, user.group);
+        }
+        fs::write(pki.file("tokens.csv"), tokens)?;
+        Ok(pki)
+    }
+
+    /// Writes the kubeconfig of a user of the token file, for a server at an address.
+    pub fn kubeconfig(&self, path: &Path, user: &str, server: Ipv4Addr, port: u16) -> Result<()> {
+        let tokens = fs::read_to_string(self.file("tokens.csv"))?;
+        let token = tokens
+            .lines()
+            .find_map(|line| line.split_once(',').filter(|(_, rest)| rest.starts_with(&format!("{user},"))))
+            .map(|(token, _)| token)
+            .with_context(|| format!("user {user} has no token"))?;
+        let authority = self.file("ca.crt");
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
+             clusters:\n- name: lab\n  cluster: {{server: 'https://{server}:{port}', certificate-authority: {authority}}}\n\
+             users:\n- name: lab\n  user: {{token: {token}}}\n\
+             contexts:\n- name: lab\n  context: {{cluster: lab, user: lab}}\n"
+        );
+        fs::write(path, text).with_context(|| path.display().to_string())
+    }
+}
+
+pub struct User {
+    name: String,
+    group: String,
+}
+
+/// Names and groups as kubeadm gives them: Kubernetes' own roles bind to these.
+fn users(plan: &Plan) -> Vec<User> {
+    let mut users = vec![User { name: ADMIN.to_owned(), group: "system:masters".to_owned() }];
+    for name in [CONTROLLER_MANAGER, SCHEDULER, PROXY] {
+        users.push(User { name: name.to_owned(), group: "sheave:lab".to_owned() });
+    }
+    for node in plan.node_names() {
+        users.push(User { name: format!("system:node:{node}"), group: "system:nodes".to_owned() });
+    }
+    users
+}
+
+fn random() -> Result<String> {
+    let mut bytes = [0; 16];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+pub const ADMIN: &str = "admin";
+pub const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
+pub const SCHEDULER: &str = "system:kube-scheduler";
+pub const PROXY: &str = "system:kube-proxy";

@@ -1,0 +1,97 @@
+//! Control groups of the nodes: below our own group, one folder per lab and node, in every hierarchy (v1 or v2).
+//!
+//! Containers land below the group of the containerd that starts them (kubelet names no parent without QoS groups), so
+//! that what a killed node leaves behind is found by name.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::wait::wait_for;
+
+/// Makes a command start in the node's groups, which are created.
+pub fn enter(command: &mut Command, lab: &str, node: &str) -> Result<()> {
+    let mut files = Vec::new();
+    for base in own_groups()? {
+        // v2 allows no processes beside groups with controllers: the daemons have a leaf, runc puts containers beside it.
+        let mut group = base;
+        for part in [folder(lab).as_str(), node, "system"] {
+            let parent = group.clone();
+            group.push(part);
+            fs::create_dir_all(&group).with_context(|| format!("control group {}", group.display()))?;
+            inherit_cpuset(&parent, &group)?;
+        }
+        let file = group.join("cgroup.procs");
+        files.push(OpenOptions::new().write(true).open(&file).with_context(|| file.display().to_string())?);
+    }
+    // SAFETY: write is async-signal-safe; "0" means the writing process.
+    unsafe {
+        command.pre_exec(move || files.iter().try_for_each(|mut file: &File| file.write_all(b"0")));
+    }
+    Ok(())
+}
+
+/// Removes the groups of a node (or of the whole lab), whose processes have ended or are about to.
+pub fn remove(lab: &str, node: Option<&str>) -> Result<()> {
+    for base in own_groups()? {
+        let mut group = base.join(folder(lab));
+        if let Some(node) = node {
+            group.push(node);
+        }
+        let what = format!("control group {} to become empty", group.display());
+        wait_for(&what, EMPTY_WITHIN, || {
+            remove_tree(&group);
+            Ok((!group.exists()).then_some(()))
+        })?;
+    }
+    Ok(())
+}
+
+fn folder(lab: &str) -> String {
+    format!("sheave-{lab}")
+}
+
+/// Our own group in every mounted hierarchy.
+fn own_groups() -> Result<Vec<PathBuf>> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let root = Path::new("/sys/fs/cgroup");
+    let groups = text.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let mount = match controllers {
+            "" if root.join("cgroup.procs").exists() => root.to_owned(),
+            "" => root.join("unified"),
+            named => root.join(named.strip_prefix("name=").unwrap_or(named)),
+        };
+        let group = mount.join(path.trim_start_matches('/'));
+        group.join("cgroup.procs").exists().then_some(group)
+    });
+    Ok(groups.collect())
+}
+
+/// cpuset (v1): a new group has no processors and takes no process until it is told which.
+fn inherit_cpuset(parent: &Path, group: &Path) -> Result<()> {
+    for key in ["cpuset.cpus", "cpuset.mems"] {
+        if group.join(key).exists() && !group.join("cgroup.controllers").exists() {
+            fs::write(group.join(key), fs::read(parent.join(key))?).with_context(|| format!("{key} of {}", group.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_tree(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path());
+        }
+    }
+    // Only folders can be removed in a control group, and only empty ones; the caller tries again.
+    let _ = fs::remove_dir(group);
+}
+
+const EMPTY_WITHIN: Duration = Duration::from_secs(5);

@@ -1,0 +1,143 @@
+//! etcd, the API servers, the controller manager, the scheduler, and a relay from this machine's loopback.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::certs::{ADMIN, CONTROLLER_MANAGER, Pki, SCHEDULER};
+use super::netns;
+use super::plan::{API_PORT, Plan, SERVICE_RANGE, kubernetes_bin};
+use super::process::{self, Recorded};
+use super::state::State;
+use crate::traffic;
+
+/// Starts everything that needs no answer of the API server; the controllers try until it is there.
+pub fn start(state: &mut State, pki: &Pki) -> Result<()> {
+    let plan = state.plan.clone();
+    let (role, first) = plan.control_plane()[0].clone();
+    let data = plan.dir().join("etcd");
+    let arguments = [
+        format!("--data-dir={}", data.display()),
+        format!("--listen-client-url=http://{first}:2379"),
+        "--listen-peer-url=http://127.0.0.1:2380".to_owned(),
+    ];
+    let etcd = part(&plan, "etcd", &role, "etcd", &arguments)?;
+    state.processes.insert("etcd".to_owned(), etcd);
+    for (role, _) in plan.control_plane() {
+        start_api_server(state, &role)?;
+    }
+    for (name, user) in [("kube-controller-manager", CONTROLLER_MANAGER), ("kube-scheduler", SCHEDULER)] {
+        let config = plan.dir().join(format!("{name}.kubeconfig"));
+        pki.kubeconfig(&config, user, first, API_PORT)?;
+        let process = part(&plan, name, &role, name, &controller_arguments(name, &config.to_string_lossy(), pki))?;
+        state.processes.insert(name.to_owned(), process);
+    }
+    state.relay_port = start_relay(state, first)?;
+    pki.kubeconfig(&plan.dir().join("kubeconfig"), ADMIN, Ipv4Addr::LOCALHOST, state.relay_port)?;
+    pki.kubeconfig(&plan.dir().join("kubeconfig.segment"), ADMIN, first, API_PORT)
+}
+
+/// Also how a stopped API server starts again: the data is in etcd.
+pub fn start_api_server(state: &mut State, role: &str) -> Result<()> {
+    let plan = state.plan.clone();
+    let servers = plan.control_plane();
+    let (_, address) = servers.iter().find(|(name, _)| name == role).with_context(|| format!("no API server {role}"))?;
+    let pki = Pki::of(&plan);
+    let arguments = api_server_arguments(*address, servers[0].1, &pki);
+    let name = api_server_name(role);
+    let process = part(&plan, "kube-apiserver", role, &name, &arguments)?;
+    state.processes.insert(name, process);
+    Ok(())
+}
+
+pub fn stop_api_server(state: &mut State, role: &str) -> Result<()> {
+    match state.processes.get(&api_server_name(role)) {
+        Some(process) => process.end(),
+        None => Ok(()),
+    }
+}
+
+fn api_server_name(role: &str) -> String {
+    format!("kube-apiserver-{role}")
+}
+
+fn api_server_arguments(address: Ipv4Addr, etcd: Ipv4Addr, pki: &Pki) -> Vec<String> {
+    vec![
+        format!("--etcd-servers=http://{etcd}:2379"),
+        format!("--advertise-address={address}"),
+        "--bind-address=0.0.0.0".to_owned(),
+        format!("--secure-port={API_PORT}"),
+        format!("--tls-cert-file={}", pki.file("server.crt")),
+        format!("--tls-private-key-file={}", pki.file("server.key")),
+        format!("--client-ca-file={}", pki.file("ca.crt")),
+        format!("--token-auth-file={}", pki.file("tokens.csv")),
+        // As on a cluster in earnest: the tests show with which rights Sheave works.
+        "--authorization-mode=Node,RBAC".to_owned(),
+        "--enable-admission-plugins=NodeRestriction".to_owned(),
+        format!("--service-cluster-ip-range={SERVICE_RANGE}"),
+        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        format!("--service-account-key-file={}", pki.file("accounts.pub")),
+        format!("--service-account-signing-key-file={}", pki.file("accounts.key")),
+        "--kubelet-preferred-address-types=InternalIP".to_owned(),
+        "--allow-privileged=true".to_owned(),
+        "--profiling=false".to_owned(),
+    ]
+}
+
+fn controller_arguments(name: &str, kubeconfig: &str, pki: &Pki) -> Vec<String> {
+    let mut arguments = vec![format!("--kubeconfig={kubeconfig}"), "--leader-elect=false".to_owned()];
+    if name == "kube-controller-manager" {
+        arguments.extend([
+            format!("--service-account-private-key-file={}", pki.file("accounts.key")),
+            format!("--root-ca-file={}", pki.file("ca.crt")),
+            "--use-service-account-credentials=true".to_owned(),
+            // A node that lost power is NotReady after 16 s instead of 50: tests wait for that.
+            "--node-monitor-period=2s".to_owned(),
+            "--node-monitor-grace-period=16s".to_owned(),
+        ]);
+    }
+    arguments
+}
+
+fn part(plan: &Plan, program: &str, role: &str, log: &str, arguments: &[String]) -> Result<Recorded> {
+    let mut command = Command::new(kubernetes_bin().join(program));
+    command.args(arguments).current_dir(plan.dir());
+    netns::enter(&mut command, &plan.netns(role))?;
+    process::start(command, &plan.log(log))
+}
+
+/// Lets kubectl and the tests of this machine reach the API server: the socket that listens was made in the machine's
+/// namespace and is handed to a process inside the lab, which connects there. No device joins the two.
+fn start_relay(state: &mut State, server: Ipv4Addr) -> Result<u16> {
+    let plan = &state.plan;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("a port on loopback for the API server")?;
+    let port = listener.local_addr()?.port();
+    let descriptor = listener.as_raw_fd();
+    let mut command = Command::new(traffic::binary()?);
+    command.args(["relay", "--descriptor", &descriptor.to_string(), "--to", &format!("{server}:{API_PORT}")]);
+    netns::enter(&mut command, &plan.netns(&plan.control_plane()[0].0))?;
+    // SAFETY: fcntl is async-signal-safe. The listener itself stays open until the process has started.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(descriptor, libc::F_SETFD, 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let relay = process::start(command, &plan.log("relay"))?;
+    state.processes.insert("relay".to_owned(), relay);
+    Ok(port)
+}
+
+/// What went wrong, from the logs, when the control plane does not come up.
+pub fn explain(plan: &Plan) -> String {
+    let logs = ["etcd", "kube-apiserver-cp"].map(|name| {
+        let log = plan.log(name);
+        let size = fs::metadata(&log).map(|found| found.len()).unwrap_or(0);
+        format!("--- {} ({size} bytes)\n{}", log.display(), process::tail(&log))
+    });
+    logs.join("\n")
+}

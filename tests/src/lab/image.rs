@@ -1,0 +1,135 @@
+//! Container images without a container engine: a docker-archive tar of one layer, for `ctr images import`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::plan::repository;
+
+/// Packs files into an image `docker.io/library/<name>` (with its tag) and writes it to `tar`.
+pub fn pack(tar: &Path, name: &str, files: &[(&str, &Path)], entrypoint: &str) -> Result<()> {
+    let mut layer = Archive::default();
+    for (inside, outside) in files {
+        let content = fs::read(outside).with_context(|| format!("image {name}: {}", outside.display()))?;
+        layer.add(inside.trim_start_matches('/'), 0o755, &content)?;
+    }
+    let layer = layer.finish();
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": {"Entrypoint": [entrypoint], "Env": ["PATH=/"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{:x}", Sha256::digest(&layer))]},
+    });
+    let manifest = json!([{
+        "Config": "config.json",
+        "RepoTags": [format!("docker.io/library/{name}")],
+        "Layers": ["layer.tar"],
+    }]);
+    let mut image = Archive::default();
+    image.add("manifest.json", 0o644, &serde_json::to_vec(&manifest)?)?;
+    image.add("config.json", 0o644, &serde_json::to_vec(&config)?)?;
+    image.add("layer.tar", 0o644, &layer)?;
+    // Renamed into place: a node that starts meanwhile imports the old or the new image.
+    let new = tar.with_extension("new");
+    fs::write(&new, image.finish()).with_context(|| new.display().to_string())?;
+    fs::rename(&new, tar).with_context(|| tar.display().to_string())
+}
+
+/// An image that the lab knows how to pack from a static binary of ours.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Image {
+    pub name: String,
+    pub tar: PathBuf,
+    /// Of the image, which is one layer with one binary.
+    pub bytes: u64,
+}
+
+/// Packs an image for every static binary that was built (`make images`) into `target/images`. What has not changed
+/// is left alone.
+pub fn pack_all(pause: &Path) -> Result<Vec<Image>> {
+    let folder = repository().join("target/images");
+    fs::create_dir_all(&folder)?;
+    let mut images = vec![pack_one(&folder, "pause", pause)?];
+    for name in OURS {
+        let binary = static_binary(name);
+        if binary.exists() {
+            images.push(pack_one(&folder, name, &binary)?);
+        }
+    }
+    Ok(images)
+}
+
+pub fn static_binary(name: &str) -> PathBuf {
+    repository().join("target/static").join(TARGET).join("release").join(name)
+}
+
+fn pack_one(folder: &Path, name: &str, binary: &Path) -> Result<Image> {
+    let tar = folder.join(format!("{name}.tar"));
+    let newest = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
+    if newest(&tar).is_none_or(|packed| newest(binary).is_some_and(|built| built > packed)) {
+        pack(&tar, &format!("{name}:lab"), &[(&format!("/{name}"), binary)], &format!("/{name}"))?;
+    }
+    let bytes = fs::metadata(&tar)?.len();
+    Ok(Image { name: format!("{name}:lab"), tar, bytes })
+}
+
+/// POSIX ustar, as much of it as images need.
+#[derive(Default)]
+struct Archive(Vec<u8>);
+
+impl Archive {
+    fn add(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<()> {
+        if path.len() > 100 {
+            bail!("path {path:?} is longer than the 100 bytes of a tar header");
+        }
+        let mut header = [0u8; BLOCK];
+        header[..path.len()].copy_from_slice(path.as_bytes());
+        header[100..108].copy_from_slice(format!("{mode:07o}\0").as_bytes());
+        header[108..116].copy_from_slice(b"0000000\0");
+        header[116..124].copy_from_slice(b"0000000\0");
+        header[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
+        // No time: the same binary makes the same image.
+        header[136..148].copy_from_slice(b"00000000000\0");
+        header[156] = b'0';
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        // The checksum is taken with its own field filled with spaces.
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        self.0.extend_from_slice(&header);
+        self.0.extend_from_slice(content);
+        self.0.resize(self.0.len().next_multiple_of(BLOCK), 0);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.0.resize(self.0.len() + 2 * BLOCK, 0);
+        self.0
+    }
+}
+
+const BLOCK: usize = 512;
+/// Binaries that become images.
+const OURS: [&str; 3] = ["sheave-traffic", "sheave-controller", "sheave-speaker"];
+const TARGET: &str = if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tar_lists_what_was_packed() {
+        let mut archive = Archive::default();
+        archive.add("bin/one", 0o755, b"hello").unwrap();
+        archive.add("two", 0o644, &[7; 600]).unwrap();
+        let path = std::env::temp_dir().join(format!("sheave-tar-{}", std::process::id()));
+        fs::write(&path, archive.finish()).unwrap();
+        let listed = crate::lab::netns::run("tar", &["-tvf", &path.to_string_lossy()]).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(listed.contains("-rwxr-xr-x") && listed.contains("5 1970-01-01") && listed.contains("bin/one"), "{listed}");
+        assert!(listed.contains("600") && listed.contains("two"), "{listed}");
+    }
+}

@@ -1,0 +1,215 @@
+//! The lab: a real Kubernetes cluster on one machine, every part in network namespaces of its own.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use sheave_tests::lab::{ClientKind, Fault, Lab, LabConfig};
+//! sheave_tests::lab::down_on_interrupt("demo")?;          // Ctrl-C and SIGTERM clean up, exit code 130
+//! let lab = Lab::up(LabConfig { name: "demo".into(), ..LabConfig::default() })?;
+//! lab.kubectl(&["get", "nodes"])?;                         // stdout, or stderr as the error
+//! lab.apply("kind: Namespace\n…")?;                        // kubectl apply -f -
+//! let mut hold = lab.client_command(ClientKind::Segment, &lab.traffic()?.to_string_lossy())?;
+//! hold.args(["hold", "--to", "192.168.77.200:80"]);        // std::process::Command, runs as the client
+//! lab.fault(Fault::PowerOff { node: "node2".into() })?;
+//! lab.down()                                               // dropping a Lab leaves the cluster up
+//! # }
+//! ```
+//!
+//! - [`Lab::up`] returns when every node is Ready (with `sheave: true`: when Sheave is rolled out too); [`Lab::attach`]
+//!   takes a lab that runs. A `Lab` is only a name: state is on disk, so it is `Clone`, `Send`, `Sync`, and several
+//!   processes may work on one lab.
+//! - Commands: [`Lab::client_command`] ([`ClientKind::Segment`] or behind the router), [`Lab::node_command`] (the node's
+//!   network, mounts and processes: `bpftool`, `nft`, `ctr` see that node only), [`Lab::netns_command`].
+//! - Kubernetes: [`Lab::kubeconfig`] works on this machine (a relay on loopback), [`Lab::kubectl`], [`Lab::apply`],
+//!   [`Lab::install_sheave`], [`Lab::import_images`].
+//! - Faults: [`Fault`] has one variant per fault, carried out by [`Lab::fault`]; [`Lab::speaker`] finds a speaker's process.
+//! - Addresses: [`plan`] (nodes .11 …, client .5, router .3, control plane .2, pool .200-.220 of 192.168.77.0/24).
+//!
+//! Each node is a real node for what runs on it: own /run, /var/lib, /var/log, /sys/fs/bpf (a bpffs), /proc, cut off from
+//! the machine and from the other nodes, so manifests need nothing special. Logs: /run/sheave-lab/NAME/logs.
+
+mod certs;
+mod cgroup;
+mod cluster;
+mod control_plane;
+pub mod fault;
+pub mod image;
+mod interrupt;
+pub mod netns;
+mod node;
+pub mod plan;
+pub mod process;
+mod state;
+mod topology;
+pub mod wait;
+mod xdp;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+pub use fault::Fault;
+pub use interrupt::down_on_interrupt;
+pub use plan::{LabConfig, ProxyMode, quiet, to_stderr};
+pub use state::State;
+pub use wait::wait_for;
+
+/// A running lab, by its name.
+#[derive(Clone, Debug)]
+pub struct Lab {
+    name: String,
+}
+
+/// Where a client stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientKind {
+    /// On the nodes' segment: 192.168.77.5.
+    Segment,
+    /// Behind the router: 10.99.0.2.
+    BehindRouter,
+}
+
+impl Lab {
+    /// Starts a lab and waits until its nodes are Ready. What was started is removed again if that fails.
+    pub fn up(config: LabConfig) -> Result<Self> {
+        let lab = Self { name: config.name.clone() };
+        match cluster::up(&lab, &config) {
+            Ok(()) => Ok(lab),
+            Err(error) if std::env::var_os("SHEAVE_LAB_KEEP").is_some() => Err(error),
+            Err(error) => {
+                lab.down().context("cleaning up after a failed start")?;
+                Err(error)
+            }
+        }
+    }
+
+    /// A lab that was started before, also by another process.
+    pub fn attach(name: &str) -> Result<Self> {
+        plan::check_name(name)?;
+        State::load(name)?;
+        Ok(Self { name: name.to_owned() })
+    }
+
+    /// Removes every trace of a lab: also one that crashed half-way, and nothing happens if there is none.
+    pub fn remove(name: &str) -> Result<()> {
+        plan::check_name(name)?;
+        cluster::down(name)
+    }
+
+    pub fn down(&self) -> Result<()> {
+        Self::remove(&self.name)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is recorded about the lab now.
+    pub fn state(&self) -> Result<State> {
+        State::load(&self.name)
+    }
+
+    pub fn node_names(&self) -> Result<Vec<String>> {
+        Ok(self.state()?.plan.node_names())
+    }
+
+    /// A kubeconfig of the administrator that works on this machine.
+    pub fn kubeconfig(&self) -> PathBuf {
+        plan::lab_dir(&self.name).join("kubeconfig")
+    }
+
+    /// Runs kubectl to its end and returns what it printed.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.kubectl_command().args(arguments).stdin(Stdio::null()).output().context("start kubectl")?;
+        if !output.status.success() {
+            bail!("kubectl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// kubectl as a command to be run by the caller.
+    pub fn kubectl_command(&self) -> Command {
+        let mut command = Command::new(plan::kubernetes_bin().join("kubectl"));
+        command.env("KUBECONFIG", self.kubeconfig());
+        command
+    }
+
+    /// `kubectl apply -f -` of some YAML.
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        let mut child = self
+            .kubectl_command()
+            .args(["apply", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start kubectl")?;
+        child.stdin.take().expect("piped").write_all(manifest.as_bytes())?;
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("kubectl apply: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A program run as a client. It is the program itself that gets the signals.
+    pub fn client_command(&self, kind: ClientKind, program: &str) -> Result<Command> {
+        self.netns_command(
+            match kind {
+                ClientKind::Segment => "client",
+                ClientKind::BehindRouter => "far",
+            },
+            program,
+        )
+    }
+
+    /// A program in one of the lab's network namespaces (`sw`, `cp`, `router`, `client`, `far`, `node1` …), with the
+    /// machine's own files.
+    pub fn netns_command(&self, role: &str, program: &str) -> Result<Command> {
+        let mut command = Command::new(program);
+        netns::enter(&mut command, &self.state()?.plan.netns(role))?;
+        Ok(command)
+    }
+
+    /// A program on a node: in its network, with its mounts and processes. Ending the command ends the program.
+    pub fn node_command(&self, node: &str, program: &str) -> Result<Command> {
+        node::command(&self.state()?, node, program)
+    }
+
+    /// The MAC address of a node's uplink, as it appears in ARP answers: "aa:bb:…".
+    pub fn mac(&self, node: &str) -> Result<String> {
+        let state = self.state()?;
+        state.plan.node_number(node)?;
+        fault::uplink_mac(&state.plan.netns(node))
+    }
+
+    /// The program that makes and measures traffic.
+    pub fn traffic(&self) -> Result<PathBuf> {
+        crate::traffic::binary()
+    }
+
+    /// Packs what was built since and imports it on every node that has power.
+    pub fn import_images(&self) -> Result<Vec<image::Image>> {
+        cluster::import_images(self)
+    }
+
+    /// Installs Sheave from `manifests/overlays/lab` and waits until it is rolled out.
+    pub fn install_sheave(&self) -> Result<()> {
+        cluster::install_sheave(self)
+    }
+
+    /// Waits until all nodes that have power are Ready.
+    pub fn wait_ready(&self) -> Result<()> {
+        cluster::wait_ready(self)
+    }
+
+    fn change<T>(&self, work: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        state::change(&self.name, work)
+    }
+}
+
+/// Lab names on this machine, for messages.
+pub fn names() -> String {
+    state::names()
+}

@@ -1,0 +1,185 @@
+//! A node: its network namespace, the files of its daemons, and a first process that holds everything together.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::certs::{PROXY, Pki};
+use super::plan::{self, API_PORT, POD_RANGE, Plan, kubernetes_bin};
+use super::process::{self, Recorded, children_of};
+use super::state::{Node, State};
+use super::wait::wait_for;
+use super::{cgroup, netns, topology};
+
+/// Writes what the daemons read. Done once: a node that lost power finds it again.
+pub fn prepare(plan: &Plan, pki: &Pki, name: &str) -> Result<()> {
+    let dir = plan.node_dir(name);
+    fs::create_dir_all(dir.join("cni"))?;
+    let number = plan.node_number(name)?;
+    let (_, server) = plan.control_plane()[0];
+    pki.kubeconfig(&dir.join("kubelet.kubeconfig"), &format!("system:node:{name}"), server, API_PORT)?;
+    pki.kubeconfig(&dir.join("kube-proxy.kubeconfig"), PROXY, server, API_PORT)?;
+    let files = [
+        ("containerd.toml", containerd(&dir.join("cni").to_string_lossy())),
+        ("cni/10-lab.conflist", cni(number)),
+        ("kubelet.yaml", KUBELET.to_owned()),
+        ("kube-proxy.yaml", kube_proxy(plan, name, &dir.join("kube-proxy.kubeconfig").to_string_lossy())),
+        ("boot.sh", BOOT.to_owned()),
+    ];
+    for (file, text) in files {
+        fs::write(dir.join(file), text).with_context(|| format!("{file} of {name}"))?;
+    }
+    Ok(())
+}
+
+/// Creates the node's network and starts its first process. The node is Ready some seconds later.
+pub fn power_on(plan: &Plan, name: &str) -> Result<Node> {
+    topology::create_node(plan, name)?;
+    let dir = plan.node_dir(name);
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--pid", "--uts", "--fork", "--kill-child=KILL", "bash"])
+        .arg(dir.join("boot.sh"))
+        .env_clear()
+        .env("LAB", plan.dir())
+        .env("NODE", &dir)
+        .env("NAME", name)
+        .env("BIN", kubernetes_bin())
+        .env("ADDRESS", plan::node_address(plan.node_number(name)?).to_string())
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    netns::enter(&mut command, &plan.netns(name))?;
+    cgroup::enter(&mut command, &plan.name, name)?;
+    let log = plan.log(&format!("{name}-boot"));
+    let keeper = process::start(command, &log)?;
+    let init = wait_for(&format!("the first process of {name}"), Duration::from_secs(5), || {
+        if !keeper.alive() {
+            bail!("{name} did not start; {}:\n{}", log.display(), process::tail(&log));
+        }
+        Ok(children_of(keeper.pid).first().copied())
+    })?;
+    Ok(Node { init: Recorded::of(init)?, keeper })
+}
+
+/// The loss of power as the others see it: the link first, then everything behind it.
+pub fn power_off(state: &mut State, name: &str) -> Result<()> {
+    let plan = state.plan.clone();
+    plan.node_number(name)?;
+    let Some(node) = state.nodes.remove(name) else { bail!("node {name} has no power already") };
+    topology::set_port(&plan, name, false)?;
+    node.init.end()?;
+    node.keeper.end()?;
+    cgroup::remove(&plan.name, Some(name))?;
+    topology::remove_node(&plan, name)
+}
+
+/// A command in all namespaces of a running node: its network, its mounts (/run, /var/lib, /sys/fs/bpf), its processes.
+/// The command dies with the returned process (`nsenter`).
+pub fn command(state: &State, name: &str, program: &str) -> Result<Command> {
+    state.plan.node_number(name)?;
+    let Some(node) = state.nodes.get(name) else { bail!("node {name} has no power: `sheave-lab fault power-on {name}`") };
+    if !node.init.alive() {
+        bail!("node {name} is dead: its first process {} ended", node.init.pid);
+    }
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--target={}", node.init.pid))
+        .args(["--net", "--mount", "--uts", "--pid", "--", "setpriv", "--pdeathsig=KILL", "--", program]);
+    Ok(command)
+}
+
+/// Only what pods need: no NRI, no other snapshotters, no transfer or sandbox services.
+fn containerd(cni: &str) -> String {
+    format!(
+        r#"version = 3
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = [
+  "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing",
+  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.erofs", "io.containerd.snapshotter.v1.zfs", "io.containerd.differ.v1.erofs",
+]
+
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  sandbox = "docker.io/library/pause:lab"
+
+[plugins.'io.containerd.cri.v1.runtime']
+  # Without CAP_SYS_RESOURCE runc cannot lower an OOM score and says "can't get final child's PID from pipe: EOF".
+  restrict_oom_score_adj = true
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
+    conf_dir = "{cni}"
+"#
+    )
+}
+
+fn cni(number: u8) -> String {
+    let range = plan::pod_range(number);
+    format!(
+        r#"{{
+  "cniVersion": "1.0.0",
+  "name": "lab",
+  "plugins": [
+    {{
+      "type": "ptp",
+      "ipMasq": false,
+      "ipam": {{
+        "type": "host-local",
+        "dataDir": "/run/cni",
+        "ranges": [[{{"subnet": "{range}"}}]],
+        "routes": [{{"dst": "0.0.0.0/0"}}]
+      }}
+    }},
+    {{"type": "portmap", "capabilities": {{"portMappings": true}}}}
+  ]
+}}
+"#
+    )
+}
+
+fn kube_proxy(plan: &Plan, name: &str, kubeconfig: &str) -> String {
+    let mode = plan.proxy_mode;
+    format!(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\n\
+         kind: KubeProxyConfiguration\n\
+         mode: {mode}\n\
+         clusterCIDR: {POD_RANGE}\n\
+         hostnameOverride: {name}\n\
+         clientConnection: {{kubeconfig: {kubeconfig}}}\n\
+         # The limits of conntrack belong to the machine.\n\
+         conntrack: {{maxPerCore: 0, min: 0}}\n\
+         oomScoreAdj: 0\n\
+         nftables: {{minSyncPeriod: 100ms, syncPeriod: 30s}}\n\
+         iptables: {{minSyncPeriod: 100ms, syncPeriod: 30s}}\n"
+    )
+}
+
+/// Without QoS groups and evictions: several kubelets share one machine and its control groups.
+const KUBELET: &str = "\
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
+authorization: {mode: AlwaysAllow}
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+staticPodPath: /var/lib/kubelet/manifests
+resolvConf: ''
+clusterDomain: cluster.local
+failCgroupV1: false
+failSwapOn: false
+cgroupDriver: cgroupfs
+cgroupsPerQOS: false
+enforceNodeAllocatable: []
+oomScoreAdj: 0
+maxOpenFiles: 65536
+localStorageCapacityIsolation: false
+evictionHard: {memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%}
+imageGCHighThresholdPercent: 100
+imageGCLowThresholdPercent: 99
+nodeStatusUpdateFrequency: 2s
+nodeLeaseDurationSeconds: 16
+syncFrequency: 10s
+serializeImagePulls: false
+";
+
+const BOOT: &str = include_str!("boot.sh");

@@ -1,0 +1,214 @@
+//! What a lab looks like before anything exists: names of namespaces and devices, addresses, folders.
+//!
+//! Every name follows from the lab's own name, so that `down` can clean up after a crash with nothing but that name.
+//! The addresses may be the same in two labs: each lives in network namespaces of its own.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// What the caller of [`super::Lab::up`] chooses.
+#[derive(Clone, Debug)]
+pub struct LabConfig {
+    /// Lower-case letters and digits, at most 12: it becomes part of namespace and cgroup names.
+    pub name: String,
+    pub nodes: u8,
+    pub proxy_mode: ProxyMode,
+    /// API servers on one etcd, each in a namespace of its own.
+    pub api_servers: u8,
+    /// Install Sheave from `manifests/overlays/lab` and wait until it is rolled out.
+    pub sheave: bool,
+    /// Called with the seconds since the start and what happens now; [`to_stderr`] or [`quiet`] fit most callers.
+    pub progress: fn(f64, &str),
+}
+
+impl Default for LabConfig {
+    fn default() -> Self {
+        Self {
+            name: "lab".to_owned(),
+            nodes: 3,
+            proxy_mode: ProxyMode::Nftables,
+            api_servers: 1,
+            sheave: true,
+            progress: to_stderr,
+        }
+    }
+}
+
+/// Progress as lines on stderr, for commands.
+pub fn to_stderr(seconds: f64, what: &str) {
+    eprintln!("[{seconds:5.1}s] {what}");
+}
+
+/// No progress, for tests.
+pub fn quiet(_: f64, _: &str) {}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyMode {
+    Nftables,
+    Iptables,
+}
+
+impl std::fmt::Display for ProxyMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        })
+    }
+}
+
+/// The part of the configuration that outlives `up`: it is recorded with the lab's state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    pub name: String,
+    pub nodes: u8,
+    pub api_servers: u8,
+    pub proxy_mode: ProxyMode,
+}
+
+impl Plan {
+    pub fn new(config: &LabConfig) -> Result<Self> {
+        check_name(&config.name)?;
+        if !(1..=MAX_NODES).contains(&config.nodes) {
+            bail!("nodes: {} is not between 1 and {MAX_NODES}", config.nodes);
+        }
+        if !(1..=MAX_API_SERVERS).contains(&config.api_servers) {
+            bail!("api-servers: {} is not between 1 and {MAX_API_SERVERS}", config.api_servers);
+        }
+        Ok(Self {
+            name: config.name.clone(),
+            nodes: config.nodes,
+            api_servers: config.api_servers,
+            proxy_mode: config.proxy_mode,
+        })
+    }
+
+    pub fn node_names(&self) -> Vec<String> {
+        (1..=self.nodes).map(|number| format!("node{number}")).collect()
+    }
+
+    /// The number of a node, or an error that names the valid ones.
+    pub fn node_number(&self, name: &str) -> Result<u8> {
+        match self.node_names().iter().position(|node| node == name) {
+            Some(index) => Ok(u8::try_from(index).expect("at most MAX_NODES") + 1),
+            None => bail!("node: there is no {name:?} in lab {:?}; its nodes: {}", self.name, self.node_names().join(", ")),
+        }
+    }
+
+    pub fn netns(&self, role: &str) -> String {
+        format!("{}{role}", netns_prefix(&self.name))
+    }
+
+    /// Namespaces of the API servers: the first is `cp` and holds etcd and the controllers too.
+    pub fn control_plane(&self) -> Vec<(String, Ipv4Addr)> {
+        (1..=self.api_servers)
+            .map(|number| match number {
+                1 => ("cp".to_owned(), address(2)),
+                _ => (format!("cp{number}"), address(4 + number)),
+            })
+            .collect()
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        lab_dir(&self.name)
+    }
+
+    pub fn node_dir(&self, node: &str) -> PathBuf {
+        self.dir().join(node)
+    }
+
+    pub fn log(&self, what: &str) -> PathBuf {
+        self.dir().join("logs").join(format!("{what}.log"))
+    }
+}
+
+/// An address of the segment by its last number.
+pub const fn address(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 77, last)
+}
+
+pub const fn node_address(number: u8) -> Ipv4Addr {
+    address(10 + number)
+}
+
+pub fn pod_range(number: u8) -> String {
+    format!("10.244.{number}.0/24")
+}
+
+/// The switch's port for a namespace.
+pub fn port(role: &str) -> String {
+    format!("p-{role}")
+}
+
+pub fn netns_prefix(lab: &str) -> String {
+    format!("sheave-{lab}-")
+}
+
+pub fn lab_dir(lab: &str) -> PathBuf {
+    Path::new(LABS).join(lab)
+}
+
+/// Folders are kept below /run: they describe what runs, and that is gone after a reboot too.
+pub fn check_name(name: &str) -> Result<()> {
+    let fits = (1..=12).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    if !fits {
+        bail!("name: {name:?} is not 1 to 12 lower-case letters and digits");
+    }
+    Ok(())
+}
+
+/// The repository this was built from (`SHEAVE_REPO` overrides), where binaries, images and manifests are found.
+pub fn repository() -> PathBuf {
+    match std::env::var_os("SHEAVE_REPO") {
+        Some(path) => PathBuf::from(path),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").to_owned(),
+    }
+}
+
+/// Where the Kubernetes parts are: built by tests/kubernetes/build.sh, or `SHEAVE_KUBERNETES_BIN`.
+pub fn kubernetes_bin() -> PathBuf {
+    match std::env::var_os("SHEAVE_KUBERNETES_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => repository().join("target/kubernetes"),
+    }
+}
+
+pub const LABS: &str = "/run/sheave-lab";
+pub const UPLINK: &str = "eth0";
+pub const SERVICE_RANGE: &str = "10.96.0.0/16";
+pub const POD_RANGE: &str = "10.244.0.0/16";
+/// The first address of the service range: what `kubernetes.default` has.
+pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+pub const API_PORT: u16 = 6443;
+pub const ROUTER: Ipv4Addr = address(3);
+pub const CLIENT: Ipv4Addr = address(5);
+pub const ROUTER_FAR_SIDE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+pub const FAR_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+/// What pools of the demo and the tests may hand out.
+pub const POOL: (Ipv4Addr, Ipv4Addr) = (address(200), address(220));
+const MAX_NODES: u8 = 20;
+const MAX_API_SERVERS: u8 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_nodes_are_answered_with_the_valid_ones() {
+        let plan = Plan::new(&LabConfig::default()).unwrap();
+        assert_eq!(plan.node_number("node3").unwrap(), 3);
+        let message = plan.node_number("node9").unwrap_err().to_string();
+        assert!(message.contains("node1, node2, node3"), "{message}");
+    }
+
+    #[test]
+    fn names_that_would_collide_are_refused() {
+        for name in ["", "a-b", "Lab", "averylonglabname"] {
+            assert!(Plan::new(&LabConfig { name: name.to_owned(), ..LabConfig::default() }).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The network of a lab: a switch, the control plane, a client on the segment, a router and a client behind it.
+//!
+//! ```text
+//!   node1..N (.11 ..)   cp (.2)   client (.5)   router (.3) ---- far (10.99.0.2)
+//!        |                 |           |            |
+//!   ===== bridge in namespace `sw` (has no address) ======  192.168.77.0/24
+//! ```
+
+use anyhow::Result;
+
+use super::netns;
+use super::plan::{self, CLIENT, FAR_CLIENT, Plan, ROUTER, ROUTER_FAR_SIDE, UPLINK, port};
+use super::xdp;
+
+/// Everything but the nodes.
+pub fn create(plan: &Plan) -> Result<()> {
+    let switch = plan.netns(SWITCH);
+    netns::create(&switch)?;
+    netns::sysctl(&switch, &[("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")])?;
+    // No spanning tree, no IGMP snooping: a port forwards at once and multicast reaches every port.
+    netns::ip(&switch, "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set br0 up\n")?;
+    // A new namespace has 1 here: the bridge would then translate addresses too.
+    netns::sysctl(&switch, &BRIDGE_WITHOUT_NETFILTER)?;
+
+    for (role, address) in plan.control_plane() {
+        connect(plan, &role, &format!("address add {address}/24 dev {UPLINK}\n"))?;
+        default_route(plan, &role, ROUTER)?;
+    }
+    connect(plan, "client", &format!("address add {CLIENT}/24 dev {UPLINK}\n"))?;
+    default_route(plan, "client", ROUTER)?;
+    connect(plan, "router", &format!("address add {ROUTER}/24 dev {UPLINK}\n"))?;
+    behind_the_router(plan)
+}
+
+/// The namespace of a node with its cable and routes: the direct ways to the pods of the other nodes included.
+pub fn create_node(plan: &Plan, node: &str) -> Result<()> {
+    let number = plan.node_number(node)?;
+    connect(plan, node, &format!("address add {}/24 dev {UPLINK}\n", plan::node_address(number)))?;
+    let name = plan.netns(node);
+    netns::sysctl(&name, &[("ipv4/ip_forward", "1"), ("ipv4/conf/all/rp_filter", "0")])?;
+    node_routes(plan, node)?;
+    let switch = plan.netns(SWITCH);
+    let switch_port = port(node);
+    netns::inside(&switch, || xdp::attach_pass(&switch_port))
+}
+
+/// Also after the node's own device went down and up, which empties its routes.
+pub fn node_routes(plan: &Plan, node: &str) -> Result<()> {
+    let own = plan.node_number(node)?;
+    let mut batch = format!("route replace default via {ROUTER} dev {UPLINK}\n");
+    for number in (1..=plan.nodes).filter(|number| *number != own) {
+        let (range, gateway) = (plan::pod_range(number), plan::node_address(number));
+        batch += &format!("route replace {range} via {gateway} dev {UPLINK}\n");
+    }
+    netns::ip(&plan.netns(node), &batch)
+}
+
+/// Removes a node's namespace and its cable.
+pub fn remove_node(plan: &Plan, node: &str) -> Result<()> {
+    // The cable by itself first: the kernel removes the devices of a deleted namespace some time later, and the name of
+    // the port must be free for the next start.
+    let switch_port = port(node);
+    netns::inside(&plan.netns(SWITCH), || {
+        if nix::net::if_::if_nametoindex(switch_port.as_str()).is_ok() {
+            netns::run("ip", &["link", "delete", &switch_port])?;
+        }
+        Ok(())
+    })?;
+    netns::delete(&plan.netns(node))
+}
+
+/// The cable at the switch: down is what the other side sees as a loss of carrier.
+pub fn set_port(plan: &Plan, node: &str, up: bool) -> Result<()> {
+    netns::ip(&plan.netns(SWITCH), &format!("link set {} {}\n", port(node), if up { "up" } else { "down" }))
+}
+
+/// Whether the switch forwards frames of a port: with `false` the carrier stays and everything is lost.
+pub fn set_forwarding(plan: &Plan, node: &str, forwarding: bool) -> Result<()> {
+    let state = if forwarding { "3" } else { "0" };
+    let arguments = ["-netns", &plan.netns(SWITCH), "link", "set", "dev", &port(node), "state", state];
+    netns::run("bridge", &arguments).map(drop)
+}
+
+/// The node's own device.
+pub fn set_uplink(plan: &Plan, node: &str, up: bool) -> Result<()> {
+    netns::ip(&plan.netns(node), &format!("link set {UPLINK} {}\n", if up { "up" } else { "down" }))?;
+    if up { node_routes(plan, node) } else { Ok(()) }
+}
+
+fn connect(plan: &Plan, role: &str, addresses: &str) -> Result<()> {
+    let (switch, name, switch_port) = (plan.netns(SWITCH), plan.netns(role), port(role));
+    netns::create(&name)?;
+    netns::ip(
+        &switch,
+        &format!(
+            "link add {switch_port} type veth peer name {UPLINK} netns {name}\n\
+             link set {switch_port} master br0\n"
+        ),
+    )?;
+    // A frame from a local socket carries "checksum to be completed", which XDP_TX on a node would lose. A real wire
+    // carries complete checksums: the switch's ports complete them.
+    netns::inside(&switch, || netns::run("ethtool", &["-K", &switch_port, "tx", "off"]).map(drop))?;
+    netns::ip(&name, &format!("{addresses}link set {UPLINK} up\n"))?;
+    netns::ip(&switch, &format!("link set {switch_port} up\n"))
+}
+
+fn default_route(plan: &Plan, role: &str, gateway: std::net::Ipv4Addr) -> Result<()> {
+    netns::ip(&plan.netns(role), &format!("route add default via {gateway}\n"))
+}
+
+fn behind_the_router(plan: &Plan) -> Result<()> {
+    let (router, far) = (plan.netns("router"), plan.netns("far"));
+    netns::create(&far)?;
+    netns::ip(
+        &router,
+        &format!(
+            "link add eth1 type veth peer name {UPLINK} netns {far}\n\
+             address add {ROUTER_FAR_SIDE}/24 dev eth1\nlink set eth1 up\n"
+        ),
+    )?;
+    // It routes into the segment it came from (pods' replies to the far client): no redirects about that.
+    netns::sysctl(
+        &router,
+        &[
+            ("ipv4/ip_forward", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/all/send_redirects", "0"),
+            ("ipv4/conf/default/send_redirects", "0"),
+            ("ipv4/conf/eth0/send_redirects", "0"),
+        ],
+    )?;
+    netns::ip(&far, &format!("address add {FAR_CLIENT}/24 dev {UPLINK}\nlink set {UPLINK} up\n"))?;
+    default_route(plan, "far", ROUTER_FAR_SIDE)
+}
+
+pub const SWITCH: &str = "sw";
+const BRIDGE_WITHOUT_NETFILTER: [(&str, &str); 3] = [
+    ("bridge/bridge-nf-call-iptables", "0"),
+    ("bridge/bridge-nf-call-ip6tables", "0"),
+    ("bridge/bridge-nf-call-arptables", "0"),
+];

@@ -1,0 +1,181 @@
+//! What the measuring commands print, as one line of JSON. Times ending in `_ns` are CLOCK_MONOTONIC of this machine, so
+//! reports of several processes can be compared; durations are milliseconds.
+
+use serde::{Deserialize, Serialize};
+
+/// The line a server sends on every new TCP connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    pub pod: String,
+    pub node: String,
+    /// The client's address and port as the pod sees it.
+    pub client: String,
+}
+
+/// `hold`: connections that were kept open.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HoldReport {
+    pub to: String,
+    pub started_ns: u64,
+    pub mark_ns: Option<u64>,
+    /// When the report was asked for: only an echo of what was sent later counts as life.
+    pub report_ns: u64,
+    pub counts: HoldCounts,
+    /// Of the connections that are alive.
+    pub longest_pause_ms: f64,
+    pub longest_pause_after_mark_ms: Option<f64>,
+    pub connections: Vec<Held>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldCounts {
+    pub alive: usize,
+    pub reset: usize,
+    pub closed: usize,
+    pub silent: usize,
+    /// Never connected.
+    pub failed: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeldState {
+    /// A record sent after the report was asked for came back.
+    Alive,
+    /// The connection ended with an error (a reset, as a rule; see `error`).
+    Reset,
+    /// The server closed it.
+    Closed,
+    /// Nothing came back, no error either.
+    Silent,
+    /// It was never established.
+    Failed,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Held {
+    pub state: HeldState,
+    /// The client's own address and port.
+    pub local: String,
+    pub pod: String,
+    pub node: String,
+    /// The client's address and port as the pod saw it.
+    pub seen: String,
+    pub connected_ns: u64,
+    /// When it was reset or closed.
+    pub ended_ns: Option<u64>,
+    pub error: Option<String>,
+    pub echoes: u64,
+    pub longest_pause_ms: f64,
+    /// The longest pause that ended after the mark, or goes on.
+    pub longest_pause_after_mark_ms: Option<f64>,
+    /// From the mark to the reset or close.
+    pub mark_to_end_ms: Option<f64>,
+}
+
+impl HoldReport {
+    /// Connections by what became of them, for one node's pods or for all others.
+    pub fn count(&self, state: HeldState, chosen: impl Fn(&Held) -> bool) -> usize {
+        self.connections.iter().filter(|held| held.state == state && chosen(held)).count()
+    }
+}
+
+/// `probe`: UDP datagrams at a fixed rate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProbeReport {
+    pub to: String,
+    pub interval_ms: f64,
+    pub mark_ns: Option<u64>,
+    pub sent: u64,
+    pub received: u64,
+    pub lost: u64,
+    /// Over all flows.
+    pub longest_outage_ms: f64,
+    pub longest_outage_after_mark_ms: Option<f64>,
+    pub flows: Vec<ProbeFlow>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProbeFlow {
+    pub local: String,
+    pub sent: u64,
+    pub received: u64,
+    pub lost: u64,
+    pub outages: Vec<Outage>,
+    /// Who answered, in the order in which the answering pod changed.
+    pub answered_by: Vec<Answered>,
+}
+
+/// From the sending of the first lost probe to the sending of the next answered one (or to the end).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outage {
+    pub from_ns: u64,
+    pub to_ns: u64,
+    pub lost: u64,
+    pub ms: f64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Answered {
+    pub pod: String,
+    pub node: String,
+    /// Sending time of the first probe it answered.
+    pub from_ns: u64,
+    pub count: u64,
+}
+
+/// `connect`: new connections at a fixed rate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConnectReport {
+    pub to: String,
+    pub started_ns: u64,
+    pub mark_ns: Option<u64>,
+    pub attempts: u64,
+    pub succeeded: u64,
+    pub failed: u64,
+    /// When the first connection had answered (connected and greeted).
+    pub first_success_ns: Option<u64>,
+    /// Attempts begun later than the mark and the settling time (`--settle-ms`, 300) that failed.
+    pub failed_after_mark: Option<u64>,
+    /// The slowest success.
+    pub slowest_ms: f64,
+    /// The first thousand failures.
+    pub failures: Vec<Failure>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    pub begun_ns: u64,
+    pub ms: f64,
+    pub error: String,
+}
+
+/// `arp-watch`: who answers for an address.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ArpReport {
+    pub ip: String,
+    pub mark_ns: Option<u64>,
+    pub sent: u64,
+    /// Per MAC address, in order of the first answer.
+    pub answerers: Vec<ArpAnswerer>,
+    /// Every answer and announcement, in order of arrival (the first hundred thousand).
+    pub answers: Vec<ArpAnswer>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ArpAnswerer {
+    pub mac: String,
+    pub replies: u64,
+    pub announcements: u64,
+    pub first_ns: u64,
+    /// Of replies and announcements.
+    pub last_ns: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ArpAnswer {
+    pub at_ns: u64,
+    pub mac: String,
+    /// Not an answer to us: a gratuitous ARP, as request or reply.
+    pub announcement: bool,
+}
