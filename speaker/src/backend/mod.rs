@@ -1,0 +1,117 @@
+//! The backend's hands: the nft program and sysctls. What they should say is decided in `speaker_core::backend`.
+
+pub mod nft;
+pub mod sysctl;
+
+use std::collections::BTreeMap;
+
+use speaker_core::backend::ruleset;
+use speaker_core::backend::{Guard, Plan};
+
+use nft::{Nft, NftError};
+
+/// Keeps the nftables table at the plan.
+#[derive(Debug)]
+pub struct Backend {
+    nft: Nft,
+    applied: Option<Applied>,
+    counters: BTreeMap<&'static str, Counter>,
+}
+
+#[derive(Debug)]
+struct Applied {
+    plan: Plan,
+    /// The table as nft lists it, without what changes by itself; `None` until the first audit after a change.
+    listing: Option<String>,
+}
+
+/// What [`Backend::sync`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Unchanged,
+    Updated,
+    /// Built anew: the first time, or after an update that failed.
+    Replaced,
+}
+
+/// A guard counter since the start of this speaker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    pub packets: u64,
+    /// What the kernel's counter last said; it starts at 0 whenever the table is built anew.
+    kernel: u64,
+}
+
+impl Backend {
+    pub fn new(nft: Nft) -> Self {
+        let counters = Guard::ALL.iter().map(|guard| (guard.label(), Counter::default())).collect();
+        Self { nft, applied: None, counters }
+    }
+
+    /// After `Err` the table is as before (one transaction); the next call builds it anew.
+    pub async fn sync(&mut self, plan: Plan) -> Result<Outcome, NftError> {
+        if let Some(applied) = self.applied.take() {
+            let Some(text) = ruleset::update(&applied.plan, &plan) else {
+                self.applied = Some(applied);
+                return Ok(Outcome::Unchanged);
+            };
+            match self.nft.apply(&text).await {
+                Ok(()) => {
+                    self.applied = Some(Applied { plan, listing: None });
+                    return Ok(Outcome::Updated);
+                }
+                // A foreign hand in our table is mended by building it anew; anything else fails again and is reported.
+                Err(error) => tracing::warn!(%error, "nftables update refused, building the table anew"),
+            }
+        }
+        self.replace(plan).await?;
+        Ok(Outcome::Replaced)
+    }
+
+    /// Puts right what somebody else did to the table. True: there was something. Call it every few seconds: it costs one
+    /// run of nft.
+    pub async fn audit(&mut self) -> Result<bool, NftError> {
+        let Some(applied) = &mut self.applied else { return Ok(false) };
+        let listing = self.nft.listing().await?;
+        match (listing, &applied.listing) {
+            (Some(listing), None) if is_whole(&listing) => {
+                applied.listing = Some(listing);
+                Ok(false)
+            }
+            (Some(listing), Some(known)) if listing == *known => Ok(false),
+            _ => {
+                let plan = applied.plan.clone();
+                self.replace(plan).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Packets per guard, by label.
+    pub async fn counters(&mut self) -> Result<&BTreeMap<&'static str, Counter>, NftError> {
+        for (name, now) in self.nft.read_counters().await? {
+            if let Some(counter) = self.counters.get_mut(name.as_str()) {
+                // Lower than before: a foreign hand reset it.
+                counter.packets += now.checked_sub(counter.kernel).unwrap_or(now);
+                counter.kernel = now;
+            }
+        }
+        Ok(&self.counters)
+    }
+
+    async fn replace(&mut self, plan: Plan) -> Result<(), NftError> {
+        self.applied = None;
+        self.nft.apply(&ruleset::replace(&plan)).await?;
+        self.counters.values_mut().for_each(|counter| counter.kernel = 0);
+        self.applied = Some(Applied { plan, listing: None });
+        Ok(())
+    }
+}
+
+/// Our base chains are there: somebody who flushes or deletes between a change and its first audit is noticed all the same.
+fn is_whole(listing: &str) -> bool {
+    ["hook prerouting", "hook forward", "hook input"].iter().all(|hook| listing.contains(hook))
+}
+
+#[cfg(test)]
+mod tests;

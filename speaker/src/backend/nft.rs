@@ -1,0 +1,196 @@
+//! The nft program: one transaction in through stdin, listings out. Bounded in time and size.
+//!
+//! The program and not netlink: nft(8)'s text is the interface that its authors keep stable, and one `-f` is one transaction.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::Deserialize;
+use speaker_core::backend::ruleset::TABLE;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+#[derive(Clone, Debug)]
+pub struct Nft {
+    program: PathBuf,
+    timeout: Duration,
+}
+
+#[derive(Debug, Error)]
+pub enum NftError {
+    /// Environment: not installed, or not executable.
+    #[error("cannot start {program}: {source}")]
+    Start { program: PathBuf, source: std::io::Error },
+    #[error("nft did not finish within {0:?}")]
+    Timeout(Duration),
+    #[error("nft: {0}")]
+    Pipe(#[from] std::io::Error),
+    /// The kernel or nft said no; nothing was changed.
+    #[error("nft refused: {0}")]
+    Refused(String),
+    #[error("nft printed more than {MAX_OUTPUT} bytes")]
+    TooLong,
+    #[error("nft printed what we cannot read: {0}")]
+    Unreadable(String),
+}
+
+impl NftError {
+    /// The metric label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Start { .. } => "start",
+            Self::Timeout(_) => "timeout",
+            Self::Pipe(_) => "pipe",
+            Self::Refused(_) => "refused",
+            Self::TooLong => "too_long",
+            Self::Unreadable(_) => "unreadable",
+        }
+    }
+}
+
+impl Nft {
+    /// A program without a slash is looked up in PATH.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), timeout: TIMEOUT }
+    }
+
+    /// One transaction: all of it or nothing.
+    pub async fn apply(&self, ruleset: &str) -> Result<(), NftError> {
+        self.run(&["-f", "-"], ruleset).await.map(drop)
+    }
+
+    /// Removes the table; fine if there is none.
+    pub async fn delete(&self) -> Result<(), NftError> {
+        self.apply(&format!("add table ip {TABLE}\ndelete table ip {TABLE}\n")).await
+    }
+
+    /// The table without counter values; `None` if there is none.
+    pub async fn listing(&self) -> Result<Option<String>, NftError> {
+        match self.run(&["-s", "list", "table", "ip", TABLE], "").await {
+            Ok(listing) => Ok(Some(listing)),
+            Err(NftError::Refused(why)) if why.contains(NO_SUCH) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Packets per named counter; none if there is no table.
+    pub async fn read_counters(&self) -> Result<BTreeMap<String, u64>, NftError> {
+        match self.run(&["-j", "list", "counters", "table", "ip", TABLE], "").await {
+            Ok(json) => parse_counters(&json),
+            Err(NftError::Refused(why)) if why.contains(NO_SUCH) => Ok(BTreeMap::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn run(&self, arguments: &[&str], input: &str) -> Result<String, NftError> {
+        tokio::time::timeout(self.timeout, self.run_unbounded(arguments, input))
+            .await
+            .unwrap_or(Err(NftError::Timeout(self.timeout)))
+    }
+
+    /// The child dies with this future.
+    async fn run_unbounded(&self, arguments: &[&str], input: &str) -> Result<String, NftError> {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|source| NftError::Start { program: self.program.clone(), source })?;
+        let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let write = async {
+            if let Some(pipe) = &mut stdin {
+                // A child that stopped reading says why on stderr; that is the error to report.
+                let _ = pipe.write_all(input.as_bytes()).await;
+            }
+            drop(stdin);
+        };
+        let ((), stdout, stderr) = tokio::join!(write, read(stdout), read(stderr));
+        let (stdout, stderr) = (stdout?, stderr?);
+        let status = child.wait().await?;
+        if status.success() { Ok(stdout) } else { Err(NftError::Refused(shorten(&stderr, &status.to_string()))) }
+    }
+}
+
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> Result<String, NftError> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.take(MAX_OUTPUT + 1).read_to_end(&mut bytes).await?;
+    }
+    if bytes.len() as u64 > MAX_OUTPUT {
+        Err(NftError::TooLong)
+    } else {
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+fn parse_counters(json: &str) -> Result<BTreeMap<String, u64>, NftError> {
+    #[derive(Deserialize)]
+    struct Listing {
+        nftables: Vec<Item>,
+    }
+    #[derive(Deserialize)]
+    struct Item {
+        counter: Option<Named>,
+    }
+    #[derive(Deserialize)]
+    struct Named {
+        name: String,
+        packets: u64,
+    }
+    let listing: Listing = serde_json::from_str(json).map_err(|error| NftError::Unreadable(error.to_string()))?;
+    Ok(listing.nftables.into_iter().filter_map(|item| item.counter).map(|c| (c.name, c.packets)).collect())
+}
+
+/// The first lines of what nft said: it repeats the ruleset below each complaint.
+fn shorten(stderr: &str, status: &str) -> String {
+    let text: String = stderr.lines().take(4).collect::<Vec<_>>().join(" | ").chars().take(400).collect();
+    if text.is_empty() { status.into() } else { text }
+}
+
+/// A table of 8192 services takes nft about a second.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_OUTPUT: u64 = 16 << 20;
+/// strerror(ENOENT) in the C locale.
+pub(super) const NO_SUCH: &str = "No such file or directory";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As nft 1.0.6 prints it.
+    const COUNTERS: &str = r#"{"nftables": [{"metainfo": {"version": "1.0.6", "release_name": "Lester Gooch #5",
+        "json_schema_version": 1}}, {"counter": {"family": "ip", "name": "guard_reset", "table": "sheave", "handle": 2,
+        "packets": 3, "bytes": 180}}]}"#;
+
+    #[test]
+    fn counters_by_name() {
+        assert_eq!(parse_counters(COUNTERS).unwrap(), BTreeMap::from([("guard_reset".into(), 3)]));
+        assert!(matches!(parse_counters("{}"), Err(NftError::Unreadable(_))));
+    }
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let error = run(Nft::new("/nonexistent/nft").apply("")).unwrap_err();
+        assert_eq!(error.label(), "start");
+        assert!(error.to_string().contains("/nonexistent/nft"));
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_ended() {
+        // `tail -f -` waits for the end of a file that never ends.
+        let nft = Nft { program: "tail".into(), timeout: Duration::from_millis(100) };
+        let error = run(nft.run(&["-f", "/dev/null"], "")).unwrap_err();
+        assert_eq!(error.label(), "timeout");
+    }
+
+    #[test]
+    fn endless_output_is_cut() {
+        let error = run(Nft::new("yes").run(&[], "")).unwrap_err();
+        assert_eq!(error.label(), "too_long");
+    }
+}
