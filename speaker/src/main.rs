@@ -1,1 +1,47 @@
-fn main() {}
+//! The speaker: elects owners of VIPs, announces them, forwards with XDP.
+//!
+//! Read: (i) what is to be served: watch.rs → view (speaker-core); (ii) who owns it: driver.rs → election, liveness, announce
+//! (speaker-core) → io/; (iii) where packets go: dataplane/sync.rs → forwarding (speaker-core) → dataplane/maps.rs → ebpf/.
+
+mod admin;
+mod app;
+mod args;
+mod backend;
+mod dataplane;
+mod driver;
+mod io;
+mod keys;
+mod logging;
+mod metrics;
+mod shared;
+mod state;
+mod status;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let _flush = match logging::start(&cli) {
+        Ok(guard) => guard,
+        Err(error) => {
+            eprintln!("sheave-speaker: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let result = match cli.command {
+        Command::Run(args) => app::run(args),
+        Command::Uninstall(paths) => app::uninstall(&paths),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "stopped");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Readiness, liveness and metrics over HTTP on the node's address.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+
+use crate::metrics::Metrics;
+use crate::shared::Shared;
+
+/// Prometheus text exposition format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What the handlers read.
+#[derive(Clone)]
+pub struct Admin {
+    pub shared: Arc<Shared>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Binds at once, so that an address in use is reported before anything else starts.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("listen on {address} (--admin-listen)"))
+}
+
+pub async fn serve(listener: TcpListener, admin: Admin) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(admin);
+    axum::serve(listener, router).await
+}
+
+/// Alive: the election loop turns.
+async fn livez(State(admin): State<Admin>) -> impl IntoResponse {
+    verdict(admin.shared.not_alive())
+}
+
+/// Ready: attached, synchronised, and heard by the election.
+async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
+    verdict(admin.shared.not_ready())
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    match admin.metrics.render(&admin.shared) {
+        Ok(text) => (StatusCode::OK, [("content-type", METRICS_TYPE)], text),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            [("content-type", "text/plain; charset=utf-8")],
+            format!("{error:#}\n").into_bytes(),
+        ),
+    }
+}
+
+fn verdict(reasons: Vec<&'static str>) -> (StatusCode, String) {
+    if reasons.is_empty() {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, reasons.iter().map(|reason| format!("{reason}\n")).collect())
+    }
+}

@@ -1,0 +1,391 @@
+//! Builds everything once and in order, connects the three flows, and drains.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use kube::Client;
+use nix::sys::resource::{Resource, setrlimit};
+use speaker_core::announce::{self, Announcer};
+use speaker_core::backend::Uplink;
+use speaker_core::election::{self, Election, Owner};
+use speaker_core::liveness::{self, Liveness};
+use speaker_core::name::NodeName;
+use speaker_core::view::{Change, Event, Kind, View};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::admin::{self, Admin};
+use crate::args::{PathArgs, RunArgs, UdpUnserved};
+use crate::backend::Backend;
+use crate::backend::nft::Nft;
+use crate::backend::sysctl::Sysctls;
+use crate::dataplane::loader::{self, Pins};
+use crate::dataplane::sync::{self, Message, Sync};
+use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
+use crate::driver::{self, Commands, Driver, Report};
+use crate::io::arp::ArpSocket;
+use crate::io::clock;
+use crate::io::netlink::{self, Netlink};
+use crate::io::udp::HeartbeatSocket;
+use crate::keys::Keys;
+use crate::metrics::Metrics;
+use crate::shared::{Shared, turned};
+use crate::state::StateDir;
+use crate::status::{self, Ownership};
+use crate::watch;
+
+/// Without an API server the last known view is used after this time.
+const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// Events that wait between the watches and the view.
+const MAX_EVENTS: usize = 1024;
+
+pub fn run(args: RunArgs) -> Result<()> {
+    runtime()?.block_on(run_async(args))
+}
+
+/// One thread each: a long fill of rings must not delay a watch event.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
+}
+
+/// Removes everything that a speaker left on this node. Takes what it can and names what it could not.
+pub fn uninstall(paths: &PathArgs) -> Result<()> {
+    let nft = Nft::new(&paths.nft);
+    let steps = [
+        ("XDP link and maps", loader::uninstall(&Pins::new(&paths.pin_dir))),
+        ("nftables table", runtime()?.block_on(nft.delete()).map_err(Into::into)),
+        ("sysctls", sysctls(paths).restore().map(drop).map_err(Into::into)),
+    ];
+    let failed: Vec<String> =
+        steps.into_iter().filter_map(|(what, result)| Some(format!("{what}: {:#}", result.err()?))).collect();
+    if !failed.is_empty() {
+        bail!("not removed: {}", failed.join("; "));
+    }
+    info!("removed: XDP link, maps, nftables table; sysctls as they were");
+    Ok(())
+}
+
+async fn run_async(args: RunArgs) -> Result<()> {
+    let node = NodeName::new(&args.node_name).with_context(|| {
+        format!("--node-name {:?}: letters, digits, - and . are allowed, at most 253", args.node_name)
+    })?;
+    let keys = Keys::read(&args.keys_dir)?;
+    let disk = StateDir::open(&args.paths.state_dir)?;
+    let epoch = disk.next_boot_epoch()?;
+    let mut net = Netlink::open()?;
+    let uplink = net.uplink(args.interface.as_deref(), args.node_ip).await?;
+    let listener = admin::bind(args.admin_listen()).await?;
+    let client = Client::try_default().await.context("configure the Kubernetes client")?;
+    info!(%node, interface = uplink.name, mac = %uplink.mac, carrier = uplink.carrier, epoch, "starting");
+
+    // (iii) Where packets go.
+    raise_memlock();
+    let pins = Pins::new(&args.paths.pin_dir);
+    let mut loaded = loader::load(&pins)?;
+    let shared = Arc::new(Shared::default());
+    let metrics = Arc::new(Metrics::new(Counters::open(&pins)?)?);
+    if let Err(error) = sysctls(&args.paths).disable_redirects(&uplink.name) {
+        warn!(%error, "ICMP redirects are still on");
+    }
+    let (commands, inbox) = Commands::channel()?;
+    let (sync_sender, sync_receiver) = mpsc::unbounded_channel();
+    let sync = Sync {
+        node: args.node_name.clone(),
+        node_ip: args.node_ip,
+        uplink: Uplink::new(&uplink.name)?,
+        mac: uplink.mac,
+        hash_key: keys.flow_hash,
+        udp_silent: args.udp_unserved == UdpUnserved::Silent,
+        maps: ForwardingMaps::open(&pins)?,
+        backend: Backend::new(Nft::new(&args.paths.nft)),
+        shared: shared.clone(),
+        metrics: metrics.clone(),
+        on_synced: on_synced(commands.clone()),
+    };
+
+    // (ii) Who owns a VIP.
+    let (reports_sender, reports) = mpsc::unbounded_channel();
+    let seed = clock::wall_nanos() ^ keys.flow_hash[0] ^ u64::from(std::process::id());
+    let mut config = election::Config::new(node.clone(), keys.cluster_id, epoch, keys.adverts, seed);
+    config.interval = args.interval();
+    config.dead_intervals = args.dead_intervals;
+    config.lease = config.dead() * 4 / 5;
+    config.leave_timeout = Duration::from_millis(args.handover_timeout_ms);
+    let liveness = liveness::Config { interval: config.interval, dead: config.dead(), ..liveness::Config::default() };
+    let group = SocketAddrV4::new(args.heartbeat_group, args.heartbeat_port);
+    let now = clock::now();
+    let driver = Driver {
+        election: Election::new(config, now),
+        liveness: Liveness::new(liveness),
+        announcer: Announcer::new(announce::Config::default()),
+        udp: HeartbeatSocket::open(&uplink.name, uplink.index, args.node_ip, group)
+            .with_context(|| format!("heartbeat socket {group} on {}", uplink.name))?,
+        arp: ArpSocket::open(uplink.index, uplink.mac).context("ARP socket: capability NET_RAW is needed")?,
+        lease: LeaseMaps::open(&pins)?,
+        inbox,
+        own_ip: args.node_ip,
+        sync: sync_sender.clone(),
+        reports: reports_sender,
+        shared: shared.clone(),
+        metrics: metrics.clone(),
+    };
+    turned(&shared.election_turned, now);
+    turned(&shared.dataplane_turned, now);
+
+    let attached = loaded.attach(&uplink.name)?;
+    info!(interface = uplink.name, ?attached, "packet path attached");
+    shared.attached.store(true, Ordering::Relaxed);
+    let mut ends = Ends::default();
+    ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, sync_receiver)))?;
+    ends.spawn("election", move || driver::run(driver))?;
+    commands.send(crate::driver::Command::Carrier(uplink.carrier))?;
+    for change in net.neighbours(uplink.index).await? {
+        on_change(change, &sync_sender, &commands)?;
+    }
+
+    // (i) What is to be served.
+    let (events_sender, events) = mpsc::channel(MAX_EVENTS);
+    watch::spawn(&client, &events_sender);
+    let (updates, updates_receiver) = mpsc::unbounded_channel();
+    tokio::spawn(status::run(client, args.node_name.clone(), updates_receiver));
+    let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
+    let server = tokio::spawn(admin::serve(listener, admin));
+    let serving = Serving { node, disk, commands, sync: sync_sender, metrics, updates, reports, events };
+    let ended = serving.run(&mut net, uplink.index, ends, server).await;
+    drop(loaded);
+    ended
+}
+
+/// The main loop's ends of all channels.
+struct Serving {
+    node: NodeName,
+    disk: StateDir,
+    commands: Commands,
+    sync: mpsc::UnboundedSender<Message>,
+    metrics: Arc<Metrics>,
+    updates: mpsc::UnboundedSender<(Ipv4Addr, Ownership)>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Serving {
+    async fn run(
+        mut self,
+        net: &mut Netlink,
+        ifindex: u32,
+        mut ends: Ends,
+        mut server: tokio::task::JoinHandle<std::io::Result<()>>,
+    ) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+        let mut views = Views::new();
+        let fallback = tokio::time::sleep(VIEW_TIMEOUT);
+        tokio::pin!(fallback);
+        let mut leaving = false;
+        loop {
+            tokio::select! {
+                Some(event) = self.events.recv() => {
+                    views.take(event, &self.metrics);
+                    while let Ok(event) = self.events.try_recv() {
+                        views.take(event, &self.metrics);
+                    }
+                    self.publish(&mut views)?;
+                }
+                () = &mut fallback, if !views.published => {
+                    self.fall_back(&mut views)?;
+                    fallback.as_mut().reset(tokio::time::Instant::now() + VIEW_TIMEOUT);
+                }
+                change = net.next(ifindex) => {
+                    let Some(change) = change else { bail!("the netlink socket was closed") };
+                    on_change(change, &self.sync, &self.commands)?;
+                }
+                Some(report) = self.reports.recv() => {
+                    if let Report::HandedOver { all_taken } = report {
+                        info!(all_taken, "handed over");
+                        return Ok(());
+                    }
+                    self.write_status(report);
+                }
+                _ = terminate.recv(), if !leaving => { leaving = true; self.leave()?; }
+                _ = interrupt.recv(), if !leaving => { leaving = true; self.leave()?; }
+                ended = &mut server => return ended.context("admin server")?.context("admin server"),
+                ended = ends.receiver.recv() => bail!("{}", ended.unwrap_or_else(|| "all threads ended".into())),
+            }
+        }
+    }
+
+    fn leave(&self) -> Result<()> {
+        info!("stopping: handing over");
+        self.commands.send(driver::Command::Leave)
+    }
+
+    fn publish(&self, views: &mut Views) -> Result<()> {
+        if !views.complete() || !std::mem::take(&mut views.changed) {
+            return Ok(());
+        }
+        let first = !std::mem::replace(&mut views.published, true);
+        if first {
+            info!(nodes = views.view.nodes().len(), vips = views.view.vips().len(), "full view");
+        }
+        self.send_view(&views.view)?;
+        if let Err(error) = self.disk.save_view(&views.view) {
+            warn!(error = format!("{error:#}"), "last known view not saved");
+        }
+        Ok(())
+    }
+
+    /// The API server has not answered: what was true when it last did is the best there is.
+    fn fall_back(&self, views: &mut Views) -> Result<()> {
+        match self.disk.load_view() {
+            Some(view) => {
+                warn!(
+                    nodes = view.nodes().len(),
+                    vips = view.vips().len(),
+                    "no API server: serving the last known view"
+                );
+                views.published = true;
+                self.send_view(&view)
+            }
+            None => {
+                warn!("no API server and no last known view: waiting");
+                Ok(())
+            }
+        }
+    }
+
+    fn send_view(&self, view: &View) -> Result<()> {
+        let others = view.nodes().iter().filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
+        let others: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
+        self.commands.send(driver::Command::Nodes(others))?;
+        self.sync.send(Message::View(Arc::new(view.clone()))).context("the dataplane thread has ended")
+    }
+
+    fn write_status(&self, report: Report) {
+        let update = match report {
+            Report::Acquired { vip, term } => {
+                Some((vip, Ownership::Owned { term: term.0, since: k8s_openapi::jiff::Timestamp::now() }))
+            }
+            Report::Released { vip, reason } => {
+                info!(%vip, reason = reason.label(), "released");
+                None
+            }
+            Report::OwnerChanged { vip, owner: None } => {
+                Some((vip, Ownership::Unowned { reason: sheave_api::NoOwner::HandingOver.as_str().to_owned() }))
+            }
+            Report::OwnerChanged { vip, owner: Some(Owner { node, term }) } => {
+                info!(%vip, owner = %node, %term, "owner");
+                None
+            }
+            Report::HandedOver { .. } => None,
+        };
+        if let Some(update) = update {
+            // The writer ends only with the process.
+            let _ = self.updates.send(update);
+        }
+    }
+}
+
+/// The view, and which kinds have been listed.
+struct Views {
+    view: View,
+    unlisted: BTreeSet<Kind>,
+    changed: bool,
+    published: bool,
+}
+
+impl Views {
+    fn new() -> Self {
+        Self { view: View::default(), unlisted: watch::unlisted(), changed: true, published: false }
+    }
+
+    fn take(&mut self, event: Event, metrics: &Metrics) {
+        if let Event::Relisted(kind, _) = &event {
+            self.unlisted.remove(kind);
+        }
+        match self.view.handle(event) {
+            Change::None => {}
+            Change::Changed => self.changed = true,
+            Change::Refused(limit) => {
+                self.changed = true;
+                warn!(limit = limit.label(), allowed = limit.value(), "object left out: limit reached");
+                metrics.limits_reached.with_label_values(&[limit.label()]).inc();
+            }
+        }
+    }
+
+    fn complete(&self) -> bool {
+        self.unlisted.is_empty()
+    }
+}
+
+/// Tells when a thread ends: none may while the process runs.
+struct Ends {
+    sender: mpsc::UnboundedSender<String>,
+    receiver: mpsc::UnboundedReceiver<String>,
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self { sender, receiver }
+    }
+}
+
+impl Ends {
+    fn spawn(&mut self, name: &'static str, body: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+        let sender = self.sender.clone();
+        let named = thread::Builder::new().name(name.into());
+        named
+            .spawn(move || {
+                let end = match body() {
+                    Ok(()) => format!("the {name} thread ended"),
+                    Err(error) => format!("the {name} thread ended: {error:#}"),
+                };
+                // Nobody listens any more: the process is ending.
+                let _ = sender.send(end);
+            })
+            .with_context(|| format!("start the {name} thread"))?;
+        Ok(())
+    }
+}
+
+fn on_synced(commands: Commands) -> Box<dyn Fn(BTreeSet<Ipv4Addr>) + Send> {
+    Box::new(move |vips| {
+        let told =
+            commands.send(driver::Command::Desired(vips)).and_then(|()| commands.send(driver::Command::Ready(true)));
+        if let Err(error) = told {
+            warn!(%error, "the election was not told");
+        }
+    })
+}
+
+fn on_change(change: netlink::Change, sync: &mpsc::UnboundedSender<Message>, commands: &Commands) -> Result<()> {
+    match change {
+        netlink::Change::Link { carrier, mac } => {
+            commands.send(driver::Command::Carrier(carrier))?;
+            sync.send(Message::OwnMac(mac)).context("the dataplane thread has ended")
+        }
+        // The packet path is bound to the device: a new one of the same name needs a new link. Begin anew.
+        netlink::Change::LinkGone => bail!("the uplink is gone"),
+        netlink::Change::Neighbour { ip, mac } => {
+            sync.send(Message::Neighbour { ip, mac }).context("the dataplane thread has ended")
+        }
+    }
+}
+
+fn sysctls(paths: &PathArgs) -> Sysctls {
+    Sysctls::new(&paths.sysctl_dir, &paths.state_dir.join("sysctl.json"))
+}
+
+/// Kernels before 5.11 charge maps to RLIMIT_MEMLOCK; later ones ignore it, so a refusal matters only there.
+fn raise_memlock() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
+        tracing::debug!(%error, "RLIMIT_MEMLOCK stays");
+    }
+}

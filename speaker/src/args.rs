@@ -1,0 +1,107 @@
+//! Flags and environment into typed configuration. Nothing else in the speaker reads either.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Owns, announces and forwards VIPs of Kubernetes Services on this node.
+#[derive(Parser, Debug)]
+#[command(name = "sheave-speaker", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// How log lines look.
+    #[arg(long, global = true, env = "SHEAVE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    pub log_format: LogFormat,
+    /// What is logged: a tracing filter such as `info` or `sheave_speaker=debug`.
+    #[arg(long, global = true, env = "SHEAVE_LOG", default_value = "info")]
+    pub log: String,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run until SIGTERM; then hand over what this node owns and leave the packet path in place.
+    Run(RunArgs),
+    /// Remove everything the speaker left on this node: XDP link, pinned maps, nftables table, changed sysctls.
+    Uninstall(PathArgs),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+/// What a UDP client of a port that nobody serves gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UdpUnserved {
+    /// ICMP port unreachable (RFC 1122 section 3.2.2.1).
+    Unreachable,
+    /// Nothing.
+    Silent,
+}
+
+#[derive(ClapArgs, Debug, Clone)]
+pub struct PathArgs {
+    /// Directory on a BPF file system for pinned maps and the XDP link.
+    #[arg(long, default_value = "/sys/fs/bpf/sheave")]
+    pub pin_dir: PathBuf,
+    /// Directory that outlives the pod: last known state, boot epoch, original sysctls.
+    #[arg(long, default_value = "/var/lib/sheave")]
+    pub state_dir: PathBuf,
+    /// Where the node's `/proc/sys/net` is writable.
+    #[arg(long, default_value = "/host/proc/sys/net")]
+    pub sysctl_dir: PathBuf,
+    /// The nft program.
+    #[arg(long, default_value = "nft")]
+    pub nft: PathBuf,
+}
+
+#[derive(ClapArgs, Debug, Clone)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub paths: PathArgs,
+    /// Name of the Kubernetes Node this speaker runs on.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// The node's address on the segment.
+    #[arg(long, env = "NODE_IP")]
+    pub node_ip: Ipv4Addr,
+    /// The uplink; default: the interface that carries the node's address.
+    #[arg(long)]
+    pub interface: Option<String>,
+    /// Directory of the Secret `sheave-keys`: files current, previous (optional), flow-hash, cluster-id.
+    #[arg(long, default_value = "/etc/sheave/keys")]
+    pub keys_dir: PathBuf,
+    /// Group of the heartbeats. Link-local scope, so that no router forwards and no switch prunes it.
+    #[arg(long, default_value = "224.0.0.254")]
+    pub heartbeat_group: Ipv4Addr,
+    #[arg(long, default_value_t = 7480, value_parser = clap::value_parser!(u16).range(1..))]
+    pub heartbeat_port: u16,
+    /// Milliseconds between two heartbeats of a node.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(10..=1000))]
+    pub heartbeat_interval_ms: u64,
+    /// Intervals without a heartbeat after which a speaker counts as dead.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=10))]
+    pub dead_intervals: u32,
+    /// Where readiness, liveness and metrics are served; default: the node's address, port 7473.
+    #[arg(long)]
+    pub admin_listen: Option<SocketAddr>,
+    #[arg(long, value_enum, default_value_t = UdpUnserved::Unreachable)]
+    pub udp_unserved: UdpUnserved,
+    /// How long a stopping speaker waits for others to take its VIPs.
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(0..=30_000))]
+    pub handover_timeout_ms: u64,
+}
+
+impl RunArgs {
+    pub fn interval(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_interval_ms)
+    }
+
+    pub fn admin_listen(&self) -> SocketAddr {
+        self.admin_listen.unwrap_or_else(|| SocketAddr::from((self.node_ip, 7473)))
+    }
+}

@@ -1,0 +1,134 @@
+//! Loads the packet path, pins its maps, attaches it to the uplink and replaces it atomically on a restart.
+//!
+//! Layout of the pin directory: `maps-v<ABI>/<MAP>` and `link-<interface>`. The link stands outside the versioned directory:
+//! a speaker with another map layout replaces the program in one step and leaves no gap. The link is never detached on exit;
+//! only `uninstall` removes it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
+use ebpf_common::{ABI_VERSION, PROGRAM, map};
+
+const MAPS: [&str; 9] =
+    [map::CONFIG, map::LEASE, map::OWN, map::VIPS, map::SERVICES, map::RINGS, map::NODES, map::PEERS, map::COUNTERS];
+
+/// Where things are pinned.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_path_buf() }
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps_dir().join(name)
+    }
+
+    fn maps_dir(&self) -> PathBuf {
+        self.root.join(format!("maps-v{ABI_VERSION}"))
+    }
+
+    fn link(&self, interface: &str) -> PathBuf {
+        self.root.join(format!("link-{interface}"))
+    }
+}
+
+/// The loaded program, its maps pinned; not attached yet.
+pub struct Loaded {
+    ebpf: Ebpf,
+    pins: Pins,
+}
+
+/// Loads the program. Pinned maps of this ABI version are taken over with what they hold.
+pub fn load(pins: &Pins) -> Result<Loaded> {
+    if ebpf_object::OBJECT.is_empty() {
+        bail!("this program was built without its packet path (SHEAVE_SKIP_EBPF): it cannot forward");
+    }
+    let dir = pins.maps_dir();
+    fs::create_dir_all(&dir).with_context(|| {
+        format!("create {}: is a BPF file system mounted at or above {}?", dir.display(), pins.root.display())
+    })?;
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader.load(ebpf_object::OBJECT).context("load the packet path's maps")?;
+    let program = xdp(&mut ebpf)?;
+    program.load().context("the kernel's verifier refused the packet path")?;
+    Ok(Loaded { ebpf, pins: pins.clone() })
+}
+
+impl Loaded {
+    /// Attaches to the interface in native mode, or replaces the program of our own pinned link.
+    pub fn attach(&mut self, interface: &str) -> Result<Attached> {
+        let path = self.pins.link(interface);
+        let program = xdp(&mut self.ebpf)?;
+        match PinnedLink::from_pin(&path) {
+            Ok(pinned) => {
+                let link = XdpLink::try_from(FdLink::from(pinned)).context("the pinned link is no XDP link")?;
+                match program.attach_to_link(link) {
+                    // The link stays attached through its pin; ours is only another descriptor of it.
+                    Ok(_) => return Ok(Attached::Replaced),
+                    // The device of the pinned link is gone (ENOLINK): a link of its own for the new device.
+                    Err(error) => {
+                        tracing::warn!(%error, path = %path.display(), "pinned link is of no use, attaching anew");
+                        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+                    }
+                }
+            }
+            Err(error) if path.exists() => bail!("open the pinned link {}: {error}", path.display()),
+            Err(_) => {}
+        }
+        let id = program.attach(interface, XdpMode::Driver).map_err(|error| explain(error, interface))?;
+        let link = program.take_link(id).context("take the new link")?;
+        let link = FdLink::try_from(link).context("this kernel attached without a bpf_link: 5.9 or newer is needed")?;
+        link.pin(&path).with_context(|| format!("pin the link at {}", path.display()))?;
+        Ok(Attached::New)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    New,
+    Replaced,
+}
+
+/// Removes links and maps of every version.
+pub fn uninstall(pins: &Pins) -> Result<()> {
+    match fs::remove_dir_all(&pins.root) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("remove {}", pins.root.display())),
+    }
+}
+
+fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    let program = ebpf.program_mut(PROGRAM).with_context(|| format!("the object has no program {PROGRAM}"))?;
+    program.try_into().context("the packet path is no XDP program")
+}
+
+fn explain(error: ProgramError, interface: &str) -> anyhow::Error {
+    let code = match &error {
+        ProgramError::SyscallError(syscall) => syscall.io_error.raw_os_error(),
+        _ => None,
+    };
+    let hint = match code {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            "another XDP program is attached there, which Sheave does not detach: remove it (ip link show dev, ip link set \
+             dev … xdp off), or name another uplink with --interface"
+        }
+        Some(libc::EOPNOTSUPP) => "the driver has no native XDP",
+        Some(libc::EPERM) => "capabilities BPF and NET_ADMIN are needed",
+        _ => "see the kernel's message",
+    };
+    anyhow::Error::new(error).context(format!("attach the packet path to {interface}: {hint}"))
+}

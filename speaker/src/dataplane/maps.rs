@@ -1,0 +1,172 @@
+//! The only file with aya's map types. Two handles: what the election thread writes, and what dataplane sync writes.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray};
+use ebpf_common::{Config, Lease, MacKey, Node, Own, Row, ServiceKey, ServiceValue, Verdict, VipValue, map};
+use speaker_core::forwarding::diff::{MapOp, MapState};
+use speaker_core::time::Instant;
+
+use super::loader::Pins;
+
+/// Inner maps of `RINGS` may have any size (Linux 5.10).
+const BPF_F_INNER_MAP: u32 = 1 << 12;
+
+/// The lease in the kernel. Owned by the election thread.
+pub struct LeaseMaps {
+    lease: Array<MapData, Lease>,
+    own: HashMap<MapData, [u8; 4], Own>,
+}
+
+impl LeaseMaps {
+    pub fn open(pins: &Pins) -> Result<Self> {
+        let lease = Array::try_from(open(pins, map::LEASE, Map::Array)?)?;
+        let own = HashMap::try_from(open(pins, map::OWN, Map::HashMap)?)?;
+        Ok(Self { lease, own })
+    }
+
+    /// Ends the lease and forgets what an earlier speaker owned: what this node owns is decided anew.
+    pub fn clear(&mut self) -> Result<()> {
+        let mut lease = self.lease.get(&0, 0)?;
+        lease.until_ns = 0;
+        self.lease.set(0, lease, 0)?;
+        let owned: Vec<[u8; 4]> = self.own.keys().collect::<Result<_, _>>()?;
+        for vip in owned {
+            self.release(vip.into())?;
+        }
+        Ok(())
+    }
+
+    pub fn renew(&mut self, until: Instant, mute_until: Instant) -> Result<()> {
+        let lease = Lease { until_ns: until.as_nanos(), mute_until_ns: mute_until.as_nanos() };
+        self.lease.set(0, lease, 0).context("renew the lease")
+    }
+
+    pub fn acquire(&mut self, vip: Ipv4Addr, term: u64) -> Result<()> {
+        self.own.insert(vip.octets(), Own { term }, 0).with_context(|| format!("enter {vip} as owned"))
+    }
+
+    pub fn release(&mut self, vip: Ipv4Addr) -> Result<()> {
+        absent_is_fine(self.own.remove(&vip.octets())).with_context(|| format!("remove {vip} as owned"))
+    }
+}
+
+/// What the packet path forwards by. Owned by dataplane sync.
+pub struct ForwardingMaps {
+    config: Array<MapData, Config>,
+    vips: HashMap<MapData, [u8; 4], VipValue>,
+    services: HashMap<MapData, ServiceKey, ServiceValue>,
+    rings: ArrayOfMaps<MapData, Array<MapData, u32>>,
+    nodes: Array<MapData, Node>,
+    peers: HashMap<MapData, MacKey, u32>,
+}
+
+impl ForwardingMaps {
+    pub fn open(pins: &Pins) -> Result<Self> {
+        Ok(Self {
+            config: Array::try_from(open(pins, map::CONFIG, Map::Array)?)?,
+            vips: HashMap::try_from(open(pins, map::VIPS, Map::HashMap)?)?,
+            services: HashMap::try_from(open(pins, map::SERVICES, Map::HashMap)?)?,
+            rings: ArrayOfMaps::try_from(open(pins, map::RINGS, Map::ArrayOfMaps)?)?,
+            nodes: Array::try_from(open(pins, map::NODES, Map::Array)?)?,
+            peers: HashMap::try_from(open(pins, map::PEERS, Map::HashMap)?)?,
+        })
+    }
+
+    /// What an earlier speaker left. Rings cannot be read back (a file descriptor of an inner map by id takes
+    /// CAP_SYS_ADMIN), so each counts as held with rows that no ring has: it is filled anew at the first synchronisation.
+    pub fn restore(&self) -> Result<MapState> {
+        let mut state = MapState::default();
+        for vip in self.vips.keys() {
+            state.vips.insert(vip?);
+        }
+        let unknown: Arc<[Row]> = Arc::from([Row(u32::MAX)]);
+        for entry in self.services.iter() {
+            let (key, value) = entry?;
+            state.rings.insert(value.ring, unknown.clone());
+            state.services.insert(key, value);
+        }
+        for entry in self.peers.iter() {
+            let (mac, slot) = entry?;
+            state.peers.insert(mac, slot);
+        }
+        for slot in 1..self.nodes.len() {
+            let node = self.nodes.get(&slot, 0)?;
+            if node != Node::default() {
+                state.nodes.insert(slot, node);
+            }
+        }
+        Ok(state)
+    }
+
+    /// Carries out one write.
+    pub fn execute(&mut self, op: &MapOp) -> Result<()> {
+        let done = match op {
+            MapOp::SetNode { slot, node } => self.nodes.set(*slot, *node, 0),
+            MapOp::DelNode { slot } => self.nodes.set(*slot, Node::default(), 0),
+            MapOp::SetPeer { mac, slot } => self.peers.insert(*mac, *slot, 0),
+            MapOp::DelPeer { mac } => absent_is_fine(self.peers.remove(mac)),
+            MapOp::SetRing { slot, rows } => return self.set_ring(*slot, rows),
+            // Nothing names the slot any more; an empty ring frees the memory of the old one.
+            MapOp::DelRing { slot } => return self.set_ring(*slot, &[]),
+            MapOp::SetService { key, value } => self.services.insert(*key, *value, 0),
+            MapOp::DelService { key } => absent_is_fine(self.services.remove(key)),
+            MapOp::SetVip { addr } => self.vips.insert(*addr, VipValue::default(), 0),
+            MapOp::DelVip { addr } => absent_is_fine(self.vips.remove(addr)),
+        };
+        done.with_context(|| format!("{op:?}"))
+    }
+
+    pub fn config(&self) -> Result<Config> {
+        Ok(self.config.get(&0, 0)?)
+    }
+
+    pub fn set_config(&mut self, config: Config) -> Result<()> {
+        self.config.set(0, config, 0).context("write CONFIG")
+    }
+
+    /// Fills a new ring beside the one in use, then swaps the slot: a packet sees the old ring or the new one, whole.
+    fn set_ring(&mut self, slot: u32, rows: &[Row]) -> Result<()> {
+        let length = u32::try_from(rows.len()).context("ring too long")?;
+        let mut ring: Array<MapData, u32> =
+            Array::create(length + 1, BPF_F_INNER_MAP).with_context(|| format!("create ring of {length} rows"))?;
+        ring.set(0, length, 0)?;
+        for (index, row) in (1..).zip(rows) {
+            ring.set(index, row.0, 0)?;
+        }
+        self.rings.set(slot, &ring, 0).with_context(|| format!("swap ring slot {slot}"))
+    }
+}
+
+/// Frames by verdict, summed over CPUs.
+pub struct Counters {
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Counters {
+    pub fn open(pins: &Pins) -> Result<Self> {
+        Ok(Self { counters: PerCpuArray::try_from(open(pins, map::COUNTERS, Map::PerCpuArray)?)? })
+    }
+
+    pub fn read(&self) -> Result<Vec<(Verdict, u64)>> {
+        let sum = |verdict: &Verdict| -> Result<(Verdict, u64)> {
+            Ok((*verdict, self.counters.get(&(*verdict as u32), 0)?.iter().sum()))
+        };
+        Verdict::ALL.iter().map(sum).collect()
+    }
+}
+
+fn open(pins: &Pins, name: &str, wrap: fn(MapData) -> Map) -> Result<Map> {
+    let path = pins.map(name);
+    Ok(wrap(MapData::from_pin(&path).with_context(|| format!("open the pinned map {}", path.display()))?))
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,7 @@
+//! The packet path of this node: loaded, kept as the view says, counted. Read: loader.rs -> sync.rs -> maps.rs.
+
+pub mod loader;
+mod maps;
+pub mod sync;
+
+pub use maps::{Counters, ForwardingMaps, LeaseMaps};

@@ -1,0 +1,160 @@
+//! AF_PACKET socket for ARP (RFC 826): announces VIPs (RFC 5227 section 3) and asks other kernels for a sign of life.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use pnet::packet::Packet;
+use pnet::packet::arp::{ArpHardwareTypes, ArpOperation, ArpOperations, ArpPacket, MutableArpPacket};
+use pnet::packet::ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket};
+use pnet::util::MacAddr;
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+
+use super::Mac;
+
+const FRAME: usize = 14 + 28;
+
+/// What another host said of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    pub ip: Ipv4Addr,
+    pub mac: Mac,
+    /// It was a reply to us, not a question or an announcement.
+    pub reply: bool,
+}
+
+pub struct ArpSocket {
+    socket: Socket,
+    ifindex: u32,
+    mac: Mac,
+}
+
+impl ArpSocket {
+    pub fn open(ifindex: u32, mac: Mac) -> io::Result<Self> {
+        let protocol = i32::from((libc::ETH_P_ARP as u16).to_be());
+        let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), Some(Protocol::from(protocol)))?;
+        socket.bind(&link_address(ifindex)?)?;
+        Ok(Self { socket, ifindex, mac })
+    }
+
+    /// Tells everybody on the segment that `vip` is at our MAC, in request and in reply form: some hosts take only one.
+    pub fn announce(&self, vip: Ipv4Addr) -> io::Result<()> {
+        self.send(Mac::BROADCAST, ArpOperations::Request, vip, vip, Mac::default())?;
+        self.send(Mac::BROADCAST, ArpOperations::Reply, vip, vip, self.mac)
+    }
+
+    /// Asks the kernel at `target` for its address: unicast if its MAC is known.
+    pub fn probe(&self, own: Ipv4Addr, target: Ipv4Addr, mac: Option<Mac>) -> io::Result<()> {
+        self.send(mac.unwrap_or(Mac::BROADCAST), ArpOperations::Request, own, target, Mac::default())
+    }
+
+    /// The next frame that says something of another host; `None` when nothing waits.
+    pub fn receive(&self) -> io::Result<Option<Heard>> {
+        loop {
+            let mut buffer = [MaybeUninit::<u8>::uninit(); 128];
+            let length = match self.socket.recv(&mut buffer) {
+                Ok(length) => length.min(buffer.len()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            // SAFETY: recv initialised the first `length` bytes, and `length` is at most the buffer's size.
+            let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
+            if let Some(heard) = parse(bytes, self.mac) {
+                return Ok(Some(heard));
+            }
+        }
+    }
+
+    fn send(&self, to: Mac, op: ArpOperation, sender: Ipv4Addr, target: Ipv4Addr, target_mac: Mac) -> io::Result<()> {
+        let frame = build(self.mac, to, op, sender, target, target_mac);
+        self.socket.send_to(&frame, &link_address(self.ifindex)?).map(|_| ())
+    }
+}
+
+impl AsFd for ArpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn build(own: Mac, to: Mac, op: ArpOperation, sender: Ipv4Addr, target: Ipv4Addr, target_mac: Mac) -> [u8; FRAME] {
+    let mut frame = [0; FRAME];
+    let mut ethernet = MutableEthernetPacket::new(&mut frame).expect("the buffer holds an Ethernet header");
+    ethernet.set_destination(to.into());
+    ethernet.set_source(own.into());
+    ethernet.set_ethertype(EtherTypes::Arp);
+    let mut arp = MutableArpPacket::new(&mut frame[14..]).expect("the buffer holds an ARP packet");
+    arp.set_hardware_type(ArpHardwareTypes::Ethernet);
+    arp.set_protocol_type(EtherTypes::Ipv4);
+    arp.set_hw_addr_len(6);
+    arp.set_proto_addr_len(4);
+    arp.set_operation(op);
+    arp.set_sender_hw_addr(own.into());
+    arp.set_sender_proto_addr(sender);
+    arp.set_target_hw_addr(target_mac.into());
+    arp.set_target_proto_addr(target);
+    frame
+}
+
+fn parse(bytes: &[u8], own: Mac) -> Option<Heard> {
+    let ethernet = EthernetPacket::new(bytes)?;
+    if ethernet.get_ethertype() != EtherTypes::Arp {
+        return None;
+    }
+    let arp = ArpPacket::new(ethernet.payload())?;
+    let shape = (arp.get_hardware_type(), arp.get_protocol_type(), arp.get_hw_addr_len(), arp.get_proto_addr_len());
+    if shape != (ArpHardwareTypes::Ethernet, EtherTypes::Ipv4, 6, 4) {
+        return None;
+    }
+    let mac = Mac::from(arp.get_sender_hw_addr());
+    // Group addresses name no host; our own frames come back on some switches.
+    if mac == own || mac.0[0] & 1 == 1 || arp.get_sender_proto_addr().is_unspecified() {
+        return None;
+    }
+    Some(Heard { ip: arp.get_sender_proto_addr(), mac, reply: arp.get_operation() == ArpOperations::Reply })
+}
+
+fn link_address(ifindex: u32) -> io::Result<SockAddr> {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: sockaddr_ll is the address type of AF_PACKET and fits into sockaddr_storage.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (libc::ETH_P_ARP as u16).to_be();
+    address.sll_ifindex = i32::try_from(ifindex).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    address.sll_halen = 6;
+    // SAFETY: the storage holds a sockaddr_ll, and this is its length.
+    Ok(unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) })
+}
+
+impl From<Mac> for MacAddr {
+    fn from(mac: Mac) -> Self {
+        MacAddr::from(mac.0)
+    }
+}
+
+impl From<MacAddr> for Mac {
+    fn from(mac: MacAddr) -> Self {
+        Mac(mac.octets())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const OTHER: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+    #[test]
+    fn a_frame_reads_as_it_was_built() {
+        let sender = Ipv4Addr::new(192, 0, 2, 7);
+        let frame = build(OTHER, OWN, ArpOperations::Reply, sender, Ipv4Addr::new(192, 0, 2, 1), OWN);
+        assert_eq!(parse(&frame, OWN), Some(Heard { ip: sender, mac: OTHER, reply: true }));
+        assert_eq!(parse(&frame, OTHER), None, "our own frame");
+        for length in 0..frame.len() {
+            assert_eq!(parse(&frame[..length], OWN), None, "cut to {length} bytes");
+        }
+    }
+}

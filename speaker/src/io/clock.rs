@@ -1,0 +1,17 @@
+//! The one clock of the speaker: CLOCK_BOOTTIME, the same that the eBPF program reads (`bpf_ktime_get_boot_ns`).
+
+use nix::time::{ClockId, clock_gettime};
+use speaker_core::time::Instant;
+
+pub fn now() -> Instant {
+    // The clock exists since Linux 2.6.39 and the call has no other way to fail; a speaker without a clock must not run.
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("CLOCK_BOOTTIME is readable");
+    Instant::from_nanos(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+}
+
+/// Wall clock, nanoseconds since 1970: only to number incarnations (boot epochs), never to measure.
+pub fn wall_nanos() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,36 @@
+//! The edge: one syscall family per file, no decisions.
+//!
+//! | file | what | capability |
+//! |---|---|---|
+//! | clock.rs | CLOCK_BOOTTIME | none |
+//! | arp.rs | AF_PACKET socket for ARP: gratuitous announcements, signs of life of other kernels | NET_RAW |
+//! | udp.rs | the heartbeat socket | NET_RAW (SO_BINDTODEVICE) |
+//! | netlink.rs | links, addresses, neighbours | none (reading) |
+//! | schedule.rs | SCHED_FIFO for the election thread | SYS_NICE (works without) |
+
+pub mod arp;
+pub mod clock;
+pub mod netlink;
+pub mod schedule;
+pub mod udp;
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    pub const BROADCAST: Mac = Mac([0xff; 6]);
+}
+
+impl std::fmt::Display for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl std::fmt::Debug for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}

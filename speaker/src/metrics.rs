@@ -1,0 +1,123 @@
+//! Prometheus metrics. Names and labels are those of the enums in `speaker-core` and `ebpf-common`.
+
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use crate::dataplane::Counters;
+use crate::shared::Shared;
+
+pub struct Metrics {
+    registry: Registry,
+    pub adverts_sent: IntCounter,
+    pub adverts_received: IntCounter,
+    pub adverts_rejected: IntCounterVec,
+    pub send_errors: IntCounterVec,
+    pub transitions: IntCounter,
+    pub peers: IntGauge,
+    pub nodes_down: IntGauge,
+    pub isolated: IntGauge,
+    pub sync_errors: IntCounter,
+    pub syncs: IntCounter,
+    pub repairs: IntCounter,
+    pub limits_reached: IntCounterVec,
+    owned: IntGaugeVec,
+    lease_remaining: Gauge,
+    ready: IntGauge,
+    frames: IntCounterVec,
+    guard: IntCounterVec,
+    /// Read at each scrape.
+    counters: Counters,
+}
+
+impl Metrics {
+    pub fn new(kernel: Counters) -> Result<Self> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help)?);
+        let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help)?);
+        let counters = |name: &str, help: &str, label: &str| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), &[label])?)
+        };
+        Ok(Self {
+            adverts_sent: counter("sheave_adverts_sent_total", "Heartbeats and claim lists sent.")?,
+            adverts_received: counter("sheave_adverts_received_total", "Datagrams received on the heartbeat port.")?,
+            adverts_rejected: counters(
+                "sheave_adverts_rejected_total",
+                "Datagrams without effect, by reason.",
+                "reason",
+            )?,
+            send_errors: counters("sheave_send_errors_total", "Frames and datagrams the kernel did not take.", "kind")?,
+            transitions: counter("sheave_vip_transitions_total", "VIPs won and lost by this node.")?,
+            peers: gauge("sheave_peers_alive", "Speakers heard, without this one.")?,
+            nodes_down: gauge("sheave_nodes_down", "Nodes whose kernel gives no sign of life.")?,
+            isolated: gauge("sheave_isolated", "1 while no other node is heard that should be.")?,
+            sync_errors: counter("sheave_dataplane_sync_errors_total", "Changes of the packet path that failed.")?,
+            syncs: counter("sheave_dataplane_syncs_total", "Changes of the packet path that were made.")?,
+            repairs: counter("sheave_dataplane_repairs_total", "Times somebody else's change was put right.")?,
+            limits_reached: counters(
+                "sheave_limits_reached_total",
+                "Objects left out because a limit was reached.",
+                "limit",
+            )?,
+            owned: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("sheave_vip_owned_term", "Term of each VIP that this node owns."),
+                    &["vip"],
+                )?,
+            )?,
+            lease_remaining: register(
+                &registry,
+                Gauge::new("sheave_lease_remaining_seconds", "Time until ARP is not answered any more.")?,
+            )?,
+            ready: gauge("sheave_ready", "1 if this node may own VIPs.")?,
+            frames: counters("sheave_frames_total", "Frames seen by the packet path, by verdict.", "verdict")?,
+            guard: counters(
+                "sheave_guard_packets_total",
+                "Packets still addressed to a VIP behind the chains, by fate.",
+                "guard",
+            )?,
+            registry,
+            counters: kernel,
+        })
+    }
+
+    /// Packets that the guard saw since this speaker started.
+    pub fn set_guard<'a>(&self, counters: impl Iterator<Item = (&'a str, u64)>) {
+        for (name, packets) in counters {
+            raise(&self.guard.with_label_values(&[name]), packets);
+        }
+    }
+
+    pub fn render(&self, shared: &Shared) -> Result<Vec<u8>> {
+        for (verdict, frames) in self.counters.read().context("read the packet path's counters")? {
+            raise(&self.frames.with_label_values(&[verdict.label()]), frames);
+        }
+        self.owned.reset();
+        for (vip, term) in shared.owned() {
+            self.owned.with_label_values(&[vip.to_string().as_str()]).set(i64::try_from(term).unwrap_or(i64::MAX));
+        }
+        self.lease_remaining.set(shared.lease_remaining().as_secs_f64());
+        self.ready.set(i64::from(shared.synced.load(Ordering::Relaxed) && shared.not_ready().is_empty()));
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).context("encode metrics")?;
+        Ok(text)
+    }
+}
+
+/// The kernel counts, the metric follows; a counter that began anew (maps of another version) starts from there.
+fn raise(metric: &IntCounter, value: u64) {
+    match value.checked_sub(metric.get()) {
+        Some(difference) => metric.inc_by(difference),
+        None => {
+            metric.reset();
+            metric.inc_by(value);
+        }
+    }
+}
+
+fn register<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: M) -> Result<M> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}

@@ -1,0 +1,107 @@
+//! What outlives the speaker on this node's disk: the last known view, and the boot epoch.
+//!
+//! The view lets a speaker that restarts without an API server go on; the epoch numbers incarnations, so that a wall clock
+//! that was set back does not make a new incarnation look like an old one.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use speaker_core::view::View;
+
+use crate::io::clock;
+
+/// Far above any real view; a larger file is not ours.
+const MAX_FILE: u64 = 256 << 20;
+
+pub struct StateDir {
+    dir: PathBuf,
+}
+
+impl StateDir {
+    pub fn open(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("create the state directory {}", dir.display()))?;
+        Ok(Self { dir: dir.to_path_buf() })
+    }
+
+    /// Larger than every epoch this node used before. The number is on disk before it is used.
+    pub fn next_boot_epoch(&self) -> Result<u64> {
+        let path = self.dir.join("boot-epoch");
+        let before = match fs::read_to_string(&path) {
+            Ok(text) => match text.trim().parse::<u64>() {
+                Ok(epoch) => epoch,
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "boot epoch unreadable, starting from the wall clock");
+                    0
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        let epoch = clock::wall_nanos().max(before.saturating_add(1));
+        write_atomically(&path, epoch.to_string().as_bytes())?;
+        Ok(epoch)
+    }
+
+    pub fn save_view(&self, view: &View) -> Result<()> {
+        let bytes = serde_json::to_vec(view).context("serialise the view")?;
+        write_atomically(&self.view_path(), &bytes)
+    }
+
+    /// The last saved view. A file that cannot be read is reported and counts as absent: the API server will tell anew.
+    pub fn load_view(&self) -> Option<View> {
+        let path = self.view_path();
+        match read_bounded(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)) {
+            Ok(view) => Some(view),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "last known view unreadable, waiting for the API server");
+                None
+            }
+        }
+    }
+
+    fn view_path(&self) -> PathBuf {
+        self.dir.join("view.json")
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    if fs::metadata(path)?.len() > MAX_FILE {
+        return Err(io::Error::other(format!("larger than {MAX_FILE} bytes")));
+    }
+    fs::read(path)
+}
+
+/// The old content or the new one, never half of it, also when power is lost.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("new");
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_grow_whatever_the_file_says() {
+        let dir = std::env::temp_dir().join(format!("sheave-state-{}", std::process::id()));
+        let state = StateDir::open(&dir).expect("opens");
+        let future = u64::MAX - 10;
+        fs::write(dir.join("boot-epoch"), future.to_string()).expect("writes");
+        assert_eq!(state.next_boot_epoch().expect("first"), future + 1);
+        assert_eq!(state.next_boot_epoch().expect("second"), future + 2);
+        fs::write(dir.join("boot-epoch"), "no number").expect("writes");
+        assert!(state.next_boot_epoch().expect("third") > 0);
+        fs::write(dir.join("view.json"), "{").expect("writes");
+        assert!(state.load_view().is_none());
+        fs::remove_dir_all(&dir).expect("cleans up");
+    }
+}

@@ -1,0 +1,84 @@
+//! Writes the status of VirtualIPs: the owner says that it is. Only the newest state of each VIP waits to be written.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::json;
+use sheave_api::VirtualIP;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+/// What the status shall say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// This node won the VIP.
+    Owned { term: u64, since: k8s_openapi::jiff::Timestamp },
+    /// This node let go and knows of no other owner.
+    Unowned { reason: String },
+}
+
+pub type Updates = BTreeMap<Ipv4Addr, Ownership>;
+
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Runs until the sender is gone.
+pub async fn run(client: Client, node: String, mut updates: mpsc::UnboundedReceiver<(Ipv4Addr, Ownership)>) {
+    let api: Api<VirtualIP> = Api::all(client);
+    let mut waiting = Updates::new();
+    let mut failing = false;
+    loop {
+        if waiting.is_empty() {
+            let Some((vip, ownership)) = updates.recv().await else { return };
+            waiting.insert(vip, ownership);
+        }
+        while let Ok((vip, ownership)) = updates.try_recv() {
+            waiting.insert(vip, ownership);
+        }
+        let mut failed = Updates::new();
+        for (vip, ownership) in std::mem::take(&mut waiting) {
+            match write(&api, &node, vip, &ownership).await {
+                Ok(()) => debug!(%vip, ?ownership, "status written"),
+                Err(kube::Error::Api(status)) if status.code == 404 => debug!(%vip, "VirtualIP is gone"),
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(%vip, %error, "status of the VirtualIP not written, trying on");
+                    }
+                    failed.insert(vip, ownership);
+                }
+            }
+        }
+        if failed.is_empty() {
+            failing = false;
+        } else {
+            waiting = failed;
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// Compares before it writes, under the object's resourceVersion: a late message of a former owner never hides a newer one.
+async fn write(api: &Api<VirtualIP>, node: &str, vip: Ipv4Addr, ownership: &Ownership) -> kube::Result<()> {
+    let name = vip.to_string();
+    let current = api.get(&name).await?;
+    let known = current.status.clone().unwrap_or_default();
+    let status = match ownership {
+        Ownership::Owned { term, since } => {
+            let term = i64::try_from(*term).unwrap_or(i64::MAX);
+            if known.term.is_some_and(|newer| newer > term) && known.owner.is_some() {
+                return Ok(());
+            }
+            json!({ "owner": node, "term": term, "since": since.to_string(), "reason": null })
+        }
+        Ownership::Unowned { reason } => {
+            if known.owner.as_deref() != Some(node) {
+                return Ok(());
+            }
+            json!({ "owner": null, "since": null, "reason": reason })
+        }
+    };
+    let patch = json!({ "metadata": { "resourceVersion": current.metadata.resource_version }, "status": status });
+    api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
+}

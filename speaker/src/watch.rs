@@ -1,0 +1,183 @@
+//! Kubernetes watches into view events. The API server is only a source of desired state: when it is gone, nothing is sent
+//! and the last view goes on serving.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::net::Ipv4Addr;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use sheave_api::VirtualIP;
+use speaker_core::view::{
+    Affinity, Conditions, Endpoint, EndpointSlice as Slice, Event, Key, Kind, Node as NodeView, Object, ObjectName,
+    Port, Protocol, Service as ServiceView, VirtualIp,
+};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+/// A watch that cannot reach the API server says so once, not at every retry.
+struct Reachability {
+    kind: Kind,
+    failing: bool,
+}
+
+/// Starts the four watches. Each first sends a full list ([`Event::Relisted`]).
+pub fn spawn(client: &Client, events: &mpsc::Sender<Event>) {
+    spawn_one::<Node>(client, events, Kind::Node, node);
+    spawn_one::<Service>(client, events, Kind::Service, service);
+    spawn_one::<EndpointSlice>(client, events, Kind::EndpointSlice, slice);
+    spawn_one::<VirtualIP>(client, events, Kind::VirtualIp, virtual_ip);
+}
+
+/// What an object means to the view: its key, and the object unless it does not concern us.
+type Convert<K> = fn(K) -> Option<(Key, Option<Object>)>;
+
+fn spawn_one<K>(client: &Client, events: &mpsc::Sender<Event>, kind: Kind, convert: Convert<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let stream = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff();
+    let events = events.clone();
+    tokio::spawn(async move {
+        let mut stream = std::pin::pin!(stream);
+        let mut listed = Vec::new();
+        let mut reachability = Reachability { kind, failing: false };
+        while let Some(item) = stream.next().await {
+            let event = match item {
+                Ok(event) => {
+                    reachability.succeeded();
+                    event
+                }
+                Err(error) => {
+                    reachability.failed(&error);
+                    continue;
+                }
+            };
+            let event = match event {
+                watcher::Event::Init => {
+                    listed.clear();
+                    continue;
+                }
+                watcher::Event::InitApply(object) => {
+                    listed.extend(convert(object).and_then(|(_, object)| object));
+                    continue;
+                }
+                watcher::Event::InitDone => Event::Relisted(kind, std::mem::take(&mut listed)),
+                watcher::Event::Apply(object) => match convert(object) {
+                    Some((_, Some(object))) => Event::Apply(object),
+                    Some((key, None)) => Event::Delete(key),
+                    None => continue,
+                },
+                watcher::Event::Delete(object) => match convert(object) {
+                    Some((key, _)) => Event::Delete(key),
+                    None => continue,
+                },
+            };
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+impl Reachability {
+    fn succeeded(&mut self) {
+        if std::mem::take(&mut self.failing) {
+            tracing::info!(kind = ?self.kind, "watch works again");
+        }
+    }
+
+    fn failed(&mut self, error: &watcher::Error) {
+        if !std::mem::replace(&mut self.failing, true) {
+            warn!(kind = ?self.kind, %error, "watch failed; the last known state goes on serving");
+        } else {
+            debug!(kind = ?self.kind, %error, "watch still fails");
+        }
+    }
+}
+
+fn node(node: Node) -> Option<(Key, Option<Object>)> {
+    let name = node.name_any();
+    let status = node.status.unwrap_or_default();
+    let address = status
+        .addresses
+        .unwrap_or_default()
+        .iter()
+        .filter(|address| address.type_ == "InternalIP")
+        .find_map(|address| address.address.parse::<Ipv4Addr>().ok());
+    let ready = status
+        .conditions
+        .unwrap_or_default()
+        .iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let object = address.map(|address| Object::Node(name.clone(), NodeView { address, ready }));
+    Some((Key::Node(name), object))
+}
+
+fn service(service: Service) -> Option<(Key, Option<Object>)> {
+    let name = object_name(&service);
+    let spec = service.spec.unwrap_or_default();
+    if spec.type_.as_deref() != Some("LoadBalancer") {
+        return Some((Key::Service(name), None));
+    }
+    let ports = spec.ports.unwrap_or_default().into_iter().filter_map(|port| {
+        let protocol = Protocol::parse(port.protocol.as_deref().unwrap_or("TCP"))?;
+        Some(Port { name: port.name.unwrap_or_default(), port: u16::try_from(port.port).ok()?, protocol })
+    });
+    let affinity = match spec.session_affinity.as_deref() {
+        Some("ClientIP") => Affinity::ClientIp,
+        _ => Affinity::None,
+    };
+    let object = Object::Service(name.clone(), ServiceView { ports: ports.collect(), affinity });
+    Some((Key::Service(name), Some(object)))
+}
+
+fn slice(slice: EndpointSlice) -> Option<(Key, Option<Object>)> {
+    let name = object_name(&slice);
+    let key = Key::EndpointSlice(name.clone());
+    let Some(service) = slice.labels().get("kubernetes.io/service-name").cloned() else { return Some((key, None)) };
+    if slice.address_type != "IPv4" {
+        return Some((key, None));
+    }
+    let ports = slice.ports.unwrap_or_default().into_iter().filter_map(|port| {
+        let protocol = Protocol::parse(port.protocol.as_deref().unwrap_or("TCP"))?;
+        Some(Port { name: port.name.unwrap_or_default(), port: u16::try_from(port.port?).ok()?, protocol })
+    });
+    let ports = ports.collect();
+    let endpoints = slice.endpoints.into_iter().filter_map(|endpoint| {
+        let conditions = endpoint.conditions.unwrap_or_default();
+        // "Clients must use the first address only" (discovery/v1).
+        let address = endpoint.addresses.first()?.parse().ok()?;
+        let conditions = Conditions::from_optional(conditions.ready, conditions.serving, conditions.terminating);
+        Some(Endpoint { address, node: endpoint.node_name, conditions })
+    });
+    let endpoints = endpoints.collect();
+    Some((key, Some(Object::EndpointSlice(name, Slice { service, ports, endpoints }))))
+}
+
+fn virtual_ip(vip: VirtualIP) -> Option<(Key, Option<Object>)> {
+    let Ok(address) = vip.spec.address.parse::<Ipv4Addr>() else {
+        warn!(
+            virtualip = vip.name_any(),
+            address = vip.spec.address,
+            "VirtualIP with an address that is not IPv4: left out"
+        );
+        return None;
+    };
+    let services = vip.spec.services.iter().map(|service| ObjectName::new(&service.namespace, &service.name)).collect();
+    let object = Object::VirtualIp(address, VirtualIp { pool: vip.spec.pool.clone(), services });
+    Some((Key::VirtualIp(address), Some(object)))
+}
+
+fn object_name<K: Resource>(object: &K) -> ObjectName {
+    ObjectName::new(object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// Which kinds have not been listed since the start.
+pub fn unlisted() -> BTreeSet<Kind> {
+    BTreeSet::from([Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::VirtualIp])
+}
