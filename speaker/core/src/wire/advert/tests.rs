@@ -1,0 +1,192 @@
+//! Vectors both ways, every refusal by name, and any bytes at all.
+
+use alloc::vec;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const CLUSTER: u64 = 0x0102_0304_0506_0708;
+
+fn keys(id: u8) -> Keyring {
+    Keyring { current: Key { id, secret: [id; 32] }, other: None }
+}
+
+fn heartbeat() -> Advert {
+    Advert {
+        node: NodeName::new("node-1").unwrap(),
+        cluster: CLUSTER,
+        epoch: 0x11,
+        sequence: 0x22,
+        flags: Flags { ready: true, joining: true, ..Flags::default() },
+        digest: 0x33,
+        challenge: 0x44,
+        body: Body::Heartbeat { heard: vec![0xaabb_ccdd] },
+    }
+}
+
+fn claims() -> Advert {
+    let claim = Claim { vip: Vip([192, 0, 2, 7].into()), term: Term(9) };
+    Advert { body: Body::Claims { part: 0, parts: 1, claims: vec![claim] }, ..heartbeat() }
+}
+
+#[rustfmt::skip]
+const HEARTBEAT: [u8; 58] = [
+    b'S', b'H', b'V', b'E', 1, 1, 0b1001, 5,
+    1, 2, 3, 4, 5, 6, 7, 8,
+    0, 0, 0, 0, 0, 0, 0, 0x11,
+    0, 0, 0, 0, 0, 0, 0, 0x22,
+    0, 0, 0, 0, 0, 0, 0, 0x33,
+    0, 0, 0, 0x44, 6, 0, 0, 1,
+    b'n', b'o', b'd', b'e', b'-', b'1',
+    0xaa, 0xbb, 0xcc, 0xdd,
+];
+
+#[rustfmt::skip]
+const CLAIMS_BODY: [u8; 20] = [
+    0, 0, 0, 1,
+    4, 0, 0, 0,
+    0, 0, 0, 0, 0, 0, 0, 9,
+    192, 0, 2, 7,
+];
+
+#[test]
+fn heartbeat_both_ways() {
+    let bytes = heartbeat().seal(&keys(5));
+    assert_eq!(bytes[..HEARTBEAT.len()], HEARTBEAT);
+    assert_eq!(bytes.len(), HEARTBEAT.len() + MAC_LEN);
+    assert_eq!(Advert::open(&bytes, CLUSTER, &keys(5)), Ok(heartbeat()));
+}
+
+#[test]
+fn claims_both_ways() {
+    let bytes = claims().seal(&keys(5));
+    assert_eq!(bytes[NAME + 6..bytes.len() - MAC_LEN], CLAIMS_BODY);
+    assert_eq!(Advert::open(&bytes, CLUSTER, &keys(5)), Ok(claims()));
+}
+
+#[test]
+fn every_refusal_has_its_name() {
+    let good = claims().seal(&keys(5));
+    let open = |bytes: &[u8]| Advert::open(bytes, CLUSTER, &keys(5)).unwrap_err();
+    let with = |at: usize, value: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = value;
+        bytes
+    };
+    assert_eq!(open(&[]), Reject::Truncated);
+    assert_eq!(open(&good[..good.len() - 1]), Reject::Truncated);
+    assert_eq!(open(&[good.clone(), vec![0; MAX_DATAGRAM]].concat()), Reject::Oversized);
+    assert_eq!(open(&with(0, b'X')), Reject::Malformed);
+    assert_eq!(open(&with(4, 2)), Reject::WrongVersion);
+    assert_eq!(open(&with(5, 3)), Reject::Malformed);
+    assert_eq!(open(&with(7, 6)), Reject::UnknownKey);
+    assert_eq!(open(&with(8, 0)), Reject::WrongCluster);
+    for at in [6, 20, 30, 40, NAME, good.len() - 1] {
+        assert_eq!(open(&with(at, good[at] ^ 1)), Reject::BadMac, "byte {at}");
+    }
+}
+
+/// Signed, and still nonsense: a buggy peer must not get far.
+#[test]
+fn signed_nonsense_is_malformed() {
+    let sealed = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = claims().seal(&keys(5));
+        bytes.truncate(bytes.len() - MAC_LEN);
+        change(&mut bytes);
+        keys(5).seal(&mut bytes);
+        Advert::open(&bytes, CLUSTER, &keys(5))
+    };
+    assert_eq!(sealed(&|_| {}), Ok(claims()));
+    let body = NAME + 6;
+    assert_eq!(sealed(&|b| b[body + 1] = 1), Err(Reject::Malformed), "part 1 of 1");
+    assert_eq!(sealed(&|b| b[body + 2] = 0xff), Err(Reject::Malformed), "too many parts");
+    assert_eq!(sealed(&|b| b[body + 4] = 6), Err(Reject::Malformed), "family 6");
+    assert_eq!(sealed(&|b| b.push(0)), Err(Reject::Malformed), "one byte more");
+    assert_eq!(sealed(&|b| b[NAME] = b'_'), Err(Reject::Malformed), "not a name");
+    assert_eq!(sealed(&|b| b[NAME] = 0xff), Err(Reject::Malformed), "not even text");
+    assert_eq!(sealed(&|b| b[44] = 200), Err(Reject::Truncated), "name beyond the end");
+}
+
+/// While keys are rotated both are taken; afterwards the old one is unknown.
+#[test]
+fn rotation() {
+    let both = Keyring { current: keys(6).current, other: Some(keys(5).current) };
+    let old = heartbeat().seal(&keys(5));
+    assert!(Advert::open(&old, CLUSTER, &both).is_ok());
+    assert!(Advert::open(&heartbeat().seal(&both), CLUSTER, &keys(6)).is_ok());
+    assert_eq!(Advert::open(&old, CLUSTER, &keys(6)), Err(Reject::UnknownKey));
+    let impostor = Keyring { current: Key { id: 5, secret: [1; 32] }, other: None };
+    assert_eq!(Advert::open(&heartbeat().seal(&impostor), CLUSTER, &both), Err(Reject::BadMac));
+}
+
+#[test]
+fn the_largest_adverts_fit() {
+    let name = "n".repeat(NodeName::MAX_LEN);
+    let node = NodeName::new(&name).unwrap();
+    let claim = Claim { vip: Vip([1, 2, 3, 4].into()), term: Term(u64::MAX) };
+    let count = claims_per_part(NodeName::MAX_LEN);
+    let heard = Advert { node: node.clone(), body: Body::Heartbeat { heard: vec![7; MAX_HEARD] }, ..heartbeat() };
+    let full = Advert { node, body: Body::Claims { part: 0, parts: 1, claims: vec![claim; count] }, ..heartbeat() };
+    for advert in [heard, full] {
+        let bytes = advert.seal(&keys(5));
+        assert!(bytes.len() <= MAX_DATAGRAM, "{}", bytes.len());
+        assert_eq!(Advert::open(&bytes, CLUSTER, &keys(5)), Ok(advert));
+    }
+    assert!(MAX_PARTS * count >= MAX_CLAIMS);
+}
+
+/// Part of the protocol: a change of this number is a change of version.
+#[test]
+fn digest_vector() {
+    let claim = |last, term| Claim { vip: Vip([192, 0, 2, last].into()), term: Term(term) };
+    assert_eq!(digest([]), EMPTY_DIGEST);
+    assert_eq!(digest([claim(1, 1), claim(2, 7)]), 10720210176343922946);
+    assert_ne!(digest([claim(1, 1)]), digest([claim(1, 2)]));
+}
+
+prop_compose! {
+    fn any_advert()(
+        name in "[a-z0-9.-]{1,253}", epoch: u64, sequence: u64, bits in 0u8..32, digest: u64, challenge: u32,
+        heard in prop::collection::vec(any::<u32>(), 0..=MAX_HEARD),
+        claims in prop::collection::vec((any::<[u8; 4]>(), any::<u64>()), 0..=claims_per_part(NodeName::MAX_LEN)),
+        part in 0..MAX_PARTS as u16, beats: bool,
+    ) -> Advert {
+        let claims = claims.into_iter().map(|(a, t)| Claim { vip: Vip(a.into()), term: Term(t) }).collect();
+        let claims = Body::Claims { part, parts: MAX_PARTS as u16, claims };
+        Advert {
+            node: NodeName::new(&name).unwrap(), cluster: CLUSTER, epoch, sequence, flags: Flags::from_bits(bits), digest,
+            challenge, body: if beats { Body::Heartbeat { heard } } else { claims },
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_advert_survives_the_wire(advert in any_advert()) {
+        prop_assert_eq!(Advert::open(&advert.seal(&keys(5)), CLUSTER, &keys(5)), Ok(advert));
+    }
+
+    /// Also with a good head and a good MAC, so that the parser behind them is reached.
+    #[test]
+    fn any_bytes_are_taken_calmly(bytes in prop::collection::vec(any::<u8>(), 0..1500), head in 0usize..8, signed: bool) {
+        let mut bytes = bytes;
+        let good = claims().seal(&keys(5));
+        let length = bytes.len().min([0, 4, 5, 6, 8, 16, 46, 48][head]);
+        bytes[..length].copy_from_slice(&good[..length]);
+        if signed {
+            keys(5).seal(&mut bytes);
+        }
+        if let Ok(packet) = Packet::new(&bytes) {
+            let _ = Advert::parse(&packet);
+        }
+        let _ = Advert::open(&bytes, CLUSTER, &keys(5));
+    }
+
+    #[test]
+    fn one_flipped_bit_is_refused(at in 0usize..58 + MAC_LEN, bit in 0u8..8) {
+        let mut bytes = heartbeat().seal(&keys(5));
+        bytes[at] ^= 1 << bit;
+        prop_assert!(Advert::open(&bytes, CLUSTER, &keys(5)).is_err());
+    }
+}

@@ -1,0 +1,43 @@
+//! Every way a datagram can be refused: enum variant = metric label = log field.
+
+use core::fmt;
+
+macro_rules! rejects {
+    ($($(#[$doc:meta])* $name:ident, $label:literal;)*) => {
+        /// Why a datagram was not taken. The label is the metric label and the log field.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Reject { $($(#[$doc])* $name,)* }
+
+        impl Reject {
+            pub const ALL: &'static [Reject] = &[$(Reject::$name),*];
+            pub const fn label(self) -> &'static str { match self { $(Reject::$name => $label),* } }
+        }
+    };
+}
+
+rejects! {
+    /// Shorter than its own lengths say.
+    Truncated, "truncated";
+    /// Longer than [`MAX_DATAGRAM`](super::advert::MAX_DATAGRAM).
+    Oversized, "oversized";
+    /// Not an advert, or one with a field out of range.
+    Malformed, "malformed";
+    WrongVersion, "wrong_version";
+    WrongCluster, "wrong_cluster";
+    UnknownKey, "unknown_key";
+    BadMac, "bad_mac";
+    /// A sequence number that was already seen or is too old to tell.
+    Replayed, "replayed";
+    /// Of an incarnation that is over.
+    StaleEpoch, "stale_epoch";
+    /// In the name of this node itself.
+    OwnEcho, "own_echo";
+    /// No room for one more peer.
+    TooManyPeers, "too_many_peers";
+}
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
