@@ -413,4 +413,6 @@ fn insert<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V, limi
 }
 
 #[cfg(test)]
+pub(crate) mod example;
+#[cfg(test)]
 mod tests;

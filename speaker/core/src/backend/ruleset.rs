@@ -41,7 +41,8 @@ pub fn replace(plan: &Plan) -> String {
     for (key, local) in &plan.services {
         line(&mut text, format_args!("\tchain {} {{ {}; }}", chain(key), translate(key, local)));
     }
-    let services: Vec<String> = plan.services.keys().map(|key| format!("{} : goto {}", tuple(key), chain(key))).collect();
+    let services: Vec<String> =
+        plan.services.keys().map(|key| format!("{} : goto {}", tuple(key), chain(key))).collect();
     let services_type = "type ipv4_addr . inet_proto . inet_service : verdict";
     line(&mut text, format_args!("\tmap services {{ {services_type}; {}}}", elements(&services)));
     base_chains(&mut text, &plan.uplink);

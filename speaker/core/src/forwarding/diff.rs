@@ -47,8 +47,17 @@ pub enum MapOp {
 pub struct Layout {
     node_slots: NodeSlots,
     ring_slots: RingSlots,
-    /// Rows in slots, per ring, so that an unchanged ring is the same allocation.
-    rows: BTreeMap<u32, (Arc<Ring>, Vec<u16>, Arc<[Row]>)>,
+    /// Rows in slots, by address of the ring (which lives as long as the entry): services that share a ring share them, and
+    /// an unchanged ring is the same allocation.
+    rows: BTreeMap<usize, SlotRows>,
+}
+
+#[derive(Clone, Debug)]
+struct SlotRows {
+    ring: Arc<Ring>,
+    /// Of `ring.nodes`.
+    slots: Vec<u16>,
+    rows: Arc<[Row]>,
 }
 
 impl Default for Layout {
@@ -117,27 +126,32 @@ impl Layout {
                 Affinity::ClientIp => ServiceValue::CLIENT_AFFINITY,
             };
             state.services.insert(*key, ServiceValue { ring: slot, flags });
-            let rows = self.rows(slot, &service.ring, table);
+            let rows = self.rows(&service.ring, table);
             state.rings.insert(slot, rows);
         }
-        self.rows.retain(|slot, _| state.rings.contains_key(slot));
+        let used: BTreeSet<usize> = table.services.values().map(|service| address_of(&service.ring)).collect();
+        self.rows.retain(|address, _| used.contains(address));
         (state, exhausted.into_values().collect())
     }
 
-    fn rows(&mut self, slot: u32, ring: &Arc<Ring>, table: &Table) -> Arc<[Row]> {
+    fn rows(&mut self, ring: &Arc<Ring>, table: &Table) -> Arc<[Row]> {
         // A node without a slot gets slot 0: its frames are dropped as `bad_ring` and counted.
         let slot_of = |name| table.nodes.get(name).and_then(|address| self.node_slots.get(address)).unwrap_or(0) as u16;
         let slots: Vec<u16> = ring.nodes.iter().map(slot_of).collect();
-        if let Some((known, known_slots, rows)) = self.rows.get(&slot)
-            && Arc::ptr_eq(known, ring)
-            && *known_slots == slots
+        if let Some(known) = self.rows.get(&address_of(ring))
+            && Arc::ptr_eq(&known.ring, ring)
+            && known.slots == slots
         {
-            return rows.clone();
+            return known.rows.clone();
         }
         let rows: Arc<[Row]> = ring.rows.iter().map(|&node| Row::new(slots[usize::from(node)], 0)).collect();
-        self.rows.insert(slot, (ring.clone(), slots, rows.clone()));
+        self.rows.insert(address_of(ring), SlotRows { ring: ring.clone(), slots, rows: rows.clone() });
         rows
     }
+}
+
+fn address_of(ring: &Arc<Ring>) -> usize {
+    Arc::as_ptr(ring) as usize
 }
 
 /// The writes that lead from `have` to `want`, in order.

@@ -9,7 +9,7 @@
 //! (A second fill over the survivors, the obvious way, keeps this promise for the first lost node only.)
 //!
 //! What does move survivors' rows: pods that come and go elsewhere (a few per cent, as in the paper), and a number of members
-//! that crosses a size boundary of [`size`]: then the modulus changes and nearly every row with it, for new connections.
+//! that crosses the boundary of [`size`] (40 members): then the modulus changes and nearly every row with it.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -159,8 +159,9 @@ fn digest(key: &[u64; 2], bytes: &[u8]) -> u64 {
     })
 }
 
-/// Primes, the last the largest below 2^16. The larger the table the evener the spread, and the longer the fill.
-const SIZES: [u32; 5] = [251, 1021, 4093, 16381, MAX_ROWS];
+/// Primes: the largest below 2^12 (16 KiB in the kernel, up to 40 members) and below 2^16 (256 KiB). Only two, because
+/// crossing from one to the other moves nearly every row.
+const SIZES: [u32; 2] = [4093, MAX_ROWS];
 const ROWS_PER_MEMBER: usize = 100;
 /// Members whose permutations are kept; ten rows for each in the largest table.
 const MAX_TURNS: u64 = 6552;

@@ -1,1 +1,126 @@
+use alloc::format;
+use alloc::string::ToString;
+use alloc::vec;
 
+use super::endpoints::{Reason, frontends, service_key};
+use super::example::*;
+use super::*;
+
+fn ready(node: &str, n: u8) -> Endpoint {
+    pod(node, n, Conditions::READY)
+}
+
+#[test]
+fn the_same_event_twice_changes_nothing() {
+    let mut known = view([ready("a", 1)]);
+    for object in known.objects() {
+        assert_eq!(known.handle(Event::Apply(object)), Change::None);
+    }
+    assert_eq!(known.handle(Event::Apply(slice([ready("b", 1)]))), Change::Changed);
+    for (key, change) in [(Key::VirtualIp(VIP), Change::Changed), (Key::VirtualIp(VIP), Change::None)] {
+        assert_eq!(known.handle(Event::Delete(key)), change);
+    }
+}
+
+#[test]
+fn a_list_removes_what_is_not_in_it_and_touches_no_other_kind() {
+    let mut known = view([]);
+    assert_eq!(known.handle(Event::Relisted(Kind::Node, vec![node("a"), node("d")])), Change::Changed);
+    assert_eq!(known.nodes().keys().collect::<Vec<_>>(), ["a", "d"]);
+    assert_eq!(known.services().len(), 1);
+    assert_eq!(known.handle(Event::Relisted(Kind::Node, vec![node("a"), node("d")])), Change::None);
+    assert_eq!(known.handle(Event::Relisted(Kind::Service, vec![])), Change::Changed);
+    assert!(known.services().is_empty());
+}
+
+#[test]
+fn limits_are_counted_and_known_objects_may_still_change() {
+    let mut known = View::default();
+    let limit = Limit::Nodes.value();
+    for i in 0..=limit {
+        let name = format!("n{i}");
+        let change = known.handle(Event::Apply(Object::Node(name, Node { address: VIP, ready: true })));
+        assert_eq!(change == Change::Refused(Limit::Nodes), i == limit);
+    }
+    assert_eq!((known.nodes().len(), known.refused().get(Limit::Nodes)), (limit, 1));
+    let unready = Object::Node("n0".into(), Node { address: VIP, ready: false });
+    assert_eq!(known.handle(Event::Apply(unready)), Change::Changed);
+}
+
+#[test]
+fn an_object_that_outgrows_its_limit_is_left_out_altogether() {
+    let mut known = view([ready("a", 1)]);
+    let many = vec![ready("a", 1); Limit::EndpointsPerSlice.value() + 1];
+    assert_eq!(known.handle(Event::Apply(slice(many))), Change::Refused(Limit::EndpointsPerSlice));
+    assert!(known.slices().is_empty());
+    let ports = vec![ports(1, 1).remove(0); Limit::PortsPerObject.value() + 1];
+    let service = Object::Service(web(), Service { ports, affinity: Affinity::None });
+    assert_eq!(known.handle(Event::Apply(service)), Change::Refused(Limit::PortsPerObject));
+    let services = vec![web(); Limit::ServicesPerVip.value() + 1];
+    assert_eq!(known.handle(Event::Apply(vip(VIP, services))), Change::Refused(Limit::ServicesPerVip));
+    assert!(known.services().is_empty() && known.vips().is_empty());
+    assert_eq!(Limit::ALL.iter().map(|&limit| known.refused().get(limit)).sum::<u64>(), 3);
+}
+
+#[test]
+fn objects_lead_back_to_the_view() {
+    let known = view([ready("a", 1), pod("b", 2, TERMINATING)]);
+    assert_eq!(View::from(known.objects()), known);
+    assert_ne!(View::from(known.objects()), view([]));
+}
+
+#[test]
+fn absent_conditions() {
+    let unknown = Conditions::from_optional(None, None, None);
+    assert_eq!(unknown, Conditions::READY);
+    assert_eq!(Conditions::from_optional(Some(false), None, None), UNREADY);
+    assert_eq!(Conditions::from_optional(Some(false), Some(true), Some(true)), TERMINATING);
+}
+
+#[test]
+fn ports_match_by_name_and_protocol() {
+    let known = view([ready("a", 1)]);
+    let (frontends, refused) = frontends(&known);
+    let found: Vec<_> = frontends.iter().map(|(key, frontend)| (*key, frontend.pods[0].port)).collect();
+    let expected = [(service_key(VIP, 53, Protocol::Udp), 5353), (service_key(VIP, 80, Protocol::Tcp), 8080)];
+    assert_eq!((found, refused), (expected.to_vec(), vec![]));
+}
+
+#[test]
+fn a_pod_in_two_slices_counts_once_and_as_ready() {
+    let mut known = view([pod("a", 1, UNREADY), ready("b", 1)]);
+    known.handle(Event::Apply(slice_named("web-2", [ready("a", 1), pod("b", 1, TERMINATING)])));
+    let (frontends, _) = frontends(&known);
+    let pods = &frontends[&service_key(VIP, 80, Protocol::Tcp)].pods;
+    assert_eq!(pods.iter().map(|pod| (pod.node, pod.conditions.ready)).collect::<Vec<_>>(), [("a", true), ("b", true)]);
+}
+
+#[test]
+fn two_services_want_one_port() {
+    let mut known = view([ready("a", 1)]);
+    let rival = ObjectName::new("default", "rival");
+    known.handle(Event::Apply(service(rival.clone(), Affinity::ClientIp)));
+    known.handle(Event::Apply(vip(VIP, [web(), rival.clone()])));
+    let (frontends, refused) = frontends(&known);
+    assert!(frontends.values().all(|frontend| *frontend.service == rival));
+    let refused: Vec<_> = refused.iter().map(|refusal| (&refusal.service, refusal.reason, &*refusal.subject)).collect();
+    assert_eq!(refused, [(&web(), Reason::PortTaken, "53"), (&web(), Reason::PortTaken, "80")]);
+}
+
+#[test]
+fn what_cannot_be_sent_to_is_left_out_and_named() {
+    let addresses = ["127.0.0.1", "0.0.0.0", "169.254.1.1", "224.0.0.1", "255.255.255.255", "192.0.2.1"];
+    let mut bad: Vec<Endpoint> =
+        addresses.iter().map(|text| Endpoint { address: text.parse().unwrap(), ..ready("a", 1) }).collect();
+    bad.push(Endpoint { node: None, ..ready("a", 7) });
+    bad.push(ready("z", 8));
+    let mut known = view(bad);
+    known.handle(Event::Apply(vip(VIP, [web(), ObjectName::new("default", "nobody")])));
+    let (frontends, refused) = frontends(&known);
+    assert!(frontends.values().all(|frontend| frontend.pods.is_empty()));
+    let count = |reason| refused.iter().filter(|refusal| refusal.reason == reason).count();
+    assert_eq!(count(Reason::EndpointAddress), addresses.len());
+    assert_eq!(count(Reason::EndpointNode), 2);
+    assert_eq!(count(Reason::ServiceUnknown), 1);
+    assert_eq!(refused.last().unwrap().to_string(), "default/web of 192.0.2.1 (10.0.97.7): endpoint_node");
+}

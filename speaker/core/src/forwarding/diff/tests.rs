@@ -1,1 +1,157 @@
+use alloc::format;
+use alloc::string::String;
 
+use super::*;
+use crate::forwarding::Planner;
+use crate::view::endpoints::service_key;
+use crate::view::example::*;
+use crate::view::{Conditions, Event, Key, Protocol, View};
+
+type Macs = BTreeMap<String, [u8; 6]>;
+
+fn macs() -> Macs {
+    ["a", "b", "c", "d"].map(|name| (String::from(name), [2, 0, 0, 0, 0, name.as_bytes()[0]])).into()
+}
+
+fn table(view: &View) -> Table {
+    Planner::new([1, 2]).table(view, &BTreeSet::new())
+}
+
+fn full() -> View {
+    view([pod("a", 1, Conditions::READY), pod("b", 1, Conditions::READY)])
+}
+
+/// Everything that points at something points at something, and no row names a node that has no slot.
+fn check(state: &MapState) {
+    for (key, value) in &state.services {
+        assert!(state.rings.contains_key(&value.ring), "{key:?}");
+    }
+    for vip in &state.vips {
+        assert!(state.services.keys().any(|key| key.addr == *vip), "{vip:?} is known before its services");
+    }
+    for rows in state.rings.values() {
+        assert!(rows.iter().all(|row| state.nodes.contains_key(&u32::from(row.primary()))));
+    }
+}
+
+/// Executes one write after the other and checks after each.
+fn execute(have: &mut MapState, ops: &[MapOp]) {
+    for op in ops {
+        have.apply(op);
+        check(have);
+    }
+}
+
+#[test]
+fn from_nothing_and_back() {
+    let mut have = MapState::default();
+    let mut layout = Layout::default();
+    let (want, exhausted) = layout.want(&table(&full()), &have, &macs(), "a");
+    assert!(exhausted.is_empty());
+    let ops = diff(&have, &want);
+    execute(&mut have, &ops);
+    assert_eq!(have, want);
+    assert_eq!(diff(&have, &want), []);
+    assert_eq!(layout.node_slot(Ipv4Addr::new(192, 0, 2, b'a')), Some(1));
+    assert_eq!(have.peers.len(), 2, "the node itself is no peer");
+    assert_eq!(format!("{:?}", ops.last().unwrap()), "SetVip(192.0.2.1)");
+
+    let (want, _) = layout.want(&Table::default(), &have, &macs(), "a");
+    let ops = diff(&have, &want);
+    assert_eq!(format!("{:?}", ops[..2].to_vec()), "[DelVip(192.0.2.1), DelService(192.0.2.1:53/17)]");
+    execute(&mut have, &ops);
+    assert_eq!(have, MapState::default());
+}
+
+#[test]
+fn a_change_never_leaves_a_gap() {
+    let mut have = MapState::default();
+    let mut layout = Layout::default();
+    let other = Ipv4Addr::new(192, 0, 2, 2);
+    let mut known = full();
+    let events = [
+        Event::Apply(slice([pod("c", 1, Conditions::READY)])),
+        Event::Delete(Key::Node("b".into())),
+        Event::Apply(node("d")),
+        Event::Apply(slice([pod("c", 1, Conditions::READY), pod("d", 1, Conditions::READY)])),
+        Event::Apply(vip(other, [web()])),
+        Event::Delete(Key::VirtualIp(VIP)),
+        Event::Apply(slice([])),
+    ];
+    for event in events {
+        let (want, _) = layout.want(&table(&known), &have, &macs(), "a");
+        let ops = diff(&have, &want);
+        execute(&mut have, &ops);
+        assert_eq!(have, want);
+        known.handle(event);
+    }
+    // b's slot was free again when d came.
+    assert_eq!(layout.node_slot(Ipv4Addr::new(192, 0, 2, b'd')), Some(2));
+}
+
+#[test]
+fn a_slot_is_not_given_out_while_the_maps_still_name_it() {
+    let mut have = MapState::default();
+    let mut layout = Layout::default();
+    let mut known = full();
+    let (want, _) = layout.want(&table(&known), &have, &macs(), "a");
+    execute(&mut have, &diff(&MapState::default(), &want));
+    // b goes, d comes, in one step: d gets a slot of its own.
+    known.handle(Event::Delete(Key::Node("b".into())));
+    known.handle(Event::Apply(node("d")));
+    let (want, _) = layout.want(&table(&known), &have, &macs(), "a");
+    assert_eq!(want.nodes.keys().copied().collect::<Vec<_>>(), [1, 3, 4]);
+}
+
+#[test]
+fn a_restarted_speaker_changes_nothing() {
+    let mut known = full();
+    let mut layout = Layout::default();
+    let (_, _) = layout.want(&table(&known), &MapState::default(), &macs(), "a");
+    known.handle(Event::Delete(Key::Node("b".into())));
+    known.handle(Event::Apply(node("d")));
+    let (have, _) = layout.want(&table(&known), &MapState::default(), &macs(), "a");
+    let (want, _) = Layout::restore(&have).want(&table(&known), &have, &macs(), "a");
+    assert_eq!(diff(&have, &want), []);
+}
+
+#[test]
+fn unknown_and_changed_macs() {
+    let known = full();
+    let mut layout = Layout::default();
+    let (have, _) = layout.want(&table(&known), &MapState::default(), &Macs::new(), "a");
+    assert!(have.peers.is_empty() && have.nodes.values().all(|node| node.mac == [0; 6]));
+    let (want, _) = layout.want(&table(&known), &have, &macs(), "a");
+    assert_eq!(format!("{:?}", diff(&have, &want)[3]), "SetPeer([02, 00, 00, 00, 00, 62], 2)");
+    let mut moved = macs();
+    moved.insert("b".into(), [2, 9, 9, 9, 9, 9]);
+    let (after, _) = layout.want(&table(&known), &want, &moved, "a");
+    let ops = format!("{:?}", diff(&want, &after));
+    let expected = "[SetNode(2, 192.0.2.98), SetPeer([02, 09, 09, 09, 09, 09], 2), DelPeer([02, 00, 00, 00, 00, 62])]";
+    assert_eq!(ops, expected);
+}
+
+#[test]
+fn affinity_is_a_flag_and_shared_rings_are_one_allocation() {
+    let mut known = full();
+    known.handle(Event::Apply(service(web(), Affinity::ClientIp)));
+    let (state, _) = Layout::default().want(&table(&known), &MapState::default(), &macs(), "a");
+    let value = state.services[&service_key(VIP, 80, Protocol::Tcp)];
+    assert_eq!(value.flags, ServiceValue::CLIENT_AFFINITY);
+    assert!(Arc::ptr_eq(&state.rings[&0], &state.rings[&1]));
+    assert_eq!(state.rings[&0].len(), 4093);
+}
+
+#[test]
+fn a_full_map_is_named_and_the_rest_is_served() {
+    let mut known = table(&full());
+    let (key, service) = known.services.pop_first().unwrap();
+    for i in 0..=ebpf_common::MAX_SERVICES {
+        let port = (i as u16).to_be_bytes();
+        let addr = [10, 0, 0, (i >> 16) as u8];
+        known.services.insert(ServiceKey { addr, port, ..key }, service.clone());
+    }
+    let (state, exhausted) = Layout::default().want(&known, &MapState::default(), &macs(), "a");
+    assert_eq!(state.services.len(), ebpf_common::MAX_SERVICES as usize);
+    assert_eq!(format!("{}", exhausted[0]), "all 8192 ring slots are taken");
+}
