@@ -39,10 +39,10 @@ crds: ## Write manifests/crds from the API types
 crds-check: ## manifests/crds is what the API types say
 	cargo run -q -p sheave-api --bin crdgen -- --check manifests/crds
 
-images: ## Static release binaries, as they go into the images
+images: ## Static release binaries and what else goes into the images
 	@RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=$(STATIC) cargo build -q --release --target $(STATIC_TARGET) \
 	  -p sheave-controller -p sheave-speaker -p sheave -p sheave-tests --bin sheave-controller --bin sheave-speaker --bin sheave --bin sheave-traffic
-	@ls -l $(STATIC)/$(STATIC_TARGET)/release/sheave{-controller,-speaker,,-traffic} | awk '{printf "%-60s %6.1f MB\n", $$NF, $$5/1e6}'
+	@scripts/rootfs.sh $(STATIC)/$(STATIC_TARGET)/release
 
 lab: setup images ## Start a Kubernetes cluster with Sheave in it; it stays up
 	@cargo build -q -p sheave-tests --bins

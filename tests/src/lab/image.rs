@@ -38,39 +38,55 @@ pub fn pack(tar: &Path, name: &str, files: &[(&str, &Path)], entrypoint: &str) -
     fs::rename(&new, tar).with_context(|| tar.display().to_string())
 }
 
-/// An image that the lab knows how to pack from a static binary of ours.
+/// An image that the lab knows how to pack: what `make images` laid out for it.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Image {
     pub name: String,
     pub tar: PathBuf,
-    /// Of the image, which is one layer with one binary.
+    /// Of the image, which is one layer.
     pub bytes: u64,
 }
 
-/// Packs an image for every static binary that was built (`make images`) into `target/images`. What has not changed
-/// is left alone.
+/// Packs an image for everything that `make images` laid out, into `target/images`. What has not changed is left alone.
 pub fn pack_all(pause: &Path) -> Result<Vec<Image>> {
     let folder = repository().join("target/images");
     fs::create_dir_all(&folder)?;
-    let mut images = vec![pack_one(&folder, "pause", pause)?];
+    let mut images = vec![pack_one(&folder, "pause", &[("/pause".into(), pause.to_path_buf())])?];
     for name in OURS {
-        let binary = static_binary(name);
-        if binary.exists() {
-            images.push(pack_one(&folder, name, &binary)?);
+        let root = folder.join("rootfs").join(name);
+        if root.exists() {
+            images.push(pack_one(&folder, name, &files_below(&root, &root)?)?);
         }
     }
     Ok(images)
+}
+
+/// Every file below `folder`: its path in the image (relative to `root`) and here, in order.
+fn files_below(folder: &Path, root: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(files_below(&path, root)?);
+        } else {
+            files.push((format!("/{}", path.strip_prefix(root)?.display()), path));
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 pub fn static_binary(name: &str) -> PathBuf {
     repository().join("target/static").join(TARGET).join("release").join(name)
 }
 
-fn pack_one(folder: &Path, name: &str, binary: &Path) -> Result<Image> {
+fn pack_one(folder: &Path, name: &str, files: &[(String, PathBuf)]) -> Result<Image> {
     let tar = folder.join(format!("{name}.tar"));
-    let newest = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
-    if newest(&tar).is_none_or(|packed| newest(binary).is_some_and(|built| built > packed)) {
-        pack(&tar, &format!("{name}:lab"), &[(&format!("/{name}"), binary)], &format!("/{name}"))?;
+    let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
+    let newest = files.iter().filter_map(|(_, path)| modified(path)).max();
+    if modified(&tar).is_none_or(|packed| newest.is_some_and(|built| built > packed)) {
+        let files: Vec<(&str, &Path)> = files.iter().map(|(inside, outside)| (inside.as_str(), outside.as_path())).collect();
+        pack(&tar, &format!("{name}:lab"), &files, &format!("/{name}"))?;
     }
     let bytes = fs::metadata(&tar)?.len();
     Ok(Image { name: format!("{name}:lab"), tar, bytes })
