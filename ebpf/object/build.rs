@@ -31,6 +31,9 @@ fn main() -> Result<()> {
         fs::copy(&ready, &object).with_context(|| format!("{READY}: copying {}", Path::new(&ready).display()))?;
         return Ok(());
     }
+    // The child's progress would come out as warnings of this crate; its own warnings still do.
+    // SAFETY: this process has one thread.
+    unsafe { env::set_var("CARGO_TERM_QUIET", "true") };
     build()?;
     fs::rename(out.join(BINARY), &object).context("the build left no object")
 }

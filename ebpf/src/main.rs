@@ -1,22 +1,74 @@
-//! The XDP entry point.
+//! The XDP entry point: walk the path, count the verdict once, return its action.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
 mod kernel {
     use aya_ebpf::bindings::xdp_action;
+    use aya_ebpf::helpers::bpf_xdp_adjust_tail;
     use aya_ebpf::macros::xdp;
     use aya_ebpf::programs::XdpContext;
+    use ebpf_common::Fate;
+    use sheave_ebpf::Frame;
+    use sheave_ebpf::maps::{KernelTables, count};
 
     #[xdp]
-    pub fn sheave_xdp(_ctx: XdpContext) -> u32 {
-        xdp_action::XDP_PASS
+    pub fn sheave_xdp(ctx: XdpContext) -> u32 {
+        let verdict = sheave_ebpf::walk(&mut XdpFrame(ctx), &KernelTables);
+        count(verdict);
+        match verdict.fate() {
+            Fate::Pass => xdp_action::XDP_PASS,
+            Fate::Tx => xdp_action::XDP_TX,
+            Fate::Drop => xdp_action::XDP_DROP,
+        }
     }
 
+    struct XdpFrame(XdpContext);
+
+    impl XdpFrame {
+        /// The place of `len` bytes at `at`. The verifier (since 4.7) knows how far it may go from a pointer that was compared
+        /// with the end of the packet, if that very pointer is used: so the place is computed once.
+        #[inline(always)]
+        fn place(&self, at: usize, len: usize) -> Option<*mut u8> {
+            let start = (self.0.data() as *mut u8).wrapping_add(at);
+            if start.wrapping_add(len) as usize > self.0.data_end() { None } else { Some(start) }
+        }
+    }
+
+    impl Frame for XdpFrame {
+        #[inline(always)]
+        fn len(&self) -> usize {
+            self.0.data_end() - self.0.data()
+        }
+
+        #[inline(always)]
+        fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+            // SAFETY: `place` has checked the bounds.
+            self.place(at, N).map(|place| unsafe { place.cast::<[u8; N]>().read() })
+        }
+
+        #[inline(always)]
+        fn write<const N: usize>(&mut self, at: usize, bytes: [u8; N]) -> Option<()> {
+            // SAFETY: `place` has checked the bounds.
+            self.place(at, N).map(|place| unsafe { place.cast::<[u8; N]>().write(bytes) })
+        }
+
+        #[inline(always)]
+        fn truncate(&mut self, len: usize) -> Option<()> {
+            let delta = len as i32 - self.len() as i32;
+            // SAFETY: the context is the one this program was called with. Pointers into the packet end here; `place` reads them
+            // anew.
+            let refused = unsafe { bpf_xdp_adjust_tail(self.0.ctx, delta) };
+            (refused == 0).then_some(())
+        }
+    }
+
+    /// Never reached: the verifier refuses a program with a loop that does not end.
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
         loop {}
     }
 
+    /// The clock helper wants a GPL-compatible licence.
     #[unsafe(link_section = "license")]
     #[unsafe(no_mangle)]
     static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -12,7 +12,8 @@ use ebpf_common::{MAX_ROWS, Row};
 /// A new ring with these rows, not yet visible to the program. Put it in place with `ArrayOfMaps::set(slot, &ring, 0)`: packets
 /// see the old ring or the new one, never a mixture. Then the handle may be dropped: the outer map holds the ring.
 pub fn create_ring(rows: &[Row]) -> Result<Array<MapData, u32>, RingError> {
-    let count = u32::try_from(rows.len()).ok().filter(|count| *count <= MAX_ROWS).ok_or(RingError::TooLong(rows.len()))?;
+    let count =
+        u32::try_from(rows.len()).ok().filter(|count| *count <= MAX_ROWS).ok_or(RingError::TooLong(rows.len()))?;
     let ring = Array::<_, u32>::create(count + 1, BPF_F_INNER_MAP)?;
     let keys: Vec<u32> = (0..=count).collect();
     let values: Vec<u32> = std::iter::once(count).chain(rows.iter().map(|row| row.0)).collect();

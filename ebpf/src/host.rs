@@ -1,0 +1,88 @@
+//! The packet path outside the kernel: the same decisions for tests, the simulator and `sheave explain`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ebpf_common::{Config, Lease, Node, Row, ServiceKey, ServiceValue};
+
+use crate::frame::{Frame, Mac};
+use crate::tables::Tables;
+
+/// A frame as bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFrame(pub Vec<u8>);
+
+impl Frame for HostFrame {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.0.get(at..)?.first_chunk().copied()
+    }
+
+    fn write<const N: usize>(&mut self, at: usize, bytes: [u8; N]) -> Option<()> {
+        *self.0.get_mut(at..)?.first_chunk_mut()? = bytes;
+        Some(())
+    }
+
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        (len <= self.0.len()).then(|| self.0.truncate(len))
+    }
+}
+
+/// The maps as ordinary collections. `now_ns` stands still until somebody moves it.
+#[derive(Clone, Debug, Default)]
+pub struct HostTables {
+    pub config: Config,
+    pub lease: Lease,
+    pub now_ns: u64,
+    pub vips: BTreeSet<[u8; 4]>,
+    pub own: BTreeSet<[u8; 4]>,
+    pub services: BTreeMap<ServiceKey, ServiceValue>,
+    pub rings: BTreeMap<u32, Vec<Row>>,
+    pub nodes: BTreeMap<u32, Node>,
+    pub peers: BTreeSet<Mac>,
+}
+
+impl Tables for HostTables {
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+
+    fn lease(&self) -> Lease {
+        self.lease
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn is_vip(&self, addr: [u8; 4]) -> bool {
+        self.vips.contains(&addr)
+    }
+
+    fn is_own(&self, vip: [u8; 4]) -> bool {
+        self.own.contains(&vip)
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
+        self.services.get(key).copied()
+    }
+
+    fn ring(&self, ring: u32, element: u32) -> Option<u32> {
+        let rows = self.rings.get(&ring)?;
+        match element.checked_sub(1) {
+            None => u32::try_from(rows.len()).ok(),
+            Some(row) => rows.get(row as usize).map(|row| row.0),
+        }
+    }
+
+    /// Within the array every slot is there, an unknown one all zero.
+    fn node(&self, slot: u32) -> Option<Node> {
+        (slot < ebpf_common::MAX_NODES).then(|| self.nodes.get(&slot).copied().unwrap_or_default())
+    }
+
+    fn is_peer(&self, mac: Mac) -> bool {
+        self.peers.contains(&mac)
+    }
+}

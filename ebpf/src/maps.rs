@@ -1,0 +1,105 @@
+//! All maps of the program, and the packet path's view of them. What each is for: docs/dataplane.md, map table; names, keys and
+//! values: `ebpf-common`.
+
+use aya_ebpf::bindings::BPF_F_INNER_MAP;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray};
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use aya_ebpf::macros::btf_map;
+use ebpf_common::{
+    Config, Lease, MAX_NODES, MAX_SERVICES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, ServiceKey, ServiceValue,
+    Verdict, VipValue,
+};
+
+use crate::frame::Mac;
+use crate::tables::Tables;
+
+#[btf_map]
+static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+static LEASE: Array<Lease, 1> = Array::new();
+#[btf_map]
+static OWN: HashMap<[u8; 4], Own, { MAX_VIPS as usize }> = HashMap::new();
+#[btf_map]
+static VIPS: HashMap<[u8; 4], VipValue, { MAX_VIPS as usize }> = HashMap::new();
+#[btf_map]
+static SERVICES: HashMap<ServiceKey, ServiceValue, { MAX_SERVICES as usize }> = HashMap::new();
+/// `BPF_F_INNER_MAP` (Linux 5.10): the rings may have any length; that of the template here says nothing.
+type Ring = Array<u32, 2, { BPF_F_INNER_MAP as usize }>;
+#[btf_map]
+static RINGS: ArrayOfMaps<Ring, { MAX_SERVICES as usize }> = ArrayOfMaps::new();
+#[btf_map]
+static NODES: Array<Node, { MAX_NODES as usize }> = Array::new();
+#[btf_map]
+static PEERS: HashMap<MacKey, u32, { MAX_NODES as usize }> = HashMap::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { MAX_VERDICTS as usize }> = PerCpuArray::new();
+
+/// The maps of the running program.
+pub struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        CONFIG.get(0)
+    }
+
+    #[inline(always)]
+    fn lease(&self) -> Lease {
+        // No lease is a lease that is over.
+        LEASE.get(0).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_boot_ns() }
+    }
+
+    #[inline(always)]
+    fn is_vip(&self, addr: [u8; 4]) -> bool {
+        there(VIPS.get_ptr(addr))
+    }
+
+    #[inline(always)]
+    fn is_own(&self, vip: [u8; 4]) -> bool {
+        there(OWN.get_ptr(vip))
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
+        // SAFETY: copied at once.
+        unsafe { SERVICES.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn ring(&self, ring: u32, element: u32) -> Option<u32> {
+        RINGS.get_value(ring, &element).copied()
+    }
+
+    #[inline(always)]
+    fn node(&self, slot: u32) -> Option<Node> {
+        NODES.get(slot).copied()
+    }
+
+    #[inline(always)]
+    fn is_peer(&self, mac: Mac) -> bool {
+        there(PEERS.get_ptr(MacKey { mac, pad: [0; 2] }))
+    }
+}
+
+/// Whether a look-up found something. The value is read, though nobody wants it: without that LLVM joins two such questions
+/// into one "or" of the pointers, which the verifier refuses (seen with LLVM 22: "pointer |= pointer prohibited").
+#[inline(always)]
+fn there<V: Copy>(value: Option<*const V>) -> bool {
+    // SAFETY: a pointer that the look-up returned is valid until the program ends.
+    value.map(|value| unsafe { value.read_volatile() }).is_some()
+}
+
+/// One more frame with this verdict, on this CPU.
+#[inline(always)]
+pub fn count(verdict: Verdict) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(verdict as u32) {
+        // SAFETY: this CPU's own slot; XDP programs do not interrupt each other on one CPU.
+        unsafe { *counter += 1 };
+    }
+}

@@ -1,0 +1,123 @@
+//! TCP and UDP to a port that nobody serves, or to a service without a ready endpoint.
+//!
+//! Read first: RFC 9293 section 3.10.7.1 (segments to a closed port) and 3.5.2 (reset generation).
+
+use ebpf_common::{Config, Verdict};
+
+use crate::checksum;
+use crate::forward::ethernet_bytes;
+use crate::frame::Frame;
+use crate::parse::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, Link, PROTO_TCP, Packet, TCP_LEN, Tcp, Transport};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    Unserved,
+    EmptyRing,
+}
+
+/// The frame becomes the refusal, or passes to the guard in nftables, or is dropped.
+#[inline(always)]
+pub fn refuse(
+    frame: &mut impl Frame,
+    config: &Config,
+    link: &Link,
+    packet: &Packet,
+    transport: &Transport,
+    why: Refused,
+) -> Verdict {
+    let Some(tcp) = transport.tcp else {
+        return match (why, config.flags & Config::UDP_SILENT != 0) {
+            (Refused::Unserved, false) => Verdict::UnservedUnreachable,
+            (Refused::Unserved, true) => Verdict::UnservedSilent,
+            (Refused::EmptyRing, false) => Verdict::EmptyRingUnreachable,
+            (Refused::EmptyRing, true) => Verdict::EmptyRingSilent,
+        };
+    };
+    // RFC 9293 section 3.10.7.1: "If a segment contains a RST, it is discarded."
+    if tcp.flags & Tcp::RST != 0 {
+        return Verdict::UnservedRst;
+    }
+    let bytes = reset(config, link, packet, transport, &tcp);
+    if frame.truncate(RESET_LEN).is_none() || frame.write(0, bytes).is_none() {
+        return Verdict::NoRoom;
+    }
+    match why {
+        Refused::Unserved => Verdict::UnservedReset,
+        Refused::EmptyRing => Verdict::EmptyRingReset,
+    }
+}
+
+/// A frame of 54 bytes from the VIP to whoever sent the segment, back to the router it came by. The IP header is new: no options,
+/// "don't fragment", identification 0 (RFC 6864 section 4.1 allows any value with that flag).
+#[inline(always)]
+fn reset(config: &Config, link: &Link, packet: &Packet, transport: &Transport, tcp: &Tcp) -> [u8; RESET_LEN] {
+    let (seq, ack, flags) = answer_to(tcp);
+    let mut ip = [0; IPV4_LEN];
+    ip[0] = 0x45;
+    ip[3] = (IPV4_LEN + TCP_LEN) as u8;
+    ip[6] = 0x40;
+    ip[8] = TTL;
+    ip[9] = PROTO_TCP;
+    ip[12..16].copy_from_slice(&packet.dst);
+    ip[16..20].copy_from_slice(&packet.src);
+    let sum = checksum::finish(checksum::sum(&ip));
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+
+    let mut segment = [0; TCP_LEN];
+    segment[0..2].copy_from_slice(&transport.dst_port);
+    segment[2..4].copy_from_slice(&transport.src_port);
+    segment[4..8].copy_from_slice(&seq.to_be_bytes());
+    segment[8..12].copy_from_slice(&ack.to_be_bytes());
+    segment[12] = (TCP_LEN as u8 / 4) << 4;
+    segment[13] = flags;
+    // RFC 9293 section 3.1: the pseudo header is addresses, protocol, length of the segment.
+    let pseudo = checksum::sum(&packet.dst) + checksum::sum(&packet.src) + u32::from(PROTO_TCP) + TCP_LEN as u32;
+    let sum = checksum::finish(pseudo + checksum::sum(&segment));
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+
+    let mut bytes = [0; RESET_LEN];
+    bytes[..14].copy_from_slice(&ethernet_bytes(link.src, config.mac, ETHERTYPE_IPV4));
+    bytes[14..34].copy_from_slice(&ip);
+    bytes[34..54].copy_from_slice(&segment);
+    bytes
+}
+
+/// Sequence number, acknowledgment number and flags of the reset, by RFC 9293 section 3.10.7.1.
+#[inline(always)]
+fn answer_to(tcp: &Tcp) -> (u32, u32, u8) {
+    if tcp.flags & Tcp::ACK != 0 {
+        // <SEQ=SEG.ACK><CTL=RST>
+        return (tcp.ack, 0, Tcp::RST);
+    }
+    // <SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>; SYN and FIN count in SEG.LEN (section 3.4).
+    let syn = u32::from(tcp.flags & Tcp::SYN != 0);
+    let fin = u32::from(tcp.flags & Tcp::FIN != 0);
+    let len = tcp.data_len.wrapping_add(syn).wrapping_add(fin);
+    (0, tcp.seq.wrapping_add(len), Tcp::RST | Tcp::ACK)
+}
+
+pub const RESET_LEN: usize = ETHERNET_LEN + IPV4_LEN + TCP_LEN;
+/// RFC 1700: the default time to live.
+pub const TTL: u8 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(flags: u8, data_len: u32) -> Tcp {
+        Tcp { seq: 0xffff_fff0, ack: 77, flags, data_len }
+    }
+
+    #[test]
+    fn an_acknowledged_segment_is_reset_at_its_own_acknowledgment() {
+        assert_eq!(answer_to(&tcp(Tcp::ACK, 100)), (77, 0, Tcp::RST));
+        assert_eq!(answer_to(&tcp(Tcp::ACK | Tcp::SYN, 0)), (77, 0, Tcp::RST));
+    }
+
+    #[test]
+    fn any_other_segment_is_acknowledged_with_all_it_occupies() {
+        assert_eq!(answer_to(&tcp(Tcp::SYN, 0)), (0, 0xffff_fff1, Tcp::RST | Tcp::ACK));
+        assert_eq!(answer_to(&tcp(Tcp::SYN | Tcp::FIN, 3)), (0, 0xffff_fff5, Tcp::RST | Tcp::ACK));
+        assert_eq!(answer_to(&tcp(0, 0x20)), (0, 0x10, Tcp::RST | Tcp::ACK));
+    }
+}

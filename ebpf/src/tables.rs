@@ -1,0 +1,26 @@
+//! What the packet path asks of the world: the maps (docs/dataplane.md) and the clock.
+
+use ebpf_common::{Config, Lease, Node, ServiceKey, ServiceValue};
+
+use crate::frame::Mac;
+
+pub trait Tables {
+    /// Map `CONFIG`. `None` cannot happen with an array of one element; the path treats it as not ready.
+    fn config(&self) -> Option<&Config>;
+    /// Map `LEASE`.
+    fn lease(&self) -> Lease;
+    /// CLOCK_BOOTTIME in nanoseconds.
+    fn now_ns(&self) -> u64;
+    /// Map `VIPS`: granted to a Service, by whomever it is owned.
+    fn is_vip(&self, addr: [u8; 4]) -> bool;
+    /// Map `OWN`: the election gave the VIP to this node.
+    fn is_own(&self, vip: [u8; 4]) -> bool;
+    /// Map `SERVICES`.
+    fn service(&self, key: &ServiceKey) -> Option<ServiceValue>;
+    /// Map `RINGS`: an element of a ring; 0 is the number of rows.
+    fn ring(&self, ring: u32, element: u32) -> Option<u32>;
+    /// Map `NODES`.
+    fn node(&self, slot: u32) -> Option<Node>;
+    /// Map `PEERS`: the source address of another node's dispatcher.
+    fn is_peer(&self, mac: Mac) -> bool;
+}

@@ -1,0 +1,126 @@
+//! The packet path on the real verifier: loads the object, fills its maps from a [`HostTables`], runs frames through it.
+//!
+//! Nothing is attached or pinned: all of it ends with the process. The way rings are created and put in place here is the one
+//! that user space uses (docs/dataplane.md, "Rings").
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, PerCpuArray};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use ebpf_common::{Config, Lease, MacKey, Node, Own, ServiceKey, ServiceValue, Verdict, VipValue, map};
+use sheave_ebpf::host::HostTables;
+
+/// A loaded program with maps of its own.
+pub struct Kernel {
+    ebpf: Ebpf,
+}
+
+/// What became of a frame.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    /// The action that the kernel saw.
+    pub action: u32,
+    pub frame: Vec<u8>,
+}
+
+impl Kernel {
+    /// Fails, rather than skips, where BPF programs may not be loaded.
+    pub fn load(tables: &HostTables) -> Result<Self> {
+        let ebpf = EbpfLoader::new().load(ebpf_object::object()?).context(
+            "loading the maps of the XDP program: the packet tests need root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON)",
+        )?;
+        let mut kernel = Self { ebpf };
+        let program: &mut Xdp = kernel.ebpf.program_mut(ebpf_common::PROGRAM).context("no program")?.try_into()?;
+        program.load().context("the verifier refused the XDP program")?;
+        kernel.fill(tables)?;
+        Ok(kernel)
+    }
+
+    /// Puts the tables into the maps (added to what is there). `now_ns` stays the kernel's own clock: see [`boot_ns`].
+    pub fn fill(&mut self, tables: &HostTables) -> Result<()> {
+        self.array::<Config>(map::CONFIG)?.set(0, tables.config, 0)?;
+        self.array::<Lease>(map::LEASE)?.set(0, tables.lease, 0)?;
+        let mut vips: HashMap<_, [u8; 4], VipValue> = self.map(map::VIPS)?.try_into()?;
+        for vip in &tables.vips {
+            vips.insert(vip, VipValue::default(), 0)?;
+        }
+        let mut own: HashMap<_, [u8; 4], Own> = self.map(map::OWN)?.try_into()?;
+        for vip in &tables.own {
+            own.insert(vip, Own { term: 1 }, 0)?;
+        }
+        let mut rings: ArrayOfMaps<_, Array<MapData, u32>> = self.map(map::RINGS)?.try_into()?;
+        for (slot, rows) in &tables.rings {
+            rings.set(*slot, &ebpf_object::create_ring(rows)?, 0)?;
+        }
+        let mut services: HashMap<_, ServiceKey, ServiceValue> = self.map(map::SERVICES)?.try_into()?;
+        for (key, value) in &tables.services {
+            services.insert(key, value, 0)?;
+        }
+        let mut nodes = self.array::<Node>(map::NODES)?;
+        for (slot, node) in &tables.nodes {
+            nodes.set(*slot, node, 0)?;
+        }
+        let mut peers: HashMap<_, MacKey, u32> = self.map(map::PEERS)?.try_into()?;
+        for mac in &tables.peers {
+            peers.insert(MacKey { mac: *mac, pad: [0; 2] }, 1, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Runs one frame (at least 14 bytes: the kernel takes no shorter one) and reads from the counters what was decided.
+    pub fn run(&mut self, frame: &[u8]) -> Result<Outcome> {
+        let before = self.counters()?;
+        let mut out = vec![0; frame.len() + 256];
+        let (action, len) = self.test_run(frame, &mut out, 1)?;
+        out.truncate(len);
+        let after = self.counters()?;
+        let mut counted = Verdict::ALL.iter().filter(|verdict| after[**verdict as usize] != before[**verdict as usize]);
+        let verdict = *counted.next().context("no counter moved")?;
+        ensure!(counted.next().is_none(), "more than one counter moved");
+        ensure!(after.iter().sum::<u64>() == before.iter().sum::<u64>() + 1, "a frame is counted once");
+        Ok(Outcome { verdict, action, frame: out })
+    }
+
+    /// Runs the frame `repeat` times; the mean time of one run in nanoseconds.
+    pub fn time(&self, frame: &[u8], repeat: u32) -> Result<u64> {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.repeat = repeat;
+        let result = self.program()?.test_run(options)?;
+        Ok(u64::try_from(result.duration.as_nanos())?)
+    }
+
+    /// `COUNTERS`, summed over the CPUs.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        let counters: PerCpuArray<_, u64> = self.ebpf.map(map::COUNTERS).context("no map COUNTERS")?.try_into()?;
+        (0..counters.len()).map(|index| Ok(counters.get(&index, 0)?.iter().sum())).collect()
+    }
+
+    fn test_run(&self, frame: &[u8], out: &mut [u8], repeat: u32) -> Result<(u32, usize)> {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(out);
+        options.repeat = repeat;
+        let result = self.program()?.test_run(options).context("BPF_PROG_TEST_RUN")?;
+        Ok((result.return_value, result.data_size_out as usize))
+    }
+
+    fn program(&self) -> Result<&Xdp> {
+        Ok(self.ebpf.program(ebpf_common::PROGRAM).context("no program")?.try_into()?)
+    }
+
+    fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
+    }
+
+    fn array<V: aya::Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        Ok(self.map(name)?.try_into()?)
+    }
+}
+
+/// CLOCK_BOOTTIME in nanoseconds: the clock of the lease.
+pub fn boot_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).expect("CLOCK_BOOTTIME");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
