@@ -153,6 +153,7 @@ fn names_that_differ_in_padding_only_differ() {
 /// `cargo test --release -p speaker-core fill_time -- --ignored --nocapture` prints it.
 #[test]
 #[ignore = "a measurement"]
+#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "measures time, decides nothing")]
 fn fill_time() {
     extern crate std;
     let lost: Vec<u32> = (0..300).collect();
