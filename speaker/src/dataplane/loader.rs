@@ -50,9 +50,7 @@ pub struct Loaded {
 
 /// Loads the program. Pinned maps of this ABI version are taken over with what they hold.
 pub fn load(pins: &Pins) -> Result<Loaded> {
-    if ebpf_object::OBJECT.is_empty() {
-        bail!("this program was built without its packet path (SHEAVE_SKIP_EBPF): it cannot forward");
-    }
+    let object = ebpf_object::object()?;
     let dir = pins.maps_dir();
     fs::create_dir_all(&dir).with_context(|| {
         format!("create {}: is a BPF file system mounted at or above {}?", dir.display(), pins.root.display())
@@ -61,7 +59,7 @@ pub fn load(pins: &Pins) -> Result<Loaded> {
     for name in MAPS {
         loader.map_pin_path(name, pins.map(name));
     }
-    let mut ebpf = loader.load(ebpf_object::OBJECT).context("load the packet path's maps")?;
+    let mut ebpf = loader.load(object).context("load the packet path's maps")?;
     let program = xdp(&mut ebpf)?;
     program.load().context("the kernel's verifier refused the packet path")?;
     Ok(Loaded { ebpf, pins: pins.clone() })

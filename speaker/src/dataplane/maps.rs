@@ -11,9 +11,6 @@ use speaker_core::time::Instant;
 
 use super::loader::Pins;
 
-/// Inner maps of `RINGS` may have any size (Linux 5.10).
-const BPF_F_INNER_MAP: u32 = 1 << 12;
-
 /// The lease in the kernel. Owned by the election thread.
 pub struct LeaseMaps {
     lease: Array<MapData, Lease>,
@@ -127,15 +124,9 @@ impl ForwardingMaps {
         self.config.set(0, config, 0).context("write CONFIG")
     }
 
-    /// Fills a new ring beside the one in use, then swaps the slot: a packet sees the old ring or the new one, whole.
+    /// A new ring beside the one in use, then a swap of the slot: a packet sees the old ring or the new one, whole.
     fn set_ring(&mut self, slot: u32, rows: &[Row]) -> Result<()> {
-        let length = u32::try_from(rows.len()).context("ring too long")?;
-        let mut ring: Array<MapData, u32> =
-            Array::create(length + 1, BPF_F_INNER_MAP).with_context(|| format!("create ring of {length} rows"))?;
-        ring.set(0, length, 0)?;
-        for (index, row) in (1..).zip(rows) {
-            ring.set(index, row.0, 0)?;
-        }
+        let ring = ebpf_object::create_ring(rows)?;
         self.rings.set(slot, &ring, 0).with_context(|| format!("swap ring slot {slot}"))
     }
 }
