@@ -63,6 +63,10 @@ enum Action {
 }
 
 fn main() -> ExitCode {
+    // `sheave-lab status | head` ends quietly.
+    // SAFETY: no other thread runs yet, and this sets the default action.
+    let _ =
+        unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl) };
     match run(Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
@@ -135,7 +139,8 @@ fn status(lab: &Lab) -> Result<()> {
         match state.nodes.get(&name) {
             None => println!("  {name:<26} {:>8}  no power", "-"),
             Some(node) => {
-                let speaker = lab.speaker(&name)?.map_or("no speaker".to_owned(), |found| format!("speaker {}", found.pid));
+                let speaker =
+                    lab.speaker(&name)?.map_or("no speaker".to_owned(), |found| format!("speaker {}", found.pid));
                 let inode = lab::netns::inode(&state.plan.netns(&name))?;
                 println!("  {name:<26} {:>8}  {} processes, {speaker}", node.init.pid, process::in_netns(inode).len());
             }

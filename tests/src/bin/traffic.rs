@@ -2,13 +2,24 @@
 
 use anyhow::Result;
 use clap::Parser;
-use sheave_tests::traffic::{relay, serve};
+use sheave_tests::traffic::{arp, connect, hold, probe, relay, serve};
 
+/// Measuring commands print `ready`, obey `mark [NS]` and `report` on stdin, and print one JSON report.
 #[derive(Parser)]
-#[command(name = "sheave-traffic", about, version)]
+#[command(name = "sheave-traffic", version)]
 enum Command {
     /// Says who it is and echoes: what runs in the pods
     Serve(serve::Arguments),
+    /// Keeps many TCP connections open and tells what became of them
+    Hold(hold::Arguments),
+    /// UDP probes at a fixed rate: how long is nobody there?
+    Probe(probe::Arguments),
+    /// New TCP connections at a fixed rate: the first success, the failures
+    Connect(connect::Arguments),
+    /// One connection, the server's line
+    Get(connect::GetArguments),
+    /// Who answers ARP for an address, and when
+    ArpWatch(arp::Arguments),
     /// Joins an inherited listening socket with a server
     #[command(hide = true)]
     Relay(relay::Arguments),
@@ -17,6 +28,11 @@ enum Command {
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Serve(arguments) => serve::run(arguments),
+        Command::Hold(arguments) => hold::run(&arguments),
+        Command::Probe(arguments) => probe::run(&arguments),
+        Command::Connect(arguments) => connect::run(&arguments),
+        Command::Get(arguments) => connect::get(&arguments),
+        Command::ArpWatch(arguments) => arp::run(&arguments),
         Command::Relay(arguments) => relay::run(&arguments),
     }
 }

@@ -38,7 +38,8 @@ impl Pki {
         for (_, address) in plan.control_plane() {
             names += &format!(",IP:{address}");
         }
-        let server = ["-keyout", &pki.file("server.key"), "-out", &pki.file("server.crt"), "-subj", "/CN=kube-apiserver"];
+        let server =
+            ["-keyout", &pki.file("server.key"), "-out", &pki.file("server.crt"), "-subj", "/CN=kube-apiserver"];
         let signed = ["-CA", &pki.file("ca.crt"), "-CAkey", &pki.file("ca.key"), "-addext", &names];
         let leaf = ["-addext", "basicConstraints=critical,CA:FALSE"];
         run("openssl", &[&new_key[..], &server, &signed, &leaf].concat())?;

@@ -78,7 +78,8 @@ fn own_groups() -> Result<Vec<PathBuf>> {
 fn inherit_cpuset(parent: &Path, group: &Path) -> Result<()> {
     for key in ["cpuset.cpus", "cpuset.mems"] {
         if group.join(key).exists() && !group.join("cgroup.controllers").exists() {
-            fs::write(group.join(key), fs::read(parent.join(key))?).with_context(|| format!("{key} of {}", group.display()))?;
+            fs::write(group.join(key), fs::read(parent.join(key))?)
+                .with_context(|| format!("{key} of {}", group.display()))?;
         }
     }
     Ok(())

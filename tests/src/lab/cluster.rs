@@ -107,7 +107,8 @@ pub fn wait_ready(lab: &Lab) -> Result<()> {
         lab.kubectl(&arguments)
     };
     attempt("--for=create").and_then(|_| attempt("--for=condition=Ready")).map(drop).map_err(|error| {
-        let logs = state.nodes.keys().flat_map(|name| ["boot", "kubelet", "containerd"].map(|part| format!("{name}-{part}")));
+        let logs =
+            state.nodes.keys().flat_map(|name| ["boot", "kubelet", "containerd"].map(|part| format!("{name}-{part}")));
         let logs: Vec<_> = logs.map(|log| format!("--- {log}\n{}", process::tail(&state.plan.log(&log)))).collect();
         anyhow!("{error:#}\n{}", logs.join("\n"))
     })

@@ -45,7 +45,8 @@ pub fn start(state: &mut State, pki: &Pki) -> Result<()> {
 pub fn start_api_server(state: &mut State, role: &str) -> Result<()> {
     let plan = state.plan.clone();
     let servers = plan.control_plane();
-    let (_, address) = servers.iter().find(|(name, _)| name == role).with_context(|| format!("no API server {role}"))?;
+    let (_, address) =
+        servers.iter().find(|(name, _)| name == role).with_context(|| format!("no API server {role}"))?;
     let pki = Pki::of(&plan);
     let arguments = api_server_arguments(*address, servers[0].1, &pki);
     let name = api_server_name(role);

@@ -48,7 +48,9 @@ impl Lab {
             Fault::PowerOff { node } => self.change(|state| node::power_off(state, &node)),
             Fault::PowerOn { node } => self.change(|state| power_on(state, &node)),
             Fault::Cut { node } => self.on_powered(&node, |state| topology::set_port(&state.plan, &node, false)),
-            Fault::Silence { node } => self.on_powered(&node, |state| topology::set_forwarding(&state.plan, &node, false)),
+            Fault::Silence { node } => {
+                self.on_powered(&node, |state| topology::set_forwarding(&state.plan, &node, false))
+            }
             Fault::Heal { node } => self.on_powered(&node, |state| {
                 topology::set_port(&state.plan, &node, true)?;
                 topology::set_forwarding(&state.plan, &node, true)
@@ -90,7 +92,8 @@ impl Lab {
         let pods = list["items"].as_array().context("a list of pods")?;
         let runs_speaker = |pod: &&serde_json::Value| {
             let containers = pod["spec"]["containers"].as_array();
-            containers.is_some_and(|all| all.iter().any(|one| one["image"].as_str().is_some_and(|i| i.contains(SPEAKER))))
+            containers
+                .is_some_and(|all| all.iter().any(|one| one["image"].as_str().is_some_and(|i| i.contains(SPEAKER))))
         };
         let Some(pod) = pods.iter().find(runs_speaker) else { bail!("node {node} has no pod with an image {SPEAKER}") };
         let (namespace, name) = (pod["metadata"]["namespace"].as_str(), pod["metadata"]["name"].as_str());

@@ -85,7 +85,8 @@ fn pack_one(folder: &Path, name: &str, files: &[(String, PathBuf)]) -> Result<Im
     let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
     let newest = files.iter().filter_map(|(_, path)| modified(path)).max();
     if modified(&tar).is_none_or(|packed| newest.is_some_and(|built| built > packed)) {
-        let files: Vec<(&str, &Path)> = files.iter().map(|(inside, outside)| (inside.as_str(), outside.as_path())).collect();
+        let files: Vec<(&str, &Path)> =
+            files.iter().map(|(inside, outside)| (inside.as_str(), outside.as_path())).collect();
         pack(&tar, &format!("{name}:lab"), &files, &format!("/{name}"))?;
     }
     let bytes = fs::metadata(&tar)?.len();
@@ -130,7 +131,8 @@ impl Archive {
 const BLOCK: usize = 512;
 /// Binaries that become images.
 const OURS: [&str; 3] = ["sheave-traffic", "sheave-controller", "sheave-speaker"];
-const TARGET: &str = if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
+const TARGET: &str =
+    if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
 
 #[cfg(test)]
 mod tests {
@@ -145,7 +147,10 @@ mod tests {
         fs::write(&path, archive.finish()).unwrap();
         let listed = crate::lab::netns::run("tar", &["-tvf", &path.to_string_lossy()]).unwrap();
         fs::remove_file(&path).unwrap();
-        assert!(listed.contains("-rwxr-xr-x") && listed.contains("5 1970-01-01") && listed.contains("bin/one"), "{listed}");
+        assert!(
+            listed.contains("-rwxr-xr-x") && listed.contains("5 1970-01-01") && listed.contains("bin/one"),
+            "{listed}"
+        );
         assert!(listed.contains("600") && listed.contains("two"), "{listed}");
     }
 }

@@ -78,14 +78,24 @@ pub fn power_off(state: &mut State, name: &str) -> Result<()> {
 /// The command dies with the returned process (`nsenter`).
 pub fn command(state: &State, name: &str, program: &str) -> Result<Command> {
     state.plan.node_number(name)?;
-    let Some(node) = state.nodes.get(name) else { bail!("node {name} has no power: `sheave-lab fault power-on {name}`") };
+    let Some(node) = state.nodes.get(name) else {
+        bail!("node {name} has no power: `sheave-lab fault power-on {name}`")
+    };
     if !node.init.alive() {
         bail!("node {name} is dead: its first process {} ended", node.init.pid);
     }
     let mut command = Command::new("nsenter");
-    command
-        .arg(format!("--target={}", node.init.pid))
-        .args(["--net", "--mount", "--uts", "--pid", "--", "setpriv", "--pdeathsig=KILL", "--", program]);
+    command.arg(format!("--target={}", node.init.pid)).args([
+        "--net",
+        "--mount",
+        "--uts",
+        "--pid",
+        "--",
+        "setpriv",
+        "--pdeathsig=KILL",
+        "--",
+        program,
+    ]);
     Ok(command)
 }
 

@@ -95,7 +95,9 @@ impl Plan {
     pub fn node_number(&self, name: &str) -> Result<u8> {
         match self.node_names().iter().position(|node| node == name) {
             Some(index) => Ok(u8::try_from(index).expect("at most MAX_NODES") + 1),
-            None => bail!("node: there is no {name:?} in lab {:?}; its nodes: {}", self.name, self.node_names().join(", ")),
+            None => {
+                bail!("node: there is no {name:?} in lab {:?}; its nodes: {}", self.name, self.node_names().join(", "))
+            }
         }
     }
 

@@ -58,7 +58,8 @@ impl Recorded {
 
 /// Starts `command` in a session of its own (Ctrl-C does not reach it), output appended to `log`.
 pub fn start(mut command: Command, log: &Path) -> Result<Recorded> {
-    let file = OpenOptions::new().create(true).append(true).open(log).with_context(|| format!("log {}", log.display()))?;
+    let file =
+        OpenOptions::new().create(true).append(true).open(log).with_context(|| format!("log {}", log.display()))?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
     // SAFETY: setsid is async-signal-safe.
     unsafe {

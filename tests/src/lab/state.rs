@@ -47,7 +47,8 @@ impl State {
 
     pub fn load(lab: &str) -> Result<Self> {
         let path = file(lab);
-        let text = fs::read(&path).with_context(|| format!("there is no lab {lab:?} ({}); labs: {}", path.display(), names()))?;
+        let text = fs::read(&path)
+            .with_context(|| format!("there is no lab {lab:?} ({}); labs: {}", path.display(), names()))?;
         serde_json::from_slice(&text).with_context(|| format!("malformed {}", path.display()))
     }
 

@@ -34,7 +34,8 @@ async fn serve(arguments: Arguments) -> Result<()> {
         tokio::spawn(accept(listener, me.clone()));
     }
     for port in arguments.udp {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).await.with_context(|| format!("udp port {port}"))?;
+        let socket =
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).await.with_context(|| format!("udp port {port}"))?;
         tokio::spawn(answer(socket, me.clone()));
     }
     // As PID 1 the default action of these signals would not happen.

@@ -1,0 +1,322 @@
+//! Keeps many connections open, sends on each, and tells what became of them.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::clock::{milliseconds, now_ns};
+use super::control::{Control, print_report, say_ready};
+use super::report::{Greeting, Held, HeldState, HoldCounts, HoldReport};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[arg(long)]
+    to: SocketAddr,
+    #[arg(long, default_value_t = 200)]
+    connections: u16,
+    /// Between two records on one connection
+    #[arg(long, default_value_t = 10)]
+    interval_ms: u64,
+    /// First of consecutive source ports; by default a random place, so that no conntrack entry is met again
+    #[arg(long)]
+    source_port: Option<u16>,
+    /// How long after the report was asked for an echo still counts as life
+    #[arg(long, default_value_t = 5000)]
+    grace_ms: u64,
+    /// Seconds until the report; by default until `report` or the end of stdin
+    #[arg(long)]
+    duration: Option<f64>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let control = Control::start(arguments.duration)?;
+    let report = super::single_threaded()?.block_on(hold(arguments, &control))?;
+    print_report(&report)
+}
+
+async fn hold(arguments: &Arguments, control: &Control) -> Result<HoldReport> {
+    let started_ns = now_ns();
+    let mut ports = SourcePorts::new(arguments);
+    let mut tracks = Vec::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..arguments.connections {
+        let (socket, local) = ports.next()?;
+        let track = Arc::new(Mutex::new(Track::new(local)));
+        tracks.push(track.clone());
+        // Spread over the interval: one burst of all connections would measure this program.
+        let phase = arguments.interval_ms * 1_000 * u64::from(number) / u64::from(arguments.connections);
+        let (to, every, control) = (arguments.to, Duration::from_millis(arguments.interval_ms), control.clone());
+        let (tell, connected) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move { one(socket, to, every, Duration::from_micros(phase), &track, &control, tell).await });
+        tasks.spawn(connected);
+        while tasks.len() >= CONNECTING_AT_ONCE {
+            tasks.join_next().await;
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    say_ready()?;
+
+    control.wanted().await;
+    let report_ns = now_ns();
+    tracks.iter().for_each(|track| lock(track).report_wanted());
+    let deadline = report_ns + arguments.grace_ms * 1_000_000;
+    while now_ns() < deadline && tracks.iter().any(|track| lock(track).undecided()) {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let mark_ns = control.mark_ns();
+    let connections: Vec<_> = tracks.iter().map(|track| lock(track).held(mark_ns)).collect();
+    Ok(summary(arguments.to, started_ns, mark_ns, report_ns, connections))
+}
+
+fn summary(
+    to: SocketAddr,
+    started_ns: u64,
+    mark_ns: Option<u64>,
+    report_ns: u64,
+    connections: Vec<Held>,
+) -> HoldReport {
+    let mut counts = HoldCounts::default();
+    for held in &connections {
+        match held.state {
+            HeldState::Alive => counts.alive += 1,
+            HeldState::Reset => counts.reset += 1,
+            HeldState::Closed => counts.closed += 1,
+            HeldState::Silent => counts.silent += 1,
+            HeldState::Failed => counts.failed += 1,
+        }
+    }
+    let alive = || connections.iter().filter(|held| held.state == HeldState::Alive);
+    let longest_pause_ms = alive().map(|held| held.longest_pause_ms).fold(0.0, f64::max);
+    let after = alive().filter_map(|held| held.longest_pause_after_mark_ms).fold(0.0, f64::max);
+    let longest_pause_after_mark_ms = mark_ns.map(|_| after);
+    let to = to.to_string();
+    HoldReport {
+        to,
+        started_ns,
+        mark_ns,
+        report_ns,
+        counts,
+        longest_pause_ms,
+        longest_pause_after_mark_ms,
+        connections,
+    }
+}
+
+/// One connection from its start to its end.
+async fn one(
+    socket: TcpSocket,
+    to: SocketAddr,
+    every: Duration,
+    phase: Duration,
+    track: &Mutex<Track>,
+    control: &Control,
+    tell: tokio::sync::oneshot::Sender<()>,
+) {
+    let opened = timeout(CONNECT_WITHIN, open(socket, to)).await;
+    let opened = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let stream = match opened {
+        Ok((stream, greeting)) => {
+            lock(track).connected(greeting);
+            stream
+        }
+        Err(error) => return lock(track).ended(HeldState::Failed, Some(error)),
+    };
+    drop(tell);
+    sleep(phase).await;
+    let (state, error) = match exchange(&stream, every, track, control).await {
+        Ok(()) => (HeldState::Closed, None),
+        Err(error) => (HeldState::Reset, Some(error)),
+    };
+    lock(track).ended(state, error);
+}
+
+async fn open(socket: TcpSocket, to: SocketAddr) -> io::Result<(TcpStream, Greeting)> {
+    let mut stream = socket.connect(to).await?;
+    stream.set_nodelay(true)?;
+    let mut line = String::new();
+    // The server says nothing more until it is sent something: nothing can be lost in this buffer.
+    BufReader::new(&mut stream).read_line(&mut line).await?;
+    let greeting = serde_json::from_str(&line)?;
+    Ok((stream, greeting))
+}
+
+/// Sends a number every interval and takes the echoes, until the connection ends.
+async fn exchange(stream: &TcpStream, every: Duration, track: &Mutex<Track>, control: &Control) -> io::Result<()> {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut unsent: Vec<u8> = Vec::new();
+    let mut unread: Vec<u8> = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {
+                // When the socket is full nothing new is queued here: the echo that is awaited is an older one.
+                if unsent.is_empty() {
+                    unsent.extend_from_slice(&lock(track).next_record().to_be_bytes());
+                }
+                match stream.try_write(&unsent) {
+                    Ok(length) => drop(unsent.drain(..length)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            readable = stream.readable() => {
+                readable?;
+                match stream.try_read(&mut buffer) {
+                    Ok(0) => return Ok(()),
+                    Ok(length) => {
+                        unread.extend_from_slice(&buffer[..length]);
+                        let whole = unread.len() / RECORD * RECORD;
+                        if let Some(last) = unread[..whole].chunks_exact(RECORD).next_back() {
+                            let number = u64::from_be_bytes(last.try_into().expect("RECORD bytes"));
+                            lock(track).echoed(number, (whole / RECORD) as u64, control.mark_ns());
+                            unread.drain(..whole);
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+}
+
+/// What is known about one connection.
+struct Track {
+    local: SocketAddr,
+    greeting: Option<Greeting>,
+    connected_ns: u64,
+    next: u64,
+    last_echo_ns: u64,
+    echoes: u64,
+    longest_pause_ms: f64,
+    longest_after_mark_ms: f64,
+    /// The first record that was sent after the report was asked for.
+    proof: Option<u64>,
+    alive: bool,
+    end: Option<(HeldState, u64, Option<String>)>,
+}
+
+impl Track {
+    fn new(local: SocketAddr) -> Self {
+        Self {
+            local,
+            greeting: None,
+            connected_ns: 0,
+            next: 0,
+            last_echo_ns: 0,
+            echoes: 0,
+            longest_pause_ms: 0.0,
+            longest_after_mark_ms: 0.0,
+            proof: None,
+            alive: false,
+            end: None,
+        }
+    }
+
+    fn connected(&mut self, greeting: Greeting) {
+        self.greeting = Some(greeting);
+        self.connected_ns = now_ns();
+        self.last_echo_ns = self.connected_ns;
+    }
+
+    fn next_record(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    fn echoed(&mut self, number: u64, count: u64, mark_ns: Option<u64>) {
+        let now = now_ns();
+        self.pause(now, mark_ns);
+        self.last_echo_ns = now;
+        self.echoes += count;
+        self.alive |= self.proof.is_some_and(|proof| number >= proof);
+    }
+
+    fn pause(&mut self, now: u64, mark_ns: Option<u64>) {
+        let pause = milliseconds(self.last_echo_ns, now);
+        self.longest_pause_ms = self.longest_pause_ms.max(pause);
+        if mark_ns.is_some_and(|mark| now > mark) {
+            self.longest_after_mark_ms = self.longest_after_mark_ms.max(pause);
+        }
+    }
+
+    fn ended(&mut self, state: HeldState, error: Option<io::Error>) {
+        self.end = Some((state, now_ns(), error.map(|error| error.to_string())));
+    }
+
+    fn report_wanted(&mut self) {
+        self.proof = Some(self.next);
+    }
+
+    fn undecided(&self) -> bool {
+        self.end.is_none() && !self.alive
+    }
+
+    fn held(&mut self, mark_ns: Option<u64>) -> Held {
+        if self.end.is_none() {
+            self.pause(now_ns(), mark_ns);
+        }
+        let greeting = self.greeting.clone();
+        let (pod, node, seen) = greeting.map(|said| (said.pod, said.node, said.client)).unwrap_or_default();
+        let (state, ended_ns, error) = match self.end.clone() {
+            Some((state, at, error)) => (state, Some(at), error),
+            None if self.alive => (HeldState::Alive, None, None),
+            None => (HeldState::Silent, None, None),
+        };
+        Held {
+            state,
+            local: self.local.to_string(),
+            pod,
+            node,
+            seen,
+            connected_ns: self.connected_ns,
+            ended_ns,
+            error,
+            echoes: self.echoes,
+            longest_pause_ms: self.longest_pause_ms,
+            longest_pause_after_mark_ms: mark_ns.map(|_| self.longest_after_mark_ms),
+            mark_to_end_ms: mark_ns.zip(ended_ns).map(|(mark, end)| milliseconds(mark, end)),
+        }
+    }
+}
+
+/// Consecutive free source ports from a random or given place.
+struct SourcePorts(u16);
+
+impl SourcePorts {
+    fn new(arguments: &Arguments) -> Self {
+        let random = || FIRST_PORT + (now_ns() / 1_000 % u64::from(LAST_PORT - FIRST_PORT)) as u16;
+        Self(arguments.source_port.unwrap_or_else(random))
+    }
+
+    fn next(&mut self) -> Result<(TcpSocket, SocketAddr)> {
+        for _ in FIRST_PORT..LAST_PORT {
+            let port = self.0;
+            self.0 = if port >= LAST_PORT { FIRST_PORT } else { port + 1 };
+            let socket = TcpSocket::new_v4()?;
+            match socket.bind((Ipv4Addr::UNSPECIFIED, port).into()) {
+                Ok(()) => return Ok((socket, (Ipv4Addr::UNSPECIFIED, port).into())),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error).with_context(|| format!("source port {port}")),
+            }
+        }
+        bail!("no source port is free")
+    }
+}
+
+fn lock(track: &Mutex<Track>) -> std::sync::MutexGuard<'_, Track> {
+    track.lock().expect("nobody panics with a track")
+}
+
+const RECORD: usize = 8;
+const CONNECTING_AT_ONCE: usize = 50;
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+const FIRST_PORT: u16 = 10_000;
+const LAST_PORT: u16 = 60_000;
