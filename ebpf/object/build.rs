@@ -13,6 +13,8 @@ use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail};
 use aya_build::{Package, Toolchain};
+use object::build::elf::{Builder, SectionData};
+use object::elf::SHT_STRTAB;
 
 fn main() -> Result<()> {
     for name in [SKIP, READY] {
@@ -35,7 +37,8 @@ fn main() -> Result<()> {
     // SAFETY: this process has one thread.
     unsafe { env::set_var("CARGO_TERM_QUIET", "true") };
     build()?;
-    fs::rename(out.join(BINARY), &object).context("the build left no object")
+    let built = fs::read(out.join(BINARY)).context("the build left no object")?;
+    fs::write(&object, strip(&built)?).context("writing the object")
 }
 
 fn build() -> Result<()> {
@@ -57,6 +60,25 @@ fn build() -> Result<()> {
     // SAFETY: this process has one thread; the variable reaches only the child that aya-build starts.
     unsafe { env::set_var("RUSTC_BOOTSTRAP", bootstrap) };
     aya_build::build_ebpf([package], Toolchain::Custom("debian"))
+}
+
+/// Takes out the debug sections (nine tenths of the object) and leaves BTF, which the loader and the kernel read.
+fn strip(object: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = Builder::read(object).context("the built object is no ELF file")?;
+    for section in &mut builder.sections {
+        let name = section.name.to_vec();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    builder.delete_orphans();
+    // LLVM keeps section names and symbol names in one table; the writer wants two.
+    let names = builder.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped).context("writing the object without its debug sections")?;
+    Ok(stripped)
 }
 
 /// Whether the toolchain is there and has `part` below its lib/rustlib.
