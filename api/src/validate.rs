@@ -190,3 +190,111 @@ pub(crate) fn name_is_address() -> Rule {
 pub(crate) fn address_never_changes() -> Rule {
     Rule::new("self == oldSelf").message("the address of a VirtualIP never changes")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AddressPool, AddressPoolSpec, VirtualIP, VirtualIPSpec};
+
+    const GOOD: [&str; 9] = [
+        "192.0.2.0/28",
+        "192.0.2.5/24",
+        "10.0.0.0/8",
+        "192.0.2.7/32",
+        "1.0.0.0/8",
+        "223.255.255.255/32",
+        "192.0.2.10-192.0.2.20",
+        "192.0.2.10-192.0.2.10",
+        "192.0.2.255-192.0.3.0",
+    ];
+    const SYNTAX: [&str; 14] = [
+        "",
+        "x",
+        "192.0.2.10",
+        "192.0.2.0/33",
+        "192.0.2.0/",
+        "192.0.2.0/24 ",
+        "192.0.2.01-192.0.2.20",
+        "192.0.2.300-192.0.3.1",
+        "192.0.2.10-192.0.2.20-192.0.2.30",
+        "192.0.2.10-20",
+        "192.0.2.10 - 192.0.2.20",
+        "2001:db8::/64",
+        "2001:db8::1-2001:db8::2",
+        "-",
+    ];
+    const ORDER: [&str; 2] = ["192.0.2.20-192.0.2.10", "192.0.3.0-192.0.2.255"];
+    const UNUSABLE: [&str; 8] = [
+        "0.0.0.0/0",
+        "0.0.0.0/8",
+        "10.0.0.0/7",
+        "127.0.0.0/8",
+        "224.0.0.0/24",
+        "223.0.0.0-224.0.0.0",
+        "126.0.0.0-128.0.0.0",
+        "0.1.0.0-1.0.0.0",
+    ];
+
+    /// What the API server's rules would say; empty = accepted.
+    fn cel(entry: &str) -> String {
+        let spec = AddressPoolSpec { addresses: vec!["198.51.100.0/30".into(), entry.into()], ..Default::default() };
+        match kube::core::cel::validate_cel(&AddressPool::new("p", spec)) {
+            Ok(()) => String::new(),
+            Err(errors) => format!("{errors:?}"),
+        }
+    }
+
+    #[test]
+    fn good_entries_pass_in_rust_and_in_cel() {
+        for entry in GOOD {
+            assert!(entry.parse::<AddressRange>().is_ok(), "{entry}");
+            assert_eq!(cel(entry), "", "{entry}");
+        }
+    }
+
+    #[test]
+    fn bad_entries_are_refused_in_both_with_the_same_sentence() {
+        for entry in SYNTAX.into_iter().chain(ORDER).chain(UNUSABLE) {
+            let refused = entry.parse::<AddressRange>().unwrap_err();
+            match refused {
+                MalformedRange::Syntax(_) => assert!(SYNTAX.contains(&entry), "{entry}"),
+                MalformedRange::Order(_) => assert!(ORDER.contains(&entry), "{entry}"),
+                MalformedRange::Unusable(_) => assert!(UNUSABLE.contains(&entry), "{entry}"),
+            }
+            let said = cel(entry);
+            assert!(said.contains(&refused.to_string()), "{entry}: CEL said {said}");
+        }
+    }
+
+    /// The API server's Go parser refuses these; the CEL library of the tests does not.
+    #[test]
+    fn prefix_lengths_are_plain_decimal() {
+        for entry in ["192.0.2.0/08", "192.0.2.0/+8"] {
+            assert_eq!(entry.parse::<AddressRange>(), Err(MalformedRange::Syntax(entry.to_string())));
+        }
+    }
+
+    #[test]
+    fn a_range_is_walked_lazily_and_counted_exactly() {
+        let wide: AddressRange = "10.0.0.0/8".parse().unwrap();
+        assert_eq!(wide.len(), 1 << 24);
+        assert_eq!(wide.iter().next(), Some(Ipv4Addr::new(10, 0, 0, 0)));
+        let all: AddressRange = "192.0.2.254-192.0.3.1".parse().unwrap();
+        assert_eq!(all.iter().count(), 4);
+        assert_eq!(all.to_string(), "192.0.2.254-192.0.3.1");
+        let neighbour: AddressRange = "192.0.3.2/31".parse().unwrap();
+        assert!(!all.overlaps(&neighbour) && all.overlaps(&all) && !all.contains(neighbour.first()));
+    }
+
+    #[test]
+    fn a_virtual_ip_is_named_like_its_address_and_keeps_it() {
+        let vip = |name: &str, address: &str| {
+            VirtualIP::new(name, VirtualIPSpec { address: address.into(), pool: "p".into(), services: vec![] })
+        };
+        assert!(kube::core::cel::validate_cel(&vip("192.0.2.1", "192.0.2.1")).is_ok());
+        assert!(kube::core::cel::validate_cel(&vip("192.0.2.1", "192.0.2.2")).is_err());
+        let moved =
+            kube::core::cel::validate_cel_update(&vip("192.0.2.1", "192.0.2.2"), &vip("192.0.2.1", "192.0.2.1"));
+        assert!(moved.is_err());
+    }
+}

@@ -1,1 +1,69 @@
-fn main() {}
+//! sheave-controller: gives Services of type LoadBalancer addresses from pools.
+//!
+//! Read in the order of the flow: `watch` (IO: facts) → `index` (pure: what we know) → `request` (pure: what a Service
+//! asks for) → `allocator` (pure: which address) → `plan` (pure: what must be written next) → `status` (pure: the patch)
+//! → `writer` (IO: only while we lead). `lease` decides who leads, `driver` is the loop around it all.
+
+mod admin;
+mod allocator;
+mod app;
+mod args;
+mod cache;
+mod driver;
+mod error;
+mod events;
+mod index;
+mod keys;
+mod lease;
+mod metrics;
+mod plan;
+mod request;
+mod status;
+mod view;
+mod watch;
+mod writer;
+
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::error;
+
+use crate::args::{Config, LogConfig, LogFormat};
+
+/// One thread is plenty and saves memory; nothing here blocks.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let config = Config::from_env();
+    if let Err(error) = start_log(&config.log) {
+        eprintln!("sheave-controller: --log: {error}");
+        return ExitCode::from(2);
+    }
+    match run(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    app::App::build(config).await?.run(stop).await
+}
+
+fn start_log(config: &LogConfig) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter = tracing_subscriber::EnvFilter::builder().parse(&config.filter)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_target(false).init(),
+    }
+    Ok(())
+}

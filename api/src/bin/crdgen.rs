@@ -1,6 +1,6 @@
 //! Prints or writes the CustomResourceDefinitions.
 //!
-//! `crdgen` prints all of them, `crdgen DIR` writes one file each, `crdgen --check DIR` fails if a file differs.
+//! `crdgen` prints all of them, `crdgen --write DIR` writes one file each, `crdgen --check DIR` fails if one differs.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,8 +14,8 @@ fn main() -> ExitCode {
     let result = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => print_all(),
         ["--check", dir] => check(Path::new(dir)),
-        [dir] if !dir.starts_with('-') => write(Path::new(dir)),
-        _ => Err("usage: crdgen [[--check] DIR]".to_string()),
+        ["--write", dir] => write(Path::new(dir)),
+        _ => Err("usage: crdgen [--write DIR | --check DIR]".to_string()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,121 @@
+//! Constructs everything once, in order; fails early. Then runs it and winds it down.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::admin::Health;
+use crate::args::Config;
+use crate::driver::Driver;
+use crate::lease::Election;
+use crate::metrics::Metrics;
+use crate::writer::Writer;
+use crate::{admin, events, keys, watch, writer};
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Everything that runs, not yet started.
+pub struct App {
+    admin: Task,
+    admin_stop: CancellationToken,
+    election: Task,
+    election_stop: CancellationToken,
+    writer: Task,
+    publisher: Task,
+    driver: Task,
+    driver_stop: CancellationToken,
+    drain: Duration,
+}
+
+impl App {
+    /// Binds the port and prepares the client; nothing is sent yet.
+    pub async fn build(config: Config) -> anyhow::Result<App> {
+        let Config { namespace, identity, admin_address, lease, log: _, drain } = config;
+        let identity = format!("{identity}_{}", keys::suffix().context("no random bytes")?);
+        let metrics = Arc::new(Metrics::register().context("metrics")?);
+        let health = Arc::new(Health::new(Instant::now()));
+        let listener =
+            TcpListener::bind(admin_address).await.with_context(|| format!("cannot listen on {admin_address}"))?;
+
+        let mut kube = kube::Config::infer().await.context("neither in a pod nor a kubeconfig")?;
+        kube.connect_timeout = Some(CONNECT);
+        // Watches end after 50 s, so a connection that is silent for longer is dead.
+        kube.read_timeout = Some(READ);
+        let client = kube::Client::try_from(kube).context("client")?;
+
+        let (election, leadership) = Election::new(client.clone(), &namespace, &identity, lease);
+        let (events, publisher) = events::channel(client.clone(), &identity, metrics.clone());
+        let (queue, planned) = mpsc::channel(writer::QUEUE);
+        let (finished, results) = mpsc::channel(writer::QUEUE);
+        let writer = Writer::new(client.clone(), leadership.clone(), events, metrics.clone());
+        let facts = watch::all(&client);
+        let driver = Driver {
+            client,
+            namespace,
+            leadership,
+            queue,
+            finished: results,
+            health: health.clone(),
+            metrics: metrics.clone(),
+        };
+
+        let (admin_stop, election_stop, driver_stop) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let served = admin::serve(listener, health, metrics, admin_stop.clone());
+        info!(%identity, %admin_address, "built");
+        Ok(App {
+            admin: Box::pin(async move {
+                if let Err(error) = served.await {
+                    warn!(%error, "admin server ended");
+                }
+            }),
+            election: Box::pin(election.run(election_stop.clone())),
+            writer: Box::pin(writer.run(planned, finished)),
+            publisher: Box::pin(publisher.run()),
+            driver: Box::pin(driver.run(facts, driver_stop.clone())),
+            admin_stop,
+            election_stop,
+            driver_stop,
+            drain,
+        })
+    }
+
+    /// Runs until `stop`, then finishes writes, gives the lead up and ends, in this order and within the deadline.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let admin = tokio::spawn(self.admin);
+        let mut election = tokio::spawn(self.election);
+        let mut writer = tokio::spawn(self.writer);
+        let publisher = tokio::spawn(self.publisher);
+        let mut driver = tokio::spawn(self.driver);
+        tokio::select! {
+            () = stop => info!("stopping"),
+            _ = &mut driver => anyhow::bail!("the main loop ended by itself"),
+            _ = &mut writer => anyhow::bail!("the writer ended by itself"),
+            _ = &mut election => anyhow::bail!("the election ended by itself"),
+        }
+        let ordered = async {
+            self.driver_stop.cancel();
+            let _ = (&mut driver).await;
+            let _ = writer.await;
+            self.election_stop.cancel();
+            let _ = election.await;
+            let _ = publisher.await;
+            self.admin_stop.cancel();
+            let _ = admin.await;
+        };
+        if tokio::time::timeout(self.drain, ordered).await.is_err() {
+            warn!("not everything was finished in time");
+        }
+        Ok(())
+    }
+}
+
+const CONNECT: Duration = Duration::from_secs(2);
+const READ: Duration = Duration::from_secs(60);

@@ -1,0 +1,55 @@
+//! What can go wrong with a write, by whose fault it is. One name each: log field and metric label. A user's fault is
+//! no error here but a [`Refusal`](sheave_api::Refusal).
+
+/// Why a write to the API server did not happen, or may not have.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error("another writer was faster: {0}")]
+    Conflict(String),
+    #[error("the object is gone")]
+    Gone,
+    #[error("the API server does not allow it: {0}")]
+    Forbidden(String),
+    #[error("the API server finds it invalid: {0}")]
+    Invalid(String),
+    #[error("no answer in time")]
+    Timeout,
+    #[error("not the leader any more")]
+    NotLeader,
+    #[error("the API server cannot be reached or failed: {0}")]
+    Unavailable(String),
+}
+
+impl WriteError {
+    /// All names, for metrics that must exist with value zero.
+    pub const KINDS: [&'static str; 7] =
+        ["Conflict", "Gone", "Forbidden", "Invalid", "Timeout", "NotLeader", "Unavailable"];
+
+    /// The one name.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            WriteError::Conflict(_) => "Conflict",
+            WriteError::Gone => "Gone",
+            WriteError::Forbidden(_) => "Forbidden",
+            WriteError::Invalid(_) => "Invalid",
+            WriteError::Timeout => "Timeout",
+            WriteError::NotLeader => "NotLeader",
+            WriteError::Unavailable(_) => "Unavailable",
+        }
+    }
+}
+
+impl From<kube::Error> for WriteError {
+    fn from(error: kube::Error) -> Self {
+        match &error {
+            kube::Error::Api(status) => match status.code {
+                404 | 410 => WriteError::Gone,
+                409 => WriteError::Conflict(status.message.clone()),
+                401 | 403 => WriteError::Forbidden(status.message.clone()),
+                400 | 422 => WriteError::Invalid(status.message.clone()),
+                _ => WriteError::Unavailable(status.message.clone()),
+            },
+            _ => WriteError::Unavailable(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! IO: Events for users. They travel on a queue of their own and never hold up an allocation; one that does not fit is
+//! dropped and counted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use sheave_api::CONTROLLER_NAME;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use crate::metrics::Metrics;
+use crate::status::Note;
+use crate::view::ServiceKey;
+
+/// The sending end.
+#[derive(Clone)]
+pub struct Events {
+    queue: mpsc::Sender<Event>,
+    instance: String,
+    metrics: Arc<Metrics>,
+}
+
+/// The receiving end, to be spawned.
+pub struct Publisher {
+    client: Client,
+    queue: mpsc::Receiver<Event>,
+    metrics: Arc<Metrics>,
+}
+
+/// Both ends of a queue.
+pub fn channel(client: Client, instance: &str, metrics: Arc<Metrics>) -> (Events, Publisher) {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let events = Events { queue: sender, instance: instance.to_string(), metrics: metrics.clone() };
+    (events, Publisher { client, queue: receiver, metrics })
+}
+
+impl Events {
+    /// Queues an Event about a Service.
+    pub fn send(&self, service: &ServiceKey, uid: &str, note: Note) {
+        let now = Timestamp::now();
+        let event = Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{}.{:x}", service.name, now.as_nanosecond())),
+                namespace: Some(service.namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            action: Some("Allocate".to_string()),
+            event_time: Some(MicroTime(now)),
+            note: Some(note.message),
+            reason: Some(note.reason.to_string()),
+            regarding: Some(ObjectReference {
+                api_version: Some("v1".to_string()),
+                kind: Some("Service".to_string()),
+                namespace: Some(service.namespace.clone()),
+                name: Some(service.name.clone()),
+                uid: Some(uid.to_string()),
+                ..ObjectReference::default()
+            }),
+            reporting_controller: Some(CONTROLLER_NAME.to_string()),
+            reporting_instance: Some(self.instance.clone()),
+            type_: Some(if note.warning { "Warning" } else { "Normal" }.to_string()),
+            ..Event::default()
+        };
+        if self.queue.try_send(event).is_err() {
+            self.metrics.events_dropped.inc();
+        }
+    }
+}
+
+impl Publisher {
+    /// Until every sending end is gone and the queue is empty.
+    pub async fn run(mut self) {
+        while let Some(event) = self.queue.recv().await {
+            let namespace = event.metadata.namespace.clone().unwrap_or_default();
+            let api = Api::<Event>::namespaced(self.client.clone(), &namespace);
+            let params = PostParams::default();
+            match tokio::time::timeout(REQUEST, api.create(&params, &event)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    self.metrics.events_dropped.inc();
+                    warn!(%error, "Event not written");
+                }
+                Err(_) => {
+                    self.metrics.events_dropped.inc();
+                    warn!("Event not written in time");
+                }
+            }
+        }
+    }
+}
+
+const QUEUE: usize = 256;
+const REQUEST: Duration = Duration::from_secs(2);

@@ -1,0 +1,355 @@
+//! Pure: everything we know, and what has changed since it was last looked at. `observe` takes facts in any order and as
+//! often as they come; `next_write` (in [`plan`](crate::plan)) asks what follows from them; `finished` takes the result.
+//!
+//! One write at a time per subject. Nothing is planned before a full list of everything was seen, nor without the lead.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use sheave_api::{Refusal, ServiceRef};
+
+use crate::allocator::Allocator;
+use crate::cache::Cache;
+use crate::error::WriteError;
+use crate::status::StatusWrite;
+use crate::view::{GrantView, PoolView, ServiceKey, ServiceView};
+
+/// A fact about the cluster.
+#[derive(Clone, Debug)]
+pub enum Observed {
+    Service(ServiceView),
+    ServiceGone(ServiceKey, u64),
+    Pool(PoolView),
+    PoolGone(String, u64),
+    Grant(GrantView),
+    GrantGone(Ipv4Addr, u64),
+    /// We have deleted the ledger entry with this uid.
+    Released(Ipv4Addr, String),
+    /// A full list of one kind begins, or is complete.
+    Begin(Kind),
+    Complete(Kind),
+}
+
+/// The three kinds of objects that are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Services,
+    Pools,
+    Grants,
+}
+
+/// What a write is about; at most one is on its way per subject. Addresses come first: what is freed can be given.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    Address(Ipv4Addr),
+    /// Seconds since 1970 when it was created, then its name: the order in which Services that wait are served.
+    Service(i64, ServiceKey),
+    Pool(String),
+}
+
+/// One write to the API server.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    Grant { address: Ipv4Addr, pool: String, service: ServiceRef },
+    Status(StatusWrite),
+    Release { address: Ipv4Addr, uid: String },
+    PoolStatus { pool: String, status: serde_json::Value },
+}
+
+/// A write with what it is about, to be handed back with the result.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    pub subject: Subject,
+    pub write: Write,
+}
+
+/// What a write led to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Done, and this is what the API server has now.
+    Done(Vec<Observed>),
+    /// Not done, or not known to be.
+    Failed(WriteError),
+}
+
+/// All state of the controller.
+#[derive(Debug, Default)]
+pub struct Index {
+    pub(crate) services: Cache<ServiceKey, ServiceView>,
+    pub(crate) pools: Cache<String, PoolView>,
+    pub(crate) grants: Cache<Ipv4Addr, GrantView>,
+    pub(crate) allocator: Allocator,
+    pub(crate) leading: bool,
+    pub(crate) dirty: BTreeSet<Subject>,
+    pub(crate) in_flight: BTreeSet<Subject>,
+    pub(crate) not_before: BTreeMap<Subject, Instant>,
+    failures: BTreeMap<Subject, u32>,
+    corrections: BTreeMap<ServiceKey, (u32, Instant)>,
+    /// Services of ours without an address, or with another than they ask for, and why.
+    pub(crate) waiting: BTreeMap<ServiceKey, Refusal>,
+}
+
+impl Index {
+    /// Takes a fact. Idempotent; an older version of a known object changes nothing.
+    pub fn observe(&mut self, fact: Observed) {
+        match fact {
+            Observed::Service(view) => self.service_changed(view),
+            Observed::ServiceGone(key, version) => {
+                let known = self.services.get(&key).cloned();
+                if self.services.delete(&key, version) {
+                    self.service_gone(&key, known);
+                }
+            }
+            Observed::Pool(view) => {
+                let spec_changed = self.pools.get(&view.name).is_none_or(|known| known.spec != view.spec);
+                self.dirty.insert(Subject::Pool(view.name.clone()));
+                if self.pools.apply(view.name.clone(), view.version, view) && spec_changed {
+                    self.pools_changed();
+                }
+            }
+            Observed::PoolGone(name, version) => {
+                if self.pools.delete(&name, version) {
+                    self.pools_changed();
+                }
+            }
+            Observed::Grant(view) => self.grant_changed(view),
+            Observed::GrantGone(address, version) => {
+                if self.grants.delete(&address, version) {
+                    self.grant_gone(address);
+                }
+            }
+            Observed::Released(address, uid) => {
+                if self.grants.get(&address).is_some_and(|known| known.uid == uid)
+                    && self.grants.delete(&address, u64::MAX)
+                {
+                    self.grant_gone(address);
+                }
+            }
+            Observed::Begin(Kind::Services) => self.services.begin(),
+            Observed::Begin(Kind::Pools) => self.pools.begin(),
+            Observed::Begin(Kind::Grants) => self.grants.begin(),
+            Observed::Complete(kind) => self.list_complete(kind),
+        }
+    }
+
+    /// Takes or gives up the lead. The first decision after that looks at everything.
+    pub fn lead(&mut self, leading: bool) {
+        self.leading = leading;
+        self.look_at_everything();
+    }
+
+    /// The periodic full pass: heals whatever a missed fact could have left undone.
+    pub fn look_at_everything(&mut self) {
+        let services = self.services.iter().map(|(key, view)| Subject::Service(view.created, key.clone()));
+        self.dirty.extend(services);
+        self.dirty.extend(self.grants.iter().map(|(address, _)| Subject::Address(*address)));
+        self.dirty.extend(self.pools.iter().map(|(name, _)| Subject::Pool(name.clone())));
+    }
+
+    /// Whether a full list of every kind was seen.
+    pub fn is_synced(&self) -> bool {
+        self.services.is_synced() && self.pools.is_synced() && self.grants.is_synced()
+    }
+
+    /// Takes the result of a write that [`next_write`](Index::next_write) asked for.
+    pub fn finished(&mut self, planned: &Planned, outcome: Outcome, now: Instant) {
+        self.in_flight.remove(&planned.subject);
+        self.dirty.insert(planned.subject.clone());
+        let failure = match outcome {
+            Outcome::Done(facts) => {
+                self.done(&planned.write);
+                facts.into_iter().for_each(|fact| self.observe(fact));
+                None
+            }
+            Outcome::Failed(error) => Some(error),
+        };
+        match (&planned.write, &failure) {
+            // The ledger entry may exist although no answer came: then the next attempt meets it.
+            (Write::Grant { address, .. }, _) => {
+                self.allocator.unreserve(*address);
+                self.mark_waiting();
+            }
+            (Write::Status(write), None) if write.is_correction() => self.corrected(&planned.subject, write, now),
+            _ => {}
+        }
+        match failure {
+            None => {
+                self.failures.remove(&planned.subject);
+            }
+            // The watch brings what changed; without the lead there is nothing to wait for.
+            Some(WriteError::NotLeader) => {}
+            Some(_) => {
+                let count = self.failures.entry(planned.subject.clone()).or_insert(0);
+                *count = count.saturating_add(1);
+                let wait = backoff(*count, RETRY_FIRST, RETRY_MOST);
+                self.not_before.insert(planned.subject.clone(), now + wait);
+            }
+        }
+    }
+
+    /// When to call `next_write` again although nothing was observed.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.not_before.iter().filter(|(subject, _)| self.dirty.contains(*subject)).map(|(_, at)| *at).min()
+    }
+
+    /// Writes that could be planned or are under way.
+    pub fn backlog(&self) -> usize {
+        self.dirty.len() + self.in_flight.len()
+    }
+
+    /// How many Services wait for which reason.
+    pub fn waiting(&self) -> BTreeMap<Refusal, i64> {
+        let mut counts: BTreeMap<Refusal, i64> = Refusal::ALL.into_iter().map(|reason| (reason, 0)).collect();
+        for reason in self.waiting.values() {
+            *counts.entry(*reason).or_default() += 1;
+        }
+        counts
+    }
+
+    pub fn granted(&self) -> usize {
+        self.grants.len()
+    }
+
+    pub(crate) fn mark_service(&mut self, service: &ServiceKey) {
+        if let Some(view) = self.services.get(service) {
+            self.dirty.insert(Subject::Service(view.created, service.clone()));
+        }
+    }
+
+    pub(crate) fn mark_held(&mut self, uid: &str) {
+        let addresses: Vec<Ipv4Addr> = self.allocator.held_by(uid).collect();
+        self.dirty.extend(addresses.into_iter().map(Subject::Address));
+    }
+
+    fn service_changed(&mut self, view: ServiceView) {
+        let (key, uid) = (view.key.clone(), view.uid.clone());
+        let before = self.services.get(&key).cloned();
+        if !self.services.apply(key.clone(), view.version, view) {
+            return;
+        }
+        if let Some(before) = before.filter(|before| before.uid != uid) {
+            self.service_gone(&key, Some(before));
+        }
+        self.mark_service(&key);
+        self.mark_held(&uid);
+    }
+
+    fn service_gone(&mut self, key: &ServiceKey, view: Option<ServiceView>) {
+        self.waiting.remove(key);
+        self.corrections.remove(key);
+        if let Some(view) = view {
+            let subject = Subject::Service(view.created, key.clone());
+            self.forget_retries(&subject);
+            self.mark_held(&view.uid);
+        }
+    }
+
+    fn grant_changed(&mut self, view: GrantView) {
+        let address = view.address;
+        let known = self.grants.get(&address).cloned();
+        if !self.grants.apply(address, view.version, view.clone()) {
+            return;
+        }
+        // The owner reports itself in the status every now and then: nothing for us.
+        if known
+            .is_some_and(|known| known.uid == view.uid && known.pool == view.pool && known.services == view.services)
+        {
+            return;
+        }
+        let before = self.allocator.forget(address);
+        self.allocator.granted(address, view.pool.clone(), view.services.clone());
+        self.dirty.insert(Subject::Address(address));
+        self.dirty.insert(Subject::Pool(view.pool));
+        for service in before.iter().chain(&view.services) {
+            self.mark_service(&ServiceKey::from(service));
+        }
+    }
+
+    fn grant_gone(&mut self, address: Ipv4Addr) {
+        let subject = Subject::Address(address);
+        self.dirty.remove(&subject);
+        self.forget_retries(&subject);
+        self.dirty.extend(self.allocator.taken(address).map(|taken| Subject::Pool(taken.pool.clone())));
+        for service in self.allocator.forget(address) {
+            self.mark_service(&ServiceKey::from(&service));
+        }
+        self.mark_waiting();
+    }
+
+    /// An address may have become free: everybody who waits gets a look, in order of age.
+    fn mark_waiting(&mut self) {
+        let waiting: Vec<ServiceKey> = self.waiting.keys().cloned().collect();
+        waiting.iter().for_each(|service| self.mark_service(service));
+    }
+
+    fn pools_changed(&mut self) {
+        self.allocator.set_pools(self.pools.iter().map(|(_, view)| view));
+        self.look_at_everything();
+    }
+
+    fn list_complete(&mut self, kind: Kind) {
+        match kind {
+            Kind::Services => {
+                for key in self.services.complete() {
+                    self.waiting.remove(&key);
+                    self.corrections.remove(&key);
+                }
+                // Grants of Services that are gone have nobody who would mark them.
+                self.dirty.extend(self.grants.iter().map(|(address, _)| Subject::Address(*address)));
+            }
+            Kind::Pools => {
+                if !self.pools.complete().is_empty() {
+                    self.pools_changed();
+                }
+            }
+            Kind::Grants => {
+                for address in self.grants.complete() {
+                    self.grant_gone(address);
+                }
+            }
+        }
+    }
+
+    /// Facts that follow from a write by itself, before anything is observed.
+    fn done(&mut self, write: &Write) {
+        if let Write::Status(write) = write {
+            self.mark_held(&write.uid);
+        }
+    }
+
+    /// Somebody else writes the same status. Corrected at once a few times, then ever more slowly: two controllers that
+    /// both believe a Service theirs must not keep the API server busy.
+    fn corrected(&mut self, subject: &Subject, write: &StatusWrite, now: Instant) {
+        let (count, last) = self.corrections.entry(write.service.clone()).or_insert((0, now));
+        if now.saturating_duration_since(*last) > CORRECTIONS_FORGOTTEN {
+            *count = 0;
+        }
+        *count = count.saturating_add(1);
+        *last = now;
+        if *count >= CORRECTIONS_AT_ONCE {
+            let wait = backoff(*count - CORRECTIONS_AT_ONCE + 1, CORRECTION_FIRST, CORRECTION_MOST);
+            self.not_before.insert(subject.clone(), now + wait);
+        }
+    }
+
+    fn forget_retries(&mut self, subject: &Subject) {
+        self.failures.remove(subject);
+        self.not_before.remove(subject);
+    }
+}
+
+/// Doubles with every attempt.
+fn backoff(attempt: u32, first: Duration, most: Duration) -> Duration {
+    first.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(most)
+}
+
+/// Pause after the first failed write of a subject.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+/// Foreign changes of one Service's status that are undone without a pause.
+const CORRECTIONS_AT_ONCE: u32 = 5;
+const CORRECTION_FIRST: Duration = Duration::from_secs(1);
+const CORRECTION_MOST: Duration = Duration::from_secs(60);
+/// After so much peace the count starts anew.
+const CORRECTIONS_FORGOTTEN: Duration = Duration::from_secs(120);

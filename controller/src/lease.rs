@@ -1,0 +1,172 @@
+//! IO: leadership by a coordination.k8s.io Lease. The record is written by `replace` with its resourceVersion, so of two
+//! that try one is refused; [`candidate`] holds the rules.
+
+mod candidate;
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::PostParams;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use sheave_api::CONTROLLER_NAME;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::args::LeaseConfig;
+use candidate::{Candidate, Step};
+
+/// Who leads, for those who must know. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Leadership {
+    /// The start of the last successful renewal while we lead.
+    renewed: watch::Receiver<Option<Instant>>,
+    config: LeaseConfig,
+}
+
+impl Leadership {
+    /// By when a write that starts now must be over; None if none may start.
+    pub fn request_deadline(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let renewed = (*self.renewed.borrow())?;
+        (now < renewed + self.config.write_until).then_some(now + self.config.request)
+    }
+
+    /// Whether we lead.
+    pub fn leads(&self) -> bool {
+        self.request_deadline().is_some()
+    }
+
+    /// Returns when something about it has changed, at most once a renewal.
+    pub async fn changed(&mut self) {
+        if self.renewed.changed().await.is_err() {
+            // The election is over: nothing changes any more.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// The task that competes.
+pub struct Election {
+    api: Api<Lease>,
+    config: LeaseConfig,
+    candidate: Candidate,
+    publish: watch::Sender<Option<Instant>>,
+}
+
+impl Election {
+    pub fn new(client: Client, namespace: &str, identity: &str, config: LeaseConfig) -> (Self, Leadership) {
+        let (publish, renewed) = watch::channel(None);
+        let candidate = Candidate::new(identity.to_string(), config.clone());
+        let leadership = Leadership { renewed, config: config.clone() };
+        (Election { api: Api::namespaced(client, namespace), config, candidate, publish }, leadership)
+    }
+
+    /// Competes until stopped, then gives the lead up so that another replica has it at once.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let only_ours = watcher::Config::default().fields(&format!("metadata.name={}", self.config.name)).timeout(50);
+        let mut records = pin!(watcher(self.api.clone(), only_ours).default_backoff());
+        self.read().await;
+        loop {
+            let wake = match self.candidate.step(Instant::now(), Timestamp::now()) {
+                Step::Write(lease) => {
+                    if self.write(*lease).await {
+                        continue;
+                    }
+                    Instant::now() + PAUSE
+                }
+                Step::Wait(until) => until,
+            };
+            // A leader whose renewals fail stops in time, however long the next try takes.
+            let wake = wake.min(Instant::now() + self.config.renew);
+            self.announce();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep_until(wake.into()) => {}
+                Some(event) = records.next() => self.watched(event),
+            }
+            self.announce();
+        }
+        self.release().await;
+    }
+
+    fn watched(&mut self, event: watcher::Result<watcher::Event<Lease>>) {
+        match event {
+            Ok(watcher::Event::Apply(lease) | watcher::Event::InitApply(lease)) => {
+                self.candidate.observe(lease, Instant::now());
+            }
+            Ok(watcher::Event::Delete(_)) => self.candidate.observe_absence(),
+            Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
+            Err(error) => debug!(%error, "watch of the Lease failed, trying again"),
+        }
+    }
+
+    /// Tells the others, if something has changed.
+    fn announce(&mut self) {
+        let leading = self.candidate.leading(Instant::now());
+        self.publish.send_if_modified(|published| {
+            if published.is_some() != leading.is_some() {
+                info!(leader = leading.is_some(), "leadership changed");
+            }
+            let changed = *published != leading;
+            *published = leading;
+            changed
+        });
+    }
+
+    /// True if the record is ours now.
+    async fn write(&mut self, mut lease: Lease) -> bool {
+        let started = Instant::now();
+        let params = PostParams { field_manager: Some(CONTROLLER_NAME.to_string()), ..PostParams::default() };
+        let name = self.config.name.clone();
+        let request = async {
+            if lease.resource_version().is_some() {
+                self.api.replace(&name, &params, &lease).await
+            } else {
+                lease.metadata = ObjectMeta { name: Some(name.clone()), ..lease.metadata.clone() };
+                self.api.create(&params, &lease).await
+            }
+        };
+        match tokio::time::timeout(self.config.request, request).await {
+            Ok(Ok(lease)) => {
+                self.candidate.written(lease, started, Instant::now());
+                self.announce();
+                return true;
+            }
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => debug!("another candidate was faster"),
+            Ok(Err(error)) => warn!(%error, "Lease not written"),
+            Err(_) => warn!("Lease not written in time"),
+        }
+        self.read().await;
+        false
+    }
+
+    async fn read(&mut self) {
+        match tokio::time::timeout(self.config.request, self.api.get_opt(&self.config.name)).await {
+            Ok(Ok(Some(lease))) => self.candidate.observe(lease, Instant::now()),
+            Ok(Ok(None)) => self.candidate.observe_absence(),
+            Ok(Err(error)) => debug!(%error, "Lease not read"),
+            Err(_) => debug!("Lease not read in time"),
+        }
+    }
+
+    async fn release(&mut self) {
+        let Some(lease) = self.candidate.release(Instant::now(), Timestamp::now()) else { return };
+        self.announce();
+        let params = PostParams::default();
+        let request = self.api.replace(&self.config.name, &params, &lease);
+        match tokio::time::timeout(self.config.request, request).await {
+            Ok(Ok(_)) => info!("lead given up"),
+            Ok(Err(error)) => warn!(%error, "lead not given up, others wait for it to expire"),
+            Err(_) => warn!("lead not given up in time, others wait for it to expire"),
+        }
+    }
+}
+
+/// After a failed write of the record.
+const PAUSE: Duration = Duration::from_millis(300);

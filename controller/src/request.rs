@@ -1,0 +1,161 @@
+//! Pure: Service → what it asks for, or why it cannot be served. Knows nothing of pools or grants.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use sheave_api::{LOAD_BALANCER_CLASS, Refusal, ServiceRef};
+
+use crate::view::{Ingress, ServiceView};
+
+/// What a Service is to us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Another type, or another class: not ours to touch.
+    Foreign,
+    /// Ours, and it asks for an address.
+    Wanted(Request),
+    /// Ours, but what it asks for cannot be.
+    Refused(Refused),
+}
+
+/// A refusal with the sentence that explains it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub reason: Refusal,
+    pub message: String,
+}
+
+/// What the allocator must know to choose an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub service: ServiceRef,
+    /// The pool that an annotation names.
+    pub pool: Option<String>,
+    /// The address that an annotation (or the old `spec.loadBalancerIP`) names.
+    pub address: Option<Ipv4Addr>,
+    /// The address that the status shows: decides between two grants, never makes one.
+    pub shown: Option<Ipv4Addr>,
+    /// The address to prefer if there is no grant: what the status shows, provided that we have not refused this Service
+    /// before. So a lost ledger or a predecessor's address is taken up, and a foreign hand on the status of a Service
+    /// that waits gets nothing by it.
+    pub adopt: Option<Ipv4Addr>,
+}
+
+/// Reads a Service.
+pub fn claim(service: &ServiceView) -> Claim {
+    if !service.load_balancer || service.class.as_deref().is_some_and(|class| class != LOAD_BALANCER_CLASS) {
+        return Claim::Foreign;
+    }
+    if !service.wants_ipv4 {
+        return refused(Refusal::UnsupportedFamily, "the Service asks for IPv6 only, this version serves IPv4");
+    }
+    let address = match service.addresses.as_deref().map(wanted_address) {
+        None => None,
+        Some(Ok(address)) => Some(address),
+        Some(Err(refused)) => return Claim::Refused(refused),
+    };
+    let shown = match service.ingress[..] {
+        [Ingress::Vip(address)] => Some(address),
+        _ => None,
+    };
+    let refused_before =
+        service.condition.as_ref().is_some_and(|c| !c.allocated && c.reason != Refusal::NoPool.as_str());
+    Claim::Wanted(Request {
+        service: service.reference(),
+        pool: service.pool.clone(),
+        address,
+        shown,
+        adopt: shown.filter(|_| !refused_before),
+    })
+}
+
+/// The one IPv4 address in a list separated by commas; IPv6 entries beside it are left for a version that serves them.
+fn wanted_address(list: &str) -> Result<Ipv4Addr, Refused> {
+    let mut found = Vec::new();
+    let mut other_family = false;
+    for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        match entry.parse() {
+            Ok(IpAddr::V4(address)) => found.push(address),
+            Ok(IpAddr::V6(_)) => other_family = true,
+            Err(_) => {
+                let message = format!("'{entry}' is not an address");
+                return Err(Refused { reason: Refusal::AddressMalformed, message });
+            }
+        }
+    }
+    match found[..] {
+        [address] => Ok(address),
+        [] if other_family => Err(Refused {
+            reason: Refusal::UnsupportedFamily,
+            message: format!("'{list}' names IPv6 addresses only, this version serves IPv4"),
+        }),
+        _ => Err(Refused {
+            reason: Refusal::AddressMalformed,
+            message: format!("'{list}' must name exactly one IPv4 address"),
+        }),
+    }
+}
+
+fn refused(reason: Refusal, message: &str) -> Claim {
+    Claim::Refused(Refused { reason, message: message.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::{ConditionView, ServiceKey};
+
+    fn service() -> ServiceView {
+        ServiceView {
+            key: ServiceKey { namespace: "default".into(), name: "web".into() },
+            uid: "u".into(),
+            version: 1,
+            created: 0,
+            load_balancer: true,
+            class: None,
+            wants_ipv4: true,
+            pool: None,
+            addresses: None,
+            ingress: vec![],
+            condition: None,
+        }
+    }
+
+    #[test]
+    fn another_type_or_class_is_foreign() {
+        assert_eq!(claim(&ServiceView { load_balancer: false, ..service() }), Claim::Foreign);
+        assert_eq!(claim(&ServiceView { class: Some("example.com/lb".into()), ..service() }), Claim::Foreign);
+        let ours = ServiceView { class: Some("sheave.dev/sheave".into()), ..service() };
+        assert!(matches!(claim(&ours), Claim::Wanted(_)));
+    }
+
+    #[test]
+    fn wanted_addresses_are_one_ipv4_or_a_named_refusal() {
+        let reason = |list: &str| match claim(&ServiceView { addresses: Some(list.into()), ..service() }) {
+            Claim::Wanted(request) => Ok(request.address.map(|a| a.to_string())),
+            Claim::Refused(refused) => Err(refused.reason),
+            Claim::Foreign => panic!("ours"),
+        };
+        assert_eq!(reason(" 192.0.2.1 "), Ok(Some("192.0.2.1".into())));
+        assert_eq!(reason("192.0.2.1,2001:db8::1"), Ok(Some("192.0.2.1".into())));
+        assert_eq!(reason("2001:db8::1"), Err(Refusal::UnsupportedFamily));
+        assert_eq!(reason("192.0.2.1,192.0.2.2"), Err(Refusal::AddressMalformed));
+        assert_eq!(reason("192.0.2.256"), Err(Refusal::AddressMalformed));
+        assert_eq!(reason(""), Err(Refusal::AddressMalformed));
+    }
+
+    #[test]
+    fn a_status_is_adopted_only_if_we_have_not_refused() {
+        let shown = ServiceView { ingress: vec![Ingress::Vip(Ipv4Addr::new(192, 0, 2, 1))], ..service() };
+        let adopts = |allocated: bool, reason: &str| {
+            let condition = Some(ConditionView { allocated, reason: reason.into(), message: String::new() });
+            match claim(&ServiceView { condition, ..shown.clone() }) {
+                Claim::Wanted(request) => request.adopt.is_some(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(matches!(claim(&shown), Claim::Wanted(Request { adopt: Some(_), .. })), "never seen before");
+        assert!(adopts(true, "AddressAllocated"), "its ledger entry was lost");
+        assert!(adopts(false, "NoPool"), "the pools came later");
+        assert!(!adopts(false, "PoolExhausted"), "a foreign hand");
+    }
+}

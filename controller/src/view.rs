@@ -1,0 +1,210 @@
+//! Pure: the few fields of Kubernetes objects that decisions depend on. Everything else is dropped at the door, so a
+//! thousand Services cost a megabyte, not ten.
+
+use std::net::Ipv4Addr;
+
+use k8s_openapi::api::core::v1::Service;
+use kube::ResourceExt;
+use sheave_api::status::CONDITION_ALLOCATED;
+use sheave_api::{
+    ADDRESS_ANNOTATIONS, AddressPool, AddressPoolSpec, AddressPoolStatus, POOL_ANNOTATIONS, ServiceRef, VirtualIP,
+};
+
+/// Namespace and name of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl std::fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl From<&ServiceRef> for ServiceKey {
+    fn from(service: &ServiceRef) -> Self {
+        ServiceKey { namespace: service.namespace.clone(), name: service.name.clone() }
+    }
+}
+
+/// A Service as the allocation sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceView {
+    pub key: ServiceKey,
+    pub uid: String,
+    pub version: u64,
+    /// Seconds since 1970; orders Services that wait.
+    pub created: i64,
+    pub load_balancer: bool,
+    pub class: Option<String>,
+    /// False if the Service asks for IPv6 only.
+    pub wants_ipv4: bool,
+    pub pool: Option<String>,
+    pub addresses: Option<String>,
+    pub ingress: Vec<Ingress>,
+    pub condition: Option<ConditionView>,
+}
+
+/// One entry of `status.loadBalancer.ingress`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ingress {
+    /// An address with ipMode VIP (or none, as API servers before 1.29 have it) and nothing else.
+    Vip(Ipv4Addr),
+    /// Whatever else: a name, IPv6, ipMode Proxy, ports.
+    Other,
+}
+
+/// Our condition on a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConditionView {
+    pub allocated: bool,
+    pub reason: String,
+    pub message: String,
+}
+
+impl ServiceView {
+    pub fn reference(&self) -> ServiceRef {
+        ServiceRef { namespace: self.key.namespace.clone(), name: self.key.name.clone(), uid: self.uid.clone() }
+    }
+
+    /// Whether the status shows this address, among others perhaps.
+    pub fn shows(&self, address: Ipv4Addr) -> bool {
+        self.ingress.contains(&Ingress::Vip(address))
+    }
+}
+
+impl From<&Service> for ServiceView {
+    fn from(service: &Service) -> Self {
+        let spec = service.spec.as_ref();
+        let status = service.status.as_ref();
+        let ingress = status.and_then(|s| s.load_balancer.as_ref()).and_then(|lb| lb.ingress.as_deref());
+        let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let annotation = |names: &[&str]| names.iter().find_map(|name| service.annotations().get(*name).cloned());
+        ServiceView {
+            key: ServiceKey { namespace: service.namespace().unwrap_or_default(), name: service.name_any() },
+            uid: service.uid().unwrap_or_default(),
+            version: version(service.resource_version()),
+            created: service.creation_timestamp().map_or(0, |t| t.0.as_second()),
+            load_balancer: spec.and_then(|s| s.type_.as_deref()) == Some("LoadBalancer"),
+            class: spec.and_then(|s| s.load_balancer_class.clone()),
+            wants_ipv4: spec
+                .and_then(|s| s.ip_families.as_ref())
+                .is_none_or(|f| f.is_empty() || f.iter().any(|f| f == "IPv4")),
+            pool: annotation(&POOL_ANNOTATIONS),
+            addresses: annotation(&ADDRESS_ANNOTATIONS).or_else(|| spec.and_then(|s| s.load_balancer_ip.clone())),
+            ingress: ingress.unwrap_or_default().iter().map(ingress_view).collect(),
+            condition: conditions.iter().find(|c| c.type_ == CONDITION_ALLOCATED).map(|c| ConditionView {
+                allocated: c.status == "True",
+                reason: c.reason.clone(),
+                message: c.message.clone(),
+            }),
+        }
+    }
+}
+
+fn ingress_view(entry: &k8s_openapi::api::core::v1::LoadBalancerIngress) -> Ingress {
+    let plain = entry.hostname.as_deref().unwrap_or_default().is_empty()
+        && entry.ports.as_deref().unwrap_or_default().is_empty()
+        && entry.ip_mode.as_deref().unwrap_or("VIP") == "VIP";
+    match entry.ip.as_deref().map(str::parse) {
+        Some(Ok(address)) if plain => Ingress::Vip(address),
+        _ => Ingress::Other,
+    }
+}
+
+/// A pool as the allocation sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolView {
+    pub name: String,
+    pub version: u64,
+    pub created: i64,
+    pub generation: i64,
+    pub spec: AddressPoolSpec,
+    pub status: AddressPoolStatus,
+}
+
+impl From<&AddressPool> for PoolView {
+    fn from(pool: &AddressPool) -> Self {
+        PoolView {
+            name: pool.name_any(),
+            version: version(pool.resource_version()),
+            created: pool.creation_timestamp().map_or(0, |t| t.0.as_second()),
+            generation: pool.metadata.generation.unwrap_or_default(),
+            spec: pool.spec.clone(),
+            status: pool.status.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// An entry of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantView {
+    pub address: Ipv4Addr,
+    pub uid: String,
+    pub version: u64,
+    pub pool: String,
+    pub services: Vec<ServiceRef>,
+}
+
+impl GrantView {
+    /// None for an object that is not as we write them; it grants nothing.
+    pub fn new(vip: &VirtualIP) -> Option<Self> {
+        let std::net::IpAddr::V4(address) = vip.address()? else { return None };
+        Some(GrantView {
+            address,
+            uid: vip.uid().unwrap_or_default(),
+            version: version(vip.resource_version()),
+            pool: vip.spec.pool.clone(),
+            services: vip.spec.services.clone(),
+        })
+    }
+}
+
+/// Kubernetes promises since 1.35 what has been true of etcd all along: versions of one kind compare as numbers.
+pub fn version(text: Option<String>) -> u64 {
+    text.and_then(|v| v.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(json: serde_json::Value) -> ServiceView {
+        ServiceView::from(&serde_json::from_value::<Service>(json).unwrap())
+    }
+
+    #[test]
+    fn an_empty_service_is_not_ours_and_does_not_panic() {
+        let view = service(serde_json::json!({"metadata": {"name": "a", "namespace": "b"}}));
+        assert!(!view.load_balancer && view.wants_ipv4 && view.ingress.is_empty());
+    }
+
+    #[test]
+    fn our_annotation_comes_before_metallbs_and_the_old_field() {
+        let view = service(serde_json::json!({
+            "metadata": {"name": "a", "namespace": "b", "annotations": {
+                "metallb.universe.tf/loadBalancerIPs": "192.0.2.9", "sheave.dev/loadBalancerIPs": "192.0.2.1",
+                "metallb.io/address-pool": "p",
+            }},
+            "spec": {"type": "LoadBalancer", "loadBalancerIP": "192.0.2.8"},
+        }));
+        assert_eq!(view.addresses.as_deref(), Some("192.0.2.1"));
+        assert_eq!(view.pool.as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn an_ingress_is_a_vip_or_something_else() {
+        let view = service(serde_json::json!({
+            "metadata": {"name": "a", "namespace": "b"},
+            "status": {"loadBalancer": {"ingress": [
+                {"ip": "192.0.2.1", "ipMode": "VIP"}, {"ip": "192.0.2.2"}, {"ip": "192.0.2.3", "ipMode": "Proxy"},
+                {"hostname": "x"}, {"ip": "2001:db8::1", "ipMode": "VIP"}
+            ]}},
+        }));
+        let vip = |n| Ingress::Vip(Ipv4Addr::new(192, 0, 2, n));
+        assert_eq!(view.ingress, [vip(1), vip(2), Ingress::Other, Ingress::Other, Ingress::Other]);
+        assert!(view.shows(Ipv4Addr::new(192, 0, 2, 2)));
+    }
+}

@@ -1,0 +1,82 @@
+//! IO: watches of the API server → facts. Objects are cut down to what decisions need before anything is kept.
+
+use futures::{Stream, StreamExt, stream};
+use k8s_openapi::api::core::v1::Service;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use sheave_api::{AddressPool, VirtualIP};
+use tracing::warn;
+
+use crate::index::{Kind, Observed};
+use crate::view::{GrantView, PoolView, ServiceKey, ServiceView, version};
+
+/// Everything that happens to Services, pools and the ledger, for ever. Errors are logged and retried with backoff.
+pub fn all(client: &Client) -> impl Stream<Item = Observed> + Send + use<> {
+    let services = watch(Api::<Service>::all(client.clone()), Kind::Services, service);
+    let pools = watch(Api::<AddressPool>::all(client.clone()), Kind::Pools, pool);
+    let grants = watch(Api::<VirtualIP>::all(client.clone()), Kind::Grants, grant);
+    stream::select(services, stream::select(pools, grants))
+}
+
+/// Something that was seen, or is gone.
+enum Seen<K> {
+    Here(K),
+    Gone(K),
+}
+
+fn watch<K>(
+    api: Api<K>,
+    kind: Kind,
+    convert: fn(Seen<K>) -> Option<Observed>,
+) -> impl Stream<Item = Observed> + Send + use<K>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+    watcher(api, config).default_backoff().filter_map(move |event| async move {
+        match event {
+            Ok(watcher::Event::Init) => Some(Observed::Begin(kind)),
+            Ok(watcher::Event::InitDone) => Some(Observed::Complete(kind)),
+            Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => convert(Seen::Here(object)),
+            Ok(watcher::Event::Delete(object)) => convert(Seen::Gone(object)),
+            Err(error) => {
+                warn!(?kind, %error, "watch failed, trying again");
+                None
+            }
+        }
+    })
+}
+
+fn service(seen: Seen<Service>) -> Option<Observed> {
+    Some(match seen {
+        Seen::Here(service) => Observed::Service(ServiceView::from(&service)),
+        Seen::Gone(service) => {
+            let key = ServiceKey { namespace: service.namespace().unwrap_or_default(), name: service.name_any() };
+            Observed::ServiceGone(key, version(service.resource_version()))
+        }
+    })
+}
+
+fn pool(seen: Seen<AddressPool>) -> Option<Observed> {
+    Some(match seen {
+        Seen::Here(pool) => Observed::Pool(PoolView::from(&pool)),
+        Seen::Gone(pool) => Observed::PoolGone(pool.name_any(), version(pool.resource_version())),
+    })
+}
+
+fn grant(seen: Seen<VirtualIP>) -> Option<Observed> {
+    let (Seen::Here(vip) | Seen::Gone(vip)) = &seen;
+    let Some(view) = GrantView::new(vip) else {
+        warn!(name = %vip.name_any(), "a VirtualIP that is not named like its address grants nothing");
+        return None;
+    };
+    Some(match seen {
+        Seen::Here(_) => Observed::Grant(view),
+        Seen::Gone(_) => Observed::GrantGone(view.address, view.version),
+    })
+}
+
+/// The API server ends a watch after this long, and we resume it: a connection that died silently is noticed.
+const WATCH_SECONDS: u32 = 50;
+/// Objects per page of a list: bounds the memory of a start.
+const PAGE: u32 = 250;
