@@ -124,7 +124,6 @@ pub(crate) fn addresses_schema(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-list-type": "set",
         "items": {
             "type": "string",
-            "minLength": 1,
             "maxLength": MAX_ENTRY_LENGTH,
             "x-kubernetes-validations": entry_rules(),
         },
@@ -161,7 +160,8 @@ fn entry_rules() -> [Rule; 3] {
     };
     let usable =
         |first: &str, last: &str| format!("({first} >= 1 && {last} <= 223 && !({first} <= 127 && {last} >= 127))");
-    let cidr_octet = "int(string(cidr(self).masked().ip()).split('.')[0])";
+    // Not wider than /8, so the first octet as written is that of every address in it.
+    let cidr_octet = "int(self.split('.')[0])";
 
     let syntax = format!("{IS_CIDR} || {IS_RANGE}");
     let order = format!("!{IS_RANGE} || {} <= {}", number("0"), number("1"));

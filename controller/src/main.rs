@@ -23,6 +23,7 @@ mod view;
 mod watch;
 mod writer;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -60,7 +61,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
 fn start_log(config: &LogConfig) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = tracing_subscriber::EnvFilter::builder().parse(&config.filter)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match config.format {
         LogFormat::Json => log.json().init(),
         LogFormat::Text => log.with_target(false).init(),
