@@ -1,6 +1,7 @@
 //! `sheave-traffic`: the server in the pods and the clients that measure what becomes of connections.
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::Parser;
 use sheave_tests::traffic::{arp, connect, hold, probe, relay, serve};
 
@@ -25,8 +26,8 @@ enum Command {
     Relay(relay::Arguments),
 }
 
-fn main() -> Result<()> {
-    match Command::parse() {
+fn main() -> ExitCode {
+    let result = match Command::parse() {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Hold(arguments) => hold::run(&arguments),
         Command::Probe(arguments) => probe::run(&arguments),
@@ -34,5 +35,12 @@ fn main() -> Result<()> {
         Command::Get(arguments) => connect::get(&arguments),
         Command::ArpWatch(arguments) => arp::run(&arguments),
         Command::Relay(arguments) => relay::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sheave-traffic: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

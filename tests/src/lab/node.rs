@@ -102,7 +102,7 @@ pub fn command(state: &State, name: &str, program: &str) -> Result<Command> {
 /// Only what pods need: no NRI, no other snapshotters, no transfer or sandbox services.
 fn containerd(cni: &str) -> String {
     format!(
-        r#"version = 3
+        r#"version = 4
 root = "/var/lib/containerd"
 state = "/run/containerd"
 disabled_plugins = [

@@ -122,7 +122,7 @@ async fn one(
     let opened = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let stream = match opened {
         Ok((stream, greeting)) => {
-            lock(track).connected(greeting);
+            lock(track).connected(greeting, stream.local_addr().ok());
             stream
         }
         Err(error) => return lock(track).ended(HeldState::Failed, Some(error)),
@@ -220,7 +220,8 @@ impl Track {
         }
     }
 
-    fn connected(&mut self, greeting: Greeting) {
+    fn connected(&mut self, greeting: Greeting, local: Option<SocketAddr>) {
+        self.local = local.unwrap_or(self.local);
         self.greeting = Some(greeting);
         self.connected_ns = now_ns();
         self.last_echo_ns = self.connected_ns;
