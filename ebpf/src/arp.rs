@@ -6,7 +6,7 @@ use ebpf_common::{Config, Lease, Verdict};
 
 use crate::forward::ethernet_bytes;
 use crate::frame::{Frame, Mac};
-use crate::parse::{ETHERNET_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, Link};
+use crate::parse::{ETHERNET_LEN, ETHERTYPE_ARP, Link};
 use crate::tables::Tables;
 
 /// ARP for IPv4 over Ethernet.
@@ -63,32 +63,26 @@ fn may_answer(tables: &impl Tables, config: &Config, vip: [u8; 4]) -> Result<(),
 /// (sender address 0.0.0.0, RFC 5227 section 2.1.1) is answered like any request, so that the prober sees the conflict.
 #[inline(always)]
 fn reply(frame: &mut impl Frame, config: &Config, arp: &Arp) -> Option<()> {
-    let mut bytes = [0; ETHERNET_LEN + ARP_LEN];
-    bytes[..ETHERNET_LEN].copy_from_slice(&ethernet_bytes(arp.sender_mac, config.mac, ETHERTYPE_ARP));
-    bytes[14..22].copy_from_slice(&FIXED);
-    bytes[21] = REPLY as u8;
-    bytes[22..28].copy_from_slice(&config.mac);
-    bytes[28..32].copy_from_slice(&arp.target);
-    bytes[32..38].copy_from_slice(&arp.sender_mac);
-    bytes[38..42].copy_from_slice(&arp.sender);
-    frame.write(0, bytes)
+    let mut names = [0; 20];
+    names[0..6].copy_from_slice(&config.mac);
+    names[6..10].copy_from_slice(&arp.target);
+    names[10..16].copy_from_slice(&arp.sender_mac);
+    names[16..20].copy_from_slice(&arp.sender);
+    frame.write(0, ethernet_bytes(arp.sender_mac, config.mac, ETHERTYPE_ARP))?;
+    frame.write(ETHERNET_LEN, (FIXED << 16 | u64::from(REPLY)).to_be_bytes())?;
+    frame.write(ETHERNET_LEN + 8, names)
 }
 
 /// Anything but IPv4 over Ethernet is not ours, nor is a frame too short to name both addresses.
 #[inline(always)]
 fn parse(frame: &impl Frame) -> Result<Arp, Verdict> {
-    let fixed = frame.read::<8>(ETHERNET_LEN).ok_or(Verdict::NotOurs)?;
+    let fixed = u64::from_be_bytes(frame.read(ETHERNET_LEN).ok_or(Verdict::NotOurs)?);
     let [m0, m1, m2, m3, m4, m5, s0, s1, s2, s3] = frame.read::<10>(ETHERNET_LEN + 8).ok_or(Verdict::NotOurs)?;
     let target = frame.read::<4>(ETHERNET_LEN + 24).ok_or(Verdict::NotOurs)?;
-    if fixed[..6] != FIXED[..6] {
+    if fixed >> 16 != FIXED {
         return Err(Verdict::NotOurs);
     }
-    Ok(Arp {
-        operation: u16::from_be_bytes([fixed[6], fixed[7]]),
-        sender_mac: [m0, m1, m2, m3, m4, m5],
-        sender: [s0, s1, s2, s3],
-        target,
-    })
+    Ok(Arp { operation: fixed as u16, sender_mac: [m0, m1, m2, m3, m4, m5], sender: [s0, s1, s2, s3], target })
 }
 
 /// The group bit of an Ethernet address: multicast or broadcast.
@@ -97,8 +91,7 @@ fn is_group(mac: Mac) -> bool {
     mac[0] & 1 != 0
 }
 
-const ARP_LEN: usize = 28;
-/// Hardware type Ethernet, protocol IPv4, address lengths 6 and 4, no operation.
-const FIXED: [u8; 8] = [0, 1, (ETHERTYPE_IPV4 >> 8) as u8, ETHERTYPE_IPV4 as u8, 6, 4, 0, 0];
+/// Hardware type Ethernet, protocol IPv4, address lengths 6 and 4.
+const FIXED: u64 = 0x0001_0800_06_04;
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;

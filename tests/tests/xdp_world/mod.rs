@@ -1,0 +1,114 @@
+//! The small world of the packet tests: three nodes on one segment, a router, a client behind it, two VIPs.
+
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use ebpf_common::{Config, Fate, Lease, Node, Row, ServiceKey, ServiceValue, Verdict};
+use sheave_ebpf::host::{HostFrame, HostTables};
+use sheave_tests::packet::{Addr, Eth, Ipv4, Mac};
+use sheave_tests::xdp::{Kernel, Outcome, boot_ns};
+
+/// This node, slot 1.
+pub const SELF: Mac = [0x02, 0, 0, 0, 0, 0x01];
+/// Node 2, its MAC address known.
+pub const PEER: Mac = [0x02, 0, 0, 0, 0, 0x02];
+/// Another station on the segment.
+pub const STRANGER: Mac = [0x02, 0, 0, 0, 0, 0x77];
+pub const ROUTER: Mac = [0x02, 0, 0, 0, 0, 0xfe];
+pub const CLIENT: Addr = [198, 51, 100, 7];
+/// An address of this node: no VIP.
+pub const NODE: Addr = [192, 0, 2, 1];
+/// Owned by this node.
+pub const VIP: Addr = [192, 0, 2, 10];
+/// Owned by another node.
+pub const OTHER: Addr = [192, 0, 2, 11];
+
+/// Ports of [`VIP`] and [`OTHER`], TCP and UDP alike, named by what their ring says.
+pub const LOCAL: u16 = 80;
+pub const REMOTE: u16 = 81;
+pub const EMPTY: u16 = 82;
+pub const NO_MAC: u16 = 83;
+pub const NO_RING: u16 = 84;
+pub const ROW_ZERO: u16 = 85;
+pub const ROW_OUT_OF_RANGE: u16 = 86;
+pub const MIXED: u16 = 90;
+pub const AFFINITY: u16 = 91;
+/// Nobody serves it.
+pub const UNSERVED: u16 = 9999;
+
+pub const MIXED_ROWS: u32 = 1009;
+
+pub fn world() -> HostTables {
+    let now = boot_ns();
+    let mut world = HostTables {
+        config: Config {
+            hash_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
+            mac: SELF,
+            flags: 0,
+            self_slot: 1,
+            abi: ebpf_common::ABI_VERSION,
+        },
+        lease: Lease { until_ns: now + HOUR, mute_until_ns: now + HOUR },
+        now_ns: now,
+        ..HostTables::default()
+    };
+    world.vips.extend([VIP, OTHER]);
+    world.own.insert(VIP);
+    world.peers.insert(PEER);
+    for (slot, mac) in [(1, SELF), (2, PEER), (3, [0; 6])] {
+        world.nodes.insert(slot, Node { addr: [192, 0, 2, slot as u8], mac, pad: [0; 2] });
+    }
+    let rings: [(u16, u32, Vec<Row>); 6] = [
+        (LOCAL, 1, vec![Row::new(1, 2); 3]),
+        (REMOTE, 2, vec![Row::new(2, 0); 5]),
+        (EMPTY, 3, vec![]),
+        (NO_MAC, 4, vec![Row::new(3, 0)]),
+        (ROW_ZERO, 5, vec![Row::new(0, 2)]),
+        (ROW_OUT_OF_RANGE, 6, vec![Row::new(5000, 0)]),
+    ];
+    for (port, ring, rows) in rings {
+        world.rings.insert(ring, rows);
+        serve(&mut world, port, ServiceValue { ring, flags: 0 });
+    }
+    serve(&mut world, NO_RING, ServiceValue { ring: 999, flags: 0 });
+    world.rings.insert(7, (0..MIXED_ROWS).map(|row| Row::new(1 + (row * 7 % 3 % 2) as u16, 0)).collect());
+    serve(&mut world, MIXED, ServiceValue { ring: 7, flags: 0 });
+    serve(&mut world, AFFINITY, ServiceValue { ring: 7, flags: ServiceValue::CLIENT_AFFINITY });
+    world
+}
+
+fn serve(world: &mut HostTables, port: u16, service: ServiceValue) {
+    for (addr, proto) in [(VIP, 6), (VIP, 17), (OTHER, 6), (OTHER, 17)] {
+        world.services.insert(ServiceKey { addr, port: port.to_be_bytes(), proto, pad: 0 }, service);
+    }
+}
+
+/// An IPv4 packet from the client by way of the router.
+pub fn inbound(vip: Addr) -> Ipv4 {
+    Eth { dst: SELF, src: ROUTER }.ipv4(CLIENT, vip)
+}
+
+/// Runs the frame on the host core.
+pub fn host(tables: &HostTables, frame: &[u8]) -> Outcome {
+    let mut host = HostFrame(frame.to_vec());
+    let verdict = sheave_ebpf::walk(&mut host, tables);
+    Outcome { verdict, action: action(verdict), frame: host.0 }
+}
+
+/// Runs the frame in the kernel and on the host, which must agree in everything.
+pub fn both(kernel: &mut Kernel, tables: &HostTables, frame: &[u8]) -> Outcome {
+    let outcome = kernel.run(frame).expect("BPF_PROG_TEST_RUN");
+    assert_eq!(outcome, host(tables, frame), "kernel (left) and host (right) disagree about {frame:02x?}");
+    assert_eq!(outcome.action, action(outcome.verdict));
+    outcome
+}
+
+/// include/uapi/linux/bpf.h: enum xdp_action.
+fn action(verdict: Verdict) -> u32 {
+    match verdict.fate() {
+        Fate::Drop => 1,
+        Fate::Pass => 2,
+        Fate::Tx => 3,
+    }
+}
+
+pub const HOUR: u64 = 3_600_000_000_000;
