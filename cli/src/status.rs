@@ -23,7 +23,7 @@ pub struct Args {
 
 pub async fn run(client: Client, args: &Args) -> Result<ExitCode> {
     let vips = Api::<VirtualIP>::all(client.clone()).list(&ListParams::default()).await.context("list VirtualIPs")?;
-    let selector = ListParams::default().labels("app.kubernetes.io/component=speaker");
+    let selector = ListParams::default().labels("app.kubernetes.io/name=sheave-speaker");
     let pods = Api::<Pod>::namespaced(client, &args.namespace).list(&selector).await.context("list speakers")?;
     let addresses: Vec<Value> = vips.iter().map(address).collect();
     let speakers: Vec<Value> = pods.iter().map(speaker).collect();
