@@ -6,14 +6,21 @@
 //! Read first: docs/architecture.md, flow (ii).
 
 pub mod endpoints;
+mod limit;
+mod object;
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 use core::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+
+pub use limit::{Limit, Refused};
+pub use object::{
+    Affinity, Conditions, Endpoint, EndpointSlice, Key, Kind, Node, Object, ObjectName, Port, Protocol, Service,
+    VirtualIp,
+};
 
 /// The cluster as the API server last described it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -172,229 +179,6 @@ pub enum Change {
 impl Change {
     fn from_difference(different: bool) -> Self {
         if different { Self::Changed } else { Self::None }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Object {
-    Node(String, Node),
-    Service(ObjectName, Service),
-    EndpointSlice(ObjectName, EndpointSlice),
-    VirtualIp(Ipv4Addr, VirtualIp),
-}
-
-impl Object {
-    pub fn key(&self) -> Key {
-        match self {
-            Self::Node(name, _) => Key::Node(name.clone()),
-            Self::Service(name, _) => Key::Service(name.clone()),
-            Self::EndpointSlice(name, _) => Key::EndpointSlice(name.clone()),
-            Self::VirtualIp(address, _) => Key::VirtualIp(*address),
-        }
-    }
-
-    fn oversized(&self) -> Option<Limit> {
-        match self {
-            Self::Service(_, service) if service.ports.len() > Limit::PortsPerObject.value() => {
-                Some(Limit::PortsPerObject)
-            }
-            Self::EndpointSlice(_, slice) if slice.ports.len() > Limit::PortsPerObject.value() => {
-                Some(Limit::PortsPerObject)
-            }
-            Self::EndpointSlice(_, slice) if slice.endpoints.len() > Limit::EndpointsPerSlice.value() => {
-                Some(Limit::EndpointsPerSlice)
-            }
-            Self::VirtualIp(_, vip) if vip.services.len() > Limit::ServicesPerVip.value() => {
-                Some(Limit::ServicesPerVip)
-            }
-            _ => None,
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Key {
-    Node(String),
-    Service(ObjectName),
-    EndpointSlice(ObjectName),
-    VirtualIp(Ipv4Addr),
-}
-
-impl Key {
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Node(_) => Kind::Node,
-            Self::Service(_) => Kind::Service,
-            Self::EndpointSlice(_) => Kind::EndpointSlice,
-            Self::VirtualIp(_) => Kind::VirtualIp,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Kind {
-    Node,
-    Service,
-    EndpointSlice,
-    VirtualIp,
-}
-
-/// Namespace and name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ObjectName {
-    pub namespace: String,
-    pub name: String,
-}
-
-impl ObjectName {
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
-    }
-}
-
-impl fmt::Display for ObjectName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Node {
-    /// The first IPv4 address of type InternalIP.
-    pub address: Ipv4Addr,
-    /// Condition Ready. For people; it moves no row (the API server learns of a loss after 40 s).
-    pub ready: bool,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
-    pub ports: Vec<Port>,
-    pub affinity: Affinity,
-}
-
-/// A port of a Service (`port`, what clients use) or of an EndpointSlice (`port`, where the pod listens). The names match.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Port {
-    /// Empty for the only port of a Service.
-    pub name: String,
-    pub port: u16,
-    pub protocol: Protocol,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Protocol {
-    Tcp,
-    Udp,
-}
-
-impl Protocol {
-    /// As Kubernetes writes it; `None` for SCTP and what is not known.
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "TCP" => Some(Self::Tcp),
-            "UDP" => Some(Self::Udp),
-            _ => None,
-        }
-    }
-
-    /// The IP protocol number.
-    pub const fn number(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-        }
-    }
-}
-
-/// sessionAffinity of a Service. Its timeout is not used: the choice is a hash, so it holds as long as the pods stay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Affinity {
-    #[default]
-    None,
-    ClientIp,
-}
-
-/// One EndpointSlice of address type IPv4.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EndpointSlice {
-    /// Label `kubernetes.io/service-name`; the namespace is the slice's.
-    pub service: String,
-    pub ports: Vec<Port>,
-    pub endpoints: Vec<Endpoint>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
-    pub address: Ipv4Addr,
-    /// `nodeName`; an endpoint without one cannot be dispatched to.
-    pub node: Option<String>,
-    pub conditions: Conditions,
-}
-
-/// Conditions of an endpoint (KEP-1669, KEP-1672).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Conditions {
-    pub ready: bool,
-    pub serving: bool,
-    pub terminating: bool,
-}
-
-impl Conditions {
-    pub const READY: Self = Self { ready: true, serving: true, terminating: false };
-
-    /// Absent conditions as discovery/v1 defines them: unknown readiness is ready, unknown serving is as ready, unknown
-    /// terminating is not.
-    pub fn from_optional(ready: Option<bool>, serving: Option<bool>, terminating: Option<bool>) -> Self {
-        let ready = ready.unwrap_or(true);
-        Self { ready, serving: serving.unwrap_or(ready), terminating: terminating.unwrap_or(false) }
-    }
-}
-
-/// A granted address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VirtualIp {
-    pub pool: String,
-    pub services: Vec<ObjectName>,
-}
-
-macro_rules! limits {
-    ($($(#[$doc:meta])* $name:ident, $label:literal, $value:expr;)*) => {
-        /// What the view holds at most. The label is the metric label.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Limit { $($(#[$doc])* $name,)* }
-
-        impl Limit {
-            pub const ALL: &'static [Limit] = &[$(Limit::$name),*];
-            pub const fn label(self) -> &'static str { match self { $(Limit::$name => $label),* } }
-            pub const fn value(self) -> usize { match self { $(Limit::$name => $value),* } }
-        }
-    };
-}
-
-limits! {
-    /// Slot 0 of `NODES` is reserved.
-    Nodes, "nodes", ebpf_common::MAX_NODES as usize - 1;
-    Services, "services", ebpf_common::MAX_SERVICES as usize;
-    EndpointSlices, "endpoint_slices", 4 * ebpf_common::MAX_SERVICES as usize;
-    VirtualIps, "virtual_ips", ebpf_common::MAX_VIPS as usize;
-    /// discovery/v1 allows 1000.
-    EndpointsPerSlice, "endpoints_per_slice", 1000;
-    /// discovery/v1 allows 20000 in a slice; nobody runs that many.
-    PortsPerObject, "ports_per_object", 250;
-    ServicesPerVip, "services_per_vip", 64;
-}
-
-/// How often each limit was reached.
-#[derive(Clone, Debug, Default)]
-pub struct Refused([u64; Limit::ALL.len()]);
-
-impl Refused {
-    pub fn get(&self, limit: Limit) -> u64 {
-        self.0[limit as usize]
-    }
-
-    fn count(&mut self, limit: Limit) {
-        self.0[limit as usize] += 1;
     }
 }
 

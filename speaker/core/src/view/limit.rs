@@ -1,0 +1,42 @@
+//! How much the view holds, and how often that was not enough.
+
+macro_rules! limits {
+    ($($(#[$doc:meta])* $name:ident, $label:literal, $value:expr;)*) => {
+        /// What the view holds at most. The label is the metric label.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Limit { $($(#[$doc])* $name,)* }
+
+        impl Limit {
+            pub const ALL: &'static [Limit] = &[$(Limit::$name),*];
+            pub const fn label(self) -> &'static str { match self { $(Limit::$name => $label),* } }
+            pub const fn value(self) -> usize { match self { $(Limit::$name => $value),* } }
+        }
+    };
+}
+
+limits! {
+    /// Slot 0 of `NODES` is reserved.
+    Nodes, "nodes", ebpf_common::MAX_NODES as usize - 1;
+    Services, "services", ebpf_common::MAX_SERVICES as usize;
+    EndpointSlices, "endpoint_slices", 4 * ebpf_common::MAX_SERVICES as usize;
+    VirtualIps, "virtual_ips", ebpf_common::MAX_VIPS as usize;
+    /// discovery/v1 allows 1000.
+    EndpointsPerSlice, "endpoints_per_slice", 1000;
+    /// discovery/v1 allows 20000 in a slice; nobody runs that many.
+    PortsPerObject, "ports_per_object", 250;
+    ServicesPerVip, "services_per_vip", 64;
+}
+
+/// How often each limit was reached.
+#[derive(Clone, Debug, Default)]
+pub struct Refused([u64; Limit::ALL.len()]);
+
+impl Refused {
+    pub fn get(&self, limit: Limit) -> u64 {
+        self.0[limit as usize]
+    }
+
+    pub(super) fn count(&mut self, limit: Limit) {
+        self.0[limit as usize] += 1;
+    }
+}
