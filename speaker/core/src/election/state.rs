@@ -57,6 +57,38 @@ impl Config {
     pub fn dead(&self) -> Duration {
         self.interval * self.dead_intervals
     }
+
+    /// A heartbeat names whom its sender heard within this time: shorter than the dead interval by one interval, so that a
+    /// testimony is never older than the silence it contradicts (rule R6).
+    pub fn heard_window(&self) -> Duration {
+        self.dead() - self.interval
+    }
+
+    /// What the invariants need of the times.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.interval < Duration::from_millis(1) {
+            return Err(ConfigError::IntervalTooShort);
+        }
+        if self.dead_intervals < 3 {
+            return Err(ConfigError::DeadTooShort);
+        }
+        // The last heartbeat is heard after it was sent, and clocks differ by far less than the tenth that is left.
+        if self.lease > self.dead().mul_f32(0.9) || self.lease <= self.interval {
+            return Err(ConfigError::LeaseOutOfRange);
+        }
+        Ok(())
+    }
+}
+
+/// Times that do not fit together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("the heartbeat interval must be at least 1 ms")]
+    IntervalTooShort,
+    #[error("a node may be declared dead after three intervals of silence at the earliest")]
+    DeadTooShort,
+    #[error("the lease must be longer than an interval and at most nine tenths of the dead interval")]
+    LeaseOutOfRange,
 }
 
 /// What a node does that hears fewer than half of the others.
@@ -167,10 +199,10 @@ pub enum LoseReason {
     Undesired,
     /// Another claim won.
     Conflict,
-    /// The successor has claimed (leave, not ready, not eligible).
+    /// A successor has claimed (leave, not ready, not eligible).
     HandedOver,
-    /// No successor came in time.
-    LeaveTimeout,
+    /// No successor came in time, or there is none.
+    NoSuccessor,
     /// This node was frozen for longer than its lease.
     Frozen,
     /// The link of this node is down.
@@ -185,7 +217,7 @@ impl LoseReason {
             Self::Undesired => "undesired",
             Self::Conflict => "conflict",
             Self::HandedOver => "handed_over",
-            Self::LeaveTimeout => "leave_timeout",
+            Self::NoSuccessor => "no_successor",
             Self::Frozen => "frozen",
             Self::NoCarrier => "no_carrier",
             Self::NoQuorum => "no_quorum",
@@ -223,6 +255,8 @@ impl Phase {
 pub struct Status {
     pub phase: Phase,
     pub ready: bool,
+    /// Hears nobody that hears it.
+    pub alone: bool,
     pub lease_until: Instant,
     /// What this node holds.
     pub held: BTreeMap<Vip, Term>,
@@ -236,6 +270,8 @@ pub struct PeerStatus {
     pub node: NodeName,
     pub epoch: u64,
     pub alive: bool,
+    /// Alive on the word of another peer only.
+    pub vouched: bool,
     /// It has proved that it is no recording.
     pub verified: bool,
     /// It says that it hears this node.

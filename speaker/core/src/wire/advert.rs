@@ -7,7 +7,7 @@
 //! 32 digest of the sender's claims (8) | 40 challenge (4) | 44 name length | 45 reserved | 46 count (2) | 48 name
 //! heartbeat: count x challenge (4)                                     the peers that the sender hears
 //! claims:    part (2) | parts (2) | count x claim                      part of its claim list
-//! claim:     family (1) | flags (1) | reserved (2) | term (8) | address (4; 16 for family 6, not in version 1)
+//! claim:     family (1) | flags (1; 1: offered) | reserved (2) | term (8) | address (4; 16 for family 6, not in version 1)
 //! MAC (32): HMAC-SHA256 of everything before it
 //! ```
 
@@ -202,6 +202,16 @@ impl Flags {
 pub struct Claim {
     pub vip: Vip,
     pub term: Term,
+    /// The owner may not hold it any longer and asks for a successor.
+    pub offered: bool,
+}
+
+impl Claim {
+    const OFFERED: u8 = 1;
+
+    fn flags(self) -> u8 {
+        if self.offered { Self::OFFERED } else { 0 }
+    }
 }
 
 impl Advert {
@@ -267,7 +277,7 @@ impl Body {
                 out.extend_from_slice(&part.to_be_bytes());
                 out.extend_from_slice(&parts.to_be_bytes());
                 for claim in claims {
-                    out.extend_from_slice(&[FAMILY_IPV4, 0, 0, 0]);
+                    out.extend_from_slice(&[FAMILY_IPV4, claim.flags(), 0, 0]);
                     out.extend_from_slice(&claim.term.0.to_be_bytes());
                     out.extend_from_slice(&claim.vip.octets());
                 }
@@ -279,7 +289,8 @@ impl Body {
 /// The digest of a claim list in order of addresses. Not a secret: adverts are signed.
 pub fn digest(claims: impl IntoIterator<Item = Claim>) -> u64 {
     claims.into_iter().fold(EMPTY_DIGEST, |digest, claim| {
-        let address = u64::from(u32::from_be_bytes(claim.vip.octets())) | u64::from(FAMILY_IPV4) << 32;
+        let address = u64::from(u32::from_be_bytes(claim.vip.octets()));
+        let address = address | u64::from(FAMILY_IPV4) << 32 | u64::from(claim.flags()) << 40;
         ebpf_common::siphash13(&[digest, EMPTY_DIGEST], address, claim.term.0)
     })
 }
@@ -310,11 +321,15 @@ fn parse_claims(packet: &Packet<'_>) -> Result<Body, Reject> {
 }
 
 fn parse_claim(bytes: &[u8; CLAIM_LEN]) -> Result<Claim, Reject> {
-    let [family, _, _, _, term @ .., a, b, c, d] = *bytes;
+    let [family, flags, _, _, term @ .., a, b, c, d] = *bytes;
     if family != FAMILY_IPV4 {
         return Err(Reject::Malformed);
     }
-    Ok(Claim { vip: Vip([a, b, c, d].into()), term: Term(u64::from_be_bytes(term)) })
+    Ok(Claim {
+        vip: Vip([a, b, c, d].into()),
+        term: Term(u64::from_be_bytes(term)),
+        offered: flags & Claim::OFFERED != 0,
+    })
 }
 
 #[cfg(test)]

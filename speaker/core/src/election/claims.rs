@@ -1,0 +1,90 @@
+//! Two nodes claim one VIP and hear each other: who keeps it.
+//!
+//! Read first: docs/election.md rule R5. Both sides compute the same from what both have said.
+
+use crate::name::{NodeName, Term, Vip};
+use crate::rank;
+
+/// One side of a conflict.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claimant<'a> {
+    pub node: &'a NodeName,
+    pub term: Term,
+    /// Won or kept without hearing anybody.
+    pub alone: bool,
+    /// Asks for a successor.
+    pub gives_up: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Keep,
+    /// Keep, with a term above the other's: it gives up, but was ahead.
+    Raise,
+    Yield,
+}
+
+impl Claimant<'_> {
+    /// Higher keeps: among peers before alone, then the higher term, then the better rank.
+    pub fn order(self, vip: Vip) -> (bool, Term, u64, NodeName) {
+        (!self.alone, self.term, rank::weight(vip, self.node), self.node.clone())
+    }
+}
+
+/// What `own` does about `rival`, which is up. `rival_deaf`: it has not heard `own` for a dead interval.
+pub(super) fn contest(vip: Vip, own: Claimant<'_>, rival: Claimant<'_>, rival_deaf: bool) -> Outcome {
+    let ahead = own.order(vip) > rival.order(vip);
+    match (own.gives_up, rival.gives_up) {
+        (true, false) => return Outcome::Yield,
+        (false, true) => return if ahead { Outcome::Keep } else { Outcome::Raise },
+        _ => {}
+    }
+    // R7: one that does not hear us will never yield. Unless it hears nobody at all while we do: then its ears are broken,
+    // and clients do not reach it either.
+    if rival_deaf && (own.alone || !rival.alone) {
+        return Outcome::Yield;
+    }
+    if ahead { Outcome::Keep } else { Outcome::Yield }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VIP: Vip = Vip(core::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn claimant(node: &NodeName, term: u64) -> Claimant<'_> {
+        Claimant { node, term: Term(term), alone: false, gives_up: false }
+    }
+
+    #[test]
+    fn order_of_claims() {
+        let (a, b) = (NodeName::new("a").unwrap(), NodeName::new("b").unwrap());
+        let verdict = |own, rival| contest(VIP, own, rival, false);
+        assert_eq!(verdict(claimant(&a, 2), claimant(&b, 1)), Outcome::Keep);
+        assert_eq!(verdict(claimant(&a, 1), claimant(&b, 2)), Outcome::Yield);
+        let alone = Claimant { alone: true, ..claimant(&a, 9) };
+        assert_eq!(verdict(alone, claimant(&b, 1)), Outcome::Yield, "a high term won alone");
+        assert_eq!(verdict(claimant(&b, 1), alone), Outcome::Keep);
+        assert_ne!(verdict(claimant(&a, 1), claimant(&b, 1)), verdict(claimant(&b, 1), claimant(&a, 1)), "a tie");
+    }
+
+    #[test]
+    fn who_gives_up_yields() {
+        let (a, b) = (NodeName::new("a").unwrap(), NodeName::new("b").unwrap());
+        let leaving = Claimant { gives_up: true, ..claimant(&a, 9) };
+        assert_eq!(contest(VIP, leaving, claimant(&b, 1), false), Outcome::Yield);
+        assert_eq!(contest(VIP, claimant(&b, 1), leaving, false), Outcome::Raise);
+        assert_eq!(contest(VIP, claimant(&b, 10), leaving, false), Outcome::Keep);
+    }
+
+    #[test]
+    fn the_deaf_never_yield_so_we_do() {
+        let (a, b) = (NodeName::new("a").unwrap(), NodeName::new("b").unwrap());
+        assert_eq!(contest(VIP, claimant(&a, 9), claimant(&b, 1), true), Outcome::Yield);
+        let alone = Claimant { alone: true, ..claimant(&b, 1) };
+        assert_eq!(contest(VIP, claimant(&a, 1), alone, true), Outcome::Keep, "it hears nobody, we do");
+        let own_alone = Claimant { alone: true, ..claimant(&a, 9) };
+        assert_eq!(contest(VIP, own_alone, alone, true), Outcome::Yield);
+    }
+}

@@ -1,0 +1,247 @@
+//! One peer as this node hears it: its incarnation, what it said last, its claim list.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use super::state::Config;
+use crate::name::{Term, Vip};
+use crate::time::Instant;
+use crate::wire::advert::{self, Advert, Body, Claim, EMPTY_DIGEST, Flags, MAX_CLAIMS, Reject};
+
+/// The challenges by which peers prove that they hear this node now: the one that is sent, and the one before it, which peers
+/// may still echo (docs/election.md section Freshness).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Challenges {
+    pub current: u32,
+    pub previous: u32,
+}
+
+/// One run of a peer's speaker: everything that one (node, epoch) has said.
+#[derive(Clone, Debug)]
+pub(super) struct Incarnation {
+    pub epoch: u64,
+    window: Window,
+    pub challenge: u32,
+    pub flags: Flags,
+    pub first_heard: Instant,
+    pub last_heard: Instant,
+    /// Whom it heard, in its latest heartbeat, and when that came.
+    heard: Vec<u32>,
+    beat_at: Instant,
+    /// When it last named a challenge of this node.
+    echoed_at: Option<Instant>,
+    /// The latest of this node's challenges that it has named.
+    answered: Option<u32>,
+    digest: u64,
+    pub claims: Claims,
+    claims_digest: u64,
+    assembly: Option<Assembly>,
+}
+
+/// A claim list.
+pub(super) type Claims = BTreeMap<Vip, Held>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub term: Term,
+    pub offered: bool,
+}
+
+/// What an advert changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Change {
+    /// Not overtaken by a later advert.
+    pub newest: bool,
+    /// Flags, claims or what is known of them: decide again.
+    pub decisive: bool,
+}
+
+impl Incarnation {
+    pub fn new(advert: &Advert, now: Instant) -> Self {
+        Self {
+            epoch: advert.epoch,
+            window: Window::default(),
+            challenge: advert.challenge,
+            flags: advert.flags,
+            first_heard: now,
+            last_heard: now,
+            heard: Vec::new(),
+            beat_at: now,
+            echoed_at: None,
+            answered: None,
+            digest: EMPTY_DIGEST,
+            claims: Claims::new(),
+            claims_digest: EMPTY_DIGEST,
+            assembly: None,
+        }
+    }
+
+    /// An advert of this incarnation. One that was overtaken tells nothing new, unless it is a missing part of the claim list.
+    pub fn take(&mut self, advert: Advert, own: Challenges, now: Instant) -> Result<Change, Reject> {
+        let mut change = Change::default();
+        if self.window.arrive(advert.sequence)? == Arrival::Newest {
+            change.newest = true;
+            self.last_heard = now;
+            self.challenge = advert.challenge;
+            change.decisive = self.flags != advert.flags || self.digest != advert.digest;
+            self.flags = advert.flags;
+            self.digest = advert.digest;
+            if self.digest == EMPTY_DIGEST {
+                self.forget_claims();
+            }
+            if let Body::Heartbeat { heard } = &advert.body {
+                self.echo(heard, own, now);
+            }
+        }
+        if let Body::Claims { part, parts, claims } = advert.body
+            && advert.digest == self.digest
+        {
+            change.decisive |= self.assemble(part, parts, claims);
+        }
+        Ok(change)
+    }
+
+    fn echo(&mut self, heard: &[u32], own: Challenges, now: Instant) {
+        let named = [own.current, own.previous].into_iter().find(|tag| heard.contains(tag));
+        if named.is_some() {
+            self.echoed_at = Some(now);
+            self.answered = named;
+        }
+        self.heard.clear();
+        self.heard.extend_from_slice(heard);
+        self.beat_at = now;
+    }
+
+    /// Whether the list is whole now.
+    fn assemble(&mut self, part: u16, parts: u16, claims: Vec<Claim>) -> bool {
+        if self.claims_known() {
+            return false;
+        }
+        let fits = |a: &Assembly| a.digest == self.digest && a.parts == parts;
+        if !self.assembly.as_ref().is_some_and(fits) {
+            self.assembly = Some(Assembly { digest: self.digest, parts, got: BTreeMap::new() });
+        }
+        let Some(assembly) = &mut self.assembly else { return false };
+        assembly.got.insert(part, claims);
+        let Some(claims) = assembly.complete() else { return false };
+        (self.claims, self.claims_digest, self.assembly) = (claims, self.digest, None);
+        true
+    }
+
+    pub fn forget_claims(&mut self) {
+        (self.claims, self.claims_digest, self.assembly) = (Claims::new(), EMPTY_DIGEST, None);
+    }
+
+    /// Its list is the one whose digest it sends.
+    pub fn claims_known(&self) -> bool {
+        self.claims_digest == self.digest
+    }
+
+    pub fn silent_at(&self, config: &Config) -> Instant {
+        self.last_heard + config.dead()
+    }
+
+    pub fn is_fresh(&self, config: &Config, now: Instant) -> bool {
+        now < self.silent_at(config)
+    }
+
+    /// It hears this node, as far as its heartbeats tell.
+    pub fn hears_us(&self, config: &Config, now: Instant) -> bool {
+        self.echoed_at.is_some_and(|at| now < at + config.dead())
+    }
+
+    /// It has been heard for a dead interval and has not heard this node in that time (rule R7).
+    pub fn is_deaf(&self, config: &Config, now: Instant) -> bool {
+        now >= self.echoed_at.unwrap_or(self.first_heard).max(self.first_heard) + config.dead()
+    }
+
+    /// It has answered this challenge: what it said since is not older than the challenge.
+    pub fn has_answered(&self, challenge: u32) -> bool {
+        self.answered == Some(challenge)
+    }
+
+    /// Its latest heartbeat, not older than `since`, named this challenge.
+    pub fn hears(&self, challenge: u32, since: Instant) -> bool {
+        self.beat_at >= since && self.heard.contains(&challenge)
+    }
+
+    /// Asks for a successor for this VIP.
+    pub fn gives_up(&self, held: Held) -> bool {
+        held.offered || self.flags.leaving || !self.flags.ready
+    }
+}
+
+/// A claim list of which parts have come.
+#[derive(Clone, Debug)]
+struct Assembly {
+    digest: u64,
+    parts: u16,
+    got: BTreeMap<u16, Vec<Claim>>,
+}
+
+impl Assembly {
+    /// The list, once all parts are there and they are what was announced.
+    fn complete(&self) -> Option<Claims> {
+        if self.got.len() < usize::from(self.parts) {
+            return None;
+        }
+        let claims: Claims =
+            self.got.values().flatten().map(|c| (c.vip, Held { term: c.term, offered: c.offered })).collect();
+        (claims.len() <= MAX_CLAIMS && digest(&claims) == self.digest).then_some(claims)
+    }
+}
+
+pub(super) fn digest(claims: &Claims) -> u64 {
+    advert::digest(claims.iter().map(|(vip, held)| Claim { vip: *vip, term: held.term, offered: held.offered }))
+}
+
+/// Which sequence numbers have come: the newest, and the 63 before it (RFC 4303 section 3.4.3 has the same window).
+#[derive(Clone, Debug, Default)]
+struct Window {
+    top: u64,
+    seen: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    Newest,
+    /// Overtaken by a later one, and not seen before.
+    Late,
+}
+
+impl Window {
+    fn arrive(&mut self, sequence: u64) -> Result<Arrival, Reject> {
+        if sequence > self.top {
+            let step = sequence - self.top;
+            self.seen = if step < 64 { self.seen << step } else { 0 } | 1;
+            self.top = sequence;
+            return Ok(Arrival::Newest);
+        }
+        let age = self.top - sequence;
+        if age >= 64 || self.seen & (1 << age) != 0 {
+            return Err(Reject::Replayed);
+        }
+        self.seen |= 1 << age;
+        Ok(Arrival::Late)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn window_takes_each_sequence_once() {
+        let mut window = Window::default();
+        assert_eq!(window.arrive(5), Ok(Arrival::Newest));
+        assert_eq!(window.arrive(5), Err(Reject::Replayed));
+        assert_eq!(window.arrive(3), Ok(Arrival::Late));
+        assert_eq!(window.arrive(3), Err(Reject::Replayed));
+        assert_eq!(window.arrive(70), Ok(Arrival::Newest));
+        assert_eq!(window.arrive(7), Ok(Arrival::Late));
+        assert_eq!(window.arrive(6), Err(Reject::Replayed), "64 behind: too old to tell");
+        assert_eq!(window.arrive(5), Err(Reject::Replayed));
+        assert_eq!(window.arrive(u64::MAX), Ok(Arrival::Newest));
+        assert_eq!(window.arrive(u64::MAX), Err(Reject::Replayed));
+    }
+}
