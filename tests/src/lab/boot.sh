@@ -1,6 +1,6 @@
 #!/bin/bash
 # The first process of a lab node: gives the node mounts of its own, starts its daemons, adopts orphans.
-# It runs in new mount, PID and UTS namespaces and in the node's network namespace, so that ending this one process is
+# It runs in new mount, PID, UTS and cgroup namespaces and in the node's network namespace, so that ending this one process is
 # a power cut: every daemon, shim, pod and mount of the node goes with it.
 # LAB: folder of the lab · NODE: folder of this node · NAME: its name · BIN: folder of the Kubernetes binaries
 set -u
@@ -17,13 +17,31 @@ mount -t proc proc /proc || fail "proc"
 
 # A boot empties /run; /var/lib survives.
 rm -rf "$NODE/run"
-mkdir -p "$NODE/run/lock" "$NODE$LAB" "$NODE/var/lib" "$NODE/var/log" "$NODE/cgroup"
+mkdir -p "$NODE/run/lock" "$NODE$LAB" "$NODE/var/lib" "$NODE/var/log"
 mount --bind "$LAB" "$NODE$LAB" && mount --rbind "$NODE/run" /run || fail "/run"
 mount --bind "$NODE/var/lib" /var/lib && mount --bind "$NODE/var/log" /var/log || fail "/var"
 
-# The devices in /sys are those of the namespace that mounts it.
-mount --rbind /sys/fs/cgroup "$NODE/cgroup" && mount -t sysfs sysfs /sys || fail "/sys"
-mount --move "$NODE/cgroup" /sys/fs/cgroup 2>/dev/null || mount --rbind "$NODE/cgroup" /sys/fs/cgroup || fail "cgroup"
+# The devices in /sys are those of the namespace that mounts it; the control groups below /sys/fs/cgroup those of this
+# node. With v2 a group with controllers may have no processes of its own: the daemons live in /system.
+mount -t sysfs sysfs /sys || fail "/sys"
+enter() { mkdir "$1/system" && for key in cpuset.cpus cpuset.mems; do
+    [[ -e $1/$key && ! -e $1/cgroup.controllers ]] && cat "$1/$key" >"$1/system/$key"
+done; echo 0 >"$1/system/cgroup.procs"; }
+while IFS=: read -r id controllers _; do
+    [[ $id != 0 ]] && v1=yes
+done </proc/self/cgroup
+if [[ ${v1-} ]]; then
+    mount -t tmpfs -o size=1m cgroup /sys/fs/cgroup || fail "cgroup"
+    while IFS=: read -r id controllers _; do
+        if [[ $id == 0 ]]; then kind=cgroup2 name=unified options=rw
+        elif [[ $controllers == name=* ]]; then kind=cgroup name=${controllers#name=} options=none,$controllers
+        else kind=cgroup name=$controllers options=$controllers; fi
+        mkdir "/sys/fs/cgroup/$name"
+        mount -t $kind -o "$options" cgroup "/sys/fs/cgroup/$name" && enter "/sys/fs/cgroup/$name" || fail "cgroup $name"
+    done < <(cat /proc/self/cgroup)
+else
+    mount -t cgroup2 cgroup /sys/fs/cgroup && enter /sys/fs/cgroup || fail "cgroup"
+fi
 mount -t bpf bpf /sys/fs/bpf || fail "bpffs"
 
 mkdir -p /run/netns /var/lib/kubelet/manifests

@@ -1,7 +1,8 @@
 //! Control groups of the nodes: below our own group, one folder per lab and node, in every hierarchy (v1 or v2).
 //!
-//! Containers land below the group of the containerd that starts them (kubelet names no parent without QoS groups), so
-//! that what a killed node leaves behind is found by name.
+//! A node gets a cgroup namespace whose root is its folder (boot.sh), so that its kubelet and containerd see their own
+//! containers only: cadvisor spends seconds on every container it cannot find. What a killed node leaves behind is found
+//! by name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -18,9 +19,8 @@ use super::wait::wait_for;
 pub fn enter(command: &mut Command, lab: &str, node: &str) -> Result<()> {
     let mut files = Vec::new();
     for base in own_groups()? {
-        // v2 allows no processes beside groups with controllers: the daemons have a leaf, runc puts containers beside it.
         let mut group = base;
-        for part in [folder(lab).as_str(), node, "system"] {
+        for part in [folder(lab).as_str(), node] {
             let parent = group.clone();
             group.push(part);
             fs::create_dir_all(&group).with_context(|| format!("control group {}", group.display()))?;

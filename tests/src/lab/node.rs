@@ -40,7 +40,7 @@ pub fn power_on(plan: &Plan, name: &str) -> Result<Node> {
     let dir = plan.node_dir(name);
     let mut command = Command::new("unshare");
     command
-        .args(["--mount", "--pid", "--uts", "--fork", "--kill-child=KILL", "bash"])
+        .args(["--mount", "--pid", "--uts", "--cgroup", "--fork", "--kill-child=KILL", "bash"])
         .arg(dir.join("boot.sh"))
         .env_clear()
         .env("LAB", plan.dir())
