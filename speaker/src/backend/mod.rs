@@ -1,12 +1,13 @@
-//! The backend's hands: the nft program and sysctls. What they should say is decided in `speaker_core::backend`.
+//! The backend's hands: the nft program, conntrack, sysctls. What they should say is decided in `speaker_core::backend`.
 
+pub mod conntrack;
 pub mod nft;
 pub mod sysctl;
 
 use std::collections::BTreeMap;
 
 use speaker_core::backend::ruleset;
-use speaker_core::backend::{Guard, Plan};
+use speaker_core::backend::{Guard, Plan, StaleFlow, stale_flows};
 
 use nft::{Nft, NftError};
 
@@ -50,22 +51,29 @@ impl Backend {
 
     /// After `Err` the table is as before (one transaction); the next call builds it anew.
     pub async fn sync(&mut self, plan: Plan) -> Result<Outcome, NftError> {
-        if let Some(applied) = self.applied.take() {
-            let Some(text) = ruleset::update(&applied.plan, &plan) else {
-                self.applied = Some(applied);
-                return Ok(Outcome::Unchanged);
-            };
-            match self.nft.apply(&text).await {
-                Ok(()) => {
-                    self.applied = Some(Applied { plan, listing: None });
-                    return Ok(Outcome::Updated);
-                }
-                // A foreign hand in our table is mended by building it anew; anything else fails again and is reported.
-                Err(error) => tracing::warn!(%error, "nftables update refused, building the table anew"),
+        let Some(applied) = self.applied.take() else {
+            self.replace(plan).await?;
+            return Ok(Outcome::Replaced);
+        };
+        let Some(text) = ruleset::update(&applied.plan, &plan) else {
+            self.applied = Some(applied);
+            return Ok(Outcome::Unchanged);
+        };
+        let stale = stale_flows(&applied.plan, &plan);
+        let outcome = match self.nft.apply(&text).await {
+            Ok(()) => {
+                self.applied = Some(Applied { plan, listing: None });
+                Outcome::Updated
             }
-        }
-        self.replace(plan).await?;
-        Ok(Outcome::Replaced)
+            // A foreign hand in our table is mended by building it anew; anything else fails again and is reported.
+            Err(error) => {
+                tracing::warn!(%error, "nftables update refused, building the table anew");
+                self.replace(plan).await?;
+                Outcome::Replaced
+            }
+        };
+        forget(stale).await;
+        Ok(outcome)
     }
 
     /// Puts right what somebody else did to the table. True: there was something. Call it every few seconds: it costs one
@@ -105,6 +113,19 @@ impl Backend {
         self.counters.values_mut().for_each(|counter| counter.kernel = 0);
         self.applied = Some(Applied { plan, listing: None });
         Ok(())
+    }
+}
+
+/// After the rules, else the flow would come back with its next packet. Its failure costs those flows only.
+async fn forget(stale: Vec<StaleFlow>) {
+    if stale.is_empty() {
+        return;
+    }
+    let pods = stale.len();
+    match tokio::task::spawn_blocking(move || conntrack::forget(&stale)).await {
+        Ok(Ok(flows)) => tracing::debug!(pods, flows, "UDP flows to pods that left are forgotten"),
+        Ok(Err(error)) => tracing::warn!(pods, %error, "UDP flows to pods that left may go into a hole"),
+        Err(error) => tracing::error!(%error, "conntrack clean-up ended early"),
     }
 }
 

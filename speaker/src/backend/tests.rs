@@ -1,6 +1,7 @@
 //! The real nft in a network namespace that only the test's thread is in; the kernel removes it with the thread.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use speaker_core::backend::Uplink;
@@ -122,5 +123,43 @@ fn a_refused_transaction_changes_nothing_and_says_why() {
         assert_eq!(error.label(), "refused");
         assert!(error.to_string().contains(nft::NO_SUCH), "{error}");
         assert_eq!(backend.nft.listing().await.unwrap(), before);
+    });
+}
+
+/// The chain stands in for our own in prerouting: what a node sends itself passes output only.
+fn translate_to(port: u16) -> String {
+    format!(
+        "add table ip test
+         add chain ip test output {{ type nat hook output priority -110; }}
+         flush chain ip test output
+         add rule ip test output ip daddr 192.0.2.1 udp dport 53 dnat to 127.0.0.1:{port}"
+    )
+}
+
+#[test]
+fn a_udp_flow_leaves_its_pod_when_told_and_not_before() {
+    in_namespace(|| async {
+        let batch = "ip link set lo up && ip route add 192.0.2.1/32 dev lo";
+        assert!(std::process::Command::new("sh").args(["-c", batch]).status().unwrap().success());
+        let nft = Nft::new("nft");
+        let pods = [5353, 5354].map(|port| UdpSocket::bind(("127.0.0.1", port)).unwrap());
+        pods.iter().for_each(|pod| pod.set_read_timeout(Some(Duration::from_millis(200))).unwrap());
+        let (client, bystander) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        let reaches = |pod: usize| {
+            client.send_to(b"x", (VIP, 53)).unwrap();
+            pods[pod].recv(&mut [0; 8]).is_ok()
+        };
+        nft.apply(&translate_to(5353)).await.unwrap();
+        assert!(reaches(0));
+        bystander.send_to(b"x", (VIP, 53)).unwrap();
+        nft.apply(&translate_to(5354)).await.unwrap();
+        assert!(pods[0].recv(&mut [0; 8]).is_ok() && reaches(0), "conntrack holds on to the first pod");
+
+        let stale = |port| StaleFlow { vip: (VIP, 53), pod: (Ipv4Addr::LOCALHOST, port) };
+        assert_eq!(conntrack::forget(&[stale(5354), stale(1)]).unwrap(), 0);
+        assert!(reaches(0), "flows to other pods are left alone");
+        assert_eq!(conntrack::forget(&[stale(5353)]).unwrap(), 2);
+        assert!(reaches(1));
+        assert_eq!(conntrack::forget(&[stale(5353)]).unwrap(), 0);
     });
 }

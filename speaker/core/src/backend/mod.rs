@@ -14,7 +14,7 @@ use ebpf_common::ServiceKey;
 use thiserror::Error;
 
 use crate::view::endpoints::{Pod, frontends};
-use crate::view::{Affinity, View};
+use crate::view::{Affinity, Protocol, View};
 
 /// Everything that the nftables table says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,24 @@ impl Plan {
         }
         Self { uplink, vips: view.vips().keys().copied().collect(), services }
     }
+}
+
+/// UDP flows that conntrack keeps sending to a pod that serves no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StaleFlow {
+    pub vip: (Ipv4Addr, u16),
+    pub pod: (Ipv4Addr, u16),
+}
+
+/// What conntrack has to forget once `to` is in force.
+pub fn stale_flows(from: &Plan, to: &Plan) -> Vec<StaleFlow> {
+    let mut stale = Vec::new();
+    for (key, local) in from.services.iter().filter(|(key, _)| key.proto == Protocol::Udp.number()) {
+        let serves = |pod| to.services.get(key).is_some_and(|local| local.pods.contains(pod));
+        let vip = (Ipv4Addr::from(key.addr), u16::from_be_bytes(key.port));
+        stale.extend(local.pods.iter().filter(|pod| !serves(pod)).map(|&pod| StaleFlow { vip, pod }));
+    }
+    stale
 }
 
 /// Name of a network interface that may stand in a ruleset.

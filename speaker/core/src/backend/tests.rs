@@ -39,6 +39,15 @@ fn no_pod_here_no_service_here() {
 }
 
 #[test]
+fn only_udp_flows_to_pods_that_left_are_stale() {
+    let (two, one) = (plan([ready("a", 1), ready("a", 2)]), plan([ready("a", 1)]));
+    let stale = [StaleFlow { vip: (VIP, 53), pod: (Ipv4Addr::new(10, 0, b'a', 2), 5353) }];
+    assert_eq!(stale_flows(&two, &one), stale);
+    assert_eq!(stale_flows(&one, &two), []);
+    assert_eq!(stale_flows(&two, &plan([])).len(), 2);
+}
+
+#[test]
 fn interface_names() {
     for good in ["eth0", "eth0.5", "bond-1", "wan_0", "a@b", "en:1", "abcdefghijklmno"] {
         assert_eq!(Uplink::new(good).unwrap().as_str(), good);

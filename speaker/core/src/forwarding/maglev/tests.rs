@@ -16,7 +16,8 @@ fn named(ring: &Ring) -> Vec<&str> {
 }
 
 fn rows_of(ring: &Ring, node: &str) -> usize {
-    named(ring).into_iter().filter(|&name| name == node).count()
+    let Some(index) = ring.nodes.iter().position(|name| name == node) else { return 0 };
+    ring.rows.iter().filter(|&&row| usize::from(row) == index).count()
 }
 
 /// Rows that name another node in `after`, among those that named `node` (or any) before.
