@@ -1,0 +1,4 @@
+//! What the demo and the benchmarks share: promises and how they are judged, text for a terminal.
+
+pub mod promise;
+pub mod screen;

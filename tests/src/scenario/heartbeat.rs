@@ -1,0 +1,115 @@
+//! Heartbeats that are none, sent from the segment to the real speakers: each must be refused for its own reason and move
+//! nothing. A stranger has no key; what it can do is to send noise, to change what it overheard, and to repeat it.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use speaker_core::wire::advert::MAX_DATAGRAM;
+
+use super::address::counted;
+use super::deploy::Scene;
+use super::settle::wait_holder;
+use crate::lab::{netns, plan, wait_for};
+
+/// What the speakers did with strange datagrams.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Forgery {
+    /// Reason → by how much the counters of all speakers rose together.
+    pub refused: BTreeMap<String, f64>,
+    /// Datagrams sent of each kind.
+    pub sent_of_each: usize,
+    pub owner_before: String,
+    pub owner_after: String,
+    /// VIPs won or lost by anybody meanwhile.
+    pub transitions: f64,
+}
+
+/// Overhears one heartbeat, sends some of every kind of forgery to all speakers, and waits for the counters.
+pub fn forged_heartbeats(scene: &Scene) -> Result<Forgery> {
+    let owner_before = wait_holder(scene, &scene.nodes)?;
+    let transitions = counted(scene, TRANSITIONS)?;
+    let before = refusals(scene)?;
+    let client = scene.lab.state()?.plan.netns("client");
+    netns::inside(&client, || {
+        let socket = open()?;
+        let heard = overhear(&socket)?;
+        for datagram in forgeries(&heard).into_iter().flat_map(|(_, datagram)| vec![datagram; OF_EACH]) {
+            socket.send_to(&datagram, (GROUP, PORT)).context("send to the group")?;
+        }
+        Ok(())
+    })?;
+    let risen = || {
+        let now = refusals(scene)?;
+        anyhow::Ok(
+            REASONS
+                .map(|reason| (reason.to_owned(), now[reason] - before[reason]))
+                .into_iter()
+                .collect::<BTreeMap<_, _>>(),
+        )
+    };
+    // What does not rise is for the caller to judge.
+    let _ = wait_for("every counter to rise", WITHIN, || Ok(risen()?.values().all(|by| *by > 0.0).then_some(())));
+    Ok(Forgery {
+        refused: risen()?,
+        sent_of_each: OF_EACH,
+        owner_before,
+        owner_after: wait_holder(scene, &scene.nodes)?,
+        transitions: counted(scene, TRANSITIONS)? - transitions,
+    })
+}
+
+fn refusals(scene: &Scene) -> Result<BTreeMap<&'static str, f64>> {
+    let series = |reason| format!("sheave_adverts_rejected_total{{reason=\"{reason}\"}}");
+    REASONS.iter().map(|reason| Ok((*reason, counted(scene, &series(reason))?))).collect()
+}
+
+/// One of each kind, by the reason for which it must be refused. Offsets: speaker/core/src/wire/advert.rs.
+fn forgeries(heard: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let changed = |at: usize| {
+        let mut copy = heard.to_vec();
+        copy[at] ^= 0x01;
+        copy
+    };
+    let mut oversized = heard.to_vec();
+    oversized.resize(MAX_DATAGRAM + 1, 0);
+    vec![
+        ("truncated", heard[..heard.len() / 2].to_vec()),
+        ("oversized", oversized),
+        ("malformed", changed(0)),
+        ("wrong_version", changed(4)),
+        ("unknown_key", changed(7)),
+        ("wrong_cluster", changed(8)),
+        // A claim to be from a later incarnation, which only the key could make true.
+        ("bad_mac", changed(16)),
+        ("replayed", heard.to_vec()),
+    ]
+}
+
+fn open() -> Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SockAddr::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT))))?;
+    socket.join_multicast_v4(&GROUP, &plan::CLIENT).context("join the speakers' group")?;
+    socket.set_multicast_if_v4(&plan::CLIENT)?;
+    socket.set_multicast_loop_v4(false)?;
+    socket.set_read_timeout(Some(WITHIN))?;
+    Ok(socket.into())
+}
+
+fn overhear(socket: &UdpSocket) -> Result<Vec<u8>> {
+    let mut buffer = [0; 2048];
+    let length = socket.recv(&mut buffer).context("no heartbeat was heard")?;
+    Ok(buffer[..length].to_vec())
+}
+
+const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 254);
+const PORT: u16 = 7480;
+const OF_EACH: usize = 3;
+const REASONS: [&str; 8] =
+    ["truncated", "oversized", "malformed", "wrong_version", "unknown_key", "wrong_cluster", "bad_mac", "replayed"];
+const TRANSITIONS: &str = "sheave_vip_transitions_total";
+const WITHIN: Duration = Duration::from_secs(3);

@@ -1,0 +1,77 @@
+//! As much of HTTP as the scenarios need: one request on a stream, the answer read to its end (RFC 1945: version 1.0, so
+//! that no server answers in chunks).
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::lab::{Lab, netns};
+
+/// An answer: status code and body.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+/// `body`: its content type and text.
+pub fn request(stream: impl Read + Write, method: &str, path: &str, body: Option<(&str, &str)>) -> Result<Answer> {
+    let mut stream = stream;
+    let mut text = format!("{method} {path} HTTP/1.0\r\nHost: localhost\r\nAccept: application/json, text/plain\r\n");
+    if let Some((kind, body)) = body {
+        text += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    } else {
+        text += "\r\n";
+    }
+    stream.write_all(text.as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("{method} {path}: {answer:?}"))?;
+    let status =
+        head.split(' ').nth(1).and_then(|code| code.parse().ok()).with_context(|| format!("status in {head:?}"))?;
+    Ok(Answer { status, body: body.to_owned() })
+}
+
+/// What a speaker of the lab serves on its node's address, asked for by the client on the segment.
+pub fn speaker(lab: &Lab, address: Ipv4Addr, path: &str) -> Result<Answer> {
+    let client = lab.state()?.plan.netns("client");
+    netns::inside(&client, || {
+        let stream = TcpStream::connect_timeout(&SocketAddr::from((address, ADMIN_PORT)), WITHIN)?;
+        stream.set_read_timeout(Some(WITHIN))?;
+        request(stream, "GET", path, None)
+    })
+}
+
+/// A speaker's metrics, as text.
+pub fn metrics(lab: &Lab, address: Ipv4Addr) -> Result<String> {
+    let answer = speaker(lab, address, "/metrics")?;
+    if answer.status != 200 {
+        bail!("{address}: /metrics: {} {}", answer.status, answer.body);
+    }
+    Ok(answer.body)
+}
+
+/// The value of one series, named as it stands in the text, labels included.
+pub fn value(metrics: &str, series: &str) -> Option<f64> {
+    let line = metrics.lines().find(|line| line.rsplit_once(' ').is_some_and(|(name, _)| name == series))?;
+    line.rsplit_once(' ')?.1.parse().ok()
+}
+
+const ADMIN_PORT: u16 = 7473;
+const WITHIN: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_series_is_found_by_its_whole_name() {
+        let text = "# HELP a b\na_total{reason=\"x\"} 3\na_total{reason=\"xy\"} 4\nb 1.5\n";
+        assert_eq!(value(text, "a_total{reason=\"xy\"}"), Some(4.0));
+        assert_eq!(value(text, "b"), Some(1.5));
+        assert_eq!(value(text, "a_total"), None);
+    }
+}

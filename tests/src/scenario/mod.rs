@@ -1,0 +1,48 @@
+//! What can happen to a cluster with Sheave, each as a function on a running lab. A scenario makes one thing happen and
+//! returns a report of what clients saw; it judges nothing. The demo, the benchmark and the end-to-end tests judge.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! # use sheave_tests::{lab::Lab, scenario};
+//! let scene = scenario::deploy(&Lab::attach("lab")?, 2)?;         // pool, pods on every node, Service, owner
+//! let report = scenario::owner_loss(&scene, 200)?;                // the owner's node loses power under 200 connections
+//! println!("{} of {}", report.observed.connections.alive, report.observed.connections.eligible);
+//! scenario::restore(&scene, &report.lost)?;                       // power again; waits until the cluster is whole
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a
+//! fault) → [`measure`] (how it counts) → the scenarios: [`node_loss`], [`speaker`], [`address`], [`controller`],
+//! [`heartbeat`], [`baseline`](mod@baseline), [`resources`](mod@resources).
+
+pub mod address;
+pub mod api;
+pub mod baseline;
+pub mod controller;
+pub mod deploy;
+pub mod figures;
+mod gratuitous;
+pub mod heartbeat;
+pub mod http;
+pub mod inside;
+pub mod leftovers;
+pub mod measure;
+pub mod node_loss;
+pub mod pods;
+pub mod resources;
+pub mod settle;
+pub mod speaker;
+
+pub use address::{client_address, first_answer};
+pub use baseline::baseline;
+pub use controller::{controller_failover, pool_exhaustion};
+pub use deploy::{Owner, Scene, deploy};
+pub use figures::Figures;
+pub use heartbeat::forged_heartbeats;
+pub use leftovers::leftovers;
+pub use measure::Observed;
+pub use node_loss::{NodeLoss, api_server_down_then_owner_loss, other_node_loss, owner_loss, restore};
+pub use resources::resources;
+pub use settle::settle;
+pub use speaker::{SpeakerFault, graceful_delete, speaker_kill, speaker_restarts, speaker_stop_and_cont};

@@ -1,0 +1,109 @@
+//! Something happens to a speaker while its node goes on: killed, frozen, deleted, restarted.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::deploy::Scene;
+use super::measure::{Measurement, Observed};
+use super::settle::{settle, wait_holder, wait_new_speaker};
+use crate::lab::Fault;
+
+/// What happened when the speaker of a node was struck.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SpeakerFault {
+    pub node: String,
+    pub owner_before: String,
+    pub owner_after: String,
+    #[serde(flatten)]
+    pub observed: Observed,
+}
+
+/// SIGKILL for the owner's speaker. kubelet starts another one.
+pub fn speaker_kill(scene: &Scene, connections: u16) -> Result<SpeakerFault> {
+    let owner = wait_holder(scene, &scene.nodes)?;
+    strike(scene, &owner, &owner, connections, |pid| {
+        scene.lab.fault(Fault::KillSpeaker { node: owner.clone() })?;
+        wait_new_speaker(scene, &owner, pid)
+    })
+}
+
+/// SIGSTOP for the owner's speaker, and SIGCONT when another node has the address.
+pub fn speaker_stop_and_cont(scene: &Scene, connections: u16) -> Result<SpeakerFault> {
+    let owner = wait_holder(scene, &scene.nodes)?;
+    let others: Vec<_> = scene.nodes.iter().filter(|node| **node != owner).cloned().collect();
+    strike(scene, &owner, &owner, connections, |_| {
+        scene.lab.fault(Fault::StopSpeaker { node: owner.clone() })?;
+        let taken = wait_holder(scene, &others);
+        // Long enough for questions to queue up that a woken process would answer.
+        sleep(FROZEN);
+        scene.lab.fault(Fault::ContSpeaker { node: owner.clone() })?;
+        taken.map(drop)
+    })
+}
+
+/// The owner's pod is deleted, gracefully.
+pub fn graceful_delete(scene: &Scene, connections: u16) -> Result<SpeakerFault> {
+    let owner = wait_holder(scene, &scene.nodes)?;
+    restart(scene, &owner, &owner, connections)
+}
+
+/// The speakers' pods are deleted under open connections: the owner's, one that is a backend only, then each in turn.
+pub fn speaker_restarts(scene: &Scene, connections: u16) -> Result<Vec<SpeakerFault>> {
+    let owner = wait_holder(scene, &scene.nodes)?;
+    let mut reports = vec![restart(scene, &owner, &owner, connections)?];
+    settle(scene)?;
+    let owner = wait_holder(scene, &scene.nodes)?;
+    let backend = scene.nodes.iter().find(|node| **node != owner).expect("labs have two nodes").clone();
+    reports.push(restart(scene, &backend, &owner, connections)?);
+    settle(scene)?;
+    reports.push(rolling_restart(scene, connections)?);
+    settle(scene)?;
+    Ok(reports)
+}
+
+/// All speakers, one after the other, under the same connections.
+fn rolling_restart(scene: &Scene, connections: u16) -> Result<SpeakerFault> {
+    let owner = wait_holder(scene, &scene.nodes)?;
+    strike(scene, "all", &owner, connections, |_| {
+        for node in &scene.nodes {
+            let before = pid(scene, node)?;
+            scene.lab.fault(Fault::DeleteSpeakerPod { node: node.clone() })?;
+            wait_new_speaker(scene, node, before)?;
+        }
+        Ok(())
+    })
+}
+
+fn restart(scene: &Scene, node: &str, owner: &str, connections: u16) -> Result<SpeakerFault> {
+    strike(scene, node, owner, connections, |pid| {
+        scene.lab.fault(Fault::DeleteSpeakerPod { node: node.to_owned() })?;
+        wait_new_speaker(scene, node, pid)
+    })
+}
+
+/// `fault` gets the pid of the speaker before; it returns when what it did has had its effect.
+fn strike(
+    scene: &Scene,
+    node: &str,
+    owner: &str,
+    connections: u16,
+    fault: impl FnOnce(i32) -> Result<()>,
+) -> Result<SpeakerFault> {
+    let before = if scene.nodes.iter().any(|one| one == node) { pid(scene, node)? } else { 0 };
+    let mut measurement = Measurement::start(scene, connections, false)?;
+    measurement.mark()?;
+    let struck = fault(before);
+    let settled = struck.and_then(|()| wait_holder(scene, &scene.nodes));
+    let observed = measurement.finish(owner, None)?;
+    let owner_after = settled.map_err(|error| error.context(format!("clients saw {observed:?}")))?;
+    Ok(SpeakerFault { node: node.to_owned(), owner_before: owner.to_owned(), owner_after, observed })
+}
+
+fn pid(scene: &Scene, node: &str) -> Result<i32> {
+    Ok(scene.lab.speaker(node)?.with_context(|| format!("{node} has no speaker"))?.pid)
+}
+
+const FROZEN: Duration = Duration::from_millis(1000);
