@@ -1,6 +1,7 @@
 //! The backend's hands: the nft program, conntrack, sysctls. What they should say is decided in `speaker_core::backend`.
 
 pub mod conntrack;
+mod netfilter;
 pub mod nft;
 pub mod sysctl;
 
@@ -22,8 +23,16 @@ pub struct Backend {
 #[derive(Debug)]
 struct Applied {
     plan: Plan,
-    /// The table as nft lists it, without what changes by itself; `None` until the first audit after a change.
-    listing: Option<String>,
+    /// `None` until the first audit after a change.
+    audited: Option<Audited>,
+}
+
+#[derive(Debug)]
+struct Audited {
+    /// Of the node's whole ruleset; `None` if the kernel did not say.
+    generation: Option<u32>,
+    /// The table as nft lists it, without what changes by itself.
+    listing: String,
 }
 
 /// What [`Backend::sync`] did.
@@ -62,7 +71,7 @@ impl Backend {
         let stale = stale_flows(&applied.plan, &plan);
         let outcome = match self.nft.apply(&text).await {
             Ok(()) => {
-                self.applied = Some(Applied { plan, listing: None });
+                self.applied = Some(Applied { plan, audited: None });
                 Outcome::Updated
             }
             // A foreign hand in our table is mended by building it anew; anything else fails again and is reported.
@@ -77,22 +86,27 @@ impl Backend {
     }
 
     /// Puts right what somebody else did to the table. True: there was something. Call it every few seconds: it costs one
-    /// run of nft.
+    /// system call while nobody on the node changes any nftables rule, else a run of nft.
     pub async fn audit(&mut self) -> Result<bool, NftError> {
         let Some(applied) = &mut self.applied else { return Ok(false) };
-        let listing = self.nft.listing().await?;
-        match (listing, &applied.listing) {
-            (Some(listing), None) if is_whole(&listing) => {
-                applied.listing = Some(listing);
-                Ok(false)
-            }
-            (Some(listing), Some(known)) if listing == *known => Ok(false),
-            _ => {
-                let plan = applied.plan.clone();
-                self.replace(plan).await?;
-                Ok(true)
+        // Read before the listing: a change in between is seen the next time.
+        let generation = netfilter::generation().ok();
+        if generation.is_some() && applied.audited.as_ref().is_some_and(|audited| audited.generation == generation) {
+            return Ok(false);
+        }
+        if let Some(listing) = self.nft.listing().await? {
+            let sound = match &applied.audited {
+                Some(audited) => audited.listing == listing,
+                None => is_whole(&listing),
+            };
+            if sound {
+                applied.audited = Some(Audited { generation, listing });
+                return Ok(false);
             }
         }
+        let plan = applied.plan.clone();
+        self.replace(plan).await?;
+        Ok(true)
     }
 
     /// Packets per guard, by label.
@@ -111,7 +125,7 @@ impl Backend {
         self.applied = None;
         self.nft.apply(&ruleset::replace(&plan)).await?;
         self.counters.values_mut().for_each(|counter| counter.kernel = 0);
-        self.applied = Some(Applied { plan, listing: None });
+        self.applied = Some(Applied { plan, audited: None });
         Ok(())
     }
 }

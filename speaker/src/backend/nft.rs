@@ -148,8 +148,8 @@ fn shorten(stderr: &str, status: &str) -> String {
     if text.is_empty() { status.into() } else { text }
 }
 
-/// A table of 8192 services takes nft about a second.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// nft 1.0.6 builds a table of 1000 services in 0.15 s, of 8192 in 11 s; an update of one in 0.06 s.
+const TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_OUTPUT: u64 = 16 << 20;
 /// strerror(ENOENT) in the C locale.
 pub(super) const NO_SUCH: &str = "No such file or directory";

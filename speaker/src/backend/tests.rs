@@ -79,6 +79,10 @@ fn a_foreign_hand_is_noticed_and_put_right() {
         assert!(!backend.audit().await.unwrap(), "nothing to audit yet");
         backend.sync(plan(2)).await.unwrap();
         assert!(!backend.audit().await.unwrap() && !backend.audit().await.unwrap());
+        let generation = netfilter::generation().unwrap();
+        nft.apply("add table ip foreign").await.unwrap();
+        assert_ne!(netfilter::generation().unwrap(), generation);
+        assert!(!backend.audit().await.unwrap(), "somebody else's table is not ours");
         let whole = nft.listing().await.unwrap();
         for attack in ["delete table ip sheave", "flush chain ip sheave prerouting", "flush ruleset"] {
             nft.apply(attack).await.unwrap();

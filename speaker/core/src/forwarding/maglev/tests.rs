@@ -102,7 +102,7 @@ fn more_pods_than_turns_still_fill_evenly() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
 
     #[test]
     fn spread(pods in proptest::collection::vec(1u32..4, 1..40), key: [u64; 2]) {
