@@ -122,3 +122,62 @@ impl Machine for Announcer {
         if self.carrier { self.vips.values().map(|schedule| schedule.next).min() } else { None }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VIP: Vip = Vip(core::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    /// The times of all announcements until `end`, in milliseconds.
+    fn times(announcer: &mut Announcer, end: u64) -> Vec<u64> {
+        let mut times = Vec::new();
+        while let Some(due) = announcer.next_deadline().filter(|due| *due <= Instant::from_millis(end)) {
+            let mut actions = Vec::new();
+            announcer.handle(Event::Tick, due, &mut actions);
+            times.extend(actions.iter().map(|_| due.as_nanos() / 1_000_000));
+        }
+        times
+    }
+
+    fn started() -> (Announcer, Vec<Action>) {
+        let (mut announcer, mut actions) = (Announcer::new(Config::default()), Vec::new());
+        announcer.handle(Event::Announce(VIP), Instant::from_millis(100), &mut actions);
+        (announcer, actions)
+    }
+
+    #[test]
+    fn burst_then_refresh() {
+        let (mut announcer, actions) = started();
+        assert_eq!(actions, [Action::Send(VIP)]);
+        assert_eq!(times(&mut announcer, 70_000), [110, 150, 300, 1100, 31_100, 61_100]);
+    }
+
+    #[test]
+    fn nothing_after_stop() {
+        let (mut announcer, mut actions) = started();
+        announcer.handle(Event::Stop(VIP), Instant::from_millis(105), &mut actions);
+        assert_eq!(actions.len(), 1);
+        assert_eq!(announcer.next_deadline(), None);
+    }
+
+    #[test]
+    fn carrier_up_starts_the_burst_again() {
+        let (mut announcer, mut actions) = started();
+        announcer.handle(Event::Carrier(false), Instant::from_millis(120), &mut actions);
+        assert_eq!(announcer.next_deadline(), None);
+        actions.clear();
+        announcer.handle(Event::Carrier(true), Instant::from_millis(5000), &mut actions);
+        assert_eq!(actions, [Action::Send(VIP)]);
+        assert_eq!(times(&mut announcer, 6000), [5010, 5050, 5200, 6000]);
+    }
+
+    #[test]
+    fn missed_announcements_are_one() {
+        let (mut announcer, mut actions) = started();
+        actions.clear();
+        announcer.handle(Event::Tick, Instant::from_millis(400), &mut actions);
+        assert_eq!(actions.len(), 1);
+        assert_eq!(times(&mut announcer, 2000), [1100]);
+    }
+}

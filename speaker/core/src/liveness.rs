@@ -1,8 +1,10 @@
 //! Is a node alive, that is, does its kernel answer? Not: does its speaker run.
 //!
-//! Read first: docs/design.md "What moves rows", docs/election.md section Liveness.
+//! Read first: docs/architecture.md (two signals, never mixed), docs/election.md section Liveness. While heartbeats come nothing
+//! is asked. A node that falls silent is asked in quick succession (a unicast ARP request for its address; the kernel answers
+//! without any speaker), and is down when it owes several answers. When all are silent at once, it is this node that is cut off.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use crate::machine::Machine;
@@ -13,6 +15,9 @@ use crate::time::{Duration, Instant};
 #[derive(Clone, Debug)]
 pub struct Liveness {
     config: Config,
+    nodes: BTreeMap<NodeName, Watch>,
+    carrier: bool,
+    cut_off: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -21,11 +26,14 @@ pub struct Config {
     pub interval: Duration,
     /// Silence after which a node may be declared down.
     pub dead: Duration,
-    /// Between probes of a node that has gone silent.
+    /// Between questions to a node that has fallen silent.
     pub probe_fast: Duration,
-    /// Between probes of a node without a speaker and of a node that is down.
+    /// Between questions to a node whose speaker has stopped, to one that is down, and to all while cut off.
+    pub probe_steady: Duration,
+    /// Between questions to a node without a speaker.
     pub probe_slow: Duration,
-    /// Unanswered probes before a node is declared down.
+    /// Answers that a silent node must owe before it is down; twice as many if it had no speaker, since then these questions
+    /// are the only evidence.
     pub probes: u32,
 }
 
@@ -35,6 +43,7 @@ impl Default for Config {
             interval: Duration::from_millis(50),
             dead: Duration::from_millis(150),
             probe_fast: Duration::from_millis(25),
+            probe_steady: Duration::from_millis(100),
             probe_slow: Duration::from_secs(1),
             probes: 3,
         }
@@ -43,7 +52,7 @@ impl Default for Config {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// All other nodes of the cluster. A new one is taken to be up until its kernel fails to answer.
+    /// All other nodes of the cluster; at most [`MAX_WATCHED`]. A new one is up until its kernel fails to answer.
     Nodes(BTreeSet<NodeName>),
     /// A heartbeat of a verified peer (`election::Action::Heard`).
     Heard(NodeName),
@@ -66,19 +75,191 @@ pub enum Action {
     Restored,
 }
 
-impl Liveness {
-    pub fn new(config: Config) -> Self {
-        Self { config }
+/// Nodes that are watched at most: what the packet path can forward to.
+pub const MAX_WATCHED: usize = ebpf_common::MAX_NODES as usize - 1;
+
+/// A node whose speaker has been silent for this long is one without a speaker.
+const SPEAKER_GONE: Duration = Duration::from_secs(60);
+/// A node that is down is up again after this many answers (or one heartbeat).
+const ANSWERS_TO_RISE: u32 = 2;
+
+#[derive(Clone, Debug)]
+struct Watch {
+    up: bool,
+    heard: Option<Instant>,
+    /// The last heartbeat or answer.
+    sign: Instant,
+    /// Questions since the last sign.
+    owed: u32,
+    /// Answers since it went down.
+    answers: u32,
+    down_at: Option<Instant>,
+    next_probe: Instant,
+}
+
+impl Watch {
+    fn new(now: Instant) -> Self {
+        Self { up: true, heard: None, sign: now, owed: 0, answers: 0, down_at: None, next_probe: now }
     }
 
-    /// Up as far as this node can tell; unknown nodes are down.
-    pub fn is_up(&self, _node: &NodeName) -> bool {
-        let _ = self.config.dead;
-        false
+    /// It owes so many answers that it is down.
+    fn is_silent(&self, config: &Config, now: Instant) -> bool {
+        let spoke = self.heard.is_some_and(|heard| heard == self.sign);
+        let owed = if spoke { config.probes } else { 2 * config.probes };
+        // The last question that counts has had time to be answered.
+        let overdue = self.owed > owed || self.owed == owed && now >= self.next_probe;
+        now >= self.sign + config.dead && overdue
+    }
+
+    fn pause(&self, config: &Config, cut_off: bool) -> Duration {
+        if !self.up || cut_off {
+            config.probe_steady
+        } else if self.owed > 0 {
+            config.probe_fast
+        } else {
+            self.rest(config)
+        }
+    }
+
+    /// Between a sign and the next question.
+    fn rest(&self, config: &Config) -> Duration {
+        match self.heard {
+            Some(heard) if heard == self.sign => config.interval * 3 / 2,
+            Some(heard) if self.sign.since(heard) < SPEAKER_GONE => config.probe_steady,
+            _ => config.probe_slow,
+        }
+    }
+}
+
+impl Liveness {
+    pub fn new(config: Config) -> Self {
+        Self { config, nodes: BTreeMap::new(), carrier: true, cut_off: false }
+    }
+
+    /// Up as far as this node can tell; unknown nodes are not.
+    pub fn is_up(&self, node: &NodeName) -> bool {
+        self.nodes.get(node).is_some_and(|watch| watch.up)
     }
 
     pub fn is_cut_off(&self) -> bool {
-        false
+        self.cut_off
+    }
+
+    fn set_nodes(&mut self, nodes: BTreeSet<NodeName>, now: Instant) {
+        self.nodes.retain(|name, _| nodes.contains(name));
+        for name in nodes {
+            if self.nodes.len() < MAX_WATCHED {
+                self.nodes.entry(name).or_insert_with(|| Watch::new(now));
+            }
+        }
+    }
+
+    fn sign(&mut self, name: &NodeName, beat: bool, now: Instant, actions: &mut Vec<Action>) {
+        let Some(watch) = self.nodes.get_mut(name) else { return };
+        watch.sign = now;
+        watch.owed = 0;
+        if beat {
+            watch.heard = Some(now);
+        }
+        if !watch.up {
+            watch.answers += 1;
+            if !beat && watch.answers < ANSWERS_TO_RISE {
+                watch.next_probe = now + self.config.probe_fast;
+            } else {
+                (watch.up, watch.answers, watch.down_at) = (true, 0, None);
+                actions.push(Action::NodeUp(name.clone()));
+            }
+        }
+        if watch.up {
+            watch.next_probe = now + watch.rest(&self.config);
+        }
+        if core::mem::take(&mut self.cut_off) {
+            actions.push(Action::Restored);
+            self.start_over(now);
+        }
+    }
+
+    /// Whoever is silent from now on for a full dead interval is down.
+    fn start_over(&mut self, now: Instant) {
+        for watch in self.nodes.values_mut().filter(|watch| watch.up && watch.owed > 0) {
+            (watch.sign, watch.owed, watch.next_probe) = (now, 0, now);
+        }
+    }
+
+    fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if !self.cut_off {
+            self.judge(now, actions);
+        }
+        for (name, watch) in self.nodes.iter_mut().filter(|(_, watch)| watch.next_probe <= now) {
+            watch.owed = watch.owed.saturating_add(1);
+            watch.answers = if watch.owed > self.config.probes { 0 } else { watch.answers };
+            watch.next_probe = now + watch.pause(&self.config, self.cut_off);
+            actions.push(Action::Probe(name.clone()));
+        }
+    }
+
+    /// A silent node is down if somebody else has given a sign since. If all others have fallen silent too, wait for them to
+    /// answer or to be as silent.
+    fn judge(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let config = &self.config;
+        let silent = |watch: &Watch| watch.up && watch.is_silent(config, now);
+        let Some(first) = self.nodes.values().filter(|watch| silent(watch)).map(|watch| watch.sign).min() else {
+            return;
+        };
+        // Signs come within an interval of each other; a cut ends all of them within one.
+        let slack = config.interval * 3 / 2;
+        let up = self.nodes.values().filter(|watch| watch.up).count();
+        let elsewhere = self.nodes.values().filter(|watch| watch.up && !silent(watch));
+        let (mut waiting, mut witnessed) = (false, false);
+        for watch in elsewhere {
+            witnessed |= watch.sign > first + slack;
+            waiting = true;
+        }
+        let recent = |watch: &Watch| watch.down_at.is_some_and(|at| now.since(at) <= config.dead + slack);
+        let lately = self.nodes.values().filter(|watch| recent(watch)).count();
+        if waiting && !witnessed {
+            // The others are asked too, now.
+            for watch in self.nodes.values_mut().filter(|watch| watch.up && watch.owed == 0) {
+                watch.next_probe = now;
+            }
+        } else if !waiting && up + lately > 1 {
+            self.cut_off(now, actions);
+        } else {
+            self.declare_down(now, actions);
+        }
+    }
+
+    fn declare_down(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        for (name, watch) in &mut self.nodes {
+            if watch.up && watch.is_silent(&self.config, now) {
+                (watch.up, watch.down_at, watch.answers) = (false, Some(now), 0);
+                actions.push(Action::NodeDown(name.clone()));
+            }
+        }
+    }
+
+    /// What was taken for the death of a few a moment ago was the beginning of this.
+    fn cut_off(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if core::mem::replace(&mut self.cut_off, true) {
+            return;
+        }
+        actions.push(Action::CutOff);
+        let window = self.config.dead + self.config.interval * 3 / 2;
+        for (name, watch) in &mut self.nodes {
+            if watch.down_at.is_some_and(|at| now.since(at) <= window) {
+                (watch.up, watch.down_at) = (true, None);
+                actions.push(Action::NodeUp(name.clone()));
+            }
+        }
+    }
+
+    /// If this node was frozen, the silence was its own.
+    fn notice_freeze(&mut self, now: Instant) {
+        if self.next_deadline().is_some_and(|due| now >= due + self.config.interval) {
+            for watch in self.nodes.values_mut().filter(|watch| watch.up) {
+                (watch.sign, watch.owed, watch.next_probe) = (now, 0, now);
+            }
+        }
     }
 }
 
@@ -86,9 +267,27 @@ impl Machine for Liveness {
     type Event = Event;
     type Action = Action;
 
-    fn handle(&mut self, _event: Event, _now: Instant, _actions: &mut Vec<Action>) {}
+    fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
+        self.notice_freeze(now);
+        match event {
+            Event::Nodes(nodes) => self.set_nodes(nodes, now),
+            Event::Heard(node) => self.sign(&node, true, now, actions),
+            Event::ProbeReply(node) => self.sign(&node, false, now, actions),
+            Event::Carrier(carrier) => {
+                self.carrier = carrier;
+                if !carrier && !self.nodes.is_empty() {
+                    self.cut_off(now, actions);
+                }
+            }
+            Event::Tick => self.tick(now, actions),
+        }
+    }
 
+    /// Nothing is asked while the link is down.
     fn next_deadline(&self) -> Option<Instant> {
-        None
+        if self.carrier { self.nodes.values().map(|watch| watch.next_probe).min() } else { None }
     }
 }
+
+#[cfg(test)]
+mod tests;
