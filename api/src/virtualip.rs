@@ -24,7 +24,6 @@ use crate::validate;
     status = "VirtualIPStatus",
     derive = "PartialEq",
     validation = validate::name_is_address(),
-    printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
     printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.services[*].namespace"),
     printcolumn(name = "Service", type_ = "string", json_path = ".spec.services[*].name"),

@@ -28,8 +28,17 @@ pub struct Allocator {
 pub struct Taken {
     pub pool: String,
     pub services: Vec<ServiceRef>,
-    /// False while the write of the ledger entry is on its way.
-    pub in_ledger: bool,
+    pub state: State,
+}
+
+/// How far an address is on its way into the ledger or out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The ledger entry is being written.
+    Reserved,
+    Granted,
+    /// The ledger entry is being deleted. There is no way back: the answer may be lost although it is gone.
+    Leaving,
 }
 
 /// What is to be done for a Service.
@@ -67,19 +76,33 @@ impl Allocator {
 
     /// The ledger says so: true whatever we thought.
     pub fn granted(&mut self, address: Ipv4Addr, pool: String, services: Vec<ServiceRef>) {
-        self.insert(address, Taken { pool, services, in_ledger: true });
+        self.insert(address, Taken { pool, services, state: State::Granted });
     }
 
     /// Keeps an address from being given twice while its ledger entry is being written.
     pub fn reserve(&mut self, address: Ipv4Addr, pool: String, service: ServiceRef) {
         assert!(!self.taken.contains_key(&address), "{address} is taken already");
-        self.insert(address, Taken { pool, services: vec![service], in_ledger: false });
+        self.insert(address, Taken { pool, services: vec![service], state: State::Reserved });
     }
 
     /// Frees an address that was reserved, unless the ledger has it by now.
     pub fn unreserve(&mut self, address: Ipv4Addr) {
-        if self.taken.get(&address).is_some_and(|taken| !taken.in_ledger) {
+        if self.taken.get(&address).is_some_and(|taken| taken.state == State::Reserved) {
             self.forget(address);
+        }
+    }
+
+    /// Its ledger entry is about to be deleted: nobody holds it and nobody gets it.
+    pub fn leave(&mut self, address: Ipv4Addr) {
+        if let Some(taken) = self.taken.get_mut(&address) {
+            taken.state = State::Leaving;
+        }
+    }
+
+    /// The ledger was read anew: what is in it is granted.
+    pub fn stay(&mut self) {
+        for taken in self.taken.values_mut().filter(|taken| taken.state == State::Leaving) {
+            taken.state = State::Granted;
         }
     }
 
@@ -101,10 +124,10 @@ impl Allocator {
         self.taken.get(&address)
     }
 
-    /// Addresses that the ledger grants to the Service with this uid, lowest first.
+    /// Addresses that the ledger grants to the Service with this uid, lowest first; not those that leave it.
     pub fn held_by(&self, uid: &str) -> impl Iterator<Item = Ipv4Addr> {
         let addresses = self.held.get(uid).into_iter().flatten().copied();
-        addresses.filter(|address| self.taken.get(address).is_some_and(|taken| taken.in_ledger))
+        addresses.filter(|address| self.taken.get(address).is_some_and(|taken| taken.state == State::Granted))
     }
 
     /// Decides for one Service. Changes nothing.
@@ -119,7 +142,7 @@ impl Allocator {
         }
         match (self.find(request), prefer_shown(&held)) {
             (Ok((address, pool)), _) => Decision::Grant { address, pool },
-            (Err(refused), Some(address)) => Decision::Keep { address, remark: Some(refused) },
+            (Err(refused), Some(address)) => Decision::Keep { address, remark: Some(refused.keeping(address)) },
             (Err(refused), None) => Decision::Refuse(refused),
         }
     }
@@ -132,7 +155,7 @@ impl Allocator {
         for (address, taken) in &self.taken {
             let contained = pool.contains(*address);
             inside += i64::from(contained);
-            if taken.pool == name && taken.in_ledger {
+            if taken.pool == name && taken.state != State::Reserved {
                 usage.assigned += 1;
                 usage.outside += i64::from(!contained);
             }

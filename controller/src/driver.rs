@@ -16,7 +16,8 @@ use crate::index::{Index, Observed, Planned};
 use crate::keys;
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
-use crate::writer::{Finished, read_ledger};
+use crate::watch::read_all;
+use crate::writer::Finished;
 
 /// The loop's ends.
 pub struct Driver {
@@ -73,7 +74,7 @@ impl Driver {
         }
     }
 
-    /// A new leader reads the ledger as it is now before it decides anything: its watch may be behind the last leader.
+    /// A new leader reads everything as it is now before it decides anything: its watches may be behind the last leader.
     async fn lead(&mut self, index: &mut Index) {
         let leads = self.leadership.leads();
         self.metrics.leader.set(leads.into());
@@ -103,19 +104,19 @@ impl Driver {
         index.look_at_everything();
     }
 
-    /// True if the whole ledger was read.
+    /// True if everything was read.
     async fn refresh(&self, index: &mut Index) -> bool {
-        match tokio::time::timeout(LEDGER, read_ledger(&self.client)).await {
+        match tokio::time::timeout(READ_ALL, read_all(&self.client)).await {
             Ok(Ok(facts)) => {
                 facts.into_iter().for_each(|fact| index.observe(fact));
                 true
             }
             Ok(Err(error)) => {
-                warn!(%error, "ledger not read");
+                warn!(%error, "not everything could be read");
                 false
             }
             Err(_) => {
-                warn!("ledger not read in time");
+                warn!("not everything could be read in time");
                 false
             }
         }
@@ -132,4 +133,5 @@ impl Driver {
 /// Between full passes, which heal what a lost fact could have left undone.
 const FULL_PASS: Duration = Duration::from_secs(60);
 const BEAT: Duration = Duration::from_secs(1);
-const LEDGER: Duration = Duration::from_secs(2);
+/// For reading everything; five thousand Services take about a second.
+const READ_ALL: Duration = Duration::from_secs(10);

@@ -133,9 +133,10 @@ impl Index {
         }
     }
 
-    /// Takes or gives up the lead. The first decision after that looks at everything.
+    /// Takes or gives up the lead. Who takes it has read everything anew, and first looks at all of it.
     pub fn lead(&mut self, leading: bool) {
         self.leading = leading;
+        self.allocator.stay();
         self.look_at_everything();
     }
 
@@ -156,9 +157,15 @@ impl Index {
     pub fn finished(&mut self, planned: &Planned, outcome: Outcome, now: Instant) {
         self.in_flight.remove(&planned.subject);
         self.dirty.insert(planned.subject.clone());
+        match &planned.write {
+            // Releases wait for what is under way about their Service.
+            Write::Status(StatusWrite { uid, .. }) | Write::Grant { service: ServiceRef { uid, .. }, .. } => {
+                self.mark_held(uid);
+            }
+            Write::Release { .. } | Write::PoolStatus { .. } => {}
+        }
         let failure = match outcome {
             Outcome::Done(facts) => {
-                self.done(&planned.write);
                 facts.into_iter().for_each(|fact| self.observe(fact));
                 None
             }
@@ -308,13 +315,6 @@ impl Index {
                     self.grant_gone(address);
                 }
             }
-        }
-    }
-
-    /// Facts that follow from a write by itself, before anything is observed.
-    fn done(&mut self, write: &Write) {
-        if let Write::Status(write) = write {
-            self.mark_held(&write.uid);
         }
     }
 

@@ -18,6 +18,8 @@ mod lease;
 mod metrics;
 mod plan;
 mod request;
+#[cfg(test)]
+mod scenarios;
 mod status;
 mod view;
 mod watch;

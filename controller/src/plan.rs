@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
 
-use crate::allocator::Decision;
+use crate::allocator::{Decision, State};
 use crate::index::{Index, Planned, Subject, Write};
 use crate::request::{Claim, Refused, claim};
 use crate::status;
@@ -73,16 +73,22 @@ impl Index {
     /// An entry of the ledger: gone when no Service keeps it and none shows it any more.
     fn plan_address(&mut self, address: Ipv4Addr) -> Option<Write> {
         let grant = self.grants.get(&address)?;
+        let release = Write::Release { address, uid: grant.uid.clone() };
+        if self.allocator.taken(address).is_some_and(|taken| taken.state == State::Leaving) {
+            return Some(release);
+        }
         for holder in &grant.services {
             let Some(service) = self.services.get(&ServiceKey::from(holder)).filter(|s| s.uid == holder.uid) else {
                 continue;
             };
             let shown_by_us = service.condition.is_some() && service.shows(address);
-            if shown_by_us || self.keeps(service, address) {
+            let may_be_shown = self.in_flight.contains(&Subject::Service(service.created, service.key.clone()));
+            if shown_by_us || may_be_shown || self.keeps(service, address) {
                 return None;
             }
         }
-        Some(Write::Release { address, uid: grant.uid.clone() })
+        self.allocator.leave(address);
+        Some(release)
     }
 
     fn plan_pool(&self, name: &str, wall: Timestamp) -> Option<Write> {
@@ -109,7 +115,7 @@ impl Index {
     fn refuse(&mut self, service: &ServiceView, refused: &Refused) -> Option<Write> {
         self.waiting.insert(service.key.clone(), refused.reason);
         match self.held_first(service) {
-            Some(address) => self.show(service, address, Some(refused)),
+            Some(address) => self.show(service, address, Some(&refused.clone().keeping(address))),
             None => status::refused(service, refused, self.allocator.has_pools()).map(Write::Status),
         }
     }

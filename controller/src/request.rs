@@ -24,6 +24,13 @@ pub struct Refused {
     pub message: String,
 }
 
+impl Refused {
+    /// The same, said of a Service that keeps what it has.
+    pub fn keeping(self, address: Ipv4Addr) -> Self {
+        Refused { message: format!("{}; {address} stays", self.message), ..self }
+    }
+}
+
 /// What the allocator must know to choose an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {

@@ -2,6 +2,7 @@
 
 use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
+use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use sheave_api::{AddressPool, VirtualIP};
@@ -16,6 +17,40 @@ pub fn all(client: &Client) -> impl Stream<Item = Observed> + Send + use<> {
     let pools = watch(Api::<AddressPool>::all(client.clone()), Kind::Pools, pool);
     let grants = watch(Api::<VirtualIP>::all(client.clone()), Kind::Grants, grant);
     stream::select(services, stream::select(pools, grants))
+}
+
+/// Everything as it is now, not as a watch has it. What a new leader must know before its first decision: a watch that
+/// lags behind the last leader shows grants of Services that it has not shown yet, and they would be taken back.
+pub async fn read_all(client: &Client) -> Result<Vec<Observed>, kube::Error> {
+    let mut facts = Vec::new();
+    // The ledger last: a Service that is granted something meanwhile is missing in neither.
+    list(Api::<Service>::all(client.clone()), Kind::Services, service, &mut facts).await?;
+    list(Api::<AddressPool>::all(client.clone()), Kind::Pools, pool, &mut facts).await?;
+    list(Api::<VirtualIP>::all(client.clone()), Kind::Grants, grant, &mut facts).await?;
+    Ok(facts)
+}
+
+async fn list<K>(
+    api: Api<K>,
+    kind: Kind,
+    convert: fn(Seen<K>) -> Option<Observed>,
+    facts: &mut Vec<Observed>,
+) -> Result<(), kube::Error>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    facts.push(Observed::Begin(kind));
+    let mut params = ListParams::default().limit(PAGE);
+    loop {
+        let page = api.list(&params).await?;
+        facts.extend(page.items.into_iter().filter_map(|object| convert(Seen::Here(object))));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => break,
+        }
+    }
+    facts.push(Observed::Complete(kind));
+    Ok(())
 }
 
 /// Something that was seen, or is gone.

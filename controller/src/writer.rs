@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client};
 use sheave_api::{AddressPool, CONTROLLER_NAME, ServiceRef, VirtualIP, VirtualIPSpec};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -19,7 +19,7 @@ use crate::index::{Observed, Outcome, Planned, Write};
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::status::StatusWrite;
-use crate::view::{GrantView, PoolView, ServiceView, version};
+use crate::view::{GrantView, PoolView, ServiceView};
 
 /// A write that is over.
 pub type Finished = (Planned, Outcome);
@@ -143,16 +143,6 @@ impl Writer {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-/// The whole ledger as it is now, not as a watch has it: what a new leader must know before its first decision.
-pub async fn read_ledger(client: &Client) -> Result<Vec<Observed>, kube::Error> {
-    let vips = Api::<VirtualIP>::all(client.clone()).list(&Default::default()).await?;
-    debug!(version = version(vips.metadata.resource_version.clone()), entries = vips.items.len(), "ledger read");
-    for vip in vips.items.iter().filter(|vip| GrantView::new(vip).is_none()) {
-        warn!(name = %vip.name_any(), "a VirtualIP that is not named like its address grants nothing");
-    }
-    Ok(vips.items.iter().filter_map(GrantView::new).map(Observed::Grant).collect())
 }
 
 fn params() -> PatchParams {
