@@ -57,6 +57,8 @@ enum Action {
     Images,
     /// Installs Sheave from manifests/overlays/lab, or what has changed of it
     Install,
+    /// Waits until a node that got power again is back, with its pods
+    WaitBack { node: String },
     /// Breaks something, or mends it
     #[command(subcommand)]
     Fault(Fault),
@@ -104,6 +106,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Action::Images => images(&name)?,
         Action::Install => Lab::attach(&name)?.install_sheave()?,
+        Action::WaitBack { node } => Lab::attach(&name)?.wait_back(&node)?,
         Action::Fault(fault) => Lab::attach(&name)?.fault(fault)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -150,19 +153,20 @@ fn status(lab: &Lab) -> Result<()> {
 }
 
 fn print_next(lab: &Lab) {
-    let name = match lab.name() {
-        "lab" => String::new(),
-        other => format!(" --name {other}"),
+    let program = std::env::args().next().unwrap_or_else(|| "sheave-lab".to_owned());
+    let lab_command = match lab.name() {
+        "lab" => program,
+        other => format!("{program} --name {other}"),
     };
     println!(
         "\nThe lab is up. What to type next:\n\
          \x20 export KUBECONFIG={}\n\
-         \x20 sheave-lab{name} kubectl get nodes -o wide\n\
-         \x20 sheave-lab{name} client -- ping -c1 192.168.77.11          # as the client on the segment\n\
-         \x20 sheave-lab{name} client --router -- ping -c1 192.168.77.11 # as the client behind the router\n\
-         \x20 sheave-lab{name} node node1 -- nft list ruleset            # on a node\n\
-         \x20 sheave-lab{name} fault power-off node1                     # and power-on; cut, heal; `fault --help` lists all\n\
-         \x20 sheave-lab{name} down",
+         \x20 {lab_command} kubectl get nodes -o wide\n\
+         \x20 {lab_command} client -- busybox ping -c1 192.168.77.11          # as the client on the segment\n\
+         \x20 {lab_command} client --router -- busybox ping -c1 192.168.77.11 # as the client behind the router\n\
+         \x20 {lab_command} node node1 -- nft list ruleset            # on a node\n\
+         \x20 {lab_command} fault power-off node1                     # and power-on; cut, heal; `fault --help` lists all\n\
+         \x20 {lab_command} down",
         lab.kubeconfig().display()
     );
 }

@@ -114,6 +114,20 @@ pub fn wait_ready(lab: &Lab) -> Result<()> {
     })
 }
 
+pub fn wait_back(lab: &Lab, name: &str) -> Result<()> {
+    let field = format!("spec.nodeName={name}");
+    wait_for(&format!("{name} and its pods to be back"), Duration::from_secs(60), || {
+        let state = lab.state()?;
+        state.plan.node_number(name)?;
+        let Some(node) = state.nodes.get(name) else { bail!("node {name} has no power") };
+        let object = serde_json::from_str(&lab.kubectl(&["get", "node", name, "-o", "json"])?)?;
+        let pods = lab.kubectl(&["get", "pods", "--all-namespaces", "--field-selector", &field, "-o", "json"])?;
+        let pods: serde_json::Value = serde_json::from_str(&pods)?;
+        let pods = pods["items"].as_array().context("a list of pods")?;
+        Ok(node::is_back(&object, pods, node.since).then_some(()))
+    })
+}
+
 pub fn import_images(lab: &Lab) -> Result<Vec<Image>> {
     let state = lab.state()?;
     let images = link_images(&state.plan)?;
@@ -154,8 +168,11 @@ pub fn install_sheave(lab: &Lab) -> Result<()> {
         let Some((namespace, workload)) = line.split_once(' ') else { continue };
         let rolled_out = lab.kubectl(&["--namespace", namespace, "rollout", "status", workload, "--timeout=90s"]);
         rolled_out.or_else(|error| {
-            let pods = lab.kubectl(&["--namespace", namespace, "get", "pods", "-o", "wide"]).unwrap_or_default();
-            bail!("{error:#}\n{pods}")
+            let ask = |arguments: &[&str]| lab.kubectl(&[&["--namespace", namespace], arguments].concat()).unwrap_or_default();
+            let pods = ask(&["get", "pods", "-o", "wide"]);
+            let events = ask(&["events", "--types=Warning"]);
+            let logs = ask(&["logs", workload, "--all-pods", "--tail=5", "--prefix"]);
+            bail!("{error:#}\n{pods}\n{events}\n{logs}")
         })?;
     }
     Ok(())

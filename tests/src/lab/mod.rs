@@ -13,6 +13,7 @@
 //! lab.down()                                               // dropping a Lab leaves the cluster up
 //! # }
 //! ```
+//! Tests use [`Lab::temporary`], which is removed when it is dropped.
 //!
 //! - [`Lab::up`] returns when every node is Ready (with `sheave: true`: when Sheave is rolled out too); [`Lab::attach`]
 //!   takes a lab that runs. A `Lab` is only a name: state is on disk, so it is `Clone`, `Send`, `Sync`, and several
@@ -21,6 +22,7 @@
 //!   network, mounts and processes: `bpftool`, `nft`, `ctr` see that node only), [`Lab::netns_command`].
 //! - Kubernetes: [`Lab::kubeconfig`] works on this machine (a relay on loopback), [`Lab::kubectl`], [`Lab::apply`],
 //!   [`Lab::install_sheave`], [`Lab::import_images`].
+//! - Waiting: [`Lab::wait_ready`], [`Lab::wait_back`] after a power-on, [`wait_for`] for anything else.
 //! - Faults: [`Fault`] has one variant per fault, carried out by [`Lab::fault`]; [`Lab::speaker`] finds a speaker's process.
 //! - Addresses: [`plan`] (nodes .11 …, client .5, router .3, control plane .2, pool .200-.220 of 192.168.77.0/24).
 //!
@@ -82,6 +84,12 @@ impl Lab {
                 Err(error)
             }
         }
+    }
+
+    /// A lab for a test: removed when dropped; what an earlier run of the same name has left is removed first.
+    pub fn temporary(config: LabConfig) -> Result<Temporary> {
+        Self::remove(&config.name)?;
+        Self::up(config).map(Temporary)
     }
 
     /// A lab that was started before, also by another process.
@@ -204,8 +212,32 @@ impl Lab {
         cluster::wait_ready(self)
     }
 
+    /// Waits until a node that got power again is back: its kubelet reports, and all its pods run anew and are Ready.
+    pub fn wait_back(&self, node: &str) -> Result<()> {
+        cluster::wait_back(self, node)
+    }
+
     fn change<T>(&self, work: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         state::change(&self.name, work)
+    }
+}
+
+/// A lab that is removed when it is dropped, also by a test that panics.
+#[derive(Debug)]
+pub struct Temporary(Lab);
+
+impl std::ops::Deref for Temporary {
+    type Target = Lab;
+    fn deref(&self) -> &Lab {
+        &self.0
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.down() {
+            eprintln!("remove lab {:?}: {error:#}", self.0.name);
+        }
     }
 }
 

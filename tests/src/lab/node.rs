@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+
+use serde_json::Value;
 
 use super::certs::{PROXY, Pki};
 use super::plan::{self, API_PORT, POD_RANGE, Plan, kubernetes_bin};
@@ -37,6 +39,7 @@ pub fn prepare(plan: &Plan, pki: &Pki, name: &str) -> Result<()> {
 /// Creates the node's network and starts its first process. The node is Ready some seconds later.
 pub fn power_on(plan: &Plan, name: &str) -> Result<Node> {
     topology::create_node(plan, name)?;
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).context("a clock before 1970")?.as_secs();
     let dir = plan.node_dir(name);
     let mut command = Command::new("unshare");
     command
@@ -59,7 +62,7 @@ pub fn power_on(plan: &Plan, name: &str) -> Result<Node> {
         }
         Ok(children_of(keeper.pid).first().copied())
     })?;
-    Ok(Node { init: Recorded::of(init)?, keeper })
+    Ok(Node { init: Recorded::of(init)?, keeper, since })
 }
 
 /// The loss of power as the others see it: the link first, then everything behind it.
@@ -72,6 +75,34 @@ pub fn power_off(state: &mut State, name: &str) -> Result<()> {
     node.keeper.end()?;
     cgroup::remove(&plan.name, Some(name))?;
     topology::remove_node(&plan, name)
+}
+
+/// Whether a node that got power at `since` is back: its kubelet has reported since, and each of its pods is Ready and was
+/// started since. Before that the API server shows what was true before the loss.
+pub fn is_back(node: &Value, pods: &[Value], since: u64) -> bool {
+    let condition = |object: &Value| {
+        let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        all.into_iter().find(|one| one["type"] == "Ready" && one["status"] == "True")
+    };
+    let later = |time: &Value| time.as_str().and_then(unix_seconds).is_some_and(|at| at >= since);
+    let reported = condition(node).is_some_and(|ready| later(&ready["lastHeartbeatTime"]));
+    let started = |pod: &Value| {
+        let containers = pod["status"]["containerStatuses"].as_array();
+        containers.is_some_and(|all| all.iter().all(|one| later(&one["state"]["running"]["startedAt"])))
+    };
+    let stays = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+    reported && pods.iter().filter(stays).all(|pod| condition(pod).is_some() && started(pod))
+}
+
+/// Kubernetes' times: 2026-11-21T09:40:26Z.
+fn unix_seconds(time: &str) -> Option<u64> {
+    let mut numbers = time.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u64>().ok());
+    let (year, month, day) = (numbers.next()?, numbers.next()?, numbers.next()?);
+    let seconds = numbers.next()? * 3600 + numbers.next()? * 60 + numbers.next()?;
+    // Days since 1970 in the Gregorian calendar, with years that begin in March so that the leap day is the last.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1 - 719_468;
+    Some(days * 86_400 + seconds)
 }
 
 /// A command in all namespaces of a running node: its network, its mounts (/run, /var/lib, /sys/fs/bpf), its processes.
@@ -193,3 +224,16 @@ serializeImagePulls: false
 ";
 
 const BOOT: &str = include_str!("boot.sh");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_kubernetes() {
+        assert_eq!(unix_seconds("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(unix_seconds("2024-02-29T12:00:01Z"), Some(1_709_208_001));
+        assert_eq!(unix_seconds("2026-11-21T09:40:26Z"), Some(1_795_254_026));
+        assert_eq!(unix_seconds("null"), None);
+    }
+}

@@ -32,6 +32,8 @@ pub struct Node {
     pub keeper: Recorded,
     /// PID 1 of the node.
     pub init: Recorded,
+    /// When it got power, in seconds of the day's clock as Kubernetes writes it.
+    pub since: u64,
 }
 
 impl State {

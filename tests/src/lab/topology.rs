@@ -25,10 +25,13 @@ pub fn create(plan: &Plan) -> Result<()> {
     for (role, address) in plan.control_plane() {
         connect(plan, &role, &format!("address add {address}/24 dev {UPLINK}\n"))?;
         default_route(plan, &role, ROUTER)?;
+        // Pods talk to the API server with their own addresses.
+        netns::ip(&plan.netns(&role), &pod_routes(plan, None))?;
     }
     connect(plan, "client", &format!("address add {CLIENT}/24 dev {UPLINK}\n"))?;
     default_route(plan, "client", ROUTER)?;
     connect(plan, "router", &format!("address add {ROUTER}/24 dev {UPLINK}\n"))?;
+    netns::ip(&plan.netns("router"), &pod_routes(plan, None))?;
     behind_the_router(plan)
 }
 
@@ -46,13 +49,18 @@ pub fn create_node(plan: &Plan, node: &str) -> Result<()> {
 
 /// Also after the node's own device went down and up, which empties its routes.
 pub fn node_routes(plan: &Plan, node: &str) -> Result<()> {
-    let own = plan.node_number(node)?;
-    let mut batch = format!("route replace default via {ROUTER} dev {UPLINK}\n");
-    for number in (1..=plan.nodes).filter(|number| *number != own) {
+    let routes = pod_routes(plan, Some(plan.node_number(node)?));
+    netns::ip(&plan.netns(node), &format!("route replace default via {ROUTER} dev {UPLINK}\n{routes}"))
+}
+
+/// The direct ways to the pods of all nodes but one.
+fn pod_routes(plan: &Plan, except: Option<u8>) -> String {
+    let others = (1..=plan.nodes).filter(|number| Some(*number) != except);
+    let route = |number| {
         let (range, gateway) = (plan::pod_range(number), plan::node_address(number));
-        batch += &format!("route replace {range} via {gateway} dev {UPLINK}\n");
-    }
-    netns::ip(&plan.netns(node), &batch)
+        format!("route replace {range} via {gateway} dev {UPLINK}\n")
+    };
+    others.map(route).collect()
 }
 
 /// Removes a node's namespace and its cable.
