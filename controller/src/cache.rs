@@ -1,7 +1,7 @@
 //! Pure: what we know of one kind of object, from several sources that overtake each other (watch, list, the answers to
 //! our own writes). The newest resourceVersion wins, whichever way it came.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Objects by key, each with the version it was seen in.
 #[derive(Debug)]
@@ -10,10 +10,14 @@ pub struct Cache<K, V> {
     /// Counts the beginnings of full lists; an entry seen since the last one survives its end.
     round: u64,
     synced: bool,
+    /// The version of the last full list: what is older and not in it is gone.
+    floor: u64,
+    buried: Buried,
 }
 
 #[derive(Debug)]
 struct Entry<V> {
+    uid: String,
     version: u64,
     round: u64,
     value: V,
@@ -21,30 +25,37 @@ struct Entry<V> {
 
 impl<K, V> Default for Cache<K, V> {
     fn default() -> Self {
-        Cache { entries: BTreeMap::new(), round: 0, synced: false }
+        Cache { entries: BTreeMap::new(), round: 0, synced: false, floor: 0, buried: Buried::default() }
     }
 }
 
 impl<K: Ord + Clone, V> Cache<K, V> {
-    /// Stores the object unless a newer version is known. True if it was stored.
-    pub fn apply(&mut self, key: K, version: u64, value: V) -> bool {
+    /// Stores the object unless more is known: a newer version, or that it is gone. True if it was stored.
+    pub fn apply(&mut self, key: K, uid: &str, version: u64, value: V) -> bool {
         let round = self.round;
         match self.entries.get_mut(&key) {
             Some(known) if known.version > version => {
                 known.round = round;
-                false
+                return false;
             }
-            _ => {
-                self.entries.insert(key, Entry { version, round, value });
-                true
-            }
+            None if version <= self.floor => return false,
+            _ if self.buried.contains(uid) => return false,
+            _ => {}
         }
+        self.entries.insert(key, Entry { uid: uid.to_string(), version, round, value });
+        true
     }
 
     /// Forgets the object unless a newer one of the same name is known. True if it was forgotten.
     pub fn delete(&mut self, key: &K, version: u64) -> bool {
-        let stale = self.entries.get(key).is_none_or(|known| known.version > version);
-        !stale && self.entries.remove(key).is_some()
+        let newer = self.entries.get(key).is_none_or(|known| known.version > version);
+        !newer && self.remove(key)
+    }
+
+    /// Forgets this very object. True if it was known.
+    pub fn delete_uid(&mut self, key: &K, uid: &str) -> bool {
+        let other = self.entries.get(key).is_none_or(|known| known.uid != uid);
+        !other && self.remove(key)
     }
 
     /// A full list begins: what is not seen from here on is gone.
@@ -52,14 +63,26 @@ impl<K: Ord + Clone, V> Cache<K, V> {
         self.round += 1;
     }
 
-    /// The full list is complete. Returns what it did not contain.
-    pub fn complete(&mut self) -> Vec<K> {
+    /// The full list is complete; `version` is what it was read at (0 if that is not known). Returns what it did not
+    /// contain.
+    pub fn complete(&mut self, version: u64) -> Vec<K> {
         self.synced = true;
+        self.floor = self.floor.max(version);
         let gone: Vec<K> = self.entries.iter().filter(|(_, e)| e.round < self.round).map(|(k, _)| k.clone()).collect();
         for key in &gone {
-            self.entries.remove(key);
+            self.remove(key);
         }
         gone
+    }
+
+    fn remove(&mut self, key: &K) -> bool {
+        match self.entries.remove(key) {
+            Some(entry) => {
+                self.buried.add(entry.uid);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Whether a full list was ever completed.
@@ -80,6 +103,33 @@ impl<K: Ord + Clone, V> Cache<K, V> {
     }
 }
 
+/// The uids of objects that went last: a late answer or a watch that lags must not bring them back. A uid never returns.
+#[derive(Debug, Default)]
+struct Buried {
+    uids: BTreeSet<String>,
+    order: VecDeque<String>,
+}
+
+impl Buried {
+    fn contains(&self, uid: &str) -> bool {
+        self.uids.contains(uid)
+    }
+
+    fn add(&mut self, uid: String) {
+        if self.order.len() >= BURIED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.uids.remove(&oldest);
+        }
+        if self.uids.insert(uid.clone()) {
+            self.order.push_back(uid);
+        }
+    }
+}
+
+/// Far more than can be deleted while one answer is on its way.
+const BURIED: usize = 2048;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,8 +137,8 @@ mod tests {
     #[test]
     fn an_older_version_changes_nothing() {
         let mut cache = Cache::default();
-        assert!(cache.apply("a", 7, 1));
-        assert!(!cache.apply("a", 6, 2));
+        assert!(cache.apply("a", "u2", 7, 1));
+        assert!(!cache.apply("a", "u2", 6, 2));
         assert!(!cache.delete(&"a", 6), "the deletion of a predecessor");
         assert_eq!(cache.get(&"a"), Some(&1));
         assert!(cache.delete(&"a", 8));
@@ -96,15 +146,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_gone_does_not_come_back() {
+        let mut cache = Cache::default();
+        cache.apply("a", "u1", 1, ());
+        assert!(!cache.delete_uid(&"a", "another"));
+        assert!(cache.delete_uid(&"a", "u1"));
+        assert!(!cache.apply("a", "u1", 5, ()), "a late answer");
+        assert!(cache.apply("a", "u2", 6, ()), "a successor");
+        cache.begin();
+        cache.complete(10);
+        assert!(!cache.apply("b", "u3", 9, ()), "older than the list that did not contain it");
+        assert!(cache.apply("b", "u4", 11, ()));
+    }
+
+    #[test]
     fn a_full_list_removes_what_was_not_seen_since_it_began() {
         let mut cache = Cache::default();
-        cache.apply("old", 1, ());
-        cache.apply("kept", 2, ());
+        cache.apply("old", "u1", 1, ());
+        cache.apply("kept", "u2", 2, ());
         cache.begin();
-        cache.apply("written by us meanwhile", 9, ());
-        cache.apply("kept", 2, ());
-        assert_eq!(cache.complete(), ["old"]);
+        cache.apply("written by us meanwhile", "u3", 9, ());
+        cache.apply("kept", "u2", 2, ());
+        assert_eq!(cache.complete(3), ["old"]);
         assert!(cache.is_synced());
         assert_eq!(cache.len(), 2);
+    }
+
+    #[test]
+    fn the_memory_of_what_is_gone_is_bounded() {
+        let mut buried = Buried::default();
+        (0..BURIED + 10).for_each(|n| buried.add(n.to_string()));
+        assert_eq!((buried.uids.len(), buried.order.len()), (BURIED, BURIED));
+        assert!(!buried.contains("0") && buried.contains("10"));
     }
 }

@@ -26,9 +26,9 @@ pub enum Observed {
     GrantGone(Ipv4Addr, u64),
     /// We have deleted the ledger entry with this uid.
     Released(Ipv4Addr, String),
-    /// A full list of one kind begins, or is complete.
+    /// A full list of one kind begins, or is complete, with the version that it was read at (0 if not known).
     Begin(Kind),
-    Complete(Kind),
+    Complete(Kind, u64),
 }
 
 /// The three kinds of objects that are watched.
@@ -104,7 +104,7 @@ impl Index {
             Observed::Pool(view) => {
                 let spec_changed = self.pools.get(&view.name).is_none_or(|known| known.spec != view.spec);
                 self.dirty.insert(Subject::Pool(view.name.clone()));
-                if self.pools.apply(view.name.clone(), view.version, view) && spec_changed {
+                if self.pools.apply(view.name.clone(), &view.uid.clone(), view.version, view) && spec_changed {
                     self.pools_changed();
                 }
             }
@@ -120,16 +120,14 @@ impl Index {
                 }
             }
             Observed::Released(address, uid) => {
-                if self.grants.get(&address).is_some_and(|known| known.uid == uid)
-                    && self.grants.delete(&address, u64::MAX)
-                {
+                if self.grants.delete_uid(&address, &uid) {
                     self.grant_gone(address);
                 }
             }
             Observed::Begin(Kind::Services) => self.services.begin(),
             Observed::Begin(Kind::Pools) => self.pools.begin(),
             Observed::Begin(Kind::Grants) => self.grants.begin(),
-            Observed::Complete(kind) => self.list_complete(kind),
+            Observed::Complete(kind, version) => self.list_complete(kind, version),
         }
     }
 
@@ -232,7 +230,7 @@ impl Index {
     fn service_changed(&mut self, view: ServiceView) {
         let (key, uid) = (view.key.clone(), view.uid.clone());
         let before = self.services.get(&key).cloned();
-        if !self.services.apply(key.clone(), view.version, view) {
+        if !self.services.apply(key.clone(), &uid, view.version, view) {
             return;
         }
         if let Some(before) = before.filter(|before| before.uid != uid) {
@@ -255,7 +253,7 @@ impl Index {
     fn grant_changed(&mut self, view: GrantView) {
         let address = view.address;
         let known = self.grants.get(&address).cloned();
-        if !self.grants.apply(address, view.version, view.clone()) {
+        if !self.grants.apply(address, &view.uid, view.version, view.clone()) {
             return;
         }
         // The owner reports itself in the status every now and then: nothing for us.
@@ -295,10 +293,10 @@ impl Index {
         self.look_at_everything();
     }
 
-    fn list_complete(&mut self, kind: Kind) {
+    fn list_complete(&mut self, kind: Kind, version: u64) {
         match kind {
             Kind::Services => {
-                for key in self.services.complete() {
+                for key in self.services.complete(version) {
                     self.waiting.remove(&key);
                     self.corrections.remove(&key);
                 }
@@ -306,12 +304,12 @@ impl Index {
                 self.dirty.extend(self.grants.iter().map(|(address, _)| Subject::Address(*address)));
             }
             Kind::Pools => {
-                if !self.pools.complete().is_empty() {
+                if !self.pools.complete(version).is_empty() {
                     self.pools_changed();
                 }
             }
             Kind::Grants => {
-                for address in self.grants.complete() {
+                for address in self.grants.complete(version) {
                     self.grant_gone(address);
                 }
             }

@@ -21,7 +21,11 @@ impl Index {
         while let Some(subject) = self.take_dirty(now) {
             let write = match &subject {
                 Subject::Address(address) => self.plan_address(*address),
-                Subject::Service(_, key) => self.plan_service(key),
+                // Of a predecessor with the same name if the time differs; its successor is a subject of its own.
+                Subject::Service(created, key) if self.services.get(key).is_some_and(|s| s.created == *created) => {
+                    self.plan_service(key)
+                }
+                Subject::Service(..) => None,
                 Subject::Pool(name) => self.plan_pool(name, wall),
             };
             if let Some(write) = write {

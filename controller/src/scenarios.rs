@@ -57,6 +57,7 @@ impl Api {
         let spec = AddressPoolSpec { addresses: vec![entry.to_string()], auto_assign: true, avoid_buggy_ips: false };
         let view = PoolView {
             name: name.into(),
+            uid: format!("uid of {name}"),
             version,
             created: 0,
             generation: 1,
@@ -175,7 +176,7 @@ impl Replica {
         api.services.values().for_each(|s| index.observe(Observed::Service(s.clone())));
         api.pools.values().for_each(|p| index.observe(Observed::Pool(p.clone())));
         api.grants.values().for_each(|g| index.observe(Observed::Grant(g.clone())));
-        kinds.into_iter().for_each(|kind| index.observe(Observed::Complete(kind)));
+        kinds.into_iter().for_each(|kind| index.observe(Observed::Complete(kind, api.version)));
     }
 
     /// Lets the watch of one kind catch up by so many entries of the log.
@@ -195,7 +196,7 @@ fn kind_of(fact: &Observed) -> Kind {
         Observed::Service(_) | Observed::ServiceGone(..) => Kind::Services,
         Observed::Pool(_) | Observed::PoolGone(..) => Kind::Pools,
         Observed::Grant(_) | Observed::GrantGone(..) | Observed::Released(..) => Kind::Grants,
-        Observed::Begin(kind) | Observed::Complete(kind) => *kind,
+        Observed::Begin(kind) | Observed::Complete(kind, _) => *kind,
     }
 }
 
@@ -398,7 +399,6 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
     /// Checkers inside `apply` look at every write: never shown without a ledger entry, never released while shown,
     /// never moved unless the user asked for it.

@@ -118,6 +118,7 @@ fn ingress_view(entry: &k8s_openapi::api::core::v1::LoadBalancerIngress) -> Ingr
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolView {
     pub name: String,
+    pub uid: String,
     pub version: u64,
     pub created: i64,
     pub generation: i64,
@@ -129,6 +130,7 @@ impl From<&AddressPool> for PoolView {
     fn from(pool: &AddressPool) -> Self {
         PoolView {
             name: pool.name_any(),
+            uid: pool.uid().unwrap_or_default(),
             version: version(pool.resource_version()),
             created: pool.creation_timestamp().map_or(0, |t| t.0.as_second()),
             generation: pool.metadata.generation.unwrap_or_default(),

@@ -46,11 +46,12 @@ where
         facts.extend(page.items.into_iter().filter_map(|object| convert(Seen::Here(object))));
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),
-            None => break,
+            None => {
+                facts.push(Observed::Complete(kind, version(page.metadata.resource_version)));
+                return Ok(());
+            }
         }
     }
-    facts.push(Observed::Complete(kind));
-    Ok(())
 }
 
 /// Something that was seen, or is gone.
@@ -71,7 +72,7 @@ where
     watcher(api, config).default_backoff().filter_map(move |event| async move {
         match event {
             Ok(watcher::Event::Init) => Some(Observed::Begin(kind)),
-            Ok(watcher::Event::InitDone) => Some(Observed::Complete(kind)),
+            Ok(watcher::Event::InitDone) => Some(Observed::Complete(kind, 0)),
             Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => convert(Seen::Here(object)),
             Ok(watcher::Event::Delete(object)) => convert(Seen::Gone(object)),
             Err(error) => {

@@ -138,6 +138,7 @@ mod tests {
         let addresses = entries.iter().map(|e| e.to_string()).collect();
         PoolView {
             name: name.into(),
+            uid: format!("uid of {name}"),
             version: 1,
             created,
             generation: 1,

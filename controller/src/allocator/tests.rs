@@ -18,6 +18,7 @@ fn pool(name: &str, entries: &[&str]) -> PoolView {
     let addresses = entries.iter().map(|entry| entry.to_string()).collect();
     PoolView {
         name: name.into(),
+        uid: format!("uid of {name}"),
         version: 1,
         created: 0,
         generation: 1,
