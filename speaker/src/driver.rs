@@ -35,6 +35,10 @@ use crate::shared::{Shared, turned};
 /// ARP for VIPs of other nodes stays unanswered this long after the loop's last turn; then the kernel may answer again.
 const MUTE: Duration = Duration::from_secs(5);
 const MUTE_REFRESH: Duration = Duration::from_secs(1);
+/// Between questions to a node whose MAC address is not known.
+const RESOLVE: Duration = Duration::from_millis(100);
+/// Between questions to nodes whose MAC address is known: it may have changed without a word.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(30);
 /// Datagrams and frames taken in one turn: a flood must not keep the loop from its heartbeat.
 const MAX_PER_TURN: usize = 1024;
 /// Commands that wait; the senders send changes only.
@@ -108,9 +112,9 @@ pub struct Driver {
 
 /// Runs until the process ends.
 pub fn run(driver: Driver) -> Result<()> {
-    match schedule::realtime() {
-        Ok(()) => info!("election thread runs with SCHED_FIFO"),
-        Err(error) => warn!(%error, "no real-time priority (capability SYS_NICE): a busy node may oversleep its lease"),
+    match schedule::prefer() {
+        Ok(policy) => info!(policy = policy.label(), "election thread is preferred"),
+        Err(error) => warn!(%error, "no priority for the election thread: a busy node may oversleep its lease"),
     }
     let mut state = State {
         nodes: BTreeMap::new(),
@@ -119,6 +123,7 @@ pub fn run(driver: Driver) -> Result<()> {
         down: BTreeSet::new(),
         lease_until: Instant::ZERO,
         mute_written: Instant::ZERO,
+        resolve_at: Instant::ZERO,
         driver,
     };
     state.driver.lease.clear()?;
@@ -133,6 +138,8 @@ struct State {
     down: BTreeSet<NodeName>,
     lease_until: Instant,
     mute_written: Instant,
+    /// When the nodes are asked for their MAC addresses next.
+    resolve_at: Instant,
 }
 
 impl State {
@@ -146,6 +153,9 @@ impl State {
             if now.since(self.mute_written) >= MUTE_REFRESH {
                 self.write_lease(now);
             }
+            if now >= self.resolve_at {
+                self.resolve(now);
+            }
             turned(&self.driver.shared.election_turned, now);
             self.wait()?;
         }
@@ -155,8 +165,8 @@ impl State {
         let driver = &self.driver;
         let machines =
             [driver.election.next_deadline(), driver.liveness.next_deadline(), driver.announcer.next_deadline()];
-        let mute = self.mute_written + MUTE_REFRESH;
-        let deadline = machines.into_iter().flatten().min().map_or(mute, |deadline| deadline.min(mute));
+        let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at);
+        let deadline = machines.into_iter().flatten().fold(own, Instant::min);
         let timeout = TimeSpec::from_duration(deadline.since(clock::now()));
         let mut fds = [
             PollFd::new(driver.udp.as_fd(), PollFlags::POLLIN),
@@ -216,6 +226,7 @@ impl State {
         self.down.retain(|name| nodes.contains_key(name));
         let names = nodes.keys().cloned().collect();
         self.nodes = nodes;
+        self.resolve_at = now;
         self.watch(liveness::Event::Nodes(names), now);
         if self.down.len() != known {
             self.tell_down();
@@ -353,6 +364,16 @@ impl State {
                 liveness::Action::Restored => info!("others answer again"),
             }
         }
+    }
+
+    /// Dispatching needs MAC addresses before any trouble makes liveness ask. The kernel's own neighbours come by netlink; it
+    /// asks only those that it talks to.
+    fn resolve(&mut self, now: Instant) {
+        let known = |node: &NodeName| self.nodes.get(node).is_some_and(|ip| self.macs.contains_key(ip));
+        let (known, unknown): (Vec<NodeName>, Vec<NodeName>) = self.nodes.keys().cloned().partition(known);
+        let (ask, pause) = if unknown.is_empty() { (known, RESOLVE_AGAIN) } else { (unknown, RESOLVE) };
+        ask.iter().for_each(|node| self.probe(node));
+        self.resolve_at = now + pause;
     }
 
     fn probe(&mut self, node: &NodeName) {
