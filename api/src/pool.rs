@@ -1,5 +1,7 @@
 //! AddressPool: a set of addresses that Services may be given. Field names are MetalLB's where the meaning is the same.
 
+#![expect(clippy::duplicated_attributes, reason = "every printer column has a name and a type")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
