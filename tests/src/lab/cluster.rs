@@ -168,7 +168,9 @@ pub fn install_sheave(lab: &Lab) -> Result<()> {
         let Some((namespace, workload)) = line.split_once(' ') else { continue };
         let rolled_out = lab.kubectl(&["--namespace", namespace, "rollout", "status", workload, "--timeout=90s"]);
         rolled_out.or_else(|error| {
-            let ask = |arguments: &[&str]| lab.kubectl(&[&["--namespace", namespace], arguments].concat()).unwrap_or_default();
+            let ask = |arguments: &[&str]| {
+                lab.kubectl(&[&["--namespace", namespace], arguments].concat()).unwrap_or_default()
+            };
             let pods = ask(&["get", "pods", "-o", "wide"]);
             let events = ask(&["events", "--types=Warning"]);
             let logs = ask(&["logs", workload, "--all-pods", "--tail=5", "--prefix"]);
