@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ebpf_common::{Config, Lease, Node, Row, ServiceKey, ServiceValue};
 
 use crate::frame::{Frame, Mac};
-use crate::tables::Tables;
+use crate::tables::{Ring, Tables};
 
 /// A frame as bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,12 +69,8 @@ impl Tables for HostTables {
         self.services.get(key).copied()
     }
 
-    fn ring(&self, ring: u32, element: u32) -> Option<u32> {
-        let rows = self.rings.get(&ring)?;
-        match element.checked_sub(1) {
-            None => u32::try_from(rows.len()).ok(),
-            Some(row) => rows.get(row as usize).map(|row| row.0),
-        }
+    fn ring(&self, slot: u32) -> Option<impl Ring> {
+        self.rings.get(&slot).map(Vec::as_slice)
     }
 
     /// Within the array every slot is there, an unknown one all zero.
@@ -84,5 +80,14 @@ impl Tables for HostTables {
 
     fn is_peer(&self, mac: Mac) -> bool {
         self.peers.contains(&mac)
+    }
+}
+
+impl Ring for &[Row] {
+    fn element(&self, index: u32) -> Option<u32> {
+        match index.checked_sub(1) {
+            None => u32::try_from(self.len()).ok(),
+            Some(row) => self.get(row as usize).map(|row| row.0),
+        }
     }
 }

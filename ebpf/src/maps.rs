@@ -11,7 +11,7 @@ use ebpf_common::{
 };
 
 use crate::frame::Mac;
-use crate::tables::Tables;
+use crate::tables::{self, Tables};
 
 #[btf_map]
 static CONFIG: Array<Config, 1> = Array::new();
@@ -72,8 +72,8 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn ring(&self, ring: u32, element: u32) -> Option<u32> {
-        RINGS.get_value(ring, &element).copied()
+    fn ring(&self, slot: u32) -> Option<impl tables::Ring> {
+        RINGS.get(slot)
     }
 
     #[inline(always)]
@@ -84,6 +84,13 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn is_peer(&self, mac: Mac) -> bool {
         there(PEERS.get_ptr(MacKey { mac, pad: [0; 2] }))
+    }
+}
+
+impl tables::Ring for &Ring {
+    #[inline(always)]
+    fn element(&self, index: u32) -> Option<u32> {
+        self.get(index).copied()
     }
 }
 

@@ -5,7 +5,7 @@
 use ebpf_common::{Config, FlowTuple, Row, ServiceValue, Verdict, row_of};
 
 use crate::frame::Mac;
-use crate::tables::Tables;
+use crate::tables::{Ring as _, Tables};
 
 pub enum Choice {
     /// The service has no ready endpoint anywhere.
@@ -19,11 +19,10 @@ pub enum Choice {
 #[inline(always)]
 pub fn node(tables: &impl Tables, config: &Config, service: ServiceValue, flow: &FlowTuple) -> Result<Choice, Verdict> {
     let flow = if service.flags & ServiceValue::CLIENT_AFFINITY != 0 { flow.client_only() } else { *flow };
-    let rows = tables.ring(service.ring, 0).ok_or(Verdict::BadRing)?;
+    let ring = tables.ring(service.ring).ok_or(Verdict::BadRing)?;
+    let rows = ring.element(0).ok_or(Verdict::BadRing)?;
     let Some(row) = row_of(flow.hash(&config.hash_key), rows) else { return Ok(Choice::EmptyRing) };
-    // Between the two reads the ring may have been swapped for a shorter one. Such a packet is lost and counted; its sender
-    // repeats it.
-    let primary = Row(tables.ring(service.ring, row.wrapping_add(1)).ok_or(Verdict::BadRing)?).primary();
+    let primary = Row(ring.element(row.wrapping_add(1)).ok_or(Verdict::BadRing)?).primary();
     let slot = u32::from(primary);
     if slot == config.self_slot {
         return Ok(Choice::Local);

@@ -17,10 +17,16 @@ pub trait Tables {
     fn is_own(&self, vip: [u8; 4]) -> bool;
     /// Map `SERVICES`.
     fn service(&self, key: &ServiceKey) -> Option<ServiceValue>;
-    /// Map `RINGS`: an element of a ring; 0 is the number of rows.
-    fn ring(&self, ring: u32, element: u32) -> Option<u32>;
+    /// Map `RINGS`. One look-up for all reads of a decision: the slot may be swapped at any time.
+    fn ring(&self, slot: u32) -> Option<impl Ring>;
     /// Map `NODES`.
     fn node(&self, slot: u32) -> Option<Node>;
     /// Map `PEERS`: the source address of another node's dispatcher.
     fn is_peer(&self, mac: Mac) -> bool;
+}
+
+/// A ring, as it was when it was looked up.
+pub trait Ring {
+    /// Element 0 is the number of rows, the rows follow.
+    fn element(&self, index: u32) -> Option<u32>;
 }

@@ -68,6 +68,11 @@ impl Kernel {
         Ok(())
     }
 
+    /// The outer map, taken out of the handle (the program keeps its own reference): for a writer beside [`Kernel::run`].
+    pub fn take_rings(&mut self) -> Result<ArrayOfMaps<MapData, Array<MapData, u32>>> {
+        Ok(self.ebpf.take_map(map::RINGS).context("no map RINGS")?.try_into()?)
+    }
+
     /// Runs one frame (at least 14 bytes: the kernel takes no shorter one) and reads from the counters what was decided.
     pub fn run(&mut self, frame: &[u8]) -> Result<Outcome> {
         let before = self.counters()?;
