@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::realtime;
 use super::wait::wait_for;
 
 /// Makes a command start in the node's groups, which are created.
@@ -26,6 +27,7 @@ pub fn enter(command: &mut Command, lab: &str, node: &str) -> Result<()> {
             fs::create_dir_all(&group).with_context(|| format!("control group {}", group.display()))?;
             inherit_cpuset(&parent, &group)?;
         }
+        realtime::grant_node(&group);
         let file = group.join("cgroup.procs");
         files.push(OpenOptions::new().write(true).open(&file).with_context(|| file.display().to_string())?);
     }

@@ -40,6 +40,7 @@ pub mod netns;
 mod node;
 pub mod plan;
 pub mod process;
+mod realtime;
 mod state;
 mod topology;
 pub mod wait;

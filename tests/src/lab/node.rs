@@ -1,6 +1,7 @@
 //! A node: its network namespace, the files of its daemons, and a first process that holds everything together.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,7 +14,7 @@ use super::plan::{self, API_PORT, POD_RANGE, Plan, kubernetes_bin};
 use super::process::{self, Recorded, children_of};
 use super::state::{Node, State};
 use super::wait::wait_for;
-use super::{cgroup, netns, topology};
+use super::{cgroup, netns, realtime, topology};
 
 /// Writes what the daemons read. Done once: a node that lost power finds it again.
 pub fn prepare(plan: &Plan, pki: &Pki, name: &str) -> Result<()> {
@@ -23,8 +24,9 @@ pub fn prepare(plan: &Plan, pki: &Pki, name: &str) -> Result<()> {
     let (_, server) = plan.control_plane()[0];
     pki.kubeconfig(&dir.join("kubelet.kubeconfig"), &format!("system:node:{name}"), server, API_PORT)?;
     pki.kubeconfig(&dir.join("kube-proxy.kubeconfig"), PROXY, server, API_PORT)?;
+    let base = realtime::base_specification(&dir)?;
     let files = [
-        ("containerd.toml", containerd(&dir.join("cni").to_string_lossy())),
+        ("containerd.toml", containerd(&dir.join("cni").to_string_lossy(), base.as_deref())),
         ("cni/10-lab.conflist", cni(number)),
         ("kubelet.yaml", KUBELET.to_owned()),
         ("kube-proxy.yaml", kube_proxy(plan, name, &dir.join("kube-proxy.kubeconfig").to_string_lossy())),
@@ -131,7 +133,8 @@ pub fn command(state: &State, name: &str, program: &str) -> Result<Command> {
 }
 
 /// Only what pods need: no NRI, no other snapshotters, no transfer or sandbox services.
-fn containerd(cni: &str) -> String {
+fn containerd(cni: &str, base: Option<&Path>) -> String {
+    let base = base.map_or(String::new(), |path| format!("base_runtime_spec = \"{}\"", path.display()));
     format!(
         r#"version = 4
 root = "/var/lib/containerd"
@@ -151,6 +154,9 @@ disabled_plugins = [
   [plugins.'io.containerd.cri.v1.runtime'.cni]
     bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
     conf_dir = "{cni}"
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    {base}
 "#
     )
 }
