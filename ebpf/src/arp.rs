@@ -92,6 +92,6 @@ fn is_group(mac: Mac) -> bool {
 }
 
 /// Hardware type Ethernet, protocol IPv4, address lengths 6 and 4.
-const FIXED: u64 = 0x0001_0800_06_04;
+const FIXED: u64 = 0x0001_0800_0604;
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;

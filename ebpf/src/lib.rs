@@ -34,6 +34,9 @@ pub mod host;
 #[cfg(target_arch = "bpf")]
 pub mod maps;
 
+#[cfg(test)]
+mod tests;
+
 use ebpf_common::Verdict;
 
 pub use frame::Frame;

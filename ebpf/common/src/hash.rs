@@ -73,3 +73,59 @@ fn round(v: &mut [u64; 4]) {
     v[1] = v[1].rotate_left(17) ^ v[2];
     v[2] = v[2].rotate_left(32);
 }
+
+#[cfg(test)]
+mod tests {
+    use core::hash::Hasher as _;
+
+    use proptest::prelude::*;
+    use siphasher::sip::SipHasher13;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_siphasher_crate(key: [u64; 2], first: u64, second: u64) {
+            let mut oracle = SipHasher13::new_with_keys(key[0], key[1]);
+            oracle.write(&first.to_le_bytes());
+            oracle.write(&second.to_le_bytes());
+            prop_assert_eq!(siphash13(&key, first, second), oracle.finish());
+        }
+
+        #[test]
+        fn a_row_is_always_in_the_ring(hash: u64, rows in 1u32..) {
+            prop_assert!(row_of(hash, rows).expect("rows") < rows);
+        }
+
+        #[test]
+        fn every_field_counts(key: [u64; 2], bytes: [u8; 13], at in 0usize..13, flip in 1u8..) {
+            let mut other = bytes;
+            other[at] ^= flip;
+            prop_assert_ne!(tuple(bytes).hash(&key), tuple(other).hash(&key));
+        }
+
+        #[test]
+        fn with_affinity_the_source_port_does_not(key: [u64; 2], bytes: [u8; 13], port: [u8; 2]) {
+            let flow = tuple(bytes);
+            let other = FlowTuple { src_port: port, ..flow };
+            prop_assert_eq!(flow.client_only().hash(&key), other.client_only().hash(&key));
+        }
+    }
+
+    fn tuple(b: [u8; 13]) -> FlowTuple {
+        FlowTuple {
+            src: [b[0], b[1], b[2], b[3]],
+            dst: [b[4], b[5], b[6], b[7]],
+            src_port: [b[8], b[9]],
+            dst_port: [b[10], b[11]],
+            proto: b[12],
+        }
+    }
+
+    #[test]
+    fn an_empty_ring_has_no_row() {
+        assert_eq!(row_of(7, 0), None);
+        assert_eq!(row_of(0, 65521), Some(0));
+        assert_eq!(row_of(u64::MAX, 65521), Some(65520));
+    }
+}

@@ -90,3 +90,20 @@ verdicts! {
     /// The kernel refused to change the size of the frame for a reset or an answer.
     NoRoom = 46, "no_room", Drop;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MAX_VERDICTS;
+
+    #[test]
+    fn numbers_and_labels_are_unique_and_fit_the_counters() {
+        for (index, verdict) in Verdict::ALL.iter().enumerate() {
+            assert!((*verdict as u32) < MAX_VERDICTS);
+            for other in &Verdict::ALL[index + 1..] {
+                assert_ne!(*verdict as u32, *other as u32);
+                assert_ne!(verdict.label(), other.label());
+            }
+        }
+    }
+}
