@@ -149,7 +149,9 @@ impl Election {
         if received.verified {
             actions.push(Action::Heard { node: node.clone() });
         }
+        self.voice.answer |= received.answer;
         if received.came_up {
+            self.voice.introduced = true;
             actions.push(Action::PeerUp { node });
             if self.alone && matches!(self.phase, Phase::Member | Phase::Isolated) && self.carrier {
                 self.join(now, actions);
@@ -297,7 +299,7 @@ impl Machine for Election {
             Event::Keys(keys) => self.config.keys = keys,
             Event::Leave => {
                 self.voice.changed |= !self.leaving;
-                self.leaving = true;
+                (self.leaving, self.all_taken) = (true, true);
                 self.enter(Phase::Leaving, actions);
             }
             // Only here is everything heard that came, so only here may silence be judged (contract of `Machine`).
@@ -310,6 +312,7 @@ impl Machine for Election {
             self.decide(now, actions);
         }
         self.send_claims_if_due(beat, now, actions);
+        self.answer_if_due(now, actions);
         if beat {
             self.beat(now, actions);
         }
@@ -323,7 +326,7 @@ impl Machine for Election {
         let joined = (self.phase == Phase::Joining).then(|| self.joining_since + self.config.dead());
         let joined = joined.filter(|at| *at > self.last_tick);
         let expiry = self.peers.next_expiry(&self.config, self.last_tick);
-        [Some(self.next_beat), joined, expiry, self.next_decision].into_iter().flatten().min()
+        [Some(self.next_beat), joined, expiry, self.next_decision, self.next_word()].into_iter().flatten().min()
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) struct Change {
     pub newest: bool,
     /// Flags, claims or what is known of them: decide again.
     pub decisive: bool,
+    /// It asks for a fresh proof that it is heard.
+    pub challenged: bool,
 }
 
 impl Incarnation {
@@ -82,7 +84,7 @@ impl Incarnation {
         if self.window.arrive(advert.sequence)? == Arrival::Newest {
             change.newest = true;
             self.last_heard = now;
-            self.challenge = advert.challenge;
+            change.challenged = core::mem::replace(&mut self.challenge, advert.challenge) != advert.challenge;
             change.decisive = self.flags != advert.flags || self.digest != advert.digest;
             self.flags = advert.flags;
             self.digest = advert.digest;

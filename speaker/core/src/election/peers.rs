@@ -11,6 +11,9 @@ use crate::name::{NodeName, Term, Vip};
 use crate::time::Instant;
 use crate::wire::advert::{Advert, Body, MAX_HEARD, Reject};
 
+/// Incarnations of one peer that are given the chance to prove themselves at a time.
+const MAX_CANDIDATES: usize = 4;
+
 /// Peers that are kept at most: as many as a heartbeat can name.
 pub(super) const MAX_PEERS: usize = MAX_HEARD;
 
@@ -25,8 +28,9 @@ pub(super) struct Peers {
 pub(super) struct Peer {
     /// The incarnation that has proved to be alive in this node's own time.
     pub current: Option<Incarnation>,
-    /// One that has not yet. It is named in heartbeats, so that it can; its claims delay this node's, nothing more.
-    candidate: Option<Incarnation>,
+    /// Those that have not yet: the next one, or recordings. They are named in heartbeats, so that they can; their claims delay
+    /// this node's, nothing more.
+    candidates: Vec<Incarnation>,
     pub up: bool,
     /// Silent here, but heard by a peer: taken to be up for as long as that lasts (rule R6).
     vouched: bool,
@@ -46,6 +50,8 @@ pub(super) struct Received {
     /// An earlier incarnation is over: the challenge must change, so that no recording of it can answer.
     pub replaced: bool,
     pub decisive: bool,
+    /// A heartbeat of one who is new here, or has a new challenge, or the digest of a claim list that is not known.
+    pub answer: bool,
 }
 
 impl Peers {
@@ -62,6 +68,7 @@ impl Peers {
             && current.epoch == advert.epoch
         {
             let silent = !current.is_fresh(config, now);
+            let heartbeat = matches!(advert.body, Body::Heartbeat { .. });
             let change = current.take(advert, own, now)?;
             let came_up = change.newest && !peer.up;
             if change.newest {
@@ -75,6 +82,7 @@ impl Peers {
                 came_up,
                 replaced: false,
                 decisive: change.decisive || came_up,
+                answer: change.challenged || heartbeat && change.newest && (came_up || !current.claims_known()),
             });
         }
         peer.receive_unknown(advert, own, config, now, &mut self.ghosts)
@@ -85,7 +93,7 @@ impl Peers {
         if self.peers.len() < MAX_PEERS || self.peers.contains_key(node) {
             return Ok(());
         }
-        let gone = |peer: &Peer| !peer.up && !peer.candidate.as_ref().is_some_and(|c| c.is_fresh(config, now));
+        let gone = |peer: &Peer| !peer.up && !peer.candidates.iter().any(|candidate| candidate.is_fresh(config, now));
         let oldest = self.peers.iter().filter(|(_, peer)| gone(peer)).min_by_key(|(_, peer)| peer.last_heard());
         let name = oldest.map(|(name, _)| name.clone()).ok_or(Reject::TooManyPeers)?;
         self.peers.remove(&name);
@@ -169,7 +177,7 @@ impl Peers {
 
     /// The challenges to name in a heartbeat.
     pub fn heard(&self, config: &Config, now: Instant) -> Vec<u32> {
-        let incarnations = self.peers.values().flat_map(|peer| [&peer.current, &peer.candidate]).flatten();
+        let incarnations = self.peers.values().flat_map(Peer::incarnations);
         let heard = incarnations.filter(|peer| now < peer.last_heard + config.heard_window());
         heard.map(|peer| peer.challenge).take(MAX_HEARD).collect()
     }
@@ -181,7 +189,7 @@ impl Peers {
 
     /// Everybody who is heard has proved so since `challenge`, and has told its claims.
     pub fn view_is_full(&self, challenge: u32, config: &Config, now: Instant) -> bool {
-        let mut candidates = self.peers.values().filter_map(|peer| peer.candidate.as_ref());
+        let mut candidates = self.peers.values().flat_map(|peer| &peer.candidates);
         self.direct().all(|(_, peer)| peer.has_answered(challenge) && peer.claims_known())
             && !candidates.any(|candidate| candidate.is_fresh(config, now))
     }
@@ -199,14 +207,14 @@ impl Peers {
 
     /// Until when an incarnation that has not proved itself may hold this VIP.
     pub fn doubtful_until(&self, vip: Vip, config: &Config, now: Instant) -> Option<Instant> {
-        let candidates = self.peers.values().filter_map(|peer| peer.candidate.as_ref());
+        let candidates = self.peers.values().flat_map(|peer| &peer.candidates);
         let claims = candidates.filter(|candidate| candidate.claims.contains_key(&vip));
         claims.map(|candidate| candidate.silent_at(config)).filter(|until| now < *until).max()
     }
 
     /// The highest term anybody has claimed this VIP with, dead or alive.
     pub fn highest_term(&self, vip: Vip) -> Option<Term> {
-        let incarnations = self.peers.values().flat_map(|peer| [&peer.current, &peer.candidate]).flatten();
+        let incarnations = self.peers.values().flat_map(Peer::incarnations);
         incarnations.filter_map(|peer| Some(peer.claims.get(&vip)?.term)).max()
     }
 }
@@ -226,39 +234,54 @@ impl Peer {
         if older && self.up {
             return Err(Reject::StaleEpoch);
         }
-        let known = self.candidate.as_ref().filter(|candidate| candidate.is_fresh(config, now));
-        if known.is_some_and(|candidate| advert.epoch < candidate.epoch) {
-            return Err(Reject::StaleEpoch);
-        }
         let proves_freshness = matches!(&advert.body, Body::Heartbeat { heard } if heard.contains(&own.current));
-        let candidate = match &mut self.candidate {
-            Some(candidate) if candidate.epoch == advert.epoch => candidate,
-            other => other.insert(Incarnation::new(&advert, now)),
-        };
+        let (epoch, heartbeat) = (advert.epoch, matches!(advert.body, Body::Heartbeat { .. }));
+        let candidate = self.candidate(&advert, now);
         let change = candidate.take(advert, own, now)?;
         if older {
             // A recording of an earlier life, for all we know: it delays nobody.
             candidate.forget_claims();
         }
         if !proves_freshness {
-            return Ok(Received { decisive: change.decisive, ..Received::default() });
+            let answer = heartbeat && change.newest;
+            return Ok(Received { decisive: change.decisive, answer, ..Received::default() });
         }
         let replaced = self.current.take();
-        self.current = self.candidate.take();
+        self.current = self.candidates.extract_if(.., |candidate| candidate.epoch == epoch).next();
         let came_up = !self.up;
         (self.up, self.vouched) = (true, false);
         if let Some(old) = &replaced {
             ghosts.push(Ghost { until: old.silent_at(config), claims: old.claims.clone() });
         }
-        Ok(Received { verified: true, came_up, replaced: replaced.is_some(), decisive: true })
+        Ok(Received { verified: true, came_up, replaced: replaced.is_some(), decisive: true, answer: true })
+    }
+
+    /// The candidate of this epoch; if there is no room, in place of the one that was not heard for the longest time.
+    fn candidate(&mut self, advert: &Advert, now: Instant) -> &mut Incarnation {
+        let known = self.candidates.iter().position(|candidate| candidate.epoch == advert.epoch);
+        let at = known.unwrap_or_else(|| {
+            if self.candidates.len() < MAX_CANDIDATES {
+                self.candidates.push(Incarnation::new(advert, now));
+                return self.candidates.len() - 1;
+            }
+            let oldest = self.candidates.iter().enumerate().min_by_key(|(_, candidate)| candidate.last_heard);
+            let at = oldest.map_or(0, |(at, _)| at);
+            self.candidates[at] = Incarnation::new(advert, now);
+            at
+        });
+        &mut self.candidates[at]
+    }
+
+    fn incarnations(&self) -> impl Iterator<Item = &Incarnation> {
+        self.current.iter().chain(&self.candidates)
     }
 
     fn last_heard(&self) -> Option<Instant> {
-        [&self.current, &self.candidate].into_iter().flatten().map(|incarnation| incarnation.last_heard).max()
+        self.incarnations().map(|incarnation| incarnation.last_heard).max()
     }
 
     pub fn status(&self, name: &NodeName, config: &Config, now: Instant) -> Option<PeerStatus> {
-        let shown = self.current.as_ref().or(self.candidate.as_ref())?;
+        let shown = self.incarnations().next()?;
         Some(PeerStatus {
             node: name.clone(),
             epoch: shown.epoch,

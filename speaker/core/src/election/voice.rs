@@ -17,8 +17,14 @@ pub(super) struct Voice {
     pub changed: bool,
     /// A peer misses a list; it may be ours.
     pub requested: bool,
+    /// A peer came up: if it claims what this node holds, both must know now (I3).
+    pub introduced: bool,
+    /// A heartbeat came from one who is new here, or with the digest of a list that is not known: who answers now saves both
+    /// sides an interval.
+    pub answer: bool,
     repeats: u8,
     claims_at: Option<Instant>,
+    answered_at: Option<Instant>,
 }
 
 /// A changed list is sent at once and with this many heartbeats.
@@ -30,8 +36,34 @@ impl Election {
         self.send(Body::Heartbeat { heard }, peer::digest(&self.held), actions);
     }
 
+    /// A heartbeat out of turn: it names whom this node hears and asks for the lists that it misses. It renews no lease.
+    pub(super) fn answer_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.answer_due().is_some_and(|due| due <= now) {
+            self.voice.answered_at = Some(now);
+            self.voice.answer = false;
+            self.send_heartbeat(now, actions);
+        }
+    }
+
+    fn answer_due(&self) -> Option<Instant> {
+        let pause = self.config.rank_skew;
+        self.voice.answer.then(|| self.voice.answered_at.map_or(Instant::ZERO, |at| at + pause))
+    }
+
+    fn introduction_due(&self) -> Option<Instant> {
+        let pause = self.config.rank_skew;
+        let wanted = self.voice.introduced && !self.held.is_empty();
+        wanted.then(|| self.voice.claims_at.map_or(Instant::ZERO, |at| at + pause))
+    }
+
+    /// When something is to be said out of turn that could not be said at once.
+    pub(super) fn next_word(&self) -> Option<Instant> {
+        [self.answer_due(), self.introduction_due()].into_iter().flatten().min()
+    }
+
     /// At once after a change; repeated with the next heartbeats; when asked, once an interval; else now and then.
     pub(super) fn send_claims_if_due(&mut self, beat: bool, now: Instant, actions: &mut Vec<Action>) {
+        let introduced = self.introduction_due().is_some_and(|due| due <= now);
         let voice = &mut self.voice;
         let pause = voice.claims_at.map(|at| now.since(at));
         let due = if voice.changed {
@@ -43,12 +75,13 @@ impl Election {
         } else {
             let nothing = self.held.is_empty();
             let asked = voice.requested && pause.is_none_or(|pause| pause >= self.config.interval);
-            !nothing && (asked || beat && pause.is_none_or(|pause| pause >= self.config.claims_refresh))
+            !nothing && (asked || introduced || beat && pause.is_none_or(|pause| pause >= self.config.claims_refresh))
         };
         if due {
             self.send_claims(actions);
             self.voice.changed = false;
             self.voice.requested = false;
+            self.voice.introduced = false;
             self.voice.claims_at = Some(now);
         }
     }

@@ -1,0 +1,114 @@
+//! What must hold, judged from outside: from what kernels answer for and what the network did.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use speaker_core::name::Vip;
+
+use super::Report;
+use super::network::Network;
+use super::node::{Node, State, vip};
+
+/// I3 allows one interval; the rest is the drift of clocks and a late scheduler. The way there and back comes on top.
+const HEARD_OVERLAP_MAX: Duration = Duration::from_millis(50 + 10);
+
+/// Follows who holds what.
+#[derive(Debug, Default)]
+pub struct Watcher {
+    /// Two nodes that hold one VIP: since when.
+    overlaps: BTreeMap<(Vip, usize, usize), Duration>,
+    /// VIPs that nobody holds: since when.
+    gaps: BTreeMap<Vip, Duration>,
+    /// Whether times without an owner are bounded in this run.
+    pub judge_gaps: bool,
+}
+
+/// The dead interval, the next heartbeat of a witness, the skew by rank, the drift: I5.
+const GAP_MAX: Duration = Duration::from_millis(150 + 50 + 10 * 4 + 15);
+
+impl Watcher {
+    /// Looks at everything; called whenever something may have changed.
+    pub fn observe(
+        &mut self,
+        now: Duration,
+        nodes: &[Node],
+        vips: usize,
+        network: &Network,
+        report: &mut Report,
+    ) -> Result<(), String> {
+        for vip in (0..vips).map(vip) {
+            let holders: Vec<usize> = (0..nodes.len()).filter(|node| nodes[*node].holds(vip, now)).collect();
+            self.overlap(now, vip, &holders, nodes, network, report)?;
+            self.gap(now, vip, holders.is_empty(), report)?;
+        }
+        Ok(())
+    }
+
+    /// I3: two nodes that hear each other never both hold a VIP for longer than an interval.
+    fn overlap(
+        &mut self,
+        now: Duration,
+        vip: Vip,
+        holders: &[usize],
+        nodes: &[Node],
+        network: &Network,
+        report: &mut Report,
+    ) -> Result<(), String> {
+        self.overlaps.retain(|(of, a, b), _| *of != vip || holders.contains(a) && holders.contains(b));
+        for (at, a) in holders.iter().enumerate() {
+            for b in &holders[at + 1..] {
+                let since = *self.overlaps.entry((vip, *a, *b)).or_insert_with(|| {
+                    report.overlaps += 1;
+                    now
+                });
+                report.longest_overlap = report.longest_overlap.max(now - since);
+                let awake = |node: usize| nodes[node].state == State::Running && nodes[node].carrier;
+                let Some(whole) = network.whole_since(*a, *b).filter(|_| awake(*a) && awake(*b)) else { continue };
+                let heard = now.saturating_sub(since.max(whole));
+                report.longest_heard_overlap = report.longest_heard_overlap.max(heard);
+                if heard > HEARD_OVERLAP_MAX + network.delay_max() * 2 {
+                    return Err(format!(
+                        "node-{a} and node-{b} hear each other and both hold {vip} for {heard:?} (I3)"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// I5: a VIP has an owner again soon after the fault.
+    fn gap(&mut self, now: Duration, vip: Vip, nobody: bool, report: &mut Report) -> Result<(), String> {
+        if !nobody {
+            self.gaps.remove(&vip);
+            return Ok(());
+        }
+        let lasted = now - *self.gaps.entry(vip).or_insert(now);
+        if self.judge_gaps {
+            report.longest_gap = report.longest_gap.max(lasted);
+            if lasted > GAP_MAX {
+                return Err(format!("nobody holds {vip} for {lasted:?} (I5)"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// I4: every desired VIP has one owner, all nodes agree on it, nothing else is held.
+pub fn in_order(now: Duration, nodes: &[Node], vips: usize, desired: usize) -> Result<(), String> {
+    for index in 0..vips {
+        let vip = vip(index);
+        let holders: Vec<usize> = (0..nodes.len()).filter(|node| nodes[*node].holds(vip, now)).collect();
+        let wanted = usize::from(index < desired);
+        if holders.len() != wanted {
+            return Err(format!("{vip} is held by {holders:?}, desired by {wanted}"));
+        }
+        for node in nodes.iter().filter(|node| node.state == State::Running) {
+            let said = node.election.owner(vip).map(|owner| owner.node.clone());
+            let truth = holders.first().map(|holder| nodes[*holder].name.clone());
+            if said != truth {
+                return Err(format!("{} takes {said:?} for the owner of {vip}, it is {truth:?}", node.name));
+            }
+        }
+    }
+    Ok(())
+}

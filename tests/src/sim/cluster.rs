@@ -1,0 +1,339 @@
+//! The loop: the next thing that happens, everybody's reaction, the checkers.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use speaker_core::election::{Action, Config, Event, PartitionPolicy};
+
+use super::checkers::{Watcher, in_order};
+use super::clock::Clock;
+use super::faults::{Epoch, FIRST_FAULT, Fault, Planned, Profile, plan};
+use super::network::{Network, Weather};
+use super::node::{Effect, Node, State, config, desired, name};
+use super::random::Random;
+use super::{Report, Violation};
+
+#[derive(Debug)]
+pub struct Cluster {
+    profile: Profile,
+    random: Random,
+    config: Config,
+    now: Duration,
+    nodes: Vec<Node>,
+    network: Network,
+    plan: VecDeque<Planned>,
+    vips: usize,
+    desired: usize,
+    /// What an attacker has recorded.
+    recording: VecDeque<Vec<u8>>,
+    watcher: Watcher,
+    report: Report,
+    trace: VecDeque<String>,
+    verbose: bool,
+}
+
+const RECORDING_MAX: usize = 500;
+const TRACE_MAX: usize = 60;
+/// After the last fault everything must be in order this soon (I4), and then stay so.
+const SETTLE_MAX: Duration = Duration::from_millis(3000);
+const STAY: Duration = Duration::from_secs(3);
+/// The scheduler wakes a node this late at most; later is a freeze, and a fault.
+const LATE_MAX: Duration = Duration::from_millis(2);
+
+impl Cluster {
+    pub fn new(seed: u64, profile: Profile) -> Self {
+        let mut random = Random::new(seed);
+        let mut config = config(random.next());
+        let count = if profile == Profile::Crashes { 3 + random.below(3) } else { 2 + random.below(4) };
+        let vips = 1 + random.below(6);
+        if random.chance(200) {
+            config.partition = PartitionPolicy::Quorum { members: (0..count).map(name).collect() };
+        }
+        let plan = plan(profile, count, vips, &mut random).into();
+        let nodes =
+            (0..count).map(|node| Node::new(node, Clock::new(&mut random), &config, 1000, Duration::ZERO)).collect();
+        let report = Report { seed, nodes: count, vips, ..Report::default() };
+        let verbose = std::env::var_os("SHEAVE_SIM_VERBOSE").is_some();
+        Self {
+            profile,
+            random,
+            config,
+            now: Duration::ZERO,
+            nodes,
+            network: Network::new(),
+            plan,
+            vips,
+            desired: vips,
+            recording: VecDeque::new(),
+            watcher: Watcher::default(),
+            report,
+            trace: VecDeque::new(),
+            verbose,
+        }
+    }
+
+    pub fn run(mut self) -> Result<Report, Box<Violation>> {
+        self.play().map_err(|what| {
+            let trace = self.trace.iter().cloned().collect();
+            Box::new(Violation { seed: self.report.seed, profile: self.profile, at: self.now, what, trace })
+        })?;
+        Ok(self.report)
+    }
+
+    fn play(&mut self) -> Result<(), String> {
+        for node in 0..self.nodes.len() {
+            self.start(node);
+        }
+        self.advance_to(FIRST_FAULT)?;
+        in_order(self.now, &self.nodes, self.vips, self.desired).map_err(|what| format!("before any fault: {what}"))?;
+        let before = self.report.moves;
+        self.watcher.judge_gaps = self.profile != Profile::Chaos;
+        while let Some(planned) = self.plan.pop_front() {
+            self.advance_to(planned.at)?;
+            self.report.faults += 1;
+            self.strike(planned.fault);
+        }
+        self.end_faults();
+        self.settle()?;
+        if self.profile == Profile::Calm && self.report.moves > before {
+            return Err("a VIP moved without any fault (I6)".into());
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), String> {
+        let end = self.now;
+        while let Err(what) = in_order(self.now, &self.nodes, self.vips, self.desired) {
+            self.report.settled_after = self.now - end;
+            if self.report.settled_after > SETTLE_MAX {
+                return Err(format!("{:?} after the last fault: {what} (I4)", self.report.settled_after));
+            }
+            self.advance_to(self.now + Duration::from_millis(10))?;
+        }
+        let moves = self.report.moves;
+        // What was under way may still move something; after that nothing does.
+        self.advance_to(end + SETTLE_MAX)?;
+        let still = self.report.moves;
+        self.advance_to(self.now + STAY)?;
+        in_order(self.now, &self.nodes, self.vips, self.desired)
+            .map_err(|what| format!("settled, then not: {what} (I4)"))?;
+        if self.report.moves > still {
+            return Err(format!("settled, then {} moves without a fault (I6)", self.report.moves - moves));
+        }
+        Ok(())
+    }
+
+    fn advance_to(&mut self, end: Duration) -> Result<(), String> {
+        loop {
+            let wake = self.nodes.iter().filter_map(Node::deadline).min();
+            let lease = self.nodes.iter().map(Node::lease_ends).filter(|at| *at > self.now).min();
+            let next = [wake, lease, self.network.next()].into_iter().flatten().min();
+            let Some(next) = next.filter(|at| *at <= end) else { break };
+            self.now = self.now.max(next);
+            while let Some(delivery) = self.network.take(self.now) {
+                let effects = self.nodes[delivery.to].arrive(delivery.datagram, self.now);
+                self.apply(delivery.to, effects);
+            }
+            for node in 0..self.nodes.len() {
+                if self.nodes[node].deadline().is_some_and(|at| at <= self.now) && !self.oversleeps(node) {
+                    let effects = self.nodes[node].handle(Event::Tick, self.now);
+                    self.apply(node, effects);
+                }
+            }
+            self.watcher.observe(self.now, &self.nodes, self.vips, &self.network, &mut self.report)?;
+        }
+        self.now = end;
+        Ok(())
+    }
+
+    /// A scheduler is a little late at times: time passes, and what comes meanwhile is delivered first.
+    fn oversleeps(&mut self, node: usize) -> bool {
+        let due = self.nodes[node].deadline().unwrap_or(self.now);
+        if self.now - due < LATE_MAX && self.random.chance(300) {
+            self.now += self.random.duration(Duration::from_micros(10)..LATE_MAX / 2);
+            return true;
+        }
+        false
+    }
+
+    fn apply(&mut self, from: usize, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Send(datagram) => self.send(from, &datagram),
+                Effect::Acquired(vip, term) => {
+                    self.report.moves += 1;
+                    self.note(|| format!("node-{from} acquires {vip} term {term}"));
+                }
+                Effect::Released(vip) => {
+                    self.report.moves += 1;
+                    self.note(|| format!("node-{from} releases {vip}"));
+                }
+                Effect::Other(Action::Heard { .. } | Action::Rejected { .. } | Action::Announce { .. }) => {}
+                Effect::Other(Action::OwnerChanged { .. }) if !self.verbose => {}
+                Effect::Other(action) => self.note(|| format!("node-{from} {action:?}")),
+            }
+        }
+    }
+
+    fn send(&mut self, from: usize, datagram: &[u8]) {
+        self.report.datagrams += 1;
+        if !self.nodes[from].carrier {
+            return;
+        }
+        if self.recording.len() == RECORDING_MAX {
+            let forgotten = self.random.below(RECORDING_MAX);
+            self.recording.remove(forgotten);
+        }
+        self.recording.push_back(datagram.to_vec());
+        for to in (0..self.nodes.len()).filter(|to| *to != from) {
+            self.network.send(self.now, (from, to), datagram, &mut self.random);
+        }
+    }
+
+    fn strike(&mut self, fault: Fault) {
+        self.note(|| format!("fault: {fault:?}"));
+        match fault {
+            Fault::Partition(bits) => self.partition(bits),
+            Fault::OneWay(from, to) => self.network.cut(self.now, (from, to)),
+            Fault::Heal => {
+                self.network.heal(self.now);
+                self.network.change_weather(self.now, Weather::fair(), self.nodes.len());
+            }
+            Fault::Weather { loss_per_mille, duplicate_per_mille, delay_ms } => {
+                let delay = Duration::from_micros(50)..Duration::from_millis(delay_ms + 1);
+                let weather = Weather { loss_per_mille, duplicate_per_mille, delay };
+                self.network.change_weather(self.now, weather, self.nodes.len());
+            }
+            Fault::Crash(node) => {
+                self.nodes[node].crash();
+                self.broke(node);
+            }
+            Fault::Restart(node, epoch) => self.restart(node, epoch),
+            Fault::Freeze(node, middle) => self.freeze(node, middle),
+            Fault::Thaw(node) => self.thaw(node),
+            Fault::Carrier(node, up) => self.carrier(node, up),
+            Fault::Ready(node, ready) => self.ready(node, ready),
+            Fault::Leave(node) => self.event(node, Event::Leave),
+            Fault::Desire(count) => {
+                self.desired = count;
+                (0..self.nodes.len()).for_each(|node| self.event(node, Event::Desired(desired(count))));
+            }
+            Fault::Replay(to) => self.inject(to, |_, _| {}),
+            Fault::Forge(to) => self.inject(to, |datagram, random| {
+                let at = random.below(datagram.len());
+                datagram[at] ^= 1 << random.below(8);
+            }),
+        }
+    }
+
+    fn partition(&mut self, bits: u64) {
+        for a in 0..self.nodes.len() {
+            for b in (0..self.nodes.len()).filter(|b| (bits >> a) & 1 != (bits >> b) & 1) {
+                self.network.cut(self.now, (a, b));
+            }
+        }
+    }
+
+    fn freeze(&mut self, node: usize, middle: bool) {
+        if self.nodes[node].state == State::Running {
+            self.nodes[node].freeze_in_the_middle = middle;
+            if !middle {
+                self.nodes[node].state = State::Frozen;
+            }
+            self.broke(node);
+        }
+    }
+
+    fn thaw(&mut self, node: usize) {
+        self.nodes[node].freeze_in_the_middle = false;
+        if self.nodes[node].state == State::Frozen {
+            self.broke(node);
+            let effects = self.nodes[node].thaw(self.now);
+            self.apply(node, effects);
+        }
+    }
+
+    fn carrier(&mut self, node: usize, up: bool) {
+        if self.nodes[node].carrier != up {
+            self.nodes[node].carrier = up;
+            self.broke(node);
+            self.event(node, Event::Carrier(up));
+        }
+    }
+
+    fn ready(&mut self, node: usize, ready: bool) {
+        self.nodes[node].ready = ready;
+        self.event(node, Event::Ready(ready));
+    }
+
+    /// Whether or not the old speaker is still there.
+    fn restart(&mut self, node: usize, epoch: Epoch) {
+        let last = self.nodes[node].last_epoch;
+        let epoch = match epoch {
+            Epoch::Higher => last + 1 + self.random.next() % 1000,
+            Epoch::Lower => self.random.next() % last.max(2),
+        };
+        self.nodes[node].restart(&self.config, epoch, self.now);
+        self.broke(node);
+        self.start(node);
+    }
+
+    /// What a daemon tells a new speaker.
+    fn start(&mut self, node: usize) {
+        if !self.nodes[node].carrier {
+            self.event(node, Event::Carrier(false));
+        }
+        self.event(node, Event::Desired(desired(self.desired)));
+        self.ready(node, true);
+    }
+
+    fn event(&mut self, node: usize, event: Event) {
+        if self.nodes[node].state == State::Running {
+            let effects = self.nodes[node].handle(event, self.now);
+            self.apply(node, effects);
+        }
+    }
+
+    fn inject(&mut self, to: usize, change: impl Fn(&mut Vec<u8>, &mut Random)) {
+        if self.recording.is_empty() {
+            return;
+        }
+        let first = self.random.below(self.recording.len());
+        for datagram in self.recording.clone().into_iter().skip(first).take(20) {
+            let mut datagram = datagram;
+            change(&mut datagram, &mut self.random);
+            let at = self.now + self.random.duration(Duration::ZERO..Duration::from_millis(500));
+            self.network.inject(at, to, datagram);
+        }
+    }
+
+    /// All is well again: links, weather, nodes.
+    fn end_faults(&mut self) {
+        self.note(|| "end of faults".into());
+        self.strike(Fault::Heal);
+        for node in 0..self.nodes.len() {
+            self.thaw(node);
+            self.carrier(node, true);
+            if self.nodes[node].state == State::Crashed || self.nodes[node].election.phase().label() == "leaving" {
+                self.restart(node, Epoch::Higher);
+            }
+            self.event(node, Event::Desired(desired(self.desired)));
+            self.ready(node, true);
+        }
+    }
+
+    fn broke(&mut self, node: usize) {
+        self.network.broke(self.now, node, self.nodes.len());
+    }
+
+    fn note(&mut self, line: impl FnOnce() -> String) {
+        let line = format!("{:>10.3} {}", self.now.as_secs_f64() * 1e3, line());
+        if self.verbose {
+            eprintln!("{line}");
+        }
+        if self.trace.len() == TRACE_MAX {
+            self.trace.pop_front();
+        }
+        self.trace.push_back(line);
+    }
+}
