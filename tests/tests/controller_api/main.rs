@@ -1,0 +1,377 @@
+//! The controller on a real API server: two replicas as processes, with the rights of their ServiceAccount only.
+//!
+//! One lab, one story: every chapter starts from the state that the one before has left.
+
+mod objects;
+mod replica;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use sheave_tests::lab::{Lab, LabConfig, quiet, wait_for};
+
+use objects::{Objects, SOON};
+use replica::{NAMESPACE, Replica};
+
+#[test]
+fn controller_on_a_real_api_server() -> Result<()> {
+    let name = "ctlapi";
+    Lab::remove(name)?;
+    let config = LabConfig { name: name.into(), nodes: 1, sheave: false, progress: quiet, ..LabConfig::default() };
+    let guard = Down(Lab::up(config)?);
+    let folder = std::env::temp_dir().join(format!("sheave-controller-api-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let result = story(&guard.0, &folder);
+    match &result {
+        Ok(()) => std::fs::remove_dir_all(&folder)?,
+        Err(_) => eprintln!("the replicas' logs are in {}", folder.display()),
+    }
+    result
+}
+
+/// Removes the lab, whatever happens.
+struct Down(Lab);
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.down() {
+            eprintln!("lab not removed: {error:#}");
+        }
+    }
+}
+
+fn story(lab: &Lab, folder: &Path) -> Result<()> {
+    let objects = Objects(lab);
+    install(lab)?;
+    rights(lab).context("rights")?;
+    malformed_pools_are_refused(&objects).context("malformed pools")?;
+    let kubeconfig = replica::kubeconfig(lab, folder)?;
+    let mut pair = Pair::start(kubeconfig, folder)?;
+    keys(lab).context("keys")?;
+
+    an_address_and_its_ip_mode(&objects).context("an address")?;
+    exhausted_and_freed(&objects).context("exhausted")?;
+    foreign_hands(&objects).context("foreign hands")?;
+    pair.killed(&objects).context("leader killed")?;
+    pair.terminated(&objects).context("leader terminated")?;
+    wishes(&objects).context("wishes")?;
+    a_pool_that_shrinks(&objects).context("a pool that shrinks")?;
+    released(&objects).context("released")?;
+    a_malformed_pool_that_slipped_through(&objects).context("a pool that slipped through")?;
+    latency(&objects).context("latency")?;
+    pair.in_bounds()
+}
+
+/// Everything of `manifests/` except what would run pods.
+fn install(lab: &Lab) -> Result<()> {
+    let overlay = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/overlays/lab");
+    let all = lab.kubectl(&["kustomize", &overlay.to_string_lossy()])?;
+    let runs = |document: &&str| {
+        !["Deployment", "DaemonSet", "PodDisruptionBudget"]
+            .iter()
+            .any(|kind| document.lines().any(|line| line == format!("kind: {kind}")))
+    };
+    let objects: Vec<&str> = all.split("\n---\n").filter(runs).collect();
+    lab.apply(&objects.join("\n---\n"))?;
+    for plural in ["addresspools", "virtualips"] {
+        lab.kubectl(&["wait", "--for=condition=Established", &format!("crd/{plural}.sheave.dev"), "--timeout=10s"])?;
+    }
+    Ok(())
+}
+
+fn rights(lab: &Lab) -> Result<()> {
+    let can = |account: &str, words: &str| -> Result<bool> {
+        let account = format!("--as=system:serviceaccount:{NAMESPACE}:{account}");
+        let output = lab.kubectl_command().args(["auth", "can-i", &account]).args(words.split(' ')).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim() == "yes")
+    };
+    let (controller, speaker) = ("sheave-controller", "sheave-speaker");
+    for (account, words) in [
+        (controller, "patch services --subresource=status"),
+        (controller, "create virtualips.sheave.dev"),
+        (controller, "create secrets -n sheave-system"),
+        (controller, "get secrets/sheave-keys -n sheave-system"),
+        (speaker, "patch virtualips.sheave.dev --subresource=status"),
+        (speaker, "watch endpointslices.discovery.k8s.io"),
+    ] {
+        ensure!(can(account, words)?, "{account} cannot {words}");
+    }
+    for (account, words) in [
+        (controller, "list secrets -n sheave-system"),
+        (controller, "get secrets -n sheave-system"),
+        (controller, "create secrets -n default"),
+        (controller, "patch services"),
+        (controller, "patch virtualips.sheave.dev --subresource=status"),
+        (controller, "patch addresspools.sheave.dev"),
+        (speaker, "create virtualips.sheave.dev"),
+        (speaker, "patch virtualips.sheave.dev"),
+        (speaker, "patch services --subresource=status"),
+        (speaker, "get secrets/sheave-keys -n sheave-system"),
+    ] {
+        ensure!(!can(account, words)?, "{account} can {words}");
+    }
+    Ok(())
+}
+
+fn malformed_pools_are_refused(objects: &Objects) -> Result<()> {
+    for (entry, sentence) in [
+        ("192.0.2.0/33", "'192.0.2.0/33' is neither an IPv4 CIDR"),
+        ("192.0.2.0/08", "'192.0.2.0/08' is neither an IPv4 CIDR"),
+        ("192.0.2.7", "'192.0.2.7' is neither an IPv4 CIDR"),
+        ("2001:db8::/64", "'2001:db8::/64' is neither an IPv4 CIDR"),
+        ("192.0.2.9-192.0.2.1", "range '192.0.2.9-192.0.2.1' ends before it starts"),
+        ("127.0.0.0/8", "'127.0.0.0/8' contains addresses that no host can have"),
+    ] {
+        match objects.pool("bad", entry) {
+            Ok(_) => bail!("{entry} was accepted"),
+            Err(error) => ensure!(error.to_string().contains(sentence), "{entry}: {error}"),
+        }
+    }
+    let vip = "apiVersion: sheave.dev/v1alpha1\nkind: VirtualIP\nmetadata: {name: 192.0.2.1}\n\
+               spec: {address: 192.0.2.2, pool: p, services: [{namespace: a, name: b, uid: c}]}";
+    let refused = objects.0.apply(vip).err().context("a VirtualIP with another name than its address")?;
+    ensure!(refused.to_string().contains("the name '192.0.2.1' must be the address '192.0.2.2'"), "{refused}");
+    Ok(())
+}
+
+fn keys(lab: &Lab) -> Result<()> {
+    let objects = Objects(lab);
+    let secret = wait_for("the keys", SOON, || Ok(objects.get(&["-n", NAMESPACE, "secret", "sheave-keys"]).ok()))?;
+    let length = |name: &str| {
+        let text = secret["data"][name].as_str().unwrap_or_default();
+        text.len() / 4 * 3 - text.matches('=').count()
+    };
+    ensure!((length("current"), length("flow-hash"), length("cluster-id")) == (32, 16, 8), "{}", secret["data"]);
+    Ok(())
+}
+
+fn an_address_and_its_ip_mode(objects: &Objects) -> Result<()> {
+    objects.service("one", "", "")?;
+    objects.wait_refused("one", "NoPool")?;
+    objects.pool("default", "192.168.77.200-192.168.77.201")?;
+    objects.wait_shown("one", "192.168.77.200")?;
+    ensure!(objects.wait_event("one", "Normal", "AddressAllocated")?.contains("192.168.77.200"));
+    let (status, reason, _) = objects.condition("one")?;
+    ensure!((status.as_str(), reason.as_str()) == ("True", "AddressAllocated"));
+    let table = objects.0.kubectl(&["get", "virtualips"])?;
+    for word in ["NAME", "POOL", "SERVICE", "OWNER", "SINCE", "TERM", "REASON", "192.168.77.200", "default", "one"] {
+        ensure!(table.contains(word), "{word} is not in\n{table}");
+    }
+    Ok(())
+}
+
+fn exhausted_and_freed(objects: &Objects) -> Result<()> {
+    objects.service("two", "", "")?;
+    objects.wait_shown("two", "192.168.77.201")?;
+    objects.service("three", "", "")?;
+    objects.wait_refused("three", "PoolExhausted")?;
+    let note = objects.wait_event("three", "Warning", "PoolExhausted")?;
+    ensure!(note.contains("every address of pool 'default' is granted"), "{note}");
+    let pool = objects.get(&["addresspool", "default"])?;
+    ensure!(pool["status"]["assigned"] == 2 && pool["status"]["available"] == 0, "{}", pool["status"]);
+    objects.delete("service", "one")?;
+    objects.wait_shown("three", "192.168.77.200")
+}
+
+/// A hand on a status neither keeps what it wrote nor makes a grant.
+fn foreign_hands(objects: &Objects) -> Result<()> {
+    objects.service("waiting", "", "")?;
+    objects.wait_refused("waiting", "PoolExhausted")?;
+    let before = objects.ledger()?;
+    objects.foreign_status("two", r#"[{"ip":"192.168.77.250"}]"#)?;
+    objects.wait_shown("two", "192.168.77.201")?;
+    objects.foreign_status("two", "null")?;
+    objects.wait_shown("two", "192.168.77.201")?;
+    objects.wait_event("two", "Warning", "StatusCorrected")?;
+    for ingress in [r#"[{"ip":"192.168.77.250"}]"#, r#"[{"ip":"192.168.77.201"}]"#, r#"[{"hostname":"evil"}]"#] {
+        objects.foreign_status("waiting", ingress)?;
+        objects.wait_refused("waiting", "PoolExhausted")?;
+    }
+    ensure!(objects.ledger()? == before, "a foreign hand changed the ledger");
+    objects.delete("service", "waiting")?;
+
+    objects.service("theirs", "", ", loadBalancerClass: example.com/lb")?;
+    objects.foreign_status("theirs", r#"[{"ip":"192.168.77.250"}]"#)?;
+    objects.service("marker", "", "")?;
+    objects.wait_refused("marker", "PoolExhausted")?;
+    ensure!(objects.shown("theirs")? == Some(("192.168.77.250".into(), "VIP".into())), "not ours to touch");
+    ensure!(objects.condition("theirs")?.0.is_empty(), "not ours to touch");
+    objects.delete("service", "theirs")?;
+    objects.delete("service", "marker")
+}
+
+/// Two replicas.
+struct Pair {
+    kubeconfig: PathBuf,
+    folder: PathBuf,
+    replicas: Vec<Replica>,
+    started: usize,
+}
+
+impl Pair {
+    fn start(kubeconfig: PathBuf, folder: &Path) -> Result<Self> {
+        let mut pair = Pair { kubeconfig, folder: folder.to_path_buf(), replicas: vec![], started: 0 };
+        pair.fill()?;
+        Ok(pair)
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        while self.replicas.len() < 2 {
+            self.started += 1;
+            let name = format!("replica-{}", self.started);
+            self.replicas.push(Replica::start(&name, &self.kubeconfig, &self.folder)?);
+        }
+        Ok(())
+    }
+
+    /// Takes the leader out; exactly one of the two leads.
+    fn take_leader(&mut self) -> Result<Replica> {
+        let leader = wait_for("one leader", Duration::from_secs(10), || {
+            let leads: Vec<bool> = self.replicas.iter().map(Replica::leads).collect::<Result<_>>()?;
+            ensure!(leads != [true, true], "two leaders");
+            Ok(leads.iter().position(|leads| *leads))
+        })?;
+        Ok(self.replicas.remove(leader))
+    }
+
+    /// kill -9: nothing moves, and the other one takes over.
+    fn killed(&mut self, objects: &Objects) -> Result<()> {
+        let (ledger, shown) = (objects.ledger()?, [objects.shown("two")?, objects.shown("three")?]);
+        self.take_leader()?.kill()?;
+        let killed = Instant::now();
+        // What happens while nobody leads is done by the next one.
+        objects.delete("service", "three")?;
+        objects.service("four", "", "")?;
+        wait_for("the other replica to lead", Duration::from_secs(15), || Ok(self.replicas[0].leads()?.then_some(())))?;
+        eprintln!("kill -9 of the leader: the other one leads after {:?}", killed.elapsed());
+        objects.wait_shown("four", "192.168.77.200")?;
+        ensure!(objects.shown("two")? == shown[0] && shown[1].is_some());
+        ensure!(objects.ledger()?["192.168.77.201"] == ledger["192.168.77.201"], "the entry was written anew");
+        self.fill()
+    }
+
+    /// SIGTERM: the other one has the lead at once.
+    fn terminated(&mut self, objects: &Objects) -> Result<()> {
+        let ledger = objects.ledger()?;
+        let leader = self.take_leader()?;
+        let began = Instant::now();
+        let took = leader.terminate()?;
+        wait_for("the other replica to lead", Duration::from_secs(2), || Ok(self.replicas[0].leads()?.then_some(())))?;
+        eprintln!("SIGTERM: ended after {took:?}, the other one leads after {:?}", began.elapsed());
+        ensure!(objects.ledger()? == ledger);
+        self.fill()
+    }
+
+    fn in_bounds(&mut self) -> Result<()> {
+        let leader = self.take_leader()?;
+        for kind in ["Forbidden", "Invalid"] {
+            let count = leader.metric(&format!("sheave_controller_write_errors_total{{kind=\"{kind}\"}}"))?;
+            ensure!(count == 0.0, "{count} writes were {kind}:\n{}", leader.log());
+        }
+        ensure!(leader.metric("sheave_controller_events_dropped_total")? == 0.0, "{}", leader.log());
+        let memory = leader.memory()?;
+        eprintln!("memory of the leader: {memory} kB");
+        ensure!(memory < 40 * 1024, "{memory} kB");
+        Ok(())
+    }
+}
+
+/// Annotations, MetalLB's too; a wish that cannot be granted takes nothing away.
+fn wishes(objects: &Objects) -> Result<()> {
+    objects.pool("default", "192.168.77.200-192.168.77.203")?;
+    objects.service("wish", "metallb.io/loadBalancerIPs: 192.168.77.203", "")?;
+    objects.wait_shown("wish", "192.168.77.203")?;
+    objects.service("rival", "sheave.dev/loadBalancerIPs: 192.168.77.203", "")?;
+    objects.wait_refused("rival", "AddressInUse")?;
+    ensure!(objects.wait_event("rival", "Warning", "AddressInUse")?.contains("default/wish"));
+    objects.service("wish", "sheave.dev/loadBalancerIPs: 192.168.77.99", "")?;
+    let what = "the wish to be refused and the address to stay";
+    wait_for(what, SOON, || Ok((objects.condition("wish")?.1 == "AddressNotInPool").then_some(())))?;
+    objects.wait_shown("wish", "192.168.77.203")?;
+    objects.service("wish", "sheave.dev/loadBalancerIPs: 192.168.77.202", "")?;
+    objects.wait_shown("wish", "192.168.77.202")?;
+    objects.wait_shown("rival", "192.168.77.203")?;
+    objects.delete("service", "rival")?;
+    objects.delete("service", "wish")?;
+    objects.wait_ledger(&["192.168.77.200", "192.168.77.201"])
+}
+
+fn a_pool_that_shrinks(objects: &Objects) -> Result<()> {
+    objects.pool("default", "192.168.77.201-192.168.77.202")?;
+    wait_for("the grant outside the pool to be marked", SOON, || {
+        Ok((objects.condition("four")?.1 == "AddressNotInPool").then_some(()))
+    })?;
+    objects.wait_shown("four", "192.168.77.200")?;
+    let pool = objects.get(&["addresspool", "default"])?;
+    ensure!(pool["status"]["outside"] == 1 && pool["status"]["available"] == 1, "{}", pool["status"]);
+    objects.pool("default", "192.168.77.200-192.168.77.203")?;
+    wait_for("the mark to go", SOON, || Ok((objects.condition("four")?.1 == "AddressAllocated").then_some(())))
+}
+
+fn released(objects: &Objects) -> Result<()> {
+    objects.0.kubectl(&["patch", "service", "two", "-p", r#"{"spec":{"type":"ClusterIP"}}"#])?;
+    objects.wait_ledger(&["192.168.77.200"])?;
+    ensure!(objects.shown("two")?.is_none() && objects.condition("two")?.0.is_empty());
+    objects.0.kubectl(&["patch", "service", "two", "-p", r#"{"spec":{"type":"LoadBalancer"}}"#])?;
+    objects.wait_shown("two", "192.168.77.201")?;
+    objects.delete("service", "two")?;
+    objects.wait_ledger(&["192.168.77.200"])
+}
+
+/// As from a time before the rules: marked, and nothing that is allocated changes.
+fn a_malformed_pool_that_slipped_through(objects: &Objects) -> Result<()> {
+    let before = objects.ledger()?;
+    let crd = objects.get(&["crd", "addresspools.sheave.dev"])?;
+    let rules = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/addresses/items/\
+                 x-kubernetes-validations";
+    let patch = format!(r#"[{{"op":"remove","path":"{rules}"}}]"#);
+    objects.0.kubectl(&["patch", "crd", "addresspools.sheave.dev", "--type=json", "-p", &patch])?;
+    wait_for("the rules to be gone", Duration::from_secs(20), || Ok(objects.pool("bad", "nonsense").ok()))?;
+    wait_for("the pool to be marked", SOON, || {
+        let (status, reason, message) = objects.pool_condition("bad")?;
+        Ok((status == "False" && reason == "Malformed" && message.contains("'nonsense'")).then_some(()))
+    })?;
+    // Also the pool that is in use becomes malformed.
+    objects.pool("default", "also nonsense")?;
+    wait_for("the pool in use to be marked", SOON, || {
+        Ok((objects.pool_condition("default")?.1 == "Malformed").then_some(()))
+    })?;
+    objects.service("late", "", "")?;
+    objects.wait_refused("late", "PoolMalformed")?;
+    ensure!(objects.ledger()? == before);
+    objects.wait_shown("four", "192.168.77.200")?;
+    objects.pool("default", "192.168.77.200-192.168.77.203")?;
+    objects.wait_shown("late", "192.168.77.201")?;
+    objects.delete("addresspool", "bad")?;
+    objects.delete("service", "late")?;
+    let rules = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["addresses"]
+        ["items"]["x-kubernetes-validations"];
+    let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/addresses/items/\
+                x-kubernetes-validations";
+    let patch = serde_json::json!([{ "op": "add", "path": path, "value": rules }]).to_string();
+    objects.0.kubectl(&["patch", "crd", "addresspools.sheave.dev", "--type=json", "-p", &patch]).map(drop)
+}
+
+/// From the Service's creation to the Event about its address: both times are written to the microsecond or second by
+/// the API server and us, so this is an upper bound through kubectl.
+fn latency(objects: &Objects) -> Result<()> {
+    let mut spans = Vec::new();
+    for round in 0..10 {
+        let name = format!("quick-{round}");
+        let mut watch = objects.0.kubectl_command();
+        watch.args(["wait", "--for=jsonpath={.status.loadBalancer.ingress[0].ip}", &format!("service/{name}")]);
+        objects.service(&name, "", "")?;
+        let created = Instant::now();
+        ensure!(watch.args(["--timeout=5s"]).output()?.status.success(), "{name} got no address");
+        spans.push(created.elapsed());
+        objects.delete("service", &name)?;
+        objects.wait_ledger(&["192.168.77.200"])?;
+    }
+    spans.sort();
+    eprintln!(
+        "Service created -> address in its status, as kubectl sees it: median {:?}, most {:?}",
+        spans[5], spans[9]
+    );
+    Ok(())
+}

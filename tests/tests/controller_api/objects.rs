@@ -1,0 +1,118 @@
+//! Pools, Services and the ledger, as a user with kubectl sees them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use sheave_tests::lab::{Lab, wait_for};
+
+/// How long anything that the controller does may take here. It takes milliseconds; the machine may be busy.
+pub const SOON: Duration = Duration::from_secs(5);
+
+/// kubectl with words, and what follows from it.
+pub struct Objects<'a>(pub &'a Lab);
+
+impl Objects<'_> {
+    pub fn pool(&self, name: &str, addresses: &str) -> Result<String> {
+        self.0.apply(&format!(
+            "apiVersion: sheave.dev/v1alpha1\nkind: AddressPool\nmetadata: {{name: {name}}}\n\
+             spec: {{addresses: ['{addresses}']}}"
+        ))
+    }
+
+    /// A Service of type LoadBalancer; `more` is added to its spec.
+    pub fn service(&self, name: &str, annotations: &str, more: &str) -> Result<String> {
+        self.0.apply(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, annotations: {{{annotations}}}}}\n\
+             spec: {{type: LoadBalancer, selector: {{app: {name}}}, ports: [{{port: 80}}]{more}}}"
+        ))
+    }
+
+    pub fn get(&self, what: &[&str]) -> Result<Value> {
+        Ok(serde_json::from_str(&self.0.kubectl(&[&["get", "-o", "json"], what].concat())?)?)
+    }
+
+    pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
+        self.0.kubectl(&["delete", kind, name, "--wait=true"]).map(drop)
+    }
+
+    /// A hand on a Service's status that is not ours.
+    pub fn foreign_status(&self, service: &str, ingress: &str) -> Result<()> {
+        let patch = format!(r#"{{"status":{{"loadBalancer":{{"ingress":{ingress}}}}}}}"#);
+        self.0.kubectl(&["patch", "service", service, "--subresource=status", "--type=merge", "-p", &patch]).map(drop)
+    }
+
+    /// What the Service shows: (ip, ipMode).
+    pub fn shown(&self, service: &str) -> Result<Option<(String, String)>> {
+        let service = self.get(&["service", service])?;
+        let ingress = &service["status"]["loadBalancer"]["ingress"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+        Ok(ingress.get(0).map(|entry| (text(&entry["ip"]), text(&entry["ipMode"]))))
+    }
+
+    /// (status, reason, message) of our condition on a Service.
+    pub fn condition(&self, service: &str) -> Result<(String, String, String)> {
+        let service = self.get(&["service", service])?;
+        let conditions = service["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let ours = conditions.iter().find(|condition| condition["type"] == "sheave.dev/Allocated");
+        let text = |field: &str| ours.and_then(|c| c[field].as_str()).unwrap_or_default().to_string();
+        Ok((text("status"), text("reason"), text("message")))
+    }
+
+    /// (status, reason, message) of a pool.
+    pub fn pool_condition(&self, pool: &str) -> Result<(String, String, String)> {
+        let pool = self.get(&["addresspool", pool])?;
+        let text = |field: &str| pool["status"]["conditions"][0][field].as_str().unwrap_or_default().to_string();
+        Ok((text("status"), text("reason"), text("message")))
+    }
+
+    /// The ledger: address → (uid of the entry, name of the Service).
+    pub fn ledger(&self) -> Result<BTreeMap<String, (String, String)>> {
+        let list = self.get(&["virtualips"])?;
+        let items = list["items"].as_array().context("a list")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+        Ok(items
+            .iter()
+            .map(|vip| {
+                let value = (text(&vip["metadata"]["uid"]), text(&vip["spec"]["services"][0]["name"]));
+                (text(&vip["spec"]["address"]), value)
+            })
+            .collect())
+    }
+
+    /// Waits until the Service shows this address, as a VIP, and the ledger says the same.
+    pub fn wait_shown(&self, service: &str, address: &str) -> Result<()> {
+        wait_for(&format!("{service} to have {address}"), SOON, || {
+            let shown = self.shown(service)? == Some((address.to_string(), "VIP".to_string()));
+            let granted = self.ledger()?.get(address).is_some_and(|(_, name)| name == service);
+            Ok((shown && granted).then_some(()))
+        })
+    }
+
+    /// Waits until the Service shows nothing, for this reason.
+    pub fn wait_refused(&self, service: &str, reason: &str) -> Result<()> {
+        wait_for(&format!("{service} to be refused: {reason}"), SOON, || {
+            let (status, found, _) = self.condition(service)?;
+            Ok((status == "False" && found == reason && self.shown(service)?.is_none()).then_some(()))
+        })
+    }
+
+    pub fn wait_ledger(&self, addresses: &[&str]) -> Result<()> {
+        wait_for(&format!("the ledger to be {addresses:?}"), SOON, || {
+            Ok(self.ledger()?.keys().map(String::as_str).eq(addresses.iter().copied()).then_some(()))
+        })
+    }
+
+    /// Waits for an Event about a Service, of this type and reason, and returns what it says.
+    pub fn wait_event(&self, service: &str, type_: &str, reason: &str) -> Result<String> {
+        wait_for(&format!("an Event {reason} about {service}"), SOON, || {
+            let events = self.get(&["events.events.k8s.io"])?;
+            let about = |event: &&Value| {
+                event["regarding"]["name"] == service && event["reason"] == reason && event["type"] == type_
+            };
+            let found = events["items"].as_array().and_then(|items| items.iter().find(about).cloned());
+            Ok(found.map(|event| event["note"].as_str().unwrap_or_default().to_string()))
+        })
+    }
+}

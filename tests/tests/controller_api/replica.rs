@@ -1,0 +1,128 @@
+//! A controller as a process of this machine, with the rights of its own ServiceAccount and nothing else.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sheave_tests::lab::{Lab, wait_for};
+
+pub const NAMESPACE: &str = "sheave-system";
+
+/// A running replica; killed when dropped.
+pub struct Replica {
+    child: Child,
+    admin: SocketAddr,
+    log: PathBuf,
+}
+
+impl Replica {
+    /// Starts a replica and waits until it has seen everything.
+    pub fn start(name: &str, kubeconfig: &Path, folder: &Path) -> Result<Self> {
+        let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let log = folder.join(format!("{name}.log"));
+        let child = Command::new(binary()?)
+            .args(["--admin-address", &admin.to_string(), "--log", "info,sheave_controller=debug"])
+            .env("KUBECONFIG", kubeconfig)
+            .env("POD_NAME", name)
+            .env("POD_NAMESPACE", NAMESPACE)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log)?)
+            .spawn()
+            .context("start the controller")?;
+        let replica = Replica { child, admin, log };
+        wait_for(&format!("{name} to be ready"), Duration::from_secs(10), || {
+            Ok(replica.get("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")).then_some(()))
+        })
+        .with_context(|| replica.log())?;
+        Ok(replica)
+    }
+
+    pub fn leads(&self) -> Result<bool> {
+        Ok(self.metric("sheave_controller_leader")? == 1.0)
+    }
+
+    /// The value of a metric, labels and all.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let text = self.get("/metrics")?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(line.with_context(|| format!("{name} is not in\n{text}"))?.trim().parse()?)
+    }
+
+    /// kill -9.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM; returns how long it took to end, which must be in order.
+    pub fn terminate(mut self) -> Result<Duration> {
+        let began = Instant::now();
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+        let status = self.child.wait()?;
+        if !status.success() {
+            bail!("ended with {status}:\n{}", self.log());
+        }
+        Ok(began.elapsed())
+    }
+
+    /// Resident memory in kB.
+    pub fn memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn get(&self, path: &str) -> Result<String> {
+        let mut stream = TcpStream::connect_timeout(&self.admin, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The newest `sheave-controller` there is: named, beside this program, or the static one of `make images`.
+fn binary() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os("SHEAVE_CONTROLLER") {
+        return Ok(PathBuf::from(named));
+    }
+    let running = std::env::current_exe()?;
+    let beside = running.ancestors().skip(1).take(2).map(|folder| folder.join("sheave-controller"));
+    let candidates = beside.chain([sheave_tests::lab::image::static_binary("sheave-controller")]);
+    let built = |path: &PathBuf| path.metadata().and_then(|found| found.modified()).ok();
+    let newest = candidates.filter(|path| built(path).is_some()).max_by_key(built);
+    newest.context("no sheave-controller: `cargo build -p sheave-controller`, or set SHEAVE_CONTROLLER")
+}
+
+/// A kubeconfig that is the controller's ServiceAccount, as its pod would have it.
+pub fn kubeconfig(lab: &Lab, folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("controller.kubeconfig");
+    std::fs::write(&path, lab.kubectl(&["config", "view", "--raw", "--minify"])?)?;
+    let token = lab.kubectl(&["-n", NAMESPACE, "create", "token", "sheave-controller"])?;
+    let file = format!("--kubeconfig={}", path.display());
+    lab.kubectl(&[&file, "config", "set-credentials", "account", &format!("--token={}", token.trim())])?;
+    lab.kubectl(&[&file, "config", "set-context", "--current", "--user=account"])?;
+    let who = lab.kubectl(&[&file, "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"])?;
+    assert_eq!(who, format!("system:serviceaccount:{NAMESPACE}:sheave-controller"));
+    Ok(path)
+}
