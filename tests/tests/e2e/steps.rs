@@ -1,0 +1,151 @@
+//! The promises as assertions: counts strictly, times only against limits that a busy machine keeps too.
+
+use anyhow::{Context, Result, ensure};
+use sheave_tests::scenario::measure::{Connections, Observed};
+use sheave_tests::scenario::{self, NodeLoss, Scene, SpeakerFault};
+
+pub fn owner_loss(scene: &Scene) -> Result<String> {
+    let report = scenario::owner_loss(scene, CONNECTIONS)?;
+    scenario::restore(scene, &report.lost)?;
+    node_loss(&report)
+}
+
+pub fn other_node_loss(scene: &Scene) -> Result<String> {
+    let report = scenario::other_node_loss(scene, CONNECTIONS)?;
+    scenario::restore(scene, &report.lost)?;
+    let new = report.observed.new_connections.as_ref().context("new connections were opened")?;
+    ensure!(report.owner_after == report.owner_before, "the address moved: {report:#?}");
+    ensure!(new.failed_later == 0, "new connections failed later than 300 ms after the loss: {new:?}");
+    node_loss(&report)
+}
+
+pub fn api_server_down(scene: &Scene) -> Result<String> {
+    let report = scenario::api_server_down_then_owner_loss(scene, CONNECTIONS)?;
+    scenario::restore(scene, &report.lost)?;
+    node_loss(&report)
+}
+
+pub fn speaker_kill(scene: &Scene) -> Result<String> {
+    fenced(&scenario::speaker_kill(scene, CONNECTIONS)?)
+}
+
+pub fn speaker_stop(scene: &Scene) -> Result<String> {
+    // The report covers the time after SIGCONT too.
+    fenced(&scenario::speaker_stop_and_cont(scene, CONNECTIONS)?)
+}
+
+pub fn graceful_delete(scene: &Scene) -> Result<String> {
+    let report = scenario::graceful_delete(scene, CONNECTIONS)?;
+    alive(&report.observed.connections)?;
+    ensure!(report.owner_after != report.owner_before, "nobody took over: {report:#?}");
+    Ok(figures(&report.observed))
+}
+
+pub fn speaker_restarts(scene: &Scene) -> Result<String> {
+    let reports = scenario::speaker_restarts(scene, CONNECTIONS)?;
+    reports.iter().try_for_each(|report| alive(&report.observed.connections).context(report.node.clone()))?;
+    Ok(reports
+        .iter()
+        .map(|report| format!("{}: {}", report.node, figures(&report.observed)))
+        .collect::<Vec<_>>()
+        .join("; "))
+}
+
+pub fn client_address(scene: &Scene) -> Result<String> {
+    let report = scenario::client_address(scene, 60)?;
+    for client in &report.clients {
+        ensure!(client.saw_client == client.connections, "pods saw somebody else than {}: {report:#?}", client.client);
+        ensure!(client.nodes == scene.nodes, "not all nodes answered {}: {report:#?}", client.client);
+    }
+    ensure!(report.other_ways_failed.is_empty(), "NodePort or ClusterIP: {:#?}", report.other_ways_failed);
+    Ok(format!("both clients seen; {} other ways work", report.other_ways_worked))
+}
+
+pub fn controller_failover(scene: &Scene) -> Result<String> {
+    let report = scenario::controller_failover(scene)?;
+    ensure!(report.moved.is_empty(), "addresses moved: {:#?}", report.moved);
+    ensure!(report.addresses.len() >= 4, "too few addresses to tell: {:?}", report.addresses);
+    Ok(format!("{} addresses stay; a new Service served after {:.0} ms", report.addresses.len(), report.new_address_ms))
+}
+
+pub fn pool_exhaustion(scene: &Scene) -> Result<String> {
+    let report = scenario::pool_exhaustion(scene)?;
+    ensure!(report.third_waited_without_address, "{report:#?}");
+    ensure!(report.event.starts_with("PoolExhausted"), "{report:#?}");
+    ensure!(report.third_got == report.granted[0], "the third got an address that was not freed: {report:#?}");
+    Ok(report.event)
+}
+
+pub fn first_answer(scene: &Scene) -> Result<String> {
+    let report = scenario::first_answer(scene, 1)?;
+    ensure!(report.first_answer_ms < SANE_MS, "{report:#?}");
+    Ok(format!("{:.0} ms", report.first_answer_ms))
+}
+
+pub fn forged_heartbeats(scene: &Scene) -> Result<String> {
+    let report = scenario::forged_heartbeats(scene)?;
+    ensure!(report.refused.values().all(|by| *by > 0.0), "not counted: {report:#?}");
+    ensure!(report.owner_before == report.owner_after && report.transitions == 0.0, "it had an effect: {report:#?}");
+    Ok(format!("{:?}", report.refused))
+}
+
+pub fn resources(scene: &Scene) -> Result<String> {
+    let report = scenario::resources(scene, std::time::Duration::from_secs(5))?;
+    ensure!(report.speaker_mb < 100.0 && report.controller_mb < 100.0, "{report:#?}");
+    Ok(format!("{report:?}"))
+}
+
+/// Without Sheave: only that the comparison itself works.
+pub fn baseline(scene: &Scene) -> Result<String> {
+    let report = scenario::baseline(scene, CONNECTIONS, 200.0)?;
+    scenario::restore(scene, &report.lost)?;
+    let connections = &report.observed.connections;
+    ensure!(connections.eligible > 0, "{report:#?}");
+    Ok(format!("{} of {} alive without Sheave", connections.alive, connections.eligible))
+}
+
+fn node_loss(report: &NodeLoss) -> Result<String> {
+    let Observed { connections, claims, .. } = &report.observed;
+    alive(connections)?;
+    let lost = &connections.pod_lost;
+    ensure!(lost.all_reset(), "connections of lost pods were left in silence: {report:#?}");
+    if report.lost == report.owner_before {
+        ensure!(claims.takeover_ms.is_some_and(|ms| ms < SANE_MS), "nobody took over: {report:#?}");
+    }
+    Ok(format!("{}; pod lost: {} of {} reset", figures(&report.observed), lost.reset, lost.opened))
+}
+
+fn fenced(report: &SpeakerFault) -> Result<String> {
+    alive(&report.observed.connections)?;
+    ensure!(report.owner_after != report.owner_before, "nobody took over: {report:#?}");
+    let until = report.observed.claims.old_owner_until_ms.unwrap_or_default();
+    ensure!(until <= FENCED_MS, "the old owner claimed the address for {until:.0} ms: {report:#?}");
+    Ok(figures(&report.observed))
+}
+
+fn alive(connections: &Connections) -> Result<()> {
+    ensure!(connections.all_alive(), "not all connections are alive: {connections:#?}");
+    Ok(())
+}
+
+fn figures(observed: &Observed) -> String {
+    let Observed { connections, claims, probes, .. } = observed;
+    let ms = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.0}"));
+    format!(
+        "{} of {} alive, pause {:.0} ms, UDP {} lost in {:.0} ms, takeover {} ms, old owner until {} ms, last reset {} ms",
+        connections.alive,
+        connections.eligible,
+        connections.longest_pause_ms,
+        probes.lost,
+        probes.longest_outage_ms,
+        ms(claims.takeover_ms),
+        ms(claims.old_owner_until_ms),
+        ms(connections.pod_lost.slowest_reset_ms),
+    )
+}
+
+const CONNECTIONS: u16 = 200;
+/// No promise: a machine that is this slow would not test anything.
+const SANE_MS: f64 = 5000.0;
+/// A promise, kept by the kernel: the lease, and the way of one answer.
+const FENCED_MS: f64 = 150.0;

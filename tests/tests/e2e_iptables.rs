@@ -1,0 +1,22 @@
+//! What depends on kube-proxy's mode, beside kube-proxy in iptables mode.
+
+mod e2e;
+
+use e2e::steps;
+use sheave_tests::lab::ProxyMode;
+
+#[test]
+fn promises_hold_beside_kube_proxy_iptables() {
+    e2e::run(
+        "e2eipt",
+        ProxyMode::Iptables,
+        &[
+            ("client address", 1, steps::client_address),
+            ("owner loss", 1, steps::owner_loss),
+            ("speaker SIGKILL", 1, steps::speaker_kill),
+            ("speaker restarts", 1, steps::speaker_restarts),
+            ("without Sheave", 1, steps::baseline),
+            ("client address after it all", 1, steps::client_address),
+        ],
+    );
+}

@@ -1,0 +1,30 @@
+//! Everything that is promised of a running cluster, beside kube-proxy in nftables mode.
+
+mod e2e;
+
+use e2e::steps;
+use sheave_tests::lab::ProxyMode;
+
+#[test]
+fn promises_hold_beside_kube_proxy_nftables() {
+    e2e::run(
+        "e2enft",
+        ProxyMode::Nftables,
+        &[
+            ("client address", 1, steps::client_address),
+            ("first answer", 2, steps::first_answer),
+            ("forged heartbeats", 2, steps::forged_heartbeats),
+            ("owner loss", 2, steps::owner_loss),
+            ("other node loss", 2, steps::other_node_loss),
+            ("speaker SIGKILL", 2, steps::speaker_kill),
+            ("speaker SIGSTOP", 2, steps::speaker_stop),
+            ("graceful deletion", 2, steps::graceful_delete),
+            ("speaker restarts", 2, steps::speaker_restarts),
+            ("API server down, owner loss", 2, steps::api_server_down),
+            ("controller failover", 2, steps::controller_failover),
+            ("pool exhaustion", 2, steps::pool_exhaustion),
+            ("client address after it all", 1, steps::client_address),
+            ("resources", 2, steps::resources),
+        ],
+    );
+}
