@@ -19,12 +19,13 @@ use super::wait::wait_for;
 /// Makes a command start in the node's groups, which are created.
 pub fn enter(command: &mut Command, lab: &str, node: &str) -> Result<()> {
     let mut files = Vec::new();
-    for base in own_groups()? {
+    for base in bases()? {
         let mut group = base;
         for part in [folder(lab).as_str(), node] {
             let parent = group.clone();
             group.push(part);
             fs::create_dir_all(&group).with_context(|| format!("control group {}", group.display()))?;
+            pass_controllers(&parent);
             inherit_cpuset(&parent, &group)?;
         }
         realtime::grant_node(&group);
@@ -38,9 +39,23 @@ pub fn enter(command: &mut Command, lab: &str, node: &str) -> Result<()> {
     Ok(())
 }
 
+/// v2: a group that passes controllers on may have no processes. The node's daemons leave its root by themselves; this is
+/// for the process that waits for the first one and cannot be named from inside.
+pub fn set_aside(pid: i32, lab: &str) -> Result<()> {
+    if !Path::new(V2_ROOT).exists() {
+        return Ok(());
+    }
+    for base in bases()? {
+        let group = base.join(folder(lab)).join("keepers");
+        fs::create_dir_all(&group)?;
+        fs::write(group.join("cgroup.procs"), pid.to_string()).with_context(|| group.display().to_string())?;
+    }
+    Ok(())
+}
+
 /// Removes the groups of a node (or of the whole lab), whose processes have ended or are about to.
 pub fn remove(lab: &str, node: Option<&str>) -> Result<()> {
-    for base in own_groups()? {
+    for base in bases()? {
         let mut group = base.join(folder(lab));
         if let Some(node) = node {
             group.push(node);
@@ -58,15 +73,18 @@ fn folder(lab: &str) -> String {
     format!("sheave-{lab}")
 }
 
-/// Our own group in every mounted hierarchy.
-fn own_groups() -> Result<Vec<PathBuf>> {
-    let text = fs::read_to_string("/proc/self/cgroup")?;
+/// Below which groups ours are made: v1, our own in every hierarchy; v2, the root, because our own has processes and cannot
+/// pass controllers on.
+fn bases() -> Result<Vec<PathBuf>> {
     let root = Path::new("/sys/fs/cgroup");
+    if Path::new(V2_ROOT).exists() {
+        return Ok(vec![root.to_owned()]);
+    }
+    let text = fs::read_to_string("/proc/self/cgroup")?;
     let groups = text.lines().filter_map(|line| {
         let mut parts = line.splitn(3, ':');
         let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
         let mount = match controllers {
-            "" if root.join("cgroup.procs").exists() => root.to_owned(),
             "" => root.join("unified"),
             named => root.join(named.strip_prefix("name=").unwrap_or(named)),
         };
@@ -74,6 +92,16 @@ fn own_groups() -> Result<Vec<PathBuf>> {
         group.join("cgroup.procs").exists().then_some(group)
     });
     Ok(groups.collect())
+}
+
+/// v2: lets the groups below use the controllers. One that this machine does not have is no error.
+fn pass_controllers(group: &Path) {
+    let file = group.join("cgroup.subtree_control");
+    if file.exists() {
+        for controller in ["cpuset", "cpu", "io", "memory", "pids"] {
+            let _ = fs::write(&file, format!("+{controller}"));
+        }
+    }
 }
 
 /// cpuset (v1): a new group has no processors and takes no process until it is told which.
@@ -97,4 +125,6 @@ fn remove_tree(group: &Path) {
     let _ = fs::remove_dir(group);
 }
 
+/// There when the unified hierarchy is the only one.
+const V2_ROOT: &str = "/sys/fs/cgroup/cgroup.controllers";
 const EMPTY_WITHIN: Duration = Duration::from_secs(5);

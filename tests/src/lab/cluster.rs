@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::certs::Pki;
 use super::image::{self, Image};
+use super::interrupt::Busy;
 use super::plan::{LabConfig, Plan, kubernetes_bin, lab_dir, netns_prefix, repository};
 use super::process::{self, Recorded};
 use super::state::{self, State};
@@ -27,6 +28,7 @@ pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
     down(&plan.name)?;
     build_kubernetes()?;
     {
+        let _busy = Busy::begin();
         let _lock = state::lock(&plan.name)?;
         let mut state = State::new(&plan);
         state.save()?;
@@ -88,14 +90,6 @@ pub fn down(name: &str) -> Result<()> {
     // Only empty when this was the last lab.
     let _ = fs::remove_dir(super::plan::LABS);
     Ok(())
-}
-
-impl Lab {
-    /// As [`Lab::remove`], when this process itself may be in the middle of an operation that holds the lock.
-    pub(super) fn remove_now(name: &str) -> Result<()> {
-        let _ = fs::remove_file(lab_dir(name).join("lock"));
-        Self::remove(name)
-    }
 }
 
 pub fn wait_ready(lab: &Lab) -> Result<()> {

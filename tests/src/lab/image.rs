@@ -33,7 +33,7 @@ pub fn pack(tar: &Path, name: &str, files: &[(&str, &Path)], entrypoint: &str) -
     image.add("config.json", 0o644, &serde_json::to_vec(&config)?)?;
     image.add("layer.tar", 0o644, &layer)?;
     // Renamed into place: a node that starts meanwhile imports the old or the new image.
-    let new = tar.with_extension("new");
+    let new = tar.with_extension(format!("new-{}", std::process::id()));
     fs::write(&new, image.finish()).with_context(|| new.display().to_string())?;
     fs::rename(&new, tar).with_context(|| tar.display().to_string())
 }

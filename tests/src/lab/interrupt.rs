@@ -1,9 +1,10 @@
 //! Ctrl-C removes the lab before the process ends.
 
 use std::io::Read;
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -23,19 +24,46 @@ pub fn down_on_interrupt(name: &str) -> Result<()> {
         unsafe { sigaction(signal, &action) }.with_context(|| format!("handler for {signal}"))?;
     }
     let name = name.to_owned();
-    debug_assert!(wakes.as_raw_fd() >= 0);
     std::thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
         let mut byte = [0];
         if wakes.read_exact(&mut byte).is_err() {
             return;
         }
+        INTERRUPTED.store(true, Ordering::Release);
         eprintln!("\ninterrupted: removing the lab {name:?}");
-        if let Err(error) = Lab::remove_now(&name) {
+        while BUSY.load(Ordering::Acquire) > 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if let Err(error) = Lab::remove(&name) {
             eprintln!("{error:#}");
         }
         std::process::exit(130);
     })?;
     Ok(())
+}
+
+/// Held while something is created: an interruption waits for its end (half a second), and lets nothing begin later.
+pub struct Busy(());
+
+impl Busy {
+    /// Does not return once the lab is being removed.
+    pub fn begin() -> Self {
+        BUSY.fetch_add(1, Ordering::AcqRel);
+        let busy = Self(());
+        if INTERRUPTED.load(Ordering::Acquire) {
+            drop(busy);
+            loop {
+                std::thread::park();
+            }
+        }
+        busy
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        BUSY.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 extern "C" fn wake(_: libc::c_int) {
@@ -45,4 +73,6 @@ extern "C" fn wake(_: libc::c_int) {
     }
 }
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static BUSY: AtomicUsize = AtomicUsize::new(0);
 static WAKE: AtomicI32 = AtomicI32::new(-1);

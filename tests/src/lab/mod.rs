@@ -77,7 +77,10 @@ impl Lab {
     /// Starts a lab and waits until its nodes are Ready. What was started is removed again if that fails.
     pub fn up(config: LabConfig) -> Result<Self> {
         let lab = Self { name: config.name.clone() };
-        match cluster::up(&lab, &config) {
+        let started = cluster::up(&lab, &config);
+        // An interruption makes a start fail: then the lab is being removed already.
+        drop(interrupt::Busy::begin());
+        match started {
             Ok(()) => Ok(lab),
             Err(error) if std::env::var_os("SHEAVE_LAB_KEEP").is_some() => Err(error),
             Err(error) => {

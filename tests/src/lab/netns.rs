@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -59,6 +60,34 @@ pub fn ip(name: &str, batch: &str) -> Result<()> {
         bail!("ip in namespace {name}: {}\n{batch}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
+}
+
+/// Takes a device up or down at once: no program is started, so that a fault happens when the caller says so.
+pub fn set_link(name: &str, device: &str, up: bool) -> Result<()> {
+    inside(name, || {
+        // SAFETY: plain system calls with a structure that outlives them; the descriptor is ours alone.
+        unsafe {
+            let raw = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+            if raw < 0 {
+                bail!("socket: {}", std::io::Error::last_os_error());
+            }
+            let socket = OwnedFd::from_raw_fd(raw);
+            let mut request: libc::ifreq = std::mem::zeroed();
+            let bytes = device.bytes().map(|byte| byte as libc::c_char);
+            request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(bytes).for_each(|(to, byte)| *to = byte);
+            let mut asked = libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request);
+            if asked == 0 {
+                let flag = libc::IFF_UP as libc::c_short;
+                request.ifr_ifru.ifru_flags =
+                    if up { request.ifr_ifru.ifru_flags | flag } else { request.ifr_ifru.ifru_flags & !flag };
+                asked = libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request);
+            }
+            if asked != 0 {
+                bail!("device {device} in {name}: {}", std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Sets keys below /proc/sys/net of a namespace; keys that this kernel does not have are left out.

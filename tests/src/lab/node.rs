@@ -64,6 +64,7 @@ pub fn power_on(plan: &Plan, name: &str) -> Result<Node> {
         }
         Ok(children_of(keeper.pid).first().copied())
     })?;
+    cgroup::set_aside(keeper.pid, &plan.name)?;
     Ok(Node { init: Recorded::of(init)?, keeper, since })
 }
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use super::interrupt::Busy;
 use super::plan::{Plan, lab_dir};
 use super::process::Recorded;
 
@@ -70,6 +71,7 @@ impl State {
 
 /// Changes the recorded state under the lab's lock.
 pub fn change<T>(lab: &str, work: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+    let _busy = Busy::begin();
     let _lock = lock(lab)?;
     let mut state = State::load(lab)?;
     let result = work(&mut state)?;

@@ -79,7 +79,7 @@ pub fn remove_node(plan: &Plan, node: &str) -> Result<()> {
 
 /// The cable at the switch: down is what the other side sees as a loss of carrier.
 pub fn set_port(plan: &Plan, node: &str, up: bool) -> Result<()> {
-    netns::ip(&plan.netns(SWITCH), &format!("link set {} {}\n", port(node), if up { "up" } else { "down" }))
+    netns::set_link(&plan.netns(SWITCH), &port(node), up)
 }
 
 /// Whether the switch forwards frames of a port: with `false` the carrier stays and everything is lost.
@@ -91,7 +91,7 @@ pub fn set_forwarding(plan: &Plan, node: &str, forwarding: bool) -> Result<()> {
 
 /// The node's own device.
 pub fn set_uplink(plan: &Plan, node: &str, up: bool) -> Result<()> {
-    netns::ip(&plan.netns(node), &format!("link set {UPLINK} {}\n", if up { "up" } else { "down" }))?;
+    netns::set_link(&plan.netns(node), UPLINK, up)?;
     if up { node_routes(plan, node) } else { Ok(()) }
 }
 
