@@ -37,7 +37,8 @@ pub fn forged_heartbeats(scene: &Scene) -> Result<Forgery> {
     netns::inside(&client, || {
         let socket = open()?;
         let heard = overhear(&socket)?;
-        for datagram in forgeries(&heard).into_iter().flat_map(|(_, datagram)| vec![datagram; OF_EACH]) {
+        for (ttl, datagram) in forgeries(&heard).into_iter().flat_map(|forgery| vec![forgery; OF_EACH]) {
+            socket.set_multicast_ttl_v4(ttl)?;
             socket.send_to(&datagram, (GROUP, PORT)).context("send to the group")?;
         }
         Ok(())
@@ -67,25 +68,28 @@ fn refusals(scene: &Scene) -> Result<BTreeMap<&'static str, f64>> {
     REASONS.iter().map(|reason| Ok((*reason, counted(scene, &series(reason))?))).collect()
 }
 
-/// One of each kind, by the reason for which it must be refused. Offsets: speaker/core/src/wire/advert.rs.
-fn forgeries(heard: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+/// One for each of [`REASONS`], in that order, with its TTL. Offsets: speaker/core/src/wire/advert.rs.
+fn forgeries(heard: &[u8]) -> Vec<(u32, Vec<u8>)> {
     let changed = |at: usize| {
         let mut copy = heard.to_vec();
         copy[at] ^= 0x01;
-        copy
+        (NEIGHBOUR, copy)
     };
     let mut oversized = heard.to_vec();
     oversized.resize(MAX_DATAGRAM + 1, 0);
+    let (magic, version, key, cluster, epoch) = (0, 4, 7, 8, 16);
     vec![
-        ("truncated", heard[..heard.len() / 2].to_vec()),
-        ("oversized", oversized),
-        ("malformed", changed(0)),
-        ("wrong_version", changed(4)),
-        ("unknown_key", changed(7)),
-        ("wrong_cluster", changed(8)),
-        // A claim to be from a later incarnation, which only the key could make true.
-        ("bad_mac", changed(16)),
-        ("replayed", heard.to_vec()),
+        // As if a router had forwarded it.
+        (NEIGHBOUR - 1, heard.to_vec()),
+        (NEIGHBOUR, heard[..heard.len() / 2].to_vec()),
+        (NEIGHBOUR, oversized),
+        changed(magic),
+        changed(version),
+        changed(key),
+        changed(cluster),
+        // A claim to be of a later incarnation, which only the key could make true.
+        changed(epoch),
+        (NEIGHBOUR, heard.to_vec()),
     ]
 }
 
@@ -109,7 +113,18 @@ fn overhear(socket: &UdpSocket) -> Result<Vec<u8>> {
 const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 254);
 const PORT: u16 = 7480;
 const OF_EACH: usize = 3;
-const REASONS: [&str; 8] =
-    ["truncated", "oversized", "malformed", "wrong_version", "unknown_key", "wrong_cluster", "bad_mac", "replayed"];
+const REASONS: [&str; 9] = [
+    "ttl",
+    "truncated",
+    "oversized",
+    "malformed",
+    "wrong_version",
+    "unknown_key",
+    "wrong_cluster",
+    "bad_mac",
+    "replayed",
+];
+/// The TTL that only a neighbour can send (RFC 5082).
+const NEIGHBOUR: u32 = 255;
 const TRANSITIONS: &str = "sheave_vip_transitions_total";
 const WITHIN: Duration = Duration::from_secs(3);

@@ -119,7 +119,12 @@ fn question(ip: Ipv4Addr, from: Ipv4Addr) -> Vec<u8> {
 fn receive(socket: &OwnedFd, ip: Ipv4Addr, from: Ipv4Addr, stop: &AtomicBool) -> Vec<ArpAnswer> {
     let mut answers = Vec::new();
     let mut buffer = [0u8; 2048];
+    let mut last_answers_until: Option<u64> = None;
     loop {
+        // A segment where somebody always asks for something is never quiet.
+        if stop.load(Ordering::Acquire) && now_ns() > *last_answers_until.get_or_insert_with(|| now_ns() + LATE_NS) {
+            return answers;
+        }
         // SAFETY: the buffer outlives the call and has the length given.
         let length = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
         let Ok(length) = usize::try_from(length) else {
@@ -180,5 +185,7 @@ fn answerers(answers: &[ArpAnswer]) -> Vec<ArpAnswerer> {
 /// Locally administered, so that it is nobody's.
 const ASKER: [u8; 6] = [0x02, b'A', b'S', b'K', 0x00, 0x04];
 const FRAME: usize = 42;
+/// An answer that takes longer than this is not waited for.
+const LATE_NS: u64 = 100_000_000;
 const ANSWERS_KEPT: usize = 100_000;
 const SIOCGSTAMPNS: libc::c_ulong = 0x8907;
