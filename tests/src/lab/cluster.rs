@@ -15,7 +15,7 @@ use super::plan::{LabConfig, Plan, kubernetes_bin, lab_dir, netns_prefix, reposi
 use super::process::{self, Recorded};
 use super::state::{self, State};
 use super::wait::wait_for;
-use super::{Lab, cgroup, control_plane, netns, node, topology};
+use super::{Lab, cgroup, control_plane, needs, netns, node, topology};
 
 pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
     let began = Instant::now();
@@ -24,6 +24,7 @@ pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
     if State::load(&plan.name).is_ok() {
         bail!("lab {:?} is up already: `sheave-lab down --name {}` removes it", plan.name, plan.name);
     }
+    needs::check()?;
     // What a start that was killed has left.
     down(&plan.name)?;
     build_kubernetes()?;
@@ -33,7 +34,10 @@ pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
         let mut state = State::new(&plan);
         state.save()?;
         fs::create_dir_all(plan.dir().join("logs"))?;
-        link_images(&plan)?;
+        let images = link_images(&plan)?;
+        if !images.iter().any(|image| image.name.starts_with("sheave-")) {
+            say("there are no images of ours yet: `make images` builds them, `sheave-lab images` imports them");
+        }
         more_inotify_instances();
 
         say(&format!("network: a switch, {} nodes, a client, a router and a client behind it", plan.nodes));
@@ -115,6 +119,9 @@ pub fn wait_back(lab: &Lab, name: &str) -> Result<()> {
         state.plan.node_number(name)?;
         let Some(node) = state.nodes.get(name) else { bail!("node {name} has no power") };
         let object = serde_json::from_str(&lab.kubectl(&["get", "node", name, "-o", "json"])?)?;
+        if !node::is_back(&object, &[], node.since) {
+            return Ok(None);
+        }
         let pods = lab.kubectl(&["get", "pods", "--all-namespaces", "--field-selector", &field, "-o", "json"])?;
         let pods: serde_json::Value = serde_json::from_str(&pods)?;
         let pods = pods["items"].as_array().context("a list of pods")?;

@@ -36,6 +36,7 @@ mod control_plane;
 pub mod fault;
 pub mod image;
 mod interrupt;
+mod needs;
 pub mod netns;
 mod node;
 pub mod plan;
