@@ -50,25 +50,8 @@ pub fn run(args: RunArgs) -> Result<()> {
 }
 
 /// One thread each: a long fill of rings must not delay a watch event.
-fn runtime() -> Result<tokio::runtime::Runtime> {
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
-}
-
-/// Removes everything that a speaker left on this node. Takes what it can and names what it could not.
-pub fn uninstall(paths: &PathArgs) -> Result<()> {
-    let nft = Nft::new(&paths.nft);
-    let steps = [
-        ("XDP link and maps", loader::uninstall(&Pins::new(&paths.pin_dir))),
-        ("nftables table", runtime()?.block_on(nft.delete()).map_err(Into::into)),
-        ("sysctls", sysctls(paths).restore().map(drop).map_err(Into::into)),
-    ];
-    let failed: Vec<String> =
-        steps.into_iter().filter_map(|(what, result)| Some(format!("{what}: {:#}", result.err()?))).collect();
-    if !failed.is_empty() {
-        bail!("not removed: {}", failed.join("; "));
-    }
-    info!("removed: XDP link, maps, nftables table; sysctls as they were");
-    Ok(())
 }
 
 async fn run_async(args: RunArgs) -> Result<()> {
@@ -379,7 +362,7 @@ fn on_change(change: netlink::Change, sync: &mpsc::UnboundedSender<Message>, com
     }
 }
 
-fn sysctls(paths: &PathArgs) -> Sysctls {
+pub fn sysctls(paths: &PathArgs) -> Sysctls {
     Sysctls::new(&paths.sysctl_dir, &paths.state_dir.join("sysctl.json"))
 }
 

@@ -25,7 +25,7 @@ pub enum Command {
     /// Run until SIGTERM; then hand over what this node owns and leave the packet path in place.
     Run(RunArgs),
     /// Remove everything the speaker left on this node: XDP link, pinned maps, nftables table, changed sysctls.
-    Uninstall(PathArgs),
+    Uninstall(UninstallArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -57,6 +57,18 @@ pub struct PathArgs {
     /// The nft program.
     #[arg(long, default_value = "nft")]
     pub nft: PathBuf,
+}
+
+#[derive(ClapArgs, Debug, Clone)]
+pub struct UninstallArgs {
+    #[command(flatten)]
+    pub paths: PathArgs,
+    /// Stay until SIGTERM when all is removed: for a DaemonSet, which starts a program that ends again.
+    #[arg(long)]
+    pub stay: bool,
+    /// Remove nothing; succeed only if nothing is left.
+    #[arg(long, conflicts_with = "stay")]
+    pub check: bool,
 }
 
 #[derive(ClapArgs, Debug, Clone)]

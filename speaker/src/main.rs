@@ -16,6 +16,7 @@ mod metrics;
 mod shared;
 mod state;
 mod status;
+mod uninstall;
 mod watch;
 
 use std::process::ExitCode;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => app::run(args),
-        Command::Uninstall(paths) => app::uninstall(&paths),
+        Command::Uninstall(args) => uninstall::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,49 @@
+//! Takes off the node what a speaker put there: XDP link, pinned maps, nftables table, changed sysctls.
+
+use anyhow::{Context, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+use crate::app::{runtime, sysctls};
+use crate::args::UninstallArgs;
+use crate::backend::nft::Nft;
+use crate::dataplane::loader::{self, Pins};
+
+pub fn run(args: &UninstallArgs) -> Result<()> {
+    runtime()?.block_on(async {
+        if args.check {
+            return check(args).await;
+        }
+        remove(args).await?;
+        if args.stay {
+            signal(SignalKind::terminate()).context("SIGTERM")?.recv().await;
+        }
+        Ok(())
+    })
+}
+
+/// Takes what it can and names what it could not.
+async fn remove(args: &UninstallArgs) -> Result<()> {
+    let paths = &args.paths;
+    let steps = [
+        ("XDP link and maps", loader::uninstall(&Pins::new(&paths.pin_dir))),
+        ("nftables table", Nft::new(&paths.nft).delete().await.map_err(Into::into)),
+        ("sysctls", sysctls(paths).restore().map(drop).map_err(Into::into)),
+    ];
+    let failed: Vec<String> =
+        steps.into_iter().filter_map(|(what, result)| Some(format!("{what}: {:#}", result.err()?))).collect();
+    if !failed.is_empty() {
+        bail!("not removed: {}", failed.join("; "));
+    }
+    info!("removed: XDP link, maps, nftables table; sysctls as they were");
+    Ok(())
+}
+
+async fn check(args: &UninstallArgs) -> Result<()> {
+    let pins = args.paths.pin_dir.exists();
+    let table = Nft::new(&args.paths.nft).listing().await.context("list the nftables table")?.is_some();
+    match (pins, table) {
+        (false, false) => Ok(()),
+        _ => bail!("still there: pins {pins}, nftables table {table}"),
+    }
+}
