@@ -198,7 +198,7 @@ impl Tcp {
         segment.extend(self.dst_port.to_be_bytes());
         segment.extend(self.seq.to_be_bytes());
         segment.extend(self.ack.to_be_bytes());
-        segment.extend([((20 + self.options.len()) / 4 << 4) as u8, self.flags]);
+        segment.extend([((5 + self.options.len() / 4) << 4) as u8, self.flags]);
         segment.extend(self.window.to_be_bytes());
         segment.extend([0; 4]);
         segment.extend(&self.options);
