@@ -224,6 +224,10 @@ fn compare(screen: Screen, report: &Baseline, ours: &NodeLoss) {
         ours.observed.connections.alive,
         ours.observed.connections.eligible
     ));
+    screen.line(&format!(
+        "{} of {} new connections succeed: the next node serves, but it still picks pods of the lost node too",
+        report.new_connections_served, report.new_connections
+    ));
     let seen = if report.saw_client { "the client's address" } else { "a node's address, not the client's" };
     screen.line(&format!("pods saw {seen}"));
 }

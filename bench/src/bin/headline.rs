@@ -172,6 +172,13 @@ fn baseline(scene: &Scene, arguments: &Arguments, _: u8, table: &mut Table) -> R
     let connections = &report.observed.connections;
     table.value("without Sheave, node loss", "alive", "", connections.alive as f64);
     table.value("without Sheave, node loss", "of", "", connections.eligible as f64);
+    let (served, of) = (report.new_connections_served, report.new_connections);
+    table.value(
+        "without Sheave, node loss",
+        "new connections served after it, %",
+        "",
+        served as f64 / of as f64 * 100.0,
+    );
     table.report("without Sheave, node loss", &report)
 }
 

@@ -30,6 +30,10 @@ pub struct Baseline {
     pub given_takeover_ms: f64,
     /// Whether pods saw the client's address.
     pub saw_client: bool,
+    /// New connections through the next node, after the takeover: that some succeed shows that it serves. kube-proxy goes
+    /// on sending others to pods of the lost node until the cluster has noticed.
+    pub new_connections: usize,
+    pub new_connections_served: usize,
     #[serde(flatten)]
     pub observed: Observed,
 }
@@ -55,8 +59,20 @@ pub fn baseline(scene: &Scene, connections: u16, takeover_ms: f64) -> Result<Bas
         takeover.join().map_err(|_| anyhow!("the takeover panicked"))?.and(fault)
     });
     takeover?;
+    let new_connections_served = netns::inside(&client, || {
+        let to = to.parse()?;
+        Ok((0..NEW_CONNECTIONS).filter(|_| greet(to).is_ok()).count())
+    })?;
     let observed = measurement.finish(&owner, Some(&owner))?;
-    Ok(Baseline { address: ADDRESS, lost: owner, given_takeover_ms: takeover_ms, saw_client, observed })
+    Ok(Baseline {
+        address: ADDRESS,
+        lost: owner,
+        given_takeover_ms: takeover_ms,
+        saw_client,
+        new_connections: NEW_CONNECTIONS,
+        new_connections_served,
+        observed,
+    })
 }
 
 /// Creates the Service and waits until the address answers.
@@ -106,3 +122,4 @@ fn claim(lab: &Lab, node: &str) -> Result<()> {
 /// Outside of every pool of the scenarios.
 const ADDRESS: Ipv4Addr = plan::address(230);
 const NAME: &str = "baseline";
+const NEW_CONNECTIONS: usize = 12;
