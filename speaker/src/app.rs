@@ -30,9 +30,9 @@ use crate::dataplane::sync::{self, Message, Sync};
 use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
 use crate::driver::{self, Commands, Driver, Report};
 use crate::io::arp::ArpSocket;
-use crate::io::clock;
 use crate::io::netlink::{self, Netlink};
 use crate::io::udp::HeartbeatSocket;
+use crate::io::{self, clock};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
@@ -94,7 +94,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     // (ii) Who owns a VIP.
     let (reports_sender, reports) = mpsc::unbounded_channel();
-    let seed = clock::wall_nanos() ^ keys.flow_hash[0] ^ u64::from(std::process::id());
+    let seed = io::random::seed().context("random seed")?;
     let mut config = election::Config::new(node.clone(), keys.cluster_id, epoch, keys.adverts, seed);
     config.interval = args.interval();
     config.dead_intervals = args.dead_intervals;

@@ -6,11 +6,13 @@
 //! | arp.rs | AF_PACKET socket for ARP: gratuitous announcements, signs of life of other kernels | NET_RAW |
 //! | udp.rs | the heartbeat socket | NET_RAW (SO_BINDTODEVICE) |
 //! | netlink.rs | links, addresses, neighbours | none (reading) |
+//! | random.rs | the system's random source | none |
 //! | schedule.rs | SCHED_FIFO for the election thread | SYS_NICE (works without) |
 
 pub mod arp;
 pub mod clock;
 pub mod netlink;
+pub mod random;
 pub mod schedule;
 pub mod udp;
 
