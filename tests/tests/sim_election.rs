@@ -2,7 +2,7 @@
 //!
 //! `SHEAVE_SIM_SEEDS=n` runs n seeds of each profile (CI: the default), `SHEAVE_SIM_SEED=n` one seed of each and all it does.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sheave_tests::sim::{Profile, Report, run};
 
@@ -23,10 +23,10 @@ fn all_hold(profile: Profile, default: u64) -> Vec<Report> {
             Err(violation) => panic!("{violation}\nagain: SHEAVE_SIM_SEED={seed} SHEAVE_SIM_VERBOSE=1"),
         }
     }
-    let most = |of: fn(&Report) -> std::time::Duration| reports.iter().map(of).max().unwrap_or_default();
+    let most = |of: fn(&Report) -> Duration| reports.iter().map(of).max().unwrap_or_default();
     println!(
         "{profile:?}: {} seeds in {:.1?}; {} datagrams, {} faults, {} moves, {} overlaps; longest: overlap {:.1?}, of two that \
-         hear each other {:.1?}, gap {:.1?}, until in order {:.1?}",
+         hear each other {:.1?}, gap {:.1?}, takeover {:.1?}, until in order {:.1?}",
         reports.len(),
         start.elapsed(),
         reports.iter().map(|report| report.datagrams).sum::<u64>(),
@@ -36,6 +36,7 @@ fn all_hold(profile: Profile, default: u64) -> Vec<Report> {
         most(|report| report.longest_overlap),
         most(|report| report.longest_heard_overlap),
         most(|report| report.longest_gap),
+        most(|report| report.longest_takeover),
         most(|report| report.settled_after),
     );
     reports
@@ -48,7 +49,15 @@ fn calm() {
 
 #[test]
 fn crashes() {
-    all_hold(Profile::Crashes, 50);
+    let reports = all_hold(Profile::Crashes, 50);
+    // The dead interval, one interval in which a witness still names the dead, the skew by rank, the scheduler.
+    let worst = reports.iter().map(|report| report.longest_takeover).max().unwrap_or_default();
+    assert!(worst <= Duration::from_millis(150 + 50 + 40 + 10), "{worst:?}");
+}
+
+#[test]
+fn cut_offs() {
+    all_hold(Profile::CutOffs, 50);
 }
 
 #[test]

@@ -64,9 +64,9 @@ impl Watcher {
                 report.longest_overlap = report.longest_overlap.max(now - since);
                 let awake = |node: usize| nodes[node].state == State::Running && nodes[node].carrier;
                 let Some(whole) = network.whole_since(*a, *b).filter(|_| awake(*a) && awake(*b)) else { continue };
-                let heard = now.saturating_sub(since.max(whole));
+                let heard = now.saturating_sub(since.max(whole) + network.delay_max() * 2);
                 report.longest_heard_overlap = report.longest_heard_overlap.max(heard);
-                if heard > HEARD_OVERLAP_MAX + network.delay_max() * 2 {
+                if heard > HEARD_OVERLAP_MAX {
                     return Err(format!(
                         "node-{a} and node-{b} hear each other and both hold {vip} for {heard:?} (I3)"
                     ));

@@ -1,9 +1,10 @@
 //! The loop: the next thing that happens, everybody's reaction, the checkers.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use speaker_core::election::{Action, Config, Event, PartitionPolicy};
+use speaker_core::name::Vip;
 
 use super::checkers::{Watcher, in_order};
 use super::clock::Clock;
@@ -26,6 +27,8 @@ pub struct Cluster {
     desired: usize,
     /// What an attacker has recorded.
     recording: VecDeque<Vec<u8>>,
+    /// VIPs whose owner was killed: since when.
+    orphans: BTreeMap<Vip, Duration>,
     watcher: Watcher,
     report: Report,
     trace: VecDeque<String>,
@@ -44,7 +47,8 @@ impl Cluster {
     pub fn new(seed: u64, profile: Profile) -> Self {
         let mut random = Random::new(seed);
         let mut config = config(random.next());
-        let count = if profile == Profile::Crashes { 3 + random.below(3) } else { 2 + random.below(4) };
+        let least = if matches!(profile, Profile::Crashes | Profile::CutOffs) { 3 } else { 2 };
+        let count = least + random.below(6 - least);
         let vips = 1 + random.below(6);
         if random.chance(200) {
             config.partition = PartitionPolicy::Quorum { members: (0..count).map(name).collect() };
@@ -65,6 +69,7 @@ impl Cluster {
             vips,
             desired: vips,
             recording: VecDeque::new(),
+            orphans: BTreeMap::new(),
             watcher: Watcher::default(),
             report,
             trace: VecDeque::new(),
@@ -88,10 +93,23 @@ impl Cluster {
         in_order(self.now, &self.nodes, self.vips, self.desired).map_err(|what| format!("before any fault: {what}"))?;
         let before = self.report.moves;
         self.watcher.judge_gaps = self.profile != Profile::Chaos;
+        let mut cut_off = None;
         while let Some(planned) = self.plan.pop_front() {
             self.advance_to(planned.at)?;
             self.report.faults += 1;
+            let healed =
+                cut_off.take().filter(|_| planned.fault == Fault::Heal).map(|node| (node, self.held_without(node)));
+            if let Fault::CutOff(node) = planned.fault {
+                cut_off = Some(node);
+            }
             self.strike(planned.fault);
+            if let Some((node, held)) = healed.filter(|_| self.profile == Profile::CutOffs) {
+                self.advance_to(self.now + Duration::from_secs(2))?;
+                let lost: Vec<Vip> = held.difference(&self.held_without(node)).copied().collect();
+                if !lost.is_empty() {
+                    return Err(format!("node-{node} was cut off and took {lost:?} from the others at the heal (I7)"));
+                }
+            }
         }
         self.end_faults();
         self.settle()?;
@@ -99,6 +117,12 @@ impl Cluster {
             return Err("a VIP moved without any fault (I6)".into());
         }
         Ok(())
+    }
+
+    /// What the others hold while this node is cut off.
+    fn held_without(&self, node: usize) -> BTreeSet<Vip> {
+        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != node);
+        others.flat_map(|(_, other)| other.own.keys().filter(|vip| other.holds(**vip, self.now)).copied()).collect()
     }
 
     fn settle(&mut self) -> Result<(), String> {
@@ -142,7 +166,7 @@ impl Cluster {
             }
             self.watcher.observe(self.now, &self.nodes, self.vips, &self.network, &mut self.report)?;
         }
-        self.now = end;
+        self.now = self.now.max(end);
         Ok(())
     }
 
@@ -162,6 +186,9 @@ impl Cluster {
                 Effect::Send(datagram) => self.send(from, &datagram),
                 Effect::Acquired(vip, term) => {
                     self.report.moves += 1;
+                    if let Some(since) = self.orphans.remove(&vip) {
+                        self.report.longest_takeover = self.report.longest_takeover.max(self.now - since);
+                    }
                     self.note(|| format!("node-{from} acquires {vip} term {term}"));
                 }
                 Effect::Released(vip) => {
@@ -194,6 +221,7 @@ impl Cluster {
         self.note(|| format!("fault: {fault:?}"));
         match fault {
             Fault::Partition(bits) => self.partition(bits),
+            Fault::CutOff(node) => self.partition(1 << node),
             Fault::OneWay(from, to) => self.network.cut(self.now, (from, to)),
             Fault::Heal => {
                 self.network.heal(self.now);
@@ -205,6 +233,7 @@ impl Cluster {
                 self.network.change_weather(self.now, weather, self.nodes.len());
             }
             Fault::Crash(node) => {
+                self.orphans.extend(self.nodes[node].own.keys().map(|vip| (*vip, self.now)));
                 self.nodes[node].crash();
                 self.broke(node);
             }

@@ -11,6 +11,8 @@ pub enum Profile {
     Calm,
     /// One speaker after the other is killed and comes back, on a good network: bounds the time without an owner.
     Crashes,
+    /// One node after the other is cut off from all others and comes back: the others keep what they have.
+    CutOffs,
     /// Everything at once.
     Chaos,
 }
@@ -25,6 +27,8 @@ pub struct Planned {
 pub enum Fault {
     /// Groups by bit: nodes with different bits do not hear each other.
     Partition(u64),
+    /// This node hears nobody, nobody hears it.
+    CutOff(usize),
     /// One direction of one link.
     OneWay(usize, usize),
     /// All links are whole, the weather is fair.
@@ -66,6 +70,7 @@ pub fn plan(profile: Profile, nodes: usize, vips: usize, random: &mut Random) ->
     let mut plan = match profile {
         Profile::Calm => Vec::new(),
         Profile::Crashes => crashes(nodes, random),
+        Profile::CutOffs => cut_offs(nodes, random),
         Profile::Chaos => chaos(nodes, vips, random),
     };
     plan.sort_by_key(|planned| planned.at);
@@ -82,6 +87,19 @@ fn crashes(nodes: usize, random: &mut Random) -> Vec<Planned> {
         plan.push(Planned { at, fault: Fault::Crash(node) });
         let back = at + Duration::from_millis(1500);
         plan.push(Planned { at: back, fault: Fault::Restart(node, Epoch::Higher) });
+    }
+    plan
+}
+
+fn cut_offs(nodes: usize, random: &mut Random) -> Vec<Planned> {
+    let mut plan = Vec::new();
+    for round in 0..5 {
+        let at =
+            FIRST_FAULT + Duration::from_secs(4 * round) + random.duration(Duration::ZERO..Duration::from_millis(100));
+        plan.push(Planned { at, fault: Fault::CutOff(random.below(nodes)) });
+        // From a blink that nobody notices to one that everybody does.
+        let heal = at + random.duration(Duration::from_millis(20)..Duration::from_millis(1500));
+        plan.push(Planned { at: heal, fault: Fault::Heal });
     }
     plan
 }

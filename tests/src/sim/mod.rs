@@ -32,10 +32,12 @@ pub struct Report {
     /// How often and for how long at most two nodes held one VIP.
     pub overlaps: u64,
     pub longest_overlap: Duration,
-    /// The longest that two held one VIP although everything sent between them arrived.
+    /// The longest that two held one VIP although everything sent between them arrived, less the way there and back.
     pub longest_heard_overlap: Duration,
     /// The longest that nobody held a VIP after a fault that took its owner, if another node could have.
     pub longest_gap: Duration,
+    /// From the kill of an owner to its successor's claim.
+    pub longest_takeover: Duration,
     /// How long after the last fault everything was in order.
     pub settled_after: Duration,
 }

@@ -117,9 +117,8 @@ impl Peers {
             .collect();
         let mut down = Vec::new();
         for (name, challenge, vouched) in silent {
-            // A testimony is news only if it is fresher than our own last word of the peer: a heartbeat names whom its sender
-            // heard within `heard_window`. Once vouched for, a peer is not given up for one lost heartbeat of its witness.
-            let since = if vouched { now - config.dead() } else { now - (config.interval + config.rank_skew) };
+            // Once vouched for, a peer is not given up for one lost heartbeat of its witness.
+            let since = if vouched { now - config.dead() } else { now - config.testimony_window() };
             let witnessed =
                 self.direct().any(|(_, witness)| witness.is_fresh(config, now) && witness.hears(challenge, since));
             if let Some(peer) = self.peers.get_mut(&name) {
@@ -175,6 +174,11 @@ impl Peers {
         self.peers.get(node).is_some_and(|peer| peer.up)
     }
 
+    /// Whether somebody has been heard since, or nobody is there to be heard.
+    pub fn speak_since(&self, since: Instant) -> bool {
+        self.direct().next().is_none() || self.direct().any(|(_, peer)| peer.last_heard > since)
+    }
+
     /// The challenges to name in a heartbeat.
     pub fn heard(&self, config: &Config, now: Instant) -> Vec<u32> {
         let incarnations = self.peers.values().flat_map(Peer::incarnations);
@@ -205,11 +209,13 @@ impl Peers {
         ghosts.map(|ghost| ghost.until).max()
     }
 
-    /// Until when an incarnation that has not proved itself may hold this VIP.
+    /// Until when an incarnation that has not proved itself may hold this VIP. One with a lower epoch than is known of its node
+    /// is a recording, for all we know: it delays nobody.
     pub fn doubtful_until(&self, vip: Vip, config: &Config, now: Instant) -> Option<Instant> {
-        let candidates = self.peers.values().flat_map(|peer| &peer.candidates);
-        let claims = candidates.filter(|candidate| candidate.claims.contains_key(&vip));
-        claims.map(|candidate| candidate.silent_at(config)).filter(|until| now < *until).max()
+        let plausible = |peer: &Peer, epoch| peer.current.as_ref().is_none_or(|current| epoch > current.epoch);
+        let candidates = self.peers.values().flat_map(|peer| peer.candidates.iter().map(move |c| (peer, c)));
+        let claims = candidates.filter(|(peer, c)| c.claims.contains_key(&vip) && plausible(peer, c.epoch));
+        claims.map(|(_, candidate)| candidate.silent_at(config)).filter(|until| now < *until).max()
     }
 
     /// The highest term anybody has claimed this VIP with, dead or alive.
@@ -238,10 +244,6 @@ impl Peer {
         let (epoch, heartbeat) = (advert.epoch, matches!(advert.body, Body::Heartbeat { .. }));
         let candidate = self.candidate(&advert, now);
         let change = candidate.take(advert, own, now)?;
-        if older {
-            // A recording of an earlier life, for all we know: it delays nobody.
-            candidate.forget_claims();
-        }
         if !proves_freshness {
             let answer = heartbeat && change.newest;
             return Ok(Received { decisive: change.decisive, answer, ..Received::default() });

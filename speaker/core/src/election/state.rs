@@ -58,10 +58,16 @@ impl Config {
         self.interval * self.dead_intervals
     }
 
-    /// A heartbeat names whom its sender heard within this time: shorter than the dead interval by one interval, so that a
-    /// testimony is never older than the silence it contradicts (rule R6).
+    /// A heartbeat names whom its sender heard within this time. With [`Self::testimony_window`] it stays within the dead
+    /// interval, so that what a witness says is never older than the silence it contradicts (rule R6). Shorter than two
+    /// intervals: else the last heartbeat before the dead interval ends still names the dead, and a takeover waits for the next.
     pub fn heard_window(&self) -> Duration {
-        self.dead() - self.interval
+        self.dead() - self.interval * 3 / 2
+    }
+
+    /// The heartbeat of a witness counts for this long: until the next one must have come.
+    pub fn testimony_window(&self) -> Duration {
+        self.interval + self.rank_skew
     }
 
     /// What the invariants need of the times.
@@ -76,6 +82,9 @@ impl Config {
         if self.lease > self.dead().mul_f32(0.9) || self.lease <= self.interval {
             return Err(ConfigError::LeaseOutOfRange);
         }
+        if self.rank_skew * 2 >= self.interval {
+            return Err(ConfigError::SkewTooLong);
+        }
         Ok(())
     }
 }
@@ -89,6 +98,8 @@ pub enum ConfigError {
     DeadTooShort,
     #[error("the lease must be longer than an interval and at most nine tenths of the dead interval")]
     LeaseOutOfRange,
+    #[error("the skew between ranks must be shorter than half an interval")]
+    SkewTooLong,
 }
 
 /// What a node does that hears fewer than half of the others.
