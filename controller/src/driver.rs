@@ -35,7 +35,9 @@ impl Driver {
     pub async fn run(mut self, facts: impl Stream<Item = Observed>, stop: CancellationToken) {
         let mut facts = pin!(facts);
         let mut index = Index::default();
+        let mut term = None;
         let mut full_pass = tokio::time::interval(FULL_PASS);
+        let mut read_again = tokio::time::interval(READ_AGAIN);
         let mut beat = tokio::time::interval(BEAT);
         let mut ready = false;
         loop {
@@ -43,15 +45,21 @@ impl Driver {
                 ready = !ready;
                 info!(deciding = ready, services = index.services.len(), granted = index.granted(), "state");
             }
-            self.plan(&mut index);
-            let wake = index.next_deadline().unwrap_or_else(|| Instant::now() + BEAT).max(Instant::now());
+            // Nothing is planned by what was read in another term.
+            if self.leadership.term() == term {
+                self.plan(&mut index);
+            }
+            // One that has passed and could not be planned waits for something else: the lead, or room in the queue.
+            let pause = index.next_deadline().filter(|at| *at > Instant::now());
+            let wake = pause.unwrap_or_else(|| Instant::now() + BEAT);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 Some((planned, outcome)) = self.finished.recv() => index.finished(&planned, outcome, Instant::now()),
-                () = self.leadership.changed() => self.lead(&mut index).await,
+                () = self.leadership.changed() => self.lead(&mut index, &mut term).await,
                 Some(fact) = facts.next() => index.observe(fact),
-                _ = full_pass.tick() => self.full_pass(&mut index).await,
+                _ = full_pass.tick() => index.look_at_everything(),
+                _ = read_again.tick() => self.read_again(&mut index).await,
                 _ = beat.tick() => {}
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -63,9 +71,6 @@ impl Driver {
 
     /// Fills the queue with what follows from what is known.
     fn plan(&self, index: &mut Index) {
-        if index.leading && !self.leadership.leads() {
-            return;
-        }
         while let Ok(slot) = self.queue.try_reserve() {
             match index.next_write(Instant::now(), Timestamp::now()) {
                 Some(planned) => slot.send(planned),
@@ -75,33 +80,34 @@ impl Driver {
     }
 
     /// A new leader reads everything as it is now before it decides anything: its watches may be behind the last leader.
-    async fn lead(&mut self, index: &mut Index) {
-        let leads = self.leadership.leads();
-        self.metrics.leader.set(leads.into());
-        if leads == index.leading {
+    async fn lead(&mut self, index: &mut Index, term: &mut Option<i32>) {
+        let now = self.leadership.term();
+        self.metrics.leader.set(now.is_some().into());
+        if now == *term {
             return;
         }
-        if leads {
-            if !self.refresh(index).await {
-                // Try again with the next renewal.
-                return;
-            }
-            if let Err(error) = keys::ensure(&self.client, &self.namespace).await {
-                warn!(%error, "no keys for the speakers yet, trying again");
-            }
+        // If it cannot be read, the next renewal brings us here again.
+        if now.is_none() || self.refresh(index).await {
+            *term = now;
+            index.lead(now.is_some());
         }
-        index.lead(leads);
+        if now.is_some() {
+            self.keys().await;
+        }
     }
 
-    async fn full_pass(&mut self, index: &mut Index) {
-        if !index.leading {
-            return;
+    /// Now and then, in case a fact was lost on its way to us. Holds everything up, so not often.
+    async fn read_again(&mut self, index: &mut Index) {
+        if index.leading {
+            self.refresh(index).await;
+            self.keys().await;
         }
-        self.refresh(index).await;
+    }
+
+    async fn keys(&self) {
         if let Err(error) = keys::ensure(&self.client, &self.namespace).await {
             warn!(%error, "no keys for the speakers yet, trying again");
         }
-        index.look_at_everything();
     }
 
     /// True if everything was read.
@@ -130,8 +136,10 @@ impl Driver {
     }
 }
 
-/// Between full passes, which heal what a lost fact could have left undone.
+/// Between full passes over what we know: heals whatever was not marked to be looked at.
 const FULL_PASS: Duration = Duration::from_secs(60);
+/// Between full readings: heals whatever we do not know. A thousand Services take some tenths of a second.
+const READ_AGAIN: Duration = Duration::from_secs(600);
 const BEAT: Duration = Duration::from_secs(1);
-/// For reading everything; five thousand Services take about a second.
+/// The longest that reading everything may take.
 const READ_ALL: Duration = Duration::from_secs(10);

@@ -24,27 +24,34 @@ use candidate::{Candidate, Step};
 /// Who leads, for those who must know. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Leadership {
-    /// The start of the last successful renewal while we lead.
-    renewed: watch::Receiver<Option<Instant>>,
+    held: watch::Receiver<Option<Held>>,
     config: LeaseConfig,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    /// The start of the last successful renewal.
+    renewed: Instant,
+    term: i32,
 }
 
 impl Leadership {
     /// By when a write that starts now must be over; None if none may start.
     pub fn request_deadline(&self) -> Option<Instant> {
         let now = Instant::now();
-        let renewed = (*self.renewed.borrow())?;
-        (now < renewed + self.config.write_until).then_some(now + self.config.request)
+        let held = (*self.held.borrow())?;
+        (now < held.renewed + self.config.write_until).then_some(now + self.config.request)
     }
 
-    /// Whether we lead.
-    pub fn leads(&self) -> bool {
-        self.request_deadline().is_some()
+    /// The term in which we lead now. What was read in another one may be outdated.
+    pub fn term(&self) -> Option<i32> {
+        self.request_deadline()?;
+        Some((*self.held.borrow())?.term)
     }
 
     /// Returns when something about it has changed, at most once a renewal.
     pub async fn changed(&mut self) {
-        if self.renewed.changed().await.is_err() {
+        if self.held.changed().await.is_err() {
             // The election is over: nothing changes any more.
             std::future::pending::<()>().await;
         }
@@ -56,14 +63,14 @@ pub struct Election {
     api: Api<Lease>,
     config: LeaseConfig,
     candidate: Candidate,
-    publish: watch::Sender<Option<Instant>>,
+    publish: watch::Sender<Option<Held>>,
 }
 
 impl Election {
     pub fn new(client: Client, namespace: &str, identity: &str, config: LeaseConfig) -> (Self, Leadership) {
-        let (publish, renewed) = watch::channel(None);
+        let (publish, held) = watch::channel(None);
         let candidate = Candidate::new(identity.to_string(), config.clone());
-        let leadership = Leadership { renewed, config: config.clone() };
+        let leadership = Leadership { held, config: config.clone() };
         (Election { api: Api::namespaced(client, namespace), config, candidate, publish }, leadership)
     }
 
@@ -108,10 +115,11 @@ impl Election {
 
     /// Tells the others, if something has changed.
     fn announce(&mut self) {
-        let leading = self.candidate.leading(Instant::now());
+        let term = self.candidate.term();
+        let leading = self.candidate.leading(Instant::now()).map(|renewed| Held { renewed, term });
         self.publish.send_if_modified(|published| {
             if published.is_some() != leading.is_some() {
-                info!(leader = leading.is_some(), "leadership changed");
+                info!(leader = leading.is_some(), term, "leadership changed");
             }
             let changed = *published != leading;
             *published = leading;

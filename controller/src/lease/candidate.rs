@@ -71,6 +71,12 @@ impl Candidate {
         self.renewed
     }
 
+    /// How often the lead has changed hands: tells one time of leading from another.
+    pub fn term(&self) -> i32 {
+        let spec = self.seen.as_ref().and_then(|(lease, _)| lease.spec.as_ref());
+        spec.and_then(|spec| spec.lease_transitions).unwrap_or_default()
+    }
+
     /// What to do at `now`; `wall` goes into the record for people to read.
     pub fn step(&mut self, now: Instant, wall: Timestamp) -> Step {
         if let Some(renewed) = self.leading(now) {
@@ -203,6 +209,7 @@ mod tests {
         server.write(released).unwrap();
         b.observe(server.0.clone().unwrap(), now);
         assert!(turn(&mut b, &mut server, now));
+        assert_eq!((a.term(), b.term()), (1, 2));
         assert_eq!(server.0.unwrap().spec.unwrap().lease_transitions, Some(2));
     }
 
