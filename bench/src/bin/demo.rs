@@ -76,6 +76,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         ..LabConfig::default()
     })?;
     let shown = show(arguments, screen, &lab, began);
+    lab::rest_if_interrupted();
     let left = if arguments.keep {
         eprintln!("the lab {0:?} stays up: target/debug/sheave-lab --name {0} status, … down", arguments.name);
         None

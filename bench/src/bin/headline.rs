@@ -61,6 +61,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         ..LabConfig::default()
     })?;
     let measured = measure(arguments, &lab);
+    lab::rest_if_interrupted();
     lab.down()?;
     let table = measured?;
     print!("{table}");

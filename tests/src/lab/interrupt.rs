@@ -66,6 +66,11 @@ impl Drop for Busy {
     }
 }
 
+/// For whoever meets an error that may be the interruption's own doing: does not return once the lab is being removed.
+pub fn rest_if_interrupted() {
+    drop(Busy::begin());
+}
+
 extern "C" fn wake(_: libc::c_int) {
     // SAFETY: write is async-signal-safe; a full pipe means that the thread is awake already.
     unsafe {

@@ -54,7 +54,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 pub use fault::Fault;
-pub use interrupt::down_on_interrupt;
+pub use interrupt::{down_on_interrupt, rest_if_interrupted};
 pub use plan::{LabConfig, ProxyMode, quiet, to_stderr};
 pub use state::State;
 pub use wait::wait_for;

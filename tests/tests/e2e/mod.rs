@@ -49,6 +49,7 @@ fn walk(scene: &Scene, steps: &[Step]) -> Vec<String> {
             match result {
                 Ok(figures) => eprintln!("{name} {number}/{times} ({seconds:.1} s): {figures}"),
                 Err(error) => {
+                    lab::rest_if_interrupted();
                     eprintln!("{name} {number}/{times} FAILED ({seconds:.1} s): {error:#}");
                     failed.push(format!("{name} {number}/{times}: {error:#}"));
                     mend(scene);
