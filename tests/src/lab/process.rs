@@ -125,12 +125,14 @@ mod tests {
 
     #[test]
     fn a_process_is_recognised_and_ended() {
-        let child = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let recorded = Recorded::of(i32::try_from(child.id()).unwrap()).unwrap();
         assert!(recorded.alive());
         let other = Recorded { started: recorded.started + 1, ..recorded.clone() };
         assert!(!other.alive(), "the same pid with another start time is another process");
         recorded.end().unwrap();
         assert!(!recorded.alive());
+        // Reaped already, by `alive`.
+        assert!(child.wait().is_err());
     }
 }
