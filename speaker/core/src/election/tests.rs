@@ -1,6 +1,7 @@
 //! Scenarios with explicit times, one per rule of docs/election.md and then some.
 
 mod harness;
+mod properties;
 
 use alloc::{format, vec};
 
@@ -9,6 +10,7 @@ use harness::*;
 use super::*;
 use crate::rank;
 use crate::time::Duration;
+use crate::wire::advert::{Body, Flags, Key, Keyring};
 
 /// All nodes start at once: the VIPs are spread by rank, and nobody moves afterwards.
 #[test]
@@ -444,4 +446,62 @@ fn many_vips() {
     cluster.run(ms(400));
     assert!(vips(0..600).all(|vip| cluster.holders(vip).len() == 1));
     assert!([1, 2].iter().all(|node| cluster.nodes[*node].own.len() > 200), "spread over those who are left");
+}
+
+/// The next key is distributed, made current, and the old one removed, node by node: nobody notices.
+#[test]
+fn keys_rotate() {
+    let mut cluster = Cluster::settled(3, 3);
+    let old = keyring().current;
+    let new = Key { id: 2, secret: [8; 32] };
+    let steps = [
+        Keyring { current: old.clone(), other: Some(new.clone()) },
+        Keyring { current: new.clone(), other: Some(old) },
+        Keyring { current: new, other: None },
+    ];
+    for keys in steps {
+        for node in 0..3 {
+            cluster.event(node, Event::Keys(keys.clone()));
+            cluster.run(ms(300));
+        }
+    }
+    assert_eq!(cluster.log, []);
+}
+
+/// A heartbeat can name 256 peers; the 257th is refused until one of them is down.
+#[test]
+fn too_many_peers() {
+    let mut cluster = Cluster::settled(1, 1);
+    let advert = |node: usize, sequence| Advert {
+        node: name(node),
+        cluster: 1,
+        epoch: 1,
+        sequence,
+        flags: Flags { ready: true, ..Flags::default() },
+        digest: 0,
+        challenge: node as u32,
+        body: Body::Heartbeat { heard: vec![] },
+    };
+    for node in 1..=257 {
+        cluster.event(0, Event::Datagram(advert(node, 1).seal(&keyring())));
+    }
+    assert_eq!(cluster.rejected(0), [Reject::TooManyPeers]);
+    cluster.run(ms(200));
+    cluster.event(0, Event::Datagram(advert(257, 2).seal(&keyring())));
+    assert_eq!(cluster.rejected(0).len(), 1);
+}
+
+#[test]
+fn times_that_do_not_fit_are_refused() {
+    let with = |change: fn(&mut Config)| {
+        let mut config = config(0, 1);
+        change(&mut config);
+        config.check()
+    };
+    assert_eq!(with(|_| {}), Ok(()));
+    assert_eq!(with(|c| c.interval = Duration::ZERO), Err(ConfigError::IntervalTooShort));
+    assert_eq!(with(|c| c.dead_intervals = 2), Err(ConfigError::DeadTooShort));
+    assert_eq!(with(|c| c.lease = ms(140)), Err(ConfigError::LeaseOutOfRange));
+    assert_eq!(with(|c| c.lease = ms(50)), Err(ConfigError::LeaseOutOfRange));
+    assert_eq!(with(|c| c.rank_skew = ms(25)), Err(ConfigError::SkewTooLong));
 }
