@@ -3,11 +3,12 @@
 //! Nothing is attached or pinned: all of it ends with the process. The way rings are created and put in place here is the one
 //! that user space uses (docs/dataplane.md, "Rings").
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use ebpf_common::{Config, Lease, MacKey, Node, Own, ServiceKey, ServiceValue, Verdict, VipValue, map};
+use ebpf_common::{Config, Lease, MacKey, Node, Own, Row, ServiceKey, ServiceValue, Verdict, VipValue, map};
+use ebpf_object::Ring;
 use sheave_ebpf::host::HostTables;
 
 /// A loaded program with maps of its own.
@@ -49,10 +50,12 @@ impl Kernel {
         for vip in &tables.own {
             own.insert(vip, Own { term: 1 }, 0)?;
         }
-        let mut rings: ArrayOfMaps<_, Array<MapData, u32>> = self.map(map::RINGS)?.try_into()?;
-        for (slot, rows) in &tables.rings {
-            rings.set(*slot, &ebpf_object::create_ring(rows)?, 0)?;
-        }
+        let rings: Vec<_> = tables
+            .rings
+            .iter()
+            .map(|(slot, rows)| Ok((*slot, ebpf_object::create_ring(rows)?)))
+            .collect::<Result<_>>()?;
+        self.put_rings(&rings)?;
         let mut services: HashMap<_, ServiceKey, ServiceValue> = self.map(map::SERVICES)?.try_into()?;
         for (key, value) in &tables.services {
             services.insert(key, value, 0)?;
@@ -68,9 +71,18 @@ impl Kernel {
         Ok(())
     }
 
-    /// The outer map, taken out of the handle (the program keeps its own reference): for a writer beside [`Kernel::run`].
-    pub fn take_rings(&mut self) -> Result<ArrayOfMaps<MapData, Array<MapData, u32>>> {
-        Ok(self.ebpf.take_map(map::RINGS).context("no map RINGS")?.try_into()?)
+    /// Puts rings in place. Needs no exclusive access: the maps are the kernel's.
+    pub fn put_rings(&self, rings: &[(u32, Ring)]) -> Result<()> {
+        let Some(aya::maps::Map::ArrayOfMaps(outer)) = self.ebpf.map(map::RINGS) else { bail!("no map RINGS") };
+        let rings: Vec<_> = rings.iter().map(|(slot, ring)| (*slot, ring)).collect();
+        Ok(ebpf_object::put_rings(outer, &rings)?)
+    }
+
+    /// The rows of the ring in a slot, as a restarted speaker reads them back.
+    pub fn rows(&self, slot: u32) -> Result<Vec<Row>> {
+        let rings: ArrayOfMaps<_, Ring> = self.ebpf.map(map::RINGS).context("no map RINGS")?.try_into()?;
+        let ring = rings.get(&slot, 0)?;
+        (1..=ring.get(&0, 0)?).map(|element| Ok(Row(ring.get(&element, 0)?))).collect()
     }
 
     /// Runs one frame (at least 14 bytes: the kernel takes no shorter one) and reads from the counters what was decided.

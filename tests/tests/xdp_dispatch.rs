@@ -110,8 +110,7 @@ fn a_ring_is_replaced_at_once() {
     const SHORT: u32 = 251;
     const LONG: u32 = 1009;
     let tables = world();
-    let mut kernel = Kernel::load(&tables).expect("loading the XDP program");
-    let mut rings = kernel.take_rings().expect("map RINGS");
+    let kernel = Kernel::load(&tables).expect("loading the XDP program");
     let row_in = |port: u16, rows: u32| {
         let flow =
             FlowTuple { src: CLIENT, dst: VIP, src_port: port.to_be_bytes(), dst_port: MIXED.to_be_bytes(), proto: 6 };
@@ -129,7 +128,7 @@ fn a_ring_is_replaced_at_once() {
             let mut swaps = 0;
             while !done.load(Ordering::Relaxed) {
                 let ring = ebpf_object::create_ring(&turns[swaps % 2]).expect("a ring");
-                rings.set(7, &ring, 0).expect("the swap");
+                kernel.put_rings(&[(7, ring)]).expect("the swap");
                 swaps += 1;
             }
             swaps
@@ -150,6 +149,23 @@ fn a_ring_is_replaced_at_once() {
         println!("{swaps} swaps");
         assert!(swaps > 10, "only {swaps} swaps");
     });
+}
+
+/// A lost node changes all rings: they wait for one grace period together, not for one each.
+#[test]
+fn many_rings_are_put_in_place_together() {
+    const RINGS: u32 = 200;
+    let kernel = Kernel::load(&world()).expect("loading the XDP program");
+    let rows = |slot: u32| -> Vec<Row> { (0..slot % 50).map(|row| Row::new(1 + row as u16, 7)).collect() };
+    let rings: Vec<_> = (0..RINGS).map(|slot| (slot, ebpf_object::create_ring(&rows(slot)).expect("a ring"))).collect();
+    let start = Instant::now();
+    kernel.put_rings(&rings).expect("the swap");
+    println!("{RINGS} rings in {:?}", start.elapsed());
+    drop(rings);
+    for slot in 0..RINGS {
+        assert_eq!(kernel.rows(slot).expect("the ring"), rows(slot), "slot {slot}");
+    }
+    assert!(ebpf_object::create_ring(&vec![Row::default(); MAX_ROWS as usize + 1]).is_err());
 }
 
 fn client(random: &mut Random) -> Addr {

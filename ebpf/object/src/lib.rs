@@ -4,7 +4,7 @@
 
 mod ring;
 
-pub use ring::{RingError, create_ring};
+pub use ring::{Ring, RingError, create_ring, put_rings};
 
 /// The ELF object. Empty if the workspace was built with `SHEAVE_SKIP_EBPF=1`: see [`object`].
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sheave.o"));
