@@ -203,7 +203,7 @@ fn claims(report: &ArpReport, nodes: &BTreeMap<String, String>, owner: &str) -> 
     let before = report.answers.iter().rfind(|answer| answer.at_ns <= mark).map(|answer| name(&answer.mac));
     let later = || report.answers.iter().filter(|answer| answer.at_ns > mark);
     let first_other = later().find(|answer| name(&answer.mac) != owner);
-    let last_of_old = later().filter(|answer| name(&answer.mac) == owner).next_back();
+    let last_of_old = later().rfind(|answer| name(&answer.mac) == owner);
     Claims {
         before,
         after: first_other.map(|answer| name(&answer.mac)),
