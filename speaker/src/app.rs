@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use kube::Client;
 use nix::sys::resource::{Resource, setrlimit};
 use speaker_core::announce::{self, Announcer};
@@ -64,7 +64,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let mut net = Netlink::open()?;
     let uplink = net.uplink(args.interface.as_deref(), args.node_ip).await?;
     let listener = admin::bind(args.admin_listen()).await?;
-    let client = Client::try_default().await.context("configure the Kubernetes client")?;
+    let client = Client::try_default().await.map_err(|error| anyhow!("configure the Kubernetes client: {error}"))?;
     info!(%node, interface = uplink.name, mac = %uplink.mac, carrier = uplink.carrier, epoch, "starting");
 
     // (iii) Where packets go.
