@@ -81,14 +81,14 @@ impl Bare {
     fn load() -> io::Result<Self> {
         // r0 = 3 (XDP_TX); exit
         const PROGRAM: [u64; 2] = [0x0000_0003_0000_00b7, 0x95];
-        let attr = ProgLoad {
+        let mut attr = ProgLoad {
             prog_type: 6,
             insn_cnt: 2,
             insns: PROGRAM.as_ptr() as u64,
             license: c"GPL".as_ptr() as u64,
             rest: [0; 12],
         };
-        let fd = bpf(5, &attr)?;
+        let fd = bpf(5, &mut attr)?;
         // SAFETY: a new descriptor that nobody else has.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }
@@ -132,9 +132,9 @@ struct TestRun {
     rest: [u64; 4],
 }
 
-fn bpf<T>(command: libc::c_long, attr: *const T) -> io::Result<libc::c_long> {
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is one of the two structures above, as long as it says; the kernel writes no more than that.
-    match unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) } {
+    match unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) } {
         -1 => Err(io::Error::last_os_error()),
         result => Ok(result),
     }
