@@ -15,8 +15,9 @@ pub struct Cli {
     /// How log lines look.
     #[arg(long, global = true, env = "SHEAVE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
-    /// What is logged: a tracing filter such as `info` or `sheave_speaker=debug`.
-    #[arg(long, global = true, env = "SHEAVE_LOG", default_value = "info")]
+    /// What is logged: a tracing filter such as `info` or `sheave_speaker=debug`. The Kubernetes client's own complaints are
+    /// left out by default: each watch says once that it fails and once that it works again.
+    #[arg(long, global = true, env = "SHEAVE_LOG", default_value = "info,kube_client=off")]
     pub log: String,
 }
 

@@ -48,15 +48,16 @@ where
         let mut reachability = Reachability { kind, failing: false };
         while let Some(item) = stream.next().await {
             let event = match item {
-                Ok(event) => {
-                    reachability.succeeded();
-                    event
-                }
+                Ok(event) => event,
                 Err(error) => {
                     reachability.failed(&error);
                     continue;
                 }
             };
+            // `Init` says only that a list will be asked for.
+            if !matches!(event, watcher::Event::Init) {
+                reachability.succeeded();
+            }
             let event = match event {
                 watcher::Event::Init => {
                     listed.clear();
