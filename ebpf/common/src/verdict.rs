@@ -43,7 +43,7 @@ verdicts! {
     ArpLeaseOver = 10, "arp_lease_over", Drop;
     /// ARP for a VIP while no speaker has given a sign of life for long: passed.
     ArpMuteOver = 11, "arp_mute_over", Pass;
-    /// ARP that names a VIP but is no request for it (an announcement of another node): dropped, or passed after the mute.
+    /// ARP that names a VIP but is no request for it (an announcement of another node): passed.
     ArpAnnouncement = 12, "arp_announcement", Pass;
 
     /// The row names this node: up the stack, to the local pod.
@@ -61,7 +61,7 @@ verdicts! {
 
     /// TCP to a VIP port that nobody serves: reset.
     UnservedReset = 24, "unserved_reset", Tx;
-    /// A reset to a VIP port that nobody serves: never answered (RFC 9293 section 3.5.2).
+    /// A reset to a VIP port that nobody serves, or to an empty ring: never answered (RFC 9293 section 3.10.7.1).
     UnservedRst = 25, "unserved_rst", Drop;
     /// UDP to a VIP port that nobody serves: to the guard in nftables, which answers port unreachable.
     UnservedUnreachable = 26, "unserved_unreachable", Pass;
@@ -71,6 +71,7 @@ verdicts! {
     EmptyRingReset = 28, "empty_ring_reset", Tx;
     /// UDP to a service whose ring is empty: as unserved.
     EmptyRingUnreachable = 29, "empty_ring_unreachable", Pass;
+    /// The same with `Config::UDP_SILENT`.
     EmptyRingSilent = 30, "empty_ring_silent", Drop;
     /// ICMP echo request to a VIP that this node owns: answered while the lease runs.
     EchoAnswered = 31, "echo_answered", Tx;
