@@ -62,6 +62,19 @@ impl StateDir {
         }
     }
 
+    /// Nothing stays behind; the directory itself may be a mount of the pod.
+    pub fn remove(dir: &Path) -> Result<()> {
+        for name in ["boot-epoch", "view.json"] {
+            match fs::remove_file(dir.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove {}", dir.join(name).display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn view_path(&self) -> PathBuf {
         self.dir.join("view.json")
     }

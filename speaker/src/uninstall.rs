@@ -1,4 +1,4 @@
-//! Takes off the node what a speaker put there: XDP link, pinned maps, nftables table, changed sysctls.
+//! Takes off the node what a speaker put there: XDP link, pinned maps, nftables table, changed sysctls, state on disk.
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,6 +8,7 @@ use crate::app::{runtime, sysctls};
 use crate::args::UninstallArgs;
 use crate::backend::nft::Nft;
 use crate::dataplane::loader::{self, Pins};
+use crate::state::StateDir;
 
 pub fn run(args: &UninstallArgs) -> Result<()> {
     runtime()?.block_on(async {
@@ -29,13 +30,14 @@ async fn remove(args: &UninstallArgs) -> Result<()> {
         ("XDP link and maps", loader::uninstall(&Pins::new(&paths.pin_dir))),
         ("nftables table", Nft::new(&paths.nft).delete().await.map_err(Into::into)),
         ("sysctls", sysctls(paths).restore().map(drop).map_err(Into::into)),
+        ("state", StateDir::remove(&paths.state_dir)),
     ];
     let failed: Vec<String> =
         steps.into_iter().filter_map(|(what, result)| Some(format!("{what}: {:#}", result.err()?))).collect();
     if !failed.is_empty() {
         bail!("not removed: {}", failed.join("; "));
     }
-    info!("removed: XDP link, maps, nftables table; sysctls as they were");
+    info!("removed: XDP link, maps, nftables table, state; sysctls as they were");
     Ok(())
 }
 

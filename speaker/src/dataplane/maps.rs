@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ebpf_common::{Config, Lease, MacKey, Node, Own, Row, ServiceKey, ServiceValue, Verdict, VipValue, map};
 use speaker_core::forwarding::diff::{MapOp, MapState};
 use speaker_core::time::Instant;
@@ -55,7 +55,7 @@ pub struct ForwardingMaps {
     config: Array<MapData, Config>,
     vips: HashMap<MapData, [u8; 4], VipValue>,
     services: HashMap<MapData, ServiceKey, ServiceValue>,
-    rings: ArrayOfMaps<MapData, Array<MapData, u32>>,
+    rings: MapData,
     nodes: Array<MapData, Node>,
     peers: HashMap<MapData, MacKey, u32>,
 }
@@ -66,7 +66,7 @@ impl ForwardingMaps {
             config: Array::try_from(open(pins, map::CONFIG, Map::Array)?)?,
             vips: HashMap::try_from(open(pins, map::VIPS, Map::HashMap)?)?,
             services: HashMap::try_from(open(pins, map::SERVICES, Map::HashMap)?)?,
-            rings: ArrayOfMaps::try_from(open(pins, map::RINGS, Map::ArrayOfMaps)?)?,
+            rings: pinned(pins, map::RINGS)?,
             nodes: Array::try_from(open(pins, map::NODES, Map::Array)?)?,
             peers: HashMap::try_from(open(pins, map::PEERS, Map::HashMap)?)?,
         })
@@ -98,22 +98,33 @@ impl ForwardingMaps {
         Ok(state)
     }
 
-    /// Carries out one write.
-    pub fn execute(&mut self, op: &MapOp) -> Result<()> {
-        let done = match op {
-            MapOp::SetNode { slot, node } => self.nodes.set(*slot, *node, 0),
-            MapOp::DelNode { slot } => self.nodes.set(*slot, Node::default(), 0),
-            MapOp::SetPeer { mac, slot } => self.peers.insert(*mac, *slot, 0),
-            MapOp::DelPeer { mac } => absent_is_fine(self.peers.remove(mac)),
-            MapOp::SetRing { slot, rows } => return self.set_ring(*slot, rows),
-            // Nothing names the slot any more; an empty ring frees the memory of the old one.
-            MapOp::DelRing { slot } => return self.set_ring(*slot, &[]),
-            MapOp::SetService { key, value } => self.services.insert(*key, *value, 0),
-            MapOp::DelService { key } => absent_is_fine(self.services.remove(key)),
-            MapOp::SetVip { addr } => self.vips.insert(*addr, VipValue::default(), 0),
-            MapOp::DelVip { addr } => absent_is_fine(self.vips.remove(addr)),
-        };
-        done.with_context(|| format!("{op:?}"))
+    /// Carries out writes in order and says after each that it is done. Neighbouring rings are swapped together: a swap waits until
+    /// no packet sees the old ring (16 ms), which a node with many services cannot afford for each of them.
+    pub fn execute(&mut self, ops: &[MapOp], mut done: impl FnMut(&MapOp)) -> Result<()> {
+        let ring = |op: &MapOp| matches!(op, MapOp::SetRing { .. } | MapOp::DelRing { .. });
+        for run in ops.chunk_by(|first, second| ring(first) && ring(second)) {
+            match run {
+                [op] if !ring(op) => self.execute_one(op).with_context(|| format!("{op:?}"))?,
+                rings => self.put_rings(rings)?,
+            }
+            run.iter().for_each(&mut done);
+        }
+        Ok(())
+    }
+
+    fn execute_one(&mut self, op: &MapOp) -> Result<()> {
+        match op {
+            MapOp::SetNode { slot, node } => self.nodes.set(*slot, *node, 0)?,
+            MapOp::DelNode { slot } => self.nodes.set(*slot, Node::default(), 0)?,
+            MapOp::SetPeer { mac, slot } => self.peers.insert(*mac, *slot, 0)?,
+            MapOp::DelPeer { mac } => absent_is_fine(self.peers.remove(mac))?,
+            MapOp::SetService { key, value } => self.services.insert(*key, *value, 0)?,
+            MapOp::DelService { key } => absent_is_fine(self.services.remove(key))?,
+            MapOp::SetVip { addr } => self.vips.insert(*addr, VipValue::default(), 0)?,
+            MapOp::DelVip { addr } => absent_is_fine(self.vips.remove(addr))?,
+            MapOp::SetRing { .. } | MapOp::DelRing { .. } => self.put_rings(std::slice::from_ref(op))?,
+        }
+        Ok(())
     }
 
     pub fn config(&self) -> Result<Config> {
@@ -124,10 +135,20 @@ impl ForwardingMaps {
         self.config.set(0, config, 0).context("write CONFIG")
     }
 
-    /// A new ring beside the one in use, then a swap of the slot: a packet sees the old ring or the new one, whole.
-    fn set_ring(&mut self, slot: u32, rows: &[Row]) -> Result<()> {
-        let ring = ebpf_object::create_ring(rows)?;
-        self.rings.set(slot, &ring, 0).with_context(|| format!("swap ring slot {slot}"))
+    /// New rings beside those in use, then one swap: a packet sees an old ring or a new one, whole. A deleted slot gets an empty
+    /// ring, which frees the memory of the old one; nothing names the slot any more.
+    fn put_rings(&mut self, ops: &[MapOp]) -> Result<()> {
+        let mut rings = Vec::new();
+        for op in ops {
+            let (slot, rows): (u32, &[Row]) = match op {
+                MapOp::SetRing { slot, rows } => (*slot, rows),
+                MapOp::DelRing { slot } => (*slot, &[]),
+                _ => continue,
+            };
+            rings.push((slot, ebpf_object::create_ring(rows).with_context(|| format!("{op:?}"))?));
+        }
+        let rings: Vec<_> = rings.iter().map(|(slot, ring)| (*slot, ring)).collect();
+        ebpf_object::put_rings(&self.rings, &rings).with_context(|| format!("{} rings", rings.len()))
     }
 }
 
@@ -150,8 +171,12 @@ impl Counters {
 }
 
 fn open(pins: &Pins, name: &str, wrap: fn(MapData) -> Map) -> Result<Map> {
+    pinned(pins, name).map(wrap)
+}
+
+fn pinned(pins: &Pins, name: &str) -> Result<MapData> {
     let path = pins.map(name);
-    Ok(wrap(MapData::from_pin(&path).with_context(|| format!("open the pinned map {}", path.display()))?))
+    MapData::from_pin(&path).with_context(|| format!("open the pinned map {}", path.display()))
 }
 
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {

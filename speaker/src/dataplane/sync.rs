@@ -220,10 +220,9 @@ impl State {
         }
         self.apply_config()?;
         let ops = diff(&self.have, &want);
-        for op in &ops {
-            self.sync.maps.execute(op)?;
-            self.have.apply(op);
-        }
+        self.sync.maps.execute(&ops, |op| self.have.apply(op))?;
+        // The same contents, and the rings shared with the planner instead of held twice.
+        self.have = want;
         Ok(ops.len())
     }
 
