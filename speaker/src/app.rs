@@ -363,7 +363,7 @@ fn on_change(change: netlink::Change, sync: &mpsc::UnboundedSender<Message>, com
 }
 
 pub fn sysctls(paths: &PathArgs) -> Sysctls {
-    Sysctls::new(&paths.sysctl_dir, &paths.state_dir.join("sysctl.json"))
+    Sysctls::new(&paths.sysctl_dir, paths.state_dir.join("sysctl.json"))
 }
 
 /// Kernels before 5.11 charge maps to RLIMIT_MEMLOCK; later ones ignore it, so a refusal matters only there.
