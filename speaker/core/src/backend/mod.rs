@@ -1,6 +1,6 @@
 //! View + this node -> what nftables does with packets that were dispatched here.
 //!
-//! [`Plan`] is the meaning, [`ruleset::render`] the text. Compare plans to learn whether anything changed.
+//! [`Plan`] is the meaning, [`ruleset`] the text. Compare plans to learn whether anything changed.
 //! Read first: docs/dataplane.md, "Backend".
 
 pub mod ruleset;
