@@ -12,6 +12,9 @@ use super::node::{Node, State, vip};
 /// I3 allows one interval; the rest is the drift of clocks and a late scheduler. The way there and back comes on top.
 const HEARD_OVERLAP_MAX: Duration = Duration::from_millis(50 + 10);
 
+/// The lease, and the drift of clocks.
+const LEASE_MAX: Duration = Duration::from_millis(120 + 1);
+
 /// Follows who holds what.
 #[derive(Debug, Default)]
 pub struct Watcher {
@@ -19,12 +22,12 @@ pub struct Watcher {
     overlaps: BTreeMap<(Vip, usize, usize), Duration>,
     /// VIPs that nobody holds: since when.
     gaps: BTreeMap<Vip, Duration>,
-    /// Whether times without an owner are bounded in this run.
-    pub judge_gaps: bool,
+    /// How long nobody may hold a VIP in this run.
+    pub gap_max: Option<Duration>,
 }
 
 /// The dead interval, the next heartbeat of a witness, the skew by rank, the drift: I5.
-const GAP_MAX: Duration = Duration::from_millis(150 + 50 + 10 * 4 + 15);
+pub const GAP_MAX: Duration = Duration::from_millis(160 + 50 + 10 * 4 + 15);
 
 impl Watcher {
     /// Looks at everything; called whenever something may have changed.
@@ -38,6 +41,7 @@ impl Watcher {
     ) -> Result<(), String> {
         for vip in (0..vips).map(vip) {
             let holders: Vec<usize> = (0..nodes.len()).filter(|node| nodes[*node].holds(vip, now)).collect();
+            abandoned(now, vip, &holders, nodes)?;
             self.overlap(now, vip, &holders, nodes, network, report)?;
             self.gap(now, vip, holders.is_empty(), report)?;
         }
@@ -83,14 +87,31 @@ impl Watcher {
             return Ok(());
         }
         let lasted = now - *self.gaps.entry(vip).or_insert(now);
-        if self.judge_gaps {
+        if let Some(max) = self.gap_max {
             report.longest_gap = report.longest_gap.max(lasted);
-            if lasted > GAP_MAX {
+            if lasted > max {
                 return Err(format!("nobody holds {vip} for {lasted:?} (I5)"));
             }
         }
         Ok(())
     }
+}
+
+/// I1: a kernel without a speaker answers no longer than the lease. R11: a node without a link holds nothing.
+fn abandoned(now: Duration, vip: Vip, holders: &[usize], nodes: &[Node]) -> Result<(), String> {
+    for node in holders.iter().map(|holder| &nodes[*holder]) {
+        if node.state == State::Running && !node.carrier {
+            return Err(format!("{} holds {vip} without a link (R11)", node.name));
+        }
+        if node.state == State::Running {
+            continue;
+        }
+        let since = now - node.stopped_at;
+        if since > LEASE_MAX {
+            return Err(format!("{} answers for {vip} {since:?} after its speaker stopped (I1)", node.name));
+        }
+    }
+    Ok(())
 }
 
 /// I4: every desired VIP has one owner, all nodes agree on it, nothing else is held.

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use speaker_core::election::{Action, Config, Event, PartitionPolicy};
-use speaker_core::name::Vip;
+use speaker_core::name::{NodeName, Term, Vip};
 
-use super::checkers::{Watcher, in_order};
+use super::checkers::{GAP_MAX, Watcher, in_order};
 use super::clock::Clock;
 use super::faults::{Epoch, FIRST_FAULT, Fault, Planned, Profile, plan};
 use super::network::{Network, Weather};
@@ -31,6 +31,9 @@ pub struct Cluster {
     orphans: BTreeMap<Vip, Duration>,
     watcher: Watcher,
     report: Report,
+    terms: BTreeMap<Vip, Term>,
+    /// What a fault has brought to light at once.
+    broken: Option<String>,
     trace: VecDeque<String>,
     verbose: bool,
 }
@@ -40,6 +43,10 @@ const TRACE_MAX: usize = 60;
 /// After the last fault everything must be in order this soon (I4), and then stay so.
 const SETTLE_MAX: Duration = Duration::from_millis(3000);
 const STAY: Duration = Duration::from_secs(3);
+/// A datagram is under way for 120 ms at most, and waits in the socket of a node that sleeps.
+const ECHO_MAX: Duration = Duration::from_millis(2000);
+/// Whoever slept longer than the dead interval has lost what it held.
+const SLEEP_MAX: Duration = Duration::from_millis(160 + 1);
 /// The scheduler wakes a node this late at most; later is a freeze, and a fault.
 const LATE_MAX: Duration = Duration::from_millis(2);
 
@@ -47,7 +54,7 @@ impl Cluster {
     pub fn new(seed: u64, profile: Profile) -> Self {
         let mut random = Random::new(seed);
         let mut config = config(random.next());
-        let least = if matches!(profile, Profile::Crashes | Profile::CutOffs) { 3 } else { 2 };
+        let least = if matches!(profile, Profile::Calm | Profile::Chaos) { 2 } else { 3 };
         let count = least + random.below(6 - least);
         let vips = 1 + random.below(6);
         if random.chance(200) {
@@ -72,6 +79,8 @@ impl Cluster {
             orphans: BTreeMap::new(),
             watcher: Watcher::default(),
             report,
+            terms: BTreeMap::new(),
+            broken: None,
             trace: VecDeque::new(),
             verbose,
         }
@@ -86,13 +95,20 @@ impl Cluster {
     }
 
     fn play(&mut self) -> Result<(), String> {
+        // Not in step: else all heartbeats come at the same time for ever.
         for node in 0..self.nodes.len() {
-            self.start(node);
+            let pause = self.random.duration(Duration::ZERO..Duration::from_millis(50));
+            self.advance_to(self.now + pause)?;
+            self.restart(node, Epoch::Higher);
         }
         self.advance_to(FIRST_FAULT)?;
         in_order(self.now, &self.nodes, self.vips, self.desired).map_err(|what| format!("before any fault: {what}"))?;
         let before = self.report.moves;
-        self.watcher.judge_gaps = self.profile != Profile::Chaos;
+        self.watcher.gap_max = match self.profile {
+            Profile::Chaos => None,
+            Profile::Crashes | Profile::CutOffs => Some(GAP_MAX),
+            Profile::Calm | Profile::HandOvers | Profile::OneWays => Some(Duration::ZERO),
+        };
         let mut cut_off = None;
         while let Some(planned) = self.plan.pop_front() {
             self.advance_to(planned.at)?;
@@ -113,8 +129,8 @@ impl Cluster {
         }
         self.end_faults();
         self.settle()?;
-        if self.profile == Profile::Calm && self.report.moves > before {
-            return Err("a VIP moved without any fault (I6)".into());
+        if matches!(self.profile, Profile::Calm | Profile::OneWays) && self.report.moves > before {
+            return Err("a VIP moved without need (I6)".into());
         }
         Ok(())
     }
@@ -165,6 +181,9 @@ impl Cluster {
                 }
             }
             self.watcher.observe(self.now, &self.nodes, self.vips, &self.network, &mut self.report)?;
+            if let Some(what) = self.broken.take() {
+                return Err(what);
+            }
         }
         self.now = self.now.max(end);
         Ok(())
@@ -189,16 +208,37 @@ impl Cluster {
                     if let Some(since) = self.orphans.remove(&vip) {
                         self.report.longest_takeover = self.report.longest_takeover.max(self.now - since);
                     }
+                    self.won(from, vip, term);
                     self.note(|| format!("node-{from} acquires {vip} term {term}"));
                 }
                 Effect::Released(vip) => {
                     self.report.moves += 1;
                     self.note(|| format!("node-{from} releases {vip}"));
                 }
+                Effect::Other(Action::PeerUp { node }) => {
+                    self.raised(&node);
+                    self.note(|| format!("node-{from} PeerUp {node}"));
+                }
                 Effect::Other(Action::Heard { .. } | Action::Rejected { .. } | Action::Announce { .. }) => {}
                 Effect::Other(Action::OwnerChanged { .. }) if !self.verbose => {}
                 Effect::Other(action) => self.note(|| format!("node-{from} {action:?}")),
             }
+        }
+    }
+
+    /// Without faults that split the cluster every win has a higher term than the one before.
+    fn won(&mut self, node: usize, vip: Vip, term: Term) {
+        let before = self.terms.insert(vip, term).unwrap_or_default();
+        if term <= before && matches!(self.profile, Profile::Crashes | Profile::HandOvers) {
+            self.broken = Some(format!("node-{node} wins {vip} with {term:?} after {before:?}"));
+        }
+    }
+
+    /// I8: only the living are up, and what they said not long ago.
+    fn raised(&mut self, name: &NodeName) {
+        let silent = self.nodes.iter().find(|node| node.name == *name && node.state != State::Running);
+        if let Some(since) = silent.map(|node| self.now - node.stopped_at).filter(|since| *since > ECHO_MAX) {
+            self.broken = Some(format!("{name} is up, but has said nothing for {since:?} (I8)"));
         }
     }
 
@@ -234,7 +274,7 @@ impl Cluster {
             }
             Fault::Crash(node) => {
                 self.orphans.extend(self.nodes[node].own.keys().map(|vip| (*vip, self.now)));
-                self.nodes[node].crash();
+                self.nodes[node].crash(self.now);
                 self.broke(node);
             }
             Fault::Restart(node, epoch) => self.restart(node, epoch),
@@ -267,7 +307,7 @@ impl Cluster {
         if self.nodes[node].state == State::Running {
             self.nodes[node].freeze_in_the_middle = middle;
             if !middle {
-                self.nodes[node].state = State::Frozen;
+                self.nodes[node].fall_asleep(self.now);
             }
             self.broke(node);
         }
@@ -277,8 +317,15 @@ impl Cluster {
         self.nodes[node].freeze_in_the_middle = false;
         if self.nodes[node].state == State::Frozen {
             self.broke(node);
+            let slept = self.now - self.nodes[node].stopped_at;
             let effects = self.nodes[node].thaw(self.now);
             self.apply(node, effects);
+            self.event(node, Event::Desired(desired(self.desired)));
+            self.event(node, Event::Ready(self.nodes[node].ready));
+            let held = self.nodes[node].own.len();
+            if slept > SLEEP_MAX && held > 0 {
+                self.broken = Some(format!("node-{node} slept for {slept:?} and holds {held} VIPs when it wakes (R9)"));
+            }
         }
     }
 

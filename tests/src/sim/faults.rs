@@ -11,8 +11,12 @@ pub enum Profile {
     Calm,
     /// One speaker after the other is killed and comes back, on a good network: bounds the time without an owner.
     Crashes,
+    /// One node after the other leaves in good order or loses its dataplane, and comes back: nobody notices.
+    HandOvers,
     /// One node after the other is cut off from all others and comes back: the others keep what they have.
     CutOffs,
+    /// One direction of one link after the other fails: the others bear witness, nobody moves.
+    OneWays,
     /// Everything at once.
     Chaos,
 }
@@ -70,7 +74,9 @@ pub fn plan(profile: Profile, nodes: usize, vips: usize, random: &mut Random) ->
     let mut plan = match profile {
         Profile::Calm => Vec::new(),
         Profile::Crashes => crashes(nodes, random),
+        Profile::HandOvers => hand_overs(nodes, random),
         Profile::CutOffs => cut_offs(nodes, random),
+        Profile::OneWays => one_ways(nodes, random),
         Profile::Chaos => chaos(nodes, vips, random),
     };
     plan.sort_by_key(|planned| planned.at);
@@ -91,6 +97,24 @@ fn crashes(nodes: usize, random: &mut Random) -> Vec<Planned> {
     plan
 }
 
+fn hand_overs(nodes: usize, random: &mut Random) -> Vec<Planned> {
+    let mut plan = Vec::new();
+    for round in 0..5 {
+        let at =
+            FIRST_FAULT + Duration::from_secs(4 * round) + random.duration(Duration::ZERO..Duration::from_millis(100));
+        let (node, leaves) = (random.below(nodes), random.chance(500));
+        let (goes, returns) = if leaves {
+            (Fault::Leave(node), Fault::Restart(node, Epoch::Higher))
+        } else {
+            (Fault::Ready(node, false), Fault::Ready(node, true))
+        };
+        plan.push(Planned { at, fault: goes });
+        let back = at + random.duration(Duration::from_millis(300)..Duration::from_millis(2000));
+        plan.push(Planned { at: back, fault: returns });
+    }
+    plan
+}
+
 fn cut_offs(nodes: usize, random: &mut Random) -> Vec<Planned> {
     let mut plan = Vec::new();
     for round in 0..5 {
@@ -99,6 +123,20 @@ fn cut_offs(nodes: usize, random: &mut Random) -> Vec<Planned> {
         plan.push(Planned { at, fault: Fault::CutOff(random.below(nodes)) });
         // From a blink that nobody notices to one that everybody does.
         let heal = at + random.duration(Duration::from_millis(20)..Duration::from_millis(1500));
+        plan.push(Planned { at: heal, fault: Fault::Heal });
+    }
+    plan
+}
+
+fn one_ways(nodes: usize, random: &mut Random) -> Vec<Planned> {
+    let mut plan = Vec::new();
+    for round in 0..5 {
+        let at =
+            FIRST_FAULT + Duration::from_secs(4 * round) + random.duration(Duration::ZERO..Duration::from_millis(100));
+        let from = random.below(nodes);
+        let to = (from + 1 + random.below(nodes - 1)) % nodes;
+        plan.push(Planned { at, fault: Fault::OneWay(from, to) });
+        let heal = at + random.duration(Duration::from_millis(20)..Duration::from_millis(3000));
         plan.push(Planned { at: heal, fault: Fault::Heal });
     }
     plan

@@ -16,6 +16,8 @@ pub struct Node {
     pub name: NodeName,
     pub clock: Clock,
     pub state: State,
+    /// Since when it is not running.
+    pub stopped_at: Duration,
     pub carrier: bool,
     pub ready: bool,
     pub election: Election,
@@ -52,6 +54,7 @@ pub enum Effect {
 const INBOX_MAX: usize = 200;
 
 impl Node {
+    /// Not started yet.
     pub fn new(index: usize, clock: Clock, config: &Config, epoch: u64, now: Duration) -> Self {
         let name = name(index);
         let seed = config.seed.wrapping_add(index as u64);
@@ -60,7 +63,8 @@ impl Node {
         Self {
             name,
             clock,
-            state: State::Running,
+            state: State::Crashed,
+            stopped_at: Duration::ZERO,
             carrier: true,
             ready: false,
             election: Election::new(start, now),
@@ -78,7 +82,6 @@ impl Node {
         self.clock.read(now) < self.lease && self.own.contains_key(&vip)
     }
 
-    /// When the lease runs out, or the node wants to be woken.
     pub fn lease_ends(&self) -> Duration {
         self.clock.when(self.lease)
     }
@@ -106,11 +109,13 @@ impl Node {
     }
 
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Effect> {
+        let (tick, local) = (event == Event::Tick, self.clock.read(now));
         let mut actions = Vec::new();
-        self.election.handle(event, self.clock.read(now), &mut actions);
+        self.election.handle(event, local, &mut actions);
+        assert!(!tick || self.election.next_deadline().is_none_or(|next| next > local), "a busy loop");
         if self.freeze_in_the_middle && !actions.is_empty() {
             self.freeze_in_the_middle = false;
-            self.state = State::Frozen;
+            self.fall_asleep(now);
             self.unfinished = actions.split_off(actions.len() / 2);
         }
         self.carry_out(actions)
@@ -136,6 +141,10 @@ impl Node {
         effects
     }
 
+    pub fn fall_asleep(&mut self, now: Duration) {
+        (self.state, self.stopped_at) = (State::Frozen, now);
+    }
+
     /// What was decided is done, what came is delivered, then the tick: the driver's loop.
     pub fn thaw(&mut self, now: Duration) -> Vec<Effect> {
         self.state = State::Running;
@@ -144,13 +153,15 @@ impl Node {
         for datagram in std::mem::take(&mut self.inbox) {
             effects.extend(self.handle(Event::Datagram(datagram), now));
         }
+        // What the link did meanwhile is pending too.
+        effects.extend(self.handle(Event::Carrier(self.carrier), now));
         effects.extend(self.handle(Event::Tick, now));
         effects
     }
 
     /// The kernel goes on answering until the lease is over.
-    pub fn crash(&mut self) {
-        self.state = State::Crashed;
+    pub fn crash(&mut self, now: Duration) {
+        (self.state, self.stopped_at) = (State::Crashed, now);
         self.inbox.clear();
         self.unfinished.clear();
         self.freeze_in_the_middle = false;

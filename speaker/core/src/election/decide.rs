@@ -19,14 +19,6 @@ use crate::wire::advert::MAX_CLAIMS;
 pub(super) struct Vacancy {
     since: Instant,
     why: Why,
-    /// Nobody else was heard either when the owner fell silent.
-    suspect: bool,
-}
-
-impl Vacancy {
-    fn new(since: Instant, why: Why) -> Self {
-        Self { since, why, suspect: false }
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +155,7 @@ impl Election {
         let owner = best.map(|(best, _)| Owner { node: best.node.clone(), term: best.term });
         let vacancy = match best {
             Some((_, false)) => None,
-            Some((_, true)) => Some(Vacancy::new(now, Why::Offered)),
+            Some((_, true)) => Some(Vacancy { since: now, why: Why::Offered }),
             None => self.why_vacant(vip, now),
         };
         if let Some(owner) = &owner {
@@ -188,11 +180,11 @@ impl Election {
 
     fn why_vacant(&self, vip: Vip, now: Instant) -> Option<Vacancy> {
         if let Some(until) = self.peers.haunted_until(vip, now) {
-            return Some(Vacancy::new(until, Why::OwnerDied));
+            return Some(Vacancy { since: until, why: Why::OwnerDied });
         }
         let died =
             self.owners.get(&vip).is_some_and(|owner| owner.node != self.config.node && !self.peers.is_up(&owner.node));
-        Some(Vacancy::new(now, if died { Why::OwnerDied } else { Why::New }))
+        Some(Vacancy { since: now, why: if died { Why::OwnerDied } else { Why::New } })
     }
 
     /// R3: the best-ranked claims, the others later, each if nobody has by then.
@@ -209,26 +201,12 @@ impl Election {
         if self.peers.misses_claims() && now < due + self.config.dead() {
             due = due.max(now + self.config.interval);
         }
-        if vacancy.why == Why::OwnerDied && self.may_be_cut_off(vip, vacancy, now) {
-            due = due.max(now + self.config.rank_skew);
-        }
         if now < due {
             return self.wake_at(due);
         }
         let highest = self.terms.get(&vip).copied().max(self.peers.highest_term(vip)).unwrap_or_default();
         self.hold(vip, highest.next(), actions);
         actions.push(Action::Announce { vip });
-    }
-
-    /// If all others have been silent for as long as the owner, it may be this node that is cut off: wait until all are down, so
-    /// that what is claimed is claimed alone, or until one of them is heard, and then as long as the others need to speak.
-    fn may_be_cut_off(&mut self, vip: Vip, vacancy: Vacancy, now: Instant) -> bool {
-        let silence = self.config.dead() - self.config.heard_window();
-        let silent = !self.peers.speak_since(vacancy.since - silence);
-        let heard_again = vacancy.suspect && !silent && self.peers.direct().next().is_some();
-        let since = if heard_again { now + self.config.interval } else { vacancy.since };
-        self.vacancies.insert(vip, Vacancy { suspect: silent, since, ..vacancy });
-        silent || heard_again
     }
 
     fn delay(&self, vip: Vip, why: Why) -> Duration {

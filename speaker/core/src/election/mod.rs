@@ -49,7 +49,7 @@ pub struct Election {
     all_taken: bool,
 
     last_tick: Instant,
-    last_beat: Option<Instant>,
+    last_beat: Instant,
     next_beat: Instant,
     lease_until: Instant,
 
@@ -95,7 +95,7 @@ impl Election {
             handed_over: false,
             all_taken: true,
             last_tick: Instant::ZERO,
-            last_beat: None,
+            last_beat: now,
             next_beat: now,
             lease_until: Instant::ZERO,
             desired: BTreeMap::new(),
@@ -182,11 +182,10 @@ impl Election {
     /// R9: a heartbeat that is later than the dead interval means that this node was frozen: others may have its VIPs by now,
     /// and what lies in its socket is old.
     fn notice_freeze(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let Some(last_beat) = self.last_beat else { return };
-        if now.since(last_beat) < self.config.dead() {
+        if now.since(self.last_beat) < self.config.dead() {
             return;
         }
-        self.last_beat = Some(now);
+        self.last_beat = now;
         self.next_beat = now;
         self.release_all(LoseReason::Frozen, actions);
         self.peers.forgive_silence(now);
@@ -270,7 +269,7 @@ impl Election {
         // I1: only here, beside a heartbeat, and counted from before it was sent.
         self.lease_until = now + self.config.lease;
         actions.push(Action::RenewLease { until: self.lease_until });
-        self.last_beat = Some(now);
+        self.last_beat = now;
         let next = self.next_beat + self.config.interval;
         self.next_beat = if next > now { next } else { now + self.config.interval };
     }

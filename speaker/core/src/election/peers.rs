@@ -22,6 +22,8 @@ pub(super) struct Peers {
     peers: BTreeMap<NodeName, Peer>,
     /// Claims of incarnations that are over, until their lease is.
     ghosts: Vec<Ghost>,
+    /// When any peer was heard last.
+    last_sound: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +65,23 @@ impl Peers {
         now: Instant,
     ) -> Result<Received, Reject> {
         self.make_room(&advert.node, config, now)?;
+        let received = self.receive_from(advert, own, config, now)?;
+        if received.verified {
+            if self.is_hushed(config, now) {
+                self.break_hush(config, now);
+            }
+            self.last_sound = now;
+        }
+        Ok(received)
+    }
+
+    fn receive_from(
+        &mut self,
+        advert: Advert,
+        own: Challenges,
+        config: &Config,
+        now: Instant,
+    ) -> Result<Received, Reject> {
         let peer = self.peers.entry(advert.node.clone()).or_default();
         if let Some(current) = &mut peer.current
             && current.epoch == advert.epoch
@@ -100,12 +119,28 @@ impl Peers {
         Ok(())
     }
 
+    /// Nobody has been heard for so long that it may be this node that is cut off (rule R3a). With one peer there is no telling.
+    fn is_hushed(&self, config: &Config, now: Instant) -> bool {
+        now > self.last_sound + config.hush() && self.direct().nth(1).is_some()
+    }
+
+    /// Somebody is heard again: the others get the time to speak that they need.
+    fn break_hush(&mut self, config: &Config, now: Instant) {
+        let silent_since = now + config.testimony_window() - config.dead();
+        for current in self.peers.values_mut().filter(|peer| peer.up).filter_map(|peer| peer.current.as_mut()) {
+            current.last_heard = current.last_heard.max(silent_since);
+        }
+    }
+
     /// Declares silent peers down, unless another peer hears them (rule R6). Names those who went down, and tells whether the
     /// claims of an incarnation that is over have ended.
     pub fn expire(&mut self, config: &Config, now: Instant) -> (Vec<NodeName>, bool) {
         let ghosts = self.ghosts.len();
         self.ghosts.retain(|ghost| now < ghost.until);
         let laid = self.ghosts.len() < ghosts;
+        if self.is_hushed(config, now) && now < self.last_sound + config.dead() {
+            return (Vec::new(), laid);
+        }
         let silent: Vec<(NodeName, u32, bool)> = self
             .peers
             .iter()
@@ -132,17 +167,16 @@ impl Peers {
         (down, laid)
     }
 
-    /// When `expire` has something to do.
-    pub fn next_expiry(&self, config: &Config, now: Instant) -> Option<Instant> {
-        let silence = |peer: &Peer| {
-            let at = peer.current.as_ref().filter(|_| peer.up)?.silent_at(config);
-            Some(if peer.vouched { at.max(now + config.interval) } else { at })
-        };
-        self.peers.values().filter_map(silence).chain(self.ghosts.iter().map(|ghost| ghost.until)).min()
+    /// When `expire` has something to do, after it was called at `last`: what it put off then it looks at again soon.
+    pub fn next_expiry(&self, config: &Config, last: Instant) -> Option<Instant> {
+        let silence = |(_, peer): (_, &Incarnation)| peer.silent_at(config);
+        let next = self.up().map(silence).chain(self.ghosts.iter().map(|ghost| ghost.until)).min()?;
+        Some(if next <= last { last + config.rank_skew } else { next })
     }
 
     /// The silence was this node's own: everybody gets a fresh start.
     pub fn forgive_silence(&mut self, now: Instant) {
+        self.last_sound = now;
         for peer in self.peers.values_mut().filter(|peer| peer.up) {
             if let Some(current) = &mut peer.current {
                 current.last_heard = now;
@@ -172,11 +206,6 @@ impl Peers {
 
     pub fn is_up(&self, node: &NodeName) -> bool {
         self.peers.get(node).is_some_and(|peer| peer.up)
-    }
-
-    /// Whether somebody has been heard since, or nobody is there to be heard.
-    pub fn speak_since(&self, since: Instant) -> bool {
-        self.direct().next().is_none() || self.direct().any(|(_, peer)| peer.last_heard > since)
     }
 
     /// The challenges to name in a heartbeat.

@@ -17,7 +17,7 @@ pub struct Config {
     pub keys: Keyring,
     /// Between heartbeats.
     pub interval: Duration,
-    /// Silence of this many intervals is death.
+    /// Silence of this many intervals, and a skew, is death.
     pub dead_intervals: u32,
     /// Between the claims of nodes that are next in rank.
     pub rank_skew: Duration,
@@ -54,15 +54,22 @@ impl Config {
         }
     }
 
+    /// A little more than the intervals: the heartbeat that is due at their end must have had time to arrive, else two lost
+    /// ones and some jitter are a death.
     pub fn dead(&self) -> Duration {
-        self.interval * self.dead_intervals
+        self.interval * self.dead_intervals + self.rank_skew
+    }
+
+    /// Among two or more peers somebody is heard within this time, or it is this node that hears nobody (rule R3a).
+    pub fn hush(&self) -> Duration {
+        self.interval * 3 / 2
     }
 
     /// A heartbeat names whom its sender heard within this time. With [`Self::testimony_window`] it stays within the dead
     /// interval, so that what a witness says is never older than the silence it contradicts (rule R6). Shorter than two
     /// intervals: else the last heartbeat before the dead interval ends still names the dead, and a takeover waits for the next.
     pub fn heard_window(&self) -> Duration {
-        self.dead() - self.interval * 3 / 2
+        self.interval * self.dead_intervals - self.interval * 3 / 2
     }
 
     /// The heartbeat of a witness counts for this long: until the next one must have come.
