@@ -72,8 +72,8 @@ pub fn wait_nodes_down(scene: &Scene, nodes: &[String], down: f64) -> Result<()>
 }
 
 /// Waits until a speaker is ready and is another process than `before`.
-pub fn wait_new_speaker(scene: &Scene, node: &str, before: i32) -> Result<()> {
-    wait_for(&format!("a new speaker on {node}"), WITHIN, || {
+pub fn wait_new_speaker(scene: &Scene, node: &str, before: i32, within: Duration) -> Result<()> {
+    wait_for(&format!("a new speaker on {node}"), within, || {
         let other = scene.lab.speaker(node)?.is_some_and(|found| found.pid != before);
         Ok((other && speaker_missing(scene, node).ok().flatten().is_none()).then_some(()))
     })

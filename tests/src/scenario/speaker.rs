@@ -21,13 +21,22 @@ pub struct SpeakerFault {
     pub observed: Observed,
 }
 
-/// SIGKILL for the owner's speaker. kubelet starts another one.
+/// SIGKILL for the owner's speaker. kubelet starts another one: the first time at once, later ever more slowly, so a pod
+/// that was killed often is replaced when it has been measured.
 pub fn speaker_kill(scene: &Scene, connections: u16) -> Result<SpeakerFault> {
     let owner = wait_holder(scene, &scene.nodes)?;
-    strike(scene, &owner, &owner, connections, |pid| {
+    let others: Vec<_> = scene.nodes.iter().filter(|node| **node != owner).cloned().collect();
+    let report = strike(scene, &owner, &owner, connections, |pid| {
         scene.lab.fault(Fault::KillSpeaker { node: owner.clone() })?;
-        wait_new_speaker(scene, &owner, pid)
-    })
+        wait_holder(scene, &others)?;
+        // Either way is a fair measurement: with a speaker that comes back, or with none.
+        let _ = wait_new_speaker(scene, &owner, pid, AT_ONCE);
+        Ok(())
+    })?;
+    if scene.lab.speaker(&owner)?.is_none() {
+        scene.lab.fault(Fault::DeleteSpeakerPod { node: owner })?;
+    }
+    Ok(report)
 }
 
 /// SIGSTOP for the owner's speaker, and SIGCONT when another node has the address.
@@ -71,7 +80,7 @@ fn rolling_restart(scene: &Scene, connections: u16) -> Result<SpeakerFault> {
         for node in &scene.nodes {
             let before = pid(scene, node)?;
             scene.lab.fault(Fault::DeleteSpeakerPod { node: node.clone() })?;
-            wait_new_speaker(scene, node, before)?;
+            wait_new_speaker(scene, node, before, RESTARTS_WITHIN)?;
         }
         Ok(())
     })
@@ -80,7 +89,7 @@ fn rolling_restart(scene: &Scene, connections: u16) -> Result<SpeakerFault> {
 fn restart(scene: &Scene, node: &str, owner: &str, connections: u16) -> Result<SpeakerFault> {
     strike(scene, node, owner, connections, |pid| {
         scene.lab.fault(Fault::DeleteSpeakerPod { node: node.to_owned() })?;
-        wait_new_speaker(scene, node, pid)
+        wait_new_speaker(scene, node, pid, RESTARTS_WITHIN)
     })
 }
 
@@ -96,7 +105,8 @@ fn strike(
     let mut measurement = Measurement::start(scene, connections, false)?;
     measurement.mark()?;
     let struck = fault(before);
-    let settled = struck.and_then(|()| wait_holder(scene, &scene.nodes));
+    let running = || scene.nodes.iter().filter(|node| scene.lab.speaker(node).is_ok_and(|found| found.is_some()));
+    let settled = struck.and_then(|()| wait_holder(scene, &running().cloned().collect::<Vec<_>>()));
     let observed = measurement.finish(owner, None)?;
     let owner_after = settled.map_err(|error| error.context(format!("clients saw {observed:?}")))?;
     Ok(SpeakerFault { node: node.to_owned(), owner_before: owner.to_owned(), owner_after, observed })
@@ -106,4 +116,6 @@ fn pid(scene: &Scene, node: &str) -> Result<i32> {
     Ok(scene.lab.speaker(node)?.with_context(|| format!("{node} has no speaker"))?.pid)
 }
 
+const AT_ONCE: Duration = Duration::from_secs(3);
+const RESTARTS_WITHIN: Duration = Duration::from_secs(60);
 const FROZEN: Duration = Duration::from_millis(1000);
