@@ -54,6 +54,12 @@ impl Config {
         }
     }
 
+    /// Another pace; what hangs on it keeps its proportion.
+    pub fn at_pace(self, interval: Duration, dead_intervals: u32) -> Self {
+        let paced = Self { interval, dead_intervals, rank_skew: interval / 5, ..self };
+        Self { lease: paced.dead() * 3 / 4, ..paced }
+    }
+
     /// A little more than the intervals: the heartbeat that is due at their end must have had time to arrive, else two lost
     /// ones and some jitter are a death.
     pub fn dead(&self) -> Duration {

@@ -499,6 +499,11 @@ fn times_that_do_not_fit_are_refused() {
         config.check()
     };
     assert_eq!(with(|_| {}), Ok(()));
+    for millis in [1, 10, 50, 1000] {
+        assert_eq!(config(0, 1).at_pace(ms(millis), 3).check(), Ok(()));
+    }
+    let (default, paced) = (config(0, 1), config(0, 1).at_pace(ms(50), 3));
+    assert_eq!((default.lease, default.rank_skew), (paced.lease, paced.rank_skew));
     assert_eq!(with(|c| c.interval = Duration::ZERO), Err(ConfigError::IntervalTooShort));
     assert_eq!(with(|c| c.dead_intervals = 2), Err(ConfigError::DeadTooShort));
     assert_eq!(with(|c| c.lease = ms(150)), Err(ConfigError::LeaseOutOfRange));
