@@ -98,8 +98,10 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let mut config = election::Config::new(node.clone(), keys.cluster_id, epoch, keys.adverts, seed);
     config.interval = args.interval();
     config.dead_intervals = args.dead_intervals;
-    config.lease = config.dead() * 4 / 5;
+    config.rank_skew = config.interval / 5;
+    config.lease = config.dead() * 3 / 4;
     config.leave_timeout = Duration::from_millis(args.handover_timeout_ms);
+    config.check().context("--heartbeat-interval-ms, --dead-intervals")?;
     let liveness = liveness::Config { interval: config.interval, dead: config.dead(), ..liveness::Config::default() };
     let group = SocketAddrV4::new(args.heartbeat_group, args.heartbeat_port);
     let now = clock::now();

@@ -97,7 +97,7 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(10..=1000))]
     pub heartbeat_interval_ms: u64,
     /// Intervals without a heartbeat after which a speaker counts as dead.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=10))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..=10))]
     pub dead_intervals: u32,
     /// Where readiness, liveness and metrics are served; default: the node's address, port 7473.
     #[arg(long)]
