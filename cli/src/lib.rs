@@ -1,0 +1,63 @@
+//! The command line of Sheave: `sheave`, and `kubectl sheave` (kubectl finds a program called kubectl-sheave).
+//!
+//! Reads the API server only; what the packet path of a node does is in that node's metrics.
+
+mod status;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+#[derive(Parser)]
+#[command(name = "sheave", version, about = "Who holds which address, and which nodes may.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Path of the kubeconfig; default: KUBECONFIG, then ~/.kube/config, then in-cluster.
+    #[arg(long, global = true)]
+    kubeconfig: Option<std::path::PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Who holds which address since when, and which speakers are ready.
+    Status(status::Args),
+}
+
+/// Both programs.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("sheave: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(async {
+        let client = client(cli.kubeconfig).await?;
+        match cli.command {
+            Command::Status(args) => status::run(client, &args).await,
+        }
+    })
+}
+
+async fn client(kubeconfig: Option<std::path::PathBuf>) -> Result<Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(&path).with_context(|| format!("--kubeconfig {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.context("kubeconfig")?
+        }
+        None => {
+            kube::Config::infer().await.context("no kubeconfig found (--kubeconfig, KUBECONFIG, ~/.kube/config)")?
+        }
+    };
+    Client::try_from(config).context("configure the Kubernetes client")
+}
