@@ -50,7 +50,7 @@ pub fn after_speaker_loss(fault: &SpeakerFault) -> Vec<Promise> {
         survive("connections survive the death of the owner's speaker", &fault.observed.connections),
         Promise::new(
             "a dead speaker's node claims the address no longer than its lease",
-            until <= FENCED_WITHIN_MS && fault.owner_after != fault.owner_before,
+            until - fault.struck_ms <= FENCED_WITHIN_MS && fault.owner_after != fault.owner_before,
             match fault.observed.claims.old_owner_until_ms {
                 Some(until) => format!("last claim {until:.0} ms after SIGKILL"),
                 None => "no claim after SIGKILL".to_owned(),
@@ -80,5 +80,5 @@ fn survive(name: &'static str, connections: &Connections) -> Promise {
 
 const RESET_WITHIN_MS: f64 = 300.0;
 const TAKEOVER_WITHIN_MS: f64 = 500.0;
-/// The lease and one answer on its way, from the last renewal, which SIGKILL cannot precede.
+/// The lease and one answer on its way, from the last renewal, which cannot come after SIGKILL.
 const FENCED_WITHIN_MS: f64 = 150.0;

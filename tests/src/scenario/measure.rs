@@ -61,7 +61,7 @@ pub struct Claims {
     /// The first other node that claimed it.
     pub after: Option<String>,
     pub takeover_ms: Option<f64>,
-    /// The last claim of the old owner; `None` if it never claimed again after the fault.
+    /// The last claim of the old owner; `None` if it never claimed again after the fault, or if nobody else did.
     pub old_owner_until_ms: Option<f64>,
 }
 
@@ -208,7 +208,9 @@ fn claims(report: &ArpReport, nodes: &BTreeMap<String, String>, owner: &str) -> 
         before,
         after: first_other.map(|answer| name(&answer.mac)),
         takeover_ms: first_other.map(|answer| milliseconds(mark, answer.at_ns)),
-        old_owner_until_ms: last_of_old.map(|answer| milliseconds(mark, answer.at_ns)),
+        old_owner_until_ms: last_of_old
+            .filter(|_| first_other.is_some())
+            .map(|answer| milliseconds(mark, answer.at_ns)),
     }
 }
 

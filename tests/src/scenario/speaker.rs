@@ -10,6 +10,7 @@ use super::deploy::Scene;
 use super::measure::{Measurement, Observed};
 use super::settle::{settle, wait_holder, wait_new_speaker};
 use crate::lab::Fault;
+use crate::traffic::clock::{milliseconds, now_ns};
 
 /// What happened when the speaker of a node was struck.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -17,6 +18,9 @@ pub struct SpeakerFault {
     pub node: String,
     pub owner_before: String,
     pub owner_after: String,
+    /// From the mark until the fault had surely happened: a signal is delivered when the system call returns, and finding
+    /// the process takes a while before. No lease was renewed later than this.
+    pub struck_ms: f64,
     #[serde(flatten)]
     pub observed: Observed,
 }
@@ -26,8 +30,8 @@ pub struct SpeakerFault {
 pub fn speaker_kill(scene: &Scene, connections: u16) -> Result<SpeakerFault> {
     let owner = wait_holder(scene, &scene.nodes)?;
     let others: Vec<_> = scene.nodes.iter().filter(|node| **node != owner).cloned().collect();
-    let report = strike(scene, &owner, &owner, connections, |pid| {
-        scene.lab.fault(Fault::KillSpeaker { node: owner.clone() })?;
+    let kill = || scene.lab.fault(Fault::KillSpeaker { node: owner.clone() });
+    let report = strike(scene, &owner, &owner, connections, kill, |pid| {
         wait_holder(scene, &others)?;
         // Either way is a fair measurement: with a speaker that comes back, or with none.
         let _ = wait_new_speaker(scene, &owner, pid, AT_ONCE);
@@ -43,8 +47,8 @@ pub fn speaker_kill(scene: &Scene, connections: u16) -> Result<SpeakerFault> {
 pub fn speaker_stop_and_cont(scene: &Scene, connections: u16) -> Result<SpeakerFault> {
     let owner = wait_holder(scene, &scene.nodes)?;
     let others: Vec<_> = scene.nodes.iter().filter(|node| **node != owner).cloned().collect();
-    strike(scene, &owner, &owner, connections, |_| {
-        scene.lab.fault(Fault::StopSpeaker { node: owner.clone() })?;
+    let stop = || scene.lab.fault(Fault::StopSpeaker { node: owner.clone() });
+    strike(scene, &owner, &owner, connections, stop, |_| {
         let taken = wait_holder(scene, &others);
         // Long enough for questions to queue up that a woken process would answer.
         sleep(FROZEN);
@@ -76,40 +80,48 @@ pub fn speaker_restarts(scene: &Scene, connections: u16) -> Result<Vec<SpeakerFa
 /// All speakers, one after the other, under the same connections.
 fn rolling_restart(scene: &Scene, connections: u16) -> Result<SpeakerFault> {
     let owner = wait_holder(scene, &scene.nodes)?;
-    strike(scene, "all", &owner, connections, |_| {
-        for node in &scene.nodes {
-            let before = pid(scene, node)?;
-            scene.lab.fault(Fault::DeleteSpeakerPod { node: node.clone() })?;
-            wait_new_speaker(scene, node, before, RESTARTS_WITHIN)?;
-        }
-        Ok(())
-    })
+    strike(
+        scene,
+        "all",
+        &owner,
+        connections,
+        || Ok(()),
+        |_| {
+            for node in &scene.nodes {
+                let before = pid(scene, node)?;
+                scene.lab.fault(Fault::DeleteSpeakerPod { node: node.clone() })?;
+                wait_new_speaker(scene, node, before, RESTARTS_WITHIN)?;
+            }
+            Ok(())
+        },
+    )
 }
 
 fn restart(scene: &Scene, node: &str, owner: &str, connections: u16) -> Result<SpeakerFault> {
-    strike(scene, node, owner, connections, |pid| {
-        scene.lab.fault(Fault::DeleteSpeakerPod { node: node.to_owned() })?;
-        wait_new_speaker(scene, node, pid, RESTARTS_WITHIN)
-    })
+    let delete = || scene.lab.fault(Fault::DeleteSpeakerPod { node: node.to_owned() });
+    strike(scene, node, owner, connections, delete, |pid| wait_new_speaker(scene, node, pid, RESTARTS_WITHIN))
 }
 
-/// `fault` gets the pid of the speaker before; it returns when what it did has had its effect.
+/// `wait` gets the pid of the speaker before; it returns when the fault has had its effect.
 fn strike(
     scene: &Scene,
     node: &str,
     owner: &str,
     connections: u16,
-    fault: impl FnOnce(i32) -> Result<()>,
+    fault: impl FnOnce() -> Result<()>,
+    wait: impl FnOnce(i32) -> Result<()>,
 ) -> Result<SpeakerFault> {
     let before = if scene.nodes.iter().any(|one| one == node) { pid(scene, node)? } else { 0 };
     let mut measurement = Measurement::start(scene, connections, false)?;
-    measurement.mark()?;
-    let struck = fault(before);
+    let at = measurement.mark()?;
+    let struck = fault();
+    let struck_ms = milliseconds(at, now_ns());
+    let struck = struck.and_then(|()| wait(before));
     let running = || scene.nodes.iter().filter(|node| scene.lab.speaker(node).is_ok_and(|found| found.is_some()));
     let settled = struck.and_then(|()| wait_holder(scene, &running().cloned().collect::<Vec<_>>()));
     let observed = measurement.finish(owner, None)?;
     let owner_after = settled.map_err(|error| error.context(format!("clients saw {observed:?}")))?;
-    Ok(SpeakerFault { node: node.to_owned(), owner_before: owner.to_owned(), owner_after, observed })
+    Ok(SpeakerFault { node: node.to_owned(), owner_before: owner.to_owned(), owner_after, struck_ms, observed })
 }
 
 fn pid(scene: &Scene, node: &str) -> Result<i32> {

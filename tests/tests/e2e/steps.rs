@@ -119,7 +119,7 @@ fn fenced(report: &SpeakerFault) -> Result<String> {
     alive(&report.observed.connections)?;
     ensure!(report.owner_after != report.owner_before, "nobody took over: {report:#?}");
     let until = report.observed.claims.old_owner_until_ms.unwrap_or_default();
-    ensure!(until <= FENCED_MS, "the old owner claimed the address for {until:.0} ms: {report:#?}");
+    ensure!(until - report.struck_ms <= FENCED_MS, "the old owner claimed the address for {until:.0} ms: {report:#?}");
     Ok(figures(&report.observed))
 }
 
