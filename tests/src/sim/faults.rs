@@ -121,8 +121,9 @@ fn cut_offs(nodes: usize, random: &mut Random) -> Vec<Planned> {
         let at =
             FIRST_FAULT + Duration::from_secs(4 * round) + random.duration(Duration::ZERO..Duration::from_millis(100));
         plan.push(Planned { at, fault: Fault::CutOff(random.below(nodes)) });
-        // From a blink that nobody notices to one that everybody does.
-        let heal = at + random.duration(Duration::from_millis(20)..Duration::from_millis(1500));
+        // From a blink that nobody notices to one that everybody does; mostly about the dead interval.
+        let longest = if random.chance(700) { 250 } else { 1500 };
+        let heal = at + random.duration(Duration::from_millis(20)..Duration::from_millis(longest));
         plan.push(Planned { at: heal, fault: Fault::Heal });
     }
     plan

@@ -263,6 +263,13 @@ fn restart_with_a_lower_epoch() {
 #[test]
 fn quick_restart() {
     let mut cluster = Cluster::settled(3, 1);
+    // The first in rank is back and would claim at once.
+    let first = cluster.owner(vip(1));
+    cluster.crash(first);
+    cluster.run(ms(1000));
+    cluster.restart(first, 200);
+    cluster.run(ms(1000));
+    cluster.log.clear();
     let owner = cluster.owner(vip(1));
     let lease = cluster.nodes[owner].lease;
     cluster.crash(owner);
@@ -272,6 +279,23 @@ fn quick_restart() {
     assert!(cluster.now > lease);
     cluster.run(ms(1000));
     assert_eq!(cluster.acquired().len(), 1);
+    assert_eq!(cluster.owner(vip(1)), first);
+}
+
+/// R9: frozen between its start and its first heartbeat, it does not wake as a member.
+#[test]
+fn frozen_before_the_first_word() {
+    let mut cluster = Cluster::settled(2, 1);
+    let owner = cluster.owner(vip(1));
+    cluster.isolate(owner);
+    cluster.crash(1 - owner);
+    cluster.restart(1 - owner, 200);
+    cluster.freeze(1 - owner);
+    cluster.run(ms(500));
+    cluster.cut.clear();
+    cluster.thaw(1 - owner);
+    cluster.run(ms(1000));
+    assert_eq!(cluster.acquired(), nothing());
 }
 
 /// R9: a frozen owner is woken: it has lost its VIPs, its queue is full of the past, and it claims nothing others have.
