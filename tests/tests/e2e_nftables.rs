@@ -25,6 +25,7 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("pool exhaustion", 2, steps::pool_exhaustion),
             ("client address after it all", 1, steps::client_address),
             ("resources", 2, steps::resources),
+            ("uninstall", 1, steps::uninstall),
         ],
     );
 }

@@ -42,7 +42,8 @@ impl Process {
     }
 }
 
-fn on_node(lab: &Lab, node: &str, program: &str, arguments: &[&str]) -> Result<String> {
+/// What a program prints on a node.
+pub fn on_node(lab: &Lab, node: &str, program: &str, arguments: &[&str]) -> Result<String> {
     let output = lab.node_command(node, program)?.args(arguments).output()?;
     if !output.status.success() && output.stdout.is_empty() {
         bail!("{program} on {node}: {}", String::from_utf8_lossy(&output.stderr).trim());

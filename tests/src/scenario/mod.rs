@@ -14,7 +14,7 @@
 //!
 //! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a
 //! fault) → [`measure`] (how it counts) → the scenarios: [`node_loss`], [`speaker`], [`address`], [`controller`],
-//! [`heartbeat`], [`baseline`](mod@baseline), [`resources`](mod@resources).
+//! [`heartbeat`], [`baseline`](mod@baseline), [`resources`](mod@resources), [`uninstall`](mod@uninstall).
 
 pub mod address;
 pub mod api;
@@ -33,6 +33,7 @@ pub mod pods;
 pub mod resources;
 pub mod settle;
 pub mod speaker;
+pub mod uninstall;
 
 pub use address::{client_address, first_answer};
 pub use baseline::baseline;
@@ -46,3 +47,4 @@ pub use node_loss::{NodeLoss, api_server_down_then_owner_loss, other_node_loss, 
 pub use resources::resources;
 pub use settle::settle;
 pub use speaker::{SpeakerFault, graceful_delete, speaker_kill, speaker_restarts, speaker_stop_and_cont};
+pub use uninstall::uninstall;

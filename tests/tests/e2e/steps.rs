@@ -95,6 +95,12 @@ pub fn resources(scene: &Scene) -> Result<String> {
     Ok(format!("{report:?}"))
 }
 
+pub fn uninstall(scene: &Scene) -> Result<String> {
+    let left = scenario::uninstall(scene)?;
+    ensure!(left.is_empty(), "left on the nodes: {left:#?}");
+    Ok("nothing is left on the nodes".into())
+}
+
 /// Without Sheave: only that the comparison itself works.
 pub fn baseline(scene: &Scene) -> Result<String> {
     let report = scenario::baseline(scene, CONNECTIONS, 200.0)?;

@@ -151,19 +151,4 @@ fn names_that_differ_in_padding_only_differ() {
     assert_ne!(digest(&KEY, b""), digest(&KEY, b"\0"));
 }
 
-/// `cargo test --release -p speaker-core fill_time -- --ignored --nocapture` prints it.
-#[test]
-#[ignore = "a measurement"]
-#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "measures time, decides nothing")]
-fn fill_time() {
-    extern crate std;
-    let lost: Vec<u32> = (0..300).collect();
-    for (nodes, pods) in [(1000, 1), (100, 10), (1000, 6)] {
-        let members = members((0..nodes).map(|n| (n, pods)), &lost);
-        let started = std::time::Instant::now();
-        let ring = fill(&members, &KEY);
-        std::println!("{} rows, {nodes} nodes x {pods}, 300 lost: {:?}", ring.rows.len(), started.elapsed());
-    }
-}
-
 const TABLE_OF_VERSION_1: u64 = 887_075_477_374_851_585;
