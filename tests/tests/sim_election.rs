@@ -74,6 +74,11 @@ fn one_ways() {
 }
 
 #[test]
+fn stalls() {
+    all_hold(Profile::Stalls, 50);
+}
+
+#[test]
 fn chaos() {
     all_hold(Profile::Chaos, 300);
 }

@@ -105,7 +105,8 @@ impl Cluster {
         in_order(self.now, &self.nodes, self.vips, self.desired).map_err(|what| format!("before any fault: {what}"))?;
         let before = self.report.moves;
         self.watcher.gap_max = match self.profile {
-            Profile::Chaos => None,
+            // A stall between lease and dead interval costs the answers in between (R9).
+            Profile::Chaos | Profile::Stalls => None,
             Profile::Crashes | Profile::CutOffs => Some(GAP_MAX),
             Profile::Calm | Profile::HandOvers | Profile::OneWays => Some(Duration::ZERO),
         };
@@ -129,7 +130,7 @@ impl Cluster {
         }
         self.end_faults();
         self.settle()?;
-        if matches!(self.profile, Profile::Calm | Profile::OneWays) && self.report.moves > before {
+        if matches!(self.profile, Profile::Calm | Profile::OneWays | Profile::Stalls) && self.report.moves > before {
             return Err("a VIP moved without need (I6)".into());
         }
         Ok(())

@@ -17,6 +17,8 @@ pub enum Profile {
     CutOffs,
     /// One direction of one link after the other fails: the others bear witness, nobody moves.
     OneWays,
+    /// One node after the other gets no processor for a while, but less than would cost it a heartbeat too many: nobody moves.
+    Stalls,
     /// Everything at once.
     Chaos,
 }
@@ -77,6 +79,7 @@ pub fn plan(profile: Profile, nodes: usize, vips: usize, random: &mut Random) ->
         Profile::HandOvers => hand_overs(nodes, random),
         Profile::CutOffs => cut_offs(nodes, random),
         Profile::OneWays => one_ways(nodes, random),
+        Profile::Stalls => stalls(nodes, random),
         Profile::Chaos => chaos(nodes, vips, random),
     };
     plan.sort_by_key(|planned| planned.at);
@@ -139,6 +142,21 @@ fn one_ways(nodes: usize, random: &mut Random) -> Vec<Planned> {
         plan.push(Planned { at, fault: Fault::OneWay(from, to) });
         let heal = at + random.duration(Duration::from_millis(20)..Duration::from_millis(3000));
         plan.push(Planned { at: heal, fault: Fault::Heal });
+    }
+    plan
+}
+
+fn stalls(nodes: usize, random: &mut Random) -> Vec<Planned> {
+    let mut plan = Vec::new();
+    for round in 0..40 {
+        let at = FIRST_FAULT
+            + Duration::from_millis(500 * round)
+            + random.duration(Duration::ZERO..Duration::from_millis(100));
+        let node = random.below(nodes);
+        plan.push(Planned { at, fault: Fault::Freeze(node, false) });
+        // An interval may have passed already since its last heartbeat.
+        let back = at + random.duration(Duration::from_millis(1)..Duration::from_millis(105));
+        plan.push(Planned { at: back, fault: Fault::Thaw(node) });
     }
     plan
 }

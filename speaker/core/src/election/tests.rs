@@ -212,6 +212,47 @@ fn one_way_loss_of_two() {
     assert_eq!(cluster.owner(vip(1)), deaf);
 }
 
+/// A node that starts and is heard by nobody hears the owner all the same: it cannot tell it from a recording, and leaves it alone.
+#[test]
+fn one_way_loss_at_start() {
+    let mut cluster = Cluster::settled(2, 1);
+    let owner = cluster.owner(vip(1));
+    let other = 1 - owner;
+    cluster.crash(other);
+    cluster.run(ms(1000));
+    cluster.cut.insert((other, owner));
+    cluster.restart(other, 200);
+    cluster.run(ms(5000));
+    assert_eq!(cluster.owner(vip(1)), owner);
+    cluster.crash(owner);
+    cluster.run_until(ms(260), |c| c.nodes[other].own.contains_key(&vip(1)));
+}
+
+/// R3a: a node is cut off until just after the first of its peers would be down, and the second is the first to be heard again.
+/// The first was not dead.
+#[test]
+fn who_comes_back_from_a_hush_does_not_bury_the_others() {
+    let mut cluster = Cluster::settled(4, 40);
+    let to_phase = |cluster: &mut Cluster, phase: u64| {
+        let at = cluster.now.as_nanos() / 1_000_000 % 50;
+        cluster.run(ms((50 + phase - at) % 50));
+    };
+    for (node, phase) in [(1, 0), (2, 15), (3, 30)] {
+        to_phase(&mut cluster, phase);
+        cluster.restart(node, 200);
+        cluster.run(ms(1000));
+    }
+    let held = cluster.nodes[1].own.clone();
+    let everybody = [name(0), name(1), name(2), name(3)];
+    assert!(held.keys().any(|vip| rank::rank(*vip, &name(0), everybody.iter().filter(|n| **n != name(1))) == 0));
+    to_phase(&mut cluster, 31);
+    cluster.isolate(0);
+    cluster.run(ms(132));
+    cluster.cut.clear();
+    cluster.run(ms(2000));
+    assert_eq!(cluster.nodes[1].own.keys().filter(|vip| held.contains_key(*vip)).count(), held.len());
+}
+
 /// Two nodes, the owner dies and returns: no preemption.
 #[test]
 fn two_nodes_no_preemption() {
@@ -291,6 +332,7 @@ fn frozen_before_the_first_word() {
     cluster.crash(1 - owner);
     cluster.restart(1 - owner, 200);
     cluster.freeze(1 - owner);
+    cluster.queue_without(1 - owner);
     cluster.run(ms(500));
     cluster.cut.clear();
     cluster.thaw(1 - owner);
