@@ -23,7 +23,8 @@ pub struct Arguments {
     /// Between two records on one connection
     #[arg(long, default_value_t = 10)]
     interval_ms: u64,
-    /// First of consecutive source ports; by default a random place, so that no conntrack entry is met again
+    /// First of consecutive source ports; by default a place that was not used for minutes, below the ports that other
+    /// programs get, so that no conntrack entry of an earlier connection is met
     #[arg(long)]
     source_port: Option<u16>,
     /// How long after the report was asked for an echo still counts as life
@@ -288,13 +289,16 @@ impl Track {
     }
 }
 
-/// Consecutive free source ports from a random or given place.
+/// Consecutive free source ports from a given place, or from one that moves on with the clock: a port that was used within the two
+/// minutes of TIME_WAIT meets what some node still knows of it, and is answered with silence.
 struct SourcePorts(u16);
 
 impl SourcePorts {
     fn new(arguments: &Arguments) -> Self {
-        let random = || FIRST_PORT + (now_ns() / 1_000 % u64::from(LAST_PORT - FIRST_PORT)) as u16;
-        Self(arguments.source_port.unwrap_or_else(random))
+        let places = u64::from(LAST_PORT - FIRST_PORT) / u64::from(arguments.connections.max(1));
+        let place = now_ns() / PLACE_NS % places.max(1);
+        let next = FIRST_PORT + place as u16 * arguments.connections;
+        Self(arguments.source_port.unwrap_or(next))
     }
 
     fn next(&mut self) -> Result<(TcpSocket, SocketAddr)> {
@@ -320,4 +324,7 @@ const RECORD: usize = 8;
 const CONNECTING_AT_ONCE: usize = 50;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const FIRST_PORT: u16 = 10_000;
-const LAST_PORT: u16 = 60_000;
+/// The kernel gives out ports from 32768 on (net.ipv4.ip_local_port_range).
+const LAST_PORT: u16 = 32_000;
+/// Before the next place: 110 places of 200 ports come round every 220 s.
+const PLACE_NS: u64 = 2_000_000_000;
