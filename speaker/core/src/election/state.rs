@@ -83,6 +83,11 @@ impl Config {
         self.interval + self.rank_skew
     }
 
+    /// Between words out of turn. Two nodes that meet may need two rounds, and have an interval for them (I3).
+    pub fn word_pause(&self) -> Duration {
+        self.rank_skew / 2
+    }
+
     /// What the invariants need of the times.
     pub fn check(&self) -> Result<(), ConfigError> {
         if self.interval < Duration::from_millis(1) {

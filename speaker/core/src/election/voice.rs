@@ -46,12 +46,12 @@ impl Election {
     }
 
     fn answer_due(&self) -> Option<Instant> {
-        let pause = self.config.rank_skew;
+        let pause = self.config.word_pause();
         self.voice.answer.then(|| self.voice.answered_at.map_or(Instant::ZERO, |at| at + pause))
     }
 
     fn introduction_due(&self) -> Option<Instant> {
-        let pause = self.config.rank_skew;
+        let pause = self.config.word_pause();
         let wanted = self.voice.introduced && !self.held.is_empty();
         wanted.then(|| self.voice.claims_at.map_or(Instant::ZERO, |at| at + pause))
     }
@@ -61,9 +61,11 @@ impl Election {
         [self.answer_due(), self.introduction_due()].into_iter().flatten().min()
     }
 
-    /// At once after a change; repeated with the next heartbeats; when asked, once an interval; else now and then.
+    /// At once after a change; repeated with the next heartbeats; when asked, with a pause by its length; else now and then.
     pub(super) fn send_claims_if_due(&mut self, beat: bool, now: Instant, actions: &mut Vec<Action>) {
         let introduced = self.introduction_due().is_some_and(|due| due <= now);
+        let parts = self.held.len().div_ceil(claims_per_part(self.config.node.as_str().len())) as u32;
+        let request_pause = (self.config.word_pause() * parts).min(self.config.interval);
         let voice = &mut self.voice;
         let pause = voice.claims_at.map(|at| now.since(at));
         let due = if voice.changed {
@@ -74,7 +76,7 @@ impl Election {
             true
         } else {
             let nothing = self.held.is_empty();
-            let asked = voice.requested && pause.is_none_or(|pause| pause >= self.config.interval);
+            let asked = voice.requested && pause.is_none_or(|pause| pause >= request_pause);
             !nothing && (asked || introduced || beat && pause.is_none_or(|pause| pause >= self.config.claims_refresh))
         };
         if due {
