@@ -95,11 +95,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
     // (ii) Who owns a VIP.
     let (reports_sender, reports) = mpsc::unbounded_channel();
     let seed = io::random::seed().context("random seed")?;
-    let mut config = election::Config::new(node.clone(), keys.cluster_id, epoch, keys.adverts, seed);
-    config.interval = args.interval();
-    config.dead_intervals = args.dead_intervals;
-    config.rank_skew = config.interval / 5;
-    config.lease = config.dead() * 3 / 4;
+    let mut config = election::Config::new(node.clone(), keys.cluster_id, epoch, keys.adverts, seed)
+        .at_pace(args.interval(), args.dead_intervals);
     config.leave_timeout = Duration::from_millis(args.handover_timeout_ms);
     config.check().context("--heartbeat-interval-ms, --dead-intervals")?;
     let liveness = liveness::Config { interval: config.interval, dead: config.dead(), ..liveness::Config::default() };
