@@ -253,10 +253,6 @@ impl Serving {
             Report::Acquired { vip, term } => {
                 Some((vip, Ownership::Owned { term: term.0, since: k8s_openapi::jiff::Timestamp::now() }))
             }
-            Report::Released { vip, reason } => {
-                info!(%vip, reason = reason.label(), "released");
-                None
-            }
             Report::OwnerChanged { vip, owner: None } => {
                 Some((vip, Ownership::Unowned { reason: sheave_api::NoOwner::HandingOver.as_str().to_owned() }))
             }

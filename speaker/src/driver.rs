@@ -59,7 +59,6 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     Acquired { vip: Ipv4Addr, term: Term },
-    Released { vip: Ipv4Addr, reason: LoseReason },
     OwnerChanged { vip: Ipv4Addr, owner: Option<Owner> },
     HandedOver { all_taken: bool },
 }
@@ -341,7 +340,6 @@ impl State {
         self.driver.metrics.transitions.inc();
         self.driver.shared.disown(vip.0);
         self.announce(announce::Event::Stop(vip), now);
-        self.report(Report::Released { vip: vip.0, reason });
     }
 
     fn watch(&mut self, event: liveness::Event, now: Instant) {
