@@ -84,9 +84,9 @@ impl Tables for HostTables {
 }
 
 impl Ring for &[Row] {
-    fn element(&self, index: u32) -> Option<u32> {
+    fn element(&self, index: u32) -> Option<u64> {
         match index.checked_sub(1) {
-            None => u32::try_from(self.len()).ok(),
+            None => u64::try_from(self.len()).ok(),
             Some(row) => self.get(row as usize).map(|row| row.0),
         }
     }

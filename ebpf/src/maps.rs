@@ -24,7 +24,7 @@ static VIPS: HashMap<[u8; 4], VipValue, { MAX_VIPS as usize }> = HashMap::new();
 #[btf_map]
 static SERVICES: HashMap<ServiceKey, ServiceValue, { MAX_SERVICES as usize }> = HashMap::new();
 /// `BPF_F_INNER_MAP` (Linux 5.10): the rings may have any length; that of the template here says nothing.
-type Ring = Array<u32, 2, { BPF_F_INNER_MAP as usize }>;
+type Ring = Array<u64, 2, { BPF_F_INNER_MAP as usize }>;
 #[btf_map]
 static RINGS: ArrayOfMaps<Ring, { MAX_SERVICES as usize }> = ArrayOfMaps::new();
 #[btf_map]
@@ -89,7 +89,7 @@ impl Tables for KernelTables {
 
 impl tables::Ring for &Ring {
     #[inline(always)]
-    fn element(&self, index: u32) -> Option<u32> {
+    fn element(&self, index: u32) -> Option<u64> {
         self.get(index).copied()
     }
 }

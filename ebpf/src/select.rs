@@ -20,7 +20,7 @@ pub enum Choice {
 pub fn node(tables: &impl Tables, config: &Config, service: ServiceValue, flow: &FlowTuple) -> Result<Choice, Verdict> {
     let flow = if service.flags & ServiceValue::CLIENT_AFFINITY != 0 { flow.client_only() } else { *flow };
     let ring = tables.ring(service.ring).ok_or(Verdict::BadRing)?;
-    let rows = ring.element(0).ok_or(Verdict::BadRing)?;
+    let rows = ring.element(0).ok_or(Verdict::BadRing)? as u32;
     let Some(row) = row_of(flow.hash(&config.hash_key), rows) else { return Ok(Choice::EmptyRing) };
     let primary = Row(ring.element(row.wrapping_add(1)).ok_or(Verdict::BadRing)?).primary();
     let slot = u32::from(primary);

@@ -28,5 +28,5 @@ pub trait Tables {
 /// A ring, as it was when it was looked up.
 pub trait Ring {
     /// Element 0 is the number of rows, the rows follow.
-    fn element(&self, index: u32) -> Option<u32>;
+    fn element(&self, index: u32) -> Option<u64>;
 }

@@ -21,7 +21,7 @@ fn tables() -> HostTables {
     };
     tables.vips.insert(VIP);
     tables.own.insert(VIP);
-    tables.rings.insert(1, vec![Row::new(1, 0), Row::new(2, 0)]);
+    tables.rings.insert(1, vec![Row::new(1, [0; 3]), Row::new(2, [0; 3])]);
     for proto in [6, 17] {
         tables
             .services

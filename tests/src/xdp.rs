@@ -82,7 +82,7 @@ impl Kernel {
     pub fn rows(&self, slot: u32) -> Result<Vec<Row>> {
         let rings: ArrayOfMaps<_, Ring> = self.ebpf.map(map::RINGS).context("no map RINGS")?.try_into()?;
         let ring = rings.get(&slot, 0)?;
-        (1..=ring.get(&0, 0)?).map(|element| Ok(Row(ring.get(&element, 0)?))).collect()
+        (1..=ring.get(&0, 0)? as u32).map(|element| Ok(Row(ring.get(&element, 0)?))).collect()
     }
 
     /// Runs one frame (at least 14 bytes: the kernel takes no shorter one) and reads from the counters what was decided.

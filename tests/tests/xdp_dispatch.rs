@@ -91,7 +91,7 @@ fn the_largest_ring_is_read_to_its_last_row() {
     for slot in 2..=nodes {
         tables.nodes.insert(slot, Node { addr: [10, 0, 0, 0], mac: mac_of(slot), pad: [0; 2] });
     }
-    tables.rings.insert(7, (0..MAX_ROWS).map(|row| Row::new(2 + (row % (nodes - 1)) as u16, 0)).collect());
+    tables.rings.insert(7, (0..MAX_ROWS).map(|row| Row::new(2 + (row % (nodes - 1)) as u16, [0; 3])).collect());
     let mut kernel = Kernel::load(&tables).expect("loading the XDP program");
     let mut random = Random(4);
     for _ in 0..5_000 {
@@ -118,7 +118,7 @@ fn a_ring_is_replaced_at_once() {
     };
     let port = (1024..).find(|port| row_in(*port, LONG) > SHORT).expect("a port");
     let only = |len: u32, owner: u16| -> Vec<Row> {
-        (0..len).map(|row| Row::new(if row == row_in(port, len) { owner } else { 0 }, 0)).collect()
+        (0..len).map(|row| Row::new(if row == row_in(port, len) { owner } else { 0 }, [0; 3])).collect()
     };
     let turns = [only(SHORT, 1), only(LONG, 3)];
     let frame = inbound(VIP).tcp(port, MIXED).build();
@@ -156,7 +156,7 @@ fn a_ring_is_replaced_at_once() {
 fn many_rings_are_put_in_place_together() {
     const RINGS: u32 = 200;
     let kernel = Kernel::load(&world()).expect("loading the XDP program");
-    let rows = |slot: u32| -> Vec<Row> { (0..slot % 50).map(|row| Row::new(1 + row as u16, 7)).collect() };
+    let rows = |slot: u32| -> Vec<Row> { (0..slot % 50).map(|row| Row::new(1 + row as u16, [7, 0, 0])).collect() };
     let rings: Vec<_> = (0..RINGS).map(|slot| (slot, ebpf_object::create_ring(&rows(slot)).expect("a ring"))).collect();
     let start = Instant::now();
     kernel.put_rings(&rings).expect("the swap");

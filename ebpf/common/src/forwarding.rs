@@ -27,29 +27,39 @@ pub struct ServiceKey {
 pub struct ServiceValue {
     /// Slot in `RINGS`.
     pub ring: u32,
-    /// Bit set of [`ServiceValue::CLIENT_AFFINITY`].
+    /// Bit set of [`ServiceValue::CLIENT_AFFINITY`], [`ServiceValue::SERVED_HERE`].
     pub flags: u32,
 }
 
 impl ServiceValue {
     /// sessionAffinity ClientIP: the row is chosen by the client address only.
     pub const CLIENT_AFFINITY: u32 = 1;
+    /// The nftables table of this node has a pod for it: a SYN that a peer sent here by an older ring is taken.
+    pub const SERVED_HERE: u32 = 2;
 }
 
-/// One element (index >= 1) of a ring: primary node slot in the low 16 bits, alternate in the high 16 (0: none).
+/// Nodes besides the primary that may hold flows of a row, in the order in which they are asked.
+pub const ALTERNATES: usize = 3;
+
+/// One element (index >= 1) of a ring: node slots, 16 bits each, the primary lowest, then the alternates (0: none).
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Row(pub u32);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Row(pub u64);
 
 impl Row {
-    pub const fn new(primary: u16, alternate: u16) -> Self {
-        Self((primary as u32) | ((alternate as u32) << 16))
+    pub const fn new(primary: u16, alternates: [u16; ALTERNATES]) -> Self {
+        let [first, second, third] = alternates;
+        Self(primary as u64 | (first as u64) << 16 | (second as u64) << 32 | (third as u64) << 48)
     }
     pub const fn primary(self) -> u16 {
         self.0 as u16
     }
-    pub const fn alternate(self) -> u16 {
-        (self.0 >> 16) as u16
+    pub const fn alternates(self) -> [u16; ALTERNATES] {
+        [(self.0 >> 16) as u16, (self.0 >> 32) as u16, (self.0 >> 48) as u16]
+    }
+    /// The primary, then the alternates: the order in which a packet of a flow that nobody knows is handed on.
+    pub const fn nodes(self) -> [u16; 1 + ALTERNATES] {
+        [self.0 as u16, (self.0 >> 16) as u16, (self.0 >> 32) as u16, (self.0 >> 48) as u16]
     }
 }
 
@@ -75,5 +85,20 @@ pub struct MacKey {
 const _: () = assert!(size_of::<VipValue>() == 4);
 const _: () = assert!(size_of::<ServiceKey>() == 8);
 const _: () = assert!(size_of::<ServiceValue>() == 8);
+const _: () = assert!(size_of::<Row>() == 8);
 const _: () = assert!(size_of::<Node>() == 12);
 const _: () = assert!(size_of::<MacKey>() == 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_gives_back_what_it_was_made_of() {
+        let row = Row::new(0xffff, [1, 0x8000, 1023]);
+        assert_eq!(
+            (row.primary(), row.alternates(), row.nodes()),
+            (0xffff, [1, 0x8000, 1023], [0xffff, 1, 0x8000, 1023])
+        );
+    }
+}

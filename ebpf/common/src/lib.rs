@@ -5,18 +5,20 @@
 //! below a directory named after it, so that a new speaker never reads the maps of an old one as its own.
 #![no_std]
 
+mod chance;
 mod forwarding;
 mod hash;
 mod lease;
 mod verdict;
 
-pub use forwarding::{MacKey, Node, Row, ServiceKey, ServiceValue, VipValue};
+pub use chance::{Ask, MARK_PREFIX, Mark, RESERVED_FLAG, Travel};
+pub use forwarding::{ALTERNATES, MacKey, Node, Row, ServiceKey, ServiceValue, VipValue};
 pub use hash::{FlowTuple, row_of, siphash13};
 pub use lease::{Config, Lease, Own};
 pub use verdict::{Fate, Verdict};
 
 /// Raised with every change of a layout in this crate. Also the name of the pin directory.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Program section and function name of the XDP entry point.
 pub const PROGRAM: &str = "sheave_xdp";
@@ -33,7 +35,7 @@ pub mod map {
     pub const VIPS: &str = "VIPS";
     /// Hash: [`ServiceKey`](crate::ServiceKey) -> [`ServiceValue`](crate::ServiceValue). Writer: dataplane sync.
     pub const SERVICES: &str = "SERVICES";
-    /// Array of maps: ring slot -> Array of u32 (see [`Row`](crate::Row); element 0 is the number of rows).
+    /// Array of maps: ring slot -> Array of u64 (see [`Row`](crate::Row); element 0 is the number of rows).
     pub const RINGS: &str = "RINGS";
     /// Array: node slot -> [`Node`](crate::Node). Slot 0 is no node. Writer: dataplane sync.
     pub const NODES: &str = "NODES";

@@ -12,7 +12,7 @@ use aya::maps::{Array, IterableMap as _, MapData, MapError};
 use ebpf_common::{MAX_ROWS, Row};
 
 /// A ring as its owner in user space holds it.
-pub type Ring = Array<MapData, u32>;
+pub type Ring = Array<MapData, u64>;
 
 /// A new ring with these rows, not yet visible to the program: see [`put_rings`].
 pub fn create_ring(rows: &[Row]) -> Result<Ring, RingError> {
@@ -20,7 +20,7 @@ pub fn create_ring(rows: &[Row]) -> Result<Ring, RingError> {
         u32::try_from(rows.len()).ok().filter(|count| *count <= MAX_ROWS).ok_or(RingError::TooLong(rows.len()))?;
     let ring = Ring::create(count + 1, BPF_F_INNER_MAP)?;
     let keys: Vec<u32> = (0..=count).collect();
-    let values: Vec<u32> = std::iter::once(count).chain(rows.iter().map(|row| row.0)).collect();
+    let values: Vec<u64> = std::iter::once(u64::from(count)).chain(rows.iter().map(|row| row.0)).collect();
     update_batch(ring.map(), &keys, &values).map_err(RingError::Fill)?;
     Ok(ring)
 }
@@ -62,8 +62,8 @@ fn descriptor(map: &MapData) -> u32 {
     map.fd().as_fd().as_raw_fd() as u32
 }
 
-/// Keys and values of four bytes, as all maps here have.
-fn update_batch(map: &MapData, keys: &[u32], values: &[u32]) -> io::Result<()> {
+/// `V` is as long as the values of the map.
+fn update_batch<V: aya::Pod>(map: &MapData, keys: &[u32], values: &[V]) -> io::Result<()> {
     assert_eq!(keys.len(), values.len());
     let mut attr = BatchAttr {
         in_batch: 0,

@@ -79,7 +79,7 @@ impl ForwardingMaps {
         for vip in self.vips.keys() {
             state.vips.insert(vip?);
         }
-        let unknown: Arc<[Row]> = Arc::from([Row(u32::MAX)]);
+        let unknown: Arc<[Row]> = Arc::from([Row(u64::MAX)]);
         for entry in self.services.iter() {
             let (key, value) = entry?;
             state.rings.insert(value.ring, unknown.clone());

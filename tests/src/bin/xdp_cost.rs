@@ -57,7 +57,7 @@ fn world() -> HostTables {
     for (port, node) in [(LOCAL, 1), (REMOTE, 2)] {
         let key = ServiceKey { addr: VIP, port: port.to_be_bytes(), proto: 6, pad: 0 };
         world.services.insert(key, ServiceValue { ring: u32::from(port), flags: 0 });
-        world.rings.insert(u32::from(port), vec![Row::new(node, 0); 1009]);
+        world.rings.insert(u32::from(port), vec![Row::new(node, [0; 3]); 1009]);
     }
     world
 }

@@ -58,19 +58,19 @@ pub fn world() -> HostTables {
         world.nodes.insert(slot, Node { addr: [192, 0, 2, slot as u8], mac, pad: [0; 2] });
     }
     let rings: [(u16, u32, Vec<Row>); 6] = [
-        (LOCAL, 1, vec![Row::new(1, 2); 3]),
-        (REMOTE, 2, vec![Row::new(2, 0); 5]),
+        (LOCAL, 1, vec![Row::new(1, [2, 0, 0]); 3]),
+        (REMOTE, 2, vec![Row::new(2, [0; 3]); 5]),
         (EMPTY, 3, vec![]),
-        (NO_MAC, 4, vec![Row::new(3, 0)]),
-        (ROW_ZERO, 5, vec![Row::new(0, 2)]),
-        (ROW_OUT_OF_RANGE, 6, vec![Row::new(5000, 0)]),
+        (NO_MAC, 4, vec![Row::new(3, [0; 3])]),
+        (ROW_ZERO, 5, vec![Row::new(0, [2, 0, 0])]),
+        (ROW_OUT_OF_RANGE, 6, vec![Row::new(5000, [0; 3])]),
     ];
     for (port, ring, rows) in rings {
         world.rings.insert(ring, rows);
         serve(&mut world, port, ServiceValue { ring, flags: 0 });
     }
     serve(&mut world, NO_RING, ServiceValue { ring: 999, flags: 0 });
-    world.rings.insert(7, (0..MIXED_ROWS).map(|row| Row::new(1 + (row * 7 % 3 % 2) as u16, 0)).collect());
+    world.rings.insert(7, (0..MIXED_ROWS).map(|row| Row::new(1 + (row * 7 % 3 % 2) as u16, [0; 3])).collect());
     serve(&mut world, MIXED, ServiceValue { ring: 7, flags: 0 });
     serve(&mut world, AFFINITY, ServiceValue { ring: 7, flags: ServiceValue::CLIENT_AFFINITY });
     world

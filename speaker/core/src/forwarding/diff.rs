@@ -144,7 +144,7 @@ impl Layout {
         {
             return known.rows.clone();
         }
-        let rows: Arc<[Row]> = ring.rows.iter().map(|&node| Row::new(slots[usize::from(node)], 0)).collect();
+        let rows: Arc<[Row]> = ring.rows.iter().map(|&node| Row::new(slots[usize::from(node)], [0; 3])).collect();
         self.rows.insert(address_of(ring), SlotRows { ring: ring.clone(), slots, rows: rows.clone() });
         rows
     }

@@ -1,0 +1,109 @@
+//! How a packet of a flow that may be another node's travels: the second chance.
+//!
+//! Read first: docs/dataplane.md, "Second chance". XDP knows the row (who else may have the flow), conntrack knows the flows. So XDP
+//! passes every packet to a VIP up the stack with a [`Mark`] in place of the source MAC address, which nobody reads any more at
+//! that point; a filter chain behind conntrack sends the packets of unknown flows on to the node that the mark names. Between
+//! nodes the packet carries a [`Travel`] in two fields of its IPv4 header that no dispatched packet needs: the reserved flag
+//! (RFC 791 section 3.1: must be zero; packets from clients that have it set are dropped) says that there is one, the time to
+//! live holds it.
+
+use crate::ALTERNATES;
+
+/// The first bytes of every mark: locally administered, then "Sh".
+pub const MARK_PREFIX: [u8; 3] = [0x02, 0x53, 0x68];
+
+/// The reserved bit of the IPv4 header, in the 16 bits of flags and fragment offset.
+pub const RESERVED_FLAG: u16 = 0x8000;
+
+/// What the kernel's chains do with a packet of a flow that conntrack does not know. The number is byte 3 of the mark.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ask {
+    /// Nobody else may have it: a new flow, or a reset.
+    Nobody = 0,
+    /// Hand it on, as its first hop.
+    First = 1,
+    /// Hand it on; it has a [`Travel`] already, and the time to live counts down by itself.
+    Next = 2,
+    /// Hand it back to the primary, which takes it: nobody had it, and it needs a home (UDP).
+    Home = 3,
+}
+
+/// What XDP writes over the source MAC address of every VIP packet that it passes up the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub ask: Ask,
+    /// Of a packet that conntrack called invalid on its way: if nobody knows it, it is dropped in silence (a reset could end a
+    /// flow that lives elsewhere).
+    pub quiet: bool,
+    /// The node to hand it to; 0 with [`Ask::Nobody`].
+    pub slot: u16,
+}
+
+impl Mark {
+    pub const NOBODY: Self = Self { ask: Ask::Nobody, quiet: false, slot: 0 };
+    /// In byte 3, beside [`Ask`].
+    pub const QUIET: u8 = 0x10;
+
+    #[inline(always)]
+    pub const fn mac(self) -> [u8; 6] {
+        let [p0, p1, p2] = MARK_PREFIX;
+        let [s0, s1] = self.slot.to_be_bytes();
+        [p0, p1, p2, self.ask as u8 | if self.quiet { Self::QUIET } else { 0 }, s0, s1]
+    }
+}
+
+/// Hops that a packet has made in search of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Travel {
+    /// 1 to [`Travel::LAST`]. The node that gets it with the last hop keeps it.
+    pub hop: u8,
+    pub quiet: bool,
+}
+
+impl Travel {
+    pub const LAST: u8 = ALTERNATES as u8 + 1;
+    /// The time to live of hop `n` is this less `n`: it counts by being decremented.
+    pub const LOUD: u8 = 16;
+    pub const QUIET: u8 = 32;
+
+    /// From the time to live of a packet with the reserved flag. Anything else than what we send is at its last hop.
+    #[inline(always)]
+    pub const fn from_ttl(ttl: u8) -> Self {
+        let (base, quiet) = if ttl > Self::LOUD { (Self::QUIET, true) } else { (Self::LOUD, false) };
+        let hop = base.wrapping_sub(ttl);
+        if hop >= 1 && hop <= Self::LAST { Self { hop, quiet } } else { Self { hop: Self::LAST, quiet } }
+    }
+
+    #[inline(always)]
+    pub const fn ttl(self) -> u8 {
+        (if self.quiet { Self::QUIET } else { Self::LOUD }) - self.hop
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn travel_survives_the_wire_and_ends_with_every_other_ttl() {
+        for quiet in [false, true] {
+            for hop in 1..=Travel::LAST {
+                let travel = Travel { hop, quiet };
+                assert_eq!(Travel::from_ttl(travel.ttl()), travel);
+            }
+        }
+        for ttl in 0..=u8::MAX {
+            let hop = Travel::from_ttl(ttl).hop;
+            assert!((1..=Travel::LAST).contains(&hop));
+            // What counts down ends: the next hop is later, or it was the last one.
+            assert!(hop == Travel::LAST || Travel::from_ttl(ttl - 1).hop > hop);
+        }
+    }
+
+    #[test]
+    fn marks_are_told_apart() {
+        assert_eq!(Mark::NOBODY.mac(), [2, 0x53, 0x68, 0, 0, 0]);
+        assert_eq!(Mark { ask: Ask::Next, quiet: true, slot: 0x1234 }.mac(), [2, 0x53, 0x68, 0x12, 0x12, 0x34]);
+    }
+}
