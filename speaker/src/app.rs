@@ -15,6 +15,7 @@ use speaker_core::backend::Uplink;
 use speaker_core::election::{self, Election, Owner};
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::name::NodeName;
+use speaker_core::presence::{self, Presence};
 use speaker_core::view::{Change, Event, Kind, View};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -31,7 +32,7 @@ use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
 use crate::driver::{self, Commands, Driver, Report};
 use crate::io::arp::ArpSocket;
 use crate::io::netlink::{self, Netlink};
-use crate::io::udp::HeartbeatSocket;
+use crate::io::udp::MulticastSocket;
 use crate::io::{self, clock};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
@@ -105,8 +106,9 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let driver = Driver {
         election: Election::new(config, now),
         liveness: Liveness::new(liveness),
+        presence: Presence::new(presence::Config::default(), BTreeSet::new()),
         announcer: Announcer::new(announce::Config::default()),
-        udp: HeartbeatSocket::open(&uplink.name, uplink.index, args.node_ip, group)
+        udp: MulticastSocket::open(&uplink.name, uplink.index, args.node_ip, group)
             .with_context(|| format!("heartbeat socket {group} on {}", uplink.name))?,
         arp: ArpSocket::open(uplink.index, uplink.mac).context("ARP socket: capability NET_RAW is needed")?,
         lease: LeaseMaps::open(&pins)?,

@@ -21,13 +21,14 @@ use speaker_core::election::{self, Election, Eligible, LoseReason, Owner, Phase}
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::machine::Machine;
 use speaker_core::name::{NodeName, Term, Vip};
+use speaker_core::presence::{self, Presence};
 use speaker_core::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::dataplane::LeaseMaps;
 use crate::dataplane::sync::Message;
 use crate::io::arp::ArpSocket;
-use crate::io::udp::{HeartbeatSocket, RECEIVE_BUFFER};
+use crate::io::udp::{MulticastSocket, RECEIVE_BUFFER};
 use crate::io::{Mac, clock, schedule};
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
@@ -97,8 +98,9 @@ pub struct Inbox {
 pub struct Driver {
     pub election: Election,
     pub liveness: Liveness,
+    pub presence: Presence,
     pub announcer: Announcer,
-    pub udp: HeartbeatSocket,
+    pub udp: MulticastSocket,
     pub arp: ArpSocket,
     pub lease: LeaseMaps,
     pub inbox: Inbox,
@@ -120,6 +122,7 @@ pub fn run(driver: Driver) -> Result<()> {
         by_address: BTreeMap::new(),
         macs: BTreeMap::new(),
         down: BTreeSet::new(),
+        absent: BTreeSet::new(),
         lease_until: Instant::ZERO,
         mute_written: Instant::ZERO,
         resolve_at: Instant::ZERO,
@@ -135,6 +138,7 @@ struct State {
     by_address: BTreeMap<Ipv4Addr, NodeName>,
     macs: BTreeMap<Ipv4Addr, Mac>,
     down: BTreeSet<NodeName>,
+    absent: BTreeSet<NodeName>,
     lease_until: Instant,
     mute_written: Instant,
     /// When the nodes are asked for their MAC addresses next.
@@ -162,8 +166,12 @@ impl State {
 
     fn wait(&self) -> Result<()> {
         let driver = &self.driver;
-        let machines =
-            [driver.election.next_deadline(), driver.liveness.next_deadline(), driver.announcer.next_deadline()];
+        let machines = [
+            driver.election.next_deadline(),
+            driver.liveness.next_deadline(),
+            driver.presence.next_deadline(),
+            driver.announcer.next_deadline(),
+        ];
         let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at);
         let deadline = machines.into_iter().flatten().fold(own, Instant::min);
         let timeout = TimeSpec::from_duration(deadline.since(clock::now()));
@@ -185,6 +193,9 @@ impl State {
         }
         if due(self.driver.liveness.next_deadline()) {
             self.watch(liveness::Event::Tick, now);
+        }
+        if due(self.driver.presence.next_deadline()) {
+            self.attend(presence::Event::Tick, now);
         }
         if due(self.driver.announcer.next_deadline()) {
             self.announce(announce::Event::Tick, now);
@@ -221,14 +232,17 @@ impl State {
     fn set_nodes(&mut self, nodes: BTreeMap<NodeName, Ipv4Addr>, now: Instant) {
         self.by_address = nodes.iter().map(|(name, ip)| (*ip, name.clone())).collect();
         self.macs.retain(|ip, _| self.by_address.contains_key(ip));
-        let known = self.down.len();
+        let known = self.down.len() + self.absent.len();
         self.down.retain(|name| nodes.contains_key(name));
-        let names = nodes.keys().cloned().collect();
+        self.absent.retain(|name| nodes.contains_key(name));
+        let changed = self.down.len() + self.absent.len() != known;
+        let names: BTreeSet<NodeName> = nodes.keys().cloned().collect();
         self.nodes = nodes;
         self.resolve_at = now;
-        self.watch(liveness::Event::Nodes(names), now);
-        if self.down.len() != known {
-            self.tell_down();
+        self.watch(liveness::Event::Nodes(names.clone()), now);
+        self.attend(presence::Event::Nodes(names), now);
+        if changed {
+            self.tell_unavailable();
         }
     }
 
@@ -297,7 +311,12 @@ impl State {
             Action::Acquire { vip, term } => self.acquire(vip, term),
             Action::Release { vip, reason } => self.release(vip, reason, now),
             Action::Announce { vip } => self.announce(announce::Event::Announce(vip), now),
-            Action::Heard { node } => self.watch(liveness::Event::Heard(node), now),
+            Action::Heard { node, ready } => {
+                self.watch(liveness::Event::Heard(node.clone()), now);
+                if ready {
+                    self.attend(presence::Event::Ready(node), now);
+                }
+            }
             Action::PeerUp { node } => {
                 info!(%node, "speaker heard");
                 self.driver.metrics.peers.inc();
@@ -350,17 +369,41 @@ impl State {
                 liveness::Action::Probe(node) => self.probe(&node),
                 liveness::Action::NodeDown(node) => {
                     warn!(%node, "its kernel does not answer: rows move");
-                    self.down.insert(node);
-                    self.tell_down();
+                    self.down.insert(node.clone());
+                    self.tell_unavailable();
+                    self.attend(presence::Event::Down(node), now);
                 }
                 liveness::Action::NodeUp(node) => {
                     info!(%node, "its kernel answers");
                     self.down.remove(&node);
-                    self.tell_down();
+                    self.tell_unavailable();
                 }
                 liveness::Action::CutOff => warn!("nobody answers: this node is cut off, the last rows stay"),
-                liveness::Action::Restored => info!("others answer again"),
+                liveness::Action::Restored => {
+                    info!("others answer again");
+                    self.tell(Message::WasAway);
+                }
             }
+        }
+    }
+
+    fn attend(&mut self, event: presence::Event, now: Instant) {
+        let mut actions = Vec::new();
+        self.driver.presence.handle(event, now, &mut actions);
+        for action in &actions {
+            match action {
+                presence::Action::Absent(node) => {
+                    info!(%node, "no ready speaker: no new flows for it");
+                    self.absent.insert(node.clone());
+                }
+                presence::Action::Present(node) => {
+                    info!(%node, "its packet path is ready");
+                    self.absent.remove(node);
+                }
+            }
+        }
+        if !actions.is_empty() {
+            self.tell_unavailable();
         }
     }
 
@@ -400,9 +443,11 @@ impl State {
         }
     }
 
-    fn tell_down(&self) {
+    fn tell_unavailable(&self) {
         self.driver.metrics.nodes_down.set(self.down.len() as i64);
-        self.tell(Message::Down(self.down.iter().map(|node| node.as_str().to_owned()).collect()));
+        self.driver.metrics.nodes_absent.set(self.absent.difference(&self.down).count() as i64);
+        let names = |nodes: &BTreeSet<NodeName>| nodes.iter().map(|node| node.as_str().to_owned()).collect();
+        self.tell(Message::Unavailable { down: names(&self.down), absent: names(&self.absent) });
     }
 
     fn tell(&self, message: Message) {

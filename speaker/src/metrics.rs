@@ -17,6 +17,7 @@ pub struct Metrics {
     pub transitions: IntCounter,
     pub peers: IntGauge,
     pub nodes_down: IntGauge,
+    pub nodes_absent: IntGauge,
     pub isolated: IntGauge,
     pub sync_errors: IntCounter,
     pub syncs: IntCounter,
@@ -51,6 +52,10 @@ impl Metrics {
             transitions: counter("sheave_vip_transitions_total", "VIPs won and lost by this node.")?,
             peers: gauge("sheave_peers_alive", "Speakers heard, without this one.")?,
             nodes_down: gauge("sheave_nodes_down", "Nodes whose kernel gives no sign of life.")?,
+            nodes_absent: gauge(
+                "sheave_nodes_absent",
+                "Nodes that answer, without a ready speaker: no new flows for them.",
+            )?,
             isolated: gauge("sheave_isolated", "1 while no other node is heard that should be.")?,
             sync_errors: counter("sheave_dataplane_sync_errors_total", "Changes of the packet path that failed.")?,
             syncs: counter("sheave_dataplane_syncs_total", "Changes of the packet path that were made.")?,

@@ -14,6 +14,7 @@ pub mod forwarding;
 pub mod liveness;
 pub mod machine;
 pub mod name;
+pub mod presence;
 pub mod rank;
 pub mod time;
 pub mod timer;

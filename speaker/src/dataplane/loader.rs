@@ -15,8 +15,13 @@ use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::{ABI_VERSION, PROGRAM, map};
 
+use super::link;
+
 const MAPS: [&str; 9] =
     [map::CONFIG, map::LEASE, map::OWN, map::VIPS, map::SERVICES, map::RINGS, map::NODES, map::PEERS, map::COUNTERS];
+
+/// Directory of pinned maps, before the version.
+const MAPS_DIR: &str = "maps-v";
 
 /// Where things are pinned.
 #[derive(Clone, Debug)]
@@ -34,7 +39,7 @@ impl Pins {
     }
 
     fn maps_dir(&self) -> PathBuf {
-        self.root.join(format!("maps-v{ABI_VERSION}"))
+        self.root.join(format!("{MAPS_DIR}{ABI_VERSION}"))
     }
 
     fn link(&self, interface: &str) -> PathBuf {
@@ -42,7 +47,7 @@ impl Pins {
     }
 }
 
-/// The loaded program, its maps pinned; not attached yet.
+/// The loaded program, its maps pinned.
 pub struct Loaded {
     ebpf: Ebpf,
     pins: Pins,
@@ -66,7 +71,8 @@ pub fn load(pins: &Pins) -> Result<Loaded> {
 }
 
 impl Loaded {
-    /// Attaches to the interface in native mode, or replaces the program of our own pinned link.
+    /// Attaches to the interface in native mode, or replaces the program of our own pinned link. The pin is the only reference to
+    /// the link: who removes it detaches, and finds it attached anew a moment later ([`Loaded::is_attached`]).
     pub fn attach(&mut self, interface: &str) -> Result<Attached> {
         let path = self.pins.link(interface);
         let program = xdp(&mut self.ebpf)?;
@@ -74,9 +80,11 @@ impl Loaded {
             Ok(pinned) => {
                 let link = XdpLink::try_from(FdLink::from(pinned)).context("the pinned link is no XDP link")?;
                 match program.attach_to_link(link) {
-                    // The link stays attached through its pin; ours is only another descriptor of it.
-                    Ok(_) => return Ok(Attached::Replaced),
-                    // The device of the pinned link is gone (ENOLINK): a link of its own for the new device.
+                    Ok(id) => {
+                        drop(program.take_link(id).context("let go of the pinned link")?);
+                        return Ok(Attached::Replaced);
+                    }
+                    // Detached by force, or its device is gone (ENOLINK): a new link.
                     Err(error) => {
                         tracing::warn!(%error, path = %path.display(), "pinned link is of no use, attaching anew");
                         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
@@ -91,6 +99,25 @@ impl Loaded {
         let link = FdLink::try_from(link).context("this kernel attached without a bpf_link: 5.9 or newer is needed")?;
         link.pin(&path).with_context(|| format!("pin the link at {}", path.display()))?;
         Ok(Attached::New)
+    }
+
+    /// Whether the pinned link is there and attached to the interface with this index. Two system calls.
+    pub fn is_attached(&self, interface: &str, ifindex: u32) -> io::Result<bool> {
+        link::interface_of(&self.pins.link(interface)).map(|attached| attached == Some(ifindex))
+    }
+
+    /// Removes the maps of other versions: nothing uses them once the program is replaced.
+    pub fn forget_other_versions(&self) -> Result<()> {
+        let own = self.pins.maps_dir();
+        for entry in fs::read_dir(&self.pins.root).with_context(|| format!("list {}", self.pins.root.display()))? {
+            let path = entry?.path();
+            let maps = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(MAPS_DIR));
+            if maps && path != own {
+                fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+                tracing::info!(path = %path.display(), "maps of another version removed");
+            }
+        }
+        Ok(())
     }
 }
 

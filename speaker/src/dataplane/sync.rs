@@ -38,8 +38,15 @@ const MAX_MACS: usize = 4 * MAX_NODES as usize;
 pub enum Message {
     /// The whole view; sent only once a full one is known.
     View(Arc<View>),
-    /// Nodes whose kernel gives no sign of life.
-    Down(BTreeSet<String>),
+    /// Nodes that get no rows.
+    Unavailable {
+        /// Their kernels give no sign of life.
+        down: BTreeSet<String>,
+        /// Their speakers have not said that they are ready.
+        absent: BTreeSet<String>,
+    },
+    /// This node was cut off: others have served its rows meanwhile.
+    WasAway,
     Neighbour {
         ip: Ipv4Addr,
         mac: Mac,
@@ -104,6 +111,7 @@ struct State {
     config: Config,
     view: Option<Arc<View>>,
     down: BTreeSet<String>,
+    absent: BTreeSet<String>,
     macs: BTreeMap<Ipv4Addr, Mac>,
     dirty: bool,
     failed: bool,
@@ -128,6 +136,7 @@ impl State {
             config: sync.maps.config()?,
             view: None,
             down: BTreeSet::new(),
+            absent: BTreeSet::new(),
             dirty: false,
             failed: false,
             refused: 0,
@@ -141,10 +150,11 @@ impl State {
                 self.view = Some(view);
                 self.dirty = true;
             }
-            Message::Down(down) => {
-                self.dirty |= self.down != down;
-                self.down = down;
+            Message::Unavailable { down, absent } => {
+                self.dirty |= self.down != down || self.absent != absent;
+                (self.down, self.absent) = (down, absent);
             }
+            Message::WasAway => {}
             Message::Neighbour { ip, mac } => {
                 let concerns =
                     self.view.as_ref().is_some_and(|view| view.nodes().values().any(|node| node.address == ip));
@@ -186,7 +196,7 @@ impl State {
             return Ok(());
         }
         let started = clock::now();
-        let table = self.planner.table(&view, &self.down);
+        let table = self.planner.table(&view, &self.down.union(&self.absent).cloned().collect());
         self.report(&table);
         self.apply_plan(&view).await?;
         let writes = self.apply_maps(&view, &table)?;

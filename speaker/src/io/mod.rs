@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | clock.rs | CLOCK_BOOTTIME | none |
 //! | arp.rs | AF_PACKET socket for ARP: gratuitous announcements, signs of life of other kernels | NET_RAW |
-//! | udp.rs | the heartbeat socket | NET_RAW (SO_BINDTODEVICE) |
+//! | udp.rs | the sockets of heartbeats and holdings | NET_RAW (SO_BINDTODEVICE) |
 //! | netlink.rs | links, addresses, neighbours | none (reading) |
 //! | random.rs | the system's random source | none |
 //! | schedule.rs | SCHED_FIFO for the election thread | SYS_NICE (works without) |

@@ -1,8 +1,9 @@
-//! The heartbeat socket: multicast on the uplink, TTL 255 in both directions (RFC 5082: nothing from beyond a router).
+//! Sockets of the adverts: multicast on the uplink, TTL 255 in both directions (RFC 5082: nothing from beyond a router).
+//! One for heartbeats, one for holdings.
 
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -12,7 +13,7 @@ use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 /// Longer datagrams are reported as oversized by the codec: the buffer takes a little more than the largest allowed one.
 pub const RECEIVE_BUFFER: usize = 2048;
 
-pub struct HeartbeatSocket {
+pub struct MulticastSocket {
     socket: Socket,
     group: SocketAddrV4,
 }
@@ -23,7 +24,7 @@ pub struct Received<'a> {
     pub ttl: u8,
 }
 
-impl HeartbeatSocket {
+impl MulticastSocket {
     pub fn open(interface: &str, ifindex: u32, own: Ipv4Addr, group: SocketAddrV4) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         socket.set_reuse_address(true)?;
@@ -67,8 +68,14 @@ impl HeartbeatSocket {
     }
 }
 
-impl AsFd for HeartbeatSocket {
+impl AsFd for MulticastSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for MulticastSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }

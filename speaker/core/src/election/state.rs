@@ -187,9 +187,11 @@ pub enum Action {
     Announce {
         vip: Vip,
     },
-    /// A verified advert of this node came: its kernel and its speaker live (`liveness::Event::Heard`).
+    /// A verified advert of this node came: its kernel and its speaker live (`liveness::Event::Heard`), and says whether its packet
+    /// path is ready (`presence::Event::Ready`).
     Heard {
         node: NodeName,
+        ready: bool,
     },
     PeerUp {
         node: NodeName,

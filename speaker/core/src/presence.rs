@@ -1,0 +1,240 @@
+//! May a node be given new flows, that is, has its speaker said that its packet path is ready?
+//!
+//! Read first: docs/architecture.md (two signals, never mixed). `liveness` tells whether a node's kernel answers: open flows follow
+//! that. New flows need more: a node that has just booted answers long before it can translate anything, and the rules of a node
+//! whose speaker has been silent for long name pods of long ago. Such a node is absent: it gets no rows, and keeps the flows that
+//! it has by the second chance. A speaker that is restarted is back long before its node counts as absent.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+use crate::machine::Machine;
+use crate::name::NodeName;
+use crate::time::{Duration, Instant};
+
+/// Watches the speakers of the other nodes.
+#[derive(Clone, Debug)]
+pub struct Presence {
+    config: Config,
+    /// Present when this process was not there yet.
+    known: BTreeSet<NodeName>,
+    nodes: BTreeMap<NodeName, Seen>,
+    /// The last sign of anybody.
+    anybody: Option<Instant>,
+    check_at: Option<Instant>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// A node without a ready speaker for this long is absent.
+    pub silent: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { silent: Duration::from_secs(30) }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// All other nodes of the cluster. A new one is absent until its speaker is ready.
+    Nodes(BTreeSet<NodeName>),
+    /// A heartbeat that says: ready.
+    Ready(NodeName),
+    /// `liveness::Action::NodeDown`: whatever its speaker said has gone with its kernel.
+    Down(NodeName),
+    Tick,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Absent(NodeName),
+    Present(NodeName),
+}
+
+#[derive(Clone, Debug)]
+struct Seen {
+    present: bool,
+    ready: Instant,
+}
+
+impl Presence {
+    /// `known`: the nodes that were present when the speaker before this one ended.
+    pub fn new(config: Config, known: BTreeSet<NodeName>) -> Self {
+        Self { config, known, nodes: BTreeMap::new(), anybody: None, check_at: None }
+    }
+
+    /// The nodes that are present, for the next process.
+    pub fn present(&self) -> impl Iterator<Item = &NodeName> {
+        self.nodes.iter().filter(|(_, seen)| seen.present).map(|(name, _)| name)
+    }
+
+    fn set_nodes(&mut self, nodes: BTreeSet<NodeName>, now: Instant, actions: &mut Vec<Action>) {
+        self.nodes.retain(|name, _| nodes.contains(name));
+        for name in nodes {
+            if self.nodes.contains_key(&name) {
+                continue;
+            }
+            let present = self.known.remove(&name);
+            if !present {
+                actions.push(Action::Absent(name.clone()));
+            }
+            self.nodes.insert(name, Seen { present, ready: now });
+        }
+        self.check_at.get_or_insert(now + self.config.silent);
+    }
+
+    fn ready(&mut self, name: NodeName, now: Instant, actions: &mut Vec<Action>) {
+        let Some(seen) = self.nodes.get_mut(&name) else { return };
+        seen.ready = now;
+        self.anybody = Some(now);
+        if !core::mem::replace(&mut seen.present, true) {
+            actions.push(Action::Present(name));
+        }
+    }
+
+    /// All silent at once is this node's own trouble, or the only peer's: no reason to move its rows.
+    fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let silent = self.config.silent;
+        if self.anybody.is_some_and(|at| now.since(at) < silent / 2) {
+            for (name, seen) in self.nodes.iter_mut().filter(|(_, seen)| seen.present && now >= seen.ready + silent) {
+                seen.present = false;
+                actions.push(Action::Absent(name.clone()));
+            }
+        }
+        let ends = self.nodes.values().filter(|seen| seen.present).map(|seen| seen.ready + silent).min();
+        // Not before a moment has passed: the silent ones that stay present would make every moment due.
+        self.check_at = ends.map(|end| end.max(now + silent / 10));
+    }
+}
+
+impl Machine for Presence {
+    type Event = Event;
+    type Action = Action;
+
+    fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
+        match event {
+            Event::Nodes(nodes) => self.set_nodes(nodes, now, actions),
+            Event::Ready(node) => self.ready(node, now, actions),
+            Event::Down(node) => {
+                if let Some(seen) = self.nodes.get_mut(&node)
+                    && core::mem::take(&mut seen.present)
+                {
+                    actions.push(Action::Absent(node));
+                }
+            }
+            Event::Tick => self.tick(now, actions),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.check_at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::format;
+    use alloc::vec;
+
+    use super::*;
+
+    fn name(node: usize) -> NodeName {
+        NodeName::new(&format!("node-{node}")).unwrap()
+    }
+
+    struct Lab {
+        now: Instant,
+        machine: Presence,
+        log: Vec<Action>,
+    }
+
+    impl Lab {
+        fn new(nodes: usize, known: impl IntoIterator<Item = usize>) -> Self {
+            let known = known.into_iter().map(name).collect();
+            let machine = Presence::new(Config::default(), known);
+            let mut lab = Self { now: Instant::from_millis(1000), machine, log: vec![] };
+            lab.event(Event::Nodes((0..nodes).map(name).collect()));
+            lab
+        }
+
+        fn event(&mut self, event: Event) {
+            self.machine.handle(event, self.now, &mut self.log);
+        }
+
+        /// These speak once a second.
+        fn run(&mut self, seconds: u64, speak: &[usize]) {
+            for _ in 0..seconds {
+                self.now += Duration::from_secs(1);
+                speak.iter().for_each(|node| self.event(Event::Ready(name(*node))));
+                if self.machine.next_deadline().is_some_and(|due| due <= self.now) {
+                    self.event(Event::Tick);
+                }
+            }
+        }
+
+        fn heard(&mut self) -> Vec<Action> {
+            core::mem::take(&mut self.log)
+        }
+    }
+
+    #[test]
+    fn a_new_node_is_absent_until_its_speaker_is_ready() {
+        let mut lab = Lab::new(2, [0]);
+        assert_eq!(lab.heard(), [Action::Absent(name(1))]);
+        lab.run(1, &[0, 1]);
+        assert_eq!(lab.heard(), [Action::Present(name(1))]);
+        assert_eq!(lab.machine.present().count(), 2);
+    }
+
+    #[test]
+    fn a_node_that_was_down_is_absent_until_its_speaker_is_ready_again() {
+        let mut lab = Lab::new(2, [0, 1]);
+        lab.event(Event::Down(name(1)));
+        lab.event(Event::Down(name(1)));
+        assert_eq!(lab.heard(), [Action::Absent(name(1))]);
+        lab.event(Event::Ready(name(1)));
+        assert_eq!(lab.heard(), [Action::Present(name(1))]);
+    }
+
+    #[test]
+    fn a_restarted_speaker_is_not_noticed_and_a_lost_one_is() {
+        let mut lab = Lab::new(3, [0, 1, 2]);
+        lab.run(100, &[0, 1, 2]);
+        lab.run(20, &[0, 1]);
+        lab.run(5, &[0, 1, 2]);
+        assert_eq!(lab.heard(), []);
+        lab.run(40, &[0, 1]);
+        assert_eq!(lab.heard(), [Action::Absent(name(2))]);
+    }
+
+    #[test]
+    fn silence_of_all_is_our_own_trouble() {
+        let mut lab = Lab::new(2, [0, 1]);
+        lab.run(10, &[0, 1]);
+        lab.run(500, &[]);
+        assert_eq!(lab.heard(), []);
+        // One is back, the other is not.
+        lab.run(20, &[0]);
+        assert_eq!(lab.heard(), [Action::Absent(name(1))]);
+    }
+
+    #[test]
+    fn a_known_node_that_never_speaks_is_absent_in_the_end() {
+        let mut lab = Lab::new(2, [0, 1]);
+        lab.run(40, &[0]);
+        assert_eq!(lab.heard(), [Action::Absent(name(1))]);
+    }
+
+    #[test]
+    fn it_is_never_due_all_the_time() {
+        let mut lab = Lab::new(2, [0, 1]);
+        for _ in 0..100 {
+            lab.now = lab.machine.next_deadline().unwrap();
+            let before = lab.now;
+            lab.event(Event::Tick);
+            assert!(lab.machine.next_deadline().unwrap() > before);
+        }
+    }
+}

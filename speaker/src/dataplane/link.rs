@@ -1,0 +1,74 @@
+//! Is the pinned XDP link still attached? Two questions to the kernel that aya does not ask.
+//!
+//! Read first: include/uapi/linux/bpf.h, `BPF_OBJ_GET`, `BPF_OBJ_GET_INFO_BY_FD` and `struct bpf_link_info`; kernel net/core/dev.c,
+//! `bpf_xdp_link_fill_link_info`: a link that was detached by force, or whose device is gone, names interface 0.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+/// The interface of the link that is pinned here: 0 if it is attached to none. `None`: nothing is pinned here.
+pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
+    match open(pin) {
+        Ok(link) => info(&link).map(|info| Some(info.ifindex)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn open(pin: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut attr = ObjGet { pathname: path.as_ptr() as u64, ..ObjGet::default() };
+    let fd = bpf(BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn info(link: &OwnedFd) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
+    let mut attr = InfoByFd {
+        bpf_fd: link.as_raw_fd() as u32,
+        info_len: size_of::<LinkInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: each caller passes the member of `union bpf_attr` that belongs to the command; what it points to outlives the call.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, command, attr as *mut T, size_of::<T>()) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done as i32) }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ObjGet {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+#[repr(C)]
+struct InfoByFd {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_link_info`, with the XDP member of its union.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    ifindex: u32,
+    rest: [u32; 3],
+}
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
