@@ -3,6 +3,7 @@
 //! [`Plan`] is the meaning, [`ruleset`] the text. Compare plans to learn whether anything changed.
 //! Read first: docs/dataplane.md, "Backend".
 
+pub mod flow;
 pub mod ruleset;
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,8 @@ use thiserror::Error;
 use crate::view::endpoints::{Pod, frontends};
 use crate::view::{Affinity, Protocol, View};
 
+pub use flow::{Endpoints, Flow, TcpState};
+
 /// Everything that the nftables table says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -23,6 +26,12 @@ pub struct Plan {
     pub vips: BTreeSet<Ipv4Addr>,
     /// Service ports with a pod on this node. All others of a VIP run into the guard.
     pub services: BTreeMap<ServiceKey, LocalPods>,
+    /// Who a packet of a flow that is unknown here can be handed to, by the slot that its mark names. Without this node.
+    pub peers: BTreeMap<u16, Ipv4Addr>,
+    /// The kernel can hand packets on (`CONFIG_NFT_DUP_IPV4`). If not, [`Plan::peers`] has no effect.
+    pub second_chance: bool,
+    /// By whom conntrack's flows are judged; not in the table.
+    pub endpoints: Endpoints,
 }
 
 /// The pods of this node that serve a port.
@@ -38,6 +47,7 @@ impl Plan {
     /// that serve while they terminate (KEP-1669): a dispatcher whose view is older still sends new connections here.
     pub fn new(view: &View, node: &str, uplink: Uplink) -> Self {
         let (frontends, _) = frontends(view);
+        let endpoints = Endpoints::from_frontends(view, &frontends);
         let mut services = BTreeMap::new();
         for (key, frontend) in frontends {
             let local = || frontend.pods.iter().filter(|pod| pod.node == node);
@@ -52,7 +62,18 @@ impl Plan {
                 services.insert(key, LocalPods { affinity: frontend.affinity, pods });
             }
         }
-        Self { uplink, vips: view.vips().keys().copied().collect(), services }
+        Self {
+            uplink,
+            vips: view.vips().keys().copied().collect(),
+            services,
+            peers: BTreeMap::new(),
+            second_chance: true,
+            endpoints,
+        }
+    }
+
+    pub fn with_peers(self, peers: BTreeMap<u16, Ipv4Addr>) -> Self {
+        Self { peers, ..self }
     }
 }
 

@@ -1,0 +1,127 @@
+//! Flows to VIPs as this node's conntrack has them, and which of them it has to forget.
+//!
+//! Conntrack keeps sending a flow to the pod that it was first sent to, whatever the rules say by then. So a flow is judged by
+//! its pod: [`Endpoints`] knows from the view which pods there are. Who deletes what and when: docs/backend.md.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use core::net::Ipv4Addr;
+
+use ebpf_common::{FlowTuple, ServiceKey};
+
+use crate::view::endpoints::{Frontend, frontends};
+use crate::view::{Protocol, View};
+
+/// One entry of conntrack: TCP or UDP, addressed to a VIP, translated to a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// As the client sends it: the dispatcher's hash of it is the flow's row.
+    pub tuple: FlowTuple,
+    /// Who gets it.
+    pub pod: (Ipv4Addr, u16),
+    /// `None` for UDP.
+    pub tcp: Option<TcpState>,
+    /// The pod has answered.
+    pub replied: bool,
+}
+
+/// What conntrack makes of a TCP connection. Read first: kernel include/uapi/linux/netfilter/nf_conntrack_tcp.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TcpState {
+    SynSent,
+    SynRecv,
+    Established,
+    FinWait,
+    CloseWait,
+    LastAck,
+    TimeWait,
+    Close,
+    /// Both ends have sent a SYN, or one that we do not know.
+    Other,
+}
+
+impl TcpState {
+    /// From `CTA_PROTOINFO_TCP_STATE`.
+    pub const fn from_kernel(state: u8) -> Self {
+        match state {
+            1 => Self::SynSent,
+            2 => Self::SynRecv,
+            3 => Self::Established,
+            4 => Self::FinWait,
+            5 => Self::CloseWait,
+            6 => Self::LastAck,
+            7 => Self::TimeWait,
+            8 => Self::Close,
+            _ => Self::Other,
+        }
+    }
+
+    /// Nobody sends any more; the entry waits for its end.
+    pub const fn is_closed(self) -> bool {
+        matches!(self, Self::TimeWait | Self::Close)
+    }
+}
+
+impl Flow {
+    pub fn vip(&self) -> Ipv4Addr {
+        self.tuple.dst.into()
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.tcp.is_some_and(TcpState::is_closed)
+    }
+
+    fn service(&self) -> ServiceKey {
+        ServiceKey { addr: self.tuple.dst, port: self.tuple.dst_port, proto: self.tuple.proto, pad: 0 }
+    }
+}
+
+/// The pods that flows may stay with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    vips: BTreeSet<Ipv4Addr>,
+    /// Every pod of every service on any node, ready or not: kube-proxy's flows to a VIP, of this node's own processes, go to
+    /// pods elsewhere and stay.
+    pods: BTreeSet<Ipv4Addr>,
+    /// Who still answers, by UDP port of a VIP.
+    udp: BTreeMap<ServiceKey, BTreeSet<(Ipv4Addr, u16)>>,
+}
+
+impl Endpoints {
+    pub fn new(view: &View) -> Self {
+        Self::from_frontends(view, &frontends(view).0)
+    }
+
+    pub(super) fn from_frontends(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Self {
+        let endpoints = view.slices().values().flat_map(|slice| &slice.endpoints);
+        let udp = frontends.iter().filter(|(key, _)| key.proto == Protocol::Udp.number());
+        let answering = |frontend: &Frontend<'_>| {
+            let pods = frontend.pods.iter().filter(|pod| pod.conditions.ready || pod.conditions.serving);
+            pods.map(|pod| (pod.address, pod.port)).collect()
+        };
+        Self {
+            vips: view.vips().keys().copied().collect(),
+            pods: endpoints.map(|endpoint| endpoint.address).collect(),
+            udp: udp.map(|(key, frontend)| (*key, answering(frontend))).collect(),
+        }
+    }
+
+    /// Flows to these are ours to judge.
+    pub fn vips(&self) -> &BTreeSet<Ipv4Addr> {
+        &self.vips
+    }
+
+    /// The flow has nobody left. TCP stays with a pod for as long as the view names it: one that stops serving closes its
+    /// connections itself. UDP does not close, so it leaves a pod that stops serving, or whose port is another one now.
+    pub fn lost(&self, flow: &Flow) -> bool {
+        let gone = !self.pods.contains(&flow.pod.0);
+        let left = || self.udp.get(&flow.service()).is_some_and(|pods| !pods.contains(&flow.pod));
+        self.vips.contains(&flow.vip()) && (gone || left())
+    }
+
+    /// Whether [`Endpoints::lost`] may be true of a flow of which it was not before: otherwise nobody needs to look.
+    pub fn lost_since(&self, before: &Endpoints) -> bool {
+        let fewer =
+            |(key, pods): (&ServiceKey, &BTreeSet<_>)| before.udp.get(key).is_none_or(|before| !before.is_subset(pods));
+        !before.pods.is_subset(&self.pods) || !self.vips.is_subset(&before.vips) || self.udp.iter().any(fewer)
+    }
+}
