@@ -1,8 +1,8 @@
-//! Step 5: the packet unchanged to another node: MAC addresses, TTL, out of the interface it came in by.
+//! Step 6: the packet unchanged to another node: MAC addresses, TTL, out of the interface it came in by.
 //!
 //! Read first: RFC 791 section 3.2 (time to live), RFC 1812 section 5.3.1.
 
-use ebpf_common::{Config, Verdict};
+use ebpf_common::{Config, RESERVED_FLAG, Travel, Verdict};
 
 use crate::checksum;
 use crate::frame::{Frame, Mac};
@@ -10,13 +10,7 @@ use crate::parse::{ETHERNET_LEN, ETHERTYPE_IPV4, Packet};
 
 /// The node's own address as source, else the switch learns the client behind this node.
 #[inline(always)]
-pub fn to_node(
-    frame: &mut impl Frame,
-    config: &Config,
-    packet: &Packet,
-    mac: Mac,
-    verdict: Verdict,
-) -> Result<Verdict, Verdict> {
+pub fn to_node(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Mac) -> Result<(), Verdict> {
     // A dispatched packet makes a hop: a loop of nodes that disagree about everything still ends. No ICMP "time exceeded": the
     // VIP is one hop for traceroute, and an answer here would be one more thing to abuse.
     if packet.ttl <= 1 {
@@ -27,8 +21,22 @@ pub fn to_node(
     let sum = checksum::update(u16::from_be_bytes(sum), old, old - 0x0100);
     frame.write(TTL_AT, [packet.ttl - 1]).ok_or(Verdict::Malformed)?;
     frame.write(CHECKSUM_AT, sum.to_be_bytes()).ok_or(Verdict::Malformed)?;
-    ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)?;
-    Ok(verdict)
+    ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
+}
+
+/// The same with a travel, as if it had made one hop in search of its flow: the node that gets it keeps it.
+#[inline(always)]
+pub fn with_travel(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Mac) -> Result<(), Verdict> {
+    let flags = packet.flags | RESERVED_FLAG;
+    let ttl = Travel { hop: 1, quiet: false }.ttl();
+    let sum = frame.read::<2>(CHECKSUM_AT).ok_or(Verdict::Malformed)?;
+    let sum = checksum::update(u16::from_be_bytes(sum), packet.flags, flags);
+    let old = u16::from_be_bytes([packet.ttl, packet.proto]);
+    let sum = checksum::update(sum, old, u16::from_be_bytes([ttl, packet.proto]));
+    frame.write(FLAGS_AT, flags.to_be_bytes()).ok_or(Verdict::Malformed)?;
+    frame.write(TTL_AT, [ttl]).ok_or(Verdict::Malformed)?;
+    frame.write(CHECKSUM_AT, sum.to_be_bytes()).ok_or(Verdict::Malformed)?;
+    ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
 }
 
 /// The Ethernet header of an IPv4 frame.
@@ -43,5 +51,7 @@ pub fn ethernet_bytes(dst: Mac, src: Mac, ethertype: u16) -> [u8; ETHERNET_LEN] 
     [dst[0], dst[1], dst[2], dst[3], dst[4], dst[5], src[0], src[1], src[2], src[3], src[4], src[5], t0, t1]
 }
 
+/// Flags and fragment offset.
+pub const FLAGS_AT: usize = ETHERNET_LEN + 6;
 pub const TTL_AT: usize = ETHERNET_LEN + 8;
 pub const CHECKSUM_AT: usize = ETHERNET_LEN + 10;

@@ -41,7 +41,7 @@ pub struct HostTables {
     pub services: BTreeMap<ServiceKey, ServiceValue>,
     pub rings: BTreeMap<u32, Vec<Row>>,
     pub nodes: BTreeMap<u32, Node>,
-    pub peers: BTreeSet<Mac>,
+    pub peers: BTreeMap<Mac, u16>,
 }
 
 impl Tables for HostTables {
@@ -78,8 +78,8 @@ impl Tables for HostTables {
         (slot < ebpf_common::MAX_NODES).then(|| self.nodes.get(&slot).copied().unwrap_or_default())
     }
 
-    fn is_peer(&self, mac: Mac) -> bool {
-        self.peers.contains(&mac)
+    fn peer(&self, mac: Mac) -> Option<u16> {
+        self.peers.get(&mac).copied()
     }
 }
 

@@ -8,44 +8,33 @@ use ebpf_common::{Config, FlowTuple, Verdict};
 use crate::checksum;
 use crate::forward::{self, CHECKSUM_AT, TTL_AT};
 use crate::frame::Frame;
-use crate::parse::{IPV4_LEN, Link, PROTO_TCP, PROTO_UDP, Packet};
+use crate::parse::{Content, IPV4_LEN, Link, PROTO_TCP, PROTO_UDP, Packet, Subject};
 use crate::reset::TTL;
-use crate::select::{self, Choice};
-use crate::service;
 use crate::tables::Tables;
 
+/// An error leads to the flow that it is about; everything else ends here.
 #[inline(always)]
-pub fn answer(
+pub fn subject(
     frame: &mut impl Frame,
     tables: &impl Tables,
     config: &Config,
     link: &Link,
     packet: &Packet,
-) -> Result<Verdict, Verdict> {
+) -> Result<Subject, Verdict> {
     if packet.transport_len < ICMP_LEN {
         return Err(Verdict::Malformed);
     }
     let [kind, code] = frame.read::<2>(packet.transport).ok_or(Verdict::Malformed)?;
     match kind {
-        DESTINATION_UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM => error(frame, tables, config, packet),
-        ECHO_REQUEST if code == 0 => echo(frame, tables, config, link, packet),
+        DESTINATION_UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM => {
+            Ok(Subject { flow: quoted_flow(frame, packet)?, content: Content::Error })
+        }
+        ECHO_REQUEST if code == 0 => Err(echo(frame, tables, config, link, packet)?),
         _ => Err(Verdict::Protocol),
     }
 }
 
-/// An error quotes the packet it is about: from the VIP to the client. The flow is that one reversed.
-#[inline(always)]
-fn error(frame: &mut impl Frame, tables: &impl Tables, config: &Config, packet: &Packet) -> Result<Verdict, Verdict> {
-    let flow = quoted_flow(frame, packet)?;
-    let service = service::find(tables, &flow).ok_or(Verdict::Protocol)?;
-    match select::node(tables, config, service, &flow)? {
-        Choice::EmptyRing => Err(Verdict::Protocol),
-        Choice::Local => Ok(Verdict::IcmpLocal),
-        Choice::Peer(mac) => forward::to_node(frame, config, packet, mac, Verdict::IcmpPeer),
-    }
-}
-
-/// RFC 792: an error carries the IP header and at least the first 64 bits of data of the packet it is about.
+/// An error quotes the packet it is about: from the VIP to the client. The flow is that one reversed. RFC 792: an error carries the IP header and at least the first 64 bits of data of the packet it is about.
 #[inline(always)]
 fn quoted_flow(frame: &impl Frame, packet: &Packet) -> Result<FlowTuple, Verdict> {
     let quoted = packet.transport + ICMP_LEN;

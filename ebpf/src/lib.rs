@@ -25,6 +25,8 @@ pub mod reset;
 
 pub mod icmp;
 
+pub mod chance;
+
 pub mod forward;
 
 pub mod checksum;
@@ -42,9 +44,9 @@ use ebpf_common::Verdict;
 pub use frame::Frame;
 pub use tables::Tables;
 
-use parse::{ETHERTYPE_ARP, PROTO_ICMP};
+use chance::Step;
+use parse::{Content, ETHERTYPE_ARP, PROTO_ICMP};
 use reset::Refused;
-use select::Choice;
 
 /// Decides about one frame and changes it in place. The caller counts the verdict and returns the action of its fate.
 #[inline(always)]
@@ -65,19 +67,31 @@ fn path(frame: &mut impl Frame, tables: &impl Tables) -> Result<Verdict, Verdict
     if !tables.is_vip(header.dst) {
         return Err(Verdict::NotOurs);
     }
-    let config = admit::admit(tables, &link)?;
+    let (config, sender) = admit::admit(tables, &link)?;
     let packet = parse::packet(frame, &header)?;
-    if packet.proto == PROTO_ICMP {
-        return icmp::answer(frame, tables, config, &link, &packet);
-    }
-    let transport = parse::transport(frame, &packet)?;
-    let flow = transport.flow(&packet);
-    let Some(service) = service::find(tables, &flow) else {
-        return Err(reset::refuse(frame, config, &link, &packet, &transport, Refused::Unserved));
+    let origin = chance::origin(sender, &packet)?;
+    let subject = match packet.proto {
+        PROTO_ICMP => icmp::subject(frame, tables, config, &link, &packet)?,
+        _ => parse::subject(frame, &packet)?,
     };
-    match select::node(tables, config, service, &flow)? {
-        Choice::EmptyRing => Err(reset::refuse(frame, config, &link, &packet, &transport, Refused::EmptyRing)),
-        Choice::Local => Ok(Verdict::DispatchedLocal),
-        Choice::Peer(mac) => forward::to_node(frame, config, &packet, mac, Verdict::DispatchedPeer),
+    let Some(service) = service::find(tables, &subject.flow) else {
+        return reset::refuse(frame, config, &link, &packet, origin, &subject, Refused::Unserved);
+    };
+    let Some(row) = select::row(tables, config, service, &subject.flow)? else {
+        return reset::refuse(frame, config, &link, &packet, origin, &subject, Refused::EmptyRing);
+    };
+    match chance::next(config, service, row, origin, &subject.content) {
+        Step::Dispatch => {
+            forward::to_node(frame, config, &packet, select::primary(tables, row)?)?;
+            Ok(if matches!(subject.content, Content::Error) { Verdict::IcmpPeer } else { Verdict::DispatchedPeer })
+        }
+        Step::PassOn => {
+            forward::with_travel(frame, config, &packet, select::primary(tables, row)?)?;
+            Ok(Verdict::SynPassedOn)
+        }
+        Step::Up(mark) => {
+            chance::up(frame, &packet, origin, mark)?;
+            Ok(chance::verdict(origin, &subject.content, mark))
+        }
     }
 }

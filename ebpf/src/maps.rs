@@ -82,8 +82,9 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn is_peer(&self, mac: Mac) -> bool {
-        there(PEERS.get_ptr(MacKey { mac, pad: [0; 2] }))
+    fn peer(&self, mac: Mac) -> Option<u16> {
+        // SAFETY: copied at once.
+        unsafe { PEERS.get(MacKey { mac, pad: [0; 2] }) }.map(|slot| *slot as u16)
     }
 }
 

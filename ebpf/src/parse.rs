@@ -69,6 +69,8 @@ pub struct Packet {
     pub dst: [u8; 4],
     pub proto: u8,
     pub ttl: u8,
+    /// Flags and fragment offset as one word; of a packet in one piece only the flags.
+    pub flags: u16,
     /// The header has options (RFC 791 section 3.1). They are carried along and not read.
     pub options: bool,
     /// Where the transport header begins, from the start of the frame.
@@ -94,6 +96,7 @@ pub fn packet(frame: &impl Frame, header: &Header) -> Result<Packet, Verdict> {
         dst: header.dst,
         proto: header.proto,
         ttl: header.ttl,
+        flags: header.fragment,
         options: header.header_len > IPV4_LEN,
         transport: ETHERNET_LEN + header.header_len,
         transport_len: header.total_len - header.header_len,
@@ -107,13 +110,27 @@ fn may_be_source(addr: [u8; 4]) -> bool {
     !(addr[0] == 0 || addr[0] == 127 || addr[0] >= 224)
 }
 
-/// What the path needs of TCP and UDP headers.
+/// What a packet is about: the flow from a client to the VIP, and what of it the packet carries.
 #[derive(Clone, Copy, Debug)]
-pub struct Transport {
-    pub src_port: [u8; 2],
-    pub dst_port: [u8; 2],
-    /// `None` for UDP.
-    pub tcp: Option<Tcp>,
+pub struct Subject {
+    pub flow: FlowTuple,
+    pub content: Content,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Content {
+    Tcp(Tcp),
+    Udp,
+    /// An ICMP error about a packet of the flow.
+    Error,
+}
+
+impl Content {
+    /// The first segment of a connection.
+    #[inline(always)]
+    pub fn is_syn(&self) -> bool {
+        matches!(self, Content::Tcp(tcp) if tcp.flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -132,22 +149,8 @@ impl Tcp {
     pub const ACK: u8 = 0x10;
 }
 
-impl Transport {
-    /// The flow of a packet from client to VIP.
-    #[inline(always)]
-    pub fn flow(&self, packet: &Packet) -> FlowTuple {
-        FlowTuple {
-            src: packet.src,
-            dst: packet.dst,
-            src_port: self.src_port,
-            dst_port: self.dst_port,
-            proto: packet.proto,
-        }
-    }
-}
-
 #[inline(always)]
-pub fn transport(frame: &impl Frame, packet: &Packet) -> Result<Transport, Verdict> {
+pub fn subject(frame: &impl Frame, packet: &Packet) -> Result<Subject, Verdict> {
     match packet.proto {
         PROTO_TCP => tcp(frame, packet),
         PROTO_UDP => udp(frame, packet),
@@ -156,7 +159,7 @@ pub fn transport(frame: &impl Frame, packet: &Packet) -> Result<Transport, Verdi
 }
 
 #[inline(always)]
-fn tcp(frame: &impl Frame, packet: &Packet) -> Result<Transport, Verdict> {
+fn tcp(frame: &impl Frame, packet: &Packet) -> Result<Subject, Verdict> {
     if packet.transport_len < TCP_LEN {
         return Err(Verdict::Malformed);
     }
@@ -166,10 +169,9 @@ fn tcp(frame: &impl Frame, packet: &Packet) -> Result<Transport, Verdict> {
     if header_len < TCP_LEN || header_len > packet.transport_len {
         return Err(Verdict::Malformed);
     }
-    Ok(Transport {
-        src_port: [s0, s1],
-        dst_port: [d0, d1],
-        tcp: Some(Tcp {
+    Ok(Subject {
+        flow: flow(packet, [s0, s1], [d0, d1]),
+        content: Content::Tcp(Tcp {
             seq: u32::from_be_bytes([q0, q1, q2, q3]),
             ack: u32::from_be_bytes([a0, a1, a2, a3]),
             flags,
@@ -179,7 +181,7 @@ fn tcp(frame: &impl Frame, packet: &Packet) -> Result<Transport, Verdict> {
 }
 
 #[inline(always)]
-fn udp(frame: &impl Frame, packet: &Packet) -> Result<Transport, Verdict> {
+fn udp(frame: &impl Frame, packet: &Packet) -> Result<Subject, Verdict> {
     if packet.transport_len < UDP_LEN {
         return Err(Verdict::Malformed);
     }
@@ -188,9 +190,15 @@ fn udp(frame: &impl Frame, packet: &Packet) -> Result<Transport, Verdict> {
     if len < UDP_LEN || len > packet.transport_len {
         return Err(Verdict::Malformed);
     }
-    Ok(Transport { src_port: [s0, s1], dst_port: [d0, d1], tcp: None })
+    Ok(Subject { flow: flow(packet, [s0, s1], [d0, d1]), content: Content::Udp })
 }
 
+#[inline(always)]
+fn flow(packet: &Packet, src_port: [u8; 2], dst_port: [u8; 2]) -> FlowTuple {
+    FlowTuple { src: packet.src, dst: packet.dst, src_port, dst_port, proto: packet.proto }
+}
+
+pub const MAC_LEN: usize = 6;
 pub const ETHERNET_LEN: usize = 14;
 pub const IPV4_LEN: usize = 20;
 pub const TCP_LEN: usize = 20;

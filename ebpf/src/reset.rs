@@ -2,12 +2,13 @@
 //!
 //! Read first: RFC 9293 section 3.10.7.1 (segments to a closed port) and 3.5.2 (reset generation).
 
-use ebpf_common::{Config, Verdict};
+use ebpf_common::{Config, FlowTuple, Verdict};
 
+use crate::chance::{self, Origin};
 use crate::checksum;
 use crate::forward::ethernet_bytes;
 use crate::frame::Frame;
-use crate::parse::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, Link, PROTO_TCP, Packet, TCP_LEN, Tcp, Transport};
+use crate::parse::{Content, ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, Link, PROTO_TCP, Packet, Subject, TCP_LEN, Tcp};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
@@ -15,42 +16,66 @@ pub enum Refused {
     EmptyRing,
 }
 
-/// The frame becomes the refusal, or passes to the guard in nftables, or is dropped.
+/// The frame becomes the refusal, or passes to the guard in nftables, or is dropped. What another node sent passes: conntrack
+/// may know the flow (a service that was just deleted, an endpoint that is terminating), and if not, the guard refuses.
 #[inline(always)]
 pub fn refuse(
     frame: &mut impl Frame,
     config: &Config,
     link: &Link,
     packet: &Packet,
-    transport: &Transport,
+    origin: Origin,
+    subject: &Subject,
     why: Refused,
-) -> Verdict {
-    let Some(tcp) = transport.tcp else {
-        return match (why, config.flags & Config::UDP_SILENT != 0) {
-            (Refused::Unserved, false) => Verdict::UnservedUnreachable,
-            (Refused::Unserved, true) => Verdict::UnservedSilent,
-            (Refused::EmptyRing, false) => Verdict::EmptyRingUnreachable,
-            (Refused::EmptyRing, true) => Verdict::EmptyRingSilent,
-        };
-    };
+) -> Result<Verdict, Verdict> {
+    let mark = chance::nobody(origin);
+    if origin != Origin::Client {
+        chance::up(frame, packet, origin, mark)?;
+        return Ok(chance::verdict(origin, &subject.content, mark));
+    }
+    match subject.content {
+        Content::Tcp(tcp) => refuse_tcp(frame, config, link, subject, &tcp, why),
+        Content::Udp if config.flags & Config::UDP_SILENT != 0 => Err(match why {
+            Refused::Unserved => Verdict::UnservedSilent,
+            Refused::EmptyRing => Verdict::EmptyRingSilent,
+        }),
+        Content::Udp => {
+            chance::up(frame, packet, origin, mark)?;
+            Ok(match why {
+                Refused::Unserved => Verdict::UnservedUnreachable,
+                Refused::EmptyRing => Verdict::EmptyRingUnreachable,
+            })
+        }
+        Content::Error => Err(Verdict::Protocol),
+    }
+}
+
+#[inline(always)]
+fn refuse_tcp(
+    frame: &mut impl Frame,
+    config: &Config,
+    link: &Link,
+    subject: &Subject,
+    tcp: &Tcp,
+    why: Refused,
+) -> Result<Verdict, Verdict> {
     // RFC 9293 section 3.10.7.1: "If a segment contains a RST, it is discarded."
     if tcp.flags & Tcp::RST != 0 {
-        return Verdict::UnservedRst;
+        return Err(Verdict::UnservedRst);
     }
-    let bytes = reset(config, link, packet, transport, &tcp);
-    if frame.truncate(RESET_LEN).is_none() || frame.write(0, bytes).is_none() {
-        return Verdict::NoRoom;
-    }
-    match why {
+    let bytes = reset(config, link, &subject.flow, tcp);
+    frame.truncate(RESET_LEN).ok_or(Verdict::NoRoom)?;
+    frame.write(0, bytes).ok_or(Verdict::NoRoom)?;
+    Ok(match why {
         Refused::Unserved => Verdict::UnservedReset,
         Refused::EmptyRing => Verdict::EmptyRingReset,
-    }
+    })
 }
 
 /// A frame of 54 bytes from the VIP to whoever sent the segment, back to the router it came by. The IP header is new: no options,
 /// "don't fragment", identification 0 (RFC 6864 section 4.1 allows any value with that flag).
 #[inline(always)]
-fn reset(config: &Config, link: &Link, packet: &Packet, transport: &Transport, tcp: &Tcp) -> [u8; RESET_LEN] {
+fn reset(config: &Config, link: &Link, flow: &FlowTuple, tcp: &Tcp) -> [u8; RESET_LEN] {
     let (seq, ack, flags) = answer_to(tcp);
     let mut ip = [0; IPV4_LEN];
     ip[0] = 0x45;
@@ -58,20 +83,20 @@ fn reset(config: &Config, link: &Link, packet: &Packet, transport: &Transport, t
     ip[6] = 0x40;
     ip[8] = TTL;
     ip[9] = PROTO_TCP;
-    ip[12..16].copy_from_slice(&packet.dst);
-    ip[16..20].copy_from_slice(&packet.src);
+    ip[12..16].copy_from_slice(&flow.dst);
+    ip[16..20].copy_from_slice(&flow.src);
     let sum = checksum::finish(checksum::sum(&ip));
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
 
     let mut segment = [0; TCP_LEN];
-    segment[0..2].copy_from_slice(&transport.dst_port);
-    segment[2..4].copy_from_slice(&transport.src_port);
+    segment[0..2].copy_from_slice(&flow.dst_port);
+    segment[2..4].copy_from_slice(&flow.src_port);
     segment[4..8].copy_from_slice(&seq.to_be_bytes());
     segment[8..12].copy_from_slice(&ack.to_be_bytes());
     segment[12] = (TCP_LEN as u8 / 4) << 4;
     segment[13] = flags;
     // RFC 9293 section 3.1: the pseudo header is addresses, protocol, length of the segment.
-    let pseudo = checksum::sum(&packet.dst) + checksum::sum(&packet.src) + u32::from(PROTO_TCP) + TCP_LEN as u32;
+    let pseudo = checksum::sum(&flow.dst) + checksum::sum(&flow.src) + u32::from(PROTO_TCP) + TCP_LEN as u32;
     let sum = checksum::finish(pseudo + checksum::sum(&segment));
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
 

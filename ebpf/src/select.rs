@@ -7,29 +7,27 @@ use ebpf_common::{Config, FlowTuple, Row, ServiceValue, Verdict, row_of};
 use crate::frame::Mac;
 use crate::tables::{Ring as _, Tables};
 
-pub enum Choice {
-    /// The service has no ready endpoint anywhere.
-    EmptyRing,
-    /// This node.
-    Local,
-    /// The node with this MAC address.
-    Peer(Mac),
-}
-
+/// The flow's row; `None` if the ring is empty: the service has no ready endpoint anywhere.
 #[inline(always)]
-pub fn node(tables: &impl Tables, config: &Config, service: ServiceValue, flow: &FlowTuple) -> Result<Choice, Verdict> {
+pub fn row(
+    tables: &impl Tables,
+    config: &Config,
+    service: ServiceValue,
+    flow: &FlowTuple,
+) -> Result<Option<Row>, Verdict> {
     let flow = if service.flags & ServiceValue::CLIENT_AFFINITY != 0 { flow.client_only() } else { *flow };
     let ring = tables.ring(service.ring).ok_or(Verdict::BadRing)?;
     let rows = ring.element(0).ok_or(Verdict::BadRing)? as u32;
-    let Some(row) = row_of(flow.hash(&config.hash_key), rows) else { return Ok(Choice::EmptyRing) };
-    let primary = Row(ring.element(row.wrapping_add(1)).ok_or(Verdict::BadRing)?).primary();
-    let slot = u32::from(primary);
-    if slot == config.self_slot {
-        return Ok(Choice::Local);
-    }
-    if slot == 0 {
+    let Some(row) = row_of(flow.hash(&config.hash_key), rows) else { return Ok(None) };
+    Ok(Some(Row(ring.element(row.wrapping_add(1)).ok_or(Verdict::BadRing)?)))
+}
+
+/// Where to send frames for the row's primary.
+#[inline(always)]
+pub fn primary(tables: &impl Tables, row: Row) -> Result<Mac, Verdict> {
+    if row.primary() == 0 {
         return Err(Verdict::BadRing);
     }
-    let node = tables.node(slot).ok_or(Verdict::BadRing)?;
-    if node.mac == [0; 6] { Err(Verdict::NoNeighbour) } else { Ok(Choice::Peer(node.mac)) }
+    let node = tables.node(u32::from(row.primary())).ok_or(Verdict::BadRing)?;
+    if node.mac == [0; 6] { Err(Verdict::NoNeighbour) } else { Ok(node.mac) }
 }

@@ -21,8 +21,8 @@ pub trait Tables {
     fn ring(&self, slot: u32) -> Option<impl Ring>;
     /// Map `NODES`.
     fn node(&self, slot: u32) -> Option<Node>;
-    /// Map `PEERS`: the source address of another node's dispatcher.
-    fn is_peer(&self, mac: Mac) -> bool;
+    /// Map `PEERS`: the slot of the node with this address.
+    fn peer(&self, mac: Mac) -> Option<u16>;
 }
 
 /// A ring, as it was when it was looked up.

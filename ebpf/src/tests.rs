@@ -1,7 +1,7 @@
 //! The path on the host: any bytes at all, and the invariants that hold for every frame. The table of verdicts runs in
 //! tests/tests/xdp_verdicts.rs, on the kernel and here alike.
 
-use ebpf_common::{Config, Fate, Lease, Node, Row, ServiceKey, ServiceValue, Verdict};
+use ebpf_common::{Config, Fate, Lease, MARK_PREFIX, Node, Row, ServiceKey, ServiceValue, Verdict};
 use proptest::prelude::*;
 
 use crate::host::{HostFrame, HostTables};
@@ -71,6 +71,10 @@ fn invariants(bytes: &[u8]) -> Result<Verdict, TestCaseError> {
     if verdict.fate() == Fate::Tx {
         prop_assert_eq!(&frame.0[6..12], &SELF, "a frame that we send carries our address");
         prop_assert!(frame.0.len() <= bytes.len(), "no answer is longer than its question");
+    } else if verdict.fate() == Fate::Pass && frame.0.get(6..9) == Some(&MARK_PREFIX) {
+        let mut marked = bytes.to_vec();
+        marked[6..12].copy_from_slice(&frame.0[6..12]);
+        prop_assert_eq!(&frame.0, &marked, "up the stack nothing but the mark is new");
     } else {
         prop_assert_eq!(&frame.0[..], bytes);
     }

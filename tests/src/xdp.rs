@@ -65,8 +65,8 @@ impl Kernel {
             nodes.set(*slot, node, 0)?;
         }
         let mut peers: HashMap<_, MacKey, u32> = self.map(map::PEERS)?.try_into()?;
-        for mac in &tables.peers {
-            peers.insert(MacKey { mac: *mac, pad: [0; 2] }, 1, 0)?;
+        for (mac, slot) in &tables.peers {
+            peers.insert(MacKey { mac: *mac, pad: [0; 2] }, u32::from(*slot), 0)?;
         }
         Ok(())
     }

@@ -103,8 +103,8 @@ fn the_largest_ring_is_read_to_its_last_row() {
 }
 
 /// Two rings of different length take turns. In each, the row that the other's length would lead to is bad: a packet that saw the
-/// length of one and a row of the other would be counted as such. The verdicts leave the frame as it is, so that one system call
-/// can run it ten thousand times.
+/// length of one and a row of the other would be counted as such. The verdicts leave the frame as it is but for its source,
+/// so that one system call can run it ten thousand times.
 #[test]
 fn a_ring_is_replaced_at_once() {
     const SHORT: u32 = 251;

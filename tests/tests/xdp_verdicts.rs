@@ -6,7 +6,7 @@ mod xdp_world;
 
 use std::collections::BTreeSet;
 
-use ebpf_common::{Config, Verdict};
+use ebpf_common::{Ask, Config, Mark, Travel, Verdict};
 use sheave_ebpf::Frame;
 use sheave_ebpf::host::{HostFrame, HostTables};
 use sheave_tests::packet::{Addr, Arp, BROADCAST, Eth, Mac, Tcp, check_sums};
@@ -32,6 +32,16 @@ fn case(name: &'static str, frame: Vec<u8>, verdict: Verdict) -> Case {
     Case { name, frame, verdict, out: None }
 }
 
+/// Up the stack, asking nobody.
+fn up(name: &'static str, frame: Vec<u8>, verdict: Verdict) -> Case {
+    asking(name, frame, verdict, Mark::NOBODY)
+}
+
+fn asking(name: &'static str, frame: Vec<u8>, verdict: Verdict, mark: Mark) -> Case {
+    let out = marked(frame.clone(), mark);
+    changed(name, frame, verdict, out)
+}
+
 fn changed(name: &'static str, frame: Vec<u8>, verdict: Verdict, out: Vec<u8>) -> Case {
     Case { name, frame, verdict, out: Some(out) }
 }
@@ -48,7 +58,7 @@ fn every_verdict_is_reached_as_the_table_says() {
             assert_eq!(outcome.verdict, case.verdict, "{name}");
             let out = case.out.as_ref().unwrap_or(&case.frame);
             assert!(outcome.frame == *out, "{name}:\n  out {:02x?}\n want {out:02x?}", outcome.frame);
-            if case.out.is_some() && out[12..14] == [8, 0] {
+            if case.out.is_some() && out[12..14] == [8, 0] && check_sums(&case.frame).is_ok() {
                 check_sums(&outcome.frame).unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
             }
             seen.insert(case.verdict);
@@ -142,6 +152,14 @@ fn scenes() -> Vec<Scene> {
             ],
         },
         Scene { name: "icmp", tables: world(), cases: icmp() },
+        Scene { name: "from a client", tables: world(), cases: from_client() },
+        Scene { name: "from a dispatcher", tables: world(), cases: from_dispatcher() },
+        Scene { name: "in search", tables: world(), cases: in_search() },
+        Scene {
+            name: "from nodes, silent",
+            tables: with(|tables| tables.config.flags |= Config::UDP_SILENT),
+            cases: vec![up("unserved", dispatched(PEER).udp(40000, UNSERVED, b"x"), Verdict::FromPeer)],
+        },
         Scene { name: "malformed", tables: world(), cases: malformed() },
     ]
 }
@@ -235,12 +253,11 @@ const OPTIONS: [u8; 8] = [7, 7, 4, 0, 0, 0, 0, 0];
 
 fn dispatch() -> Vec<Case> {
     let on = || Eth { dst: PEER, src: SELF }.ipv4(CLIENT, VIP).ttl(63);
-    let from_peer = || Eth { dst: SELF, src: PEER }.ipv4(CLIENT, VIP);
     let data = vec![0x5a; 1460];
     vec![
-        case("to this node", syn(LOCAL), Verdict::DispatchedLocal),
-        case("to this node, TTL 1", inbound(VIP).ttl(1).tcp(40000, LOCAL).build(), Verdict::DispatchedLocal),
-        case("to this node, UDP", inbound(OTHER).udp(40000, LOCAL, b"x"), Verdict::DispatchedLocal),
+        up("to this node", syn(LOCAL), Verdict::DispatchedLocal),
+        up("to this node, TTL 1", inbound(VIP).ttl(1).tcp(40000, ALONE).build(), Verdict::DispatchedLocal),
+        up("to this node, UDP", inbound(OTHER).udp(40000, ALONE, b"x"), Verdict::DispatchedLocal),
         changed("to a peer", syn(REMOTE), Verdict::DispatchedPeer, sent_on(REMOTE)),
         changed("to a peer, padded", padded(syn(REMOTE)), Verdict::DispatchedPeer, padded(sent_on(REMOTE))),
         changed(
@@ -267,11 +284,9 @@ fn dispatch() -> Vec<Case> {
             Verdict::DispatchedPeer,
             on().options(&OPTIONS).tcp(40000, REMOTE).options(&[2, 4, 5, 0xb4]).syn().build(),
         ),
-        case("IP options, this node", inbound(VIP).options(&[1; 40]).udp(1, LOCAL, b"x"), Verdict::DispatchedLocal),
+        up("IP options, this node", inbound(VIP).options(&[1; 40]).udp(1, ALONE, b"x"), Verdict::DispatchedLocal),
         case("TTL 1", inbound(VIP).ttl(1).tcp(40000, REMOTE).build(), Verdict::TtlExpired),
         case("TTL 0", inbound(VIP).ttl(0).udp(40000, REMOTE, b""), Verdict::TtlExpired),
-        case("from a peer", from_peer().tcp(40000, REMOTE).build(), Verdict::FromPeer),
-        case("from a peer, port unserved", from_peer().tcp(40000, UNSERVED).build(), Verdict::FromPeer),
         case("no neighbour entry", syn(NO_MAC), Verdict::NoNeighbour),
         case("the ring is not there", syn(NO_RING), Verdict::BadRing),
         case("a row without a node", syn(ROW_ZERO), Verdict::BadRing),
@@ -321,7 +336,7 @@ fn refused() -> Vec<Case> {
         ),
         case("RST", tcp().flags(Tcp::RST).build(), Verdict::UnservedRst),
         case("RST, ACK", tcp().flags(Tcp::RST | Tcp::ACK).build(), Verdict::UnservedRst),
-        case("UDP", inbound(VIP).udp(40000, UNSERVED, b"x"), Verdict::UnservedUnreachable),
+        up("UDP", inbound(VIP).udp(40000, UNSERVED, b"x"), Verdict::UnservedUnreachable),
         changed(
             "empty ring",
             inbound(VIP).tcp(40000, EMPTY).seq(9).syn().build(),
@@ -329,7 +344,7 @@ fn refused() -> Vec<Case> {
             reset(EMPTY, 0, 10, ANSWER),
         ),
         case("empty ring, RST", inbound(VIP).tcp(40000, EMPTY).flags(Tcp::RST).build(), Verdict::UnservedRst),
-        case("empty ring, UDP", inbound(VIP).udp(40000, EMPTY, b"x"), Verdict::EmptyRingUnreachable),
+        up("empty ring, UDP", inbound(VIP).udp(40000, EMPTY, b"x"), Verdict::EmptyRingUnreachable),
     ]
 }
 
@@ -366,8 +381,8 @@ fn icmp() -> Vec<Case> {
         case("echo reply", inbound(VIP).icmp(0, 0, [0; 4], b""), Verdict::Protocol),
         case("redirect", error(SELF, ROUTER, 64, 5, &quoted(LOCAL)), Verdict::Protocol),
         case("timestamp", inbound(VIP).icmp(13, 0, [0; 4], &[0; 12]), Verdict::Protocol),
-        case("too big, local", too_big(&quoted(LOCAL)), Verdict::IcmpLocal),
-        case("only 64 bits of data", too_big(&quoted(LOCAL)[..28]), Verdict::IcmpLocal),
+        up("too big, local", too_big(&quoted(ALONE)), Verdict::IcmpLocal),
+        up("only 64 bits of data", too_big(&quoted(ALONE)[..28]), Verdict::IcmpLocal),
         changed(
             "too big, peer",
             too_big(&quoted(REMOTE)),
@@ -386,8 +401,8 @@ fn icmp() -> Vec<Case> {
                 &Eth { dst: ROUTER, src: PEER }.ipv4(VIP, CLIENT).options(&OPTIONS).udp(REMOTE, 40000, b"x")[14..],
             ),
         ),
-        case("parameter problem", error(SELF, ROUTER, 64, 12, &quoted(LOCAL)), Verdict::IcmpLocal),
-        case("about a first fragment", too_big(&first_fragment.udp(LOCAL, 40000, b"x")[14..]), Verdict::IcmpLocal),
+        up("parameter problem", error(SELF, ROUTER, 64, 12, &quoted(ALONE)), Verdict::IcmpLocal),
+        up("about a first fragment", too_big(&first_fragment.udp(ALONE, 40000, b"x")[14..]), Verdict::IcmpLocal),
         case("about a later fragment", too_big(&later_fragment.payload(17, &[0; 8])[14..]), Verdict::Fragment),
         case("TTL 1", error(SELF, ROUTER, 1, 3, &quoted(REMOTE)), Verdict::TtlExpired),
         case("about no flow of ours", too_big(&quoted(UNSERVED)), Verdict::Protocol),
@@ -404,6 +419,145 @@ fn icmp() -> Vec<Case> {
     ]
 }
 
+fn first(slot: u16) -> Mark {
+    Mark { ask: Ask::First, quiet: false, slot }
+}
+
+/// A flow that this node is the primary of, and others may have.
+fn from_client() -> Vec<Case> {
+    use Verdict::*;
+    let segment = |flags| inbound(VIP).tcp(40000, LOCAL).flags(flags).data(b"x").build();
+    let reserved = || inbound(VIP).fragment(0xc000);
+    vec![
+        asking("segment", segment(Tcp::ACK), SecondChanceLocal, first(2)),
+        asking("RST", segment(Tcp::RST), SecondChanceLocal, first(2)),
+        asking("SYN, ACK", segment(Tcp::SYN | Tcp::ACK), SecondChanceLocal, first(2)),
+        asking("no flag", segment(0), SecondChanceLocal, first(2)),
+        asking("datagram", inbound(OTHER).udp(40000, LOCAL, b"x"), SecondChanceLocal, first(2)),
+        asking("error", too_big(&quoted(LOCAL)), IcmpLocal, first(2)),
+        up("SYN", segment(Tcp::SYN), DispatchedLocal),
+        up("segment, nobody else", inbound(VIP).tcp(40000, ALONE).flags(Tcp::ACK).build(), DispatchedLocal),
+        case("with the reserved flag", reserved().tcp(40000, LOCAL).flags(Tcp::ACK).build(), Malformed),
+        case("with the reserved flag, to a peer", reserved().udp(40000, REMOTE, b"x"), Malformed),
+        case("with the reserved flag, a fragment", inbound(VIP).fragment(0xa000).udp(1, LOCAL, b""), Fragment),
+    ]
+}
+
+fn from_dispatcher() -> Vec<Case> {
+    use Verdict::*;
+    let segment = |by, port| dispatched(by).tcp(40000, port).flags(Tcp::ACK).data(b"x").build();
+    let datagram = |by, port| dispatched(by).udp(40000, port, b"x");
+    let syn = |port| dispatched(PEER).tcp(40000, port).syn().build();
+    // Hop 1: so that the next node keeps it.
+    let passed_on =
+        |dst, src| Eth { dst, src }.ipv4(CLIENT, VIP).ttl(15).fragment(0xc000).tcp(40000, BETWEEN).syn().build();
+    vec![
+        asking("segment", segment(FOURTH, LOCAL), SecondChancePeer, first(2)),
+        asking("the dispatcher may have it too", segment(PEER, LOCAL), SecondChancePeer, first(2)),
+        asking("datagram", datagram(PEER, LOCAL), SecondChancePeer, first(2)),
+        asking("this node is not the primary", segment(FOURTH, BETWEEN), SecondChancePeer, first(2)),
+        asking("nor in the row", datagram(FOURTH, REMOTE), SecondChancePeer, first(2)),
+        asking("error", error(SELF, FOURTH, 64, 3, &quoted(LOCAL)), SecondChancePeer, first(2)),
+        up("segment, nobody else", segment(PEER, ALONE), FromPeer),
+        up("error, nobody else", error(SELF, PEER, 64, 3, &quoted(ALONE)), FromPeer),
+        up("SYN, this node is the primary", syn(LOCAL), FromPeer),
+        up("SYN, this node has a pod", syn(REMOTE_SERVED), FromPeer),
+        changed(
+            "SYN, neither",
+            dispatched(FOURTH).tcp(40000, BETWEEN).syn().build(),
+            SynPassedOn,
+            passed_on(PEER, SELF),
+        ),
+        changed("SYN, neither, back to the dispatcher", syn(BETWEEN), SynPassedOn, passed_on(PEER, SELF)),
+        changed(
+            "SYN, may be fragmented, TTL 1",
+            dispatched(FOURTH).fragment(0).ttl(1).tcp(40000, REMOTE).syn().build(),
+            SynPassedOn,
+            Eth { dst: PEER, src: SELF }.ipv4(CLIENT, VIP).ttl(15).fragment(0x8000).tcp(40000, REMOTE).syn().build(),
+        ),
+        case("SYN, no neighbour entry", syn(NO_MAC), NoNeighbour),
+        up("SYN, unserved", syn(UNSERVED), FromPeer),
+        up("segment, unserved", segment(PEER, UNSERVED), FromPeer),
+        up("RST, unserved", dispatched(PEER).tcp(40000, UNSERVED).flags(Tcp::RST).build(), FromPeer),
+        up("datagram, unserved", datagram(PEER, UNSERVED), FromPeer),
+        up("error, unserved", error(SELF, PEER, 64, 3, &quoted(UNSERVED)), FromPeer),
+        up("SYN, empty ring", syn(EMPTY), FromPeer),
+        up("datagram, empty ring", datagram(PEER, EMPTY), FromPeer),
+        case("the ring is not there", segment(PEER, NO_RING), BadRing),
+        case("fragment", dispatched(PEER).fragment(0x2000).udp(1, LOCAL, b""), Fragment),
+        case("GRE", dispatched(PEER).payload(47, &[0; 40]), Protocol),
+        changed(
+            "echo: a node pings",
+            dispatched(PEER).icmp(8, 0, [0; 4], b"x"),
+            EchoAnswered,
+            Eth { dst: PEER, src: SELF }.ipv4(VIP, CLIENT).icmp(0, 0, [0; 4], b"x"),
+        ),
+    ]
+}
+
+/// Every hop, in every place of the row. Up the stack the reserved flag is gone, the time to live is as it came.
+fn in_search() -> Vec<Case> {
+    let hop = |hop| Travel { hop, quiet: false };
+    let quiet = |hop| Travel { hop, quiet: true };
+    let home = Mark { ask: Ask::Home, ..first(2) };
+    let next = |slot| Mark { ask: Ask::Next, ..first(slot) };
+    let silent = |mark| Mark { quiet: true, ..mark };
+    let nobody = Mark::NOBODY;
+    let tcp = |name, from, travel: Travel, port, mark| {
+        let build = |ip: sheave_tests::packet::Ipv4| ip.tcp(40000, port).flags(Tcp::ACK).data(b"x").build();
+        arrived(name, build(searching(from, travel)), build(dispatched(from).ttl(travel.ttl())), mark)
+    };
+    let udp = |name, from, travel: Travel, port, mark| {
+        let build = |ip: sheave_tests::packet::Ipv4| ip.udp(40000, port, b"x");
+        arrived(name, build(searching(from, travel)), build(dispatched(from).ttl(travel.ttl())), mark)
+    };
+    let syn = |name, travel: Travel, port| {
+        let build = |ip: sheave_tests::packet::Ipv4| ip.tcp(40000, port).syn().build();
+        arrived(name, build(searching(PEER, travel)), build(dispatched(PEER).ttl(travel.ttl())), nobody)
+    };
+    let ip_error = |port, fragment, ttl: u8| {
+        let ip = Eth { dst: SELF, src: PEER }.ipv4([203, 0, 113, 9], VIP).ttl(ttl).fragment(fragment);
+        ip.icmp(3, 4, [0, 0, 5, 0], &quoted(port))
+    };
+    let error = |name, port, mark| arrived(name, ip_error(port, 0xc000, 15), ip_error(port, 0x4000, 15), mark);
+    vec![
+        tcp("hop 1: those behind this node", PEER, hop(1), BETWEEN, next(4)),
+        tcp("hop 1: without who sent it", FOURTH, hop(1), BETWEEN, next(3)),
+        tcp("hop 2", PEER, hop(2), BETWEEN, next(4)),
+        tcp("hop 3", PEER, hop(3), BETWEEN, next(4)),
+        tcp("hop 4: the last", PEER, hop(4), BETWEEN, nobody),
+        tcp("quiet", PEER, quiet(1), BETWEEN, silent(next(4))),
+        tcp("quiet, the last", PEER, quiet(4), BETWEEN, silent(nobody)),
+        tcp("behind all", PEER, hop(1), BEHIND, nobody),
+        tcp("behind all, quiet", PEER, quiet(2), BEHIND, silent(nobody)),
+        tcp("not in the row", PEER, hop(1), REMOTE, nobody),
+        tcp("this node is the primary", FOURTH, hop(1), LOCAL, next(2)),
+        tcp("this node is the primary, nobody else", PEER, hop(1), LOCAL, nobody),
+        udp("datagram", PEER, hop(1), BETWEEN, next(4)),
+        udp("datagram, behind all", FOURTH, hop(2), BEHIND, home),
+        udp("datagram, behind all, home is who sent it", PEER, hop(1), BEHIND, home),
+        udp("datagram, behind all, quiet", FOURTH, quiet(3), BEHIND, silent(home)),
+        udp("datagram, not in the row", FOURTH, hop(3), REMOTE, home),
+        udp("datagram, at home", PEER, hop(4), LOCAL, nobody),
+        udp("datagram, the last, not at home", PEER, hop(4), BEHIND, nobody),
+        udp("datagram, at home early", PEER, hop(1), ALONE, nobody),
+        udp("datagram, no primary", PEER, hop(1), ROW_ZERO, nobody),
+        syn("SYN: taken", hop(1), REMOTE),
+        syn("SYN, unserved", hop(1), UNSERVED),
+        tcp("unserved", PEER, hop(1), UNSERVED, nobody),
+        tcp("unserved, quiet", PEER, quiet(1), UNSERVED, silent(nobody)),
+        udp("empty ring", PEER, hop(2), EMPTY, nobody),
+        error("error", BETWEEN, next(4)),
+        error("error: no home", BEHIND, nobody),
+        error("error, unserved", UNSERVED, nobody),
+        case("fragment", searching(PEER, hop(1)).fragment(0xa000).udp(1, BETWEEN, b""), Verdict::Fragment),
+    ]
+}
+
+fn arrived(name: &'static str, frame: Vec<u8>, without_travel: Vec<u8>, mark: Mark) -> Case {
+    changed(name, frame, Verdict::SecondChanceArrived, marked(without_travel, mark))
+}
+
 fn malformed() -> Vec<Case> {
     // Changes one byte of a frame that is otherwise whole.
     let broken = |frame: Vec<u8>, at: usize, value: u8| {
@@ -411,7 +565,7 @@ fn malformed() -> Vec<Case> {
         frame[at] = value;
         frame
     };
-    let udp = || inbound(VIP).udp(40000, LOCAL, b"abcd");
+    let udp = || inbound(VIP).udp(40000, ALONE, b"abcd");
     let from = |src| Eth { dst: SELF, src: ROUTER }.ipv4(src, VIP).tcp(40000, UNSERVED).syn().build();
     vec![
         case("IP version", broken(syn(LOCAL), 14, 0x55), Verdict::NotOurs),
@@ -426,7 +580,7 @@ fn malformed() -> Vec<Case> {
         case("UDP header cut", inbound(VIP).payload(17, &udp()[34..41]), Verdict::Malformed),
         case("UDP length 7", broken(udp(), 39, 7), Verdict::Malformed),
         case("UDP length beyond the packet", broken(udp(), 39, 13), Verdict::Malformed),
-        case("UDP length below the packet", broken(udp(), 39, 11), Verdict::DispatchedLocal),
+        up("UDP length below the packet", broken(udp(), 39, 11), Verdict::DispatchedLocal),
         case("from \"this\" network", from([0, 1, 2, 3]), Verdict::Malformed),
         case("from loopback", from([127, 0, 0, 1]), Verdict::Malformed),
         case("from a group", from([224, 0, 0, 1]), Verdict::Malformed),

@@ -46,11 +46,11 @@ verdicts! {
     /// ARP that names a VIP but is no request for it (an announcement of another node): passed.
     ArpAnnouncement = 12, "arp_announcement", Pass;
 
-    /// The row names this node: up the stack, to the local pod.
+    /// The row names this node alone, or the packet opens a flow: up the stack, to the local pod.
     DispatchedLocal = 16, "dispatched_local", Pass;
     /// The row names another node: sent there.
     DispatchedPeer = 17, "dispatched_peer", Tx;
-    /// Came from another node's dispatcher: up the stack, never dispatched again.
+    /// Came from another node's dispatcher and nobody else may know its flow: up the stack.
     FromPeer = 18, "from_peer", Pass;
     /// An ICMP error about a flow of ours; the row of that flow names this node.
     IcmpLocal = 19, "icmp_local", Pass;
@@ -75,6 +75,15 @@ verdicts! {
     EmptyRingSilent = 30, "empty_ring_silent", Drop;
     /// ICMP echo request to a VIP that this node owns: answered while the lease runs.
     EchoAnswered = 31, "echo_answered", Tx;
+
+    /// The row names this node, other nodes may have the flow: up the stack, marked with the first of them.
+    SecondChanceLocal = 32, "second_chance_local", Pass;
+    /// Came from another node's dispatcher, others may have the flow: up the stack, marked with the first of them.
+    SecondChancePeer = 33, "second_chance_peer", Pass;
+    /// Came in search of its flow: up the stack, marked with the node to ask next, if there is one.
+    SecondChanceArrived = 34, "second_chance_arrived", Pass;
+    /// A SYN that another dispatcher sent here by an older ring, and nobody serves it here: to the primary of the row.
+    SynPassedOn = 35, "syn_passed_on", Tx;
 
     /// A fragment to a VIP: later fragments carry no ports, so no fragment is dispatched.
     Fragment = 40, "fragment", Drop;

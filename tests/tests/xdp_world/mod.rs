@@ -1,8 +1,8 @@
-//! The small world of the packet tests: three nodes on one segment, a router, a client behind it, two VIPs.
+//! The small world of the packet tests: four nodes on one segment, a router, a client behind it, two VIPs.
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use ebpf_common::{Config, Fate, Lease, Node, Row, ServiceKey, ServiceValue, Verdict};
+use ebpf_common::{Config, Fate, Lease, Mark, Node, Row, ServiceKey, ServiceValue, Travel, Verdict};
 use sheave_ebpf::host::{HostFrame, HostTables};
 use sheave_tests::packet::{Addr, Eth, Ipv4, Mac};
 use sheave_tests::xdp::{Kernel, Outcome, boot_ns};
@@ -11,6 +11,8 @@ use sheave_tests::xdp::{Kernel, Outcome, boot_ns};
 pub const SELF: Mac = [0x02, 0, 0, 0, 0, 0x01];
 /// Node 2, its MAC address known.
 pub const PEER: Mac = [0x02, 0, 0, 0, 0, 0x02];
+/// Node 4. Its MAC address is known to be a peer's.
+pub const FOURTH: Mac = [0x02, 0, 0, 0, 0, 0x04];
 /// Another station on the segment.
 pub const STRANGER: Mac = [0x02, 0, 0, 0, 0, 0x77];
 pub const ROUTER: Mac = [0x02, 0, 0, 0, 0, 0xfe];
@@ -23,7 +25,9 @@ pub const VIP: Addr = [192, 0, 2, 10];
 pub const OTHER: Addr = [192, 0, 2, 11];
 
 /// Ports of [`VIP`] and [`OTHER`], TCP and UDP alike, named by what their ring says.
+/// This node, then node 2.
 pub const LOCAL: u16 = 80;
+/// Node 2 alone.
 pub const REMOTE: u16 = 81;
 pub const EMPTY: u16 = 82;
 pub const NO_MAC: u16 = 83;
@@ -32,6 +36,14 @@ pub const ROW_ZERO: u16 = 85;
 pub const ROW_OUT_OF_RANGE: u16 = 86;
 pub const MIXED: u16 = 90;
 pub const AFFINITY: u16 = 91;
+/// This node alone.
+pub const ALONE: u16 = 92;
+/// As [`REMOTE`], and this node has a pod.
+pub const REMOTE_SERVED: u16 = 93;
+/// Node 2, then this node, then nodes 4 and 3.
+pub const BETWEEN: u16 = 94;
+/// Node 2, then nodes 4 and 3, then this node.
+pub const BEHIND: u16 = 95;
 /// Nobody serves it.
 pub const UNSERVED: u16 = 9999;
 
@@ -53,17 +65,20 @@ pub fn world() -> HostTables {
     };
     world.vips.extend([VIP, OTHER]);
     world.own.insert(VIP);
-    world.peers.insert(PEER);
-    for (slot, mac) in [(1, SELF), (2, PEER), (3, [0; 6])] {
+    world.peers.extend([(PEER, 2), (FOURTH, 4)]);
+    for (slot, mac) in [(1, SELF), (2, PEER), (3, [0; 6]), (4, FOURTH)] {
         world.nodes.insert(slot, Node { addr: [192, 0, 2, slot as u8], mac, pad: [0; 2] });
     }
-    let rings: [(u16, u32, Vec<Row>); 6] = [
+    let rings: [(u16, u32, Vec<Row>); 9] = [
         (LOCAL, 1, vec![Row::new(1, [2, 0, 0]); 3]),
         (REMOTE, 2, vec![Row::new(2, [0; 3]); 5]),
         (EMPTY, 3, vec![]),
         (NO_MAC, 4, vec![Row::new(3, [0; 3])]),
         (ROW_ZERO, 5, vec![Row::new(0, [2, 0, 0])]),
         (ROW_OUT_OF_RANGE, 6, vec![Row::new(5000, [0; 3])]),
+        (ALONE, 8, vec![Row::new(1, [0; 3])]),
+        (BETWEEN, 9, vec![Row::new(2, [1, 4, 3])]),
+        (BEHIND, 10, vec![Row::new(2, [4, 3, 1])]),
     ];
     for (port, ring, rows) in rings {
         world.rings.insert(ring, rows);
@@ -71,6 +86,7 @@ pub fn world() -> HostTables {
     }
     serve(&mut world, NO_RING, ServiceValue { ring: 999, flags: 0 });
     world.rings.insert(7, (0..MIXED_ROWS).map(|row| Row::new(1 + (row * 7 % 3 % 2) as u16, [0; 3])).collect());
+    serve(&mut world, REMOTE_SERVED, ServiceValue { ring: 2, flags: ServiceValue::SERVED_HERE });
     serve(&mut world, MIXED, ServiceValue { ring: 7, flags: 0 });
     serve(&mut world, AFFINITY, ServiceValue { ring: 7, flags: ServiceValue::CLIENT_AFFINITY });
     world
@@ -85,6 +101,22 @@ fn serve(world: &mut HostTables, port: u16, service: ServiceValue) {
 /// An IPv4 packet from the client by way of the router.
 pub fn inbound(vip: Addr) -> Ipv4 {
     Eth { dst: SELF, src: ROUTER }.ipv4(CLIENT, vip)
+}
+
+/// An IPv4 packet from the client by way of another node's dispatcher.
+pub fn dispatched(by: Mac) -> Ipv4 {
+    Eth { dst: SELF, src: by }.ipv4(CLIENT, VIP).ttl(63)
+}
+
+/// An IPv4 packet from the client in search of its flow, from a node that does not know it.
+pub fn searching(from: Mac, travel: Travel) -> Ipv4 {
+    Eth { dst: SELF, src: from }.ipv4(CLIENT, VIP).ttl(travel.ttl()).fragment(0xc000)
+}
+
+/// What a frame looks like up the stack: the mark in place of the source MAC address.
+pub fn marked(mut frame: Vec<u8>, mark: Mark) -> Vec<u8> {
+    frame[6..12].copy_from_slice(&mark.mac());
+    frame
 }
 
 /// Runs the frame on the host core.

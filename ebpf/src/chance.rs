@@ -1,0 +1,141 @@
+//! Step 5: whether a packet stays, and who else may know its flow if conntrack here does not: the second chance.
+//!
+//! Read first: docs/dataplane.md, "Second chance". The decision is pure: it sees the row, this node, where the packet came from
+//! and what it is. The kernel's chains see only the result, a [`Mark`] in place of the source MAC address.
+
+use ebpf_common::{Ask, Config, Mark, RESERVED_FLAG, Row, ServiceValue, Travel, Verdict};
+
+use crate::checksum;
+use crate::forward::{CHECKSUM_AT, FLAGS_AT};
+use crate::frame::Frame;
+use crate::parse::{Content, MAC_LEN, Packet};
+
+/// How a packet came to this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Not from a node that we know as one.
+    Client,
+    /// From another node's dispatcher. That node has not looked whether it knows the flow itself.
+    Dispatcher,
+    /// In search of its flow, from a node that does not know it.
+    Search { from: u16, travel: Travel },
+}
+
+/// Only nodes send packets with the reserved flag (RFC 791 section 3.1: must be zero).
+#[inline(always)]
+pub fn origin(sender: Option<u16>, packet: &Packet) -> Result<Origin, Verdict> {
+    match (sender, packet.flags & RESERVED_FLAG != 0) {
+        (None, false) => Ok(Origin::Client),
+        (None, true) => Err(Verdict::Malformed),
+        (Some(_), false) => Ok(Origin::Dispatcher),
+        (Some(from), true) => Ok(Origin::Search { from, travel: Travel::from_ttl(packet.ttl) }),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// To the primary of the row, which is another node.
+    Dispatch,
+    /// The same with a SYN that another dispatcher sent here by an older ring, for the last time: it gets a [`Travel`].
+    PassOn,
+    /// Up the stack.
+    Up(Mark),
+}
+
+/// Every packet is dispatched once; from then on it only follows its [`Travel`], which counts: two nodes with different rings
+/// never play ping-pong.
+#[inline(always)]
+pub fn next(config: &Config, service: ServiceValue, row: Row, origin: Origin, content: &Content) -> Step {
+    let own = config.self_slot as u16;
+    let elsewhere = row.primary() != own;
+    match origin {
+        Origin::Client if elsewhere => Step::Dispatch,
+        Origin::Dispatcher if elsewhere && content.is_syn() && service.flags & ServiceValue::SERVED_HERE == 0 => {
+            Step::PassOn
+        }
+        // A new flow: nobody knows it yet.
+        _ if content.is_syn() => Step::Up(nobody(origin)),
+        _ => Step::Up(ask(row, own, origin, matches!(content, Content::Udp))),
+    }
+}
+
+/// Nobody else is asked: what the kernel here does not know is new, or refused.
+#[inline(always)]
+pub fn nobody(origin: Origin) -> Mark {
+    let quiet = matches!(origin, Origin::Search { travel: Travel { quiet: true, .. }, .. });
+    Mark { quiet, ..Mark::NOBODY }
+}
+
+/// Who is asked next about a packet that belongs to a flow, the row's nodes in their order. `homeless`: if nobody knows the flow,
+/// it begins, at the primary.
+#[inline(always)]
+fn ask(row: Row, own: u16, origin: Origin, homeless: bool) -> Mark {
+    let Origin::Search { from, travel } = origin else {
+        // The dispatcher is asked like any other: it sent the packet by its row, not by what its conntrack knows.
+        return match other(row, own) {
+            0 => Mark::NOBODY,
+            slot => Mark { ask: Ask::First, quiet: false, slot },
+        };
+    };
+    if travel.hop >= Travel::LAST {
+        return nobody(origin);
+    }
+    match behind(row, own, from) {
+        0 if homeless && row.primary() != own && row.primary() != 0 => {
+            Mark { ask: Ask::Home, quiet: travel.quiet, slot: row.primary() }
+        }
+        0 => nobody(origin),
+        slot => Mark { ask: Ask::Next, quiet: travel.quiet, slot },
+    }
+}
+
+/// The first node of the row that is not this one; 0: none.
+#[inline(always)]
+fn other(row: Row, own: u16) -> u16 {
+    for slot in row.nodes() {
+        if slot != 0 && slot != own {
+            return slot;
+        }
+    }
+    0
+}
+
+/// The next node behind this one in the row that is not `from`; 0: none, or this one is not in the row.
+#[inline(always)]
+fn behind(row: Row, own: u16, from: u16) -> u16 {
+    let mut passed = false;
+    for slot in row.nodes() {
+        if slot == own {
+            passed = true;
+        } else if passed && slot != 0 && slot != from {
+            return slot;
+        }
+    }
+    0
+}
+
+/// The last step of a packet that goes up the stack: its mark, and no trace of its travel.
+#[inline(always)]
+pub fn up(frame: &mut impl Frame, packet: &Packet, origin: Origin, mark: Mark) -> Result<(), Verdict> {
+    if matches!(origin, Origin::Search { .. }) {
+        let flags = packet.flags & !RESERVED_FLAG;
+        let sum = frame.read::<2>(CHECKSUM_AT).ok_or(Verdict::Malformed)?;
+        let sum = checksum::update(u16::from_be_bytes(sum), packet.flags, flags);
+        frame.write(FLAGS_AT, flags.to_be_bytes()).ok_or(Verdict::Malformed)?;
+        frame.write(CHECKSUM_AT, sum.to_be_bytes()).ok_or(Verdict::Malformed)?;
+    }
+    frame.write(MAC_LEN, mark.mac()).ok_or(Verdict::Malformed)
+}
+
+/// How a packet to a flow's row that goes up is counted.
+#[inline(always)]
+pub fn verdict(origin: Origin, content: &Content, mark: Mark) -> Verdict {
+    match (origin, content, mark.ask) {
+        (Origin::Search { .. }, ..) => Verdict::SecondChanceArrived,
+        (Origin::Dispatcher, _, Ask::Nobody) => Verdict::FromPeer,
+        (Origin::Dispatcher, ..) => Verdict::SecondChancePeer,
+        (Origin::Client, Content::Error, _) => Verdict::IcmpLocal,
+        (Origin::Client, _, Ask::Nobody) => Verdict::DispatchedLocal,
+        (Origin::Client, ..) => Verdict::SecondChanceLocal,
+    }
+}
