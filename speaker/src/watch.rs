@@ -103,6 +103,7 @@ impl Reachability {
 
 fn node(node: Node) -> Option<(Key, Option<Object>)> {
     let name = node.name_any();
+    let excluded = node.labels().contains_key(EXCLUDED);
     let status = node.status.unwrap_or_default();
     let address = status
         .addresses
@@ -115,7 +116,7 @@ fn node(node: Node) -> Option<(Key, Option<Object>)> {
         .unwrap_or_default()
         .iter()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    let object = address.map(|address| Object::Node(name.clone(), NodeView { address, ready }));
+    let object = address.map(|address| Object::Node(name.clone(), NodeView { address, ready, excluded }));
     Some((Key::Node(name), object))
 }
 
@@ -177,6 +178,9 @@ fn virtual_ip(vip: VirtualIP) -> Option<(Key, Option<Object>)> {
 fn object_name<K: Resource>(object: &K) -> ObjectName {
     ObjectName::new(object.namespace().unwrap_or_default(), object.name_any())
 }
+
+/// "Instructs cloud providers not to add this node to a load balancer" (Kubernetes, well-known labels); its value does not matter.
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// Which kinds have not been listed since the start.
 pub fn unlisted() -> BTreeSet<Kind> {

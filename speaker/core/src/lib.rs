@@ -1,7 +1,7 @@
 //! The speaker's pure machines: no socket, no clock, no thread, no tokio; the contract is [`machine::Machine`].
 //!
 //! Flow (ii), who owns a VIP: `view` → `eligibility` → `election` → `announce`; `liveness` beside it says whose kernel lives.
-//! Flow (iii), where packets go: `forwarding` → `backend`.
+//! Flow (iii), where packets go: `forwarding` → `backend`; `holdings` beside it says which node has flows of which rows.
 #![no_std]
 
 extern crate alloc;
@@ -11,6 +11,7 @@ pub mod backend;
 pub mod election;
 pub mod eligibility;
 pub mod forwarding;
+pub mod holdings;
 pub mod liveness;
 pub mod machine;
 pub mod name;

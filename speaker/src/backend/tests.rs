@@ -37,7 +37,7 @@ fn plan(pods: u8) -> Plan {
     let endpoints = (1..=pods).map(endpoint).collect();
     let mut view = View::default();
     for object in [
-        Object::Node("n1".into(), Node { address: Ipv4Addr::new(192, 0, 2, 11), ready: true }),
+        Object::Node("n1".into(), Node { address: Ipv4Addr::new(192, 0, 2, 11), ready: true, excluded: false }),
         Object::Service(name.clone(), Service { ports: ports.clone(), affinity: Affinity::ClientIp }),
         Object::EndpointSlice(name.clone(), EndpointSlice { service: "web".into(), ports, endpoints }),
         Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services: vec![name] }),

@@ -12,7 +12,9 @@ use ebpf_common::{ABI_VERSION, Config, MAX_NODES};
 use speaker_core::backend::{Plan, Uplink};
 use speaker_core::eligibility::{self, Dataplane};
 use speaker_core::forwarding::diff::{Layout, MapState, diff};
-use speaker_core::forwarding::{Planner, Table};
+use speaker_core::forwarding::history::History;
+use speaker_core::forwarding::{Availability, Planner, Table};
+use speaker_core::holdings::Words;
 use speaker_core::view::View;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -28,6 +30,8 @@ use crate::shared::{Shared, turned};
 const RETRY: Duration = Duration::from_millis(200);
 /// Looks whether somebody else changed what is ours. Costs one run of nft each.
 const AUDIT: Duration = Duration::from_secs(5);
+/// For how long former primaries may be asked for flows.
+const DRAIN_WINDOW: Duration = Duration::from_secs(24 * 3600);
 /// Says that the loop turns.
 const TURN: Duration = Duration::from_secs(1);
 
@@ -129,7 +133,7 @@ impl State {
         );
         let macs = have.nodes.values().map(|node| (Ipv4Addr::from(node.addr), Mac(node.mac)));
         Ok(Self {
-            planner: Planner::new(sync.hash_key),
+            planner: Planner::new(sync.hash_key, History::new(DRAIN_WINDOW)),
             layout: Layout::restore(&have),
             macs: macs.filter(|(_, mac)| *mac != Mac::default()).collect(),
             have,
@@ -196,7 +200,8 @@ impl State {
             return Ok(());
         }
         let started = clock::now();
-        let table = self.planner.table(&view, &self.down.union(&self.absent).cloned().collect());
+        let availability = Availability { down: self.down.clone(), absent: self.absent.clone() };
+        let table = self.planner.table(&view, &availability, &Words::new(), started);
         self.report(&table);
         self.apply_plan(&view).await?;
         let writes = self.apply_maps(&view, &table)?;
@@ -223,7 +228,7 @@ impl State {
         let mut macs: BTreeMap<String, [u8; 6]> =
             nodes.filter_map(|(name, node)| Some((name.clone(), self.macs.get(&node.address)?.0))).collect();
         macs.insert(self.sync.node.clone(), self.sync.mac.0);
-        let (want, exhausted) = self.layout.want(table, &self.have, &macs, &self.sync.node);
+        let (want, exhausted) = self.layout.want(table, &self.have, &macs, &self.sync.node, &BTreeSet::new());
         for error in exhausted {
             warn!(%error, "left out");
             self.sync.metrics.limits_reached.with_label_values(&[error.what]).inc();

@@ -9,10 +9,11 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{MacKey, Node, Row, ServiceKey, ServiceValue};
+use ebpf_common::{ALTERNATES, MacKey, Node, Row, ServiceKey, ServiceValue};
 
+use super::alternates::{Alternates, ByAddress};
 use super::ids::{Exhausted, NodeSlots, RingSlots};
-use super::{Ring, Table};
+use super::{Ring, Service, Table};
 use crate::view::Affinity;
 
 /// The maps that follow the view, as they are or as they should be.
@@ -47,16 +48,17 @@ pub enum MapOp {
 pub struct Layout {
     node_slots: NodeSlots,
     ring_slots: RingSlots,
-    /// Rows in slots, by address of the ring (which lives as long as the entry): services that share a ring share them, and
-    /// an unchanged ring is the same allocation.
-    rows: BTreeMap<usize, SlotRows>,
+    /// Rows in slots: services that share ring and alternates share them, and unchanged ones are the same allocation.
+    rows: BTreeMap<Source, SlotRows>,
 }
+
+/// What rows are made of.
+type Source = (ByAddress<Ring>, Option<ByAddress<Alternates>>);
 
 #[derive(Clone, Debug)]
 struct SlotRows {
-    ring: Arc<Ring>,
-    /// Of `ring.nodes`.
-    slots: Vec<u16>,
+    /// Of the ring's nodes, and of those of the alternates.
+    slots: [Vec<u16>; 2],
     rows: Arc<[Row]>,
 }
 
@@ -85,14 +87,15 @@ impl Layout {
     }
 
     /// What the maps should hold. `have`: what they hold; a slot that they still name is not given to another. `macs`: name ->
-    /// MAC, for every node that has one known; `own` is this node's name (its own frames come from no peer). What finds no
-    /// slot is left out and named.
+    /// MAC, for every node that has one known; `own` is this node's name (its own frames come from no peer); `served`: service
+    /// ports with pods on this node, once its nftables table has them. What finds no slot is left out and named.
     pub fn want(
         &mut self,
         table: &Table,
         have: &MapState,
         macs: &BTreeMap<alloc::string::String, [u8; 6]>,
         own: &str,
+        served: &BTreeSet<ServiceKey>,
     ) -> (MapState, Vec<Exhausted>) {
         let addresses: BTreeSet<&Ipv4Addr> = table.nodes.values().collect();
         self.node_slots.retain(|address, slot| addresses.contains(address) || have.nodes.contains_key(&slot));
@@ -121,37 +124,48 @@ impl Layout {
                     continue;
                 }
             };
-            let flags = match service.affinity {
+            let affinity = match service.affinity {
                 Affinity::None => 0,
                 Affinity::ClientIp => ServiceValue::CLIENT_AFFINITY,
             };
-            state.services.insert(*key, ServiceValue { ring: slot, flags });
-            let rows = self.rows(&service.ring, table);
-            state.rings.insert(slot, rows);
+            let served = if served.contains(key) { ServiceValue::SERVED_HERE } else { 0 };
+            state.services.insert(*key, ServiceValue { ring: slot, flags: affinity | served });
+            state.rings.insert(slot, self.rows(service, table));
         }
-        let used: BTreeSet<usize> = table.services.values().map(|service| address_of(&service.ring)).collect();
-        self.rows.retain(|address, _| used.contains(address));
+        let used: BTreeSet<Source> = table.services.values().map(source).collect();
+        self.rows.retain(|source, _| used.contains(source));
         (state, exhausted.into_values().collect())
     }
 
-    fn rows(&mut self, ring: &Arc<Ring>, table: &Table) -> Arc<[Row]> {
-        // A node without a slot gets slot 0: its frames are dropped as `bad_ring` and counted.
+    fn rows(&mut self, service: &Service, table: &Table) -> Arc<[Row]> {
+        // A node without a slot gets slot 0: its frames are dropped as `bad_ring` and counted; as an alternate it is nobody.
         let slot_of = |name| table.nodes.get(name).and_then(|address| self.node_slots.get(address)).unwrap_or(0) as u16;
-        let slots: Vec<u16> = ring.nodes.iter().map(slot_of).collect();
-        if let Some(known) = self.rows.get(&address_of(ring))
-            && Arc::ptr_eq(&known.ring, ring)
-            && known.slots == slots
-        {
+        let ring = &service.ring;
+        let others = service.alternates.as_deref();
+        let slots: [Vec<u16>; 2] = [
+            ring.nodes.iter().map(slot_of).collect(),
+            // 0 stays nobody.
+            [0].into_iter().chain(others.iter().flat_map(|others| &others.nodes).map(slot_of)).collect(),
+        ];
+        let source = source(service);
+        if let Some(known) = self.rows.get(&source).filter(|known| known.slots == slots) {
             return known.rows.clone();
         }
-        let rows: Arc<[Row]> = ring.rows.iter().map(|&node| Row::new(slots[usize::from(node)], [0; 3])).collect();
-        self.rows.insert(address_of(ring), SlotRows { ring: ring.clone(), slots, rows: rows.clone() });
+        let [primaries, alternates] = &slots;
+        let alternates = |row: usize| match others {
+            Some(others) => others.rows[row].map(|number| alternates[usize::from(number)]),
+            None => [0; ALTERNATES],
+        };
+        let primary = |node: u16| primaries[usize::from(node)];
+        let rows: Arc<[Row]> =
+            ring.rows.iter().enumerate().map(|(row, &node)| Row::new(primary(node), alternates(row))).collect();
+        self.rows.insert(source, SlotRows { slots, rows: rows.clone() });
         rows
     }
 }
 
-fn address_of(ring: &Arc<Ring>) -> usize {
-    Arc::as_ptr(ring) as usize
+fn source(service: &Service) -> Source {
+    (ByAddress(service.ring.clone()), service.alternates.clone().map(ByAddress))
 }
 
 /// The writes that lead from `have` to `want`, in order.

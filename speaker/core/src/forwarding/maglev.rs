@@ -13,6 +13,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -46,6 +47,20 @@ impl Members {
         self.0.iter().map(|(node, member)| (node.as_str(), *member))
     }
 
+    /// Those that have rows: all that are up, and if none is, all.
+    pub fn serving(&self) -> impl Iterator<Item = &str> {
+        let none_up = self.0.values().all(|member| member.down);
+        self.iter().filter(move |(_, member)| none_up || !member.down).map(|(node, _)| node)
+    }
+
+    /// The same, but this node is lost; `None` if it had no rows.
+    pub fn without(&self, node: &str) -> Option<Self> {
+        let mut members = self.0.clone();
+        let member = members.get_mut(node).filter(|member| !member.down)?;
+        member.down = true;
+        Some(Self(members))
+    }
+
     pub fn pods(&self) -> u64 {
         self.0.values().map(|member| u64::from(member.pods)).sum()
     }
@@ -71,7 +86,10 @@ pub fn fill(members: &Members, key: &[u64; 2]) -> Ring {
     if up.contains(&true) && up.contains(&false) {
         table = divert(&table, &up, key);
     }
-    Ring { members: members.clone(), nodes, rows: table }
+    let digest = members.0.iter().fold(key[0], |state, (name, member)| {
+        siphash13(key, state ^ digest(key, name.as_bytes()), u64::from(member.pods) << 1 | u64::from(member.down))
+    });
+    Ring { members: Arc::new(members.clone()), nodes, rows: table, digest }
 }
 
 /// Rows for so many members: a prime, at least 100 rows each up to 655 members (the paper's bound for an even spread).

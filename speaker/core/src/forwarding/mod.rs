@@ -1,12 +1,29 @@
-//! View + nodes that are down -> the table every dispatcher agrees on.
+//! View + nodes that are not available -> the table every dispatcher agrees on; with what nodes hold -> who else is asked.
 //!
 //! For each VIP and service port a ring: Maglev over (node, ordinal 0..ready pods on it). The ring chooses the node, the node
-//! chooses the pod. The same view, the same set of lost nodes and the same hash key give the same table on every node.
-//! Reading order: mod.rs -> maglev.rs -> ids.rs -> diff.rs. Read first: docs/dataplane.md.
+//! chooses the pod. The same view, the same set of lost nodes and the same hash key give the same table on every node. Beside
+//! it the alternates of each row: nodes that may hold flows which were opened under another ring. These may differ between nodes.
+//! Reading order: mod.rs -> members.rs -> maglev.rs -> history.rs -> alternates/ -> ids.rs -> diff.rs. Read first: docs/dataplane.md.
+//!
+//! ```text
+//! let mut planner = Planner::new(hash_key, history);           // History::new(window), or History::restore(..) from disk
+//! planner.was_away(own);                                       // at the start, and when a cut ends; counts with the next table
+//! let table = planner.table(&view, &availability, &words, now); // words: exchange.words()
+//! let (want, exhausted) = layout.want(&table, &have, &macs, own, &served);   // served: service ports with pods on this node
+//! // .. then, at once when table.digest is new, else every second, from conntrack:
+//! let said = holder.announce(&table, flows, exchange.differs(), now);
+//! exchange.handle(exchange::Event::Local(said.holdings), now, &mut actions);
+//! // Make the table again on Action::Changed, and a second later as long as planner.unsettled().
+//! // planner.history().save(now, boot) goes to disk when planner.history().generation() has changed.
+//! ```
 
+pub mod alternates;
 pub mod diff;
+pub mod history;
 pub mod ids;
 pub mod maglev;
+mod members;
+mod saved;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -14,11 +31,16 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use ebpf_common::ServiceKey;
+use ebpf_common::{ServiceKey, siphash13};
 
-use crate::view::endpoints::{Pod, Refusal, frontends};
+use crate::holdings::Words;
+use crate::time::{Duration, Instant};
+use crate::view::endpoints::{Refusal, frontends};
 use crate::view::{Affinity, View};
+use alternates::{Alternates, ByAddress, Cache, Cause};
+use history::{Former, History};
 use maglev::Members;
+pub use members::Availability;
 
 /// What the maps should say, in names; [`diff::MapState`] says it in slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,93 +51,182 @@ pub struct Table {
     pub services: BTreeMap<ServiceKey, Service>,
     /// What had to be left out.
     pub refused: Vec<Refusal>,
+    /// Of all service ports and rings (not of the alternates): equal on nodes whose tables are.
+    pub digest: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     pub affinity: Affinity,
     pub ring: Arc<Ring>,
+    /// `None`: nobody but the primaries has flows.
+    pub alternates: Option<Arc<Alternates>>,
 }
 
 /// Which node each row names. No rows: nobody serves the port, clients get a reset.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Ring {
-    pub members: Members,
+    pub members: Arc<Members>,
     /// Node names in order; rows are indices into it.
     pub nodes: Vec<String>,
     pub rows: Vec<u16>,
+    /// Of members and hash key.
+    pub digest: u64,
+}
+
+impl Ring {
+    /// The node of a row.
+    pub fn primary(&self, row: u32) -> Option<&str> {
+        let node = *self.rows.get(row as usize)?;
+        self.nodes.get(usize::from(node)).map(String::as_str)
+    }
 }
 
 /// Makes tables and remembers rings: a ring is filled again only if its members or their state changed, and services with the
-/// same members share one.
+/// same members share one. So with the alternates.
 #[derive(Debug)]
 pub struct Planner {
     hash_key: [u64; 2],
-    rings: BTreeMap<Members, Arc<Ring>>,
+    rings: BTreeMap<Arc<Members>, Arc<Ring>>,
+    history: History,
+    alternates: Cache,
+    away: Option<String>,
+    unsettled: bool,
 }
+
+/// How long after a change flows may still be opened at the former primary (by dispatchers that lag). What it says it holds counts
+/// as all it holds only from then on.
+pub const SETTLE: Duration = Duration::from_secs(10);
 
 impl Planner {
     /// The key is the cluster's (`Config::hash_key`): with another key every row moves.
-    pub fn new(hash_key: [u64; 2]) -> Self {
-        Self { hash_key, rings: BTreeMap::new() }
+    pub fn new(hash_key: [u64; 2], history: History) -> Self {
+        Self { hash_key, rings: BTreeMap::new(), history, alternates: Cache::default(), away: None, unsettled: false }
     }
 
-    /// `down`: nodes whose kernel does not answer (not: whose speaker is silent). Empty when this node is cut off itself.
-    pub fn table(&mut self, view: &View, down: &BTreeSet<String>) -> Table {
+    /// The next table takes into account that this node has been away: others may have served its rows meanwhile.
+    pub fn was_away(&mut self, own: &str) {
+        self.away = Some(own.into());
+    }
+
+    /// Some nodes are asked only because they have not said yet what they hold: make the table again soon.
+    pub fn unsettled(&self) -> bool {
+        self.unsettled
+    }
+
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// `words`: what the nodes said they hold, this one included.
+    pub fn table(&mut self, view: &View, availability: &Availability, words: &Words, now: Instant) -> Table {
         let (frontends, refused) = frontends(view);
-        let mut rings = BTreeMap::new();
         let mut services = BTreeMap::new();
+        let mut rings = Rings { hash_key: self.hash_key, known: &self.rings, used: BTreeMap::new() };
         for (key, frontend) in frontends {
-            let members = members(&frontend.pods, down);
-            let ring = rings.entry(members).or_insert_with_key(|members| self.ring(members)).clone();
-            services.insert(key, Service { affinity: frontend.affinity, ring });
+            let ring = rings.get(&Arc::new(members::members(&frontend.pods, view, availability)));
+            services.insert(key, Service { affinity: frontend.affinity, ring, alternates: None });
         }
-        self.rings = rings;
+        let members = services.iter().map(|(key, service)| (*key, service.ring.members.clone())).collect();
+        self.history.record(now, &members);
+        if let Some(own) = self.away.take() {
+            self.history.was_away(&own, now);
+        }
         let nodes = view.nodes().iter().map(|(name, node)| (name.clone(), node.address)).collect();
-        Table { nodes, vips: view.vips().keys().copied().collect(), services, refused }
+        let digest = digest(&services);
+        let asked = Asked { nodes: &nodes, availability, words, digest };
+        let mut cache = Cache::default();
+        self.unsettled = false;
+        for (key, service) in &mut services {
+            let formers = asked.formers(&service.ring, self.history.formers_mut(key), &mut rings);
+            self.unsettled |= !formers.is_empty();
+            let cause = Cause { ring: ByAddress(service.ring.clone()), formers, holders: asked.holders(key) };
+            service.alternates = self.alternates.get(cause, &mut cache);
+        }
+        self.rings = rings.used;
+        self.alternates = cache;
+        Table { nodes, vips: view.vips().keys().copied().collect(), services, refused, digest }
     }
+}
 
-    fn ring(&self, members: &Members) -> Arc<Ring> {
-        match self.rings.get(members) {
+/// Rings of the last table, and those of the next.
+struct Rings<'a> {
+    hash_key: [u64; 2],
+    known: &'a BTreeMap<Arc<Members>, Arc<Ring>>,
+    used: BTreeMap<Arc<Members>, Arc<Ring>>,
+}
+
+impl Rings<'_> {
+    fn get(&mut self, members: &Arc<Members>) -> Arc<Ring> {
+        if let Some(ring) = self.used.get(members) {
+            return ring.clone();
+        }
+        let ring = match self.known.get(members) {
             Some(ring) => ring.clone(),
             None => Arc::new(maglev::fill(members, &self.hash_key)),
-        }
+        };
+        self.used.insert(ring.members.clone(), ring.clone());
+        ring
     }
 }
 
-/// Pods per node that take part, and which of these nodes are lost.
-///
-/// Ready pods; if there are none, those that serve while they terminate (KEP-1669). The pods of a lost node stay members, so
-/// that the loss moves no row but the node's own. That must hold as well when the API server, 40 s later, calls them unready:
-/// so where a lost node has no ready pod its unready ones count. Only while another node serves: else the ring must run
-/// empty, for clients to get their reset.
-fn members(pods: &[Pod<'_>], down: &BTreeSet<String>) -> Members {
-    let is_down = |pod: &Pod<'_>| down.contains(pod.node);
-    let ready = |pod: &Pod<'_>| pod.conditions.ready && !pod.conditions.terminating;
-    let last_resort = |pod: &Pod<'_>| pod.conditions.serving && pod.conditions.terminating;
-    let choose = |group: &dyn Fn(&Pod<'_>) -> bool| -> BTreeMap<&str, u32> {
-        let chosen = count(pods.iter().filter(|pod| group(pod) && ready(pod)));
-        if chosen.is_empty() { count(pods.iter().filter(|pod| group(pod) && last_resort(pod))) } else { chosen }
-    };
-    let mut counts = choose(&|pod| !is_down(pod));
-    if counts.is_empty() {
-        counts = choose(&|_| true);
-    } else {
-        let mut lost = count(pods.iter().filter(|pod| is_down(pod) && !pod.conditions.terminating));
-        for (node, ready) in count(pods.iter().filter(|pod| is_down(pod) && ready(pod))) {
-            lost.insert(node, ready);
-        }
-        counts.extend(lost);
-    }
-    Members::new(counts.into_iter().map(|(node, pods)| (String::from(node), pods, down.contains(node))))
+/// Which nodes may be asked for flows.
+struct Asked<'a> {
+    nodes: &'a BTreeMap<String, Ipv4Addr>,
+    availability: &'a Availability,
+    words: &'a Words,
+    digest: u64,
 }
 
-fn count<'a, 'b: 'a>(pods: impl Iterator<Item = &'a Pod<'b>>) -> BTreeMap<&'b str, u32> {
-    let mut counts = BTreeMap::new();
-    for pod in pods {
-        *counts.entry(pod.node).or_insert(0) += 1;
+impl Asked<'_> {
+    /// Its kernel answers, as far as this node knows.
+    fn answers(&self, node: &str) -> bool {
+        self.nodes.contains_key(node) && !self.availability.down.contains(node)
     }
-    counts
+
+    /// Former rings whose nodes have not all told what they hold of them. Rings that are not needed are not filled.
+    fn formers(
+        &self,
+        ring: &Arc<Ring>,
+        formers: &mut [Former],
+        rings: &mut Rings<'_>,
+    ) -> Vec<(ByAddress<Ring>, Vec<String>)> {
+        let mut needed = Vec::new();
+        for former in formers.iter_mut().filter(|former| former.members != ring.members) {
+            let mut silent = Vec::new();
+            for node in former.members.serving() {
+                if former.settled.contains(node) {
+                    continue;
+                }
+                if self.words.get(node).is_some_and(|word| word.is_all(self.digest, former.ended + SETTLE)) {
+                    former.settled.insert(node.into());
+                } else if self.answers(node) {
+                    silent.push(String::from(node));
+                }
+            }
+            if !silent.is_empty() {
+                needed.push((ByAddress(rings.get(&former.members)), silent));
+            }
+        }
+        needed
+    }
+
+    fn holders(&self, key: &ServiceKey) -> Vec<(String, ByAddress<crate::holdings::Rows>)> {
+        let answering = self.words.iter().filter(|(node, _)| self.answers(node));
+        answering
+            .filter_map(|(node, word)| Some((node.clone(), ByAddress(word.holdings.services.get(key)?.clone()))))
+            .collect()
+    }
+}
+
+fn digest(services: &BTreeMap<ServiceKey, Service>) -> u64 {
+    services.iter().fold(0, |digest, (key, service)| {
+        let ServiceKey { addr, port, proto, pad: _ } = *key;
+        let port = u64::from(u16::from_be_bytes(port));
+        let key = u64::from(u32::from_be_bytes(addr)) | port << 32 | u64::from(proto) << 48;
+        let affinity = u64::from(service.affinity == Affinity::ClientIp) << 56;
+        siphash13(&[digest, 0], key | affinity, service.ring.digest)
+    })
 }
 
 #[cfg(test)]

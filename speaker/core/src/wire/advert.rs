@@ -223,7 +223,8 @@ impl Advert {
         if packet.cluster() != cluster {
             return Err(Reject::WrongCluster);
         }
-        keys.verify(&packet)?;
+        let (signed, mac) = packet.split_mac();
+        keys.verify(packet.key_id(), signed, mac)?;
         Self::parse(&packet)
     }
 

@@ -32,6 +32,8 @@ rejects! {
     StaleEpoch, "stale_epoch";
     /// In the name of this node itself.
     OwnEcho, "own_echo";
+    /// In the name of a node that the cluster does not have.
+    UnknownNode, "unknown_node";
     /// No room for one more peer.
     TooManyPeers, "too_many_peers";
 }

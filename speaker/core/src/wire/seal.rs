@@ -8,7 +8,6 @@ use core::fmt;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-use super::advert::Packet;
 use super::reject::Reject;
 
 /// Bytes of the MAC at the end of an advert.
@@ -55,10 +54,8 @@ impl Keyring {
     }
 
     /// In constant time.
-    pub fn verify(&self, packet: &Packet<'_>) -> Result<(), Reject> {
-        let id = packet.key_id();
+    pub fn verify(&self, id: u8, signed: &[u8], mac: &[u8]) -> Result<(), Reject> {
         let key = [Some(&self.current), self.other.as_ref()].into_iter().flatten().find(|key| key.id == id);
-        let (signed, mac) = packet.split_mac();
         key.ok_or(Reject::UnknownKey)?.mac(signed).verify_slice(mac).map_err(|_| Reject::BadMac)
     }
 }

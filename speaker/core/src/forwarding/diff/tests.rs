@@ -2,7 +2,10 @@ use alloc::format;
 use alloc::string::String;
 
 use super::*;
-use crate::forwarding::Planner;
+use crate::forwarding::history::History;
+use crate::forwarding::{Availability, Planner};
+use crate::holdings::Words;
+use crate::time::{Duration, Instant};
 use crate::view::endpoints::service_key;
 use crate::view::example::*;
 use crate::view::{Conditions, Event, Key, Protocol, View};
@@ -14,7 +17,8 @@ fn macs() -> Macs {
 }
 
 fn table(view: &View) -> Table {
-    Planner::new([1, 2]).table(view, &BTreeSet::new())
+    let mut planner = Planner::new([1, 2], History::new(Duration::from_secs(3600)));
+    planner.table(view, &Availability::default(), &Words::new(), Instant::ZERO)
 }
 
 fn full() -> View {
@@ -46,7 +50,7 @@ fn execute(have: &mut MapState, ops: &[MapOp]) {
 fn from_nothing_and_back() {
     let mut have = MapState::default();
     let mut layout = Layout::default();
-    let (want, exhausted) = layout.want(&table(&full()), &have, &macs(), "a");
+    let (want, exhausted) = layout.want(&table(&full()), &have, &macs(), "a", &BTreeSet::new());
     assert!(exhausted.is_empty());
     let ops = diff(&have, &want);
     execute(&mut have, &ops);
@@ -56,7 +60,7 @@ fn from_nothing_and_back() {
     assert_eq!(have.peers.len(), 2, "the node itself is no peer");
     assert_eq!(format!("{:?}", ops.last().unwrap()), "SetVip(192.0.2.1)");
 
-    let (want, _) = layout.want(&Table::default(), &have, &macs(), "a");
+    let (want, _) = layout.want(&Table::default(), &have, &macs(), "a", &BTreeSet::new());
     let ops = diff(&have, &want);
     assert_eq!(format!("{:?}", ops[..2].to_vec()), "[DelVip(192.0.2.1), DelService(192.0.2.1:53/17)]");
     execute(&mut have, &ops);
@@ -79,7 +83,7 @@ fn a_change_never_leaves_a_gap() {
         Event::Apply(slice([])),
     ];
     for event in events {
-        let (want, _) = layout.want(&table(&known), &have, &macs(), "a");
+        let (want, _) = layout.want(&table(&known), &have, &macs(), "a", &BTreeSet::new());
         let ops = diff(&have, &want);
         execute(&mut have, &ops);
         assert_eq!(have, want);
@@ -94,12 +98,12 @@ fn a_slot_is_not_given_out_while_the_maps_still_name_it() {
     let mut have = MapState::default();
     let mut layout = Layout::default();
     let mut known = full();
-    let (want, _) = layout.want(&table(&known), &have, &macs(), "a");
+    let (want, _) = layout.want(&table(&known), &have, &macs(), "a", &BTreeSet::new());
     execute(&mut have, &diff(&MapState::default(), &want));
     // b goes, d comes, in one step: d gets a slot of its own.
     known.handle(Event::Delete(Key::Node("b".into())));
     known.handle(Event::Apply(node("d")));
-    let (want, _) = layout.want(&table(&known), &have, &macs(), "a");
+    let (want, _) = layout.want(&table(&known), &have, &macs(), "a", &BTreeSet::new());
     assert_eq!(want.nodes.keys().copied().collect::<Vec<_>>(), [1, 3, 4]);
 }
 
@@ -107,11 +111,11 @@ fn a_slot_is_not_given_out_while_the_maps_still_name_it() {
 fn a_restarted_speaker_changes_nothing() {
     let mut known = full();
     let mut layout = Layout::default();
-    let (_, _) = layout.want(&table(&known), &MapState::default(), &macs(), "a");
+    let (_, _) = layout.want(&table(&known), &MapState::default(), &macs(), "a", &BTreeSet::new());
     known.handle(Event::Delete(Key::Node("b".into())));
     known.handle(Event::Apply(node("d")));
-    let (have, _) = layout.want(&table(&known), &MapState::default(), &macs(), "a");
-    let (want, _) = Layout::restore(&have).want(&table(&known), &have, &macs(), "a");
+    let (have, _) = layout.want(&table(&known), &MapState::default(), &macs(), "a", &BTreeSet::new());
+    let (want, _) = Layout::restore(&have).want(&table(&known), &have, &macs(), "a", &BTreeSet::new());
     assert_eq!(diff(&have, &want), []);
 }
 
@@ -119,13 +123,13 @@ fn a_restarted_speaker_changes_nothing() {
 fn unknown_and_changed_macs() {
     let known = full();
     let mut layout = Layout::default();
-    let (have, _) = layout.want(&table(&known), &MapState::default(), &Macs::new(), "a");
+    let (have, _) = layout.want(&table(&known), &MapState::default(), &Macs::new(), "a", &BTreeSet::new());
     assert!(have.peers.is_empty() && have.nodes.values().all(|node| node.mac == [0; 6]));
-    let (want, _) = layout.want(&table(&known), &have, &macs(), "a");
+    let (want, _) = layout.want(&table(&known), &have, &macs(), "a", &BTreeSet::new());
     assert_eq!(format!("{:?}", diff(&have, &want)[3]), "SetPeer([02, 00, 00, 00, 00, 62], 2)");
     let mut moved = macs();
     moved.insert("b".into(), [2, 9, 9, 9, 9, 9]);
-    let (after, _) = layout.want(&table(&known), &want, &moved, "a");
+    let (after, _) = layout.want(&table(&known), &want, &moved, "a", &BTreeSet::new());
     let ops = format!("{:?}", diff(&want, &after));
     let expected = "[SetNode(2, 192.0.2.98), SetPeer([02, 09, 09, 09, 09, 09], 2), DelPeer([02, 00, 00, 00, 00, 62])]";
     assert_eq!(ops, expected);
@@ -135,7 +139,7 @@ fn unknown_and_changed_macs() {
 fn affinity_is_a_flag_and_shared_rings_are_one_allocation() {
     let mut known = full();
     known.handle(Event::Apply(service(web(), Affinity::ClientIp)));
-    let (state, _) = Layout::default().want(&table(&known), &MapState::default(), &macs(), "a");
+    let (state, _) = Layout::default().want(&table(&known), &MapState::default(), &macs(), "a", &BTreeSet::new());
     let value = state.services[&service_key(VIP, 80, Protocol::Tcp)];
     assert_eq!(value.flags, ServiceValue::CLIENT_AFFINITY);
     assert!(Arc::ptr_eq(&state.rings[&0], &state.rings[&1]));
@@ -151,7 +155,7 @@ fn a_full_map_is_named_and_the_rest_is_served() {
         let addr = [10, 0, 0, (i >> 16) as u8];
         known.services.insert(ServiceKey { addr, port, ..key }, service.clone());
     }
-    let (state, exhausted) = Layout::default().want(&known, &MapState::default(), &macs(), "a");
+    let (state, exhausted) = Layout::default().want(&known, &MapState::default(), &macs(), "a", &BTreeSet::new());
     assert_eq!(state.services.len(), ebpf_common::MAX_SERVICES as usize);
     assert_eq!(format!("{}", exhausted[0]), "all 8192 ring slots are taken");
 }

@@ -1,0 +1,109 @@
+//! Who else may hold flows of a row: its former primaries, and the nodes that say so.
+//!
+//! Read first: docs/decisions/0008, docs/dataplane.md section "Second chance". Files: here what goes into the answer and when an
+//! answer is still good; `rows` computes it.
+//!
+//! Order matters twice. All nodes must ask in the same order, so that a node that is asked knows whom to ask next: nodes that
+//! said they hold flows come first, by name, since every node has heard the same of them; then former primaries, the newest first,
+//! of which a restarted node may know fewer. And where there are more than fit, the last are left out.
+
+mod rows;
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cmp::Ordering;
+
+use ebpf_common::ALTERNATES;
+
+use super::Ring;
+use crate::holdings::Rows;
+
+/// The alternates of each row of a ring.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Alternates {
+    /// Names in order; `rows` holds indices into it, plus one.
+    pub nodes: Vec<String>,
+    /// One entry for each row of the ring; 0: none.
+    pub rows: Vec<[u16; ALTERNATES]>,
+    /// Rows with more candidates than fit.
+    pub crowded: u32,
+}
+
+impl Alternates {
+    /// Of one row, in the order in which they are asked.
+    pub fn of(&self, row: u32) -> impl Iterator<Item = &str> {
+        let row = self.rows.get(row as usize).copied().unwrap_or_default();
+        row.into_iter().filter(|&index| index != 0).map(|index| self.nodes[usize::from(index) - 1].as_str())
+    }
+}
+
+/// Everything that the alternates of a ring follow from. Two of the same give the same allocation: see [`Cache`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cause {
+    pub ring: ByAddress<Ring>,
+    /// Former rings, newest first, each with those of its nodes that may hold flows of it, in order of names.
+    pub formers: Vec<(ByAddress<Ring>, Vec<String>)>,
+    /// What each node says it holds, in order of names.
+    pub holders: Vec<(String, ByAddress<Rows>)>,
+}
+
+impl Cause {
+    /// `None`: no row has an alternate.
+    pub fn alternates(&self) -> Option<Alternates> {
+        rows::alternates(&self.ring.0, &self.formers, &self.holders)
+    }
+}
+
+/// Alternates by cause, so that what has not changed is the same allocation and is not written to the kernel again, and services
+/// with equal causes share it.
+#[derive(Debug, Default)]
+pub struct Cache(BTreeMap<Cause, Option<Arc<Alternates>>>);
+
+impl Cache {
+    /// From the cache of the last table into the one of the next.
+    pub fn get(&self, cause: Cause, next: &mut Cache) -> Option<Arc<Alternates>> {
+        if cause.formers.is_empty() && cause.holders.is_empty() {
+            return None;
+        }
+        let known = |cause: &Cause| self.0.get(cause).cloned();
+        next.0
+            .entry(cause)
+            .or_insert_with_key(|cause| known(cause).unwrap_or_else(|| cause.alternates().map(Arc::new)))
+            .clone()
+    }
+}
+
+/// Compared by where it is. It is kept, so the address is not given to another.
+#[derive(Debug)]
+pub struct ByAddress<T>(pub Arc<T>);
+
+impl<T> Clone for ByAddress<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Ord for ByAddress<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        Arc::as_ptr(&self.0).cmp(&Arc::as_ptr(&other.0))
+    }
+}
+
+impl<T> PartialOrd for ByAddress<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> PartialEq for ByAddress<T> {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl<T> Eq for ByAddress<T> {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! The fill: one pass over the rows for each source of candidates; nothing is allocated per row.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use ebpf_common::ALTERNATES;
+
+use super::{Alternates, ByAddress};
+use crate::forwarding::Ring;
+use crate::holdings::{Rows, overlapping};
+
+pub(super) fn alternates(
+    ring: &Ring,
+    formers: &[(ByAddress<Ring>, Vec<String>)],
+    holders: &[(String, ByAddress<Rows>)],
+) -> Option<Alternates> {
+    let names: BTreeSet<&String> =
+        holders.iter().map(|(node, _)| node).chain(formers.iter().flat_map(|(_, nodes)| nodes)).collect();
+    let numbers: BTreeMap<&str, u16> = names.iter().zip(1..).map(|(name, number)| (name.as_str(), number)).collect();
+    let number = |name: &String| numbers.get(name.as_str()).copied().unwrap_or(0);
+    let mut sheet = Sheet::new(ring, &number);
+    for (node, rows) in holders {
+        sheet.add_holder(number(node), &rows.0);
+    }
+    for (former, nodes) in formers {
+        let numbers: Vec<u16> = former
+            .0
+            .nodes
+            .iter()
+            .map(|name| if nodes.binary_search(name).is_ok() { number(name) } else { 0 })
+            .collect();
+        sheet.add_former(&former.0, &numbers);
+    }
+    let Sheet { rows, crowded, .. } = sheet;
+    let crowded = crowded.iter().filter(|&&crowded| crowded).count() as u32;
+    let found = rows.iter().any(|row| row[0] != 0);
+    found.then(|| Alternates { nodes: names.into_iter().cloned().collect(), rows, crowded })
+}
+
+/// What is being filled. Numbers of nodes: 1 and up; 0 is nobody.
+struct Sheet<'a> {
+    ring: &'a Ring,
+    /// The number of each of the ring's nodes.
+    primaries: Vec<u16>,
+    rows: Vec<[u16; ALTERNATES]>,
+    crowded: Vec<bool>,
+}
+
+impl<'a> Sheet<'a> {
+    fn new(ring: &'a Ring, number: &dyn Fn(&String) -> u16) -> Self {
+        let size = ring.rows.len();
+        let primaries = ring.nodes.iter().map(number).collect();
+        Self { ring, primaries, rows: vec![[0; ALTERNATES]; size], crowded: vec![false; size] }
+    }
+
+    fn size(&self) -> u32 {
+        self.ring.rows.len() as u32
+    }
+
+    fn add_holder(&mut self, node: u16, held: &Rows) {
+        let size = self.size();
+        for theirs in held.iter() {
+            for row in overlapping(theirs, held.of(), size) {
+                self.add(row as usize, node);
+            }
+        }
+    }
+
+    /// `numbers`: of the former ring's nodes; 0 for those that hold nothing of it.
+    fn add_former(&mut self, former: &Ring, numbers: &[u16]) {
+        let (size, theirs) = (self.size(), former.rows.len() as u32);
+        for row in 0..size {
+            for theirs in overlapping(row, size, theirs) {
+                self.add(row as usize, numbers[usize::from(former.rows[theirs as usize])]);
+            }
+        }
+    }
+
+    fn add(&mut self, row: usize, node: u16) {
+        if node == 0 || node == self.primaries[usize::from(self.ring.rows[row])] {
+            return;
+        }
+        for place in &mut self.rows[row] {
+            if *place == node {
+                return;
+            }
+            if *place == 0 {
+                *place = node;
+                return;
+            }
+        }
+        self.crowded[row] = true;
+    }
+}

@@ -1,0 +1,144 @@
+//! The rings that a service had: whoever was primary of a row lately may hold flows of it.
+//!
+//! Kept on disk, so that it survives a restart of the speaker: what is saved are members (a few names), not rows. Times are on the
+//! boot clock. They mean something to the next run on the same boot only; a file of an earlier boot counts its entries as old as
+//! they were when it was written. The wall clock, which steps, has no part in it.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use ebpf_common::{MAX_SERVICES, ServiceKey};
+
+use super::maglev::Members;
+pub use super::saved::{BadHistory, Saved};
+use crate::time::{Duration, Instant};
+
+/// The former members of each service port.
+#[derive(Clone, Debug)]
+pub struct History {
+    pub(super) window: Duration,
+    pub(super) services: BTreeMap<ServiceKey, Past>,
+    generation: u64,
+}
+
+/// Of one service port.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Past {
+    pub current: Option<Arc<Members>>,
+    /// Newest first; no two have the same members.
+    pub formers: Vec<Former>,
+}
+
+/// A ring that is over.
+#[derive(Clone, Debug)]
+pub(super) struct Former {
+    pub members: Arc<Members>,
+    pub ended: Instant,
+    /// Nodes that have told since all that they hold of it (not kept on disk: nor is what they told).
+    pub settled: BTreeSet<String>,
+}
+
+impl History {
+    /// Former rings are forgotten when they ended longer ago than the window (`--drain-window`).
+    pub fn new(window: Duration) -> Self {
+        Self { window, services: BTreeMap::new(), generation: 0 }
+    }
+
+    /// Counts changes that are worth saving.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// For the disk. `boot`: whatever names this boot of the machine (`/proc/sys/kernel/random/boot_id`).
+    pub fn save(&self, boot: &str, now: Instant) -> Saved {
+        Saved::new(self, boot, now)
+    }
+
+    /// What an earlier run of the speaker saved, all of it or nothing.
+    pub fn restore(saved: &Saved, window: Duration, boot: &str, now: Instant) -> Result<Self, BadHistory> {
+        saved.history(window, boot, now)
+    }
+
+    /// Every service port has these members now.
+    pub(super) fn record(&mut self, now: Instant, current: &BTreeMap<ServiceKey, Arc<Members>>) {
+        let window = self.window;
+        let mut changed = false;
+        for (key, members) in current {
+            changed |= self.services.entry(*key).or_default().become_current(members, now);
+        }
+        for (_, past) in self.services.iter_mut().filter(|(key, _)| !current.contains_key(key)) {
+            changed |= past.end(now);
+        }
+        self.generation += u64::from(changed);
+        self.services.retain(|key, past| {
+            past.formers.retain(|former| now.since(former.ended) <= window);
+            current.contains_key(key) || !past.formers.is_empty()
+        });
+        self.forget_beyond_limit(current);
+    }
+
+    /// This node was away (it starts, or was cut off): others may have served its rows meanwhile.
+    pub(super) fn was_away(&mut self, own: &str, now: Instant) {
+        for past in self.services.values_mut() {
+            if let Some(without) = past.current.as_ref().and_then(|members| members.without(own)) {
+                past.add(Arc::new(without), now);
+            }
+        }
+        self.generation += 1;
+    }
+
+    /// Former rings of a service port, newest first.
+    pub(super) fn formers_mut(&mut self, key: &ServiceKey) -> &mut [Former] {
+        self.services.get_mut(key).map_or(&mut [], |past| &mut past.formers)
+    }
+
+    /// Services that are gone make room for those that are there.
+    fn forget_beyond_limit(&mut self, current: &BTreeMap<ServiceKey, Arc<Members>>) {
+        let mut excess = self.services.len().saturating_sub(MAX_SERVICES as usize);
+        self.services.retain(|key, _| {
+            let forget = excess > 0 && !current.contains_key(key);
+            excess -= usize::from(forget);
+            !forget
+        });
+    }
+}
+
+impl Past {
+    /// Whether this was a change.
+    fn become_current(&mut self, members: &Arc<Members>, now: Instant) -> bool {
+        if self.current.as_ref() == Some(members) {
+            return false;
+        }
+        self.end(now);
+        self.formers.retain(|former| former.members != *members);
+        self.current = Some(members.clone());
+        true
+    }
+
+    fn end(&mut self, now: Instant) -> bool {
+        let current = self.current.take();
+        let ended = current.is_some();
+        if let Some(members) = current {
+            self.add(members, now);
+        }
+        ended
+    }
+
+    /// One entry for the same members: its rows are the same, and who served it last served it last.
+    fn add(&mut self, members: Arc<Members>, now: Instant) {
+        if members.pods() == 0 {
+            return;
+        }
+        self.formers.retain(|former| former.members != members);
+        self.formers.insert(0, Former { members, ended: now, settled: BTreeSet::new() });
+        self.formers.truncate(MAX_FORMERS);
+    }
+}
+
+/// Former rings of one service port.
+pub const MAX_FORMERS: usize = 16;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,394 @@
+//! Tells the other nodes what this one holds, and keeps what they told.
+//!
+//! Read first: docs/decisions/0008. Every second a node says its word: which version of its holdings counts, and the digest of
+//! its table. The rows themselves travel when they change, once more a second later, and when somebody asks, because it starts or
+//! because parts were lost. What a node said last counts until it says something else or is removed from the cluster: its flows
+//! outlive its speaker.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::{Holdings, Word, Words};
+use crate::machine::Machine;
+use crate::name::NodeName;
+use crate::time::{Duration, Instant};
+use crate::wire::holdings::{Datagram, Keyring, MAX_LIST, Piece, Reject, Services, decode, encode, piece_len};
+
+/// One node's part in it.
+#[derive(Debug)]
+pub struct Exchange {
+    config: Config,
+    started: Instant,
+    sequence: u64,
+    own: Option<Own>,
+    /// All other nodes of the cluster, once they are known.
+    nodes: Option<BTreeSet<NodeName>>,
+    peers: BTreeMap<NodeName, Peer>,
+    next_beat: Instant,
+    /// When the rows travel next, unless they change before.
+    next_list: Option<Instant>,
+    last_list: Option<Instant>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node: NodeName,
+    pub cluster: u64,
+    /// Of this run of the speaker; higher than that of any run before.
+    pub epoch: u64,
+    pub keys: Keyring,
+    /// Between words.
+    pub interval: Duration,
+    /// For how long tables may differ before it is an alarm.
+    pub differ: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// What this node holds, by its present table. To be repeated every second, so that it counts as looked at.
+    Local(Arc<Holdings>),
+    Datagram(Vec<u8>),
+    /// All other nodes of the cluster.
+    Nodes(BTreeSet<NodeName>),
+    Tick,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Send(Vec<u8>),
+    /// A node, maybe this one, holds something else than before: make the table again.
+    Changed(NodeName),
+    Rejected(Reject),
+    /// The table of this node has differed from ours for longer than `Config::differ`.
+    Differs {
+        node: NodeName,
+        since: Instant,
+    },
+    /// No longer.
+    Agrees(NodeName),
+}
+
+/// Nodes that are listened to at most.
+pub const MAX_PEERS: usize = ebpf_common::MAX_NODES as usize - 1;
+/// Between two sendings of the same rows.
+const LIST_PAUSE: Duration = Duration::from_millis(200);
+/// Whoever has not told all it holds by then keeps nobody waiting.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+struct Own {
+    word: Word,
+    version: u64,
+    list: Vec<u8>,
+    partial: bool,
+}
+
+#[derive(Debug)]
+struct Peer {
+    epoch: u64,
+    sequence: u64,
+    heard: Instant,
+    version: u64,
+    digest: u64,
+    word: Option<Word>,
+    /// Epoch and version of the word.
+    word_is: (u64, u64),
+    assembly: Option<Assembly>,
+    differs: Option<Instant>,
+    alarmed: bool,
+}
+
+/// Rows of which parts have come.
+#[derive(Debug)]
+struct Assembly {
+    version: u64,
+    parts: u16,
+    got: BTreeMap<u16, Vec<u8>>,
+}
+
+impl Exchange {
+    /// Sends nothing before the first `Event::Tick`, which is due at once.
+    pub fn new(config: Config, now: Instant) -> Self {
+        Self {
+            config,
+            started: now,
+            sequence: 0,
+            own: None,
+            nodes: None,
+            peers: BTreeMap::new(),
+            next_beat: now,
+            next_list: None,
+            last_list: None,
+        }
+    }
+
+    /// What each node said last, this one included.
+    pub fn words(&self) -> Words {
+        let own = self.own.iter().map(|own| (&self.config.node, own.word.clone()));
+        let peers = self.peers.iter().filter_map(|(node, peer)| Some((node, peer.word.clone()?)));
+        own.chain(peers).map(|(node, word)| (String::from(node.as_str()), word)).collect()
+    }
+
+    /// This node knows what the others hold: it has the word of all nodes, or has listened for an interval and has the word of all
+    /// it heard. Nobody is waited for longer than [`PATIENCE`].
+    pub fn learned(&self, now: Instant) -> bool {
+        let all = self
+            .nodes
+            .as_ref()
+            .is_some_and(|nodes| nodes.iter().all(|node| self.peers.get(node).is_some_and(Peer::is_known)));
+        let listened = now.since(self.started) > self.config.interval + LIST_PAUSE;
+        all || listened && self.peers.values().all(Peer::is_known) || now.since(self.started) >= PATIENCE
+    }
+
+    /// Some node that speaks has had another table than this one for two intervals.
+    pub fn differs(&self, now: Instant) -> bool {
+        self.peers.values().any(|peer| self.differs_for(peer, 2 * self.config.interval, now))
+    }
+
+    fn differs_for(&self, peer: &Peer, time: Duration, now: Instant) -> bool {
+        now.since(peer.heard) <= 3 * self.config.interval && peer.differs.is_some_and(|since| now.since(since) >= time)
+    }
+
+    fn set_local(&mut self, holdings: Arc<Holdings>, now: Instant, actions: &mut Vec<Action>) {
+        let word = Word { holdings, confirmed: now };
+        if let Some(own) = self.own.as_mut().filter(|own| own.word.holdings == word.holdings) {
+            own.word = word;
+            return;
+        }
+        let (list, partial) = encode(&word.holdings.services);
+        let version = self.own.as_ref().map_or(1, |own| own.version + 1);
+        self.own = Some(Own { word, version, list, partial: partial });
+        actions.push(Action::Changed(self.config.node.clone()));
+        self.compare(now, actions);
+        self.send_list(now, actions);
+        self.next_list = Some(now + self.config.interval);
+    }
+
+    fn set_nodes(&mut self, nodes: BTreeSet<NodeName>, actions: &mut Vec<Action>) {
+        let gone: Vec<NodeName> = self.peers.keys().filter(|node| !nodes.contains(node)).cloned().collect();
+        for node in gone {
+            let peer = self.peers.remove(&node);
+            if peer.is_some_and(|peer| peer.word.is_some()) {
+                actions.push(Action::Changed(node));
+            }
+        }
+        self.nodes = Some(nodes);
+    }
+
+    fn receive(&mut self, bytes: &[u8], now: Instant, actions: &mut Vec<Action>) -> Result<(), Reject> {
+        let datagram = Datagram::open(bytes, self.config.cluster, &self.config.keys)?;
+        if datagram.node == self.config.node {
+            return Err(Reject::OwnEcho);
+        }
+        if self.nodes.as_ref().is_some_and(|nodes| !nodes.contains(&datagram.node)) {
+            return Err(Reject::UnknownNode);
+        }
+        if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&datagram.node) {
+            return Err(Reject::TooManyPeers);
+        }
+        let node = datagram.node.clone();
+        if datagram.asks {
+            let earliest = self.last_list.map_or(now, |last| now.max(last + LIST_PAUSE));
+            self.next_list = Some(self.next_list.map_or(earliest, |next| next.min(earliest)));
+        }
+        let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(now));
+        if peer.take(datagram, now)? {
+            actions.push(Action::Changed(node));
+        }
+        self.compare(now, actions);
+        Ok(())
+    }
+
+    /// Whose table is another than ours, since when; and who has come to agree.
+    fn compare(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some(own) = &self.own else { return };
+        for (node, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.version != 0) {
+            if peer.digest == own.word.holdings.digest {
+                peer.differs = None;
+                if core::mem::take(&mut peer.alarmed) {
+                    actions.push(Action::Agrees(node.clone()));
+                }
+            } else {
+                peer.differs.get_or_insert(now);
+            }
+        }
+    }
+
+    fn raise_alarms(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let differing: Vec<NodeName> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| !peer.alarmed && self.differs_for(peer, self.config.differ, now))
+            .map(|(node, _)| node.clone())
+            .collect();
+        for node in differing {
+            if let Some(peer) = self.peers.get_mut(&node)
+                && let Some(since) = peer.differs
+            {
+                peer.alarmed = true;
+                actions.push(Action::Differs { node, since });
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.next_list.is_some_and(|due| due <= now) {
+            self.next_list = None;
+            self.send_list(now, actions);
+        }
+        if self.next_beat <= now {
+            self.next_beat = now + self.config.interval;
+            self.send_word(now, actions);
+            self.raise_alarms(now, actions);
+        }
+    }
+
+    /// All rows; a word, if there are none.
+    fn send_list(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.last_list = Some(now);
+        let Some(own) = self.own.as_ref().filter(|own| !own.list.is_empty()) else {
+            return self.send_word(now, actions);
+        };
+        let pieces: Vec<Vec<u8>> = own.list.chunks(self.piece_len()).map(Vec::from).collect();
+        for (part, bytes) in (0..).zip(pieces) {
+            self.send(Some(Piece { part, bytes }), now, actions);
+        }
+    }
+
+    fn send_word(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.send(None, now, actions);
+    }
+
+    fn send(&mut self, piece: Option<Piece>, now: Instant, actions: &mut Vec<Action>) {
+        self.sequence += 1;
+        let own = self.own.as_ref();
+        let age = own.map_or(Duration::ZERO, |own| now.since(own.word.confirmed));
+        let datagram = Datagram {
+            node: self.config.node.clone(),
+            cluster: self.config.cluster,
+            epoch: self.config.epoch,
+            sequence: self.sequence,
+            asks: !self.peers.values().all(Peer::is_known) || !self.learned(now),
+            partial: own.is_some_and(|own| own.partial),
+            version: own.map_or(0, |own| own.version),
+            digest: own.map_or(0, |own| own.word.holdings.digest),
+            age_millis: u32::try_from(age.as_millis()).unwrap_or(u32::MAX),
+            parts: own.map_or(0, |own| own.list.len().div_ceil(self.piece_len()) as u16),
+            piece,
+        };
+        actions.push(Action::Send(datagram.seal(&self.config.keys)));
+    }
+
+    fn piece_len(&self) -> usize {
+        piece_len(self.config.node.as_str().len())
+    }
+}
+
+impl Peer {
+    fn new(now: Instant) -> Self {
+        Self {
+            epoch: 0,
+            sequence: 0,
+            heard: now,
+            version: 0,
+            digest: 0,
+            word: None,
+            word_is: (0, 0),
+            assembly: None,
+            differs: None,
+            alarmed: false,
+        }
+    }
+
+    /// Its word is the one that counts, or it has none yet.
+    fn is_known(&self) -> bool {
+        self.version == 0 || self.word_is == (self.epoch, self.version)
+    }
+
+    /// Whether its word is another now.
+    fn take(&mut self, datagram: Datagram, now: Instant) -> Result<bool, Reject> {
+        let Datagram { epoch, sequence, version, digest, partial, age_millis, parts, piece, .. } = datagram;
+        if epoch < self.epoch {
+            return Err(Reject::StaleEpoch);
+        }
+        if epoch == self.epoch && (sequence <= self.sequence || version < self.version) {
+            return Err(Reject::Replayed);
+        }
+        let looked = now - Duration::from_millis(u64::from(age_millis));
+        (self.epoch, self.sequence, self.version, self.digest, self.heard) = (epoch, sequence, version, digest, now);
+        if self.is_known() {
+            if let Some(word) = self.word.as_mut().filter(|_| version != 0) {
+                word.confirmed = word.confirmed.max(looked);
+            }
+            return Ok(false);
+        }
+        let services = match piece {
+            _ if parts == 0 => Services::new(),
+            None => return Ok(false),
+            Some(piece) => match self.assemble(parts, piece) {
+                Some(list) => decode(&list)?,
+                None => return Ok(false),
+            },
+        };
+        self.word_is = (epoch, version);
+        self.assembly = None;
+        Ok(self.set_word(Holdings { digest, partial, services }, looked))
+    }
+
+    /// The list, once all parts are there.
+    fn assemble(&mut self, parts: u16, piece: Piece) -> Option<Vec<u8>> {
+        let version = self.version;
+        if !self.assembly.as_ref().is_some_and(|assembly| assembly.version == version && assembly.parts == parts) {
+            self.assembly = Some(Assembly { version, parts, got: BTreeMap::new() });
+        }
+        let assembly = self.assembly.as_mut()?;
+        assembly.got.insert(piece.part, piece.bytes);
+        let bytes: usize = assembly.got.values().map(Vec::len).sum();
+        let whole = assembly.got.len() == usize::from(parts) && bytes <= MAX_LIST;
+        whole.then(|| assembly.got.values().flatten().copied().collect())
+    }
+
+    /// Rows that are as they were keep their allocation.
+    fn set_word(&mut self, mut holdings: Holdings, confirmed: Instant) -> bool {
+        let Some(known) = &self.word else {
+            self.word = Some(Word { holdings: Arc::new(holdings), confirmed });
+            return true;
+        };
+        for (key, rows) in &mut holdings.services {
+            if let Some(same) = known.holdings.services.get(key).filter(|known| *known == rows) {
+                *rows = same.clone();
+            }
+        }
+        let changed = *known.holdings != holdings;
+        let holdings = if changed { Arc::new(holdings) } else { known.holdings.clone() };
+        self.word = Some(Word { holdings, confirmed });
+        changed
+    }
+}
+
+impl Machine for Exchange {
+    type Event = Event;
+    type Action = Action;
+
+    fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
+        match event {
+            Event::Local(holdings) => self.set_local(holdings, now, actions),
+            Event::Datagram(bytes) => {
+                if let Err(reject) = self.receive(&bytes, now, actions) {
+                    actions.push(Action::Rejected(reject));
+                }
+            }
+            Event::Nodes(nodes) => self.set_nodes(nodes, actions),
+            Event::Tick => self.tick(now, actions),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        Some(self.next_list.map_or(self.next_beat, |list| list.min(self.next_beat)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! What this node holds: its table and the flows of conntrack -> what it tells the others.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::sync::Arc;
+
+use ebpf_common::{FlowTuple, ServiceKey, row_of};
+
+use super::{Holdings, Rows};
+use crate::forwarding::{Service, Table};
+use crate::time::{Duration, Instant};
+use crate::view::Affinity;
+
+/// Turns flows into holdings. Remembers since when this node has had flows of a row that is not its own.
+#[derive(Debug)]
+pub struct Holder {
+    own: String,
+    hash_key: [u64; 2],
+    window: Duration,
+    services: BTreeMap<ServiceKey, Held>,
+    said: Arc<Holdings>,
+}
+
+/// Of one service port.
+#[derive(Debug)]
+struct Held {
+    /// The number of rows of its ring.
+    of: u32,
+    since: BTreeMap<u32, Instant>,
+    /// When rows were last taken out of what is told.
+    trimmed: Instant,
+}
+
+/// What to tell, and what no longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// The same allocation as before if nothing changed.
+    pub holdings: Arc<Holdings>,
+    /// Flows whose rows this node lost longer ago than the window: nobody asks for them any more.
+    pub expired: u64,
+}
+
+impl Holder {
+    /// `window`: for how long rows that this node has lost are told (`--drain-window`).
+    pub fn new(own: &str, hash_key: [u64; 2], window: Duration) -> Self {
+        Self { own: own.into(), hash_key, window, services: BTreeMap::new(), said: Arc::default() }
+    }
+
+    /// `flows`: the flows to VIPs that end on this node, as the client sent them, closed ones left out. `differ`: some node has
+    /// another table; then rows are told as well whose primary this node is, since by the other table it may not be.
+    pub fn announce(
+        &mut self,
+        table: &Table,
+        flows: impl IntoIterator<Item = FlowTuple>,
+        differ: bool,
+        now: Instant,
+    ) -> Announcement {
+        let mut found: BTreeMap<ServiceKey, Found> = BTreeMap::new();
+        for flow in flows {
+            let key = ServiceKey { addr: flow.dst, port: flow.dst_port, proto: flow.proto, pad: 0 };
+            let Some((row, primary)) = table.services.get(&key).and_then(|service| self.place(service, flow)) else {
+                continue;
+            };
+            let found = found.entry(key).or_default();
+            if primary {
+                found.own.extend(differ.then_some(row));
+            } else {
+                *found.others.entry(row).or_default() += 1;
+            }
+        }
+        self.services.retain(|key, _| found.contains_key(key));
+        let mut expired = 0;
+        let mut services = BTreeMap::new();
+        for (key, found) in found {
+            let of = table.services[&key].ring.rows.len() as u32;
+            let held = self.services.entry(key).or_insert_with(|| Held::new(of, now));
+            expired += held.update(of, &found.others, self.window, now);
+            let told = held.since.iter().filter(|(_, since)| now.since(**since) <= self.window).map(|(row, _)| *row);
+            let rows = Rows::new(of, told.chain(found.own));
+            let rows = held.keep_if_only_less(self.said.services.get(&key), rows, now);
+            if !rows.is_empty() {
+                services.insert(key, rows);
+            }
+        }
+        let holdings = Holdings { digest: table.digest, partial: false, services };
+        if *self.said != holdings {
+            self.said = Arc::new(holdings);
+        }
+        Announcement { holdings: self.said.clone(), expired }
+    }
+
+    /// The row of a flow, and whether this node is its primary.
+    fn place(&self, service: &Service, flow: FlowTuple) -> Option<(u32, bool)> {
+        let flow = match service.affinity {
+            Affinity::None => flow,
+            Affinity::ClientIp => flow.client_only(),
+        };
+        let row = row_of(flow.hash(&self.hash_key), service.ring.rows.len() as u32)?;
+        Some((row, service.ring.primary(row) == Some(&self.own)))
+    }
+}
+
+/// Rows with flows, as they are found.
+#[derive(Default)]
+struct Found {
+    own: BTreeSet<u32>,
+    /// Rows of other primaries, and how many flows this node has there.
+    others: BTreeMap<u32, u64>,
+}
+
+impl Held {
+    fn new(of: u32, now: Instant) -> Self {
+        Self { of, since: BTreeMap::new(), trimmed: now }
+    }
+
+    /// Returns the number of flows beyond the window. In a ring of another size the rows are others: their time starts again.
+    fn update(&mut self, of: u32, flows: &BTreeMap<u32, u64>, window: Duration, now: Instant) -> u64 {
+        if core::mem::replace(&mut self.of, of) != of {
+            self.since.clear();
+        }
+        self.since.retain(|row, _| flows.contains_key(row));
+        let expired = flows.iter().filter(|(row, _)| {
+            let since = self.since.entry(**row).or_insert(now);
+            now.since(*since) > window
+        });
+        expired.map(|(_, flows)| flows).sum()
+    }
+
+    /// While flows end one by one, nodes need not write their rings anew each time: to name a row too long costs a packet that
+    /// nobody knows one more hop.
+    fn keep_if_only_less(&mut self, said: Option<&Arc<Rows>>, rows: Rows, now: Instant) -> Arc<Rows> {
+        let Some(said) = said.filter(|said| said.of() == rows.of()) else { return Arc::new(rows) };
+        if **said == rows {
+            return said.clone();
+        }
+        let only_less = rows.iter().all(|row| said.contains(row));
+        if only_less && now.since(self.trimmed) < TRIM {
+            return said.clone();
+        }
+        self.trimmed = now;
+        Arc::new(rows)
+    }
+}
+
+/// Between times when rows are taken out of what is told of a service port.
+const TRIM: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,48 @@
+//! Which node has flows of rows that are not its own: each says so itself.
+//!
+//! Conntrack is the only truth about flows. From it each node computes its [`Holdings`] ([`holder`]) and tells them to the others
+//! ([`exchange`]). What all have said are the [`Words`], from which the alternates of rows follow (`forwarding::alternates`).
+//! Read first: docs/decisions/0008. Files: mod.rs -> rows.rs -> holder.rs -> exchange.rs (and `wire::holdings`, the format).
+
+pub mod exchange;
+pub mod holder;
+mod rows;
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+
+use ebpf_common::ServiceKey;
+
+pub use rows::{Rows, overlapping};
+
+use crate::time::Instant;
+
+/// In which rows a node has flows without being their primary.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// Of the table by which it is not the primary (`Table::digest`).
+    pub digest: u64,
+    /// Some rows are left out: more than can be told.
+    pub partial: bool,
+    /// Without those of which it holds nothing.
+    pub services: BTreeMap<ServiceKey, Arc<Rows>>,
+}
+
+/// What a node said last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word {
+    pub holdings: Arc<Holdings>,
+    /// When it last said that this is so.
+    pub confirmed: Instant,
+}
+
+/// What each node said last, by name.
+pub type Words = BTreeMap<String, Word>;
+
+impl Word {
+    /// Under the table with this digest these are all its rows, or were at this time or later.
+    pub fn is_all(&self, digest: u64, at: Instant) -> bool {
+        self.holdings.digest == digest && !self.holdings.partial && self.confirmed >= at
+    }
+}
