@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images lab lab-down bench-headline docs deny check
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -17,7 +17,7 @@ demo: setup images ## A cluster, a Service, its owner loses power: what happens 
 	@cargo build -q -p sheave-bench -p sheave-tests --bins
 	@target/debug/demo $(ARGS)
 
-test: setup images ## All tests, on real parts
+test: setup image-next ## All tests, on real parts
 	cargo build -q -p sheave-tests -p sheave-bench --bins
 	cargo test --workspace
 
@@ -42,6 +42,11 @@ crds-check: ## manifests/crds is what the API types say
 images: ## Static release binaries and what else goes into the images
 	@RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=$(STATIC) cargo build -q --release --target $(STATIC_TARGET) \
 	  -p sheave-controller -p sheave-speaker -p sheave -p sheave-tests --bin sheave-controller --bin sheave-speaker --bin sheave --bin sheave-traffic
+	@scripts/rootfs.sh $(STATIC)/$(STATIC_TARGET)/release
+
+image-next: images ## The speaker as it would be with another layout of its maps: what tests upgrade to
+	@RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=$(STATIC) cargo build -q --release --target $(STATIC_TARGET) \
+	  -p sheave-speaker --features next-abi --bin sheave-speaker-next
 	@scripts/rootfs.sh $(STATIC)/$(STATIC_TARGET)/release
 
 lab: setup images ## Start a Kubernetes cluster with Sheave in it; it stays up

@@ -18,7 +18,7 @@ pub use lease::{Config, Lease, Own};
 pub use verdict::{Fate, Verdict};
 
 /// Raised with every change of a layout in this crate. Also the name of the pin directory.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { 1000 } else { 2 };
 
 /// Program section and function name of the XDP entry point.
 pub const PROGRAM: &str = "sheave_xdp";

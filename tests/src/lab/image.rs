@@ -87,7 +87,8 @@ fn pack_one(folder: &Path, name: &str, files: &[(String, PathBuf)]) -> Result<Im
     if modified(&tar).is_none_or(|packed| newest.is_some_and(|built| built > packed)) {
         let files: Vec<(&str, &Path)> =
             files.iter().map(|(inside, outside)| (inside.as_str(), outside.as_path())).collect();
-        pack(&tar, &format!("{name}:lab"), &files, &format!("/{name}"))?;
+        // The next speaker is the same program by name, too.
+        pack(&tar, &format!("{name}:lab"), &files, &format!("/{}", name.trim_end_matches("-next")))?;
     }
     let bytes = fs::metadata(&tar)?.len();
     Ok(Image { name: format!("{name}:lab"), tar, bytes })
@@ -129,8 +130,8 @@ impl Archive {
 }
 
 const BLOCK: usize = 512;
-/// Binaries that become images.
-const OURS: [&str; 3] = ["sheave-traffic", "sheave-controller", "sheave-speaker"];
+/// Binaries that become images, as far as they have been built.
+const OURS: [&str; 4] = ["sheave-traffic", "sheave-controller", "sheave-speaker", "sheave-speaker-next"];
 const TARGET: &str =
     if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
 
