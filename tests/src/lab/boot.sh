@@ -47,10 +47,11 @@ mount -t bpf bpf /sys/fs/bpf || fail "bpffs"
 mkdir -p /run/netns /var/lib/kubelet/manifests
 cd /
 
-# As a service manager would: a daemon that ends is started again.
+# As a service manager would: a daemon that ends is started again, unless the file /run/stop-DAEMON says that it stays away.
 keep() {
     local log=$logs/$NAME-$1.log
     while :; do
+        [[ -e /run/stop-$1 ]] && { sleep 0.1; continue; }
         "$@" >>"$log" 2>&1
         echo "=== $1 ended with $?" >>"$log"
         sleep 0.2

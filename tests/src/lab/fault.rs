@@ -5,10 +5,10 @@ use std::fs;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::plan::UPLINK;
+use super::plan::{ProxyMode, UPLINK};
 use super::process::{self, Recorded};
 use super::state::State;
-use super::{Lab, control_plane, netns, node, topology};
+use super::{Lab, control_plane, kube_proxy, netns, node, pinned, topology};
 
 /// One fault, or its end. `fault` of the command line has the same words.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Subcommand)]
@@ -39,6 +39,36 @@ pub enum Fault {
     ApiStop { server: Option<String> },
     /// The API server starts again
     ApiStart { server: Option<String> },
+    /// The switch loses what the node and the API servers say to each other; everything else goes on
+    ApiCut { node: String },
+    /// Ends `api-cut`
+    ApiHeal { node: String },
+    /// SIGKILL for the speakers of all nodes, at the same moment
+    KillAllSpeakers,
+    /// All speaker pods are deleted at the same moment, gracefully
+    DeleteAllSpeakerPods,
+    /// The node's kube-proxy ends and stays away; its rules stay
+    KubeProxyStop { node: String },
+    /// kube-proxy starts again; if it runs it is killed first
+    KubeProxyStart { node: String },
+    /// kube-proxy starts anew in a mode, which need not be that of the lab
+    KubeProxyMode { node: String, mode: ProxyMode },
+    /// kube-proxy's rules are removed behind its back
+    KubeProxyFlush { node: String },
+    /// Sheave's nftables table is deleted
+    NftDelete { node: String },
+    /// Sheave's XDP link is detached by force; its pin stays
+    XdpDetach { node: String },
+    /// The pin of Sheave's XDP link is removed, which was the only reference to it
+    XdpUnpin { node: String },
+    /// The node gets the label that excludes it from external load balancers
+    Exclude { node: String },
+    /// Ends `exclude`
+    Include { node: String },
+    /// The node is cordoned and its pods are evicted; returns when they are gone
+    Drain { node: String },
+    /// Ends `drain`: pods may be placed on the node again
+    Uncordon { node: String },
 }
 
 impl Lab {
@@ -66,7 +96,51 @@ impl Lab {
                 control_plane::stop_api_server(state, role)?;
                 control_plane::start_api_server(state, role)
             }),
+            Fault::ApiCut { node } => self.on_powered(&node, |state| topology::set_api(&state.plan, &node, false)),
+            Fault::ApiHeal { node } => self.on_powered(&node, |state| topology::set_api(&state.plan, &node, true)),
+            Fault::KillAllSpeakers => self.kill_all_speakers(),
+            Fault::DeleteAllSpeakerPods => self.delete_speaker_pods(|_| true),
+            Fault::KubeProxyStop { node } => self.on_powered(&node, |state| kube_proxy::stop(state, &node)),
+            Fault::KubeProxyStart { node } => self.on_powered(&node, |state| kube_proxy::start(state, &node)),
+            Fault::KubeProxyMode { node, mode } => {
+                self.on_powered(&node, |state| kube_proxy::set_mode(state, &node, mode))
+            }
+            Fault::KubeProxyFlush { node } => self.on_powered(&node, |state| kube_proxy::flush(state, &node)),
+            Fault::NftDelete { node } => {
+                let netns = self.powered(&node)?.plan.netns(&node);
+                netns::inside(&netns, || netns::run("nft", &["delete table ip sheave"]).map(drop))
+            }
+            Fault::XdpDetach { node } => pinned::detach(&self.xdp_pin(&node)?),
+            Fault::XdpUnpin { node } => {
+                let pin = self.xdp_pin(&node)?;
+                fs::remove_file(&pin).with_context(|| pin.display().to_string())
+            }
+            Fault::Exclude { node } => self.kubectl(&["label", "node", &node, EXCLUDED, "--overwrite"]).map(drop),
+            Fault::Include { node } => {
+                let label = EXCLUDED.trim_end_matches('=');
+                self.kubectl(&["label", "node", &node, &format!("{label}-")]).map(drop)
+            }
+            Fault::Drain { node } => self.kubectl(&[&["drain", &node], &DRAIN_FLAGS[..]].concat()).map(drop),
+            Fault::Uncordon { node } => self.kubectl(&["uncordon", &node]).map(drop),
         }
+    }
+
+    /// Whether the speaker's XDP program is attached to the node's uplink, as the kernel says.
+    pub fn xdp_attached(&self, node: &str) -> Result<bool> {
+        pinned::attached(&self.xdp_pin(node)?)
+    }
+
+    /// Whether the node has Sheave's nftables table.
+    pub fn nft_table(&self, node: &str) -> Result<bool> {
+        let netns = self.powered(node)?.plan.netns(node);
+        // The list of tables is short; that of the table itself is long, and its absence an error.
+        let tables = netns::inside(&netns, || netns::run("nft", &["list tables ip"]))?;
+        Ok(tables.lines().any(|line| line.trim() == "table ip sheave"))
+    }
+
+    /// The mode in which the node's kube-proxy is.
+    pub fn kube_proxy_mode(&self, node: &str) -> Result<ProxyMode> {
+        kube_proxy::mode_of(&self.state()?.plan, node)
     }
 
     /// The process of the node's speaker, or `None` while it has none.
@@ -84,10 +158,20 @@ impl Lab {
         }
     }
 
+    /// All are found before the first is killed.
+    fn kill_all_speakers(&self) -> Result<()> {
+        let state = self.state()?;
+        let found = state.nodes.keys().map(|node| self.speaker(node)).collect::<Result<Vec<_>>>()?;
+        found.into_iter().flatten().try_for_each(|speaker| speaker.signal(Signal::SIGKILL))
+    }
+
     fn delete_speaker_pod(&self, node: &str) -> Result<()> {
         self.powered(node)?;
-        let field = format!("spec.nodeName={node}");
-        let list = self.kubectl(&["get", "pods", "--all-namespaces", "--field-selector", &field, "-o", "json"])?;
+        self.delete_speaker_pods(|pod| pod["spec"]["nodeName"] == node).with_context(|| format!("node {node}"))
+    }
+
+    fn delete_speaker_pods(&self, chosen: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
+        let list = self.kubectl(&["get", "pods", "--all-namespaces", "-o", "json"])?;
         let list: serde_json::Value = serde_json::from_str(&list)?;
         let pods = list["items"].as_array().context("a list of pods")?;
         let runs_speaker = |pod: &&serde_json::Value| {
@@ -95,10 +179,18 @@ impl Lab {
             containers
                 .is_some_and(|all| all.iter().any(|one| one["image"].as_str().is_some_and(|i| i.contains(SPEAKER))))
         };
-        let Some(pod) = pods.iter().find(runs_speaker) else { bail!("node {node} has no pod with an image {SPEAKER}") };
-        let (namespace, name) = (pod["metadata"]["namespace"].as_str(), pod["metadata"]["name"].as_str());
-        let (namespace, name) = (namespace.context("namespace")?, name.context("name")?);
-        self.kubectl(&["--namespace", namespace, "delete", "pod", name, "--wait=true"]).map(drop)
+        let text = |pod: &serde_json::Value, field: &str| pod["metadata"][field].as_str().map(str::to_owned);
+        let found: Vec<_> = pods.iter().filter(runs_speaker).filter(|pod| chosen(pod)).collect();
+        let Some(namespace) = found.first().and_then(|pod| text(pod, "namespace")) else {
+            bail!("there is no pod with an image {SPEAKER}")
+        };
+        let names: Vec<_> = found.iter().filter_map(|pod| text(pod, "name")).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        self.kubectl(&[&["--namespace", &namespace, "delete", "pod", "--wait=true"], &names[..]].concat()).map(drop)
+    }
+
+    fn xdp_pin(&self, node: &str) -> Result<std::path::PathBuf> {
+        self.powered(node)?.nodes.get(node).map(pinned::link).with_context(|| format!("node {node}"))
     }
 
     fn each_api_server(&self, one: Option<&str>, work: impl Fn(&mut State, &str) -> Result<()>) -> Result<()> {
@@ -161,3 +253,6 @@ pub fn usage(process: &Recorded) -> Result<(u64, u64)> {
 }
 
 const SPEAKER: &str = "sheave-speaker";
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers=";
+/// What stands in the way of a drain without being lost by it: pods that come back on the node, and volumes of no worth.
+const DRAIN_FLAGS: [&str; 4] = ["--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=60s"];

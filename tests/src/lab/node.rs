@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::certs::{PROXY, Pki};
-use super::plan::{self, API_PORT, POD_RANGE, Plan, kubernetes_bin};
+use super::plan::{self, API_PORT, POD_RANGE, Plan, ProxyMode, kubernetes_bin};
 use super::process::{self, Recorded, children_of};
 use super::state::{Node, State};
 use super::wait::wait_for;
@@ -29,13 +29,12 @@ pub fn prepare(plan: &Plan, pki: &Pki, name: &str) -> Result<()> {
         ("containerd.toml", containerd(&dir.join("cni").to_string_lossy(), base.as_deref())),
         ("cni/10-lab.conflist", cni(number)),
         ("kubelet.yaml", KUBELET.to_owned()),
-        ("kube-proxy.yaml", kube_proxy(plan, name, &dir.join("kube-proxy.kubeconfig").to_string_lossy())),
         ("boot.sh", BOOT.to_owned()),
     ];
     for (file, text) in files {
         fs::write(dir.join(file), text).with_context(|| format!("{file} of {name}"))?;
     }
-    Ok(())
+    prepare_kube_proxy(plan, name, plan.proxy_mode)
 }
 
 /// Creates the node's network and starts its first process. The node is Ready some seconds later.
@@ -186,8 +185,14 @@ fn cni(number: u8) -> String {
     )
 }
 
-fn kube_proxy(plan: &Plan, name: &str, kubeconfig: &str) -> String {
-    let mode = plan.proxy_mode;
+/// Writes kube-proxy's configuration: the mode may be another one than that of the plan.
+pub fn prepare_kube_proxy(plan: &Plan, name: &str, mode: ProxyMode) -> Result<()> {
+    let dir = plan.node_dir(name);
+    let text = kube_proxy(name, mode, &dir.join("kube-proxy.kubeconfig").to_string_lossy());
+    fs::write(dir.join("kube-proxy.yaml"), text).with_context(|| format!("kube-proxy.yaml of {name}"))
+}
+
+fn kube_proxy(name: &str, mode: ProxyMode, kubeconfig: &str) -> String {
     format!(
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\n\
          kind: KubeProxyConfiguration\n\

@@ -89,6 +89,28 @@ pub fn set_forwarding(plan: &Plan, node: &str, forwarding: bool) -> Result<()> {
     netns::run("bridge", &arguments).map(drop)
 }
 
+/// Whether the switch forwards what a node and the API servers say to each other. Everything else goes on.
+pub fn set_api(plan: &Plan, node: &str, reachable: bool) -> Result<()> {
+    let (port, chain) = (port(node), format!("bridge {API_CUT} {node}"));
+    let servers: Vec<_> = plan.control_plane().iter().map(|(_, address)| address.to_string()).collect();
+    let servers = servers.join(", ");
+    // Added first, so that removing works in any case.
+    let mut rules = format!(
+        "add table bridge {API_CUT}\n\
+         add chain {chain} {{ type filter hook forward priority 0; }}\n\
+         flush chain {chain}\n"
+    );
+    rules += &if reachable {
+        format!("delete chain {chain}\n")
+    } else {
+        format!(
+            "add rule {chain} iifname {port} ip daddr {{ {servers} }} drop\n\
+             add rule {chain} oifname {port} ip saddr {{ {servers} }} drop\n"
+        )
+    };
+    netns::inside(&plan.netns(SWITCH), || netns::run("nft", &[&rules]).map(drop))
+}
+
 /// The node's own device.
 pub fn set_uplink(plan: &Plan, node: &str, up: bool) -> Result<()> {
     netns::set_link(&plan.netns(node), UPLINK, up)?;
@@ -142,6 +164,7 @@ fn behind_the_router(plan: &Plan) -> Result<()> {
 }
 
 pub const SWITCH: &str = "sw";
+const API_CUT: &str = "api-cut";
 const BRIDGE_WITHOUT_NETFILTER: [(&str, &str); 3] = [
     ("bridge/bridge-nf-call-iptables", "0"),
     ("bridge/bridge-nf-call-ip6tables", "0"),

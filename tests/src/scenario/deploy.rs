@@ -123,23 +123,29 @@ spec:
   template:
     metadata: {{labels: {{app: echo}}}}
     spec:
-      terminationGracePeriodSeconds: 1
+      # Longer than the server takes to drain.
+      terminationGracePeriodSeconds: 10
       automountServiceAccountToken: false
       enableServiceLinks: false
       # Pods wait for their node, so that every repetition finds the same ones.
       tolerations:
       - {{key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute}}
       - {{key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute}}
+      # Evenly on the nodes that take pods: a drained one does not count, and in a rolling update the new pods alone.
       topologySpreadConstraints:
       - maxSkew: 1
         topologyKey: kubernetes.io/hostname
         whenUnsatisfiable: DoNotSchedule
+        nodeTaintsPolicy: Honor
+        matchLabelKeys: [pod-template-hash]
         labelSelector: {{matchLabels: {{app: echo}}}}
       containers:
       - name: echo
         image: sheave-traffic:lab
         imagePullPolicy: Never
         args: [serve, --tcp, '{POD_PORT}', --udp, '{POD_PORT}']
+        # A container that runs listens some milliseconds later.
+        readinessProbe: {{tcpSocket: {{port: {POD_PORT}}}, periodSeconds: 1}}
         env:
         - {{name: POD_NAME, valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}}}
         - {{name: NODE_NAME, valueFrom: {{fieldRef: {{fieldPath: spec.nodeName}}}}}}

@@ -71,7 +71,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     })
 }
 
-fn open(device: &str) -> Result<OwnedFd> {
+/// A socket that hears all ARP on a device of the calling thread's network; it waits a tenth of a second at most.
+pub fn open(device: &str) -> Result<OwnedFd> {
     let index = nix::net::if_::if_nametoindex(device).with_context(|| format!("device {device}"))?;
     let protocol = (libc::ETH_P_ARP as u16).to_be();
     // SAFETY: plain system calls with structures that outlive them; the descriptor is ours alone.
@@ -144,7 +145,7 @@ fn receive(socket: &OwnedFd, ip: Ipv4Addr, from: Ipv4Addr, stop: &AtomicBool) ->
 }
 
 /// Who claims the address in this frame, and whether unasked.
-fn claim(frame: &EthernetPacket<'_>, ip: Ipv4Addr, from: Ipv4Addr) -> Option<(String, bool)> {
+pub fn claim(frame: &EthernetPacket<'_>, ip: Ipv4Addr, from: Ipv4Addr) -> Option<(String, bool)> {
     if frame.get_ethertype() != EtherTypes::Arp {
         return None;
     }

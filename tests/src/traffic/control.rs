@@ -1,10 +1,9 @@
 //! How a measuring command is told what happens: lines on stdin, signals, a duration.
 //!
-//! `mark` (or `mark NANOSECONDS`) says that the fault happens now (or then); `report`, the end of stdin, SIGINT, SIGTERM
+//! `mark` (or `mark NANOSECONDS`) says that a fault happens now (or then), as often as there are faults; `report`, the end of stdin, SIGINT, SIGTERM
 //! and the end of `--duration` ask for the report.
 
 use std::io::{BufRead, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -18,7 +17,7 @@ use super::clock::now_ns;
 
 #[derive(Clone)]
 pub struct Control {
-    mark: Arc<AtomicU64>,
+    marks: Arc<Mutex<Vec<u64>>>,
     report: Arc<Mutex<Receiver<()>>>,
     duration: Option<Duration>,
 }
@@ -30,7 +29,7 @@ impl Control {
         signals.add(Signal::SIGINT);
         signals.add(Signal::SIGTERM);
         signals.thread_block().context("block signals")?;
-        let mark = Arc::new(AtomicU64::new(0));
+        let marks = Arc::new(Mutex::new(Vec::new()));
         let (wants_report, report) = channel();
 
         let by_signal = wants_report.clone();
@@ -39,14 +38,14 @@ impl Control {
                 let _ = by_signal.send(());
             }
         });
-        let (marked, timed) = (mark.clone(), seconds.is_some());
+        let (marked, timed) = (marks.clone(), seconds.is_some());
         thread::spawn(move || {
             for line in std::io::stdin().lock().lines().map_while(Result::ok) {
                 let mut words = line.split_whitespace();
                 match words.next() {
                     Some("mark") => {
                         let at = words.next().and_then(|word| word.parse().ok()).unwrap_or_else(now_ns);
-                        marked.store(at, Ordering::Release);
+                        marked.lock().expect("nobody panics with the marks").push(at);
                     }
                     Some("report") => break,
                     _ => eprintln!("stdin: {line:?} is neither mark nor report"),
@@ -58,11 +57,17 @@ impl Control {
             }
         });
         let duration = seconds.map(Duration::from_secs_f64);
-        Ok(Self { mark, report: Arc::new(Mutex::new(report)), duration })
+        Ok(Self { marks, report: Arc::new(Mutex::new(report)), duration })
     }
 
+    /// The first fault.
     pub fn mark_ns(&self) -> Option<u64> {
-        Some(self.mark.load(Ordering::Acquire)).filter(|at| *at != 0)
+        self.marks.lock().expect("nobody panics with the marks").first().copied()
+    }
+
+    /// All faults, in the order in which they were told.
+    pub fn marks(&self) -> Vec<u64> {
+        self.marks.lock().expect("nobody panics with the marks").clone()
     }
 
     /// Blocks until the report is wanted.

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -30,6 +31,9 @@ pub struct Arguments {
     /// How long after the report was asked for an echo still counts as life
     #[arg(long, default_value_t = 5000)]
     grace_ms: u64,
+    /// Opens another connection in the place of one that ended, so that the number stays
+    #[arg(long)]
+    reopen: bool,
     /// Seconds until the report; by default until `report` or the end of stdin
     #[arg(long)]
     duration: Option<f64>,
@@ -43,18 +47,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 async fn hold(arguments: &Arguments, control: &Control) -> Result<HoldReport> {
     let started_ns = now_ns();
-    let mut ports = SourcePorts::new(arguments);
-    let mut tracks = Vec::new();
+    let holder = Arc::new(Holder::new(arguments, control));
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..arguments.connections {
-        let (socket, local) = ports.next()?;
-        let track = Arc::new(Mutex::new(Track::new(local)));
-        tracks.push(track.clone());
+        let first = lock(&holder.ports).next()?;
         // Spread over the interval: one burst of all connections would measure this program.
         let phase = arguments.interval_ms * 1_000 * u64::from(number) / u64::from(arguments.connections);
-        let (to, every, control) = (arguments.to, Duration::from_millis(arguments.interval_ms), control.clone());
         let (tell, connected) = tokio::sync::oneshot::channel();
-        tokio::spawn(async move { one(socket, to, every, Duration::from_micros(phase), &track, &control, tell).await });
+        tokio::spawn(holder.clone().keep(first, Duration::from_micros(phase), tell));
         tasks.spawn(connected);
         while tasks.len() >= CONNECTING_AT_ONCE {
             tasks.join_next().await;
@@ -65,6 +65,7 @@ async fn hold(arguments: &Arguments, control: &Control) -> Result<HoldReport> {
 
     control.wanted().await;
     let report_ns = now_ns();
+    let tracks = holder.stop();
     tracks.iter().for_each(|track| lock(track).report_wanted());
     let deadline = report_ns + arguments.grace_ms * 1_000_000;
     while now_ns() < deadline && tracks.iter().any(|track| lock(track).undecided()) {
@@ -72,14 +73,91 @@ async fn hold(arguments: &Arguments, control: &Control) -> Result<HoldReport> {
     }
     let mark_ns = control.mark_ns();
     let connections: Vec<_> = tracks.iter().map(|track| lock(track).held(mark_ns)).collect();
-    Ok(summary(arguments.to, started_ns, mark_ns, report_ns, connections))
+    let reopen_failed = holder.reopen_failed.load(Ordering::Relaxed);
+    Ok(summary(arguments.to, [started_ns, report_ns], mark_ns, reopen_failed, connections))
+}
+
+/// What all connections share.
+struct Holder {
+    to: SocketAddr,
+    every: Duration,
+    reopen: bool,
+    control: Control,
+    ports: Mutex<SourcePorts>,
+    /// Of every connection that there was; `None` once the report is being made.
+    tracks: Mutex<Option<Vec<Arc<Mutex<Track>>>>>,
+    reopen_failed: AtomicU64,
+}
+
+impl Holder {
+    fn new(arguments: &Arguments, control: &Control) -> Self {
+        Self {
+            to: arguments.to,
+            every: Duration::from_millis(arguments.interval_ms),
+            reopen: arguments.reopen,
+            control: control.clone(),
+            ports: Mutex::new(SourcePorts::new(arguments)),
+            tracks: Mutex::new(Some(Vec::new())),
+            reopen_failed: AtomicU64::new(0),
+        }
+    }
+
+    /// One connection, and with `reopen` those that take its place. `tell` is dropped when the first has been opened.
+    async fn keep(
+        self: Arc<Self>,
+        first: (TcpSocket, SocketAddr),
+        phase: Duration,
+        tell: tokio::sync::oneshot::Sender<()>,
+    ) {
+        let (socket, local) = first;
+        let opened = open(socket, self.to).await;
+        if let Some(track) = self.record(Track::new(local)) {
+            drop(tell);
+            match opened {
+                Ok((stream, greeting)) => self.exchange(&stream, greeting, phase, &track).await,
+                Err(error) => lock(&track).ended(HeldState::Failed, Some(error)),
+            }
+        }
+        while self.reopen {
+            sleep(REOPEN_AFTER).await;
+            let Ok((socket, local)) = lock(&self.ports).next() else { return };
+            match open(socket, self.to).await {
+                Ok((stream, greeting)) => match self.record(Track::new(local)) {
+                    Some(track) => self.exchange(&stream, greeting, phase, &track).await,
+                    None => return,
+                },
+                Err(_) => drop(self.reopen_failed.fetch_add(1, Ordering::Relaxed)),
+            }
+        }
+    }
+
+    /// From the greeting to the end of the connection.
+    async fn exchange(&self, stream: &TcpStream, greeting: Greeting, phase: Duration, track: &Mutex<Track>) {
+        lock(track).connected(greeting, stream.local_addr().ok());
+        sleep(phase).await;
+        let (state, error) = match exchange(stream, self.every, track, &self.control).await {
+            Ok(()) => (HeldState::Closed, None),
+            Err(error) => (HeldState::Reset, Some(error)),
+        };
+        lock(track).ended(state, error);
+    }
+
+    fn record(&self, track: Track) -> Option<Arc<Mutex<Track>>> {
+        let track = Arc::new(Mutex::new(track));
+        lock(&self.tracks).as_mut()?.push(track.clone());
+        Some(track)
+    }
+
+    fn stop(&self) -> Vec<Arc<Mutex<Track>>> {
+        lock(&self.tracks).take().unwrap_or_default()
+    }
 }
 
 fn summary(
     to: SocketAddr,
-    started_ns: u64,
+    [started_ns, report_ns]: [u64; 2],
     mark_ns: Option<u64>,
-    report_ns: u64,
+    reopen_failed: u64,
     connections: Vec<Held>,
 ) -> HoldReport {
     let mut counts = HoldCounts::default();
@@ -105,46 +183,22 @@ fn summary(
         counts,
         longest_pause_ms,
         longest_pause_after_mark_ms,
+        reopen_failed,
         connections,
     }
 }
 
-/// One connection from its start to its end.
-async fn one(
-    socket: TcpSocket,
-    to: SocketAddr,
-    every: Duration,
-    phase: Duration,
-    track: &Mutex<Track>,
-    control: &Control,
-    tell: tokio::sync::oneshot::Sender<()>,
-) {
-    let opened = timeout(CONNECT_WITHIN, open(socket, to)).await;
-    let opened = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    let stream = match opened {
-        Ok((stream, greeting)) => {
-            lock(track).connected(greeting, stream.local_addr().ok());
-            stream
-        }
-        Err(error) => return lock(track).ended(HeldState::Failed, Some(error)),
-    };
-    drop(tell);
-    sleep(phase).await;
-    let (state, error) = match exchange(&stream, every, track, control).await {
-        Ok(()) => (HeldState::Closed, None),
-        Err(error) => (HeldState::Reset, Some(error)),
-    };
-    lock(track).ended(state, error);
-}
-
 async fn open(socket: TcpSocket, to: SocketAddr) -> io::Result<(TcpStream, Greeting)> {
-    let mut stream = socket.connect(to).await?;
-    stream.set_nodelay(true)?;
-    let mut line = String::new();
-    // The server says nothing more until it is sent something: nothing can be lost in this buffer.
-    BufReader::new(&mut stream).read_line(&mut line).await?;
-    let greeting = serde_json::from_str(&line)?;
-    Ok((stream, greeting))
+    let work = async {
+        let mut stream = socket.connect(to).await?;
+        stream.set_nodelay(true)?;
+        let mut line = String::new();
+        // The server says nothing more until it is sent something: nothing can be lost in this buffer.
+        BufReader::new(&mut stream).read_line(&mut line).await?;
+        let greeting = serde_json::from_str(&line)?;
+        Ok((stream, greeting))
+    };
+    timeout(CONNECT_WITHIN, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Sends a number every interval and takes the echoes, until the connection ends.
@@ -266,7 +320,8 @@ impl Track {
             self.pause(now_ns(), mark_ns);
         }
         let greeting = self.greeting.clone();
-        let (pod, node, seen) = greeting.map(|said| (said.pod, said.node, said.client)).unwrap_or_default();
+        let (pod, node, seen, started_ns) =
+            greeting.map(|said| (said.pod, said.node, said.client, said.started_ns)).unwrap_or_default();
         let (state, ended_ns, error) = match self.end.clone() {
             Some((state, at, error)) => (state, Some(at), error),
             None if self.alive => (HeldState::Alive, None, None),
@@ -277,6 +332,7 @@ impl Track {
             local: self.local.to_string(),
             pod,
             node,
+            started_ns,
             seen,
             connected_ns: self.connected_ns,
             ended_ns,
@@ -316,13 +372,15 @@ impl SourcePorts {
     }
 }
 
-fn lock(track: &Mutex<Track>) -> std::sync::MutexGuard<'_, Track> {
-    track.lock().expect("nobody panics with a track")
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().expect("nobody panics with it")
 }
 
 const RECORD: usize = 8;
 const CONNECTING_AT_ONCE: usize = 50;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// A client that tries again at once would only measure the outage, and burn source ports in it.
+const REOPEN_AFTER: Duration = Duration::from_millis(100);
 const FIRST_PORT: u16 = 10_000;
 /// The kernel gives out ports from 32768 on (net.ipv4.ip_local_port_range).
 const LAST_PORT: u16 = 32_000;

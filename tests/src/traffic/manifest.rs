@@ -17,7 +17,7 @@ spec:
   template:
     metadata: {{labels: {{app: {name}}}}}
     spec:
-      terminationGracePeriodSeconds: 1
+      terminationGracePeriodSeconds: 10
       # A node that lost power and came back has its pods again; nothing moves meanwhile.
       tolerations:
       - {{key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute}}

@@ -10,6 +10,9 @@ pub struct Greeting {
     pub node: String,
     /// The client's address and port as the pod sees it.
     pub client: String,
+    /// When the server started (CLOCK_MONOTONIC): a pod that was restarted has the same name and another value.
+    #[serde(default)]
+    pub started_ns: u64,
 }
 
 /// `hold`: connections that were kept open.
@@ -24,6 +27,9 @@ pub struct HoldReport {
     /// Of the connections that are alive.
     pub longest_pause_ms: f64,
     pub longest_pause_after_mark_ms: Option<f64>,
+    /// Attempts to open another connection in the place of one that ended (`--reopen`) that failed, and were repeated.
+    #[serde(default)]
+    pub reopen_failed: u64,
     pub connections: Vec<Held>,
 }
 
@@ -59,6 +65,9 @@ pub struct Held {
     pub local: String,
     pub pod: String,
     pub node: String,
+    /// When the pod's server had started: see [`Greeting::started_ns`].
+    #[serde(default)]
+    pub started_ns: u64,
     /// The client's address and port as the pod saw it.
     pub seen: String,
     pub connected_ns: u64,
@@ -135,7 +144,8 @@ pub struct ConnectReport {
     pub failed: u64,
     /// When the first connection had answered (connected and greeted).
     pub first_success_ns: Option<u64>,
-    /// Attempts begun later than the mark and the settling time (`--settle-ms`, 300) that failed.
+    /// Attempts begun later than the first mark that failed, less those begun within the settling time (`--settle-ms`, 300)
+    /// of any mark.
     pub failed_after_mark: Option<u64>,
     /// The slowest success.
     pub slowest_ms: f64,

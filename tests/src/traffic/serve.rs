@@ -1,13 +1,22 @@
 //! The server in the pods: says who it is, then echoes. TCP and UDP, works as PID 1.
+//!
+//! It ends as a decent server does. On SIGTERM it goes on serving, new connections too, for `--drain-seconds`: Kubernetes
+//! counts a pod as not ready from the moment of its deletion, but whoever sends it connections hears so a little later. Then
+//! it stops listening, closes every connection (FIN) and ends when the clients have closed theirs, a second later at most.
+//! A pod's grace period must be longer than both. SIGINT ends it at once.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
+use super::clock::now_ns;
 use super::report::Greeting;
 
 #[derive(clap::Args)]
@@ -21,6 +30,16 @@ pub struct Arguments {
     name: String,
     #[arg(long, env = "NODE_NAME", default_value = "unknown")]
     node: String,
+    /// How long it goes on serving after SIGTERM, before it closes its connections
+    #[arg(long, default_value_t = 3.0)]
+    drain_seconds: f64,
+}
+
+/// Who it says it is.
+struct Identity {
+    pod: String,
+    node: String,
+    started_ns: u64,
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
@@ -28,22 +47,30 @@ pub fn run(arguments: Arguments) -> Result<()> {
 }
 
 async fn serve(arguments: Arguments) -> Result<()> {
-    let me = Arc::new((arguments.name, arguments.node));
+    let drain = Duration::try_from_secs_f64(arguments.drain_seconds).context("--drain-seconds")?;
+    let me = Arc::new(Identity { pod: arguments.name, node: arguments.node, started_ns: now_ns() });
+    // Everything that serves TCP has a receiver: when all are dropped everything is closed.
+    let (close, closing) = watch::channel(false);
     for port in arguments.tcp {
         let listener = listen(port).with_context(|| format!("tcp port {port}"))?;
-        tokio::spawn(accept(listener, me.clone()));
+        tokio::spawn(accept(listener, me.clone(), closing.clone()));
     }
     for port in arguments.udp {
         let socket =
             UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).await.with_context(|| format!("udp port {port}"))?;
         tokio::spawn(answer(socket, me.clone()));
     }
+    drop(closing);
     // As PID 1 the default action of these signals would not happen.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = interrupt.recv() => return Ok(()),
     }
+    sleep(drain).await;
+    close.send_replace(true);
+    // A client that has not closed by then is not there any more.
+    let _ = timeout(CLOSES_WITHIN, close.closed()).await;
     Ok(())
 }
 
@@ -56,14 +83,24 @@ fn listen(port: u16) -> Result<TcpListener> {
     Ok(TcpListener::from_std(socket.into())?)
 }
 
-async fn accept(listener: TcpListener, me: Arc<(String, String)>) {
+async fn accept(listener: TcpListener, me: Arc<Identity>, mut closing: watch::Receiver<bool>) {
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = closing.wait_for(|closing| *closing) => return,
+        };
+        match accepted {
             Ok((stream, client)) => {
-                let greeting = Greeting { pod: me.0.clone(), node: me.1.clone(), client: client.to_string() };
+                let greeting = Greeting {
+                    pod: me.pod.clone(),
+                    node: me.node.clone(),
+                    client: client.to_string(),
+                    started_ns: me.started_ns,
+                };
+                let closing = closing.clone();
                 tokio::spawn(async move {
                     // The client sees how a connection ends; there is nobody to tell here.
-                    let _ = echo(stream, &greeting).await;
+                    let _ = echo(stream, &greeting, closing).await;
                 });
             }
             Err(error) => eprintln!("accept: {error}"),
@@ -71,23 +108,31 @@ async fn accept(listener: TcpListener, me: Arc<(String, String)>) {
     }
 }
 
-async fn echo(mut stream: TcpStream, greeting: &Greeting) -> Result<()> {
+async fn echo(mut stream: TcpStream, greeting: &Greeting, mut closing: watch::Receiver<bool>) -> Result<()> {
     stream.set_nodelay(true)?;
     let mut line = serde_json::to_vec(greeting)?;
     line.push(b'\n');
     stream.write_all(&line).await?;
     let mut buffer = [0; 4096];
     loop {
-        match stream.read(&mut buffer).await? {
+        let length = tokio::select! {
+            read = stream.read(&mut buffer) => read?,
+            _ = closing.wait_for(|closing| *closing) => break,
+        };
+        match length {
             0 => return Ok(stream.shutdown().await?),
             length => stream.write_all(&buffer[..length]).await?,
         }
     }
+    stream.shutdown().await?;
+    // Read to the end: closing with something unread would be a reset.
+    while stream.read(&mut buffer).await? > 0 {}
+    Ok(())
 }
 
 /// The reply is the datagram, then " POD NODE".
-async fn answer(socket: UdpSocket, me: Arc<(String, String)>) {
-    let suffix = format!(" {} {}", me.0, me.1);
+async fn answer(socket: UdpSocket, me: Arc<Identity>) {
+    let suffix = format!(" {} {}", me.pod, me.node);
     let mut buffer = vec![0; 2048];
     loop {
         match socket.recv_from(&mut buffer).await {
@@ -102,3 +147,4 @@ async fn answer(socket: UdpSocket, me: Arc<(String, String)>) {
 }
 
 const BACKLOG: i32 = 4096;
+const CLOSES_WITHIN: Duration = Duration::from_secs(1);
