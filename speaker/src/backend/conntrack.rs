@@ -1,66 +1,144 @@
-//! Forgets UDP flows to pods that no longer serve.
+//! The flows to VIPs that conntrack knows: read them, forget some.
 //!
-//! Conntrack keeps sending a UDP flow to the pod it was first sent to, for as long as the client goes on sending: with a fixed
-//! source port (DNS resolvers, SIP, QUIC) forever, into a hole. TCP needs none of this: the pod's end closes the connection.
-//! kube-proxy does the same for its own flows (pkg/proxy/conntrack/cleanup.go).
+//! Conntrack keeps sending a flow to the pod that it was first sent to. If that pod is gone, TCP goes on into a hole, and so
+//! does UDP for as long as the client goes on sending from the same port (DNS resolvers, SIP, QUIC). Once the entry is gone,
+//! the client's next packet is that of an unknown flow: TCP gets its reset, UDP another pod. kube-proxy does the same for its
+//! own UDP flows (pkg/proxy/conntrack/cleanup.go).
 //!
-//! Dump and delete one by one: a delete by filter exists since Linux 6.11 only. Read first: kernel
-//! net/netfilter/nf_conntrack_netlink.c; attributes in include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+//! One dump of the whole table, entries picked out here: the kernel's own filter (Linux 5.8) takes one address, so that
+//! several VIPs would cost a pass through the table each. Deleted one by one: a delete by filter exists since Linux 6.11 only.
+//! All of it blocks; figures in docs/backend.md. Read first: kernel net/netfilter/nf_conntrack_netlink.c; attributes in
+//! include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 
-use speaker_core::backend::StaleFlow;
+use ebpf_common::FlowTuple;
+use speaker_core::backend::{Flow, TcpState};
 
-use super::netfilter::{Netfilter, attribute, nested};
+use super::netfilter::{Netfilter, attribute, nested, number, plain};
 
-/// Deletes the flows from these ports of VIPs to these pods. Returns how many there were. Blocks for the time of a dump.
-pub fn forget(stale: &[StaleFlow]) -> io::Result<usize> {
-    if stale.is_empty() {
-        return Ok(0);
-    }
-    let netfilter = Netfilter::open()?;
-    let mut found = Vec::new();
-    netfilter.request(GET, libc::NLM_F_DUMP, &[], &mut |entry| {
-        if let Some(original) = attribute(entry, CTA_TUPLE_ORIG)
-            && flow(entry).is_some_and(|flow| stale.contains(&flow))
-        {
-            found.push(original.to_vec());
+/// Every flow to these addresses, as many as [`MAX_FLOWS`].
+pub fn flows(vips: &BTreeSet<Ipv4Addr>) -> io::Result<Vec<Flow>> {
+    let mut flows = Vec::new();
+    let mut left_out = 0_u64;
+    dump(&Netfilter::open()?, vips, &mut |flow, _| {
+        if flows.len() < MAX_FLOWS {
+            flows.push(*flow);
+        } else {
+            left_out += 1;
         }
     })?;
-    let mut forgotten = 0;
-    for original in found {
-        // The kernel's own description of the flow, given back as it came.
-        match netfilter.request(DELETE, libc::NLM_F_ACK, &nested(CTA_TUPLE_ORIG, &original), &mut |_| {}) {
-            Ok(()) => forgotten += 1,
-            // It ended by itself meanwhile.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => return Err(error),
-        }
+    if left_out > 0 {
+        tracing::warn!(left_out, limit = MAX_FLOWS, "more flows than are looked at");
     }
-    Ok(forgotten)
+    Ok(flows)
 }
 
-/// A UDP flow by where it was sent and who answers; `None` for what is not UDP over IPv4.
-fn flow(entry: &[u8]) -> Option<StaleFlow> {
-    let (original, reply) = (attribute(entry, CTA_TUPLE_ORIG)?, attribute(entry, CTA_TUPLE_REPLY)?);
-    let part = |tuple, group, kind| attribute(attribute(tuple, group)?, kind);
-    let address = |tuple, kind| Some(Ipv4Addr::from(<[u8; 4]>::try_from(part(tuple, CTA_TUPLE_IP, kind)?).ok()?));
-    let port = |tuple, kind| Some(u16::from_be_bytes(part(tuple, CTA_TUPLE_PROTO, kind)?.try_into().ok()?));
-    if part(original, CTA_TUPLE_PROTO, CTA_PROTO_NUM)? != [libc::IPPROTO_UDP as u8] {
-        return None;
+/// Deletes the flows to these addresses for which `lost` is true. Returns how many there were.
+pub fn forget(vips: &BTreeSet<Ipv4Addr>, lost: impl Fn(&Flow) -> bool) -> io::Result<usize> {
+    let netfilter = Netfilter::open()?;
+    let mut forgotten = 0;
+    loop {
+        let mut found = Vec::new();
+        let mut more = false;
+        dump(&netfilter, vips, &mut |flow, entry| {
+            if lost(flow) {
+                more |= found.len() == AT_ONCE;
+                found.extend(description(entry).filter(|_| !more));
+            }
+        })?;
+        for description in &found {
+            match netfilter.request(DELETE, libc::NLM_F_ACK, description, &mut |_| {}) {
+                Ok(()) => forgotten += 1,
+                // It ended by itself meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if !more {
+            return Ok(forgotten);
+        }
     }
-    Some(StaleFlow {
-        vip: (address(original, CTA_IP_V4_DST)?, port(original, CTA_PROTO_DST_PORT)?),
-        pod: (address(reply, CTA_IP_V4_SRC)?, port(reply, CTA_PROTO_SRC_PORT)?),
+}
+
+/// Deletes what closed connections left (TIME_WAIT, CLOSE): a client that uses the port again may by now have its flow on
+/// another node, and the leftover would catch it.
+pub fn forget_closed(vips: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
+    forget(vips, Flow::is_closed)
+}
+
+fn dump(netfilter: &Netfilter, vips: &BTreeSet<Ipv4Addr>, each: &mut dyn FnMut(&Flow, &[u8])) -> io::Result<()> {
+    if vips.is_empty() {
+        return Ok(());
+    }
+    netfilter.request(GET, libc::NLM_F_DUMP, &[], &mut |entry| {
+        // Most entries are none of ours: a look at the address comes first.
+        if destination(entry).is_some_and(|address| vips.contains(&address))
+            && let Some(flow) = flow(entry)
+        {
+            each(&flow, entry);
+        }
     })
 }
+
+/// What tells an entry from all others, also from a later one of the same flow, as the kernel gave it.
+fn description(entry: &[u8]) -> Option<Vec<u8>> {
+    let original = attribute(entry, CTA_TUPLE_ORIG)?;
+    Some([nested(CTA_TUPLE_ORIG, original), plain(CTA_ID, attribute(entry, CTA_ID)?)].concat())
+}
+
+fn destination(entry: &[u8]) -> Option<Ipv4Addr> {
+    let tuple = attribute(entry, CTA_TUPLE_ORIG)?;
+    part::<4>(tuple, CTA_TUPLE_IP, CTA_IP_V4_DST).map(Ipv4Addr::from)
+}
+
+/// `None` for what is not TCP or UDP over IPv4, or not translated.
+fn flow(entry: &[u8]) -> Option<Flow> {
+    let (original, reply) = (attribute(entry, CTA_TUPLE_ORIG)?, attribute(entry, CTA_TUPLE_REPLY)?);
+    let status = number(attribute(entry, CTA_STATUS)).ok()?;
+    let [proto] = part(original, CTA_TUPLE_PROTO, CTA_PROTO_NUM)?;
+    let tcp = match i32::from(proto) {
+        libc::IPPROTO_TCP => Some(tcp_state(entry)?),
+        libc::IPPROTO_UDP => None,
+        _ => return None,
+    };
+    let tuple = FlowTuple {
+        src: part(original, CTA_TUPLE_IP, CTA_IP_V4_SRC)?,
+        dst: part(original, CTA_TUPLE_IP, CTA_IP_V4_DST)?,
+        src_port: part(original, CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT)?,
+        dst_port: part(original, CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT)?,
+        proto,
+    };
+    let address = part::<4>(reply, CTA_TUPLE_IP, CTA_IP_V4_SRC)?;
+    let port = part(reply, CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT)?;
+    let pod = (address.into(), u16::from_be_bytes(port));
+    (status & IPS_DST_NAT != 0).then_some(Flow { tuple, pod, tcp, replied: status & IPS_SEEN_REPLY != 0 })
+}
+
+fn tcp_state(entry: &[u8]) -> Option<TcpState> {
+    let tcp = attribute(attribute(entry, CTA_PROTOINFO)?, CTA_PROTOINFO_TCP)?;
+    attribute(tcp, CTA_PROTOINFO_TCP_STATE)?.first().copied().map(TcpState::from_kernel)
+}
+
+fn part<const N: usize>(tuple: &[u8], group: u16, kind: u16) -> Option<[u8; N]> {
+    attribute(attribute(tuple, group)?, kind)?.try_into().ok()
+}
+
+/// Twice what conntrack holds by default on a large machine; 24 bytes each.
+const MAX_FLOWS: usize = 524_288;
+/// Entries that are deleted between two dumps, about 70 bytes each.
+const AT_ONCE: usize = 65_536;
 
 /// NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET and _DELETE.
 const GET: u16 = 0x0101;
 const DELETE: u16 = 0x0102;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_ID: u16 = 12;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -68,3 +146,8 @@ const CTA_IP_V4_DST: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+/// nf_conntrack_common.h.
+const IPS_SEEN_REPLY: u32 = 1 << 1;
+const IPS_DST_NAT: u32 = 1 << 5;

@@ -1,23 +1,53 @@
 //! The backend's hands: the nft program, conntrack, sysctls. What they should say is decided in `speaker_core::backend`.
+//! Read first: docs/backend.md.
 
 pub mod conntrack;
+mod forget;
 mod netfilter;
 pub mod nft;
 pub mod sysctl;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use speaker_core::backend::ruleset;
-use speaker_core::backend::{Guard, Plan, StaleFlow, stale_flows};
+use speaker_core::backend::{Guard, Plan};
+use tokio::time::{Instant, sleep_until};
 
+use forget::Forgetter;
+use netfilter::Monitor;
 use nft::{Nft, NftError};
 
-/// Keeps the nftables table at the plan.
+/// Keeps the nftables table at the plan, and conntrack free of flows that have nobody left.
 #[derive(Debug)]
 pub struct Backend {
     nft: Nft,
     applied: Option<Applied>,
     counters: BTreeMap<&'static str, Counter>,
+    second_chance: bool,
+    forgetter: Forgetter,
+    watch: Watch,
+}
+
+/// Who else changes the table.
+#[derive(Debug)]
+struct Watch {
+    monitor: Listening,
+    /// Our own transactions, each as the generations before and after: there is one of them in between, and perhaps somebody
+    /// else's.
+    own: VecDeque<(u32, u32)>,
+    /// Not ours, and not audited yet.
+    foreign: bool,
+    /// When the next change may be told.
+    next: Instant,
+}
+
+#[derive(Debug)]
+enum Listening {
+    NotYet,
+    Yes(Monitor),
+    /// The kernel refused. The periodic audit remains.
+    Never,
 }
 
 #[derive(Debug)]
@@ -55,39 +85,64 @@ pub struct Counter {
 impl Backend {
     pub fn new(nft: Nft) -> Self {
         let counters = Guard::ALL.iter().map(|guard| (guard.label(), Counter::default())).collect();
-        Self { nft, applied: None, counters }
+        Self {
+            nft,
+            applied: None,
+            counters,
+            second_chance: true,
+            forgetter: Forgetter::default(),
+            watch: Watch { monitor: Listening::NotYet, own: VecDeque::new(), foreign: false, next: Instant::now() },
+        }
+    }
+
+    /// False: this kernel cannot hand packets on (no `CONFIG_NFT_DUP_IPV4`), so that flows end where rows move.
+    pub fn second_chance(&self) -> bool {
+        self.second_chance
+    }
+
+    /// Flows that conntrack was told to forget because they had nobody left, since the start of this speaker.
+    pub fn flows_forgotten(&self) -> u64 {
+        self.forgetter.forgotten()
     }
 
     /// After `Err` the table is as before (one transaction); the next call builds it anew.
-    pub async fn sync(&mut self, plan: Plan) -> Result<Outcome, NftError> {
+    pub async fn sync(&mut self, mut plan: Plan) -> Result<Outcome, NftError> {
         let Some(applied) = self.applied.take() else {
             self.replace(plan).await?;
             return Ok(Outcome::Replaced);
         };
+        plan.second_chance = applied.plan.second_chance;
         let Some(text) = ruleset::update(&applied.plan, &plan) else {
-            self.applied = Some(applied);
+            self.keep(Applied { plan, ..applied });
             return Ok(Outcome::Unchanged);
         };
-        let stale = stale_flows(&applied.plan, &plan);
-        let outcome = match self.nft.apply(&text).await {
+        match self.apply(&text).await {
             Ok(()) => {
-                self.applied = Some(Applied { plan, audited: None });
-                Outcome::Updated
+                self.keep(Applied { plan, audited: None });
+                Ok(Outcome::Updated)
             }
             // A foreign hand in our table is mended by building it anew; anything else fails again and is reported.
             Err(error) => {
                 tracing::warn!(%error, "nftables update refused, building the table anew");
                 self.replace(plan).await?;
-                Outcome::Replaced
+                Ok(Outcome::Replaced)
             }
-        };
-        forget(stale).await;
-        Ok(outcome)
+        }
     }
 
-    /// Puts right what somebody else did to the table. True: there was something. Call it every few seconds: it costs one
-    /// system call while nobody on the node changes any nftables rule, else a run of nft.
+    /// Returns when somebody else has changed our table, at most every [`PACE`]: [`Backend::audit`] puts it right. Never
+    /// returns if the kernel does not tell. May be dropped while it waits.
+    pub async fn changed(&mut self) {
+        sleep_until(self.watch.next).await;
+        self.watch.foreign_transaction().await;
+        self.watch.foreign = true;
+        self.watch.next = Instant::now() + PACE;
+    }
+
+    /// Puts right what somebody else did to the table. True: there was something. Call it when [`Backend::changed`] says so,
+    /// and every few seconds: it costs one system call while nobody on the node changes any nftables rule, else a run of nft.
     pub async fn audit(&mut self) -> Result<bool, NftError> {
+        let foreign = std::mem::take(&mut self.watch.foreign);
         let Some(applied) = &mut self.applied else { return Ok(false) };
         // Read before the listing: a change in between is seen the next time.
         let generation = netfilter::generation().ok();
@@ -97,7 +152,8 @@ impl Backend {
         if let Some(listing) = self.nft.listing().await? {
             let sound = match &applied.audited {
                 Some(audited) => audited.listing == listing,
-                None => is_whole(&listing),
+                // Nothing to compare with: ours since the last look, and then somebody else's.
+                None => !foreign && is_whole(&listing),
             };
             if sound {
                 applied.audited = Some(Audited { generation, listing });
@@ -121,32 +177,89 @@ impl Backend {
         Ok(&self.counters)
     }
 
-    async fn replace(&mut self, plan: Plan) -> Result<(), NftError> {
+    async fn replace(&mut self, mut plan: Plan) -> Result<(), NftError> {
         self.applied = None;
-        self.nft.apply(&ruleset::replace(&plan)).await?;
+        plan.second_chance = true;
+        match self.apply(&ruleset::replace(&plan)).await {
+            Err(NftError::Refused(_)) if self.nft.lacks_dup().await? => {
+                plan.second_chance = false;
+                self.apply(&ruleset::replace(&plan)).await?;
+            }
+            outcome => outcome?,
+        }
+        if self.second_chance && !plan.second_chance {
+            tracing::warn!(
+                "this kernel cannot hand packets on (CONFIG_NFT_DUP_IPV4): open flows end when another node serves them"
+            );
+        }
+        self.second_chance = plan.second_chance;
         self.counters.values_mut().for_each(|counter| counter.kernel = 0);
-        self.applied = Some(Applied { plan, audited: None });
+        self.keep(Applied { plan, audited: None });
+        Ok(())
+    }
+
+    /// What is in force. Flows are judged by it from now on: a flow that is forgotten before would come back with its next
+    /// packet.
+    fn keep(&mut self, applied: Applied) {
+        self.forgetter.judge_by(&applied.plan.endpoints);
+        self.applied = Some(applied);
+    }
+
+    /// One transaction, remembered as our own.
+    async fn apply(&mut self, text: &str) -> Result<(), NftError> {
+        let before = netfilter::generation();
+        self.nft.apply(text).await?;
+        if let (Ok(before), Ok(after)) = (before, netfilter::generation()) {
+            self.watch.own.push_back((before, after));
+            if self.watch.own.len() > MAX_OWN {
+                self.watch.own.pop_front();
+            }
+        }
         Ok(())
     }
 }
 
-/// After the rules, else the flow would come back with its next packet. Its failure costs those flows only.
-async fn forget(stale: Vec<StaleFlow>) {
-    if stale.is_empty() {
-        return;
+impl Watch {
+    async fn foreign_transaction(&mut self) {
+        if matches!(self.monitor, Listening::NotYet) {
+            self.monitor = Monitor::open(ruleset::TABLE).map_or_else(
+                |error| {
+                    tracing::warn!(%error, "changes of the nftables table by others are noticed late");
+                    Listening::Never
+                },
+                Listening::Yes,
+            );
+        }
+        while let Listening::Yes(monitor) = &mut self.monitor {
+            match monitor.next().await {
+                Ok(Some(generation)) if self.is_own(generation) => {}
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "changes of the nftables table by others are noticed late from now on");
+                    self.monitor = Listening::Never;
+                }
+            }
+        }
+        std::future::pending().await
     }
-    let pods = stale.len();
-    match tokio::task::spawn_blocking(move || conntrack::forget(&stale)).await {
-        Ok(Ok(flows)) => tracing::debug!(pods, flows, "UDP flows to pods that left are forgotten"),
-        Ok(Err(error)) => tracing::warn!(pods, %error, "UDP flows to pods that left may go into a hole"),
-        Err(error) => tracing::error!(%error, "conntrack clean-up ended early"),
+
+    /// The first transaction of our table in one of our spans is ours, whoever came first: two of them are one too many.
+    fn is_own(&mut self, generation: u32) -> bool {
+        let covers = |&(before, after): &(u32, u32)| before < generation && generation <= after;
+        self.own.iter().position(covers).and_then(|place| self.own.remove(place)).is_some()
     }
 }
 
 /// Our base chains are there: somebody who flushes or deletes between a change and its first audit is noticed all the same.
 fn is_whole(listing: &str) -> bool {
-    ["hook prerouting", "hook forward", "hook input"].iter().all(|hook| listing.contains(hook))
+    let chains = ["chance", "prerouting", "forward", "input"];
+    chains.iter().all(|chain| listing.contains(&format!("chain {chain} {{\n\t\ttype ")))
 }
+
+/// Between two changes of the table by others that are told: somebody who rewrites it all the time shall not keep us busy.
+const PACE: Duration = Duration::from_millis(200);
+/// Own transactions whose notice has not come yet.
+const MAX_OWN: usize = 64;
 
 #[cfg(test)]
 mod tests;

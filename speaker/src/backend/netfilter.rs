@@ -1,19 +1,23 @@
-//! Requests to netfilter over netlink, as far as nft does not offer them: conntrack entries, the ruleset's generation.
+//! Requests to netfilter over netlink, as far as nft does not offer them: conntrack entries, the ruleset's generation, and
+//! who changes the ruleset.
 //!
-//! Blocking, with a time limit. Read first: kernel include/uapi/linux/netlink.h, linux/netfilter/nfnetlink.h.
+//! Requests block, with a time limit. Read first: kernel include/uapi/linux/netlink.h, linux/netfilter/nfnetlink.h,
+//! linux/netfilter/nf_tables.h.
 
-use std::io;
-use std::mem::MaybeUninit;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use nix::sys::socket::{NetlinkAddr, bind, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::unix::AsyncFd;
 
+#[derive(Debug)]
 pub struct Netfilter(Socket);
 
 impl Netfilter {
     pub fn open() -> io::Result<Self> {
-        let netlink = (Domain::from(libc::AF_NETLINK), Protocol::from(libc::NETLINK_NETFILTER));
-        let socket = Socket::new(netlink.0, Type::RAW, Some(netlink.1))?;
+        let socket = open()?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self(socket))
     }
@@ -38,24 +42,75 @@ impl Netfilter {
 
     /// Hands over the attributes of each entry until the kernel says that this was all, or what is wrong.
     fn receive(&self, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let mut buffer = vec![MaybeUninit::uninit(); 1 << 16];
+        let mut buffer = vec![0; BUFFER];
         loop {
-            let length = self.0.recv(&mut buffer)?;
-            // SAFETY: recv has written so many bytes.
-            let bytes: Vec<u8> = buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
-            let mut rest = bytes.as_slice();
-            while let Some((header, _)) = rest.split_at_checked(16) {
-                let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
-                let kind = u16::from_ne_bytes([header[4], header[5]]);
-                let Some(message) = rest.get(16..length) else { return Err(io::ErrorKind::InvalidData.into()) };
+            let length = (&self.0).read(&mut buffer)?;
+            for message in Messages(&buffer[..length]) {
+                let (kind, body) = message?;
                 match i32::from(kind) {
                     libc::NLMSG_DONE => return Ok(()),
-                    libc::NLMSG_ERROR => return outcome(message),
-                    _ => each(message.get(4..).unwrap_or_default()),
+                    libc::NLMSG_ERROR => return outcome(body),
+                    _ => each(body.get(GENERIC..).unwrap_or_default()),
                 }
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
             }
         }
+    }
+}
+
+/// Hears of every transaction of anybody in this network namespace, and tells those that touch one table of family ip.
+#[derive(Debug)]
+pub struct Monitor {
+    socket: AsyncFd<Socket>,
+    table: Vec<u8>,
+    /// The transaction whose end has not been told yet touches the table.
+    touched: bool,
+    buffer: Vec<u8>,
+}
+
+impl Monitor {
+    pub fn open(table: &str) -> io::Result<Self> {
+        let socket = open()?;
+        // kube-proxy may change thousands of rules in one transaction. What does not fit is made good: see `next`.
+        setsockopt(&socket, sockopt::RcvBufForce, &MONITOR_BUFFER)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP_NFTABLES))?;
+        socket.set_nonblocking(true)?;
+        let table = [table.as_bytes(), b"\0"].concat();
+        Ok(Self { socket: AsyncFd::new(socket)?, table, touched: false, buffer: vec![0; BUFFER] })
+    }
+
+    /// The next transaction that touched the table, by its generation. `None`: messages were lost, it may have been.
+    /// Loses nothing if it is dropped while it waits.
+    pub async fn next(&mut self) -> io::Result<Option<u32>> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let length = match ready.try_io(|socket| socket.get_ref().read(&mut self.buffer)) {
+                Err(_) => continue,
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    self.touched = false;
+                    return Ok(None);
+                }
+                Ok(length) => length?,
+            };
+            if let Some(generation) = self.hear(length)? {
+                return Ok(Some(generation));
+            }
+        }
+    }
+
+    /// A transaction's objects come first, in one or several datagrams; its generation comes last, in one of its own.
+    fn hear(&mut self, length: usize) -> io::Result<Option<u32>> {
+        for message in Messages(&self.buffer[..length]) {
+            let (kind, body) = message?;
+            let (family, attributes) = (body.first(), body.get(GENERIC..).unwrap_or_default());
+            if kind != NEW_GENERATION {
+                // The name of the table is the first attribute of everything that is in one.
+                self.touched |=
+                    family == Some(&(libc::AF_INET as u8)) && attribute(attributes, 1) == Some(self.table.as_slice());
+            } else if std::mem::take(&mut self.touched) {
+                return number(attribute(attributes, NFTA_GEN_ID)).map(Some);
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -63,9 +118,30 @@ impl Netfilter {
 pub fn generation() -> io::Result<u32> {
     let mut generation = None;
     Netfilter::open()?.request(GET_GENERATION, libc::NLM_F_ACK, &[], &mut |answer| {
-        generation = attribute(answer, NFTA_GEN_ID).and_then(|id| id.try_into().ok()).map(u32::from_be_bytes);
+        generation = attribute(answer, NFTA_GEN_ID).map(<[u8]>::to_vec);
     })?;
-    generation.ok_or(io::ErrorKind::InvalidData.into())
+    number(generation.as_deref())
+}
+
+fn open() -> io::Result<Socket> {
+    Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(libc::NETLINK_NETFILTER)))
+}
+
+/// The messages of one datagram: type, and what follows nlmsghdr. An error ends it.
+struct Messages<'a>(&'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = io::Result<(u16, &'a [u8])>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let bytes = std::mem::take(&mut self.0);
+        let (header, _) = bytes.split_at_checked(16)?;
+        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let kind = u16::from_ne_bytes([header[4], header[5]]);
+        let Some(body) = bytes.get(16..length) else { return Some(Err(io::ErrorKind::InvalidData.into())) };
+        self.0 = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Ok((kind, body)))
+    }
 }
 
 /// nlmsgerr: 0 or a negative errno.
@@ -91,15 +167,34 @@ pub fn attribute(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
 }
 
 pub fn nested(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = (4 + value.len()) as u16;
-    [&length.to_ne_bytes()[..], &(kind | libc::NLA_F_NESTED as u16).to_ne_bytes(), value].concat()
+    plain(kind | libc::NLA_F_NESTED as u16, value)
+}
+
+/// An attribute, filled up to a multiple of four bytes.
+pub fn plain(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = 4 + value.len();
+    let mut bytes = [&(length as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+    bytes.resize(length.next_multiple_of(4), 0);
+    bytes
+}
+
+/// A number of 32 bits in network byte order.
+pub fn number(value: Option<&[u8]>) -> io::Result<u32> {
+    value.and_then(|value| value.try_into().ok()).map(u32::from_be_bytes).ok_or(io::ErrorKind::InvalidData.into())
 }
 
 const PATIENCE: Duration = Duration::from_secs(2);
 /// nlmsghdr and nfgenmsg.
 const HEADERS: usize = 20;
+const GENERIC: usize = 4;
+/// The kernel fills at most 32 KiB at once.
+const BUFFER: usize = 1 << 16;
+const MONITOR_BUFFER: usize = 2 << 20;
 /// Without NLA_F_NESTED and NLA_F_NET_BYTEORDER.
 const ATTRIBUTE_KIND: u16 = 0x3fff;
-/// NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN.
+/// NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN and _GETGEN.
+const NEW_GENERATION: u16 = 0x0a0f;
 const GET_GENERATION: u16 = 0x0a10;
 const NFTA_GEN_ID: u16 = 1;
+/// NFNLGRP_NFTABLES, 7, as a bit.
+const GROUP_NFTABLES: u32 = 1 << 6;

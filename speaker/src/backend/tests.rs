@@ -1,10 +1,13 @@
 //! The real nft in a network namespace that only the test's thread is in; the kernel removes it with the thread.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use ebpf_common::FlowTuple;
 use nix::sched::{CloneFlags, unshare};
-use speaker_core::backend::Uplink;
+use speaker_core::backend::{Flow, TcpState, Uplink};
 use speaker_core::view::endpoints::service_key;
 use speaker_core::view::{
     Affinity, Conditions, Endpoint, EndpointSlice, Event, Node, Object, ObjectName, Port, Protocol, Service, View,
@@ -53,6 +56,10 @@ fn updates_end_where_a_replacement_ends() {
         let nft = Nft::new("nft");
         let mut backend = Backend::new(nft.clone());
         assert_eq!(backend.sync(plan(0)).await.unwrap(), Outcome::Replaced);
+        let plan = |pods: u8| {
+            let peers = (1..=pods).map(|slot| (u16::from(slot), Ipv4Addr::new(192, 0, 2, slot + pods % 2))).collect();
+            plan(pods).with_peers(peers)
+        };
         for pods in [1, 3, 2, 0, 5] {
             assert_eq!(backend.sync(plan(pods)).await.unwrap(), Outcome::Updated);
             assert_eq!(backend.sync(plan(pods)).await.unwrap(), Outcome::Unchanged);
@@ -129,41 +136,199 @@ fn a_refused_transaction_changes_nothing_and_says_why() {
         assert_eq!(backend.nft.listing().await.unwrap(), before);
     });
 }
+/// Pod 10.0.0.1 is the namespace itself. Translates in output what goes to the VIP: the stand-in for our own chain in
+/// prerouting, which what a node sends itself does not pass.
+async fn pod_in_this_namespace() {
+    let batch = "ip link set lo up && ip addr add 10.0.0.1/32 dev lo && ip route add 192.0.2.1/32 dev lo";
+    assert!(std::process::Command::new("sh").args(["-c", batch]).status().unwrap().success());
+    translate("10.0.0.1").await;
+}
 
-/// The chain stands in for our own in prerouting: what a node sends itself passes output only.
-fn translate_to(port: u16) -> String {
-    format!(
+async fn translate(target: &str) {
+    let text = format!(
         "add table ip test
          add chain ip test output {{ type nat hook output priority -110; }}
          flush chain ip test output
-         add rule ip test output ip daddr 192.0.2.1 udp dport 53 dnat to 127.0.0.1:{port}"
-    )
+         add rule ip test output ip daddr 192.0.2.1 meta l4proto {{ tcp, udp }} dnat to {target}"
+    );
+    Nft::new("nft").apply(&text).await.unwrap();
+}
+
+const POD: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+fn vips() -> BTreeSet<Ipv4Addr> {
+    [VIP].into()
 }
 
 #[test]
 fn a_udp_flow_leaves_its_pod_when_told_and_not_before() {
     in_namespace(|| async {
-        let batch = "ip link set lo up && ip route add 192.0.2.1/32 dev lo";
-        assert!(std::process::Command::new("sh").args(["-c", batch]).status().unwrap().success());
-        let nft = Nft::new("nft");
-        let pods = [5353, 5354].map(|port| UdpSocket::bind(("127.0.0.1", port)).unwrap());
+        pod_in_this_namespace().await;
+        let pods = [53, 54].map(|port| UdpSocket::bind((POD, port)).unwrap());
         pods.iter().for_each(|pod| pod.set_read_timeout(Some(Duration::from_millis(200))).unwrap());
         let (client, bystander) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
         let reaches = |pod: usize| {
             client.send_to(b"x", (VIP, 53)).unwrap();
             pods[pod].recv(&mut [0; 8]).is_ok()
         };
-        nft.apply(&translate_to(5353)).await.unwrap();
         assert!(reaches(0));
         bystander.send_to(b"x", (VIP, 53)).unwrap();
-        nft.apply(&translate_to(5354)).await.unwrap();
+        translate("10.0.0.1:54").await;
         assert!(pods[0].recv(&mut [0; 8]).is_ok() && reaches(0), "conntrack holds on to the first pod");
 
-        let stale = |port| StaleFlow { vip: (VIP, 53), pod: (Ipv4Addr::LOCALHOST, port) };
-        assert_eq!(conntrack::forget(&[stale(5354), stale(1)]).unwrap(), 0);
+        let forget = |port: u16| conntrack::forget(&vips(), |flow| flow.pod == (POD, port)).unwrap();
+        assert_eq!(forget(54), 0);
         assert!(reaches(0), "flows to other pods are left alone");
-        assert_eq!(conntrack::forget(&[stale(5353)]).unwrap(), 2);
+        assert_eq!(forget(53), 2);
         assert!(reaches(1));
-        assert_eq!(conntrack::forget(&[stale(5353)]).unwrap(), 0);
+        assert_eq!(forget(53), 0);
+    });
+}
+
+#[test]
+fn flows_are_told_as_the_client_sends_them() {
+    in_namespace(|| async {
+        pod_in_this_namespace().await;
+        let pod = TcpListener::bind((POD, 80)).unwrap();
+        let client = TcpStream::connect((VIP, 80)).unwrap();
+        let (served, _) = pod.accept().unwrap();
+        // Not to a VIP: not told.
+        let _other = TcpStream::connect((POD, 80)).unwrap();
+        let udp = UdpSocket::bind((POD, 0)).unwrap();
+        udp.send_to(b"x", (VIP, 53)).unwrap();
+
+        let flows = || {
+            let mut flows = conntrack::flows(&vips()).unwrap();
+            flows.sort_by_key(|flow| flow.tuple.proto);
+            flows
+        };
+        let tuple = |from: std::net::SocketAddr, port: u16, proto| FlowTuple {
+            src: POD.octets(),
+            dst: VIP.octets(),
+            src_port: from.port().to_be_bytes(),
+            dst_port: port.to_be_bytes(),
+            proto,
+        };
+        let open = TcpState::Established;
+        let from = client.local_addr().unwrap();
+        let tcp = Flow { tuple: tuple(from, 80, 6), pod: (POD, 80), tcp: Some(open), replied: true };
+        let from = udp.local_addr().unwrap();
+        let datagram = Flow { tuple: tuple(from, 53, 17), pod: (POD, 53), tcp: None, replied: false };
+        assert_eq!(flows(), [tcp, datagram]);
+
+        assert_eq!(conntrack::forget_closed(&vips()).unwrap(), 0);
+        drop(served);
+        drop(client);
+        let closed = [Flow { tcp: Some(TcpState::TimeWait), ..tcp }, datagram];
+        let patience = Instant::now() + Duration::from_secs(2);
+        while flows() != closed && Instant::now() < patience {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(flows(), closed);
+        assert_eq!(conntrack::forget_closed(&vips()).unwrap(), 1);
+        assert_eq!(flows(), [datagram]);
+    });
+}
+
+#[test]
+fn flows_whose_pod_is_gone_are_forgotten_and_no_others() {
+    in_namespace(|| async {
+        pod_in_this_namespace().await;
+        let _pod = TcpListener::bind((POD, 80)).unwrap();
+        let _client = TcpStream::connect((VIP, 80)).unwrap();
+        let udp = UdpSocket::bind((POD, 0)).unwrap();
+        udp.send_to(b"x", (VIP, 53)).unwrap();
+        let remembered = || conntrack::flows(&vips()).unwrap().len();
+        let wait = |ms| tokio::time::sleep(Duration::from_millis(ms));
+
+        let mut backend = Backend::new(Nft::new("nft"));
+        backend.sync(plan(1)).await.unwrap();
+        wait(400).await;
+        assert_eq!((remembered(), backend.flows_forgotten()), (2, 0));
+        // An endpoint that moves from one slice to another is in neither for a moment.
+        backend.sync(plan(0)).await.unwrap();
+        wait(50).await;
+        backend.sync(plan(1)).await.unwrap();
+        wait(400).await;
+        assert_eq!((remembered(), backend.flows_forgotten()), (2, 0));
+        backend.sync(plan(0)).await.unwrap();
+        wait(400).await;
+        assert_eq!((remembered(), backend.flows_forgotten()), (0, 2));
+
+        // A new speaker looks for what an earlier one left.
+        udp.send_to(b"x", (VIP, 53)).unwrap();
+        let mut backend = Backend::new(Nft::new("nft"));
+        backend.sync(plan(0)).await.unwrap();
+        wait(400).await;
+        assert_eq!((remembered(), backend.flows_forgotten()), (0, 1));
+    });
+}
+
+/// Within so many milliseconds somebody else's change of our table is told.
+async fn hears(backend: &mut Backend, milliseconds: u64) -> bool {
+    tokio::time::timeout(Duration::from_millis(milliseconds), backend.changed()).await.is_ok()
+}
+
+#[test]
+fn somebody_elses_change_of_our_table_is_told_at_once_and_nothing_else_is() {
+    in_namespace(|| async {
+        let nft = Nft::new("nft");
+        let mut backend = Backend::new(nft.clone());
+        assert!(!hears(&mut backend, 1).await);
+        for pods in [1, 2, 0, 3] {
+            backend.sync(plan(pods)).await.unwrap();
+        }
+        nft.apply("add table ip other; add table ip6 sheave; add chain ip other c; delete table ip other")
+            .await
+            .unwrap();
+        assert!(!hears(&mut backend, 300).await, "our own changes, and those of other tables");
+        for attack in ["delete table ip sheave", "flush chain ip sheave chance", "flush ruleset"] {
+            // While nothing is known to compare with, and after that.
+            for audited in [false, true] {
+                backend.sync(plan(0)).await.unwrap();
+                backend.sync(plan(1)).await.unwrap();
+                assert!(!audited || !backend.audit().await.unwrap());
+                tokio::time::sleep(PACE).await;
+                let started = Instant::now();
+                nft.apply(attack).await.unwrap();
+                assert!(hears(&mut backend, 100).await, "{attack}");
+                assert!(backend.audit().await.unwrap(), "{attack}");
+                assert!(started.elapsed() < Duration::from_millis(200), "{attack}: {:?}", started.elapsed());
+                assert!(!hears(&mut backend, 250).await, "putting it right is our own change");
+            }
+        }
+        // Somebody who does not stop is answered at a pace.
+        let mut told = 0;
+        let end = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < end {
+            nft.apply("add rule ip sheave chance drop").await.unwrap();
+            told += u32::from(hears(&mut backend, 10).await);
+        }
+        assert!((1..=6).contains(&told), "{told}");
+        assert!(backend.audit().await.unwrap());
+    });
+}
+
+#[test]
+fn a_kernel_that_cannot_hand_packets_on_gets_the_rest() {
+    in_namespace(|| async {
+        // Stands in for nft on such a kernel.
+        let program = std::env::temp_dir().join(format!("sheave-nft-without-dup-{}", std::process::id()));
+        let script = "#!/bin/sh\ntext=$(cat)\ncase \"$text\" in *dup\\ to*) echo 'Operation not supported' >&2; exit 1;; esac\n\
+                      printf '%s' \"$text\" | exec nft \"$@\"\n";
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let with_peers = |pods| plan(pods).with_peers([(2, Ipv4Addr::new(192, 0, 2, 12))].into());
+        let mut backend = Backend::new(Nft::new(&program));
+        assert_eq!(backend.sync(with_peers(1)).await.unwrap(), Outcome::Replaced);
+        assert!(!backend.second_chance());
+        assert_eq!(backend.sync(with_peers(1)).await.unwrap(), Outcome::Unchanged);
+        assert_eq!(backend.sync(with_peers(2)).await.unwrap(), Outcome::Updated);
+        assert!(!backend.audit().await.unwrap());
+        std::fs::remove_file(&program).unwrap();
+
+        let mut backend = Backend::new(Nft::new("nft"));
+        backend.sync(with_peers(1)).await.unwrap();
+        assert!(backend.second_chance());
     });
 }

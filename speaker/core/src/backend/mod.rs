@@ -15,7 +15,7 @@ use ebpf_common::ServiceKey;
 use thiserror::Error;
 
 use crate::view::endpoints::{Pod, frontends};
-use crate::view::{Affinity, Protocol, View};
+use crate::view::{Affinity, View};
 
 pub use flow::{Endpoints, Flow, TcpState};
 
@@ -77,24 +77,6 @@ impl Plan {
     }
 }
 
-/// UDP flows that conntrack keeps sending to a pod that serves no longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct StaleFlow {
-    pub vip: (Ipv4Addr, u16),
-    pub pod: (Ipv4Addr, u16),
-}
-
-/// What conntrack has to forget once `to` is in force.
-pub fn stale_flows(from: &Plan, to: &Plan) -> Vec<StaleFlow> {
-    let mut stale = Vec::new();
-    for (key, local) in from.services.iter().filter(|(key, _)| key.proto == Protocol::Udp.number()) {
-        let serves = |pod| to.services.get(key).is_some_and(|local| local.pods.contains(pod));
-        let vip = (Ipv4Addr::from(key.addr), u16::from_be_bytes(key.port));
-        stale.extend(local.pods.iter().filter(|pod| !serves(pod)).map(|&pod| StaleFlow { vip, pod }));
-    }
-    stale
-}
-
 /// Name of a network interface that may stand in a ruleset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink(String);
@@ -117,9 +99,16 @@ impl Uplink {
     }
 }
 
-/// A packet that is still addressed to a VIP after our chains. The label is the counter in nftables and the metric label.
+/// A packet of a flow that this node does not know, by what became of it. The label is the counter in nftables and the metric
+/// label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Guard {
+    /// Handed to the node that its mark names.
+    HandedOn,
+    /// Nobody knows it, and it was invalid where its search began: dropped.
+    Quiet,
+    /// Without a mark (XDP is not attached) and no beginning of a flow: dropped. It may be another node's.
+    Unmarked,
     /// TCP: answered with a reset.
     Reset,
     /// UDP: answered with ICMP port unreachable.
@@ -131,10 +120,21 @@ pub enum Guard {
 }
 
 impl Guard {
-    pub const ALL: &'static [Guard] = &[Self::Reset, Self::Unreachable, Self::Invalid, Self::Other];
+    pub const ALL: &'static [Guard] = &[
+        Self::HandedOn,
+        Self::Quiet,
+        Self::Unmarked,
+        Self::Reset,
+        Self::Unreachable,
+        Self::Invalid,
+        Self::Other,
+    ];
 
     pub const fn label(self) -> &'static str {
         match self {
+            Self::HandedOn => "second_chance",
+            Self::Quiet => "second_chance_quiet",
+            Self::Unmarked => "guard_unmarked",
             Self::Reset => "guard_reset",
             Self::Unreachable => "guard_unreachable",
             Self::Invalid => "guard_invalid",

@@ -4,21 +4,26 @@
 //! only what differs between two plans, so that a pod's coming and going costs a few lines in a cluster of thousands of
 //! services and the counters run on. Neither touches a flow that conntrack knows: nat chains see first packets only.
 //!
-//! What reaches the text: parsed addresses, port numbers, a checked interface name. No name that anybody gave to an object.
+//! What reaches the text: parsed addresses, numbers, a checked interface name. No name that anybody gave to an object.
 //!
-//! Read first: nft(8); kernel net/netfilter/nf_nat_core.c, `nf_nat_inet_fn`: the nat chains of a hook run in order of priority
+//! A packet to a VIP passes three of our chains. `chance` (behind conntrack): is the flow known here? If not, the mark says who
+//! may know it, and the packet is handed on. `prerouting` (nat): a new flow gets a pod. `forward` or `input`: who is still
+//! addressed to the VIP is refused by the guard.
+//!
+//! Read first: docs/backend.md; nft(8); kernel net/netfilter/nf_nat_core.c, `nf_nat_inet_fn`: the nat chains of a hook run in order of priority
 //! until one has bound the flow's translation. `dnat to ip daddr` binds "none", so that no later chain (kube-proxy: -100) can
 //! mark, masquerade or translate a packet to a VIP. Other chain types are not stopped by that: kube-proxy in nftables mode has
 //! filter chains at -110 in input, forward and output (pkg/proxy/nftables, `filterForwardChain` and others), in iptables mode
 //! at 0. The guard is before both.
 
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::Write;
 use core::net::Ipv4Addr;
 
-use ebpf_common::ServiceKey;
+use ebpf_common::{Ask, Mark, RESERVED_FLAG, ServiceKey, Travel};
 
 use super::{Guard, LocalPods, Plan, Uplink};
 use crate::view::Affinity;
@@ -45,25 +50,37 @@ pub fn replace(plan: &Plan) -> String {
         plan.services.keys().map(|key| format!("{} : goto {}", tuple(key), chain(key))).collect();
     let services_type = "type ipv4_addr . inet_proto . inet_service : verdict";
     line(&mut text, format_args!("\tmap services {{ {services_type}; {}}}", elements(&services)));
+    if plan.second_chance {
+        peers(&mut text, &plan.peers);
+    }
+    chance(&mut text, plan);
     base_chains(&mut text, &plan.uplink);
     text.push_str("}\n");
     text
 }
 
-/// Leads from one plan to another; `None` if there is nothing to do. A change of the uplink wants [`replace`].
+/// Leads from one plan to another; `None` if there is nothing to do. A change of what all chains have wants [`replace`].
 pub fn update(from: &Plan, to: &Plan) -> Option<String> {
-    if from.uplink != to.uplink {
+    if from.uplink != to.uplink || from.second_chance != to.second_chance {
         return Some(replace(to));
     }
     let mut text = String::new();
+    update_services(&mut text, from, to);
+    if to.second_chance {
+        update_peers(&mut text, &from.peers, &to.peers);
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+fn update_services(text: &mut String, from: &Plan, to: &Plan) {
     let gone = from.services.keys().filter(|key| !to.services.contains_key(key));
     for key in gone {
-        line(&mut text, format_args!("delete element ip {TABLE} services {{ {} }}", tuple(key)));
-        line(&mut text, format_args!("flush chain ip {TABLE} {}", chain(key)));
-        line(&mut text, format_args!("delete chain ip {TABLE} {}", chain(key)));
+        line(text, format_args!("delete element ip {TABLE} services {{ {} }}", tuple(key)));
+        line(text, format_args!("flush chain ip {TABLE} {}", chain(key)));
+        line(text, format_args!("delete chain ip {TABLE} {}", chain(key)));
     }
     for vip in from.vips.difference(&to.vips) {
-        line(&mut text, format_args!("delete element ip {TABLE} vips {{ {vip} }}"));
+        line(text, format_args!("delete element ip {TABLE} vips {{ {vip} }}"));
     }
     for (key, local) in &to.services {
         let known = from.services.get(key);
@@ -72,33 +89,129 @@ pub fn update(from: &Plan, to: &Plan) -> Option<String> {
         }
         let chain = chain(key);
         match known {
-            Some(_) => line(&mut text, format_args!("flush chain ip {TABLE} {chain}")),
-            None => line(&mut text, format_args!("add chain ip {TABLE} {chain}")),
+            Some(_) => line(text, format_args!("flush chain ip {TABLE} {chain}")),
+            None => line(text, format_args!("add chain ip {TABLE} {chain}")),
         }
-        line(&mut text, format_args!("add rule ip {TABLE} {chain} {}", translate(key, local)));
+        line(text, format_args!("add rule ip {TABLE} {chain} {}", translate(key, local)));
         if known.is_none() {
-            line(&mut text, format_args!("add element ip {TABLE} services {{ {} : goto {chain} }}", tuple(key)));
+            line(text, format_args!("add element ip {TABLE} services {{ {} : goto {chain} }}", tuple(key)));
         }
     }
     for vip in to.vips.difference(&from.vips) {
-        line(&mut text, format_args!("add element ip {TABLE} vips {{ {vip} }}"));
+        line(text, format_args!("add element ip {TABLE} vips {{ {vip} }}"));
     }
-    (!text.is_empty()).then_some(text)
+}
+
+fn update_peers(text: &mut String, from: &BTreeMap<u16, Ipv4Addr>, to: &BTreeMap<u16, Ipv4Addr>) {
+    for slot in from.keys().filter(|slot| !to.contains_key(slot)) {
+        line(text, format_args!("delete element ip {TABLE} peers {{ {} }}", slot_key(*slot)));
+        line(text, format_args!("flush chain ip {TABLE} peer-{slot}"));
+        line(text, format_args!("delete chain ip {TABLE} peer-{slot}"));
+    }
+    for (slot, address) in to {
+        let known = from.get(slot);
+        if known == Some(address) {
+            continue;
+        }
+        let verb = if known.is_some() { "flush" } else { "add" };
+        line(text, format_args!("{verb} chain ip {TABLE} peer-{slot}"));
+        line(text, format_args!("add rule ip {TABLE} peer-{slot} {}", hand_on(*address)));
+        if known.is_none() {
+            line(text, format_args!("add element ip {TABLE} peers {{ {} : goto peer-{slot} }}", slot_key(*slot)));
+        }
+    }
+}
+
+/// A chain for each node that packets can be handed to, and the map to find it by.
+fn peers(text: &mut String, peers: &BTreeMap<u16, Ipv4Addr>) {
+    for (slot, address) in peers {
+        line(text, format_args!("\tchain peer-{slot} {{ {}; }}", hand_on(*address)));
+    }
+    let peers: Vec<String> = peers.keys().map(|slot| format!("{} : goto peer-{slot}", slot_key(*slot))).collect();
+    line(text, format_args!("\tmap peers {{ type ether_addr : verdict; {}}}", elements(&peers)));
+}
+
+/// `dup` copies the packet as it is now, takes one off its time to live, and sends the copy past conntrack to this neighbour.
+/// The packet itself ends here, before anything is remembered of it. No device is named: nft would want it to exist now, and
+/// the routing table knows the way to a neighbour.
+fn hand_on(address: Ipv4Addr) -> String {
+    let [flag, _] = RESERVED_FLAG.to_be_bytes();
+    let counter = Guard::HandedOn.label();
+    format!("@nh,48,8 set @nh,48,8 | {flag:#x} dup to {address} counter name {counter} drop")
+}
+
+/// Known flows go on; the mark decides about the others.
+fn chance(text: &mut String, plan: &Plan) {
+    let quiet = Guard::Quiet.label();
+    let unmarked = Guard::Unmarked.label();
+    // A time to live that the copy arrives with, less the one that `dup` takes.
+    let ttl = |hop, quiet| Travel { hop, quiet }.ttl() + 1;
+
+    line(text, format_args!("\tchain quiet {{ counter name {quiet} drop; }}"));
+    if plan.second_chance {
+        // Without such a peer the packet goes on as if the mark had named nobody.
+        let slot = format!("ether saddr & {} vmap @peers", mac(SLOT_MASK));
+        line(text, format_args!("\tchain loud-next {{ {slot}; }}"));
+        line(text, format_args!("\tchain quiet-next {{ {slot}; goto quiet; }}"));
+        line(text, format_args!("\tchain loud-home {{ ip ttl set {} goto loud-next; }}", ttl(Travel::LAST, false)));
+        line(text, format_args!("\tchain quiet-home {{ ip ttl set {} goto quiet-next; }}", ttl(Travel::LAST, true)));
+        line(text, format_args!("\tchain loud-first {{"));
+        // Conntrack calls a FIN invalid whenever it does not know the flow; it deserves its reset all the same.
+        line(text, format_args!("\t\t{IS_FIN} ip ttl set {} goto loud-next", ttl(1, false)));
+        // Invalid also where the flow is: out of its window, damaged. A reset from elsewhere could end it.
+        line(text, format_args!("\t\tct state invalid ip ttl set {} goto quiet-next", ttl(1, true)));
+        line(text, format_args!("\t\tip ttl set {} goto loud-next", ttl(1, false)));
+        line(text, format_args!("\t}}"));
+    }
+    let verdicts: Vec<String> = MARKS
+        .iter()
+        .map(|&(ask, is_quiet, chain)| {
+            let verdict = match (ask, is_quiet) {
+                (Ask::Nobody, false) => "accept".into(),
+                (Ask::Nobody, true) => "goto quiet".into(),
+                _ if plan.second_chance => format!("goto {chain}"),
+                (_, false) => "accept".into(),
+                (_, true) => "goto quiet".into(),
+            };
+            format!("{} : {verdict}", mac(Mark { ask, quiet: is_quiet, slot: 0 }.mac()))
+        })
+        .collect();
+    line(text, format_args!("\tchain unknown {{"));
+    line(text, format_args!("\t\tether saddr & {} vmap {{ {} }}", mac(ASK_MASK), verdicts.join(", ")));
+    // Without a mark XDP has not seen it, and it may be another node's. Only a SYN begins a flow for certain.
+    line(text, format_args!("\t\t{IS_SYN} accept"));
+    line(text, format_args!("\t\tcounter name {unmarked} drop"));
+    line(text, format_args!("\t}}"));
+
+    line(text, format_args!("\tchain chance {{"));
+    line(text, format_args!("\t\ttype filter hook prerouting priority {CHANCE_PRIORITY}; policy accept;"));
+    line(text, format_args!("\t\tiifname != \"{}\" accept", plan.uplink.as_str()));
+    line(text, format_args!("\t\tip daddr != @vips accept"));
+    // Translated by us once, also before the pod has answered; an ICMP error counts as the flow that it quotes.
+    line(text, format_args!("\t\tct status dnat accept"));
+    line(text, format_args!("\t\tgoto unknown"));
+    line(text, format_args!("\t}}"));
 }
 
 fn base_chains(text: &mut String, uplink: &Uplink) {
     let to_vip = format!("iifname \"{}\" ip daddr @vips", uplink.as_str());
     line(text, format_args!("\tchain prerouting {{"));
     line(text, format_args!("\t\ttype nat hook prerouting priority {NAT_PRIORITY}; policy accept;"));
+    // A TCP flow begins with a SYN: conntrack would pick up any other segment too (nf_conntrack_tcp_loose) and make it a pod's.
+    line(text, format_args!("\t\t{to_vip} {NOT_SYN} dnat to ip daddr"));
     line(text, format_args!("\t\t{to_vip} ip daddr . meta l4proto . th dport vmap @services"));
     line(text, format_args!("\t\t{to_vip} dnat to ip daddr"));
     line(text, format_args!("\t}}"));
 
     line(text, format_args!("\tchain guard {{"));
     let drop = |guard: Guard| format!("counter name {} drop", guard.label());
-    line(text, format_args!("\t\tct state invalid {}", drop(Guard::Invalid)));
-    // RFC 9293 section 3.5.2, RFC 1122 section 3.2.2.1. Neither answers a reset or an ICMP error.
+    let (prefix, mask) = (mac(Mark::NOBODY.mac()), mac(PREFIX_MASK));
+    line(text, format_args!("\t\tether saddr & {mask} != {prefix} {}", drop(Guard::Unmarked)));
     let reset = Guard::Reset.label();
+    // Before the next rule: conntrack calls it invalid because it does not know the flow.
+    line(text, format_args!("\t\t{IS_FIN} counter name {reset} reject with tcp reset"));
+    line(text, format_args!("\t\tct state invalid {}", drop(Guard::Invalid)));
+    // RFC 9293 section 3.5.2, RFC 1122 section 3.2.2.1. Neither answers a reset, an ICMP error or what is damaged.
     line(text, format_args!("\t\tmeta l4proto tcp counter name {reset} reject with tcp reset"));
     let unreachable = Guard::Unreachable.label();
     line(text, format_args!("\t\tmeta l4proto udp counter name {unreachable} reject with icmp port-unreachable"));
@@ -122,6 +235,8 @@ fn translate(key: &ServiceKey, local: &LocalPods) -> String {
     }
     let n = local.pods.len();
     let choice = match local.affinity {
+        // A flow that conntrack has forgotten while it was silent finds its pod again. TCP says when it begins and ends.
+        Affinity::None if protocol == "udp" => format!("jhash ip saddr . udp sport mod {n} seed {AFFINITY_SEED:#x}"),
         Affinity::None => format!("numgen random mod {n}"),
         Affinity::ClientIp => format!("jhash ip saddr mod {n} seed {AFFINITY_SEED:#x}"),
     };
@@ -139,6 +254,17 @@ fn tuple(key: &ServiceKey) -> String {
     format!("{} . {} . {}", Ipv4Addr::from(key.addr), protocol(key.proto), u16::from_be_bytes(key.port))
 }
 
+/// A peer's key in the map: its slot, where a mark has it.
+fn slot_key(slot: u16) -> String {
+    let [high, low] = slot.to_be_bytes();
+    mac([0, 0, 0, 0, high, low])
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    let [a, b, c, d, e, f] = bytes;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
 fn protocol(number: u8) -> &'static str {
     if number == 17 { "udp" } else { "tcp" }
 }
@@ -154,6 +280,28 @@ fn line(text: &mut String, arguments: core::fmt::Arguments<'_>) {
     text.push('\n');
 }
 
+/// What XDP asks for, whether quietly, and the chain that does it. It never says [`Ask::First`] quietly: whether a packet is
+/// invalid comes out here.
+const MARKS: [(Ask, bool, &str); 7] = [
+    (Ask::Nobody, false, ""),
+    (Ask::Nobody, true, ""),
+    (Ask::First, false, "loud-first"),
+    (Ask::Next, false, "loud-next"),
+    (Ask::Next, true, "quiet-next"),
+    (Ask::Home, false, "loud-home"),
+    (Ask::Home, true, "quiet-home"),
+];
+/// The parts of a mark: that it is one, what it asks for, the slot.
+const PREFIX_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0, 0, 0];
+const ASK_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0, 0];
+const SLOT_MASK: [u8; 6] = [0, 0, 0, 0, 0xff, 0xff];
+
+const IS_SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
+const NOT_SYN: &str = "tcp flags & (fin | syn | rst | ack) != syn";
+const IS_FIN: &str = "tcp flags & (fin | syn | rst) == fin";
+
+/// Behind conntrack (-200), before our nat chain: a packet that is handed on leaves no entry.
+const CHANCE_PRIORITY: i32 = -150;
 /// Before kube-proxy's nat chains (dstnat, -100).
 const NAT_PRIORITY: i32 = -110;
 /// Before kube-proxy's filter chains (-110 in nftables mode), so that it is us who answer and count. After conntrack

@@ -1,5 +1,7 @@
 use alloc::vec;
 
+use ebpf_common::FlowTuple;
+
 use super::ruleset::{replace, update};
 use super::*;
 use crate::view::endpoints::service_key;
@@ -38,13 +40,64 @@ fn no_pod_here_no_service_here() {
     assert!(plan.vips.contains(&VIP), "the guard refuses what comes all the same");
 }
 
+/// A flow from a client to the VIP's port, with the nth pod on node `a`.
+fn flow(n: u8, proto: Protocol, pod_port: u16) -> Flow {
+    let port: u16 = if proto == Protocol::Tcp { 80 } else { 53 };
+    let tuple = FlowTuple {
+        src: [192, 0, 2, 99],
+        dst: VIP.octets(),
+        src_port: [0x9c, 0x40],
+        dst_port: port.to_be_bytes(),
+        proto: proto.number(),
+    };
+    let tcp = (proto == Protocol::Tcp).then_some(TcpState::Established);
+    Flow { tuple, pod: (Ipv4Addr::new(10, 0, b'a', n), pod_port), tcp, replied: true }
+}
+
 #[test]
-fn only_udp_flows_to_pods_that_left_are_stale() {
-    let (two, one) = (plan([ready("a", 1), ready("a", 2)]), plan([ready("a", 1)]));
-    let stale = [StaleFlow { vip: (VIP, 53), pod: (Ipv4Addr::new(10, 0, b'a', 2), 5353) }];
-    assert_eq!(stale_flows(&two, &one), stale);
-    assert_eq!(stale_flows(&one, &two), []);
-    assert_eq!(stale_flows(&two, &plan([])).len(), 2);
+fn tcp_stays_with_a_pod_that_exists_and_udp_with_one_that_serves() {
+    let (tcp, udp) = (flow(1, Protocol::Tcp, 8080), flow(1, Protocol::Udp, 5353));
+    let lost = |conditions: Option<Conditions>| {
+        let endpoints: Vec<Endpoint> = conditions.map(|conditions| pod("a", 1, conditions)).into_iter().collect();
+        let endpoints = Endpoints::new(&view(endpoints));
+        (endpoints.lost(&tcp), endpoints.lost(&udp))
+    };
+    assert_eq!(lost(Some(Conditions::READY)), (false, false));
+    assert_eq!(lost(Some(TERMINATING)), (false, false), "it keeps what it has");
+    assert_eq!(lost(Some(UNREADY)), (false, true));
+    assert_eq!(lost(Some(Conditions { ready: true, serving: false, terminating: false })), (false, false));
+    assert_eq!(lost(None), (true, true));
+    // Another port of a pod that lives: its old connections end by themselves.
+    let endpoints = Endpoints::new(&view([ready("a", 1)]));
+    assert!(!endpoints.lost(&flow(1, Protocol::Tcp, 9090)) && endpoints.lost(&flow(1, Protocol::Udp, 9090)));
+}
+
+#[test]
+fn flows_that_are_not_ours_to_judge() {
+    // kube-proxy's, of a process of this node, to a pod elsewhere.
+    let endpoints = Endpoints::new(&view([ready("b", 1)]));
+    let elsewhere = (Ipv4Addr::new(10, 0, b'b', 1), 8080);
+    assert!(!endpoints.lost(&Flow { pod: elsewhere, ..flow(1, Protocol::Tcp, 8080) }));
+    // No VIP (any more).
+    let mut other = flow(1, Protocol::Tcp, 8080);
+    other.tuple.dst = [192, 0, 2, 222];
+    assert!(!endpoints.lost(&other) && endpoints.lost(&flow(1, Protocol::Tcp, 8080)));
+    // The service is gone, its pod is not.
+    let mut known = view([ready("a", 1)]);
+    known.handle(Event::Delete(crate::view::Key::Service(web())));
+    assert!(!Endpoints::new(&known).lost(&flow(1, Protocol::Udp, 5353)));
+}
+
+#[test]
+fn conntrack_is_looked_through_only_when_somebody_left() {
+    let endpoints = |endpoints: Vec<Endpoint>| Endpoints::new(&view(endpoints));
+    let one = endpoints(vec![ready("a", 1)]);
+    let two = endpoints(vec![ready("a", 1), ready("b", 2)]);
+    assert!(one.lost_since(&Endpoints::default()), "at the start");
+    assert!(!one.lost_since(&one) && !two.lost_since(&one));
+    assert!(one.lost_since(&two));
+    assert!(!endpoints(vec![pod("a", 1, TERMINATING)]).lost_since(&one));
+    assert!(endpoints(vec![pod("a", 1, UNREADY)]).lost_since(&one));
 }
 
 #[test]
@@ -75,6 +128,60 @@ fn the_text() {
     known.handle(Event::Apply(service(web(), Affinity::ClientIp)));
     let text = replace(&Plan::new(&known, "a", Uplink::new("eth0").unwrap()));
     assert!(text.contains("dnat ip to jhash ip saddr mod 2 seed 0x53686561 map {"), "{text}");
+}
+
+fn with_peers<const N: usize>(peers: [(u16, u8); N]) -> Plan {
+    plan([]).with_peers(peers.map(|(slot, host)| (slot, Ipv4Addr::new(192, 0, 2, host))).into())
+}
+
+#[test]
+fn marks_lead_to_peers() {
+    let mut plan = with_peers([(2, 12), (0x103, 13)]);
+    let text = replace(&plan);
+    for line in [
+        "\tchain peer-2 { @nh,48,8 set @nh,48,8 | 0x80 dup to 192.0.2.12 counter name second_chance drop; }",
+        "elements = { 00:00:00:00:00:02 : goto peer-2, 00:00:00:00:01:03 : goto peer-259 }; }",
+        "02:53:68:00:00:00 : accept, 02:53:68:10:00:00 : goto quiet, 02:53:68:01:00:00 : goto loud-first, \
+         02:53:68:02:00:00 : goto loud-next, 02:53:68:12:00:00 : goto quiet-next, \
+         02:53:68:03:00:00 : goto loud-home, 02:53:68:13:00:00 : goto quiet-home }",
+        // Arrives as 31: the first hop, quiet.
+        "\t\tct state invalid ip ttl set 32 goto quiet-next",
+        // Arrives as 12: the last hop.
+        "\tchain loud-home { ip ttl set 13 goto loud-next; }",
+        "\tchain quiet-home { ip ttl set 29 goto quiet-next; }",
+    ] {
+        assert!(text.contains(line), "{line}\nis not in\n{text}");
+    }
+    plan.second_chance = false;
+    let text = replace(&plan);
+    assert!(!text.contains("peer") && !text.contains("dup"), "{text}");
+    assert!(text.contains("02:53:68:01:00:00 : accept, 02:53:68:02:00:00 : accept, 02:53:68:12:00:00 : goto quiet"));
+}
+
+#[test]
+fn peers_come_and_go() {
+    let expected = "delete element ip sheave peers { 00:00:00:00:00:01 }\n\
+                    flush chain ip sheave peer-1\n\
+                    delete chain ip sheave peer-1\n\
+                    flush chain ip sheave peer-2\n\
+                    add rule ip sheave peer-2 @nh,48,8 set @nh,48,8 | 0x80 dup to 192.0.2.22 counter name second_chance drop\n\
+                    add chain ip sheave peer-3\n\
+                    add rule ip sheave peer-3 @nh,48,8 set @nh,48,8 | 0x80 dup to 192.0.2.13 counter name second_chance drop\n\
+                    add element ip sheave peers { 00:00:00:00:00:03 : goto peer-3 }\n";
+    let (from, to) = (with_peers([(1, 11), (2, 12)]), with_peers([(2, 22), (3, 13)]));
+    assert_eq!(update(&from, &to).unwrap(), expected);
+    let without = |plan: &Plan| Plan { second_chance: false, ..plan.clone() };
+    assert_eq!(update(&without(&from), &without(&to)), None);
+    assert_eq!(update(&from, &without(&to)).unwrap(), replace(&without(&to)));
+}
+
+#[test]
+fn udp_finds_its_pod_again_by_its_source() {
+    let text = replace(&plan([ready("a", 1), ready("a", 2)]));
+    assert!(
+        text.contains("meta l4proto udp dnat ip to jhash ip saddr . udp sport mod 2 seed 0x53686561 map {"),
+        "{text}"
+    );
 }
 
 #[test]
