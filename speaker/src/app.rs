@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -13,6 +12,10 @@ use nix::sys::resource::{Resource, setrlimit};
 use speaker_core::announce::{self, Announcer};
 use speaker_core::backend::Uplink;
 use speaker_core::election::{self, Election, Owner};
+use speaker_core::forwarding::Planner;
+use speaker_core::forwarding::history::History;
+use speaker_core::holdings::exchange::{self, Exchange};
+use speaker_core::holdings::holder::Holder;
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::name::NodeName;
 use speaker_core::presence::{self, Presence};
@@ -26,8 +29,9 @@ use crate::args::{PathArgs, RunArgs, UdpUnserved};
 use crate::backend::Backend;
 use crate::backend::nft::Nft;
 use crate::backend::sysctl::Sysctls;
+use crate::dataplane::attachment::Attachment;
 use crate::dataplane::loader::{self, Pins};
-use crate::dataplane::sync::{self, Message, Sync};
+use crate::dataplane::sync::{self, Message, Sync, Synced};
 use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
 use crate::driver::{self, Commands, Driver, Report};
 use crate::io::arp::ArpSocket;
@@ -37,12 +41,16 @@ use crate::io::{self, clock};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
-use crate::state::StateDir;
+use crate::state::{Remembered, StateDir};
 use crate::status::{self, Ownership};
 use crate::watch;
 
 /// Without an API server the last known view is used after this time.
 const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two words of a node about the flows that it holds.
+const HOLDINGS_INTERVAL: Duration = Duration::from_secs(1);
+/// Tables of two nodes that differ for longer are an alarm.
+const TABLES_DIFFER: Duration = Duration::from_secs(5);
 /// Events that wait between the watches and the view.
 const MAX_EVENTS: usize = 1024;
 
@@ -71,7 +79,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     // (iii) Where packets go.
     raise_memlock();
     let pins = Pins::new(&args.paths.pin_dir);
-    let mut loaded = loader::load(&pins)?;
+    let loaded = loader::load(&pins)?;
     let shared = Arc::new(Shared::default());
     let metrics = Arc::new(Metrics::new(Counters::open(&pins)?)?);
     if let Err(error) = sysctls(&args.paths).disable_redirects(&uplink.name) {
@@ -79,6 +87,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
     }
     let (commands, inbox) = Commands::channel()?;
     let (sync_sender, sync_receiver) = mpsc::unbounded_channel();
+    let remembered = disk.load_forwarding();
+    let window = args.drain_window();
     let sync = Sync {
         node: args.node_name.clone(),
         node_ip: args.node_ip,
@@ -87,11 +97,28 @@ async fn run_async(args: RunArgs) -> Result<()> {
         hash_key: keys.flow_hash,
         udp_silent: args.udp_unserved == UdpUnserved::Silent,
         maps: ForwardingMaps::open(&pins)?,
+        attachment: Attachment::new(loaded, &uplink.name, uplink.index),
         backend: Backend::new(Nft::new(&args.paths.nft)),
+        planner: Planner::new(keys.flow_hash, history(remembered.as_ref(), window)),
+        holder: Holder::new(&args.node_name, keys.flow_hash, window),
+        disk: disk.clone(),
         shared: shared.clone(),
         metrics: metrics.clone(),
         on_synced: on_synced(commands.clone()),
     };
+
+    let exchange = exchange::Config {
+        node: node.clone(),
+        cluster: keys.cluster_id,
+        epoch,
+        keys: keys.adverts.clone(),
+        interval: HOLDINGS_INTERVAL,
+        differ: TABLES_DIFFER,
+    };
+    let exchange = Exchange::new(exchange, clock::now());
+    let group = SocketAddrV4::new(args.heartbeat_group, args.holdings_port);
+    let holdings = MulticastSocket::open(&uplink.name, uplink.index, args.node_ip, group)
+        .with_context(|| format!("holdings socket {group} on {}", uplink.name))?;
 
     // (ii) Who owns a VIP.
     let (reports_sender, reports) = mpsc::unbounded_channel();
@@ -106,7 +133,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let driver = Driver {
         election: Election::new(config, now),
         liveness: Liveness::new(liveness),
-        presence: Presence::new(presence::Config::default(), BTreeSet::new()),
+        presence: Presence::new(presence::Config::default(), present(remembered.as_ref())),
         announcer: Announcer::new(announce::Config::default()),
         udp: MulticastSocket::open(&uplink.name, uplink.index, args.node_ip, group)
             .with_context(|| format!("heartbeat socket {group} on {}", uplink.name))?,
@@ -122,11 +149,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
     turned(&shared.election_turned, now);
     turned(&shared.dataplane_turned, now);
 
-    let attached = loaded.attach(&uplink.name)?;
-    info!(interface = uplink.name, ?attached, "packet path attached");
-    shared.attached.store(true, Ordering::Relaxed);
     let mut ends = Ends::default();
-    ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, sync_receiver)))?;
+    ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, exchange, holdings, sync_receiver)))?;
     ends.spawn("election", move || driver::run(driver))?;
     commands.send(crate::driver::Command::Carrier(uplink.carrier))?;
     for change in net.neighbours(uplink.index).await? {
@@ -141,9 +165,21 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
     let server = tokio::spawn(admin::serve(listener, admin));
     let serving = Serving { node, disk, commands, sync: sync_sender, metrics, updates, reports, events };
-    let ended = serving.run(&mut net, uplink.index, ends, server).await;
-    drop(loaded);
-    ended
+    serving.run(&mut net, uplink.index, ends, server).await
+}
+
+/// The former rings; if there are none that can be used, the other nodes tell what they hold.
+fn history(remembered: Option<&Remembered>, window: Duration) -> History {
+    let Some(remembered) = remembered else { return History::new(window) };
+    History::restore(&remembered.history, window, &clock::boot_id(), clock::now()).unwrap_or_else(|error| {
+        warn!(%error, "former rings not taken from disk");
+        History::new(window)
+    })
+}
+
+fn present(remembered: Option<&Remembered>) -> BTreeSet<NodeName> {
+    let names = remembered.into_iter().flat_map(|remembered| &remembered.present);
+    names.filter_map(|name| NodeName::new(name)).collect()
 }
 
 /// The main loop's ends of all channels.
@@ -335,10 +371,11 @@ impl Ends {
     }
 }
 
-fn on_synced(commands: Commands) -> Box<dyn Fn(BTreeSet<Ipv4Addr>) + Send> {
-    Box::new(move |vips| {
-        let told =
-            commands.send(driver::Command::Desired(vips)).and_then(|()| commands.send(driver::Command::Ready(true)));
+fn on_synced(commands: Commands) -> Box<dyn Fn(Synced) + Send> {
+    Box::new(move |Synced { desired, ready }| {
+        let told = commands
+            .send(driver::Command::Desired(desired))
+            .and_then(|()| commands.send(driver::Command::Ready(ready)));
         if let Err(error) = told {
             warn!(%error, "the election was not told");
         }

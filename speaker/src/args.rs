@@ -93,6 +93,12 @@ pub struct RunArgs {
     pub heartbeat_group: Ipv4Addr,
     #[arg(long, default_value_t = 7480, value_parser = clap::value_parser!(u16).range(1..))]
     pub heartbeat_port: u16,
+    /// Port of the same group where nodes tell each other which flows they hold.
+    #[arg(long, default_value_t = 7481, value_parser = clap::value_parser!(u16).range(1..))]
+    pub holdings_port: u16,
+    /// Seconds for which a node that has lost a row goes on telling the others that it has flows there.
+    #[arg(long, default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(60..=31_536_000))]
+    pub drain_window_s: u64,
     /// Milliseconds between two heartbeats of a node.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(10..=1000))]
     pub heartbeat_interval_ms: u64,
@@ -112,6 +118,10 @@ pub struct RunArgs {
 impl RunArgs {
     pub fn interval(&self) -> Duration {
         Duration::from_millis(self.heartbeat_interval_ms)
+    }
+
+    pub fn drain_window(&self) -> Duration {
+        Duration::from_secs(self.drain_window_s)
     }
 
     pub fn admin_listen(&self) -> SocketAddr {

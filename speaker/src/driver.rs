@@ -48,7 +48,7 @@ pub const MAX_COMMANDS: usize = 256;
 /// What the other threads ask for.
 #[derive(Debug)]
 pub enum Command {
-    Desired(BTreeSet<Ipv4Addr>),
+    Desired(BTreeMap<Vip, Eligible>),
     Ready(bool),
     Carrier(bool),
     /// All other nodes and their addresses on the segment.
@@ -212,10 +212,7 @@ impl State {
         while let Ok(command) = self.driver.inbox.receiver.try_recv() {
             let now = clock::now();
             match command {
-                Command::Desired(vips) => {
-                    let desired = vips.into_iter().map(|vip| (Vip(vip), Eligible::Everybody)).collect();
-                    self.elect(election::Event::Desired(desired), now);
-                }
+                Command::Desired(desired) => self.elect(election::Event::Desired(desired), now),
                 Command::Ready(ready) => self.elect(election::Event::Ready(ready), now),
                 Command::Carrier(up) => {
                     self.driver.shared.carrier.store(up, Ordering::Relaxed);

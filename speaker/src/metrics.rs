@@ -21,7 +21,13 @@ pub struct Metrics {
     pub isolated: IntGauge,
     pub sync_errors: IntCounter,
     pub syncs: IntCounter,
-    pub repairs: IntCounter,
+    pub repairs: IntCounterVec,
+    pub table_differs: IntGauge,
+    pub flows: IntGauge,
+    pub flows_expired: IntGauge,
+    pub second_chance: IntGauge,
+    flows_forgotten: IntCounter,
+    pub rows_crowded: IntGauge,
     pub limits_reached: IntCounterVec,
     owned: IntGaugeVec,
     lease_remaining: Gauge,
@@ -59,7 +65,28 @@ impl Metrics {
             isolated: gauge("sheave_isolated", "1 while no other node is heard that should be.")?,
             sync_errors: counter("sheave_dataplane_sync_errors_total", "Changes of the packet path that failed.")?,
             syncs: counter("sheave_dataplane_syncs_total", "Changes of the packet path that were made.")?,
-            repairs: counter("sheave_dataplane_repairs_total", "Times somebody else's change was put right.")?,
+            repairs: counters("sheave_dataplane_repairs_total", "Times somebody else's change was put right.", "what")?,
+            table_differs: gauge(
+                "sheave_table_differs",
+                "Nodes whose table has differed from this one's for seconds.",
+            )?,
+            flows: gauge("sheave_flows", "Open flows from VIPs to pods of this node.")?,
+            flows_expired: gauge(
+                "sheave_flows_expired",
+                "Open flows of rows that this node lost longer ago than the drain window: not told to the others any more.",
+            )?,
+            second_chance: gauge(
+                "sheave_second_chance",
+                "1 if this kernel can hand packets of unknown flows on (CONFIG_NFT_DUP_IPV4).",
+            )?,
+            flows_forgotten: counter(
+                "sheave_flows_forgotten_total",
+                "Flows that conntrack was told to forget because their pod is gone.",
+            )?,
+            rows_crowded: gauge(
+                "sheave_rows_crowded",
+                "Rows of which more nodes may hold flows than a row has room for.",
+            )?,
             limits_reached: counters(
                 "sheave_limits_reached_total",
                 "Objects left out because a limit was reached.",
@@ -86,6 +113,11 @@ impl Metrics {
             registry,
             counters: kernel,
         })
+    }
+
+    /// Since this speaker started.
+    pub fn set_flows_forgotten(&self, flows: u64) {
+        raise(&self.flows_forgotten, flows);
     }
 
     /// Packets that the guard saw since this speaker started.

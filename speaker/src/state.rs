@@ -1,22 +1,38 @@
-//! What outlives the speaker on this node's disk: the last known view, and the boot epoch.
+//! What outlives the speaker on this node's disk: the last known view, the former rings, and the boot epoch.
 //!
 //! The view lets a speaker that restarts without an API server go on; the epoch numbers incarnations, so that a wall clock
 //! that was set back does not make a new incarnation look like an old one.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use speaker_core::forwarding::history::Saved;
 use speaker_core::view::View;
 
 use crate::io::clock;
 
 /// Far above any real view; a larger file is not ours.
 const MAX_FILE: u64 = 256 << 20;
+const VIEW: &str = "view.json";
+const FORWARDING: &str = "forwarding.json";
 
+#[derive(Clone)]
 pub struct StateDir {
     dir: PathBuf,
+}
+
+/// What the packet path has to know of the time before this speaker.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Former rings of each service.
+    pub history: Saved,
+    /// Nodes whose packet path was ready (`presence`).
+    pub present: BTreeSet<String>,
 }
 
 impl StateDir {
@@ -51,20 +67,23 @@ impl StateDir {
 
     /// The last saved view. A file that cannot be read is reported and counts as absent: the API server will tell anew.
     pub fn load_view(&self) -> Option<View> {
-        let path = self.view_path();
-        match read_bounded(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)) {
-            Ok(view) => Some(view),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => {
-                tracing::warn!(%error, path = %path.display(), "last known view unreadable, waiting for the API server");
-                None
-            }
-        }
+        load(&self.view_path(), "last known view unreadable, waiting for the API server")
+    }
+
+    pub fn save_forwarding(&self, remembered: &Remembered) -> Result<()> {
+        let bytes = serde_json::to_vec(remembered).context("serialise the former rings")?;
+        write_atomically(&self.forwarding_path(), &bytes)
+    }
+
+    /// What the last speaker remembered. A file that cannot be read is reported and counts as absent: the other nodes know what
+    /// they hold, and say so.
+    pub fn load_forwarding(&self) -> Option<Remembered> {
+        load(&self.forwarding_path(), "former rings unreadable, the other nodes will tell")
     }
 
     /// Nothing stays behind; the directory itself may be a mount of the pod.
     pub fn remove(dir: &Path) -> Result<()> {
-        for name in ["boot-epoch", "view.json"] {
+        for name in ["boot-epoch", VIEW, FORWARDING] {
             match fs::remove_file(dir.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("remove {}", dir.join(name).display()));
@@ -76,7 +95,23 @@ impl StateDir {
     }
 
     fn view_path(&self) -> PathBuf {
-        self.dir.join("view.json")
+        self.dir.join(VIEW)
+    }
+
+    fn forwarding_path(&self) -> PathBuf {
+        self.dir.join(FORWARDING)
+    }
+}
+
+/// `None` for a file that is not there, and, with a warning, for one that cannot be read.
+fn load<T: DeserializeOwned>(path: &Path, consequence: &str) -> Option<T> {
+    match read_bounded(path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)) {
+        Ok(content) => Some(content),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "{consequence}");
+            None
+        }
     }
 }
 
@@ -115,6 +150,8 @@ mod tests {
         assert!(state.next_boot_epoch().expect("third") > 0);
         fs::write(dir.join("view.json"), "{").expect("writes");
         assert!(state.load_view().is_none());
+        fs::write(dir.join("forwarding.json"), "[]").expect("writes");
+        assert!(state.load_forwarding().is_none());
         fs::remove_dir_all(&dir).expect("cleans up");
     }
 }

@@ -7,7 +7,10 @@
 
 use core::net::Ipv4Addr;
 
+use crate::election::Eligible;
 use crate::forwarding::Table;
+use crate::name::NodeName;
+use crate::view::View;
 
 /// What this node's packet path can do, as the daemon last saw it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,14 +68,27 @@ pub fn may_hold(table: &Table, vip: Ipv4Addr, dataplane: Dataplane) -> Result<()
     }
 }
 
+/// The nodes among which VIPs are elected: without those that the cluster's administrator has excluded (label
+/// `node.kubernetes.io/exclude-from-external-load-balancers`, KEP-1143). An owner that is excluded hands over. If all are, the
+/// label says nothing.
+pub fn candidates(view: &View) -> Eligible {
+    if view.nodes().values().all(|node| !node.excluded) || view.nodes().values().all(|node| node.excluded) {
+        return Eligible::Everybody;
+    }
+    let names = view.nodes().iter().filter(|(_, node)| !node.excluded).filter_map(|(name, _)| NodeName::new(name));
+    Eligible::Only(names.collect())
+}
+
 #[cfg(test)]
 mod tests {
+    use alloc::format;
     use alloc::sync::Arc;
+    use alloc::vec::Vec;
 
     use super::*;
     use crate::forwarding::Service;
     use crate::view::endpoints::service_key;
-    use crate::view::{Affinity, Protocol};
+    use crate::view::{Affinity, Node, Object, Protocol};
 
     const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
     const ALL_WELL: Dataplane = Dataplane { attached: true, synced: true, carrier: true };
@@ -81,7 +97,7 @@ mod tests {
         let mut table = Table::default();
         table.vips.insert(VIP);
         if with_service {
-            let service = Service { affinity: Affinity::None, ring: Arc::default() };
+            let service = Service { affinity: Affinity::None, ring: Arc::default(), alternates: None };
             table.services.insert(service_key(VIP, 80, Protocol::Tcp), service);
         }
         table
@@ -92,6 +108,21 @@ mod tests {
         let table = table(true);
         assert!(table.services.values().all(|service| service.ring.rows.is_empty()));
         assert_eq!(may_hold(&table, VIP, ALL_WELL), Ok(()));
+    }
+
+    #[test]
+    fn excluded_nodes_are_no_candidates_unless_all_are() {
+        let view = |excluded: &[bool]| {
+            let node = |(i, &excluded): (usize, &bool)| {
+                let address = Ipv4Addr::new(192, 0, 2, 10 + i as u8);
+                Object::Node(format!("n{i}"), Node { address, ready: true, excluded })
+            };
+            View::from(excluded.iter().enumerate().map(node).collect::<Vec<_>>())
+        };
+        let only = |names: &[&str]| Eligible::Only(names.iter().filter_map(|name| NodeName::new(name)).collect());
+        assert_eq!(candidates(&view(&[false, false])), Eligible::Everybody);
+        assert_eq!(candidates(&view(&[true, true])), Eligible::Everybody);
+        assert_eq!(candidates(&view(&[false, true, false])), only(&["n0", "n2"]));
     }
 
     #[test]

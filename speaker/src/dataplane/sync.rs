@@ -1,5 +1,6 @@
 //! One thread that makes the kernel say what the view says: nftables first (where packets end), then the maps (which send
-//! them there). Restores from pinned maps, waits for a full view, adds before it removes.
+//! them there), then the program. Restores from pinned maps and from disk, waits for a full view and for the others' word, adds
+//! before it removes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -8,32 +9,39 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ebpf_common::{ABI_VERSION, Config, MAX_NODES};
-use speaker_core::backend::{Plan, Uplink};
+use ebpf_common::{ABI_VERSION, Config, MAX_NODES, ServiceKey};
+use speaker_core::backend::{Flow, Plan, Uplink};
+use speaker_core::election::Eligible;
 use speaker_core::eligibility::{self, Dataplane};
 use speaker_core::forwarding::diff::{Layout, MapState, diff};
-use speaker_core::forwarding::history::History;
 use speaker_core::forwarding::{Availability, Planner, Table};
-use speaker_core::holdings::Words;
+use speaker_core::holdings::exchange::{self, Exchange};
+use speaker_core::holdings::holder::Holder;
+use speaker_core::name::{NodeName, Vip};
 use speaker_core::view::View;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use super::attachment::{Attachment, Kept, LOOK};
+use super::flows::Look;
 use super::maps::ForwardingMaps;
+use super::talk::Talk;
 use crate::backend::{Backend, Outcome};
+use crate::io::udp::MulticastSocket;
 use crate::io::{Mac, clock};
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
+use crate::state::{Remembered, StateDir};
 
 /// After a failed change.
 const RETRY: Duration = Duration::from_millis(200);
-/// Looks whether somebody else changed what is ours. Costs one run of nft each.
+/// Looks whether somebody else changed what is ours, should the kernel not have said so.
 const AUDIT: Duration = Duration::from_secs(5);
-/// For how long former primaries may be asked for flows.
-const DRAIN_WINDOW: Duration = Duration::from_secs(24 * 3600);
-/// Says that the loop turns.
+/// Says that the loop turns; and what hangs on time alone.
 const TURN: Duration = Duration::from_secs(1);
+/// How long after the first full view the other nodes have to speak, before this one goes on without their word.
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// Addresses remembered before the first view says which of them are nodes.
 const MAX_MACS: usize = 4 * MAX_NODES as usize;
@@ -59,6 +67,15 @@ pub enum Message {
     OwnMac(Mac),
 }
 
+/// What the election is told.
+#[derive(Debug)]
+pub struct Synced {
+    /// VIPs that the packet path can carry, and who may own them.
+    pub desired: BTreeMap<Vip, Eligible>,
+    /// The packet path is attached.
+    pub ready: bool,
+}
+
 /// What the thread is made of.
 pub struct Sync {
     pub node: String,
@@ -68,62 +85,86 @@ pub struct Sync {
     pub hash_key: [u64; 2],
     pub udp_silent: bool,
     pub maps: ForwardingMaps,
+    pub attachment: Attachment,
     pub backend: Backend,
+    pub planner: Planner,
+    pub holder: Holder,
+    pub disk: StateDir,
     pub shared: Arc<Shared>,
     pub metrics: Arc<Metrics>,
-    /// Called with the VIPs that this node could own, after the packet path can carry them.
-    pub on_synced: Box<dyn Fn(BTreeSet<Ipv4Addr>) + Send>,
+    /// Called after every change, when the packet path is as the view says.
+    pub on_synced: Box<dyn Fn(Synced) + Send>,
 }
 
-/// Runs until every sender is gone.
-pub async fn run(sync: Sync, mut messages: UnboundedReceiver<Message>) -> Result<()> {
-    let mut state = State::restore(sync)?;
-    let mut audit = interval(AUDIT);
-    let mut turn = interval(TURN);
-    audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Runs until every sender is gone. `exchange`, `holdings`: where nodes tell each other what they hold.
+pub async fn run(
+    sync: Sync,
+    exchange: Exchange,
+    holdings: MulticastSocket,
+    mut messages: UnboundedReceiver<Message>,
+) -> Result<()> {
+    let mut state = State::restore(sync, Talk::new(exchange, holdings).context("the socket of the holdings")?)?;
+    let [mut audit, mut turn, mut look] = [AUDIT, TURN, LOOK].map(interval);
+    for ticks in [&mut audit, &mut turn, &mut look] {
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
     let mut retry = Instant::now();
     loop {
         tokio::select! {
             message = messages.recv() => {
                 let Some(message) = message else { return Ok(()) };
-                state.take(message);
+                state.take(message)?;
                 // Everything that waits is one change.
                 while let Ok(message) = messages.try_recv() {
-                    state.take(message);
+                    state.take(message)?;
                 }
             }
-            _ = audit.tick() => state.audit().await,
-            _ = turn.tick() => {}
+            due = state.talk.due() => { due.context("the socket of the holdings")?; state.exchange(None)?; }
+            looked = state.look.done() => state.looked(looked)?,
+            () = state.sync.backend.changed() => state.audit().await,
+            _ = look.tick() => state.keep_attached(),
+            _ = audit.tick() => { state.audit().await; state.count().await; }
+            _ = turn.tick() => state.take_time(),
             () = sleep_until(retry), if state.failed => {}
         }
         turned(&state.sync.shared.dataplane_turned, clock::now());
-        if let Err(error) = state.converge().await {
-            state.sync.metrics.sync_errors.inc();
-            state.failed = true;
-            retry = Instant::now() + RETRY;
-            error!(error = format!("{error:#}"), "packet path not changed, trying again");
+        match state.converge().await {
+            Ok(false) => {}
+            Ok(true) => state.in_force()?,
+            Err(error) => {
+                state.sync.metrics.sync_errors.inc();
+                state.failed = true;
+                retry = Instant::now() + RETRY;
+                error!(error = format!("{error:#}"), "packet path not changed, trying again");
+            }
         }
     }
 }
 
 struct State {
     sync: Sync,
-    planner: Planner,
+    talk: Talk,
     layout: Layout,
     have: MapState,
     config: Config,
     view: Option<Arc<View>>,
-    down: BTreeSet<String>,
-    absent: BTreeSet<String>,
+    viewed: Option<Instant>,
+    availability: Availability,
     macs: BTreeMap<Ipv4Addr, Mac>,
+    /// As it was made last.
+    table: Table,
+    look: Look,
+    /// What the disk holds: the generation of the history, and who was present.
+    saved: Option<(u64, BTreeSet<String>)>,
+    differing: BTreeSet<NodeName>,
+    started: bool,
     dirty: bool,
     failed: bool,
     refused: usize,
 }
 
 impl State {
-    fn restore(sync: Sync) -> Result<Self> {
+    fn restore(mut sync: Sync, talk: Talk) -> Result<Self> {
         let have = sync.maps.restore().context("read the pinned maps")?;
         info!(
             vips = have.vips.len(),
@@ -131,34 +172,49 @@ impl State {
             nodes = have.nodes.len(),
             "restored from pinned maps"
         );
+        // Whoever has just started cannot know whether it was missed.
+        sync.planner.was_away(&sync.node);
         let macs = have.nodes.values().map(|node| (Ipv4Addr::from(node.addr), Mac(node.mac)));
         Ok(Self {
-            planner: Planner::new(sync.hash_key, History::new(DRAIN_WINDOW)),
             layout: Layout::restore(&have),
             macs: macs.filter(|(_, mac)| *mac != Mac::default()).collect(),
             have,
             config: sync.maps.config()?,
             view: None,
-            down: BTreeSet::new(),
-            absent: BTreeSet::new(),
+            viewed: None,
+            availability: Availability::default(),
+            table: Table::default(),
+            look: Look::new(clock::now()),
+            saved: None,
+            differing: BTreeSet::new(),
+            started: false,
             dirty: false,
             failed: false,
             refused: 0,
             sync,
+            talk,
         })
     }
 
-    fn take(&mut self, message: Message) {
+    fn take(&mut self, message: Message) -> Result<()> {
         match message {
             Message::View(view) => {
+                let others = view.nodes().keys().filter(|name| **name != self.sync.node);
+                let others = others.filter_map(|name| NodeName::new(name)).collect();
                 self.view = Some(view);
+                self.viewed.get_or_insert_with(Instant::now);
                 self.dirty = true;
+                self.exchange(Some(exchange::Event::Nodes(others)))?;
             }
             Message::Unavailable { down, absent } => {
-                self.dirty |= self.down != down || self.absent != absent;
-                (self.down, self.absent) = (down, absent);
+                let availability = Availability { down, absent };
+                self.dirty |= self.availability != availability;
+                self.availability = availability;
             }
-            Message::WasAway => {}
+            Message::WasAway => {
+                self.sync.planner.was_away(&self.sync.node);
+                self.dirty = true;
+            }
             Message::Neighbour { ip, mac } => {
                 let concerns =
                     self.view.as_ref().is_some_and(|view| view.nodes().values().any(|node| node.address == ip));
@@ -175,6 +231,71 @@ impl State {
                 self.sync.mac = mac;
             }
         }
+        Ok(())
+    }
+
+    /// Lets the machine of the holdings go on, and does what follows.
+    fn exchange(&mut self, event: Option<exchange::Event>) -> Result<()> {
+        use exchange::Action;
+        for action in self.talk.turn(event).context("the socket of the holdings")? {
+            match action {
+                Action::Changed(node) => {
+                    debug!(%node, "holds other rows than before");
+                    self.dirty = true;
+                }
+                Action::Rejected(reason) => {
+                    self.sync.metrics.adverts_rejected.with_label_values(&[reason.label()]).inc();
+                }
+                Action::Differs { node, since } => {
+                    let seconds = clock::now().since(since).as_secs();
+                    warn!(%node, seconds, "its table differs from ours: one of us does not hear the API server");
+                    self.differing.insert(node);
+                }
+                Action::Agrees(node) => {
+                    info!(%node, "its table agrees with ours again");
+                    self.differing.remove(&node);
+                }
+                // Sent already.
+                Action::Send(_) => {}
+            }
+        }
+        self.sync.metrics.table_differs.set(self.differing.len() as i64);
+        Ok(())
+    }
+
+    /// What changes by the passing of time alone.
+    fn take_time(&mut self) {
+        self.dirty |= self.sync.planner.unsettled();
+    }
+
+    /// Flows as conntrack had them a moment ago: what this node holds is told to the others.
+    fn looked(&mut self, flows: std::io::Result<Vec<Flow>>) -> Result<()> {
+        let flows = match flows {
+            Ok(flows) => flows,
+            Err(error) => {
+                warn!(%error, "conntrack was not read: what this node holds is told as it was");
+                return Ok(());
+            }
+        };
+        let now = clock::now();
+        let open = flows.iter().filter(|flow| !flow.is_closed()).map(|flow| flow.tuple);
+        self.sync.metrics.flows.set(open.clone().count() as i64);
+        let differ = self.talk.exchange.differs(now);
+        let said = self.sync.holder.announce(&self.table, open, differ, now);
+        self.sync.metrics.flows_expired.set(i64::try_from(said.expired).unwrap_or(i64::MAX));
+        self.look.holding = !said.holdings.services.is_empty();
+        self.exchange(Some(exchange::Event::Local(said.holdings)))
+    }
+
+    fn keep_attached(&mut self) {
+        if !self.started {
+            return;
+        }
+        let kept = self.sync.attachment.keep();
+        if kept != Kept::Same {
+            self.sync.metrics.repairs.with_label_values(&["xdp_link"]).inc();
+            self.tell();
+        }
     }
 
     async fn audit(&mut self) {
@@ -182,10 +303,15 @@ impl State {
             Ok(false) => {}
             Ok(true) => {
                 warn!("somebody else changed our nftables table: put right");
-                self.sync.metrics.repairs.inc();
+                self.sync.metrics.repairs.with_label_values(&["nftables"]).inc();
             }
             Err(error) => warn!(cause = error.label(), %error, "the nftables table was not checked"),
         }
+    }
+
+    async fn count(&mut self) {
+        self.sync.metrics.set_flows_forgotten(self.sync.backend.flows_forgotten());
+        self.sync.metrics.second_chance.set(i64::from(self.sync.backend.second_chance()));
         match self.sync.backend.counters().await {
             Ok(counters) => {
                 self.sync.metrics.set_guard(counters.iter().map(|(name, counter)| (*name, counter.packets)))
@@ -194,44 +320,61 @@ impl State {
         }
     }
 
-    async fn converge(&mut self) -> Result<()> {
-        let Some(view) = self.view.clone() else { return Ok(()) };
-        if !self.dirty && !self.failed {
-            return Ok(());
+    /// Whether anything was done.
+    async fn converge(&mut self) -> Result<bool> {
+        let now = clock::now();
+        if self.started && self.look.is_due(self.talk.exchange.differs(now), now) {
+            self.look.begin(self.table.vips.clone(), now);
         }
-        let started = clock::now();
-        let availability = Availability { down: self.down.clone(), absent: self.absent.clone() };
-        let table = self.planner.table(&view, &availability, &Words::new(), started);
+        let Some(view) = self.view.clone().filter(|_| self.may_start()) else { return Ok(false) };
+        if !self.dirty && !self.failed {
+            return Ok(false);
+        }
+        let words = self.talk.exchange.words();
+        let table = self.sync.planner.table(&view, &self.availability, &words, now);
         self.report(&table);
-        self.apply_plan(&view).await?;
-        let writes = self.apply_maps(&view, &table)?;
+        let writes = self.apply(&view, &table).await?;
+        if self.table.digest != table.digest {
+            self.look.changed(now);
+        }
+        let alternates = table.services.values().filter_map(|service| service.alternates.as_ref());
+        self.sync.metrics.rows_crowded.set(alternates.map(|alternates| i64::from(alternates.crowded)).sum());
+        self.table = table;
         self.dirty = false;
         self.failed = false;
+        self.remember(&view);
+        debug!(writes, took = ?clock::now().since(now), availability = ?self.availability, "packet path as the view says");
+        Ok(true)
+    }
+
+    /// The maps say what the view says. An uplink that cannot be attached to at the start ends the process, which says why.
+    fn in_force(&mut self) -> Result<()> {
+        if !std::mem::replace(&mut self.started, true) {
+            self.sync.attachment.begin()?;
+        }
         self.sync.metrics.syncs.inc();
         self.sync.shared.synced.store(true, Ordering::Relaxed);
-        (self.sync.on_synced)(self.ownable(&table));
-        debug!(writes, took = ?clock::now().since(started), down = ?self.down, "packet path as the view says");
+        self.tell();
         Ok(())
     }
 
-    async fn apply_plan(&mut self, view: &View) -> Result<()> {
+    /// The first table moves rows in one step from what the kernel has to what is true now, so it waits until this node knows who is
+    /// there and what they hold. Meanwhile the kernel goes on as it was left.
+    fn may_start(&self) -> bool {
+        let Some(viewed) = self.viewed else { return false };
+        let all_here = self.availability.absent.is_empty() && self.talk.exchange.learned(clock::now());
+        self.started || all_here || viewed.elapsed() >= PATIENCE
+    }
+
+    /// nftables first, then the maps.
+    async fn apply(&mut self, view: &View, table: &Table) -> Result<usize> {
         let plan = Plan::new(view, &self.sync.node, self.sync.uplink.clone());
-        let outcome = self.sync.backend.sync(plan).await.context("change the nftables table")?;
+        let served: BTreeSet<ServiceKey> = plan.services.keys().copied().collect();
+        let want = self.want(view, table, &served);
+        let peers = self.peers(table);
+        let outcome = self.sync.backend.sync(plan.with_peers(peers)).await.context("change the nftables table")?;
         if outcome != Outcome::Unchanged {
             debug!(?outcome, "nftables");
-        }
-        Ok(())
-    }
-
-    fn apply_maps(&mut self, view: &View, table: &Table) -> Result<usize> {
-        let nodes = view.nodes().iter();
-        let mut macs: BTreeMap<String, [u8; 6]> =
-            nodes.filter_map(|(name, node)| Some((name.clone(), self.macs.get(&node.address)?.0))).collect();
-        macs.insert(self.sync.node.clone(), self.sync.mac.0);
-        let (want, exhausted) = self.layout.want(table, &self.have, &macs, &self.sync.node, &BTreeSet::new());
-        for error in exhausted {
-            warn!(%error, "left out");
-            self.sync.metrics.limits_reached.with_label_values(&[error.what]).inc();
         }
         self.apply_config()?;
         let ops = diff(&self.have, &want);
@@ -239,6 +382,25 @@ impl State {
         // The same contents, and the rings shared with the planner instead of held twice.
         self.have = want;
         Ok(ops.len())
+    }
+
+    fn want(&mut self, view: &View, table: &Table, served: &BTreeSet<ServiceKey>) -> MapState {
+        let nodes = view.nodes().iter();
+        let mut macs: BTreeMap<String, [u8; 6]> =
+            nodes.filter_map(|(name, node)| Some((name.clone(), self.macs.get(&node.address)?.0))).collect();
+        macs.insert(self.sync.node.clone(), self.sync.mac.0);
+        let (want, exhausted) = self.layout.want(table, &self.have, &macs, &self.sync.node, served);
+        for error in exhausted {
+            warn!(%error, "left out");
+            self.sync.metrics.limits_reached.with_label_values(&[error.what]).inc();
+        }
+        want
+    }
+
+    /// Who a packet can be handed to, by the slot in its mark.
+    fn peers(&self, table: &Table) -> BTreeMap<u16, Ipv4Addr> {
+        let others = table.nodes.values().filter(|address| **address != self.sync.node_ip);
+        others.filter_map(|address| Some((u16::try_from(self.layout.node_slot(*address)?).ok()?, *address))).collect()
     }
 
     fn apply_config(&mut self) -> Result<()> {
@@ -257,22 +419,45 @@ impl State {
         Ok(())
     }
 
-    fn ownable(&self, table: &Table) -> BTreeSet<Ipv4Addr> {
-        let shared = &self.sync.shared;
-        let dataplane = Dataplane {
-            attached: shared.attached.load(Ordering::Relaxed),
-            synced: true,
-            // Carrier is the election's own input: it acts on a loss at once and without this detour.
-            carrier: true,
-        };
-        let may_hold = |vip: &&Ipv4Addr| match eligibility::may_hold(table, **vip, dataplane) {
+    /// For the speaker after this one.
+    fn remember(&mut self, view: &View) {
+        let absent = &self.availability.absent;
+        let present: BTreeSet<String> = view.nodes().keys().filter(|node| !absent.contains(*node)).cloned().collect();
+        let history = self.sync.planner.history();
+        let state = (history.generation(), present);
+        if self.saved.as_ref() == Some(&state) {
+            return;
+        }
+        let history = history.save(&clock::boot_id(), clock::now());
+        match self.sync.disk.save_forwarding(&Remembered { history, present: state.1.clone() }) {
+            Ok(()) => self.saved = Some(state),
+            Err(error) => warn!(error = format!("{error:#}"), "former rings not saved"),
+        }
+    }
+
+    /// Tells the election what it may do.
+    fn tell(&self) {
+        let attached = self.sync.attachment.is_attached();
+        self.sync.shared.attached.store(attached, Ordering::Relaxed);
+        let Some(view) = &self.view else { return };
+        let eligible = eligibility::candidates(view);
+        let ownable = self.ownable();
+        let desired = ownable.into_iter().map(|vip| (Vip(vip), eligible.clone())).collect();
+        (self.sync.on_synced)(Synced { desired, ready: attached });
+    }
+
+    fn ownable(&self) -> BTreeSet<Ipv4Addr> {
+        // Carrier is the election's own input: it acts on a loss at once and without this detour. An owner whose packet path is
+        // detached is not ready, and hands over.
+        let dataplane = Dataplane { attached: true, synced: true, carrier: true };
+        let may_hold = |vip: &&Ipv4Addr| match eligibility::may_hold(&self.table, **vip, dataplane) {
             Ok(()) => true,
             Err(reason) => {
                 debug!(%vip, reason = reason.label(), "not eligible");
                 false
             }
         };
-        table.vips.iter().filter(may_hold).copied().collect()
+        self.table.vips.iter().filter(may_hold).copied().collect()
     }
 
     fn report(&mut self, table: &Table) {

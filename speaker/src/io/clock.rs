@@ -9,6 +9,11 @@ pub fn now() -> Instant {
     Instant::from_nanos(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
+/// Names this boot: times of [`now`] mean nothing to another. Empty if the kernel does not tell, which is then another one.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
 /// Wall clock, nanoseconds since 1970: only to number incarnations (boot epochs), never to measure.
 pub fn wall_nanos() -> u64 {
     std::time::SystemTime::now()

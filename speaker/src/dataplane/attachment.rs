@@ -1,0 +1,83 @@
+//! Keeps the packet path attached to the uplink: first when there is something to attach, then whatever others do to it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tracing::{error, info, warn};
+
+use super::loader::{Attached, Loaded};
+
+/// Between looks at the link. A packet that came meanwhile is sent again by TCP after 200 ms at the earliest.
+pub const LOOK: Duration = Duration::from_millis(50);
+/// Looks that are left out after an attempt that failed, so that a foreign program is not contested all the time.
+const PAUSE: u32 = 20;
+
+pub struct Attachment {
+    loaded: Loaded,
+    interface: String,
+    ifindex: u32,
+    attached: bool,
+    pause: u32,
+}
+
+/// What [`Attachment::keep`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// As it was: attached, or not and not to be tried yet.
+    Same,
+    /// Somebody had detached it: attached again.
+    Again,
+    /// It is not attached any more, and could not be attached again.
+    Lost,
+}
+
+impl Attachment {
+    pub fn new(loaded: Loaded, interface: &str, ifindex: u32) -> Self {
+        Self { loaded, interface: interface.into(), ifindex, attached: false, pause: 0 }
+    }
+
+    /// The first time: when the maps say what the packet path shall do. Until then a program of an earlier speaker goes on with the
+    /// maps that it has, which may be of another version.
+    pub fn begin(&mut self) -> Result<Attached> {
+        let attached = self.loaded.attach(&self.interface)?;
+        info!(interface = self.interface, ?attached, "packet path attached");
+        self.attached = true;
+        self.loaded.forget_other_versions()?;
+        Ok(attached)
+    }
+
+    pub fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    /// Looks, and puts right what it finds.
+    pub fn keep(&mut self) -> Kept {
+        match self.loaded.is_attached(&self.interface, self.ifindex) {
+            Ok(true) if self.attached => return Kept::Same,
+            Ok(_) => {}
+            Err(error) => {
+                warn!(%error, interface = self.interface, "cannot look whether the packet path is attached");
+                return Kept::Same;
+            }
+        }
+        if self.pause > 0 {
+            self.pause -= 1;
+            return Kept::Same;
+        }
+        match self.loaded.attach(&self.interface) {
+            Ok(_) => {
+                warn!(interface = self.interface, "somebody else detached the packet path: attached again");
+                self.attached = true;
+                Kept::Again
+            }
+            Err(error) => {
+                self.pause = PAUSE;
+                if !std::mem::take(&mut self.attached) {
+                    return Kept::Same;
+                }
+                error!(error = format!("{error:#}"), "the packet path is not attached any more");
+                Kept::Lost
+            }
+        }
+    }
+}
