@@ -2,4 +2,5 @@
 
 pub mod promise;
 pub mod screen;
+pub mod survival;
 pub mod table;

@@ -138,7 +138,11 @@ impl Lab {
         Ok(tables.lines().any(|line| line.trim() == "table ip sheave"))
     }
 
-    /// The mode in which the node's kube-proxy is.
+    pub fn kube_proxy_runs(&self, node: &str) -> Result<bool> {
+        Ok(kube_proxy::process_of(&self.powered(node)?, node)?.is_some())
+    }
+
+    /// The mode in which the node's kube-proxy is, or starts.
     pub fn kube_proxy_mode(&self, node: &str) -> Result<ProxyMode> {
         kube_proxy::mode_of(&self.state()?.plan, node)
     }

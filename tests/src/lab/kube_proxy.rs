@@ -50,7 +50,7 @@ pub fn mode_of(plan: &Plan, name: &str) -> Result<ProxyMode> {
     Ok(if nftables { ProxyMode::Nftables } else { ProxyMode::Iptables })
 }
 
-fn process_of(state: &State, name: &str) -> Result<Option<Recorded>> {
+pub fn process_of(state: &State, name: &str) -> Result<Option<Recorded>> {
     let inode = netns::inode(&state.plan.netns(name))?;
     let found = process::in_netns(inode).into_iter().find(|(_, name)| name == "kube-proxy");
     Ok(found.and_then(|(pid, _)| Recorded::of(pid).ok()))

@@ -75,8 +75,8 @@ pub fn baseline(scene: &Scene, connections: u16, takeover_ms: f64) -> Result<Bas
     })
 }
 
-/// Creates the Service and waits until the address answers.
-fn serve(scene: &Scene, owner: &str) -> Result<()> {
+/// Creates the Service and waits until the address answers at this node.
+pub fn serve(scene: &Scene, owner: &str) -> Result<()> {
     let path = format!("{SERVICES}/{NAME}");
     if scene.api.find(&path)?.is_none() {
         let service = json!({
@@ -94,24 +94,18 @@ fn serve(scene: &Scene, owner: &str) -> Result<()> {
     }
     let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": ADDRESS.to_string(), "ipMode": "VIP"}]}}});
     scene.api.patch(&format!("{path}/status"), &status)?;
-    let plan = scene.lab.state()?.plan;
-    for node in &scene.nodes {
-        // Left over from a run before: only one node answers.
-        let addresses = netns::run("ip", &["-netns", &plan.netns(node), "address", "show", "dev", "eth0"])?;
-        if addresses.contains(&format!("{ADDRESS}/32")) {
-            netns::ip(&plan.netns(node), &format!("address delete {ADDRESS}/32 dev eth0\n"))?;
-        }
-    }
+    // Left over from a run before: only one node answers.
+    scene.nodes.iter().try_for_each(|node| release(&scene.lab, node))?;
     claim(&scene.lab, owner)?;
     let to = format!("{ADDRESS}:{TCP_PORT}");
-    netns::inside(&plan.netns("client"), || {
+    netns::inside(&scene.lab.state()?.plan.netns("client"), || {
         wait_for("kube-proxy to serve the address", Duration::from_secs(20), || Ok(greet(to.parse()?).ok()))
     })
     .map(drop)
 }
 
 /// The node has the address and says so, as a speaker in user space does.
-fn claim(lab: &Lab, node: &str) -> Result<()> {
+pub fn claim(lab: &Lab, node: &str) -> Result<()> {
     let name = lab.state()?.plan.netns(node);
     netns::ip(&name, &format!("address replace {ADDRESS}/32 dev eth0\n"))?;
     let mac = lab.mac(node)?;
@@ -119,7 +113,21 @@ fn claim(lab: &Lab, node: &str) -> Result<()> {
         .with_context(|| format!("announce from {node}"))
 }
 
+/// The node has the address no more; nothing happens if it has not, or has no power.
+pub fn release(lab: &Lab, node: &str) -> Result<()> {
+    let state = lab.state()?;
+    if !state.nodes.contains_key(node) {
+        return Ok(());
+    }
+    let name = state.plan.netns(node);
+    let addresses = netns::run("ip", &["-netns", &name, "address", "show", "dev", "eth0"])?;
+    if addresses.contains(&format!("{ADDRESS}/32")) {
+        netns::ip(&name, &format!("address delete {ADDRESS}/32 dev eth0\n"))?;
+    }
+    Ok(())
+}
+
 /// Outside of every pool of the scenarios.
-const ADDRESS: Ipv4Addr = plan::address(230);
+pub const ADDRESS: Ipv4Addr = plan::address(230);
 const NAME: &str = "baseline";
 const NEW_CONNECTIONS: usize = 12;

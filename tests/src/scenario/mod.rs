@@ -14,7 +14,8 @@
 //!
 //! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a
 //! fault) → [`measure`] (how it counts) → the scenarios: [`node_loss`], [`speaker`], [`address`], [`controller`],
-//! [`heartbeat`], [`baseline`](mod@baseline), [`resources`](mod@resources), [`uninstall`](mod@uninstall).
+//! [`heartbeat`], [`baseline`](mod@baseline), [`resources`](mod@resources), [`uninstall`](mod@uninstall); everything that
+//! changes who serves, under open connections: [`survive`].
 
 pub mod address;
 pub mod api;
@@ -33,6 +34,7 @@ pub mod pods;
 pub mod resources;
 pub mod settle;
 pub mod speaker;
+pub mod survive;
 pub mod uninstall;
 
 pub use address::{client_address, first_answer};

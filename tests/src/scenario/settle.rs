@@ -79,6 +79,19 @@ pub fn wait_new_speaker(scene: &Scene, node: &str, before: i32, within: Duration
     })
 }
 
+/// Waits until every speaker is ready, hears all others and counts no node as down or absent.
+pub fn wait_speakers(scene: &Scene) -> Result<()> {
+    let mut missing = None;
+    let waited = wait_for("all speakers", WITHIN, || {
+        missing = scene.nodes.iter().find_map(|node| match speaker_missing(scene, node) {
+            Ok(missing) => missing,
+            Err(error) => Some(format!("{error:#}")),
+        });
+        Ok(missing.is_none().then_some(()))
+    });
+    waited.with_context(|| format!("last seen: {missing:?}"))
+}
+
 fn first_missing(scene: &Scene) -> Result<Option<String>> {
     for node in scene.api.list("/api/v1/nodes")? {
         if !condition(&node, "Ready") {
@@ -119,8 +132,13 @@ fn speaker_missing(scene: &Scene, node: &str) -> Result<Option<String>> {
     if peers != Some(scene.nodes.len() as f64 - 1.0) {
         return Ok(Some(format!("the speaker of {node} hears {peers:?} others")));
     }
-    let down = http::value(&metrics, "sheave_nodes_down");
-    Ok((down != Some(0.0)).then(|| format!("the speaker of {node} counts {down:?} nodes as down")))
+    for (gauge, state) in [("sheave_nodes_down", "down"), ("sheave_nodes_absent", "absent")] {
+        let nodes = http::value(&metrics, gauge);
+        if nodes != Some(0.0) {
+            return Ok(Some(format!("the speaker of {node} counts {nodes:?} nodes as {state}")));
+        }
+    }
+    Ok(None)
 }
 
 /// Connects through the address until every pod has answered, or says which never did or what failed.

@@ -71,6 +71,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     })
 }
 
+/// The MAC addresses of those who announce an address, one after the other, until told to stop. Announcements that arrived
+/// before the socket was opened are not heard.
+pub fn claims(socket: &OwnedFd, ip: Ipv4Addr, stop: &AtomicBool) -> impl Iterator<Item = String> {
+    let mut buffer = [0u8; 2048];
+    std::iter::from_fn(move || {
+        while !stop.load(Ordering::Acquire) {
+            // SAFETY: the buffer outlives the call and has the length given.
+            let length = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+            let frame = usize::try_from(length).ok().and_then(|length| EthernetPacket::new(&buffer[..length]));
+            if let Some((mac, _)) = frame.and_then(|frame| claim(&frame, ip, Ipv4Addr::UNSPECIFIED)) {
+                return Some(mac);
+            }
+        }
+        None
+    })
+}
+
 /// A socket that hears all ARP on a device of the calling thread's network; it waits a tenth of a second at most.
 pub fn open(device: &str) -> Result<OwnedFd> {
     let index = nix::net::if_::if_nametoindex(device).with_context(|| format!("device {device}"))?;
@@ -145,7 +162,7 @@ fn receive(socket: &OwnedFd, ip: Ipv4Addr, from: Ipv4Addr, stop: &AtomicBool) ->
 }
 
 /// Who claims the address in this frame, and whether unasked.
-pub fn claim(frame: &EthernetPacket<'_>, ip: Ipv4Addr, from: Ipv4Addr) -> Option<(String, bool)> {
+fn claim(frame: &EthernetPacket<'_>, ip: Ipv4Addr, from: Ipv4Addr) -> Option<(String, bool)> {
     if frame.get_ethertype() != EtherTypes::Arp {
         return None;
     }

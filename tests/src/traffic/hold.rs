@@ -335,6 +335,7 @@ impl Track {
             started_ns,
             seen,
             connected_ns: self.connected_ns,
+            last_echo_ns: self.last_echo_ns,
             ended_ns,
             error,
             echoes: self.echoes,

@@ -71,6 +71,8 @@ pub struct Held {
     /// The client's address and port as the pod saw it.
     pub seen: String,
     pub connected_ns: u64,
+    #[serde(default)]
+    pub last_echo_ns: u64,
     /// When it was reset or closed.
     pub ended_ns: Option<u64>,
     pub error: Option<String>,

@@ -1,0 +1,205 @@
+//! Survival in figures: what was measured, kept in a file that grows, and a table of two paths side by side.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use sheave_tests::lab::ProxyMode;
+use sheave_tests::scenario::Figures;
+use sheave_tests::scenario::survive::{SCENARIOS, Side, Survival};
+
+/// One repetition of one scenario.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Run {
+    pub scenario: String,
+    pub proxy_mode: ProxyMode,
+    pub repetition: usize,
+    /// `None`: it could not be measured, and why.
+    pub survival: Option<Survival>,
+    pub error: Option<String>,
+}
+
+/// Everything that was measured, perhaps by several calls.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Runs {
+    pub runs: Vec<Run>,
+}
+
+impl Runs {
+    /// Nothing, if there is no such file.
+    pub fn read(file: &Path) -> Result<Self> {
+        if !file.exists() {
+            return Ok(Self::default());
+        }
+        let text = fs::read(file).with_context(|| file.display().to_string())?;
+        serde_json::from_slice(&text).with_context(|| format!("malformed {}", file.display()))
+    }
+
+    /// Adds a run to what the file holds by now.
+    pub fn append(file: &Path, run: &Run) -> Result<()> {
+        let mut all = Self::read(file)?;
+        all.runs.push(run.clone());
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let new = file.with_extension("new");
+        fs::write(&new, serde_json::to_string_pretty(&all)? + "\n").with_context(|| new.display().to_string())?;
+        fs::rename(&new, file).with_context(|| file.display().to_string())
+    }
+
+    /// How often a scenario was measured in a mode.
+    pub fn count(&self, scenario: &str, proxy_mode: ProxyMode) -> usize {
+        self.of(scenario, proxy_mode).count()
+    }
+
+    /// Whether every eligible connection of Sheave's lived, no other was left in silence, no new one failed, and nothing
+    /// else went wrong.
+    pub fn whole(&self) -> bool {
+        self.runs.iter().all(|run| {
+            let survival = run.survival.as_ref().filter(|survival| survival.trouble.is_none());
+            survival.is_some_and(|survival| survival.sheave.whole() && survival.sheave.new_failed_later == 0)
+        })
+    }
+
+    fn of(&self, scenario: &str, proxy_mode: ProxyMode) -> impl Iterator<Item = &Run> {
+        self.runs.iter().filter(move |run| run.scenario == scenario && run.proxy_mode == proxy_mode)
+    }
+}
+
+impl fmt::Display for Runs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for proxy_mode in [ProxyMode::Nftables, ProxyMode::Iptables] {
+            if !self.runs.iter().any(|run| run.proxy_mode == proxy_mode) {
+                continue;
+            }
+            let head = format!("kube-proxy {proxy_mode}");
+            writeln!(f, "\n{head:<38} {:>2}  {:^36}  {:^36}", "n", "Sheave", "today's path")?;
+            let columns = format!("{:>11} {:>11} {:>12}", "min", "median", "max");
+            writeln!(f, "{:<38} {:>2}  {columns}  {columns}", "", "")?;
+            for scenario in SCENARIOS {
+                let measured: Vec<_> =
+                    self.of(scenario.name, proxy_mode).filter_map(|run| run.survival.as_ref()).collect();
+                if !measured.is_empty() {
+                    write_scenario(f, scenario.name, &measured)?;
+                }
+                for run in self.of(scenario.name, proxy_mode) {
+                    write_trouble(f, run)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_scenario(f: &mut fmt::Formatter<'_>, name: &str, measured: &[&Survival]) -> fmt::Result {
+    writeln!(f, "{name}")?;
+    let sheave: Vec<_> = measured.iter().map(|survival| &survival.sheave).collect();
+    let today: Vec<_> = measured.iter().filter_map(|survival| survival.today.as_ref()).collect();
+    for (quantity, count) in COUNTS {
+        let counted = [&sheave, &today].map(|sides| count_text(sides, *count));
+        if counted.iter().any(Option::is_some) {
+            let [sheave, today] = counted.map(Option::unwrap_or_default);
+            writeln!(f, "  {quantity:<36} {:>2}  {sheave:>36}  {today:>36}", measured.len())?;
+        }
+    }
+    for (quantity, value, always) in VALUES {
+        let spread = |sides: &[&Side]| Figures::of(sides.iter().map(|side| value(side)));
+        let spreads = [spread(&sheave), spread(&today)];
+        if *always || spreads.iter().flatten().any(|figures| figures.max > 0.0) {
+            let [sheave, today] = spreads.map(|figures| figures.map(|figures| columns(&figures)).unwrap_or_default());
+            writeln!(f, "  {quantity:<36} {:>2}  {sheave:>36}  {today:>36}", measured.len())?;
+        }
+    }
+    let mut others: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (figure, value) in measured.iter().flat_map(|survival| &survival.figures) {
+        others.entry(figure).or_default().push(*value);
+    }
+    for (figure, values) in others {
+        let figures = Figures::of(values).expect("at least one");
+        writeln!(f, "  {figure:<36} {:>2}  {}", figures.n, columns(&figures))?;
+    }
+    Ok(())
+}
+
+fn write_trouble(f: &mut fmt::Formatter<'_>, run: &Run) -> fmt::Result {
+    let number = run.repetition + 1;
+    if let Some(error) = &run.error {
+        writeln!(f, "  {} {number} NOT MEASURED: {error}", run.scenario)?;
+    }
+    if let Some(trouble) = run.survival.as_ref().and_then(|survival| survival.trouble.as_ref()) {
+        writeln!(f, "  {} {number} TROUBLE: {trouble}", run.scenario)?;
+    }
+    Ok(())
+}
+
+/// The sum over all repetitions; `None` if there was nothing to count.
+fn count_text(sides: &[&Side], count: Count) -> Option<String> {
+    let (counts, of): (Vec<_>, Vec<_>) = sides.iter().map(|side| count(side)).unzip();
+    let (sum, of) = (counts.iter().sum::<usize>(), of.iter().sum::<usize>());
+    let percent = if of == 0 { 100.0 } else { sum as f64 / of as f64 * 100.0 };
+    (of > 0).then(|| format!("{sum} of {of} ({percent:.1} %)"))
+}
+
+fn columns(figures: &Figures) -> String {
+    let Figures { min, median, max, .. } = figures;
+    format!("{min:>11.1} {median:>11.1} {max:>12.1}")
+}
+
+type Count = fn(&Side) -> (usize, usize);
+type Value = fn(&Side) -> f64;
+
+/// Counts of how many.
+const COUNTS: &[(&str, Count)] = &[
+    ("alive of those whose pod lives", |side| (side.alive, side.eligible)),
+    ("pod gone: ended by FIN", |side| (side.ended.closed, side.gone)),
+    ("pod gone: ended by a reset", |side| (side.ended.reset, side.gone)),
+];
+
+/// Quantities of one repetition; those that are 0 everywhere are left out unless they are to be shown always.
+const VALUES: &[(&str, Value, bool)] = &[
+    (
+        "alive, %",
+        |side| if side.eligible == 0 { 100.0 } else { side.alive as f64 / side.eligible as f64 * 100.0 },
+        false,
+    ),
+    ("pod lives: reset", |side| side.lost.reset as f64, false),
+    ("pod lives: closed", |side| side.lost.closed as f64, false),
+    ("pod lives: silent", |side| side.lost.silent as f64, false),
+    ("pod gone: silent", |side| side.ended.silent as f64, false),
+    ("pod gone: longest wait for the end, ms", |side| side.longest_wait_ms, false),
+    ("never opened", |side| side.failed as f64, false),
+    ("longest pause, ms", |side| side.longest_pause_ms, true),
+    ("new ones failed later than 300 ms", |side| side.new_failed_later as f64, true),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_added_to_a_file_and_both_paths_stand_side_by_side() {
+        let file = std::env::temp_dir().join(format!("sheave-survival-{}.json", std::process::id()));
+        let side = |alive| Side { opened: 200, eligible: 130, alive, gone: 70, ..Side::default() };
+        for (repetition, alive) in [(0, 130), (1, 129)] {
+            let survival = Survival {
+                sheave: side(alive),
+                today: Some(side(60)),
+                figures: BTreeMap::from([("XDP link back after, ms".to_owned(), 40.0)]),
+                story: Vec::new(),
+                trouble: None,
+            };
+            let (scenario, survival) = ("node back after 5 s".to_owned(), Some(survival));
+            let run = Run { scenario, proxy_mode: ProxyMode::Nftables, repetition, survival, error: None };
+            Runs::append(&file, &run).unwrap();
+            let runs = Runs::read(&file).unwrap();
+            assert_eq!(runs.whole(), repetition == 0, "a connection is missing in the second repetition");
+        }
+        let text = Runs::read(&file).unwrap().to_string();
+        fs::remove_file(&file).unwrap();
+        assert!(text.contains("259 of 260 (99.6 %)") && text.contains("120 of 260 (46.2 %)"), "{text}");
+        assert!(text.contains("XDP link back after") && !text.contains("iptables"), "{text}");
+    }
+}

@@ -1,0 +1,173 @@
+//! What became of connections, by whether their pod lives.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::watch::Reports;
+use crate::scenario::deploy::{POD_PORT, Scene};
+use crate::scenario::pods::greeting_from;
+use crate::traffic::clock::milliseconds;
+use crate::traffic::report::{Held, HeldState};
+
+/// One address, and what its clients saw.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Side {
+    /// Those that replaced others included.
+    pub opened: usize,
+    /// Not even opened at the beginning.
+    pub failed: usize,
+    /// Their pod lives, and is the one that it was: all of them must be alive.
+    pub eligible: usize,
+    pub alive: usize,
+    /// What became of the eligible ones that are not alive.
+    pub lost: Ends,
+    /// Of the eligible ones that are alive, between two echoes, from the first fault on.
+    pub longest_pause_ms: f64,
+    /// Their pod is gone.
+    pub gone: usize,
+    /// How they ended: by FIN or by a reset, never in silence.
+    pub ended: Ends,
+    /// The longest that one of them waited for its end after its last echo.
+    pub longest_wait_ms: f64,
+    /// Attempts to open new connections.
+    pub new: u64,
+    pub new_failed: u64,
+    /// Without those begun within 300 ms of a fault.
+    pub new_failed_later: u64,
+    /// Where the address went meanwhile, if it is today's.
+    pub moved_to: Vec<String>,
+    /// The first few that are not as they should be.
+    pub examples: Vec<String>,
+}
+
+/// Ends of connections that are not alive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ends {
+    pub closed: usize,
+    pub reset: usize,
+    pub silent: usize,
+}
+
+impl Side {
+    /// Every eligible connection lives, and none of the others was left in silence.
+    pub fn whole(&self) -> bool {
+        self.failed == 0 && self.alive == self.eligible && self.ended.silent == 0
+    }
+}
+
+/// When the server of each pod that is there now was started. Pods that are on their way out do not count.
+pub type Living = BTreeMap<String, u64>;
+
+/// Asks every pod at its own address, from its own node: what the API says of a pod may be older than a loss of power.
+pub fn living(scene: &Scene) -> Result<Living> {
+    let mut living = Living::new();
+    for pod in scene.pods()? {
+        let Some(ip) = pod.ip else { continue };
+        // One that does not answer is not there.
+        if let Ok(said) = greeting_from(&scene.lab, &pod.node, &format!("{ip}:{POD_PORT}")) {
+            living.insert(said.pod, said.started_ns);
+        }
+    }
+    Ok(living)
+}
+
+pub fn judge(reports: &Reports, living: &Living) -> Side {
+    let all = &reports.held.connections;
+    let lives = |held: &&Held| living.get(&held.pod) == Some(&held.started_ns);
+    let opened = || all.iter().filter(|held| held.state != HeldState::Failed);
+    let eligible: Vec<_> = opened().filter(lives).collect();
+    let gone: Vec<_> = opened().filter(|held| !lives(held)).collect();
+    let alive = || eligible.iter().filter(|held| held.state == HeldState::Alive);
+    let pause = |held: &&&Held| held.longest_pause_after_mark_ms.unwrap_or(held.longest_pause_ms);
+    let wait = |held: &&Held| held.ended_ns.map(|ended| milliseconds(held.last_echo_ns, ended));
+    let wrong = eligible.iter().filter(|held| held.state != HeldState::Alive);
+    let hanging = gone.iter().filter(|held| held.state == HeldState::Silent);
+    let mark = reports.held.mark_ns.unwrap_or_default();
+    let new = reports.connecting.as_ref();
+    Side {
+        opened: opened().count(),
+        failed: all.len() - opened().count(),
+        eligible: eligible.len(),
+        alive: alive().count(),
+        lost: ends(&eligible),
+        longest_pause_ms: alive().map(|held| pause(&held)).fold(0.0, f64::max),
+        gone: gone.len(),
+        ended: ends(&gone),
+        longest_wait_ms: gone.iter().filter_map(wait).fold(0.0, f64::max),
+        new: new.map_or(0, |new| new.attempts),
+        new_failed: new.map_or(0, |new| new.failed),
+        new_failed_later: new.map_or(0, |new| new.failed_after_mark.unwrap_or(new.failed)),
+        moved_to: Vec::new(),
+        examples: wrong.take(FEW).chain(hanging.take(FEW)).map(|held| example(held, mark)).collect(),
+    }
+}
+
+fn ends(connections: &[&Held]) -> Ends {
+    let count = |state| connections.iter().filter(|held| held.state == state).count();
+    Ends { closed: count(HeldState::Closed), reset: count(HeldState::Reset), silent: count(HeldState::Silent) }
+}
+
+fn example(held: &Held, mark_ns: u64) -> String {
+    let seconds = |at: u64| (at as f64 - mark_ns as f64) / 1e9;
+    let end = held.ended_ns.map_or("no end".to_owned(), |at| format!("ended at {:.1} s", seconds(at)));
+    let error = held.error.as_deref().unwrap_or("no error");
+    let Held { local, pod, node, state, .. } = held;
+    let (opened, echo) = (seconds(held.connected_ns), seconds(held.last_echo_ns));
+    format!("{local} to {pod} on {node} {state:?}: opened at {opened:.1} s, last echo at {echo:.1} s, {end}, {error}")
+}
+
+const FEW: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::traffic::report::{HoldCounts, HoldReport};
+
+    #[test]
+    fn a_pod_that_was_restarted_is_another_one() {
+        let held = |pod: &str, started_ns, state| Held {
+            state,
+            local: String::new(),
+            pod: pod.to_owned(),
+            node: String::new(),
+            started_ns,
+            seen: String::new(),
+            connected_ns: 0,
+            last_echo_ns: 5_000_000,
+            ended_ns: (state != HeldState::Alive && state != HeldState::Silent).then_some(25_000_000),
+            error: None,
+            echoes: 0,
+            longest_pause_ms: 1.0,
+            longest_pause_after_mark_ms: None,
+            mark_to_end_ms: None,
+        };
+        let connections = vec![
+            held("a", 1, HeldState::Alive),
+            held("a", 1, HeldState::Silent),
+            held("b", 1, HeldState::Reset),
+            held("b", 2, HeldState::Reset),
+            held("c", 1, HeldState::Silent),
+            held("", 0, HeldState::Failed),
+        ];
+        let held = HoldReport {
+            to: String::new(),
+            started_ns: 0,
+            mark_ns: None,
+            report_ns: 0,
+            counts: HoldCounts::default(),
+            longest_pause_ms: 0.0,
+            longest_pause_after_mark_ms: None,
+            reopen_failed: 0,
+            connections,
+        };
+        let side =
+            judge(&Reports { held, connecting: None }, &Living::from([("a".to_owned(), 1), ("b".to_owned(), 2)]));
+        assert_eq!((side.opened, side.failed, side.eligible, side.alive, side.gone), (5, 1, 3, 1, 2));
+        assert_eq!(side.lost, Ends { closed: 0, reset: 1, silent: 1 });
+        assert_eq!(side.ended, Ends { closed: 0, reset: 1, silent: 1 });
+        assert_eq!((side.longest_wait_ms, side.examples.len()), (20.0, 3));
+        assert!(!side.whole());
+    }
+}

@@ -1,0 +1,135 @@
+//! What connections survive: everything that changes who serves, under open connections, beside the path that a cluster has
+//! today under the very same fault.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! # use sheave_tests::{lab::Lab, scenario::{self, survive}};
+//! let scene = scenario::deploy(&Lab::attach("lab")?, 2)?;
+//! let scenario = survive::SCENARIOS.iter().find(|one| one.name == "drain of each node").unwrap();
+//! let survival = (scenario.run)(&scene, &survive::Setup::default())?;
+//! println!("{} of {}", survival.sheave.alive, survival.sheave.eligible);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! How it counts. Two addresses with the same pods behind them: Sheave's, and one that a node answers for and kube-proxy
+//! forwards ([`today`]). Each has its own connections, and clients that open new ones. At the end every pod is asked who it
+//! is: a connection is *eligible* if its pod, started when it was started then, is still there; it must be alive. The pods of
+//! the others are gone: they must have ended, by the server's FIN or by a reset; one that is silent is a defect. New
+//! connections may fail within 300 ms of a fault that nobody announced (a loss of power, a kill); else never.
+//!
+//! Read: [`watch`] (the clients) → [`judge`] (what became of their connections) → [`whole`] (what must be true before) →
+//! [`workload`] (the Deployment) → the scenarios in [`nodes`], [`pods`], [`drain`], [`speakers`], [`tables`], [`late`],
+//! [`random`].
+
+pub mod drain;
+pub mod judge;
+pub mod late;
+pub mod nodes;
+pub mod pods;
+pub mod random;
+pub mod speakers;
+pub mod tables;
+pub mod today;
+pub mod watch;
+pub mod whole;
+pub mod workload;
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::deploy::Scene;
+pub use judge::Side;
+use watch::Watch;
+
+/// What the caller chooses.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub connections: u16,
+    /// Also measure the path that a cluster has today.
+    pub compare: bool,
+    /// Which repetition this is, from 0: some scenarios strike another node each time.
+    pub repetition: usize,
+    /// How long random changes go on.
+    pub minutes: f64,
+    /// Of random changes; each repetition adds its number.
+    pub seed: u64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { connections: 200, compare: true, repetition: 0, minutes: 10.0, seed: 1 }
+    }
+}
+
+/// What clients saw of one scenario.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Survival {
+    pub sheave: Side,
+    pub today: Option<Side>,
+    /// What else was measured: name with unit → value.
+    pub figures: BTreeMap<String, f64>,
+    /// What happened, with seconds from the first fault.
+    pub story: Vec<String>,
+    /// What did not come about within its time although clients were watched to the end.
+    pub trouble: Option<String>,
+}
+
+/// A scenario by its name.
+#[derive(Clone, Copy)]
+pub struct Scenario {
+    pub name: &'static str,
+    /// Of the lab it needs.
+    pub nodes: u8,
+    /// Short ones are repeated as often as asked for, long ones once.
+    pub repeated: bool,
+    pub run: fn(&Scene, &Setup) -> Result<Survival>,
+}
+
+/// In the order of the list in issue 4.
+pub const SCENARIOS: [Scenario; 22] = [
+    scenario("node back after 5 s", nodes::back_after_5_s),
+    scenario("node back after 30 s", nodes::back_after_30_s),
+    scenario("three nodes, one after the other", nodes::one_after_the_other),
+    Scenario { nodes: 5, ..scenario("owner and another node at once", nodes::two_at_once) },
+    scenario("6 to 12 to 3 pods", pods::scaled),
+    scenario("rolling update", pods::rolled),
+    scenario("owner lost in a rolling update", pods::rolled_while_owner_is_lost),
+    scenario("drain of each node", drain::each_node),
+    scenario("speakers restarted in turn", speakers::in_turn),
+    scenario("speakers killed at once", speakers::killed_at_once),
+    scenario("speakers deleted at once", speakers::deleted_at_once),
+    scenario("speakers upgraded", speakers::upgraded),
+    scenario("kube-proxy restarted", tables::kube_proxy_restarted),
+    scenario("kube-proxy changes its mode", tables::kube_proxy_mode),
+    scenario("kube-proxy's rules flushed", tables::kube_proxy_flushed),
+    scenario("nftables table deleted", tables::nft_deleted),
+    scenario("XDP link detached", tables::xdp_detached),
+    scenario("XDP pin removed", tables::xdp_unpinned),
+    scenario("API lost on one node, pods scaled", late::scaled),
+    scenario("API lost on one node, pods rolled", late::rolled),
+    scenario("to no pods and back", pods::to_none_and_back),
+    Scenario { repeated: false, ..scenario("random changes", random::changes) },
+];
+
+const fn scenario(name: &'static str, run: fn(&Scene, &Setup) -> Result<Survival>) -> Scenario {
+    Scenario { name, nodes: 3, repeated: true, run }
+}
+
+/// Makes the cluster whole, watches clients while `work` makes things happen, and judges.
+fn survive(
+    scene: &Scene,
+    setup: &Setup,
+    options: watch::Options,
+    work: impl FnOnce(&mut Watch<'_>) -> Result<()>,
+) -> Result<Survival> {
+    whole::make_whole(scene)?;
+    let mut watch = Watch::start(scene, setup, options)?;
+    let worked = work(&mut watch);
+    // What the clients saw is worth more than a sentence about what was waited for.
+    let mut survival = watch.finish()?;
+    survival.trouble = worked.err().map(|error| format!("{error:#}"));
+    Ok(survival)
+}

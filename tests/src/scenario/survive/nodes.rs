@@ -1,0 +1,85 @@
+//! Nodes lose power and come back.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::watch::{Options, Watch};
+use super::{Setup, Survival, survive};
+use crate::lab::Fault;
+use crate::scenario::deploy::Scene;
+use crate::scenario::settle::{wait_holder, wait_nodes_down, wait_speakers};
+
+/// The owner in one repetition, another node in the next.
+pub fn back_after_5_s(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    back_after(scene, setup, Duration::from_secs(5))
+}
+
+/// As long as the cluster needs to notice, and to take the node's pods out of the Service.
+pub fn back_after_30_s(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    back_after(scene, setup, Duration::from_secs(30))
+}
+
+/// Each is back, and so are its pods, before the next one loses power. What ends is opened anew: at the end every connection
+/// to the first two has lived through the loss of the others.
+pub fn one_after_the_other(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options { reopen: true, ..Options::default() }, |watch| {
+        for node in &scene.nodes {
+            watch.power_off(&[node])?;
+            sleep(LOST_FOR);
+            power_on(watch, node)?;
+        }
+        Ok(())
+    })
+}
+
+/// Of five nodes. Both are back at the end.
+pub fn two_at_once(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options::default(), |watch| {
+        let owner = wait_holder(scene, &scene.nodes)?;
+        let others: Vec<_> = scene.nodes.iter().filter(|node| **node != owner).collect();
+        let other = others[setup.repetition % others.len()];
+        watch.power_off(&[&owner, other])?;
+        let left: Vec<_> = others.into_iter().filter(|node| *node != other).cloned().collect();
+        wait_nodes_down(scene, &left, 2.0)?;
+        sleep(LOST_FOR);
+        power_on(watch, &owner)?;
+        power_on(watch, other)
+    })
+}
+
+fn back_after(scene: &Scene, setup: &Setup, time: Duration) -> Result<Survival> {
+    survive(scene, setup, Options::default(), |watch| {
+        let node = struck(scene, setup)?;
+        watch.power_off(&[&node])?;
+        sleep(time);
+        power_on(watch, &node)
+    })
+}
+
+/// The owner in even repetitions, another node in odd ones.
+pub fn struck(scene: &Scene, setup: &Setup) -> Result<String> {
+    let owner = wait_holder(scene, &scene.nodes)?;
+    if setup.repetition.is_multiple_of(2) {
+        return Ok(owner);
+    }
+    scene.nodes.iter().find(|node| **node != owner).cloned().context("a second node")
+}
+
+/// Waits until the node and its pods are back, and its speaker serves and is known to all others; then until what was
+/// moved has been moved.
+pub fn power_on(watch: &mut Watch<'_>, node: &str) -> Result<()> {
+    let (scene, began) = (watch.scene, Instant::now());
+    watch.note(&format!("power for {node}"));
+    scene.lab.fault(Fault::PowerOn { node: node.to_owned() })?;
+    scene.lab.wait_back(node)?;
+    wait_speakers(scene)?;
+    watch.note(&format!("{node} and its pods are back after {:.1} s", began.elapsed().as_secs_f64()));
+    sleep(SETTLES);
+    Ok(())
+}
+
+const LOST_FOR: Duration = Duration::from_secs(3);
+/// Well after a node's return: it is ready for new flows some moments after its speaker.
+const SETTLES: Duration = Duration::from_secs(3);

@@ -1,0 +1,67 @@
+//! The Deployment changes: more pods, fewer, others, none.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::nodes::power_on;
+use super::watch::Options;
+use super::workload::{restart, scale, wait_rolled_out};
+use super::{Setup, Survival, survive};
+use crate::scenario::deploy::Scene;
+use crate::scenario::settle::wait_holder;
+
+/// 6 → 12 → 3 on three nodes of two pods: twice as many, then a quarter of that.
+pub fn scaled(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options::default(), |watch| {
+        let pods = scene.nodes.len() * scene.pods_per_node;
+        for replicas in [pods * 2, pods / 2] {
+            watch.order(&format!("{replicas} pods"))?;
+            scale(scene, replicas)?;
+            wait_rolled_out(scene)?;
+            sleep(BETWEEN);
+        }
+        Ok(())
+    })
+}
+
+/// Every pod is replaced: the connections of each end when it ends, and are opened anew.
+pub fn rolled(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options { reopen: true, ..Options::default() }, |watch| {
+        watch.order("every pod is replaced")?;
+        restart(scene)?;
+        wait_rolled_out(scene)
+    })
+}
+
+/// The owner loses power when the first pods have been replaced, and is back before the update can end.
+pub fn rolled_while_owner_is_lost(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options { reopen: true, ..Options::default() }, |watch| {
+        let owner = wait_holder(scene, &scene.nodes)?;
+        watch.order("every pod is replaced")?;
+        restart(scene)?;
+        sleep(IN_THE_MIDDLE);
+        watch.power_off(&[&owner])?;
+        sleep(LOST_FOR);
+        power_on(watch, &owner)?;
+        wait_rolled_out(scene)
+    })
+}
+
+/// Nobody is left to answer, then all are back. Every connection ends; new ones are opened only at the end.
+pub fn to_none_and_back(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options { reopen: true, new_connections: false, ..Options::default() }, |watch| {
+        watch.order("no pods")?;
+        scale(scene, 0)?;
+        wait_rolled_out(scene)?;
+        sleep(BETWEEN);
+        watch.note("all pods");
+        scale(scene, scene.nodes.len() * scene.pods_per_node)?;
+        wait_rolled_out(scene)
+    })
+}
+
+const BETWEEN: Duration = Duration::from_secs(2);
+const IN_THE_MIDDLE: Duration = Duration::from_secs(3);
+const LOST_FOR: Duration = Duration::from_secs(8);

@@ -1,0 +1,282 @@
+//! Whatever can happen, at random moments, with many connections: the same seed makes the same choices.
+//!
+//! At most one node is without power at a time, and at most one is cut off from the API server, drained, or has a frozen
+//! speaker. What takes time (the return of a node, a drain) goes on while other things happen.
+
+use std::collections::BTreeMap;
+use std::thread::{self, JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use sha2::{Digest, Sha256};
+
+use super::watch::{Options, Watch};
+use super::workload::{restart, scale, wait_rolled_out};
+use super::{Setup, Survival, survive, whole};
+use crate::lab::{Fault, Lab, ProxyMode};
+use crate::scenario::deploy::Scene;
+use crate::scenario::settle::wait_speakers;
+
+/// For as long as the setup says. Connections whose pod has ended are replaced: the number stays.
+pub fn changes(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    let options = Options { reopen: true, interval_ms: INTERVAL_MS, ..Options::default() };
+    survive(scene, setup, options, |watch| {
+        let mut chaos = Chaos::new(scene, setup.seed + setup.repetition as u64);
+        let until = Instant::now() + Duration::from_secs_f64(setup.minutes * 60.0);
+        watch.fault(&format!("seed {}", chaos.random.seed))?;
+        while Instant::now() < until {
+            chaos.step(watch)?;
+            sleep(Duration::from_millis(chaos.random.between(500, 5000)));
+        }
+        chaos.end(watch)
+    })
+}
+
+/// What goes on, and what comes next.
+struct Chaos<'a> {
+    scene: &'a Scene,
+    random: Random,
+    /// Faults that end by another one, at a time.
+    pending: Vec<Pending>,
+    /// What takes time, with the node it happens to.
+    running: Vec<(String, JoinHandle<Result<()>>)>,
+    /// Nodes without a speaker, and since when.
+    speechless: BTreeMap<String, Instant>,
+    done: usize,
+    failed: usize,
+}
+
+struct Pending {
+    at: Instant,
+    node: String,
+    kind: Kind,
+    ends: Vec<Fault>,
+}
+
+/// Only one of each kind at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Power,
+    Api,
+    Drain,
+    Frozen,
+}
+
+impl<'a> Chaos<'a> {
+    fn new(scene: &'a Scene, seed: u64) -> Self {
+        let random = Random { seed, drawn: 0 };
+        let (pending, running, speechless) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { scene, random, pending, running, speechless, done: 0, failed: 0 }
+    }
+
+    /// Ends what is due, then makes one thing happen. A fault that cannot be made now (there is no speaker to kill) is noted.
+    fn step(&mut self, watch: &mut Watch<'_>) -> Result<()> {
+        self.end_due(watch, Instant::now())?;
+        self.help_speakers(watch);
+        let action = self.random.below(ACTIONS);
+        let node = self.scene.nodes[self.random.below(self.scene.nodes.len())].clone();
+        let seconds = self.random.between(1, 25);
+        // All draws are made before anything is looked at: the seed alone decides what is tried.
+        let number = self.random.below(usize::MAX);
+        if let Err(error) = self.act(watch, action, node, Duration::from_secs(seconds), number) {
+            self.failed += 1;
+            watch.note(&format!("could not be done: {error:#}"));
+        }
+        self.done += 1;
+        Ok(())
+    }
+
+    fn act(&mut self, watch: &mut Watch<'_>, action: usize, node: String, time: Duration, number: usize) -> Result<()> {
+        let (scene, lab) = (self.scene, &self.scene.lab);
+        let powered = !self.busy(&node, Kind::Power);
+        let whole = self.whole_speakers();
+        match action {
+            0 | 1 if !self.any(Kind::Power) => {
+                watch.power_off(&[&node])?;
+                self.ends_later(time, &node, Kind::Power, vec![Fault::PowerOn { node: node.clone() }]);
+                Ok(())
+            }
+            2 => {
+                let replicas = 3 + number % 10;
+                watch.note(&format!("{replicas} pods"));
+                scale(scene, replicas)
+            }
+            3 => {
+                watch.note("every pod is replaced");
+                restart(scene)
+            }
+            4 if powered && !self.any(Kind::Drain) => {
+                watch.note(&format!("{node} is drained"));
+                watch.leaving(&node)?;
+                lab.fault(Fault::Exclude { node: node.clone() })?;
+                let drain = Fault::Drain { node: node.clone() };
+                self.goes_on(&node, lab.clone(), drain);
+                let ends = vec![Fault::Uncordon { node: node.clone() }, Fault::Include { node: node.clone() }];
+                self.ends_later(time, &node, Kind::Drain, ends);
+                Ok(())
+            }
+            5 if powered && whole => {
+                watch.fault(&format!("the speaker of {node} is killed"))?;
+                lab.fault(Fault::KillSpeaker { node })
+            }
+            6 if whole && !self.any(Kind::Power) => {
+                watch.fault("every speaker is killed")?;
+                lab.fault(Fault::KillAllSpeakers)
+            }
+            7 if powered && !self.any(Kind::Frozen) && whole => {
+                watch.fault(&format!("the speaker of {node} is frozen"))?;
+                lab.fault(Fault::StopSpeaker { node: node.clone() })?;
+                self.ends_later(
+                    time.min(FROZEN_AT_MOST),
+                    &node,
+                    Kind::Frozen,
+                    vec![Fault::ContSpeaker { node: node.clone() }],
+                );
+                Ok(())
+            }
+            8 if powered => {
+                watch.note(&format!("the speaker of {node} is deleted"));
+                let delete = Fault::DeleteSpeakerPod { node: node.clone() };
+                self.goes_on(&node, lab.clone(), delete);
+                Ok(())
+            }
+            9 if powered && whole => {
+                watch.fault(&format!("the nftables table of {node} is deleted"))?;
+                lab.fault(Fault::NftDelete { node })
+            }
+            10 if powered && whole => {
+                watch.fault(&format!("the XDP link of {node} is detached"))?;
+                lab.fault(if number.is_multiple_of(2) { Fault::XdpDetach { node } } else { Fault::XdpUnpin { node } })
+            }
+            11 if powered => {
+                watch.note(&format!("kube-proxy of {node} starts anew"));
+                let mode = if number.is_multiple_of(2) { ProxyMode::Nftables } else { ProxyMode::Iptables };
+                lab.fault(Fault::KubeProxyMode { node, mode })
+            }
+            12 if powered => {
+                watch.note(&format!("kube-proxy's rules on {node} are flushed"));
+                lab.fault(Fault::KubeProxyFlush { node })
+            }
+            13 if powered && !self.any(Kind::Api) => {
+                watch.note(&format!("{node} and the API server do not hear each other"));
+                lab.fault(Fault::ApiCut { node: node.clone() })?;
+                self.ends_later(time, &node, Kind::Api, vec![Fault::ApiHeal { node: node.clone() }]);
+                Ok(())
+            }
+            // Not now.
+            _ => Ok(()),
+        }
+    }
+
+    fn end_due(&mut self, watch: &mut Watch<'_>, now: Instant) -> Result<()> {
+        let (due, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.pending).into_iter().partition(|one| one.at <= now);
+        self.pending = later;
+        for Pending { node, kind, ends, .. } in due {
+            watch.note(&format!("{node}: {kind:?} ends"));
+            for end in ends {
+                // What it ends may have ended with the node's power.
+                if let Err(error) = self.scene.lab.fault(end) {
+                    watch.note(&format!("{node}: {error:#}"));
+                }
+            }
+            if kind == Kind::Power {
+                let (lab, name) = (self.scene.lab.clone(), node.clone());
+                self.running.push((node, thread::spawn(move || lab.wait_back(&name))));
+            }
+        }
+        self.running.retain(|(_, thread)| !thread.is_finished());
+        Ok(())
+    }
+
+    /// kubelet starts what dies often ever more slowly: after some time the pod is replaced.
+    fn help_speakers(&mut self, watch: &mut Watch<'_>) {
+        let lab = &self.scene.lab;
+        let missing = |node: &&String| lab.speaker(node).is_ok_and(|found| found.is_none());
+        let missing: Vec<_> = self.scene.nodes.iter().filter(missing).cloned().collect();
+        self.speechless.retain(|node, _| missing.contains(node));
+        for node in missing {
+            let since = *self.speechless.entry(node.clone()).or_insert_with(Instant::now);
+            if since.elapsed() > SPEECHLESS_AT_MOST && !self.busy(&node, Kind::Api) {
+                watch.note(&format!("the speaker pod of {node} is replaced"));
+                self.speechless.remove(&node);
+                self.goes_on(&node, lab.clone(), Fault::DeleteSpeakerPod { node: node.clone() });
+            }
+        }
+    }
+
+    /// Everything ends and comes to rest.
+    fn end(mut self, watch: &mut Watch<'_>) -> Result<()> {
+        watch.note("no more changes");
+        for pending in &mut self.pending {
+            pending.at = Instant::now();
+        }
+        self.end_due(watch, Instant::now())?;
+        for (_, thread) in self.running.drain(..) {
+            // An error here was noted by its effect: what follows waits for the whole cluster.
+            let _ = thread.join();
+        }
+        watch.figure("changes", self.done as f64);
+        watch.figure("changes that could not be made", self.failed as f64);
+        let scene = self.scene;
+        scale(scene, scene.nodes.len() * scene.pods_per_node)?;
+        scene.nodes.iter().try_for_each(|node| scene.lab.wait_back(node))?;
+        whole::speakers(scene)?;
+        wait_speakers(scene)?;
+        wait_rolled_out(scene)?;
+        sleep(AFTERWARDS);
+        Ok(())
+    }
+
+    fn ends_later(&mut self, time: Duration, node: &str, kind: Kind, ends: Vec<Fault>) {
+        self.pending.push(Pending { at: Instant::now() + time, node: node.to_owned(), kind, ends });
+    }
+
+    fn goes_on(&mut self, node: &str, lab: Lab, fault: Fault) {
+        self.running.push((node.to_owned(), thread::spawn(move || lab.fault(fault))));
+    }
+
+    /// Whether something of this kind goes on anywhere; a node that is coming back has not got its power back yet.
+    fn any(&self, kind: Kind) -> bool {
+        self.pending.iter().any(|one| one.kind == kind) || (kind == Kind::Power && !self.running.is_empty())
+    }
+
+    fn busy(&self, node: &str, kind: Kind) -> bool {
+        self.pending.iter().any(|one| one.kind == kind && one.node == node)
+            || self.running.iter().any(|(name, _)| name == node)
+    }
+
+    /// Whether every node with power has a speaker that runs: what only a speaker mends is broken only then, and speakers are
+    /// killed only then.
+    fn whole_speakers(&self) -> bool {
+        let frozen = self.any(Kind::Frozen);
+        let there = |node: &&String| self.scene.lab.speaker(node).is_ok_and(|found| found.is_some());
+        !frozen && self.scene.nodes.iter().filter(|node| !self.busy(node, Kind::Power)).all(|node| there(&node))
+    }
+}
+
+/// The hash of a seed and a count.
+struct Random {
+    seed: u64,
+    drawn: u64,
+}
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.drawn += 1;
+        let hash = Sha256::digest([self.seed.to_be_bytes(), self.drawn.to_be_bytes()].concat());
+        (u64::from_be_bytes(hash[..8].try_into().expect("eight bytes")) % end as u64) as usize
+    }
+
+    fn between(&mut self, from: u64, to: u64) -> u64 {
+        from + self.below((to - from) as usize) as u64
+    }
+}
+
+const ACTIONS: usize = 14;
+/// A thousand connections make 10 000 packets a second at the clients, each way.
+const INTERVAL_MS: u64 = 100;
+const SPEECHLESS_AT_MOST: Duration = Duration::from_secs(15);
+/// Longer, and its liveness probe ends it.
+const FROZEN_AT_MOST: Duration = Duration::from_secs(10);
+const AFTERWARDS: Duration = Duration::from_secs(5);

@@ -1,0 +1,179 @@
+//! The clients of a scenario while it goes on: for each address connections that are held, and new ones being opened.
+
+use std::collections::BTreeMap;
+use std::thread::{self, sleep};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+
+use super::judge::{Side, judge, living};
+use super::today::Today;
+use super::{Setup, Survival};
+use crate::lab::{ClientKind, Fault, Lab};
+use crate::scenario::deploy::Scene;
+use crate::scenario::settle::{forget_neighbours, wait_holder};
+use crate::traffic::clock::{milliseconds, now_ns};
+use crate::traffic::report::{ConnectReport, HoldReport};
+use crate::traffic::{self, Running};
+
+/// How clients behave in a scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Connections that end are replaced: for scenarios in which every pod ends at some time.
+    pub reopen: bool,
+    /// Whether new connections are opened all the time: not where there is nobody to answer for a while.
+    pub new_connections: bool,
+    pub interval_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { reopen: false, new_connections: true, interval_ms: RECORD_INTERVAL_MS }
+    }
+}
+
+/// From the first connection to the verdict.
+pub struct Watch<'a> {
+    pub scene: &'a Scene,
+    sheave: Clients,
+    today: Option<(Clients, Today)>,
+    first_fault_ns: Option<u64>,
+    figures: BTreeMap<String, f64>,
+    story: Vec<String>,
+}
+
+impl<'a> Watch<'a> {
+    /// Returns when all connections are open. Both addresses are at the same node then.
+    pub fn start(scene: &'a Scene, setup: &Setup, options: Options) -> Result<Self> {
+        let today = match setup.compare {
+            true => Some(Today::start(scene, &wait_holder(scene, &scene.nodes)?)?),
+            false => None,
+        };
+        forget_neighbours(scene)?;
+        // One after the other: they choose their source ports by the clock.
+        let sheave = Clients::start(&scene.lab, &scene.tcp(), setup.connections, options)?;
+        let today = match today {
+            Some(today) => Some((Clients::start(&scene.lab, &today.tcp(), setup.connections, options)?, today)),
+            None => None,
+        };
+        sleep(BEFORE);
+        Ok(Self { scene, sheave, today, first_fault_ns: None, figures: BTreeMap::new(), story: Vec::new() })
+    }
+
+    /// Something happens now of which nobody was told before: new connections may fail for a moment.
+    pub fn fault(&mut self, what: &str) -> Result<()> {
+        let now = now_ns();
+        self.sheave.mark(now)?;
+        if let Some((clients, _)) = &mut self.today {
+            clients.mark(now)?;
+        }
+        self.first_fault_ns.get_or_insert(now);
+        self.note(what);
+        Ok(())
+    }
+
+    /// Something is ordered that all parts have time to prepare for. The first thing that happens is always marked, so that
+    /// pauses are counted from there.
+    pub fn order(&mut self, what: &str) -> Result<()> {
+        if self.first_fault_ns.is_none() {
+            return self.fault(what);
+        }
+        self.note(what);
+        Ok(())
+    }
+
+    /// Unannounced, these nodes lose power: all cables first. The other address leaves them as soon as Sheave's does.
+    pub fn power_off(&mut self, nodes: &[&String]) -> Result<()> {
+        for node in nodes {
+            self.leaving(node)?;
+        }
+        let names: Vec<_> = nodes.iter().map(|node| node.as_str()).collect();
+        self.fault(&format!("{} without power", names.join(" and ")))?;
+        if nodes.len() > 1 {
+            nodes.iter().try_for_each(|node| self.scene.lab.fault(Fault::Cut { node: (*node).clone() }))?;
+        }
+        nodes.iter().try_for_each(|node| self.scene.lab.fault(Fault::PowerOff { node: (*node).clone() }))
+    }
+
+    /// A node is going to lose its address: today's path follows Sheave's.
+    pub fn leaving(&mut self, node: &str) -> Result<()> {
+        let scene = self.scene;
+        self.today.as_mut().map_or(Ok(()), |(_, today)| today.leaving(scene, node))
+    }
+
+    pub fn figure(&mut self, name: &str, value: f64) {
+        self.figures.insert(name.to_owned(), value);
+    }
+
+    pub fn note(&mut self, what: &str) {
+        let seconds = self.first_fault_ns.map_or(0.0, |first| milliseconds(first, now_ns()) / 1e3);
+        self.story.push(format!("{seconds:6.1} s: {what}"));
+    }
+
+    /// Watches for a while longer, then asks the clients, then the pods who they are.
+    pub fn finish(mut self) -> Result<Survival> {
+        sleep(AFTER);
+        self.note("the report");
+        let Self { scene, sheave, today, figures, story, .. } = self;
+        // At the same time: a connection that is silent is waited for.
+        let (sheave, today) = thread::scope(|scope| {
+            let today = today.map(|(clients, today)| (scope.spawn(move || clients.report()), today));
+            let sheave = sheave.report()?;
+            let joined = today.map(|(reports, today)| match reports.join() {
+                Ok(reports) => Ok((reports?, today)),
+                Err(_) => Err(anyhow!("the report of today's path panicked")),
+            });
+            anyhow::Ok((sheave, joined.transpose()?))
+        })?;
+        let living = living(scene)?;
+        let today = match today {
+            Some((reports, today)) => Some(Side { moved_to: today.finish()?, ..judge(&reports, &living) }),
+            None => None,
+        };
+        Ok(Survival { sheave: judge(&sheave, &living), today, figures, story, trouble: None })
+    }
+}
+
+struct Clients {
+    held: Running<HoldReport>,
+    connecting: Option<Running<ConnectReport>>,
+}
+
+/// What they tell.
+pub struct Reports {
+    pub held: HoldReport,
+    pub connecting: Option<ConnectReport>,
+}
+
+impl Clients {
+    fn start(lab: &Lab, to: &str, connections: u16, options: Options) -> Result<Self> {
+        let (connections, interval) = (connections.to_string(), options.interval_ms.to_string());
+        let mut hold = vec!["hold", "--to", to, "--connections", &connections, "--interval-ms", &interval];
+        hold.extend(options.reopen.then_some("--reopen"));
+        let connect = ["connect", "--to", to, "--interval-ms", CONNECT_INTERVAL_MS];
+        Ok(Self {
+            held: traffic::start(lab, ClientKind::Segment, &hold)?,
+            connecting: match options.new_connections {
+                true => Some(traffic::start(lab, ClientKind::Segment, &connect)?),
+                false => None,
+            },
+        })
+    }
+
+    fn mark(&mut self, at_ns: u64) -> Result<()> {
+        self.held.mark_at(at_ns)?;
+        self.connecting.as_mut().map_or(Ok(()), |running| running.mark_at(at_ns))
+    }
+
+    fn report(self) -> Result<Reports> {
+        // New connections first: they would go on failing or not while the others are asked.
+        let connecting = self.connecting.map(Running::report).transpose()?;
+        Ok(Reports { held: self.held.report()?, connecting })
+    }
+}
+
+/// Between two records on one connection: twice 200 of them make 8 000 packets a second at the clients, each way.
+const RECORD_INTERVAL_MS: u64 = 50;
+const CONNECT_INTERVAL_MS: &str = "20";
+const BEFORE: Duration = Duration::from_millis(300);
+const AFTER: Duration = Duration::from_millis(2000);
