@@ -1,9 +1,12 @@
-//! Three namespaces: client - node - pods, and what can be done in them. Gone with the value, also on a panic.
+//! A client and one or two nodes with their pods, each in a namespace, and what can be done in them. Gone with the value, also
+//! on a panic.
 //!
 //! ```text
-//! client eth0 192.0.2.5 --- eth0 192.0.2.11 node pods0 10.99.0.1 --- eth0 10.99.0.2, 10.99.0.3 pods
+//! client eth0 192.0.2.5 -+- eth0 192.0.2.11 node a, pods0 10.99.1.1 --- eth0 10.99.1.2, 10.99.1.3 pods of a
+//!   (a bridge)           +- eth0 192.0.2.12 node b, pods0 10.99.2.1 --- eth0 10.99.2.2, 10.99.2.3 pods of b
 //! ```
-//! The client reaches the VIPs by a route through the node: that is what a dispatcher's MAC rewrite amounts to.
+//! The client reaches the VIPs by a route through node a: that is what a dispatcher's MAC rewrite amounts to. Before each node's
+//! chains stands a stand-in for XDP, which marks what is for a VIP, see [`Node::mark`].
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,121 +15,69 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ebpf_common::{Ask, Mark, Travel};
 use sheave_tests::lab::netns;
 use socket2::{Domain, Protocol, Socket, Type};
-use speaker_core::backend::{Plan, Uplink, ruleset};
+use speaker_core::backend::{Guard, Plan, Uplink, ruleset};
 use speaker_core::view::{
-    Affinity, Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol as Ip, Service, View,
-    VirtualIp,
+    Affinity, Conditions, Endpoint, EndpointSlice, Node as NodeView, Object, ObjectName, Port, Protocol as Ip, Service,
+    View, VirtualIp,
 };
+
+use crate::packet;
 
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 5);
 pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
 pub const OTHER_VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 201);
-pub const PODS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 2), Ipv4Addr::new(10, 99, 0, 3)];
+/// Of node a.
+pub const PODS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 1, 2), Ipv4Addr::new(10, 99, 1, 3)];
+/// Of node b.
+pub const PODS_B: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 2, 2), Ipv4Addr::new(10, 99, 2, 3)];
+/// The slots of the nodes, as their marks name them.
+pub const A: u16 = 1;
+pub const B: u16 = 2;
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
 pub struct World {
     client: String,
-    node: String,
+    pub a: Node,
+    pub b: Option<Node>,
+}
+
+pub struct Node {
+    name: String,
     pods: String,
+    slot: u16,
 }
 
 impl World {
-    /// Pods answer on 8080 TCP and 5353 UDP; nothing translates yet.
+    /// One node. Pods answer on 8080 TCP and 5353 UDP; nothing translates yet.
     pub fn new(test: &str) -> Self {
         let name = |part: &str| format!("backend-{}-{test}-{part}", std::process::id());
-        let world = Self { client: name("client"), node: name("node"), pods: name("pods") };
-        world.build().expect("three namespaces");
-        for address in PODS {
-            world.serve(address).expect("pods that listen");
-        }
+        let world =
+            Self { client: name("client"), a: Node { name: name("a"), pods: name("a-pods"), slot: A }, b: None };
+        netns::create(&world.client).expect("a namespace");
+        let routes = format!("route add {VIP} via 192.0.2.11\nroute add {OTHER_VIP} via 192.0.2.11\n");
+        let bridge = "link add eth0 type bridge\naddr add 192.0.2.5/24 dev eth0\nlink set eth0 up\n";
+        netns::ip(&world.client, &format!("{bridge}{routes}")).expect("a client");
+        // Else the bridge's frames pass netfilter twice.
+        netns::sysctl(&world.client, &[("bridge/bridge-nf-call-iptables", "0")]).expect("a client");
+        world.a.build(&world.client, PODS).expect("node a");
         world
     }
 
-    fn build(&self) -> Result<()> {
-        let Self { client, node, pods } = self;
-        for name in [client, node, pods] {
-            netns::create(name)?;
-        }
-        netns::ip(node, &format!("link add eth0 type veth peer name eth0 netns {client}\n"))?;
-        netns::ip(node, &format!("link add pods0 type veth peer name eth0 netns {pods}\n"))?;
-        netns::ip(client, "addr add 192.0.2.5/24 dev eth0\nlink set eth0 up\n")?;
-        netns::ip(client, &format!("route add {VIP} via 192.0.2.11\nroute add {OTHER_VIP} via 192.0.2.11\n"))?;
-        netns::ip(node, "addr add 192.0.2.11/24 dev eth0\nlink set eth0 up\n")?;
-        netns::ip(node, "addr add 10.99.0.1/24 dev pods0\nlink set pods0 up\n")?;
-        netns::ip(pods, "addr add 10.99.0.2/24 dev eth0\naddr add 10.99.0.3/24 dev eth0\nlink set eth0 up\n")?;
-        netns::ip(pods, "route add default via 10.99.0.1\n")?;
-        netns::sysctl(node, &[("ipv4/ip_forward", "1"), ("netfilter/nf_conntrack_tcp_loose", "1")])?;
-        self.redirects("0")
+    /// Two nodes; packets of flows that node a does not know may be node b's.
+    pub fn pair(test: &str) -> Self {
+        let mut world = Self::new(test);
+        let name = |part: &str| format!("backend-{}-{test}-{part}", std::process::id());
+        let node = Node { name: name("b"), pods: name("b-pods"), slot: B };
+        world.b.insert(node).build(&world.client, PODS_B).expect("node b");
+        world.a.mark(Mark { ask: Ask::First, quiet: false, slot: B });
+        world
     }
 
-    pub fn redirects(&self, value: &str) -> Result<()> {
-        netns::sysctl(&self.node, &[("ipv4/conf/all/send_redirects", value), ("ipv4/conf/eth0/send_redirects", value)])
-    }
-
-    /// ICMP redirects that the node has sent, from /proc/net/snmp.
-    pub fn redirects_sent(&self) -> u64 {
-        let read = || Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?);
-        let text = netns::inside(&self.node, read).unwrap();
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Icmp: "));
-        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-        let mut columns = names.split(' ').zip(values.split(' '));
-        let column = columns.find(|(name, _)| *name == "OutRedirects").expect("a counter of redirects");
-        column.1.parse().expect("a number")
-    }
-
-    /// Commands of ip(8) on the node.
-    pub fn node_ip(&self, batch: &str) {
-        netns::ip(&self.node, batch).unwrap();
-    }
-
-    /// One transaction on the node.
-    pub fn nft(&self, text: &str) {
-        self.run_nft(&["-f", "-"], text).unwrap();
-    }
-
-    pub fn apply(&self, plan: &Plan) {
-        self.nft(&ruleset::replace(plan));
-    }
-
-    /// Packets per named counter of a table.
-    pub fn counters(&self, table: &str) -> BTreeMap<String, u64> {
-        let json = self.run_nft(&["-j", "list", "counters", "table", "ip", table], "").unwrap();
-        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-        let counters = json["nftables"].as_array().unwrap().iter().filter_map(|item| item.get("counter"));
-        counters.map(|c| (c["name"].as_str().unwrap().into(), c["packets"].as_u64().unwrap())).collect()
-    }
-
-    fn run_nft(&self, arguments: &[&str], input: &str) -> Result<String> {
-        let mut command = Command::new("nft");
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        netns::enter(&mut command, &self.node)?;
-        let mut child = command.spawn().context("start nft (Debian package nftables)")?;
-        child.stdin.take().context("piped")?.write_all(input.as_bytes())?;
-        let output = child.wait_with_output()?;
-        if !output.status.success() {
-            bail!("{}\n{input}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    fn serve(&self, address: Ipv4Addr) -> Result<()> {
-        let tcp = netns::inside(&self.pods, || Ok(TcpListener::bind((address, 8080))?))?;
-        let udp = netns::inside(&self.pods, || Ok(UdpSocket::bind((address, 5353))?))?;
-        answer_tcp(tcp);
-        std::thread::spawn(move || {
-            let mut buffer = [0; 64];
-            while let Ok((length, from)) = udp.recv_from(&mut buffer) {
-                let _ = udp.send_to(format!("{from} {}", String::from_utf8_lossy(&buffer[..length])).as_bytes(), from);
-            }
-        });
-        Ok(())
-    }
-
-    /// A process of the node itself, on all its addresses.
-    pub fn serve_on_node(&self, port: u16) {
-        answer_tcp(netns::inside(&self.node, || Ok(TcpListener::bind(("0.0.0.0", port))?)).unwrap());
+    pub fn b(&self) -> &Node {
+        self.b.as_ref().expect("a pair")
     }
 
     pub fn connect(&self, vip: Ipv4Addr, port: u16) -> std::io::Result<Connection> {
@@ -157,14 +108,207 @@ impl World {
         socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         socket
     }
+
+    /// What the client sends to a VIP goes to this node from now on.
+    pub fn dispatch_to(&self, node: &Node) {
+        let route = |vip| format!("route replace {vip} via {}\n", node.address());
+        netns::ip(&self.client, &format!("{}{}", route(VIP), route(OTHER_VIP))).unwrap();
+    }
+
+    /// One transaction at the client.
+    pub fn client_nft(&self, text: &str) {
+        run_nft(&self.client, &["-f", "-"], text).unwrap();
+    }
+}
+
+impl Node {
+    fn build(&self, client: &str, addresses: [Ipv4Addr; 2]) -> Result<()> {
+        let Self { name, pods, slot } = self;
+        for name in [name, pods] {
+            netns::create(name)?;
+        }
+        netns::ip(name, &format!("link add eth0 type veth peer name node{slot} netns {client}\n"))?;
+        netns::ip(client, &format!("link set node{slot} master eth0\nlink set node{slot} up\n"))?;
+        netns::ip(name, &format!("link add pods0 type veth peer name eth0 netns {pods}\n"))?;
+        netns::ip(name, &format!("addr add {}/24 dev eth0\nlink set eth0 up\n", self.address()))?;
+        netns::ip(name, &format!("addr add 10.99.{slot}.1/24 dev pods0\nlink set pods0 up\n"))?;
+        let [first, second] = addresses;
+        netns::ip(pods, &format!("addr add {first}/24 dev eth0\naddr add {second}/24 dev eth0\nlink set eth0 up\n"))?;
+        netns::ip(pods, &format!("route add default via 10.99.{slot}.1\n"))?;
+        netns::sysctl(name, &[("ipv4/ip_forward", "1"), ("netfilter/nf_conntrack_tcp_loose", "1")])?;
+        self.redirects("0")?;
+        self.mark(Mark::NOBODY);
+        addresses.into_iter().try_for_each(|address| self.serve(address))
+    }
+
+    pub fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(192, 0, 2, 10 + self.slot as u8)
+    }
+
+    /// Stands in for XDP: packets to a VIP get this mark, SYNs and what travels get [`Mark::NOBODY`], loud or quiet.
+    pub fn mark(&self, mark: Mark) {
+        self.mark_travelling(mark, Mark::NOBODY);
+    }
+
+    /// As [`Node::mark`]; what travels has this one to ask next.
+    pub fn mark_travelling(&self, mark: Mark, next: Mark) {
+        let mac = |mark: Mark| mark.mac().map(|byte| format!("{byte:02x}")).join(":");
+        let (nobody, first) = (mac(Mark::NOBODY), mac(mark));
+        let (loud, quiet) = (mac(next), mac(Mark { quiet: true, ..next }));
+        let hops = (1..=4).map(|hop| {
+            let [loud, quiet] = [false, true].map(|quiet| Travel { hop, quiet }.ttl());
+            format!("ip ttl {loud} counter name hop{hop}\nip ttl {quiet} counter name quiet{hop}\n")
+        });
+        let hops: String = hops.collect();
+        let counters: String =
+            (1..=4).map(|hop| format!("counter hop{hop} {{ }}\ncounter quiet{hop} {{ }}\n")).collect();
+        self.nft(&format!(
+            "add table netdev xdp
+             delete table netdev xdp
+             table netdev xdp {{
+                 {counters}
+                 chain travelling {{
+                     {hops}
+                     ip frag-off set ip frag-off & 0x7fff
+                     ip ttl <= 16 ether saddr set {loud} accept
+                     ether saddr set {quiet} accept
+                 }}
+                 chain ingress {{
+                     type filter hook ingress device \"eth0\" priority 0; policy accept;
+                     ip daddr != {{ {VIP}, {OTHER_VIP} }} accept
+                     ether type ip ip frag-off & 0x8000 != 0 goto travelling
+                     tcp flags & (syn | ack) == syn ether saddr set {nobody} accept
+                     ether saddr set {first}
+                 }}
+             }}"
+        ));
+    }
+
+    /// As if XDP were not attached.
+    pub fn unmark(&self) {
+        self.nft("delete table netdev xdp");
+    }
+
+    /// Packets that came here with so many hops behind them, by `hop1`, `quiet1` and so on; those that did not come left out.
+    pub fn travelled(&self) -> BTreeMap<String, u64> {
+        let mut counters = counters(&self.name, "netdev", "xdp");
+        counters.retain(|_, packets| *packets > 0);
+        counters
+    }
+
+    /// Entries of conntrack, of any kind.
+    pub fn conntrack_entries(&self) -> u64 {
+        let read = || Ok(std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count")?);
+        netns::inside(&self.name, read).unwrap().trim().parse().expect("a number")
+    }
+
+    /// Conntrack forgets everything.
+    pub fn flush_conntrack(&self) {
+        netns::inside(&self.name, || packet::flush_conntrack()).unwrap();
+    }
+
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        netns::sysctl(&self.name, &[(key, value)])
+    }
+
+    /// No pod answers, and nobody says so.
+    pub fn cut_pods_off(&self) {
+        netns::ip(&self.pods, "link set eth0 down\n").unwrap();
+    }
+
+    pub fn redirects(&self, value: &str) -> Result<()> {
+        netns::sysctl(&self.name, &[("ipv4/conf/all/send_redirects", value), ("ipv4/conf/eth0/send_redirects", value)])
+    }
+
+    /// ICMP redirects that the node has sent, from /proc/net/snmp.
+    pub fn redirects_sent(&self) -> u64 {
+        let read = || Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?);
+        let text = netns::inside(&self.name, read).unwrap();
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Icmp: "));
+        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+        let mut columns = names.split(' ').zip(values.split(' '));
+        let column = columns.find(|(name, _)| *name == "OutRedirects").expect("a counter of redirects");
+        column.1.parse().expect("a number")
+    }
+
+    /// Commands of ip(8).
+    pub fn ip(&self, batch: &str) {
+        netns::ip(&self.name, batch).unwrap();
+    }
+
+    /// One transaction.
+    pub fn nft(&self, text: &str) {
+        run_nft(&self.name, &["-f", "-"], text).unwrap();
+    }
+
+    pub fn apply(&self, plan: &Plan) {
+        self.nft(&ruleset::replace(plan));
+    }
+
+    /// Packets per named counter of a table of family ip.
+    pub fn counters(&self, table: &str) -> BTreeMap<String, u64> {
+        counters(&self.name, "ip", table)
+    }
+
+    pub fn guard(&self, guard: Guard) -> u64 {
+        self.counters(ruleset::TABLE)[guard.label()]
+    }
+
+    /// The counters of our table that are not 0.
+    pub fn guards(&self) -> BTreeMap<String, u64> {
+        let mut counters = self.counters(ruleset::TABLE);
+        counters.retain(|_, packets| *packets > 0);
+        counters
+    }
+
+    fn serve(&self, address: Ipv4Addr) -> Result<()> {
+        let tcp = netns::inside(&self.pods, || Ok(TcpListener::bind((address, 8080))?))?;
+        let udp = netns::inside(&self.pods, || Ok(UdpSocket::bind((address, 5353))?))?;
+        answer_tcp(tcp);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((length, from)) = udp.recv_from(&mut buffer) {
+                let said = String::from_utf8_lossy(&buffer[..length]);
+                let _ = udp.send_to(format!("{address} {from} {said}").as_bytes(), from);
+            }
+        });
+        Ok(())
+    }
+
+    /// A process of the node itself, on all its addresses.
+    pub fn serve_on_node(&self, port: u16) {
+        answer_tcp(netns::inside(&self.name, || Ok(TcpListener::bind(("0.0.0.0", port))?)).unwrap());
+    }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        for name in [&self.client, &self.node, &self.pods] {
+        let nodes = [Some(&self.a), self.b.as_ref()];
+        let names = nodes.into_iter().flatten().flat_map(|node| [&node.name, &node.pods]);
+        for name in names.chain([&self.client]) {
             let _ = netns::delete(name);
         }
     }
+}
+
+fn counters(namespace: &str, family: &str, table: &str) -> BTreeMap<String, u64> {
+    let json = run_nft(namespace, &["-j", "list", "counters", "table", family, table], "").unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let counters = json["nftables"].as_array().unwrap().iter().filter_map(|item| item.get("counter"));
+    counters.map(|c| (c["name"].as_str().unwrap().into(), c["packets"].as_u64().unwrap())).collect()
+}
+
+fn run_nft(namespace: &str, arguments: &[&str], input: &str) -> Result<String> {
+    let mut command = Command::new("nft");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    netns::enter(&mut command, namespace)?;
+    let mut child = command.spawn().context("start nft (Debian package nftables)")?;
+    child.stdin.take().context("piped")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("{}\n{input}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// An open connection; the pod's first line says who it is and whom it sees.
@@ -188,6 +332,26 @@ impl Connection {
         self.stream.local_addr().unwrap()
     }
 
+    /// Whether so many bytes come back, sent in one go: more than fit into a packet, so that the kernel handles them in lumps.
+    pub fn carries(&mut self, bytes: usize) -> bool {
+        let mut sender = self.stream.try_clone().unwrap();
+        let sent = std::thread::spawn(move || sender.write_all(&vec![7; bytes]));
+        let mut received = vec![0; bytes];
+        let complete = self.stream.read_exact(&mut received).is_ok() && received.iter().all(|&byte| byte == 7);
+        sent.join().unwrap().is_ok() && complete
+    }
+
+    /// Ends it with a reset.
+    pub fn abort(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// What becomes of a byte that is sent.
+    pub fn fate(&mut self) -> Option<std::io::ErrorKind> {
+        let mut byte = [0];
+        self.stream.write_all(b"x").and_then(|()| self.stream.read_exact(&mut byte)).err().map(|error| error.kind())
+    }
+
     /// Whether a byte still comes back.
     pub fn is_alive(&mut self) -> bool {
         let mut byte = [0];
@@ -208,7 +372,7 @@ fn answer_tcp(listener: TcpListener) {
     });
 }
 
-/// What the node's speaker would have: both VIPs serve 80 TCP and 53 UDP, with these pods on this node.
+/// What a node's speaker would have: both VIPs serve 80 TCP and 53 UDP, with these pods on this node.
 pub fn plan(pods: &[Ipv4Addr], affinity: Affinity) -> Plan {
     let name = ObjectName::new("default", "web");
     let ports = |tcp, udp| {
@@ -220,11 +384,12 @@ pub fn plan(pods: &[Ipv4Addr], affinity: Affinity) -> Plan {
     let slice = EndpointSlice { service: "web".into(), ports: ports(8080, 5353), endpoints };
     let vip = VirtualIp { pool: "pool".into(), services: vec![name.clone()] };
     let view = View::from(vec![
-        Object::Node("node".into(), Node { address: Ipv4Addr::new(192, 0, 2, 11), ready: true, excluded: false }),
+        Object::Node("node".into(), NodeView { address: Ipv4Addr::new(192, 0, 2, 11), ready: true, excluded: false }),
         Object::Service(name.clone(), Service { ports: ports(80, 53), affinity }),
         Object::EndpointSlice(name, slice),
         Object::VirtualIp(VIP, vip.clone()),
         Object::VirtualIp(OTHER_VIP, vip),
     ]);
-    Plan::new(&view, "node", Uplink::new("eth0").unwrap())
+    let peers = [(A, Ipv4Addr::new(192, 0, 2, 11)), (B, Ipv4Addr::new(192, 0, 2, 12))];
+    Plan::new(&view, "node", Uplink::new("eth0").unwrap()).with_peers(peers.into())
 }

@@ -187,7 +187,13 @@ fn chance(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t\ttype filter hook prerouting priority {CHANCE_PRIORITY}; policy accept;"));
     line(text, format_args!("\t\tiifname != \"{}\" accept", plan.uplink.as_str()));
     line(text, format_args!("\t\tip daddr != @vips accept"));
-    // Translated by us once, also before the pod has answered; an ICMP error counts as the flow that it quotes.
+    // Translated by us once: a flow of this node. Most packets go no further than this.
+    line(text, format_args!("\t\tct status & (dnat | assured) == (dnat | assured) accept"));
+    // The client has never confirmed what a pod of this node said, and this is no confirmation either: it is an answer to
+    // another node, which got the SYN first. Since Linux 6.1 conntrack lets it pass (`tcp_in_window`: "ACK is under the lower
+    // bound"), and our pod would end the client's connection with a reset.
+    line(text, format_args!("\t\tct status dnat {IS_ACK} goto unknown"));
+    // UDP also before the pod has answered; an ICMP error counts as the flow that it quotes.
     line(text, format_args!("\t\tct status dnat accept"));
     line(text, format_args!("\t\tgoto unknown"));
     line(text, format_args!("\t}}"));
@@ -298,6 +304,7 @@ const SLOT_MASK: [u8; 6] = [0, 0, 0, 0, 0xff, 0xff];
 
 const IS_SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 const NOT_SYN: &str = "tcp flags & (fin | syn | rst | ack) != syn";
+const IS_ACK: &str = "tcp flags & (fin | syn | rst | ack) == ack";
 const IS_FIN: &str = "tcp flags & (fin | syn | rst) == fin";
 
 /// Behind conntrack (-200), before our nat chain: a packet that is handed on leaves no entry.

@@ -1,0 +1,356 @@
+//! The second chance: two nodes, and packets of flows that the first one does not know. A stand-in marks packets as XDP would.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use ebpf_common::{Ask, Mark};
+use pnet_packet::tcp::TcpFlags;
+use socket2::{Protocol, Socket};
+use speaker_core::backend::{Guard, Plan, ruleset};
+use speaker_core::view::Affinity;
+
+use crate::packet::{Reply, icmp_error, initial_sequence, numbered_segment, receive, tcp_segment};
+use crate::world::{A, B, PATIENCE, PODS, PODS_B, VIP, World, plan};
+
+const FIRST_B: Mark = Mark { ask: Ask::First, quiet: false, slot: B };
+
+/// Both nodes have pods; packets go to node a, which may ask node b.
+fn pair(test: &str) -> World {
+    let world = World::pair(test);
+    world.a.apply(&plan(&PODS, Affinity::None));
+    world.b().apply(&plan(&PODS_B, Affinity::None));
+    world
+}
+
+/// What the client does while its packets go to node b.
+fn at_b<T>(world: &World, act: impl FnOnce() -> T) -> T {
+    world.dispatch_to(world.b());
+    let result = act();
+    world.dispatch_to(&world.a);
+    result
+}
+
+fn counts<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    counts.map(|(name, packets)| (name.to_owned(), packets)).into()
+}
+
+fn send(socket: &Socket, bytes: &[u8]) {
+    socket.send_to(bytes, &SocketAddr::from((VIP, 0)).into()).unwrap();
+}
+
+/// The pod that answers, if one does in time.
+fn ask(udp: &UdpSocket) -> std::io::Result<String> {
+    let mut buffer = [0; 64];
+    let length = udp.send(b"x").and_then(|_| udp.recv(&mut buffer))?;
+    let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    Ok(answer.split(' ').next().unwrap_or_default().to_owned())
+}
+
+/// The flags of what a VIP's port 80 says to the port that single segments are sent from; None: silence.
+fn answer(tcp: &Socket) -> Option<u8> {
+    loop {
+        if let Reply::Tcp { from: 80, to: 40001, flags } = receive(tcp, VIP)? {
+            return Some(flags);
+        }
+    }
+}
+
+fn wait_for(mut happened: impl FnMut() -> bool) {
+    let patience = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < patience, "it did not happen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn no_entries(world: &World) -> bool {
+    world.a.conntrack_entries() == 0 && world.b().conntrack_entries() == 0
+}
+
+#[test]
+fn a_flow_of_another_node_goes_on() {
+    let world = pair("chance");
+    let mut connection = at_b(&world, || world.connect(VIP, 80).unwrap());
+    let udp = world.client_udp();
+    udp.connect((VIP, 53)).unwrap();
+    at_b(&world, || ask(&udp).unwrap());
+    assert!(PODS_B.map(IpAddr::from).contains(&connection.pod.ip()));
+
+    assert!(connection.is_alive() && connection.carries(1 << 20));
+    ask(&udp).unwrap();
+    assert!(world.a.guard(Guard::HandedOn) > 20);
+    assert!(world.a.guards().keys().eq(["second_chance"]) && world.b().travelled().keys().eq(["hop1"]));
+    assert_eq!(world.b().guards(), counts([]));
+    assert_eq!(world.a.conntrack_entries(), 0, "nothing is remembered of what was handed on");
+}
+
+#[test]
+fn a_flow_of_this_node_stays() {
+    let world = pair("stays");
+    let mut connection = world.connect(VIP, 80).unwrap();
+    let udp = world.client_udp();
+    udp.connect((VIP, 53)).unwrap();
+    world.a.mark(Mark::NOBODY);
+    ask(&udp).unwrap();
+    world.a.mark(FIRST_B);
+    ask(&udp).unwrap();
+    assert!(connection.is_alive() && connection.carries(1 << 20));
+    assert_eq!((world.a.guards(), world.b().travelled()), (counts([]), counts([])));
+}
+
+#[test]
+fn what_nobody_knows_is_reset_in_the_end() {
+    let world = pair("nobody");
+    let tcp = world.client_raw(Protocol::TCP);
+    for (flags, expected) in [
+        (TcpFlags::ACK, TcpFlags::RST),
+        (TcpFlags::ACK | TcpFlags::PSH, TcpFlags::RST),
+        // Conntrack calls it invalid, which for once means nothing.
+        (TcpFlags::ACK | TcpFlags::FIN, TcpFlags::RST),
+        (TcpFlags::FIN, TcpFlags::RST | TcpFlags::ACK),
+    ] {
+        send(&tcp, &tcp_segment(40001, (VIP, 80), flags, true));
+        assert_eq!(answer(&tcp), Some(expected), "{flags:#x}");
+    }
+    assert_eq!(world.a.guards(), counts([("second_chance", 4)]));
+    assert_eq!((world.b().travelled(), world.b().guards()), (counts([("hop1", 4)]), counts([("guard_reset", 4)])));
+    assert!(no_entries(&world));
+}
+
+#[test]
+fn what_is_invalid_where_its_search_begins_is_never_answered() {
+    let world = pair("quiet");
+    let tcp = world.client_raw(Protocol::TCP);
+    // A reset, no flags at all, a SYN-ACK, a checksum that is wrong.
+    for flags in [TcpFlags::RST, TcpFlags::RST | TcpFlags::ACK, 0, TcpFlags::SYN | TcpFlags::ACK] {
+        send(&tcp, &tcp_segment(40001, (VIP, 80), flags, true));
+    }
+    send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::ACK, false));
+    send(&world.client_raw(Protocol::ICMPV4), &icmp_error((VIP, 80), 40001));
+    assert_eq!(answer(&tcp), None);
+    assert_eq!(world.a.guards(), counts([("second_chance", 6)]));
+    assert_eq!(world.b().travelled(), counts([("quiet1", 6)]));
+    assert_eq!(world.b().guards(), counts([("second_chance_quiet", 6)]));
+
+    // Beyond the window of a flow that this node has: it goes round and ends, and the flow goes on.
+    let mut connection = world.connect_from(40002, VIP, 80).unwrap();
+    let beyond = initial_sequence(&tcp, VIP).wrapping_add(1 << 30);
+    send(&tcp, &numbered_segment(40002, (VIP, 80), TcpFlags::ACK, beyond, true));
+    wait_for(|| world.b().guard(Guard::Quiet) == 7);
+    assert!(connection.is_alive());
+}
+
+/// With `nf_conntrack_tcp_loose` off every segment of an unknown flow is invalid: silence instead of a reset. Hence
+/// `Sysctls::require_tcp_loose`.
+#[test]
+fn without_loose_pickup_flows_are_found_but_not_reset() {
+    let world = pair("loose");
+    let mut connection = at_b(&world, || world.connect(VIP, 80).unwrap());
+    world.a.sysctl("netfilter/nf_conntrack_tcp_loose", "0").unwrap();
+    assert!(connection.is_alive());
+    let tcp = world.client_raw(Protocol::TCP);
+    send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::ACK, true));
+    send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::ACK | TcpFlags::FIN, true));
+    assert_eq!(answer(&tcp), Some(TcpFlags::RST), "the FIN");
+    assert_eq!(answer(&tcp), None, "the ACK");
+    assert_eq!(world.b().guard(Guard::Quiet), 1);
+}
+
+#[test]
+fn resets_and_icmp_errors_reach_the_pod() {
+    let world = pair("errors");
+    let connection = at_b(&world, || world.connect(VIP, 80).unwrap());
+    let port = connection.local().port();
+    send(&world.client_raw(Protocol::ICMPV4), &icmp_error((VIP, 80), port));
+    assert_eq!((world.b().travelled(), world.b().guards()), (counts([("quiet1", 1)]), counts([])));
+    connection.abort();
+    assert_eq!(world.b().travelled(), counts([("quiet1", 2)]));
+    assert_eq!((world.b().guards(), world.a.conntrack_entries()), (counts([]), 0));
+}
+
+#[test]
+fn a_udp_flow_that_nobody_knows_gets_its_home_at_the_primary() {
+    let world = pair("home");
+    world.b().mark_travelling(Mark::NOBODY, Mark { ask: Ask::Home, quiet: false, slot: A });
+    let udp = world.client_udp();
+    udp.connect((VIP, 53)).unwrap();
+    ask(&udp).unwrap();
+    assert_eq!((world.b().travelled(), world.a.travelled()), (counts([("hop1", 1)]), counts([("hop4", 1)])));
+    ask(&udp).unwrap();
+    assert_eq!(world.b().travelled(), counts([("hop1", 1)]), "known from the first packet on");
+    assert_eq!(world.b().conntrack_entries(), 0);
+
+    // No pod at home: refused by the primary.
+    world.a.apply(&plan(&[], Affinity::None));
+    let udp = world.client_udp();
+    udp.connect((VIP, 53)).unwrap();
+    assert_eq!(ask(&udp).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(world.a.guards(), counts([("second_chance", 1), ("guard_unreachable", 1)]));
+}
+
+/// A pod that only listens: its flows count as known before it has answered.
+#[test]
+fn a_udp_flow_without_an_answer_is_known() {
+    let world = pair("listener");
+    world.b().cut_pods_off();
+    let udp = world.client_udp();
+    udp.connect((VIP, 53)).unwrap();
+    at_b(&world, || udp.send(b"x").unwrap());
+    let (entries, guards) = (world.b().conntrack_entries(), world.b().guards());
+    udp.send(b"x").unwrap();
+    assert_eq!(world.b().travelled(), counts([("hop1", 1)]));
+    assert_eq!((world.b().conntrack_entries(), world.b().guards()), (entries, guards));
+}
+
+#[test]
+fn a_search_of_several_hops_counts_them() {
+    let world = pair("hops");
+    world.b().mark_travelling(Mark::NOBODY, Mark { ask: Ask::Next, quiet: false, slot: A });
+    let tcp = world.client_raw(Protocol::TCP);
+    send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::ACK, true));
+    assert_eq!(answer(&tcp), Some(TcpFlags::RST));
+    send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::RST, true));
+    assert_eq!(answer(&tcp), None);
+    assert_eq!(world.b().travelled(), counts([("hop1", 1), ("quiet1", 1)]));
+    assert_eq!(world.a.travelled(), counts([("hop2", 1), ("quiet2", 1)]));
+    let end = counts([("second_chance", 2), ("guard_reset", 1), ("second_chance_quiet", 1)]);
+    assert_eq!(world.a.guards(), end);
+
+    // Quiet to the last: what was invalid stays so on its way home.
+    world.b().mark_travelling(Mark::NOBODY, Mark { ask: Ask::Home, quiet: false, slot: A });
+    send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::RST, true));
+    assert_eq!(answer(&tcp), None);
+    assert_eq!(world.a.travelled(), counts([("hop2", 1), ("quiet2", 1), ("quiet4", 1)]));
+    assert!(no_entries(&world));
+}
+
+/// A retransmitted SYN goes by a newer ring to node a, whose pod answers too. The client confirms what node b's pod said: to
+/// node a's conntrack that is over or under the numbers of its half-open entry, by chance. Either way it is none of its own.
+#[test]
+fn a_repeated_syn_at_another_node_does_no_harm() {
+    let world = pair("halfopen");
+    for port in 40001..=40008 {
+        let tcp = world.client_raw(Protocol::TCP);
+        let mut connection = at_b(&world, || world.connect_from(port, VIP, 80).unwrap());
+        let sequence = initial_sequence(&tcp, VIP);
+        send(&tcp, &numbered_segment(port, (VIP, 80), TcpFlags::SYN, sequence, true));
+        assert_eq!(initial_sequence(&tcp, VIP), sequence, "the pod of node a has answered");
+        assert_eq!(connection.fate(), None, "{port}");
+        assert!(connection.carries(100_000));
+        // The pod of node a repeats its answer after a second.
+        if port == 40001 {
+            std::thread::sleep(Duration::from_millis(1200));
+            assert!(connection.is_alive());
+        }
+    }
+    assert!(world.a.guards().keys().eq(["second_chance"]));
+    assert_eq!(world.b().guards(), counts([]));
+    assert!(world.b().travelled().keys().eq(["hop1", "quiet1"]), "over and under: {:?}", world.b().travelled());
+}
+
+/// The same at the node that the client did confirm: the other one's entry does not matter.
+#[test]
+fn a_repeated_syn_may_also_win() {
+    let world = pair("wins");
+    let tcp = world.client_raw(Protocol::TCP);
+    // Node b's pod gets a SYN and its answer is lost on the way to the client, who begins again at node a.
+    world.client_nft(
+        "table netdev loss { chain ingress { type filter hook ingress device \"node2\" priority 0; ip saddr 192.0.2.200 drop; }; }",
+    );
+    at_b(&world, || send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::SYN, true)));
+    wait_for(|| world.b().conntrack_entries() == 1);
+    world.client_nft("delete table netdev loss");
+    let mut connection = world.connect_from(40001, VIP, 80).unwrap();
+    std::thread::sleep(Duration::from_millis(1200));
+    assert!(connection.is_alive() && connection.carries(100_000));
+    assert_eq!((world.a.guards(), world.b().guards()), (counts([]), counts([])));
+}
+
+#[test]
+fn without_marks_only_a_syn_begins_a_flow() {
+    let world = pair("unmarked");
+    let mut connection = world.connect(VIP, 80).unwrap();
+    let mut elsewhere = at_b(&world, || world.connect(VIP, 80).unwrap());
+    world.a.unmark();
+    assert!(connection.is_alive());
+    assert!(world.connect(VIP, 80).unwrap().is_alive());
+    let entries = world.a.conntrack_entries();
+
+    let tcp = world.client_raw(Protocol::TCP);
+    for flags in [TcpFlags::ACK, TcpFlags::ACK | TcpFlags::FIN, TcpFlags::RST] {
+        send(&tcp, &tcp_segment(40001, (VIP, 80), flags, true));
+    }
+    // No pod for this one.
+    send(&tcp, &tcp_segment(40001, (VIP, 81), TcpFlags::SYN, true));
+    assert_eq!(answer(&tcp), None);
+    world.client_udp().send_to(b"x", (VIP, 53)).unwrap();
+    assert_eq!(world.a.guards(), counts([("guard_unmarked", 5)]));
+    assert_eq!(world.a.conntrack_entries(), entries);
+    // Soon XDP is back: the flow of another node has heard nothing bad.
+    world.a.mark(FIRST_B);
+    assert!(elsewhere.is_alive() && connection.is_alive());
+}
+
+/// Node b is asked no more once its slot is gone, and again when it is back; no update harms a flow.
+#[test]
+fn peers_come_and_go_and_flows_stay() {
+    let world = pair("peers");
+    let all = plan(&PODS, Affinity::None);
+    let none = Plan { peers: BTreeMap::new(), ..all.clone() };
+    let change = |from: &Plan, to: &Plan| world.a.nft(&ruleset::update(from, to).expect("a difference"));
+    let mut here = world.connect(VIP, 80).unwrap();
+    let mut there = at_b(&world, || world.connect(VIP, 80).unwrap());
+    let tcp = world.client_raw(Protocol::TCP);
+
+    change(&all, &none);
+    assert!(here.is_alive());
+    send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::ACK, true));
+    assert_eq!(answer(&tcp), Some(TcpFlags::RST));
+    assert_eq!((world.a.guards(), world.b().travelled()), (counts([("guard_reset", 1)]), counts([])));
+    let without = Plan { second_chance: false, ..all.clone() };
+    change(&none, &without);
+    send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::ACK, true));
+    assert_eq!(answer(&tcp), Some(TcpFlags::RST));
+    assert!(here.is_alive());
+    change(&without, &none);
+    change(&none, &all);
+    assert!(here.is_alive() && there.is_alive());
+}
+
+/// The pod is gone with its network, the view says so, conntrack is told to forget: see `speaker/src/backend/forget.rs`.
+#[test]
+fn a_client_of_a_pod_that_is_gone_hears_of_it_with_its_next_packet() {
+    let world = pair("gone");
+    let mut connection = world.connect(VIP, 80).unwrap();
+    let udp = world.client_udp();
+    udp.connect((VIP, 53)).unwrap();
+    world.a.mark(Mark::NOBODY);
+    ask(&udp).unwrap();
+    world.a.mark(FIRST_B);
+    world.b().mark_travelling(Mark::NOBODY, Mark { ask: Ask::Home, quiet: false, slot: A });
+    world.a.cut_pods_off();
+    world.a.apply(&plan(&[], Affinity::None));
+    world.a.flush_conntrack();
+    let started = Instant::now();
+    // TCP is not asked for a home; the mark of the stand-in sends it there all the same.
+    assert_eq!(connection.fate(), Some(ErrorKind::ConnectionReset));
+    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+    // The client keeps its port; the row's primary is node b by now.
+    world.b().mark(Mark::NOBODY);
+    at_b(&world, || ask(&udp).unwrap());
+}
+
+#[test]
+fn a_udp_flow_that_conntrack_forgot_finds_its_pod_again() {
+    let world = pair("again");
+    world.a.mark(Mark::NOBODY);
+    for _ in 0..8 {
+        let udp = world.client_udp();
+        udp.connect((VIP, 53)).unwrap();
+        let pod = ask(&udp).unwrap();
+        world.a.flush_conntrack();
+        assert_eq!(ask(&udp).unwrap(), pod);
+    }
+}
