@@ -66,48 +66,41 @@ pub fn nobody(origin: Origin) -> Mark {
     Mark { quiet, ..Mark::NOBODY }
 }
 
-/// Who is asked next about a packet that belongs to a flow, the row's nodes in their order. `homeless`: if nobody knows the flow,
-/// it begins, at the primary.
+/// Who is asked next about a packet that belongs to a flow. `homeless`: if nobody knows the flow, it begins, at the primary.
+///
+/// Nodes need not agree on the order of a row: with three alternates that all know of, the second hop leaves one that has not
+/// been asked, whatever the orders. Where they do not agree on the nodes themselves (while a change spreads) each asks whom it
+/// knows; the hops are counted.
 #[inline(always)]
 fn ask(row: Row, own: u16, origin: Origin, homeless: bool) -> Mark {
     let Origin::Search { from, travel } = origin else {
         // The dispatcher is asked like any other: it sent the packet by its row, not by what its conntrack knows.
-        return match other(row, own) {
+        return match other(row.nodes(), own, 0) {
             0 => Mark::NOBODY,
             slot => Mark { ask: Ask::First, quiet: false, slot },
         };
     };
-    if travel.hop >= Travel::LAST {
-        return nobody(origin);
-    }
-    match behind(row, own, from) {
-        0 if homeless && row.primary() != own && row.primary() != 0 => {
-            Mark { ask: Ask::Home, quiet: travel.quiet, slot: row.primary() }
+    let [primary, alternates @ ..] = row.nodes();
+    let next = match travel.hop {
+        1 => other(row.nodes(), own, from),
+        // The primary was asked first.
+        2 => other(alternates, own, from),
+        _ => 0,
+    };
+    match next {
+        0 if homeless && travel.hop < Travel::LAST && primary != own && primary != 0 => {
+            Mark { ask: Ask::Home, quiet: travel.quiet, slot: primary }
         }
         0 => nobody(origin),
         slot => Mark { ask: Ask::Next, quiet: travel.quiet, slot },
     }
 }
 
-/// The first node of the row that is not this one; 0: none.
+/// The first of these nodes that is neither this one nor the one that sent the packet; 0: none.
 #[inline(always)]
-fn other(row: Row, own: u16) -> u16 {
-    for slot in row.nodes() {
-        if slot != 0 && slot != own {
-            return slot;
-        }
-    }
-    0
-}
-
-/// The next node behind this one in the row that is not `from`; 0: none, or this one is not in the row.
-#[inline(always)]
-fn behind(row: Row, own: u16, from: u16) -> u16 {
-    let mut passed = false;
-    for slot in row.nodes() {
-        if slot == own {
-            passed = true;
-        } else if passed && slot != 0 && slot != from {
+fn other<const N: usize>(nodes: [u16; N], own: u16, from: u16) -> u16 {
+    for slot in nodes {
+        if slot != 0 && slot != own && slot != from {
             return slot;
         }
     }

@@ -43,7 +43,7 @@ pub const REMOTE_SERVED: u16 = 93;
 /// Node 2, then this node, then nodes 4 and 3.
 pub const BETWEEN: u16 = 94;
 /// Node 2, then nodes 4 and 3, then this node.
-pub const BEHIND: u16 = 95;
+pub const LAST: u16 = 95;
 /// Nobody serves it.
 pub const UNSERVED: u16 = 9999;
 
@@ -78,7 +78,7 @@ pub fn world() -> HostTables {
         (ROW_OUT_OF_RANGE, 6, vec![Row::new(5000, [0; 3])]),
         (ALONE, 8, vec![Row::new(1, [0; 3])]),
         (BETWEEN, 9, vec![Row::new(2, [1, 4, 3])]),
-        (BEHIND, 10, vec![Row::new(2, [4, 3, 1])]),
+        (LAST, 10, vec![Row::new(2, [4, 3, 1])]),
     ];
     for (port, ring, rows) in rings {
         world.rings.insert(ring, rows);
