@@ -3,8 +3,11 @@
 //! Nothing is attached or pinned: all of it ends with the process. The way rings are created and put in place here is the one
 //! that user space uses (docs/dataplane.md, "Rings").
 
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapInfo, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::{Config, Lease, MacKey, Node, Own, Row, ServiceKey, ServiceValue, Verdict, VipValue, map};
@@ -114,6 +117,22 @@ impl Kernel {
         (0..counters.len()).map(|index| Ok(counters.get(&index, 0)?.iter().sum())).collect()
     }
 
+    /// The program, for a map of programs.
+    pub fn program_fd(&self) -> Result<BorrowedFd<'_>> {
+        Ok(self.program()?.fd()?.as_fd())
+    }
+
+    /// Bytes that each map takes, rings not counted.
+    pub fn memory(&self) -> Result<BTreeMap<String, u64>> {
+        let ids = self.program()?.info()?.map_ids()?.context("no map ids: Linux 4.15 has them")?;
+        ids.into_iter()
+            .map(|id| {
+                let name = MapInfo::from_id(id)?.name_as_str().context("a map without a name")?.to_owned();
+                Ok((name, map_memory(MapData::from_id(id)?.fd().as_fd())?))
+            })
+            .collect()
+    }
+
     fn test_run(&self, frame: &[u8], out: &mut [u8], repeat: u32) -> Result<(u32, usize)> {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
@@ -134,6 +153,13 @@ impl Kernel {
     fn array<V: aya::Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
         Ok(self.map(name)?.try_into()?)
     }
+}
+
+/// Bytes that a map takes, by the kernel's own count (exact since Linux 6.4).
+pub fn map_memory(map: BorrowedFd<'_>) -> Result<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:")).context("no memlock in fdinfo")?;
+    Ok(bytes.trim().parse()?)
 }
 
 /// CLOCK_BOOTTIME in nanoseconds: the clock of the lease.

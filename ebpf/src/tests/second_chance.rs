@@ -1,0 +1,233 @@
+//! Packets on their way through a cluster whose rings may say anything: every walk ends, and where the rings agree it ends where
+//! the flow is. Conntrack is a set of nodes that know the flow; the kernel's chains are [`hand_on`].
+
+use ebpf_common::{ALTERNATES, Ask, Config, Mark, Node, RESERVED_FLAG, Row, ServiceKey, ServiceValue, Travel};
+use proptest::prelude::*;
+
+use super::VIP;
+use crate::host::{HostFrame, HostTables};
+use crate::{checksum, walk};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8192))]
+
+    #[test]
+    fn every_walk_ends(cluster in clusters(), kind in kinds(), entry in 1..=NODES, invalid: bool) {
+        let walk = cluster.send(kind, entry, invalid)?;
+        prop_assert!(walk.hops <= usize::from(Travel::LAST), "{walk:?}");
+        if kind == Kind::Syn {
+            prop_assert!(walk.hops <= 1, "{walk:?}");
+        }
+        prop_assert_eq!(walk.quiet, invalid && walk.hops > 0 && !walk.known && kind != Kind::Syn && !walk.home);
+    }
+
+    #[test]
+    fn with_one_ring_a_packet_finds_its_flow(
+        mut cluster in clusters(),
+        kind in kinds(),
+        entry in 1..=NODES,
+        invalid: bool,
+    ) {
+        let row = distinct(cluster.rows[0]);
+        cluster.rows.fill(row);
+        let walk = cluster.send(kind, entry, invalid)?;
+        let place = row.nodes().iter().position(|slot| cluster.knows(*slot));
+        match place {
+            _ if kind == Kind::Syn => prop_assert_eq!((walk.end, walk.hops), (row.primary(), 0)),
+            // The first in the row is 0 hops away, the last alternate 3.
+            Some(place) => {
+                prop_assert!(walk.known && walk.hops <= place && place <= ALTERNATES, "{walk:?}");
+            }
+            // A new flow begins at the primary; whoever is last refuses a segment that nobody knows.
+            None if kind == Kind::Datagram => prop_assert_eq!((walk.end, walk.known), (row.primary(), false)),
+            None => prop_assert!(!walk.known),
+        }
+    }
+}
+
+const NODES: u16 = 6;
+
+/// Nodes 1 to 6.
+#[derive(Clone, Debug)]
+struct Cluster {
+    /// Of each node: its own idea of the flow's row.
+    rows: Vec<Row>,
+    /// Whether its conntrack knows the flow.
+    known: Vec<bool>,
+    /// Whether it has a pod.
+    served: Vec<bool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Syn,
+    Segment,
+    Datagram,
+    Error,
+}
+
+#[derive(Debug)]
+struct Walk {
+    /// The node whose kernel kept the packet.
+    end: u16,
+    known: bool,
+    quiet: bool,
+    /// It was handed back to the primary.
+    home: bool,
+    /// After the dispatch.
+    hops: usize,
+}
+
+fn clusters() -> impl Strategy<Value = Cluster> {
+    let nodes = usize::from(NODES);
+    let row = (1..=NODES, [0..=NODES, 0..=NODES, 0..=NODES]).prop_map(|(primary, rest)| Row::new(primary, rest));
+    let flags = |share| proptest::collection::vec(proptest::bool::weighted(share), nodes);
+    (proptest::collection::vec(row, nodes), flags(0.15), flags(0.5)).prop_map(|(rows, known, served)| Cluster {
+        rows,
+        known,
+        served,
+    })
+}
+
+/// As user space makes rows: no node twice.
+fn distinct(row: Row) -> Row {
+    let mut seen = vec![row.primary()];
+    Row::new(
+        row.primary(),
+        row.alternates().map(|slot| {
+            let new = !seen.contains(&slot);
+            seen.push(slot);
+            if new { slot } else { 0 }
+        }),
+    )
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    prop_oneof![Just(Kind::Syn), Just(Kind::Segment), Just(Kind::Datagram), Just(Kind::Error)]
+}
+
+impl Cluster {
+    /// From the client to the node `entry`, and on until a kernel keeps it.
+    fn send(&self, kind: Kind, entry: u16, invalid: bool) -> Result<Walk, TestCaseError> {
+        let sent = kind.frame();
+        let mut frame = HostFrame(sent.clone());
+        frame.0[..6].copy_from_slice(&mac(entry));
+        let (mut at, mut frames, mut dispatched, mut home) = (entry, 0, 0, false);
+        loop {
+            prop_assert!(frames <= 1 + usize::from(Travel::LAST), "no end at node {at}");
+            let verdict = walk(&mut frame, &self.tables(at));
+            let header: [u8; 20] = frame.0[14..34].try_into().expect("a header");
+            prop_assert_eq!(checksum::finish(checksum::sum(&header)), 0, "node {} breaks the checksum", at);
+            match verdict.fate() {
+                ebpf_common::Fate::Drop => prop_assert!(false, "node {at} drops it: {verdict:?}"),
+                ebpf_common::Fate::Tx => {
+                    prop_assert_eq!(&frame.0[6..12], &mac(at));
+                    dispatched = 1;
+                }
+                ebpf_common::Fate::Pass => {
+                    prop_assert!(frame.0[20] & 0x80 == 0, "no kernel sees the reserved flag");
+                    prop_assert!(
+                        frame.0[24..26] == header[10..12] && frame.0[26..] == sent[26..],
+                        "it is as it was sent"
+                    );
+                    let known = self.knows(at) && kind != Kind::Syn;
+                    let mark = mark(&frame);
+                    if known || mark.ask == Ask::Nobody {
+                        return Ok(Walk {
+                            end: at,
+                            known,
+                            quiet: mark.quiet && !known,
+                            home,
+                            hops: frames - dispatched,
+                        });
+                    }
+                    home |= mark.ask == Ask::Home;
+                    hand_on(&mut frame, at, mark, invalid);
+                }
+            }
+            frames += 1;
+            at = u16::from(frame.0[5]);
+        }
+    }
+
+    fn knows(&self, slot: u16) -> bool {
+        slot != 0 && self.known[usize::from(slot) - 1]
+    }
+
+    fn tables(&self, slot: u16) -> HostTables {
+        let mut tables = HostTables {
+            config: Config { mac: mac(slot), self_slot: u32::from(slot), ..Config::default() },
+            ..HostTables::default()
+        };
+        tables.vips.insert(VIP);
+        let at = usize::from(slot) - 1;
+        tables.rings.insert(1, vec![self.rows[at]]);
+        let flags = if self.served[at] { ServiceValue::SERVED_HERE } else { 0 };
+        for proto in [6, 17] {
+            let key = ServiceKey { addr: VIP, port: [0, 80], proto, pad: 0 };
+            tables.services.insert(key, ServiceValue { ring: 1, flags });
+        }
+        for peer in (1..=NODES).filter(|peer| *peer != slot) {
+            tables.nodes.insert(u32::from(peer), Node { addr: [0; 4], mac: mac(peer), pad: [0; 2] });
+            tables.peers.insert(mac(peer), peer);
+        }
+        tables
+    }
+}
+
+/// What the filter chain in nftables does with a packet of a flow that conntrack does not know (docs/dataplane.md).
+fn hand_on(frame: &mut HostFrame, at: u16, mark: Mark, invalid: bool) {
+    let ttl = match mark.ask {
+        Ask::Nobody => unreachable!("nobody is no node"),
+        Ask::First if invalid => 32,
+        Ask::First => 16,
+        Ask::Next => frame.0[22],
+        Ask::Home => 13,
+    };
+    frame.0[..6].copy_from_slice(&mac(mark.slot));
+    frame.0[6..12].copy_from_slice(&mac(at));
+    frame.0[20] |= RESERVED_FLAG.to_be_bytes()[0];
+    // `dup` takes one off.
+    frame.0[22] = ttl - 1;
+    fill_checksum(&mut frame.0);
+}
+
+fn mark(frame: &HostFrame) -> Mark {
+    let byte = frame.0[9];
+    let ask = [Ask::Nobody, Ask::First, Ask::Next, Ask::Home][usize::from(byte & !Mark::QUIET)];
+    let mark = Mark { ask, quiet: byte & Mark::QUIET != 0, slot: u16::from_be_bytes([frame.0[10], frame.0[11]]) };
+    assert_eq!(frame.0[6..12], mark.mac(), "up the stack there is a mark");
+    mark
+}
+
+fn mac(slot: u16) -> [u8; 6] {
+    [2, 0, 0, 0, 0, slot as u8]
+}
+
+impl Kind {
+    /// From the client by way of the router. The checksums of what follows the IP header are nobody's business here.
+    fn frame(self) -> Vec<u8> {
+        const CLIENT: [u8; 4] = [198, 51, 100, 7];
+        let tcp = |flags| [&[0x9c, 0x40, 0, 80][..], &[0; 8], &[0x50, flags], &[0; 6]].concat();
+        let (proto, rest) = match self {
+            Kind::Syn => (6, tcp(0x02)),
+            Kind::Segment => (6, tcp(0x10)),
+            Kind::Datagram => (17, vec![0x9c, 0x40, 0, 80, 0, 8, 0, 0]),
+            // It quotes a datagram from the VIP to the client.
+            Kind::Error => {
+                let quoted = [&[0x45, 0, 0, 28, 0, 0, 0x40, 0, 60, 17, 0, 0][..], &VIP, &CLIENT].concat();
+                (1, [&[3, 4, 0, 0, 0, 0, 5, 0][..], &quoted, &[0, 80, 0x9c, 0x40, 0, 8, 0, 0]].concat())
+            }
+        };
+        let header = [&[0x45, 0, 0, 20 + rest.len() as u8, 0, 0, 0x40, 0, 64, proto, 0, 0][..], &CLIENT, &VIP].concat();
+        let mut frame = [&mac(0)[..], &mac(99), &[8, 0], &header, &rest].concat();
+        fill_checksum(&mut frame);
+        frame
+    }
+}
+
+fn fill_checksum(frame: &mut [u8]) {
+    frame[24..26].fill(0);
+    let header: [u8; 20] = frame[14..34].try_into().expect("a header");
+    frame[24..26].copy_from_slice(&checksum::finish(checksum::sum(&header)).to_be_bytes());
+}
