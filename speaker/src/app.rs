@@ -85,6 +85,9 @@ async fn run_async(args: RunArgs) -> Result<()> {
     if let Err(error) = sysctls(&args.paths).disable_redirects(&uplink.name) {
         warn!(%error, "ICMP redirects are still on");
     }
+    if let Err(error) = sysctls(&args.paths).require_tcp_loose() {
+        warn!(%error, "clients of flows that are lost may hear nothing");
+    }
     let (commands, inbox) = Commands::channel()?;
     let (sync_sender, sync_receiver) = mpsc::unbounded_channel();
     let remembered = disk.load_forwarding();

@@ -1,8 +1,12 @@
-//! Turns ICMP redirects off while the speaker runs the node, and back on at uninstall.
+//! Kernel settings that the backend needs, while the speaker runs the node; put back at uninstall.
 //!
-//! A packet that is still addressed to a VIP is routed back out of the uplink until the guard refuses it. The kernel would
-//! send the client a redirect first (net/ipv4/ip_forward.c: `ip_rt_send_redirect` runs before the forward hook). A redirect is
-//! sent if the interface's setting or that of `all` says so (`IN_DEV_TX_REDIRECTS`), so both are set.
+//! ICMP redirects off: a packet that is still addressed to a VIP is routed back out of the uplink until the guard refuses it.
+//! The kernel would send the client a redirect first (net/ipv4/ip_forward.c: `ip_rt_send_redirect` runs before the forward
+//! hook). A redirect is sent if the interface's setting or that of `all` says so (`IN_DEV_TX_REDIRECTS`), so both are set.
+//!
+//! `nf_conntrack_tcp_loose` on, as it is by default: only then does conntrack tell a segment of a flow that it does not know
+//! (new) from one that contradicts a flow that it does know (invalid). The first is searched for and reset if nobody has it; the
+//! second must not be, so with the setting off clients of lost flows would hear nothing.
 //!
 //! The values found are kept in a file until uninstall. They are written down before anything is changed and never again in
 //! the same boot, so that a restarted speaker does not take its own value for the original. After a reboot the kernel has
@@ -47,23 +51,15 @@ impl Sysctls {
 
     /// Idempotent. Returns what had to be changed, as paths below the base.
     pub fn disable_redirects(&self, uplink: &str) -> Result<Vec<String>, SysctlError> {
-        let names = ["all", uplink].map(|device| format!("ipv4/conf/{device}/send_redirects"));
-        let mut remembered = self.load()?;
-        let mut differing = Vec::new();
-        for name in names {
-            let value = self.read(&name)?;
-            if value != OFF {
-                remembered.original.entry(name.clone()).or_insert(value);
-                differing.push(name);
-            }
+        self.set(&["all", uplink].map(|device| format!("ipv4/conf/{device}/{REDIRECTS}")))
+    }
+
+    /// Idempotent, as above. While the kernel has no conntrack there is nothing to set: it begins with the value that we need.
+    pub fn require_tcp_loose(&self) -> Result<Vec<String>, SysctlError> {
+        match self.set(&[TCP_LOOSE.into()]) {
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            outcome => outcome,
         }
-        if !differing.is_empty() {
-            self.store(&remembered)?;
-        }
-        for name in &differing {
-            self.write(name, OFF)?;
-        }
-        Ok(differing)
     }
 
     /// Puts back what is still as we left it, and forgets. What somebody else has changed since, and interfaces that are
@@ -73,7 +69,7 @@ impl Sysctls {
         let mut restored = Vec::new();
         for (name, value) in &remembered.original {
             match self.read(name) {
-                Ok(now) if now == OFF => {
+                Ok(now) if now == needed(name) => {
                     self.write(name, value)?;
                     restored.push(name.clone());
                 }
@@ -86,6 +82,25 @@ impl Sysctls {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.file)(source)),
             _ => Ok(restored),
         }
+    }
+
+    fn set(&self, names: &[String]) -> Result<Vec<String>, SysctlError> {
+        let mut remembered = self.load()?;
+        let mut differing = Vec::new();
+        for name in names {
+            let value = self.read(name)?;
+            if value != needed(name) {
+                remembered.original.entry(name.clone()).or_insert(value);
+                differing.push(name.clone());
+            }
+        }
+        if !differing.is_empty() {
+            self.store(&remembered)?;
+        }
+        for name in &differing {
+            self.write(name, needed(name))?;
+        }
+        Ok(differing)
     }
 
     /// What this boot's first speaker found. An unreadable file counts as none: worse than forgetting were not to start.
@@ -133,7 +148,13 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sysctl
     move |source| SysctlError { action, path, source }
 }
 
-const OFF: &str = "0";
+/// What a setting is set to.
+fn needed(name: &str) -> &'static str {
+    if name == TCP_LOOSE { "1" } else { "0" }
+}
+
+const REDIRECTS: &str = "send_redirects";
+const TCP_LOOSE: &str = "netfilter/nf_conntrack_tcp_loose";
 
 #[cfg(test)]
 mod tests {
@@ -198,6 +219,21 @@ mod tests {
         assert_eq!(fake.sysctls().disable_redirects("eth0.5").unwrap(), Vec::<String>::new());
         assert_eq!(fake.sysctls().restore().unwrap(), Vec::<String>::new());
         assert_eq!(fake.both(), ["0", "0"]);
+    }
+
+    #[test]
+    fn flows_that_are_unknown_can_be_told_from_invalid_ones() {
+        let fake = Fake::new("loose", "1", "0");
+        assert_eq!(fake.sysctls().require_tcp_loose().unwrap(), Vec::<String>::new(), "no conntrack yet");
+        let file = fake.0.join("net").join(TCP_LOOSE);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "0\n").unwrap();
+        fake.sysctls().disable_redirects("eth0.5").unwrap();
+        assert_eq!(fake.sysctls().require_tcp_loose().unwrap(), [TCP_LOOSE]);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "1");
+        assert_eq!(fake.sysctls().require_tcp_loose().unwrap(), Vec::<String>::new());
+        assert_eq!(fake.sysctls().restore().unwrap().len(), 2);
+        assert_eq!((fs::read_to_string(&file).unwrap().as_str(), fake.get("all").as_str()), ("0", "1"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use speaker_core::view::{
     VirtualIp,
 };
 
+use super::netfilter::{Netfilter, nested, plain};
 use super::*;
 
 const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -330,5 +331,54 @@ fn a_kernel_that_cannot_hand_packets_on_gets_the_rest() {
         let mut backend = Backend::new(Nft::new("nft"));
         backend.sync(with_peers(1)).await.unwrap();
         assert!(backend.second_chance());
+    });
+}
+
+/// An open TCP flow to port 80 of the VIP, as if it had been translated: IPCTNL_MSG_CT_NEW.
+fn insert(netfilter: &Netfilter, (address, port): (Ipv4Addr, u16), vip: Ipv4Addr) {
+    let tuple = |from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)| {
+        let addresses = [plain(1, &from.0.octets()), plain(2, &to.0.octets())].concat();
+        let ports = [plain(1, &[6]), plain(2, &from.1.to_be_bytes()), plain(3, &to.1.to_be_bytes())].concat();
+        [nested(1, &addresses), nested(2, &ports)].concat()
+    };
+    let entry = [
+        nested(1, &tuple((address, port), (vip, 80))),
+        nested(2, &tuple((vip, 80), (address, port))),
+        // CTA_NAT_DST, CTA_TIMEOUT, CTA_PROTOINFO.
+        nested(13, &plain(1, &POD.octets())),
+        plain(7, &600_u32.to_be_bytes()),
+        nested(4, &nested(1, &plain(1, &[3]))),
+    ];
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
+    netfilter.request(0x0100, flags, &entry.concat(), &mut |_| {}).unwrap();
+}
+
+/// The figures in docs/backend.md are what this prints with `--nocapture`.
+#[test]
+fn a_table_of_100_000_entries_is_read_and_cleared_in_time() {
+    in_namespace(|| async {
+        Nft::new("nft").apply("table ip nat { chain c { type nat hook prerouting priority -100; }; }").await.unwrap();
+        let netfilter = Netfilter::open().unwrap();
+        let other = Ipv4Addr::new(198, 51, 100, 1);
+        for n in 0..100_000_u32 {
+            let client = (Ipv4Addr::from_bits(0x0b00_0000 + n / 10_000), 1024 + (n % 10_000) as u16);
+            insert(&netfilter, client, if n < 10_000 { VIP } else { other });
+        }
+        let timed = |what: &str, expected: usize, work: &dyn Fn() -> std::io::Result<usize>| {
+            let started = Instant::now();
+            assert_eq!(work().unwrap(), expected, "{what}");
+            println!("{what}: {:.0?}", started.elapsed());
+            assert!(started.elapsed() < Duration::from_secs(4), "{what}: {:?}", started.elapsed());
+        };
+        let read = |vips: BTreeSet<Ipv4Addr>| conntrack::flows(&vips).map(|flows| flows.len());
+        let unused = |n: u8| (1..=n).map(|n| Ipv4Addr::new(203, 0, 113, n));
+        timed("none, of one VIP", 0, &|| read(unused(1).collect()));
+        timed("10,000, of one VIP", 10_000, &|| read(vips()));
+        timed("10,000, of four VIPs", 10_000, &|| read(unused(3).chain([VIP]).collect()));
+        timed("10,000, of a hundred VIPs", 10_000, &|| read(unused(99).chain([VIP]).collect()));
+        timed("100,000, of two VIPs", 100_000, &|| read([VIP, other].into()));
+        timed("10,000 forgotten", 10_000, &|| conntrack::forget(&vips(), |_| true));
+        assert_eq!(read(vips()).unwrap(), 0);
+        assert_eq!(read([other].into()).unwrap(), 90_000);
     });
 }

@@ -1,7 +1,7 @@
 //! View + this node -> what nftables does with packets that were dispatched here.
 //!
 //! [`Plan`] is the meaning, [`ruleset`] the text. Compare plans to learn whether anything changed.
-//! Read first: docs/dataplane.md, "Backend".
+//! Read first: docs/backend.md.
 
 pub mod flow;
 pub mod ruleset;
