@@ -77,7 +77,8 @@ pub struct VirtualIPStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<MicroTime>,
 
-    /// The term of the election that the owner won; only rises. A writer leaves a status with a higher term alone.
+    /// The term of the election that the owner won; rises as long as one speaker is left. A writer leaves a status with a higher
+    /// term and a later time alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub term: Option<i64>,

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
-use sheave_api::VirtualIP;
+use sheave_api::{VirtualIP, VirtualIPStatus};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -15,7 +16,7 @@ use tracing::{debug, warn};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
     /// This node won the VIP.
-    Owned { term: u64, since: k8s_openapi::jiff::Timestamp },
+    Owned { term: u64, since: Timestamp },
     /// This node let go and knows of no other owner.
     Unowned { reason: String },
 }
@@ -59,6 +60,12 @@ pub async fn run(client: Client, node: String, mut updates: mpsc::UnboundedRecei
     }
 }
 
+/// Whether the status names an owner that won later. Terms start again when all speakers have gone; then the time decides.
+fn is_newer(known: &VirtualIPStatus, term: i64, since: Timestamp) -> bool {
+    let later = || known.since.as_ref().is_some_and(|at| at.0 > since);
+    known.owner.is_some() && known.term.is_some_and(|newer| newer > term) && later()
+}
+
 /// Compares before it writes, under the object's resourceVersion: a late message of a former owner never hides a newer one.
 async fn write(api: &Api<VirtualIP>, node: &str, vip: Ipv4Addr, ownership: &Ownership) -> kube::Result<()> {
     let name = vip.to_string();
@@ -67,7 +74,7 @@ async fn write(api: &Api<VirtualIP>, node: &str, vip: Ipv4Addr, ownership: &Owne
     let status = match ownership {
         Ownership::Owned { term, since } => {
             let term = i64::try_from(*term).unwrap_or(i64::MAX);
-            if known.term.is_some_and(|newer| newer > term) && known.owner.is_some() {
+            if is_newer(&known, term, *since) {
                 return Ok(());
             }
             json!({ "owner": node, "term": term, "since": since.to_string(), "reason": null })
@@ -81,4 +88,24 @@ async fn write(api: &Api<VirtualIP>, node: &str, vip: Ipv4Addr, ownership: &Owne
     };
     let patch = json!({ "metadata": { "resourceVersion": current.metadata.resource_version }, "status": status });
     api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+    use super::*;
+
+    #[test]
+    fn a_late_message_is_told_from_terms_that_start_again() {
+        let at = |text: &str| text.parse::<Timestamp>().expect("a time");
+        let since = Some(MicroTime(at("2026-01-02T03:04:05.5Z")));
+        let known = VirtualIPStatus { owner: Some("n1".into()), term: Some(7), since, ..Default::default() };
+        // Won before, told later.
+        assert!(is_newer(&known, 6, at("2026-01-02T03:04:05.4Z")));
+        // Won later, by speakers that know of no term before.
+        assert!(!is_newer(&known, 1, at("2026-01-02T03:04:06Z")));
+        assert!(!is_newer(&known, 8, at("2026-01-02T03:04:05Z")));
+        assert!(!is_newer(&VirtualIPStatus { owner: None, ..known }, 1, at("2026-01-02T03:04:05Z")));
+    }
 }
