@@ -122,7 +122,8 @@ fn measure(arguments: &Arguments) -> Result<Runs> {
 }
 
 fn on_lab(arguments: &Arguments, lab: &Lab, chosen: &[&Scenario], runs: &mut Runs) -> Result<()> {
-    let scene = scenario::deploy(lab, 2)?;
+    // Every scenario waits for the whole cluster by itself, and mends one that was left in pieces.
+    let scene = scenario::deploy::apply(lab, 2)?;
     let proxy_mode = lab.state()?.plan.proxy_mode;
     for scenario in chosen {
         let times = if scenario.repeated { arguments.times } else { 1 };

@@ -33,6 +33,13 @@ pub struct Owner {
 
 /// Deploys and waits until everything is there: pods on all nodes, an address, an owner, and answers from every pod.
 pub fn deploy(lab: &Lab, pods_per_node: usize) -> Result<Scene> {
+    let scene = apply(lab, pods_per_node)?;
+    settle::settle(&scene)?;
+    Ok(scene)
+}
+
+/// Deploys, and waits for no more than an address and an owner.
+pub fn apply(lab: &Lab, pods_per_node: usize) -> Result<Scene> {
     let nodes = lab.node_names()?;
     let api = Api::open(lab)?;
     let (first, last) = plan::POOL;
@@ -45,7 +52,6 @@ pub fn deploy(lab: &Lab, pods_per_node: usize) -> Result<Scene> {
     let vip = wait_for("an address in the Service's status", LONG, || address_of(&api, SERVICE))?;
     let scene = Scene { lab: lab.clone(), api, vip, nodes, pods_per_node };
     wait_for("an owner in the status of the VirtualIP", LONG, || scene.owner())?;
-    settle::settle(&scene)?;
     Ok(scene)
 }
 

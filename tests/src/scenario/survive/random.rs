@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::watch::{Options, Watch};
 use super::workload::{restart, scale, wait_rolled_out};
 use super::{Setup, Survival, survive, whole};
-use crate::lab::{Fault, Lab, ProxyMode};
+use crate::lab::{Fault, ProxyMode};
 use crate::scenario::deploy::Scene;
 use crate::scenario::settle::wait_speakers;
 
@@ -39,11 +39,18 @@ struct Chaos<'a> {
     /// Faults that end by another one, at a time.
     pending: Vec<Pending>,
     /// What takes time, with the node it happens to.
-    running: Vec<(String, JoinHandle<Result<()>>)>,
+    running: Vec<(Kind, String, JoinHandle<Result<()>>)>,
     /// Nodes without a speaker, and since when.
     speechless: BTreeMap<String, Instant>,
     done: usize,
     failed: usize,
+}
+
+struct Choice {
+    action: usize,
+    node: String,
+    time: Duration,
+    number: usize,
 }
 
 struct Pending {
@@ -60,6 +67,7 @@ enum Kind {
     Api,
     Drain,
     Frozen,
+    Pod,
 }
 
 impl<'a> Chaos<'a> {
@@ -69,106 +77,104 @@ impl<'a> Chaos<'a> {
         Self { scene, random, pending, running, speechless, done: 0, failed: 0 }
     }
 
-    /// Ends what is due, then makes one thing happen. A fault that cannot be made now (there is no speaker to kill) is noted.
+    /// Ends what is due, then makes one thing happen: the first of some choices that can be made now.
     fn step(&mut self, watch: &mut Watch<'_>) -> Result<()> {
-        self.end_due(watch, Instant::now())?;
+        self.end_due(watch, Instant::now());
         self.help_speakers(watch);
-        let action = self.random.below(ACTIONS);
-        let node = self.scene.nodes[self.random.below(self.scene.nodes.len())].clone();
-        let seconds = self.random.between(1, 25);
-        // All draws are made before anything is looked at: the seed alone decides what is tried.
-        let number = self.random.below(usize::MAX);
-        if let Err(error) = self.act(watch, action, node, Duration::from_secs(seconds), number) {
-            self.failed += 1;
-            watch.note(&format!("could not be done: {error:#}"));
+        for _ in 0..CHOICES {
+            let choice = Choice {
+                action: self.random.below(ACTIONS),
+                node: self.scene.nodes[self.random.below(self.scene.nodes.len())].clone(),
+                time: Duration::from_millis(self.random.between(1000, 25_000)),
+                number: self.random.below(usize::MAX),
+            };
+            match self.act(watch, choice) {
+                Ok(false) => continue,
+                Ok(true) => self.done += 1,
+                Err(error) => {
+                    self.failed += 1;
+                    watch.note(&format!("could not be done: {error:#}"));
+                }
+            }
+            break;
         }
-        self.done += 1;
         Ok(())
     }
 
-    fn act(&mut self, watch: &mut Watch<'_>, action: usize, node: String, time: Duration, number: usize) -> Result<()> {
-        let (scene, lab) = (self.scene, &self.scene.lab);
+    /// Whether it can be done now.
+    fn act(&mut self, watch: &mut Watch<'_>, choice: Choice) -> Result<bool> {
+        let (scene, lab, Choice { action, node, time, number }) = (self.scene, &self.scene.lab, choice);
         let powered = !self.busy(&node, Kind::Power);
-        let whole = self.whole_speakers();
+        let spoken_for = !powered || !self.speakers_run();
+        let even = number.is_multiple_of(2);
         match action {
             0 | 1 if !self.any(Kind::Power) => {
                 watch.power_off(&[&node])?;
-                self.ends_later(time, &node, Kind::Power, vec![Fault::PowerOn { node: node.clone() }]);
-                Ok(())
+                self.ends_later(time, Kind::Power, &node, vec![Fault::PowerOn { node: node.clone() }]);
             }
             2 => {
                 let replicas = 3 + number % 10;
                 watch.note(&format!("{replicas} pods"));
-                scale(scene, replicas)
+                scale(scene, replicas)?;
             }
             3 => {
                 watch.note("every pod is replaced");
-                restart(scene)
+                restart(scene)?;
             }
             4 if powered && !self.any(Kind::Drain) => {
                 watch.note(&format!("{node} is drained"));
                 watch.leaving(&node)?;
                 lab.fault(Fault::Exclude { node: node.clone() })?;
-                let drain = Fault::Drain { node: node.clone() };
-                self.goes_on(&node, lab.clone(), drain);
+                self.goes_on(Kind::Drain, &node, Fault::Drain { node: node.clone() });
                 let ends = vec![Fault::Uncordon { node: node.clone() }, Fault::Include { node: node.clone() }];
-                self.ends_later(time, &node, Kind::Drain, ends);
-                Ok(())
+                self.ends_later(time, Kind::Drain, &node, ends);
             }
-            5 if powered && whole => {
+            5 if !spoken_for => {
                 watch.fault(&format!("the speaker of {node} is killed"))?;
-                lab.fault(Fault::KillSpeaker { node })
+                lab.fault(Fault::KillSpeaker { node })?;
             }
-            6 if whole && !self.any(Kind::Power) => {
+            6 if !spoken_for && !self.any(Kind::Power) => {
                 watch.fault("every speaker is killed")?;
-                lab.fault(Fault::KillAllSpeakers)
+                lab.fault(Fault::KillAllSpeakers)?;
             }
-            7 if powered && !self.any(Kind::Frozen) && whole => {
+            7 if !spoken_for => {
                 watch.fault(&format!("the speaker of {node} is frozen"))?;
                 lab.fault(Fault::StopSpeaker { node: node.clone() })?;
-                self.ends_later(
-                    time.min(FROZEN_AT_MOST),
-                    &node,
-                    Kind::Frozen,
-                    vec![Fault::ContSpeaker { node: node.clone() }],
-                );
-                Ok(())
+                let ends = vec![Fault::ContSpeaker { node: node.clone() }];
+                self.ends_later(time.min(FROZEN_AT_MOST), Kind::Frozen, &node, ends);
             }
-            8 if powered => {
+            8 if powered && !self.busy(&node, Kind::Pod) => {
                 watch.note(&format!("the speaker of {node} is deleted"));
-                let delete = Fault::DeleteSpeakerPod { node: node.clone() };
-                self.goes_on(&node, lab.clone(), delete);
-                Ok(())
+                self.goes_on(Kind::Pod, &node, Fault::DeleteSpeakerPod { node: node.clone() });
             }
-            9 if powered && whole => {
+            9 if !spoken_for => {
                 watch.fault(&format!("the nftables table of {node} is deleted"))?;
-                lab.fault(Fault::NftDelete { node })
+                lab.fault(Fault::NftDelete { node })?;
             }
-            10 if powered && whole => {
-                watch.fault(&format!("the XDP link of {node} is detached"))?;
-                lab.fault(if number.is_multiple_of(2) { Fault::XdpDetach { node } } else { Fault::XdpUnpin { node } })
+            10 if !spoken_for => {
+                watch.fault(&format!("the XDP link of {node} is {}", if even { "detached" } else { "unpinned" }))?;
+                lab.fault(if even { Fault::XdpDetach { node } } else { Fault::XdpUnpin { node } })?;
             }
             11 if powered => {
-                watch.note(&format!("kube-proxy of {node} starts anew"));
-                let mode = if number.is_multiple_of(2) { ProxyMode::Nftables } else { ProxyMode::Iptables };
-                lab.fault(Fault::KubeProxyMode { node, mode })
+                let mode = if even { ProxyMode::Nftables } else { ProxyMode::Iptables };
+                watch.note(&format!("kube-proxy of {node} starts anew: {mode}"));
+                lab.fault(Fault::KubeProxyMode { node, mode })?;
             }
             12 if powered => {
                 watch.note(&format!("kube-proxy's rules on {node} are flushed"));
-                lab.fault(Fault::KubeProxyFlush { node })
+                lab.fault(Fault::KubeProxyFlush { node })?;
             }
             13 if powered && !self.any(Kind::Api) => {
                 watch.note(&format!("{node} and the API server do not hear each other"));
                 lab.fault(Fault::ApiCut { node: node.clone() })?;
-                self.ends_later(time, &node, Kind::Api, vec![Fault::ApiHeal { node: node.clone() }]);
-                Ok(())
+                self.ends_later(time, Kind::Api, &node, vec![Fault::ApiHeal { node: node.clone() }]);
             }
-            // Not now.
-            _ => Ok(()),
+            _ => return Ok(false),
         }
+        Ok(true)
     }
 
-    fn end_due(&mut self, watch: &mut Watch<'_>, now: Instant) -> Result<()> {
+    fn end_due(&mut self, watch: &mut Watch<'_>, now: Instant) {
         let (due, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.pending).into_iter().partition(|one| one.at <= now);
         self.pending = later;
@@ -182,11 +188,10 @@ impl<'a> Chaos<'a> {
             }
             if kind == Kind::Power {
                 let (lab, name) = (self.scene.lab.clone(), node.clone());
-                self.running.push((node, thread::spawn(move || lab.wait_back(&name))));
+                self.running.push((kind, node, thread::spawn(move || lab.wait_back(&name))));
             }
         }
-        self.running.retain(|(_, thread)| !thread.is_finished());
-        Ok(())
+        self.running.retain(|(_, _, thread)| !thread.is_finished());
     }
 
     /// kubelet starts what dies often ever more slowly: after some time the pod is replaced.
@@ -197,10 +202,11 @@ impl<'a> Chaos<'a> {
         self.speechless.retain(|node, _| missing.contains(node));
         for node in missing {
             let since = *self.speechless.entry(node.clone()).or_insert_with(Instant::now);
-            if since.elapsed() > SPEECHLESS_AT_MOST && !self.busy(&node, Kind::Api) {
+            let helped = self.busy(&node, Kind::Api) || self.busy(&node, Kind::Pod);
+            if since.elapsed() > SPEECHLESS_AT_MOST && !helped {
                 watch.note(&format!("the speaker pod of {node} is replaced"));
                 self.speechless.remove(&node);
-                self.goes_on(&node, lab.clone(), Fault::DeleteSpeakerPod { node: node.clone() });
+                self.goes_on(Kind::Pod, &node, Fault::DeleteSpeakerPod { node: node.clone() });
             }
         }
     }
@@ -211,8 +217,8 @@ impl<'a> Chaos<'a> {
         for pending in &mut self.pending {
             pending.at = Instant::now();
         }
-        self.end_due(watch, Instant::now())?;
-        for (_, thread) in self.running.drain(..) {
+        self.end_due(watch, Instant::now());
+        for (_, _, thread) in self.running.drain(..) {
             // An error here was noted by its effect: what follows waits for the whole cluster.
             let _ = thread.join();
         }
@@ -228,27 +234,28 @@ impl<'a> Chaos<'a> {
         Ok(())
     }
 
-    fn ends_later(&mut self, time: Duration, node: &str, kind: Kind, ends: Vec<Fault>) {
+    fn ends_later(&mut self, time: Duration, kind: Kind, node: &str, ends: Vec<Fault>) {
         self.pending.push(Pending { at: Instant::now() + time, node: node.to_owned(), kind, ends });
     }
 
-    fn goes_on(&mut self, node: &str, lab: Lab, fault: Fault) {
-        self.running.push((node.to_owned(), thread::spawn(move || lab.fault(fault))));
+    fn goes_on(&mut self, kind: Kind, node: &str, fault: Fault) {
+        let lab = self.scene.lab.clone();
+        self.running.push((kind, node.to_owned(), thread::spawn(move || lab.fault(fault))));
     }
 
-    /// Whether something of this kind goes on anywhere; a node that is coming back has not got its power back yet.
+    /// Whether something of this kind goes on anywhere; a node that is coming back is not back yet.
     fn any(&self, kind: Kind) -> bool {
-        self.pending.iter().any(|one| one.kind == kind) || (kind == Kind::Power && !self.running.is_empty())
+        self.scene.nodes.iter().any(|node| self.busy(node, kind))
     }
 
     fn busy(&self, node: &str, kind: Kind) -> bool {
         self.pending.iter().any(|one| one.kind == kind && one.node == node)
-            || self.running.iter().any(|(name, _)| name == node)
+            || self.running.iter().any(|(running, name, _)| *running == kind && name == node)
     }
 
     /// Whether every node with power has a speaker that runs: what only a speaker mends is broken only then, and speakers are
     /// killed only then.
-    fn whole_speakers(&self) -> bool {
+    fn speakers_run(&self) -> bool {
         let frozen = self.any(Kind::Frozen);
         let there = |node: &&String| self.scene.lab.speaker(node).is_ok_and(|found| found.is_some());
         !frozen && self.scene.nodes.iter().filter(|node| !self.busy(node, Kind::Power)).all(|node| there(&node))
@@ -274,6 +281,7 @@ impl Random {
 }
 
 const ACTIONS: usize = 14;
+const CHOICES: usize = 8;
 /// A thousand connections make 10 000 packets a second at the clients, each way.
 const INTERVAL_MS: u64 = 100;
 const SPEECHLESS_AT_MOST: Duration = Duration::from_secs(15);

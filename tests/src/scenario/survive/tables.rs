@@ -129,4 +129,4 @@ fn today_answers(scene: &Scene, within: Duration) -> Result<bool> {
 const SYNCS: Duration = Duration::from_secs(2);
 const BETWEEN: Duration = Duration::from_secs(1);
 const REPAIRED_WITHIN: Duration = Duration::from_secs(10);
-const KUBE_PROXY_LOOKS_WITHIN: Duration = Duration::from_secs(40);
+const KUBE_PROXY_LOOKS_WITHIN: Duration = Duration::from_secs(35);
