@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{NetlinkAddr, bind, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 #[derive(Debug)]
@@ -75,7 +76,9 @@ impl Monitor {
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP_NFTABLES))?;
         socket.set_nonblocking(true)?;
         let table = [table.as_bytes(), b"\0"].concat();
-        Ok(Self { socket: AsyncFd::new(socket)?, table, touched: false, buffer: vec![0; BUFFER] })
+        // SAFETY: the socket is not exchanged for another one while it is registered.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
+        Ok(Self { socket, table, touched: false, buffer: vec![0; BUFFER] })
     }
 
     /// The next transaction that touched the table, by its generation. `None`: messages were lost, it may have been.

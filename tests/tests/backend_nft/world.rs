@@ -204,7 +204,7 @@ impl Node {
 
     /// Conntrack forgets everything.
     pub fn flush_conntrack(&self) {
-        netns::inside(&self.name, || packet::flush_conntrack()).unwrap();
+        netns::inside(&self.name, packet::flush_conntrack).unwrap();
     }
 
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
