@@ -118,7 +118,10 @@ impl Holder {
                 Err(error) => lock(&track).ended(HeldState::Failed, Some(error)),
             }
         }
-        while self.reopen {
+        if !self.reopen {
+            return;
+        }
+        loop {
             sleep(REOPEN_AFTER).await;
             let Ok((socket, local)) = lock(&self.ports).next() else { return };
             match open(socket, self.to).await {

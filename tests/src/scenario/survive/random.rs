@@ -105,7 +105,7 @@ impl<'a> Chaos<'a> {
     fn act(&mut self, watch: &mut Watch<'_>, choice: Choice) -> Result<bool> {
         let (scene, lab, Choice { action, node, time, number }) = (self.scene, &self.scene.lab, choice);
         let powered = !self.busy(&node, Kind::Power);
-        let spoken_for = !powered || !self.speakers_run();
+        let whole = powered && self.speakers_run();
         let even = number.is_multiple_of(2);
         match action {
             0 | 1 if !self.any(Kind::Power) => {
@@ -129,15 +129,15 @@ impl<'a> Chaos<'a> {
                 let ends = vec![Fault::Uncordon { node: node.clone() }, Fault::Include { node: node.clone() }];
                 self.ends_later(time, Kind::Drain, &node, ends);
             }
-            5 if !spoken_for => {
+            5 if whole => {
                 watch.fault(&format!("the speaker of {node} is killed"))?;
                 lab.fault(Fault::KillSpeaker { node })?;
             }
-            6 if !spoken_for && !self.any(Kind::Power) => {
+            6 if whole && !self.any(Kind::Power) => {
                 watch.fault("every speaker is killed")?;
                 lab.fault(Fault::KillAllSpeakers)?;
             }
-            7 if !spoken_for => {
+            7 if whole => {
                 watch.fault(&format!("the speaker of {node} is frozen"))?;
                 lab.fault(Fault::StopSpeaker { node: node.clone() })?;
                 let ends = vec![Fault::ContSpeaker { node: node.clone() }];
@@ -147,11 +147,11 @@ impl<'a> Chaos<'a> {
                 watch.note(&format!("the speaker of {node} is deleted"));
                 self.goes_on(Kind::Pod, &node, Fault::DeleteSpeakerPod { node: node.clone() });
             }
-            9 if !spoken_for => {
+            9 if whole => {
                 watch.fault(&format!("the nftables table of {node} is deleted"))?;
                 lab.fault(Fault::NftDelete { node })?;
             }
-            10 if !spoken_for => {
+            10 if whole => {
                 watch.fault(&format!("the XDP link of {node} is {}", if even { "detached" } else { "unpinned" }))?;
                 lab.fault(if even { Fault::XdpDetach { node } } else { Fault::XdpUnpin { node } })?;
             }
