@@ -19,8 +19,8 @@ pub fn to_node(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Ma
     let sum = frame.read::<2>(CHECKSUM_AT).ok_or(Verdict::Malformed)?;
     let old = u16::from_be_bytes([packet.ttl, packet.proto]);
     let sum = checksum::update(u16::from_be_bytes(sum), old, old - 0x0100);
-    frame.write(TTL_AT, [packet.ttl - 1]).ok_or(Verdict::Malformed)?;
-    frame.write(CHECKSUM_AT, sum.to_be_bytes()).ok_or(Verdict::Malformed)?;
+    let [s0, s1] = sum.to_be_bytes();
+    frame.write(TTL_AT, [packet.ttl - 1, packet.proto, s0, s1]).ok_or(Verdict::Malformed)?;
     ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
 }
 
@@ -33,9 +33,8 @@ pub fn with_travel(frame: &mut impl Frame, config: &Config, packet: &Packet, mac
     let sum = checksum::update(u16::from_be_bytes(sum), packet.flags, flags);
     let old = u16::from_be_bytes([packet.ttl, packet.proto]);
     let sum = checksum::update(sum, old, u16::from_be_bytes([ttl, packet.proto]));
-    frame.write(FLAGS_AT, flags.to_be_bytes()).ok_or(Verdict::Malformed)?;
-    frame.write(TTL_AT, [ttl]).ok_or(Verdict::Malformed)?;
-    frame.write(CHECKSUM_AT, sum.to_be_bytes()).ok_or(Verdict::Malformed)?;
+    let ([f0, f1], [s0, s1]) = (flags.to_be_bytes(), sum.to_be_bytes());
+    frame.write(FLAGS_AT, [f0, f1, ttl, packet.proto, s0, s1]).ok_or(Verdict::Malformed)?;
     ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
 }
 

@@ -39,13 +39,13 @@ pub mod maps;
 #[cfg(test)]
 mod tests;
 
-use ebpf_common::Verdict;
+use ebpf_common::{Config, Verdict};
 
 pub use frame::Frame;
 pub use tables::Tables;
 
-use chance::Step;
-use parse::{Content, ETHERTYPE_ARP, PROTO_ICMP};
+use chance::{Origin, Step};
+use parse::{Content, ETHERTYPE_ARP, Link, PROTO_ICMP, Packet, Subject};
 use reset::Refused;
 
 /// Decides about one frame and changes it in place. The caller counts the verdict and returns the action of its fate.
@@ -70,27 +70,43 @@ fn path(frame: &mut impl Frame, tables: &impl Tables) -> Result<Verdict, Verdict
     let (config, sender) = admit::admit(tables, &link)?;
     let packet = parse::packet(frame, &header)?;
     let origin = chance::origin(sender, &packet)?;
-    let subject = match packet.proto {
-        PROTO_ICMP => icmp::subject(frame, tables, config, &link, &packet)?,
-        _ => parse::subject(frame, &packet)?,
-    };
+    if packet.proto == PROTO_ICMP {
+        let subject = icmp::subject(frame, tables, config, &link, &packet)?;
+        return follow(frame, tables, config, &link, &packet, origin, &subject);
+    }
+    let subject = parse::subject(frame, &packet)?;
+    follow(frame, tables, config, &link, &packet, origin, &subject)
+}
+
+/// The way of a packet of which we know the flow. Twice in the program: joined, the two sorts of packets meet on the stack, which
+/// costs a store that is not yet done for every load (5 ns).
+#[inline(always)]
+fn follow(
+    frame: &mut impl Frame,
+    tables: &impl Tables,
+    config: &Config,
+    link: &Link,
+    packet: &Packet,
+    origin: Origin,
+    subject: &Subject,
+) -> Result<Verdict, Verdict> {
     let Some(service) = service::find(tables, &subject.flow) else {
-        return reset::refuse(frame, config, &link, &packet, origin, &subject, Refused::Unserved);
+        return reset::refuse(frame, config, link, packet, origin, subject, Refused::Unserved);
     };
     let Some(row) = select::row(tables, config, service, &subject.flow)? else {
-        return reset::refuse(frame, config, &link, &packet, origin, &subject, Refused::EmptyRing);
+        return reset::refuse(frame, config, link, packet, origin, subject, Refused::EmptyRing);
     };
     match chance::next(config, service, row, origin, &subject.content) {
         Step::Dispatch => {
-            forward::to_node(frame, config, &packet, select::primary(tables, row)?)?;
+            forward::to_node(frame, config, packet, select::primary(tables, row)?)?;
             Ok(if matches!(subject.content, Content::Error) { Verdict::IcmpPeer } else { Verdict::DispatchedPeer })
         }
         Step::PassOn => {
-            forward::with_travel(frame, config, &packet, select::primary(tables, row)?)?;
+            forward::with_travel(frame, config, packet, select::primary(tables, row)?)?;
             Ok(Verdict::SynPassedOn)
         }
         Step::Up(mark) => {
-            chance::up(frame, &packet, origin, mark)?;
+            chance::up(frame, packet, origin, mark)?;
             Ok(chance::verdict(origin, &subject.content, mark))
         }
     }

@@ -42,14 +42,16 @@ mod kernel {
 
         #[inline(always)]
         fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-            // SAFETY: `place` has checked the bounds.
-            self.place(at, N).map(|place| unsafe { place.cast::<[u8; N]>().read() })
+            const { assert!(N.is_multiple_of(2), "Even says so") };
+            // SAFETY: `place` has checked the bounds; for the alignment see `Even`.
+            self.place(at, N).map(|place| unsafe { place.cast::<Even<N>>().read() }.0)
         }
 
         #[inline(always)]
         fn write<const N: usize>(&mut self, at: usize, bytes: [u8; N]) -> Option<()> {
-            // SAFETY: `place` has checked the bounds.
-            self.place(at, N).map(|place| unsafe { place.cast::<[u8; N]>().write(bytes) })
+            const { assert!(N.is_multiple_of(2), "Even says so") };
+            // SAFETY: `place` has checked the bounds; for the alignment see `Even`.
+            self.place(at, N).map(|place| unsafe { place.cast::<Even<N>>().write(Even(bytes)) })
         }
 
         #[inline(always)]
@@ -61,6 +63,12 @@ mod kernel {
             (refused == 0).then_some(())
         }
     }
+
+    /// Bytes at an even address. A frame begins at one, and every header begins at an even place of it: so they are moved two
+    /// by two (LLVM moves them one by one where it knows of no alignment). A machine that minds has a verifier that
+    /// does.
+    #[repr(align(2))]
+    struct Even<const N: usize>([u8; N]);
 
     /// Never reached: the verifier refuses a program with a loop that does not end.
     #[panic_handler]

@@ -151,51 +151,49 @@ impl Tcp {
 
 #[inline(always)]
 pub fn subject(frame: &impl Frame, packet: &Packet) -> Result<Subject, Verdict> {
-    match packet.proto {
-        PROTO_TCP => tcp(frame, packet),
-        PROTO_UDP => udp(frame, packet),
-        _ => Err(Verdict::Protocol),
-    }
-}
-
-#[inline(always)]
-fn tcp(frame: &impl Frame, packet: &Packet) -> Result<Subject, Verdict> {
-    if packet.transport_len < TCP_LEN {
-        return Err(Verdict::Malformed);
-    }
-    let [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, offset, flags] =
-        frame.read::<14>(packet.transport).ok_or(Verdict::Malformed)?;
-    let header_len = usize::from(offset >> 4) * 4;
-    if header_len < TCP_LEN || header_len > packet.transport_len {
-        return Err(Verdict::Malformed);
-    }
+    let content = match packet.proto {
+        PROTO_TCP => Content::Tcp(tcp(frame, packet)?),
+        PROTO_UDP => udp(frame, packet).map(|()| Content::Udp)?,
+        _ => return Err(Verdict::Protocol),
+    };
+    let [s0, s1, d0, d1] = frame.read::<4>(packet.transport).ok_or(Verdict::Malformed)?;
+    let (src_port, dst_port) = ([s0, s1], [d0, d1]);
     Ok(Subject {
-        flow: flow(packet, [s0, s1], [d0, d1]),
-        content: Content::Tcp(Tcp {
-            seq: u32::from_be_bytes([q0, q1, q2, q3]),
-            ack: u32::from_be_bytes([a0, a1, a2, a3]),
-            flags,
-            data_len: (packet.transport_len - header_len) as u32,
-        }),
+        flow: FlowTuple { src: packet.src, dst: packet.dst, src_port, dst_port, proto: packet.proto },
+        content,
     })
 }
 
 #[inline(always)]
-fn udp(frame: &impl Frame, packet: &Packet) -> Result<Subject, Verdict> {
-    if packet.transport_len < UDP_LEN {
+fn tcp(frame: &impl Frame, packet: &Packet) -> Result<Tcp, Verdict> {
+    if packet.transport_len < TCP_LEN {
         return Err(Verdict::Malformed);
     }
-    let [s0, s1, d0, d1, l0, l1] = frame.read::<6>(packet.transport).ok_or(Verdict::Malformed)?;
-    let len = usize::from(u16::from_be_bytes([l0, l1]));
-    if len < UDP_LEN || len > packet.transport_len {
+    let [q0, q1, q2, q3, a0, a1, a2, a3, offset, flags] =
+        frame.read::<10>(packet.transport + 4).ok_or(Verdict::Malformed)?;
+    let header_len = usize::from(offset >> 4) * 4;
+    if header_len < TCP_LEN || header_len > packet.transport_len {
         return Err(Verdict::Malformed);
     }
-    Ok(Subject { flow: flow(packet, [s0, s1], [d0, d1]), content: Content::Udp })
+    Ok(Tcp {
+        seq: u32::from_be_bytes([q0, q1, q2, q3]),
+        ack: u32::from_be_bytes([a0, a1, a2, a3]),
+        flags,
+        data_len: (packet.transport_len - header_len) as u32,
+    })
 }
 
 #[inline(always)]
-fn flow(packet: &Packet, src_port: [u8; 2], dst_port: [u8; 2]) -> FlowTuple {
-    FlowTuple { src: packet.src, dst: packet.dst, src_port, dst_port, proto: packet.proto }
+fn udp(frame: &impl Frame, packet: &Packet) -> Result<(), Verdict> {
+    if packet.transport_len < UDP_LEN {
+        return Err(Verdict::Malformed);
+    }
+    let len = frame.read::<2>(packet.transport + 4).ok_or(Verdict::Malformed)?;
+    let len = usize::from(u16::from_be_bytes(len));
+    if len < UDP_LEN || len > packet.transport_len {
+        return Err(Verdict::Malformed);
+    }
+    Ok(())
 }
 
 pub const MAC_LEN: usize = 6;
