@@ -18,7 +18,7 @@ proptest! {
         if kind == Kind::Syn {
             prop_assert!(walk.hops <= 1, "{walk:?}");
         }
-        prop_assert_eq!(walk.quiet, invalid && walk.hops > 0 && !walk.known && kind != Kind::Syn && !walk.home);
+        prop_assert_eq!(walk.quiet, invalid && walk.hops > 0 && !walk.known && kind != Kind::Syn);
     }
 
     #[test]
@@ -72,8 +72,6 @@ struct Walk {
     end: u16,
     known: bool,
     quiet: bool,
-    /// It was handed back to the primary.
-    home: bool,
     /// After the dispatch.
     hops: usize,
 }
@@ -112,7 +110,7 @@ impl Cluster {
         let sent = kind.frame();
         let mut frame = HostFrame(sent.clone());
         frame.0[..6].copy_from_slice(&mac(entry));
-        let (mut at, mut frames, mut dispatched, mut home) = (entry, 0, 0, false);
+        let (mut at, mut frames, mut dispatched) = (entry, 0, 0);
         loop {
             prop_assert!(frames <= 1 + usize::from(Travel::LAST), "no end at node {at}");
             let verdict = walk(&mut frame, &self.tables(at));
@@ -133,15 +131,8 @@ impl Cluster {
                     let known = self.knows(at) && kind != Kind::Syn;
                     let mark = mark(&frame);
                     if known || mark.ask == Ask::Nobody {
-                        return Ok(Walk {
-                            end: at,
-                            known,
-                            quiet: mark.quiet && !known,
-                            home,
-                            hops: frames - dispatched,
-                        });
+                        return Ok(Walk { end: at, known, quiet: mark.quiet && !known, hops: frames - dispatched });
                     }
-                    home |= mark.ask == Ask::Home;
                     hand_on(&mut frame, at, mark, invalid);
                 }
             }
@@ -182,6 +173,7 @@ fn hand_on(frame: &mut HostFrame, at: u16, mark: Mark, invalid: bool) {
         Ask::First if invalid => 32,
         Ask::First => 16,
         Ask::Next => frame.0[22],
+        Ask::Home if mark.quiet => 29,
         Ask::Home => 13,
     };
     frame.0[..6].copy_from_slice(&mac(mark.slot));
