@@ -50,7 +50,7 @@ struct Arguments {
     /// Name of the lab
     #[arg(long, default_value = "survive")]
     name: String,
-    /// Uses a lab that is up, in whichever mode it is, and leaves it up
+    /// Uses a lab that is up, in whichever mode it is, for scenarios that need no more nodes, and leaves it up
     #[arg(long)]
     attach: bool,
 }
@@ -98,6 +98,8 @@ fn measure(arguments: &Arguments) -> Result<Runs> {
     let mut runs = Runs::default();
     if arguments.attach {
         let lab = Lab::attach(&arguments.name)?;
+        let nodes = lab.state()?.plan.nodes;
+        let chosen: Vec<_> = chosen.into_iter().filter(|scenario| scenario.nodes <= nodes).collect();
         on_lab(arguments, &lab, &chosen, &mut runs)?;
     } else {
         lab::down_on_interrupt(&arguments.name)?;

@@ -95,8 +95,7 @@ fn report(arguments: &Arguments, started_ns: u64, marks: &[u64], mut attempts: V
     // What a later fault meets on its way is that fault's doing.
     let excused =
         |begun: u64| marks.iter().any(|mark| (mark.saturating_sub(ON_ITS_WAY_NS)..mark + settle_ns).contains(&begun));
-    let failed_after =
-        |first: u64| failed().filter(|one| one.begun_ns >= first && !excused(one.begun_ns)).count() as u64;
+    let later = |one: &Attempt| marks.first().is_some_and(|first| one.begun_ns >= *first) && !excused(one.begun_ns);
     ConnectReport {
         to: arguments.to.to_string(),
         started_ns,
@@ -105,7 +104,7 @@ fn report(arguments: &Arguments, started_ns: u64, marks: &[u64], mut attempts: V
         succeeded: succeeded().count() as u64,
         failed: failed().count() as u64,
         first_success_ns: succeeded().map(|attempt| attempt.ended_ns).min(),
-        failed_after_mark: marks.first().map(|first| failed_after(*first)),
+        failed_after_mark: marks.first().map(|_| failed().filter(|one| later(one)).count() as u64),
         slowest_ms: succeeded().map(|one| milliseconds(one.begun_ns, one.ended_ns)).fold(0.0, f64::max),
         failures: failed()
             .take(FAILURES_KEPT)
@@ -113,6 +112,7 @@ fn report(arguments: &Arguments, started_ns: u64, marks: &[u64], mut attempts: V
                 begun_ns: one.begun_ns,
                 ms: milliseconds(one.begun_ns, one.ended_ns),
                 error: one.error.clone().unwrap_or_default(),
+                later: later(one),
             })
             .collect(),
     }

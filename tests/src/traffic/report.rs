@@ -160,6 +160,9 @@ pub struct Failure {
     pub begun_ns: u64,
     pub ms: f64,
     pub error: String,
+    /// Whether it is one of those in `failed_after_mark`.
+    #[serde(default)]
+    pub later: bool,
 }
 
 /// `arp-watch`: who answers for an address.

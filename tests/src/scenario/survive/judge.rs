@@ -9,7 +9,7 @@ use super::watch::Reports;
 use crate::scenario::deploy::{POD_PORT, Scene};
 use crate::scenario::pods::greeting_from;
 use crate::traffic::clock::milliseconds;
-use crate::traffic::report::{Held, HeldState};
+use crate::traffic::report::{ConnectReport, Failure, Held, HeldState};
 
 /// One address, and what its clients saw.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -100,7 +100,12 @@ pub fn judge(reports: &Reports, living: &Living) -> Side {
         new_failed: new.map_or(0, |new| new.failed),
         new_failed_later: new.map_or(0, |new| new.failed_after_mark.unwrap_or(new.failed)),
         moved_to: Vec::new(),
-        examples: wrong.take(FEW).chain(hanging.take(FEW)).map(|held| example(held, mark)).collect(),
+        examples: wrong
+            .take(FEW)
+            .chain(hanging.take(FEW))
+            .map(|held| example(held, mark))
+            .chain(new.iter().flat_map(|new| new_failed(new, mark)).take(FEW))
+            .collect(),
     }
 }
 
@@ -110,12 +115,23 @@ fn ends(connections: &[&Held]) -> Ends {
 }
 
 fn example(held: &Held, mark_ns: u64) -> String {
-    let seconds = |at: u64| (at as f64 - mark_ns as f64) / 1e9;
+    let seconds = |at| seconds(mark_ns, at);
     let end = held.ended_ns.map_or("no end".to_owned(), |at| format!("ended at {:.1} s", seconds(at)));
     let error = held.error.as_deref().unwrap_or("no error");
     let Held { local, pod, node, state, .. } = held;
     let (opened, echo) = (seconds(held.connected_ns), seconds(held.last_echo_ns));
     format!("{local} to {pod} on {node} {state:?}: opened at {opened:.1} s, last echo at {echo:.1} s, {end}, {error}")
+}
+
+fn new_failed(report: &ConnectReport, mark_ns: u64) -> impl Iterator<Item = String> {
+    report.failures.iter().filter(|failure| failure.later).map(move |Failure { begun_ns, ms, error, .. }| {
+        format!("a new one, begun at {:.1} s, failed after {ms:.0} ms: {error}", seconds(mark_ns, *begun_ns))
+    })
+}
+
+/// Before the mark they are negative.
+fn seconds(mark_ns: u64, at_ns: u64) -> f64 {
+    (at_ns as f64 - mark_ns as f64) / 1e9
 }
 
 const FEW: usize = 4;
