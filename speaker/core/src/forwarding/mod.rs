@@ -33,7 +33,7 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{ServiceKey, siphash13};
 
-use crate::holdings::Words;
+use crate::holdings::{Word, Words};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::{Refusal, frontends};
 use crate::view::{Affinity, View};
@@ -98,6 +98,9 @@ pub struct Planner {
 /// as all it holds only from then on.
 pub const SETTLE: Duration = Duration::from_secs(10);
 
+/// A node that has not said for so long what it holds is asked last.
+const SILENT: Duration = Duration::from_secs(5);
+
 impl Planner {
     /// The key is the cluster's (`Config::hash_key`): with another key every row moves.
     pub fn new(hash_key: [u64; 2], history: History) -> Self {
@@ -134,13 +137,13 @@ impl Planner {
         }
         let nodes = view.nodes().iter().map(|(name, node)| (name.clone(), node.address)).collect();
         let digest = digest(&services);
-        let asked = Asked { nodes: &nodes, availability, words, digest };
+        let asked = Asked { nodes: &nodes, availability, words, digest, now };
         let mut cache = Cache::default();
         self.unsettled = false;
         for (key, service) in &mut services {
             let formers = asked.formers(&service.ring, self.history.formers_mut(key), &mut rings);
             self.unsettled |= !formers.is_empty();
-            let cause = Cause { ring: ByAddress(service.ring.clone()), formers, holders: asked.holders(key) };
+            let cause = asked.cause(key, &service.ring, formers);
             service.alternates = self.alternates.get(cause, &mut cache);
         }
         self.rings = rings.used;
@@ -176,6 +179,7 @@ struct Asked<'a> {
     availability: &'a Availability,
     words: &'a Words,
     digest: u64,
+    now: Instant,
 }
 
 impl Asked<'_> {
@@ -211,11 +215,17 @@ impl Asked<'_> {
         needed
     }
 
-    fn holders(&self, key: &ServiceKey) -> Vec<(String, ByAddress<crate::holdings::Rows>)> {
+    fn cause(&self, key: &ServiceKey, ring: &Arc<Ring>, formers: Vec<(ByAddress<Ring>, Vec<String>)>) -> Cause {
         let answering = self.words.iter().filter(|(node, _)| self.answers(node));
-        answering
-            .filter_map(|(node, word)| Some((node.clone(), ByAddress(word.holdings.services.get(key)?.clone()))))
-            .collect()
+        let rows = |word: &Word| word.holdings.services.get(key).cloned().map(ByAddress);
+        let holders: Vec<_> = answering.filter_map(|(node, word)| Some((node.clone(), rows(word)?))).collect();
+        let named = holders.iter().map(|(node, _)| node).chain(formers.iter().flat_map(|(_, nodes)| nodes));
+        let silent = named.filter(|node| self.is_silent(node)).cloned().collect();
+        Cause { ring: ByAddress(ring.clone()), formers, holders, silent }
+    }
+
+    fn is_silent(&self, node: &str) -> bool {
+        self.words.get(node).is_none_or(|word| self.now.since(word.confirmed) > SILENT)
     }
 }
 

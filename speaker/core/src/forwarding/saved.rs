@@ -19,29 +19,29 @@ use crate::time::{Duration, Instant};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Saved {
-    version: u32,
+    pub(super) version: u32,
     boot: String,
     /// On the boot clock.
     saved_at_nanos: u64,
     /// Sets of members: node, pods, lost or not.
-    members: Vec<Vec<(String, u32, bool)>>,
-    services: Vec<SavedService>,
+    pub(super) members: Vec<Vec<(String, u32, bool)>>,
+    pub(super) services: Vec<SavedService>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SavedService {
+pub(super) struct SavedService {
     address: Ipv4Addr,
-    port: u16,
+    pub(super) port: u16,
     protocol: u8,
     /// Index into the sets of members.
     current: Option<usize>,
-    formers: Vec<SavedFormer>,
+    pub(super) formers: Vec<SavedFormer>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SavedFormer {
+pub(super) struct SavedFormer {
     members: usize,
     /// When it was saved.
     age_millis: u64,

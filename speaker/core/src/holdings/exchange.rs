@@ -52,6 +52,8 @@ pub enum Event {
     Datagram(Vec<u8>),
     /// All other nodes of the cluster.
     Nodes(BTreeSet<NodeName>),
+    /// This node was cut off: what the others said is old.
+    Rejoin,
     Tick,
 }
 
@@ -131,15 +133,16 @@ impl Exchange {
         own.chain(peers).map(|(node, word)| (String::from(node.as_str()), word)).collect()
     }
 
-    /// This node knows what the others hold: it has the word of all nodes, or has listened for an interval and has the word of all
-    /// it heard. Nobody is waited for longer than [`PATIENCE`].
+    /// Since it started or rejoined this node has learned what the others hold: it has the word of all nodes, or has listened for an
+    /// interval and has the word of all it heard. Nobody is waited for longer than [`PATIENCE`].
     pub fn learned(&self, now: Instant) -> bool {
-        let all = self
-            .nodes
-            .as_ref()
-            .is_some_and(|nodes| nodes.iter().all(|node| self.peers.get(node).is_some_and(Peer::is_known)));
-        let listened = now.since(self.started) > self.config.interval + LIST_PAUSE;
-        all || listened && self.peers.values().all(Peer::is_known) || now.since(self.started) >= PATIENCE
+        let waited = now.since(self.started);
+        let heard = |peer: &Peer| peer.heard >= self.started;
+        let has_told = |node| self.peers.get(node).is_some_and(|peer| heard(peer) && peer.is_known());
+        let all = self.nodes.as_ref().is_some_and(|nodes| nodes.iter().all(has_told));
+        let listened = waited > self.config.interval + LIST_PAUSE;
+        let all_heard = || self.peers.values().filter(|peer| heard(peer)).all(Peer::is_known);
+        all || listened && all_heard() || waited >= PATIENCE
     }
 
     /// Some node that speaks has had another table than this one for two intervals.
@@ -381,6 +384,7 @@ impl Machine for Exchange {
                 }
             }
             Event::Nodes(nodes) => self.set_nodes(nodes, actions),
+            Event::Rejoin => (self.started, self.next_beat) = (now, now),
             Event::Tick => self.tick(now, actions),
         }
     }

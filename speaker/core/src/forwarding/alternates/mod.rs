@@ -3,13 +3,14 @@
 //! Read first: docs/decisions/0008, docs/dataplane.md section "Second chance". Files: here what goes into the answer and when an
 //! answer is still good; `rows` computes it.
 //!
-//! Order matters twice. All nodes must ask in the same order, so that a node that is asked knows whom to ask next: nodes that
-//! said they hold flows come first, by name, since every node has heard the same of them; then former primaries, the newest first,
-//! of which a restarted node may know fewer. And where there are more than fit, the last are left out.
+//! Where there are more than fit, nodes that said they hold flows come before former primaries, and newer ones of these before older
+//! ones. Then the order in which they are asked: it should be the same on all nodes, since each node that is asked goes on by its
+//! own row. Those that said so come first, by name: every node has heard the same of them. Former primaries follow, of which a
+//! restarted node may know fewer. Nodes whose speaker is silent come last: the rows that they go by are old.
 
 mod rows;
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -23,7 +24,7 @@ use crate::holdings::Rows;
 /// The alternates of each row of a ring.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Alternates {
-    /// Names in order; `rows` holds indices into it, plus one.
+    /// `rows` holds indices into it, plus one.
     pub nodes: Vec<String>,
     /// One entry for each row of the ring; 0: none.
     pub rows: Vec<[u16; ALTERNATES]>,
@@ -47,12 +48,14 @@ pub struct Cause {
     pub formers: Vec<(ByAddress<Ring>, Vec<String>)>,
     /// What each node says it holds, in order of names.
     pub holders: Vec<(String, ByAddress<Rows>)>,
+    /// Those among them whose speaker is silent.
+    pub silent: BTreeSet<String>,
 }
 
 impl Cause {
     /// `None`: no row has an alternate.
     pub fn alternates(&self) -> Option<Alternates> {
-        rows::alternates(&self.ring.0, &self.formers, &self.holders)
+        rows::alternates(self)
     }
 }
 
@@ -105,5 +108,7 @@ impl<T> PartialEq for ByAddress<T> {
 
 impl<T> Eq for ByAddress<T> {}
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

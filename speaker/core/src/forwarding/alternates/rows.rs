@@ -7,36 +7,34 @@ use alloc::vec::Vec;
 
 use ebpf_common::ALTERNATES;
 
-use super::{Alternates, ByAddress};
+use super::{Alternates, Cause};
 use crate::forwarding::Ring;
 use crate::holdings::{Rows, overlapping};
 
-pub(super) fn alternates(
-    ring: &Ring,
-    formers: &[(ByAddress<Ring>, Vec<String>)],
-    holders: &[(String, ByAddress<Rows>)],
-) -> Option<Alternates> {
+pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
+    let Cause { ring, formers, holders, silent } = cause;
     let names: BTreeSet<&String> =
         holders.iter().map(|(node, _)| node).chain(formers.iter().flat_map(|(_, nodes)| nodes)).collect();
-    let numbers: BTreeMap<&str, u16> = names.iter().zip(1..).map(|(name, number)| (name.as_str(), number)).collect();
+    let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| silent.contains(*name));
+    let nodes: Vec<String> = first.iter().chain(&last).map(|name| String::from(*name)).collect();
+    let numbers: BTreeMap<&str, u16> = nodes.iter().zip(1..).map(|(name, number)| (name.as_str(), number)).collect();
     let number = |name: &String| numbers.get(name.as_str()).copied().unwrap_or(0);
-    let mut sheet = Sheet::new(ring, &number);
+    let mut sheet = Sheet::new(&ring.0, &number);
     for (node, rows) in holders {
         sheet.add_holder(number(node), &rows.0);
     }
     for (former, nodes) in formers {
-        let numbers: Vec<u16> = former
-            .0
-            .nodes
-            .iter()
-            .map(|name| if nodes.binary_search(name).is_ok() { number(name) } else { 0 })
-            .collect();
+        let may_hold = |name: &String| if nodes.binary_search(name).is_ok() { number(name) } else { 0 };
+        let numbers: Vec<u16> = former.0.nodes.iter().map(may_hold).collect();
         sheet.add_former(&former.0, &numbers);
+    }
+    if !last.is_empty() {
+        sheet.ask_last(first.len() as u16 + 1);
     }
     let Sheet { rows, crowded, .. } = sheet;
     let crowded = crowded.iter().filter(|&&crowded| crowded).count() as u32;
     let found = rows.iter().any(|row| row[0] != 0);
-    found.then(|| Alternates { nodes: names.into_iter().cloned().collect(), rows, crowded })
+    found.then_some(Alternates { nodes, rows, crowded })
 }
 
 /// What is being filled. Numbers of nodes: 1 and up; 0 is nobody.
@@ -92,5 +90,13 @@ impl<'a> Sheet<'a> {
             }
         }
         self.crowded[row] = true;
+    }
+
+    /// Nodes from this number on go to the end of their row; else the order stays.
+    fn ask_last(&mut self, from: u16) {
+        for row in &mut self.rows {
+            row.sort_by_key(|&node| node == 0 || node >= from);
+            row.sort_by_key(|&node| node == 0);
+        }
     }
 }

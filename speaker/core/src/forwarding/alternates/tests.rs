@@ -1,1 +1,102 @@
+use alloc::vec;
 
+use super::*;
+use crate::forwarding::maglev::{Members, fill};
+
+const KEY: [u64; 2] = [1, 2];
+
+/// Pods per node; 0: lost, with one pod.
+fn ring(pods: &[(&str, u32)]) -> ByAddress<Ring> {
+    let members = pods.iter().map(|(node, pods)| (String::from(*node), (*pods).max(1), *pods == 0));
+    ByAddress(Arc::new(fill(&Members::new(members), &KEY)))
+}
+
+fn names(nodes: &[&str]) -> Vec<String> {
+    nodes.iter().map(|node| String::from(*node)).collect()
+}
+
+fn held(node: &str, rows: impl IntoIterator<Item = u32>) -> (String, ByAddress<Rows>) {
+    (node.into(), ByAddress(Arc::new(Rows::new(4093, rows))))
+}
+
+fn cause(ring: ByAddress<Ring>) -> Cause {
+    Cause { ring, formers: vec![], holders: vec![], silent: BTreeSet::new() }
+}
+
+fn of(alternates: &Alternates, row: u32) -> Vec<&str> {
+    alternates.of(row).collect()
+}
+
+#[test]
+fn former_primaries_of_rows_that_moved() {
+    let (now, before) = (ring(&[("a", 1), ("b", 1), ("c", 1)]), ring(&[("a", 1), ("b", 1), ("c", 0)]));
+    let formers = vec![(before.clone(), names(&["a", "b"]))];
+    let alternates = Cause { formers, ..cause(now.clone()) }.alternates().unwrap();
+    for row in 0..4093 {
+        let (now, before) = (now.0.primary(row).unwrap(), before.0.primary(row).unwrap());
+        let expected = if now == before { vec![] } else { vec![before] };
+        assert_eq!(of(&alternates, row), expected);
+    }
+    assert_eq!(alternates.crowded, 0);
+}
+
+#[test]
+fn nodes_that_have_told_all_are_asked_only_for_what_they_told() {
+    let (now, before) = (ring(&[("c", 1)]), ring(&[("a", 1), ("b", 1)]));
+    let row_of = |node| (0..4093).find(|&row| before.0.primary(row) == Some(node)).unwrap();
+    let (a, b) = (row_of("a"), row_of("b"));
+    let formers = vec![(before.clone(), names(&["b"]))];
+    let alternates = Cause { formers, holders: vec![held("a", [b])], ..cause(now) }.alternates().unwrap();
+    assert_eq!(of(&alternates, a), Vec::<&str>::new());
+    assert_eq!(of(&alternates, b), ["a", "b"]);
+}
+
+#[test]
+fn no_more_than_fit_and_those_that_said_so_first() {
+    let now = ring(&[("z", 1)]);
+    let formers: Vec<_> = ["d", "c"].map(|node| (ring(&[(node, 1)]), names(&[node]))).into();
+    let holders = vec![held("a", [7]), held("b", [7]), held("y", [7, 8])];
+    let silent: BTreeSet<String> = names(&["a"]).into_iter().collect();
+    let alternates = Cause { formers, holders, silent, ..cause(now) }.alternates().unwrap();
+    assert_eq!(of(&alternates, 7), ["b", "y", "a"], "whose speaker is silent is asked last");
+    assert_eq!(of(&alternates, 8), ["y", "d", "c"], "the newest former ring first");
+    assert_eq!(of(&alternates, 9), ["d", "c"]);
+    assert_eq!(alternates.crowded, 1);
+}
+
+#[test]
+fn the_primary_is_no_alternate_and_nothing_is_none() {
+    let now = ring(&[("a", 1)]);
+    assert_eq!(Cause { holders: vec![held("a", 0..4093)], ..cause(now.clone()) }.alternates(), None);
+    let mut next = Cache::default();
+    assert_eq!(Cache::default().get(cause(now), &mut next), None);
+    assert!(next.0.is_empty());
+}
+
+#[test]
+fn the_same_cause_gives_the_same_allocation() {
+    let cause = Cause { holders: vec![held("b", [1])], ..cause(ring(&[("a", 1)])) };
+    let (mut second, mut third) = (Cache::default(), Cache::default());
+    let first = Cache::default().get(cause.clone(), &mut second).unwrap();
+    assert!(Arc::ptr_eq(&first, &second.get(cause.clone(), &mut third).unwrap()));
+    let other = Cause { holders: vec![held("b", [1])], ..cause };
+    assert!(!Arc::ptr_eq(&first, &third.get(other, &mut Cache::default()).unwrap()));
+}
+
+/// A row of the small ring overlaps 17 of the large one, and those one or two of the small: everybody who may hold a flow of a
+/// row is found as far as there is room.
+#[test]
+fn rings_of_other_sizes() {
+    let small = ring(&[("a", 20), ("b", 20)]);
+    let large = ring(&[("a", 20), ("b", 21)]);
+    assert_eq!((small.0.rows.len(), large.0.rows.len()), (4093, 65521));
+    for (now, before) in [(&small, &large), (&large, &small)] {
+        let formers = vec![(before.clone(), names(&["a", "b"]))];
+        let alternates = Cause { formers, ..cause(now.clone()) }.alternates().unwrap();
+        for hash in (0..u64::from(u32::MAX)).step_by(1 << 20) {
+            let row = |ring: &Ring| ebpf_common::row_of(hash << 32, ring.rows.len() as u32).unwrap();
+            let (now_row, before) = (row(&now.0), before.0.primary(row(&before.0)).unwrap());
+            assert!(now.0.primary(now_row) == Some(before) || of(&alternates, now_row).contains(&before));
+        }
+    }
+}

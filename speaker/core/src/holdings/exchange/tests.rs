@@ -1,0 +1,266 @@
+//! A few nodes on a virtual wire, with explicit times.
+
+use alloc::vec;
+
+use super::*;
+use crate::holdings::Rows;
+use crate::view::Protocol;
+use crate::view::endpoints::service_key;
+use crate::wire::advert::MAX_DATAGRAM;
+use crate::wire::seal::Key;
+
+fn name(node: usize) -> NodeName {
+    NodeName::new(&alloc::format!("n{node}")).unwrap()
+}
+
+fn config(node: usize, epoch: u64) -> Config {
+    Config {
+        node: name(node),
+        cluster: 1,
+        epoch,
+        keys: Keyring { current: Key { id: 1, secret: [1; 32] }, other: None },
+        interval: Duration::from_secs(1),
+        differ: Duration::from_secs(5),
+    }
+}
+
+/// Rows of one service by a table.
+fn holdings(digest: u64, rows: impl IntoIterator<Item = u32>) -> Arc<Holdings> {
+    let rows = Rows::new(65521, rows);
+    let key = service_key([192, 0, 2, 1].into(), 80, Protocol::Tcp);
+    let services = if rows.is_empty() { BTreeMap::new() } else { [(key, Arc::new(rows))].into() };
+    Arc::new(Holdings { digest, partial: false, services })
+}
+
+struct Wire {
+    now: Instant,
+    nodes: BTreeMap<usize, Exchange>,
+    /// Datagrams from these are lost: every nth, from 1.
+    lossy: BTreeMap<usize, usize>,
+    sent: BTreeMap<usize, Vec<Vec<u8>>>,
+    log: Vec<(usize, Action)>,
+}
+
+impl Wire {
+    fn new(nodes: usize) -> Self {
+        let now = Instant::from_millis(10_000);
+        let nodes = (0..nodes).map(|node| (node, Exchange::new(config(node, 1), now))).collect();
+        Self { now, nodes, lossy: BTreeMap::new(), sent: BTreeMap::new(), log: vec![] }
+    }
+
+    fn event(&mut self, node: usize, event: Event) {
+        let Some(exchange) = self.nodes.get_mut(&node) else { return };
+        let mut actions = vec![];
+        exchange.handle(event, self.now, &mut actions);
+        for action in actions {
+            let Action::Send(bytes) = action else {
+                self.log.push((node, action));
+                continue;
+            };
+            assert!(bytes.len() <= MAX_DATAGRAM);
+            let sent = self.sent.entry(node).or_default();
+            sent.push(bytes.clone());
+            if self.lossy.get(&node).is_some_and(|every| sent.len() % every == 0) {
+                continue;
+            }
+            let others: Vec<usize> = self.nodes.keys().copied().filter(|other| *other != node).collect();
+            others.into_iter().for_each(|other| self.event(other, Event::Datagram(bytes.clone())));
+        }
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now += Duration::from_millis(10);
+            for node in self.nodes.keys().copied().collect::<Vec<_>>() {
+                if self.nodes[&node].next_deadline().is_some_and(|due| due <= self.now) {
+                    self.event(node, Event::Tick);
+                }
+            }
+        }
+    }
+
+    fn local(&mut self, node: usize, holdings: &Arc<Holdings>) {
+        self.event(node, Event::Local(holdings.clone()));
+    }
+
+    /// What `at` knows of `node`.
+    fn known(&self, at: usize, node: usize) -> Option<Arc<Holdings>> {
+        Some(self.nodes[&at].words().get(name(node).as_str())?.holdings.clone())
+    }
+
+    fn others(&self) -> BTreeSet<NodeName> {
+        self.nodes.keys().map(|node| name(*node)).collect()
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn everybody_knows_what_everybody_holds() {
+    let mut wire = Wire::new(3);
+    wire.run(SECOND);
+    let held = holdings(7, (0..65521).step_by(3));
+    wire.local(0, &held);
+    wire.local(1, &holdings(7, []));
+    assert_eq!(
+        (wire.known(1, 0), wire.known(2, 0), wire.known(2, 1)),
+        (Some(held.clone()), Some(held), Some(holdings(7, [])))
+    );
+    assert_eq!(wire.known(0, 2), None, "it has not said anything yet");
+    let changed = |node: usize| wire.log.iter().filter(|(_, action)| *action == Action::Changed(name(node))).count();
+    assert_eq!((changed(0), changed(1), changed(2)), (3, 3, 0));
+}
+
+#[test]
+fn an_idle_node_sends_one_small_datagram_a_second() {
+    let mut wire = Wire::new(2);
+    wire.local(0, &holdings(7, []));
+    wire.local(1, &holdings(7, [1, 2, 3]));
+    wire.run(5 * SECOND);
+    wire.sent.clear();
+    wire.log.clear();
+    wire.run(10 * SECOND);
+    assert!(wire.sent.values().all(|sent| sent.len() == 10 && sent.iter().all(|bytes| bytes.len() < 100)));
+    assert_eq!(wire.log, []);
+}
+
+/// What it says is as old as its last look at conntrack.
+#[test]
+fn words_are_confirmed_when_the_node_looks_again() {
+    let mut wire = Wire::new(2);
+    let held = holdings(7, [1]);
+    wire.local(0, &held);
+    wire.run(5 * SECOND);
+    let confirmed = |wire: &Wire| wire.nodes[&1].words()["n0"].confirmed;
+    assert_eq!(confirmed(&wire), Instant::from_millis(10_000));
+    let looked = wire.now;
+    wire.local(0, &held);
+    wire.run(2 * SECOND);
+    assert_eq!(confirmed(&wire), looked);
+}
+
+#[test]
+fn lost_parts_come_when_they_are_asked_for() {
+    let mut wire = Wire::new(2);
+    wire.run(SECOND);
+    wire.lossy.insert(0, 3);
+    let held = holdings(7, (0..65521).step_by(2));
+    wire.local(0, &held);
+    assert_eq!(wire.known(1, 0), None);
+    wire.run(5 * SECOND);
+    assert_eq!(wire.known(1, 0), Some(held));
+}
+
+#[test]
+fn who_starts_asks_and_learns_at_once() {
+    let mut wire = Wire::new(2);
+    let held = holdings(7, [1, 2]);
+    wire.local(0, &held);
+    wire.local(1, &held);
+    wire.run(10 * SECOND);
+    wire.nodes.insert(2, Exchange::new(config(2, 1), wire.now));
+    let others = [name(0), name(1)].into();
+    wire.event(2, Event::Nodes(others));
+    assert!(!wire.nodes[&2].learned(wire.now));
+    wire.run(Duration::from_millis(300));
+    assert!(wire.nodes[&2].learned(wire.now));
+    assert_eq!((wire.known(2, 0), wire.known(2, 1)), (Some(held.clone()), Some(held)));
+}
+
+#[test]
+fn nobody_waits_for_the_silent_or_for_ever() {
+    let mut wire = Wire::new(1);
+    wire.event(0, Event::Nodes([name(5)].into()));
+    wire.run(SECOND);
+    assert!(!wire.nodes[&0].learned(wire.now));
+    wire.run(SECOND / 2);
+    assert!(wire.nodes[&0].learned(wire.now), "nobody has been heard");
+    // One that is heard and whose parts never come.
+    let mut wire = Wire::new(2);
+    wire.lossy.insert(0, 2);
+    wire.local(0, &holdings(7, (0..65521).step_by(2)));
+    wire.lossy.insert(0, 1);
+    wire.run(4 * SECOND);
+    wire.event(1, Event::Rejoin);
+    wire.run(5 * SECOND);
+    assert!(wire.nodes[&1].learned(wire.now));
+}
+
+/// Its flows live on.
+#[test]
+fn the_last_word_counts_until_the_node_is_removed() {
+    let mut wire = Wire::new(3);
+    let held = holdings(7, [1]);
+    wire.local(0, &held);
+    wire.run(SECOND);
+    wire.nodes.remove(&0);
+    wire.run(600 * SECOND);
+    assert_eq!(wire.known(1, 0), Some(held.clone()));
+    // Its next run knows nothing at first: the word of the last one counts.
+    wire.nodes.insert(0, Exchange::new(config(0, 2), wire.now));
+    wire.run(2 * SECOND);
+    assert_eq!(wire.known(1, 0), Some(held));
+    wire.local(0, &holdings(7, []));
+    assert_eq!(wire.known(1, 0), Some(holdings(7, [])));
+    wire.log.clear();
+    wire.event(1, Event::Nodes([name(2)].into()));
+    assert_eq!((wire.known(1, 0), wire.log.as_slice()), (None, &[(1, Action::Changed(name(0)))][..]));
+    wire.local(0, &holdings(7, [5]));
+    assert!(wire.log.contains(&(1, Action::Rejected(Reject::UnknownNode))));
+}
+
+#[test]
+fn what_was_said_before_is_not_said_again_by_others() {
+    let mut wire = Wire::new(2);
+    wire.local(0, &holdings(7, [1]));
+    wire.run(3 * SECOND);
+    wire.nodes.insert(0, Exchange::new(config(0, 2), wire.now));
+    let old = wire.sent[&0].clone();
+    wire.run(SECOND);
+    wire.local(0, &holdings(7, [2]));
+    wire.log.clear();
+    wire.event(1, Event::Datagram(old[0].clone()));
+    let last = wire.sent[&0].last().unwrap().clone();
+    wire.event(1, Event::Datagram(last));
+    wire.event(0, Event::Datagram(old[0].clone()));
+    let rejected = [(1, Reject::StaleEpoch), (1, Reject::Replayed), (0, Reject::OwnEcho)];
+    assert_eq!(wire.log, rejected.map(|(node, reject)| (node, Action::Rejected(reject))));
+    assert_eq!(wire.known(1, 0), Some(holdings(7, [2])));
+}
+
+#[test]
+fn rows_that_are_as_they_were_keep_their_allocation() {
+    let mut wire = Wire::new(2);
+    wire.local(0, &holdings(7, [1]));
+    let rows = |wire: &Wire| wire.known(1, 0).unwrap().services.values().next().unwrap().clone();
+    let before = rows(&wire);
+    wire.local(0, &holdings(8, [1]));
+    assert!(Arc::ptr_eq(&before, &rows(&wire)));
+    wire.local(0, &holdings(8, [2]));
+    assert!(!Arc::ptr_eq(&before, &rows(&wire)));
+}
+
+#[test]
+fn tables_that_differ_for_long_are_an_alarm() {
+    let mut wire = Wire::new(2);
+    (0..2).for_each(|node| wire.local(node, &holdings(7, [])));
+    wire.run(3 * SECOND);
+    wire.log.clear();
+    let since = wire.now;
+    wire.local(0, &holdings(8, []));
+    wire.run(SECOND);
+    assert!(!wire.nodes[&0].differs(wire.now));
+    wire.run(3 * SECOND);
+    assert!(wire.nodes[&0].differs(wire.now), "enough to tell all rows, not for an alarm");
+    wire.run(8 * SECOND);
+    let alarms = |wire: &Wire| {
+        wire.log.iter().filter(|(_, action)| !matches!(action, Action::Changed(_))).cloned().collect::<Vec<_>>()
+    };
+    let differs = |node| Action::Differs { node: name(node), since };
+    assert_eq!(alarms(&wire), [(0, differs(1)), (1, differs(0))]);
+    wire.log.clear();
+    wire.local(1, &holdings(8, []));
+    assert_eq!(alarms(&wire), [(1, Action::Agrees(name(0))), (0, Action::Agrees(name(1)))]);
+    assert!(!wire.nodes[&0].differs(wire.now) && wire.others().len() == 2);
+}

@@ -1,0 +1,105 @@
+use alloc::vec::Vec;
+
+use super::*;
+use crate::forwarding::history::History;
+use crate::forwarding::{Availability, Planner};
+use crate::holdings::Words;
+use crate::view::Protocol;
+use crate::view::endpoints::service_key;
+use crate::view::example::{VIP, pod, view};
+use crate::view::{Affinity, Conditions};
+
+const KEY: [u64; 2] = [1, 2];
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn table(nodes: &[&str]) -> Table {
+    let pods: Vec<_> = nodes.iter().map(|node| pod(node, 1, Conditions::READY)).collect();
+    let mut planner = Planner::new(KEY, History::new(HOUR));
+    planner.table(&view(pods), &Availability::default(), &Words::new(), Instant::ZERO)
+}
+
+fn flows(count: u16) -> Vec<FlowTuple> {
+    let flow = |port: u16| FlowTuple {
+        src: [198, 51, 100, 7],
+        dst: VIP.octets(),
+        src_port: port.to_be_bytes(),
+        dst_port: 80u16.to_be_bytes(),
+        proto: 6,
+    };
+    (1000..1000 + count).map(flow).collect()
+}
+
+fn web() -> ServiceKey {
+    service_key(VIP, 80, Protocol::Tcp)
+}
+
+fn at(seconds: u64) -> Instant {
+    Instant::from_millis(seconds * 1000)
+}
+
+/// Rows of port 80 that are told.
+fn told(announcement: &Announcement) -> Vec<u32> {
+    announcement.holdings.services.get(&web()).map(|rows| rows.iter().collect()).unwrap_or_default()
+}
+
+fn row(table: &Table, flow: FlowTuple) -> u32 {
+    row_of(flow.hash(&KEY), table.services[&web()].ring.rows.len() as u32).unwrap()
+}
+
+#[test]
+fn rows_with_flows_of_other_primaries() {
+    let table = table(&["a", "b"]);
+    let ring = &table.services[&web()].ring;
+    let mut holder = Holder::new("a", KEY, HOUR);
+    let said = holder.announce(&table, flows(50), false, at(0));
+    let mut expected: Vec<u32> = flows(50).into_iter().map(|flow| row(&table, flow)).collect();
+    expected.sort_unstable();
+    expected.dedup();
+    let others: Vec<u32> = expected.iter().copied().filter(|&row| ring.primary(row) != Some("a")).collect();
+    assert_eq!((told(&said), said.expired, said.holdings.digest), (others, 0, table.digest));
+    // While tables differ, all: by the other table the primary may be another.
+    assert_eq!(told(&holder.announce(&table, flows(50), true, at(1))), expected);
+}
+
+#[test]
+fn with_client_affinity_the_client_chooses_the_row() {
+    let mut table = table(&["b"]);
+    table.services.get_mut(&web()).unwrap().affinity = Affinity::ClientIp;
+    let said = Holder::new("a", KEY, HOUR).announce(&table, flows(50), false, at(0));
+    assert_eq!(told(&said), [row(&table, flows(1)[0].client_only())]);
+}
+
+#[test]
+fn what_no_service_has_is_not_told() {
+    let stray = FlowTuple { dst_port: [0, 1], ..flows(1)[0] };
+    let said = Holder::new("a", KEY, HOUR).announce(&table(&["b"]), [stray], false, at(0));
+    assert!(said.holdings.services.is_empty());
+}
+
+/// From when the row was lost, not from when the flow began; a row that came back and is lost again counts anew.
+#[test]
+fn beyond_the_window_flows_are_counted_and_not_told() {
+    let (own, lost) = (table(&["a"]), table(&["b"]));
+    let mut holder = Holder::new("a", KEY, HOUR);
+    assert_eq!(told(&holder.announce(&own, flows(9), false, at(0))), []);
+    let rows = told(&holder.announce(&lost, flows(9), false, at(10)));
+    assert_eq!(told(&holder.announce(&lost, flows(9), false, at(3610))), rows);
+    let late = holder.announce(&lost, flows(9), false, at(3611));
+    assert_eq!((told(&late).len(), late.expired), (0, 9));
+    holder.announce(&own, flows(9), false, at(3620));
+    let again = holder.announce(&lost, flows(9), false, at(3630));
+    assert_eq!((told(&again), again.expired), (rows, 0));
+}
+
+#[test]
+fn rows_are_added_at_once_and_taken_out_together() {
+    let table = table(&["b"]);
+    let mut holder = Holder::new("a", KEY, HOUR);
+    let first = holder.announce(&table, flows(9), false, at(0));
+    let fewer = holder.announce(&table, flows(8), false, at(5));
+    assert!(Arc::ptr_eq(&first.holdings, &fewer.holdings), "nobody writes a ring for it");
+    assert_eq!(told(&holder.announce(&table, flows(10), false, at(6))).len(), 10);
+    assert_eq!(told(&holder.announce(&table, flows(3), false, at(15))).len(), 10);
+    assert_eq!(told(&holder.announce(&table, flows(3), false, at(16))).len(), 3);
+    assert_eq!(told(&holder.announce(&table, [], false, at(17))), []);
+}

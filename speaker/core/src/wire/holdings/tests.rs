@@ -1,1 +1,162 @@
+use alloc::vec;
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::view::Protocol;
+use crate::view::endpoints::service_key;
+
+const CLUSTER: u64 = 0x0102_0304_0506_0708;
+
+fn keys(id: u8) -> Keyring {
+    Keyring { current: Key { id, secret: [id; 32] }, other: None }
+}
+
+fn datagram() -> Datagram {
+    Datagram {
+        node: NodeName::new("n1").unwrap(),
+        cluster: CLUSTER,
+        epoch: 2,
+        sequence: 3,
+        asks: true,
+        partial: false,
+        version: 4,
+        digest: 5,
+        age_millis: 6,
+        parts: 2,
+        piece: Some(Piece { part: 1, bytes: vec![0xaa, 0xbb] }),
+    }
+}
+
+fn key(port: u16) -> ServiceKey {
+    service_key([192, 0, 2, 1].into(), port, Protocol::Tcp)
+}
+
+fn services(rows: &[(u16, Rows)]) -> Services {
+    rows.iter().map(|(port, rows)| (key(*port), Arc::new(rows.clone()))).collect()
+}
+
+/// The format, byte by byte, without the MAC.
+#[test]
+fn vector() {
+    let expected: &[&[u8]] = &[
+        b"SHVH\x01\x02\x01\x05\x01\x02\x03\x04\x05\x06\x07\x08",
+        b"\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x05",
+        b"\0\0\0\x06\0\x01\0\x02\x02\0\0\0n1\xaa\xbb",
+    ];
+    let sealed = datagram().seal(&keys(5));
+    assert_eq!(sealed[..sealed.len() - MAC_LEN], expected.concat());
+    assert_eq!(Datagram::open(&sealed, CLUSTER, &keys(5)), Ok(datagram()));
+    let word = Datagram { piece: None, asks: false, partial: true, ..datagram() };
+    assert_eq!(Datagram::open(&word.seal(&keys(5)), CLUSTER, &keys(5)), Ok(word));
+}
+
+#[test]
+fn list_vector() {
+    let (list, partial) = encode(&services(&[(80, Rows::new(4093, [1, 258])), (81, Rows::new(20, 0..9))]));
+    let expected: &[&[u8]] = &[
+        b"\xc0\0\x02\x01\0\x50\x06\x01\x0f\xfd\0\x04\0\x01\x01\x02",
+        b"\xc0\0\x02\x01\0\x51\x06\x02\0\x14\0\x03\xff\x01\0",
+    ];
+    assert_eq!((list, partial), (expected.concat(), false));
+}
+
+#[test]
+fn what_is_wrong_has_a_name() {
+    let open = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = datagram().seal(&keys(5));
+        bytes.truncate(bytes.len() - MAC_LEN);
+        change(&mut bytes);
+        keys(5).seal(&mut bytes);
+        Datagram::open(&bytes, CLUSTER, &keys(5)).map(|_| ())
+    };
+    assert_eq!(open(&|_| {}), Ok(()));
+    assert_eq!(open(&|b| b.truncate(20)), Err(Reject::Truncated));
+    assert_eq!(open(&|b| b.resize(1400, 0)), Err(Reject::Oversized));
+    assert_eq!(open(&|b| b[0] = b'X'), Err(Reject::Malformed));
+    assert_eq!(open(&|b| b[4] = 2), Err(Reject::WrongVersion));
+    assert_eq!(open(&|b| b[5] = 3), Err(Reject::Malformed), "no such kind");
+    assert_eq!(open(&|b| b[5] = 1), Err(Reject::Malformed), "a word with a piece");
+    assert_eq!(open(&|b| b[7] = 6), Err(Reject::UnknownKey));
+    assert_eq!(open(&|b| b[8] = 9), Err(Reject::WrongCluster));
+    assert_eq!(open(&|b| b[53] = 2), Err(Reject::Malformed), "part 2 of 2");
+    assert_eq!(open(&|b| b[54] = 0xff), Err(Reject::Malformed), "too many parts");
+    assert_eq!(open(&|b| b[56] = 200), Err(Reject::Truncated), "name beyond the end");
+    assert_eq!(open(&|b| b[60] = b'_'), Err(Reject::Malformed), "not a name");
+    assert_eq!(open(&|b| b.truncate(62)), Err(Reject::Malformed), "a part without a piece");
+    let mut forged = datagram().seal(&keys(5));
+    forged[30] ^= 1;
+    assert_eq!(Datagram::open(&forged, CLUSTER, &keys(5)), Err(Reject::BadMac));
+}
+
+#[test]
+fn lists_that_lie_are_refused() {
+    let section = |port: u16, form: u8, of: u16, content: &[u8]| {
+        let mut bytes = vec![192, 0, 2, 1];
+        bytes.extend_from_slice(&port.to_be_bytes());
+        bytes.extend_from_slice(&[6, form]);
+        bytes.extend_from_slice(&of.to_be_bytes());
+        bytes.extend_from_slice(&(content.len() as u16).to_be_bytes());
+        bytes.extend_from_slice(content);
+        bytes
+    };
+    let good = section(80, FORM_LIST, 4093, &[0, 1]);
+    assert_eq!(decode(&good), Ok(services(&[(80, Rows::new(4093, [1]))])));
+    assert_eq!(decode(&good[..good.len() - 1]), Err(Reject::Truncated));
+    assert_eq!(decode(&good[..5]), Err(Reject::Truncated));
+    let malformed = [
+        section(80, FORM_LIST, 4093, &[]),
+        section(80, FORM_LIST, 4093, &[0, 1, 0]),
+        section(80, FORM_LIST, 4093, &[0, 1, 0, 1]),
+        section(80, FORM_LIST, 1, &[0, 1]),
+        section(80, FORM_LIST, 0xffff, &[0, 1]),
+        section(80, FORM_BITS, 20, &[1, 0]),
+        section(80, FORM_BITS, 20, &[0, 0, 0x10]),
+        section(80, FORM_BITS, 20, &[0, 0, 0]),
+        section(80, 3, 20, &[1, 0, 0]),
+        [good.clone(), good.clone()].concat(),
+        [section(81, FORM_LIST, 4093, &[0, 1]), good].concat(),
+    ];
+    for list in malformed {
+        assert_eq!(decode(&list), Err(Reject::Malformed), "{list:x?}");
+    }
+}
+
+#[test]
+fn the_largest_fit() {
+    let node = NodeName::new(&"n".repeat(NodeName::MAX_LEN)).unwrap();
+    let bytes = vec![7; piece_len(NodeName::MAX_LEN)];
+    let piece = Some(Piece { part: MAX_PARTS as u16 - 1, bytes });
+    let full = Datagram { node, parts: MAX_PARTS as u16, piece, ..datagram() };
+    let sealed = full.seal(&keys(5));
+    assert_eq!((sealed.len(), Datagram::open(&sealed, CLUSTER, &keys(5))), (MAX_DATAGRAM, Ok(full)));
+    let many: Vec<_> = (0..200).map(|port| (port, Rows::new(MAX_ROWS, (0..MAX_ROWS).step_by(2)))).collect();
+    let (list, partial) = encode(&services(&many));
+    assert!(partial && list.len() <= MAX_LIST);
+    assert_eq!(decode(&list).unwrap().len(), MAX_LIST / (SECTION + MAX_ROWS.div_ceil(8) as usize));
+}
+
+proptest! {
+    #[test]
+    fn any_holdings_survive_the_wire(
+        all in prop::collection::btree_map(any::<u16>(), prop::collection::btree_set(0u32..4093, 1..600), 0..5),
+    ) {
+        let rows: Vec<_> = all.into_iter().map(|(port, rows)| (port, Rows::new(4093, rows))).collect();
+        let (list, partial) = encode(&services(&rows));
+        prop_assert!(!partial);
+        prop_assert_eq!(decode(&list), Ok(services(&rows)));
+    }
+
+    #[test]
+    fn any_bytes_are_taken_calmly(bytes in prop::collection::vec(any::<u8>(), 0..1500), head in 0usize..6, signed: bool) {
+        let mut bytes = bytes;
+        let _ = decode(&bytes);
+        let good = datagram().seal(&keys(5));
+        let length = bytes.len().min([0, 4, 8, 16, 56, 62][head]);
+        bytes[..length].copy_from_slice(&good[..length]);
+        if signed {
+            keys(5).seal(&mut bytes);
+        }
+        let _ = Datagram::open(&bytes, CLUSTER, &keys(5));
+    }
+}

@@ -1,0 +1,271 @@
+//! One node: what its kernel holds, and the speaker that fills it. The kernel outlives the speaker.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use ebpf_common::{Config as XdpConfig, FlowTuple, Row, ServiceKey, ServiceValue, row_of};
+use sheave_ebpf::chance::{self, Origin, Step};
+use sheave_ebpf::parse::Content;
+
+use crate::forwarding::history::{History, Saved};
+use crate::forwarding::{Availability, Planner, Table};
+use crate::holdings::exchange::{Action, Config, Event, Exchange};
+use crate::holdings::holder::Holder;
+use crate::machine::Machine;
+use crate::name::NodeName;
+use crate::time::{Duration, Instant};
+use crate::view::View;
+use crate::view::endpoints::frontends;
+use crate::wire::seal::{Key, Keyring};
+
+pub const HASH_KEY: [u64; 2] = [3, 4];
+pub const WINDOW: Duration = Duration::from_secs(24 * 3600);
+const BOOT: &str = "boot";
+
+pub fn name(node: usize) -> String {
+    format!("n{node}")
+}
+
+/// What lives in the kernel of a node.
+#[derive(Default)]
+pub struct Kernel {
+    pub table: Option<Table>,
+    /// The pods of this node in its nftables table, by service port: those that get new flows.
+    pub backends: BTreeMap<ServiceKey, Vec<core::net::Ipv4Addr>>,
+    /// Conntrack: flow and the pod it goes to.
+    pub flows: BTreeMap<Flow, core::net::Ipv4Addr>,
+}
+
+/// A flow as a key of maps.
+pub type Flow = ([u8; 4], [u8; 4], [u8; 2], [u8; 2], u8);
+
+pub fn tuple((src, dst, src_port, dst_port, proto): Flow) -> FlowTuple {
+    FlowTuple { src, dst, src_port, dst_port, proto }
+}
+
+pub fn key_of(flow: Flow) -> ServiceKey {
+    ServiceKey { addr: flow.1, port: flow.3, proto: flow.4, pad: 0 }
+}
+
+impl Kernel {
+    /// The row of a flow in the maps: slots are numbers of nodes, from 1.
+    fn row(&self, flow: Flow) -> Option<(ServiceValue, Row)> {
+        let service = self.table.as_ref()?.services.get(&key_of(flow))?;
+        let row = row_of(tuple(flow).hash(&HASH_KEY), service.ring.rows.len() as u32)?;
+        let slot = |name: &str| name[1..].parse::<u16>().map_or(0, |number| number + 1);
+        let mut alternates = [0; 3];
+        for (place, name) in alternates.iter_mut().zip(service.alternates.iter().flat_map(|all| all.of(row))) {
+            *place = slot(name);
+        }
+        let served = self.backends.get(&key_of(flow)).is_some_and(|pods| !pods.is_empty());
+        let flags = if served { ServiceValue::SERVED_HERE } else { 0 };
+        Some((ServiceValue { ring: 0, flags }, Row::new(slot(service.ring.primary(row)?), alternates)))
+    }
+
+    pub fn primary(&self, flow: Flow) -> Option<usize> {
+        Some(usize::from(self.row(flow)?.1.primary()) - 1)
+    }
+
+    /// What XDP does with a packet; `None`: no such service, or nobody serves it.
+    pub fn xdp(&self, own: usize, flow: Flow, origin: Origin, content: &Content) -> Option<(Step, u16)> {
+        let (service, row) = self.row(flow)?;
+        let config = XdpConfig { self_slot: own as u32 + 1, ..XdpConfig::default() };
+        Some((chance::next(&config, service, row, origin, content), row.primary()))
+    }
+}
+
+pub struct Speaker {
+    node: usize,
+    planner: Planner,
+    exchange: Exchange,
+    holder: Holder,
+    view: Option<Arc<View>>,
+    availability: Availability,
+    /// Peers whose speaker has been ready since they were down or new.
+    present: BTreeMap<usize, Instant>,
+    pub ready: bool,
+    pub digest: u64,
+    dirty: bool,
+    planned: Instant,
+    announced: Instant,
+    pub cut_off: bool,
+    /// Nodes that answered when it looked last.
+    answering: usize,
+}
+
+/// What a speaker sees of another node.
+#[derive(Clone, Copy)]
+pub struct Sight {
+    pub answers: bool,
+    pub ready: bool,
+}
+
+impl Speaker {
+    /// `saved`: its history, from the disk.
+    pub fn new(node: usize, epoch: u64, saved: Option<&Saved>, nodes: usize, now: Instant) -> Self {
+        let history = match saved {
+            Some(saved) => History::restore(saved, WINDOW, BOOT, now).expect("what was saved can be read"),
+            None => History::new(WINDOW),
+        };
+        let mut planner = Planner::new(HASH_KEY, history);
+        planner.was_away(&name(node));
+        let config = Config {
+            node: node_name(node),
+            cluster: 1,
+            epoch,
+            keys: Keyring { current: Key { id: 1, secret: [1; 32] }, other: None },
+            interval: Duration::from_secs(1),
+            differ: Duration::from_secs(5),
+        };
+        let mut exchange = Exchange::new(config, now);
+        let others = (0..nodes).filter(|other| *other != node).map(node_name).collect();
+        exchange.handle(Event::Nodes(others), now, &mut Vec::new());
+        Self {
+            node,
+            planner,
+            exchange,
+            holder: Holder::new(&name(node), HASH_KEY, WINDOW),
+            view: None,
+            availability: Availability::default(),
+            present: (0..nodes).map(|node| (node, now)).collect(),
+            ready: false,
+            digest: 0,
+            dirty: true,
+            planned: Instant::ZERO,
+            announced: Instant::ZERO,
+            cut_off: false,
+            answering: 0,
+        }
+    }
+
+    pub fn receive(&mut self, datagram: &[u8], now: Instant) {
+        let mut actions = Vec::new();
+        self.exchange.handle(Event::Datagram(datagram.to_vec()), now, &mut actions);
+        self.take(actions);
+    }
+
+    fn take(&mut self, actions: Vec<Action>) -> Vec<Vec<u8>> {
+        let mut sent = Vec::new();
+        for action in actions {
+            match action {
+                Action::Send(bytes) => sent.push(bytes),
+                Action::Changed(_) => self.dirty = true,
+                Action::Rejected(reject) => panic!("{reject} on n{}", self.node),
+                Action::Differs { .. } | Action::Agrees(_) => {}
+            }
+        }
+        sent
+    }
+
+    /// `view`: `None` if the API server's word does not come through. Returns what it sends.
+    pub fn turn(
+        &mut self,
+        view: Option<&Arc<View>>,
+        sights: &[Sight],
+        kernel: &mut Kernel,
+        now: Instant,
+    ) -> Vec<Vec<u8>> {
+        let mut sent = Vec::new();
+        let mut actions = Vec::new();
+        self.look(sights, now, &mut actions);
+        sent.extend(self.take(actions));
+        if let Some(view) = view.filter(|view| self.view.as_ref() != Some(view)) {
+            self.view = Some((*view).clone());
+            self.dirty = true;
+        }
+        if self.exchange.next_deadline().is_some_and(|due| due <= now) {
+            let mut actions = Vec::new();
+            self.exchange.handle(Event::Tick, now, &mut actions);
+            sent.extend(self.take(actions));
+        }
+        if !self.exchange.learned(now) || self.cut_off {
+            return sent;
+        }
+        let again = self.planner.unsettled() && now.since(self.planned) >= Duration::from_secs(1);
+        if let Some(view) = self.view.clone().filter(|_| self.dirty || again) {
+            self.plan(&view, kernel, now);
+        }
+        if let Some(table) = &kernel.table
+            && self.ready
+            && (now.since(self.announced) >= Duration::from_secs(1) || table.digest != self.digest)
+        {
+            (self.announced, self.digest) = (now, table.digest);
+            let flows: Vec<FlowTuple> = kernel.flows.keys().map(|flow| tuple(*flow)).collect();
+            let said = self.holder.announce(table, flows, self.exchange.differs(now), now);
+            assert_eq!(said.expired, 0);
+            let mut actions = Vec::new();
+            self.exchange.handle(Event::Local(said.holdings), now, &mut actions);
+            sent.extend(self.take(actions));
+        }
+        sent
+    }
+
+    /// Liveness and presence, in short.
+    fn look(&mut self, sights: &[Sight], now: Instant, actions: &mut Vec<Action>) {
+        let others = || sights.iter().enumerate().filter(|(other, _)| *other != self.node);
+        let answering = others().filter(|(_, sight)| sight.answers).count();
+        // All fell silent at once.
+        let alone = answering == 0 && (self.cut_off || self.answering > 1);
+        self.answering = answering;
+        if alone {
+            // At once: its first heartbeats after the cut must not say that it is ready.
+            (self.cut_off, self.ready) = (true, false);
+            return;
+        }
+        if core::mem::take(&mut self.cut_off) {
+            self.ready = false;
+            self.planner.was_away(&name(self.node));
+            self.exchange.handle(Event::Rejoin, now, actions);
+        }
+        for (other, sight) in sights.iter().enumerate() {
+            if !sight.answers {
+                self.present.remove(&other);
+            } else if sight.ready {
+                self.present.insert(other, now);
+            }
+        }
+        self.present.retain(|_, seen| now.since(*seen) <= Duration::from_secs(30));
+        let others = || sights.iter().enumerate().filter(|(other, _)| *other != self.node);
+        let names = |of: &dyn Fn(usize, &Sight) -> bool| -> BTreeSet<String> {
+            others().filter(|(other, sight)| of(*other, sight)).map(|(other, _)| name(other)).collect()
+        };
+        let availability = Availability {
+            down: names(&|_, sight| !sight.answers),
+            absent: names(&|other, sight| sight.answers && !self.present.contains_key(&other)),
+        };
+        self.dirty |= self.availability != availability;
+        self.availability = availability;
+    }
+
+    fn plan(&mut self, view: &View, kernel: &mut Kernel, now: Instant) {
+        let (frontends, _) = frontends(view);
+        let own = name(self.node);
+        kernel.backends.clear();
+        let mut known = BTreeSet::new();
+        for (key, frontend) in &frontends {
+            let here = || frontend.pods.iter().filter(|pod| pod.node == own);
+            known.extend(here().filter(|pod| pod.conditions.serving).map(|pod| pod.address));
+            let ready = here().filter(|pod| pod.conditions.ready && !pod.conditions.terminating);
+            let mut pods: Vec<_> = ready.map(|pod| pod.address).collect();
+            if pods.is_empty() {
+                pods = here().filter(|pod| pod.conditions.serving).map(|pod| pod.address).collect();
+            }
+            kernel.backends.insert(*key, pods);
+        }
+        // Entries to endpoints that are gone go with them.
+        kernel.flows.retain(|_, pod| known.contains(pod));
+        kernel.table = Some(self.planner.table(view, &self.availability, &self.exchange.words(), now));
+        (self.dirty, self.planned, self.ready) = (false, now, true);
+    }
+
+    pub fn save(&self, now: Instant) -> Saved {
+        self.planner.history().save(BOOT, now)
+    }
+}
+
+pub fn node_name(node: usize) -> NodeName {
+    NodeName::new(&name(node)).expect("a name")
+}

@@ -1,0 +1,526 @@
+//! A cluster: nodes, the API server's truth, clients and their flows, and what goes wrong.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+
+use ebpf_common::{ALTERNATES, Ask, ServiceKey, Travel, row_of, siphash13};
+use sheave_ebpf::chance::{Origin, Step};
+use sheave_ebpf::parse::{Content, Tcp};
+
+use super::faults::Op;
+use super::node::*;
+use crate::forwarding::history::Saved;
+use crate::time::{Duration, Instant};
+use crate::view::{
+    Affinity, Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, View, VirtualIp,
+};
+
+/// Of each ring: services have no more than 40 pods.
+const ROWS: u32 = 4093;
+const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const TURN: Duration = Duration::from_millis(250);
+pub const TERMINATING: Conditions = Conditions { ready: false, serving: true, terminating: true };
+pub const UNREADY: Conditions = Conditions { ready: false, serving: false, terminating: false };
+
+pub struct World {
+    pub now: Instant,
+    pub random: Random,
+    pub machines: Vec<Machine>,
+    pub services: Vec<Vec<Pod>>,
+    next_pod: u32,
+    view: Arc<View>,
+    /// The client's side of each flow: which pod it talks to.
+    pub flows: BTreeMap<Flow, Talk>,
+    /// Tuples that clients may use: few rows, so that several nodes get flows of one.
+    pool: Vec<Flow>,
+    next_tuple: usize,
+    ended: Vec<Flow>,
+    pub disturbed: Instant,
+    /// When each node last had flows of a row.
+    held: BTreeMap<(ServiceKey, Option<u32>), BTreeMap<usize, Instant>>,
+    /// Counts what must not be, instead of failing.
+    pub forgiving: bool,
+    pub plan: BTreeMap<Instant, Vec<Op>>,
+    pub sums: Sums,
+}
+
+/// One node as a machine: things that can fail apart.
+pub struct Machine {
+    pub kernel: Option<Kernel>,
+    pub speaker: Option<Speaker>,
+    disk: Option<Saved>,
+    epoch: u64,
+    pub excluded: bool,
+    pub cut: bool,
+    pub late: bool,
+    /// Its datagrams are lost.
+    pub mute: bool,
+}
+
+#[derive(Clone)]
+pub struct Pod {
+    pub address: Ipv4Addr,
+    pub node: usize,
+    pub conditions: Conditions,
+}
+
+#[derive(Clone, Copy)]
+pub struct Talk {
+    pub node: usize,
+    pub pod: Ipv4Addr,
+}
+
+/// What became of packets; lists are by extra hops.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sums {
+    /// Of living flows, while all was calm.
+    pub calm: [u64; 5],
+    /// The same while something was going on: known; and not.
+    pub busy: [u64; 5],
+    pub busy_lost: u64,
+    /// Lost although nothing had happened for a while: more nodes than a row can name had flows of it;
+    pub crowded: u64,
+    /// a node had another table;
+    pub differing: u64,
+    /// somewhere no speaker ran;
+    pub leaderless: u64,
+    /// none of these.
+    pub calm_lost: u64,
+    /// Of flows that have ended: a reset.
+    pub refused: [u64; 5],
+    pub opened: u64,
+    /// SYNs that no pod got, while a ready one was there; and all was calm.
+    pub unopened: u64,
+    pub calm_unopened: u64,
+}
+
+impl Sums {
+    /// Packets of living flows that did not arrive.
+    pub fn lost(&self) -> u64 {
+        self.busy_lost + self.crowded + self.differing + self.leaderless + self.calm_lost
+    }
+
+    pub fn add(&mut self, other: &Sums) {
+        let lists = [(&mut self.calm, &other.calm), (&mut self.busy, &other.busy), (&mut self.refused, &other.refused)];
+        for (list, other) in lists {
+            list.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
+        }
+        self.busy_lost += other.busy_lost;
+        self.crowded += other.crowded;
+        self.differing += other.differing;
+        self.leaderless += other.leaderless;
+        self.calm_lost += other.calm_lost;
+        self.opened += other.opened;
+        self.unopened += other.unopened;
+        self.calm_unopened += other.calm_unopened;
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Known {
+        node: usize,
+        hops: usize,
+    },
+    /// Nobody knows it: a reset, or a new flow.
+    Refused {
+        node: usize,
+        hops: usize,
+    },
+    Vanished,
+}
+
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(1);
+        siphash13(&[7, 7], self.0, 0) as usize % end.max(1)
+    }
+}
+
+fn row_of_flow(flow: Flow) -> (ServiceKey, Option<u32>) {
+    (key_of(flow), row_of(tuple(flow).hash(&HASH_KEY), ROWS))
+}
+
+fn port(service: usize) -> u16 {
+    80 + service as u16
+}
+
+impl World {
+    pub fn new(seed: u64, nodes: usize, services: usize) -> Self {
+        let now = Instant::from_millis(1_000_000);
+        let mut world = Self {
+            now,
+            random: Random(seed.wrapping_mul(1 << 32)),
+            machines: (0..nodes).map(|_| Machine::new()).collect(),
+            services: vec![Vec::new(); services],
+            next_pod: 1,
+            view: Arc::default(),
+            flows: BTreeMap::new(),
+            pool: Vec::new(),
+            next_tuple: 0,
+            ended: Vec::new(),
+            disturbed: now,
+            held: BTreeMap::new(),
+            forgiving: false,
+            plan: BTreeMap::new(),
+            sums: Sums::default(),
+        };
+        for service in 0..services {
+            for _ in 0..1 + world.random.below(2 * nodes) {
+                world.add_pod(service);
+            }
+        }
+        world.publish();
+        world.fill_pool();
+        for node in 0..nodes {
+            world.start_speaker(node);
+        }
+        world.pass(Duration::from_secs(3));
+        world
+    }
+
+    fn fill_pool(&mut self) {
+        let rows: BTreeSet<u32> = (0..8).map(|_| self.random.below(ROWS as usize) as u32).collect();
+        let mut client = self.random.below(1 << 30) as u32;
+        while self.pool.len() < 400 {
+            client += 1;
+            for service in 0..self.services.len() {
+                let flow = (client.to_be_bytes(), VIP.octets(), [4, 1], port(service).to_be_bytes(), 6);
+                if row_of(tuple(flow).hash(&HASH_KEY), ROWS).is_some_and(|row| rows.contains(&row)) {
+                    self.pool.push(flow);
+                }
+            }
+        }
+    }
+
+    pub fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now += TURN;
+            let due: Vec<Op> = self.plan.range(..=self.now).flat_map(|(_, ops)| ops.clone()).collect();
+            self.plan = self.plan.split_off(&(self.now + Duration::from_nanos(1)));
+            for op in due {
+                self.happen(op);
+            }
+            self.turn_speakers();
+            self.turn_clients();
+        }
+    }
+
+    pub fn later(&mut self, after: Duration, op: Op) {
+        self.plan.entry(self.now + after).or_default().push(op);
+    }
+
+    fn turn_speakers(&mut self) {
+        let nodes = self.machines.len();
+        let mut sent = Vec::new();
+        for node in 0..nodes {
+            let sights: Vec<Sight> = (0..nodes).map(|other| self.sight(node, other)).collect();
+            let machine = &mut self.machines[node];
+            let view = (!machine.late && !machine.cut).then_some(&self.view);
+            if let (Some(speaker), Some(kernel)) = (&mut machine.speaker, &mut machine.kernel) {
+                let datagrams = speaker.turn(view, &sights, kernel, self.now);
+                machine.disk = Some(speaker.save(self.now));
+                if !machine.mute && !machine.cut {
+                    sent.push((node, datagrams));
+                }
+            }
+        }
+        for (from, datagrams) in sent {
+            for (to, machine) in self.machines.iter_mut().enumerate().filter(|(_, machine)| !machine.cut) {
+                if let Some(speaker) = machine.speaker.as_mut().filter(|_| to != from) {
+                    datagrams.iter().for_each(|datagram| speaker.receive(datagram, self.now));
+                }
+            }
+        }
+    }
+
+    fn sight(&self, from: usize, to: usize) -> Sight {
+        let machine = &self.machines[to];
+        let answers = from == to || machine.kernel.is_some() && !machine.cut && !self.machines[from].cut;
+        Sight { answers, ready: answers && machine.speaker.as_ref().is_some_and(|speaker| speaker.ready) }
+    }
+
+    /// Nodes that clients' packets come to: a ready speaker answers for the VIP.
+    fn entries(&self) -> Vec<usize> {
+        let is_entry =
+            |machine: &Machine| !machine.cut && machine.speaker.as_ref().is_some_and(|speaker| speaker.ready);
+        (0..self.machines.len()).filter(|node| is_entry(&self.machines[*node])).collect()
+    }
+
+    fn turn_clients(&mut self) {
+        self.end_flows();
+        self.note_holders();
+        if self.is_disturbed() {
+            self.disturbed = self.now;
+        }
+        let entries = self.entries();
+        if entries.is_empty() {
+            return;
+        }
+        for _ in 0..2 {
+            let entry = entries[self.random.below(entries.len())];
+            self.open(entry);
+        }
+        let flows: Vec<(Flow, Talk)> = self.flows.iter().map(|(flow, talk)| (*flow, *talk)).collect();
+        let calm = self.is_calm();
+        let in_reach = |(_, talk): &(Flow, Talk)| !self.machines[talk.node].cut;
+        let flows: Vec<_> = flows.into_iter().filter(in_reach).collect();
+        for (flow, talk) in flows {
+            for &entry in &entries {
+                let outcome = self.walk(entry, flow, &MID_FLOW);
+                self.judge(flow, talk, entry, outcome, calm);
+            }
+        }
+        for flow in self.ended.clone() {
+            for &entry in &entries {
+                match self.walk(entry, flow, &MID_FLOW) {
+                    Outcome::Refused { hops, .. } => self.sums.refused[hops] += 1,
+                    Outcome::Known { node, .. } if self.machines[node].speaker.is_none() => {}
+                    // All pods are on a lost node: the ring is kept, for it may be back in a moment.
+                    Outcome::Vanished if !calm || self.machines.iter().any(|machine| machine.kernel.is_none()) => {}
+                    outcome => {
+                        assert!(!calm || !self.agree(), "{outcome:?} of a flow that has ended {}", self.describe(flow))
+                    }
+                }
+            }
+        }
+    }
+
+    fn judge(&mut self, flow: Flow, talk: Talk, entry: usize, outcome: Outcome, calm: bool) {
+        match outcome {
+            Outcome::Known { node, hops } => {
+                assert_eq!(node, talk.node, "a flow has one node");
+                let sums = if calm { &mut self.sums.calm } else { &mut self.sums.busy };
+                sums[hops] += 1;
+            }
+            _ if !calm => self.sums.busy_lost += 1,
+            _ if self.others(entry, flow) > ALTERNATES => self.sums.crowded += 1,
+            _ if self.is_leaderless() => self.sums.leaderless += 1,
+            _ if !self.agree() => self.sums.differing += 1,
+            _ if self.forgiving => self.sums.calm_lost += 1,
+            _ => panic!("{outcome:?} at {}: from n{entry} to n{}\n{}", self.now, talk.node, self.describe(flow)),
+        }
+    }
+
+    /// Nodes that have flows of this row, or had until a moment ago (they are told of a little longer), and are not its primary.
+    fn others(&self, entry: usize, flow: Flow) -> usize {
+        let primary = self.machines[entry].kernel.as_ref().and_then(|kernel| kernel.primary(flow));
+        let recent = |at: Instant| self.now.since(at) <= TOLD;
+        let nodes = self.held.get(&row_of_flow(flow)).into_iter().flatten();
+        nodes.filter(|(node, at)| Some(**node) != primary && recent(**at)).count()
+    }
+
+    fn note_holders(&mut self) {
+        for (flow, talk) in &self.flows {
+            self.held.entry(row_of_flow(*flow)).or_default().insert(talk.node, self.now);
+        }
+    }
+
+    fn is_leaderless(&self) -> bool {
+        self.machines.iter().any(|machine| machine.kernel.is_some() && machine.speaker.is_none())
+    }
+
+    /// All who answer for the VIP have the same table.
+    fn agree(&self) -> bool {
+        let digest = |node: usize| self.machines[node].kernel.as_ref()?.table.as_ref().map(|table| table.digest);
+        let entries = self.entries();
+        entries.iter().all(|node| digest(*node) == digest(entries[0]))
+    }
+
+    fn describe(&self, flow: Flow) -> alloc::string::String {
+        use core::fmt::Write;
+        let mut out = alloc::string::String::new();
+        for (number, machine) in self.machines.iter().enumerate() {
+            let Some(table) = machine.kernel.as_ref().and_then(|kernel| kernel.table.as_ref()) else { continue };
+            let Some(service) = table.services.get(&key_of(flow)) else { continue };
+            let row = row_of(tuple(flow).hash(&HASH_KEY), service.ring.rows.len() as u32).unwrap_or(0);
+            let others: Vec<&str> = service.alternates.iter().flat_map(|all| all.of(row)).collect();
+            let speaker = machine.speaker.is_some();
+            let _ = writeln!(out, "n{number}: speaker {speaker} row {row}: {:?} {others:?}", service.ring.primary(row));
+        }
+        out
+    }
+
+    /// All views are up to date, everybody has spoken and been heard.
+    fn is_calm(&self) -> bool {
+        self.now.since(self.disturbed) >= CALM
+    }
+
+    fn open(&mut self, entry: usize) {
+        let flow = self.pool[self.next_tuple % self.pool.len()];
+        self.next_tuple += 1;
+        if self.flows.contains_key(&flow) {
+            return;
+        }
+        self.ended.retain(|ended| *ended != flow);
+        for machine in &mut self.machines {
+            // Client ports are used again long after conntrack has forgotten them.
+            machine.kernel.iter_mut().for_each(|kernel| {
+                kernel.flows.remove(&flow);
+            });
+        }
+        let Outcome::Refused { node, .. } = self.walk(entry, flow, &SYN) else { return self.not_opened(flow) };
+        let Some(kernel) = &mut self.machines[node].kernel else { return };
+        let pods = kernel.backends.get(&key_of(flow)).cloned().unwrap_or_default();
+        let lives = |address: &Ipv4Addr| self.services.iter().flatten().any(|pod| pod.address == *address);
+        let alive: Vec<Ipv4Addr> = pods.into_iter().filter(lives).collect();
+        if alive.is_empty() {
+            return self.not_opened(flow);
+        }
+        let pod = alive[self.random.below(alive.len())];
+        kernel.flows.insert(flow, pod);
+        self.flows.insert(flow, Talk { node, pod });
+        self.sums.opened += 1;
+    }
+
+    fn not_opened(&mut self, flow: Flow) {
+        let service = usize::from(u16::from_be_bytes(flow.3) - port(0));
+        let runs = |pod: &Pod| self.machines[pod.node].kernel.is_some() && !self.machines[pod.node].cut;
+        if self.services[service].iter().any(|pod| pod.conditions == Conditions::READY && runs(pod)) {
+            self.sums.unopened += 1;
+            self.sums.calm_unopened += u64::from(self.is_calm() && self.agree() && !self.is_leaderless());
+        }
+    }
+}
+
+/// `holder::TRIM`, and a word.
+const TOLD: Duration = Duration::from_secs(12);
+const CALM: Duration = Duration::from_secs(3);
+const SYN: Content = Content::Tcp(Tcp { seq: 0, ack: 0, flags: Tcp::SYN, data_len: 0 });
+const MID_FLOW: Content = Content::Tcp(Tcp { seq: 1, ack: 1, flags: Tcp::ACK, data_len: 1 });
+
+/// Packets.
+impl World {
+    /// The way of a packet, by the packet path and by what the kernel's chains make of its marks.
+    pub fn walk(&self, entry: usize, flow: Flow, content: &Content) -> Outcome {
+        let (mut at, mut origin, mut hops) = (entry, Origin::Client, 0);
+        loop {
+            let machine = &self.machines[at];
+            let Some(kernel) = machine.kernel.as_ref().filter(|_| !machine.cut) else { return Outcome::Vanished };
+            let from = at as u16 + 1;
+            let (slot, next) = match kernel.xdp(at, flow, origin, content) {
+                None => return Outcome::Refused { node: at, hops },
+                Some((Step::Dispatch, primary)) => (primary, Origin::Dispatcher),
+                Some((Step::PassOn, primary)) => {
+                    (primary, Origin::Search { from, travel: Travel { hop: 1, quiet: false } })
+                }
+                Some((Step::Up(_), _)) if kernel.flows.contains_key(&flow) => return Outcome::Known { node: at, hops },
+                Some((Step::Up(mark), _)) => {
+                    let hop = match (mark.ask, origin) {
+                        (Ask::Nobody, _) => return Outcome::Refused { node: at, hops },
+                        (Ask::Next, Origin::Search { travel, .. }) => travel.hop + 1,
+                        (Ask::Home, _) => Travel::LAST,
+                        _ => 1,
+                    };
+                    hops += 1;
+                    (mark.slot, Origin::Search { from, travel: Travel { hop, quiet: false } })
+                }
+            };
+            (at, origin) = (usize::from(slot) - 1, next);
+        }
+    }
+
+    fn end_flows(&mut self) {
+        let pods: BTreeSet<Ipv4Addr> = self.services.iter().flatten().map(|pod| pod.address).collect();
+        let flows: Vec<(Flow, Talk)> = self.flows.iter().map(|(flow, talk)| (*flow, *talk)).collect();
+        for (flow, talk) in flows {
+            let closes = self.random.below(400) == 0;
+            let kernel = &mut self.machines[talk.node].kernel;
+            let known = kernel.as_ref().is_some_and(|kernel| kernel.flows.contains_key(&flow));
+            if !closes && known && pods.contains(&talk.pod) {
+                continue;
+            }
+            assert!(closes || !known || !pods.contains(&talk.pod));
+            if closes && let Some(kernel) = kernel {
+                kernel.flows.remove(&flow);
+            }
+            self.flows.remove(&flow);
+            self.ended.push(flow);
+        }
+        let excess = self.ended.len().saturating_sub(10);
+        self.ended.drain(..excess);
+    }
+}
+
+/// The cluster itself.
+impl World {
+    pub fn start_speaker(&mut self, node: usize) {
+        let (now, nodes) = (self.now, self.machines.len());
+        let machine = &mut self.machines[node];
+        if machine.kernel.is_some() && machine.speaker.is_none() {
+            machine.epoch += 1;
+            machine.speaker = Some(Speaker::new(node, machine.epoch, machine.disk.as_ref(), nodes, now));
+        }
+    }
+
+    pub fn add_pod(&mut self, service: usize) {
+        let alive: Vec<usize> = (0..self.machines.len())
+            .filter(|node| self.machines[*node].kernel.is_some() && !self.machines[*node].excluded)
+            .collect();
+        if alive.is_empty() || self.services[service].len() > 30 {
+            return;
+        }
+        let node = alive[self.random.below(alive.len())];
+        let address = Ipv4Addr::from(0x0a00_0000 + self.next_pod);
+        self.next_pod += 1;
+        self.services[service].push(Pod { address, node, conditions: Conditions::READY });
+    }
+
+    /// The API server's truth as a view.
+    pub fn publish(&mut self) {
+        let nodes = self.machines.iter().enumerate().map(|(node, machine)| {
+            let address = Ipv4Addr::new(10, 255, 0, node as u8 + 1);
+            Object::Node(name(node), Node { address, ready: true, excluded: machine.excluded })
+        });
+        let object_name = |service: usize| ObjectName::new("default", alloc::format!("s{service}"));
+        let mut objects: Vec<Object> = nodes.collect();
+        for (service, pods) in self.services.iter().enumerate() {
+            let port = Port { name: "p".into(), port: port(service), protocol: Protocol::Tcp };
+            let endpoint =
+                |pod: &Pod| Endpoint { address: pod.address, node: Some(name(pod.node)), conditions: pod.conditions };
+            let endpoints = pods.iter().map(endpoint).collect();
+            let slice = EndpointSlice { service: object_name(service).name, ports: vec![port.clone()], endpoints };
+            objects
+                .push(Object::Service(object_name(service), Service { ports: vec![port], affinity: Affinity::None }));
+            objects.push(Object::EndpointSlice(object_name(service), slice));
+        }
+        let services = (0..self.services.len()).map(object_name).collect();
+        objects.push(Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services }));
+        let view = View::from(objects);
+        if view != *self.view {
+            self.view = Arc::new(view);
+        }
+    }
+
+    /// Whether something is going on that keeps nodes from knowing what the others know.
+    fn is_disturbed(&self) -> bool {
+        let starting =
+            |machine: &Machine| machine.speaker.as_ref().is_some_and(|speaker| !speaker.ready || speaker.cut_off);
+        // Booted, but its speaker has not come so far.
+        let bare = |machine: &Machine| machine.kernel.as_ref().is_some_and(|kernel| kernel.table.is_none());
+        let disturbed =
+            |machine: &Machine| machine.cut || machine.late || machine.mute || starting(machine) || bare(machine);
+        self.machines.iter().any(disturbed)
+    }
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        Self {
+            kernel: Some(Kernel::default()),
+            speaker: None,
+            disk: None,
+            epoch: 0,
+            excluded: false,
+            cut: false,
+            late: false,
+            mute: false,
+        }
+    }
+}
