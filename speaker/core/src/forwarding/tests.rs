@@ -113,6 +113,122 @@ fn another_hash_key_gives_another_table() {
     assert_ne!(table(&known, &none()), other);
 }
 
+fn excluded(mut known: View, nodes: &[&str]) -> View {
+    for name in nodes {
+        let node = crate::view::Node { excluded: true, ..known.nodes()[*name].clone() };
+        known.handle(Event::Apply(crate::view::Object::Node((*name).into(), node)));
+    }
+    known
+}
+
+/// The label moves the rows of its node, and no others.
+#[test]
+fn excluded_nodes_have_no_rows_while_others_are_ready() {
+    let rows = |known: &View| table(known, &none()).services[&web_port()].ring.clone();
+    let known = view([ready("a", 1), ready("b", 1), ready("c", 1)]);
+    let (before, after) = (rows(&known), rows(&excluded(known, &["c"])));
+    assert!(before.rows.iter().zip(&after.rows).all(|(&old, &new)| old == new || old == 2) && !after.rows.contains(&2));
+    // Nobody else is ready: the label counts for nothing.
+    for others in [vec![ready("c", 1)], vec![ready("c", 1), pod("a", 1, UNREADY), pod("b", 1, TERMINATING)]] {
+        assert!(rows(&excluded(view(others), &["c"])).primary(0) == Some("c"));
+    }
+    let all = view([ready("a", 1), ready("b", 1)]);
+    assert_eq!(rows(&all), rows(&excluded(all.clone(), &["a", "b"])));
+    // What is not ready on an excluded node is no member.
+    let known = excluded(view([ready("a", 1), pod("c", 1, UNREADY)]), &["c"]);
+    assert_eq!(rows(&known).members.iter().count(), 1);
+}
+
+#[test]
+fn excluded_nodes_serve_when_the_others_are_lost() {
+    let known = excluded(view([ready("a", 1), ready("b", 1)]), &["b"]);
+    assert_eq!(table(&known, &none()).services[&web_port()].ring.primary(0), Some("a"));
+    assert_eq!(table(&known, &names(["a"])).services[&web_port()].ring.primary(0), Some("b"));
+}
+
+/// Alternates of rows that were another node's.
+fn moved_rows(table: &Table) -> Option<BTreeSet<String>> {
+    let service = &table.services[&web_port()];
+    let rows = 0..service.ring.rows.len() as u32;
+    let alternates = service.alternates.as_ref()?;
+    Some(rows.flat_map(|row| alternates.of(row).map(String::from).collect::<Vec<_>>()).collect())
+}
+
+fn word(table: &Table, at: Instant) -> Word {
+    let holdings = crate::holdings::Holdings { digest: table.digest, ..Default::default() };
+    Word { holdings: Arc::new(holdings), confirmed: at }
+}
+
+/// From a change until the former primary has said, some time later and by the same table, that it holds nothing.
+#[test]
+fn a_former_primary_is_asked_until_it_has_said_what_it_holds() {
+    let mut planner = planner(KEY);
+    let all = Availability::default();
+    let (before, after) = (view([ready("a", 1)]), view([ready("b", 1)]));
+    let mut words = Words::new();
+    let mut at = |known: &View, words: &Words, seconds: u64| {
+        let table = planner.table(known, &all, words, NOW + Duration::from_secs(seconds));
+        let moved = moved_rows(&table);
+        assert_eq!(planner.unsettled(), moved.is_some());
+        (table, moved)
+    };
+    assert_eq!(at(&before, &words, 0).1, None);
+    let (table, moved) = at(&after, &words, 10);
+    assert_eq!(moved, Some(names(["a"])));
+    let same = at(&after, &words, 11).0.services;
+    assert!(same.iter().zip(&table.services).all(|((_, a), (_, b))| match (&a.alternates, &b.alternates) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        _ => false,
+    }));
+    words.insert("a".into(), word(&table, NOW + Duration::from_secs(19)));
+    assert_eq!(at(&after, &words, 20).1, Some(names(["a"])), "too soon after the change");
+    words.insert("a".into(), Word { holdings: Arc::default(), confirmed: NOW + Duration::from_secs(30) });
+    assert_eq!(at(&after, &words, 30).1, Some(names(["a"])), "by another table");
+    words.insert("a".into(), word(&table, NOW + Duration::from_secs(31)));
+    assert_eq!(at(&after, &words, 31).1, None);
+    // What it once said of that time stays true.
+    words.clear();
+    assert_eq!(at(&after, &words, 32).1, None);
+    let rows = [(web_port(), Arc::new(crate::holdings::Rows::new(4093, [5])))];
+    let holdings = crate::holdings::Holdings { services: rows.into(), ..Default::default() };
+    words.insert("a".into(), Word { holdings: Arc::new(holdings), confirmed: NOW });
+    let table = planner.table(&after, &all, &words, NOW + Duration::from_secs(33));
+    assert_eq!(moved_rows(&table), Some(names(["a"])));
+    let lost = planner.table(&after, &down(&names(["a"])), &words, NOW + Duration::from_secs(34));
+    assert_eq!(moved_rows(&lost), None, "nobody asks a dead node");
+    let absent = Availability { down: none(), absent: names(["a"]) };
+    assert_eq!(moved_rows(&planner.table(&after, &absent, &words, NOW + Duration::from_secs(35))), Some(names(["a"])));
+}
+
+#[test]
+fn who_was_away_asks_those_who_served_meanwhile() {
+    let mut planner = planner(KEY);
+    let known = view([ready("a", 1), ready("b", 1)]);
+    planner.was_away("a");
+    let table = planner.table(&known, &Availability::default(), &Words::new(), NOW);
+    assert_eq!(moved_rows(&table), Some(names(["b"])));
+    let service = &table.services[&web_port()];
+    let others = service.alternates.as_ref().unwrap();
+    assert!((0..4093).all(|row| (service.ring.primary(row) == Some("a")) == others.of(row).eq(["b"])));
+}
+
+#[test]
+fn tables_that_are_equal_have_one_digest() {
+    let digest = |known: &View, lost: &BTreeSet<String>| table(known, lost).digest;
+    let known = view([ready("a", 1), ready("b", 1)]);
+    let same = digest(&known, &none());
+    assert_eq!(digest(&view([ready("b", 1), ready("a", 1)]), &none()), same);
+    let mut affine = known.clone();
+    affine.handle(Event::Apply(service(ObjectName::new("default", "web"), Affinity::ClientIp)));
+    let others = [
+        digest(&known, &names(["a"])),
+        digest(&view([ready("a", 1), ready("a", 2), ready("b", 1)]), &none()),
+        digest(&affine, &none()),
+    ];
+    assert!(!others.contains(&same), "{same} {others:?}");
+    assert_eq!(digest(&known, &names(["c"])), same, "it has no pod");
+}
+
 fn arbitrary_pods() -> impl Strategy<Value = Vec<Endpoint>> {
     let conditions = prop_oneof![Just(Conditions::READY), Just(UNREADY), Just(TERMINATING)];
     let pods = (prop::sample::select(vec!["a", "b", "c"]), 1u8..9, conditions).prop_map(|(node, n, c)| pod(node, n, c));

@@ -34,7 +34,11 @@ fn check(state: &MapState) {
         assert!(state.services.keys().any(|key| key.addr == *vip), "{vip:?} is known before its services");
     }
     for rows in state.rings.values() {
-        assert!(rows.iter().all(|row| state.nodes.contains_key(&u32::from(row.primary()))));
+        let known = |slot: u16| state.nodes.contains_key(&u32::from(slot));
+        assert!(
+            rows.iter()
+                .all(|row| known(row.primary()) && row.alternates().iter().all(|&slot| slot == 0 || known(slot)))
+        );
     }
 }
 
@@ -133,6 +137,33 @@ fn unknown_and_changed_macs() {
     let ops = format!("{:?}", diff(&want, &after));
     let expected = "[SetNode(2, 192.0.2.98), SetPeer([02, 09, 09, 09, 09, 09], 2), DelPeer([02, 00, 00, 00, 00, 62])]";
     assert_eq!(ops, expected);
+}
+
+/// A node that has no part in the ring any more may be an alternate; unchanged rows are the same allocation.
+#[test]
+fn alternates_are_slots() {
+    let history = History::new(Duration::from_secs(3600));
+    let mut planner = Planner::new([1, 2], history);
+    let mut layout = Layout::default();
+    let mut want = |known: &View, have: &MapState, served: &BTreeSet<ServiceKey>| {
+        let table = planner.table(known, &Availability::default(), &Words::new(), Instant::ZERO);
+        layout.want(&table, have, &macs(), "a", served).0
+    };
+    let nobody = BTreeSet::new();
+    let mut have = want(&full(), &MapState::default(), &nobody);
+    assert!(have.rings[&0].iter().all(|row| row.alternates() == [0; 3]));
+    let scaled = view([pod("a", 1, Conditions::READY)]);
+    let state = want(&scaled, &have, &nobody);
+    // b is slot 2.
+    let moved = |row: &Row| have.rings[&0][0].primary() != 0 && row.nodes() == [1, 2, 0, 0];
+    assert!(state.rings[&0].iter().any(moved) && state.rings[&0].iter().any(|row| row.nodes() == [1, 0, 0, 0]));
+    execute(&mut have, &diff(&MapState::default(), &state));
+    let again = want(&scaled, &have, &nobody);
+    assert!(Arc::ptr_eq(&again.rings[&0], &state.rings[&0]));
+    let key = service_key(VIP, 80, Protocol::Tcp);
+    let served = want(&scaled, &have, &[key].into());
+    assert_eq!((served.services[&key].flags, have.services[&key].flags), (ServiceValue::SERVED_HERE, 0));
+    assert_eq!(diff(&have, &served).len(), 1);
 }
 
 #[test]
