@@ -186,3 +186,27 @@ const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers"
 pub fn unlisted() -> BTreeSet<Kind> {
     BTreeSet::from([Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::VirtualIp])
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{NodeAddress, NodeStatus};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    #[test]
+    fn the_exclude_label_counts_whatever_its_value() {
+        let excluded = |labels: &[(&str, &str)]| {
+            let labels = labels.iter().map(|(key, value)| (String::from(*key), String::from(*value))).collect();
+            let address = NodeAddress { address: "192.0.2.11".into(), type_: "InternalIP".into() };
+            let status = NodeStatus { addresses: Some(vec![address]), ..NodeStatus::default() };
+            let metadata = ObjectMeta { name: Some("n1".into()), labels: Some(labels), ..ObjectMeta::default() };
+            match node(Node { metadata, status: Some(status), ..Node::default() }) {
+                Some((_, Some(Object::Node(_, node)))) => node.excluded,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(excluded(&[(EXCLUDED, "")]) && excluded(&[(EXCLUDED, "false")]));
+        assert!(!excluded(&[]) && !excluded(&[("kubernetes.io/hostname", "n1")]));
+    }
+}

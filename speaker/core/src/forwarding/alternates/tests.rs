@@ -100,3 +100,55 @@ fn rings_of_other_sizes() {
         }
     }
 }
+
+/// Flows that a ring of another size leaves without a way to their node: right after the change (former primaries are asked), and once
+/// the holders have said so. Of `flows` flows to `nodes` nodes when the pods go from `from` to `to`.
+fn lost_at_the_boundary(nodes: u32, from: u32, to: u32, flows: u64) -> (f64, f64) {
+    let name = |node: u32| alloc::format!("n{node:02}");
+    let with_pods = |pods: u32| {
+        let of = |node: u32| (name(node), pods / nodes + u32::from(node < pods % nodes), false);
+        ByAddress(Arc::new(fill(&Members::new((0..nodes).map(of)), &KEY)))
+    };
+    let (before, now) = (with_pods(from), with_pods(to));
+    let row = |ring: &Ring, flow: u64| {
+        ebpf_common::row_of(ebpf_common::siphash13(&KEY, flow, 1), ring.rows.len() as u32).unwrap()
+    };
+    let mut held: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    for flow in 0..flows {
+        let holder = before.0.primary(row(&before.0, flow)).unwrap();
+        let row = row(&now.0, flow);
+        if now.0.primary(row) != Some(holder) {
+            held.entry(holder).or_default().push(row);
+        }
+    }
+    let told = |(node, rows): (&&str, &Vec<u32>)| {
+        (String::from(*node), ByAddress(Arc::new(Rows::new(now.0.rows.len() as u32, rows.iter().copied()))))
+    };
+    let asked = Cause { formers: vec![(before.clone(), (0..nodes).map(name).collect())], ..cause(now.clone()) };
+    let told = Cause { holders: held.iter().map(told).collect(), ..cause(now.clone()) };
+    let lost = |alternates: Option<Alternates>| {
+        let reached = |flow: &u64| {
+            let (holder, row) = (before.0.primary(row(&before.0, *flow)).unwrap(), row(&now.0, *flow));
+            let others = alternates.as_ref();
+            now.0.primary(row) == Some(holder) || others.is_some_and(|others| others.of(row).any(|node| node == holder))
+        };
+        (0..flows).filter(|flow| !reached(flow)).count() as f64 / flows as f64
+    };
+    (lost(asked.alternates()), lost(told.alternates()))
+}
+
+/// The one change that moves nearly every row and merges sixteen of them into one: from 41 pods to 40. The figures are in
+/// docs/decisions/0008.
+#[test]
+fn what_the_boundary_of_sizes_costs() {
+    for nodes in [3, 4, 5, 10, 20] {
+        for flows in [200, 2_000, 20_000] {
+            let (grown, shrunk) =
+                (lost_at_the_boundary(nodes, 40, 41, flows), lost_at_the_boundary(nodes, 41, 40, flows));
+            std::println!("{nodes} nodes, {flows} flows: 40 to 41 {grown:.3?}, 41 to 40 {shrunk:.3?}");
+            assert_eq!(grown, (0.0, 0.0));
+            assert!(nodes > 4 || shrunk == (0.0, 0.0));
+            assert!(flows > 2_000 || shrunk.1 < 0.01, "what is known is asked first");
+        }
+    }
+}
