@@ -214,6 +214,7 @@ impl State {
             Message::WasAway => {
                 self.sync.planner.was_away(&self.sync.node);
                 self.dirty = true;
+                self.exchange(Some(exchange::Event::Rejoin))?;
             }
             Message::Neighbour { ip, mac } => {
                 let concerns =
@@ -329,6 +330,9 @@ impl State {
         let Some(view) = self.view.clone().filter(|_| self.may_start()) else { return Ok(false) };
         if !self.dirty && !self.failed {
             return Ok(false);
+        }
+        if self.talk.exchange.differs(now) {
+            self.sync.planner.tables_differ(now);
         }
         let words = self.talk.exchange.words();
         let table = self.sync.planner.table(&view, &self.availability, &words, now);

@@ -120,15 +120,8 @@ pub enum Guard {
 }
 
 impl Guard {
-    pub const ALL: &'static [Guard] = &[
-        Self::HandedOn,
-        Self::Quiet,
-        Self::Unmarked,
-        Self::Reset,
-        Self::Unreachable,
-        Self::Invalid,
-        Self::Other,
-    ];
+    pub const ALL: &'static [Guard] =
+        &[Self::HandedOn, Self::Quiet, Self::Unmarked, Self::Reset, Self::Unreachable, Self::Invalid, Self::Other];
 
     pub const fn label(self) -> &'static str {
         match self {

@@ -35,7 +35,7 @@ pub(super) fn members(pods: &[Pod<'_>], view: &View, availability: &Availability
     let is_excluded = |pod: &Pod<'_>| view.nodes().get(pod.node).is_some_and(|node| node.excluded);
     let heeded = pods.iter().any(|pod| is_ready(pod) && availability.is_up(pod.node) && !is_excluded(pod));
     let is_lost = |pod: &Pod<'_>| !availability.is_up(pod.node);
-    let has_rows = |pod: &Pod<'_>| !is_lost(pod) && !(heeded && is_excluded(pod));
+    let has_rows = |pod: &Pod<'_>| !(is_lost(pod) || heeded && is_excluded(pod));
     let choose = |group: &dyn Fn(&Pod<'_>) -> bool| -> BTreeMap<&str, u32> {
         let chosen = count(pods.iter().filter(|pod| group(pod) && is_ready(pod)));
         if chosen.is_empty() { count(pods.iter().filter(|pod| group(pod) && is_last_resort(pod))) } else { chosen }

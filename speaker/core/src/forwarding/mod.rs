@@ -92,6 +92,7 @@ pub struct Planner {
     alternates: Cache,
     away: Option<String>,
     unsettled: bool,
+    differed: Instant,
 }
 
 /// How long after a change flows may still be opened at the former primary (by dispatchers that lag). What it says it holds counts
@@ -104,12 +105,26 @@ const SILENT: Duration = Duration::from_secs(5);
 impl Planner {
     /// The key is the cluster's (`Config::hash_key`): with another key every row moves.
     pub fn new(hash_key: [u64; 2], history: History) -> Self {
-        Self { hash_key, rings: BTreeMap::new(), history, alternates: Cache::default(), away: None, unsettled: false }
+        Self {
+            hash_key,
+            rings: BTreeMap::new(),
+            history,
+            alternates: Cache::default(),
+            away: None,
+            unsettled: false,
+            differed: Instant::ZERO,
+        }
     }
 
     /// The next table takes into account that this node has been away: others may have served its rows meanwhile.
     pub fn was_away(&mut self, own: &str) {
         self.away = Some(own.into());
+    }
+
+    /// Some node goes by another table now. Flows that it opens there by an older ring are told when they are found, a moment later:
+    /// until all have agreed for a while nobody's word counts as all that it holds.
+    pub fn tables_differ(&mut self, now: Instant) {
+        self.differed = now;
     }
 
     /// Some nodes are asked only because they have not said yet what they hold: make the table again soon.
@@ -137,7 +152,7 @@ impl Planner {
         }
         let nodes = view.nodes().iter().map(|(name, node)| (name.clone(), node.address)).collect();
         let digest = digest(&services);
-        let asked = Asked { nodes: &nodes, availability, words, digest, now };
+        let asked = Asked { nodes: &nodes, availability, words, digest, differed: self.differed, now };
         let mut cache = Cache::default();
         self.unsettled = false;
         for (key, service) in &mut services {
@@ -179,6 +194,7 @@ struct Asked<'a> {
     availability: &'a Availability,
     words: &'a Words,
     digest: u64,
+    differed: Instant,
     now: Instant,
 }
 
@@ -202,7 +218,11 @@ impl Asked<'_> {
                 if former.settled.contains(node) {
                     continue;
                 }
-                if self.words.get(node).is_some_and(|word| word.is_all(self.digest, former.ended + SETTLE)) {
+                if self
+                    .words
+                    .get(node)
+                    .is_some_and(|word| word.is_all(self.digest, former.ended.max(self.differed) + SETTLE))
+                {
                     former.settled.insert(node.into());
                 } else if self.answers(node) {
                     silent.push(String::from(node));

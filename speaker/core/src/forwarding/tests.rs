@@ -201,6 +201,21 @@ fn a_former_primary_is_asked_until_it_has_said_what_it_holds() {
 }
 
 #[test]
+fn nobodys_word_is_all_while_some_table_differs() {
+    let mut planner = planner(KEY);
+    let all = Availability::default();
+    planner.table(&view([ready("a", 1)]), &all, &Words::new(), NOW);
+    let after = view([ready("b", 1)]);
+    let table = planner.table(&after, &all, &Words::new(), NOW);
+    // The last dispatcher that lags sends its flows to a until the 30th second.
+    let at = |seconds: u64| NOW + Duration::from_secs(seconds);
+    planner.tables_differ(at(30));
+    let words = |seconds: u64| Words::from([(String::from("a"), word(&table, at(seconds)))]);
+    assert_eq!(moved_rows(&planner.table(&after, &all, &words(39), at(39))), Some(names(["a"])));
+    assert_eq!(moved_rows(&planner.table(&after, &all, &words(40), at(40))), None);
+}
+
+#[test]
 fn who_was_away_asks_those_who_served_meanwhile() {
     let mut planner = planner(KEY);
     let known = view([ready("a", 1), ready("b", 1)]);

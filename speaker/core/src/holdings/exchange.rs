@@ -162,7 +162,7 @@ impl Exchange {
         }
         let (list, partial) = encode(&word.holdings.services);
         let version = self.own.as_ref().map_or(1, |own| own.version + 1);
-        self.own = Some(Own { word, version, list, partial: partial });
+        self.own = Some(Own { word, version, list, partial });
         actions.push(Action::Changed(self.config.node.clone()));
         self.compare(now, actions);
         self.send_list(now, actions);
@@ -208,7 +208,9 @@ impl Exchange {
     fn compare(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some(own) = &self.own else { return };
         for (node, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.version != 0) {
-            if peer.digest == own.word.holdings.digest {
+            // Nobody knows what a silent node goes by; what it said before its silence is not held against it.
+            let speaks = now.since(peer.heard) <= 3 * self.config.interval;
+            if peer.digest == own.word.holdings.digest || !speaks {
                 peer.differs = None;
                 if core::mem::take(&mut peer.alarmed) {
                     actions.push(Action::Agrees(node.clone()));

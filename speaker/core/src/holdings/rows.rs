@@ -112,7 +112,7 @@ pub fn overlapping(row: u32, ours: u32, theirs: u32) -> RangeInclusive<u32> {
     // The first hash (its upper 32 bits) of this row, and the first of the next.
     let first = (row << 32).div_ceil(ours);
     let next = ((row + 1) << 32).div_ceil(ours);
-    let at = |hash: u64| (hash * theirs >> 32) as u32;
+    let at = |hash: u64| ((hash * theirs) >> 32) as u32;
     at(first)..=at(next - 1)
 }
 

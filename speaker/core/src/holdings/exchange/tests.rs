@@ -60,7 +60,7 @@ impl Wire {
             assert!(bytes.len() <= MAX_DATAGRAM);
             let sent = self.sent.entry(node).or_default();
             sent.push(bytes.clone());
-            if self.lossy.get(&node).is_some_and(|every| sent.len() % every == 0) {
+            if self.lossy.get(&node).is_some_and(|every| sent.len().is_multiple_of(*every)) {
                 continue;
             }
             let others: Vec<usize> = self.nodes.keys().copied().filter(|other| *other != node).collect();
