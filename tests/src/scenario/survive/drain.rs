@@ -24,7 +24,7 @@ pub fn owner(scene: &Scene, setup: &Setup) -> Result<Survival> {
 
 fn drain(watch: &mut Watch<'_>, node: &str) -> Result<()> {
     let (scene, name) = (watch.scene, || node.to_owned());
-    watch.leaving(node)?;
+    watch.leaving(&[node])?;
     watch.order(&format!("{node} is drained"))?;
     scene.lab.fault(Fault::Exclude { node: name() })?;
     scene.lab.fault(Fault::Drain { node: name() })?;

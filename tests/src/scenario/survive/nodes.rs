@@ -28,7 +28,7 @@ pub fn one_after_the_other(scene: &Scene, setup: &Setup) -> Result<Survival> {
         for node in &scene.nodes {
             watch.power_off(&[node])?;
             sleep(LOST_FOR);
-            power_on(watch, node)?;
+            power_on(watch, &[node])?;
         }
         Ok(())
     })
@@ -44,8 +44,7 @@ pub fn two_at_once(scene: &Scene, setup: &Setup) -> Result<Survival> {
         let left: Vec<_> = others.into_iter().filter(|node| *node != other).cloned().collect();
         wait_nodes_down(scene, &left, 2.0)?;
         sleep(LOST_FOR);
-        power_on(watch, &owner)?;
-        power_on(watch, other)
+        power_on(watch, &[&owner, other])
     })
 }
 
@@ -54,7 +53,7 @@ fn back_after(scene: &Scene, setup: &Setup, time: Duration) -> Result<Survival> 
         let node = struck(scene, setup)?;
         watch.power_off(&[&node])?;
         sleep(time);
-        power_on(watch, &node)
+        power_on(watch, &[&node])
     })
 }
 
@@ -67,15 +66,17 @@ pub fn struck(scene: &Scene, setup: &Setup) -> Result<String> {
     scene.nodes.iter().find(|node| **node != owner).cloned().context("a second node")
 }
 
-/// Waits until the node and its pods are back, and its speaker serves and is known to all others; then until what was
+/// Waits until the nodes and their pods are back, and every speaker serves and is known to all others; then until what was
 /// moved has been moved.
-pub fn power_on(watch: &mut Watch<'_>, node: &str) -> Result<()> {
+pub fn power_on(watch: &mut Watch<'_>, nodes: &[&String]) -> Result<()> {
     let (scene, began) = (watch.scene, Instant::now());
-    watch.note(&format!("power for {node}"));
-    scene.lab.fault(Fault::PowerOn { node: node.to_owned() })?;
-    scene.lab.wait_back(node)?;
+    let names: Vec<_> = nodes.iter().map(|node| node.as_str()).collect();
+    let names = names.join(" and ");
+    watch.note(&format!("power for {names}"));
+    nodes.iter().try_for_each(|node| scene.lab.fault(Fault::PowerOn { node: (*node).clone() }))?;
+    nodes.iter().try_for_each(|node| scene.lab.wait_back(node))?;
     wait_speakers(scene)?;
-    watch.note(&format!("{node} and its pods are back after {:.1} s", began.elapsed().as_secs_f64()));
+    watch.note(&format!("{names} and all pods are back after {:.1} s", began.elapsed().as_secs_f64()));
     sleep(SETTLES);
     Ok(())
 }

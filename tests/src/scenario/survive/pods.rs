@@ -44,7 +44,7 @@ pub fn rolled_while_owner_is_lost(scene: &Scene, setup: &Setup) -> Result<Surviv
         sleep(IN_THE_MIDDLE);
         watch.power_off(&[&owner])?;
         sleep(LOST_FOR);
-        power_on(watch, &owner)?;
+        power_on(watch, &[&owner])?;
         wait_rolled_out(scene)
     })
 }

@@ -123,7 +123,7 @@ impl<'a> Chaos<'a> {
             }
             4 if powered && !self.any(Kind::Drain) => {
                 watch.note(&format!("{node} is drained"));
-                watch.leaving(&node)?;
+                watch.leaving(&[&node])?;
                 lab.fault(Fault::Exclude { node: node.clone() })?;
                 self.goes_on(Kind::Drain, &node, Fault::Drain { node: node.clone() });
                 let ends = vec![Fault::Uncordon { node: node.clone() }, Fault::Include { node: node.clone() }];

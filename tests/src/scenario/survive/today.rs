@@ -43,22 +43,23 @@ impl Today {
         format!("{}:{TCP_PORT}", baseline::ADDRESS)
     }
 
-    /// The node is about to lose what it has. Returns at once when the segment is being listened to.
-    pub fn leaving(&mut self, scene: &Scene, node: &str) -> Result<()> {
+    /// These nodes are about to lose what they have. Returns as soon as the segment is being listened to.
+    pub fn leaving(&mut self, scene: &Scene, nodes: &[&str]) -> Result<()> {
         self.settle()?;
-        if self.owner != node {
+        if !nodes.contains(&self.owner.as_str()) {
             return Ok(());
         }
+        let stays = |node: &String| !nodes.contains(&node.as_str());
         // Sheave's may be elsewhere since a former fault: then it does not move, and this one takes as long as usual.
-        let elsewhere = holder(scene, &scene.nodes).ok().flatten().filter(|holder| holder != node);
+        let elsewhere = holder(scene, &scene.nodes).ok().flatten().filter(stays);
         let macs: Vec<_> = scene
             .nodes
             .iter()
-            .filter(|one| *one != node)
-            .filter_map(|one| Some((scene.lab.mac(one).ok()?.to_lowercase(), one.clone())))
+            .filter(|node| stays(node))
+            .filter_map(|node| Some((scene.lab.mac(node).ok()?.to_lowercase(), node.clone())))
             .collect();
         let socket = netns::inside(&self.lab.state()?.plan.netns("client"), || arp::open(plan::UPLINK))?;
-        let (lab, vip, old, stop) = (self.lab.clone(), self.vip, node.to_owned(), Arc::new(AtomicBool::new(false)));
+        let (lab, vip, old, stop) = (self.lab.clone(), self.vip, self.owner.clone(), Arc::new(AtomicBool::new(false)));
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
             let next = match elsewhere {

@@ -84,10 +84,8 @@ impl<'a> Watch<'a> {
 
     /// Unannounced, these nodes lose power: all cables first. The other address leaves them as soon as Sheave's does.
     pub fn power_off(&mut self, nodes: &[&String]) -> Result<()> {
-        for node in nodes {
-            self.leaving(node)?;
-        }
         let names: Vec<_> = nodes.iter().map(|node| node.as_str()).collect();
+        self.leaving(&names)?;
         self.fault(&format!("{} without power", names.join(" and ")))?;
         if nodes.len() > 1 {
             nodes.iter().try_for_each(|node| self.scene.lab.fault(Fault::Cut { node: (*node).clone() }))?;
@@ -95,10 +93,10 @@ impl<'a> Watch<'a> {
         nodes.iter().try_for_each(|node| self.scene.lab.fault(Fault::PowerOff { node: (*node).clone() }))
     }
 
-    /// A node is going to lose its address: today's path follows Sheave's.
-    pub fn leaving(&mut self, node: &str) -> Result<()> {
+    /// Nodes are going to lose the address if they have it: today's path follows Sheave's.
+    pub fn leaving(&mut self, nodes: &[&str]) -> Result<()> {
         let scene = self.scene;
-        self.today.as_mut().map_or(Ok(()), |(_, today)| today.leaving(scene, node))
+        self.today.as_mut().map_or(Ok(()), |(_, today)| today.leaving(scene, nodes))
     }
 
     pub fn figure(&mut self, name: &str, value: f64) {
