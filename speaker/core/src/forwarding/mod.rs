@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! let mut planner = Planner::new(hash_key, history);           // History::new(window), or History::restore(..) from disk
-//! planner.was_away(own);                                       // at the start, and when a cut ends; counts with the next table
+//! planner.was_away(own);                                       // at the start, and when a cut ends (then also exchange: Event::Rejoin)
+//! if exchange.differs(now) { planner.tables_differ(now) }
 //! let table = planner.table(&view, &availability, &words, now); // words: exchange.words()
 //! let (want, exhausted) = layout.want(&table, &have, &macs, own, &served);   // served: service ports with pods on this node
 //! // .. then, at once when table.digest is new, else every second, from conntrack:

@@ -257,6 +257,9 @@ impl Speaker {
         }
         // Entries to endpoints that are gone go with them.
         kernel.flows.retain(|_, pod| known.contains(pod));
+        if self.exchange.differs(now) {
+            self.planner.tables_differ(now);
+        }
         kernel.table = Some(self.planner.table(view, &self.availability, &self.exchange.words(), now));
         (self.dirty, self.planned, self.ready) = (false, now, true);
     }
