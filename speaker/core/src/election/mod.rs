@@ -139,7 +139,7 @@ impl Election {
         if advert.node == self.config.node {
             return Err(Reject::OwnEcho);
         }
-        let (node, ready, wants_claims) = (advert.node.clone(), advert.flags.ready, advert.flags.need_claims);
+        let (node, ready, wants_claims) = (advert.node.clone(), advert.flags.takes_flows(), advert.flags.need_claims);
         let received = self.peers.receive(advert, self.challenges, &self.config, now)?;
         self.voice.requested |= wants_claims;
         self.dirty |= received.decisive;

@@ -187,8 +187,8 @@ pub enum Action {
     Announce {
         vip: Vip,
     },
-    /// A verified advert of this node came: its kernel and its speaker live (`liveness::Event::Heard`), and says whether its packet
-    /// path is ready (`presence::Event::Ready`).
+    /// A verified advert of this node came: its kernel and its speaker live (`liveness::Event::Heard`), and says whether it takes
+    /// new flows (`presence::Event::Ready`).
     Heard {
         node: NodeName,
         ready: bool,

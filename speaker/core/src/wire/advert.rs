@@ -176,6 +176,12 @@ impl Flags {
     const JOINING: u8 = 1 << 3;
     const ALONE: u8 = 1 << 4;
 
+    /// Whether it may be given new flows: its packet path is ready, and it knows what happened meanwhile. A node that is cut off, or has
+    /// not yet heard the others again, does not know who served its rows in its place.
+    pub fn takes_flows(self) -> bool {
+        self.ready && !self.joining && !self.alone
+    }
+
     fn from_bits(bits: u8) -> Self {
         let has = |bit| bits & bit != 0;
         Self {

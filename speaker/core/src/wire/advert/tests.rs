@@ -190,3 +190,11 @@ proptest! {
         prop_assert!(Advert::open(&bytes, CLUSTER, &keys(5)).is_err());
     }
 }
+
+#[test]
+fn only_a_node_that_is_ready_and_among_others_takes_new_flows() {
+    let ready = Flags { ready: true, ..Flags::default() };
+    assert!(ready.takes_flows());
+    let not_yet = [Flags::default(), Flags { joining: true, ..ready }, Flags { alone: true, ..ready }];
+    assert!(!not_yet.into_iter().any(Flags::takes_flows));
+}
