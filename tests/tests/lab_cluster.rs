@@ -55,6 +55,8 @@ fn a_cluster_serves_and_survives_a_power_cut() -> Result<()> {
     lab.wait_back("node3")?;
     get(&lab, ClientKind::BehindRouter, &format!("{}:{port}", node_address(3)))?;
 
+    what_a_node_loses_comes_back(&lab, &cluster_ip)?;
+
     lab.fault(Fault::ApiStop { server: None })?;
     ensure!(lab.kubectl(&["get", "nodes", "--request-timeout=1s"]).is_err(), "the API server is stopped");
     get(&lab, ClientKind::Segment, &to)?;
@@ -63,6 +65,34 @@ fn a_cluster_serves_and_survives_a_power_cut() -> Result<()> {
 
     drop(lab);
     nothing_left(name)
+}
+
+/// The API server of one node, and kube-proxy's rules there in the other mode.
+fn what_a_node_loses_comes_back(lab: &Lab, cluster_ip: &str) -> Result<()> {
+    let node = || "node2".to_owned();
+    let reaches_api = || -> Result<bool> {
+        let knock = "exec 3<>/dev/tcp/192.168.77.2/6443";
+        Ok(lab.node_command("node2", "timeout")?.args(["1", "bash", "-c", knock]).output()?.status.success())
+    };
+    lab.fault(Fault::ApiCut { node: node() })?;
+    ensure!(!reaches_api()?, "node2 is cut off from the API server");
+    lab.fault(Fault::ApiHeal { node: node() })?;
+    ensure!(reaches_api()?, "node2 reaches the API server again");
+
+    let serves = || -> Result<Option<()>> {
+        let mut get = lab.node_command("node2", &lab.traffic()?.to_string_lossy())?;
+        let output = get.args(["get", "--timeout-ms", "300", "--to", &format!("{cluster_ip}:80")]).output()?;
+        Ok(output.status.success().then_some(()))
+    };
+    lab.fault(Fault::KubeProxyStop { node: node() })?;
+    lab.fault(Fault::KubeProxyFlush { node: node() })?;
+    ensure!(serves()?.is_none(), "a ClusterIP without rules");
+    for mode in [ProxyMode::Iptables, ProxyMode::Nftables] {
+        lab.fault(Fault::KubeProxyMode { node: node(), mode })?;
+        wait_for(&format!("a ClusterIP by kube-proxy {mode}"), Duration::from_secs(20), serves)?;
+        ensure!(lab.kube_proxy_mode("node2")? == mode);
+    }
+    Ok(())
 }
 
 /// Runs beside the other test, with the same addresses.

@@ -100,11 +100,11 @@ pub fn wait_ready(lab: &Lab) -> Result<()> {
     let state = lab.state()?;
     let nodes: Vec<_> = state.nodes.keys().map(|name| format!("node/{name}")).collect();
     let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
-    let attempt = |condition: &str| {
-        let arguments = [&["wait", condition, "--timeout=60s"], &nodes[..]].concat();
-        lab.kubectl(&arguments)
-    };
-    attempt("--for=create").and_then(|_| attempt("--for=condition=Ready")).map(drop).map_err(|error| {
+    // Not `kubectl wait --for=create`: it gives up at once when more than one of them is not there yet.
+    let there =
+        wait_for("the nodes to register", NODES_WITHIN, || Ok(lab.kubectl(&[&["get"], &nodes[..]].concat()).ok()));
+    let ready = |_| lab.kubectl(&[&["wait", "--for=condition=Ready", "--timeout=60s"], &nodes[..]].concat());
+    there.and_then(ready).map(drop).map_err(|error| {
         let logs =
             state.nodes.keys().flat_map(|name| ["boot", "kubelet", "containerd"].map(|part| format!("{name}-{part}")));
         let logs: Vec<_> = logs.map(|log| format!("--- {log}\n{}", process::tail(&state.plan.log(&log)))).collect();
@@ -270,5 +270,6 @@ fn more_inotify_instances() {
 }
 
 const KILL: nix::sys::signal::Signal = nix::sys::signal::Signal::SIGKILL;
+const NODES_WITHIN: Duration = Duration::from_secs(60);
 const INOTIFY_INSTANCES: u32 = 1024;
 const WORKLOADS: &str = "jsonpath={range .items[*]}{.metadata.namespace} {.kind}/{.metadata.name}{\"\\n\"}{end}";
