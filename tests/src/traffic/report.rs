@@ -151,7 +151,7 @@ pub struct ConnectReport {
     pub failed_after_mark: Option<u64>,
     /// The slowest success.
     pub slowest_ms: f64,
-    /// The first thousand failures.
+    /// The first twenty thousand failures.
     pub failures: Vec<Failure>,
 }
 

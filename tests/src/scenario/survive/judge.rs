@@ -13,12 +13,13 @@ use crate::traffic::report::{ConnectReport, Failure, Held, HeldState};
 
 /// One address, and what its clients saw.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Side {
     /// Those that replaced others included.
     pub opened: usize,
     /// Not even opened at the beginning.
     pub failed: usize,
-    /// Their pod lives, and is the one that it was: all of them must be alive.
+    /// Their pod lives, and is the one that it was, or served others after their end: all of them must be alive.
     pub eligible: usize,
     pub alive: usize,
     /// What became of the eligible ones that are not alive.
@@ -36,6 +37,8 @@ pub struct Side {
     pub new_failed: u64,
     /// Without those begun within 300 ms of a fault.
     pub new_failed_later: u64,
+    /// The same by the second in which they began, from the first fault.
+    pub new_failed_at: BTreeMap<u64, usize>,
     /// Where the address went meanwhile, if it is today's.
     pub moved_to: Vec<String>,
     /// The first few that are not as they should be.
@@ -73,9 +76,27 @@ pub fn living(scene: &Scene) -> Result<Living> {
     Ok(living)
 }
 
-pub fn judge(reports: &Reports, living: &Living) -> Side {
+/// When each pod, started at a time, was last heard by anybody.
+pub type Heard = BTreeMap<(String, u64), u64>;
+
+pub fn heard<'a>(reports: impl Iterator<Item = &'a Reports>) -> Heard {
+    let mut heard = Heard::new();
+    for held in reports.flat_map(|reports| &reports.held.connections) {
+        let last = heard.entry((held.pod.clone(), held.started_ns)).or_default();
+        *last = held.last_echo_ns.max(*last);
+    }
+    heard
+}
+
+/// `heard`: by the clients of both addresses. A connection that ended while its pod went on serving others was lost, whatever
+/// became of the pod later.
+pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
     let all = &reports.held.connections;
-    let lives = |held: &&Held| living.get(&held.pod) == Some(&held.started_ns);
+    let lives = |held: &&Held| {
+        let last = heard.get(&(held.pod.clone(), held.started_ns)).copied().unwrap_or_default();
+        let outlived = held.ended_ns.is_some_and(|ended| last > ended + AT_ONCE_NS);
+        outlived || living.get(&held.pod) == Some(&held.started_ns)
+    };
     let opened = || all.iter().filter(|held| held.state != HeldState::Failed);
     let eligible: Vec<_> = opened().filter(lives).collect();
     let gone: Vec<_> = opened().filter(|held| !lives(held)).collect();
@@ -99,6 +120,7 @@ pub fn judge(reports: &Reports, living: &Living) -> Side {
         new: new.map_or(0, |new| new.attempts),
         new_failed: new.map_or(0, |new| new.failed),
         new_failed_later: new.map_or(0, |new| new.failed_after_mark.unwrap_or(new.failed)),
+        new_failed_at: new.map(|new| failed_at(new, mark)).unwrap_or_default(),
         moved_to: Vec::new(),
         examples: wrong
             .take(FEW)
@@ -129,12 +151,22 @@ fn new_failed(report: &ConnectReport, mark_ns: u64) -> impl Iterator<Item = Stri
     })
 }
 
+fn failed_at(report: &ConnectReport, mark_ns: u64) -> BTreeMap<u64, usize> {
+    let mut at = BTreeMap::new();
+    for failure in report.failures.iter().filter(|failure| failure.later) {
+        *at.entry(seconds(mark_ns, failure.begun_ns) as u64).or_default() += 1;
+    }
+    at
+}
+
 /// Before the mark they are negative.
 fn seconds(mark_ns: u64, at_ns: u64) -> f64 {
     (at_ns as f64 - mark_ns as f64) / 1e9
 }
 
 const FEW: usize = 4;
+/// A server closes all its connections at once; its clients notice within this time.
+const AT_ONCE_NS: u64 = 500_000_000;
 
 #[cfg(test)]
 mod tests {
@@ -142,7 +174,7 @@ mod tests {
     use crate::traffic::report::{HoldCounts, HoldReport};
 
     #[test]
-    fn a_pod_that_was_restarted_is_another_one() {
+    fn a_pod_that_was_restarted_is_another_one_and_one_that_served_on_was_there() {
         let held = |pod: &str, started_ns, state| Held {
             state,
             local: String::new(),
@@ -159,7 +191,10 @@ mod tests {
             longest_pause_after_mark_ms: None,
             mark_to_end_ms: None,
         };
+        let served_later = Held { last_echo_ns: 900_000_000, ..held("d", 1, HeldState::Silent) };
         let connections = vec![
+            held("d", 1, HeldState::Reset),
+            served_later,
             held("a", 1, HeldState::Alive),
             held("a", 1, HeldState::Silent),
             held("b", 1, HeldState::Reset),
@@ -178,12 +213,13 @@ mod tests {
             reopen_failed: 0,
             connections,
         };
-        let side =
-            judge(&Reports { held, connecting: None }, &Living::from([("a".to_owned(), 1), ("b".to_owned(), 2)]));
-        assert_eq!((side.opened, side.failed, side.eligible, side.alive, side.gone), (5, 1, 3, 1, 2));
-        assert_eq!(side.lost, Ends { closed: 0, reset: 1, silent: 1 });
-        assert_eq!(side.ended, Ends { closed: 0, reset: 1, silent: 1 });
-        assert_eq!((side.longest_wait_ms, side.examples.len()), (20.0, 3));
+        let reports = Reports { held, connecting: None };
+        let living = Living::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
+        let side = judge(&reports, &living, &heard([&reports].into_iter()));
+        assert_eq!((side.opened, side.failed, side.eligible, side.alive, side.gone), (7, 1, 4, 1, 3));
+        assert_eq!(side.lost, Ends { closed: 0, reset: 2, silent: 1 });
+        assert_eq!(side.ended, Ends { closed: 0, reset: 1, silent: 2 });
+        assert_eq!((side.longest_wait_ms, side.examples.len()), (20.0, 5));
         assert!(!side.whole());
     }
 }

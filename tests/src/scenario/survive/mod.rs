@@ -14,9 +14,10 @@
 //!
 //! How it counts. Two addresses with the same pods behind them: Sheave's, and one that a node answers for and kube-proxy
 //! forwards ([`today`]). Each has its own connections, and clients that open new ones. At the end every pod is asked who it
-//! is: a connection is *eligible* if its pod, started when it was started then, is still there; it must be alive. The pods of
-//! the others are gone: they must have ended, by the server's FIN or by a reset; one that is silent is a defect. New
-//! connections may fail within 300 ms of a fault that nobody announced (a loss of power, a kill); else never.
+//! is: a connection is *eligible* if its pod, started when it was started then, is still there, or served other connections
+//! after this one had ended; it must be alive. The pods of the others are gone: they must have ended, by the server's FIN or
+//! by a reset; one that is silent is a defect. New connections may fail within 300 ms of a fault that nobody announced (a loss
+//! of power, a kill); else never.
 //!
 //! Read: [`watch`] (the clients) → [`judge`] (what became of their connections) → [`whole`] (what must be true before) →
 //! [`workload`] (the Deployment) → the scenarios in [`nodes`], [`pods`], [`drain`], [`speakers`], [`tables`], [`late`],
