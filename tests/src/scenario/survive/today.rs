@@ -1,4 +1,4 @@
-//! The path that a cluster has today, while a scenario goes on: the address of [`baseline`](crate::scenario::baseline) at
+//! The path that a cluster has today, while a scenario goes on: the address of [`mod@crate::scenario::baseline`] at
 //! one node, which it leaves when that node is lost or drained, as soon as Sheave's own address has moved.
 //!
 //! Otherwise it stays where it is: neither the death of a program nor the return of a node moves it.
