@@ -134,7 +134,7 @@ impl Exchange {
     }
 
     /// Since it started or rejoined this node has learned what the others hold: it has the word of all nodes, or has listened for an
-    /// interval and has the word of all it heard. Nobody is waited for longer than [`PATIENCE`].
+    /// interval and has the word of all it heard. Nobody is waited for longer than five seconds.
     pub fn learned(&self, now: Instant) -> bool {
         let waited = now.since(self.started);
         let heard = |peer: &Peer| peer.heard >= self.started;
