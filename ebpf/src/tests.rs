@@ -1,5 +1,5 @@
 //! The path on the host: any bytes at all, and the invariants that hold for every frame. The table of verdicts runs in
-//! tests/tests/xdp_verdicts.rs, on the kernel and here alike.
+//! tests/tests/xdp_verdicts/, on the kernel and here alike.
 
 mod second_chance;
 

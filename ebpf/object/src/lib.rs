@@ -1,7 +1,8 @@
-//! The built eBPF program as bytes, and how user space fills its rings.
+//! The built eBPF program as bytes, how user space fills its rings, and what became of its link.
 //!
 //! A crate of its own, so that the speaker and the packet tests use the same object and it is built once. build.rs says how.
 
+pub mod link;
 mod ring;
 
 pub use ring::{Ring, RingError, create_ring, put_rings};

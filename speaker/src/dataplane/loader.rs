@@ -15,8 +15,6 @@ use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::{ABI_VERSION, PROGRAM, map};
 
-use super::link;
-
 const MAPS: [&str; 9] =
     [map::CONFIG, map::LEASE, map::OWN, map::VIPS, map::SERVICES, map::RINGS, map::NODES, map::PEERS, map::COUNTERS];
 
@@ -103,7 +101,7 @@ impl Loaded {
 
     /// Whether the pinned link is there and attached to the interface with this index. Two system calls.
     pub fn is_attached(&self, interface: &str, ifindex: u32) -> io::Result<bool> {
-        link::interface_of(&self.pins.link(interface)).map(|attached| attached == Some(ifindex))
+        ebpf_object::link::interface_of(&self.pins.link(interface)).map(|attached| attached == Some(ifindex))
     }
 
     /// Removes the maps of other versions: nothing uses them once the program is replaced.

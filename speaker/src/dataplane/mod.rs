@@ -3,7 +3,6 @@
 
 pub mod attachment;
 mod flows;
-mod link;
 pub mod loader;
 mod maps;
 pub mod sync;

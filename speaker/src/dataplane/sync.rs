@@ -103,7 +103,8 @@ pub async fn run(
     holdings: MulticastSocket,
     mut messages: UnboundedReceiver<Message>,
 ) -> Result<()> {
-    let mut state = State::restore(sync, Talk::new(exchange, holdings).context("the socket of the holdings")?)?;
+    let talk = Talk::new(exchange, holdings, sync.metrics.clone()).context("the socket of the holdings")?;
+    let mut state = State::restore(sync, talk)?;
     let [mut audit, mut turn, mut look] = [AUDIT, TURN, LOOK].map(interval);
     for ticks in [&mut audit, &mut turn, &mut look] {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,6 +1,7 @@
 //! What nodes tell each other about the flows they hold: the machine of `speaker_core::holdings` on its socket.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use speaker_core::holdings::exchange::{Action, Event, Exchange};
@@ -11,10 +12,12 @@ use tracing::warn;
 
 use crate::io::clock;
 use crate::io::udp::{MulticastSocket, RECEIVE_BUFFER};
+use crate::metrics::Metrics;
 
 pub struct Talk {
     pub exchange: Exchange,
     socket: AsyncFd<MulticastSocket>,
+    metrics: Arc<Metrics>,
 }
 
 /// Datagrams taken in one turn.
@@ -24,10 +27,10 @@ const IDLE: Duration = Duration::from_secs(1);
 
 impl Talk {
     /// In the runtime of the thread that will use it.
-    pub fn new(exchange: Exchange, socket: MulticastSocket) -> io::Result<Self> {
+    pub fn new(exchange: Exchange, socket: MulticastSocket, metrics: Arc<Metrics>) -> io::Result<Self> {
         // SAFETY: the socket keeps its descriptor for as long as it lives.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
-        Ok(Self { exchange, socket })
+        Ok(Self { exchange, socket, metrics })
     }
 
     /// Returns when something waits on the socket, or the machine's time has come.
@@ -57,7 +60,11 @@ impl Talk {
             if let Action::Send(datagram) = action
                 && let Err(error) = self.socket.get_ref().send(&datagram)
             {
-                warn!(%error, "holdings were not told");
+                let failed = self.metrics.send_errors.with_label_values(&["holdings"]);
+                if failed.get() == 0 {
+                    warn!(%error, "holdings were not told; counted from here on (sheave_send_errors_total)");
+                }
+                failed.inc();
             }
         }
         Ok(others)
@@ -68,9 +75,11 @@ impl Talk {
         for _ in 0..MAX_PER_TURN {
             let Some(received) = self.socket.get_ref().receive(&mut buffer)? else { return Ok(()) };
             // RFC 5082: what crossed a router is not from this segment.
-            if received.ttl == 255 {
-                self.exchange.handle(Event::Datagram(received.bytes.to_vec()), clock::now(), actions);
+            if received.ttl != 255 {
+                self.metrics.adverts_rejected.with_label_values(&["ttl"]).inc();
+                continue;
             }
+            self.exchange.handle(Event::Datagram(received.bytes.to_vec()), clock::now(), actions);
         }
         Ok(())
     }

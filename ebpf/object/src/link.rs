@@ -1,6 +1,7 @@
-//! Is the pinned XDP link still attached? Two questions to the kernel that aya does not ask.
+//! The pinned XDP link: is it still attached? Questions to the kernel that aya does not ask, for the speaker that mends the link and
+//! for the tests that break it.
 //!
-//! Read first: include/uapi/linux/bpf.h, `BPF_OBJ_GET`, `BPF_OBJ_GET_INFO_BY_FD` and `struct bpf_link_info`; kernel net/core/dev.c,
+//! Read first: include/uapi/linux/bpf.h, `BPF_OBJ_GET`, `BPF_OBJ_GET_INFO_BY_FD`, `BPF_LINK_DETACH` and `struct bpf_link_info`; kernel net/core/dev.c,
 //! `bpf_xdp_link_fill_link_info`: a link that was detached by force, or whose device is gone, names interface 0.
 
 use std::ffi::CString;
@@ -16,6 +17,12 @@ pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Detaches by force, as a foreign hand does: the pin stays, and names a link that is attached to nothing. The speaker never does this.
+pub fn detach(pin: &Path) -> io::Result<()> {
+    let link = open(pin)?;
+    bpf(BPF_LINK_DETACH, &mut Detach { link_fd: link.as_raw_fd() as u32 }).map(drop)
 }
 
 fn open(pin: &Path) -> io::Result<OwnedFd> {
@@ -58,6 +65,11 @@ struct InfoByFd {
     info: u64,
 }
 
+#[repr(C)]
+struct Detach {
+    link_fd: u32,
+}
+
 /// The beginning of `struct bpf_link_info`, with the XDP member of its union.
 #[repr(C)]
 #[derive(Default)]
@@ -72,3 +84,4 @@ struct LinkInfo {
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_DETACH: libc::c_long = 34;

@@ -1,0 +1,148 @@
+//! The verdicts and marks of packets whose flow another node may have. Read first: docs/dataplane.md, "Second chance".
+
+use ebpf_common::{Ask, Mark, Travel, Verdict};
+use sheave_tests::packet::{Eth, Tcp};
+
+use super::xdp_world::*;
+use super::{Case, asking, case, changed, error, quoted, too_big, up};
+
+fn first(slot: u16) -> Mark {
+    Mark { ask: Ask::First, quiet: false, slot }
+}
+
+/// A flow that this node is the primary of, and others may have.
+pub fn from_client() -> Vec<Case> {
+    use Verdict::*;
+    let segment = |flags| inbound(VIP).tcp(40000, LOCAL).flags(flags).data(b"x").build();
+    let reserved = || inbound(VIP).fragment(0xc000);
+    vec![
+        asking("segment", segment(Tcp::ACK), SecondChanceLocal, first(2)),
+        asking("RST", segment(Tcp::RST), SecondChanceLocal, first(2)),
+        asking("SYN, ACK", segment(Tcp::SYN | Tcp::ACK), SecondChanceLocal, first(2)),
+        asking("no flag", segment(0), SecondChanceLocal, first(2)),
+        asking("datagram", inbound(OTHER).udp(40000, LOCAL, b"x"), SecondChanceLocal, first(2)),
+        asking("error", too_big(&quoted(LOCAL)), IcmpLocal, first(2)),
+        up("SYN", segment(Tcp::SYN), DispatchedLocal),
+        up("segment, nobody else", inbound(VIP).tcp(40000, ALONE).flags(Tcp::ACK).build(), DispatchedLocal),
+        case("with the reserved flag", reserved().tcp(40000, LOCAL).flags(Tcp::ACK).build(), Malformed),
+        case("with the reserved flag, to a peer", reserved().udp(40000, REMOTE, b"x"), Malformed),
+        case("with the reserved flag, a fragment", inbound(VIP).fragment(0xa000).udp(1, LOCAL, b""), Fragment),
+    ]
+}
+
+pub fn from_dispatcher() -> Vec<Case> {
+    use Verdict::*;
+    let segment = |by, port| dispatched(by).tcp(40000, port).flags(Tcp::ACK).data(b"x").build();
+    let datagram = |by, port| dispatched(by).udp(40000, port, b"x");
+    let syn = |port| dispatched(PEER).tcp(40000, port).syn().build();
+    // Hop 1: so that the next node keeps it.
+    let passed_on =
+        |dst, src| Eth { dst, src }.ipv4(CLIENT, VIP).ttl(15).fragment(0xc000).tcp(40000, BETWEEN).syn().build();
+    vec![
+        asking("segment", segment(FOURTH, LOCAL), SecondChancePeer, first(2)),
+        asking("the dispatcher may have it too", segment(PEER, LOCAL), SecondChancePeer, first(2)),
+        asking("datagram", datagram(PEER, LOCAL), SecondChancePeer, first(2)),
+        asking("this node is not the primary", segment(FOURTH, BETWEEN), SecondChancePeer, first(2)),
+        asking("nor in the row", datagram(FOURTH, REMOTE), SecondChancePeer, first(2)),
+        asking("error", error(SELF, FOURTH, 64, 3, &quoted(LOCAL)), SecondChancePeer, first(2)),
+        up("segment, nobody else", segment(PEER, ALONE), FromPeer),
+        up("error, nobody else", error(SELF, PEER, 64, 3, &quoted(ALONE)), FromPeer),
+        up("SYN, this node is the primary", syn(LOCAL), FromPeer),
+        up("SYN, this node has a pod", syn(REMOTE_SERVED), FromPeer),
+        changed(
+            "SYN, neither",
+            dispatched(FOURTH).tcp(40000, BETWEEN).syn().build(),
+            SynPassedOn,
+            passed_on(PEER, SELF),
+        ),
+        changed("SYN, neither, back to the dispatcher", syn(BETWEEN), SynPassedOn, passed_on(PEER, SELF)),
+        changed(
+            "SYN, may be fragmented, TTL 1",
+            dispatched(FOURTH).fragment(0).ttl(1).tcp(40000, REMOTE).syn().build(),
+            SynPassedOn,
+            Eth { dst: PEER, src: SELF }.ipv4(CLIENT, VIP).ttl(15).fragment(0x8000).tcp(40000, REMOTE).syn().build(),
+        ),
+        case("SYN, no neighbour entry", syn(NO_MAC), NoNeighbour),
+        up("SYN, unserved", syn(UNSERVED), FromPeer),
+        up("segment, unserved", segment(PEER, UNSERVED), FromPeer),
+        up("RST, unserved", dispatched(PEER).tcp(40000, UNSERVED).flags(Tcp::RST).build(), FromPeer),
+        up("datagram, unserved", datagram(PEER, UNSERVED), FromPeer),
+        up("error, unserved", error(SELF, PEER, 64, 3, &quoted(UNSERVED)), FromPeer),
+        up("SYN, empty ring", syn(EMPTY), FromPeer),
+        up("datagram, empty ring", datagram(PEER, EMPTY), FromPeer),
+        case("the ring is not there", segment(PEER, NO_RING), BadRing),
+        case("fragment", dispatched(PEER).fragment(0x2000).udp(1, LOCAL, b""), Fragment),
+        case("GRE", dispatched(PEER).payload(47, &[0; 40]), Protocol),
+        changed(
+            "echo: a node pings",
+            dispatched(PEER).icmp(8, 0, [0; 4], b"x"),
+            EchoAnswered,
+            Eth { dst: PEER, src: SELF }.ipv4(VIP, CLIENT).icmp(0, 0, [0; 4], b"x"),
+        ),
+    ]
+}
+
+/// Every hop, in every place of the row. Up the stack the reserved flag is gone, the time to live is as it came.
+pub fn in_search() -> Vec<Case> {
+    let hop = |hop| Travel { hop, quiet: false };
+    let quiet = |hop| Travel { hop, quiet: true };
+    let home = Mark { ask: Ask::Home, ..first(2) };
+    let next = |slot| Mark { ask: Ask::Next, ..first(slot) };
+    let silent = |mark| Mark { quiet: true, ..mark };
+    let nobody = Mark::NOBODY;
+    let tcp = |name, from, travel: Travel, port, mark| {
+        let build = |ip: sheave_tests::packet::Ipv4| ip.tcp(40000, port).flags(Tcp::ACK).data(b"x").build();
+        arrived(name, build(searching(from, travel)), build(dispatched(from).ttl(travel.ttl())), mark)
+    };
+    let udp = |name, from, travel: Travel, port, mark| {
+        let build = |ip: sheave_tests::packet::Ipv4| ip.udp(40000, port, b"x");
+        arrived(name, build(searching(from, travel)), build(dispatched(from).ttl(travel.ttl())), mark)
+    };
+    let syn = |name, travel: Travel, port| {
+        let build = |ip: sheave_tests::packet::Ipv4| ip.tcp(40000, port).syn().build();
+        arrived(name, build(searching(PEER, travel)), build(dispatched(PEER).ttl(travel.ttl())), nobody)
+    };
+    let ip_error = |port, fragment, ttl: u8| {
+        let ip = Eth { dst: SELF, src: PEER }.ipv4([203, 0, 113, 9], VIP).ttl(ttl).fragment(fragment);
+        ip.icmp(3, 4, [0, 0, 5, 0], &quoted(port))
+    };
+    let error = |name, port, mark| arrived(name, ip_error(port, 0xc000, 15), ip_error(port, 0x4000, 15), mark);
+    vec![
+        tcp("hop 1", PEER, hop(1), BETWEEN, next(4)),
+        tcp("hop 1: not from the primary", FOURTH, hop(1), BETWEEN, next(2)),
+        tcp("hop 1: another order", PEER, hop(1), LAST, next(4)),
+        tcp("hop 2", PEER, hop(2), BETWEEN, next(4)),
+        tcp("hop 2: without who sent it, nor the primary", FOURTH, hop(2), BETWEEN, next(3)),
+        tcp("hop 3: all have been asked", PEER, hop(3), BETWEEN, nobody),
+        tcp("hop 4: the last", PEER, hop(4), BETWEEN, nobody),
+        tcp("quiet", PEER, quiet(1), BETWEEN, silent(next(4))),
+        tcp("quiet, all have been asked", FOURTH, quiet(3), LAST, silent(nobody)),
+        tcp("quiet, the last", PEER, quiet(4), BETWEEN, silent(nobody)),
+        tcp("not in the row, nobody else", PEER, hop(1), REMOTE, nobody),
+        tcp("not in the row", FOURTH, hop(1), REMOTE, next(2)),
+        tcp("this node is the primary", FOURTH, hop(1), LOCAL, next(2)),
+        tcp("this node is the primary, nobody else", PEER, hop(1), LOCAL, nobody),
+        udp("datagram", PEER, hop(1), BETWEEN, next(4)),
+        udp("datagram, all have been asked", FOURTH, hop(3), LAST, home),
+        udp("datagram, home is who sent it", PEER, hop(1), REMOTE, home),
+        udp("datagram, all have been asked, quiet", FOURTH, quiet(3), LAST, silent(home)),
+        udp("datagram, not in the row", FOURTH, hop(3), REMOTE, home),
+        udp("datagram, at home", PEER, hop(4), LOCAL, nobody),
+        udp("datagram, the last, not at home", PEER, hop(4), LAST, nobody),
+        udp("datagram, at home early", PEER, hop(1), ALONE, nobody),
+        udp("datagram, no primary", PEER, hop(1), ROW_ZERO, nobody),
+        syn("SYN: taken", hop(1), REMOTE),
+        syn("SYN, unserved", hop(1), UNSERVED),
+        tcp("unserved", PEER, hop(1), UNSERVED, nobody),
+        tcp("unserved, quiet", PEER, quiet(1), UNSERVED, silent(nobody)),
+        udp("empty ring", PEER, hop(2), EMPTY, nobody),
+        error("error", BETWEEN, next(4)),
+        error("error, nobody else", REMOTE, nobody),
+        error("error, unserved", UNSERVED, nobody),
+        case("fragment", searching(PEER, hop(1)).fragment(0xa000).udp(1, BETWEEN, b""), Verdict::Fragment),
+    ]
+}
+
+fn arrived(name: &'static str, frame: Vec<u8>, without_travel: Vec<u8>, mark: Mark) -> Case {
+    changed(name, frame, Verdict::SecondChanceArrived, marked(without_travel, mark))
+}
