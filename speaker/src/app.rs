@@ -90,6 +90,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     }
     let (commands, inbox) = Commands::channel()?;
     let (sync_sender, sync_receiver) = mpsc::unbounded_channel();
+    let (doubt_sender, in_doubt) = tokio::sync::watch::channel(false);
     let remembered = disk.load_forwarding();
     let window = args.drain_window();
     let sync = Sync {
@@ -108,6 +109,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         shared: shared.clone(),
         metrics: metrics.clone(),
         on_synced: on_synced(commands.clone()),
+        on_doubt: Box::new(move |doubt| _ = doubt_sender.send_replace(doubt)),
     };
 
     let exchange = exchange::Config {
@@ -162,7 +164,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    watch::spawn(&client, &events_sender);
+    tokio::spawn(watch::run(client.clone(), events_sender, in_doubt));
     let (updates, updates_receiver) = mpsc::unbounded_channel();
     tokio::spawn(status::run(client, args.node_name.clone(), updates_receiver));
     let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };

@@ -23,6 +23,7 @@ pub struct Metrics {
     pub syncs: IntCounter,
     pub repairs: IntCounterVec,
     pub table_differs: IntGauge,
+    pub nodes_stale: IntGauge,
     pub flows: IntGauge,
     pub flows_expired: IntGauge,
     pub second_chance: IntGauge,
@@ -69,6 +70,10 @@ impl Metrics {
             table_differs: gauge(
                 "sheave_table_differs",
                 "Nodes whose table has differed from this one's for seconds.",
+            )?,
+            nodes_stale: gauge(
+                "sheave_nodes_stale",
+                "Nodes, maybe this one, that go by an old view of the cluster: no new flows for them.",
             )?,
             flows: gauge("sheave_flows", "Open flows from VIPs to pods of this node.")?,
             flows_expired: gauge(

@@ -1,9 +1,13 @@
 //! Kubernetes watches into view events. The API server is only a source of desired state: when it is gone, nothing is sent
 //! and the last view goes on serving.
+//!
+//! A watch whose connection hangs looks like one on which nothing happens, until TCP sends again: 20 s after a cut of 30 s. The
+//! other nodes notice (`speaker_core::freshness`); then new connections are made.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -16,8 +20,10 @@ use speaker_core::view::{
     Affinity, Conditions, Endpoint, EndpointSlice as Slice, Event, Key, Kind, Node as NodeView, Object, ObjectName,
     Port, Protocol, Service as ServiceView, VirtualIp,
 };
-use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
 
 /// A watch that cannot reach the API server says so once, not at every retry.
 struct Reachability {
@@ -25,64 +31,106 @@ struct Reachability {
     failing: bool,
 }
 
-/// Starts the four watches. Each first sends a full list ([`Event::Relisted`]).
-pub fn spawn(client: &Client, events: &mpsc::Sender<Event>) {
-    spawn_one::<Node>(client, events, Kind::Node, node);
-    spawn_one::<Service>(client, events, Kind::Service, service);
-    spawn_one::<EndpointSlice>(client, events, Kind::EndpointSlice, slice);
-    spawn_one::<VirtualIP>(client, events, Kind::VirtualIp, virtual_ip);
+/// Between attempts to reach the API server, and the time that it has for an answer.
+const ATTEMPT: Duration = Duration::from_secs(1);
+/// Between renewals of the watches that do not end the doubt: somebody else is out of date, or everybody.
+const RENEWAL: Duration = Duration::from_secs(10);
+const RENEWAL_MAX: Duration = Duration::from_secs(300);
+
+/// Keeps the four watches, until nobody takes their events. While it is in doubt whether they hear the API server, they are begun
+/// anew as soon as it answers on a connection of its own.
+pub async fn run(client: Client, events: mpsc::Sender<Event>, mut in_doubt: watch::Receiver<bool>) {
+    let mut watches = start(&client, &events);
+    let mut pause = RENEWAL;
+    loop {
+        if in_doubt.wait_for(|doubt| *doubt).await.is_err() {
+            return;
+        }
+        match reach().await {
+            Ok(client) => {
+                info!("other nodes go by another view: the watches are begun anew");
+                // Those before end here.
+                watches = start(&client, &events);
+                let certain = timeout(pause, in_doubt.wait_for(|doubt| !*doubt));
+                pause = if certain.await.is_ok() { RENEWAL } else { RENEWAL_MAX.min(2 * pause) };
+            }
+            Err(error) => {
+                debug!(error = format!("{error:#}"), "other nodes go by another view; the API server does not answer");
+                sleep(ATTEMPT).await;
+                pause = RENEWAL;
+            }
+        }
+    }
+}
+
+/// A client whose connection works.
+async fn reach() -> anyhow::Result<Client> {
+    let client = Client::try_default().await?;
+    match timeout(ATTEMPT, client.apiserver_version()).await? {
+        // A refusal is an answer.
+        Ok(_) | Err(kube::Error::Api(_)) => Ok(client),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Each first sends a full list ([`Event::Relisted`]). They end when the set is dropped.
+#[must_use]
+fn start(client: &Client, events: &mpsc::Sender<Event>) -> JoinSet<()> {
+    let mut watches = JoinSet::new();
+    watches.spawn(follow::<Node>(client.clone(), events.clone(), Kind::Node, node));
+    watches.spawn(follow::<Service>(client.clone(), events.clone(), Kind::Service, service));
+    watches.spawn(follow::<EndpointSlice>(client.clone(), events.clone(), Kind::EndpointSlice, slice));
+    watches.spawn(follow::<VirtualIP>(client.clone(), events.clone(), Kind::VirtualIp, virtual_ip));
+    watches
 }
 
 /// What an object means to the view: its key, and the object unless it does not concern us.
 type Convert<K> = fn(K) -> Option<(Key, Option<Object>)>;
 
-fn spawn_one<K>(client: &Client, events: &mpsc::Sender<Event>, kind: Kind, convert: Convert<K>)
+async fn follow<K>(client: Client, events: mpsc::Sender<Event>, kind: Kind, convert: Convert<K>)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let stream = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff();
-    let events = events.clone();
-    tokio::spawn(async move {
-        let mut stream = std::pin::pin!(stream);
-        let mut listed = Vec::new();
-        let mut reachability = Reachability { kind, failing: false };
-        while let Some(item) = stream.next().await {
-            let event = match item {
-                Ok(event) => event,
-                Err(error) => {
-                    reachability.failed(&error);
-                    continue;
-                }
-            };
-            // `Init` says only that a list will be asked for.
-            if !matches!(event, watcher::Event::Init) {
-                reachability.succeeded();
+    let stream = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
+    let mut stream = std::pin::pin!(stream);
+    let mut listed = Vec::new();
+    let mut reachability = Reachability { kind, failing: false };
+    while let Some(item) = stream.next().await {
+        let event = match item {
+            Ok(event) => event,
+            Err(error) => {
+                reachability.failed(&error);
+                continue;
             }
-            let event = match event {
-                watcher::Event::Init => {
-                    listed.clear();
-                    continue;
-                }
-                watcher::Event::InitApply(object) => {
-                    listed.extend(convert(object).and_then(|(_, object)| object));
-                    continue;
-                }
-                watcher::Event::InitDone => Event::Relisted(kind, std::mem::take(&mut listed)),
-                watcher::Event::Apply(object) => match convert(object) {
-                    Some((_, Some(object))) => Event::Apply(object),
-                    Some((key, None)) => Event::Delete(key),
-                    None => continue,
-                },
-                watcher::Event::Delete(object) => match convert(object) {
-                    Some((key, _)) => Event::Delete(key),
-                    None => continue,
-                },
-            };
-            if events.send(event).await.is_err() {
-                return;
-            }
+        };
+        // `Init` says only that a list will be asked for.
+        if !matches!(event, watcher::Event::Init) {
+            reachability.succeeded();
         }
-    });
+        let event = match event {
+            watcher::Event::Init => {
+                listed.clear();
+                continue;
+            }
+            watcher::Event::InitApply(object) => {
+                listed.extend(convert(object).and_then(|(_, object)| object));
+                continue;
+            }
+            watcher::Event::InitDone => Event::Relisted(kind, std::mem::take(&mut listed)),
+            watcher::Event::Apply(object) => match convert(object) {
+                Some((_, Some(object))) => Event::Apply(object),
+                Some((key, None)) => Event::Delete(key),
+                None => continue,
+            },
+            watcher::Event::Delete(object) => match convert(object) {
+                Some((key, _)) => Event::Delete(key),
+                None => continue,
+            },
+        };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
 }
 
 impl Reachability {

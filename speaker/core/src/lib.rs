@@ -13,6 +13,7 @@ pub mod backend;
 pub mod election;
 pub mod eligibility;
 pub mod forwarding;
+pub mod freshness;
 pub mod holdings;
 pub mod liveness;
 pub mod machine;

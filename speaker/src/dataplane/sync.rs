@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use ebpf_common::{ABI_VERSION, Config, MAX_NODES, ServiceKey};
 use speaker_core::backend::{Flow, Plan, Uplink};
 use speaker_core::election::Eligible;
-use speaker_core::eligibility::{self, Dataplane};
+use speaker_core::eligibility;
 use speaker_core::forwarding::diff::{Layout, MapState, diff};
 use speaker_core::forwarding::{Availability, Planner, Table};
 use speaker_core::holdings::exchange::{self, Exchange};
@@ -94,6 +94,8 @@ pub struct Sync {
     pub metrics: Arc<Metrics>,
     /// Called after every change, when the packet path is as the view says.
     pub on_synced: Box<dyn Fn(Synced) + Send>,
+    /// Called when it comes to be in doubt, or not any more, whether this node still hears the API server.
+    pub on_doubt: Box<dyn Fn(bool) + Send>,
 }
 
 /// Runs until every sender is gone. `exchange`, `holdings`: where nodes tell each other what they hold.
@@ -158,6 +160,9 @@ struct State {
     /// What the disk holds: the generation of the history, and who was present.
     saved: Option<(u64, BTreeSet<String>)>,
     differing: BTreeSet<NodeName>,
+    /// Nodes that do not hear the API server: no new flows for them.
+    stale: BTreeSet<NodeName>,
+    in_doubt: bool,
     started: bool,
     dirty: bool,
     failed: bool,
@@ -188,6 +193,8 @@ impl State {
             look: Look::new(clock::now()),
             saved: None,
             differing: BTreeSet::new(),
+            stale: BTreeSet::new(),
+            in_doubt: false,
             started: false,
             dirty: false,
             failed: false,
@@ -257,11 +264,24 @@ impl State {
                     info!(%node, "its table agrees with ours again");
                     self.differing.remove(&node);
                 }
+                Action::Stale(node) => {
+                    warn!(%node, "goes by an old view of the cluster: no new flows for it");
+                    self.dirty |= self.stale.insert(node);
+                }
+                Action::Fresh(node) => {
+                    info!(%node, "goes by the present view of the cluster again");
+                    self.dirty |= self.stale.remove(&node);
+                }
                 // Sent already.
                 Action::Send(_) => {}
             }
         }
         self.sync.metrics.table_differs.set(self.differing.len() as i64);
+        self.sync.metrics.nodes_stale.set(self.stale.len() as i64);
+        let in_doubt = self.talk.exchange.in_doubt(clock::now());
+        if std::mem::replace(&mut self.in_doubt, in_doubt) != in_doubt {
+            (self.sync.on_doubt)(in_doubt);
+        }
         Ok(())
     }
 
@@ -336,7 +356,7 @@ impl State {
             self.sync.planner.tables_differ(now);
         }
         let words = self.talk.exchange.words();
-        let table = self.sync.planner.table(&view, &self.availability, &words, now);
+        let table = self.sync.planner.table(&view, &self.takes_flows(), &words, now);
         self.report(&table);
         let writes = self.apply(&view, &table).await?;
         if self.table.digest != table.digest {
@@ -348,6 +368,7 @@ impl State {
         self.dirty = false;
         self.failed = false;
         self.remember(&view);
+        self.exchange(Some(exchange::Event::View(self.table.view)))?;
         debug!(writes, took = ?clock::now().since(now), availability = ?self.availability, "packet path as the view says");
         Ok(true)
     }
@@ -369,6 +390,13 @@ impl State {
         let Some(viewed) = self.viewed else { return false };
         let all_here = self.availability.absent.is_empty() && self.talk.exchange.learned(clock::now());
         self.started || all_here || viewed.elapsed() >= PATIENCE
+    }
+
+    /// Who may be given new flows: not the stale ones either.
+    fn takes_flows(&self) -> Availability {
+        let Availability { down, mut absent } = self.availability.clone();
+        absent.extend(self.stale.iter().map(|node| String::from(node.as_str())));
+        Availability { down, absent }
     }
 
     /// nftables first, then the maps.
@@ -446,23 +474,9 @@ impl State {
         self.sync.shared.attached.store(attached, Ordering::Relaxed);
         let Some(view) = &self.view else { return };
         let eligible = eligibility::candidates(view);
-        let ownable = self.ownable();
-        let desired = ownable.into_iter().map(|vip| (Vip(vip), eligible.clone())).collect();
+        // An owner whose packet path is detached is not ready, and hands over; of its carrier the election hears by itself.
+        let desired = eligibility::ownable(&self.table).map(|vip| (Vip(vip), eligible.clone())).collect();
         (self.sync.on_synced)(Synced { desired, ready: attached });
-    }
-
-    fn ownable(&self) -> BTreeSet<Ipv4Addr> {
-        // Carrier is the election's own input: it acts on a loss at once and without this detour. An owner whose packet path is
-        // detached is not ready, and hands over.
-        let dataplane = Dataplane { attached: true, synced: true, carrier: true };
-        let may_hold = |vip: &&Ipv4Addr| match eligibility::may_hold(&self.table, **vip, dataplane) {
-            Ok(()) => true,
-            Err(reason) => {
-                debug!(%vip, reason = reason.label(), "not eligible");
-                false
-            }
-        };
-        self.table.vips.iter().filter(may_hold).copied().collect()
     }
 
     fn report(&mut self, table: &Table) {

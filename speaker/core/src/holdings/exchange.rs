@@ -11,6 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::{Holdings, Word, Words};
+use crate::freshness::Freshness;
 use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::time::{Duration, Instant};
@@ -26,6 +27,7 @@ pub struct Exchange {
     /// All other nodes of the cluster, once they are known.
     nodes: Option<BTreeSet<NodeName>>,
     peers: BTreeMap<NodeName, Peer>,
+    freshness: Freshness,
     next_beat: Instant,
     /// When the rows travel next, unless they change before.
     next_list: Option<Instant>,
@@ -49,6 +51,8 @@ pub struct Config {
 pub enum Event {
     /// What this node holds, by its present table. To be repeated every second, so that it counts as looked at.
     Local(Arc<Holdings>),
+    /// What the API server says (`View::digest`), once the packet path is as it says.
+    View(u64),
     Datagram(Vec<u8>),
     /// All other nodes of the cluster.
     Nodes(BTreeSet<NodeName>),
@@ -70,6 +74,10 @@ pub enum Action {
     },
     /// No longer.
     Agrees(NodeName),
+    /// The view by which this node, maybe this one itself, goes is out of date.
+    Stale(NodeName),
+    /// No longer.
+    Fresh(NodeName),
 }
 
 /// Nodes that are listened to at most.
@@ -120,6 +128,7 @@ impl Exchange {
             own: None,
             nodes: None,
             peers: BTreeMap::new(),
+            freshness: Freshness::default(),
             next_beat: now,
             next_list: None,
             last_list: None,
@@ -154,6 +163,17 @@ impl Exchange {
         now.since(peer.heard) <= 3 * self.config.interval && peer.differs.is_some_and(|since| now.since(since) >= time)
     }
 
+    /// Nobody can tell whether the view of this node is out of date, or it is.
+    pub fn in_doubt(&self, now: Instant) -> bool {
+        self.freshness.in_doubt(&self.config.node, now)
+    }
+
+    fn set_view(&mut self, view: u64, now: Instant, actions: &mut Vec<Action>) {
+        if self.freshness.says(&self.config.node, view, now) {
+            self.send_word(now, actions);
+        }
+    }
+
     fn set_local(&mut self, holdings: Arc<Holdings>, now: Instant, actions: &mut Vec<Action>) {
         let word = Word { holdings, confirmed: now };
         if let Some(own) = self.own.as_mut().filter(|own| own.word.holdings == word.holdings) {
@@ -173,6 +193,9 @@ impl Exchange {
         let gone: Vec<NodeName> = self.peers.keys().filter(|node| !nodes.contains(node)).cloned().collect();
         for node in gone {
             let peer = self.peers.remove(&node);
+            if self.freshness.forget(&node) {
+                actions.push(Action::Fresh(node.clone()));
+            }
             if peer.is_some_and(|peer| peer.word.is_some()) {
                 actions.push(Action::Changed(node));
             }
@@ -196,8 +219,11 @@ impl Exchange {
             let earliest = self.last_list.map_or(now, |last| now.max(last + LIST_PAUSE));
             self.next_list = Some(self.next_list.map_or(earliest, |next| next.min(earliest)));
         }
+        let view = datagram.view;
         let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(now));
-        if peer.take(datagram, now)? {
+        let changed = peer.take(datagram, now)?;
+        self.freshness.says(&node, view, now);
+        if changed {
             actions.push(Action::Changed(node));
         }
         self.compare(now, actions);
@@ -247,7 +273,16 @@ impl Exchange {
             self.next_beat = now + self.config.interval;
             self.send_word(now, actions);
             self.raise_alarms(now, actions);
+            self.judge(now, actions);
         }
+    }
+
+    fn judge(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        // Its own view counts as long as it runs.
+        self.freshness.speaks(&self.config.node, now);
+        let (stale, fresh) = self.freshness.judge(now);
+        actions.extend(stale.into_iter().map(Action::Stale));
+        actions.extend(fresh.into_iter().map(Action::Fresh));
     }
 
     /// All rows; a word, if there are none.
@@ -279,6 +314,7 @@ impl Exchange {
             partial: own.is_some_and(|own| own.partial),
             version: own.map_or(0, |own| own.version),
             digest: own.map_or(0, |own| own.word.holdings.digest),
+            view: self.freshness.view(&self.config.node),
             age_millis: u32::try_from(age.as_millis()).unwrap_or(u32::MAX),
             parts: own.map_or(0, |own| own.list.len().div_ceil(self.piece_len()) as u16),
             piece,
@@ -380,6 +416,7 @@ impl Machine for Exchange {
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
             Event::Local(holdings) => self.set_local(holdings, now, actions),
+            Event::View(view) => self.set_view(view, now, actions),
             Event::Datagram(bytes) => {
                 if let Err(reject) = self.receive(&bytes, now, actions) {
                     actions.push(Action::Rejected(reject));

@@ -1,7 +1,8 @@
 //! Which node has flows of rows that are not its own: each says so itself.
 //!
 //! Conntrack is the only truth about flows. From it each node computes its [`Holdings`] ([`holder`]) and tells them to the others
-//! ([`exchange`]). What all have said are the [`Words`], from which the alternates of rows follow (`forwarding::alternates`).
+//! ([`exchange`]), and with it by which view of the cluster it goes (`freshness`). What all have said are the [`Words`], from which
+//! the alternates of rows follow (`forwarding::alternates`).
 //! Read first: docs/decisions/0008. Files: mod.rs -> rows.rs -> holder.rs -> exchange.rs (and `wire::holdings`, the format).
 
 pub mod exchange;

@@ -10,6 +10,7 @@ use core::fmt;
 use core::net::Ipv4Addr;
 
 use ebpf_common::ServiceKey;
+use sha2::{Digest, Sha256};
 
 use super::{Affinity, Conditions, EndpointSlice, ObjectName, Port, Protocol, View};
 
@@ -102,6 +103,36 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
         }
     }
     (frontends, refusals.into_iter().collect())
+}
+
+/// What the API server says of packets: the nodes, and every frontend with its pods. Never 0. Nodes compare it (`freshness`): whoever
+/// changes what is hashed changes `wire::holdings::VERSION` as well, so that two versions are not compared.
+pub fn digest(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> u64 {
+    let mut hash = Sha256::new();
+    for (node, said) in view.nodes() {
+        hash.update(node);
+        // No name has a 0 in it.
+        hash.update([0]);
+        hash.update(said.address.octets());
+        hash.update([said.excluded.into()]);
+    }
+    for (key, Frontend { affinity, pods, .. }) in frontends {
+        let ServiceKey { addr, port, proto, pad: _ } = *key;
+        hash.update(addr);
+        hash.update(port);
+        hash.update([proto, (*affinity == Affinity::ClientIp).into()]);
+        hash.update((pods.len() as u64).to_be_bytes());
+        for Pod { address, port, node, conditions } in pods {
+            hash.update(address.octets());
+            hash.update(port.to_be_bytes());
+            hash.update([conditions.ready.into(), conditions.serving.into(), conditions.terminating.into()]);
+            hash.update(node);
+            hash.update([0]);
+        }
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    let [a, b, c, d, e, f, g, h, ..] = digest;
+    u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1)
 }
 
 pub fn service_key(vip: Ipv4Addr, port: u16, protocol: Protocol) -> ServiceKey {

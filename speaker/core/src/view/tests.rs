@@ -1,3 +1,4 @@
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
@@ -124,4 +125,33 @@ fn what_cannot_be_sent_to_is_left_out_and_named() {
     assert_eq!(count(Reason::EndpointNode), 2);
     assert_eq!(count(Reason::ServiceUnknown), 1);
     assert_eq!(refused.last().unwrap().to_string(), "default/web of 192.0.2.1 (10.0.97.7): endpoint_node");
+}
+
+/// Nodes of different versions compare it: when this vector changes, so does `wire::holdings::VERSION`.
+#[test]
+fn the_digest_is_of_what_concerns_packets() {
+    let of = |view: &View| endpoints::digest(view, &frontends(view).0);
+    let known = view([ready("a", 1)]);
+    assert_eq!(of(&known), 8875503696922633026);
+    let changed = |event| {
+        let mut changed = known.clone();
+        assert_eq!(changed.handle(event), Change::Changed);
+        of(&changed)
+    };
+    let unready = Object::Node("a".into(), Node { ready: false, ..known.nodes()["a"].clone() });
+    assert_eq!(changed(Event::Apply(unready)), of(&known), "the API server learns of it late; nothing follows from it");
+    let excluded = Object::Node("a".into(), Node { excluded: true, ..known.nodes()["a"].clone() });
+    let terminating = pod("a", 1, Conditions { ready: false, serving: true, terminating: true });
+    let events = [
+        Event::Apply(excluded),
+        Event::Delete(Key::Node("c".into())),
+        Event::Apply(slice([ready("b", 1)])),
+        Event::Apply(slice([ready("a", 2)])),
+        Event::Apply(slice([terminating])),
+        Event::Apply(slice([])),
+        Event::Apply(service(web(), Affinity::ClientIp)),
+        Event::Delete(Key::VirtualIp(VIP)),
+    ];
+    let digests: BTreeSet<u64> = events.into_iter().map(changed).chain([of(&known)]).collect();
+    assert_eq!(digests.len(), 9);
 }

@@ -5,8 +5,8 @@
 //! ```text
 //!  0 "SHVH" | 4 version of the format | 5 kind (1 word, 2 part) | 6 flags (1: asks for all words; 2: partial) | 7 key id
 //!  8 cluster (8) | 16 epoch (8) | 24 sequence (8), higher in each datagram of an epoch
-//! 32 version of the holdings (8; 0: none yet) | 40 digest of the table (8) | 48 age in milliseconds (4)
-//! 52 part (2), from 0 | 54 parts (2; 0: it holds nothing) | 56 name length | 57 reserved (3) | 60 name
+//! 32 version of the holdings (8; 0: none yet) | 40 digest of the table (8) | 48 digest of the view (8; 0: none yet)
+//! 56 age in milliseconds (4) | 60 part (2), from 0 | 62 parts (2; 0: it holds nothing) | 64 name length | 65 reserved (3) | 68 name
 //! part: a piece of the list of sections; the list is all parts, one after the other
 //! section: address (4) | port (2) | protocol (1) | form (1; 1 list, 2 bits) | rows of the ring (2) | length (2) | rows
 //! MAC (32): HMAC-SHA256 of everything before it
@@ -36,7 +36,7 @@ const KIND_WORD: u8 = 1;
 const KIND_PART: u8 = 2;
 const FLAG_ASKS: u8 = 1;
 const FLAG_PARTIAL: u8 = 2;
-const NAME: usize = 60;
+const NAME: usize = 68;
 
 const SECTION: usize = 12;
 const FORM_LIST: u8 = 1;
@@ -61,6 +61,8 @@ pub struct Datagram {
     /// Grows with every change; 0: it does not know yet what it holds.
     pub version: u64,
     pub digest: u64,
+    /// Of what the API server said last (`View::digest`); 0: nothing yet.
+    pub view: u64,
     /// How long ago the sender looked.
     pub age_millis: u32,
     /// Parts of the list.
@@ -100,10 +102,10 @@ impl Datagram {
     }
 
     fn parse(head: &Head<'_>, rest: &[u8]) -> Result<Self, Reject> {
-        let name_len = usize::from(head.0[56]);
+        let name_len = usize::from(head.0[64]);
         let (name, bytes) = rest.split_at_checked(name_len).ok_or(Reject::Truncated)?;
         let node = core::str::from_utf8(name).ok().and_then(NodeName::new).ok_or(Reject::Malformed)?;
-        let (part, parts) = (head.u16_at(52), head.u16_at(54));
+        let (part, parts) = (head.u16_at(60), head.u16_at(62));
         let piece = match head.0[5] {
             KIND_WORD if bytes.is_empty() => None,
             KIND_PART if part < parts && !bytes.is_empty() => Some(Piece { part, bytes: bytes.into() }),
@@ -121,7 +123,8 @@ impl Datagram {
             partial: head.0[6] & FLAG_PARTIAL != 0,
             version: head.u64_at(32),
             digest: head.u64_at(40),
-            age_millis: u32::from_be_bytes(head.array_at(48)),
+            view: head.u64_at(48),
+            age_millis: u32::from_be_bytes(head.array_at(56)),
             parts,
             piece,
         })
@@ -138,7 +141,7 @@ impl Datagram {
         let mut out = Vec::with_capacity(NAME + name.len() + piece.len() + MAC_LEN);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&[VERSION, kind, flags, keys.current.id]);
-        for field in [self.cluster, self.epoch, self.sequence, self.version, self.digest] {
+        for field in [self.cluster, self.epoch, self.sequence, self.version, self.digest, self.view] {
             out.extend_from_slice(&field.to_be_bytes());
         }
         out.extend_from_slice(&self.age_millis.to_be_bytes());

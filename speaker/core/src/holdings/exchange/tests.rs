@@ -121,7 +121,7 @@ fn an_idle_node_sends_one_small_datagram_a_second() {
     wire.sent.clear();
     wire.log.clear();
     wire.run(10 * SECOND);
-    assert!(wire.sent.values().all(|sent| sent.len() == 10 && sent.iter().all(|bytes| bytes.len() < 100)));
+    assert!(wire.sent.values().all(|sent| sent.len() == 10 && sent.iter().all(|bytes| bytes.len() < 110)));
     assert_eq!(wire.log, []);
 }
 
@@ -263,4 +263,41 @@ fn tables_that_differ_for_long_are_an_alarm() {
     wire.local(1, &holdings(8, []));
     assert_eq!(alarms(&wire), [(1, Action::Agrees(name(0))), (0, Action::Agrees(name(1)))]);
     assert!(!wire.nodes[&0].differs(wire.now) && wire.others().len() == 2);
+}
+
+/// Everybody agrees on who is stale, the stale one included, and it hears so although nothing that it holds has changed.
+#[test]
+fn a_node_that_does_not_follow_the_view_is_stale_for_all() {
+    let mut wire = Wire::new(3);
+    for node in 0..3 {
+        wire.event(node, Event::View(1));
+        wire.local(node, &holdings(7, []));
+    }
+    wire.run(10 * SECOND);
+    let doubts = |wire: &Wire| [0, 1, 2].map(|node: usize| wire.nodes[&node].in_doubt(wire.now));
+    assert_eq!(doubts(&wire), [false; 3]);
+    wire.log.clear();
+    (0..2).for_each(|node| wire.event(node, Event::View(2)));
+    wire.run(12 * SECOND);
+    wire.log.sort_by_key(|(node, _)| *node);
+    assert_eq!(wire.log, [0, 1, 2].map(|node| (node, Action::Stale(name(2)))));
+    assert_eq!(doubts(&wire), [false, false, true]);
+    wire.log.clear();
+    wire.event(2, Event::View(2));
+    wire.run(SECOND);
+    wire.log.sort_by_key(|(node, _)| *node);
+    assert_eq!(wire.log, [0, 1, 2].map(|node| (node, Action::Fresh(name(2)))));
+    assert_eq!(doubts(&wire), [false; 3]);
+}
+
+#[test]
+fn whoever_leaves_the_cluster_is_not_stale_any_more() {
+    let mut wire = Wire::new(4);
+    (0..4).for_each(|node| wire.event(node, Event::View(1)));
+    wire.run(SECOND);
+    (0..3).for_each(|node| wire.event(node, Event::View(2)));
+    wire.run(12 * SECOND);
+    wire.log.clear();
+    wire.event(0, Event::Nodes([name(1), name(2)].into()));
+    assert_eq!(wire.log, [(0, Action::Fresh(name(3)))]);
 }

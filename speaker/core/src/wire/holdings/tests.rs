@@ -22,6 +22,7 @@ fn datagram() -> Datagram {
         partial: false,
         version: 4,
         digest: 5,
+        view: 7,
         age_millis: 6,
         parts: 2,
         piece: Some(Piece { part: 1, bytes: vec![0xaa, 0xbb] }),
@@ -41,7 +42,7 @@ fn services(rows: &[(u16, Rows)]) -> Services {
 fn vector() {
     let expected: &[&[u8]] = &[
         b"SHVH\x01\x02\x01\x05\x01\x02\x03\x04\x05\x06\x07\x08",
-        b"\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x05",
+        b"\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x07",
         b"\0\0\0\x06\0\x01\0\x02\x02\0\0\0n1\xaa\xbb",
     ];
     let sealed = datagram().seal(&keys(5));
@@ -79,11 +80,11 @@ fn what_is_wrong_has_a_name() {
     assert_eq!(open(&|b| b[5] = 1), Err(Reject::Malformed), "a word with a piece");
     assert_eq!(open(&|b| b[7] = 6), Err(Reject::UnknownKey));
     assert_eq!(open(&|b| b[8] = 9), Err(Reject::WrongCluster));
-    assert_eq!(open(&|b| b[53] = 2), Err(Reject::Malformed), "part 2 of 2");
-    assert_eq!(open(&|b| b[54] = 0xff), Err(Reject::Malformed), "too many parts");
-    assert_eq!(open(&|b| b[56] = 200), Err(Reject::Truncated), "name beyond the end");
-    assert_eq!(open(&|b| b[60] = b'_'), Err(Reject::Malformed), "not a name");
-    assert_eq!(open(&|b| b.truncate(62)), Err(Reject::Malformed), "a part without a piece");
+    assert_eq!(open(&|b| b[61] = 2), Err(Reject::Malformed), "part 2 of 2");
+    assert_eq!(open(&|b| b[62] = 0xff), Err(Reject::Malformed), "too many parts");
+    assert_eq!(open(&|b| b[64] = 200), Err(Reject::Truncated), "name beyond the end");
+    assert_eq!(open(&|b| b[68] = b'_'), Err(Reject::Malformed), "not a name");
+    assert_eq!(open(&|b| b.truncate(70)), Err(Reject::Malformed), "a part without a piece");
     let mut forged = datagram().seal(&keys(5));
     forged[30] ^= 1;
     assert_eq!(Datagram::open(&forged, CLUSTER, &keys(5)), Err(Reject::BadMac));
