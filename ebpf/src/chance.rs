@@ -5,8 +5,7 @@
 
 use ebpf_common::{Ask, Config, Mark, RESERVED_FLAG, Row, ServiceValue, Travel, Verdict};
 
-use crate::checksum;
-use crate::forward::{CHECKSUM_AT, FLAGS_AT};
+use crate::forward;
 use crate::frame::Frame;
 use crate::parse::{Content, MAC_LEN, Packet};
 
@@ -81,18 +80,18 @@ fn ask(row: Row, own: u16, origin: Origin, homeless: bool) -> Mark {
         };
     };
     let [primary, alternates @ ..] = row.nodes();
-    let next = match travel.hop {
-        1 => other(row.nodes(), own, from),
+    let (ask, next) = match travel.hop {
+        1 => (Ask::Second, other(row.nodes(), own, from)),
         // The primary was asked first.
-        2 => other(alternates, own, from),
-        _ => 0,
+        2 => (Ask::Third, other(alternates, own, from)),
+        _ => (Ask::Nobody, 0),
     };
     match next {
         0 if homeless && travel.hop < Travel::LAST && primary != own && primary != 0 => {
             Mark { ask: Ask::Home, quiet: travel.quiet, slot: primary }
         }
         0 => nobody(origin),
-        slot => Mark { ask: Ask::Next, quiet: travel.quiet, slot },
+        slot => Mark { ask, quiet: travel.quiet, slot },
     }
 }
 
@@ -107,15 +106,14 @@ fn other<const N: usize>(nodes: [u16; N], own: u16, from: u16) -> u16 {
     0
 }
 
-/// The last step of a packet that goes up the stack: its mark, and no trace of its travel.
+/// The last step of a packet that goes up the stack: its mark, and no trace of its travel. One that somebody else may have to be
+/// asked about gets no further than our chains ([`Mark::HELD_TTL`]).
 #[inline(always)]
 pub fn up(frame: &mut impl Frame, packet: &Packet, origin: Origin, mark: Mark) -> Result<(), Verdict> {
-    if matches!(origin, Origin::Search { .. }) {
-        let flags = packet.flags & !RESERVED_FLAG;
-        let sum = frame.read::<2>(CHECKSUM_AT).ok_or(Verdict::Malformed)?;
-        let sum = checksum::update(u16::from_be_bytes(sum), packet.flags, flags);
-        frame.write(FLAGS_AT, flags.to_be_bytes()).ok_or(Verdict::Malformed)?;
-        frame.write(CHECKSUM_AT, sum.to_be_bytes()).ok_or(Verdict::Malformed)?;
+    let held = !matches!(mark.ask, Ask::Nobody);
+    if held || matches!(origin, Origin::Search { .. }) {
+        let ttl = if held { Mark::HELD_TTL } else { packet.ttl };
+        forward::flags_and_ttl(frame, packet, packet.flags & !RESERVED_FLAG, ttl)?;
     }
     frame.write(MAC_LEN, mark.mac()).ok_or(Verdict::Malformed)
 }

@@ -27,15 +27,20 @@ pub fn to_node(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Ma
 /// The same with a travel, as if it had made one hop in search of its flow: the node that gets it keeps it.
 #[inline(always)]
 pub fn with_travel(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Mac) -> Result<(), Verdict> {
-    let flags = packet.flags | RESERVED_FLAG;
     let ttl = Travel { hop: 1, quiet: false }.ttl();
+    flags_and_ttl(frame, packet, packet.flags | RESERVED_FLAG, ttl)?;
+    ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
+}
+
+/// With the checksum that belongs to them.
+#[inline(always)]
+pub fn flags_and_ttl(frame: &mut impl Frame, packet: &Packet, flags: u16, ttl: u8) -> Result<(), Verdict> {
     let sum = frame.read::<2>(CHECKSUM_AT).ok_or(Verdict::Malformed)?;
     let sum = checksum::update(u16::from_be_bytes(sum), packet.flags, flags);
     let old = u16::from_be_bytes([packet.ttl, packet.proto]);
     let sum = checksum::update(sum, old, u16::from_be_bytes([ttl, packet.proto]));
     let ([f0, f1], [s0, s1]) = (flags.to_be_bytes(), sum.to_be_bytes());
-    frame.write(FLAGS_AT, [f0, f1, ttl, packet.proto, s0, s1]).ok_or(Verdict::Malformed)?;
-    ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
+    frame.write(FLAGS_AT, [f0, f1, ttl, packet.proto, s0, s1]).ok_or(Verdict::Malformed)
 }
 
 /// The Ethernet header of an IPv4 frame.
@@ -51,6 +56,6 @@ pub fn ethernet_bytes(dst: Mac, src: Mac, ethertype: u16) -> [u8; ETHERNET_LEN] 
 }
 
 /// Flags and fragment offset.
-pub const FLAGS_AT: usize = ETHERNET_LEN + 6;
+const FLAGS_AT: usize = ETHERNET_LEN + 6;
 pub const TTL_AT: usize = ETHERNET_LEN + 8;
 pub const CHECKSUM_AT: usize = ETHERNET_LEN + 10;

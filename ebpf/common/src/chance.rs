@@ -15,18 +15,19 @@ pub const MARK_PREFIX: [u8; 3] = [0x02, 0x53, 0x68];
 /// The reserved bit of the IPv4 header, in the 16 bits of flags and fragment offset.
 pub const RESERVED_FLAG: u16 = 0x8000;
 
-/// What the kernel's chains do with a packet of a flow that conntrack does not know. The number is byte 3 of the mark.
+/// What the kernel's chains do with a packet of a flow that conntrack does not know. The number is byte 3 of the mark, and the hop
+/// of the [`Travel`] with which the packet is handed on.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ask {
     /// Nobody else may have it: a new flow, or a reset.
     Nobody = 0,
-    /// Hand it on, as its first hop.
+    /// Hand it on.
     First = 1,
-    /// Hand it on; it has a [`Travel`] already, and the time to live counts down by itself.
-    Next = 2,
+    Second = 2,
+    Third = 3,
     /// Hand it back to the primary, which takes it: nobody had it, and it needs a home (UDP).
-    Home = 3,
+    Home = Travel::LAST,
 }
 
 /// What XDP writes over the source MAC address of every VIP packet that it passes up the stack.
@@ -44,6 +45,12 @@ impl Mark {
     pub const NOBODY: Self = Self { ask: Ask::Nobody, quiet: false, slot: 0 };
     /// In byte 3, beside [`Ask`].
     pub const QUIET: u8 = 0x10;
+    /// The time to live of a packet that another node may have to be asked about, until our chains give it another one. Without
+    /// our table (somebody deleted it, and it is back in a moment) other chains would make the packet a flow of their own, and its
+    /// client would get a reset. With this time to live it is not forwarded, and the client sends it again.
+    pub const HELD_TTL: u8 = 1;
+    /// Given to it where its flow is known.
+    pub const KNOWN_TTL: u8 = 64;
 
     #[inline(always)]
     pub const fn mac(self) -> [u8; 6] {
@@ -104,6 +111,6 @@ mod tests {
     #[test]
     fn marks_are_told_apart() {
         assert_eq!(Mark::NOBODY.mac(), [2, 0x53, 0x68, 0, 0, 0]);
-        assert_eq!(Mark { ask: Ask::Next, quiet: true, slot: 0x1234 }.mac(), [2, 0x53, 0x68, 0x12, 0x12, 0x34]);
+        assert_eq!(Mark { ask: Ask::Second, quiet: true, slot: 0x1234 }.mac(), [2, 0x53, 0x68, 0x12, 0x12, 0x34]);
     }
 }

@@ -130,6 +130,7 @@ impl Cluster {
                     );
                     let known = self.knows(at) && kind != Kind::Syn;
                     let mark = mark(&frame);
+                    prop_assert!(mark.ask == Ask::Nobody || frame.0[22] == 1, "it goes nowhere without our chains");
                     if known || mark.ask == Ask::Nobody {
                         return Ok(Walk { end: at, known, quiet: mark.quiet && !known, hops: frames - dispatched });
                     }
@@ -171,10 +172,8 @@ fn hand_on(frame: &mut HostFrame, at: u16, mark: Mark, invalid: bool) {
     let ttl = match mark.ask {
         Ask::Nobody => unreachable!("nobody is no node"),
         Ask::First if invalid => 32,
-        Ask::First => 16,
-        Ask::Next => frame.0[22],
-        Ask::Home if mark.quiet => 29,
-        Ask::Home => 13,
+        ask if mark.quiet => 33 - ask as u8,
+        ask => 17 - ask as u8,
     };
     frame.0[..6].copy_from_slice(&mac(mark.slot));
     frame.0[6..12].copy_from_slice(&mac(at));
@@ -186,7 +185,8 @@ fn hand_on(frame: &mut HostFrame, at: u16, mark: Mark, invalid: bool) {
 
 fn mark(frame: &HostFrame) -> Mark {
     let byte = frame.0[9];
-    let ask = [Ask::Nobody, Ask::First, Ask::Next, Ask::Home][usize::from(byte & !Mark::QUIET)];
+    let asks = [Ask::Nobody, Ask::First, Ask::Second, Ask::Third, Ask::Home];
+    let ask = asks[usize::from(byte & !Mark::QUIET)];
     let mark = Mark { ask, quiet: byte & Mark::QUIET != 0, slot: u16::from_be_bytes([frame.0[10], frame.0[11]]) };
     assert_eq!(frame.0[6..12], mark.mac(), "up the stack there is a mark");
     mark

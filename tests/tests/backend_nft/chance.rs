@@ -11,6 +11,7 @@ use socket2::{Protocol, Socket};
 use speaker_core::backend::{Guard, Plan, ruleset};
 use speaker_core::view::Affinity;
 
+use crate::PROXY;
 use crate::packet::{Reply, icmp_error, initial_sequence, numbered_segment, receive, tcp_segment};
 use crate::world::{A, B, PATIENCE, PODS, PODS_B, VIP, World, plan};
 
@@ -204,10 +205,25 @@ fn a_udp_flow_without_an_answer_is_known() {
     assert_eq!((world.b().conntrack_entries(), world.b().guards()), (entries, guards));
 }
 
+/// kube-proxy's rules are there, and would make the packet a flow of one of its own pods, which would answer with a reset.
+#[test]
+fn without_our_table_nobody_takes_what_may_be_another_nodes() {
+    let world = pair("gap");
+    world.a.nft(PROXY);
+    let mut connection = at_b(&world, || world.connect(VIP, 80).unwrap());
+    assert!(connection.is_alive());
+    world.a.nft(&format!("delete table ip {}", ruleset::TABLE));
+    let sending = std::thread::spawn(move || connection.is_alive());
+    wait_for(|| world.a.counters("proxy")["nat"] > 0);
+    world.a.apply(&plan(&PODS, Affinity::None));
+    assert!(sending.join().unwrap(), "it is sent again, and finds its way");
+    assert_eq!((world.a.conntrack_entries(), world.b().guards()), (0, counts([])));
+}
+
 #[test]
 fn a_search_of_several_hops_counts_them() {
     let world = pair("hops");
-    world.b().mark_travelling(Mark::NOBODY, Mark { ask: Ask::Next, quiet: false, slot: A });
+    world.b().mark_travelling(Mark::NOBODY, Mark { ask: Ask::Second, quiet: false, slot: A });
     let tcp = world.client_raw(Protocol::TCP);
     send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::ACK, true));
     assert_eq!(answer(&tcp), Some(TcpFlags::RST));

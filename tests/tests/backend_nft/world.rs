@@ -153,8 +153,9 @@ impl Node {
     /// As [`Node::mark`]; what travels has this one to ask next.
     pub fn mark_travelling(&self, mark: Mark, next: Mark) {
         let mac = |mark: Mark| mark.mac().map(|byte| format!("{byte:02x}")).join(":");
-        let (nobody, first) = (mac(Mark::NOBODY), mac(mark));
-        let (loud, quiet) = (mac(next), mac(Mark { quiet: true, ..next }));
+        let held = |mark: Mark| if mark.ask == Ask::Nobody { "" } else { "ip ttl set 1" };
+        let (nobody, first, held_first) = (mac(Mark::NOBODY), mac(mark), held(mark));
+        let (loud, quiet, held) = (mac(next), mac(Mark { quiet: true, ..next }), held(next));
         let hops = (1..=4).map(|hop| {
             let [loud, quiet] = [false, true].map(|quiet| Travel { hop, quiet }.ttl());
             format!("ip ttl {loud} counter name hop{hop}\nip ttl {quiet} counter name quiet{hop}\n")
@@ -170,15 +171,15 @@ impl Node {
                  chain travelling {{
                      {hops}
                      ip frag-off set ip frag-off & 0x7fff
-                     ip ttl <= 16 ether saddr set {loud} accept
-                     ether saddr set {quiet} accept
+                     ip ttl <= 16 ether saddr set {loud} {held} accept
+                     ether saddr set {quiet} {held} accept
                  }}
                  chain ingress {{
                      type filter hook ingress device \"eth0\" priority 0; policy accept;
                      ip daddr != {{ {VIP}, {OTHER_VIP} }} accept
                      ether type ip ip frag-off & 0x8000 != 0 goto travelling
                      tcp flags & (syn | ack) == syn ether saddr set {nobody} accept
-                     ether saddr set {first}
+                     ether saddr set {first} {held_first}
                  }}
              }}"
         ));

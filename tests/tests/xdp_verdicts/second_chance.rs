@@ -82,12 +82,13 @@ pub fn from_dispatcher() -> Vec<Case> {
     ]
 }
 
-/// Every hop, in every place of the row. Up the stack the reserved flag is gone, the time to live is as it came.
+/// Every hop, in every place of the row. Up the stack the reserved flag is gone, the time to live is as it came or holds the packet.
 pub fn in_search() -> Vec<Case> {
     let hop = |hop| Travel { hop, quiet: false };
     let quiet = |hop| Travel { hop, quiet: true };
     let home = Mark { ask: Ask::Home, ..first(2) };
-    let next = |slot| Mark { ask: Ask::Next, ..first(slot) };
+    let second = |slot| Mark { ask: Ask::Second, ..first(slot) };
+    let third = |slot| Mark { ask: Ask::Third, ..first(slot) };
     let silent = |mark| Mark { quiet: true, ..mark };
     let nobody = Mark::NOBODY;
     let tcp = |name, from, travel: Travel, port, mark| {
@@ -108,21 +109,21 @@ pub fn in_search() -> Vec<Case> {
     };
     let error = |name, port, mark| arrived(name, ip_error(port, 0xc000, 15), ip_error(port, 0x4000, 15), mark);
     vec![
-        tcp("hop 1", PEER, hop(1), BETWEEN, next(4)),
-        tcp("hop 1: not from the primary", FOURTH, hop(1), BETWEEN, next(2)),
-        tcp("hop 1: another order", PEER, hop(1), LAST, next(4)),
-        tcp("hop 2", PEER, hop(2), BETWEEN, next(4)),
-        tcp("hop 2: without who sent it, nor the primary", FOURTH, hop(2), BETWEEN, next(3)),
+        tcp("hop 1", PEER, hop(1), BETWEEN, second(4)),
+        tcp("hop 1: not from the primary", FOURTH, hop(1), BETWEEN, second(2)),
+        tcp("hop 1: another order", PEER, hop(1), LAST, second(4)),
+        tcp("hop 2", PEER, hop(2), BETWEEN, third(4)),
+        tcp("hop 2: without who sent it, nor the primary", FOURTH, hop(2), BETWEEN, third(3)),
         tcp("hop 3: all have been asked", PEER, hop(3), BETWEEN, nobody),
         tcp("hop 4: the last", PEER, hop(4), BETWEEN, nobody),
-        tcp("quiet", PEER, quiet(1), BETWEEN, silent(next(4))),
+        tcp("quiet", PEER, quiet(1), BETWEEN, silent(second(4))),
         tcp("quiet, all have been asked", FOURTH, quiet(3), LAST, silent(nobody)),
         tcp("quiet, the last", PEER, quiet(4), BETWEEN, silent(nobody)),
         tcp("not in the row, nobody else", PEER, hop(1), REMOTE, nobody),
-        tcp("not in the row", FOURTH, hop(1), REMOTE, next(2)),
-        tcp("this node is the primary", FOURTH, hop(1), LOCAL, next(2)),
+        tcp("not in the row", FOURTH, hop(1), REMOTE, second(2)),
+        tcp("this node is the primary", FOURTH, hop(1), LOCAL, second(2)),
         tcp("this node is the primary, nobody else", PEER, hop(1), LOCAL, nobody),
-        udp("datagram", PEER, hop(1), BETWEEN, next(4)),
+        udp("datagram", PEER, hop(1), BETWEEN, second(4)),
         udp("datagram, all have been asked", FOURTH, hop(3), LAST, home),
         udp("datagram, home is who sent it", PEER, hop(1), REMOTE, home),
         udp("datagram, all have been asked, quiet", FOURTH, quiet(3), LAST, silent(home)),
@@ -136,7 +137,7 @@ pub fn in_search() -> Vec<Case> {
         tcp("unserved", PEER, hop(1), UNSERVED, nobody),
         tcp("unserved, quiet", PEER, quiet(1), UNSERVED, silent(nobody)),
         udp("empty ring", PEER, hop(2), EMPTY, nobody),
-        error("error", BETWEEN, next(4)),
+        error("error", BETWEEN, second(4)),
         error("error, nobody else", REMOTE, nobody),
         error("error, unserved", UNSERVED, nobody),
         case("fragment", searching(PEER, hop(1)).fragment(0xa000).udp(1, BETWEEN, b""), Verdict::Fragment),

@@ -2,7 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use ebpf_common::{Config, Fate, Lease, Mark, Node, Row, ServiceKey, ServiceValue, Travel, Verdict};
+use ebpf_common::{Ask, Config, Fate, Lease, Mark, Node, Row, ServiceKey, ServiceValue, Travel, Verdict};
+use sheave_ebpf::checksum;
 use sheave_ebpf::host::{HostFrame, HostTables};
 use sheave_tests::packet::{Addr, Eth, Ipv4, Mac};
 use sheave_tests::xdp::{Kernel, Outcome, boot_ns};
@@ -116,6 +117,14 @@ pub fn searching(from: Mac, travel: Travel) -> Ipv4 {
 /// What a frame looks like up the stack: the mark in place of the source MAC address.
 pub fn marked(mut frame: Vec<u8>, mark: Mark) -> Vec<u8> {
     frame[6..12].copy_from_slice(&mark.mac());
+    if mark.ask != Ask::Nobody {
+        // The sum changes with the word that holds the time to live.
+        let word = |ttl: u8| u16::from_be_bytes([ttl, frame[23]]);
+        let sum = u16::from_be_bytes([frame[24], frame[25]]);
+        let sum = checksum::update(sum, word(frame[22]), word(Mark::HELD_TTL));
+        frame[22] = Mark::HELD_TTL;
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
     frame
 }
 

@@ -153,8 +153,10 @@ fn chance(text: &mut String, plan: &Plan) {
         let slot = format!("ether saddr & {} vmap @peers", mac(SLOT_MASK));
         line(text, format_args!("\tchain loud-next {{ {slot}; }}"));
         line(text, format_args!("\tchain quiet-next {{ {slot}; goto quiet; }}"));
-        line(text, format_args!("\tchain loud-home {{ ip ttl set {} goto loud-next; }}", ttl(Travel::LAST, false)));
-        line(text, format_args!("\tchain quiet-home {{ ip ttl set {} goto quiet-next; }}", ttl(Travel::LAST, true)));
+        for (ask, quiet, chain) in MARKS.into_iter().filter(|(ask, ..)| *ask > Ask::First) {
+            let (ttl, next) = (ttl(ask as u8, quiet), if quiet { "quiet-next" } else { "loud-next" });
+            line(text, format_args!("\tchain {chain} {{ ip ttl set {ttl} goto {next}; }}"));
+        }
         line(text, format_args!("\tchain loud-first {{"));
         // Conntrack calls a FIN invalid whenever it does not know the flow; it deserves its reset all the same.
         line(text, format_args!("\t\t{IS_FIN} ip ttl set {} goto loud-next", ttl(1, false)));
@@ -187,6 +189,8 @@ fn chance(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t\ttype filter hook prerouting priority {CHANCE_PRIORITY}; policy accept;"));
     line(text, format_args!("\t\tiifname != \"{}\" accept", plan.uplink.as_str()));
     line(text, format_args!("\t\tip daddr != @vips accept"));
+    // As XDP left it, the packet would not be forwarded: see `HELD_TTL`.
+    line(text, format_args!("\t\tip ttl {} ip ttl set {}", Mark::HELD_TTL, Mark::KNOWN_TTL));
     // Translated by us once: a flow of this node. Most packets go no further than this.
     line(text, format_args!("\t\tct status & (dnat | assured) == (dnat | assured) accept"));
     // The client has never confirmed what a pod of this node said, and this is no confirmation either: it is an answer to
@@ -288,12 +292,14 @@ fn line(text: &mut String, arguments: core::fmt::Arguments<'_>) {
 
 /// What XDP asks for, whether quietly, and the chain that does it. It never says [`Ask::First`] quietly: whether a packet is
 /// invalid comes out here.
-const MARKS: [(Ask, bool, &str); 7] = [
+const MARKS: [(Ask, bool, &str); 9] = [
     (Ask::Nobody, false, ""),
     (Ask::Nobody, true, ""),
     (Ask::First, false, "loud-first"),
-    (Ask::Next, false, "loud-next"),
-    (Ask::Next, true, "quiet-next"),
+    (Ask::Second, false, "loud-second"),
+    (Ask::Second, true, "quiet-second"),
+    (Ask::Third, false, "loud-third"),
+    (Ask::Third, true, "quiet-third"),
     (Ask::Home, false, "loud-home"),
     (Ask::Home, true, "quiet-home"),
 ];

@@ -142,8 +142,12 @@ fn marks_lead_to_peers() {
         "\tchain peer-2 { @nh,48,8 set @nh,48,8 | 0x80 dup to 192.0.2.12 counter name second_chance drop; }",
         "elements = { 00:00:00:00:00:02 : goto peer-2, 00:00:00:00:01:03 : goto peer-259 }; }",
         "02:53:68:00:00:00 : accept, 02:53:68:10:00:00 : goto quiet, 02:53:68:01:00:00 : goto loud-first, \
-         02:53:68:02:00:00 : goto loud-next, 02:53:68:12:00:00 : goto quiet-next, \
-         02:53:68:03:00:00 : goto loud-home, 02:53:68:13:00:00 : goto quiet-home }",
+         02:53:68:02:00:00 : goto loud-second, 02:53:68:12:00:00 : goto quiet-second, \
+         02:53:68:03:00:00 : goto loud-third, 02:53:68:13:00:00 : goto quiet-third, \
+         02:53:68:04:00:00 : goto loud-home, 02:53:68:14:00:00 : goto quiet-home }",
+        "\t\tip ttl 1 ip ttl set 64",
+        "\tchain loud-second { ip ttl set 15 goto loud-next; }",
+        "\tchain quiet-third { ip ttl set 30 goto quiet-next; }",
         // Arrives as 31: the first hop, quiet.
         "\t\tct state invalid ip ttl set 32 goto quiet-next",
         // Arrives as 12: the last hop.

@@ -412,14 +412,11 @@ impl World {
                 }
                 Some((Step::Up(_), _)) if kernel.flows.contains_key(&flow) => return Outcome::Known { node: at, hops },
                 Some((Step::Up(mark), _)) => {
-                    let hop = match (mark.ask, origin) {
-                        (Ask::Nobody, _) => return Outcome::Refused { node: at, hops },
-                        (Ask::Next, Origin::Search { travel, .. }) => travel.hop + 1,
-                        (Ask::Home, _) => Travel::LAST,
-                        _ => 1,
-                    };
+                    if mark.ask == Ask::Nobody {
+                        return Outcome::Refused { node: at, hops };
+                    }
                     hops += 1;
-                    (mark.slot, Origin::Search { from, travel: Travel { hop, quiet: false } })
+                    (mark.slot, Origin::Search { from, travel: Travel { hop: mark.ask as u8, quiet: false } })
                 }
             };
             (at, origin) = (usize::from(slot) - 1, next);
