@@ -36,7 +36,7 @@ use ebpf_common::{ServiceKey, siphash13};
 
 use crate::holdings::{Word, Words};
 use crate::time::{Duration, Instant};
-use crate::view::endpoints::{Refusal, frontends};
+use crate::view::endpoints::{self, Refusal, frontends};
 use crate::view::{Affinity, View};
 use alternates::{Alternates, ByAddress, Cache, Cause};
 use history::{Former, History};
@@ -54,6 +54,8 @@ pub struct Table {
     pub refused: Vec<Refusal>,
     /// Of all service ports and rings (not of the alternates): equal on nodes whose tables are.
     pub digest: u64,
+    /// Of the view from which it was made; whoever is available plays no part in it.
+    pub view: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,13 +94,24 @@ pub struct Planner {
     history: History,
     alternates: Cache,
     away: Option<String>,
+    unheard: Unheard,
     unsettled: bool,
     differed: Instant,
+}
+
+/// Nodes that have not said what they hold since this one was away: it does not know by which rings they opened flows meanwhile.
+#[derive(Debug, Default)]
+struct Unheard {
+    since: Instant,
+    nodes: BTreeSet<String>,
 }
 
 /// How long after a change flows may still be opened at the former primary (by dispatchers that lag). What it says it holds counts
 /// as all it holds only from then on.
 pub const SETTLE: Duration = Duration::from_secs(10);
+
+/// A node that says nothing for so long has no speaker.
+const SPEECHLESS: Duration = Duration::from_secs(600);
 
 /// A node that has not said for so long what it holds is asked last.
 const SILENT: Duration = Duration::from_secs(5);
@@ -112,6 +125,7 @@ impl Planner {
             history,
             alternates: Cache::default(),
             away: None,
+            unheard: Unheard::default(),
             unsettled: false,
             differed: Instant::ZERO,
         }
@@ -140,6 +154,7 @@ impl Planner {
     /// `words`: what the nodes said they hold, this one included.
     pub fn table(&mut self, view: &View, availability: &Availability, words: &Words, now: Instant) -> Table {
         let (frontends, refused) = frontends(view);
+        let viewed = endpoints::digest(view, &frontends);
         let mut services = BTreeMap::new();
         let mut rings = Rings { hash_key: self.hash_key, known: &self.rings, used: BTreeMap::new() };
         for (key, frontend) in frontends {
@@ -148,23 +163,25 @@ impl Planner {
         }
         let members = services.iter().map(|(key, service)| (*key, service.ring.members.clone())).collect();
         self.history.record(now, &members);
+        let nodes: BTreeMap<_, _> = view.nodes().iter().map(|(name, node)| (name.clone(), node.address)).collect();
         if let Some(own) = self.away.take() {
             self.history.was_away(&own, now);
+            self.unheard = Unheard { since: now, nodes: nodes.keys().filter(|node| **node != own).cloned().collect() };
         }
-        let nodes = view.nodes().iter().map(|(name, node)| (name.clone(), node.address)).collect();
         let digest = digest(&services);
         let asked = Asked { nodes: &nodes, availability, words, digest, differed: self.differed, now };
         let mut cache = Cache::default();
-        self.unsettled = false;
+        let unheard = asked.unheard(&mut self.unheard);
+        self.unsettled = !unheard.is_empty();
         for (key, service) in &mut services {
             let formers = asked.formers(&service.ring, self.history.formers_mut(key), &mut rings);
             self.unsettled |= !formers.is_empty();
-            let cause = asked.cause(key, &service.ring, formers);
+            let cause = asked.cause(key, &service.ring, formers, unheard.clone());
             service.alternates = self.alternates.get(cause, &mut cache);
         }
         self.rings = rings.used;
         self.alternates = cache;
-        Table { nodes, vips: view.vips().keys().copied().collect(), services, refused, digest }
+        Table { nodes, vips: view.vips().keys().copied().collect(), services, refused, digest, view: viewed }
     }
 }
 
@@ -205,6 +222,14 @@ impl Asked<'_> {
         self.nodes.contains_key(node) && !self.availability.down.contains(node)
     }
 
+    /// Those that answer. One that goes by our table says all that it holds of it.
+    fn unheard(&self, unheard: &mut Unheard) -> BTreeSet<String> {
+        let Unheard { since, nodes } = unheard;
+        let has_said = |node: &String| self.words.get(node).is_some_and(|word| word.is_all(self.digest, *since));
+        nodes.retain(|node| self.nodes.contains_key(node) && self.now.since(*since) < SPEECHLESS && !has_said(node));
+        nodes.iter().filter(|node| self.answers(node)).cloned().collect()
+    }
+
     /// Former rings whose nodes have not all told what they hold of them. Rings that are not needed are not filled.
     fn formers(
         &self,
@@ -236,13 +261,19 @@ impl Asked<'_> {
         needed
     }
 
-    fn cause(&self, key: &ServiceKey, ring: &Arc<Ring>, formers: Vec<(ByAddress<Ring>, Vec<String>)>) -> Cause {
+    fn cause(
+        &self,
+        key: &ServiceKey,
+        ring: &Arc<Ring>,
+        formers: Vec<(ByAddress<Ring>, Vec<String>)>,
+        unheard: BTreeSet<String>,
+    ) -> Cause {
         let answering = self.words.iter().filter(|(node, _)| self.answers(node));
         let rows = |word: &Word| word.holdings.services.get(key).cloned().map(ByAddress);
         let holders: Vec<_> = answering.filter_map(|(node, word)| Some((node.clone(), rows(word)?))).collect();
         let named = holders.iter().map(|(node, _)| node).chain(formers.iter().flat_map(|(_, nodes)| nodes));
-        let silent = named.filter(|node| self.is_silent(node)).cloned().collect();
-        Cause { ring: ByAddress(ring.clone()), formers, holders, silent }
+        let silent = named.chain(&unheard).filter(|node| self.is_silent(node)).cloned().collect();
+        Cause { ring: ByAddress(ring.clone()), formers, holders, unheard, silent }
     }
 
     fn is_silent(&self, node: &str) -> bool {

@@ -6,7 +6,10 @@
 //! Where there are more than fit, nodes that said they hold flows come before former primaries, and newer ones of these before older
 //! ones. Then the order in which they are asked: it should be the same on all nodes, since each node that is asked goes on by its
 //! own row. Those that said so come first, by name: every node has heard the same of them. Former primaries follow, of which a
-//! restarted node may know fewer. Nodes whose speaker is silent come last: the rows that they go by are old.
+//! restarted node may know fewer. Nodes whose speaker is silent come after these: the rows that they go by are old.
+//!
+//! Places that are left at the end go to nodes of which it is not known what they hold: those of former rings (between two rings that this node
+//! saw there may have been one that it did not see), and those that have said nothing since this node is back.
 
 mod rows;
 
@@ -48,7 +51,9 @@ pub struct Cause {
     pub formers: Vec<(ByAddress<Ring>, Vec<String>)>,
     /// What each node says it holds, in order of names.
     pub holders: Vec<(String, ByAddress<Rows>)>,
-    /// Those among them whose speaker is silent.
+    /// Nodes that may hold flows of any row.
+    pub unheard: BTreeSet<String>,
+    /// Those among all of them whose speaker is silent.
     pub silent: BTreeSet<String>,
 }
 
@@ -67,7 +72,7 @@ pub struct Cache(BTreeMap<Cause, Option<Arc<Alternates>>>);
 impl Cache {
     /// From the cache of the last table into the one of the next.
     pub fn get(&self, cause: Cause, next: &mut Cache) -> Option<Arc<Alternates>> {
-        if cause.formers.is_empty() && cause.holders.is_empty() {
+        if cause.formers.is_empty() && cause.holders.is_empty() && cause.unheard.is_empty() {
             return None;
         }
         let known = |cause: &Cause| self.0.get(cause).cloned();

@@ -12,9 +12,9 @@ use crate::forwarding::Ring;
 use crate::holdings::{Rows, overlapping};
 
 pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
-    let Cause { ring, formers, holders, silent } = cause;
-    let names: BTreeSet<&String> =
-        holders.iter().map(|(node, _)| node).chain(formers.iter().flat_map(|(_, nodes)| nodes)).collect();
+    let Cause { ring, formers, holders, unheard, silent } = cause;
+    let anywhere: BTreeSet<&String> = formers.iter().flat_map(|(_, nodes)| nodes).chain(unheard).collect();
+    let names: BTreeSet<&String> = holders.iter().map(|(node, _)| node).chain(anywhere.iter().copied()).collect();
     let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| silent.contains(*name));
     let nodes: Vec<String> = first.iter().chain(&last).map(|name| String::from(*name)).collect();
     let numbers: BTreeMap<&str, u16> = nodes.iter().zip(1..).map(|(name, number)| (name.as_str(), number)).collect();
@@ -31,6 +31,8 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
     if !last.is_empty() {
         sheet.ask_last(first.len() as u16 + 1);
     }
+    let anywhere: Vec<u16> = anywhere.into_iter().map(number).collect();
+    sheet.add_where_there_is_room(&anywhere);
     let Sheet { rows, crowded, .. } = sheet;
     let crowded = crowded.iter().filter(|&&crowded| crowded).count() as u32;
     let found = rows.iter().any(|row| row[0] != 0);
@@ -76,20 +78,37 @@ impl<'a> Sheet<'a> {
         }
     }
 
+    /// Each row begins with another one of them, so that all have their rows if there are more than fit.
+    fn add_where_there_is_room(&mut self, nodes: &[u16]) {
+        for row in 0..self.rows.len() {
+            let (before, first) = nodes.split_at(row % nodes.len().max(1));
+            for node in first.iter().chain(before) {
+                if !self.place(row, *node) {
+                    break;
+                }
+            }
+        }
+    }
+
     fn add(&mut self, row: usize, node: u16) {
+        let has_place = self.place(row, node);
+        self.crowded[row] |= !has_place;
+    }
+
+    /// Whether it has a place in the row, or needs none.
+    fn place(&mut self, row: usize, node: u16) -> bool {
         if node == 0 || node == self.primaries[usize::from(self.ring.rows[row])] {
-            return;
+            return true;
         }
         for place in &mut self.rows[row] {
-            if *place == node {
-                return;
-            }
             if *place == 0 {
                 *place = node;
-                return;
+            }
+            if *place == node {
+                return true;
             }
         }
-        self.crowded[row] = true;
+        false
     }
 
     /// Nodes from this number on go to the end of their row; else the order stays.

@@ -84,6 +84,8 @@ pub struct Speaker {
     holder: Holder,
     view: Option<Arc<View>>,
     availability: Availability,
+    /// Nodes that go by an old view.
+    stale: BTreeSet<String>,
     /// Peers whose speaker has been ready since they were down or new.
     present: BTreeMap<usize, Instant>,
     pub ready: bool,
@@ -130,6 +132,7 @@ impl Speaker {
             holder: Holder::new(&name(node), HASH_KEY, WINDOW),
             view: None,
             availability: Availability::default(),
+            stale: BTreeSet::new(),
             present: (0..nodes).map(|node| (node, now)).collect(),
             ready: false,
             digest: 0,
@@ -154,6 +157,8 @@ impl Speaker {
                 Action::Send(bytes) => sent.push(bytes),
                 Action::Changed(_) => self.dirty = true,
                 Action::Rejected(reject) => panic!("{reject} on n{}", self.node),
+                Action::Stale(node) => self.dirty |= self.stale.insert(node.as_str().into()),
+                Action::Fresh(node) => self.dirty |= self.stale.remove(node.as_str()),
                 Action::Differs { .. } | Action::Agrees(_) => {}
             }
         }
@@ -186,7 +191,10 @@ impl Speaker {
         }
         let again = self.planner.unsettled() && now.since(self.planned) >= Duration::from_secs(1);
         if let Some(view) = self.view.clone().filter(|_| self.dirty || again) {
-            self.plan(&view, kernel, now);
+            let mut actions = Vec::new();
+            let viewed = self.plan(&view, kernel, now);
+            self.exchange.handle(Event::View(viewed), now, &mut actions);
+            sent.extend(self.take(actions));
         }
         if let Some(table) = &kernel.table
             && self.ready
@@ -240,7 +248,8 @@ impl Speaker {
         self.availability = availability;
     }
 
-    fn plan(&mut self, view: &View, kernel: &mut Kernel, now: Instant) {
+    /// The digest of the view.
+    fn plan(&mut self, view: &View, kernel: &mut Kernel, now: Instant) -> u64 {
         let (frontends, _) = frontends(view);
         let own = name(self.node);
         kernel.backends.clear();
@@ -260,8 +269,13 @@ impl Speaker {
         if self.exchange.differs(now) {
             self.planner.tables_differ(now);
         }
-        kernel.table = Some(self.planner.table(view, &self.availability, &self.exchange.words(), now));
+        let Availability { down, mut absent } = self.availability.clone();
+        absent.extend(self.stale.iter().cloned());
+        let table = self.planner.table(view, &Availability { down, absent }, &self.exchange.words(), now);
         (self.dirty, self.planned, self.ready) = (false, now, true);
+        let viewed = table.view;
+        kernel.table = Some(table);
+        viewed
     }
 
     pub fn save(&self, now: Instant) -> Saved {
