@@ -176,8 +176,9 @@ fn summary(run: &Run) -> String {
         ));
     }
     lines.extend(survival.sheave.examples.iter().map(|line| format!("    {line}")));
-    if !survival.sheave.new_failed_at.is_empty() {
-        lines.push(format!("  new ones of Sheave failed, by second: {:?}", survival.sheave.new_failed_at));
+    let by_second = [("lost", &survival.sheave.lost_at), ("new ones failed", &survival.sheave.new_failed_at)];
+    for (what, counts) in by_second.into_iter().filter(|(_, counts)| !counts.is_empty()) {
+        lines.push(format!("  Sheave: {what}, by second: {counts:?}"));
     }
     lines.extend(survival.figures.iter().map(|(name, value)| format!("  {name}: {value:.1}")));
     lines.extend(survival.trouble.iter().map(|trouble| format!("  TROUBLE: {trouble}")));

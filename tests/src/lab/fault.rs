@@ -96,8 +96,8 @@ impl Lab {
                 control_plane::stop_api_server(state, role)?;
                 control_plane::start_api_server(state, role)
             }),
-            Fault::ApiCut { node } => self.on_powered(&node, |state| topology::set_api(&state.plan, &node, false)),
-            Fault::ApiHeal { node } => self.on_powered(&node, |state| topology::set_api(&state.plan, &node, true)),
+            Fault::ApiCut { node } => self.set_api(&node, false),
+            Fault::ApiHeal { node } => self.set_api(&node, true),
             Fault::KillAllSpeakers => self.kill_all_speakers(),
             Fault::DeleteAllSpeakerPods => self.delete_speaker_pods(|_| true),
             Fault::KubeProxyStop { node } => self.on_powered(&node, |state| kube_proxy::stop(state, &node)),
@@ -212,6 +212,14 @@ impl Lab {
     fn on_powered(&self, node: &str, work: impl FnOnce(&State) -> Result<()>) -> Result<()> {
         self.powered(node)?;
         self.change(|state| work(state))
+    }
+
+    /// At the switch: the node needs no power for it, and its power ends no cut.
+    fn set_api(&self, node: &str, reachable: bool) -> Result<()> {
+        self.change(|state| {
+            state.plan.node_number(node)?;
+            topology::set_api(&state.plan, node, reachable)
+        })
     }
 
     fn powered(&self, node: &str) -> Result<State> {

@@ -1,6 +1,7 @@
 //! What became of connections, by whether their pod lives.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,8 @@ pub struct Side {
     pub alive: usize,
     /// What became of the eligible ones that are not alive.
     pub lost: Ends,
+    /// The same by the second of their last echo, from the first fault.
+    pub lost_at: BTreeMap<u64, usize>,
     /// Of the eligible ones that are alive, between two echoes, from the first fault on.
     pub longest_pause_ms: f64,
     /// Their pod is gone.
@@ -103,8 +106,11 @@ pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
     let alive = || eligible.iter().filter(|held| held.state == HeldState::Alive);
     let pause = |held: &&&Held| held.longest_pause_after_mark_ms.unwrap_or(held.longest_pause_ms);
     let wait = |held: &&Held| held.ended_ns.map(|ended| milliseconds(held.last_echo_ns, ended));
-    let wrong = eligible.iter().filter(|held| held.state != HeldState::Alive);
+    let mut wrong: Vec<_> = eligible.iter().filter(|held| held.state != HeldState::Alive).collect();
+    wrong.sort_by_key(|held| held.last_echo_ns);
     let hanging = gone.iter().filter(|held| held.state == HeldState::Silent);
+    let mut waited: Vec<_> = gone.iter().filter(|held| wait(held).is_some_and(|wait| wait > LONG_MS)).collect();
+    waited.sort_by(|a, b| wait(b).partial_cmp(&wait(a)).unwrap_or(Ordering::Equal));
     let mark = reports.held.mark_ns.unwrap_or_default();
     let new = reports.connecting.as_ref();
     Side {
@@ -113,6 +119,7 @@ pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
         eligible: eligible.len(),
         alive: alive().count(),
         lost: ends(&eligible),
+        lost_at: count_by(wrong.iter().map(|held| seconds(mark, held.last_echo_ns) as u64)),
         longest_pause_ms: alive().map(|held| pause(&held)).fold(0.0, f64::max),
         gone: gone.len(),
         ended: ends(&gone),
@@ -123,8 +130,12 @@ pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
         new_failed_at: new.map(|new| failed_at(new, mark)).unwrap_or_default(),
         moved_to: Vec::new(),
         examples: wrong
-            .take(FEW)
+            .into_iter()
+            .scan(BTreeSet::new(), |seen, held| Some(seen.insert(held.last_echo_ns / SECOND_NS).then_some(held)))
+            .flatten()
+            .take(MANY)
             .chain(hanging.take(FEW))
+            .chain(waited.into_iter().take(FEW))
             .map(|held| example(held, mark))
             .chain(new.iter().flat_map(|new| new_failed(new, mark)).take(FEW))
             .collect(),
@@ -152,11 +163,14 @@ fn new_failed(report: &ConnectReport, mark_ns: u64) -> impl Iterator<Item = Stri
 }
 
 fn failed_at(report: &ConnectReport, mark_ns: u64) -> BTreeMap<u64, usize> {
-    let mut at = BTreeMap::new();
-    for failure in report.failures.iter().filter(|failure| failure.later) {
-        *at.entry(seconds(mark_ns, failure.begun_ns) as u64).or_default() += 1;
-    }
-    at
+    let later = report.failures.iter().filter(|failure| failure.later);
+    count_by(later.map(|failure| seconds(mark_ns, failure.begun_ns) as u64))
+}
+
+fn count_by(seconds: impl Iterator<Item = u64>) -> BTreeMap<u64, usize> {
+    let mut counts = BTreeMap::new();
+    seconds.for_each(|second| *counts.entry(second).or_default() += 1);
+    counts
 }
 
 /// Before the mark they are negative.
@@ -165,6 +179,11 @@ fn seconds(mark_ns: u64, at_ns: u64) -> f64 {
 }
 
 const FEW: usize = 4;
+/// Of the lost ones, one for each second.
+const MANY: usize = 40;
+const SECOND_NS: u64 = 1_000_000_000;
+/// Whoever waits longer for its end is worth an example.
+const LONG_MS: f64 = 5000.0;
 /// A server closes all its connections at once; its clients notice within this time.
 const AT_ONCE_NS: u64 = 500_000_000;
 

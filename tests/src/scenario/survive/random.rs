@@ -284,7 +284,8 @@ const ACTIONS: usize = 14;
 const CHOICES: usize = 8;
 /// A thousand connections make 10 000 packets a second at the clients, each way.
 const INTERVAL_MS: u64 = 100;
-const SPEECHLESS_AT_MOST: Duration = Duration::from_secs(15);
+/// It begins to wait only because it is killed so often here.
+const SPEECHLESS_AT_MOST: Duration = Duration::from_secs(3);
 /// Longer, and its liveness probe ends it.
 const FROZEN_AT_MOST: Duration = Duration::from_secs(10);
 const AFTERWARDS: Duration = Duration::from_secs(5);
