@@ -269,8 +269,9 @@ impl Asked<'_> {
         unheard: BTreeSet<String>,
     ) -> Cause {
         let answering = self.words.iter().filter(|(node, _)| self.answers(node));
-        let rows = |word: &Word| word.holdings.services.get(key).cloned().map(ByAddress);
-        let holders: Vec<_> = answering.filter_map(|(node, word)| Some((node.clone(), rows(word)?))).collect();
+        let rows = |word| Word::rows(word, key, self.digest).cloned().map(ByAddress);
+        let holders = answering.flat_map(|(node, word)| rows(word).map(|rows| (node.clone(), rows)));
+        let holders: Vec<_> = holders.collect();
         let named = holders.iter().map(|(node, _)| node).chain(formers.iter().flat_map(|(_, nodes)| nodes));
         let silent = named.chain(&unheard).filter(|node| self.is_silent(node)).cloned().collect();
         Cause { ring: ByAddress(ring.clone()), formers, holders, unheard, silent }

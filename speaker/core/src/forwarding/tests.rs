@@ -156,7 +156,7 @@ fn moved_rows(table: &Table) -> Option<BTreeSet<String>> {
 
 fn word(table: &Table, at: Instant) -> Word {
     let holdings = crate::holdings::Holdings { digest: table.digest, ..Default::default() };
-    Word { holdings: Arc::new(holdings), confirmed: at }
+    Word { holdings: Arc::new(holdings), confirmed: at, ..Word::default() }
 }
 
 /// From a change until the former primary has said, some time later and by the same table, that it holds nothing.
@@ -182,7 +182,7 @@ fn a_former_primary_is_asked_until_it_has_said_what_it_holds() {
     }));
     words.insert("a".into(), word(&table, NOW + Duration::from_secs(19)));
     assert_eq!(at(&after, &words, 20).1, Some(names(["a"])), "too soon after the change");
-    words.insert("a".into(), Word { holdings: Arc::default(), confirmed: NOW + Duration::from_secs(30) });
+    words.insert("a".into(), Word { confirmed: NOW + Duration::from_secs(30), ..Word::default() });
     assert_eq!(at(&after, &words, 30).1, Some(names(["a"])), "by another table");
     words.insert("a".into(), word(&table, NOW + Duration::from_secs(31)));
     assert_eq!(at(&after, &words, 31).1, None);
@@ -191,7 +191,7 @@ fn a_former_primary_is_asked_until_it_has_said_what_it_holds() {
     assert_eq!(at(&after, &words, 32).1, None);
     let rows = [(web_port(), Arc::new(crate::holdings::Rows::new(4093, [5])))];
     let holdings = crate::holdings::Holdings { services: rows.into(), ..Default::default() };
-    words.insert("a".into(), Word { holdings: Arc::new(holdings), confirmed: NOW });
+    words.insert("a".into(), Word { holdings: Arc::new(holdings), confirmed: NOW, ..Word::default() });
     let table = planner.table(&after, &all, &words, NOW + Duration::from_secs(33));
     assert_eq!(moved_rows(&table), Some(names(["a"])));
     let lost = planner.table(&after, &down(&names(["a"])), &words, NOW + Duration::from_secs(34));

@@ -175,7 +175,7 @@ impl Exchange {
     }
 
     fn set_local(&mut self, holdings: Arc<Holdings>, now: Instant, actions: &mut Vec<Action>) {
-        let word = Word { holdings, confirmed: now };
+        let word = Word { holdings, confirmed: now, ..Word::default() };
         if let Some(own) = self.own.as_mut().filter(|own| own.word.holdings == word.holdings) {
             own.word = word;
             return;
@@ -238,6 +238,9 @@ impl Exchange {
             let speaks = now.since(peer.heard) <= 3 * self.config.interval;
             if peer.digest == own.word.holdings.digest || !speaks {
                 peer.differs = None;
+                if let Some(word) = peer.word.as_mut().filter(|word| word.holdings.digest == own.word.holdings.digest) {
+                    word.earlier = Arc::default();
+                }
                 if core::mem::take(&mut peer.alarmed) {
                     actions.push(Action::Agrees(node.clone()));
                 }
@@ -393,8 +396,8 @@ impl Peer {
 
     /// Rows that are as they were keep their allocation.
     fn set_word(&mut self, mut holdings: Holdings, confirmed: Instant) -> bool {
-        let Some(known) = &self.word else {
-            self.word = Some(Word { holdings: Arc::new(holdings), confirmed });
+        let Some(known) = &mut self.word else {
+            self.word = Some(Word { holdings: Arc::new(holdings), confirmed, ..Word::default() });
             return true;
         };
         for (key, rows) in &mut holdings.services {
@@ -402,9 +405,11 @@ impl Peer {
                 *rows = same.clone();
             }
         }
+        known.confirmed = confirmed;
         let changed = *known.holdings != holdings;
-        let holdings = if changed { Arc::new(holdings) } else { known.holdings.clone() };
-        self.word = Some(Word { holdings, confirmed });
+        if changed {
+            known.say(Arc::new(holdings));
+        }
         changed
     }
 }

@@ -12,6 +12,7 @@ mod rows;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use ebpf_common::ServiceKey;
 
@@ -31,17 +32,46 @@ pub struct Holdings {
 }
 
 /// What a node said last.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Word {
     pub holdings: Arc<Holdings>,
     /// When it last said that this is so.
     pub confirmed: Instant,
+    /// What it said before by other tables, since it last had the same table as this node. By another table than ours it names no
+    /// rows whose primary it is by that table, though it may have named them before.
+    pub earlier: Arc<Earlier>,
 }
+
+/// A few of the last, newest first.
+pub type Earlier = BTreeMap<ServiceKey, Vec<Arc<Rows>>>;
 
 /// What each node said last, by name.
 pub type Words = BTreeMap<String, Word>;
 
+/// Of one service port.
+const MAX_EARLIER: usize = 4;
+
 impl Word {
+    /// Rows in which it may have flows, for a node that goes by the table with this digest.
+    pub fn rows(&self, key: &ServiceKey, digest: u64) -> impl Iterator<Item = &Arc<Rows>> {
+        let earlier = if self.holdings.digest == digest { None } else { self.earlier.get(key) };
+        self.holdings.services.get(key).into_iter().chain(earlier.into_iter().flatten())
+    }
+
+    /// Says something else now.
+    fn say(&mut self, holdings: Arc<Holdings>) {
+        if self.holdings.digest != holdings.digest {
+            let earlier = Arc::make_mut(&mut self.earlier);
+            for (key, rows) in &self.holdings.services {
+                let list = earlier.entry(*key).or_default();
+                list.retain(|known| known != rows);
+                list.insert(0, rows.clone());
+                list.truncate(MAX_EARLIER);
+            }
+        }
+        self.holdings = holdings;
+    }
+
     /// Under the table with this digest these are all its rows, or were at this time or later.
     pub fn is_all(&self, digest: u64, at: Instant) -> bool {
         self.holdings.digest == digest && !self.holdings.partial && self.confirmed >= at

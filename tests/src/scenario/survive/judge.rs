@@ -129,15 +129,11 @@ pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
         new_failed_later: new.map_or(0, |new| new.failed_after_mark.unwrap_or(new.failed)),
         new_failed_at: new.map(|new| failed_at(new, mark)).unwrap_or_default(),
         moved_to: Vec::new(),
-        examples: wrong
-            .into_iter()
-            .scan(BTreeSet::new(), |seen, held| Some(seen.insert(held.last_echo_ns / SECOND_NS).then_some(held)))
-            .flatten()
-            .take(MANY)
-            .chain(hanging.take(FEW))
-            .chain(waited.into_iter().take(FEW))
+        examples: one_a_second(wrong.into_iter().copied(), |held| held.last_echo_ns)
+            .chain(hanging.take(FEW).copied())
+            .chain(waited.into_iter().take(FEW).copied())
             .map(|held| example(held, mark))
-            .chain(new.iter().flat_map(|new| new_failed(new, mark)).take(FEW))
+            .chain(new.iter().flat_map(|new| new_failed(new, mark)))
             .collect(),
     }
 }
@@ -157,7 +153,8 @@ fn example(held: &Held, mark_ns: u64) -> String {
 }
 
 fn new_failed(report: &ConnectReport, mark_ns: u64) -> impl Iterator<Item = String> {
-    report.failures.iter().filter(|failure| failure.later).map(move |Failure { begun_ns, ms, error, .. }| {
+    let later = report.failures.iter().filter(|failure| failure.later);
+    one_a_second(later, |failure| failure.begun_ns).map(move |Failure { begun_ns, ms, error, .. }| {
         format!("a new one, begun at {:.1} s, failed after {ms:.0} ms: {error}", seconds(mark_ns, *begun_ns))
     })
 }
@@ -165,6 +162,12 @@ fn new_failed(report: &ConnectReport, mark_ns: u64) -> impl Iterator<Item = Stri
 fn failed_at(report: &ConnectReport, mark_ns: u64) -> BTreeMap<u64, usize> {
     let later = report.failures.iter().filter(|failure| failure.later);
     count_by(later.map(|failure| seconds(mark_ns, failure.begun_ns) as u64))
+}
+
+/// The first of each second, and no more than a few of these.
+fn one_a_second<'a, T: 'a>(all: impl Iterator<Item = &'a T>, at_ns: fn(&T) -> u64) -> impl Iterator<Item = &'a T> {
+    let mut seen = BTreeSet::new();
+    all.filter(move |one| seen.insert(at_ns(one) / SECOND_NS)).take(MANY)
 }
 
 fn count_by(seconds: impl Iterator<Item = u64>) -> BTreeMap<u64, usize> {
@@ -179,7 +182,7 @@ fn seconds(mark_ns: u64, at_ns: u64) -> f64 {
 }
 
 const FEW: usize = 4;
-/// Of the lost ones, one for each second.
+/// Of one for each second.
 const MANY: usize = 40;
 const SECOND_NS: u64 = 1_000_000_000;
 /// Whoever waits longer for its end is worth an example.

@@ -3,17 +3,18 @@
 //! At most one node is without power at a time, and at most one is cut off from the API server, drained, or has a frozen
 //! speaker. What takes time (the return of a node, a drain) goes on while other things happen.
 
-use std::collections::BTreeMap;
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::watch::{Options, Watch};
 use super::workload::{restart, scale, wait_rolled_out};
 use super::{Setup, Survival, survive, whole};
 use crate::lab::{Fault, ProxyMode};
+use crate::scenario::api::text;
 use crate::scenario::deploy::Scene;
 use crate::scenario::settle::wait_speakers;
 
@@ -40,8 +41,6 @@ struct Chaos<'a> {
     pending: Vec<Pending>,
     /// What takes time, with the node it happens to.
     running: Vec<(Kind, String, JoinHandle<Result<()>>)>,
-    /// Nodes without a speaker, and since when.
-    speechless: BTreeMap<String, Instant>,
     done: usize,
     failed: usize,
 }
@@ -73,8 +72,7 @@ enum Kind {
 impl<'a> Chaos<'a> {
     fn new(scene: &'a Scene, seed: u64) -> Self {
         let random = Random { seed, drawn: 0 };
-        let (pending, running, speechless) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Self { scene, random, pending, running, speechless, done: 0, failed: 0 }
+        Self { scene, random, pending: Vec::new(), running: Vec::new(), done: 0, failed: 0 }
     }
 
     /// Ends what is due, then makes one thing happen: the first of some choices that can be made now.
@@ -194,18 +192,16 @@ impl<'a> Chaos<'a> {
         self.running.retain(|(_, _, thread)| !thread.is_finished());
     }
 
-    /// kubelet starts what dies often ever more slowly: after some time the pod is replaced.
+    /// kubelet starts what dies often ever more slowly. Here it dies so often because it is killed: a pod that kubelet waits with is
+    /// replaced.
     fn help_speakers(&mut self, watch: &mut Watch<'_>) {
-        let lab = &self.scene.lab;
-        let missing = |node: &&String| lab.speaker(node).is_ok_and(|found| found.is_none());
-        let missing: Vec<_> = self.scene.nodes.iter().filter(missing).cloned().collect();
-        self.speechless.retain(|node, _| missing.contains(node));
-        for node in missing {
-            let since = *self.speechless.entry(node.clone()).or_insert_with(Instant::now);
-            let helped = self.busy(&node, Kind::Api) || self.busy(&node, Kind::Pod);
-            if since.elapsed() > SPEECHLESS_AT_MOST && !helped {
+        let pods = match self.scene.api.list(SPEAKER_PODS) {
+            Ok(pods) => pods,
+            Err(error) => return watch.note(&format!("speakers could not be looked at: {error:#}")),
+        };
+        for node in pods.iter().filter(|pod| is_made_to_wait(pod)).map(|pod| text(pod, "/spec/nodeName").to_owned()) {
+            if !self.busy(&node, Kind::Api) && !self.busy(&node, Kind::Pod) && !self.busy(&node, Kind::Power) {
                 watch.note(&format!("the speaker pod of {node} is replaced"));
-                self.speechless.remove(&node);
                 self.goes_on(Kind::Pod, &node, Fault::DeleteSpeakerPod { node: node.clone() });
             }
         }
@@ -262,6 +258,12 @@ impl<'a> Chaos<'a> {
     }
 }
 
+/// kubelet will start its container again, but not yet.
+fn is_made_to_wait(pod: &Value) -> bool {
+    let containers = pod.pointer("/status/containerStatuses").and_then(Value::as_array);
+    containers.into_iter().flatten().any(|one| text(one, "/state/waiting/reason") == "CrashLoopBackOff")
+}
+
 /// The hash of a seed and a count.
 struct Random {
     seed: u64,
@@ -284,8 +286,8 @@ const ACTIONS: usize = 14;
 const CHOICES: usize = 8;
 /// A thousand connections make 10 000 packets a second at the clients, each way.
 const INTERVAL_MS: u64 = 100;
-/// It begins to wait only because it is killed so often here.
-const SPEECHLESS_AT_MOST: Duration = Duration::from_secs(3);
+const SPEAKER_PODS: &str =
+    "/api/v1/namespaces/sheave-system/pods?labelSelector=app.kubernetes.io%2Fname%3Dsheave-speaker";
 /// Longer, and its liveness probe ends it.
 const FROZEN_AT_MOST: Duration = Duration::from_secs(10);
 const AFTERWARDS: Duration = Duration::from_secs(5);

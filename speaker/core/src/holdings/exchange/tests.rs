@@ -301,3 +301,24 @@ fn whoever_leaves_the_cluster_is_not_stale_any_more() {
     wire.event(0, Event::Nodes([name(1), name(2)].into()));
     assert_eq!(wire.log, [(0, Action::Fresh(name(3)))]);
 }
+
+/// By its new table row 1 is its own, so it says no more that it has flows of it. By ours it is not.
+#[test]
+fn what_was_said_by_another_table_counts_until_tables_agree() {
+    let mut wire = Wire::new(2);
+    wire.local(0, &holdings(7, []));
+    wire.local(1, &holdings(7, [1, 2]));
+    let key = service_key([192, 0, 2, 1].into(), 80, Protocol::Tcp);
+    let rows = |wire: &Wire, digest| -> BTreeSet<u32> {
+        wire.nodes[&0].words()["n1"].rows(&key, digest).flat_map(|rows| rows.iter()).collect()
+    };
+    assert_eq!(rows(&wire, 7), [1, 2].into());
+    wire.local(1, &holdings(8, [2, 3]));
+    wire.local(1, &holdings(9, [4]));
+    assert_eq!((rows(&wire, 7), rows(&wire, 9)), ([1, 2, 3, 4].into(), [4].into()));
+    wire.local(0, &holdings(9, []));
+    wire.local(1, &holdings(10, [5]));
+    assert_eq!(rows(&wire, 9), [4, 5].into(), "they agreed meanwhile");
+    (11..20).for_each(|digest| wire.local(1, &holdings(digest, [digest as u32])));
+    assert_eq!(rows(&wire, 9).len(), 5, "the last few");
+}
