@@ -15,7 +15,7 @@ pub enum Origin {
     /// Not from a node that we know as one.
     Client,
     /// From another node's dispatcher. That node has not looked whether it knows the flow itself.
-    Dispatcher,
+    Dispatcher { from: u16 },
     /// In search of its flow, from a node that does not know it.
     Search { from: u16, travel: Travel },
 }
@@ -26,7 +26,7 @@ pub fn origin(sender: Option<u16>, packet: &Packet) -> Result<Origin, Verdict> {
     match (sender, packet.flags & RESERVED_FLAG != 0) {
         (None, false) => Ok(Origin::Client),
         (None, true) => Err(Verdict::Malformed),
-        (Some(_), false) => Ok(Origin::Dispatcher),
+        (Some(from), false) => Ok(Origin::Dispatcher { from }),
         (Some(from), true) => Ok(Origin::Search { from, travel: Travel::from_ttl(packet.ttl) }),
     }
 }
@@ -49,33 +49,47 @@ pub fn next(config: &Config, service: ServiceValue, row: Row, origin: Origin, co
     let elsewhere = row.primary() != own;
     match origin {
         Origin::Client if elsewhere => Step::Dispatch,
-        Origin::Dispatcher if elsewhere && content.is_syn() && service.flags & ServiceValue::SERVED_HERE == 0 => {
+        Origin::Dispatcher { .. }
+            if elsewhere && content.is_syn() && service.flags & ServiceValue::SERVED_HERE == 0 =>
+        {
             Step::PassOn
         }
         // A new flow: nobody knows it yet.
         _ if content.is_syn() => Step::Up(nobody(origin)),
-        _ => Step::Up(ask(row, own, origin, matches!(content, Content::Udp))),
+        _ => Step::Up(ask(row, own, origin, content)),
     }
 }
 
 /// Nobody else is asked: what the kernel here does not know is new, or refused.
 #[inline(always)]
-pub fn nobody(origin: Origin) -> Mark {
+fn nobody(origin: Origin) -> Mark {
     let quiet = matches!(origin, Origin::Search { travel: Travel { quiet: true, .. }, .. });
     Mark { quiet, ..Mark::NOBODY }
 }
 
-/// Who is asked next about a packet that belongs to a flow. `homeless`: if nobody knows the flow, it begins, at the primary.
+/// This node knows nobody else. If a segment of a connection was dispatched, the dispatcher may: the speaker here may be dead or
+/// late, and the row older than the dispatcher's.
+#[inline(always)]
+pub fn nobody_else(origin: Origin, content: &Content) -> Mark {
+    match (origin, content) {
+        (Origin::Dispatcher { from }, Content::Tcp(_)) if !content.is_syn() => {
+            Mark { ask: Ask::Back, quiet: false, slot: from }
+        }
+        _ => nobody(origin),
+    }
+}
+
+/// Who is asked next about a packet that belongs to a flow. UDP that nobody knows begins one, at the primary.
 ///
 /// Nodes need not agree on the order of a row: with three alternates that all know of, the second hop leaves one that has not
 /// been asked, whatever the orders. Where they do not agree on the nodes themselves (while a change spreads) each asks whom it
 /// knows; the hops are counted.
 #[inline(always)]
-fn ask(row: Row, own: u16, origin: Origin, homeless: bool) -> Mark {
+fn ask(row: Row, own: u16, origin: Origin, content: &Content) -> Mark {
     let Origin::Search { from, travel } = origin else {
         // The dispatcher is asked like any other: it sent the packet by its row, not by what its conntrack knows.
         return match other(row.nodes(), own, 0) {
-            0 => Mark::NOBODY,
+            0 => nobody_else(origin, content),
             slot => Mark { ask: Ask::First, quiet: false, slot },
         };
     };
@@ -86,6 +100,7 @@ fn ask(row: Row, own: u16, origin: Origin, homeless: bool) -> Mark {
         2 => (Ask::Third, other(alternates, own, from)),
         _ => (Ask::Nobody, 0),
     };
+    let homeless = matches!(content, Content::Udp);
     match next {
         0 if homeless && travel.hop < Travel::LAST && primary != own && primary != 0 => {
             Mark { ask: Ask::Home, quiet: travel.quiet, slot: primary }
@@ -110,7 +125,7 @@ fn other<const N: usize>(nodes: [u16; N], own: u16, from: u16) -> u16 {
 /// asked about gets no further than our chains ([`Mark::HELD_TTL`]).
 #[inline(always)]
 pub fn up(frame: &mut impl Frame, packet: &Packet, origin: Origin, mark: Mark) -> Result<(), Verdict> {
-    let held = !matches!(mark.ask, Ask::Nobody);
+    let held = mark.ask.is_held();
     if held || matches!(origin, Origin::Search { .. }) {
         let ttl = if held { Mark::HELD_TTL } else { packet.ttl };
         forward::flags_and_ttl(frame, packet, packet.flags & !RESERVED_FLAG, ttl)?;
@@ -123,8 +138,8 @@ pub fn up(frame: &mut impl Frame, packet: &Packet, origin: Origin, mark: Mark) -
 pub fn verdict(origin: Origin, content: &Content, mark: Mark) -> Verdict {
     match (origin, content, mark.ask) {
         (Origin::Search { .. }, ..) => Verdict::SecondChanceArrived,
-        (Origin::Dispatcher, _, Ask::Nobody) => Verdict::FromPeer,
-        (Origin::Dispatcher, ..) => Verdict::SecondChancePeer,
+        (Origin::Dispatcher { .. }, _, Ask::Nobody | Ask::Back) => Verdict::FromPeer,
+        (Origin::Dispatcher { .. }, ..) => Verdict::SecondChancePeer,
         (Origin::Client, Content::Error, _) => Verdict::IcmpLocal,
         (Origin::Client, _, Ask::Nobody) => Verdict::DispatchedLocal,
         (Origin::Client, ..) => Verdict::SecondChanceLocal,

@@ -28,7 +28,7 @@ pub fn refuse(
     subject: &Subject,
     why: Refused,
 ) -> Result<Verdict, Verdict> {
-    let mark = chance::nobody(origin);
+    let mark = chance::nobody_else(origin, &subject.content);
     if origin != Origin::Client {
         chance::up(frame, packet, origin, mark)?;
         return Ok(chance::verdict(origin, &subject.content, mark));

@@ -15,8 +15,7 @@ pub const MARK_PREFIX: [u8; 3] = [0x02, 0x53, 0x68];
 /// The reserved bit of the IPv4 header, in the 16 bits of flags and fragment offset.
 pub const RESERVED_FLAG: u16 = 0x8000;
 
-/// What the kernel's chains do with a packet of a flow that conntrack does not know. The number is byte 3 of the mark, and the hop
-/// of the [`Travel`] with which the packet is handed on.
+/// What the kernel's chains do with a packet of a flow that conntrack does not know. The number is byte 3 of the mark.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ask {
@@ -28,6 +27,26 @@ pub enum Ask {
     Third = 3,
     /// Hand it back to the primary, which takes it: nobody had it, and it needs a home (UDP).
     Home = Travel::LAST,
+    /// Nobody else that this node knows of: hand it back to the node that dispatched it, whose row may be newer. So many that the
+    /// dispatcher is not made to do everybody's work (a flood of segments of no flow).
+    Back = 5,
+}
+
+impl Ask {
+    /// Of the [`Travel`] with which the packet is handed on; 0: it is not.
+    #[inline(always)]
+    pub const fn hop(self) -> u8 {
+        match self {
+            Self::Back => 1,
+            _ => self as u8,
+        }
+    }
+
+    /// Another node is likely to have the flow: the packet goes no further without our chains, see [`Mark::HELD_TTL`].
+    #[inline(always)]
+    pub const fn is_held(self) -> bool {
+        !matches!(self, Self::Nobody | Self::Back)
+    }
 }
 
 /// What XDP writes over the source MAC address of every VIP packet that it passes up the stack.

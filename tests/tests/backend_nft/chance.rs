@@ -205,6 +205,24 @@ fn a_udp_flow_without_an_answer_is_known() {
     assert_eq!((world.b().conntrack_entries(), world.b().guards()), (entries, guards));
 }
 
+/// The dispatcher (node b here) may know what this node's old rows do not say; what it does not know it resets.
+#[test]
+fn a_dispatched_segment_of_no_flow_goes_back() {
+    let world = pair("back");
+    world.a.mark(Mark { ask: Ask::Back, quiet: false, slot: B });
+    let mut connection = at_b(&world, || world.connect(VIP, 80).unwrap());
+    assert!(connection.is_alive());
+    assert!(world.b().travelled()["hop1"] > 0 && world.a.conntrack_entries() == 0);
+    let tcp = world.client_raw(Protocol::TCP);
+    send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::ACK, true));
+    assert_eq!(answer(&tcp), Some(TcpFlags::RST));
+    assert_eq!(world.b().guards(), counts([("guard_reset", 1)]));
+    // A flow of this node is held by nothing.
+    world.a.nft(&format!("delete table ip {}", ruleset::TABLE));
+    world.a.apply(&plan(&PODS, Affinity::None));
+    assert!(world.connect(VIP, 80).unwrap().is_alive());
+}
+
 /// kube-proxy's rules are there, and would make the packet a flow of one of its own pods, which would answer with a reset.
 #[test]
 fn without_our_table_nobody_takes_what_may_be_another_nodes() {

@@ -153,7 +153,7 @@ impl Node {
     /// As [`Node::mark`]; what travels has this one to ask next.
     pub fn mark_travelling(&self, mark: Mark, next: Mark) {
         let mac = |mark: Mark| mark.mac().map(|byte| format!("{byte:02x}")).join(":");
-        let held = |mark: Mark| if mark.ask == Ask::Nobody { "" } else { "ip ttl set 1" };
+        let held = |mark: Mark| if mark.ask.is_held() { "ip ttl set 1" } else { "" };
         let (nobody, first, held_first) = (mac(Mark::NOBODY), mac(mark), held(mark));
         let (loud, quiet, held) = (mac(next), mac(Mark { quiet: true, ..next }), held(next));
         let hops = (1..=4).map(|hop| {

@@ -10,6 +10,11 @@ fn first(slot: u16) -> Mark {
     Mark { ask: Ask::First, quiet: false, slot }
 }
 
+/// To the dispatcher.
+fn back(slot: u16) -> Mark {
+    Mark { ask: Ask::Back, quiet: false, slot }
+}
+
 /// A flow that this node is the primary of, and others may have.
 pub fn from_client() -> Vec<Case> {
     use Verdict::*;
@@ -45,7 +50,8 @@ pub fn from_dispatcher() -> Vec<Case> {
         asking("this node is not the primary", segment(FOURTH, BETWEEN), SecondChancePeer, first(2)),
         asking("nor in the row", datagram(FOURTH, REMOTE), SecondChancePeer, first(2)),
         asking("error", error(SELF, FOURTH, 64, 3, &quoted(LOCAL)), SecondChancePeer, first(2)),
-        up("segment, nobody else", segment(PEER, ALONE), FromPeer),
+        asking("segment, nobody else", segment(PEER, ALONE), FromPeer, back(2)),
+        up("datagram, nobody else", datagram(PEER, ALONE), FromPeer),
         up("error, nobody else", error(SELF, PEER, 64, 3, &quoted(ALONE)), FromPeer),
         up("SYN, this node is the primary", syn(LOCAL), FromPeer),
         up("SYN, this node has a pod", syn(REMOTE_SERVED), FromPeer),
@@ -64,11 +70,12 @@ pub fn from_dispatcher() -> Vec<Case> {
         ),
         case("SYN, no neighbour entry", syn(NO_MAC), NoNeighbour),
         up("SYN, unserved", syn(UNSERVED), FromPeer),
-        up("segment, unserved", segment(PEER, UNSERVED), FromPeer),
-        up("RST, unserved", dispatched(PEER).tcp(40000, UNSERVED).flags(Tcp::RST).build(), FromPeer),
+        asking("segment, unserved", segment(PEER, UNSERVED), FromPeer, back(2)),
+        asking("RST, unserved", dispatched(FOURTH).tcp(40000, UNSERVED).flags(Tcp::RST).build(), FromPeer, back(4)),
         up("datagram, unserved", datagram(PEER, UNSERVED), FromPeer),
         up("error, unserved", error(SELF, PEER, 64, 3, &quoted(UNSERVED)), FromPeer),
         up("SYN, empty ring", syn(EMPTY), FromPeer),
+        asking("segment, empty ring", segment(PEER, EMPTY), FromPeer, back(2)),
         up("datagram, empty ring", datagram(PEER, EMPTY), FromPeer),
         case("the ring is not there", segment(PEER, NO_RING), BadRing),
         case("fragment", dispatched(PEER).fragment(0x2000).udp(1, LOCAL, b""), Fragment),

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use ebpf_common::{Ask, Config, Fate, Lease, Mark, Node, Row, ServiceKey, ServiceValue, Travel, Verdict};
+use ebpf_common::{Config, Fate, Lease, Mark, Node, Row, ServiceKey, ServiceValue, Travel, Verdict};
 use sheave_ebpf::checksum;
 use sheave_ebpf::host::{HostFrame, HostTables};
 use sheave_tests::packet::{Addr, Eth, Ipv4, Mac};
@@ -117,7 +117,7 @@ pub fn searching(from: Mac, travel: Travel) -> Ipv4 {
 /// What a frame looks like up the stack: the mark in place of the source MAC address.
 pub fn marked(mut frame: Vec<u8>, mark: Mark) -> Vec<u8> {
     frame[6..12].copy_from_slice(&mark.mac());
-    if mark.ask != Ask::Nobody {
+    if mark.ask.is_held() {
         // The sum changes with the word that holds the time to live.
         let word = |ttl: u8| u16::from_be_bytes([ttl, frame[23]]);
         let sum = u16::from_be_bytes([frame[24], frame[25]]);

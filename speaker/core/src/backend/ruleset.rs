@@ -153,8 +153,9 @@ fn chance(text: &mut String, plan: &Plan) {
         let slot = format!("ether saddr & {} vmap @peers", mac(SLOT_MASK));
         line(text, format_args!("\tchain loud-next {{ {slot}; }}"));
         line(text, format_args!("\tchain quiet-next {{ {slot}; goto quiet; }}"));
-        for (ask, quiet, chain) in MARKS.into_iter().filter(|(ask, ..)| *ask > Ask::First) {
-            let (ttl, next) = (ttl(ask as u8, quiet), if quiet { "quiet-next" } else { "loud-next" });
+        let later = [Ask::Second, Ask::Third, Ask::Home];
+        for (ask, quiet, chain) in MARKS.into_iter().filter(|(ask, ..)| later.contains(ask)) {
+            let (ttl, next) = (ttl(ask.hop(), quiet), if quiet { "quiet-next" } else { "loud-next" });
             line(text, format_args!("\tchain {chain} {{ ip ttl set {ttl} goto {next}; }}"));
         }
         line(text, format_args!("\tchain loud-first {{"));
@@ -164,6 +165,7 @@ fn chance(text: &mut String, plan: &Plan) {
         line(text, format_args!("\t\tct state invalid ip ttl set {} goto quiet-next", ttl(1, true)));
         line(text, format_args!("\t\tip ttl set {} goto loud-next", ttl(1, false)));
         line(text, format_args!("\t}}"));
+        line(text, format_args!("\tchain back {{ limit rate {BACK_PER_SECOND}/second goto loud-first; accept; }}"));
     }
     let verdicts: Vec<String> = MARKS
         .iter()
@@ -292,10 +294,11 @@ fn line(text: &mut String, arguments: core::fmt::Arguments<'_>) {
 
 /// What XDP asks for, whether quietly, and the chain that does it. It never says [`Ask::First`] quietly: whether a packet is
 /// invalid comes out here.
-const MARKS: [(Ask, bool, &str); 9] = [
+const MARKS: [(Ask, bool, &str); 10] = [
     (Ask::Nobody, false, ""),
     (Ask::Nobody, true, ""),
     (Ask::First, false, "loud-first"),
+    (Ask::Back, false, "back"),
     (Ask::Second, false, "loud-second"),
     (Ask::Second, true, "quiet-second"),
     (Ask::Third, false, "loud-third"),
@@ -315,6 +318,9 @@ const IS_FIN: &str = "tcp flags & (fin | syn | rst) == fin";
 
 /// Behind conntrack (-200), before our nat chain: a packet that is handed on leaves no entry.
 const CHANCE_PRIORITY: i32 = -150;
+/// Packets that go back to their dispatchers, from all of this node: more connections than this are not lost by a change. A flood of
+/// segments of no flow stays spread over the nodes.
+const BACK_PER_SECOND: u32 = 20_000;
 /// Before kube-proxy's nat chains (dstnat, -100).
 const NAT_PRIORITY: i32 = -110;
 /// Before kube-proxy's filter chains (-110 in nftables mode), so that it is us who answer and count. After conntrack

@@ -142,10 +142,11 @@ fn marks_lead_to_peers() {
         "\tchain peer-2 { @nh,48,8 set @nh,48,8 | 0x80 dup to 192.0.2.12 counter name second_chance drop; }",
         "elements = { 00:00:00:00:00:02 : goto peer-2, 00:00:00:00:01:03 : goto peer-259 }; }",
         "02:53:68:00:00:00 : accept, 02:53:68:10:00:00 : goto quiet, 02:53:68:01:00:00 : goto loud-first, \
-         02:53:68:02:00:00 : goto loud-second, 02:53:68:12:00:00 : goto quiet-second, \
+         02:53:68:05:00:00 : goto back, 02:53:68:02:00:00 : goto loud-second, 02:53:68:12:00:00 : goto quiet-second, \
          02:53:68:03:00:00 : goto loud-third, 02:53:68:13:00:00 : goto quiet-third, \
          02:53:68:04:00:00 : goto loud-home, 02:53:68:14:00:00 : goto quiet-home }",
         "\t\tip ttl 1 ip ttl set 64",
+        "\tchain back { limit rate 20000/second goto loud-first; accept; }",
         "\tchain loud-second { ip ttl set 15 goto loud-next; }",
         "\tchain quiet-third { ip ttl set 30 goto quiet-next; }",
         // Arrives as 31: the first hop, quiet.
@@ -159,7 +160,7 @@ fn marks_lead_to_peers() {
     plan.second_chance = false;
     let text = replace(&plan);
     assert!(!text.contains("peer") && !text.contains("dup"), "{text}");
-    assert!(text.contains("02:53:68:01:00:00 : accept, 02:53:68:02:00:00 : accept, 02:53:68:12:00:00 : goto quiet"));
+    assert!(text.contains("02:53:68:05:00:00 : accept, 02:53:68:02:00:00 : accept, 02:53:68:12:00:00 : goto quiet"));
 }
 
 #[test]

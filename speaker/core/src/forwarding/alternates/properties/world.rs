@@ -406,7 +406,7 @@ impl World {
             let from = at as u16 + 1;
             let (slot, next) = match kernel.xdp(at, flow, origin, content) {
                 None => return Outcome::Refused { node: at, hops },
-                Some((Step::Dispatch, primary)) => (primary, Origin::Dispatcher),
+                Some((Step::Dispatch, primary)) => (primary, Origin::Dispatcher { from }),
                 Some((Step::PassOn, primary)) => {
                     (primary, Origin::Search { from, travel: Travel { hop: 1, quiet: false } })
                 }
@@ -416,7 +416,7 @@ impl World {
                         return Outcome::Refused { node: at, hops };
                     }
                     hops += 1;
-                    (mark.slot, Origin::Search { from, travel: Travel { hop: mark.ask as u8, quiet: false } })
+                    (mark.slot, Origin::Search { from, travel: Travel { hop: mark.ask.hop(), quiet: false } })
                 }
             };
             (at, origin) = (usize::from(slot) - 1, next);
