@@ -67,13 +67,16 @@ fn nobody(origin: Origin) -> Mark {
     Mark { quiet, ..Mark::NOBODY }
 }
 
-/// This node knows nobody else. If a segment of a connection was dispatched, the dispatcher may: the speaker here may be dead or
-/// late, and the row older than the dispatcher's.
+/// This node knows nobody else. Of a segment of a connection the node that sent it may: the speaker here may be dead or late, and the
+/// row older than the sender's. So it goes back, once.
 #[inline(always)]
 pub fn nobody_else(origin: Origin, content: &Content) -> Mark {
     match (origin, content) {
         (Origin::Dispatcher { from }, Content::Tcp(_)) if !content.is_syn() => {
             Mark { ask: Ask::Back, quiet: false, slot: from }
+        }
+        (Origin::Search { from, travel: Travel { hop: 1, quiet } }, Content::Tcp(_)) if !content.is_syn() => {
+            Mark { ask: Ask::Second, quiet, slot: from }
         }
         _ => nobody(origin),
     }
@@ -94,18 +97,18 @@ fn ask(row: Row, own: u16, origin: Origin, content: &Content) -> Mark {
         };
     };
     let [primary, alternates @ ..] = row.nodes();
+    let homeless = matches!(content, Content::Udp);
     let (ask, next) = match travel.hop {
         1 => (Ask::Second, other(row.nodes(), own, from)),
         // The primary was asked first.
         2 => (Ask::Third, other(alternates, own, from)),
         _ => (Ask::Nobody, 0),
     };
-    let homeless = matches!(content, Content::Udp);
     match next {
         0 if homeless && travel.hop < Travel::LAST && primary != own && primary != 0 => {
             Mark { ask: Ask::Home, quiet: travel.quiet, slot: primary }
         }
-        0 => nobody(origin),
+        0 => nobody_else(origin, content),
         slot => Mark { ask, quiet: travel.quiet, slot },
     }
 }

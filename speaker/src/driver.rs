@@ -123,6 +123,7 @@ pub fn run(driver: Driver) -> Result<()> {
         macs: BTreeMap::new(),
         down: BTreeSet::new(),
         absent: BTreeSet::new(),
+        blank: BTreeSet::new(),
         lease_until: Instant::ZERO,
         mute_written: Instant::ZERO,
         resolve_at: Instant::ZERO,
@@ -139,6 +140,8 @@ struct State {
     macs: BTreeMap<Ipv4Addr, Mac>,
     down: BTreeSet<NodeName>,
     absent: BTreeSet<NodeName>,
+    /// No speaker has been ready on these since they were new or down.
+    blank: BTreeSet<NodeName>,
     lease_until: Instant,
     mute_written: Instant,
     /// When the nodes are asked for their MAC addresses next.
@@ -229,10 +232,12 @@ impl State {
     fn set_nodes(&mut self, nodes: BTreeMap<NodeName, Ipv4Addr>, now: Instant) {
         self.by_address = nodes.iter().map(|(name, ip)| (*ip, name.clone())).collect();
         self.macs.retain(|ip, _| self.by_address.contains_key(ip));
-        let known = self.down.len() + self.absent.len();
-        self.down.retain(|name| nodes.contains_key(name));
-        self.absent.retain(|name| nodes.contains_key(name));
-        let changed = self.down.len() + self.absent.len() != known;
+        let mut changed = false;
+        for set in [&mut self.down, &mut self.absent, &mut self.blank] {
+            let known = set.len();
+            set.retain(|name| nodes.contains_key(name));
+            changed |= set.len() != known;
+        }
         let names: BTreeSet<NodeName> = nodes.keys().cloned().collect();
         self.nodes = nodes;
         self.resolve_at = now;
@@ -390,12 +395,18 @@ impl State {
         for action in &actions {
             match action {
                 presence::Action::Absent(node) => {
-                    info!(%node, "no ready speaker: no new flows for it");
+                    info!(%node, "its speaker is silent: no new flows for it");
                     self.absent.insert(node.clone());
+                }
+                presence::Action::Blank(node) => {
+                    info!(%node, "no speaker has been ready there yet: nothing is sent to it");
+                    self.absent.remove(node);
+                    self.blank.insert(node.clone());
                 }
                 presence::Action::Present(node) => {
                     info!(%node, "its packet path is ready");
                     self.absent.remove(node);
+                    self.blank.remove(node);
                 }
             }
         }
@@ -442,9 +453,14 @@ impl State {
 
     fn tell_unavailable(&self) {
         self.driver.metrics.nodes_down.set(self.down.len() as i64);
-        self.driver.metrics.nodes_absent.set(self.absent.difference(&self.down).count() as i64);
-        let names = |nodes: &BTreeSet<NodeName>| nodes.iter().map(|node| node.as_str().to_owned()).collect();
-        self.tell(Message::Unavailable { down: names(&self.down), absent: names(&self.absent) });
+        let absent = self.absent.union(&self.blank).filter(|node| !self.down.contains(*node));
+        self.driver.metrics.nodes_absent.set(absent.count() as i64);
+        let name = |node: &NodeName| node.as_str().to_owned();
+        self.tell(Message::Unavailable {
+            down: self.down.iter().map(name).collect(),
+            absent: self.absent.iter().map(name).collect(),
+            blank: self.blank.clone(),
+        });
     }
 
     fn tell(&self, message: Message) {

@@ -2,8 +2,13 @@
 //!
 //! Read first: docs/architecture.md (two signals, never mixed). `liveness` tells whether a node's kernel answers: open flows follow
 //! that. New flows need more: a node that has just booted answers long before it can translate anything, and the rules of a node
-//! whose speaker has been silent for long name pods of long ago. Such a node is absent: it gets no rows, and keeps the flows that
-//! it has by the second chance. A speaker that is restarted is back long before its node counts as absent.
+//! whose speaker has been silent for long name pods of long ago.
+//!
+//! A node whose speaker has fallen silent is *absent*: it gets no rows, and keeps the flows that it has by the second chance. One
+//! whose speaker has not been ready since the node was new or down is *blank*: there may be no program of ours at all, and other
+//! rules (kube-proxy's) would answer a flow that lives elsewhere with a reset. Nothing is sent there before its speaker has said what
+//! it holds, which it does when the packet path is in place (`holdings::exchange`). A speaker that is restarted is back long before
+//! its node counts as absent.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -38,7 +43,7 @@ impl Default for Config {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// All other nodes of the cluster. A new one is absent until its speaker is ready.
+    /// All other nodes of the cluster. A new one is blank until its speaker is ready.
     Nodes(BTreeSet<NodeName>),
     /// A heartbeat that says: ready.
     Ready(NodeName),
@@ -50,13 +55,27 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Absent(NodeName),
+    Blank(NodeName),
     Present(NodeName),
 }
 
 #[derive(Clone, Debug)]
 struct Seen {
-    present: bool,
+    state: State,
     ready: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Present,
+    Absent,
+    Blank,
+}
+
+impl Seen {
+    fn is_present(&self) -> bool {
+        self.state == State::Present
+    }
 }
 
 impl Presence {
@@ -67,7 +86,7 @@ impl Presence {
 
     /// The nodes that are present, for the next process.
     pub fn present(&self) -> impl Iterator<Item = &NodeName> {
-        self.nodes.iter().filter(|(_, seen)| seen.present).map(|(name, _)| name)
+        self.nodes.iter().filter(|(_, seen)| seen.is_present()).map(|(name, _)| name)
     }
 
     fn set_nodes(&mut self, nodes: BTreeSet<NodeName>, now: Instant, actions: &mut Vec<Action>) {
@@ -76,11 +95,11 @@ impl Presence {
             if self.nodes.contains_key(&name) {
                 continue;
             }
-            let present = self.known.remove(&name);
-            if !present {
-                actions.push(Action::Absent(name.clone()));
+            let state = if self.known.remove(&name) { State::Present } else { State::Blank };
+            if state == State::Blank {
+                actions.push(Action::Blank(name.clone()));
             }
-            self.nodes.insert(name, Seen { present, ready: now });
+            self.nodes.insert(name, Seen { state, ready: now });
         }
         self.check_at.get_or_insert(now + self.config.silent);
     }
@@ -89,7 +108,7 @@ impl Presence {
         let Some(seen) = self.nodes.get_mut(&name) else { return };
         seen.ready = now;
         self.anybody = Some(now);
-        if !core::mem::replace(&mut seen.present, true) {
+        if core::mem::replace(&mut seen.state, State::Present) != State::Present {
             actions.push(Action::Present(name));
         }
     }
@@ -98,12 +117,13 @@ impl Presence {
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let silent = self.config.silent;
         if self.anybody.is_some_and(|at| now.since(at) < silent / 2) {
-            for (name, seen) in self.nodes.iter_mut().filter(|(_, seen)| seen.present && now >= seen.ready + silent) {
-                seen.present = false;
+            let ends = |seen: &Seen| seen.is_present() && now >= seen.ready + silent;
+            for (name, seen) in self.nodes.iter_mut().filter(|(_, seen)| ends(seen)) {
+                seen.state = State::Absent;
                 actions.push(Action::Absent(name.clone()));
             }
         }
-        let ends = self.nodes.values().filter(|seen| seen.present).map(|seen| seen.ready + silent).min();
+        let ends = self.nodes.values().filter(|seen| seen.is_present()).map(|seen| seen.ready + silent).min();
         // Not before a moment has passed: the silent ones that stay present would make every moment due.
         self.check_at = ends.map(|end| end.max(now + silent / 10));
     }
@@ -119,9 +139,9 @@ impl Machine for Presence {
             Event::Ready(node) => self.ready(node, now, actions),
             Event::Down(node) => {
                 if let Some(seen) = self.nodes.get_mut(&node)
-                    && core::mem::take(&mut seen.present)
+                    && core::mem::replace(&mut seen.state, State::Blank) != State::Blank
                 {
-                    actions.push(Action::Absent(node));
+                    actions.push(Action::Blank(node));
                 }
             }
             Event::Tick => self.tick(now, actions),
@@ -180,22 +200,28 @@ mod tests {
     }
 
     #[test]
-    fn a_new_node_is_absent_until_its_speaker_is_ready() {
+    fn a_new_node_is_blank_until_its_speaker_is_ready() {
         let mut lab = Lab::new(2, [0]);
-        assert_eq!(lab.heard(), [Action::Absent(name(1))]);
+        assert_eq!(lab.heard(), [Action::Blank(name(1))]);
         lab.run(1, &[0, 1]);
         assert_eq!(lab.heard(), [Action::Present(name(1))]);
         assert_eq!(lab.machine.present().count(), 2);
     }
 
     #[test]
-    fn a_node_that_was_down_is_absent_until_its_speaker_is_ready_again() {
+    fn a_node_that_was_down_is_blank_until_its_speaker_is_ready_again() {
         let mut lab = Lab::new(2, [0, 1]);
         lab.event(Event::Down(name(1)));
         lab.event(Event::Down(name(1)));
-        assert_eq!(lab.heard(), [Action::Absent(name(1))]);
+        assert_eq!(lab.heard(), [Action::Blank(name(1))]);
+        lab.run(100, &[0]);
+        assert_eq!(lab.heard(), []);
         lab.event(Event::Ready(name(1)));
         assert_eq!(lab.heard(), [Action::Present(name(1))]);
+        // Its speaker is silent, then its kernel is gone as well.
+        lab.run(40, &[0]);
+        lab.event(Event::Down(name(1)));
+        assert_eq!(lab.heard(), [Action::Absent(name(1)), Action::Blank(name(1))]);
     }
 
     #[test]

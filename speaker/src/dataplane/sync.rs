@@ -54,8 +54,10 @@ pub enum Message {
     Unavailable {
         /// Their kernels give no sign of life.
         down: BTreeSet<String>,
-        /// Their speakers have not said that they are ready.
+        /// Their speakers have been silent for long.
         absent: BTreeSet<String>,
+        /// No speaker has been ready there since they were new or down.
+        blank: BTreeSet<NodeName>,
     },
     /// This node was cut off: others have served its rows meanwhile.
     WasAway,
@@ -160,6 +162,10 @@ struct State {
     /// What the disk holds: the generation of the history, and who was present.
     saved: Option<(u64, BTreeSet<String>)>,
     differing: BTreeSet<NodeName>,
+    /// As of the table that was made last.
+    available: Availability,
+    /// Nodes where no speaker has been ready yet, and since when.
+    blank: BTreeMap<NodeName, speaker_core::time::Instant>,
     /// Nodes that do not hear the API server: no new flows for them.
     stale: BTreeSet<NodeName>,
     in_doubt: bool,
@@ -193,6 +199,8 @@ impl State {
             look: Look::new(clock::now()),
             saved: None,
             differing: BTreeSet::new(),
+            available: Availability::default(),
+            blank: BTreeMap::new(),
             stale: BTreeSet::new(),
             in_doubt: false,
             started: false,
@@ -214,10 +222,11 @@ impl State {
                 self.dirty = true;
                 self.exchange(Some(exchange::Event::Nodes(others)))?;
             }
-            Message::Unavailable { down, absent } => {
-                let availability = Availability { down, absent };
-                self.dirty |= self.availability != availability;
-                self.availability = availability;
+            Message::Unavailable { down, absent, blank } => {
+                self.availability = Availability { down, absent };
+                self.blank.retain(|node, _| blank.contains(node));
+                let now = clock::now();
+                blank.into_iter().for_each(|node| _ = self.blank.entry(node).or_insert(now));
             }
             Message::WasAway => {
                 self.sync.planner.was_away(&self.sync.node);
@@ -348,15 +357,16 @@ impl State {
         if self.started && self.look.is_due(self.talk.exchange.differs(now), now) {
             self.look.begin(self.table.vips.clone(), now);
         }
-        let Some(view) = self.view.clone().filter(|_| self.may_start()) else { return Ok(false) };
-        if !self.dirty && !self.failed {
+        let Some(view) = self.view.clone().filter(|view| self.may_start(view)) else { return Ok(false) };
+        let available = self.available();
+        if !self.dirty && !self.failed && available == self.available {
             return Ok(false);
         }
         if self.talk.exchange.differs(now) {
             self.sync.planner.tables_differ(now);
         }
         let words = self.talk.exchange.words();
-        let table = self.sync.planner.table(&view, &self.takes_flows(), &words, now);
+        let table = self.sync.planner.table(&view, &available, &words, now);
         self.report(&table);
         let writes = self.apply(&view, &table).await?;
         if self.table.digest != table.digest {
@@ -365,11 +375,12 @@ impl State {
         let alternates = table.services.values().filter_map(|service| service.alternates.as_ref());
         self.sync.metrics.rows_crowded.set(alternates.map(|alternates| i64::from(alternates.crowded)).sum());
         self.table = table;
+        self.available = available;
         self.dirty = false;
         self.failed = false;
         self.remember(&view);
         self.exchange(Some(exchange::Event::View(self.table.view)))?;
-        debug!(writes, took = ?clock::now().since(now), availability = ?self.availability, "packet path as the view says");
+        debug!(writes, took = ?clock::now().since(now), availability = ?self.available, "packet path as the view says");
         Ok(true)
     }
 
@@ -386,17 +397,27 @@ impl State {
 
     /// The first table moves rows in one step from what the kernel has to what is true now, so it waits until this node knows who is
     /// there and what they hold. Meanwhile the kernel goes on as it was left.
-    fn may_start(&self) -> bool {
+    fn may_start(&self, view: &View) -> bool {
         let Some(viewed) = self.viewed else { return false };
-        let all_here = self.availability.absent.is_empty() && self.talk.exchange.learned(clock::now());
+        let all_here = self.all_up(view) && self.talk.exchange.learned(clock::now());
         self.started || all_here || viewed.elapsed() >= PATIENCE
     }
 
-    /// Who may be given new flows: not the stale ones either.
-    fn takes_flows(&self) -> Availability {
-        let Availability { down, mut absent } = self.availability.clone();
+    /// Stale nodes get no new flows either. A node without a ready speaker may have flows if its packet path is there: it was cut off
+    /// and has not been restarted, or it is nearly ready. Else other rules than ours would answer.
+    fn available(&self) -> Availability {
+        let Availability { mut down, mut absent } = self.availability.clone();
+        for (node, since) in &self.blank {
+            let has_path = self.talk.exchange.has_spoken(node, *since);
+            if has_path { &mut absent } else { &mut down }.insert(node.as_str().into());
+        }
         absent.extend(self.stale.iter().map(|node| String::from(node.as_str())));
         Availability { down, absent }
+    }
+
+    fn all_up(&self, view: &View) -> bool {
+        let available = self.available();
+        view.nodes().keys().all(|node| available.is_up(node))
     }
 
     /// nftables first, then the maps.
@@ -454,8 +475,9 @@ impl State {
 
     /// For the speaker after this one.
     fn remember(&mut self, view: &View) {
-        let absent = &self.availability.absent;
-        let present: BTreeSet<String> = view.nodes().keys().filter(|node| !absent.contains(*node)).cloned().collect();
+        let is_blank = |node: &str| NodeName::new(node).is_some_and(|node| self.blank.contains_key(&node));
+        let is_up = |node: &&String| self.availability.is_up(node) && !is_blank(node);
+        let present: BTreeSet<String> = view.nodes().keys().filter(is_up).cloned().collect();
         let history = self.sync.planner.history();
         let state = (history.generation(), present);
         if self.saved.as_ref() == Some(&state) {

@@ -165,7 +165,12 @@ fn chance(text: &mut String, plan: &Plan) {
         line(text, format_args!("\t\tct state invalid ip ttl set {} goto quiet-next", ttl(1, true)));
         line(text, format_args!("\t\tip ttl set {} goto loud-next", ttl(1, false)));
         line(text, format_args!("\t}}"));
-        line(text, format_args!("\tchain back {{ limit rate {BACK_PER_SECOND}/second goto loud-first; accept; }}"));
+        line(
+            text,
+            format_args!(
+                "\tchain back {{ limit rate {BACK_PER_SECOND}/second burst {BACK_PER_SECOND} packets goto loud-first; accept; }}"
+            ),
+        );
     }
     let verdicts: Vec<String> = MARKS
         .iter()
@@ -318,8 +323,8 @@ const IS_FIN: &str = "tcp flags & (fin | syn | rst) == fin";
 
 /// Behind conntrack (-200), before our nat chain: a packet that is handed on leaves no entry.
 const CHANCE_PRIORITY: i32 = -150;
-/// Packets that go back to their dispatchers, from all of this node: more connections than this are not lost by a change. A flood of
-/// segments of no flow stays spread over the nodes.
+/// Packets that go back to their dispatchers, from all of this node: a flood of segments of no flow stays spread over the nodes. A second's
+/// worth of them at once: many clients send in the same moment (nft's own default of 5 lost most connections of 1,000 then).
 const BACK_PER_SECOND: u32 = 20_000;
 /// Before kube-proxy's nat chains (dstnat, -100).
 const NAT_PRIORITY: i32 = -110;

@@ -146,7 +146,7 @@ fn marks_lead_to_peers() {
          02:53:68:03:00:00 : goto loud-third, 02:53:68:13:00:00 : goto quiet-third, \
          02:53:68:04:00:00 : goto loud-home, 02:53:68:14:00:00 : goto quiet-home }",
         "\t\tip ttl 1 ip ttl set 64",
-        "\tchain back { limit rate 20000/second goto loud-first; accept; }",
+        "\tchain back { limit rate 20000/second burst 20000 packets goto loud-first; accept; }",
         "\tchain loud-second { ip ttl set 15 goto loud-next; }",
         "\tchain quiet-third { ip ttl set 30 goto quiet-next; }",
         // Arrives as 31: the first hop, quiet.

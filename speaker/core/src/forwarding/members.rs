@@ -10,9 +10,10 @@ use crate::view::endpoints::Pod;
 /// Nodes that get no rows, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Availability {
-    /// The kernel does not answer (not: the speaker is silent). Nothing can be sent there. Empty when this node is cut off itself.
+    /// The kernel does not answer, or our program has given no sign since it does (not: the speaker is silent). Nothing may be sent
+    /// there.
     pub down: BTreeSet<String>,
-    /// The kernel answers, but no speaker has said that the packet path is ready. Its flows live: it may be an alternate.
+    /// The kernel answers, but its speaker has been silent for long. Its flows live: it may be an alternate.
     pub absent: BTreeSet<String>,
 }
 

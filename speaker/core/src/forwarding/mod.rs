@@ -34,7 +34,7 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{ServiceKey, siphash13};
 
-use crate::holdings::{Word, Words};
+use crate::holdings::{Rows, Words};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::{self, Refusal, frontends};
 use crate::view::{Affinity, View};
@@ -269,12 +269,16 @@ impl Asked<'_> {
         unheard: BTreeSet<String>,
     ) -> Cause {
         let answering = self.words.iter().filter(|(node, _)| self.answers(node));
-        let rows = |word| Word::rows(word, key, self.digest).cloned().map(ByAddress);
-        let holders = answering.flat_map(|(node, word)| rows(word).map(|rows| (node.clone(), rows)));
-        let holders: Vec<_> = holders.collect();
-        let named = holders.iter().map(|(node, _)| node).chain(formers.iter().flat_map(|(_, nodes)| nodes));
+        let (mut holders, mut earlier) = (Vec::new(), Vec::new());
+        for (node, word) in answering {
+            let named = |rows: &Arc<Rows>| (node.clone(), ByAddress(rows.clone()));
+            holders.extend(word.holdings.services.get(key).map(named));
+            earlier.extend(word.earlier_rows(key, self.digest).map(named));
+        }
+        let named =
+            holders.iter().chain(&earlier).map(|(node, _)| node).chain(formers.iter().flat_map(|(_, nodes)| nodes));
         let silent = named.chain(&unheard).filter(|node| self.is_silent(node)).cloned().collect();
-        Cause { ring: ByAddress(ring.clone()), formers, holders, unheard, silent }
+        Cause { ring: ByAddress(ring.clone()), formers, holders, earlier, unheard, silent }
     }
 
     fn is_silent(&self, node: &str) -> bool {

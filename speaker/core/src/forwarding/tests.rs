@@ -3,6 +3,7 @@ use alloc::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::holdings::Word;
 use crate::view::endpoints::service_key;
 use crate::view::example::*;
 use crate::view::{Conditions, Endpoint, Event, Key, ObjectName, Protocol};

@@ -154,6 +154,11 @@ impl Exchange {
         all || listened && all_heard() || waited >= PATIENCE
     }
 
+    /// Since then this node has said what it holds: our program is there, and its chains.
+    pub fn has_spoken(&self, node: &NodeName, since: Instant) -> bool {
+        self.peers.get(node).is_some_and(|peer| peer.version != 0 && peer.heard >= since)
+    }
+
     /// Some node that speaks has had another table than this one for two intervals.
     pub fn differs(&self, now: Instant) -> bool {
         self.peers.values().any(|peer| self.differs_for(peer, 2 * self.config.interval, now))

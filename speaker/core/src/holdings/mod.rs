@@ -52,10 +52,10 @@ pub type Words = BTreeMap<String, Word>;
 const MAX_EARLIER: usize = 4;
 
 impl Word {
-    /// Rows in which it may have flows, for a node that goes by the table with this digest.
-    pub fn rows(&self, key: &ServiceKey, digest: u64) -> impl Iterator<Item = &Arc<Rows>> {
+    /// Rows that it named earlier and in which it may have flows, for a node that goes by the table with this digest.
+    pub fn earlier_rows(&self, key: &ServiceKey, digest: u64) -> impl Iterator<Item = &Arc<Rows>> {
         let earlier = if self.holdings.digest == digest { None } else { self.earlier.get(key) };
-        self.holdings.services.get(key).into_iter().chain(earlier.into_iter().flatten())
+        earlier.into_iter().flatten()
     }
 
     /// Says something else now.

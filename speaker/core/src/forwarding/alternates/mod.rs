@@ -8,6 +8,8 @@
 //! own row. Those that said so come first, by name: every node has heard the same of them. Former primaries follow, of which a
 //! restarted node may know fewer. Nodes whose speaker is silent come after these: the rows that they go by are old.
 //!
+//! What nodes said before they went by another table comes behind all that (`Word::earlier`).
+//!
 //! Places that are left at the end go to nodes of which it is not known what they hold: those of former rings (between two rings that this node
 //! saw there may have been one that it did not see), and those that have said nothing since this node is back.
 
@@ -51,6 +53,8 @@ pub struct Cause {
     pub formers: Vec<(ByAddress<Ring>, Vec<String>)>,
     /// What each node says it holds, in order of names.
     pub holders: Vec<(String, ByAddress<Rows>)>,
+    /// What they said before, by other tables.
+    pub earlier: Vec<(String, ByAddress<Rows>)>,
     /// Nodes that may hold flows of any row.
     pub unheard: BTreeSet<String>,
     /// Those among all of them whose speaker is silent.
@@ -72,7 +76,8 @@ pub struct Cache(BTreeMap<Cause, Option<Arc<Alternates>>>);
 impl Cache {
     /// From the cache of the last table into the one of the next.
     pub fn get(&self, cause: Cause, next: &mut Cache) -> Option<Arc<Alternates>> {
-        if cause.formers.is_empty() && cause.holders.is_empty() && cause.unheard.is_empty() {
+        let nobody = cause.formers.is_empty() && cause.holders.is_empty() && cause.earlier.is_empty();
+        if nobody && cause.unheard.is_empty() {
             return None;
         }
         let known = |cause: &Cause| self.0.get(cause).cloned();

@@ -12,9 +12,10 @@ use crate::forwarding::Ring;
 use crate::holdings::{Rows, overlapping};
 
 pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
-    let Cause { ring, formers, holders, unheard, silent } = cause;
+    let Cause { ring, formers, holders, earlier, unheard, silent } = cause;
     let anywhere: BTreeSet<&String> = formers.iter().flat_map(|(_, nodes)| nodes).chain(unheard).collect();
-    let names: BTreeSet<&String> = holders.iter().map(|(node, _)| node).chain(anywhere.iter().copied()).collect();
+    let holding = holders.iter().chain(earlier).map(|(node, _)| node);
+    let names: BTreeSet<&String> = holding.chain(anywhere.iter().copied()).collect();
     let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| silent.contains(*name));
     let nodes: Vec<String> = first.iter().chain(&last).map(|name| String::from(*name)).collect();
     let numbers: BTreeMap<&str, u16> = nodes.iter().zip(1..).map(|(name, number)| (name.as_str(), number)).collect();
@@ -27,6 +28,9 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
         let may_hold = |name: &String| if nodes.binary_search(name).is_ok() { number(name) } else { 0 };
         let numbers: Vec<u16> = former.0.nodes.iter().map(may_hold).collect();
         sheet.add_former(&former.0, &numbers);
+    }
+    for (node, rows) in earlier {
+        sheet.add_holder(number(node), &rows.0);
     }
     if !last.is_empty() {
         sheet.ask_last(first.len() as u16 + 1);

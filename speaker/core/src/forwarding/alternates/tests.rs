@@ -20,7 +20,8 @@ fn held(node: &str, rows: impl IntoIterator<Item = u32>) -> (String, ByAddress<R
 }
 
 fn cause(ring: ByAddress<Ring>) -> Cause {
-    Cause { ring, formers: vec![], holders: vec![], unheard: BTreeSet::new(), silent: BTreeSet::new() }
+    let nobody = BTreeSet::new();
+    Cause { ring, formers: vec![], holders: vec![], earlier: vec![], unheard: nobody.clone(), silent: nobody }
 }
 
 fn of(alternates: &Alternates, row: u32) -> Vec<&str> {

@@ -310,7 +310,9 @@ fn what_was_said_by_another_table_counts_until_tables_agree() {
     wire.local(1, &holdings(7, [1, 2]));
     let key = service_key([192, 0, 2, 1].into(), 80, Protocol::Tcp);
     let rows = |wire: &Wire, digest| -> BTreeSet<u32> {
-        wire.nodes[&0].words()["n1"].rows(&key, digest).flat_map(|rows| rows.iter()).collect()
+        let word = &wire.nodes[&0].words()["n1"];
+        let now = word.holdings.services.get(&key).into_iter();
+        now.chain(word.earlier_rows(&key, digest)).flat_map(|rows| rows.iter()).collect()
     };
     assert_eq!(rows(&wire, 7), [1, 2].into());
     wire.local(1, &holdings(8, [2, 3]));

@@ -3,10 +3,11 @@
 //! Read first: docs/decisions/0008. A node is made of the real parts, planner, holder and exchange, fed with a view; packets walk by
 //! `sheave_ebpf::chance`, the code that runs in the kernel. Clients open flows all the time, in eight rows only, so that several
 //! nodes get flows of the same row; every quarter of a second each living flow sends a packet through every node that may own
-//! its VIP. Files: `faults` (what happens) -> `node` (kernel and speaker) -> `world` (cluster, clients, packets).
+//! its VIP. Files: `faults` (what happens) -> `node` (kernel and speaker) -> `world` (cluster, clients, packets) -> `sums`.
 
 mod faults;
 mod node;
+mod sums;
 mod world;
 
 use std::println;
@@ -14,7 +15,8 @@ use std::println;
 use proptest::prelude::*;
 
 use self::faults::Kind;
-use self::world::{Sums, World};
+use self::sums::Sums;
+use self::world::World;
 use crate::time::Duration;
 
 /// A cluster to which things happen, often before the last one is over, and a minute of peace.
@@ -58,13 +60,15 @@ proptest! {
     }
 }
 
-/// One thing at a time loses nothing, not even while it happens: the ring before it is in every history.
+/// One thing at a time loses nothing, not even while it happens: the ring before it is in every history. (A rolling update is many
+/// things: more nodes than a row can name may get flows of it.)
 #[test]
 fn one_change_at_a_time_loses_nothing() {
     for kind in Kind::ALL {
         let mut all = Sums::default();
         (0..4).for_each(|seed| all.add(&one_by_one(seed, &[kind], 2)));
-        assert_eq!(all.lost(), 0, "{kind:?}: {all:?}");
+        assert_eq!(all.lost() - all.crowded, 0, "{kind:?}: {all:?}");
+        assert!(all.crowded == 0 || kind == Kind::Rolled, "{kind:?}: {all:?}");
         println!("{kind:?}: {all:?}");
     }
 }

@@ -88,6 +88,8 @@ pub struct Speaker {
     stale: BTreeSet<String>,
     /// Peers whose speaker has been ready since they were down or new.
     present: BTreeMap<usize, Instant>,
+    /// Peers whose speaker has not, and since when.
+    blank: BTreeMap<usize, Instant>,
     pub ready: bool,
     pub digest: u64,
     dirty: bool,
@@ -134,6 +136,7 @@ impl Speaker {
             availability: Availability::default(),
             stale: BTreeSet::new(),
             present: (0..nodes).map(|node| (node, now)).collect(),
+            blank: BTreeMap::new(),
             ready: false,
             digest: 0,
             dirty: true,
@@ -231,8 +234,10 @@ impl Speaker {
         for (other, sight) in sights.iter().enumerate() {
             if !sight.answers {
                 self.present.remove(&other);
+                self.blank.insert(other, now);
             } else if sight.ready {
                 self.present.insert(other, now);
+                self.blank.remove(&other);
             }
         }
         self.present.retain(|_, seen| now.since(*seen) <= Duration::from_secs(30));
@@ -241,11 +246,16 @@ impl Speaker {
             others().filter(|(other, sight)| of(*other, sight)).map(|(other, _)| name(other)).collect()
         };
         let availability = Availability {
-            down: names(&|_, sight| !sight.answers),
-            absent: names(&|other, sight| sight.answers && !self.present.contains_key(&other)),
+            down: names(&|other, _| self.is_bare(other)),
+            absent: names(&|other, _| !self.present.contains_key(&other) && !self.is_bare(other)),
         };
         self.dirty |= self.availability != availability;
         self.availability = availability;
+    }
+
+    /// Nothing of ours is known to be there.
+    fn is_bare(&self, other: usize) -> bool {
+        self.blank.get(&other).is_some_and(|since| !self.exchange.has_spoken(&node_name(other), *since))
     }
 
     /// The digest of the view.

@@ -12,6 +12,7 @@ use sheave_ebpf::parse::{Content, Tcp};
 
 use super::faults::Op;
 use super::node::*;
+use super::sums::Sums;
 use crate::forwarding::history::Saved;
 use crate::time::{Duration, Instant};
 use crate::view::{
@@ -29,6 +30,8 @@ pub struct World {
     pub now: Instant,
     pub random: Random,
     pub machines: Vec<Machine>,
+    /// Nodes whose heartbeats said, a turn ago, that they are ready.
+    heard: Vec<usize>,
     pub services: Vec<Vec<Pod>>,
     next_pod: u32,
     view: Arc<View>,
@@ -58,6 +61,8 @@ pub struct Machine {
     pub late: bool,
     /// Its datagrams are lost.
     pub mute: bool,
+    /// When it was last cut off: what was sent to it in the moment in which it is back is lost.
+    pub was_cut: Instant,
 }
 
 #[derive(Clone)]
@@ -71,52 +76,6 @@ pub struct Pod {
 pub struct Talk {
     pub node: usize,
     pub pod: Ipv4Addr,
-}
-
-/// What became of packets; lists are by extra hops.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sums {
-    /// Of living flows, while all was calm.
-    pub calm: [u64; 5],
-    /// The same while something was going on: known; and not.
-    pub busy: [u64; 5],
-    pub busy_lost: u64,
-    /// Lost although nothing had happened for a while: more nodes than a row can name had flows of it;
-    pub crowded: u64,
-    /// a node had another table;
-    pub differing: u64,
-    /// somewhere no speaker ran;
-    pub leaderless: u64,
-    /// none of these.
-    pub calm_lost: u64,
-    /// Of flows that have ended: a reset.
-    pub refused: [u64; 5],
-    pub opened: u64,
-    /// SYNs that no pod got, while a ready one was there; and all was calm.
-    pub unopened: u64,
-    pub calm_unopened: u64,
-}
-
-impl Sums {
-    /// Packets of living flows that did not arrive.
-    pub fn lost(&self) -> u64 {
-        self.busy_lost + self.crowded + self.differing + self.leaderless + self.calm_lost
-    }
-
-    pub fn add(&mut self, other: &Sums) {
-        let lists = [(&mut self.calm, &other.calm), (&mut self.busy, &other.busy), (&mut self.refused, &other.refused)];
-        for (list, other) in lists {
-            list.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
-        }
-        self.busy_lost += other.busy_lost;
-        self.crowded += other.crowded;
-        self.differing += other.differing;
-        self.leaderless += other.leaderless;
-        self.calm_lost += other.calm_lost;
-        self.opened += other.opened;
-        self.unopened += other.unopened;
-        self.calm_unopened += other.calm_unopened;
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +115,7 @@ impl World {
         let mut world = Self {
             now,
             random: Random(seed.wrapping_mul(1 << 32)),
+            heard: Vec::new(),
             machines: (0..nodes).map(|_| Machine::new()).collect(),
             services: vec![Vec::new(); services],
             next_pod: 1,
@@ -218,9 +178,12 @@ impl World {
 
     fn turn_speakers(&mut self) {
         let nodes = self.machines.len();
+        self.heard = self.serving();
         let mut sent = Vec::new();
-        for node in 0..nodes {
-            let sights: Vec<Sight> = (0..nodes).map(|other| self.sight(node, other)).collect();
+        // A heartbeat reaches all in the same moment.
+        let sights = |node| -> Vec<Sight> { (0..nodes).map(|other| self.sight(node, other)).collect() };
+        let sights: Vec<_> = (0..nodes).map(sights).collect();
+        for (node, sights) in sights.into_iter().enumerate() {
             let machine = &mut self.machines[node];
             let view = (!machine.late && !machine.cut).then_some(&self.view);
             if let (Some(speaker), Some(kernel)) = (&mut machine.speaker, &mut machine.kernel) {
@@ -246,14 +209,20 @@ impl World {
         Sight { answers, ready: answers && machine.speaker.as_ref().is_some_and(|speaker| speaker.ready) }
     }
 
-    /// Nodes that clients' packets come to: a ready speaker answers for the VIP.
+    /// Nodes that clients' packets come to: a ready speaker answers for the VIP, and the others have heard that it is ready.
     fn entries(&self) -> Vec<usize> {
+        self.serving().into_iter().filter(|node| self.heard.contains(node)).collect()
+    }
+
+    fn serving(&self) -> Vec<usize> {
         let is_entry =
             |machine: &Machine| !machine.cut && machine.speaker.as_ref().is_some_and(|speaker| speaker.ready);
         (0..self.machines.len()).filter(|node| is_entry(&self.machines[*node])).collect()
     }
 
     fn turn_clients(&mut self) {
+        let now = self.now;
+        self.machines.iter_mut().filter(|machine| machine.cut).for_each(|machine| machine.was_cut = now);
         self.end_flows();
         self.note_holders();
         if self.is_disturbed() {
@@ -269,7 +238,7 @@ impl World {
         }
         let flows: Vec<(Flow, Talk)> = self.flows.iter().map(|(flow, talk)| (*flow, *talk)).collect();
         let calm = self.is_calm();
-        let in_reach = |(_, talk): &(Flow, Talk)| !self.machines[talk.node].cut;
+        let in_reach = |(_, talk): &(Flow, Talk)| self.now.since(self.machines[talk.node].was_cut) > TURN;
         let flows: Vec<_> = flows.into_iter().filter(in_reach).collect();
         for (flow, talk) in flows {
             for &entry in &entries {
@@ -299,8 +268,8 @@ impl World {
                 let sums = if calm { &mut self.sums.calm } else { &mut self.sums.busy };
                 sums[hops] += 1;
             }
-            _ if !calm => self.sums.busy_lost += 1,
             _ if self.others(entry, flow) > ALTERNATES => self.sums.crowded += 1,
+            _ if !calm => self.sums.busy_lost += 1,
             _ if self.is_leaderless() => self.sums.leaderless += 1,
             _ if !self.agree() => self.sums.differing += 1,
             _ if self.forgiving => self.sums.calm_lost += 1,
@@ -518,6 +487,7 @@ impl Machine {
             cut: false,
             late: false,
             mute: false,
+            was_cut: Instant::ZERO,
         }
     }
 }
