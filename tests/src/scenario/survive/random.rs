@@ -16,6 +16,7 @@ use super::{Setup, Survival, survive, whole};
 use crate::lab::{Fault, ProxyMode};
 use crate::scenario::api::text;
 use crate::scenario::deploy::Scene;
+use crate::scenario::http;
 use crate::scenario::settle::wait_speakers;
 
 /// For as long as the setup says. Connections whose pod has ended are replaced: the number stays.
@@ -103,10 +104,10 @@ impl<'a> Chaos<'a> {
     fn act(&mut self, watch: &mut Watch<'_>, choice: Choice) -> Result<bool> {
         let (scene, lab, Choice { action, node, time, number }) = (self.scene, &self.scene.lab, choice);
         let powered = !self.busy(&node, Kind::Power);
-        let whole = powered && self.speakers_run();
+        let whole = powered && self.speakers_serve();
         let even = number.is_multiple_of(2);
         match action {
-            0 | 1 if !self.any(Kind::Power) => {
+            0 | 1 if !self.any(Kind::Power) && self.speakers_serve() => {
                 watch.power_off(&[&node])?;
                 self.ends_later(time, Kind::Power, &node, vec![Fault::PowerOn { node: node.clone() }]);
             }
@@ -249,12 +250,15 @@ impl<'a> Chaos<'a> {
             || self.running.iter().any(|(running, name, _)| *running == kind && name == node)
     }
 
-    /// Whether every node with power has a speaker that runs: what only a speaker mends is broken only then, and speakers are
-    /// killed only then.
-    fn speakers_run(&self) -> bool {
-        let frozen = self.any(Kind::Frozen);
-        let there = |node: &&String| self.scene.lab.speaker(node).is_ok_and(|found| found.is_some());
-        !frozen && self.scene.nodes.iter().filter(|node| !self.busy(node, Kind::Power)).all(|node| there(&node))
+    /// Whether every node with power has a speaker that is ready: what only a speaker mends is broken only then, and speakers are
+    /// killed, and nodes lose power, only then. With the last node that serves nobody's connections survive.
+    fn speakers_serve(&self) -> bool {
+        let ready = |node: &&String| {
+            let metrics = self.scene.node_address(node).and_then(|address| http::metrics(&self.scene.lab, address));
+            metrics.is_ok_and(|metrics| http::value(&metrics, "sheave_ready") == Some(1.0))
+        };
+        let powered = self.scene.nodes.iter().filter(|node| !self.busy(node, Kind::Power));
+        !self.any(Kind::Frozen) && powered.into_iter().all(|node| ready(&node))
     }
 }
 
