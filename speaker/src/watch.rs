@@ -37,10 +37,10 @@ const ATTEMPT: Duration = Duration::from_secs(1);
 const RENEWAL: Duration = Duration::from_secs(10);
 const RENEWAL_MAX: Duration = Duration::from_secs(300);
 
-/// Keeps the four watches, until nobody takes their events. While it is in doubt whether they hear the API server, they are begun
+/// Keeps the four watches for as long as somebody may doubt them. While it is in doubt whether they hear the API server, they are begun
 /// anew as soon as it answers on a connection of its own.
 pub async fn run(client: Client, events: mpsc::Sender<Event>, mut in_doubt: watch::Receiver<bool>) {
-    let mut _watches = start(&client, &events);
+    let mut watches = start(&client, &events);
     let mut pause = RENEWAL;
     loop {
         if in_doubt.wait_for(|doubt| *doubt).await.is_err() {
@@ -49,8 +49,9 @@ pub async fn run(client: Client, events: mpsc::Sender<Event>, mut in_doubt: watc
         match reach().await {
             Ok(client) => {
                 info!("other nodes go by another view: the watches are begun anew");
-                // Those before end here.
-                _watches = start(&client, &events);
+                // Nothing of the old ones may come behind the new lists.
+                watches.shutdown().await;
+                watches = start(&client, &events);
                 let certain = timeout(pause, in_doubt.wait_for(|doubt| !*doubt));
                 pause = if certain.await.is_ok() { RENEWAL } else { RENEWAL_MAX.min(2 * pause) };
             }
