@@ -455,12 +455,8 @@ impl State {
         self.driver.metrics.nodes_down.set(self.down.len() as i64);
         let absent = self.absent.union(&self.blank).filter(|node| !self.down.contains(*node));
         self.driver.metrics.nodes_absent.set(absent.count() as i64);
-        let name = |node: &NodeName| node.as_str().to_owned();
-        self.tell(Message::Unavailable {
-            down: self.down.iter().map(name).collect(),
-            absent: self.absent.iter().map(name).collect(),
-            blank: self.blank.clone(),
-        });
+        let (down, absent, blank) = (self.down.clone(), self.absent.clone(), self.blank.clone());
+        self.tell(Message::Unavailable { down, absent, blank });
     }
 
     fn tell(&self, message: Message) {

@@ -20,6 +20,7 @@ pub mod machine;
 pub mod name;
 pub mod presence;
 pub mod rank;
+pub mod standing;
 pub mod time;
 pub mod timer;
 pub mod view;

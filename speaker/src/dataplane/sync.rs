@@ -18,6 +18,7 @@ use speaker_core::forwarding::{Availability, Planner, Table};
 use speaker_core::holdings::exchange::{self, Exchange};
 use speaker_core::holdings::holder::Holder;
 use speaker_core::name::{NodeName, Vip};
+use speaker_core::standing::Standing;
 use speaker_core::view::View;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -53,9 +54,9 @@ pub enum Message {
     /// Nodes that get no rows.
     Unavailable {
         /// Their kernels give no sign of life.
-        down: BTreeSet<String>,
+        down: BTreeSet<NodeName>,
         /// Their speakers have been silent for long.
-        absent: BTreeSet<String>,
+        absent: BTreeSet<NodeName>,
         /// No speaker has been ready there since they were new or down.
         blank: BTreeSet<NodeName>,
     },
@@ -154,7 +155,7 @@ struct State {
     config: Config,
     view: Option<Arc<View>>,
     viewed: Option<Instant>,
-    availability: Availability,
+    standing: Standing,
     macs: BTreeMap<Ipv4Addr, Mac>,
     /// As it was made last.
     table: Table,
@@ -164,10 +165,6 @@ struct State {
     differing: BTreeSet<NodeName>,
     /// As of the table that was made last.
     available: Availability,
-    /// Nodes where no speaker has been ready yet, and since when.
-    blank: BTreeMap<NodeName, speaker_core::time::Instant>,
-    /// Nodes that do not hear the API server: no new flows for them.
-    stale: BTreeSet<NodeName>,
     in_doubt: bool,
     started: bool,
     dirty: bool,
@@ -194,14 +191,12 @@ impl State {
             config: sync.maps.config()?,
             view: None,
             viewed: None,
-            availability: Availability::default(),
+            standing: Standing::default(),
             table: Table::default(),
             look: Look::new(clock::now()),
             saved: None,
             differing: BTreeSet::new(),
             available: Availability::default(),
-            blank: BTreeMap::new(),
-            stale: BTreeSet::new(),
             in_doubt: false,
             started: false,
             dirty: false,
@@ -222,12 +217,7 @@ impl State {
                 self.dirty = true;
                 self.exchange(Some(exchange::Event::Nodes(others)))?;
             }
-            Message::Unavailable { down, absent, blank } => {
-                self.availability = Availability { down, absent };
-                self.blank.retain(|node, _| blank.contains(node));
-                let now = clock::now();
-                blank.into_iter().for_each(|node| _ = self.blank.entry(node).or_insert(now));
-            }
+            Message::Unavailable { down, absent, blank } => self.standing.set(down, absent, blank, clock::now()),
             Message::WasAway => {
                 self.sync.planner.was_away(&self.sync.node);
                 self.dirty = true;
@@ -275,18 +265,18 @@ impl State {
                 }
                 Action::Stale(node) => {
                     warn!(%node, "goes by an old view of the cluster: no new flows for it");
-                    self.dirty |= self.stale.insert(node);
+                    self.standing.set_stale(node, true);
                 }
                 Action::Fresh(node) => {
                     info!(%node, "goes by the present view of the cluster again");
-                    self.dirty |= self.stale.remove(&node);
+                    self.standing.set_stale(node, false);
                 }
                 // Sent already.
                 Action::Send(_) => {}
             }
         }
         self.sync.metrics.table_differs.set(self.differing.len() as i64);
-        self.sync.metrics.nodes_stale.set(self.stale.len() as i64);
+        self.sync.metrics.nodes_stale.set(self.standing.stale() as i64);
         let in_doubt = self.talk.exchange.in_doubt(clock::now());
         if std::mem::replace(&mut self.in_doubt, in_doubt) != in_doubt {
             (self.sync.on_doubt)(in_doubt);
@@ -403,16 +393,8 @@ impl State {
         self.started || all_here || viewed.elapsed() >= PATIENCE
     }
 
-    /// Stale nodes get no new flows either. A node without a ready speaker may have flows if its packet path is there: it was cut off
-    /// and has not been restarted, or it is nearly ready. Else other rules than ours would answer.
     fn available(&self) -> Availability {
-        let Availability { mut down, mut absent } = self.availability.clone();
-        for (node, since) in &self.blank {
-            let has_path = self.talk.exchange.has_spoken(node, *since);
-            if has_path { &mut absent } else { &mut down }.insert(node.as_str().into());
-        }
-        absent.extend(self.stale.iter().map(|node| String::from(node.as_str())));
-        Availability { down, absent }
+        self.standing.available(|node, since| self.talk.exchange.has_spoken(node, since))
     }
 
     fn all_up(&self, view: &View) -> bool {
@@ -475,9 +457,8 @@ impl State {
 
     /// For the speaker after this one.
     fn remember(&mut self, view: &View) {
-        let is_blank = |node: &str| NodeName::new(node).is_some_and(|node| self.blank.contains_key(&node));
-        let is_up = |node: &&String| self.availability.is_up(node) && !is_blank(node);
-        let present: BTreeSet<String> = view.nodes().keys().filter(is_up).cloned().collect();
+        let is_present = |node: &&String| NodeName::new(node).is_some_and(|node| self.standing.is_present(&node));
+        let present: BTreeSet<String> = view.nodes().keys().filter(is_present).cloned().collect();
         let history = self.sync.planner.history();
         let state = (history.generation(), present);
         if self.saved.as_ref() == Some(&state) {

@@ -16,6 +16,7 @@ use crate::holdings::exchange::{Action, Config, Event, Exchange};
 use crate::holdings::holder::Holder;
 use crate::machine::Machine;
 use crate::name::NodeName;
+use crate::standing::Standing;
 use crate::time::{Duration, Instant};
 use crate::view::View;
 use crate::view::endpoints::frontends;
@@ -83,13 +84,12 @@ pub struct Speaker {
     exchange: Exchange,
     holder: Holder,
     view: Option<Arc<View>>,
-    availability: Availability,
-    /// Nodes that go by an old view.
-    stale: BTreeSet<String>,
+    standing: Standing,
+    available: Availability,
     /// Peers whose speaker has been ready since they were down or new.
     present: BTreeMap<usize, Instant>,
-    /// Peers whose speaker has not, and since when.
-    blank: BTreeMap<usize, Instant>,
+    /// Peers whose speaker has not.
+    blank: BTreeSet<usize>,
     pub ready: bool,
     pub digest: u64,
     dirty: bool,
@@ -133,10 +133,10 @@ impl Speaker {
             exchange,
             holder: Holder::new(&name(node), HASH_KEY, WINDOW),
             view: None,
-            availability: Availability::default(),
-            stale: BTreeSet::new(),
+            standing: Standing::default(),
+            available: Availability::default(),
             present: (0..nodes).map(|node| (node, now)).collect(),
-            blank: BTreeMap::new(),
+            blank: BTreeSet::new(),
             ready: false,
             digest: 0,
             dirty: true,
@@ -160,8 +160,8 @@ impl Speaker {
                 Action::Send(bytes) => sent.push(bytes),
                 Action::Changed(_) => self.dirty = true,
                 Action::Rejected(reject) => panic!("{reject} on n{}", self.node),
-                Action::Stale(node) => self.dirty |= self.stale.insert(node.as_str().into()),
-                Action::Fresh(node) => self.dirty |= self.stale.remove(node.as_str()),
+                Action::Stale(node) => self.standing.set_stale(node, true),
+                Action::Fresh(node) => self.standing.set_stale(node, false),
                 Action::Differs { .. } | Action::Agrees(_) => {}
             }
         }
@@ -192,6 +192,9 @@ impl Speaker {
         if !self.exchange.learned(now) || self.cut_off {
             return sent;
         }
+        let available = self.standing.available(|node, since| self.exchange.has_spoken(node, since));
+        self.dirty |= self.available != available;
+        self.available = available;
         let again = self.planner.unsettled() && now.since(self.planned) >= Duration::from_secs(1);
         if let Some(view) = self.view.clone().filter(|_| self.dirty || again) {
             let mut actions = Vec::new();
@@ -234,7 +237,7 @@ impl Speaker {
         for (other, sight) in sights.iter().enumerate() {
             if !sight.answers {
                 self.present.remove(&other);
-                self.blank.insert(other, now);
+                self.blank.insert(other);
             } else if sight.ready {
                 self.present.insert(other, now);
                 self.blank.remove(&other);
@@ -242,20 +245,13 @@ impl Speaker {
         }
         self.present.retain(|_, seen| now.since(*seen) <= Duration::from_secs(30));
         let others = || sights.iter().enumerate().filter(|(other, _)| *other != self.node);
-        let names = |of: &dyn Fn(usize, &Sight) -> bool| -> BTreeSet<String> {
-            others().filter(|(other, sight)| of(*other, sight)).map(|(other, _)| name(other)).collect()
+        let names = |of: &dyn Fn(usize, &Sight) -> bool| -> BTreeSet<NodeName> {
+            others().filter(|(other, sight)| of(*other, sight)).map(|(other, _)| node_name(other)).collect()
         };
-        let availability = Availability {
-            down: names(&|other, _| self.is_bare(other)),
-            absent: names(&|other, _| !self.present.contains_key(&other) && !self.is_bare(other)),
-        };
-        self.dirty |= self.availability != availability;
-        self.availability = availability;
-    }
-
-    /// Nothing of ours is known to be there.
-    fn is_bare(&self, other: usize) -> bool {
-        self.blank.get(&other).is_some_and(|since| !self.exchange.has_spoken(&node_name(other), *since))
+        let down = names(&|_, sight| !sight.answers);
+        let absent = names(&|other, _| !self.present.contains_key(&other) && !self.blank.contains(&other));
+        let blank = names(&|other, _| self.blank.contains(&other));
+        self.standing.set(down, absent, blank, now);
     }
 
     /// The digest of the view.
@@ -279,9 +275,7 @@ impl Speaker {
         if self.exchange.differs(now) {
             self.planner.tables_differ(now);
         }
-        let Availability { down, mut absent } = self.availability.clone();
-        absent.extend(self.stale.iter().cloned());
-        let table = self.planner.table(view, &Availability { down, absent }, &self.exchange.words(), now);
+        let table = self.planner.table(view, &self.available, &self.exchange.words(), now);
         (self.dirty, self.planned, self.ready) = (false, now, true);
         let viewed = table.view;
         kernel.table = Some(table);

@@ -1,0 +1,111 @@
+//! Which other nodes may be given new flows, and which may be asked about flows that are not known here: what `liveness`, `presence`
+//! and `freshness` say, joined, and from `holdings` who has spoken.
+//!
+//! Read first: docs/decisions/0010 (blank, absent, down) and 0011 (stale).
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+
+use crate::forwarding::Availability;
+use crate::name::NodeName;
+use crate::time::Instant;
+
+#[derive(Debug, Default)]
+pub struct Standing {
+    down: BTreeSet<NodeName>,
+    absent: BTreeSet<NodeName>,
+    /// Since when it may be that there is no program of ours.
+    blank: BTreeMap<NodeName, Instant>,
+    stale: BTreeSet<NodeName>,
+}
+
+impl Standing {
+    /// All that are down (`liveness`), absent, or blank (`presence`) now.
+    pub fn set(
+        &mut self,
+        down: BTreeSet<NodeName>,
+        absent: BTreeSet<NodeName>,
+        blank: BTreeSet<NodeName>,
+        now: Instant,
+    ) {
+        self.blank.retain(|node, _| blank.contains(node));
+        for node in blank {
+            // What it said before it was down it said before it was restarted.
+            let since = if down.contains(&node) { now } else { self.blank.get(&node).copied().unwrap_or(now) };
+            self.blank.insert(node, since);
+        }
+        (self.down, self.absent) = (down, absent);
+    }
+
+    pub fn set_stale(&mut self, node: NodeName, stale: bool) {
+        if stale {
+            self.stale.insert(node);
+        } else {
+            self.stale.remove(&node);
+        }
+    }
+
+    pub fn stale(&self) -> usize {
+        self.stale.len()
+    }
+
+    /// Its speaker has been ready since the node was last down or new, and is not silent.
+    pub fn is_present(&self, node: &NodeName) -> bool {
+        !self.down.contains(node) && !self.absent.contains(node) && !self.blank.contains_key(node)
+    }
+
+    /// For the next table. `has_spoken`: this node has said since then what it holds, so its packet path is in place (it was cut off and
+    /// not restarted, or is nearly ready). Other rules than ours would answer for a node that has not.
+    pub fn available(&self, has_spoken: impl Fn(&NodeName, Instant) -> bool) -> Availability {
+        let name = |node: &NodeName| String::from(node.as_str());
+        let mut down: BTreeSet<String> = self.down.iter().map(name).collect();
+        let mut absent: BTreeSet<String> = self.absent.union(&self.stale).map(name).collect();
+        for (node, since) in &self.blank {
+            if has_spoken(node, *since) { &mut absent } else { &mut down }.insert(name(node));
+        }
+        Availability { down, absent }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(nodes: &[&str]) -> BTreeSet<NodeName> {
+        nodes.iter().filter_map(|node| NodeName::new(node)).collect()
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_millis(1000 * seconds)
+    }
+
+    /// The node speaks at second 20.
+    fn asked(standing: &Standing) -> bool {
+        let Availability { down, absent } = standing.available(|_, since| at(20) >= since);
+        assert!(down.contains("a") != absent.contains("a"));
+        absent.contains("a")
+    }
+
+    #[test]
+    fn a_blank_node_is_asked_once_it_has_spoken_and_not_after_it_was_down_again() {
+        let mut standing = Standing::default();
+        let none = BTreeSet::new;
+        standing.set(none(), none(), names(&["a"]), at(10));
+        assert!(asked(&standing) && !standing.is_present(&NodeName::new("a").unwrap()));
+        standing.set(names(&["a"]), none(), names(&["a"]), at(30));
+        standing.set(none(), none(), names(&["a"]), at(40));
+        assert!(!asked(&standing), "what it said, it said before it was restarted");
+        standing.set(none(), none(), none(), at(50));
+        assert!(standing.is_present(&NodeName::new("a").unwrap()));
+    }
+
+    #[test]
+    fn stale_nodes_get_no_new_flows_and_are_asked() {
+        let mut standing = Standing::default();
+        let a = NodeName::new("a").unwrap();
+        standing.set_stale(a.clone(), true);
+        assert!(asked(&standing) && standing.is_present(&a) && standing.stale() == 1);
+        standing.set_stale(a, false);
+        assert_eq!(standing.available(|_, _| true), Availability::default());
+    }
+}
