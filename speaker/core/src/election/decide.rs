@@ -131,9 +131,15 @@ impl Election {
             self.offered_since.remove(&vip);
             return;
         }
+        let successor = self.has_successor(vip);
+        if !successor && self.ready && !self.leaving {
+            // Excluded, but it works: better than nobody. The offer stands, the time for it begins when somebody can take it.
+            self.offered_since.remove(&vip);
+            return;
+        }
         let since = *self.offered_since.entry(vip).or_insert(now);
         let end = since + self.config.leave_timeout;
-        if now >= end || self.leaving && !self.has_successor(vip) {
+        if now >= end || self.leaving && !successor {
             self.release(vip, LoseReason::NoSuccessor, actions);
         } else {
             self.wake_at(end);

@@ -108,6 +108,29 @@ fn not_ready_and_not_eligible_hand_over() {
     assert_eq!(cluster.acquired().iter().filter(|line| line.contains("192.0.2.1,")).count(), 2);
 }
 
+/// R4: an owner that may not hold the VIP any more holds it while nobody else could, and hands it over to the first who can.
+#[test]
+fn not_eligible_without_a_successor_goes_on() {
+    let mut cluster = Cluster::settled(3, 1);
+    let owner = cluster.owner(vip(1));
+    let others = cluster.others(owner);
+    for other in &others {
+        cluster.event(*other, Event::Ready(false));
+    }
+    cluster.run(ms(100));
+    cluster.desired.insert(vip(1), Eligible::Only(others.iter().copied().map(name).collect()));
+    for node in 0..3 {
+        cluster.event(node, Event::Desired(cluster.desired.clone()));
+    }
+    cluster.run(ms(10_000));
+    assert_eq!(cluster.holders(vip(1)), [owner], "{:?}", cluster.log);
+    cluster.event(others[0], Event::Ready(true));
+    cluster.run(ms(150));
+    assert_eq!(cluster.holders(vip(1)), [others[0]], "{:?}", cluster.log);
+    assert_eq!(cluster.released().len(), 1, "{:?}", cluster.log);
+    assert!(cluster.released()[0].contains("HandedOver"), "{:?}", cluster.log);
+}
+
 /// A new Service: the first in rank claims at once.
 #[test]
 fn a_new_vip_is_claimed_at_once() {
