@@ -73,7 +73,9 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let mut net = Netlink::open()?;
     let uplink = net.uplink(args.interface.as_deref(), args.node_ip).await?;
     let listener = admin::bind(args.admin_listen()).await?;
-    let client = Client::try_default().await.map_err(|error| anyhow!("configure the Kubernetes client: {error}"))?;
+    let kube = kube::Config::infer().await.map_err(|error| anyhow!("configure the Kubernetes client: {error}"))?;
+    let client = Client::try_from(kube.clone()).context("Kubernetes client")?;
+    let writer = status::client(kube).context("Kubernetes client")?;
     info!(%node, interface = uplink.name, mac = %uplink.mac, carrier = uplink.carrier, epoch, "starting");
 
     // (iii) Where packets go.
@@ -164,9 +166,9 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    tokio::spawn(watch::run(client.clone(), events_sender, in_doubt));
+    tokio::spawn(watch::run(client, events_sender, in_doubt));
     let (updates, updates_receiver) = mpsc::unbounded_channel();
-    tokio::spawn(status::run(client, args.node_name.clone(), updates_receiver));
+    tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
     let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
     let server = tokio::spawn(admin::serve(listener, admin));
     let serving = Serving { node, disk, commands, sync: sync_sender, metrics, updates, reports, events };

@@ -24,6 +24,15 @@ pub enum Ownership {
 pub type Updates = BTreeMap<Ipv4Addr, Ownership>;
 
 const RETRY: Duration = Duration::from_millis(500);
+/// For a connection, and for an answer on it. A connection that hangs (the API server's node lost power) is given up and replaced.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Its connections are its own: no watch rests on them.
+pub fn client(mut config: kube::Config) -> kube::Result<Client> {
+    config.connect_timeout = Some(PATIENCE);
+    config.read_timeout = Some(PATIENCE);
+    Client::try_from(config)
+}
 
 /// Runs until the sender is gone.
 pub async fn run(client: Client, node: String, mut updates: mpsc::UnboundedReceiver<(Ipv4Addr, Ownership)>) {
