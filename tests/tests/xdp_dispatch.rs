@@ -104,11 +104,15 @@ fn the_largest_ring_is_read_to_its_last_row() {
 
 /// Two rings of different length take turns. In each, the row that the other's length would lead to is bad: a packet that saw the
 /// length of one and a row of the other would be counted as such. The verdicts leave the frame as it is but for its source,
-/// so that one system call can run it ten thousand times.
+/// so that one system call can run it again and again.
 #[test]
 fn a_ring_is_replaced_at_once() {
     const SHORT: u32 = 251;
     const LONG: u32 = 1009;
+    /// Of one system call: many times what a change takes. Each call waits for RCU grace periods of its own before and after (it
+    /// changes the kernel's XDP dispatcher), as a change does: with short runs all changes fall between them.
+    const PACKETS: u32 = 2_000_000;
+    const RUNS: u32 = 20;
     let tables = world();
     let kernel = Kernel::load(&tables).expect("loading the XDP program");
     let row_in = |port: u16, rows: u32| {
@@ -122,32 +126,37 @@ fn a_ring_is_replaced_at_once() {
     };
     let turns = [only(SHORT, 1), only(LONG, 3)];
     let frame = inbound(VIP).tcp(port, MIXED).build();
+    let put = |rows: &[Row]| {
+        let ring = ebpf_object::create_ring(rows).expect("a ring");
+        kernel.put_rings(&[(7, ring)]).expect("the swap");
+    };
+    put(&turns[1]);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let swaps = scope.spawn(|| {
             let mut swaps = 0;
             while !done.load(Ordering::Relaxed) {
-                let ring = ebpf_object::create_ring(&turns[swaps % 2]).expect("a ring");
-                kernel.put_rings(&[(7, ring)]).expect("the swap");
+                put(&turns[swaps % 2]);
                 swaps += 1;
             }
             swaps
         });
-        let before = kernel.counters().expect("counters");
         let limit = Instant::now() + Duration::from_secs(60);
-        while !swaps.is_finished() && Instant::now() < limit {
-            kernel.time(&frame, 10_000).expect("BPF_PROG_TEST_RUN");
+        let mut saw_both = 0;
+        while saw_both < RUNS && Instant::now() < limit {
+            let before = kernel.counters().expect("counters");
+            kernel.time(&frame, PACKETS).expect("BPF_PROG_TEST_RUN");
             let after = kernel.counters().expect("counters");
             let seen = |verdict: Verdict| after[verdict as usize] - before[verdict as usize];
+            let (short, long) = (seen(Verdict::DispatchedLocal), seen(Verdict::NoNeighbour));
             assert_eq!(seen(Verdict::BadRing), 0, "a mixture of two rings");
-            if seen(Verdict::DispatchedLocal) > 300_000 && seen(Verdict::NoNeighbour) > 300_000 {
-                break;
-            }
+            assert_eq!(short + long, u64::from(PACKETS), "each packet saw one of the rings");
+            saw_both += u32::from(short > 0 && long > 0);
         }
         done.store(true, Ordering::Relaxed);
         let swaps = swaps.join().expect("the swapping thread");
         println!("{swaps} swaps");
-        assert!(swaps > 10, "only {swaps} swaps");
+        assert_eq!(saw_both, RUNS, "so many runs in which rings changed between two packets, of {swaps} changes");
     });
 }
 
