@@ -55,14 +55,16 @@ impl Runs {
         self.of(scenario, proxy_mode).count()
     }
 
-    /// Whether every eligible connection of Sheave's lived, no other was left in silence, no new one failed (unless anything may
-    /// happen at once: then there may be nobody to answer), and nothing else went wrong.
+    /// Whether every eligible connection of Sheave's lived, no other was left in silence, none was opened by other rules, no new
+    /// one failed (unless anything may happen at once: then there may be nobody to answer, and no table of ours), and nothing
+    /// else went wrong.
     pub fn whole(&self) -> bool {
         self.runs.iter().all(|run| {
-            let may_fail = SCENARIOS.iter().any(|scenario| scenario.name == run.scenario && !scenario.repeated);
+            let anything = SCENARIOS.iter().any(|scenario| scenario.name == run.scenario && !scenario.repeated);
             let survival = run.survival.as_ref().filter(|survival| survival.trouble.is_none());
-            survival
-                .is_some_and(|survival| survival.sheave.whole() && (may_fail || survival.sheave.new_failed_later == 0))
+            survival.is_some_and(|Survival { sheave, .. }| {
+                sheave.whole() && (anything || sheave.new_failed_later == 0 && sheave.by_kube_proxy == 0)
+            })
         })
     }
 
@@ -158,6 +160,7 @@ const COUNTS: &[(&str, Count)] = &[
     ("alive of those whose pod lives", |side| (side.alive, side.eligible)),
     ("pod gone: ended by FIN", |side| (side.ended.closed, side.gone)),
     ("pod gone: ended by a reset", |side| (side.ended.reset, side.gone)),
+    ("opened by kube-proxy's rules: alive", |side| (side.by_kube_proxy_alive, side.by_kube_proxy)),
 ];
 
 /// Quantities of one repetition; those that are 0 everywhere are left out unless they are to be shown always.

@@ -42,6 +42,10 @@ pub struct Side {
     pub new_failed_later: u64,
     /// The same by the second in which they began, from the first fault.
     pub new_failed_at: BTreeMap<u64, usize>,
+    /// Sheave's address: opened by kube-proxy's rules (the pod saw a node as its client), because our table was missing at that
+    /// moment. They end with the node by which they came, so they count nowhere else.
+    pub by_kube_proxy: usize,
+    pub by_kube_proxy_alive: usize,
     /// Where the address went meanwhile, if it is today's.
     pub moved_to: Vec<String>,
     /// The first few that are not as they should be.
@@ -91,16 +95,26 @@ pub fn heard<'a>(reports: impl Iterator<Item = &'a Reports>) -> Heard {
     heard
 }
 
+/// Whose rules find the pods of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    Sheave,
+    KubeProxy,
+}
+
 /// `heard`: by the clients of both addresses. A connection that was reset, or fell silent, while its pod went on serving others was
 /// lost, whatever became of the pod later. A FIN is the server's own: nothing on the way makes one.
-pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
+pub fn judge(rules: Rules, reports: &Reports, living: &Living, heard: &Heard) -> Side {
     let all = &reports.held.connections;
     let lives = |held: &&Held| {
         let last = heard.get(&(held.pod.clone(), held.started_ns)).copied().unwrap_or_default();
         let outlived = held.ended_ns.is_some_and(|ended| last > ended + AT_ONCE_NS);
         outlived && held.state != HeldState::Closed || living.get(&held.pod) == Some(&held.started_ns)
     };
-    let opened = || all.iter().filter(|held| held.state != HeldState::Failed);
+    let translated: Vec<_> = all.iter().filter(|held| held.state != HeldState::Failed).collect();
+    let by_kube_proxy = |held: &&&Held| rules == Rules::Sheave && ip(&held.seen) != ip(&held.local);
+    let opened = || translated.iter().filter(|held| !by_kube_proxy(held)).copied();
+    let other = || translated.iter().filter(by_kube_proxy);
     let eligible: Vec<_> = opened().filter(lives).collect();
     let gone: Vec<_> = opened().filter(|held| !lives(held)).collect();
     let alive = || eligible.iter().filter(|held| held.state == HeldState::Alive);
@@ -115,7 +129,7 @@ pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
     let new = reports.connecting.as_ref();
     Side {
         opened: opened().count(),
-        failed: all.len() - opened().count(),
+        failed: all.len() - translated.len(),
         eligible: eligible.len(),
         alive: alive().count(),
         lost: ends(&eligible),
@@ -128,6 +142,8 @@ pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
         new_failed: new.map_or(0, |new| new.failed),
         new_failed_later: new.map_or(0, |new| new.failed_after_mark.unwrap_or(new.failed)),
         new_failed_at: new.map(|new| failed_at(new, mark)).unwrap_or_default(),
+        by_kube_proxy: other().count(),
+        by_kube_proxy_alive: other().filter(|held| held.state == HeldState::Alive).count(),
         moved_to: Vec::new(),
         examples: one_a_second(wrong.into_iter().copied(), |held| held.last_echo_ns)
             .chain(hanging.take(FEW).copied())
@@ -136,6 +152,11 @@ pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
             .chain(new.iter().flat_map(|new| new_failed(new, mark)))
             .collect(),
     }
+}
+
+/// Of `address:port`.
+fn ip(address: &str) -> Option<&str> {
+    Some(address.rsplit_once(':')?.0)
 }
 
 fn ends(connections: &[&Held]) -> Ends {
@@ -201,11 +222,11 @@ mod tests {
     fn a_pod_that_was_restarted_is_another_one_and_one_that_served_on_was_there() {
         let held = |pod: &str, started_ns, state| Held {
             state,
-            local: String::new(),
+            local: "192.0.2.5:1".to_owned(),
             pod: pod.to_owned(),
             node: String::new(),
             started_ns,
-            seen: String::new(),
+            seen: "192.0.2.5:1".to_owned(),
             connected_ns: 0,
             last_echo_ns: 5_000_000,
             ended_ns: (state != HeldState::Alive && state != HeldState::Silent).then_some(25_000_000),
@@ -216,7 +237,9 @@ mod tests {
             mark_to_end_ms: None,
         };
         let served_later = Held { last_echo_ns: 900_000_000, ..held("d", 1, HeldState::Silent) };
+        let masqueraded = Held { seen: "192.0.2.11:1".to_owned(), ..held("a", 1, HeldState::Reset) };
         let connections = vec![
+            masqueraded,
             held("d", 1, HeldState::Reset),
             served_later,
             held("a", 1, HeldState::Alive),
@@ -239,7 +262,11 @@ mod tests {
         };
         let reports = Reports { held, connecting: None };
         let living = Living::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
-        let side = judge(&reports, &living, &heard([&reports].into_iter()));
+        let heard = heard([&reports].into_iter());
+        let today = judge(Rules::KubeProxy, &reports, &living, &heard);
+        assert_eq!((today.eligible, today.lost.reset, today.by_kube_proxy), (5, 3, 0));
+        let side = judge(Rules::Sheave, &reports, &living, &heard);
+        assert_eq!((side.by_kube_proxy, side.by_kube_proxy_alive), (1, 0));
         assert_eq!((side.opened, side.failed, side.eligible, side.alive, side.gone), (7, 1, 4, 1, 3));
         assert_eq!(side.lost, Ends { closed: 0, reset: 2, silent: 1 });
         assert_eq!(side.ended, Ends { closed: 0, reset: 1, silent: 2 });
