@@ -36,6 +36,9 @@ pub fn base_specification(node_dir: &Path) -> Result<Option<PathBuf>> {
     let mut specification: Value = serde_json::from_slice(&printed.stdout).context("output of ctr oci spec")?;
     let hook = node_dir.join("realtime-hook.sh");
     fs::write(&hook, HOOK)?;
+    // Files: as many as containerd may open, as without a base specification. ctr's 1024 are fewer than connections to one pod
+    // when few are left: new ones waited in the backlog of a server that could not accept them.
+    specification["process"]["rlimits"] = json!([]);
     specification["hooks"] = json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", hook]}]});
     let path = node_dir.join("container.json");
     fs::write(&path, specification.to_string()).with_context(|| path.display().to_string())?;
