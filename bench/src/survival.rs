@@ -177,6 +177,7 @@ const VALUES: &[(&str, Value, bool)] = &[
     ("pod gone: longest wait for the end, ms", |side| side.longest_wait_ms, false),
     ("never opened", |side| side.failed as f64, false),
     ("longest pause, ms", |side| side.longest_pause_ms, true),
+    ("longest without acknowledgement, ms", |side| side.longest_unacknowledged_ms, true),
     ("new ones failed later than 300 ms", |side| side.new_failed_later as f64, true),
 ];
 

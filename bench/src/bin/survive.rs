@@ -170,9 +170,19 @@ fn summary(run: &Run) -> String {
     for (name, side) in [("Sheave", Some(&survival.sheave)), ("today ", survival.today.as_ref())] {
         let Some(side) = side else { continue };
         lines.push(format!(
-            "  {name}: {} of {} alive (lost: {:?}), gone {} ({:?}, last after {:.0} ms), pause {:.0} ms, new {} failed of {}, later {}",
-            side.alive, side.eligible, side.lost, side.gone, side.ended, side.longest_wait_ms,
-            side.longest_pause_ms, side.new_failed, side.new, side.new_failed_later
+            "  {name}: {} of {} alive (lost: {:?}), gone {} ({:?}, last after {:.0} ms), pause {:.0} ms \
+             (unacknowledged {:.0}), new {} failed of {}, later {}",
+            side.alive,
+            side.eligible,
+            side.lost,
+            side.gone,
+            side.ended,
+            side.longest_wait_ms,
+            side.longest_pause_ms,
+            side.longest_unacknowledged_ms,
+            side.new_failed,
+            side.new,
+            side.new_failed_later
         ));
     }
     lines.extend(survival.sheave.examples.iter().map(|line| format!("    {line}")));

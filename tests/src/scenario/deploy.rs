@@ -150,6 +150,9 @@ spec:
         image: sheave-traffic:lab
         imagePullPolicy: Never
         args: [serve, --tcp, '{POD_PORT}', --udp, '{POD_PORT}']
+        # Without a request its weight is 2 (a daemon's: 1024): while nodes boot it would not run for 0.7 s on two cores, and the
+        # pause be the server's.
+        resources: {{requests: {{cpu: 50m}}}}
         # A container that runs listens some milliseconds later.
         readinessProbe: {{tcpSocket: {{port: {POD_PORT}}}, periodSeconds: 1}}
         env:

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -214,6 +215,9 @@ async fn exchange(stream: &TcpStream, every: Duration, track: &Mutex<Track>, con
     loop {
         tokio::select! {
             _ = ticks.tick() => {
+                if let Some(pause) = unacknowledged(stream)? {
+                    lock(track).unacknowledged(pause, control.mark_ns());
+                }
                 // When the socket is full nothing new is queued here: the echo that is awaited is an older one.
                 if unsent.is_empty() {
                     unsent.extend_from_slice(&lock(track).next_record().to_be_bytes());
@@ -245,6 +249,22 @@ async fn exchange(stream: &TcpStream, every: Duration, track: &Mutex<Track>, con
     }
 }
 
+/// For how long nothing has come from the other end's kernel although something is owed. Its program may sleep meanwhile; so this is
+/// the part of a pause that the way there and back makes. `tcp_info` in include/uapi/linux/tcp.h.
+fn unacknowledged(stream: &TcpStream) -> io::Result<Option<Duration>> {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let (fd, place) = (stream.as_raw_fd(), info.as_mut_ptr().cast());
+    // SAFETY: the kernel writes at most `length` bytes to `place`, which has as many; all of them may be zero.
+    let info = unsafe {
+        if libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        info.assume_init()
+    };
+    Ok((info.tcpi_unacked > 0).then_some(Duration::from_millis(info.tcpi_last_ack_recv.into())))
+}
+
 /// What is known about one connection.
 struct Track {
     local: SocketAddr,
@@ -255,6 +275,7 @@ struct Track {
     echoes: u64,
     longest_pause_ms: f64,
     longest_after_mark_ms: f64,
+    unacknowledged_after_mark_ms: f64,
     /// The first record that was sent after the report was asked for.
     proof: Option<u64>,
     alive: bool,
@@ -272,6 +293,7 @@ impl Track {
             echoes: 0,
             longest_pause_ms: 0.0,
             longest_after_mark_ms: 0.0,
+            unacknowledged_after_mark_ms: 0.0,
             proof: None,
             alive: false,
             end: None,
@@ -303,6 +325,13 @@ impl Track {
         self.longest_pause_ms = self.longest_pause_ms.max(pause);
         if mark_ns.is_some_and(|mark| now > mark) {
             self.longest_after_mark_ms = self.longest_after_mark_ms.max(pause);
+        }
+    }
+
+    fn unacknowledged(&mut self, pause: Duration, mark_ns: Option<u64>) {
+        if mark_ns.is_some_and(|mark| now_ns() > mark) {
+            let pause = pause.as_secs_f64() * 1e3;
+            self.unacknowledged_after_mark_ms = self.unacknowledged_after_mark_ms.max(pause);
         }
     }
 
@@ -344,6 +373,7 @@ impl Track {
             echoes: self.echoes,
             longest_pause_ms: self.longest_pause_ms,
             longest_pause_after_mark_ms: mark_ns.map(|_| self.longest_after_mark_ms),
+            unacknowledged_after_mark_ms: self.unacknowledged_after_mark_ms,
             mark_to_end_ms: mark_ns.zip(ended_ns).map(|(mark, end)| milliseconds(mark, end)),
         }
     }

@@ -80,6 +80,10 @@ pub struct Held {
     pub longest_pause_ms: f64,
     /// The longest pause that ended after the mark, or goes on.
     pub longest_pause_after_mark_ms: Option<f64>,
+    /// The longest after the mark without an acknowledgement of what was sent, looked at whenever a record is sent: the part of a
+    /// pause that is not the server's.
+    #[serde(default)]
+    pub unacknowledged_after_mark_ms: f64,
     /// From the mark to the reset or close.
     pub mark_to_end_ms: Option<f64>,
 }

@@ -29,6 +29,8 @@ pub struct Side {
     pub lost_at: BTreeMap<u64, usize>,
     /// Of the eligible ones that are alive, between two echoes, from the first fault on.
     pub longest_pause_ms: f64,
+    /// The same without an acknowledgement of the pod's kernel: the pause less what the pod's program slept.
+    pub longest_unacknowledged_ms: f64,
     /// Their pod is gone.
     pub gone: usize,
     /// How they ended: by FIN or by a reset, never in silence.
@@ -135,6 +137,7 @@ pub fn judge(rules: Rules, reports: &Reports, living: &Living, heard: &Heard) ->
         lost: ends(&eligible),
         lost_at: count_by(wrong.iter().map(|held| seconds(mark, held.last_echo_ns) as u64)),
         longest_pause_ms: alive().map(|held| pause(&held)).fold(0.0, f64::max),
+        longest_unacknowledged_ms: alive().map(|held| held.unacknowledged_after_mark_ms).fold(0.0, f64::max),
         gone: gone.len(),
         ended: ends(&gone),
         longest_wait_ms: gone.iter().filter_map(wait).fold(0.0, f64::max),
@@ -234,6 +237,7 @@ mod tests {
             echoes: 0,
             longest_pause_ms: 1.0,
             longest_pause_after_mark_ms: None,
+            unacknowledged_after_mark_ms: 0.0,
             mark_to_end_ms: None,
         };
         let served_later = Held { last_echo_ns: 900_000_000, ..held("d", 1, HeldState::Silent) };
