@@ -1,10 +1,10 @@
 //! What a packet costs, in turn with what it would cost otherwise: medians over the rounds of one run.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::node::Node;
 use crate::traffic::{Action, Flows, Generator, Kind, Program};
-use crate::world::{DROP, DUP, DUP_RAW, NAT, NAT_MARK, PLAIN};
+use crate::world::{DROP, DUP, DUP_RAW, NAT, NAT_MARK, PLAIN, shipped};
 
 /// The packet's way through a node, all of it on one CPU: generator, receive, rules, transmit over a veth, drop at its far end.
 pub fn stack() -> Result<()> {
@@ -16,8 +16,12 @@ pub fn stack() -> Result<()> {
     let mut dup = Node::with("dup", DUP, PASS, 1)?;
     let mut raw = Node::with("raw", DUP_RAW, PASS, 1)?;
     let mut mark = Node::with("mark", NAT_MARK, PASS, 1)?;
+    let mut whole = Node::with("shipped", &shipped()?, PASS, 1)?;
     let mut tx = Node::with("tx", PLAIN, Program::Generate(Action::Tx), 1)?;
     let mut map = Node::with("map", NAT, Program::KnownFlows, 65_536)?;
+    whole.open(OWN)?;
+    ensure!(whole.ask(OWN)?.to_pod == OWN.count, "a speaker's rules do not forward");
+    ensure!(whole.ask(FOREIGN)?.to_uplink == FOREIGN.count, "a speaker's rules do not hand on");
     let names = [
         "packet generator alone",
         "dropped in prerouting",
@@ -26,16 +30,19 @@ pub fn stack() -> Result<()> {
         "own flow: with (a)",
         "own flow: with (b)",
         "own flow: with (c)",
+        "own flow: (a) as shipped",
+        "own flow: (a) as shipped, held",
         "handed on: bare XDP_TX",
         "handed on: (c) map, XDP_TX",
         "handed on: (a) dup",
         "the same dup, conntrack not asked",
         "handed on: (b) first packet of its flow",
         "handed on: (b) further packets",
+        "handed on: (a) as shipped",
     ];
     let mut times = vec![Vec::new(); names.len()];
     for _ in 0..ROUNDS {
-        for node in [&mut nat, &mut dup, &mut mark, &mut map] {
+        for node in [&mut nat, &mut dup, &mut mark, &mut map, &mut whole] {
             node.world.flush()?;
             node.open(OWN)?;
         }
@@ -47,6 +54,8 @@ pub fn stack() -> Result<()> {
             dup.send(Kind::Ack, OWN, PACKETS)?,
             mark.send(Kind::Ack, OWN, PACKETS)?,
             map.send(Kind::Ack, OWN, PACKETS)?,
+            whole.send(Kind::Ack, OWN, PACKETS)?,
+            whole.send(Kind::Held, OWN, PACKETS)?,
             tx.send_strange(Kind::Ack, PACKETS)?,
             map.send_strange(Kind::Ack, PACKETS)?,
             dup.send_strange(Kind::Ack, PACKETS)?,
@@ -56,6 +65,7 @@ pub fn stack() -> Result<()> {
                 mark.send(Kind::Ack, FOREIGN, FOREIGN.count as u32)?;
                 mark.send(Kind::Ack, FOREIGN, PACKETS)?
             },
+            whole.send_strange(Kind::Held, PACKETS)?,
         ];
         times.iter_mut().zip(round).for_each(|(times, time)| times.push(time));
     }

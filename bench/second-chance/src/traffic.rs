@@ -11,13 +11,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod, TestRunResult};
+use ebpf_common::{Ask, Mark};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use second_chance_xdp::{FlowKey, Traffic};
 use sheave_tests::lab::netns;
 
-use crate::world::{NODE_MAC, POD, VIP, World};
+use crate::world::{ALTERNATE, NODE_MAC, POD, VIP, World};
 
 /// What a packet is in its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub enum Kind {
     SynAck,
     /// Mid-flow, from the client.
     Ack,
+    /// The same, as our XDP program passes it up if another node may have the flow: it goes no further without our chains.
+    Held,
 }
 
 /// A set of flows; `count` 0: one flow per packet.
@@ -152,10 +155,15 @@ fn build(kind: Kind, flows: Flows, action: u32) -> (Vec<u8>, Traffic) {
     let (flags, seq, ack) = match kind {
         Kind::Syn => (0x02, 1000_u32, 0_u32),
         Kind::SynAck => (0x12, 2000, 1001),
-        Kind::Ack => (0x10, 1001, 2001),
+        Kind::Ack | Kind::Held => (0x10, 1001, 2001),
     };
     let answer = kind == Kind::SynAck;
-    let (source_mac, addr, port) = if answer { ([2, 0, 0, 0, 0, 5], POD, 8080_u16) } else { (MARK, VIP, 80) };
+    let (source_mac, addr, port) = match kind {
+        Kind::SynAck => ([2, 0, 0, 0, 0, 5], POD, 8080_u16),
+        Kind::Syn => (Mark::NOBODY.mac(), VIP, 80),
+        Kind::Ack | Kind::Held => (Mark { ask: Ask::First, quiet: false, slot: ALTERNATE }.mac(), VIP, 80),
+    };
+    let ttl = if kind == Kind::Held { Mark::HELD_TTL } else { 64 };
     let mut frame = vec![0; FRAME];
     frame[0..6].copy_from_slice(&NODE_MAC);
     frame[6..12].copy_from_slice(&source_mac);
@@ -163,7 +171,7 @@ fn build(kind: Kind, flows: Flows, action: u32) -> (Vec<u8>, Traffic) {
     // Version and length, don't fragment, time to live, TCP.
     frame[14] = 0x45;
     frame[16..18].copy_from_slice(&(FRAME as u16 - 14).to_be_bytes());
-    frame[20..24].copy_from_slice(&[0x40, 0, 64, 6]);
+    frame[20..24].copy_from_slice(&[0x40, 0, ttl, 6]);
     let (addr_at, port_at) = if answer { (26, 34) } else { (30, 36) };
     frame[addr_at..addr_at + 4].copy_from_slice(&addr);
     frame[port_at..port_at + 2].copy_from_slice(&port.to_be_bytes());
@@ -210,8 +218,6 @@ unsafe impl Pod for Shared {}
 
 const _: () = assert!(size_of::<Traffic>() == 3 * 8 + 7 * 8 + 4 * 4 && size_of::<FlowKey>() == 16);
 
-/// `Mark { ask: First, quiet: false, slot: 2 }` of `ebpf_common::chance`.
-const MARK: [u8; 6] = [0x02, 0x53, 0x68, 0x01, 0, 2];
 /// Headers and 64 bytes.
 const FRAME: usize = 54 + 64;
 /// Seeds of strangers begin far from those of named flows.

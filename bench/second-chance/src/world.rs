@@ -8,10 +8,15 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use ebpf_common::ServiceKey;
 use sheave_tests::lab::netns;
+use speaker_core::backend::{Endpoints, LocalPods, Plan, Uplink, ruleset};
+use speaker_core::view::Affinity;
 
 pub const VIP: [u8; 4] = [192, 0, 2, 10];
 pub const POD: [u8; 4] = [10, 244, 0, 5];
+/// Slot of the node that may have the flows that this one does not know: 10.99.0.2.
+pub const ALTERNATE: u16 = 2;
 pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 pub struct World {
@@ -155,6 +160,23 @@ pub const DUP_RAW: &str = "table ip bench {
     ip ttl set 16 @nh,48,8 set @nh,48,8 | 0x80 dup to @ll,80,16 map { 2 : 10.99.0.2 } device up0 drop
   }
 }";
+
+/// (a) as a speaker puts it in place on such a node.
+pub fn shipped() -> Result<String> {
+    let plan = Plan {
+        uplink: Uplink::new("up0")?,
+        vips: [VIP.into()].into(),
+        services: [(
+            ServiceKey { addr: VIP, port: 80_u16.to_be_bytes(), proto: 6, pad: 0 },
+            LocalPods { affinity: Affinity::None, pods: vec![(POD.into(), 8080)] },
+        )]
+        .into(),
+        peers: [(ALTERNATE, [10, 99, 0, 2].into())].into(),
+        second_chance: true,
+        endpoints: Endpoints::default(),
+    };
+    Ok(ruleset::replace(&plan))
+}
 
 /// (b) nat chains see only unknown connections: one binds "no translation" and a mark, a policy route per node follows the mark.
 pub const NAT_MARK: &str = "table ip bench {

@@ -194,12 +194,15 @@ fn chance(text: &mut String, plan: &Plan) {
 
     line(text, format_args!("\tchain chance {{"));
     line(text, format_args!("\t\ttype filter hook prerouting priority {CHANCE_PRIORITY}; policy accept;"));
+    // Translated once, and not held: a flow of this node. Most packets go no further than this. (What kube-proxy translates goes
+    // on too: it is not for a VIP, or was begun while this table was missing.)
+    let known = "ct status & (dnat | assured) == (dnat | assured)";
+    line(text, format_args!("\t\t{known} ip ttl != {} accept", Mark::HELD_TTL));
     line(text, format_args!("\t\tiifname != \"{}\" accept", plan.uplink.as_str()));
     line(text, format_args!("\t\tip daddr != @vips accept"));
     // As XDP left it, the packet would not be forwarded: see `HELD_TTL`.
     line(text, format_args!("\t\tip ttl {} ip ttl set {}", Mark::HELD_TTL, Mark::KNOWN_TTL));
-    // Translated by us once: a flow of this node. Most packets go no further than this.
-    line(text, format_args!("\t\tct status & (dnat | assured) == (dnat | assured) accept"));
+    line(text, format_args!("\t\t{known} accept"));
     // The client has never confirmed what a pod of this node said, and this is no confirmation either: it is an answer to
     // another node, which got the SYN first. Since Linux 6.1 conntrack lets it pass (`tcp_in_window`: "ACK is under the lower
     // bound"), and our pod would end the client's connection with a reset.
