@@ -10,9 +10,13 @@ use crate::args::{Cli, LogFormat};
 /// Lines that wait at most.
 const QUEUE: usize = 10_000;
 
+/// The Kubernetes client logs an error for each request that fails, without saying which; whoever made the request says more.
+const CLIENT: &str = "kube_client::client::builder=off";
+
 /// The guard writes what waits when it is dropped.
 pub fn start(cli: &Cli) -> Result<WorkerGuard> {
     let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {:?}", cli.log))?;
+    let filter = filter.add_directive(CLIENT.parse().context("our own directive")?);
     let (writer, guard) =
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE).finish(std::io::stdout());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
