@@ -105,6 +105,21 @@ mod tests {
 
     use super::*;
 
+    /// The far end takes connections and says nothing: each request is given up, and the next one goes on a new connection.
+    #[tokio::test]
+    async fn a_connection_that_hangs_is_replaced() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let api: Api<VirtualIP> = Api::all(client(kube::Config::new(address.parse().unwrap())).unwrap());
+        let mut hanging = Vec::new();
+        for _ in 0..2 {
+            let both = async { tokio::join!(api.get("192.0.2.1"), listener.accept()) };
+            let (answer, connection) = tokio::time::timeout(3 * PATIENCE, both).await.expect("given up");
+            assert!(answer.is_err());
+            hanging.push(connection.unwrap());
+        }
+    }
+
     #[test]
     fn a_late_message_is_told_from_terms_that_start_again() {
         let at = |text: &str| text.parse::<Timestamp>().expect("a time");
