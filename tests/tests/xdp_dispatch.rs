@@ -142,20 +142,23 @@ fn a_ring_is_replaced_at_once() {
             swaps
         });
         let limit = Instant::now() + Duration::from_secs(60);
-        let mut saw_both = 0;
-        while saw_both < RUNS && Instant::now() < limit {
+        let (mut saw_both, mut mixed, mut other) = (0, 0, 0);
+        while saw_both < RUNS && !swaps.is_finished() && Instant::now() < limit {
             let before = kernel.counters().expect("counters");
             kernel.time(&frame, PACKETS).expect("BPF_PROG_TEST_RUN");
             let after = kernel.counters().expect("counters");
             let seen = |verdict: Verdict| after[verdict as usize] - before[verdict as usize];
             let (short, long) = (seen(Verdict::DispatchedLocal), seen(Verdict::NoNeighbour));
-            assert_eq!(seen(Verdict::BadRing), 0, "a mixture of two rings");
-            assert_eq!(short + long, u64::from(PACKETS), "each packet saw one of the rings");
+            mixed += seen(Verdict::BadRing);
+            other += u64::from(PACKETS) - short - long;
             saw_both += u32::from(short > 0 && long > 0);
         }
+        // Nothing is asserted before: the other thread would never end.
         done.store(true, Ordering::Relaxed);
         let swaps = swaps.join().expect("the swapping thread");
         println!("{swaps} swaps");
+        assert_eq!(mixed, 0, "mixtures of two rings");
+        assert_eq!(other, 0, "each packet saw one of the rings");
         assert_eq!(saw_both, RUNS, "so many runs in which rings changed between two packets, of {swaps} changes");
     });
 }
