@@ -25,7 +25,10 @@ pub struct Side {
     pub alive: usize,
     /// What became of the eligible ones that are not alive.
     pub lost: Ends,
-    /// The same by the second of their last echo, from the first fault.
+    /// How many of these kube-proxy's rules had opened: the pod saw a node as its client. They end with the node by which they came.
+    /// At Sheave's address this happens only while our table is missing.
+    pub lost_by_kube_proxy: usize,
+    /// The lost ones by the second of their last echo, from the first fault.
     pub lost_at: BTreeMap<u64, usize>,
     /// Of the eligible ones that are alive, between two echoes, from the first fault on.
     pub longest_pause_ms: f64,
@@ -44,10 +47,6 @@ pub struct Side {
     pub new_failed_later: u64,
     /// The same by the second in which they began, from the first fault.
     pub new_failed_at: BTreeMap<u64, usize>,
-    /// Sheave's address: opened by kube-proxy's rules (the pod saw a node as its client), because our table was missing at that
-    /// moment. They end with the node by which they came, so they count nowhere else.
-    pub by_kube_proxy: usize,
-    pub by_kube_proxy_alive: usize,
     /// Where the address went meanwhile, if it is today's.
     pub moved_to: Vec<String>,
     /// The first few that are not as they should be.
@@ -97,26 +96,16 @@ pub fn heard<'a>(reports: impl Iterator<Item = &'a Reports>) -> Heard {
     heard
 }
 
-/// Whose rules find the pods of an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rules {
-    Sheave,
-    KubeProxy,
-}
-
 /// `heard`: by the clients of both addresses. A connection that was reset, or fell silent, while its pod went on serving others was
 /// lost, whatever became of the pod later. A FIN is the server's own: nothing on the way makes one.
-pub fn judge(rules: Rules, reports: &Reports, living: &Living, heard: &Heard) -> Side {
+pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
     let all = &reports.held.connections;
     let lives = |held: &&Held| {
         let last = heard.get(&(held.pod.clone(), held.started_ns)).copied().unwrap_or_default();
         let outlived = held.ended_ns.is_some_and(|ended| last > ended + AT_ONCE_NS);
         outlived && held.state != HeldState::Closed || living.get(&held.pod) == Some(&held.started_ns)
     };
-    let translated: Vec<_> = all.iter().filter(|held| held.state != HeldState::Failed).collect();
-    let by_kube_proxy = |held: &&&Held| rules == Rules::Sheave && ip(&held.seen) != ip(&held.local);
-    let opened = || translated.iter().filter(|held| !by_kube_proxy(held)).copied();
-    let other = || translated.iter().filter(by_kube_proxy);
+    let opened = || all.iter().filter(|held| held.state != HeldState::Failed);
     let eligible: Vec<_> = opened().filter(lives).collect();
     let gone: Vec<_> = opened().filter(|held| !lives(held)).collect();
     let alive = || eligible.iter().filter(|held| held.state == HeldState::Alive);
@@ -131,10 +120,11 @@ pub fn judge(rules: Rules, reports: &Reports, living: &Living, heard: &Heard) ->
     let new = reports.connecting.as_ref();
     Side {
         opened: opened().count(),
-        failed: all.len() - translated.len(),
+        failed: all.len() - opened().count(),
         eligible: eligible.len(),
         alive: alive().count(),
         lost: ends(&eligible),
+        lost_by_kube_proxy: wrong.iter().filter(|held| ip(&held.seen) != ip(&held.local)).count(),
         lost_at: count_by(wrong.iter().map(|held| seconds(mark, held.last_echo_ns) as u64)),
         longest_pause_ms: alive().map(|held| pause(&held)).fold(0.0, f64::max),
         longest_unacknowledged_ms: alive().map(|held| held.unacknowledged_after_mark_ms).fold(0.0, f64::max),
@@ -145,8 +135,6 @@ pub fn judge(rules: Rules, reports: &Reports, living: &Living, heard: &Heard) ->
         new_failed: new.map_or(0, |new| new.failed),
         new_failed_later: new.map_or(0, |new| new.failed_after_mark.unwrap_or(new.failed)),
         new_failed_at: new.map(|new| failed_at(new, mark)).unwrap_or_default(),
-        by_kube_proxy: other().count(),
-        by_kube_proxy_alive: other().filter(|held| held.state == HeldState::Alive).count(),
         moved_to: Vec::new(),
         examples: one_a_second(wrong.into_iter().copied(), |held| held.last_echo_ns)
             .chain(hanging.take(FEW).copied())
@@ -266,13 +254,10 @@ mod tests {
         };
         let reports = Reports { held, connecting: None };
         let living = Living::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
-        let heard = heard([&reports].into_iter());
-        let today = judge(Rules::KubeProxy, &reports, &living, &heard);
-        assert_eq!((today.eligible, today.lost.reset, today.by_kube_proxy), (5, 3, 0));
-        let side = judge(Rules::Sheave, &reports, &living, &heard);
-        assert_eq!((side.by_kube_proxy, side.by_kube_proxy_alive), (1, 0));
-        assert_eq!((side.opened, side.failed, side.eligible, side.alive, side.gone), (7, 1, 4, 1, 3));
-        assert_eq!(side.lost, Ends { closed: 0, reset: 2, silent: 1 });
+        let side = judge(&reports, &living, &heard([&reports].into_iter()));
+        assert_eq!((side.opened, side.failed, side.eligible, side.alive, side.gone), (8, 1, 5, 1, 3));
+        assert_eq!(side.lost, Ends { closed: 0, reset: 3, silent: 1 });
+        assert_eq!(side.lost_by_kube_proxy, 1, "it is lost all the same");
         assert_eq!(side.ended, Ends { closed: 0, reset: 1, silent: 2 });
         assert_eq!(
             (side.longest_wait_ms, side.examples.len()),

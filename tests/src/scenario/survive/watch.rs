@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
-use super::judge::{Rules, Side, heard, judge, living};
+use super::judge::{Side, heard, judge, living};
 use super::today::Today;
 use super::{Setup, Survival};
 use crate::lab::{ClientKind, Fault, Lab};
@@ -126,12 +126,10 @@ impl<'a> Watch<'a> {
         let living = living(scene)?;
         let heard = heard(today.iter().map(|(reports, _)| reports).chain([&sheave]));
         let today = match today {
-            Some((reports, today)) => {
-                Some(Side { moved_to: today.finish()?, ..judge(Rules::KubeProxy, &reports, &living, &heard) })
-            }
+            Some((reports, today)) => Some(Side { moved_to: today.finish()?, ..judge(&reports, &living, &heard) }),
             None => None,
         };
-        Ok(Survival { sheave: judge(Rules::Sheave, &sheave, &living, &heard), today, figures, story, trouble: None })
+        Ok(Survival { sheave: judge(&sheave, &living, &heard), today, figures, story, trouble: None })
     }
 }
 
