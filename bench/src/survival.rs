@@ -55,8 +55,8 @@ impl Runs {
         self.of(scenario, proxy_mode).count()
     }
 
-    /// Whether every eligible connection of Sheave's lived, no other was left in silence, no new one failed (unless anything may
-    /// happen at once: then there may be nobody to answer), and nothing else went wrong.
+    /// Whether every eligible connection of Sheave's lived, no other was left in silence, UDP stayed with its pods, no new
+    /// connection failed (unless anything may happen at once: then there may be nobody to answer), and nothing else went wrong.
     pub fn whole(&self) -> bool {
         self.runs.iter().all(|run| {
             let may_fail = SCENARIOS.iter().any(|scenario| scenario.name == run.scenario && !scenario.repeated);
@@ -158,6 +158,7 @@ const COUNTS: &[(&str, Count)] = &[
     ("alive of those whose pod lives", |side| (side.alive, side.eligible)),
     ("pod gone: ended by FIN", |side| (side.ended.closed, side.gone)),
     ("pod gone: ended by a reset", |side| (side.ended.reset, side.gone)),
+    ("UDP: stayed with a pod that lives", |side| (side.udp.stayed, side.udp.eligible)),
 ];
 
 /// Quantities of one repetition; those that are 0 everywhere are left out unless they are to be shown always.
@@ -177,6 +178,9 @@ const VALUES: &[(&str, Value, bool)] = &[
     ("longest pause, ms", |side| side.longest_pause_ms, true),
     ("longest without acknowledgement, ms", |side| side.longest_unacknowledged_ms, true),
     ("new ones failed later than 300 ms", |side| side.new_failed_later as f64, true),
+    ("UDP: silent at the end", |side| side.udp.silent as f64, false),
+    ("UDP: longest gap, same pod, ms", |side| side.udp.longest_gap_ms, false),
+    ("UDP: longest gap, to the next pod, ms", |side| side.udp.longest_gap_to_next_ms, false),
 ];
 
 #[cfg(test)]

@@ -184,7 +184,13 @@ fn summary(run: &Run) -> String {
             side.new,
             side.new_failed_later
         ));
+        let udp = &side.udp;
+        lines.push(format!(
+            "  {name}: UDP {} of {} stayed, {} silent, longest gap {:.0} ms, to the next pod {:.0} ms",
+            udp.stayed, udp.eligible, udp.silent, udp.longest_gap_ms, udp.longest_gap_to_next_ms
+        ));
     }
+    lines.extend(survival.sheave.udp.examples.iter().map(|line| format!("    {line}")));
     lines.extend(survival.sheave.examples.iter().map(|line| format!("    {line}")));
     let by_second = [("lost", &survival.sheave.lost_at), ("new ones failed", &survival.sheave.new_failed_at)];
     for (what, counts) in by_second.into_iter().filter(|(_, counts)| !counts.is_empty()) {

@@ -1,19 +1,20 @@
 //! Keeps many connections open, sends on each, and tells what became of them.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::clock::{milliseconds, now_ns};
 use super::control::{Control, print_report, say_ready};
+use super::ports::SourcePorts;
 use super::report::{Greeting, Held, HeldState, HoldCounts, HoldReport};
 
 #[derive(clap::Args)]
@@ -51,7 +52,7 @@ async fn hold(arguments: &Arguments, control: &Control) -> Result<HoldReport> {
     let holder = Arc::new(Holder::new(arguments, control));
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..arguments.connections {
-        let first = lock(&holder.ports).next()?;
+        let first = lock(&holder.ports).next(bind)?;
         // Spread over the interval: one burst of all connections would measure this program.
         let phase = arguments.interval_ms * 1_000 * u64::from(number) / u64::from(arguments.connections);
         let (tell, connected) = tokio::sync::oneshot::channel();
@@ -97,7 +98,7 @@ impl Holder {
             every: Duration::from_millis(arguments.interval_ms),
             reopen: arguments.reopen,
             control: control.clone(),
-            ports: Mutex::new(SourcePorts::new(arguments)),
+            ports: Mutex::new(SourcePorts::new(arguments.source_port, arguments.connections)),
             tracks: Mutex::new(Some(Vec::new())),
             reopen_failed: AtomicU64::new(0),
         }
@@ -124,7 +125,7 @@ impl Holder {
         }
         loop {
             sleep(REOPEN_AFTER).await;
-            let Ok((socket, local)) = lock(&self.ports).next() else { return };
+            let Ok((socket, local)) = lock(&self.ports).next(bind) else { return };
             match open(socket, self.to).await {
                 Ok((stream, greeting)) => match self.record(Track::new(local)) {
                     Some(track) => self.exchange(&stream, greeting, phase, &track).await,
@@ -379,31 +380,10 @@ impl Track {
     }
 }
 
-/// Consecutive free source ports from a given place, or from one that moves on with the clock: a port that was used within the two
-/// minutes of TIME_WAIT meets what some node still knows of it, and is answered with silence.
-struct SourcePorts(u16);
-
-impl SourcePorts {
-    fn new(arguments: &Arguments) -> Self {
-        let places = u64::from(LAST_PORT - FIRST_PORT) / u64::from(arguments.connections.max(1));
-        let place = now_ns() / PLACE_NS % places.max(1);
-        let next = FIRST_PORT + place as u16 * arguments.connections;
-        Self(arguments.source_port.unwrap_or(next))
-    }
-
-    fn next(&mut self) -> Result<(TcpSocket, SocketAddr)> {
-        for _ in FIRST_PORT..LAST_PORT {
-            let port = self.0;
-            self.0 = if port >= LAST_PORT { FIRST_PORT } else { port + 1 };
-            let socket = TcpSocket::new_v4()?;
-            match socket.bind((Ipv4Addr::UNSPECIFIED, port).into()) {
-                Ok(()) => return Ok((socket, (Ipv4Addr::UNSPECIFIED, port).into())),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(error) => return Err(error).with_context(|| format!("source port {port}")),
-            }
-        }
-        bail!("no source port is free")
-    }
+fn bind(local: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(local)?;
+    Ok(socket)
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -415,8 +395,3 @@ const CONNECTING_AT_ONCE: usize = 50;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// A client that tries again at once would only measure the outage, and burn source ports in it.
 const REOPEN_AFTER: Duration = Duration::from_millis(100);
-const FIRST_PORT: u16 = 10_000;
-/// The kernel gives out ports from 32768 on (net.ipv4.ip_local_port_range).
-const LAST_PORT: u16 = 32_000;
-/// Before the next place: 110 places of 200 ports come round every 220 s.
-const PLACE_NS: u64 = 2_000_000_000;

@@ -21,7 +21,7 @@
 //!
 //! Commands of `sheave-traffic` (a static binary is the image `sheave-traffic:lab`, entry point `/sheave-traffic`):
 //! - `serve --tcp 8080 --udp 8080`: greets with [`report::Greeting`] as a line of JSON (env POD_NAME, NODE_NAME), echoes;
-//!   a UDP reply is the datagram and " POD NODE".
+//!   a UDP reply is the datagram and " POD NODE STARTED".
 //! - `hold`, `probe`, `connect`, `arp-watch`: print `ready`, obey `mark [NS]` and `report` on stdin ([`control`]), print
 //!   one JSON report: [`report::HoldReport`], [`report::ProbeReport`], [`report::ConnectReport`], [`report::ArpReport`].
 //!   [`hold()`], [`probe()`], [`connect()`], [`arp_watch`], [`start`] run them as a client of a lab.
@@ -35,6 +35,7 @@ pub mod connect;
 pub mod control;
 pub mod hold;
 pub mod manifest;
+pub mod ports;
 pub mod probe;
 pub mod relay;
 pub mod report;

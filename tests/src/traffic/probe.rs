@@ -1,6 +1,6 @@
 //! UDP probes at a fixed rate: how long is nobody there?
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -12,6 +12,7 @@ use nix::sys::socket::sockopt::RcvBufForce;
 
 use super::clock::{milliseconds, now_ns, sleep_until};
 use super::control::{Control, print_report, say_ready};
+use super::ports::SourcePorts;
 use super::report::{Answered, Outage, ProbeFlow, ProbeReport};
 
 #[derive(clap::Args)]
@@ -33,7 +34,8 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let control = Control::start(arguments.duration)?;
     let stop = Arc::new(AtomicBool::new(false));
-    let flows: Vec<_> = (0..arguments.flows).map(|_| Flow::open(arguments.to)).collect::<Result<_>>()?;
+    let mut ports = SourcePorts::new(None, arguments.flows);
+    let flows: Vec<_> = (0..arguments.flows).map(|_| Flow::open(&mut ports, arguments.to)).collect::<Result<_>>()?;
     let receivers: Vec<_> = flows
         .iter()
         .map(|flow| {
@@ -98,8 +100,8 @@ struct Probe {
 }
 
 impl Flow {
-    fn open(to: SocketAddr) -> Result<Self> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    fn open(ports: &mut SourcePorts, to: SocketAddr) -> Result<Self> {
+        let (socket, _) = ports.next(UdpSocket::bind)?;
         socket.connect(to).with_context(|| to.to_string())?;
         socket.set_read_timeout(Some(LATE))?;
         // A busy machine wakes the receiver late: what waits for it meanwhile has arrived. More than the system's limit
@@ -150,6 +152,7 @@ impl Flow {
             sent: probes.len() as u64,
             received,
             lost: probes.len() as u64 - received,
+            last_sent_ns: probes.last().map_or(0, |probe| probe.sent_ns),
             outages: outages(&probes),
             answered_by: answerers(&probes),
         }
@@ -177,13 +180,26 @@ fn outages(probes: &[Probe]) -> Vec<Outage> {
 
 fn answerers(probes: &[Probe]) -> Vec<Answered> {
     let mut found: Vec<Answered> = Vec::new();
-    for probe in probes {
-        let Some(who) = &probe.answered_by else { continue };
+    for Probe { sent_ns, answered_by } in probes {
+        let Some(who) = answered_by else { continue };
         let mut words = who.split_whitespace();
         let (pod, node) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let started_ns = words.next().and_then(|started| started.parse().ok()).unwrap_or_default();
         match found.last_mut() {
-            Some(last) if last.pod == pod => last.count += 1,
-            _ => found.push(Answered { pod: pod.to_owned(), node: node.to_owned(), from_ns: probe.sent_ns, count: 1 }),
+            Some(last) if last.pod == pod && last.started_ns == started_ns => {
+                last.longest_gap_ms = last.longest_gap_ms.max(milliseconds(last.to_ns, *sent_ns));
+                last.to_ns = *sent_ns;
+                last.count += 1;
+            }
+            _ => found.push(Answered {
+                pod: pod.to_owned(),
+                node: node.to_owned(),
+                started_ns,
+                from_ns: *sent_ns,
+                to_ns: *sent_ns,
+                longest_gap_ms: 0.0,
+                count: 1,
+            }),
         }
     }
     found
@@ -205,14 +221,22 @@ mod tests {
             .enumerate()
             .map(|(number, answered)| Probe {
                 sent_ns: number as u64 * 1_000_000,
-                answered_by: answered.then(|| Arc::from(" pod node1")),
+                answered_by: answered.then(|| Arc::from(" pod node1 7")),
             })
             .collect();
         let found = outages(&probes);
         assert_eq!(found.len(), 2);
         assert_eq!((found[0].lost, found[0].ms), (2, 2.0));
         assert_eq!((found[1].lost, found[1].ms), (1, 0.0), "nothing answered later: it lasts to the last probe");
-        assert_eq!(answerers(&probes).len(), 1);
-        assert_eq!(answerers(&probes)[0].node, "node1");
+        let [one] = answerers(&probes).try_into().expect("one pod");
+        assert_eq!((one.node.as_str(), one.started_ns, one.count), ("node1", 7, 3));
+        assert_eq!((one.from_ns, one.to_ns, one.longest_gap_ms), (0, 4_000_000, 3.0));
+    }
+
+    #[test]
+    fn a_pod_that_was_restarted_is_another_one() {
+        let probe = |sent_ns, who: &str| Probe { sent_ns, answered_by: Some(Arc::from(who)) };
+        let found = answerers(&[probe(1, " pod node1 7"), probe(2, " pod node1 7"), probe(3, " pod node1 8")]);
+        assert_eq!(found.iter().map(|one| (one.started_ns, one.count)).collect::<Vec<_>>(), [(7, 2), (8, 1)]);
     }
 }

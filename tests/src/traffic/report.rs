@@ -96,7 +96,7 @@ impl HoldReport {
 }
 
 /// `probe`: UDP datagrams at a fixed rate.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ProbeReport {
     pub to: String,
     pub interval_ms: f64,
@@ -110,12 +110,13 @@ pub struct ProbeReport {
     pub flows: Vec<ProbeFlow>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ProbeFlow {
     pub local: String,
     pub sent: u64,
     pub received: u64,
     pub lost: u64,
+    pub last_sent_ns: u64,
     pub outages: Vec<Outage>,
     /// Who answered, in the order in which the answering pod changed.
     pub answered_by: Vec<Answered>,
@@ -134,8 +135,14 @@ pub struct Outage {
 pub struct Answered {
     pub pod: String,
     pub node: String,
+    /// As [`Greeting::started_ns`].
+    pub started_ns: u64,
     /// Sending time of the first probe it answered.
     pub from_ns: u64,
+    /// And of the last one.
+    pub to_ns: u64,
+    /// Between the sending of two probes that it answered one after the other.
+    pub longest_gap_ms: f64,
     pub count: u64,
 }
 

@@ -130,9 +130,9 @@ async fn echo(mut stream: TcpStream, greeting: &Greeting, mut closing: watch::Re
     Ok(())
 }
 
-/// The reply is the datagram, then " POD NODE".
+/// The reply is the datagram, then " POD NODE STARTED", the last as in [`Greeting::started_ns`].
 async fn answer(socket: UdpSocket, me: Arc<Identity>) {
-    let suffix = format!(" {} {}", me.pod, me.node);
+    let suffix = format!(" {} {} {}", me.pod, me.node, me.started_ns);
     let mut buffer = vec![0; 2048];
     loop {
         match socket.recv_from(&mut buffer).await {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::datagrams::{self, Datagrams};
 use super::watch::Reports;
 use crate::scenario::deploy::{POD_PORT, Scene};
 use crate::scenario::pods::greeting_from;
@@ -47,6 +48,7 @@ pub struct Side {
     pub new_failed_later: u64,
     /// The same by the second in which they began, from the first fault.
     pub new_failed_at: BTreeMap<u64, usize>,
+    pub udp: Datagrams,
     /// Where the address went meanwhile, if it is today's.
     pub moved_to: Vec<String>,
     /// The first few that are not as they should be.
@@ -62,9 +64,9 @@ pub struct Ends {
 }
 
 impl Side {
-    /// Every eligible connection lives, and none of the others was left in silence.
+    /// Every eligible connection lives, none of the others was left in silence, and UDP stayed where it was.
     pub fn whole(&self) -> bool {
-        self.failed == 0 && self.alive == self.eligible && self.ended.silent == 0
+        self.failed == 0 && self.alive == self.eligible && self.ended.silent == 0 && self.udp.whole()
     }
 }
 
@@ -135,6 +137,7 @@ pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
         new_failed: new.map_or(0, |new| new.failed),
         new_failed_later: new.map_or(0, |new| new.failed_after_mark.unwrap_or(new.failed)),
         new_failed_at: new.map(|new| failed_at(new, mark)).unwrap_or_default(),
+        udp: datagrams::judge(&reports.probed, living),
         moved_to: Vec::new(),
         examples: one_a_second(wrong.into_iter().copied(), |held| held.last_echo_ns)
             .chain(hanging.take(FEW).copied())
@@ -191,7 +194,7 @@ fn count_by(seconds: impl Iterator<Item = u64>) -> BTreeMap<u64, usize> {
 }
 
 /// Before the mark they are negative.
-fn seconds(mark_ns: u64, at_ns: u64) -> f64 {
+pub fn seconds(mark_ns: u64, at_ns: u64) -> f64 {
     (at_ns as f64 - mark_ns as f64) / 1e9
 }
 
@@ -207,7 +210,7 @@ const AT_ONCE_NS: u64 = 500_000_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::traffic::report::{HoldCounts, HoldReport};
+    use crate::traffic::report::{HoldCounts, HoldReport, ProbeReport};
 
     #[test]
     fn a_pod_that_was_restarted_is_another_one_and_one_that_served_on_was_there() {
@@ -252,7 +255,7 @@ mod tests {
             reopen_failed: 0,
             connections,
         };
-        let reports = Reports { held, connecting: None };
+        let reports = Reports { held, connecting: None, probed: ProbeReport::default() };
         let living = Living::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
         let side = judge(&reports, &living, &heard([&reports].into_iter()));
         assert_eq!((side.opened, side.failed, side.eligible, side.alive, side.gone), (8, 1, 5, 1, 3));

@@ -19,10 +19,11 @@
 //! by a reset; one that is silent is a defect. New connections may fail within 300 ms of a fault that nobody announced (a loss
 //! of power, a kill); else never.
 //!
-//! Read: [`watch`] (the clients) → [`judge`] (what became of their connections) → [`whole`] (what must be true before) →
+//! Read: [`watch`] (the clients) → [`judge`] (what became of their connections), [`datagrams`] (and of their UDP flows) → [`whole`] (what must be true before) →
 //! [`workload`] (the Deployment) → the scenarios in [`nodes`], [`pods`], [`drain`], [`speakers`], [`tables`], [`late`],
 //! [`random`].
 
+pub mod datagrams;
 pub mod drain;
 pub mod judge;
 pub mod late;
@@ -42,6 +43,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::deploy::Scene;
+pub use datagrams::Datagrams;
 pub use judge::Side;
 use watch::Watch;
 

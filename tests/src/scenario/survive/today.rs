@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::lab::{Lab, netns, plan};
 use crate::scenario::baseline;
-use crate::scenario::deploy::{Scene, TCP_PORT};
+use crate::scenario::deploy::{Scene, TCP_PORT, UDP_PORT};
 use crate::scenario::settle::holder;
 use crate::traffic::arp;
 
@@ -41,6 +41,10 @@ impl Today {
 
     pub fn tcp(&self) -> String {
         format!("{}:{TCP_PORT}", baseline::ADDRESS)
+    }
+
+    pub fn udp(&self) -> String {
+        format!("{}:{UDP_PORT}", baseline::ADDRESS)
     }
 
     /// These nodes are about to lose what they have. Returns as soon as the segment is being listened to.

@@ -1,4 +1,4 @@
-//! The clients of a scenario while it goes on: for each address connections that are held, and new ones being opened.
+//! The clients of a scenario while it goes on: for each address connections that are held, new ones being opened, and UDP flows.
 
 use std::collections::BTreeMap;
 use std::thread::{self, sleep};
@@ -13,7 +13,7 @@ use crate::lab::{ClientKind, Fault, Lab};
 use crate::scenario::deploy::Scene;
 use crate::scenario::settle::{forget_neighbours, wait_holder};
 use crate::traffic::clock::{milliseconds, now_ns};
-use crate::traffic::report::{ConnectReport, HoldReport};
+use crate::traffic::report::{ConnectReport, HoldReport, ProbeReport};
 use crate::traffic::{self, Running};
 
 /// How clients behave in a scenario.
@@ -51,9 +51,15 @@ impl<'a> Watch<'a> {
         };
         forget_neighbours(scene)?;
         // One after the other: they choose their source ports by the clock.
-        let sheave = Clients::start(&scene.lab, &scene.tcp(), setup.connections, options)?;
+        let sheave = Clients::start(&scene.lab, [&scene.tcp(), &scene.udp()], setup.connections, options)?;
         let today = match today {
-            Some(today) => Some((Clients::start(&scene.lab, &today.tcp(), setup.connections, options)?, today)),
+            Some(today) => {
+                let to = [today.tcp(), today.udp()];
+                Some((
+                    Clients::start(&scene.lab, to.each_ref().map(String::as_str), setup.connections, options)?,
+                    today,
+                ))
+            }
             None => None,
         };
         sleep(BEFORE);
@@ -136,19 +142,22 @@ impl<'a> Watch<'a> {
 struct Clients {
     held: Running<HoldReport>,
     connecting: Option<Running<ConnectReport>>,
+    probing: Running<ProbeReport>,
 }
 
 /// What they tell.
 pub struct Reports {
     pub held: HoldReport,
     pub connecting: Option<ConnectReport>,
+    pub probed: ProbeReport,
 }
 
 impl Clients {
-    fn start(lab: &Lab, to: &str, connections: u16, options: Options) -> Result<Self> {
+    fn start(lab: &Lab, [to, udp]: [&str; 2], connections: u16, options: Options) -> Result<Self> {
         let (connections, interval) = (connections.to_string(), options.interval_ms.to_string());
         let mut hold = vec!["hold", "--to", to, "--connections", &connections, "--interval-ms", &interval];
         hold.extend(options.reopen.then_some("--reopen"));
+        let probe = ["probe", "--udp", "--to", udp, "--flows", UDP_FLOWS, "--interval-ms", UDP_INTERVAL_MS];
         let connect = ["connect", "--to", to, "--interval-ms", CONNECT_INTERVAL_MS];
         Ok(Self {
             held: traffic::start(lab, ClientKind::Segment, &hold)?,
@@ -156,23 +165,27 @@ impl Clients {
                 true => Some(traffic::start(lab, ClientKind::Segment, &connect)?),
                 false => None,
             },
+            probing: traffic::start(lab, ClientKind::Segment, &probe)?,
         })
     }
 
     fn mark(&mut self, at_ns: u64) -> Result<()> {
         self.held.mark_at(at_ns)?;
+        self.probing.mark_at(at_ns)?;
         self.connecting.as_mut().map_or(Ok(()), |running| running.mark_at(at_ns))
     }
 
     fn report(self) -> Result<Reports> {
         // New connections first: they would go on failing or not while the others are asked.
         let connecting = self.connecting.map(Running::report).transpose()?;
-        Ok(Reports { held: self.held.report()?, connecting })
+        Ok(Reports { held: self.held.report()?, connecting, probed: self.probing.report()? })
     }
 }
 
 /// Between two records on one connection: twice 200 of them make 8 000 packets a second at the clients, each way.
 const RECORD_INTERVAL_MS: u64 = 50;
 const CONNECT_INTERVAL_MS: &str = "20";
+const UDP_FLOWS: &str = "50";
+const UDP_INTERVAL_MS: &str = "100";
 const BEFORE: Duration = Duration::from_millis(300);
 const AFTER: Duration = Duration::from_millis(2000);
