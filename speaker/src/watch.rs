@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -160,12 +161,11 @@ fn node(node: Node) -> Option<(Key, Option<Object>)> {
         .iter()
         .filter(|address| address.type_ == "InternalIP")
         .find_map(|address| address.address.parse::<Ipv4Addr>().ok());
-    let ready = status
-        .conditions
-        .unwrap_or_default()
-        .iter()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    let object = address.map(|address| Object::Node(name.clone(), NodeView { address, ready, excluded }));
+    let condition = status.conditions.unwrap_or_default().into_iter().find(|condition| condition.type_ == "Ready");
+    let ready = condition.as_ref().is_some_and(|condition| condition.status == "True");
+    let since = condition.and_then(|condition| condition.last_transition_time);
+    let ready_since = since.map_or(0, |Time(since)| since.as_second());
+    let object = address.map(|address| Object::Node(name.clone(), NodeView { address, ready, ready_since, excluded }));
     Some((Key::Node(name), object))
 }
 

@@ -70,7 +70,7 @@ mod tests {
         let view = |excluded: &[bool]| {
             let node = |(i, &excluded): (usize, &bool)| {
                 let address = Ipv4Addr::new(192, 0, 2, 10 + i as u8);
-                Object::Node(format!("n{i}"), Node { address, ready: true, excluded })
+                Object::Node(format!("n{i}"), Node { address, ready: true, ready_since: 0, excluded })
             };
             View::from(excluded.iter().enumerate().map(node).collect::<Vec<_>>())
         };

@@ -32,16 +32,21 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'stati
 
 /// One service on ports 80 TCP and 53 UDP with so many pods on node `n1`.
 fn plan(pods: u8) -> Plan {
+    plan_of(pods, Conditions::READY, 0)
+}
+
+/// The same with pods like these, on a node that is ready since then.
+fn plan_of(pods: u8, conditions: Conditions, ready_since: i64) -> Plan {
     let name = ObjectName::new("default", "web");
     let ports: Vec<Port> = [("http", 80, Protocol::Tcp), ("dns", 53, Protocol::Udp)]
         .map(|(name, port, protocol)| Port { name: name.into(), port, protocol })
         .into();
-    let endpoint =
-        |i| Endpoint { address: Ipv4Addr::new(10, 0, 0, i), node: Some("n1".into()), conditions: Conditions::READY };
+    let endpoint = |i| Endpoint { address: Ipv4Addr::new(10, 0, 0, i), node: Some("n1".into()), conditions };
     let endpoints = (1..=pods).map(endpoint).collect();
     let mut view = View::default();
+    let address = Ipv4Addr::new(192, 0, 2, 11);
     for object in [
-        Object::Node("n1".into(), Node { address: Ipv4Addr::new(192, 0, 2, 11), ready: true, excluded: false }),
+        Object::Node("n1".into(), Node { address, ready: true, ready_since, excluded: false }),
         Object::Service(name.clone(), Service { ports: ports.clone(), affinity: Affinity::ClientIp }),
         Object::EndpointSlice(name.clone(), EndpointSlice { service: "web".into(), ports, endpoints }),
         Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services: vec![name] }),
@@ -262,6 +267,44 @@ fn flows_whose_pod_is_gone_are_forgotten_and_no_others() {
         backend.sync(plan(0)).await.unwrap();
         wait(400).await;
         assert_eq!((remembered(), backend.flows_forgotten()), (0, 1));
+    });
+}
+
+/// A node that was cut off from the API server and hears it again: its pods are called unready for some seconds.
+#[test]
+fn udp_flows_stay_while_kubernetes_has_just_begun_to_hear_the_node_again() {
+    in_namespace(|| async {
+        pod_in_this_namespace().await;
+        let udp = UdpSocket::bind((POD, 0)).unwrap();
+        udp.send_to(b"x", (VIP, 53)).unwrap();
+        let wait = |ms| tokio::time::sleep(Duration::from_millis(ms));
+        let mut backend = Backend::new(Nft::new("nft"));
+        backend.sync(plan(1)).await.unwrap();
+        wait(400).await;
+
+        let unready = Conditions { ready: false, serving: false, terminating: false };
+        let heard_again = std::time::Instant::now();
+        backend.sync(plan_of(1, unready, 1)).await.unwrap();
+        wait(400).await;
+        assert_eq!(backend.flows_forgotten(), 0);
+        while backend.flows_forgotten() == 0 {
+            let elapsed = heard_again.elapsed();
+            assert!(elapsed < Duration::from_secs(40), "it is still called unready: now it is");
+            // Without an answer conntrack forgets it by itself after 30 s.
+            if elapsed < Duration::from_secs(20) {
+                udp.send_to(b"x", (VIP, 53)).unwrap();
+            }
+            wait(100).await;
+        }
+        assert!(heard_again.elapsed() >= Duration::from_secs(30));
+        assert_eq!((conntrack::flows(&vips()).unwrap().len(), backend.flows_forgotten()), (0, 1));
+
+        // Without a word about the node it is the pod.
+        udp.send_to(b"x", (VIP, 53)).unwrap();
+        backend.sync(plan_of(1, Conditions::READY, 1)).await.unwrap();
+        backend.sync(plan_of(1, unready, 1)).await.unwrap();
+        wait(400).await;
+        assert_eq!(backend.flows_forgotten(), 2);
     });
 }
 

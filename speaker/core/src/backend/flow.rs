@@ -8,7 +8,8 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{FlowTuple, ServiceKey};
 
-use crate::view::endpoints::{Frontend, frontends};
+use super::doubt::NodeReady;
+use crate::view::endpoints::{Frontend, Pod, frontends};
 use crate::view::{Protocol, View};
 
 /// One entry of conntrack: TCP or UDP, addressed to a VIP, translated to a pod.
@@ -83,26 +84,41 @@ pub struct Endpoints {
     /// pods elsewhere and stay.
     pods: BTreeSet<Ipv4Addr>,
     /// Who still answers, by UDP port of a VIP.
-    udp: BTreeMap<ServiceKey, BTreeSet<(Ipv4Addr, u16)>>,
+    udp: Targets,
+    /// Whether it answers or not.
+    udp_named: Targets,
+    /// This node, if the view has it.
+    node: Option<NodeReady>,
 }
 
+type Targets = BTreeMap<ServiceKey, BTreeSet<(Ipv4Addr, u16)>>;
+
 impl Endpoints {
-    pub fn new(view: &View) -> Self {
-        Self::from_frontends(view, &frontends(view).0)
+    pub fn new(view: &View, node: &str) -> Self {
+        Self::from_frontends(view, node, &frontends(view).0)
     }
 
-    pub(super) fn from_frontends(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Self {
+    pub(super) fn from_frontends(view: &View, node: &str, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Self {
         let endpoints = view.slices().values().flat_map(|slice| &slice.endpoints);
-        let udp = frontends.iter().filter(|(key, _)| key.proto == Protocol::Udp.number());
-        let answering = |frontend: &Frontend<'_>| {
-            let pods = frontend.pods.iter().filter(|pod| pod.conditions.ready || pod.conditions.serving);
-            pods.map(|pod| (pod.address, pod.port)).collect()
+        let udp = |chosen: fn(&Pod<'_>) -> bool| {
+            let ports = frontends.iter().filter(|(key, _)| key.proto == Protocol::Udp.number());
+            let pods = |frontend: &Frontend<'_>| {
+                frontend.pods.iter().filter(|pod| chosen(pod)).map(|pod| (pod.address, pod.port)).collect()
+            };
+            ports.map(|(key, frontend)| (*key, pods(frontend))).collect()
         };
+        let node = view.nodes().get(node);
         Self {
             vips: view.vips().keys().copied().collect(),
             pods: endpoints.map(|endpoint| endpoint.address).collect(),
-            udp: udp.map(|(key, frontend)| (*key, answering(frontend))).collect(),
+            udp: udp(|pod| pod.conditions.ready || pod.conditions.serving),
+            udp_named: udp(|_| true),
+            node: node.map(|node| NodeReady { ready: node.ready, since: node.ready_since }),
         }
+    }
+
+    pub fn node(&self) -> Option<NodeReady> {
+        self.node
     }
 
     /// Flows to these are ours to judge.
@@ -111,10 +127,12 @@ impl Endpoints {
     }
 
     /// The flow has nobody left. TCP stays with a pod for as long as the view names it: one that stops serving closes its
-    /// connections itself. UDP does not close, so it leaves a pod that stops serving, or whose port is another one now.
-    pub fn lost(&self, flow: &Flow) -> bool {
+    /// connections itself. UDP does not close, so it leaves a pod that stops serving (if there is no [`super::Doubt`] of that), or
+    /// whose port is another one now.
+    pub fn lost(&self, flow: &Flow, doubt: bool) -> bool {
         let gone = !self.pods.contains(&flow.pod.0);
-        let left = || self.udp.get(&flow.service()).is_some_and(|pods| !pods.contains(&flow.pod));
+        let udp = if doubt { &self.udp_named } else { &self.udp };
+        let left = || udp.get(&flow.service()).is_some_and(|pods| !pods.contains(&flow.pod));
         self.vips.contains(&flow.vip()) && (gone || left())
     }
 

@@ -3,6 +3,7 @@
 //! [`Plan`] is the meaning, [`ruleset`] the text. Compare plans to learn whether anything changed.
 //! Read first: docs/backend.md.
 
+pub mod doubt;
 pub mod flow;
 pub mod ruleset;
 
@@ -17,6 +18,7 @@ use thiserror::Error;
 use crate::view::endpoints::{Pod, frontends};
 use crate::view::{Affinity, View};
 
+pub use doubt::{Doubt, NodeReady};
 pub use flow::{Endpoints, Flow, TcpState};
 
 /// Everything that the nftables table says.
@@ -47,7 +49,7 @@ impl Plan {
     /// that serve while they terminate (KEP-1669): a dispatcher whose view is older still sends new connections here.
     pub fn new(view: &View, node: &str, uplink: Uplink) -> Self {
         let (frontends, _) = frontends(view);
-        let endpoints = Endpoints::from_frontends(view, &frontends);
+        let endpoints = Endpoints::from_frontends(view, node, &frontends);
         let mut services = BTreeMap::new();
         for (key, frontend) in frontends {
             let local = || frontend.pods.iter().filter(|pod| pod.node == node);

@@ -59,8 +59,8 @@ fn tcp_stays_with_a_pod_that_exists_and_udp_with_one_that_serves() {
     let (tcp, udp) = (flow(1, Protocol::Tcp, 8080), flow(1, Protocol::Udp, 5353));
     let lost = |conditions: Option<Conditions>| {
         let endpoints: Vec<Endpoint> = conditions.map(|conditions| pod("a", 1, conditions)).into_iter().collect();
-        let endpoints = Endpoints::new(&view(endpoints));
-        (endpoints.lost(&tcp), endpoints.lost(&udp))
+        let endpoints = Endpoints::new(&view(endpoints), "a");
+        (endpoints.lost(&tcp, false), endpoints.lost(&udp, false))
     };
     assert_eq!(lost(Some(Conditions::READY)), (false, false));
     assert_eq!(lost(Some(TERMINATING)), (false, false), "it keeps what it has");
@@ -68,29 +68,41 @@ fn tcp_stays_with_a_pod_that_exists_and_udp_with_one_that_serves() {
     assert_eq!(lost(Some(Conditions { ready: true, serving: false, terminating: false })), (false, false));
     assert_eq!(lost(None), (true, true));
     // Another port of a pod that lives: its old connections end by themselves.
-    let endpoints = Endpoints::new(&view([ready("a", 1)]));
-    assert!(!endpoints.lost(&flow(1, Protocol::Tcp, 9090)) && endpoints.lost(&flow(1, Protocol::Udp, 9090)));
+    let endpoints = Endpoints::new(&view([ready("a", 1)]), "a");
+    assert!(
+        !endpoints.lost(&flow(1, Protocol::Tcp, 9090), false) && endpoints.lost(&flow(1, Protocol::Udp, 9090), false)
+    );
+}
+
+#[test]
+fn in_doubt_only_a_pod_that_is_gone_loses_its_flows() {
+    let udp = flow(1, Protocol::Udp, 5353);
+    let lost = |endpoints: Vec<Endpoint>, flow: &Flow| Endpoints::new(&view(endpoints), "a").lost(flow, true);
+    assert!(!lost(vec![pod("a", 1, UNREADY)], &udp));
+    assert!(lost(vec![], &udp) && lost(vec![ready("a", 1)], &flow(1, Protocol::Udp, 9090)));
+    let (known, ready) = (view([]), NodeReady { ready: true, since: 0 });
+    assert_eq!((Endpoints::new(&known, "a").node(), Endpoints::new(&known, "z").node()), (Some(ready), None));
 }
 
 #[test]
 fn flows_that_are_not_ours_to_judge() {
     // kube-proxy's, of a process of this node, to a pod elsewhere.
-    let endpoints = Endpoints::new(&view([ready("b", 1)]));
+    let endpoints = Endpoints::new(&view([ready("b", 1)]), "a");
     let elsewhere = (Ipv4Addr::new(10, 0, b'b', 1), 8080);
-    assert!(!endpoints.lost(&Flow { pod: elsewhere, ..flow(1, Protocol::Tcp, 8080) }));
+    assert!(!endpoints.lost(&Flow { pod: elsewhere, ..flow(1, Protocol::Tcp, 8080) }, false));
     // No VIP (any more).
     let mut other = flow(1, Protocol::Tcp, 8080);
     other.tuple.dst = [192, 0, 2, 222];
-    assert!(!endpoints.lost(&other) && endpoints.lost(&flow(1, Protocol::Tcp, 8080)));
+    assert!(!endpoints.lost(&other, false) && endpoints.lost(&flow(1, Protocol::Tcp, 8080), false));
     // The service is gone, its pod is not.
     let mut known = view([ready("a", 1)]);
     known.handle(Event::Delete(crate::view::Key::Service(web())));
-    assert!(!Endpoints::new(&known).lost(&flow(1, Protocol::Udp, 5353)));
+    assert!(!Endpoints::new(&known, "a").lost(&flow(1, Protocol::Udp, 5353), false));
 }
 
 #[test]
 fn conntrack_is_looked_through_only_when_somebody_left() {
-    let endpoints = |endpoints: Vec<Endpoint>| Endpoints::new(&view(endpoints));
+    let endpoints = |endpoints: Vec<Endpoint>| Endpoints::new(&view(endpoints), "a");
     let one = endpoints(vec![ready("a", 1)]);
     let two = endpoints(vec![ready("a", 1), ready("b", 2)]);
     assert!(one.lost_since(&Endpoints::default()), "at the start");
@@ -211,7 +223,10 @@ fn names_given_by_people_do_not_reach_the_text() {
     let endpoints = vec![Endpoint { node: Some(evil.into()), ..ready("a", 1) }];
     let slice = crate::view::EndpointSlice { service: evil.into(), ports: ports.clone(), endpoints };
     for object in [
-        crate::view::Object::Node(evil.into(), crate::view::Node { address: VIP, ready: true, excluded: false }),
+        crate::view::Object::Node(
+            evil.into(),
+            crate::view::Node { address: VIP, ready: true, ready_since: 0, excluded: false },
+        ),
         crate::view::Object::Service(name.clone(), crate::view::Service { ports, affinity: Affinity::None }),
         crate::view::Object::EndpointSlice(name.clone(), slice),
         vip(VIP, [name]),

@@ -100,6 +100,9 @@ pub struct Node {
     pub address: Ipv4Addr,
     /// Condition Ready. For people; it moves no row (the API server learns of a loss after 40 s).
     pub ready: bool,
+    /// When that changed last, in seconds as the API server has it, whose clock is anybody's: only whether it is another time counts.
+    #[serde(default)]
+    pub ready_since: i64,
     /// Label `node.kubernetes.io/exclude-from-external-load-balancers`: no new flows while another node serves.
     #[serde(default)]
     pub excluded: bool,

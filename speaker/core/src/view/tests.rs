@@ -40,12 +40,14 @@ fn limits_are_counted_and_known_objects_may_still_change() {
     let limit = Limit::Nodes.value();
     for i in 0..=limit {
         let name = format!("n{i}");
-        let change =
-            known.handle(Event::Apply(Object::Node(name, Node { address: VIP, ready: true, excluded: false })));
+        let change = known.handle(Event::Apply(Object::Node(
+            name,
+            Node { address: VIP, ready: true, ready_since: 0, excluded: false },
+        )));
         assert_eq!(change == Change::Refused(Limit::Nodes), i == limit);
     }
     assert_eq!((known.nodes().len(), known.refused().get(Limit::Nodes)), (limit, 1));
-    let unready = Object::Node("n0".into(), Node { address: VIP, ready: false, excluded: false });
+    let unready = Object::Node("n0".into(), Node { address: VIP, ready: false, ready_since: 0, excluded: false });
     assert_eq!(known.handle(Event::Apply(unready)), Change::Changed);
 }
 
