@@ -78,9 +78,9 @@ impl fmt::Display for Runs {
                 continue;
             }
             let head = format!("kube-proxy {proxy_mode}");
-            writeln!(f, "\n{head:<40} {:>2}  {:^36}  {:^36}", "n", "Sheave", "today's path")?;
+            writeln!(f, "\n{head:<43} {:>2}  {:^36}  {:^36}", "n", "Sheave", "today's path")?;
             let columns = format!("{:>11} {:>11} {:>12}", "min", "median", "max");
-            writeln!(f, "{:<40} {:>2}  {columns}  {columns}", "", "")?;
+            writeln!(f, "{:<43} {:>2}  {columns}  {columns}", "", "")?;
             for scenario in SCENARIOS {
                 let measured: Vec<_> =
                     self.of(scenario.name, proxy_mode).filter_map(|run| run.survival.as_ref()).collect();
@@ -104,7 +104,7 @@ fn write_scenario(f: &mut fmt::Formatter<'_>, name: &str, measured: &[&Survival]
         let counted = [&sheave, &today].map(|sides| count_text(sides, *count));
         if counted.iter().any(Option::is_some) {
             let [sheave, today] = counted.map(Option::unwrap_or_default);
-            writeln!(f, "  {quantity:<38} {:>2}  {sheave:>36}  {today:>36}", measured.len())?;
+            writeln!(f, "  {quantity:<41} {:>2}  {sheave:>36}  {today:>36}", measured.len())?;
         }
     }
     for (quantity, value, always) in VALUES {
@@ -112,7 +112,7 @@ fn write_scenario(f: &mut fmt::Formatter<'_>, name: &str, measured: &[&Survival]
         let spreads = [spread(&sheave), spread(&today)];
         if *always || spreads.iter().flatten().any(|figures| figures.max > 0.0) {
             let [sheave, today] = spreads.map(|figures| figures.map(|figures| columns(&figures)).unwrap_or_default());
-            writeln!(f, "  {quantity:<38} {:>2}  {sheave:>36}  {today:>36}", measured.len())?;
+            writeln!(f, "  {quantity:<41} {:>2}  {sheave:>36}  {today:>36}", measured.len())?;
         }
     }
     let mut others: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
@@ -121,7 +121,7 @@ fn write_scenario(f: &mut fmt::Formatter<'_>, name: &str, measured: &[&Survival]
     }
     for (figure, values) in others {
         let figures = Figures::of(values).expect("at least one");
-        writeln!(f, "  {figure:<38} {:>2}  {}", figures.n, columns(&figures))?;
+        writeln!(f, "  {figure:<41} {:>2}  {}", figures.n, columns(&figures))?;
     }
     Ok(())
 }
@@ -177,6 +177,7 @@ const VALUES: &[(&str, Value, bool)] = &[
     ("never opened", |side| side.failed as f64, false),
     ("longest pause, ms", |side| side.longest_pause_ms, true),
     ("longest without acknowledgement, ms", |side| side.longest_unacknowledged_ms, true),
+    ("longest the client itself did not run, ms", |side| side.client_late_ms, false),
     ("new ones failed later than 300 ms", |side| side.new_failed_later as f64, true),
     ("UDP: silent at the end", |side| side.udp.silent as f64, false),
     ("UDP: longest gap, same pod, ms", |side| side.udp.longest_gap_ms, false),

@@ -171,7 +171,7 @@ fn summary(run: &Run) -> String {
         let Some(side) = side else { continue };
         lines.push(format!(
             "  {name}: {} of {} alive (lost: {:?}), gone {} ({:?}, last after {:.0} ms), pause {:.0} ms \
-             (unacknowledged {:.0}), new {} failed of {}, later {}",
+             (unacknowledged {:.0}, client late {:.0}), new {} failed of {}, later {}",
             side.alive,
             side.eligible,
             side.lost,
@@ -180,6 +180,7 @@ fn summary(run: &Run) -> String {
             side.longest_wait_ms,
             side.longest_pause_ms,
             side.longest_unacknowledged_ms,
+            side.client_late_ms,
             side.new_failed,
             side.new,
             side.new_failed_later

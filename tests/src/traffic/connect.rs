@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -41,7 +41,7 @@ pub struct GetArguments {
 
 pub fn get(arguments: &GetArguments) -> Result<()> {
     let within = Duration::from_millis(arguments.timeout_ms);
-    let greeting = super::single_threaded()?.block_on(attempt(arguments.to, within))?;
+    let greeting = super::single_threaded()?.block_on(attempt(arguments.to, within, &OnceLock::new()))?;
     print_report(&greeting)
 }
 
@@ -66,10 +66,12 @@ async fn measure(arguments: &Arguments, control: &Control) -> Result<ConnectRepo
             _ = ticks.tick() => {
                 let (to, attempts) = (arguments.to, attempts.clone());
                 open.spawn(async move {
+                    let connected = OnceLock::new();
                     let begun_ns = now_ns();
-                    let result = attempt(to, within).await.map(drop).map_err(|error| error.to_string());
-                    let ended_ns = now_ns();
-                    attempts.lock().expect("no panic").push(Attempt { begun_ns, ended_ns, error: result.err() });
+                    let error = attempt(to, within, &connected).await.err();
+                    let (connected_ns, ended_ns) = (connected.get().copied(), now_ns());
+                    let error = error.map(|error| explained(&error, begun_ns, connected_ns));
+                    attempts.lock().expect("no panic").push(Attempt { begun_ns, connected_ns, ended_ns, error });
                 });
             }
             Some(_) = open.join_next(), if !open.is_empty() => {}
@@ -83,6 +85,7 @@ async fn measure(arguments: &Arguments, control: &Control) -> Result<ConnectRepo
 
 struct Attempt {
     begun_ns: u64,
+    connected_ns: Option<u64>,
     ended_ns: u64,
     error: Option<String>,
 }
@@ -92,10 +95,10 @@ fn report(arguments: &Arguments, started_ns: u64, marks: &[u64], mut attempts: V
     let succeeded = || attempts.iter().filter(|attempt| attempt.error.is_none());
     let failed = || attempts.iter().filter(|attempt| attempt.error.is_some());
     let settle_ns = arguments.settle_ms * 1_000_000;
-    // What a later fault meets on its way is that fault's doing.
-    let excused =
-        |begun: u64| marks.iter().any(|mark| (mark.saturating_sub(ON_ITS_WAY_NS)..mark + settle_ns).contains(&begun));
-    let later = |one: &Attempt| marks.first().is_some_and(|first| one.begun_ns >= *first) && !excused(one.begun_ns);
+    let later = |one: &Attempt| {
+        let excused = || marks.iter().any(|mark| is_excused(one, *mark, settle_ns));
+        marks.first().is_some_and(|first| one.begun_ns >= *first) && !excused()
+    };
     ConnectReport {
         to: arguments.to.to_string(),
         started_ns,
@@ -118,9 +121,24 @@ fn report(arguments: &Arguments, started_ns: u64, marks: &[u64], mut attempts: V
     }
 }
 
-async fn attempt(to: SocketAddr, within: Duration) -> io::Result<Greeting> {
+/// What a fault meets on its way, or connected and waiting for a busy pod's greeting, is that fault's doing.
+fn is_excused(one: &Attempt, mark: u64, settle_ns: u64) -> bool {
+    let met = one.connected_ns.is_some_and(|connected| connected < mark && mark < one.ended_ns);
+    met || (mark.saturating_sub(ON_ITS_WAY_NS)..mark + settle_ns).contains(&one.begun_ns)
+}
+
+fn explained(error: &io::Error, begun_ns: u64, connected_ns: Option<u64>) -> String {
+    match connected_ns {
+        Some(connected) => format!("{error}; connected after {:.0} ms, no greeting", milliseconds(begun_ns, connected)),
+        None => format!("{error}; not connected"),
+    }
+}
+
+/// `connected`: told when the handshake is done, whatever comes then.
+async fn attempt(to: SocketAddr, within: Duration, connected: &OnceLock<u64>) -> io::Result<Greeting> {
     let work = async {
         let stream = TcpStream::connect(to).await?;
+        connected.get_or_init(now_ns);
         // Ends with a reset: thousands of sockets in TIME_WAIT would use up the source ports.
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         let mut line = String::new();
@@ -137,3 +155,24 @@ const FAILURES_KEPT: usize = 20_000;
 /// An attempt on a quiet machine takes a tenth of this.
 const ON_ITS_WAY_NS: u64 = 50_000_000;
 const LINE_LIMIT: u64 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_fault_meets_is_its_doing() {
+        const MS: u64 = 1_000_000;
+        let attempt = |begun: u64, connected: Option<u64>, ended: u64| Attempt {
+            begun_ns: begun * MS,
+            connected_ns: connected.map(|at| at * MS),
+            ended_ns: ended * MS,
+            error: None,
+        };
+        let excused = |one| is_excused(&one, 10_000 * MS, 300 * MS);
+        assert!(excused(attempt(9960, None, 10_960)) && excused(attempt(10_299, None, 11_299)));
+        assert!(excused(attempt(9800, Some(9801), 10_800)), "waiting for the greeting");
+        assert!(!excused(attempt(9800, None, 10_800)), "its SYN was lost before");
+        assert!(!excused(attempt(9800, Some(9801), 9900)) && !excused(attempt(10_300, Some(10_301), 11_300)));
+    }
+}

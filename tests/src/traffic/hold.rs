@@ -50,6 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 async fn hold(arguments: &Arguments, control: &Control) -> Result<HoldReport> {
     let started_ns = now_ns();
     let holder = Arc::new(Holder::new(arguments, control));
+    tokio::spawn(holder.clone().watch_itself());
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..arguments.connections {
         let first = lock(&holder.ports).next(bind)?;
@@ -75,8 +76,13 @@ async fn hold(arguments: &Arguments, control: &Control) -> Result<HoldReport> {
     }
     let mark_ns = control.mark_ns();
     let connections: Vec<_> = tracks.iter().map(|track| lock(track).held(mark_ns)).collect();
-    let reopen_failed = holder.reopen_failed.load(Ordering::Relaxed);
-    Ok(summary(arguments.to, [started_ns, report_ns], mark_ns, reopen_failed, connections))
+    Ok(HoldReport {
+        started_ns,
+        report_ns,
+        reopen_failed: holder.reopen_failed.load(Ordering::Relaxed),
+        late_ms: milliseconds(0, holder.late_ns.load(Ordering::Relaxed)),
+        ..summary(arguments.to, mark_ns, connections)
+    })
 }
 
 /// What all connections share.
@@ -89,6 +95,8 @@ struct Holder {
     /// Of every connection that there was; `None` once the report is being made.
     tracks: Mutex<Option<Vec<Arc<Mutex<Track>>>>>,
     reopen_failed: AtomicU64,
+    /// The longest after the mark that this program itself did not run, or was busy.
+    late_ns: AtomicU64,
 }
 
 impl Holder {
@@ -101,6 +109,19 @@ impl Holder {
             ports: Mutex::new(SourcePorts::new(arguments.source_port, arguments.connections)),
             tracks: Mutex::new(Some(Vec::new())),
             reopen_failed: AtomicU64::new(0),
+            late_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// A pause that this program makes itself looks like anybody's.
+    async fn watch_itself(self: Arc<Self>) {
+        loop {
+            let before = now_ns();
+            sleep(LOOKS_EVERY).await;
+            let now = now_ns();
+            if self.control.mark_ns().is_some_and(|mark| now > mark) {
+                self.late_ns.fetch_max(now - before, Ordering::Relaxed);
+            }
         }
     }
 
@@ -158,13 +179,7 @@ impl Holder {
     }
 }
 
-fn summary(
-    to: SocketAddr,
-    [started_ns, report_ns]: [u64; 2],
-    mark_ns: Option<u64>,
-    reopen_failed: u64,
-    connections: Vec<Held>,
-) -> HoldReport {
+fn summary(to: SocketAddr, mark_ns: Option<u64>, connections: Vec<Held>) -> HoldReport {
     let mut counts = HoldCounts::default();
     for held in &connections {
         match held.state {
@@ -176,20 +191,15 @@ fn summary(
         }
     }
     let alive = || connections.iter().filter(|held| held.state == HeldState::Alive);
-    let longest_pause_ms = alive().map(|held| held.longest_pause_ms).fold(0.0, f64::max);
     let after = alive().filter_map(|held| held.longest_pause_after_mark_ms).fold(0.0, f64::max);
-    let longest_pause_after_mark_ms = mark_ns.map(|_| after);
-    let to = to.to_string();
     HoldReport {
-        to,
-        started_ns,
+        to: to.to_string(),
         mark_ns,
-        report_ns,
         counts,
-        longest_pause_ms,
-        longest_pause_after_mark_ms,
-        reopen_failed,
+        longest_pause_ms: alive().map(|held| held.longest_pause_ms).fold(0.0, f64::max),
+        longest_pause_after_mark_ms: mark_ns.map(|_| after),
         connections,
+        ..HoldReport::default()
     }
 }
 
@@ -391,6 +401,7 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 const RECORD: usize = 8;
+const LOOKS_EVERY: Duration = Duration::from_millis(10);
 const CONNECTING_AT_ONCE: usize = 50;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// A client that tries again at once would only measure the outage, and burn source ports in it.

@@ -16,7 +16,7 @@ pub struct Greeting {
 }
 
 /// `hold`: connections that were kept open.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct HoldReport {
     pub to: String,
     pub started_ns: u64,
@@ -30,6 +30,9 @@ pub struct HoldReport {
     /// Attempts to open another connection in the place of one that ended (`--reopen`) that failed, and were repeated.
     #[serde(default)]
     pub reopen_failed: u64,
+    /// The longest after the mark that the client itself did not run (10 ms are what it waits): a part of a pause that is nobody else's.
+    #[serde(default)]
+    pub late_ms: f64,
     pub connections: Vec<Held>,
 }
 
@@ -158,7 +161,7 @@ pub struct ConnectReport {
     /// When the first connection had answered (connected and greeted).
     pub first_success_ns: Option<u64>,
     /// Attempts begun later than the first mark that failed, less those begun within the settling time (`--settle-ms`, 300)
-    /// of any mark.
+    /// of any mark, and those that a mark met on their way or connected without a greeting.
     pub failed_after_mark: Option<u64>,
     /// The slowest success.
     pub slowest_ms: f64,

@@ -44,10 +44,11 @@ pub fn arp_watch(lab: &Lab, ip: &str) -> Result<Running<ArpReport>> {
     start(lab, ClientKind::Segment, &["arp-watch", "--ip", ip])
 }
 
-/// Any measuring command with its arguments; returns when it is ready.
+/// Any measuring command with its arguments; returns when it is ready. Clients stand for other machines: they come before whatever the
+/// nodes do, or they would measure how long they wait for this machine themselves.
 pub fn start<R: DeserializeOwned>(lab: &Lab, from: ClientKind, arguments: &[&str]) -> Result<Running<R>> {
-    let mut command = lab.client_command(from, &lab.traffic()?.to_string_lossy())?;
-    command.args(arguments);
+    let mut command = lab.client_command(from, "nice")?;
+    command.args(["-n", "-20"]).arg(lab.traffic()?).args(arguments);
     let running = Running::start(command)?;
     running.wait_ready()?;
     Ok(running)

@@ -35,6 +35,8 @@ pub struct Side {
     pub longest_pause_ms: f64,
     /// The same without an acknowledgement of the pod's kernel: the pause less what the pod's program slept.
     pub longest_unacknowledged_ms: f64,
+    /// The longest that the client itself did not run: a pause that it makes.
+    pub client_late_ms: f64,
     /// Their pod is gone.
     pub gone: usize,
     /// How they ended: by FIN or by a reset, never in silence.
@@ -130,6 +132,7 @@ pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
         lost_at: count_by(wrong.iter().map(|held| seconds(mark, held.last_echo_ns) as u64)),
         longest_pause_ms: alive().map(|held| pause(&held)).fold(0.0, f64::max),
         longest_unacknowledged_ms: alive().map(|held| held.unacknowledged_after_mark_ms).fold(0.0, f64::max),
+        client_late_ms: reports.held.late_ms,
         gone: gone.len(),
         ended: ends(&gone),
         longest_wait_ms: gone.iter().filter_map(wait).fold(0.0, f64::max),
@@ -210,7 +213,7 @@ const AT_ONCE_NS: u64 = 500_000_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::traffic::report::{HoldCounts, HoldReport, ProbeReport};
+    use crate::traffic::report::{HoldReport, ProbeReport};
 
     #[test]
     fn a_pod_that_was_restarted_is_another_one_and_one_that_served_on_was_there() {
@@ -244,17 +247,7 @@ mod tests {
             held("c", 1, HeldState::Silent),
             held("", 0, HeldState::Failed),
         ];
-        let held = HoldReport {
-            to: String::new(),
-            started_ns: 0,
-            mark_ns: None,
-            report_ns: 0,
-            counts: HoldCounts::default(),
-            longest_pause_ms: 0.0,
-            longest_pause_after_mark_ms: None,
-            reopen_failed: 0,
-            connections,
-        };
+        let held = HoldReport { connections, ..HoldReport::default() };
         let reports = Reports { held, connecting: None, probed: ProbeReport::default() };
         let living = Living::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
         let side = judge(&reports, &living, &heard([&reports].into_iter()));

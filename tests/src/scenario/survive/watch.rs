@@ -186,6 +186,6 @@ impl Clients {
 const RECORD_INTERVAL_MS: u64 = 50;
 const CONNECT_INTERVAL_MS: &str = "20";
 const UDP_FLOWS: &str = "50";
-const UDP_INTERVAL_MS: &str = "100";
+const UDP_INTERVAL_MS: &str = "200";
 const BEFORE: Duration = Duration::from_millis(300);
 const AFTER: Duration = Duration::from_millis(2000);
