@@ -38,7 +38,7 @@ pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
         if !images.iter().any(|image| image.name.starts_with("sheave-")) {
             say("there are no images of ours yet: `make images` builds them, `sheave-lab images` imports them");
         }
-        more_inotify_instances();
+        raise_limits();
 
         say(&format!("network: a switch, {} nodes, a client, a router and a client behind it", plan.nodes));
         topology::create(&plan)?;
@@ -260,16 +260,24 @@ fn unmount_below(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Each kubelet and containerd takes some of the 128 that a user has by default.
-fn more_inotify_instances() {
-    let file = "/proc/sys/fs/inotify/max_user_instances";
-    let now = fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u32>().ok());
-    if now.is_some_and(|now| now < INOTIFY_INSTANCES) {
-        let _ = fs::write(file, INOTIFY_INSTANCES.to_string());
+/// What the machine gives too little of for a whole cluster. It stays raised.
+fn raise_limits() {
+    for (file, wanted) in LIMITS {
+        let now = fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u32>().ok());
+        if now.is_some_and(|now| now < wanted) {
+            // On a machine that does not allow it the cluster may work all the same.
+            let _ = fs::write(file, wanted.to_string());
+        }
     }
 }
 
+const LIMITS: [(&str, u32); 2] = [
+    // Each kubelet and containerd takes some of the 128 that a user has by default.
+    ("/proc/sys/fs/inotify/max_user_instances", 1024),
+    // All cables of a lab share one queue for each CPU. Its 1000 packets are full when a CPU does something else for a
+    // tenth of a second, and what comes then is lost: a thing that no network card of a node does to another node's packets.
+    ("/proc/sys/net/core/netdev_max_backlog", 100_000),
+];
 const KILL: nix::sys::signal::Signal = nix::sys::signal::Signal::SIGKILL;
 const NODES_WITHIN: Duration = Duration::from_secs(60);
-const INOTIFY_INSTANCES: u32 = 1024;
 const WORKLOADS: &str = "jsonpath={range .items[*]}{.metadata.namespace} {.kind}/{.metadata.name}{\"\\n\"}{end}";

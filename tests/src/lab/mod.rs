@@ -192,6 +192,14 @@ impl Lab {
         node::command(&self.state()?, node, program)
     }
 
+    /// How many packets this machine has dropped since it started because a CPU had too many waiting: whatever went through any
+    /// cable of any lab then (second column of /proc/net/softnet_stat).
+    pub fn machine_dropped() -> Result<u64> {
+        let text = std::fs::read_to_string(SOFTNET).context(SOFTNET)?;
+        let each = text.lines().filter_map(|cpu| cpu.split_whitespace().nth(1));
+        each.map(|count| u64::from_str_radix(count, 16).with_context(|| format!("{SOFTNET}: {count:?}"))).sum()
+    }
+
     /// The MAC address of a node's uplink, as it appears in ARP answers: "aa:bb:…".
     pub fn mac(&self, node: &str) -> Result<String> {
         let state = self.state()?;
@@ -252,3 +260,5 @@ impl Drop for Temporary {
 pub fn names() -> String {
     state::names()
 }
+
+const SOFTNET: &str = "/proc/net/softnet_stat";

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use nix::time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep};
 
+use super::report::Late;
+
 pub fn now_ns() -> u64 {
     nanoseconds(ClockId::CLOCK_MONOTONIC)
 }
@@ -28,3 +30,16 @@ fn nanoseconds(clock: ClockId) -> u64 {
     let time = clock_gettime(clock).expect("this clock exists on every Linux");
     u64::try_from(Duration::from(time).as_nanos()).expect("584 years")
 }
+
+/// Looks every 10 ms whether this program runs, for ever; tells each time how long it was away, and until when. Whatever it measures
+/// or answers is late by as much, with two cores for a whole cluster.
+pub async fn watch_itself(mut tell: impl FnMut(Late)) {
+    loop {
+        let before = now_ns();
+        tokio::time::sleep(LOOKS_EVERY).await;
+        let until_ns = now_ns();
+        tell(Late { until_ns, ms: milliseconds(before, until_ns) });
+    }
+}
+
+const LOOKS_EVERY: Duration = Duration::from_millis(10);

@@ -12,10 +12,10 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::clock::{milliseconds, now_ns};
+use super::clock::{milliseconds, now_ns, watch_itself};
 use super::control::{Control, print_report, say_ready};
 use super::ports::SourcePorts;
-use super::report::{Greeting, Held, HeldState, HoldCounts, HoldReport};
+use super::report::{Greeting, Held, HeldState, HoldCounts, HoldReport, Late};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -50,7 +50,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 async fn hold(arguments: &Arguments, control: &Control) -> Result<HoldReport> {
     let started_ns = now_ns();
     let holder = Arc::new(Holder::new(arguments, control));
-    tokio::spawn(holder.clone().watch_itself());
+    let watched = holder.clone();
+    tokio::spawn(watch_itself(move |Late { until_ns, ms }| {
+        if watched.control.mark_ns().is_some_and(|mark| until_ns > mark) {
+            let mut longest = lock(&watched.late_ms);
+            *longest = longest.max(ms);
+        }
+    }));
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..arguments.connections {
         let first = lock(&holder.ports).next(bind)?;
@@ -80,7 +86,7 @@ async fn hold(arguments: &Arguments, control: &Control) -> Result<HoldReport> {
         started_ns,
         report_ns,
         reopen_failed: holder.reopen_failed.load(Ordering::Relaxed),
-        late_ms: milliseconds(0, holder.late_ns.load(Ordering::Relaxed)),
+        late_ms: *lock(&holder.late_ms),
         ..summary(arguments.to, mark_ns, connections)
     })
 }
@@ -96,7 +102,7 @@ struct Holder {
     tracks: Mutex<Option<Vec<Arc<Mutex<Track>>>>>,
     reopen_failed: AtomicU64,
     /// The longest after the mark that this program itself did not run, or was busy.
-    late_ns: AtomicU64,
+    late_ms: Mutex<f64>,
 }
 
 impl Holder {
@@ -109,19 +115,7 @@ impl Holder {
             ports: Mutex::new(SourcePorts::new(arguments.source_port, arguments.connections)),
             tracks: Mutex::new(Some(Vec::new())),
             reopen_failed: AtomicU64::new(0),
-            late_ns: AtomicU64::new(0),
-        }
-    }
-
-    /// A pause that this program makes itself looks like anybody's.
-    async fn watch_itself(self: Arc<Self>) {
-        loop {
-            let before = now_ns();
-            sleep(LOOKS_EVERY).await;
-            let now = now_ns();
-            if self.control.mark_ns().is_some_and(|mark| now > mark) {
-                self.late_ns.fetch_max(now - before, Ordering::Relaxed);
-            }
+            late_ms: Mutex::new(0.0),
         }
     }
 
@@ -401,7 +395,6 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 const RECORD: usize = 8;
-const LOOKS_EVERY: Duration = Duration::from_millis(10);
 const CONNECTING_AT_ONCE: usize = 50;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// A client that tries again at once would only measure the outage, and burn source ports in it.

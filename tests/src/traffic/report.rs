@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The line a server sends on every new TCP connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Greeting {
     pub pod: String,
     pub node: String,
@@ -13,6 +13,16 @@ pub struct Greeting {
     /// When the server started (CLOCK_MONOTONIC): a pod that was restarted has the same name and another value.
     #[serde(default)]
     pub started_ns: u64,
+    /// The longest times that the server itself did not run.
+    #[serde(default)]
+    pub late: Vec<Late>,
+}
+
+/// A program looked every 10 ms whether it runs, and did not.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Late {
+    pub until_ns: u64,
+    pub ms: f64,
 }
 
 /// `hold`: connections that were kept open.

@@ -6,7 +6,7 @@
 //! A pod's grace period must be longer than both. SIGINT ends it at once.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,8 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::clock::now_ns;
-use super::report::Greeting;
+use super::clock::{now_ns, watch_itself};
+use super::report::{Greeting, Late};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -40,6 +40,20 @@ struct Identity {
     pod: String,
     node: String,
     started_ns: u64,
+    /// The longest times that it did not run.
+    late: Mutex<Vec<Late>>,
+}
+
+impl Identity {
+    fn remember(&self, late: Late) {
+        if late.ms < WORTH_TELLING_MS {
+            return;
+        }
+        let mut all = self.late.lock().expect("nobody panics with it");
+        all.push(late);
+        all.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+        all.truncate(LONGEST);
+    }
 }
 
 pub fn run(arguments: Arguments) -> Result<()> {
@@ -48,7 +62,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
 
 async fn serve(arguments: Arguments) -> Result<()> {
     let drain = Duration::try_from_secs_f64(arguments.drain_seconds).context("--drain-seconds")?;
-    let me = Arc::new(Identity { pod: arguments.name, node: arguments.node, started_ns: now_ns() });
+    let me =
+        Arc::new(Identity { pod: arguments.name, node: arguments.node, started_ns: now_ns(), late: Mutex::default() });
+    let watched = me.clone();
+    tokio::spawn(watch_itself(move |late| watched.remember(late)));
     // Everything that serves TCP has a receiver: when all are dropped everything is closed.
     let (close, closing) = watch::channel(false);
     for port in arguments.tcp {
@@ -96,6 +113,7 @@ async fn accept(listener: TcpListener, me: Arc<Identity>, mut closing: watch::Re
                     node: me.node.clone(),
                     client: client.to_string(),
                     started_ns: me.started_ns,
+                    late: me.late.lock().expect("nobody panics with it").clone(),
                 };
                 let closing = closing.clone();
                 tokio::spawn(async move {
@@ -148,3 +166,6 @@ async fn answer(socket: UdpSocket, me: Arc<Identity>) {
 
 const BACKLOG: i32 = 4096;
 const CLOSES_WITHIN: Duration = Duration::from_secs(1);
+const WORTH_TELLING_MS: f64 = 100.0;
+/// A greeting is one line of at most 4096 bytes.
+const LONGEST: usize = 16;

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::datagrams::{self, Datagrams};
 use super::watch::Reports;
 use crate::scenario::deploy::{POD_PORT, Scene};
-use crate::scenario::pods::greeting_from;
+use crate::scenario::pods::{Pod, greeting_from};
 use crate::traffic::clock::milliseconds;
-use crate::traffic::report::{ConnectReport, Failure, Held, HeldState};
+use crate::traffic::report::{ConnectReport, Failure, Greeting, Held, HeldState};
 
 /// One address, and what its clients saw.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -75,17 +75,16 @@ impl Side {
 /// When the server of each pod that is there now was started. Pods that are on their way out do not count.
 pub type Living = BTreeMap<String, u64>;
 
-/// Asks every pod at its own address, from its own node: what the API says of a pod may be older than a loss of power.
-pub fn living(scene: &Scene) -> Result<Living> {
-    let mut living = Living::new();
-    for pod in scene.pods()? {
-        let Some(ip) = pod.ip else { continue };
-        // One that does not answer is not there.
-        if let Ok(said) = greeting_from(&scene.lab, &pod.node, &format!("{ip}:{POD_PORT}")) {
-            living.insert(said.pod, said.started_ns);
-        }
-    }
-    Ok(living)
+/// Asks every pod at its own address, from its own node, who it is: what the API says of a pod may be older than a loss of power.
+pub fn ask_all(scene: &Scene) -> Result<Vec<Greeting>> {
+    let pods = scene.pods()?;
+    // One that does not answer is not there.
+    let ask = |pod: &Pod| greeting_from(&scene.lab, &pod.node, &format!("{}:{POD_PORT}", pod.ip?)).ok();
+    Ok(pods.iter().filter_map(ask).collect())
+}
+
+pub fn living(asked: &[Greeting]) -> Living {
+    asked.iter().map(|said| (said.pod.clone(), said.started_ns)).collect()
 }
 
 /// When each pod, started at a time, was last heard by anybody.

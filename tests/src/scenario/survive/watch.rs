@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
-use super::judge::{Side, heard, judge, living};
+use super::judge::{Side, ask_all, heard, judge, living};
 use super::today::Today;
 use super::{Setup, Survival};
 use crate::lab::{ClientKind, Fault, Lab};
@@ -38,6 +38,7 @@ pub struct Watch<'a> {
     sheave: Clients,
     today: Option<(Clients, Today)>,
     first_fault_ns: Option<u64>,
+    dropped_before: u64,
     figures: BTreeMap<String, f64>,
     story: Vec<String>,
 }
@@ -63,7 +64,9 @@ impl<'a> Watch<'a> {
             None => None,
         };
         sleep(BEFORE);
-        Ok(Self { scene, sheave, today, first_fault_ns: None, figures: BTreeMap::new(), story: Vec::new() })
+        let dropped_before = Lab::machine_dropped()?;
+        let (figures, story) = (BTreeMap::new(), Vec::new());
+        Ok(Self { scene, sheave, today, first_fault_ns: None, dropped_before, figures, story })
     }
 
     /// Something happens now of which nobody was told before: new connections may fail for a moment.
@@ -118,7 +121,11 @@ impl<'a> Watch<'a> {
     pub fn finish(mut self) -> Result<Survival> {
         sleep(AFTER);
         self.note("the report");
-        let Self { scene, sheave, today, figures, story, .. } = self;
+        let dropped = Lab::machine_dropped()?.saturating_sub(self.dropped_before);
+        if dropped > 0 {
+            self.figure("packets that the machine dropped", dropped as f64);
+        }
+        let Self { scene, sheave, today, mut figures, story, first_fault_ns, .. } = self;
         // At the same time: a connection that is silent is waited for.
         let (sheave, today) = thread::scope(|scope| {
             let today = today.map(|(clients, today)| (scope.spawn(move || clients.report()), today));
@@ -129,7 +136,12 @@ impl<'a> Watch<'a> {
             });
             anyhow::Ok((sheave, joined.transpose()?))
         })?;
-        let living = living(scene)?;
+        let asked = ask_all(scene)?;
+        let first = first_fault_ns.unwrap_or_default();
+        let late = asked.iter().flat_map(|pod| &pod.late).filter(|late| late.until_ns > first);
+        let late = late.map(|late| late.ms).fold(0.0, f64::max);
+        figures.insert("longest that a pod did not run, ms".to_owned(), late);
+        let living = living(&asked);
         let heard = heard(today.iter().map(|(reports, _)| reports).chain([&sheave]));
         let today = match today {
             Some((reports, today)) => Some(Side { moved_to: today.finish()?, ..judge(&reports, &living, &heard) }),
