@@ -81,6 +81,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     // (iii) Where packets go.
     raise_memlock();
     let pins = Pins::new(&args.paths.pin_dir);
+    let booted = pins.are_new();
     let loaded = loader::load(&pins)?;
     let shared = Arc::new(Shared::default());
     let metrics = Arc::new(Metrics::new(Counters::open(&pins)?)?);
@@ -140,7 +141,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let driver = Driver {
         election: Election::new(config, now),
         liveness: Liveness::new(liveness),
-        presence: Presence::new(presence::Config::default(), present(remembered.as_ref())),
+        presence: Presence::new(presence::Config::default(), present(remembered.as_ref().filter(|_| !booted))),
         announcer: Announcer::new(announce::Config::default()),
         udp: MulticastSocket::open(&uplink.name, uplink.index, args.node_ip, group)
             .with_context(|| format!("heartbeat socket {group} on {}", uplink.name))?,
@@ -184,6 +185,8 @@ fn history(remembered: Option<&Remembered>, window: Duration) -> History {
     })
 }
 
+/// Who was there when the speaker before this one ended. Not after a boot: others may have booted meanwhile, and to ask a node that
+/// has kube-proxy's rules before it has ours costs the flow.
 fn present(remembered: Option<&Remembered>) -> BTreeSet<NodeName> {
     let names = remembered.into_iter().flat_map(|remembered| &remembered.present);
     names.filter_map(|name| NodeName::new(name)).collect()

@@ -79,7 +79,7 @@ impl Seen {
 }
 
 impl Presence {
-    /// `known`: the nodes that were present when the speaker before this one ended.
+    /// `known`: the nodes that were present when the speaker before this one ended; none if this node has booted since.
     pub fn new(config: Config, known: BTreeSet<NodeName>) -> Self {
         Self { config, known, nodes: BTreeMap::new(), anybody: None, check_at: None }
     }

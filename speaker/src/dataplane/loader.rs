@@ -32,6 +32,11 @@ impl Pins {
         Self { root: root.to_path_buf() }
     }
 
+    /// Nothing of any version is pinned: this is the first speaker since the node booted, which empties the BPF file system, or ever.
+    pub fn are_new(&self) -> bool {
+        fs::read_dir(&self.root).map_or(true, |mut entries| entries.next().is_none())
+    }
+
     pub fn map(&self, name: &str) -> PathBuf {
         self.maps_dir().join(name)
     }

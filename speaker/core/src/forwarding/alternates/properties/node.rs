@@ -108,8 +108,8 @@ pub struct Sight {
 }
 
 impl Speaker {
-    /// `saved`: its history, from the disk.
-    pub fn new(node: usize, epoch: u64, saved: Option<&Saved>, nodes: usize, now: Instant) -> Self {
+    /// `saved`: its history, from the disk. `booted`: it is the first since its node booted, and has to hear from the others anew who is there.
+    pub fn new(node: usize, epoch: u64, saved: Option<&Saved>, nodes: usize, booted: bool, now: Instant) -> Self {
         let history = match saved {
             Some(saved) => History::restore(saved, WINDOW, BOOT, now).expect("what was saved can be read"),
             None => History::new(WINDOW),
@@ -135,8 +135,8 @@ impl Speaker {
             view: None,
             standing: Standing::default(),
             available: Availability::default(),
-            present: (0..nodes).map(|node| (node, now)).collect(),
-            blank: BTreeSet::new(),
+            present: (0..nodes).filter(|_| !booted).map(|node| (node, now)).collect(),
+            blank: (0..nodes).filter(|_| booted).collect(),
             ready: false,
             digest: 0,
             dirty: true,

@@ -419,9 +419,10 @@ impl World {
     pub fn start_speaker(&mut self, node: usize) {
         let (now, nodes) = (self.now, self.machines.len());
         let machine = &mut self.machines[node];
-        if machine.kernel.is_some() && machine.speaker.is_none() {
+        if let (Some(kernel), None) = (&machine.kernel, &machine.speaker) {
+            let booted = kernel.table.is_none();
             machine.epoch += 1;
-            machine.speaker = Some(Speaker::new(node, machine.epoch, machine.disk.as_ref(), nodes, now));
+            machine.speaker = Some(Speaker::new(node, machine.epoch, machine.disk.as_ref(), nodes, booted, now));
         }
     }
 
