@@ -36,6 +36,7 @@ fn nanoseconds(clock: ClockId) -> u64 {
 pub async fn watch_itself(mut tell: impl FnMut(Late)) {
     loop {
         let before = now_ns();
+        // Nothing is waited for: how late this ends is what is measured.
         tokio::time::sleep(LOOKS_EVERY).await;
         let until_ns = now_ns();
         tell(Late { until_ns, ms: milliseconds(before, until_ns) });
