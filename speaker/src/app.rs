@@ -29,6 +29,7 @@ use crate::args::{PathArgs, RunArgs, UdpUnserved};
 use crate::backend::Backend;
 use crate::backend::nft::Nft;
 use crate::backend::sysctl::Sysctls;
+use crate::dataplane::arrivals::Arrivals;
 use crate::dataplane::attachment::Attachment;
 use crate::dataplane::loader::{self, Pins};
 use crate::dataplane::sync::{self, Message, Sync, Synced};
@@ -109,6 +110,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         planner: Planner::new(keys.flow_hash, history(remembered.as_ref(), window)),
         holder: Holder::new(&args.node_name, keys.flow_hash, window),
         disk: disk.clone(),
+        arrivals: if booted { Arrivals::awaited() } else { Arrivals::NotAwaited },
         shared: shared.clone(),
         metrics: metrics.clone(),
         on_synced: on_synced(commands.clone()),

@@ -2,6 +2,8 @@
 //! them there), then the program. Restores from pinned maps and from disk, waits for a full view and for the others' word, adds
 //! before it removes.
 
+mod upkeep;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -24,7 +26,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use super::attachment::{Attachment, Kept, LOOK};
+use super::arrivals::Arrivals;
+use super::attachment::{Attachment, LOOK};
 use super::flows::Look;
 use super::maps::ForwardingMaps;
 use super::talk::Talk;
@@ -43,6 +46,8 @@ const AUDIT: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_secs(1);
 /// How long after the first full view the other nodes have to speak, before this one goes on without their word.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long after it the pods of a node that has booted have to give a sign of life, or to be called unready.
+const PODS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Addresses remembered before the first view says which of them are nodes.
 const MAX_MACS: usize = 4 * MAX_NODES as usize;
@@ -93,6 +98,8 @@ pub struct Sync {
     pub planner: Planner,
     pub holder: Holder,
     pub disk: StateDir,
+    /// Awaited if the node has booted since the last speaker.
+    pub arrivals: Arrivals,
     pub shared: Arc<Shared>,
     pub metrics: Arc<Metrics>,
     /// Called after every change, when the packet path is as the view says.
@@ -128,6 +135,7 @@ pub async fn run(
             due = state.talk.due() => { due.context("the socket of the holdings")?; state.exchange(None)?; }
             looked = state.look.done() => state.looked(looked)?,
             () = state.sync.backend.changed() => state.audit().await,
+            () = state.sync.arrivals.next() => {}
             _ = look.tick() => state.keep_attached(),
             _ = audit.tick() => { state.audit().await; state.count().await; }
             _ = turn.tick() => state.take_time(),
@@ -308,39 +316,6 @@ impl State {
         self.exchange(Some(exchange::Event::Local(said.holdings)))
     }
 
-    fn keep_attached(&mut self) {
-        if !self.started {
-            return;
-        }
-        let kept = self.sync.attachment.keep();
-        if kept != Kept::Same {
-            self.sync.metrics.repairs.with_label_values(&["xdp_link"]).inc();
-            self.tell();
-        }
-    }
-
-    async fn audit(&mut self) {
-        match self.sync.backend.audit().await {
-            Ok(false) => {}
-            Ok(true) => {
-                warn!("somebody else changed our nftables table: put right");
-                self.sync.metrics.repairs.with_label_values(&["nftables"]).inc();
-            }
-            Err(error) => warn!(cause = error.label(), %error, "the nftables table was not checked"),
-        }
-    }
-
-    async fn count(&mut self) {
-        self.sync.metrics.set_flows_forgotten(self.sync.backend.flows_forgotten());
-        self.sync.metrics.second_chance.set(i64::from(self.sync.backend.second_chance()));
-        match self.sync.backend.counters().await {
-            Ok(counters) => {
-                self.sync.metrics.set_guard(counters.iter().map(|(name, counter)| (*name, counter.packets)))
-            }
-            Err(error) => debug!(%error, "the guard's counters were not read"),
-        }
-    }
-
     /// Whether anything was done.
     async fn converge(&mut self) -> Result<bool> {
         let now = clock::now();
@@ -378,6 +353,7 @@ impl State {
     fn in_force(&mut self) -> Result<()> {
         if !std::mem::replace(&mut self.started, true) {
             self.sync.attachment.begin()?;
+            self.sync.arrivals = Arrivals::NotAwaited;
         }
         self.sync.metrics.syncs.inc();
         self.sync.shared.synced.store(true, Ordering::Relaxed);
@@ -387,10 +363,21 @@ impl State {
 
     /// The first table moves rows in one step from what the kernel has to what is true now, so it waits until this node knows who is
     /// there and what they hold. Meanwhile the kernel goes on as it was left.
-    fn may_start(&self, view: &View) -> bool {
+    fn may_start(&mut self, view: &View) -> bool {
         let Some(viewed) = self.viewed else { return false };
-        let all_here = self.all_up(view) && self.talk.exchange.learned(clock::now());
-        self.started || all_here || viewed.elapsed() >= PATIENCE
+        if self.started {
+            return true;
+        }
+        let all_heard = self.all_up(view) && self.talk.exchange.learned(clock::now());
+        // Asked in any case: they need their time.
+        let services = Plan::new(view, &self.sync.node, self.sync.uplink.clone()).services;
+        let missing = self.sync.arrivals.missing(services.into_values().flat_map(|local| local.pods));
+        let waited = viewed.elapsed();
+        let may_start = (all_heard || waited >= PATIENCE) && (missing.is_empty() || waited >= PODS_PATIENCE);
+        if may_start && !missing.is_empty() {
+            warn!(pods = ?missing, "no sign of life from these since the boot: new flows go to them all the same");
+        }
+        may_start
     }
 
     fn available(&self) -> Availability {

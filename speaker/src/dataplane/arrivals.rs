@@ -1,0 +1,123 @@
+//! After a boot: are the pods there that the API server names?
+//!
+//! The API server learns of a loss of power after 40 s. A node that is back before that has its old pods in the EndpointSlices, ready, at
+//! addresses that nobody has any more, until its kubelet says better. New flows sent to them are lost in silence. So the first speaker after a boot
+//! asks each of them for a sign of life before it says that this node is ready: whoever accepts or refuses a connection is there.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{sleep, timeout};
+
+type Target = (Ipv4Addr, u16);
+
+#[derive(Debug)]
+pub enum Arrivals {
+    /// Not after a boot, or not waited for any more.
+    NotAwaited,
+    Awaited {
+        /// Whoever was asked, and whether it has given a sign of life.
+        pods: BTreeMap<Target, bool>,
+        tell: UnboundedSender<Target>,
+        told: UnboundedReceiver<Target>,
+    },
+}
+
+impl Arrivals {
+    pub fn awaited() -> Self {
+        let (tell, told) = unbounded_channel();
+        Self::Awaited { pods: BTreeMap::new(), tell, told }
+    }
+
+    /// Which of these have not given a sign of life yet. Those that are new are asked from now on. Needs a runtime.
+    pub fn missing(&mut self, wanted: impl Iterator<Item = Target>) -> Vec<Target> {
+        let Self::Awaited { pods, tell, .. } = self else { return Vec::new() };
+        let mut is_missing = |pod: &Target| {
+            !*pods.entry(*pod).or_insert_with(|| {
+                tokio::spawn(ask(*pod, tell.clone()));
+                false
+            })
+        };
+        wanted.filter(|pod| is_missing(pod)).collect()
+    }
+
+    /// Returns when one more is there: never, if none is awaited. May be dropped while it waits.
+    pub async fn next(&mut self) {
+        match self {
+            Self::NotAwaited => std::future::pending().await,
+            // Cannot end: there is a sender here.
+            Self::Awaited { pods, told, .. } => {
+                if let Some(pod) = told.recv().await {
+                    pods.insert(pod, true);
+                }
+            }
+        }
+    }
+}
+
+/// Until it answers, or nobody wants to know any more.
+async fn ask((address, port): Target, tell: UnboundedSender<Target>) {
+    let to = SocketAddr::V4(SocketAddrV4::new(address, port));
+    while !tell.is_closed() {
+        match timeout(PATIENCE, TcpStream::connect(to)).await {
+            Ok(Err(error)) if error.kind() != io::ErrorKind::ConnectionRefused => sleep(PATIENCE).await,
+            Err(_) => {}
+            // A UDP service's port refuses as well.
+            Ok(_) => {
+                // Not wanted any more is as good.
+                tell.send((address, port)).ok();
+                return;
+            }
+        }
+    }
+}
+
+const PATIENCE: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_accepts_or_refuses_is_there_and_silence_is_not() {
+        let (accepting, accepts) = listener(16);
+        let (refusing, refuses) = listener(16);
+        drop(refusing);
+        // Its queue is full, so the kernel drops the next one's SYN.
+        let (silent, says_nothing) = listener(0);
+        let _queued = TcpStream::connect(SocketAddrV4::new(says_nothing.0, says_nothing.1)).await.unwrap();
+
+        let mut arrivals = Arrivals::awaited();
+        let missing = |arrivals: &mut Arrivals| arrivals.missing([accepts, refuses, says_nothing].into_iter());
+        assert_eq!(missing(&mut arrivals), [accepts, refuses, says_nothing], "they have only just been asked");
+        arrivals.next().await;
+        arrivals.next().await;
+        assert_eq!(missing(&mut arrivals), [says_nothing]);
+        assert!(timeout(3 * PATIENCE, arrivals.next()).await.is_err(), "silence is no sign of life");
+
+        silent.accept().await.unwrap();
+        arrivals.next().await;
+        assert_eq!(missing(&mut arrivals), [], "each is asked until it answers");
+        drop(accepting);
+    }
+
+    #[tokio::test]
+    async fn nobody_is_asked_unless_awaited() {
+        let (_silent, pod) = listener(0);
+        assert_eq!(Arrivals::NotAwaited.missing([pod].into_iter()), []);
+    }
+
+    fn listener(backlog: u32) -> (TcpListener, Target) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        let listener = socket.listen(backlog).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, (Ipv4Addr::LOCALHOST, port))
+    }
+}
