@@ -93,7 +93,11 @@ fn follow(
     let Some(service) = service::find(tables, &subject.flow) else {
         return reset::refuse(frame, config, link, packet, origin, subject, Refused::Unserved);
     };
-    let Some(row) = select::row(tables, config, service, &subject.flow)? else {
+    let row = match service::takes(service, &subject.content) {
+        true => select::row(tables, config, service, &subject.flow)?,
+        false => None,
+    };
+    let Some(row) = row else {
         return reset::refuse(frame, config, link, packet, origin, subject, Refused::EmptyRing);
     };
     match chance::next(config, service, row, origin, &subject.content) {

@@ -2,9 +2,16 @@
 
 use ebpf_common::{FlowTuple, ServiceKey, ServiceValue};
 
+use crate::parse::Content;
 use crate::tables::Tables;
 
 #[inline(always)]
 pub fn find(tables: &impl Tables, flow: &FlowTuple) -> Option<ServiceValue> {
     tables.service(&ServiceKey { addr: flow.dst, port: flow.dst_port, proto: flow.proto, pad: 0 })
+}
+
+/// Without a ready pod a service has open flows only. (Whether a datagram begins one conntrack knows, where its row leads.)
+#[inline(always)]
+pub fn takes(service: ServiceValue, content: &Content) -> bool {
+    service.flags & ServiceValue::CLOSED == 0 || !content.is_syn()
 }

@@ -173,6 +173,7 @@ pub fn shipped() -> Result<String> {
         .into(),
         peers: [(ALTERNATE, [10, 99, 0, 2].into())].into(),
         second_chance: true,
+        udp_silent: false,
         endpoints: Endpoints::default(),
     };
     Ok(ruleset::replace(&plan))

@@ -252,7 +252,7 @@ impl Watch {
 
 /// Our base chains are there: somebody who flushes or deletes between a change and its first audit is noticed all the same.
 fn is_whole(listing: &str) -> bool {
-    let chains = ["chance", "prerouting", "forward", "input"];
+    let chains = ["chance", "prerouting", "forward", "input", "keep"];
     chains.iter().all(|chain| listing.contains(&format!("chain {chain} {{\n\t\ttype ")))
 }
 

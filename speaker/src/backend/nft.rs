@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
-use speaker_core::backend::ruleset::TABLE;
+use speaker_core::backend::ruleset::{KEEP_TABLE, TABLE};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -71,18 +71,24 @@ impl Nft {
         }
     }
 
-    /// Removes the table; fine if there is none.
+    /// Removes our tables; fine if there is none.
     pub async fn delete(&self) -> Result<(), NftError> {
-        self.apply(&format!("add table ip {TABLE}\ndelete table ip {TABLE}\n")).await
+        let delete = |table| format!("add table ip {table}\ndelete table ip {table}\n");
+        self.apply(&[TABLE, KEEP_TABLE].map(delete).concat()).await
     }
 
-    /// The table without counter values; `None` if there is none.
+    /// Our tables without counter values; `None` if one is not there.
     pub async fn listing(&self) -> Result<Option<String>, NftError> {
-        match self.run(&["-s", "list", "table", "ip", TABLE], "").await {
-            Ok(listing) => Ok(Some(listing)),
-            Err(NftError::Refused(why)) if why.contains(NO_SUCH) => Ok(None),
-            Err(error) => Err(error),
+        let mut all = String::new();
+        // One by one: nft 1.0.6 knows only the last table of several that it is asked for.
+        for table in [TABLE, KEEP_TABLE] {
+            match self.run(&["-s", "list", "table", "ip", table], "").await {
+                Ok(listing) => all.push_str(&listing),
+                Err(NftError::Refused(why)) if why.contains(NO_SUCH) => return Ok(None),
+                Err(error) => return Err(error),
+            }
         }
+        Ok(Some(all))
     }
 
     /// Packets per named counter; none if there is no table.

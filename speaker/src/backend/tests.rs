@@ -97,7 +97,13 @@ fn a_foreign_hand_is_noticed_and_put_right() {
         assert_ne!(netfilter::generation().unwrap(), generation);
         assert!(!backend.audit().await.unwrap(), "somebody else's table is not ours");
         let whole = nft.listing().await.unwrap();
-        for attack in ["delete table ip sheave", "flush chain ip sheave prerouting", "flush ruleset"] {
+        let attacks = [
+            "delete table ip sheave",
+            "flush chain ip sheave prerouting",
+            "delete table ip sheave-keep",
+            "flush ruleset",
+        ];
+        for attack in attacks {
             nft.apply(attack).await.unwrap();
             assert!(backend.audit().await.unwrap(), "{attack}");
             assert_eq!(nft.listing().await.unwrap(), whole);

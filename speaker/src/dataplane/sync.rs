@@ -395,7 +395,8 @@ impl State {
         let served: BTreeSet<ServiceKey> = plan.services.keys().copied().collect();
         let want = self.want(view, table, &served);
         let peers = self.peers(table);
-        let outcome = self.sync.backend.sync(plan.with_peers(peers)).await.context("change the nftables table")?;
+        let plan = Plan { udp_silent: self.sync.udp_silent, ..plan.with_peers(peers) };
+        let outcome = self.sync.backend.sync(plan).await.context("change the nftables table")?;
         if outcome != Outcome::Unchanged {
             debug!(?outcome, "nftables");
         }

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::plan::{ProxyMode, UPLINK};
+use super::plan::{POD_RANGE, ProxyMode, UPLINK};
 use super::process::{self, Recorded};
 use super::state::State;
 use super::{Lab, control_plane, kube_proxy, netns, node, pinned, topology};
@@ -61,6 +61,10 @@ pub enum Fault {
     XdpDetach { node: String },
     /// The pin of Sheave's XDP link is removed, which was the only reference to it
     XdpUnpin { node: String },
+    /// Every TCP probe of the node's pods by its kubelet is refused; whatever else goes to them passes
+    ProbesFail { node: String },
+    /// Ends `probes-fail`
+    ProbesPass { node: String },
     /// The node gets the label that excludes it from external load balancers
     Exclude { node: String },
     /// Ends `exclude`
@@ -106,10 +110,9 @@ impl Lab {
                 self.on_powered(&node, |state| kube_proxy::set_mode(state, &node, mode))
             }
             Fault::KubeProxyFlush { node } => self.on_powered(&node, |state| kube_proxy::flush(state, &node)),
-            Fault::NftDelete { node } => {
-                let netns = self.powered(&node)?.plan.netns(&node);
-                netns::inside(&netns, || netns::run("nft", &["delete table ip sheave"]).map(drop))
-            }
+            Fault::NftDelete { node } => self.nft(&node, "delete table ip sheave"),
+            Fault::ProbesFail { node } => self.nft(&node, &refuse_probes()),
+            Fault::ProbesPass { node } => self.nft(&node, &format!("delete table ip {PROBES}")),
             Fault::XdpDetach { node } => pinned::detach(&self.xdp_pin(&node)?),
             Fault::XdpUnpin { node } => {
                 let pin = self.xdp_pin(&node)?;
@@ -153,6 +156,12 @@ impl Lab {
         let inode = netns::inode(&state.plan.netns(node))?;
         let found = process::in_netns(inode).into_iter().find(|(_, name)| name == SPEAKER);
         Ok(found.and_then(|(pid, _)| Recorded::of(pid).ok()))
+    }
+
+    /// Commands of nft(8) on a node.
+    fn nft(&self, node: &str, commands: &str) -> Result<()> {
+        let netns = self.powered(node)?.plan.netns(node);
+        netns::inside(&netns, || netns::run("nft", &[commands]).map(drop))
     }
 
     fn signal_speaker(&self, node: &str, signal: Signal) -> Result<()> {
@@ -264,7 +273,16 @@ pub fn usage(process: &Recorded) -> Result<(u64, u64)> {
     Ok((kilobytes * 1024, ticks))
 }
 
+/// What the node itself begins: kubelet runs in the node's network namespace.
+fn refuse_probes() -> String {
+    format!(
+        "add table ip {PROBES}; add chain ip {PROBES} output {{ type filter hook output priority 0; }}; \
+         add rule ip {PROBES} output ip daddr {POD_RANGE} tcp flags & (syn | ack) == syn reject with tcp reset"
+    )
+}
+
 const SPEAKER: &str = "sheave-speaker";
+const PROBES: &str = "lab-probes";
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers=";
 /// What stands in the way of a drain without being lost by it: pods that come back on the node, and volumes of no worth.
 const DRAIN_FLAGS: [&str; 4] = ["--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=60s"];

@@ -107,6 +107,19 @@ fn what_nobody_serves_is_refused_at_once() {
 }
 
 #[test]
+fn silence_where_it_was_asked_for() {
+    let world = World::new("silent");
+    world.a.apply(&Plan { udp_silent: true, ..nobody() });
+    let udp = world.client_udp();
+    udp.connect((VIP, 53)).unwrap();
+    udp.send(b"hello").unwrap();
+    assert_eq!(udp.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!((world.a.guard(Guard::Silent), world.a.guard(Guard::Unreachable)), (1, 0));
+    let refused = world.connect(VIP, 80).err().map(|error| error.kind());
+    assert_eq!(refused, Some(ErrorKind::ConnectionRefused));
+}
+
+#[test]
 fn refusals_are_real_tcp_resets_and_redirects_are_off() {
     let world = World::new("reset");
     world.a.apply(&nobody());
@@ -191,6 +204,18 @@ fn open_connections_survive_every_change() {
     world.a.apply(&both());
     assert!(old.is_alive() && new.is_alive(), "with a table again");
     assert_proxy_untouched(&world);
+}
+
+/// As on a node without kube-proxy, or after somebody has flushed its rules.
+#[test]
+fn open_connections_do_not_need_another_nat_chain_while_our_table_is_missing() {
+    let world = World::new("keep");
+    world.a.apply(&both());
+    let mut connection = world.connect(VIP, 80).unwrap();
+    world.a.nft(&format!("delete table ip {}", ruleset::TABLE));
+    assert!(connection.is_alive());
+    world.a.nft(&format!("delete table ip {}", ruleset::KEEP_TABLE));
+    assert!(!connection.is_alive(), "nobody asks the kernel to translate");
 }
 
 #[test]

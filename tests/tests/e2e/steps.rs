@@ -123,6 +123,10 @@ pub fn nft_and_xdp_deleted(scene: &Scene) -> Result<String> {
     Ok(format!("{nft}; {}", survived(scene, survive::tables::xdp_detached)?))
 }
 
+pub fn no_pod_ready(scene: &Scene) -> Result<String> {
+    survived(scene, survive::pods::none_ready_and_back)
+}
+
 /// Without Sheave: only that the comparison itself works.
 pub fn baseline(scene: &Scene) -> Result<String> {
     let report = scenario::baseline(scene, CONNECTIONS, 200.0)?;

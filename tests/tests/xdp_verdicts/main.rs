@@ -8,7 +8,7 @@ mod xdp_world;
 
 use std::collections::BTreeSet;
 
-use ebpf_common::{Config, Mark, Verdict};
+use ebpf_common::{Ask, Config, Mark, Verdict};
 use sheave_ebpf::Frame;
 use sheave_ebpf::host::{HostFrame, HostTables};
 use sheave_tests::packet::{Addr, Arp, BROADCAST, Eth, Mac, Tcp, check_sums};
@@ -153,6 +153,7 @@ fn scenes() -> Vec<Scene> {
                 case("empty ring", inbound(VIP).udp(40000, EMPTY, b"x"), Verdict::EmptyRingSilent),
             ],
         },
+        Scene { name: "closed", tables: world(), cases: closed() },
         Scene { name: "icmp", tables: world(), cases: icmp() },
         Scene { name: "from a client", tables: world(), cases: second_chance::from_client() },
         Scene { name: "from a dispatcher", tables: world(), cases: second_chance::from_dispatcher() },
@@ -347,6 +348,37 @@ fn refused() -> Vec<Case> {
         ),
         case("empty ring, RST", inbound(VIP).tcp(40000, EMPTY).flags(Tcp::RST).build(), Verdict::UnservedRst),
         up("empty ring, UDP", inbound(VIP).udp(40000, EMPTY, b"x"), Verdict::EmptyRingUnreachable),
+    ]
+}
+
+/// No pod is ready: what begins a flow is refused, all else goes the way of its row.
+fn closed() -> Vec<Case> {
+    let segment = |port, flags| inbound(VIP).tcp(40000, port).flags(flags).data(b"x").build();
+    let on = |flags| Eth { dst: PEER, src: SELF }.ipv4(CLIENT, VIP).ttl(63).tcp(40000, REMOTE_CLOSED).flags(flags);
+    let first = Mark { ask: Ask::First, quiet: false, slot: 2 };
+    vec![
+        changed(
+            "SYN",
+            inbound(VIP).tcp(40000, LOCAL_CLOSED).seq(9).syn().build(),
+            Verdict::EmptyRingReset,
+            reset(LOCAL_CLOSED, 0, 10, Tcp::RST | Tcp::ACK),
+        ),
+        up("SYN from a peer", dispatched(PEER).tcp(40000, REMOTE_CLOSED).syn().build(), Verdict::FromPeer),
+        changed(
+            "segment, to a peer",
+            segment(REMOTE_CLOSED, Tcp::ACK),
+            Verdict::DispatchedPeer,
+            on(Tcp::ACK).data(b"x").build(),
+        ),
+        changed(
+            "RST, to a peer",
+            segment(REMOTE_CLOSED, Tcp::RST),
+            Verdict::DispatchedPeer,
+            on(Tcp::RST).data(b"x").build(),
+        ),
+        asking("segment, this node", segment(LOCAL_CLOSED, Tcp::ACK), Verdict::SecondChanceLocal, first),
+        asking("datagram, this node", inbound(VIP).udp(40000, LOCAL_CLOSED, b"x"), Verdict::SecondChanceLocal, first),
+        asking("error", too_big(&quoted(LOCAL_CLOSED)), Verdict::IcmpLocal, first),
     ]
 }
 

@@ -32,6 +32,8 @@ pub struct Plan {
     pub peers: BTreeMap<u16, Ipv4Addr>,
     /// The kernel can hand packets on (`CONFIG_NFT_DUP_IPV4`). If not, [`Plan::peers`] has no effect.
     pub second_chance: bool,
+    /// UDP that nobody serves is dropped, not answered.
+    pub udp_silent: bool,
     /// By whom conntrack's flows are judged; not in the table.
     pub endpoints: Endpoints,
 }
@@ -70,6 +72,7 @@ impl Plan {
             services,
             peers: BTreeMap::new(),
             second_chance: true,
+            udp_silent: false,
             endpoints,
         }
     }
@@ -115,6 +118,8 @@ pub enum Guard {
     Reset,
     /// UDP: answered with ICMP port unreachable.
     Unreachable,
+    /// UDP with [`Plan::udp_silent`]: dropped.
+    Silent,
     /// Conntrack cannot place it (bad checksum, contradictory state): dropped.
     Invalid,
     /// Anything else: dropped.
@@ -122,8 +127,16 @@ pub enum Guard {
 }
 
 impl Guard {
-    pub const ALL: &'static [Guard] =
-        &[Self::HandedOn, Self::Quiet, Self::Unmarked, Self::Reset, Self::Unreachable, Self::Invalid, Self::Other];
+    pub const ALL: &'static [Guard] = &[
+        Self::HandedOn,
+        Self::Quiet,
+        Self::Unmarked,
+        Self::Reset,
+        Self::Unreachable,
+        Self::Silent,
+        Self::Invalid,
+        Self::Other,
+    ];
 
     pub const fn label(self) -> &'static str {
         match self {
@@ -132,6 +145,7 @@ impl Guard {
             Self::Unmarked => "guard_unmarked",
             Self::Reset => "guard_reset",
             Self::Unreachable => "guard_unreachable",
+            Self::Silent => "guard_silent",
             Self::Invalid => "guard_invalid",
             Self::Other => "guard_other",
         }

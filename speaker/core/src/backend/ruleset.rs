@@ -25,18 +25,23 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{Ask, Mark, RESERVED_FLAG, ServiceKey, Travel};
 
-use super::{Guard, LocalPods, Plan, Uplink};
+use super::{Guard, LocalPods, Plan};
 use crate::view::Affinity;
 
 /// Name of the nftables table, family ip.
 pub const TABLE: &str = "sheave";
+/// The other one: a nat chain that does nothing. The kernel follows and translates the flows that it knows only while rules of any table ask for
+/// it. Without this one, and where kube-proxy has none either, open flows would end when somebody deletes [`TABLE`].
+pub const KEEP_TABLE: &str = "sheave-keep";
 
 /// Brings the table to this plan, whatever is there. Counters start at 0.
 pub fn replace(plan: &Plan) -> String {
     let mut text = String::new();
     // `delete` alone fails if there is none; `add` first makes it succeed always.
-    line(&mut text, format_args!("add table ip {TABLE}"));
-    line(&mut text, format_args!("delete table ip {TABLE}"));
+    for table in [TABLE, KEEP_TABLE] {
+        line(&mut text, format_args!("add table ip {table}"));
+        line(&mut text, format_args!("delete table ip {table}"));
+    }
     line(&mut text, format_args!("table ip {TABLE} {{"));
     for guard in Guard::ALL {
         line(&mut text, format_args!("\tcounter {} {{ }}", guard.label()));
@@ -54,14 +59,22 @@ pub fn replace(plan: &Plan) -> String {
         peers(&mut text, &plan.peers);
     }
     chance(&mut text, plan);
-    base_chains(&mut text, &plan.uplink);
+    base_chains(&mut text, plan);
+    text.push_str("}\n");
+    line(&mut text, format_args!("table ip {KEEP_TABLE} {{"));
+    line(&mut text, format_args!("\tchain keep {{"));
+    line(&mut text, format_args!("\t\ttype nat hook postrouting priority {KEEP_PRIORITY}; policy accept;"));
+    // The chain keeps the translation, a rule that asks conntrack keeps conntrack.
+    line(&mut text, format_args!("\t\tct state new"));
+    line(&mut text, format_args!("\t}}"));
     text.push_str("}\n");
     text
 }
 
 /// Leads from one plan to another; `None` if there is nothing to do. A change of what all chains have wants [`replace`].
 pub fn update(from: &Plan, to: &Plan) -> Option<String> {
-    if from.uplink != to.uplink || from.second_chance != to.second_chance {
+    let of_all = |plan: &Plan| (plan.uplink.clone(), plan.second_chance, plan.udp_silent);
+    if of_all(from) != of_all(to) {
         return Some(replace(to));
     }
     let mut text = String::new();
@@ -213,8 +226,8 @@ fn chance(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t}}"));
 }
 
-fn base_chains(text: &mut String, uplink: &Uplink) {
-    let to_vip = format!("iifname \"{}\" ip daddr @vips", uplink.as_str());
+fn base_chains(text: &mut String, plan: &Plan) {
+    let to_vip = format!("iifname \"{}\" ip daddr @vips", plan.uplink.as_str());
     line(text, format_args!("\tchain prerouting {{"));
     line(text, format_args!("\t\ttype nat hook prerouting priority {NAT_PRIORITY}; policy accept;"));
     // A TCP flow begins with a SYN: conntrack would pick up any other segment too (nf_conntrack_tcp_loose) and make it a pod's.
@@ -233,8 +246,11 @@ fn base_chains(text: &mut String, uplink: &Uplink) {
     line(text, format_args!("\t\tct state invalid {}", drop(Guard::Invalid)));
     // RFC 9293 section 3.5.2, RFC 1122 section 3.2.2.1. Neither answers a reset, an ICMP error or what is damaged.
     line(text, format_args!("\t\tmeta l4proto tcp counter name {reset} reject with tcp reset"));
-    let unreachable = Guard::Unreachable.label();
-    line(text, format_args!("\t\tmeta l4proto udp counter name {unreachable} reject with icmp port-unreachable"));
+    let udp = match plan.udp_silent {
+        true => drop(Guard::Silent),
+        false => format!("counter name {} reject with icmp port-unreachable", Guard::Unreachable.label()),
+    };
+    line(text, format_args!("\t\tmeta l4proto udp {udp}"));
     line(text, format_args!("\t\t{}", drop(Guard::Other)));
     line(text, format_args!("\t}}"));
 
@@ -334,5 +350,7 @@ const NAT_PRIORITY: i32 = -110;
 /// Before kube-proxy's filter chains (-110 in nftables mode), so that it is us who answer and count. After conntrack
 /// (-200).
 const GUARD_PRIORITY: i32 = -120;
+/// Behind everybody's (srcnat, 100): it says nothing to any flow.
+const KEEP_PRIORITY: i32 = 110;
 /// Fixed, so that a client stays with its pod when the table is built anew.
 const AFFINITY_SEED: u32 = 0x5368_6561;

@@ -129,7 +129,8 @@ impl Layout {
                 Affinity::ClientIp => ServiceValue::CLIENT_AFFINITY,
             };
             let served = if served.contains(key) { ServiceValue::SERVED_HERE } else { 0 };
-            state.services.insert(*key, ServiceValue { ring: slot, flags: affinity | served });
+            let closed = if service.closed { ServiceValue::CLOSED } else { 0 };
+            state.services.insert(*key, ServiceValue { ring: slot, flags: affinity | served | closed });
             state.rings.insert(slot, self.rows(service, table));
         }
         let used: BTreeSet<Source> = table.services.values().map(source).collect();

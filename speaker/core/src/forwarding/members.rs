@@ -23,33 +23,58 @@ impl Availability {
     }
 }
 
-/// Pods per node that take part, and which of these nodes are lost or not wanted.
+/// Who takes part in a ring, and whether new flows do.
 ///
-/// Ready pods; if there are none, those that serve while they terminate (KEP-1669). The pods of a lost node stay members, so
-/// that the loss moves no row but the node's own. That must hold as well when the API server, 40 s later, calls them unready:
-/// so where a lost node has no ready pod its unready ones count. Only while another node serves: else the ring must run
-/// empty, for clients to get their reset.
+/// The first of these that there is:
+/// 1. ready pods; if there are none, those that serve while they terminate (KEP-1669). On nodes that are up.
+/// 2. The same on nodes that are absent: their kernels go on translating.
+/// 3. Any other pod whose node's kernel answers. The ring is closed: no pod is ready, so new flows are refused, but open ones live on. (All
+///    pods may fail one probe at the same moment, or the API server may not have heard their nodes.)
+/// 4. Nobody answers. The ring is kept as it is, the nodes may be back in a moment.
+///
+/// The pods of a lost node stay members, so that the loss moves no row but the node's own. That must hold as well when the API server,
+/// 40 s later, calls them unready: so where a lost node has no ready pod its unready ones count.
 ///
 /// A node with the exclude label is treated as lost, so that the label as well moves no row but the node's own; unless no
 /// other node has a ready pod: then the label counts for nothing.
-pub(super) fn members(pods: &[Pod<'_>], view: &View, availability: &Availability) -> Members {
+pub(super) fn members(pods: &[Pod<'_>], view: &View, availability: &Availability) -> Chosen {
     let is_excluded = |pod: &Pod<'_>| view.nodes().get(pod.node).is_some_and(|node| node.excluded);
-    let heeded = pods.iter().any(|pod| is_ready(pod) && availability.is_up(pod.node) && !is_excluded(pod));
-    let is_lost = |pod: &Pod<'_>| !availability.is_up(pod.node);
-    let has_rows = |pod: &Pod<'_>| !(is_lost(pod) || heeded && is_excluded(pod));
-    let choose = |group: &dyn Fn(&Pod<'_>) -> bool| -> BTreeMap<&str, u32> {
-        let chosen = count(pods.iter().filter(|pod| group(pod) && is_ready(pod)));
-        if chosen.is_empty() { count(pods.iter().filter(|pod| group(pod) && is_last_resort(pod))) } else { chosen }
+    let is_up = |pod: &Pod<'_>| availability.is_up(pod.node);
+    let heeded = pods.iter().any(|pod| is_ready(pod) && is_up(pod) && !is_excluded(pod));
+    let is_wanted = |pod: &Pod<'_>| is_up(pod) && !(heeded && is_excluded(pod));
+    let answers = |pod: &Pod<'_>| !availability.down.contains(pod.node);
+
+    let serving = |has_rows: &dyn Fn(&Pod<'_>) -> bool| -> BTreeMap<&str, u32> {
+        let chosen = count(pods.iter().filter(|pod| has_rows(pod) && is_ready(pod)));
+        if chosen.is_empty() { count(pods.iter().filter(|pod| has_rows(pod) && is_last_resort(pod))) } else { chosen }
     };
-    let mut counts = choose(&has_rows);
+    let mut closed = false;
+    let mut has_rows: &dyn Fn(&Pod<'_>) -> bool = &is_wanted;
+    let mut counts = serving(has_rows);
     if counts.is_empty() {
-        counts = choose(&|_| true);
+        has_rows = &answers;
+        counts = serving(has_rows);
+    }
+    if counts.is_empty() {
+        counts = count(pods.iter().filter(|pod| answers(pod)));
+        closed = !counts.is_empty();
+    }
+    if counts.is_empty() {
+        counts = serving(&|_| true);
     } else {
-        counts.extend(count(pods.iter().filter(|pod| is_lost(pod) && !pod.conditions.terminating)));
+        let lost = |pod: &&Pod<'_>| !has_rows(pod) && !is_up(pod) && !pod.conditions.terminating;
+        counts.extend(count(pods.iter().filter(lost)));
         counts.extend(count(pods.iter().filter(|pod| !has_rows(pod) && is_ready(pod))));
     }
     let rowless: BTreeSet<&str> = pods.iter().filter(|pod| !has_rows(pod)).map(|pod| pod.node).collect();
-    Members::new(counts.into_iter().map(|(node, pods)| (String::from(node), pods, rowless.contains(node))))
+    let members = counts.into_iter().map(|(node, pods)| (String::from(node), pods, rowless.contains(node)));
+    Chosen { members: Members::new(members), closed }
+}
+
+pub(super) struct Chosen {
+    pub members: Members,
+    /// No pod is ready: open flows only.
+    pub closed: bool,
 }
 
 fn is_ready(pod: &Pod<'_>) -> bool {

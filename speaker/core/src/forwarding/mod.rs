@@ -1,6 +1,6 @@
 //! View + nodes that are not available -> the table every dispatcher agrees on; with what nodes hold -> who else is asked.
 //!
-//! For each VIP and service port a ring: Maglev over (node, ordinal 0..ready pods on it). The ring chooses the node, the node
+//! For each VIP and service port a ring: Maglev over (node, ordinal 0..ready pods on it; members.rs says who counts if none is). The ring chooses the node, the node
 //! chooses the pod. The same view, the same set of lost nodes and the same hash key give the same table on every node. Beside
 //! it the alternates of each row: nodes that may hold flows which were opened under another ring. These may differ between nodes.
 //! Reading order: mod.rs -> members.rs -> maglev.rs -> history.rs -> alternates/ -> ids.rs -> diff.rs. Read first: docs/dataplane.md.
@@ -42,6 +42,7 @@ use alternates::{Alternates, ByAddress, Cache, Cause};
 use history::{Former, History};
 use maglev::Members;
 pub use members::Availability;
+use members::Chosen;
 
 /// What the maps should say, in names; [`diff::MapState`] says it in slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,12 +62,14 @@ pub struct Table {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     pub affinity: Affinity,
+    /// No pod is ready: new flows are refused.
+    pub closed: bool,
     pub ring: Arc<Ring>,
     /// `None`: nobody but the primaries has flows.
     pub alternates: Option<Arc<Alternates>>,
 }
 
-/// Which node each row names. No rows: nobody serves the port, clients get a reset.
+/// Which node each row names. No rows: there is no pod, clients get a reset.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Ring {
     pub members: Arc<Members>,
@@ -158,8 +161,9 @@ impl Planner {
         let mut services = BTreeMap::new();
         let mut rings = Rings { hash_key: self.hash_key, known: &self.rings, used: BTreeMap::new() };
         for (key, frontend) in frontends {
-            let ring = rings.get(&Arc::new(members::members(&frontend.pods, view, availability)));
-            services.insert(key, Service { affinity: frontend.affinity, ring, alternates: None });
+            let Chosen { members, closed } = members::members(&frontend.pods, view, availability);
+            let ring = rings.get(&Arc::new(members));
+            services.insert(key, Service { affinity: frontend.affinity, closed, ring, alternates: None });
         }
         let members = services.iter().map(|(key, service)| (*key, service.ring.members.clone())).collect();
         self.history.record(now, &members);
@@ -292,7 +296,8 @@ fn digest(services: &BTreeMap<ServiceKey, Service>) -> u64 {
         let port = u64::from(u16::from_be_bytes(port));
         let key = u64::from(u32::from_be_bytes(addr)) | port << 32 | u64::from(proto) << 48;
         let affinity = u64::from(service.affinity == Affinity::ClientIp) << 56;
-        siphash13(&[digest, 0], key | affinity, service.ring.digest)
+        let closed = u64::from(service.closed) << 57;
+        siphash13(&[digest, 0], key | affinity | closed, service.ring.digest)
     })
 }
 

@@ -28,11 +28,19 @@ fn table(view: &View, lost: &BTreeSet<String>) -> Table {
     planner(KEY).table(view, &down(lost), &Words::new(), NOW)
 }
 
-/// (node, pods, down) of the ring of port 80.
-fn ring_members(endpoints: impl Into<Vec<Endpoint>>, down: &BTreeSet<String>) -> Vec<(String, u32, bool)> {
-    let table = table(&view(endpoints), down);
-    let members = &table.services[&web_port()].ring.members;
-    members.iter().map(|(node, member)| (node.into(), member.pods, member.down)).collect()
+/// (node, pods, down) of the ring of port 80, and whether it is closed.
+fn web_ring(endpoints: impl Into<Vec<Endpoint>>, availability: &Availability) -> (Vec<(String, u32, bool)>, bool) {
+    let table = planner(KEY).table(&view(endpoints), availability, &Words::new(), NOW);
+    let service = &table.services[&web_port()];
+    let members = service.ring.members.iter().map(|(node, member)| (node.into(), member.pods, member.down));
+    (members.collect(), service.closed)
+}
+
+/// The same of a ring that is open.
+fn ring_members(endpoints: impl Into<Vec<Endpoint>>, lost: &BTreeSet<String>) -> Vec<(String, u32, bool)> {
+    let (members, closed) = web_ring(endpoints, &down(lost));
+    assert!(!closed);
+    members
 }
 
 fn ready(node: &str, n: u8) -> Endpoint {
@@ -56,11 +64,22 @@ fn without_ready_pods_terminating_ones_that_serve_count() {
 }
 
 #[test]
-fn nobody_serves() {
-    let empty = table(&view([pod("a", 1, UNREADY)]), &none());
+fn without_a_pod_the_ring_is_empty() {
+    let empty = table(&view([]), &none());
     assert!(empty.services[&web_port()].ring.rows.is_empty());
     assert_eq!(empty.services.len(), 2, "an empty ring is a service all the same: its clients get a reset");
     assert!(empty.vips.contains(&VIP));
+}
+
+/// Their open flows live, so no row may move.
+#[test]
+fn pods_that_all_turn_unready_keep_their_rows_and_get_nothing_new() {
+    let serving = table(&view([ready("a", 1), ready("b", 1)]), &none());
+    let closed = table(&view([pod("a", 1, UNREADY), pod("b", 1, UNREADY)]), &none());
+    let web = |table: &Table| table.services[&web_port()].clone();
+    assert_eq!((web(&serving).closed, web(&closed).closed), (false, true));
+    assert_eq!(web(&serving).ring, web(&closed).ring);
+    assert_ne!(serving.digest, closed.digest, "nodes that disagree on it go by different tables");
 }
 
 #[test]
@@ -76,16 +95,31 @@ fn what_the_api_server_says_of_a_lost_node_moves_no_row() {
 }
 
 #[test]
-fn unready_pods_of_a_lost_node_count_only_while_somebody_serves() {
+fn unready_pods_of_a_lost_node_count_only_while_somebody_answers() {
     let lost = names(["c"]);
-    assert_eq!(ring_members([pod("a", 1, UNREADY), pod("c", 1, UNREADY)], &lost), []);
+    assert_eq!(ring_members([pod("c", 1, UNREADY)], &lost), [], "for its clients to get their reset");
     // Nobody else: the ring is kept, the node may be back in a moment.
-    assert_eq!(ring_members([pod("a", 1, UNREADY), ready("c", 1)], &lost), [("c".into(), 1, true)]);
+    assert_eq!(ring_members([ready("c", 1)], &lost), [("c".into(), 1, true)]);
+    // There is somebody whose flows live, and who resets the others.
+    for other in [pod("c", 1, UNREADY), ready("c", 1)] {
+        let closed = (vec![("a".into(), 1, false), ("c".into(), 1, true)], true);
+        assert_eq!(web_ring([pod("a", 1, UNREADY), other], &down(&lost)), closed);
+    }
     // Some ready: the others do not count, as before the loss.
     let endpoints = [ready("a", 1), ready("c", 1), pod("c", 2, UNREADY)];
     assert_eq!(ring_members(endpoints, &lost), [("a".into(), 1, false), ("c".into(), 1, true)]);
     // Pods that the control plane has given up are replaced elsewhere.
     assert_eq!(ring_members([ready("a", 1), pod("c", 1, TERMINATING)], &lost), [("a".into(), 1, false)]);
+}
+
+/// As a node sees it that does not hear the API server, and of which the others say so: nobody but itself is left.
+#[test]
+fn absent_nodes_serve_where_nobody_else_does_and_lost_ones_get_nothing() {
+    let availability = Availability { down: names(["b"]), absent: names(["c"]) };
+    let alone = (vec![("b".into(), 1, true), ("c".into(), 1, false)], false);
+    assert_eq!(web_ring([ready("b", 1), ready("c", 1)], &availability), alone);
+    let others = (vec![("a".into(), 1, false), ("b".into(), 1, true), ("c".into(), 1, true)], false);
+    assert_eq!(web_ring([ready("a", 1), ready("b", 1), ready("c", 1)], &availability), others);
 }
 
 #[test]

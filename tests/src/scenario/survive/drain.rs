@@ -39,5 +39,5 @@ fn drain(watch: &mut Watch<'_>, node: &str) -> Result<()> {
 }
 
 /// Every pod moves at some time.
-const OPTIONS: Options = Options { reopen: true, new_connections: true, interval_ms: 50 };
+const OPTIONS: Options = Options { reopen: true, new_connections: true, udp: true, interval_ms: 50 };
 const EMPTY_FOR: Duration = Duration::from_secs(2);

@@ -139,7 +139,7 @@ pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
         new_failed: new.map_or(0, |new| new.failed),
         new_failed_later: new.map_or(0, |new| new.failed_after_mark.unwrap_or(new.failed)),
         new_failed_at: new.map(|new| failed_at(new, mark)).unwrap_or_default(),
-        udp: datagrams::judge(&reports.probed, living),
+        udp: reports.probed.as_ref().map(|probed| datagrams::judge(probed, living)).unwrap_or_default(),
         moved_to: Vec::new(),
         examples: one_a_second(wrong.into_iter().copied(), |held| held.last_echo_ns)
             .chain(hanging.take(FEW).copied())
@@ -212,7 +212,7 @@ const AT_ONCE_NS: u64 = 500_000_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::traffic::report::{HoldReport, ProbeReport};
+    use crate::traffic::report::HoldReport;
 
     #[test]
     fn a_pod_that_was_restarted_is_another_one_and_one_that_served_on_was_there() {
@@ -247,7 +247,7 @@ mod tests {
             held("", 0, HeldState::Failed),
         ];
         let held = HoldReport { connections, ..HoldReport::default() };
-        let reports = Reports { held, connecting: None, probed: ProbeReport::default() };
+        let reports = Reports { held, connecting: None, probed: None };
         let living = Living::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
         let side = judge(&reports, &living, &heard([&reports].into_iter()));
         assert_eq!((side.opened, side.failed, side.eligible, side.alive, side.gone), (8, 1, 5, 1, 3));

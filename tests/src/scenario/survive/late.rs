@@ -68,6 +68,6 @@ fn tables_that_differ(scene: &Scene) -> f64 {
 }
 
 /// Every pod ends in one of the two.
-const OPTIONS: Options = Options { reopen: true, new_connections: true, interval_ms: 50 };
+const OPTIONS: Options = Options { reopen: true, new_connections: true, udp: true, interval_ms: 50 };
 const CUT_SECONDS: u64 = 30;
 const AFTERWARDS: Duration = Duration::from_secs(5);

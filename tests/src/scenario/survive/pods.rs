@@ -1,4 +1,4 @@
-//! The Deployment changes: more pods, fewer, others, none.
+//! The Deployment changes: more pods, fewer, others, none, none that is ready.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -7,8 +7,9 @@ use anyhow::Result;
 
 use super::nodes::power_on;
 use super::watch::Options;
-use super::workload::{restart, scale, wait_rolled_out};
+use super::workload::{restart, scale, wait_ready, wait_rolled_out};
 use super::{Setup, Survival, survive};
+use crate::lab::Fault;
 use crate::scenario::deploy::Scene;
 use crate::scenario::settle::wait_holder;
 
@@ -62,6 +63,25 @@ pub fn to_none_and_back(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
+/// Every pod fails its probe at the same time, as they do when all wait for the same database, and serves on. New connections are refused
+/// meanwhile; UDP flows leave pods that do not serve, if only for the moment in which others still do.
+pub fn none_ready_and_back(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options { new_connections: false, udp: false, ..Options::default() }, |watch| {
+        watch.order("every probe fails")?;
+        each(scene, |node| Fault::ProbesFail { node })?;
+        let none = wait_ready(scene, 0);
+        sleep(NOT_READY);
+        watch.note("every probe succeeds");
+        each(scene, |node| Fault::ProbesPass { node })?;
+        none.and_then(|()| wait_rolled_out(scene))
+    })
+}
+
+fn each(scene: &Scene, fault: impl Fn(String) -> Fault) -> Result<()> {
+    scene.nodes.iter().try_for_each(|node| scene.lab.fault(fault(node.clone())))
+}
+
 const BETWEEN: Duration = Duration::from_secs(2);
 const IN_THE_MIDDLE: Duration = Duration::from_secs(3);
+const NOT_READY: Duration = Duration::from_secs(8);
 const LOST_FOR: Duration = Duration::from_secs(8);

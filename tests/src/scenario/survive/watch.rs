@@ -23,12 +23,14 @@ pub struct Options {
     pub reopen: bool,
     /// Whether new connections are opened all the time: not where there is nobody to answer for a while.
     pub new_connections: bool,
+    /// Whether there are UDP flows: not where they leave pods that live, because these do not serve for a while.
+    pub udp: bool,
     pub interval_ms: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reopen: false, new_connections: true, interval_ms: RECORD_INTERVAL_MS }
+        Self { reopen: false, new_connections: true, udp: true, interval_ms: RECORD_INTERVAL_MS }
     }
 }
 
@@ -154,14 +156,14 @@ impl<'a> Watch<'a> {
 struct Clients {
     held: Running<HoldReport>,
     connecting: Option<Running<ConnectReport>>,
-    probing: Running<ProbeReport>,
+    probing: Option<Running<ProbeReport>>,
 }
 
 /// What they tell.
 pub struct Reports {
     pub held: HoldReport,
     pub connecting: Option<ConnectReport>,
-    pub probed: ProbeReport,
+    pub probed: Option<ProbeReport>,
 }
 
 impl Clients {
@@ -173,24 +175,25 @@ impl Clients {
         let connect = ["connect", "--to", to, "--interval-ms", CONNECT_INTERVAL_MS];
         Ok(Self {
             held: traffic::start(lab, ClientKind::Segment, &hold)?,
-            connecting: match options.new_connections {
-                true => Some(traffic::start(lab, ClientKind::Segment, &connect)?),
-                false => None,
-            },
-            probing: traffic::start(lab, ClientKind::Segment, &probe)?,
+            connecting: options
+                .new_connections
+                .then(|| traffic::start(lab, ClientKind::Segment, &connect))
+                .transpose()?,
+            probing: options.udp.then(|| traffic::start(lab, ClientKind::Segment, &probe)).transpose()?,
         })
     }
 
     fn mark(&mut self, at_ns: u64) -> Result<()> {
         self.held.mark_at(at_ns)?;
-        self.probing.mark_at(at_ns)?;
+        self.probing.as_mut().map_or(Ok(()), |running| running.mark_at(at_ns))?;
         self.connecting.as_mut().map_or(Ok(()), |running| running.mark_at(at_ns))
     }
 
     fn report(self) -> Result<Reports> {
         // New connections first: they would go on failing or not while the others are asked.
         let connecting = self.connecting.map(Running::report).transpose()?;
-        Ok(Reports { held: self.held.report()?, connecting, probed: self.probing.report()? })
+        let held = self.held.report()?;
+        Ok(Reports { held, connecting, probed: self.probing.map(Running::report).transpose()? })
     }
 }
 

@@ -38,6 +38,14 @@ pub fn wait_rolled_out(scene: &Scene) -> Result<()> {
     waited.with_context(|| format!("leaving: {:?}, status: {seen}", leaving(scene).unwrap_or_default()))
 }
 
+/// Waits until so many pods are Ready.
+pub fn wait_ready(scene: &Scene, pods: i64) -> Result<()> {
+    wait_for(&format!("{pods} pods to be Ready"), WITHIN, || {
+        let ready = number(&scene.api.get(DEPLOYMENT)?, "/status/readyReplicas").unwrap_or_default();
+        Ok((ready == pods).then_some(()))
+    })
+}
+
 /// The names of pods that are being deleted.
 pub fn leaving(scene: &Scene) -> Result<Vec<String>> {
     let items = scene.api.list(&format!("/api/v1/namespaces/{NAMESPACE}/pods"))?;

@@ -26,10 +26,12 @@ pub enum Kind {
     Grown,
     Shrunk,
     Rolled,
+    /// Those of all pods of a service, for up to 24 s.
+    ProbesFail,
 }
 
 impl Kind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NodeLost,
         Self::SpeakerRestarted,
         Self::AllRestarted,
@@ -41,6 +43,7 @@ impl Kind {
         Self::Grown,
         Self::Shrunk,
         Self::Rolled,
+        Self::ProbesFail,
     ];
 }
 
@@ -61,6 +64,7 @@ pub enum Op {
     Gone(usize, Ipv4Addr),
     Roll(usize),
     Unready(usize),
+    Probes(usize, bool),
 }
 
 impl World {
@@ -90,6 +94,12 @@ impl World {
                 for nth in 0..self.services[service].len() {
                     self.later(Duration::from_millis(1500 * nth as u64), Op::Add(service, 1));
                     self.later(Duration::from_millis(1500 * nth as u64 + 1000), Op::Terminate(service, 0));
+                }
+            }
+            Op::Probes(service, succeed) => {
+                for pod in self.services[service].iter_mut().filter(|pod| !pod.conditions.terminating) {
+                    let ready = succeed && self.machines[pod.node].kernel.is_some();
+                    pod.conditions = if ready { Conditions::READY } else { UNREADY };
                 }
             }
             Op::KernelReturns(_) | Op::Unready(_) => {}
@@ -145,6 +155,7 @@ impl World {
             }
             Kind::Shrunk => (0..self.random.below(pods)).for_each(|_| self.happen(Op::Terminate(service, 0))),
             Kind::Rolled => self.happen(Op::Roll(service)),
+            Kind::ProbesFail => self.for_a_while(moment * 2, Op::Probes(service, false), Op::Probes(service, true)),
         }
     }
 

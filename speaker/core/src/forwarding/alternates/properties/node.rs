@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use ebpf_common::{Config as XdpConfig, FlowTuple, Row, ServiceKey, ServiceValue, row_of};
 use sheave_ebpf::chance::{self, Origin, Step};
 use sheave_ebpf::parse::Content;
+use sheave_ebpf::service;
 
 use crate::forwarding::history::{History, Saved};
 use crate::forwarding::{Availability, Planner, Table};
@@ -62,7 +63,8 @@ impl Kernel {
             *place = slot(name);
         }
         let served = self.backends.get(&key_of(flow)).is_some_and(|pods| !pods.is_empty());
-        let flags = if served { ServiceValue::SERVED_HERE } else { 0 };
+        let served = if served { ServiceValue::SERVED_HERE } else { 0 };
+        let flags = served | if service.closed { ServiceValue::CLOSED } else { 0 };
         Some((ServiceValue { ring: 0, flags }, Row::new(slot(service.ring.primary(row)?), alternates)))
     }
 
@@ -70,9 +72,9 @@ impl Kernel {
         Some(usize::from(self.row(flow)?.1.primary()) - 1)
     }
 
-    /// What XDP does with a packet; `None`: no such service, or nobody serves it.
+    /// What XDP does with a packet; `None`: it refuses it.
     pub fn xdp(&self, own: usize, flow: Flow, origin: Origin, content: &Content) -> Option<(Step, u16)> {
-        let (service, row) = self.row(flow)?;
+        let (service, row) = self.row(flow).filter(|(flags, _)| service::takes(*flags, content))?;
         let config = XdpConfig { self_slot: own as u32 + 1, ..XdpConfig::default() };
         Some((chance::next(&config, service, row, origin, content), row.primary()))
     }
