@@ -129,5 +129,5 @@ pub fn release(lab: &Lab, node: &str) -> Result<()> {
 
 /// Outside of every pool of the scenarios.
 pub const ADDRESS: Ipv4Addr = plan::address(230);
-const NAME: &str = "baseline";
+pub const NAME: &str = "baseline";
 const NEW_CONNECTIONS: usize = 12;

@@ -98,11 +98,12 @@ pub struct Planner {
     alternates: Cache,
     away: Option<String>,
     unheard: Unheard,
+    scattered: Scattered,
     unsettled: bool,
     differed: Instant,
 }
 
-/// Nodes that have not said what they hold since this one was away: it does not know by which rings they opened flows meanwhile.
+/// Nodes that have not said since then what they hold: by which rings they opened their flows is not known.
 #[derive(Debug, Default)]
 struct Unheard {
     since: Instant,
@@ -129,6 +130,7 @@ impl Planner {
             alternates: Cache::default(),
             away: None,
             unheard: Unheard::default(),
+            scattered: Scattered::default(),
             unsettled: false,
             differed: Instant::ZERO,
         }
@@ -172,6 +174,7 @@ impl Planner {
             self.history.was_away(&own, now);
             self.unheard = Unheard { since: now, nodes: nodes.keys().filter(|node| **node != own).cloned().collect() };
         }
+        self.scattered.record(&services, &nodes, now);
         let digest = digest(&services);
         let asked = Asked { nodes: &nodes, availability, words, digest, differed: self.differed, now };
         let mut cache = Cache::default();
@@ -179,13 +182,39 @@ impl Planner {
         self.unsettled = !unheard.is_empty();
         for (key, service) in &mut services {
             let formers = asked.formers(&service.ring, self.history.formers_mut(key), &mut rings);
-            self.unsettled |= !formers.is_empty();
-            let cause = asked.cause(key, &service.ring, formers, unheard.clone());
+            let mut unheard = unheard.clone();
+            if let Some(scattered) = self.scattered.unheard.get_mut(key) {
+                unheard.append(&mut asked.unheard(scattered));
+            }
+            self.unsettled |= !formers.is_empty() || !unheard.is_empty();
+            let cause = asked.cause(key, &service.ring, formers, unheard);
             service.alternates = self.alternates.get(cause, &mut cache);
         }
+        self.scattered.unheard.retain(|_, unheard| !unheard.nodes.is_empty());
         self.rings = rings.used;
         self.alternates = cache;
         Table { nodes, vips: view.vips().keys().copied().collect(), services, refused, digest, view: viewed }
+    }
+}
+
+/// Service ports with another affinity than before: every flow has another row, and any node may hold flows of it until it has said
+/// what it holds.
+#[derive(Debug, Default)]
+struct Scattered {
+    affinities: BTreeMap<ServiceKey, Affinity>,
+    unheard: BTreeMap<ServiceKey, Unheard>,
+}
+
+impl Scattered {
+    fn record(&mut self, services: &BTreeMap<ServiceKey, Service>, nodes: &BTreeMap<String, Ipv4Addr>, now: Instant) {
+        for (key, service) in services {
+            if self.affinities.get(key).is_some_and(|before| *before != service.affinity) {
+                let unheard = Unheard { since: now + SETTLE, nodes: nodes.keys().cloned().collect() };
+                self.unheard.insert(*key, unheard);
+            }
+        }
+        self.affinities = services.iter().map(|(key, service)| (*key, service.affinity)).collect();
+        self.unheard.retain(|key, _| services.contains_key(key));
     }
 }
 

@@ -271,6 +271,25 @@ fn who_was_away_asks_those_who_served_meanwhile() {
     assert!(!planner.unsettled());
 }
 
+/// Another affinity is another hash: flows lie in rows of which no ring tells.
+#[test]
+fn with_another_affinity_everybody_is_asked_until_all_have_spoken() {
+    let mut planner = planner(KEY);
+    let mut known = view([ready("a", 1), ready("b", 1)]);
+    let mut at = |known: &View, words: &Words, now| planner.table(known, &Availability::default(), words, now);
+    assert_eq!(moved_rows(&at(&known, &Words::new(), NOW)), None);
+    known.handle(Event::Apply(service(ObjectName::new("default", "web"), Affinity::ClientIp)));
+    let table = at(&known, &Words::new(), NOW);
+    let web = &table.services[&web_port()];
+    let asked = |row| web.alternates.as_ref().unwrap().of(row).collect::<BTreeSet<_>>();
+    let others = |row| ["a", "b", "c"].into_iter().filter(move |node| web.ring.primary(row) != Some(node)).collect();
+    assert!((0..4093).all(|row| asked(row) == others(row)));
+    let words = |now| Words::from(["a", "b", "c"].map(|node| (String::from(node), word(&table, now))));
+    let (soon, later) = (NOW + SETTLE / 2, NOW + SETTLE);
+    assert!(moved_rows(&at(&known, &words(soon), later)).is_some(), "dispatchers that lag open flows by the old hash");
+    assert_eq!(moved_rows(&at(&known, &words(later), later)), None);
+}
+
 /// Nodes without a speaker do not stand in every row for ever.
 #[test]
 fn whoever_says_nothing_is_not_asked_for_ever() {

@@ -7,10 +7,11 @@ use anyhow::Result;
 
 use super::nodes::power_on;
 use super::watch::Options;
-use super::workload::{restart, scale, wait_ready, wait_rolled_out};
+use super::workload::{restart, scale, set_affinity, wait_ready, wait_rolled_out};
 use super::{Setup, Survival, survive};
 use crate::lab::Fault;
-use crate::scenario::deploy::Scene;
+use crate::scenario::baseline;
+use crate::scenario::deploy::{SERVICE, Scene};
 use crate::scenario::settle::wait_holder;
 
 /// 6 → 12 → 3 on three nodes of two pods: twice as many, then a quarter of that.
@@ -74,6 +75,19 @@ pub fn none_ready_and_back(scene: &Scene, setup: &Setup) -> Result<Survival> {
         watch.note("every probe succeeds");
         each(scene, |node| Fault::ProbesPass { node })?;
         none.and_then(|()| wait_rolled_out(scene))
+    })
+}
+
+/// All flows of a client to one node, then each to its own again: whatever is open stays where it is.
+pub fn affinity(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    let services = if setup.compare { &[SERVICE, baseline::NAME][..] } else { &[SERVICE] };
+    survive(scene, setup, Options::default(), |watch| {
+        for affinity in ["ClientIP", "None"] {
+            watch.order(&format!("sessionAffinity {affinity}"))?;
+            services.iter().try_for_each(|service| set_affinity(scene, service, affinity))?;
+            sleep(BETWEEN);
+        }
+        Ok(())
     })
 }
 

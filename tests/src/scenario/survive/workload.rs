@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::lab::wait_for;
-use crate::scenario::deploy::{NAMESPACE, Scene};
+use crate::scenario::deploy::{NAMESPACE, SERVICES, Scene};
 use crate::traffic::clock::now_ns;
 
 /// As `kubectl scale`.
@@ -44,6 +44,11 @@ pub fn wait_ready(scene: &Scene, pods: i64) -> Result<()> {
         let ready = number(&scene.api.get(DEPLOYMENT)?, "/status/readyReplicas").unwrap_or_default();
         Ok((ready == pods).then_some(()))
     })
+}
+
+/// `ClientIP` or `None`.
+pub fn set_affinity(scene: &Scene, service: &str, affinity: &str) -> Result<()> {
+    scene.api.patch(&format!("{SERVICES}/{service}"), &json!({"spec": {"sessionAffinity": affinity}})).map(drop)
 }
 
 /// The names of pods that are being deleted.
