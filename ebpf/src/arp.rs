@@ -1,8 +1,9 @@
-//! ARP about VIPs: answered from the kernel while the lease runs, silent on every other node.
+//! ARP about VIPs: answered from the kernel while the lease runs, silent on every other node. And other nodes' question for a program
+//! of ours.
 //!
 //! Read first: RFC 826, RFC 5227 section 2.1 (probes), docs/election.md (lease).
 
-use ebpf_common::{Config, Lease, Verdict};
+use ebpf_common::{Config, Lease, PROGRAM_ASKED, Verdict};
 
 use crate::forward::ethernet_bytes;
 use crate::frame::{Frame, Mac};
@@ -14,12 +15,17 @@ struct Arp {
     operation: u16,
     sender_mac: Mac,
     sender: [u8; 4],
+    target_mac: Mac,
     target: [u8; 4],
 }
 
 #[inline(always)]
 pub fn answer(frame: &mut impl Frame, tables: &impl Tables, link: &Link) -> Result<Verdict, Verdict> {
     let arp = parse(frame)?;
+    if let Some(config) = asked_by_peer(tables, link, &arp) {
+        reply(frame, config, &arp, PROGRAM_ASKED).ok_or(Verdict::NoRoom)?;
+        return Ok(Verdict::ProgramAnswered);
+    }
     let about_sender = tables.is_vip(arp.sender);
     let about_target = tables.is_vip(arp.target);
     if !about_sender && !about_target {
@@ -38,8 +44,21 @@ pub fn answer(frame: &mut impl Frame, tables: &impl Tables, link: &Link) -> Resu
     if is_group(arp.sender_mac) || arp.sender_mac == [0; 6] {
         return Err(Verdict::Malformed);
     }
-    reply(frame, config, &arp).ok_or(Verdict::NoRoom)?;
+    reply(frame, config, &arp, arp.sender_mac).ok_or(Verdict::NoRoom)?;
     Ok(Verdict::ArpAnswered)
+}
+
+/// Another node asks this one for its program, and is one from which we would take packets: those in search of their flow begin where this is
+/// answered. Else the kernel answers, as it would without us.
+#[inline(always)]
+fn asked_by_peer<'a>(tables: &'a impl Tables, link: &Link, arp: &Arp) -> Option<&'a Config> {
+    if arp.operation != REQUEST || arp.target_mac != PROGRAM_ASKED || arp.sender_mac != link.src {
+        return None;
+    }
+    let config = tables.config()?;
+    let own = tables.node(config.self_slot)?;
+    let is_for_us = config.self_slot != 0 && own.addr == arp.target && (is_group(link.dst) || link.dst == config.mac);
+    (is_for_us && tables.peer(link.src).is_some()).then_some(config)
 }
 
 /// The lease decides: the answers of a speaker that is dead, frozen or starved stop by themselves. For a while all other
@@ -62,11 +81,11 @@ fn may_answer(tables: &impl Tables, config: &Config, vip: [u8; 4]) -> Result<(),
 /// RFC 826 "Packet Reception": swap hardware and protocol fields, our own address as sender, the reply to the asker alone. A probe
 /// (sender address 0.0.0.0, RFC 5227 section 2.1.1) is answered like any request, so that the prober sees the conflict.
 #[inline(always)]
-fn reply(frame: &mut impl Frame, config: &Config, arp: &Arp) -> Option<()> {
+fn reply(frame: &mut impl Frame, config: &Config, arp: &Arp, target_mac: Mac) -> Option<()> {
     let mut names = [0; 20];
     names[0..6].copy_from_slice(&config.mac);
     names[6..10].copy_from_slice(&arp.target);
-    names[10..16].copy_from_slice(&arp.sender_mac);
+    names[10..16].copy_from_slice(&target_mac);
     names[16..20].copy_from_slice(&arp.sender);
     frame.write(0, ethernet_bytes(arp.sender_mac, config.mac, ETHERTYPE_ARP))?;
     frame.write(ETHERNET_LEN, (FIXED << 16 | u64::from(REPLY)).to_be_bytes())?;
@@ -77,12 +96,13 @@ fn reply(frame: &mut impl Frame, config: &Config, arp: &Arp) -> Option<()> {
 #[inline(always)]
 fn parse(frame: &impl Frame) -> Result<Arp, Verdict> {
     let fixed = u64::from_be_bytes(frame.read(ETHERNET_LEN).ok_or(Verdict::NotOurs)?);
-    let [m0, m1, m2, m3, m4, m5, s0, s1, s2, s3] = frame.read::<10>(ETHERNET_LEN + 8).ok_or(Verdict::NotOurs)?;
-    let target = frame.read::<4>(ETHERNET_LEN + 24).ok_or(Verdict::NotOurs)?;
+    let names = frame.read::<20>(ETHERNET_LEN + 8).ok_or(Verdict::NotOurs)?;
+    let [m0, m1, m2, m3, m4, m5, s0, s1, s2, s3, t0, t1, t2, t3, t4, t5, target @ ..] = names;
     if fixed >> 16 != FIXED {
         return Err(Verdict::NotOurs);
     }
-    Ok(Arp { operation: fixed as u16, sender_mac: [m0, m1, m2, m3, m4, m5], sender: [s0, s1, s2, s3], target })
+    let (sender_mac, target_mac) = ([m0, m1, m2, m3, m4, m5], [t0, t1, t2, t3, t4, t5]);
+    Ok(Arp { operation: fixed as u16, sender_mac, sender: [s0, s1, s2, s3], target_mac, target })
 }
 
 /// The group bit of an Ethernet address: multicast or broadcast.

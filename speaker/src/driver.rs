@@ -278,8 +278,12 @@ impl State {
                     if self.macs.insert(heard.ip, heard.mac) != Some(heard.mac) {
                         self.tell(Message::Neighbour { ip: heard.ip, mac: heard.mac });
                     }
+                    let now = clock::now();
+                    if heard.program {
+                        self.attend(presence::Event::Program(node.clone()), now);
+                    }
                     if heard.reply {
-                        self.watch(liveness::Event::ProbeReply(node), clock::now());
+                        self.watch(liveness::Event::ProbeReply(node), now);
                     }
                 }
                 Ok(None) => return,
@@ -396,6 +400,7 @@ impl State {
             match action {
                 presence::Action::Absent(node) => {
                     info!(%node, "its speaker is silent: no new flows for it");
+                    self.blank.remove(node);
                     self.absent.insert(node.clone());
                 }
                 presence::Action::Blank(node) => {

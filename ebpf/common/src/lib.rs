@@ -12,7 +12,7 @@ mod lease;
 mod verdict;
 
 pub use chance::{Ask, MARK_PREFIX, Mark, RESERVED_FLAG, Travel};
-pub use forwarding::{ALTERNATES, MacKey, Node, Row, ServiceKey, ServiceValue, VipValue};
+pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_ASKED, Row, ServiceKey, ServiceValue, VipValue};
 pub use hash::{FlowTuple, row_of, siphash13};
 pub use lease::{Config, Lease, Own};
 pub use verdict::{Fate, Verdict};

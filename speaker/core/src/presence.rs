@@ -7,8 +7,9 @@
 //! A node whose speaker has fallen silent is *absent*: it gets no rows, and keeps the flows that it has by the second chance. One
 //! whose speaker has not been ready since the node was new or down is *blank*: there may be no program of ours at all, and other
 //! rules (kube-proxy's) would answer a flow that lives elsewhere with a reset. Nothing is sent there before its speaker has said what
-//! it holds, which it does when the packet path is in place (`holdings::exchange`). A speaker that is restarted is back long before
-//! its node counts as absent.
+//! it holds, which it does when the packet path is in place (`holdings::exchange`), or before its program has answered our question
+//! (`PROGRAM_ASKED`): then the node is absent, whatever has become of its speaker. A speaker that is restarted is back long before its node
+//! counts as absent.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -47,6 +48,8 @@ pub enum Event {
     Nodes(BTreeSet<NodeName>),
     /// A heartbeat that says: ready.
     Ready(NodeName),
+    /// Its program has answered: our packet path is in place there, and was when its speaker ended.
+    Program(NodeName),
     /// `liveness::Action::NodeDown`: whatever its speaker said has gone with its kernel.
     Down(NodeName),
     Tick,
@@ -144,6 +147,12 @@ impl Machine for Presence {
                     actions.push(Action::Blank(node));
                 }
             }
+            Event::Program(node) => {
+                if let Some(seen) = self.nodes.get_mut(&node).filter(|seen| seen.state == State::Blank) {
+                    seen.state = State::Absent;
+                    actions.push(Action::Absent(node));
+                }
+            }
             Event::Tick => self.tick(now, actions),
         }
     }
@@ -222,6 +231,21 @@ mod tests {
         lab.run(40, &[0]);
         lab.event(Event::Down(name(1)));
         assert_eq!(lab.heard(), [Action::Absent(name(1)), Action::Blank(name(1))]);
+    }
+
+    /// A node that boots meets one whose speaker is dead; or that one was cut off meanwhile.
+    #[test]
+    fn a_blank_node_whose_program_answers_is_absent_until_its_speaker_is_ready() {
+        let mut lab = Lab::new(3, [0]);
+        assert_eq!(lab.heard(), [Action::Blank(name(1)), Action::Blank(name(2))]);
+        lab.event(Event::Program(name(1)));
+        lab.event(Event::Program(name(1)));
+        lab.event(Event::Program(name(0)));
+        assert_eq!(lab.heard(), [Action::Absent(name(1))], "once, and nobody who is present");
+        lab.event(Event::Ready(name(1)));
+        lab.event(Event::Down(name(1)));
+        lab.event(Event::Program(name(1)));
+        assert_eq!(lab.heard(), [Action::Present(name(1)), Action::Blank(name(1)), Action::Absent(name(1))]);
     }
 
     #[test]

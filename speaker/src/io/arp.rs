@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use ebpf_common::PROGRAM_ASKED;
 use pnet::packet::Packet;
 use pnet::packet::arp::{ArpHardwareTypes, ArpOperation, ArpOperations, ArpPacket, MutableArpPacket};
 use pnet::packet::ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket};
@@ -22,6 +23,8 @@ pub struct Heard {
     pub mac: Mac,
     /// It was a reply to us, not a question or an announcement.
     pub reply: bool,
+    /// A program of ours has answered, which takes packets from this node ([`PROGRAM_ASKED`]).
+    pub program: bool,
 }
 
 pub struct ArpSocket {
@@ -44,9 +47,9 @@ impl ArpSocket {
         self.send(Mac::BROADCAST, ArpOperations::Reply, vip, vip, self.mac)
     }
 
-    /// Asks the kernel at `target` for its address: unicast if its MAC is known.
+    /// Asks the kernel at `target` for its address, and whether there is a program of ours: unicast if its MAC is known.
     pub fn probe(&self, own: Ipv4Addr, target: Ipv4Addr, mac: Option<Mac>) -> io::Result<()> {
-        self.send(mac.unwrap_or(Mac::BROADCAST), ArpOperations::Request, own, target, Mac::default())
+        self.send(mac.unwrap_or(Mac::BROADCAST), ArpOperations::Request, own, target, Mac(PROGRAM_ASKED))
     }
 
     /// The next frame that says something of another host; `None` when nothing waits.
@@ -113,7 +116,9 @@ fn parse(bytes: &[u8], own: Mac) -> Option<Heard> {
     if mac == own || mac.0[0] & 1 == 1 || arp.get_sender_proto_addr().is_unspecified() {
         return None;
     }
-    Some(Heard { ip: arp.get_sender_proto_addr(), mac, reply: arp.get_operation() == ArpOperations::Reply })
+    let reply = arp.get_operation() == ArpOperations::Reply;
+    let program = reply && Mac::from(arp.get_target_hw_addr()) == Mac(PROGRAM_ASKED);
+    Some(Heard { ip: arp.get_sender_proto_addr(), mac, reply, program })
 }
 
 fn link_address(ifindex: u32) -> io::Result<SockAddr> {
@@ -151,10 +156,19 @@ mod tests {
     fn a_frame_reads_as_it_was_built() {
         let sender = Ipv4Addr::new(192, 0, 2, 7);
         let frame = build(OTHER, OWN, ArpOperations::Reply, sender, Ipv4Addr::new(192, 0, 2, 1), OWN);
-        assert_eq!(parse(&frame, OWN), Some(Heard { ip: sender, mac: OTHER, reply: true }));
+        assert_eq!(parse(&frame, OWN), Some(Heard { ip: sender, mac: OTHER, reply: true, program: false }));
         assert_eq!(parse(&frame, OTHER), None, "our own frame");
         for length in 0..frame.len() {
             assert_eq!(parse(&frame[..length], OWN), None, "cut to {length} bytes");
+        }
+    }
+
+    #[test]
+    fn only_a_reply_is_a_programs_answer() {
+        let sender = Ipv4Addr::new(192, 0, 2, 7);
+        for (op, answer) in [(ArpOperations::Reply, true), (ArpOperations::Request, false)] {
+            let frame = build(OTHER, OWN, op, sender, Ipv4Addr::new(192, 0, 2, 1), Mac(PROGRAM_ASKED));
+            assert_eq!(parse(&frame, OWN), Some(Heard { ip: sender, mac: OTHER, reply: answer, program: answer }));
         }
     }
 }

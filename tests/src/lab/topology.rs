@@ -6,6 +6,8 @@
 //!   ===== bridge in namespace `sw` (has no address) ======  192.168.77.0/24
 //! ```
 
+use std::net::Ipv4Addr;
+
 use anyhow::Result;
 
 use super::netns;
@@ -23,14 +25,14 @@ pub fn create(plan: &Plan) -> Result<()> {
     netns::sysctl(&switch, &BRIDGE_WITHOUT_NETFILTER)?;
 
     for (role, address) in plan.control_plane() {
-        connect(plan, &role, &format!("address add {address}/24 dev {UPLINK}\n"))?;
+        connect(plan, &role, address)?;
         default_route(plan, &role, ROUTER)?;
         // Pods talk to the API server with their own addresses.
         netns::ip(&plan.netns(&role), &pod_routes(plan, None))?;
     }
-    connect(plan, "client", &format!("address add {CLIENT}/24 dev {UPLINK}\n"))?;
+    connect(plan, "client", CLIENT)?;
     default_route(plan, "client", ROUTER)?;
-    connect(plan, "router", &format!("address add {ROUTER}/24 dev {UPLINK}\n"))?;
+    connect(plan, "router", ROUTER)?;
     netns::ip(&plan.netns("router"), &pod_routes(plan, None))?;
     behind_the_router(plan)
 }
@@ -38,7 +40,7 @@ pub fn create(plan: &Plan) -> Result<()> {
 /// The namespace of a node with its cable and routes: the direct ways to the pods of the other nodes included.
 pub fn create_node(plan: &Plan, node: &str) -> Result<()> {
     let number = plan.node_number(node)?;
-    connect(plan, node, &format!("address add {}/24 dev {UPLINK}\n", plan::node_address(number)))?;
+    connect(plan, node, plan::node_address(number))?;
     let name = plan.netns(node);
     netns::sysctl(&name, &[("ipv4/ip_forward", "1"), ("ipv4/conf/all/rp_filter", "0")])?;
     node_routes(plan, node)?;
@@ -117,24 +119,26 @@ pub fn set_uplink(plan: &Plan, node: &str, up: bool) -> Result<()> {
     if up { node_routes(plan, node) } else { Ok(()) }
 }
 
-fn connect(plan: &Plan, role: &str, addresses: &str) -> Result<()> {
+fn connect(plan: &Plan, role: &str, address: Ipv4Addr) -> Result<()> {
+    // A network card has the same address after a loss of power.
+    let mac: String = address.octets().map(|byte| format!(":{byte:02x}")).concat();
     let (switch, name, switch_port) = (plan.netns(SWITCH), plan.netns(role), port(role));
     netns::create(&name)?;
     netns::ip(
         &switch,
         &format!(
-            "link add {switch_port} type veth peer name {UPLINK} netns {name}\n\
+            "link add {switch_port} type veth peer name {UPLINK} address 02:00{mac} netns {name}\n\
              link set {switch_port} master br0\n"
         ),
     )?;
     // A frame from a local socket carries "checksum to be completed", which XDP_TX on a node would lose. A real wire
     // carries complete checksums: the switch's ports complete them.
     netns::inside(&switch, || netns::run("ethtool", &["-K", &switch_port, "tx", "off"]).map(drop))?;
-    netns::ip(&name, &format!("{addresses}link set {UPLINK} up\n"))?;
+    netns::ip(&name, &format!("address add {address}/24 dev {UPLINK}\nlink set {UPLINK} up\n"))?;
     netns::ip(&switch, &format!("link set {switch_port} up\n"))
 }
 
-fn default_route(plan: &Plan, role: &str, gateway: std::net::Ipv4Addr) -> Result<()> {
+fn default_route(plan: &Plan, role: &str, gateway: Ipv4Addr) -> Result<()> {
     netns::ip(&plan.netns(role), &format!("route add default via {gateway}\n"))
 }
 

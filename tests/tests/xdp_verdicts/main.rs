@@ -8,7 +8,7 @@ mod xdp_world;
 
 use std::collections::BTreeSet;
 
-use ebpf_common::{Ask, Config, Mark, Verdict};
+use ebpf_common::{Ask, Config, Mark, PROGRAM_ASKED, Verdict};
 use sheave_ebpf::Frame;
 use sheave_ebpf::host::{HostFrame, HostTables};
 use sheave_tests::packet::{Addr, Arp, BROADCAST, Eth, Mac, Tcp, check_sums};
@@ -214,7 +214,41 @@ fn arp() -> Vec<Case> {
         case("a group as asker", from_router(Arp::request(BROADCAST, ASKER, VIP)), Verdict::Malformed),
         case("nobody as asker", from_router(Arp::request([0; 6], ASKER, VIP)), Verdict::Malformed),
         case("not Ethernet", other_hardware, Verdict::NotOurs),
+        changed("a peer's question", asks(SELF, PEER), Verdict::ProgramAnswered, answers(PEER)),
+        changed("to everybody", asks(BROADCAST, PEER), Verdict::ProgramAnswered, answers(PEER)),
+        changed("padded", padded(asks(SELF, PEER)), Verdict::ProgramAnswered, padded(answers(PEER))),
+        case("a stranger's question", asks(SELF, STRANGER), Verdict::NotOurs),
+        case("a question for another node, flooded", asks(FOURTH, PEER), Verdict::NotOurs),
+        case(
+            "a question about another node",
+            Eth { dst: BROADCAST, src: PEER }.arp(question(PEER, ASKER)),
+            Verdict::NotOurs,
+        ),
+        case(
+            "a question in another's name",
+            Eth { dst: SELF, src: PEER }.arp(question(FOURTH, NODE)),
+            Verdict::NotOurs,
+        ),
+        case(
+            "an answer",
+            Eth { dst: SELF, src: PEER }.arp(Arp { operation: 2, ..question(PEER, NODE) }),
+            Verdict::NotOurs,
+        ),
     ]
+}
+
+/// Is there a program of ours?
+fn question(sender_mac: Mac, target: Addr) -> Arp {
+    Arp { target_mac: PROGRAM_ASKED, ..Arp::request(sender_mac, ASKER, target) }
+}
+
+fn asks(dst: Mac, src: Mac) -> Vec<u8> {
+    Eth { dst, src }.arp(question(src, NODE))
+}
+
+fn answers(to: Mac) -> Vec<u8> {
+    let answer = Arp { operation: 2, sender_mac: SELF, sender: NODE, target_mac: PROGRAM_ASKED, target: ASKER };
+    Eth { dst: to, src: SELF }.arp(answer)
 }
 
 fn syn(port: u16) -> Vec<u8> {

@@ -1,9 +1,10 @@
 //! Nodes lose power and come back.
 
+use std::slice;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::watch::{Options, Watch};
 use super::{Setup, Survival, survive};
@@ -31,6 +32,31 @@ pub fn one_after_the_other(scene: &Scene, setup: &Setup) -> Result<Survival> {
             power_on(watch, &[node])?;
         }
         Ok(())
+    })
+}
+
+/// A node that boots knows nobody, and the only other one cannot tell it anything: its speaker is frozen from before the return on. What is open
+/// lives there, and the node that is back decides where its packets go.
+pub fn back_beside_a_frozen_speaker(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options { reopen: true, ..Options::default() }, |watch| {
+        let back = &wait_holder(scene, &scene.nodes)?;
+        let others: Vec<_> = scene.nodes.iter().filter(|node| *node != back).collect();
+        let [frozen, lost] = others[..] else { bail!("three nodes are needed") };
+        // Not both at once: whoever hears nobody any more takes itself for cut off.
+        for (node, down) in [(lost, 1.0), (back, 2.0)] {
+            watch.power_off(&[node])?;
+            wait_nodes_down(scene, slice::from_ref(frozen), down)?;
+            sleep(LOST_FOR);
+        }
+        watch.fault(&format!("the speaker of {frozen} is frozen, power for {back}"))?;
+        scene.lab.fault(Fault::StopSpeaker { node: frozen.clone() })?;
+        scene.lab.fault(Fault::PowerOn { node: back.clone() })?;
+        let taken = scene.lab.wait_back(back).and_then(|()| wait_holder(scene, slice::from_ref(back)));
+        sleep(SETTLES);
+        watch.note(&format!("the speaker of {frozen} goes on"));
+        scene.lab.fault(Fault::ContSpeaker { node: frozen.clone() })?;
+        power_on(watch, &[lost])?;
+        taken.map(drop)
     })
 }
 

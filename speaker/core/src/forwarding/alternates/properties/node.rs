@@ -106,6 +106,8 @@ pub struct Speaker {
 #[derive(Clone, Copy)]
 pub struct Sight {
     pub answers: bool,
+    /// There is a program of ours.
+    pub program: bool,
     pub ready: bool,
 }
 
@@ -242,6 +244,8 @@ impl Speaker {
                 self.blank.insert(other);
             } else if sight.ready {
                 self.present.insert(other, now);
+                self.blank.remove(&other);
+            } else if sight.program {
                 self.blank.remove(&other);
             }
         }

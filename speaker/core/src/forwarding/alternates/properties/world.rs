@@ -206,7 +206,8 @@ impl World {
     fn sight(&self, from: usize, to: usize) -> Sight {
         let machine = &self.machines[to];
         let answers = from == to || machine.kernel.is_some() && !machine.cut && !self.machines[from].cut;
-        Sight { answers, ready: answers && machine.speaker.as_ref().is_some_and(|speaker| speaker.ready) }
+        let program = answers && machine.kernel.as_ref().is_some_and(|kernel| kernel.table.is_some());
+        Sight { answers, program, ready: answers && machine.speaker.as_ref().is_some_and(|speaker| speaker.ready) }
     }
 
     /// Nodes that clients' packets come to: a ready speaker answers for the VIP, and the others have heard that it is ready.
