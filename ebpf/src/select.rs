@@ -7,7 +7,7 @@ use ebpf_common::{Config, FlowTuple, Row, ServiceValue, Verdict, row_of};
 use crate::frame::Mac;
 use crate::tables::{Ring as _, Tables};
 
-/// The flow's row; `None` if the ring is empty: the service has no ready endpoint anywhere.
+/// The flow's row; `None` if the ring is empty: the service has no endpoint anywhere.
 #[inline(always)]
 pub fn row(
     tables: &impl Tables,

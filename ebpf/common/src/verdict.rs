@@ -69,7 +69,7 @@ verdicts! {
     UnservedUnreachable = 26, "unserved_unreachable", Pass;
     /// The same with `Config::UDP_SILENT`.
     UnservedSilent = 27, "unserved_silent", Drop;
-    /// TCP to a service whose ring is empty: reset, so that clients fail fast.
+    /// TCP to a service whose ring is empty, or a SYN to one that is closed: reset, so that clients fail fast.
     EmptyRingReset = 28, "empty_ring_reset", Tx;
     /// UDP to a service whose ring is empty: as unserved.
     EmptyRingUnreachable = 29, "empty_ring_unreachable", Pass;

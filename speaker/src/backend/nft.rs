@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
-use speaker_core::backend::ruleset::{KEEP_TABLE, TABLE};
+use speaker_core::backend::ruleset::{self, KEEP_TABLE, TABLE};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -73,8 +73,7 @@ impl Nft {
 
     /// Removes our tables; fine if there is none.
     pub async fn delete(&self) -> Result<(), NftError> {
-        let delete = |table| format!("add table ip {table}\ndelete table ip {table}\n");
-        self.apply(&[TABLE, KEEP_TABLE].map(delete).concat()).await
+        self.apply(&ruleset::delete()).await
     }
 
     /// Our tables without counter values; `None` if one is not there.

@@ -36,12 +36,7 @@ pub const KEEP_TABLE: &str = "sheave-keep";
 
 /// Brings the table to this plan, whatever is there. Counters start at 0.
 pub fn replace(plan: &Plan) -> String {
-    let mut text = String::new();
-    // `delete` alone fails if there is none; `add` first makes it succeed always.
-    for table in [TABLE, KEEP_TABLE] {
-        line(&mut text, format_args!("add table ip {table}"));
-        line(&mut text, format_args!("delete table ip {table}"));
-    }
+    let mut text = delete();
     line(&mut text, format_args!("table ip {TABLE} {{"));
     for guard in Guard::ALL {
         line(&mut text, format_args!("\tcounter {} {{ }}", guard.label()));
@@ -69,6 +64,12 @@ pub fn replace(plan: &Plan) -> String {
     line(&mut text, format_args!("\t}}"));
     text.push_str("}\n");
     text
+}
+
+/// Removes both tables, also if there are none.
+pub fn delete() -> String {
+    // `delete` alone fails if there is none; `add` first makes it succeed always.
+    [TABLE, KEEP_TABLE].map(|table| format!("add table ip {table}\ndelete table ip {table}\n")).concat()
 }
 
 /// Leads from one plan to another; `None` if there is nothing to do. A change of what all chains have wants [`replace`].

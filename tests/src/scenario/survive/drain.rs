@@ -14,12 +14,12 @@ use crate::scenario::settle::wait_holder;
 
 /// Cordon, the label that excludes it from load balancers, eviction of its pods; then back; then the next node.
 pub fn each_node(scene: &Scene, setup: &Setup) -> Result<Survival> {
-    survive(scene, setup, OPTIONS, |watch| scene.nodes.iter().try_for_each(|node| drain(watch, node)))
+    survive(scene, setup, Options::REOPEN, |watch| scene.nodes.iter().try_for_each(|node| drain(watch, node)))
 }
 
 /// The owner alone.
 pub fn owner(scene: &Scene, setup: &Setup) -> Result<Survival> {
-    survive(scene, setup, OPTIONS, |watch| drain(watch, &wait_holder(scene, &scene.nodes)?))
+    survive(scene, setup, Options::REOPEN, |watch| drain(watch, &wait_holder(scene, &scene.nodes)?))
 }
 
 fn drain(watch: &mut Watch<'_>, node: &str) -> Result<()> {
@@ -39,5 +39,4 @@ fn drain(watch: &mut Watch<'_>, node: &str) -> Result<()> {
 }
 
 /// Every pod moves at some time.
-const OPTIONS: Options = Options { reopen: true, new_connections: true, udp: true, interval_ms: 50 };
 const EMPTY_FOR: Duration = Duration::from_secs(2);

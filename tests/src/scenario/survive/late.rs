@@ -16,7 +16,7 @@ use crate::scenario::settle::wait_speakers;
 
 /// More pods, then fewer.
 pub fn scaled(scene: &Scene, setup: &Setup) -> Result<Survival> {
-    survive(scene, setup, OPTIONS, |watch| {
+    survive(scene, setup, Options::REOPEN, |watch| {
         let pods = scene.nodes.len() * scene.pods_per_node;
         cut(watch, setup, |second| match second {
             2 => scale(scene, pods * 2),
@@ -28,7 +28,7 @@ pub fn scaled(scene: &Scene, setup: &Setup) -> Result<Survival> {
 
 /// All pods are replaced.
 pub fn rolled(scene: &Scene, setup: &Setup) -> Result<Survival> {
-    survive(scene, setup, OPTIONS, |watch| {
+    survive(scene, setup, Options::REOPEN, |watch| {
         cut(watch, setup, |second| if second == 2 { restart(scene) } else { Ok(()) })
     })
 }
@@ -68,6 +68,5 @@ fn tables_that_differ(scene: &Scene) -> f64 {
 }
 
 /// Every pod ends in one of the two.
-const OPTIONS: Options = Options { reopen: true, new_connections: true, udp: true, interval_ms: 50 };
 const CUT_SECONDS: u64 = 30;
 const AFTERWARDS: Duration = Duration::from_secs(5);

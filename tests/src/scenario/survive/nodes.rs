@@ -25,7 +25,7 @@ pub fn back_after_30_s(scene: &Scene, setup: &Setup) -> Result<Survival> {
 /// Each is back, and so are its pods, before the next one loses power. What ends is opened anew: at the end every connection
 /// to the first two has lived through the loss of the others.
 pub fn one_after_the_other(scene: &Scene, setup: &Setup) -> Result<Survival> {
-    survive(scene, setup, Options { reopen: true, ..Options::default() }, |watch| {
+    survive(scene, setup, Options::REOPEN, |watch| {
         for node in &scene.nodes {
             watch.power_off(&[node])?;
             sleep(LOST_FOR);
@@ -38,7 +38,7 @@ pub fn one_after_the_other(scene: &Scene, setup: &Setup) -> Result<Survival> {
 /// A node that boots knows nobody, and the only other one cannot tell it anything: its speaker is frozen from before the return on. What is open
 /// lives there, and the node that is back decides where its packets go.
 pub fn back_beside_a_frozen_speaker(scene: &Scene, setup: &Setup) -> Result<Survival> {
-    survive(scene, setup, Options { reopen: true, ..Options::default() }, |watch| {
+    survive(scene, setup, Options::REOPEN, |watch| {
         let back = &wait_holder(scene, &scene.nodes)?;
         let others: Vec<_> = scene.nodes.iter().filter(|node| *node != back).collect();
         let [frozen, lost] = others[..] else { bail!("three nodes are needed") };
@@ -107,6 +107,7 @@ pub fn power_on(watch: &mut Watch<'_>, nodes: &[&String]) -> Result<()> {
     Ok(())
 }
 
+/// The length of the fault.
 const LOST_FOR: Duration = Duration::from_secs(3);
 /// Well after a node's return: it is ready for new flows some moments after its speaker.
 const SETTLES: Duration = Duration::from_secs(3);

@@ -1,4 +1,4 @@
-//! The Deployment changes: more pods, fewer, others, none, none that is ready.
+//! The Deployment changes: more pods, fewer, others, none, none that is ready; or the Service's affinity.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub fn scaled(scene: &Scene, setup: &Setup) -> Result<Survival> {
 
 /// Every pod is replaced: the connections of each end when it ends, and are opened anew.
 pub fn rolled(scene: &Scene, setup: &Setup) -> Result<Survival> {
-    survive(scene, setup, Options { reopen: true, ..Options::default() }, |watch| {
+    survive(scene, setup, Options::REOPEN, |watch| {
         watch.order("every pod is replaced")?;
         restart(scene)?;
         wait_rolled_out(scene)
@@ -39,7 +39,7 @@ pub fn rolled(scene: &Scene, setup: &Setup) -> Result<Survival> {
 
 /// The owner loses power when the first pods have been replaced, and is back before the update can end.
 pub fn rolled_while_owner_is_lost(scene: &Scene, setup: &Setup) -> Result<Survival> {
-    survive(scene, setup, Options { reopen: true, ..Options::default() }, |watch| {
+    survive(scene, setup, Options::REOPEN, |watch| {
         let owner = wait_holder(scene, &scene.nodes)?;
         watch.order("every pod is replaced")?;
         restart(scene)?;
@@ -95,7 +95,9 @@ fn each(scene: &Scene, fault: impl Fn(String) -> Fault) -> Result<()> {
     scene.nodes.iter().try_for_each(|node| scene.lab.fault(fault(node.clone())))
 }
 
+/// How long clients are watched between two changes: what must not happen has nothing to be waited for.
 const BETWEEN: Duration = Duration::from_secs(2);
 const IN_THE_MIDDLE: Duration = Duration::from_secs(3);
+/// The length of the fault.
 const NOT_READY: Duration = Duration::from_secs(8);
 const LOST_FOR: Duration = Duration::from_secs(8);

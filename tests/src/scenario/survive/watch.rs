@@ -28,9 +28,14 @@ pub struct Options {
     pub interval_ms: u64,
 }
 
+impl Options {
+    pub const DEFAULT: Self = Self { reopen: false, new_connections: true, udp: true, interval_ms: RECORD_INTERVAL_MS };
+    pub const REOPEN: Self = Self { reopen: true, ..Self::DEFAULT };
+}
+
 impl Default for Options {
     fn default() -> Self {
-        Self { reopen: false, new_connections: true, udp: true, interval_ms: RECORD_INTERVAL_MS }
+        Self::DEFAULT
     }
 }
 
