@@ -28,6 +28,7 @@ pub struct Metrics {
     pub flows_expired: IntGauge,
     pub second_chance: IntGauge,
     flows_forgotten: IntCounter,
+    pub flows_spared: IntGauge,
     pub rows_crowded: IntGauge,
     pub limits_reached: IntCounterVec,
     owned: IntGaugeVec,
@@ -87,6 +88,10 @@ impl Metrics {
             flows_forgotten: counter(
                 "sheave_flows_forgotten_total",
                 "Flows that conntrack was told to forget because their pod is gone.",
+            )?,
+            flows_spared: gauge(
+                "sheave_udp_flows_spared",
+                "UDP flows that stay with a pod of this node although Kubernetes may say that it does not serve: the node was not heard.",
             )?,
             rows_crowded: gauge(
                 "sheave_rows_crowded",

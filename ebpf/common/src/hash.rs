@@ -5,7 +5,7 @@
 
 /// What is hashed: network byte order throughout.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowTuple {
     pub src: [u8; 4],
     pub dst: [u8; 4],

@@ -128,7 +128,7 @@ fn flow(entry: &[u8]) -> Option<Flow> {
     let address = part::<4>(reply, CTA_TUPLE_IP, CTA_IP_V4_SRC)?;
     let port = part(reply, CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT)?;
     let pod = (address.into(), u16::from_be_bytes(port));
-    (status & IPS_DST_NAT != 0).then_some(Flow { tuple, pod, tcp, replied: status & IPS_SEEN_REPLY != 0 })
+    (status & IPS_DST_NAT != 0).then_some(Flow { tuple, pod, tcp, assured: status & IPS_ASSURED != 0 })
 }
 
 fn tcp_state(entry: &[u8]) -> Option<TcpState> {
@@ -169,5 +169,5 @@ const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 /// nf_conntrack_common.h.
-const IPS_SEEN_REPLY: u32 = 1 << 1;
+const IPS_ASSURED: u32 = 1 << 2;
 const IPS_DST_NAT: u32 = 1 << 5;

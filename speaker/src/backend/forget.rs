@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use speaker_core::backend::{Doubt, Endpoints, Flow};
+use speaker_core::backend::{Endpoints, Flow};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::conntrack;
-use crate::io::clock;
 
 #[derive(Debug, Default)]
 pub struct Forgetter {
@@ -48,18 +47,15 @@ impl Forgetter {
 /// Ends with the sender.
 async fn run(mut endpoints: watch::Receiver<Endpoints>, forgotten: Arc<AtomicU64>) {
     let mut judged = Endpoints::default();
-    let mut doubt = Doubt::default();
     loop {
         let first = endpoints.borrow_and_update().clone();
-        doubt.see(first.node(), clock::now());
         if !first.lost_since(&judged) {
             judged = first;
         } else {
             sleep(GRACE).await;
+            // The node may have been listed a moment later than its pods: doubt begins late.
             let last = endpoints.borrow().clone();
-            // The node may have been listed a moment later than its pods.
-            doubt.see(last.node(), clock::now());
-            match forget(first.clone(), last, doubt.holds(clock::now())).await {
+            match forget(first.clone(), last).await {
                 Ok(flows) => {
                     forgotten.fetch_add(flows as u64, Ordering::Relaxed);
                     judged = first;
@@ -71,23 +67,16 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, forgotten: Arc<AtomicU64
                 }
             }
         }
-        let doubt_ends = doubt.ends().map(|end| end.since(clock::now()));
-        tokio::select! {
-            changed = endpoints.changed() => if changed.is_err() {
-                return;
-            },
-            () = sleep(doubt_ends.unwrap_or_default()), if doubt_ends.is_some() => {
-                doubt.ended();
-                judged = Endpoints::default();
-            }
+        if endpoints.changed().await.is_err() {
+            return;
         }
     }
 }
 
 /// The flows that had nobody left then and have nobody left now.
-async fn forget(then: Endpoints, now: Endpoints, doubt: bool) -> std::io::Result<usize> {
+async fn forget(then: Endpoints, now: Endpoints) -> std::io::Result<usize> {
     let work = move || {
-        let lost = |flow: &Flow| then.lost(flow, doubt) && now.lost(flow, doubt);
+        let lost = |flow: &Flow| then.lost(flow) && now.lost(flow);
         conntrack::forget(now.vips(), lost)
     };
     let flows = tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)??;

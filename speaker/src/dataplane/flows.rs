@@ -44,13 +44,13 @@ impl Look {
         self.looked = None;
     }
 
-    /// `differ`: other nodes have other tables.
-    pub fn is_due(&self, differ: bool, now: Instant) -> bool {
+    /// `wary`: other nodes have other tables, or flows may be deleted by others.
+    pub fn is_due(&self, wary: bool, now: Instant) -> bool {
         if self.running.is_some() {
             return false;
         }
         let Some(looked) = self.looked else { return true };
-        let pause = if differ || now.since(self.changed) < BUSY {
+        let pause = if wary || now.since(self.changed) < BUSY {
             OFTEN
         } else if self.holding {
             SOMETIMES

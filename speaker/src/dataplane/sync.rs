@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ebpf_common::{ABI_VERSION, Config, MAX_NODES, ServiceKey};
-use speaker_core::backend::{Flow, Plan, Uplink};
+use speaker_core::backend::{Plan, Spared, Uplink};
 use speaker_core::election::Eligible;
 use speaker_core::eligibility;
 use speaker_core::forwarding::diff::{Layout, MapState, diff};
@@ -138,7 +138,7 @@ pub async fn run(
             () = state.sync.arrivals.next() => {}
             _ = look.tick() => state.keep_attached(),
             _ = audit.tick() => { state.audit().await; state.count().await; }
-            _ = turn.tick() => state.take_time(),
+            _ = turn.tick() => state.dirty |= state.sync.planner.unsettled(),
             () = sleep_until(retry), if state.failed => {}
         }
         turned(&state.sync.shared.dataplane_turned, clock::now());
@@ -174,6 +174,7 @@ struct State {
     /// As of the table that was made last.
     available: Availability,
     in_doubt: bool,
+    spared: Spared,
     started: bool,
     dirty: bool,
     failed: bool,
@@ -206,6 +207,7 @@ impl State {
             differing: BTreeSet::new(),
             available: Availability::default(),
             in_doubt: false,
+            spared: Spared::default(),
             started: false,
             dirty: false,
             failed: false,
@@ -220,6 +222,7 @@ impl State {
             Message::View(view) => {
                 let others = view.nodes().keys().filter(|name| **name != self.sync.node);
                 let others = others.filter_map(|name| NodeName::new(name)).collect();
+                self.spared.doubt.see_node(view.nodes().get(&self.sync.node), clock::now());
                 self.view = Some(view);
                 self.viewed.get_or_insert_with(Instant::now);
                 self.dirty = true;
@@ -285,43 +288,19 @@ impl State {
         }
         self.sync.metrics.table_differs.set(self.differing.len() as i64);
         self.sync.metrics.nodes_stale.set(self.standing.stale() as i64);
-        let in_doubt = self.talk.exchange.in_doubt(clock::now());
+        let now = clock::now();
+        let in_doubt = self.talk.exchange.in_doubt(now);
+        self.spared.doubt.see_view(in_doubt, now);
         if std::mem::replace(&mut self.in_doubt, in_doubt) != in_doubt {
             (self.sync.on_doubt)(in_doubt);
         }
         Ok(())
     }
 
-    /// What changes by the passing of time alone.
-    fn take_time(&mut self) {
-        self.dirty |= self.sync.planner.unsettled();
-    }
-
-    /// Flows as conntrack had them a moment ago: what this node holds is told to the others.
-    fn looked(&mut self, flows: std::io::Result<Vec<Flow>>) -> Result<()> {
-        let flows = match flows {
-            Ok(flows) => flows,
-            Err(error) => {
-                warn!(%error, "conntrack was not read: what this node holds is told as it was");
-                return Ok(());
-            }
-        };
-        let now = clock::now();
-        let open = flows.iter().filter(|flow| !flow.is_closed()).map(|flow| flow.tuple);
-        self.sync.metrics.flows.set(open.clone().count() as i64);
-        let differ = self.talk.exchange.differs(now);
-        let said = self.sync.holder.announce(&self.table, open, differ, now);
-        self.sync.metrics.flows_expired.set(i64::try_from(said.expired).unwrap_or(i64::MAX));
-        self.look.holding = !said.holdings.services.is_empty();
-        self.exchange(Some(exchange::Event::Local(said.holdings)))
-    }
-
     /// Whether anything was done.
     async fn converge(&mut self) -> Result<bool> {
         let now = clock::now();
-        if self.started && self.look.is_due(self.talk.exchange.differs(now), now) {
-            self.look.begin(self.table.vips.clone(), now);
-        }
+        self.begin_look();
         let Some(view) = self.view.clone().filter(|view| self.may_start(view)) else { return Ok(false) };
         let available = self.available();
         if !self.dirty && !self.failed && available == self.available {
@@ -396,6 +375,8 @@ impl State {
         let want = self.want(view, table, &served);
         let peers = self.peers(table);
         let plan = Plan { udp_silent: self.sync.udp_silent, ..plan.with_peers(peers) };
+        let plan = self.spared.complete(plan, clock::now());
+        self.sync.metrics.flows_spared.set(plan.spared.len() as i64);
         let outcome = self.sync.backend.sync(plan).await.context("change the nftables table")?;
         if outcome != Outcome::Unchanged {
             debug!(?outcome, "nftables");

@@ -69,8 +69,9 @@ async fn measure(arguments: &Arguments, control: &Control) -> Result<ConnectRepo
                     let connected = OnceLock::new();
                     let begun_ns = now_ns();
                     let error = attempt(to, within, &connected).await.err();
-                    let (connected_ns, ended_ns) = (connected.get().copied(), now_ns());
-                    let error = error.map(|error| explained(&error, begun_ns, connected_ns));
+                    let ended_ns = now_ns();
+                    let error = error.map(|error| explained(&error, begun_ns, connected.get()));
+                    let connected_ns = connected.get().map(|connected| connected.at_ns);
                     attempts.lock().expect("no panic").push(Attempt { begun_ns, connected_ns, ended_ns, error });
                 });
             }
@@ -81,6 +82,12 @@ async fn measure(arguments: &Arguments, control: &Control) -> Result<ConnectRepo
     while open.join_next().await.is_some() {}
     let attempts = std::mem::take(&mut *attempts.lock().expect("no panic"));
     Ok(report(arguments, started_ns, &control.marks(), attempts))
+}
+
+/// The handshake is done.
+struct Connected {
+    at_ns: u64,
+    local: SocketAddr,
 }
 
 struct Attempt {
@@ -127,18 +134,21 @@ fn is_excused(one: &Attempt, mark: u64, settle_ns: u64) -> bool {
     met || (mark.saturating_sub(ON_ITS_WAY_NS)..mark + settle_ns).contains(&one.begun_ns)
 }
 
-fn explained(error: &io::Error, begun_ns: u64, connected_ns: Option<u64>) -> String {
-    match connected_ns {
-        Some(connected) => format!("{error}; connected after {:.0} ms, no greeting", milliseconds(begun_ns, connected)),
+fn explained(error: &io::Error, begun_ns: u64, connected: Option<&Connected>) -> String {
+    match connected {
+        Some(Connected { at_ns, local }) => {
+            format!("{error}; {local} connected after {:.0} ms, no greeting", milliseconds(begun_ns, *at_ns))
+        }
         None => format!("{error}; not connected"),
     }
 }
 
 /// `connected`: told when the handshake is done, whatever comes then.
-async fn attempt(to: SocketAddr, within: Duration, connected: &OnceLock<u64>) -> io::Result<Greeting> {
+async fn attempt(to: SocketAddr, within: Duration, connected: &OnceLock<Connected>) -> io::Result<Greeting> {
     let work = async {
         let stream = TcpStream::connect(to).await?;
-        connected.get_or_init(now_ns);
+        let local = stream.local_addr()?;
+        connected.get_or_init(|| Connected { at_ns: now_ns(), local });
         // Ends with a reset: thousands of sockets in TIME_WAIT would use up the source ports.
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         let mut line = String::new();

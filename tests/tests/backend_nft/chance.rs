@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use ebpf_common::{Ask, Mark};
+use ebpf_common::{Ask, FlowTuple, Mark};
 use pnet_packet::tcp::TcpFlags;
 use socket2::{Protocol, Socket};
 use speaker_core::backend::{Guard, Plan, ruleset};
@@ -13,7 +13,7 @@ use speaker_core::view::Affinity;
 
 use crate::PROXY;
 use crate::packet::{Reply, icmp_error, initial_sequence, numbered_segment, receive, tcp_segment};
-use crate::world::{A, B, PATIENCE, PODS, PODS_B, VIP, World, plan};
+use crate::world::{A, B, CLIENT, PATIENCE, PODS, PODS_B, VIP, World, plan};
 
 const FIRST_B: Mark = Mark { ask: Ask::First, quiet: false, slot: B };
 
@@ -99,6 +99,41 @@ fn a_flow_of_this_node_stays() {
     ask(&udp).unwrap();
     assert!(connection.is_alive() && connection.carries(1 << 20));
     assert_eq!((world.a.guards(), world.b().travelled()), (counts([]), counts([])));
+}
+
+/// kube-proxy makes conntrack forget the flows of pods that do not serve by what it knows.
+#[test]
+fn a_spared_flow_finds_its_pod_again_without_its_entry() {
+    let world = pair("spared");
+    let udp = world.client_udp();
+    udp.connect((VIP, 53)).unwrap();
+    world.a.mark(Mark::NOBODY);
+    let pod = ask(&udp).unwrap();
+    let address = PODS.into_iter().find(|address| address.to_string() == pod).expect("a pod of node a");
+    let port = udp.local_addr().unwrap().port();
+    let tuple = FlowTuple {
+        src: CLIENT.octets(),
+        dst: VIP.octets(),
+        src_port: port.to_be_bytes(),
+        dst_port: 53_u16.to_be_bytes(),
+        proto: 17,
+    };
+    world.a.mark(FIRST_B);
+    world.a.flush_conntrack();
+    assert!(PODS_B.map(|pod| pod.to_string()).contains(&ask(&udp).unwrap()), "nobody knows whose it is");
+
+    // No pod here serves, by what Kubernetes says.
+    let silent = plan(&[], Affinity::None);
+    let spared = Plan { spared: [(tuple, (address, 5353))].into(), ..silent.clone() };
+    world.a.nft(&ruleset::replace(&silent));
+    world.a.nft(&ruleset::update(&silent, &spared).expect("a difference"));
+    assert_eq!(ask(&udp).unwrap(), pod);
+    let other = world.client_udp();
+    other.connect((VIP, 53)).unwrap();
+    assert!(PODS_B.map(|pod| pod.to_string()).contains(&ask(&other).unwrap()), "another flow");
+    // It has its entry again.
+    world.a.nft(&ruleset::update(&spared, &silent).expect("a difference"));
+    assert_eq!(ask(&udp).unwrap(), pod);
 }
 
 #[test]

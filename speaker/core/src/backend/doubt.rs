@@ -4,44 +4,38 @@
 //! heard again. On the node itself the pods serve all the while: their UDP flows stay.
 
 use crate::time::{Duration, Instant};
-
-/// Condition Ready of this node, as the view has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeReady {
-    pub ready: bool,
-    /// Another value whenever it changed, also where the view missed that.
-    pub since: i64,
-}
+use crate::view::Node;
 
 #[derive(Debug, Default)]
 pub struct Doubt {
-    seen: Option<NodeReady>,
+    /// Condition Ready of this node, as the view had it last, and since when: another value whenever it changed, also where the view
+    /// missed that.
+    node: Option<(bool, i64)>,
+    /// It is in doubt whether this node hears the API server ([`crate::freshness`]).
+    view: bool,
     until: Option<Instant>,
 }
 
 impl Doubt {
-    /// What the view says now. Nothing: this node is not in it.
-    pub fn see(&mut self, node: Option<NodeReady>, now: Instant) {
-        let Some(node) = node else { return };
-        let before = self.seen.replace(node);
-        if node.ready && before.is_some_and(|before| before != node) {
+    /// What the view says now of this node. Nothing: it is not in it.
+    pub fn see_node(&mut self, node: Option<&Node>, now: Instant) {
+        let Some(node) = node.map(|node| (node.ready, node.ready_since)) else { return };
+        let before = self.node.replace(node);
+        if node.0 && before.is_some_and(|before| before != node) {
+            self.until = Some(now + SET_RIGHT);
+        }
+    }
+
+    /// Whether the view itself is in doubt. When it no longer is, the node may be listed later than its pods.
+    pub fn see_view(&mut self, in_doubt: bool, now: Instant) {
+        if core::mem::replace(&mut self.view, in_doubt) && !in_doubt {
             self.until = Some(now + SET_RIGHT);
         }
     }
 
     /// That a pod of this node does not serve says nothing of the pod.
     pub fn holds(&self, now: Instant) -> bool {
-        self.seen.is_some_and(|node| !node.ready) || self.until.is_some_and(|until| now < until)
-    }
-
-    /// When it ends, if nothing happens: whoever was spared is to be looked at again.
-    pub fn ends(&self) -> Option<Instant> {
-        self.until.filter(|_| self.seen.is_some_and(|node| node.ready))
-    }
-
-    /// The end has been taken note of.
-    pub fn ended(&mut self) {
-        self.until = None;
+        self.view || self.node.is_some_and(|(ready, _)| !ready) || self.until.is_some_and(|until| now < until)
     }
 }
 
@@ -52,28 +46,42 @@ const SET_RIGHT: Duration = Duration::from_secs(30);
 mod tests {
     use super::*;
 
+    fn at(seconds: u64) -> Instant {
+        Instant::ZERO + Duration::from_secs(seconds)
+    }
+
     #[test]
     fn a_node_that_was_not_heard_is_believed_a_while_after_it_is_heard() {
-        let at = |seconds| Instant::ZERO + Duration::from_secs(seconds);
-        let node = |ready, since| Some(NodeReady { ready, since });
+        let node = |ready, ready_since| Node { address: [192, 0, 2, 11].into(), ready, ready_since, excluded: false };
         let mut doubt = Doubt::default();
-        doubt.see(node(true, 1), at(0));
+        doubt.see_node(Some(&node(true, 1)), at(0));
         assert!(!doubt.holds(at(0)), "a speaker that starts");
-        doubt.see(node(false, 2), at(10));
-        assert!(doubt.holds(at(10_000)) && doubt.ends().is_none());
-        doubt.see(node(true, 3), at(20));
-        doubt.see(node(true, 3), at(49));
+        doubt.see_node(Some(&node(false, 2)), at(10));
+        assert!(doubt.holds(at(10_000)));
+        doubt.see_node(Some(&node(true, 3)), at(20));
+        doubt.see_node(Some(&node(true, 3)), at(49));
         assert!(doubt.holds(at(49)) && !doubt.holds(at(50)));
-        assert_eq!(doubt.ends(), Some(at(50)));
-        doubt.ended();
-        assert_eq!(doubt.ends(), None);
         // It was cut off itself, and has seen nothing of what was said of it meanwhile.
-        doubt.see(node(true, 5), at(100));
+        doubt.see_node(Some(&node(true, 5)), at(100));
         assert!(doubt.holds(at(129)) && !doubt.holds(at(130)));
         // Not ready again before that.
-        doubt.see(node(false, 6), at(110));
-        assert!(doubt.holds(at(140)) && doubt.ends().is_none());
-        doubt.see(None, at(150));
+        doubt.see_node(Some(&node(false, 6)), at(110));
+        assert!(doubt.holds(at(140)));
+        doubt.see_node(None, at(150));
         assert!(doubt.holds(at(150)), "it is the last that was said");
+    }
+
+    #[test]
+    fn a_view_that_was_in_doubt_is_doubted_a_while_longer() {
+        let mut doubt = Doubt::default();
+        doubt.see_view(false, at(0));
+        assert!(!doubt.holds(at(0)));
+        doubt.see_view(true, at(10));
+        doubt.see_view(true, at(100));
+        assert!(doubt.holds(at(100)));
+        for later in [110, 111] {
+            doubt.see_view(false, at(later));
+        }
+        assert!(doubt.holds(at(139)) && !doubt.holds(at(140)));
     }
 }

@@ -8,7 +8,6 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{FlowTuple, ServiceKey};
 
-use super::doubt::NodeReady;
 use crate::view::endpoints::{Frontend, Pod, frontends};
 use crate::view::{Protocol, View};
 
@@ -21,8 +20,8 @@ pub struct Flow {
     pub pod: (Ipv4Addr, u16),
     /// `None` for UDP.
     pub tcp: Option<TcpState>,
-    /// The pod has answered.
-    pub replied: bool,
+    /// Both ends have sent, and more than a question and its answer (UDP: for longer than two seconds).
+    pub assured: bool,
 }
 
 /// What conntrack makes of a TCP connection. Read first: kernel include/uapi/linux/netfilter/nf_conntrack_tcp.h.
@@ -87,8 +86,10 @@ pub struct Endpoints {
     udp: Targets,
     /// Whether it answers or not.
     udp_named: Targets,
-    /// This node, if the view has it.
-    node: Option<NodeReady>,
+    /// Addresses of this node's pods.
+    here: BTreeSet<Ipv4Addr>,
+    /// That a pod does not answer is not believed: see [`super::Doubt`].
+    doubt: bool,
 }
 
 type Targets = BTreeMap<ServiceKey, BTreeSet<(Ipv4Addr, u16)>>;
@@ -99,7 +100,8 @@ impl Endpoints {
     }
 
     pub(super) fn from_frontends(view: &View, node: &str, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Self {
-        let endpoints = view.slices().values().flat_map(|slice| &slice.endpoints);
+        let endpoints = || view.slices().values().flat_map(|slice| &slice.endpoints);
+        let here = endpoints().filter(|endpoint| endpoint.node.as_deref() == Some(node));
         let udp = |chosen: fn(&Pod<'_>) -> bool| {
             let ports = frontends.iter().filter(|(key, _)| key.proto == Protocol::Udp.number());
             let pods = |frontend: &Frontend<'_>| {
@@ -107,18 +109,18 @@ impl Endpoints {
             };
             ports.map(|(key, frontend)| (*key, pods(frontend))).collect()
         };
-        let node = view.nodes().get(node);
         Self {
             vips: view.vips().keys().copied().collect(),
-            pods: endpoints.map(|endpoint| endpoint.address).collect(),
+            pods: endpoints().map(|endpoint| endpoint.address).collect(),
             udp: udp(|pod| pod.conditions.ready || pod.conditions.serving),
             udp_named: udp(|_| true),
-            node: node.map(|node| NodeReady { ready: node.ready, since: node.ready_since }),
+            here: here.map(|endpoint| endpoint.address).collect(),
+            doubt: false,
         }
     }
 
-    pub fn node(&self) -> Option<NodeReady> {
-        self.node
+    pub fn doubted(self, doubt: bool) -> Self {
+        Self { doubt, ..self }
     }
 
     /// Flows to these are ours to judge.
@@ -129,17 +131,26 @@ impl Endpoints {
     /// The flow has nobody left. TCP stays with a pod for as long as the view names it: one that stops serving closes its
     /// connections itself. UDP does not close, so it leaves a pod that stops serving (if there is no [`super::Doubt`] of that), or
     /// whose port is another one now.
-    pub fn lost(&self, flow: &Flow, doubt: bool) -> bool {
+    pub fn lost(&self, flow: &Flow) -> bool {
         let gone = !self.pods.contains(&flow.pod.0);
-        let udp = if doubt { &self.udp_named } else { &self.udp };
+        let udp = if self.doubt { &self.udp_named } else { &self.udp };
         let left = || udp.get(&flow.service()).is_some_and(|pods| !pods.contains(&flow.pod));
         self.vips.contains(&flow.vip()) && (gone || left())
+    }
+
+    /// A flow to a VIP that has its pod on this node.
+    pub fn serves_here(&self, flow: &Flow) -> bool {
+        self.vips.contains(&flow.vip()) && self.here.contains(&flow.pod.0) && !self.lost(flow)
     }
 
     /// Whether [`Endpoints::lost`] may be true of a flow of which it was not before: otherwise nobody needs to look.
     pub fn lost_since(&self, before: &Endpoints) -> bool {
         let fewer =
             |(key, pods): (&ServiceKey, &BTreeSet<_>)| before.udp.get(key).is_none_or(|before| !before.is_subset(pods));
-        !before.pods.is_subset(&self.pods) || !self.vips.is_subset(&before.vips) || self.udp.iter().any(fewer)
+        let believed = before.doubt && !self.doubt;
+        believed
+            || !before.pods.is_subset(&self.pods)
+            || !self.vips.is_subset(&before.vips)
+            || self.udp.iter().any(fewer)
     }
 }

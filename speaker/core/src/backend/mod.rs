@@ -6,20 +6,22 @@
 pub mod doubt;
 pub mod flow;
 pub mod ruleset;
+pub mod spared;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use ebpf_common::ServiceKey;
+use ebpf_common::{FlowTuple, ServiceKey};
 use thiserror::Error;
 
 use crate::view::endpoints::{Pod, frontends};
 use crate::view::{Affinity, View};
 
-pub use doubt::{Doubt, NodeReady};
+pub use doubt::Doubt;
 pub use flow::{Endpoints, Flow, TcpState};
+pub use spared::Spared;
 
 /// Everything that the nftables table says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Plan {
     pub second_chance: bool,
     /// UDP that nobody serves is dropped, not answered.
     pub udp_silent: bool,
+    /// UDP flows that are known, and whose they are, whatever conntrack says ([`spared`]).
+    pub spared: BTreeMap<FlowTuple, (Ipv4Addr, u16)>,
     /// By whom conntrack's flows are judged; not in the table.
     pub endpoints: Endpoints,
 }
@@ -73,6 +77,7 @@ impl Plan {
             peers: BTreeMap::new(),
             second_chance: true,
             udp_silent: false,
+            spared: BTreeMap::new(),
             endpoints,
         }
     }

@@ -23,7 +23,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{Ask, Mark, RESERVED_FLAG, ServiceKey, Travel};
+use ebpf_common::{Ask, FlowTuple, Mark, RESERVED_FLAG, ServiceKey, Travel};
 
 use super::{Guard, LocalPods, Plan};
 use crate::view::Affinity;
@@ -50,6 +50,11 @@ pub fn replace(plan: &Plan) -> String {
         plan.services.keys().map(|key| format!("{} : goto {}", tuple(key), chain(key))).collect();
     let services_type = "type ipv4_addr . inet_proto . inet_service : verdict";
     line(&mut text, format_args!("\tmap services {{ {services_type}; {}}}", elements(&services)));
+    let known: Vec<String> = plan.spared.keys().map(flow).collect();
+    line(&mut text, format_args!("\tset spared {{ type {FLOW_TYPE}; {}}}", elements(&known)));
+    let targets: Vec<String> = plan.spared.iter().map(spared_target).collect();
+    let target_type = "ipv4_addr . inet_service";
+    line(&mut text, format_args!("\tmap spared-targets {{ type {FLOW_TYPE} : {target_type}; {}}}", elements(&targets)));
     if plan.second_chance {
         peers(&mut text, &plan.peers);
     }
@@ -80,6 +85,7 @@ pub fn update(from: &Plan, to: &Plan) -> Option<String> {
     }
     let mut text = String::new();
     update_services(&mut text, from, to);
+    update_spared(&mut text, &from.spared, &to.spared);
     if to.second_chance {
         update_peers(&mut text, &from.peers, &to.peers);
     }
@@ -134,6 +140,22 @@ fn update_peers(text: &mut String, from: &BTreeMap<u16, Ipv4Addr>, to: &BTreeMap
             line(text, format_args!("add element ip {TABLE} peers {{ {} : goto peer-{slot} }}", slot_key(*slot)));
         }
     }
+}
+
+fn update_spared(text: &mut String, from: &Spared, to: &Spared) {
+    let mut say = |verb: &str, set: &str, elements: Vec<String>| {
+        if !elements.is_empty() {
+            line(text, format_args!("{verb} element ip {TABLE} {set} {{ {} }}", elements.join(", ")));
+        }
+    };
+    let differs = |flows: &Spared, others: &Spared| -> Vec<_> {
+        flows.iter().filter(|(flow, pod)| others.get(flow) != Some(pod)).map(|(flow, pod)| (*flow, *pod)).collect()
+    };
+    let (gone, new) = (differs(from, to), differs(to, from));
+    say("delete", "spared", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
+    say("delete", "spared-targets", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
+    say("add", "spared", new.iter().map(|(tuple, _)| flow(tuple)).collect());
+    say("add", "spared-targets", new.iter().map(|(tuple, pod)| spared_target((tuple, pod))).collect());
 }
 
 /// A chain for each node that packets can be handed to, and the map to find it by.
@@ -223,6 +245,7 @@ fn chance(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t\tct status dnat {IS_ACK} goto unknown"));
     // UDP also before the pod has answered; an ICMP error counts as the flow that it quotes.
     line(text, format_args!("\t\tct status dnat accept"));
+    line(text, format_args!("\t\tmeta l4proto udp {FLOW} @spared accept"));
     line(text, format_args!("\t\tgoto unknown"));
     line(text, format_args!("\t}}"));
 }
@@ -233,6 +256,7 @@ fn base_chains(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t\ttype nat hook prerouting priority {NAT_PRIORITY}; policy accept;"));
     // A TCP flow begins with a SYN: conntrack would pick up any other segment too (nf_conntrack_tcp_loose) and make it a pod's.
     line(text, format_args!("\t\t{to_vip} {NOT_SYN} dnat to ip daddr"));
+    line(text, format_args!("\t\t{to_vip} meta l4proto udp dnat ip to {FLOW} map @spared-targets"));
     line(text, format_args!("\t\t{to_vip} ip daddr . meta l4proto . th dport vmap @services"));
     line(text, format_args!("\t\t{to_vip} dnat to ip daddr"));
     line(text, format_args!("\t}}"));
@@ -291,6 +315,17 @@ fn tuple(key: &ServiceKey) -> String {
     format!("{} . {} . {}", Ipv4Addr::from(key.addr), protocol(key.proto), u16::from_be_bytes(key.port))
 }
 
+/// A UDP flow's key, as in [`FLOW`].
+fn flow(tuple: &FlowTuple) -> String {
+    let port = u16::from_be_bytes;
+    let (from, to) = (Ipv4Addr::from(tuple.src), Ipv4Addr::from(tuple.dst));
+    format!("{from} . {} . {to} . {}", port(tuple.src_port), port(tuple.dst_port))
+}
+
+fn spared_target((tuple, (address, port)): (&FlowTuple, &(Ipv4Addr, u16))) -> String {
+    format!("{} : {address} . {port}", flow(tuple))
+}
+
 /// A peer's key in the map: its slot, where a mark has it.
 fn slot_key(slot: u16) -> String {
     let [high, low] = slot.to_be_bytes();
@@ -335,6 +370,10 @@ const MARKS: [(Ask, bool, &str); 10] = [
 const PREFIX_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0, 0, 0];
 const ASK_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0, 0];
 const SLOT_MASK: [u8; 6] = [0, 0, 0, 0, 0xff, 0xff];
+
+type Spared = BTreeMap<FlowTuple, (Ipv4Addr, u16)>;
+const FLOW: &str = "ip saddr . udp sport . ip daddr . udp dport";
+const FLOW_TYPE: &str = "ipv4_addr . inet_service . ipv4_addr . inet_service";
 
 const IS_SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 const NOT_SYN: &str = "tcp flags & (fin | syn | rst | ack) != syn";

@@ -8,11 +8,11 @@ use crate::view::endpoints::service_key;
 use crate::view::example::*;
 use crate::view::{Conditions, Endpoint, Event, Protocol};
 
-fn plan(endpoints: impl Into<Vec<Endpoint>>) -> Plan {
+pub fn plan(endpoints: impl Into<Vec<Endpoint>>) -> Plan {
     Plan::new(&view(endpoints), "a", Uplink::new("eth0").unwrap())
 }
 
-fn ready(node: &str, n: u8) -> Endpoint {
+pub fn ready(node: &str, n: u8) -> Endpoint {
     pod(node, n, Conditions::READY)
 }
 
@@ -41,7 +41,7 @@ fn no_pod_here_no_service_here() {
 }
 
 /// A flow from a client to the VIP's port, with the nth pod on node `a`.
-fn flow(n: u8, proto: Protocol, pod_port: u16) -> Flow {
+pub fn flow(n: u8, proto: Protocol, pod_port: u16) -> Flow {
     let port: u16 = if proto == Protocol::Tcp { 80 } else { 53 };
     let tuple = FlowTuple {
         src: [192, 0, 2, 99],
@@ -51,7 +51,7 @@ fn flow(n: u8, proto: Protocol, pod_port: u16) -> Flow {
         proto: proto.number(),
     };
     let tcp = (proto == Protocol::Tcp).then_some(TcpState::Established);
-    Flow { tuple, pod: (Ipv4Addr::new(10, 0, b'a', n), pod_port), tcp, replied: true }
+    Flow { tuple, pod: (Ipv4Addr::new(10, 0, b'a', n), pod_port), tcp, assured: true }
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn tcp_stays_with_a_pod_that_exists_and_udp_with_one_that_serves() {
     let lost = |conditions: Option<Conditions>| {
         let endpoints: Vec<Endpoint> = conditions.map(|conditions| pod("a", 1, conditions)).into_iter().collect();
         let endpoints = Endpoints::new(&view(endpoints), "a");
-        (endpoints.lost(&tcp, false), endpoints.lost(&udp, false))
+        (endpoints.lost(&tcp), endpoints.lost(&udp))
     };
     assert_eq!(lost(Some(Conditions::READY)), (false, false));
     assert_eq!(lost(Some(TERMINATING)), (false, false), "it keeps what it has");
@@ -69,19 +69,19 @@ fn tcp_stays_with_a_pod_that_exists_and_udp_with_one_that_serves() {
     assert_eq!(lost(None), (true, true));
     // Another port of a pod that lives: its old connections end by themselves.
     let endpoints = Endpoints::new(&view([ready("a", 1)]), "a");
-    assert!(
-        !endpoints.lost(&flow(1, Protocol::Tcp, 9090), false) && endpoints.lost(&flow(1, Protocol::Udp, 9090), false)
-    );
+    assert!(!endpoints.lost(&flow(1, Protocol::Tcp, 9090)) && endpoints.lost(&flow(1, Protocol::Udp, 9090)));
 }
 
 #[test]
 fn in_doubt_only_a_pod_that_is_gone_loses_its_flows() {
     let udp = flow(1, Protocol::Udp, 5353);
-    let lost = |endpoints: Vec<Endpoint>, flow: &Flow| Endpoints::new(&view(endpoints), "a").lost(flow, true);
-    assert!(!lost(vec![pod("a", 1, UNREADY)], &udp));
-    assert!(lost(vec![], &udp) && lost(vec![ready("a", 1)], &flow(1, Protocol::Udp, 9090)));
-    let (known, ready) = (view([]), NodeReady { ready: true, since: 0 });
-    assert_eq!((Endpoints::new(&known, "a").node(), Endpoints::new(&known, "z").node()), (Some(ready), None));
+    let doubted = |endpoints: Vec<Endpoint>| Endpoints::new(&view(endpoints), "a").doubted(true);
+    let silent = doubted(vec![pod("a", 1, UNREADY)]);
+    assert!(!silent.lost(&udp));
+    assert!(doubted(vec![]).lost(&udp) && doubted(vec![ready("a", 1)]).lost(&flow(1, Protocol::Udp, 9090)));
+    // When the doubt ends, whoever was spared is looked at again.
+    let believed = silent.clone().doubted(false);
+    assert!(believed.lost(&udp) && believed.lost_since(&silent) && !silent.lost_since(&believed));
 }
 
 #[test]
@@ -89,15 +89,15 @@ fn flows_that_are_not_ours_to_judge() {
     // kube-proxy's, of a process of this node, to a pod elsewhere.
     let endpoints = Endpoints::new(&view([ready("b", 1)]), "a");
     let elsewhere = (Ipv4Addr::new(10, 0, b'b', 1), 8080);
-    assert!(!endpoints.lost(&Flow { pod: elsewhere, ..flow(1, Protocol::Tcp, 8080) }, false));
+    assert!(!endpoints.lost(&Flow { pod: elsewhere, ..flow(1, Protocol::Tcp, 8080) }));
     // No VIP (any more).
     let mut other = flow(1, Protocol::Tcp, 8080);
     other.tuple.dst = [192, 0, 2, 222];
-    assert!(!endpoints.lost(&other, false) && endpoints.lost(&flow(1, Protocol::Tcp, 8080), false));
+    assert!(!endpoints.lost(&other) && endpoints.lost(&flow(1, Protocol::Tcp, 8080)));
     // The service is gone, its pod is not.
     let mut known = view([ready("a", 1)]);
     known.handle(Event::Delete(crate::view::Key::Service(web())));
-    assert!(!Endpoints::new(&known, "a").lost(&flow(1, Protocol::Udp, 5353), false));
+    assert!(!Endpoints::new(&known, "a").lost(&flow(1, Protocol::Udp, 5353)));
 }
 
 #[test]
@@ -212,6 +212,25 @@ fn an_update_names_only_what_differs() {
     assert_eq!(update(&one, &other).unwrap(), expected);
     let moved = Plan { uplink: Uplink::new("eth1").unwrap(), ..other };
     assert_eq!(update(&one, &moved).unwrap(), replace(&moved));
+}
+
+#[test]
+fn spared_flows_come_and_go() {
+    let spared = |flows: &[(u16, u8)]| {
+        let one = |&(port, pod): &(u16, u8)| {
+            let tuple = FlowTuple { src_port: port.to_be_bytes(), ..flow(1, Protocol::Udp, 5353).tuple };
+            (tuple, (Ipv4Addr::new(10, 0, b'a', pod), 5353))
+        };
+        Plan { spared: flows.iter().map(one).collect(), ..plan([]) }
+    };
+    let expected = "delete element ip sheave spared { 192.0.2.99 . 1 . 192.0.2.1 . 53, 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
+                    delete element ip sheave spared-targets { 192.0.2.99 . 1 . 192.0.2.1 . 53, 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
+                    add element ip sheave spared { 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
+                    add element ip sheave spared-targets { 192.0.2.99 . 2 . 192.0.2.1 . 53 : 10.0.97.2 . 5353 }\n";
+    assert_eq!(update(&spared(&[(1, 1), (2, 1), (3, 1)]), &spared(&[(2, 2), (3, 1)])).unwrap(), expected);
+    assert!(
+        replace(&spared(&[(1, 1)])).contains("elements = { 192.0.2.99 . 1 . 192.0.2.1 . 53 : 10.0.97.1 . 5353 }; }")
+    );
 }
 
 #[test]

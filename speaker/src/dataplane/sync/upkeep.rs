@@ -1,11 +1,66 @@
-//! What holds although nothing changed: the program on its link, the nftables table as we wrote it, the counters read.
+//! What holds although the view did not change: the program on its link, the nftables table as we wrote it, the counters read, and what
+//! conntrack and time say.
 
+use anyhow::Result;
+use speaker_core::backend::{Endpoints, Flow, Spared};
+use speaker_core::holdings::exchange;
+use speaker_core::time::Instant;
 use tracing::{debug, warn};
 
 use super::State;
 use crate::dataplane::attachment::Kept;
+use crate::io::clock;
 
 impl State {
+    /// Begins the next look at conntrack when its time has come.
+    pub(super) fn begin_look(&mut self) {
+        if !self.started {
+            return;
+        }
+        let now = clock::now();
+        if self.spared.is_due(now) {
+            // Doubt has begun: which flows are to be spared is to be known before somebody forgets them. Or it has ended.
+            self.look.changed(now);
+            self.dirty = true;
+        }
+        if self.look.is_due(self.talk.exchange.differs(now) || self.spared.doubt.holds(now), now) {
+            self.look.begin(self.table.vips.clone(), now);
+        }
+    }
+
+    /// Flows as conntrack had them a moment ago: what this node holds is told to the others.
+    pub(super) fn looked(&mut self, flows: std::io::Result<Vec<Flow>>) -> Result<()> {
+        let flows = match flows {
+            Ok(flows) => flows,
+            Err(error) => {
+                warn!(%error, "conntrack was not read: what this node holds is told as it was");
+                return Ok(());
+            }
+        };
+        let now = clock::now();
+        self.spare(&flows, now);
+        let open = flows.iter().filter(|flow| !flow.is_closed()).map(|flow| flow.tuple);
+        self.sync.metrics.flows.set(open.clone().count() as i64);
+        let differ = self.talk.exchange.differs(now);
+        let held = open.chain(self.spared.missed(now));
+        let said = self.sync.holder.announce(&self.table, held, differ, now);
+        self.sync.metrics.flows_expired.set(i64::try_from(said.expired).unwrap_or(i64::MAX));
+        self.look.holding = !said.holdings.services.is_empty();
+        self.exchange(Some(exchange::Event::Local(said.holdings)))
+    }
+
+    /// While there is doubt of what Kubernetes says of this node's pods.
+    fn spare(&mut self, flows: &[Flow], now: Instant) {
+        let Some(view) = self.view.as_ref().filter(|_| self.spared.doubt.holds(now)) else { return };
+        let endpoints = Endpoints::new(view, &self.sync.node).doubted(true);
+        let news = self.spared.looked(flows, &endpoints, now);
+        if news.left_out > 0 {
+            let limit = Spared::MAX;
+            warn!(left_out = news.left_out, limit, "more UDP flows than can be spared: kube-proxy may end some");
+        }
+        self.dirty |= news.any;
+    }
+
     pub(super) fn keep_attached(&mut self) {
         if !self.started {
             return;
