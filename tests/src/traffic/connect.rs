@@ -41,8 +41,9 @@ pub struct GetArguments {
 
 pub fn get(arguments: &GetArguments) -> Result<()> {
     let within = Duration::from_millis(arguments.timeout_ms);
-    let greeting = super::single_threaded()?.block_on(attempt(arguments.to, within, &OnceLock::new()))?;
-    print_report(&greeting)
+    let connected = OnceLock::new();
+    let attempt = async { timeout(within, greeted(arguments.to, &connected)).await.map_err(io::Error::from)? };
+    print_report(&super::single_threaded()?.block_on(attempt)?)
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -66,13 +67,8 @@ async fn measure(arguments: &Arguments, control: &Control) -> Result<ConnectRepo
             _ = ticks.tick() => {
                 let (to, attempts) = (arguments.to, attempts.clone());
                 open.spawn(async move {
-                    let connected = OnceLock::new();
-                    let begun_ns = now_ns();
-                    let error = attempt(to, within, &connected).await.err();
-                    let ended_ns = now_ns();
-                    let error = error.map(|error| explained(&error, begun_ns, connected.get()));
-                    let connected_ns = connected.get().map(|connected| connected.at_ns);
-                    attempts.lock().expect("no panic").push(Attempt { begun_ns, connected_ns, ended_ns, error });
+                    let attempt = Attempt::make(to, within).await;
+                    attempts.lock().expect("no panic").push(attempt);
                 });
             }
             Some(_) = open.join_next(), if !open.is_empty() => {}
@@ -95,6 +91,35 @@ struct Attempt {
     connected_ns: Option<u64>,
     ended_ns: u64,
     error: Option<String>,
+}
+
+impl Attempt {
+    async fn make(to: SocketAddr, within: Duration) -> Self {
+        let connected = OnceLock::new();
+        let begun_ns = now_ns();
+        let greeted = greeted(to, &connected);
+        tokio::pin!(greeted);
+        let outcome = timeout(within, &mut greeted).await;
+        let ended_ns = now_ns();
+        let error = match outcome {
+            Ok(outcome) => outcome.err().map(|error| error.to_string()),
+            Err(_) => {
+                let then = match timeout(AFTERWARDS, &mut greeted).await {
+                    Ok(Ok(_)) => "greeted".to_owned(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "still nothing".to_owned(),
+                };
+                Some(format!("timed out, {then} after {:.0} ms", milliseconds(begun_ns, now_ns())))
+            }
+        };
+        let error = error.map(|error| match connected.get() {
+            Some(Connected { at_ns, local }) => {
+                format!("{error}; {local} connected after {:.0} ms", milliseconds(begun_ns, *at_ns))
+            }
+            None => format!("{error}; not connected"),
+        });
+        Self { begun_ns, connected_ns: connected.get().map(|connected| connected.at_ns), ended_ns, error }
+    }
 }
 
 fn report(arguments: &Arguments, started_ns: u64, marks: &[u64], mut attempts: Vec<Attempt>) -> ConnectReport {
@@ -134,33 +159,23 @@ fn is_excused(one: &Attempt, mark: u64, settle_ns: u64) -> bool {
     met || (mark.saturating_sub(ON_ITS_WAY_NS)..mark + settle_ns).contains(&one.begun_ns)
 }
 
-fn explained(error: &io::Error, begun_ns: u64, connected: Option<&Connected>) -> String {
-    match connected {
-        Some(Connected { at_ns, local }) => {
-            format!("{error}; {local} connected after {:.0} ms, no greeting", milliseconds(begun_ns, *at_ns))
-        }
-        None => format!("{error}; not connected"),
-    }
-}
-
 /// `connected`: told when the handshake is done, whatever comes then.
-async fn attempt(to: SocketAddr, within: Duration, connected: &OnceLock<Connected>) -> io::Result<Greeting> {
-    let work = async {
-        let stream = TcpStream::connect(to).await?;
-        let local = stream.local_addr()?;
-        connected.get_or_init(|| Connected { at_ns: now_ns(), local });
-        // Ends with a reset: thousands of sockets in TIME_WAIT would use up the source ports.
-        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-        let mut line = String::new();
-        BufReader::new(stream).take(LINE_LIMIT).read_line(&mut line).await?;
-        if line.is_empty() {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-        }
-        Ok(serde_json::from_str(&line)?)
-    };
-    timeout(within, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+async fn greeted(to: SocketAddr, connected: &OnceLock<Connected>) -> io::Result<Greeting> {
+    let stream = TcpStream::connect(to).await?;
+    let local = stream.local_addr()?;
+    connected.get_or_init(|| Connected { at_ns: now_ns(), local });
+    // Ends with a reset: thousands of sockets in TIME_WAIT would use up the source ports.
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    let mut line = String::new();
+    BufReader::new(stream).take(LINE_LIMIT).read_line(&mut line).await?;
+    if line.is_empty() {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+    }
+    Ok(serde_json::from_str(&line)?)
 }
 
+/// How long a failed attempt is looked after: what came too late says why (after 1 s the pod repeats its SYN-ACK).
+const AFTERWARDS: Duration = Duration::from_secs(3);
 const FAILURES_KEPT: usize = 20_000;
 /// An attempt on a quiet machine takes a tenth of this.
 const ON_ITS_WAY_NS: u64 = 50_000_000;
