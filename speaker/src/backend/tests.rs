@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ebpf_common::FlowTuple;
 use nix::sched::{CloneFlags, unshare};
-use speaker_core::backend::{Flow, TcpState, Uplink};
+use speaker_core::backend::{Flow, Spared, TcpState, Uplink};
 use speaker_core::view::endpoints::service_key;
 use speaker_core::view::{
     Affinity, Conditions, Endpoint, EndpointSlice, Event, Node, Object, ObjectName, Port, Protocol, Service, View,
@@ -56,6 +56,11 @@ fn plan_of(pods: u8, conditions: Conditions) -> Plan {
     Plan::new(&view, "n1", Uplink::new("eth0").unwrap())
 }
 
+fn udp_flow(port: u16) -> FlowTuple {
+    let src_port = port.to_be_bytes();
+    FlowTuple { src: [192, 0, 2, 9], dst: VIP.octets(), src_port, dst_port: 53_u16.to_be_bytes(), proto: 17 }
+}
+
 #[test]
 fn updates_end_where_a_replacement_ends() {
     in_namespace(|| async {
@@ -64,14 +69,8 @@ fn updates_end_where_a_replacement_ends() {
         assert_eq!(backend.sync(plan(0)).await.unwrap(), Outcome::Replaced);
         let plan = |pods: u8| {
             let peers = (1..=pods).map(|slot| (u16::from(slot), Ipv4Addr::new(192, 0, 2, slot + pods % 2))).collect();
-            let flow = |port: u8| FlowTuple {
-                src: [192, 0, 2, 9],
-                dst: VIP.octets(),
-                src_port: [1, port],
-                dst_port: [0, 53],
-                proto: 17,
-            };
-            let spared = (1..=pods).map(|port| (flow(port), (Ipv4Addr::new(10, 0, 0, 1 + pods % 2), 53))).collect();
+            let target = (Ipv4Addr::new(10, 0, 0, 1 + pods % 2), 53);
+            let spared = (1..=pods).map(|port| (udp_flow(port.into()), target)).collect();
             Plan { spared, ..plan(pods).with_peers(peers) }
         };
         for pods in [1, 3, 2, 0, 5] {
@@ -82,6 +81,27 @@ fn updates_end_where_a_replacement_ends() {
             assert_eq!(updated, sorted(&nft.listing().await.unwrap().unwrap()), "{pods} pods");
         }
         assert_eq!(plan(5).services[&service_key(VIP, 80, Protocol::Tcp)].pods.len(), 5);
+    });
+}
+
+/// The figures in docs/backend.md are what this prints with `--nocapture`.
+#[test]
+fn as_many_spared_flows_as_there_may_be_are_told_and_audited() {
+    in_namespace(|| async {
+        let mut backend = Backend::new(Nft::new("nft"));
+        backend.sync(plan(1)).await.unwrap();
+        let spared = |n: usize| {
+            let flows = (0..n).map(|port| (udp_flow(port as u16), (POD, 53))).collect();
+            Plan { spared: flows, ..plan(1) }
+        };
+        let most = Spared::MAX;
+        for (what, flows) in [("all", most), ("one less", most - 1), ("none", 0)] {
+            let started = Instant::now();
+            assert_eq!(backend.sync(spared(flows)).await.unwrap(), Outcome::Updated);
+            let told = started.elapsed();
+            assert!(!backend.audit().await.unwrap(), "{what}");
+            println!("{what}: told {told:.0?}, audited {:.0?}", started.elapsed() - told);
+        }
     });
 }
 

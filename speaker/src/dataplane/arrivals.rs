@@ -2,7 +2,8 @@
 //!
 //! The API server learns of a loss of power after 40 s. A node that is back before that has its old pods in the EndpointSlices, ready, at
 //! addresses that nobody has any more, until its kubelet says better. New flows sent to them are lost in silence. So the first speaker after a boot
-//! asks each of them for a sign of life before it says that this node is ready: whoever accepts or refuses a connection is there.
+//! asks each of them for a sign of life before it says that this node is ready: whoever accepts a connection is there. A pod's address answers before its
+//! program listens, so a refusal says something of UDP ports only, which cannot be asked better.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,7 +14,13 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{sleep, timeout};
 
-type Target = (Ipv4Addr, u16);
+/// A port of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    pub address: Ipv4Addr,
+    pub port: u16,
+    pub tcp: bool,
+}
 
 #[derive(Debug)]
 pub enum Arrivals {
@@ -60,23 +67,25 @@ impl Arrivals {
 }
 
 /// Until it answers, or nobody wants to know any more.
-async fn ask((address, port): Target, tell: UnboundedSender<Target>) {
-    let to = SocketAddr::V4(SocketAddrV4::new(address, port));
+async fn ask(target: Target, tell: UnboundedSender<Target>) {
+    let to = SocketAddr::V4(SocketAddrV4::new(target.address, target.port));
     while !tell.is_closed() {
-        match timeout(PATIENCE, TcpStream::connect(to)).await {
-            Ok(Err(error)) if error.kind() != io::ErrorKind::ConnectionRefused => sleep(PATIENCE).await,
-            Err(_) => {}
-            // A UDP service's port refuses as well.
-            Ok(_) => {
-                // Not wanted any more is as good.
-                tell.send((address, port)).ok();
-                return;
-            }
+        let is_there = match timeout(PATIENCE, TcpStream::connect(to)).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => error.kind() == io::ErrorKind::ConnectionRefused && !target.tcp,
+            Err(_) => false,
+        };
+        if is_there {
+            // Not wanted any more is as good.
+            tell.send(target).ok();
+            return;
         }
+        sleep(PAUSE).await;
     }
 }
 
 const PATIENCE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
@@ -85,18 +94,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn whoever_accepts_or_refuses_is_there_and_silence_is_not() {
+    async fn whoever_accepts_is_there_and_silence_is_not() {
         let (accepting, accepts) = listener(16);
-        let (refusing, refuses) = listener(16);
-        drop(refusing);
         // Its queue is full, so the kernel drops the next one's SYN.
         let (silent, says_nothing) = listener(0);
-        let _queued = TcpStream::connect(SocketAddrV4::new(says_nothing.0, says_nothing.1)).await.unwrap();
+        let _queued = TcpStream::connect(SocketAddrV4::new(says_nothing.address, says_nothing.port)).await.unwrap();
 
         let mut arrivals = Arrivals::awaited();
-        let missing = |arrivals: &mut Arrivals| arrivals.missing([accepts, refuses, says_nothing].into_iter());
-        assert_eq!(missing(&mut arrivals), [accepts, refuses, says_nothing], "they have only just been asked");
-        arrivals.next().await;
+        let missing = |arrivals: &mut Arrivals| arrivals.missing([accepts, says_nothing].into_iter());
+        assert_eq!(missing(&mut arrivals), [accepts, says_nothing], "they have only just been asked");
         arrivals.next().await;
         assert_eq!(missing(&mut arrivals), [says_nothing]);
         assert!(timeout(3 * PATIENCE, arrivals.next()).await.is_err(), "silence is no sign of life");
@@ -105,6 +111,23 @@ mod tests {
         arrivals.next().await;
         assert_eq!(missing(&mut arrivals), [], "each is asked until it answers");
         drop(accepting);
+    }
+
+    /// The sandbox is there, the program does not listen yet; or it listens for UDP.
+    #[tokio::test]
+    async fn a_refusal_is_a_sign_of_life_of_udp_only() {
+        let (refusing, tcp) = listener(16);
+        drop(refusing);
+        let udp = Target { tcp: false, ..tcp };
+        let mut arrivals = Arrivals::awaited();
+        assert_eq!(arrivals.missing([tcp, udp].into_iter()), [tcp, udp]);
+        arrivals.next().await;
+        assert_eq!(arrivals.missing([tcp, udp].into_iter()), [tcp]);
+        assert!(timeout(3 * PATIENCE, arrivals.next()).await.is_err(), "nobody listens");
+
+        let _listening = TcpListener::bind(SocketAddrV4::new(tcp.address, tcp.port)).await.unwrap();
+        arrivals.next().await;
+        assert_eq!(arrivals.missing([tcp, udp].into_iter()), []);
     }
 
     #[tokio::test]
@@ -118,6 +141,6 @@ mod tests {
         socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let listener = socket.listen(backlog).unwrap();
         let port = listener.local_addr().unwrap().port();
-        (listener, (Ipv4Addr::LOCALHOST, port))
+        (listener, Target { address: Ipv4Addr::LOCALHOST, port, tcp: true })
     }
 }

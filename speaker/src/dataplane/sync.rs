@@ -26,7 +26,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use super::arrivals::Arrivals;
+use super::arrivals::{Arrivals, Target};
 use super::attachment::{Attachment, LOOK};
 use super::flows::Look;
 use super::maps::ForwardingMaps;
@@ -350,7 +350,11 @@ impl State {
         let all_heard = self.all_up(view) && self.talk.exchange.learned(clock::now());
         // Asked in any case: they need their time.
         let services = Plan::new(view, &self.sync.node, self.sync.uplink.clone()).services;
-        let missing = self.sync.arrivals.missing(services.into_values().flat_map(|local| local.pods));
+        let targets = services.into_iter().flat_map(|(key, local)| {
+            let tcp = i32::from(key.proto) == libc::IPPROTO_TCP;
+            local.pods.into_iter().map(move |(address, port)| Target { address, port, tcp })
+        });
+        let missing = self.sync.arrivals.missing(targets);
         let waited = viewed.elapsed();
         let may_start = (all_heard || waited >= PATIENCE) && (missing.is_empty() || waited >= PODS_PATIENCE);
         if may_start && !missing.is_empty() {

@@ -49,6 +49,16 @@ fn ask(udp: &UdpSocket) -> std::io::Result<String> {
     Ok(answer.split(' ').next().unwrap_or_default().to_owned())
 }
 
+/// A UDP flow of node a, and its pod.
+fn udp_flow(world: &World) -> (UdpSocket, String) {
+    let udp = world.client_udp();
+    udp.connect((VIP, 53)).unwrap();
+    world.a.mark(Mark::NOBODY);
+    let pod = ask(&udp).unwrap();
+    world.a.mark(FIRST_B);
+    (udp, pod)
+}
+
 /// The flags of what a VIP's port 80 says to the port that single segments are sent from; None: silence.
 fn answer(tcp: &Socket) -> Option<u8> {
     loop {
@@ -91,11 +101,7 @@ fn a_flow_of_another_node_goes_on() {
 fn a_flow_of_this_node_stays() {
     let world = pair("stays");
     let mut connection = world.connect(VIP, 80).unwrap();
-    let udp = world.client_udp();
-    udp.connect((VIP, 53)).unwrap();
-    world.a.mark(Mark::NOBODY);
-    ask(&udp).unwrap();
-    world.a.mark(FIRST_B);
+    let (udp, _) = udp_flow(&world);
     ask(&udp).unwrap();
     assert!(connection.is_alive() && connection.carries(1 << 20));
     assert_eq!((world.a.guards(), world.b().travelled()), (counts([]), counts([])));
@@ -105,10 +111,7 @@ fn a_flow_of_this_node_stays() {
 #[test]
 fn a_spared_flow_finds_its_pod_again_without_its_entry() {
     let world = pair("spared");
-    let udp = world.client_udp();
-    udp.connect((VIP, 53)).unwrap();
-    world.a.mark(Mark::NOBODY);
-    let pod = ask(&udp).unwrap();
+    let (udp, pod) = udp_flow(&world);
     let address = PODS.into_iter().find(|address| address.to_string() == pod).expect("a pod of node a");
     let port = udp.local_addr().unwrap().port();
     let tuple = FlowTuple {
@@ -118,7 +121,6 @@ fn a_spared_flow_finds_its_pod_again_without_its_entry() {
         dst_port: 53_u16.to_be_bytes(),
         proto: 17,
     };
-    world.a.mark(FIRST_B);
     world.a.flush_conntrack();
     assert!(PODS_B.map(|pod| pod.to_string()).contains(&ask(&udp).unwrap()), "nobody knows whose it is");
 
@@ -393,11 +395,7 @@ fn peers_come_and_go_and_flows_stay() {
 fn a_client_of_a_pod_that_is_gone_hears_of_it_with_its_next_packet() {
     let world = pair("gone");
     let mut connection = world.connect(VIP, 80).unwrap();
-    let udp = world.client_udp();
-    udp.connect((VIP, 53)).unwrap();
-    world.a.mark(Mark::NOBODY);
-    ask(&udp).unwrap();
-    world.a.mark(FIRST_B);
+    let (udp, _) = udp_flow(&world);
     world.b().mark_travelling(Mark::NOBODY, Mark { ask: Ask::Home, quiet: false, slot: A });
     world.a.cut_pods_off();
     world.a.apply(&plan(&[], Affinity::None));

@@ -127,6 +127,11 @@ pub fn no_pod_ready(scene: &Scene) -> Result<String> {
     survived(scene, survive::pods::none_ready_and_back)
 }
 
+/// UDP too: kube-proxy deletes the entries of flows whose pods it takes for dead.
+pub fn api_lost_on_one_node(scene: &Scene) -> Result<String> {
+    survived(scene, survive::late::scaled)
+}
+
 /// Without Sheave: only that the comparison itself works.
 pub fn baseline(scene: &Scene) -> Result<String> {
     let report = scenario::baseline(scene, CONNECTIONS, 200.0)?;
