@@ -173,7 +173,6 @@ struct State {
     differing: BTreeSet<NodeName>,
     /// As of the table that was made last.
     available: Availability,
-    in_doubt: bool,
     spared: Spared,
     started: bool,
     dirty: bool,
@@ -206,7 +205,6 @@ impl State {
             saved: None,
             differing: BTreeSet::new(),
             available: Availability::default(),
-            in_doubt: false,
             spared: Spared::default(),
             started: false,
             dirty: false,
@@ -290,8 +288,7 @@ impl State {
         self.sync.metrics.nodes_stale.set(self.standing.stale() as i64);
         let now = clock::now();
         let in_doubt = self.talk.exchange.in_doubt(now);
-        self.spared.doubt.see_view(in_doubt, now);
-        if std::mem::replace(&mut self.in_doubt, in_doubt) != in_doubt {
+        if self.spared.doubt.see_view(in_doubt, now) {
             (self.sync.on_doubt)(in_doubt);
         }
         Ok(())

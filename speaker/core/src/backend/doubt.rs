@@ -26,11 +26,13 @@ impl Doubt {
         }
     }
 
-    /// Whether the view itself is in doubt. When it no longer is, the node may be listed later than its pods.
-    pub fn see_view(&mut self, in_doubt: bool, now: Instant) {
-        if core::mem::replace(&mut self.view, in_doubt) && !in_doubt {
+    /// Whether the view itself is in doubt. When it no longer is, the node may be listed later than its pods. Returns whether that is news.
+    pub fn see_view(&mut self, in_doubt: bool, now: Instant) -> bool {
+        let news = core::mem::replace(&mut self.view, in_doubt) != in_doubt;
+        if news && !in_doubt {
             self.until = Some(now + SET_RIGHT);
         }
+        news
     }
 
     /// That a pod of this node does not serve says nothing of the pod.
@@ -74,14 +76,10 @@ mod tests {
     #[test]
     fn a_view_that_was_in_doubt_is_doubted_a_while_longer() {
         let mut doubt = Doubt::default();
-        doubt.see_view(false, at(0));
-        assert!(!doubt.holds(at(0)));
-        doubt.see_view(true, at(10));
-        doubt.see_view(true, at(100));
+        assert!(!doubt.see_view(false, at(0)) && !doubt.holds(at(0)));
+        assert!(doubt.see_view(true, at(10)) && !doubt.see_view(true, at(100)));
         assert!(doubt.holds(at(100)));
-        for later in [110, 111] {
-            doubt.see_view(false, at(later));
-        }
+        assert!(doubt.see_view(false, at(110)) && !doubt.see_view(false, at(111)));
         assert!(doubt.holds(at(139)) && !doubt.holds(at(140)));
     }
 }

@@ -13,7 +13,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{FlowTuple, ServiceKey};
+use ebpf_common::ServiceKey;
 use thiserror::Error;
 
 use crate::view::endpoints::{Pod, frontends};
@@ -37,7 +37,7 @@ pub struct Plan {
     /// UDP that nobody serves is dropped, not answered.
     pub udp_silent: bool,
     /// UDP flows that are known, and whose they are, whatever conntrack says ([`spared`]).
-    pub spared: BTreeMap<FlowTuple, (Ipv4Addr, u16)>,
+    pub spared: spared::Targets,
     /// By whom conntrack's flows are judged; not in the table.
     pub endpoints: Endpoints,
 }

@@ -25,6 +25,7 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{Ask, FlowTuple, Mark, RESERVED_FLAG, ServiceKey, Travel};
 
+use super::spared::Targets;
 use super::{Guard, LocalPods, Plan};
 use crate::view::Affinity;
 
@@ -142,13 +143,13 @@ fn update_peers(text: &mut String, from: &BTreeMap<u16, Ipv4Addr>, to: &BTreeMap
     }
 }
 
-fn update_spared(text: &mut String, from: &Spared, to: &Spared) {
+fn update_spared(text: &mut String, from: &Targets, to: &Targets) {
     let mut say = |verb: &str, set: &str, elements: Vec<String>| {
         if !elements.is_empty() {
             line(text, format_args!("{verb} element ip {TABLE} {set} {{ {} }}", elements.join(", ")));
         }
     };
-    let differs = |flows: &Spared, others: &Spared| -> Vec<_> {
+    let differs = |flows: &Targets, others: &Targets| -> Vec<_> {
         flows.iter().filter(|(flow, pod)| others.get(flow) != Some(pod)).map(|(flow, pod)| (*flow, *pod)).collect()
     };
     let (gone, new) = (differs(from, to), differs(to, from));
@@ -371,7 +372,6 @@ const PREFIX_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0, 0, 0];
 const ASK_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0, 0];
 const SLOT_MASK: [u8; 6] = [0, 0, 0, 0, 0xff, 0xff];
 
-type Spared = BTreeMap<FlowTuple, (Ipv4Addr, u16)>;
 const FLOW: &str = "ip saddr . udp sport . ip daddr . udp dport";
 const FLOW_TYPE: &str = "ipv4_addr . inet_service . ipv4_addr . inet_service";
 

@@ -13,6 +13,9 @@ use ebpf_common::FlowTuple;
 use super::{Doubt, Endpoints, Flow, Plan};
 use crate::time::{Duration, Instant};
 
+/// UDP flows, and the pod's address and port of each.
+pub type Targets = BTreeMap<FlowTuple, (Ipv4Addr, u16)>;
+
 #[derive(Debug, Default)]
 pub struct Spared {
     pub doubt: Doubt,
@@ -86,7 +89,7 @@ impl Spared {
         self.flows.iter().filter(move |(_, seen)| seen.at != look).map(|(tuple, _)| *tuple)
     }
 
-    fn targets(&self) -> BTreeMap<FlowTuple, (Ipv4Addr, u16)> {
+    fn targets(&self) -> Targets {
         self.flows.iter().map(|(tuple, seen)| (*tuple, seen.flow.pod)).collect()
     }
 }

@@ -54,8 +54,10 @@ impl State {
         let Some(view) = self.view.as_ref().filter(|_| self.spared.doubt.holds(now)) else { return };
         let endpoints = Endpoints::new(view, &self.sync.node).doubted(true);
         let news = self.spared.looked(flows, &endpoints, now);
-        if news.left_out > 0 {
+        // Once, when the table fills, and not at every look.
+        if news.any && news.left_out > 0 {
             let limit = Spared::MAX;
+            self.sync.metrics.limits_reached.with_label_values(&["spared_flows"]).inc();
             warn!(left_out = news.left_out, limit, "more UDP flows than can be spared: kube-proxy may end some");
         }
         self.dirty |= news.any;
