@@ -51,8 +51,8 @@ pub const MAX_NODES: u32 = 1024;
 pub const MAX_VIPS: u32 = 4096;
 /// Service ports in `SERVICES`, and rings.
 pub const MAX_SERVICES: u32 = 8192;
-/// Rows of the largest ring (the largest prime below 2^16).
-pub const MAX_ROWS: u32 = 65521;
+/// Rows of the largest ring.
+pub const MAX_ROWS: u32 = 16 * 4093;
 /// Counter slots; verdict numbers stay below this.
 pub const MAX_VERDICTS: u32 = 64;
 

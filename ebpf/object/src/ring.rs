@@ -1,6 +1,6 @@
 //! Rings: one array per service port, made complete and then put into `RINGS`, all that change together with one system call.
 //!
-//! aya creates inner maps and swaps single slots; what it lacks is the batch update. Without it a ring of 65521 rows costs as many
+//! aya creates inner maps and swaps single slots; what it lacks is the batch update. Without it a ring of 65488 rows costs as many
 //! system calls, and every swapped slot waits for an RCU grace period of its own (16 ms measured on 6.18: 1.6 s for a hundred
 //! services, where a lost node wants all rings changed at once). Read first: include/uapi/linux/bpf.h, `BPF_MAP_UPDATE_BATCH`;
 //! kernel/bpf/syscall.c, `maybe_wait_bpf_programs`.

@@ -205,7 +205,7 @@ impl MapState {
     }
 }
 
-/// A ring is named by its length: 65521 rows help nobody in a log.
+/// A ring is named by its length: 65488 rows help nobody in a log.
 impl fmt::Debug for MapOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

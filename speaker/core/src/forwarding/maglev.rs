@@ -9,7 +9,8 @@
 //! (A second fill over the survivors, the obvious way, keeps this promise for the first lost node only.)
 //!
 //! What does move survivors' rows: pods that come and go elsewhere (a few per cent, as in the paper), and a number of members
-//! that crosses the boundary of [`size`] (40 members): then the modulus changes and nearly every row with it.
+//! that crosses the boundary of [`size`] (40 members): then nearly every row. The larger size is a multiple of the smaller, so that a
+//! ring of the smaller one can be written in rows of the larger ([`Ring::split`]) while those have flows of their own.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -92,13 +93,24 @@ pub fn fill(members: &Members, key: &[u64; 2]) -> Ring {
     Ring { members: Arc::new(members.clone()), nodes, rows: table, digest }
 }
 
-/// Rows for so many members: a prime, at least 100 rows each up to 655 members (the paper's bound for an even spread).
+/// Rows for so many members: at least 100 rows each up to 654 members (the paper's bound for an even spread).
 pub fn size(members: usize) -> u32 {
     if members == 0 {
         return 0;
     }
     let enough = |rows: &u32| *rows as usize >= ROWS_PER_MEMBER * members;
     SIZES.into_iter().find(enough).unwrap_or(MAX_ROWS)
+}
+
+impl Ring {
+    /// The same ring in the rows of the largest: each row becomes several, one behind the other, that name its node. So flows
+    /// that were opened by a ring of that size keep their rows apart, each with its own alternates. `None` if nothing is to be split.
+    pub fn split(&self) -> Option<Self> {
+        let of = self.rows.len();
+        let into = (MAX_ROWS as usize).checked_div(of).filter(|&into| into > 1)?;
+        let rows = self.rows.iter().flat_map(|&node| core::iter::repeat_n(node, into)).collect();
+        Some(Self { members: self.members.clone(), nodes: self.nodes.clone(), rows, digest: self.digest })
+    }
 }
 
 /// The paper's table: members in turn take the next free row of their own permutation.
@@ -114,7 +126,7 @@ fn base(nodes: &[String], turns: &[u32], rows: u32, key: &[u64; 2]) -> Vec<u16> 
         for permutation in permutations.iter_mut().take(left as usize) {
             let node = permutation.node;
             let row = permutation.by_ref().find(|&row| table[row as usize] == FREE);
-            // A permutation of a prime number of rows names every row, so while one is free it is found.
+            // A permutation names every row, so while one is free it is found.
             let Some(row) = row else { return table };
             table[row as usize] = node;
             left -= 1;
@@ -138,7 +150,7 @@ fn divert(base: &[u16], up: &[bool], key: &[u64; 2]) -> Vec<u16> {
     base.iter().enumerate().map(resolve).collect()
 }
 
-/// (offset + i * skip) mod rows: with a prime number of rows every row once.
+/// (offset + i * skip) mod rows: every row once, because skip and rows have no common divisor.
 struct Permutation {
     node: u16,
     next: u32,
@@ -149,8 +161,11 @@ struct Permutation {
 impl Permutation {
     fn new(node: u16, identity: u64, ordinal: u32, rows: u32, key: &[u64; 2]) -> Self {
         let offset = siphash13(key, identity, u64::from(ordinal) << 1) % u64::from(rows);
-        let skip = siphash13(key, identity, (u64::from(ordinal) << 1) | 1) % u64::from(rows - 1) + 1;
-        Self { node, next: offset as u32, skip: skip as u32, rows }
+        let mut skip = (siphash13(key, identity, (u64::from(ordinal) << 1) | 1) % u64::from(rows - 1)) as u32 + 1;
+        while gcd(skip, rows) != 1 {
+            skip = skip % (rows - 1) + 1;
+        }
+        Self { node, next: offset as u32, skip, rows }
     }
 }
 
@@ -168,6 +183,10 @@ impl Iterator for Permutation {
     }
 }
 
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 /// The keyed hash of the ABI, chained over the bytes; the length goes first, so that padding cannot make two names equal.
 fn digest(key: &[u64; 2], bytes: &[u8]) -> u64 {
     bytes.chunks(8).fold(siphash13(key, bytes.len() as u64, 0), |state, chunk| {
@@ -177,8 +196,8 @@ fn digest(key: &[u64; 2], bytes: &[u8]) -> u64 {
     })
 }
 
-/// Primes: the largest below 2^12 (16 KiB in the kernel, up to 40 members) and below 2^16 (256 KiB). Only two, because
-/// crossing from one to the other moves nearly every row.
+/// The largest prime below 2^12 (32 KiB in the kernel, up to 40 members), and sixteen times that (512 KiB). Only two, because
+/// crossing from one to the other moves nearly every row; the one a multiple of the other, see [`Ring::split`].
 const SIZES: [u32; 2] = [4093, MAX_ROWS];
 const ROWS_PER_MEMBER: usize = 100;
 /// Members whose permutations are kept; ten rows for each in the largest table.

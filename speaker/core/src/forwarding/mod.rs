@@ -93,7 +93,7 @@ impl Ring {
 #[derive(Debug)]
 pub struct Planner {
     hash_key: [u64; 2],
-    rings: BTreeMap<Arc<Members>, Arc<Ring>>,
+    rings: Cached,
     history: History,
     alternates: Cache,
     away: Option<String>,
@@ -125,7 +125,7 @@ impl Planner {
     pub fn new(hash_key: [u64; 2], history: History) -> Self {
         Self {
             hash_key,
-            rings: BTreeMap::new(),
+            rings: Cached::new(),
             history,
             alternates: Cache::default(),
             away: None,
@@ -161,7 +161,7 @@ impl Planner {
         let (frontends, refused) = frontends(view);
         let viewed = endpoints::digest(view, &frontends);
         let mut services = BTreeMap::new();
-        let mut rings = Rings { hash_key: self.hash_key, known: &self.rings, used: BTreeMap::new() };
+        let mut rings = Rings { hash_key: self.hash_key, known: &self.rings, used: Cached::new() };
         for (key, frontend) in frontends {
             let Chosen { members, closed } = members::members(&frontend.pods, view, availability);
             let ring = rings.get(&Arc::new(members));
@@ -187,7 +187,11 @@ impl Planner {
                 unheard.append(&mut asked.unheard(scattered));
             }
             self.unsettled |= !formers.is_empty() || !unheard.is_empty();
-            let cause = asked.cause(key, &service.ring, formers, unheard);
+            let mut cause = asked.cause(key, &service.ring, formers, unheard);
+            if cause.has_larger_rings() {
+                service.ring = rings.split(&service.ring);
+                cause.ring = ByAddress(service.ring.clone());
+            }
             service.alternates = self.alternates.get(cause, &mut cache);
         }
         self.scattered.unheard.retain(|_, unheard| !unheard.nodes.is_empty());
@@ -218,23 +222,33 @@ impl Scattered {
     }
 }
 
+/// Rings by their members, as they are filled and split.
+type Cached = BTreeMap<(Arc<Members>, bool), Arc<Ring>>;
+
 /// Rings of the last table, and those of the next.
 struct Rings<'a> {
     hash_key: [u64; 2],
-    known: &'a BTreeMap<Arc<Members>, Arc<Ring>>,
-    used: BTreeMap<Arc<Members>, Arc<Ring>>,
+    known: &'a Cached,
+    used: Cached,
 }
 
 impl Rings<'_> {
     fn get(&mut self, members: &Arc<Members>) -> Arc<Ring> {
-        if let Some(ring) = self.used.get(members) {
+        let hash_key = self.hash_key;
+        self.cached(members, false, || Arc::new(maglev::fill(members, &hash_key)))
+    }
+
+    fn split(&mut self, ring: &Arc<Ring>) -> Arc<Ring> {
+        self.cached(&ring.members, true, || ring.split().map_or(ring.clone(), Arc::new))
+    }
+
+    fn cached(&mut self, members: &Arc<Members>, split: bool, make: impl FnOnce() -> Arc<Ring>) -> Arc<Ring> {
+        let key = (members.clone(), split);
+        if let Some(ring) = self.used.get(&key) {
             return ring.clone();
         }
-        let ring = match self.known.get(members) {
-            Some(ring) => ring.clone(),
-            None => Arc::new(maglev::fill(members, &self.hash_key)),
-        };
-        self.used.insert(ring.members.clone(), ring.clone());
+        let ring = self.known.get(&key).cloned().unwrap_or_else(make);
+        self.used.insert((ring.members.clone(), split), ring.clone());
         ring
     }
 }

@@ -179,7 +179,7 @@ const COLUMNS: [&str; 3] = ["1 flow", "1,000 flows", "100,000 flows"];
 const REPEAT: u32 = 100_000;
 const ROUNDS: usize = 21;
 /// Up to 40 members, and above.
-const RINGS: [usize; 2] = [4093, 65521];
+const RINGS: [usize; 2] = [4093, 65488];
 
 const SELF: Mac = [0x02, 0, 0, 0, 0, 1];
 const PEER: Mac = [0x02, 0, 0, 0, 0, 2];

@@ -21,7 +21,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
-use ebpf_common::ALTERNATES;
+use ebpf_common::{ALTERNATES, MAX_ROWS};
 
 use super::Ring;
 use crate::holdings::Rows;
@@ -62,6 +62,15 @@ pub struct Cause {
 }
 
 impl Cause {
+    /// Whether nodes may hold flows by rows of the largest size, and the ring has fewer: several of its rows would have to share
+    /// their alternates. Nodes say what they hold in the rows of their own ring, so it stays split for as long as somebody has
+    /// flows of rows that are not his.
+    pub fn has_larger_rings(&self) -> bool {
+        let formers = self.formers.iter().map(|(former, _)| former.0.rows.len());
+        let told = self.holders.iter().chain(&self.earlier).map(|(_, rows)| rows.0.of() as usize);
+        self.ring.0.rows.len() < MAX_ROWS as usize && formers.chain(told).any(|rows| rows == MAX_ROWS as usize)
+    }
+
     /// `None`: no row has an alternate.
     pub fn alternates(&self) -> Option<Alternates> {
         rows::alternates(self)

@@ -2,6 +2,8 @@ use alloc::format;
 
 use proptest::prelude::*;
 
+use ebpf_common::row_of;
+
 use super::*;
 
 const KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
@@ -27,12 +29,23 @@ fn moved(before: &Ring, after: &Ring, among: impl Fn(&str) -> bool) -> usize {
 }
 
 #[test]
-fn sizes_are_prime_and_large_enough() {
-    for rows in SIZES {
-        assert!((2..rows).take_while(|d| d * d <= rows).all(|d| rows % d != 0), "{rows}");
+fn sizes_are_large_enough_and_one_divides_the_other() {
+    assert_eq!([size(0), size(1), size(40), size(41)], [0, 4093, 4093, 65488]);
+    assert_eq!([size(654), size(655), size(1_000_000)], [65488, 65488, 65488]);
+    assert_eq!(SIZES[1] % SIZES[0], 0);
+}
+
+#[test]
+fn a_ring_that_is_split_sends_every_flow_to_the_same_node() {
+    let ring = fill(&members([(1, 3), (2, 1), (3, 6)], &[2]), &KEY);
+    let split = ring.split().unwrap();
+    assert_eq!((split.rows.len(), split.digest), (65488, ring.digest));
+    for hash in (0..u64::from(u32::MAX)).step_by(9973) {
+        let of = |ring: &Ring| ring.primary(row_of(hash << 32, ring.rows.len() as u32).unwrap()).map(String::from);
+        assert_eq!(of(&split), of(&ring));
     }
-    assert_eq!([size(0), size(1), size(40), size(41)], [0, 4093, 4093, 65521]);
-    assert_eq!([size(655), size(656), size(1_000_000)], [65521, 65521, 65521]);
+    assert_eq!(split.split(), None);
+    assert_eq!(Ring::default().split(), None, "no rows");
 }
 
 #[test]
@@ -95,7 +108,7 @@ fn all_lost_keeps_the_table() {
 #[test]
 fn more_pods_than_turns_still_fill_evenly() {
     let ring = fill(&members((0..1000).map(|n| (n, if n == 0 { 1 } else { 30 })), &[]), &KEY);
-    assert_eq!(ring.rows.len(), 65521);
+    assert_eq!(ring.rows.len(), 65488);
     let counts: Vec<usize> = (1..1000).map(|n| ring.rows.iter().filter(|&&row| row == n).count()).collect();
     assert!(counts.iter().all(|&rows| rows > 0));
     assert!(rows_of(&ring, "node-0") > 0);

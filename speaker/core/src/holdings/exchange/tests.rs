@@ -26,7 +26,7 @@ fn config(node: usize, epoch: u64) -> Config {
 
 /// Rows of one service by a table.
 fn holdings(digest: u64, rows: impl IntoIterator<Item = u32>) -> Arc<Holdings> {
-    let rows = Rows::new(65521, rows);
+    let rows = Rows::new(65488, rows);
     let key = service_key([192, 0, 2, 1].into(), 80, Protocol::Tcp);
     let services = if rows.is_empty() { BTreeMap::new() } else { [(key, Arc::new(rows))].into() };
     Arc::new(Holdings { digest, partial: false, services })
@@ -100,7 +100,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn everybody_knows_what_everybody_holds() {
     let mut wire = Wire::new(3);
     wire.run(SECOND);
-    let held = holdings(7, (0..65521).step_by(3));
+    let held = holdings(7, (0..65488).step_by(3));
     wire.local(0, &held);
     wire.local(1, &holdings(7, []));
     assert_eq!(
@@ -145,7 +145,7 @@ fn lost_parts_come_when_they_are_asked_for() {
     let mut wire = Wire::new(2);
     wire.run(SECOND);
     wire.lossy.insert(0, 3);
-    let held = holdings(7, (0..65521).step_by(2));
+    let held = holdings(7, (0..65488).step_by(2));
     wire.local(0, &held);
     assert_eq!(wire.known(1, 0), None);
     wire.run(5 * SECOND);
@@ -179,7 +179,7 @@ fn nobody_waits_for_the_silent_or_for_ever() {
     // One that is heard and whose parts never come.
     let mut wire = Wire::new(2);
     wire.lossy.insert(0, 2);
-    wire.local(0, &holdings(7, (0..65521).step_by(2)));
+    wire.local(0, &holdings(7, (0..65488).step_by(2)));
     wire.lossy.insert(0, 1);
     wire.run(4 * SECOND);
     wire.event(1, Event::Rejoin);

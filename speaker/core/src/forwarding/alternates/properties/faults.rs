@@ -26,12 +26,14 @@ pub enum Kind {
     Grown,
     Shrunk,
     Rolled,
+    /// To more pods than a ring of the smaller size has, for up to 24 s.
+    Surged,
     /// Those of all pods of a service, for up to 24 s.
     ProbesFail,
 }
 
 impl Kind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NodeLost,
         Self::SpeakerRestarted,
         Self::AllRestarted,
@@ -43,6 +45,7 @@ impl Kind {
         Self::Grown,
         Self::Shrunk,
         Self::Rolled,
+        Self::Surged,
         Self::ProbesFail,
     ];
 }
@@ -59,6 +62,8 @@ pub enum Op {
     Mute(usize, bool),
     Exclude(usize, bool),
     Add(usize, usize),
+    /// To so many pods, each on the node with the number of its turn.
+    Scale(usize, usize),
     /// The nth pod begins to terminate, and is gone after some seconds.
     Terminate(usize, usize),
     Gone(usize, Ipv4Addr),
@@ -88,6 +93,11 @@ impl World {
             Op::Mute(node, mute) => self.machines[node].mute = mute,
             Op::Exclude(node, excluded) => self.machines[node].excluded = excluded,
             Op::Add(service, pods) => (0..pods).for_each(|_| self.add_pod(service)),
+            Op::Scale(service, pods) => {
+                (self.services[service].len()..pods)
+                    .for_each(|nth| self.add_pod_on(service, nth % self.machines.len()));
+                (pods..self.services[service].len()).for_each(|_| self.terminate(service, 0));
+            }
             Op::Terminate(service, nth) => self.terminate(service, nth),
             Op::Gone(service, address) => self.services[service].retain(|pod| pod.address != address),
             Op::Roll(service) => {
@@ -155,6 +165,7 @@ impl World {
             }
             Kind::Shrunk => (0..self.random.below(pods)).for_each(|_| self.happen(Op::Terminate(service, 0))),
             Kind::Rolled => self.happen(Op::Roll(service)),
+            Kind::Surged => self.for_a_while(moment * 2, Op::Scale(service, 44), Op::Scale(service, pods)),
             Kind::ProbesFail => self.for_a_while(moment * 2, Op::Probes(service, false), Op::Probes(service, true)),
         }
     }

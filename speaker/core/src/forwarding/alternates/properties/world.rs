@@ -6,7 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{ALTERNATES, Ask, ServiceKey, Travel, row_of, siphash13};
+use ebpf_common::{ALTERNATES, Ask, MAX_ROWS, ServiceKey, Travel, row_of, siphash13};
 use sheave_ebpf::chance::{Origin, Step};
 use sheave_ebpf::parse::{Content, Tcp};
 
@@ -19,8 +19,8 @@ use crate::view::{
     Affinity, Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, View, VirtualIp,
 };
 
-/// Of each ring: services have no more than 40 pods.
-const ROWS: u32 = 4093;
+/// Of a ring of up to 40 pods, and of one of more.
+const ROWS: [u32; 2] = [4093, MAX_ROWS];
 const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const TURN: Duration = Duration::from_millis(250);
 pub const TERMINATING: Conditions = Conditions { ready: false, serving: true, terminating: true };
@@ -42,8 +42,8 @@ pub struct World {
     next_tuple: usize,
     ended: Vec<Flow>,
     pub disturbed: Instant,
-    /// When each node last had flows of a row.
-    held: BTreeMap<(ServiceKey, Option<u32>), BTreeMap<usize, Instant>>,
+    /// When each node last had flows of a row, of rings of either size.
+    held: BTreeMap<Place, BTreeMap<usize, Instant>>,
     /// Counts what must not be, instead of failing.
     pub forgiving: bool,
     pub plan: BTreeMap<Instant, Vec<Op>>,
@@ -101,8 +101,11 @@ impl Random {
     }
 }
 
-fn row_of_flow(flow: Flow) -> (ServiceKey, Option<u32>) {
-    (key_of(flow), row_of(tuple(flow).hash(&HASH_KEY), ROWS))
+/// A row: the service port, how many rows its ring has, and which it is.
+type Place = (ServiceKey, u32, Option<u32>);
+
+fn place(flow: Flow, rows: u32) -> Place {
+    (key_of(flow), rows, row_of(tuple(flow).hash(&HASH_KEY), rows))
 }
 
 fn port(service: usize) -> u16 {
@@ -145,13 +148,13 @@ impl World {
     }
 
     fn fill_pool(&mut self) {
-        let rows: BTreeSet<u32> = (0..8).map(|_| self.random.below(ROWS as usize) as u32).collect();
+        let rows: BTreeSet<u32> = (0..8).map(|_| self.random.below(ROWS[0] as usize) as u32).collect();
         let mut client = self.random.below(1 << 30) as u32;
         while self.pool.len() < 400 {
             client += 1;
             for service in 0..self.services.len() {
                 let flow = (client.to_be_bytes(), VIP.octets(), [4, 1], port(service).to_be_bytes(), 6);
-                if row_of(tuple(flow).hash(&HASH_KEY), ROWS).is_some_and(|row| rows.contains(&row)) {
+                if row_of(tuple(flow).hash(&HASH_KEY), ROWS[0]).is_some_and(|row| rows.contains(&row)) {
                     self.pool.push(flow);
                 }
             }
@@ -280,15 +283,20 @@ impl World {
 
     /// Nodes that have flows of this row, or had until a moment ago (they are told of a little longer), and are not its primary.
     fn others(&self, entry: usize, flow: Flow) -> usize {
-        let primary = self.machines[entry].kernel.as_ref().and_then(|kernel| kernel.primary(flow));
+        let kernel = self.machines[entry].kernel.as_ref();
+        let primary = kernel.and_then(|kernel| kernel.primary(flow));
+        let ring = kernel.and_then(|kernel| Some(&kernel.table.as_ref()?.services.get(&key_of(flow))?.ring));
+        let rows = ring.map_or(0, |ring| ring.rows.len() as u32);
         let recent = |at: Instant| self.now.since(at) <= TOLD;
-        let nodes = self.held.get(&row_of_flow(flow)).into_iter().flatten();
+        let nodes = self.held.get(&place(flow, rows)).into_iter().flatten();
         nodes.filter(|(node, at)| Some(**node) != primary && recent(**at)).count()
     }
 
     fn note_holders(&mut self) {
         for (flow, talk) in &self.flows {
-            self.held.entry(row_of_flow(*flow)).or_default().insert(talk.node, self.now);
+            for rows in ROWS {
+                self.held.entry(place(*flow, rows)).or_default().insert(talk.node, self.now);
+            }
         }
     }
 
@@ -435,9 +443,14 @@ impl World {
             return;
         }
         let node = alive[self.random.below(alive.len())];
+        self.add_pod_on(service, node);
+    }
+
+    pub fn add_pod_on(&mut self, service: usize, node: usize) {
         let address = Ipv4Addr::from(0x0a00_0000 + self.next_pod);
         self.next_pod += 1;
-        self.services[service].push(Pod { address, node, conditions: Conditions::READY });
+        let conditions = if self.machines[node].kernel.is_some() { Conditions::READY } else { UNREADY };
+        self.services[service].push(Pod { address, node, conditions });
     }
 
     /// The API server's truth as a view.
