@@ -92,12 +92,13 @@ pub struct Scenario {
 }
 
 /// In the order of the list in issue 4; then what it does not name.
-pub const SCENARIOS: [Scenario; 25] = [
+pub const SCENARIOS: [Scenario; 26] = [
     scenario("node back after 5 s", nodes::back_after_5_s),
     scenario("node back after 30 s", nodes::back_after_30_s),
     scenario("three nodes, one after the other", nodes::one_after_the_other),
     Scenario { nodes: 5, ..scenario("owner and another node at once", nodes::two_at_once) },
     scenario("6 to 12 to 3 pods", pods::scaled),
+    Scenario { nodes: 5, ..scenario("44 to 36 pods", pods::scaled_across_ring_sizes) },
     scenario("rolling update", pods::rolled),
     scenario("owner lost in a rolling update", pods::rolled_while_owner_is_lost),
     scenario("drain of each node", drain::each_node),

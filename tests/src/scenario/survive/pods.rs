@@ -28,6 +28,20 @@ pub fn scaled(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
+/// Across 40 pods the ring's size changes, and with it nearly every row. All connections are opened when there are 44 pods; those whose
+/// pods are among the 36 that stay must live.
+pub fn scaled_across_ring_sizes(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options { reopen: true, new_connections: false, ..Options::default() }, |watch| {
+        for replicas in [0, MORE_THAN_A_SMALL_RING_HAS, FEWER] {
+            watch.order(&format!("{replicas} pods"))?;
+            scale(scene, replicas)?;
+            wait_rolled_out(scene)?;
+            sleep(BETWEEN);
+        }
+        Ok(())
+    })
+}
+
 /// Every pod is replaced: the connections of each end when it ends, and are opened anew.
 pub fn rolled(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options::REOPEN, |watch| {
@@ -95,6 +109,9 @@ fn each(scene: &Scene, fault: impl Fn(String) -> Fault) -> Result<()> {
     scene.nodes.iter().try_for_each(|node| scene.lab.fault(fault(node.clone())))
 }
 
+/// Pods, before and after (`forwarding::maglev::size`: 40).
+const MORE_THAN_A_SMALL_RING_HAS: usize = 44;
+const FEWER: usize = 36;
 /// How long clients are watched between two changes: what must not happen has nothing to be waited for.
 const BETWEEN: Duration = Duration::from_secs(2);
 const IN_THE_MIDDLE: Duration = Duration::from_secs(3);
