@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::nodes::power_on;
-use super::watch::Options;
+use super::watch::{Options, Watch};
 use super::workload::{restart, scale, set_affinity, wait_ready, wait_rolled_out};
 use super::{Setup, Survival, survive};
 use crate::lab::Fault;
@@ -18,27 +18,15 @@ use crate::scenario::settle::wait_holder;
 pub fn scaled(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options::default(), |watch| {
         let pods = scene.nodes.len() * scene.pods_per_node;
-        for replicas in [pods * 2, pods / 2] {
-            watch.order(&format!("{replicas} pods"))?;
-            scale(scene, replicas)?;
-            wait_rolled_out(scene)?;
-            sleep(BETWEEN);
-        }
-        Ok(())
+        scale_through(scene, watch, [pods * 2, pods / 2])
     })
 }
 
-/// Across 40 pods the ring's size changes, and with it nearly every row. All connections are opened when there are 44 pods; those whose
-/// pods are among the 36 that stay must live.
+/// Across 40 pods the ring's size changes, and with it nearly every row. All connections end and are opened anew while 44 pods come up;
+/// those whose pods are among the 36 that stay must live.
 pub fn scaled_across_ring_sizes(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options { reopen: true, new_connections: false, ..Options::default() }, |watch| {
-        for replicas in [0, MORE_THAN_A_SMALL_RING_HAS, FEWER] {
-            watch.order(&format!("{replicas} pods"))?;
-            scale(scene, replicas)?;
-            wait_rolled_out(scene)?;
-            sleep(BETWEEN);
-        }
-        Ok(())
+        scale_through(scene, watch, [0, MORE_THAN_A_SMALL_RING_HAS, FEWER])
     })
 }
 
@@ -103,6 +91,16 @@ pub fn affinity(scene: &Scene, setup: &Setup) -> Result<Survival> {
         }
         Ok(())
     })
+}
+
+fn scale_through(scene: &Scene, watch: &mut Watch<'_>, steps: impl IntoIterator<Item = usize>) -> Result<()> {
+    for replicas in steps {
+        watch.order(&format!("{replicas} pods"))?;
+        scale(scene, replicas)?;
+        wait_rolled_out(scene)?;
+        sleep(BETWEEN);
+    }
+    Ok(())
 }
 
 fn each(scene: &Scene, fault: impl Fn(String) -> Fault) -> Result<()> {

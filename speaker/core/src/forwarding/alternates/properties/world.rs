@@ -51,6 +51,7 @@ pub struct World {
 }
 
 /// One node as a machine: things that can fail apart.
+#[derive(Default)]
 pub struct Machine {
     pub kernel: Option<Kernel>,
     pub speaker: Option<Speaker>,
@@ -493,16 +494,6 @@ impl World {
 
 impl Machine {
     pub fn new() -> Self {
-        Self {
-            kernel: Some(Kernel::default()),
-            speaker: None,
-            disk: None,
-            epoch: 0,
-            excluded: false,
-            cut: false,
-            late: false,
-            mute: false,
-            was_cut: Instant::ZERO,
-        }
+        Self { kernel: Some(Kernel::default()), ..Self::default() }
     }
 }
