@@ -8,6 +8,7 @@ use ebpf_common::{Ask, Config, Mark, RESERVED_FLAG, Row, ServiceValue, Travel, V
 use crate::forward;
 use crate::frame::Frame;
 use crate::parse::{Content, MAC_LEN, Packet};
+use crate::tables::Tables;
 
 /// How a packet came to this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +43,16 @@ pub enum Step {
 }
 
 /// Every packet is dispatched once; from then on it only follows its [`Travel`], which counts: two nodes with different rings
-/// never play ping-pong.
+/// never play ping-pong. `asked_first`: see [`asked_first`].
 #[inline(always)]
-pub fn next(config: &Config, service: ServiceValue, row: Row, origin: Origin, content: &Content) -> Step {
+pub fn next(
+    config: &Config,
+    service: ServiceValue,
+    row: Row,
+    origin: Origin,
+    asked_first: u16,
+    content: &Content,
+) -> Step {
     let own = config.self_slot as u16;
     let elsewhere = row.primary() != own;
     match origin {
@@ -56,8 +64,23 @@ pub fn next(config: &Config, service: ServiceValue, row: Row, origin: Origin, co
         }
         // A new flow: nobody knows it yet.
         _ if content.is_syn() => Step::Up(nobody(origin)),
-        _ => Step::Up(ask(row, own, origin, content)),
+        _ => Step::Up(ask(row, own, origin, asked_first, content)),
     }
+}
+
+/// The node of this row that began the search, as far as the packet says it, for the one that decides on the third hop.
+#[inline(always)]
+pub fn asked_first(tables: &impl Tables, packet: &Packet, row: Row, origin: Origin) -> u16 {
+    if !matches!(origin, Origin::Search { travel: Travel { hop: 2, .. }, .. }) {
+        return 0;
+    }
+    for slot in row.nodes() {
+        if tables.node(u32::from(slot)).is_some_and(|node| slot != 0 && Travel::began_at(packet.id, node.addr)) {
+            return slot;
+        }
+    }
+    // A speaker of an earlier version does not say it: where the rings agree it was the primary.
+    row.primary()
 }
 
 /// Nobody else is asked: what the kernel here does not know is new, or refused.
@@ -84,24 +107,23 @@ pub fn nobody_else(origin: Origin, content: &Content) -> Mark {
 
 /// Who is asked next about a packet that belongs to a flow. UDP that nobody knows begins one, at the primary.
 ///
-/// Nodes need not agree on the order of a row: with three alternates that all know of, the second hop leaves one that has not
-/// been asked, whatever the orders. Where they do not agree on the nodes themselves (while a change spreads) each asks whom it
+/// Nodes need not agree on the order of a row, nor on its primary: nobody is asked twice, so with the same four nodes everywhere the third
+/// hop finds the one that is left. Where they do not agree on the nodes themselves (while a change spreads) each asks whom it
 /// knows; the hops are counted.
 #[inline(always)]
-fn ask(row: Row, own: u16, origin: Origin, content: &Content) -> Mark {
+fn ask(row: Row, own: u16, origin: Origin, asked_first: u16, content: &Content) -> Mark {
     let Origin::Search { from, travel } = origin else {
         // The dispatcher is asked like any other: it sent the packet by its row, not by what its conntrack knows.
-        return match other(row.nodes(), own, 0) {
+        return match other(row.nodes(), [own; 3]) {
             0 => nobody_else(origin, content),
             slot => Mark { ask: Ask::First, quiet: false, slot },
         };
     };
-    let [primary, alternates @ ..] = row.nodes();
+    let primary = row.primary();
     let homeless = matches!(content, Content::Udp);
     let (ask, next) = match travel.hop {
-        1 => (Ask::Second, other(row.nodes(), own, from)),
-        // The primary was asked first.
-        2 => (Ask::Third, other(alternates, own, from)),
+        1 => (Ask::Second, other(row.nodes(), [own, from, from])),
+        2 => (Ask::Third, other(row.nodes(), [own, from, asked_first])),
         _ => (Ask::Nobody, 0),
     };
     match next {
@@ -113,11 +135,11 @@ fn ask(row: Row, own: u16, origin: Origin, content: &Content) -> Mark {
     }
 }
 
-/// The first of these nodes that is neither this one nor the one that sent the packet; 0: none.
+/// The first of these nodes that has not been asked; 0: none.
 #[inline(always)]
-fn other<const N: usize>(nodes: [u16; N], own: u16, from: u16) -> u16 {
+fn other<const N: usize>(nodes: [u16; N], [own, from, first]: [u16; 3]) -> u16 {
     for slot in nodes {
-        if slot != 0 && slot != own && slot != from {
+        if slot != 0 && slot != own && slot != from && slot != first {
             return slot;
         }
     }

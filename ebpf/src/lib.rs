@@ -100,7 +100,8 @@ fn follow(
     let Some(row) = row else {
         return reset::refuse(frame, config, link, packet, origin, subject, Refused::EmptyRing);
     };
-    match chance::next(config, service, row, origin, &subject.content) {
+    let asked_first = chance::asked_first(tables, packet, row, origin);
+    match chance::next(config, service, row, origin, asked_first, &subject.content) {
         Step::Dispatch => {
             forward::to_node(frame, config, packet, select::primary(tables, row)?)?;
             Ok(if matches!(subject.content, Content::Error) { Verdict::IcmpPeer } else { Verdict::DispatchedPeer })

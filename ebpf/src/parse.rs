@@ -33,6 +33,7 @@ pub fn ethernet(frame: &impl Frame) -> Result<Link, Verdict> {
 pub struct Header {
     header_len: usize,
     total_len: usize,
+    id: u16,
     fragment: u16,
     ttl: u8,
     proto: u8,
@@ -45,7 +46,7 @@ pub fn ipv4(frame: &impl Frame, link: &Link) -> Result<Header, Verdict> {
     if link.ethertype != ETHERTYPE_IPV4 {
         return Err(Verdict::NotOurs);
     }
-    let [first, _, l0, l1, _, _, f0, f1, ttl, proto, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
+    let [first, _, l0, l1, i0, i1, f0, f1, ttl, proto, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
         frame.read::<IPV4_LEN>(ETHERNET_LEN).ok_or(Verdict::NotOurs)?;
     // Another version in an IPv4 frame: what stands where, nobody can say.
     if first >> 4 != 4 {
@@ -54,6 +55,7 @@ pub fn ipv4(frame: &impl Frame, link: &Link) -> Result<Header, Verdict> {
     Ok(Header {
         header_len: usize::from(first & 0xf) * 4,
         total_len: usize::from(u16::from_be_bytes([l0, l1])),
+        id: u16::from_be_bytes([i0, i1]),
         fragment: u16::from_be_bytes([f0, f1]),
         ttl,
         proto,
@@ -69,6 +71,8 @@ pub struct Packet {
     pub dst: [u8; 4],
     pub proto: u8,
     pub ttl: u8,
+    /// Identification.
+    pub id: u16,
     /// Flags and fragment offset as one word; of a packet in one piece only the flags.
     pub flags: u16,
     /// The header has options (RFC 791 section 3.1). They are carried along and not read.
@@ -96,6 +100,7 @@ pub fn packet(frame: &impl Frame, header: &Header) -> Result<Packet, Verdict> {
         dst: header.dst,
         proto: header.proto,
         ttl: header.ttl,
+        id: header.id,
         flags: header.fragment,
         options: header.header_len > IPV4_LEN,
         transport: ETHERNET_LEN + header.header_len,

@@ -165,6 +165,7 @@ pub const DUP_RAW: &str = "table ip bench {
 pub fn shipped() -> Result<String> {
     let plan = Plan {
         uplink: Uplink::new("up0")?,
+        address: Some([10, 99, 0, 1].into()),
         vips: [VIP.into()].into(),
         services: [(
             ServiceKey { addr: VIP, port: 80_u16.to_be_bytes(), proto: 6, pad: 0 },

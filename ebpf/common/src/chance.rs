@@ -105,6 +105,24 @@ impl Travel {
     pub const fn ttl(self) -> u8 {
         (if self.quiet { Self::QUIET } else { Self::LOUD }) - self.hop
     }
+
+    /// The identification of a packet whose search began at the node with this address, so that nobody asks it again: 10 bits of the
+    /// address. The field means nothing in packets that are in one piece and stay so (RFC 6864 section 4.1). The 6 bits below count the
+    /// segments of one that the kernel had put together and takes apart again (each has the identification of the one before it plus one).
+    #[inline(always)]
+    pub const fn began(address: [u8; 4]) -> u16 {
+        let [_, _, high, low] = address;
+        u16::from_be_bytes([high, low]) << Self::SEGMENTS
+    }
+
+    /// Two nodes may look the same only if their addresses are 1024 apart: then the one that was not asked is left out.
+    #[inline(always)]
+    pub const fn began_at(id: u16, address: [u8; 4]) -> bool {
+        id >> Self::SEGMENTS == Self::began(address) >> Self::SEGMENTS
+    }
+
+    /// 64 of them: 64 kB have 45 segments of 1460 bytes.
+    const SEGMENTS: u32 = 6;
 }
 
 #[cfg(test)]
@@ -125,6 +143,17 @@ mod tests {
             // What counts down ends: the next hop is later, or it was the last one.
             assert!(hop == Travel::LAST || Travel::from_ttl(ttl - 1).hop > hop);
         }
+    }
+
+    #[test]
+    fn where_a_search_began_is_told_from_every_segment() {
+        let node = [192, 168, 77, 13];
+        for segment in 0..45 {
+            let id = Travel::began(node) + segment;
+            assert!(Travel::began_at(id, node));
+            assert!([12, 14].iter().all(|last| !Travel::began_at(id, [192, 168, 77, *last])));
+        }
+        assert!(Travel::began_at(Travel::began([10, 0, 7, 13]), [10, 0, 3, 13]), "1024 apart");
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl Cluster {
             tables.services.insert(key, ServiceValue { ring: 1, flags });
         }
         for peer in (1..=NODES).filter(|peer| *peer != slot) {
-            tables.nodes.insert(u32::from(peer), Node { addr: [0; 4], mac: mac(peer), pad: [0; 2] });
+            tables.nodes.insert(u32::from(peer), Node { addr: address(peer), mac: mac(peer), pad: [0; 2] });
             tables.peers.insert(mac(peer), peer);
         }
         tables
@@ -180,6 +180,9 @@ fn hand_on(frame: &mut HostFrame, at: u16, mark: Mark, invalid: bool) {
     frame.0[..6].copy_from_slice(&mac(mark.slot));
     frame.0[6..12].copy_from_slice(&mac(at));
     frame.0[20] |= RESERVED_FLAG.to_be_bytes()[0];
+    if matches!(mark.ask, Ask::First | Ask::Back) {
+        frame.0[18..20].copy_from_slice(&Travel::began(address(at)).to_be_bytes());
+    }
     // `dup` takes one off.
     frame.0[22] = ttl - 1;
     fill_checksum(&mut frame.0);
@@ -192,6 +195,10 @@ fn mark(frame: &HostFrame) -> Mark {
     let mark = Mark { ask, quiet: byte & Mark::QUIET != 0, slot: u16::from_be_bytes([frame.0[10], frame.0[11]]) };
     assert_eq!(frame.0[6..12], mark.mac(), "up the stack there is a mark");
     mark
+}
+
+fn address(slot: u16) -> [u8; 4] {
+    [192, 0, 2, slot as u8]
 }
 
 fn mac(slot: u16) -> [u8; 6] {

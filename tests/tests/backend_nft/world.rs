@@ -161,6 +161,8 @@ impl Node {
             format!("ip ttl {loud} counter name hop{hop}\nip ttl {quiet} counter name quiet{hop}\n")
         });
         let hops: String = hops.collect();
+        // Every plan here is that of one and the same node.
+        let began = Travel::began(ADDRESS.octets());
         let counters: String =
             (1..=4).map(|hop| format!("counter hop{hop} {{ }}\ncounter quiet{hop} {{ }}\n")).collect();
         self.nft(&format!(
@@ -168,7 +170,9 @@ impl Node {
              delete table netdev xdp
              table netdev xdp {{
                  {counters}
+                 counter began_nowhere {{ }}
                  chain travelling {{
+                     ip id & 0xffc0 != {began} counter name began_nowhere
                      {hops}
                      ip frag-off set ip frag-off & 0x7fff
                      ip ttl <= 16 ether saddr set {loud} {held} accept
@@ -190,7 +194,8 @@ impl Node {
         self.nft("delete table netdev xdp");
     }
 
-    /// Packets that came here with so many hops behind them, by `hop1`, `quiet1` and so on; those that did not come left out.
+    /// Packets that came here with so many hops behind them, by `hop1`, `quiet1` and so on; those that did not come left out. And
+    /// `began_nowhere`: those that do not say where their search began.
     pub fn travelled(&self) -> BTreeMap<String, u64> {
         let mut counters = counters(&self.name, "netdev", "xdp");
         counters.retain(|_, packets| *packets > 0);
@@ -374,6 +379,9 @@ fn answer_tcp(listener: TcpListener) {
 }
 
 /// What a node's speaker would have: both VIPs serve 80 TCP and 53 UDP, with these pods on this node.
+/// Of the node in every view here.
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
+
 pub fn plan(pods: &[Ipv4Addr], affinity: Affinity) -> Plan {
     let name = ObjectName::new("default", "web");
     let ports = |tcp, udp| {
@@ -385,10 +393,7 @@ pub fn plan(pods: &[Ipv4Addr], affinity: Affinity) -> Plan {
     let slice = EndpointSlice { service: "web".into(), ports: ports(8080, 5353), endpoints };
     let vip = VirtualIp { pool: "pool".into(), services: vec![name.clone()] };
     let view = View::from(vec![
-        Object::Node(
-            "node".into(),
-            NodeView { address: Ipv4Addr::new(192, 0, 2, 11), ready: true, ready_since: 0, excluded: false },
-        ),
+        Object::Node("node".into(), NodeView { address: ADDRESS, ready: true, ready_since: 0, excluded: false }),
         Object::Service(name.clone(), Service { ports: ports(80, 53), affinity }),
         Object::EndpointSlice(name, slice),
         Object::VirtualIp(VIP, vip.clone()),

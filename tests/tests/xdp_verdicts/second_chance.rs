@@ -102,6 +102,11 @@ pub fn in_search() -> Vec<Case> {
         let build = |ip: sheave_tests::packet::Ipv4| ip.tcp(40000, port).flags(Tcp::ACK).data(b"x").build();
         arrived(name, build(searching(from, travel)), build(dispatched(from).ttl(travel.ttl())), mark)
     };
+    let began = |name, at: u8, segment, mark| {
+        let id = Travel::began([192, 0, 2, at]) + segment;
+        let build = |ip: sheave_tests::packet::Ipv4| ip.id(id).tcp(40000, BETWEEN).flags(Tcp::ACK).build();
+        arrived(name, build(searching(FOURTH, hop(2))), build(dispatched(FOURTH).ttl(hop(2).ttl())), mark)
+    };
     let udp = |name, from, travel: Travel, port, mark| {
         let build = |ip: sheave_tests::packet::Ipv4| ip.udp(40000, port, b"x");
         arrived(name, build(searching(from, travel)), build(dispatched(from).ttl(travel.ttl())), mark)
@@ -121,6 +126,10 @@ pub fn in_search() -> Vec<Case> {
         tcp("hop 1: another order", PEER, hop(1), LAST, second(4)),
         tcp("hop 2", PEER, hop(2), BETWEEN, third(4)),
         tcp("hop 2: without who sent it, nor the primary", FOURTH, hop(2), BETWEEN, third(3)),
+        began("hop 2: the primary has not been asked", 3, 0, third(2)),
+        began("hop 2: nor has it by a segment of many", 3, 44, third(2)),
+        began("hop 2: it began at the primary", 2, 0, third(3)),
+        began("hop 2: it began at a node that is not in the row", 7, 0, third(3)),
         tcp("hop 3: all have been asked", PEER, hop(3), BETWEEN, nobody),
         tcp("hop 4: the last", PEER, hop(4), BETWEEN, nobody),
         tcp("quiet", PEER, quiet(1), BETWEEN, silent(second(4))),

@@ -27,6 +27,8 @@ pub use spared::Spared;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub uplink: Uplink,
+    /// Of this node on the segment, if the view has it: what the others are told of where a search began.
+    pub address: Option<Ipv4Addr>,
     pub vips: BTreeSet<Ipv4Addr>,
     /// Service ports with a pod on this node. All others of a VIP run into the guard.
     pub services: BTreeMap<ServiceKey, LocalPods>,
@@ -72,6 +74,7 @@ impl Plan {
         }
         Self {
             uplink,
+            address: view.nodes().get(node).map(|node| node.address),
             vips: view.vips().keys().copied().collect(),
             services,
             peers: BTreeMap::new(),

@@ -80,7 +80,7 @@ pub fn delete() -> String {
 
 /// Leads from one plan to another; `None` if there is nothing to do. A change of what all chains have wants [`replace`].
 pub fn update(from: &Plan, to: &Plan) -> Option<String> {
-    let of_all = |plan: &Plan| (plan.uplink.clone(), plan.second_chance, plan.udp_silent);
+    let of_all = |plan: &Plan| (plan.uplink.clone(), plan.address, plan.second_chance, plan.udp_silent);
     if of_all(from) != of_all(to) {
         return Some(replace(to));
     }
@@ -196,6 +196,9 @@ fn chance(text: &mut String, plan: &Plan) {
             line(text, format_args!("\tchain {chain} {{ ip ttl set {ttl} goto {next}; }}"));
         }
         line(text, format_args!("\tchain loud-first {{"));
+        if let Some(address) = plan.address {
+            line(text, format_args!("\t\tip id set {}", Travel::began(address.octets())));
+        }
         // Conntrack calls a FIN invalid whenever it does not know the flow; it deserves its reset all the same.
         line(text, format_args!("\t\t{IS_FIN} ip ttl set {} goto loud-next", ttl(1, false)));
         // Invalid also where the flow is: out of its window, damaged. A reset from elsewhere could end it.

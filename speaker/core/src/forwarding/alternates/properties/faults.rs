@@ -3,7 +3,7 @@
 use core::net::Ipv4Addr;
 
 use super::node::Kernel;
-use super::world::{TERMINATING, UNREADY, World};
+use super::world::{TERMINATING, TURN, UNREADY, World};
 use crate::time::Duration;
 use crate::view::Conditions;
 
@@ -28,11 +28,14 @@ pub enum Kind {
     Rolled,
     /// To more pods than a ring of the smaller size has, for up to 24 s.
     Surged,
+    /// The same, one pod after the other, while now this node and now that one hears of it half a second late.
+    Trickled,
     /// Those of all pods of a service, for up to 24 s.
     ProbesFail,
 }
 
 impl Kind {
+    /// But [`Kind::Trickled`]: so many rings after each other are a test of their own.
     pub const ALL: [Self; 13] = [
         Self::NodeLost,
         Self::SpeakerRestarted,
@@ -166,6 +169,16 @@ impl World {
             Kind::Shrunk => (0..self.random.below(pods)).for_each(|_| self.happen(Op::Terminate(service, 0))),
             Kind::Rolled => self.happen(Op::Roll(service)),
             Kind::Surged => self.for_a_while(moment * 2, Op::Scale(service, 44), Op::Scale(service, pods)),
+            Kind::Trickled => {
+                for (turn, wanted) in (pods..=44).enumerate() {
+                    let at = 2 * TURN * turn as u32;
+                    let late = self.random.below(nodes);
+                    self.later(at, Op::Scale(service, wanted));
+                    self.later(at, Op::Late(late, true));
+                    self.later(at + 2 * TURN, Op::Late(late, false));
+                }
+                self.later(2 * TURN * 44 + moment, Op::Scale(service, pods));
+            }
             Kind::ProbesFail => self.for_a_while(moment * 2, Op::Probes(service, false), Op::Probes(service, true)),
         }
     }

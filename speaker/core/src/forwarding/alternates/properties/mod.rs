@@ -73,6 +73,25 @@ fn one_change_at_a_time_loses_nothing() {
     }
 }
 
+/// Nearly every row has flows of one node, as it is where there are more rows than flows; but a dozen rings in as many seconds, and no two nodes
+/// that go by the same: former primaries fill each row, and each node has others in it. Whoever is asked must not ask again who asked first.
+#[test]
+fn pods_that_come_up_one_by_one_cost_no_flow() {
+    let mut all = Sums::default();
+    for seed in 0..8 {
+        let mut world = World::new(seed, 4 + seed as usize % 3, 1 + seed as usize % 2);
+        world.forgiving = true;
+        world.fill_pool(300);
+        for _ in 0..2 {
+            world.cause(Kind::Trickled);
+            world.pass(Duration::from_secs(60));
+        }
+        all.add(&world.sums);
+    }
+    assert!(all.busy[3] > 0, "nobody came so far: {all:?}");
+    assert_eq!(all.lost(), 0, "{all:?}");
+}
+
 /// What is not promised, measured (`--nocapture`): packets sent while several things happen at once, more nodes with flows of a row
 /// than it can name, nodes without a speaker. The figures of docs/decisions/0008 come from here.
 #[test]

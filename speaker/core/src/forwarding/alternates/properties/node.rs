@@ -73,10 +73,17 @@ impl Kernel {
     }
 
     /// What XDP does with a packet; `None`: it refuses it.
-    pub fn xdp(&self, own: usize, flow: Flow, origin: Origin, content: &Content) -> Option<(Step, u16)> {
+    pub fn xdp(
+        &self,
+        own: usize,
+        flow: Flow,
+        origin: Origin,
+        asked_first: u16,
+        content: &Content,
+    ) -> Option<(Step, u16)> {
         let (service, row) = self.row(flow).filter(|(flags, _)| service::takes(*flags, content))?;
         let config = XdpConfig { self_slot: own as u32 + 1, ..XdpConfig::default() };
-        Some((chance::next(&config, service, row, origin, content), row.primary()))
+        Some((chance::next(&config, service, row, origin, asked_first, content), row.primary()))
     }
 }
 

@@ -140,7 +140,7 @@ impl World {
             }
         }
         world.publish();
-        world.fill_pool();
+        world.fill_pool(8);
         for node in 0..nodes {
             world.start_speaker(node);
         }
@@ -148,8 +148,10 @@ impl World {
         world
     }
 
-    fn fill_pool(&mut self) {
-        let rows: BTreeSet<u32> = (0..8).map(|_| self.random.below(ROWS[0] as usize) as u32).collect();
+    /// So many rows of each service: the fewer, the more nodes get flows of the same row.
+    pub fn fill_pool(&mut self, rows: usize) {
+        self.pool.clear();
+        let rows: BTreeSet<u32> = (0..rows).map(|_| self.random.below(ROWS[0] as usize) as u32).collect();
         let mut client = self.random.below(1 << 30) as u32;
         while self.pool.len() < 400 {
             client += 1;
@@ -378,12 +380,12 @@ const MID_FLOW: Content = Content::Tcp(Tcp { seq: 1, ack: 1, flags: Tcp::ACK, da
 impl World {
     /// The way of a packet, by the packet path and by what the kernel's chains make of its marks.
     pub fn walk(&self, entry: usize, flow: Flow, content: &Content) -> Outcome {
-        let (mut at, mut origin, mut hops) = (entry, Origin::Client, 0);
+        let (mut at, mut origin, mut hops, mut asked_first) = (entry, Origin::Client, 0, 0);
         loop {
             let machine = &self.machines[at];
             let Some(kernel) = machine.kernel.as_ref().filter(|_| !machine.cut) else { return Outcome::Vanished };
             let from = at as u16 + 1;
-            let (slot, next) = match kernel.xdp(at, flow, origin, content) {
+            let (slot, next) = match kernel.xdp(at, flow, origin, asked_first, content) {
                 None => return Outcome::Refused { node: at, hops },
                 Some((Step::Dispatch, primary)) => (primary, Origin::Dispatcher { from }),
                 Some((Step::PassOn, primary)) => {
@@ -393,6 +395,9 @@ impl World {
                 Some((Step::Up(mark), _)) => {
                     if mark.ask == Ask::Nobody {
                         return Outcome::Refused { node: at, hops };
+                    }
+                    if hops == 0 {
+                        asked_first = from;
                     }
                     hops += 1;
                     (mark.slot, Origin::Search { from, travel: Travel { hop: mark.ask.hop(), quiet: false } })
