@@ -28,6 +28,7 @@ pub struct Metrics {
     pub flows_expired: IntGauge,
     pub second_chance: IntGauge,
     flows_forgotten: IntCounter,
+    pub flows_unnamed: IntGauge,
     pub flows_spared: IntGauge,
     pub rows_crowded: IntGauge,
     pub limits_reached: IntCounterVec,
@@ -88,6 +89,10 @@ impl Metrics {
             flows_forgotten: counter(
                 "sheave_flows_forgotten_total",
                 "Flows that conntrack was told to forget because their pod is gone.",
+            )?,
+            flows_unnamed: gauge(
+                "sheave_tcp_flows_unnamed",
+                "TCP flows that stay with pods that no EndpointSlice names any more and that still answer.",
             )?,
             flows_spared: gauge(
                 "sheave_udp_flows_spared",

@@ -38,7 +38,7 @@ pub fn flows(vips: &BTreeSet<Ipv4Addr>) -> io::Result<Vec<Flow>> {
 }
 
 /// Deletes the flows to these addresses for which `lost` is true. Returns how many there were.
-pub fn forget(vips: &BTreeSet<Ipv4Addr>, lost: impl Fn(&Flow) -> bool) -> io::Result<usize> {
+pub fn forget(vips: &BTreeSet<Ipv4Addr>, mut lost: impl FnMut(&Flow) -> bool) -> io::Result<usize> {
     let netfilter = Netfilter::open()?;
     let mut forgotten = 0;
     loop {

@@ -1,21 +1,36 @@
 //! When conntrack's flows are looked through: who has lost its pod, and is told to be forgotten.
 //!
+//! A TCP flow whose pod is named by nobody any more may have a pod that lives: its label or the Service's selector was changed. Such a pod
+//! is asked; while it gives an answer its flows stay, and it is asked again.
+//!
 //! A task of its own, so that nobody waits for a dump. Who deletes what and when: docs/backend.md.
 
+use std::collections::BTreeSet;
+use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream;
 use speaker_core::backend::{Endpoints, Flow};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::conntrack;
+use crate::io::knock::{Answer, PATIENCE, knock};
 
 #[derive(Debug, Default)]
 pub struct Forgetter {
     endpoints: Option<watch::Sender<Endpoints>>,
-    forgotten: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    forgotten: AtomicU64,
+    unnamed: AtomicU64,
 }
 
 impl Forgetter {
@@ -33,32 +48,41 @@ impl Forgetter {
             }
             None => {
                 let (sender, receiver) = watch::channel(endpoints.clone());
-                tokio::spawn(run(receiver, self.forgotten.clone()));
+                tokio::spawn(run(receiver, self.counts.clone()));
                 self.endpoints = Some(sender);
             }
         }
     }
 
     pub fn forgotten(&self) -> u64 {
-        self.forgotten.load(Ordering::Relaxed)
+        self.counts.forgotten.load(Ordering::Relaxed)
+    }
+
+    /// Flows that stay with pods that are named by nobody any more.
+    pub fn unnamed(&self) -> u64 {
+        self.counts.unnamed.load(Ordering::Relaxed)
     }
 }
 
 /// Ends with the sender.
-async fn run(mut endpoints: watch::Receiver<Endpoints>, forgotten: Arc<AtomicU64>) {
+async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
     let mut judged = Endpoints::default();
+    // When pods that nobody names are asked again.
+    let mut again: Option<Instant> = None;
     loop {
         let first = endpoints.borrow_and_update().clone();
-        if !first.lost_since(&judged) {
-            judged = first;
-        } else {
+        let due = again.is_some_and(|again| again <= Instant::now());
+        if due || first.lost_since(&judged) {
             sleep(GRACE).await;
             // The node may have been listed a moment later than its pods: doubt begins late.
             let last = endpoints.borrow().clone();
-            match forget(first.clone(), last).await {
-                Ok(flows) => {
-                    forgotten.fetch_add(flows as u64, Ordering::Relaxed);
+            let began = Instant::now();
+            match forget(Lost { then: first.clone(), now: last }).await {
+                Ok(Outcome { forgotten, unnamed }) => {
+                    counts.forgotten.fetch_add(forgotten, Ordering::Relaxed);
+                    say(forgotten, unnamed, counts.unnamed.swap(unnamed, Ordering::Relaxed));
                     judged = first;
+                    again = (unnamed > 0).then(|| Instant::now() + AGAIN.max(began.elapsed() * SHARE));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "flows to pods that are gone may go into a hole, trying again");
@@ -66,27 +90,108 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, forgotten: Arc<AtomicU64
                     continue;
                 }
             }
+        } else {
+            judged = first;
         }
-        if endpoints.changed().await.is_err() {
+        let wait = again.map_or(Duration::MAX, |again| again.saturating_duration_since(Instant::now()));
+        // The time is over: somebody is to be asked again.
+        if let Ok(Err(_)) = timeout(wait, endpoints.changed()).await {
             return;
         }
     }
 }
 
-/// The flows that had nobody left then and have nobody left now.
-async fn forget(then: Endpoints, now: Endpoints) -> std::io::Result<usize> {
-    let work = move || {
-        let lost = |flow: &Flow| then.lost(flow) && now.lost(flow);
-        conntrack::forget(now.vips(), lost)
-    };
-    let flows = tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)??;
-    if flows > 0 {
-        tracing::info!(flows, "forgot flows whose pod is gone");
+fn say(forgotten: u64, unnamed: u64, before: u64) {
+    if forgotten > 0 {
+        tracing::info!(flows = forgotten, "forgot flows whose pod is gone");
     }
-    Ok(flows)
+    if (unnamed > 0) != (before > 0) {
+        tracing::info!(flows = unnamed, "flows stay with pods that nobody names any more and that live");
+    }
+}
+
+/// The flows that had nobody left then and have nobody left now.
+struct Lost {
+    then: Endpoints,
+    now: Endpoints,
+}
+
+impl Lost {
+    fn has(&self, flow: &Flow) -> bool {
+        self.then.lost(flow) && self.now.lost(flow)
+    }
+}
+
+struct Outcome {
+    forgotten: u64,
+    /// Flows whose pod is asked again later.
+    unnamed: u64,
+}
+
+/// UDP flows at once, they do well with another pod. TCP flows when their pod has not answered.
+async fn forget(lost: Lost) -> io::Result<Outcome> {
+    let lost = Arc::new(lost);
+    let udp = lost.clone();
+    let (forgotten, pods) = blocking(move || {
+        let mut pods = BTreeSet::new();
+        let forgotten = conntrack::forget(udp.now.vips(), |flow| {
+            let lost = udp.has(flow);
+            if lost && flow.tcp.is_some() && pods.len() < MAX_ASKED {
+                pods.insert(flow.pod);
+            }
+            lost && flow.tcp.is_none()
+        })?;
+        Ok((forgotten, pods))
+    })
+    .await?;
+    if pods.is_empty() {
+        return Ok(Outcome { forgotten: forgotten as u64, unnamed: 0 });
+    }
+    let silent: BTreeSet<_> = stream::iter(pods)
+        .map(|pod| async move { (pod, is_there(pod).await) })
+        .buffer_unordered(ASKED_AT_ONCE)
+        .filter_map(async |(pod, is_there)| (!is_there).then_some(pod))
+        .collect()
+        .await;
+    let (tcp, unnamed) = blocking(move || {
+        let mut unnamed = 0;
+        let forgotten = conntrack::forget(lost.now.vips(), |flow| {
+            let lost = flow.tcp.is_some() && lost.has(flow);
+            let gone = lost && silent.contains(&flow.pod);
+            unnamed += u64::from(lost && !gone && !flow.is_closed());
+            gone
+        })?;
+        Ok((forgotten, unnamed))
+    })
+    .await?;
+    Ok(Outcome { forgotten: (forgotten + tcp) as u64, unnamed })
+}
+
+/// A kernel with this address answers its clients itself, one way or the other.
+async fn is_there((address, port): (Ipv4Addr, u16)) -> bool {
+    for _ in 0..TRIES {
+        let asked = Instant::now();
+        if knock(address, port).await != Answer::Silence {
+            return true;
+        }
+        sleep(PATIENCE.saturating_sub(asked.elapsed())).await;
+    }
+    false
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// An endpoint that moves between two EndpointSlices may be in neither for as long as an update of the API server takes
 /// (client-go's reconciler writes them one by one).
 const GRACE: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(1);
+/// Attempts before a pod counts as gone: a machine may be busy.
+const TRIES: u32 = 3;
+/// Pods that are asked at most, and at the same time. The flows of others wait for the next look.
+const MAX_ASKED: usize = 4096;
+const ASKED_AT_ONCE: usize = 64;
+/// Between two looks for the sake of pods that nobody names; a look takes at most this part of the time.
+const AGAIN: Duration = Duration::from_secs(2);
+const SHARE: u32 = 20;

@@ -105,6 +105,11 @@ impl Backend {
         self.forgetter.forgotten()
     }
 
+    /// TCP flows that stay with pods that no EndpointSlice names any more and that live.
+    pub fn flows_unnamed(&self) -> u64 {
+        self.forgetter.unnamed()
+    }
+
     /// After `Err` the table is as before (one transaction); the next call builds it anew.
     pub async fn sync(&mut self, mut plan: Plan) -> Result<Outcome, NftError> {
         let Some(applied) = self.applied.take() else {

@@ -179,9 +179,21 @@ fn a_refused_transaction_changes_nothing_and_says_why() {
 /// Pod 10.0.0.1 is the namespace itself. Translates in output what goes to the VIP: the stand-in for our own chain in
 /// prerouting, which what a node sends itself does not pass.
 async fn pod_in_this_namespace() {
-    let batch = "ip link set lo up && ip addr add 10.0.0.1/32 dev lo && ip route add 192.0.2.1/32 dev lo";
-    assert!(std::process::Command::new("sh").args(["-c", batch]).status().unwrap().success());
+    ["link set lo up", "addr add 10.0.0.1/32 dev lo", "route add 192.0.2.1/32 dev lo"].into_iter().for_each(ip);
     translate("10.0.0.1").await;
+}
+
+fn ip(arguments: &str) {
+    assert!(std::process::Command::new("ip").args(arguments.split(' ')).status().unwrap().success(), "{arguments}");
+}
+
+async fn until(happened: impl Fn() -> bool) {
+    let waiting = async {
+        while !happened() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it did not happen");
 }
 
 async fn translate(target: &str) {
@@ -274,9 +286,9 @@ fn flows_are_told_as_the_client_sends_them() {
 fn flows_whose_pod_is_gone_are_forgotten_and_no_others() {
     in_namespace(|| async {
         pod_in_this_namespace().await;
-        let _pod = TcpListener::bind((POD, 80)).unwrap();
+        let pod = TcpListener::bind((POD, 80)).unwrap();
         let _client = TcpStream::connect((VIP, 80)).unwrap();
-        let udp = UdpSocket::bind((POD, 0)).unwrap();
+        let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         udp.send_to(b"x", (VIP, 53)).unwrap();
         let remembered = || conntrack::flows(&vips()).unwrap().len();
         let wait = |ms| tokio::time::sleep(Duration::from_millis(ms));
@@ -291,11 +303,20 @@ fn flows_whose_pod_is_gone_are_forgotten_and_no_others() {
         backend.sync(plan(1)).await.unwrap();
         wait(400).await;
         assert_eq!((remembered(), backend.flows_forgotten()), (2, 0));
+        // Nobody names the pod any more, but it lives: UDP does as well with another, the connection does not.
         backend.sync(plan(0)).await.unwrap();
-        wait(400).await;
-        assert_eq!((remembered(), backend.flows_forgotten()), (0, 2));
+        until(|| backend.flows_unnamed() == 1).await;
+        assert_eq!((remembered(), backend.flows_forgotten()), (1, 1));
+        // Named or not, and whether it listens or not: somebody has the address.
+        drop(pod);
+        wait(1000).await;
+        assert_eq!((remembered(), backend.flows_unnamed()), (1, 1));
+        ip("addr del 10.0.0.1/32 dev lo");
+        until(|| backend.flows_forgotten() == 2).await;
+        assert_eq!((remembered(), backend.flows_unnamed()), (0, 0));
 
         // A new speaker looks for what an earlier one left.
+        ip("addr add 10.0.0.1/32 dev lo");
         udp.send_to(b"x", (VIP, 53)).unwrap();
         let mut backend = Backend::new(Nft::new("nft"));
         backend.sync(plan(0)).await.unwrap();
@@ -327,13 +348,9 @@ fn udp_flows_stay_while_there_is_doubt_of_what_kubernetes_says() {
         wait(400).await;
         assert_eq!((conntrack::flows(&vips()).unwrap().len(), backend.flows_forgotten()), (1, 0));
 
+        // The doubt has ended.
         backend.sync(unready()).await.unwrap();
-        let forgotten = async {
-            while backend.flows_forgotten() == 0 {
-                wait(10).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(5), forgotten).await.expect("the doubt has ended");
+        until(|| backend.flows_forgotten() > 0).await;
         assert!(conntrack::flows(&vips()).unwrap().is_empty());
     });
 }

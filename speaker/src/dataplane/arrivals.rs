@@ -6,13 +6,13 @@
 //! program listens, so a refusal says something of UDP ports only, which cannot be asked better.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
+
+use crate::io::knock::{Answer, knock};
 
 /// A port of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,12 +68,11 @@ impl Arrivals {
 
 /// Until it answers, or nobody wants to know any more.
 async fn ask(target: Target, tell: UnboundedSender<Target>) {
-    let to = SocketAddr::V4(SocketAddrV4::new(target.address, target.port));
     while !tell.is_closed() {
-        let is_there = match timeout(PATIENCE, TcpStream::connect(to)).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(error)) => error.kind() == io::ErrorKind::ConnectionRefused && !target.tcp,
-            Err(_) => false,
+        let is_there = match knock(target.address, target.port).await {
+            Answer::Accepted => true,
+            Answer::Refused => !target.tcp,
+            Answer::Silence => false,
         };
         if is_there {
             // Not wanted any more is as good.
@@ -84,14 +83,17 @@ async fn ask(target: Target, tell: UnboundedSender<Target>) {
     }
 }
 
-const PATIENCE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::{TcpListener, TcpSocket};
+    use std::net::{SocketAddr, SocketAddrV4};
+
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+    use tokio::time::timeout;
 
     use super::*;
+    use crate::io::knock::PATIENCE;
 
     #[tokio::test]
     async fn whoever_accepts_is_there_and_silence_is_not() {

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | clock.rs | CLOCK_BOOTTIME | none |
 //! | arp.rs | AF_PACKET socket for ARP: gratuitous announcements, signs of life of other kernels | NET_RAW |
+//! | knock.rs | TCP connections to pods: is anybody there | none |
 //! | udp.rs | the sockets of heartbeats and holdings | NET_RAW (SO_BINDTODEVICE) |
 //! | netlink.rs | links, addresses, neighbours | none (reading) |
 //! | random.rs | the system's random source | none |
@@ -11,6 +12,7 @@
 
 pub mod arp;
 pub mod clock;
+pub mod knock;
 pub mod netlink;
 pub mod random;
 pub mod schedule;

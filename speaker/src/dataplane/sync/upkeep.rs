@@ -87,6 +87,7 @@ impl State {
 
     pub(super) async fn count(&mut self) {
         self.sync.metrics.set_flows_forgotten(self.sync.backend.flows_forgotten());
+        self.sync.metrics.flows_unnamed.set(i64::try_from(self.sync.backend.flows_unnamed()).unwrap_or(i64::MAX));
         self.sync.metrics.second_chance.set(i64::from(self.sync.backend.second_chance()));
         match self.sync.backend.counters().await {
             Ok(counters) => {

@@ -1,0 +1,30 @@
+//! Is anybody at this address? One attempt at a TCP connection.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A program listens.
+    Accepted,
+    /// A kernel has the address. Nothing listens at this port; maybe not yet.
+    Refused,
+    /// Nothing came back in time, or some other host said that there is no way.
+    Silence,
+}
+
+/// How long an answer may take: a kernel gives it in less than a millisecond, if the machine has nothing better to do.
+pub const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Needs a runtime. What is accepted is closed at once, as kubelet's own probes do.
+pub async fn knock(address: Ipv4Addr, port: u16) -> Answer {
+    match timeout(PATIENCE, TcpStream::connect(SocketAddrV4::new(address, port))).await {
+        Ok(Ok(_)) => Answer::Accepted,
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Answer::Refused,
+        Ok(Err(_)) | Err(_) => Answer::Silence,
+    }
+}
