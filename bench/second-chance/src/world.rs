@@ -169,7 +169,7 @@ pub fn shipped() -> Result<String> {
         vips: [VIP.into()].into(),
         services: [(
             ServiceKey { addr: VIP, port: 80_u16.to_be_bytes(), proto: 6, pad: 0 },
-            LocalPods { affinity: Affinity::None, pods: vec![(POD.into(), 8080)] },
+            LocalPods { affinity: Affinity::None, pods: vec![(POD.into(), 8080)], last_resort: false },
         )]
         .into(),
         peers: [(ALTERNATE, [10, 99, 0, 2].into())].into(),

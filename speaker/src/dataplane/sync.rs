@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ebpf_common::{ABI_VERSION, Config, MAX_NODES, ServiceKey};
-use speaker_core::backend::{Plan, Spared, Uplink};
+use speaker_core::backend::{Lingering, Plan, Spared, Uplink};
 use speaker_core::election::Eligible;
 use speaker_core::eligibility;
 use speaker_core::forwarding::diff::{Layout, MapState, diff};
@@ -138,7 +138,7 @@ pub async fn run(
             () = state.sync.arrivals.next() => {}
             _ = look.tick() => state.keep_attached(),
             _ = audit.tick() => { state.audit().await; state.count().await; }
-            _ = turn.tick() => state.dirty |= state.sync.planner.unsettled(),
+            _ = turn.tick() => state.dirty |= state.sync.planner.unsettled() || state.lingering.is_due(clock::now()),
             () = sleep_until(retry), if state.failed => {}
         }
         turned(&state.sync.shared.dataplane_turned, clock::now());
@@ -174,6 +174,7 @@ struct State {
     /// As of the table that was made last.
     available: Availability,
     spared: Spared,
+    lingering: Lingering,
     started: bool,
     dirty: bool,
     failed: bool,
@@ -206,6 +207,7 @@ impl State {
             differing: BTreeSet::new(),
             available: Availability::default(),
             spared: Spared::default(),
+            lingering: Lingering::default(),
             started: false,
             dirty: false,
             failed: false,
@@ -371,12 +373,13 @@ impl State {
 
     /// nftables first, then the maps.
     async fn apply(&mut self, view: &View, table: &Table) -> Result<usize> {
-        let plan = Plan::new(view, &self.sync.node, self.sync.uplink.clone());
+        let now = clock::now();
+        let plan = self.lingering.complete(Plan::new(view, &self.sync.node, self.sync.uplink.clone()), now);
         let served: BTreeSet<ServiceKey> = plan.services.keys().copied().collect();
         let want = self.want(view, table, &served);
         let peers = self.peers(table);
         let plan = Plan { udp_silent: self.sync.udp_silent, ..plan.with_peers(peers) };
-        let plan = self.spared.complete(plan, clock::now());
+        let plan = self.spared.complete(plan, now);
         self.sync.metrics.flows_spared.set(plan.spared.len() as i64);
         let outcome = self.sync.backend.sync(plan).await.context("change the nftables table")?;
         if outcome != Outcome::Unchanged {

@@ -88,6 +88,8 @@ pub struct Endpoints {
     udp_named: Targets,
     /// Addresses of this node's pods.
     here: BTreeSet<Ipv4Addr>,
+    /// Which of them are named for a TCP port of a VIP, ready or not.
+    tcp_here: Targets,
     /// That a pod does not answer is not believed: see [`super::Doubt`].
     doubt: bool,
 }
@@ -102,8 +104,8 @@ impl Endpoints {
     pub(super) fn from_frontends(view: &View, node: &str, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Self {
         let endpoints = || view.slices().values().flat_map(|slice| &slice.endpoints);
         let here = endpoints().filter(|endpoint| endpoint.node.as_deref() == Some(node));
-        let udp = |chosen: fn(&Pod<'_>) -> bool| {
-            let ports = frontends.iter().filter(|(key, _)| key.proto == Protocol::Udp.number());
+        let targets = |protocol: Protocol, chosen: &dyn Fn(&Pod<'_>) -> bool| -> Targets {
+            let ports = frontends.iter().filter(|(key, _)| key.proto == protocol.number());
             let pods = |frontend: &Frontend<'_>| {
                 frontend.pods.iter().filter(|pod| chosen(pod)).map(|pod| (pod.address, pod.port)).collect()
             };
@@ -112,9 +114,10 @@ impl Endpoints {
         Self {
             vips: view.vips().keys().copied().collect(),
             pods: endpoints().map(|endpoint| endpoint.address).collect(),
-            udp: udp(|pod| pod.conditions.ready || pod.conditions.serving),
-            udp_named: udp(|_| true),
+            udp: targets(Protocol::Udp, &|pod| pod.conditions.ready || pod.conditions.serving),
+            udp_named: targets(Protocol::Udp, &|_| true),
             here: here.map(|endpoint| endpoint.address).collect(),
+            tcp_here: targets(Protocol::Tcp, &|pod| pod.node == node),
             doubt: false,
         }
     }
@@ -136,6 +139,11 @@ impl Endpoints {
         let udp = if self.doubt { &self.udp_named } else { &self.udp };
         let left = || udp.get(&flow.service()).is_some_and(|pods| !pods.contains(&flow.pod));
         self.vips.contains(&flow.vip()) && (gone || left())
+    }
+
+    /// The pod, one of this node, is named for this TCP port, ready or not.
+    pub fn names(&self, key: &ServiceKey, pod: &(Ipv4Addr, u16)) -> bool {
+        self.tcp_here.get(key).is_some_and(|pods| pods.contains(pod))
     }
 
     /// A flow to a VIP that has its pod on this node.

@@ -5,6 +5,7 @@
 
 pub mod doubt;
 pub mod flow;
+pub mod lingering;
 pub mod ruleset;
 pub mod spared;
 
@@ -21,6 +22,7 @@ use crate::view::{Affinity, View};
 
 pub use doubt::Doubt;
 pub use flow::{Endpoints, Flow, TcpState};
+pub use lingering::Lingering;
 pub use spared::Spared;
 
 /// Everything that the nftables table says.
@@ -50,6 +52,8 @@ pub struct LocalPods {
     pub affinity: Affinity,
     /// In order of address, never empty.
     pub pods: Vec<(Ipv4Addr, u16)>,
+    /// None is ready: these serve while they terminate.
+    pub last_resort: bool,
 }
 
 impl Plan {
@@ -64,12 +68,13 @@ impl Plan {
             let ready = |pod: &&Pod<'_>| pod.conditions.ready && !pod.conditions.terminating;
             let last_resort = |pod: &&Pod<'_>| pod.conditions.serving && pod.conditions.terminating;
             let mut pods: Vec<_> = local().filter(ready).map(target).collect();
-            if pods.is_empty() {
+            let none_ready = pods.is_empty();
+            if none_ready {
                 pods = local().filter(last_resort).map(target).collect();
             }
             pods.truncate(MAX_LOCAL_PODS);
             if !pods.is_empty() {
-                services.insert(key, LocalPods { affinity: frontend.affinity, pods });
+                services.insert(key, LocalPods { affinity: frontend.affinity, pods, last_resort: none_ready });
             }
         }
         Self {
