@@ -89,6 +89,13 @@ impl History {
         self.generation += 1;
     }
 
+    /// The last members that a service port had.
+    pub(super) fn last(&self, key: &ServiceKey) -> Option<&Arc<Members>> {
+        let past = self.services.get(key)?;
+        let current = past.current.as_ref().filter(|members| members.pods() > 0);
+        current.or_else(|| past.formers.first().map(|former| &former.members))
+    }
+
     /// Former rings of a service port, newest first.
     pub(super) fn formers_mut(&mut self, key: &ServiceKey) -> &mut [Former] {
         self.services.get_mut(key).map_or(&mut [], |past| &mut past.formers)

@@ -71,6 +71,17 @@ pub(super) fn members(pods: &[Pod<'_>], view: &View, availability: &Availability
     Chosen { members: Members::new(members), closed }
 }
 
+/// Of a service that names no pod any more: the last that it named, closed. They may live (its selector was changed, or their labels), and
+/// with them their open flows; the packets of the others are refused by their nodes. `None` if no node of them is left.
+pub(super) fn last(former: &Members, view: &View, availability: &Availability) -> Option<Chosen> {
+    let known = || former.iter().filter(|(node, _)| view.nodes().contains_key(*node));
+    let answers = |node: &str| !availability.down.contains(node);
+    let nobody_answers = !known().any(|(node, _)| answers(node));
+    let members = known().map(|(node, member)| (node.into(), member.pods, !nobody_answers && !answers(node)));
+    let members = Members::new(members);
+    (members.pods() > 0).then_some(Chosen { members, closed: true })
+}
+
 pub(super) struct Chosen {
     pub members: Members,
     /// No pod is ready: open flows only.

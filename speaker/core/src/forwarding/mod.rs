@@ -53,7 +53,8 @@ pub struct Table {
     pub services: BTreeMap<ServiceKey, Service>,
     /// What had to be left out.
     pub refused: Vec<Refusal>,
-    /// Of all service ports and rings (not of the alternates): equal on nodes whose tables are.
+    /// Of all service ports and rings (not of the alternates, nor of what a service had that names no pod any more): equal on nodes whose
+    /// tables are.
     pub digest: u64,
     /// Of the view from which it was made; whoever is available plays no part in it.
     pub view: u64,
@@ -167,6 +168,13 @@ impl Planner {
             let ring = rings.get(&Arc::new(members));
             services.insert(key, Service { affinity: frontend.affinity, closed, ring, alternates: None });
         }
+        let digest = digest(&services);
+        for (key, service) in services.iter_mut().filter(|(_, service)| service.ring.rows.is_empty()) {
+            let last = self.history.last(key).and_then(|last| members::last(last, view, availability));
+            if let Some(Chosen { members, closed }) = last {
+                (service.ring, service.closed) = (rings.get(&Arc::new(members)), closed);
+            }
+        }
         let members = services.iter().map(|(key, service)| (*key, service.ring.members.clone())).collect();
         self.history.record(now, &members);
         let nodes: BTreeMap<_, _> = view.nodes().iter().map(|(name, node)| (name.clone(), node.address)).collect();
@@ -175,7 +183,6 @@ impl Planner {
             self.unheard = Unheard { since: now, nodes: nodes.keys().filter(|node| **node != own).cloned().collect() };
         }
         self.scattered.record(&services, &nodes, now);
-        let digest = digest(&services);
         let asked = Asked { nodes: &nodes, availability, words, digest, differed: self.differed, now };
         let mut cache = Cache::default();
         let unheard = asked.unheard(&mut self.unheard);

@@ -82,6 +82,46 @@ fn pods_that_all_turn_unready_keep_their_rows_and_get_nothing_new() {
     assert_ne!(serving.digest, closed.digest, "nodes that disagree on it go by different tables");
 }
 
+/// Its selector was changed: the pods may live, and their open flows with them.
+#[test]
+fn a_service_that_names_no_pod_any_more_keeps_its_rows_and_gets_nothing_new() {
+    let mut planner = planner(KEY);
+    let mut make = |endpoints: Vec<Endpoint>, lost: &BTreeSet<String>, now| {
+        planner.table(&view(endpoints), &down(lost), &Words::new(), now)
+    };
+    let later = NOW + Duration::from_secs(100 * 3600);
+    let serving = make(vec![ready("a", 1), ready("b", 1)], &none(), NOW);
+    let unnamed = make(vec![], &none(), NOW);
+    let still = make(vec![], &none(), later);
+    let lost = make(vec![], &names(["b"]), later);
+    let back = make(vec![ready("c", 1)], &none(), later);
+    let web = |table: &Table| table.services[&web_port()].clone();
+    assert_eq!((web(&unnamed).closed, &web(&unnamed).ring.rows), (true, &web(&serving).ring.rows));
+    assert_eq!(web(&still).ring, web(&unnamed).ring, "nobody says for how long");
+    assert!((0..4093).all(|row| web(&lost).ring.primary(row) == Some("a")), "clients of a lost node get their reset");
+    assert_eq!((web(&back).closed, web(&back).ring.primary(0)), (false, Some("c")));
+    assert_eq!(web(&back).alternates.unwrap().of(0).collect::<Vec<_>>(), ["a", "b"], "those are asked");
+    // A node that is new has not seen them, and nobody is to be alarmed.
+    let fresh = table(&view([]), &none());
+    assert_eq!((fresh.digest, web(&fresh).ring.rows.len()), (unnamed.digest, 0));
+}
+
+#[test]
+fn the_last_pods_of_a_service_are_known_after_a_restart_and_forgotten_with_their_nodes() {
+    let mut first = planner(KEY);
+    let serving = first.table(&view([ready("a", 1)]), &down(&none()), &Words::new(), NOW);
+    first.table(&view([]), &down(&none()), &Words::new(), NOW);
+    let saved = first.history().save("boot", NOW);
+    let history = History::restore(&saved, Duration::from_secs(3600), "boot", NOW).unwrap();
+    let mut second = Planner::new(KEY, history);
+    let restarted = second.table(&view([]), &down(&none()), &Words::new(), NOW);
+    assert_eq!(restarted.services[&web_port()].ring, serving.services[&web_port()].ring);
+    let mut without = view([]);
+    without.handle(Event::Delete(Key::Node("a".into())));
+    let gone = second.table(&without, &down(&none()), &Words::new(), NOW);
+    assert!(gone.services[&web_port()].ring.rows.is_empty() && !gone.services[&web_port()].closed);
+}
+
 #[test]
 fn what_the_api_server_says_of_a_lost_node_moves_no_row() {
     let whole = table(&view([ready("a", 1), ready("b", 1), ready("c", 1)]), &none());
@@ -344,10 +384,10 @@ proptest! {
         for object in view(pods).objects().into_iter().rev() {
             known.handle(Event::Apply(object));
         }
-        // Former rings have no say in rows, nor in the digest.
+        // Former rings have no say in rows, but of services that name no pod any more, nor in the digest.
         let late = planner.table(&known, &down(&lost), &Words::new(), NOW);
         prop_assert_eq!(late.digest, fresh.digest);
-        for (key, service) in fresh.services {
+        for (key, service) in fresh.services.into_iter().filter(|(_, service)| !service.ring.rows.is_empty()) {
             prop_assert_eq!(&late.services[&key].ring, &service.ring);
         }
     }
