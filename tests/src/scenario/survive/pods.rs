@@ -1,4 +1,4 @@
-//! The Deployment changes: more pods, fewer, others, none, none that is ready; or the Service's affinity.
+//! The Deployment changes: more pods, fewer, others, none, none that is ready; or the Service's affinity, or its selector.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::nodes::power_on;
 use super::watch::{Options, Watch};
-use super::workload::{restart, scale, set_affinity, wait_ready, wait_rolled_out};
+use super::workload::{paint, restart, scale, select, set_affinity, wait_ready, wait_rolled_out};
 use super::{Setup, Survival, survive};
 use crate::lab::Fault;
 use crate::scenario::baseline;
@@ -82,15 +82,48 @@ pub fn none_ready_and_back(scene: &Scene, setup: &Setup) -> Result<Survival> {
 
 /// All flows of a client to one node, then each to its own again: whatever is open stays where it is.
 pub fn affinity(scene: &Scene, setup: &Setup) -> Result<Survival> {
-    let services = if setup.compare { &[SERVICE, baseline::NAME][..] } else { &[SERVICE] };
     survive(scene, setup, Options::default(), |watch| {
         for affinity in ["ClientIP", "None"] {
             watch.order(&format!("sessionAffinity {affinity}"))?;
-            services.iter().try_for_each(|service| set_affinity(scene, service, affinity))?;
+            services(setup).iter().try_for_each(|service| set_affinity(scene, service, affinity))?;
             sleep(BETWEEN);
         }
         Ok(())
     })
+}
+
+/// Blue and green: the selector names the pods of one node, then those of the others, then all again. No pod ends, so no connection does,
+/// whether the Service names its pod or not. (UDP flows leave pods that no longer serve, on both paths.)
+pub fn selector(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    let first = &scene.nodes[0];
+    survive(scene, setup, Options { udp: false, ..Options::default() }, |watch| {
+        paint(scene, |pod| if pod.node == *first { "green" } else { "blue" })?;
+        for (color, whose) in
+            [(Some("green"), "the pods of one node"), (Some("blue"), "all others"), (None, "all pods")]
+        {
+            watch.order(&format!("the selector names {whose}"))?;
+            services(setup).iter().try_for_each(|service| select(scene, service, color))?;
+            sleep(UNNAMED);
+        }
+        Ok(())
+    })
+}
+
+/// The selector names no pod at all, and all again. New connections are refused meanwhile.
+pub fn selector_of_none(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options { udp: false, new_connections: false, ..Options::default() }, |watch| {
+        for (color, whose) in [(Some("colorless"), "no pod"), (None, "all pods")] {
+            watch.order(&format!("the selector names {whose}"))?;
+            services(setup).iter().try_for_each(|service| select(scene, service, color))?;
+            sleep(UNNAMED);
+        }
+        Ok(())
+    })
+}
+
+/// Of the paths that are measured.
+fn services(setup: &Setup) -> &'static [&'static str] {
+    if setup.compare { &[SERVICE, baseline::NAME] } else { &[SERVICE] }
 }
 
 fn scale_through(scene: &Scene, watch: &mut Watch<'_>, steps: impl IntoIterator<Item = usize>) -> Result<()> {
@@ -112,6 +145,8 @@ const MORE_THAN_A_SMALL_RING_HAS: usize = 44;
 const FEWER: usize = 36;
 /// How long clients are watched between two changes: what must not happen has nothing to be waited for.
 const BETWEEN: Duration = Duration::from_secs(2);
+/// Longer than flows whose pod is looked for have to wait.
+const UNNAMED: Duration = Duration::from_secs(4);
 const IN_THE_MIDDLE: Duration = Duration::from_secs(3);
 /// The length of the fault.
 const NOT_READY: Duration = Duration::from_secs(8);

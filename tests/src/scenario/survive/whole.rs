@@ -8,10 +8,10 @@ use serde_json::json;
 use super::workload;
 use crate::lab::{Fault, ProxyMode, wait_for};
 use crate::scenario::api::text;
-use crate::scenario::deploy::Scene;
+use crate::scenario::deploy::{SERVICE, Scene};
 use crate::scenario::settle::{settle, wait_new_speaker};
 
-/// Power for all nodes, no cut, no cordon, no label, kube-proxy in the lab's mode, Sheave's own image, as many pods as at the
+/// Power for all nodes, no cut, no cordon, no label, a Service that names all pods, kube-proxy in the lab's mode, Sheave's own image, as many pods as at the
 /// beginning and evenly spread. What is as it should be is left alone.
 pub fn make_whole(scene: &Scene) -> Result<()> {
     let lab = &scene.lab;
@@ -32,6 +32,7 @@ pub fn make_whole(scene: &Scene) -> Result<()> {
             lab.fault(Fault::Include { node })?;
         }
     }
+    workload::select(scene, SERVICE, None)?;
     scene.nodes.iter().try_for_each(|node| lab.wait_back(node))?;
     speakers(scene)?;
     spread(scene)?;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::lab::wait_for;
 use crate::scenario::deploy::{NAMESPACE, SERVICES, Scene};
+use crate::scenario::pods::Pod;
 use crate::traffic::clock::now_ns;
 
 /// As `kubectl scale`.
@@ -49,6 +50,19 @@ pub fn wait_ready(scene: &Scene, pods: i64) -> Result<()> {
 /// `ClientIP` or `None`.
 pub fn set_affinity(scene: &Scene, service: &str, affinity: &str) -> Result<()> {
     scene.api.patch(&format!("{SERVICES}/{service}"), &json!({"spec": {"sessionAffinity": affinity}})).map(drop)
+}
+
+/// Gives every pod a color.
+pub fn paint(scene: &Scene, color: impl Fn(&Pod) -> &'static str) -> Result<()> {
+    scene.pods()?.iter().try_for_each(|pod| {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{}", pod.name);
+        scene.api.patch(&path, &json!({"metadata": {"labels": {"color": color(pod)}}})).map(drop)
+    })
+}
+
+/// The Service's selector names pods of this color only, or all.
+pub fn select(scene: &Scene, service: &str, color: Option<&str>) -> Result<()> {
+    scene.api.patch(&format!("{SERVICES}/{service}"), &json!({"spec": {"selector": {"color": color}}})).map(drop)
 }
 
 /// The names of pods that are being deleted.
