@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use ebpf_common::{FlowTuple, ServiceKey, row_of};
 
 use super::{Holdings, Rows};
-use crate::forwarding::{Service, Table};
+use crate::forwarding::{SETTLE, Service, Table};
 use crate::time::{Duration, Instant};
 use crate::view::Affinity;
 
@@ -18,6 +18,8 @@ pub struct Holder {
     hash_key: [u64; 2],
     window: Duration,
     services: BTreeMap<ServiceKey, Held>,
+    /// Of every service port: the digest of its ring, and since when.
+    rings: BTreeMap<ServiceKey, (u64, Instant)>,
     said: Arc<Holdings>,
 }
 
@@ -43,11 +45,14 @@ pub struct Announcement {
 impl Holder {
     /// `window`: for how long rows that this node has lost are told (`--drain-window`).
     pub fn new(own: &str, hash_key: [u64; 2], window: Duration) -> Self {
-        Self { own: own.into(), hash_key, window, services: BTreeMap::new(), said: Arc::default() }
+        let (services, rings) = (BTreeMap::new(), BTreeMap::new());
+        Self { own: own.into(), hash_key, window, services, rings, said: Arc::default() }
     }
 
     /// `flows`: the flows to VIPs that end on this node, as the client sent them, closed ones left out. `differ`: some node has
-    /// another table; then rows are told as well whose primary this node is, since by the other table it may not be.
+    /// another table; then rows are told as well whose primary this node is, since by the other table it may not be. So they are for a
+    /// while after the service's ring was another: pods that come up one by one make a ring each, and by the next one this node may not be
+    /// the primary any more, before it has looked and said so.
     pub fn announce(
         &mut self,
         table: &Table,
@@ -55,6 +60,7 @@ impl Holder {
         differ: bool,
         now: Instant,
     ) -> Announcement {
+        self.see_rings(table, now);
         let mut found: BTreeMap<ServiceKey, Found> = BTreeMap::new();
         for flow in flows {
             let key = ServiceKey { addr: flow.dst, port: flow.dst_port, proto: flow.proto, pad: 0 };
@@ -63,7 +69,8 @@ impl Holder {
             };
             let found = found.entry(key).or_default();
             if primary {
-                found.own.extend(differ.then_some(row));
+                let changed = self.rings.get(&key).is_some_and(|(_, since)| now.since(*since) < SETTLE);
+                found.own.extend((differ || changed).then_some(row));
             } else {
                 *found.others.entry(row).or_default() += 1;
             }
@@ -87,6 +94,15 @@ impl Holder {
             self.said = Arc::new(holdings);
         }
         Announcement { holdings: self.said.clone(), expired }
+    }
+
+    fn see_rings(&mut self, table: &Table, now: Instant) {
+        let ring = |(key, service): (&ServiceKey, &Service)| {
+            let digest = service.ring.digest;
+            let known = self.rings.get(key).filter(|(known, _)| *known == digest);
+            (*key, known.copied().unwrap_or((digest, now)))
+        };
+        self.rings = table.services.iter().map(ring).collect();
     }
 
     /// The row of a flow, and whether this node is its primary.

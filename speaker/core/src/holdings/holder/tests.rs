@@ -51,14 +51,31 @@ fn rows_with_flows_of_other_primaries() {
     let table = table(&["a", "b"]);
     let ring = &table.services[&web()].ring;
     let mut holder = Holder::new("a", KEY, HOUR);
-    let said = holder.announce(&table, flows(50), false, at(0));
     let mut expected: Vec<u32> = flows(50).into_iter().map(|flow| row(&table, flow)).collect();
     expected.sort_unstable();
     expected.dedup();
     let others: Vec<u32> = expected.iter().copied().filter(|&row| ring.primary(row) != Some("a")).collect();
+    // While the ring is new, all: there may be the next one in a moment.
+    assert_eq!(told(&holder.announce(&table, flows(50), false, at(0))), expected);
+    assert_eq!(told(&holder.announce(&table, flows(50), false, at(9))), expected);
+    let said = holder.announce(&table, flows(50), false, at(10));
     assert_eq!((told(&said), said.expired, said.holdings.digest), (others, 0, table.digest));
     // While tables differ, all: by the other table the primary may be another.
-    assert_eq!(told(&holder.announce(&table, flows(50), true, at(1))), expected);
+    assert_eq!(told(&holder.announce(&table, flows(50), true, at(11))), expected);
+}
+
+#[test]
+fn another_ring_begins_the_time_anew_and_another_service_does_not() {
+    let (one, two) = (table(&["a", "b"]), table(&["a", "b", "c"]));
+    let mut holder = Holder::new("a", KEY, HOUR);
+    let all = told(&holder.announce(&one, flows(50), false, at(0))).len();
+    assert!(told(&holder.announce(&one, flows(50), false, at(30))).len() < all);
+    assert_eq!(told(&holder.announce(&two, flows(50), false, at(31))).len(), all);
+    assert!(told(&holder.announce(&two, flows(50), false, at(60))).len() < all);
+    let other = ServiceKey { port: [0, 81], ..web() };
+    let mut with_another = table(&["a", "b", "c"]);
+    with_another.services.insert(other, one.services[&web()].clone());
+    assert!(told(&holder.announce(&with_another, flows(50), false, at(61))).len() < all);
 }
 
 #[test]
@@ -81,13 +98,14 @@ fn what_no_service_has_is_not_told() {
 fn beyond_the_window_flows_are_counted_and_not_told() {
     let (own, lost) = (table(&["a"]), table(&["b"]));
     let mut holder = Holder::new("a", KEY, HOUR);
-    assert_eq!(told(&holder.announce(&own, flows(9), false, at(0))), []);
-    let rows = told(&holder.announce(&lost, flows(9), false, at(10)));
-    assert_eq!(told(&holder.announce(&lost, flows(9), false, at(3610))), rows);
-    let late = holder.announce(&lost, flows(9), false, at(3611));
+    holder.announce(&own, flows(9), false, at(0));
+    assert_eq!(told(&holder.announce(&own, flows(9), false, at(10))), []);
+    let rows = told(&holder.announce(&lost, flows(9), false, at(20)));
+    assert_eq!(told(&holder.announce(&lost, flows(9), false, at(3620))), rows);
+    let late = holder.announce(&lost, flows(9), false, at(3621));
     assert_eq!((told(&late).len(), late.expired), (0, 9));
-    holder.announce(&own, flows(9), false, at(3620));
-    let again = holder.announce(&lost, flows(9), false, at(3630));
+    holder.announce(&own, flows(9), false, at(3630));
+    let again = holder.announce(&lost, flows(9), false, at(3640));
     assert_eq!((told(&again), again.expired), (rows, 0));
 }
 
