@@ -72,7 +72,8 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
     loop {
         let first = endpoints.borrow_and_update().clone();
         let due = again.is_some_and(|again| again <= Instant::now());
-        if due || first.lost_since(&judged) {
+        let changed = first.lost_since(&judged);
+        if due || changed {
             sleep(GRACE).await;
             // The node may have been listed a moment later than its pods: doubt begins late.
             let last = endpoints.borrow().clone();
@@ -82,7 +83,8 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
                     counts.forgotten.fetch_add(forgotten, Ordering::Relaxed);
                     say(forgotten, unnamed, counts.unnamed.swap(unnamed, Ordering::Relaxed));
                     judged = first;
-                    again = (unnamed > 0).then(|| Instant::now() + AGAIN.max(began.elapsed() * SHARE));
+                    // And once after every change: connections may have been opened to such pods meanwhile (`Lingering`).
+                    again = (unnamed > 0 || changed).then(|| Instant::now() + AGAIN.max(began.elapsed() * SHARE));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "flows to pods that are gone may go into a hole, trying again");
@@ -105,8 +107,10 @@ fn say(forgotten: u64, unnamed: u64, before: u64) {
     if forgotten > 0 {
         tracing::info!(flows = forgotten, "forgot flows whose pod is gone");
     }
-    if (unnamed > 0) != (before > 0) {
-        tracing::info!(flows = unnamed, "flows stay with pods that nobody names any more and that live");
+    match (before, unnamed) {
+        (0, 1..) => tracing::info!(flows = unnamed, "flows stay with pods that nobody names any more and that live"),
+        (1.., 0) => tracing::info!("no flows are left with pods that nobody names"),
+        _ => {}
     }
 }
 
@@ -128,18 +132,18 @@ struct Outcome {
     unnamed: u64,
 }
 
-/// UDP flows at once, they do well with another pod. TCP flows when their pod has not answered.
+/// UDP flows at once, they do well with another pod; what closed connections left as well. Open connections when their pod has not answered.
 async fn forget(lost: Lost) -> io::Result<Outcome> {
     let lost = Arc::new(lost);
-    let udp = lost.clone();
+    let first = lost.clone();
     let (forgotten, pods) = blocking(move || {
         let mut pods = BTreeSet::new();
-        let forgotten = conntrack::forget(udp.now.vips(), |flow| {
-            let lost = udp.has(flow);
-            if lost && flow.tcp.is_some() && pods.len() < MAX_ASKED {
+        let forgotten = conntrack::forget(first.now.vips(), |flow| {
+            let (lost, open) = (first.has(flow), is_open(flow));
+            if lost && open && pods.len() < MAX_ASKED {
                 pods.insert(flow.pod);
             }
-            lost && flow.tcp.is_none()
+            lost && !open
         })?;
         Ok((forgotten, pods))
     })
@@ -156,15 +160,19 @@ async fn forget(lost: Lost) -> io::Result<Outcome> {
     let (tcp, unnamed) = blocking(move || {
         let mut unnamed = 0;
         let forgotten = conntrack::forget(lost.now.vips(), |flow| {
-            let lost = flow.tcp.is_some() && lost.has(flow);
+            let lost = is_open(flow) && lost.has(flow);
             let gone = lost && silent.contains(&flow.pod);
-            unnamed += u64::from(lost && !gone && !flow.is_closed());
+            unnamed += u64::from(lost && !gone);
             gone
         })?;
         Ok((forgotten, unnamed))
     })
     .await?;
     Ok(Outcome { forgotten: (forgotten + tcp) as u64, unnamed })
+}
+
+fn is_open(flow: &Flow) -> bool {
+    flow.tcp.is_some() && !flow.is_closed()
 }
 
 /// A kernel with this address answers its clients itself, one way or the other.
