@@ -21,6 +21,7 @@ fn promises_hold_beside_kube_proxy_iptables() {
             ("all speakers killed", 1, steps::all_speakers_killed),
             ("nftables table and XDP link deleted", 1, steps::nft_and_xdp_deleted),
             ("no pod ready", 1, steps::no_pod_ready),
+            ("selector to other pods and back", 1, steps::selector_changes),
             ("without Sheave", 1, steps::baseline),
             ("client address after it all", 1, steps::client_address),
         ],

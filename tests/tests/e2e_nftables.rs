@@ -27,6 +27,7 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("all speakers killed", 1, steps::all_speakers_killed),
             ("nftables table and XDP link deleted", 1, steps::nft_and_xdp_deleted),
             ("no pod ready", 1, steps::no_pod_ready),
+            ("selector to other pods and back", 1, steps::selector_changes),
             ("API server lost on one node", 1, steps::api_lost_on_one_node),
             ("controller failover", 2, steps::controller_failover),
             ("pool exhaustion", 2, steps::pool_exhaustion),

@@ -127,6 +127,11 @@ pub fn no_pod_ready(scene: &Scene) -> Result<String> {
     survived(scene, survive::pods::none_ready_and_back)
 }
 
+/// Blue and green.
+pub fn selector_changes(scene: &Scene) -> Result<String> {
+    survived(scene, survive::pods::selector)
+}
+
 /// UDP too: kube-proxy deletes the entries of flows whose pods it takes for dead.
 pub fn api_lost_on_one_node(scene: &Scene) -> Result<String> {
     survived(scene, survive::late::scaled)
