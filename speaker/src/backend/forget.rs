@@ -77,14 +77,13 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
             sleep(GRACE).await;
             // The node may have been listed a moment later than its pods: doubt begins late.
             let last = endpoints.borrow().clone();
-            let began = Instant::now();
             match forget(Lost { then: first.clone(), now: last }).await {
-                Ok(Outcome { forgotten, unnamed }) => {
+                Ok(Outcome { forgotten, unnamed, reading }) => {
                     counts.forgotten.fetch_add(forgotten, Ordering::Relaxed);
                     say(forgotten, unnamed, counts.unnamed.swap(unnamed, Ordering::Relaxed));
                     judged = first;
                     // And once after every change: connections may have been opened to such pods meanwhile (`Lingering`).
-                    again = (unnamed > 0 || changed).then(|| Instant::now() + AGAIN.max(began.elapsed() * SHARE));
+                    again = (unnamed > 0 || changed).then(|| Instant::now() + AGAIN.max(reading * SHARE));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "flows to pods that are gone may go into a hole, trying again");
@@ -130,12 +129,15 @@ struct Outcome {
     forgotten: u64,
     /// Flows whose pod is asked again later.
     unnamed: u64,
+    /// How long it took to read conntrack once.
+    reading: Duration,
 }
 
 /// UDP flows at once, they do well with another pod; what closed connections left as well. Open connections when their pod has not answered.
 async fn forget(lost: Lost) -> io::Result<Outcome> {
     let lost = Arc::new(lost);
     let first = lost.clone();
+    let began = Instant::now();
     let (forgotten, pods) = blocking(move || {
         let mut pods = BTreeSet::new();
         let forgotten = conntrack::forget(first.now.vips(), |flow| {
@@ -148,8 +150,9 @@ async fn forget(lost: Lost) -> io::Result<Outcome> {
         Ok((forgotten, pods))
     })
     .await?;
+    let reading = began.elapsed();
     if pods.is_empty() {
-        return Ok(Outcome { forgotten: forgotten as u64, unnamed: 0 });
+        return Ok(Outcome { forgotten: forgotten as u64, unnamed: 0, reading });
     }
     let silent: BTreeSet<_> = stream::iter(pods)
         .map(|pod| async move { (pod, is_there(pod).await) })
@@ -168,7 +171,7 @@ async fn forget(lost: Lost) -> io::Result<Outcome> {
         Ok((forgotten, unnamed))
     })
     .await?;
-    Ok(Outcome { forgotten: (forgotten + tcp) as u64, unnamed })
+    Ok(Outcome { forgotten: (forgotten + tcp) as u64, unnamed, reading })
 }
 
 fn is_open(flow: &Flow) -> bool {
@@ -200,6 +203,6 @@ const TRIES: u32 = 3;
 /// Pods that are asked at most, and at the same time. The flows of others wait for the next look.
 const MAX_ASKED: usize = 4096;
 const ASKED_AT_ONCE: usize = 64;
-/// Between two looks for the sake of pods that nobody names; a look takes at most this part of the time.
+/// Between two looks for the sake of pods that nobody names; reading takes at most this part of the time.
 const AGAIN: Duration = Duration::from_secs(2);
 const SHARE: u32 = 20;
