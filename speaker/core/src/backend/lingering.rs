@@ -25,7 +25,7 @@ struct Seen {
 }
 
 impl Lingering {
-    /// For how long: until the last node has surely heard.
+    /// For how long. A node that hears of it later than that is refused.
     pub const TIME: Duration = Duration::from_secs(1);
 
     /// Adds what lingers to a plan.

@@ -7,6 +7,7 @@
 
 mod faults;
 mod node;
+mod random;
 mod sums;
 mod world;
 

@@ -6,12 +6,13 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{ALTERNATES, Ask, MAX_ROWS, ServiceKey, Travel, row_of, siphash13};
+use ebpf_common::{ALTERNATES, Ask, MAX_ROWS, ServiceKey, Travel, row_of};
 use sheave_ebpf::chance::{Origin, Step};
 use sheave_ebpf::parse::{Content, Tcp};
 
 use super::faults::Op;
 use super::node::*;
+use super::random::Random;
 use super::sums::Sums;
 use crate::forwarding::history::Saved;
 use crate::time::{Duration, Instant};
@@ -91,15 +92,6 @@ pub enum Outcome {
         hops: usize,
     },
     Vanished,
-}
-
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(1);
-        siphash13(&[7, 7], self.0, 0) as usize % end.max(1)
-    }
 }
 
 /// A row: the service port, how many rows its ring has, and which it is.
