@@ -7,7 +7,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use kube::Client;
 use nix::sys::resource::{Resource, setrlimit};
 use speaker_core::announce::{self, Announcer};
 use speaker_core::backend::Uplink;
@@ -19,12 +18,14 @@ use speaker_core::holdings::holder::Holder;
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::name::NodeName;
 use speaker_core::presence::{self, Presence};
+use speaker_core::view::endpoints::api_servers;
 use speaker_core::view::{Change, Event, Kind, View};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
+use crate::apiserver::ApiServer;
 use crate::args::{PathArgs, RunArgs, UdpUnserved};
 use crate::backend::Backend;
 use crate::backend::nft::Nft;
@@ -75,8 +76,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let uplink = net.uplink(args.interface.as_deref(), args.node_ip).await?;
     let listener = admin::bind(args.admin_listen()).await?;
     let kube = kube::Config::infer().await.map_err(|error| anyhow!("configure the Kubernetes client: {error}"))?;
-    let client = Client::try_from(kube.clone()).context("Kubernetes client")?;
-    let writer = status::client(kube).context("Kubernetes client")?;
+    let writer = status::client(kube.clone()).context("Kubernetes client")?;
     info!(%node, interface = uplink.name, mac = %uplink.mac, carrier = uplink.carrier, epoch, "starting");
 
     // (iii) Where packets go.
@@ -169,12 +169,15 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    tokio::spawn(watch::run(client, events_sender, in_doubt));
+    let remembered = disk.load_view();
+    let (servers, known) = tokio::sync::watch::channel(remembered.as_ref().map(api_servers).unwrap_or_default());
+    tokio::spawn(watch::run(ApiServer::new(kube, known), events_sender, in_doubt));
     let (updates, updates_receiver) = mpsc::unbounded_channel();
     tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
     let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
     let server = tokio::spawn(admin::serve(listener, admin));
-    let serving = Serving { node, disk, commands, sync: sync_sender, metrics, updates, reports, events };
+    let serving =
+        Serving { node, disk, remembered, servers, commands, sync: sync_sender, metrics, updates, reports, events };
     serving.run(&mut net, uplink.index, ends, server).await
 }
 
@@ -198,6 +201,10 @@ fn present(remembered: Option<&Remembered>) -> BTreeSet<NodeName> {
 struct Serving {
     node: NodeName,
     disk: StateDir,
+    /// The view of the speaker before this one, until there is another.
+    remembered: Option<View>,
+    /// Where API servers are, for those who look for one.
+    servers: tokio::sync::watch::Sender<Vec<SocketAddrV4>>,
     commands: Commands,
     sync: mpsc::UnboundedSender<Message>,
     metrics: Arc<Metrics>,
@@ -257,10 +264,12 @@ impl Serving {
         self.commands.send(driver::Command::Leave)
     }
 
-    fn publish(&self, views: &mut Views) -> Result<()> {
+    fn publish(&mut self, views: &mut Views) -> Result<()> {
         if !views.complete() || !std::mem::take(&mut views.changed) {
             return Ok(());
         }
+        self.remembered = None;
+        self.servers.send_replace(api_servers(&views.view));
         let first = !std::mem::replace(&mut views.published, true);
         if first {
             info!(nodes = views.view.nodes().len(), vips = views.view.vips().len(), "full view");
@@ -273,8 +282,8 @@ impl Serving {
     }
 
     /// The API server has not answered: what was true when it last did is the best there is.
-    fn fall_back(&self, views: &mut Views) -> Result<()> {
-        match self.disk.load_view() {
+    fn fall_back(&mut self, views: &mut Views) -> Result<()> {
+        match self.remembered.take() {
             Some(view) => {
                 warn!(
                     nodes = view.nodes().len(),

@@ -4,6 +4,7 @@
 //! (speaker-core) → io/; (iii) where packets go: dataplane/sync.rs → forwarding (speaker-core) → dataplane/maps.rs → ebpf/.
 
 mod admin;
+mod apiserver;
 mod app;
 mod args;
 mod backend;

@@ -1,12 +1,13 @@
 //! Kubernetes watches into view events. The API server is only a source of desired state: when it is gone, nothing is sent
 //! and the last view goes on serving.
 //!
-//! A watch whose connection hangs looks like one on which nothing happens, until TCP sends again: 20 s after a cut of 30 s. The
+//! Where an API server answers, [`ApiServer`] finds out. A watch whose connection hangs looks like one on which nothing happens, until TCP sends again: 20 s after a cut of 30 s. The
 //! other nodes notice (`speaker_core::freshness`); then new connections are made.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -26,128 +27,165 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-/// A watch that cannot reach the API server says so once, not at every retry.
-struct Reachability {
-    kind: Kind,
-    failing: bool,
-}
+use crate::apiserver::ApiServer;
 
-/// Between attempts to reach the API server, and the time that it has for an answer.
+/// Between attempts to reach the API server: doubled after each, up to this, while nothing says that others hear it.
 const ATTEMPT: Duration = Duration::from_secs(1);
+const ATTEMPT_MAX: Duration = Duration::from_secs(8);
+/// A watch that has had no answer for so long is begun anew wherever an API server answers.
+const UNANSWERED: Duration = Duration::from_secs(5);
 /// Between renewals of the watches that do not end the doubt: somebody else is out of date, or everybody.
 const RENEWAL: Duration = Duration::from_secs(10);
 const RENEWAL_MAX: Duration = Duration::from_secs(300);
 
-/// Keeps the four watches for as long as somebody may doubt them. While it is in doubt whether they hear the API server, they are begun
-/// anew as soon as it answers on a connection of its own.
-pub async fn run(client: Client, events: mpsc::Sender<Event>, mut in_doubt: watch::Receiver<bool>) {
-    let mut watches = start(&client, &events);
-    let mut pause = RENEWAL;
+/// Keeps the four watches. While it is in doubt whether they hear the API server, or they have no answer from it, they are begun anew as
+/// soon as it answers on a connection of its own.
+pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut in_doubt: watch::Receiver<bool>) {
+    let mut watches = JoinSet::new();
+    let (mut unanswered, mut why) = (Unanswered::default(), "the speaker begins");
+    let (mut attempt, mut pause) = (ATTEMPT, RENEWAL);
     loop {
-        if in_doubt.wait_for(|doubt| *doubt).await.is_err() {
-            return;
-        }
-        match reach().await {
-            Ok(client) => {
-                info!("other nodes go by another view: the watches are begun anew");
+        match server.reach().await {
+            Ok((client, url)) => {
+                info!(%url, why, "the watches begin");
                 // Nothing of the old ones may come behind the new lists.
                 watches.shutdown().await;
-                watches = start(&client, &events);
+                unanswered = Unanswered::default();
+                watches = start(&client, &events, &unanswered);
+                attempt = ATTEMPT;
                 let certain = timeout(pause, in_doubt.wait_for(|doubt| !*doubt));
                 pause = if certain.await.is_ok() { RENEWAL } else { RENEWAL_MAX.min(2 * pause) };
             }
             Err(error) => {
-                debug!(error = format!("{error:#}"), "other nodes go by another view; the API server does not answer");
-                sleep(ATTEMPT).await;
+                debug!(error = format!("{error:#}"), why, "the API server does not answer");
+                sleep(attempt).await;
+                attempt = if *in_doubt.borrow() { ATTEMPT } else { ATTEMPT_MAX.min(2 * attempt) };
                 pause = RENEWAL;
             }
         }
-    }
-}
-
-/// A client whose connection works.
-async fn reach() -> anyhow::Result<Client> {
-    let client = Client::try_default().await?;
-    match timeout(ATTEMPT, client.apiserver_version()).await? {
-        // A refusal is an answer.
-        Ok(_) | Err(kube::Error::Api(_)) => Ok(client),
-        Err(error) => Err(error.into()),
+        if watches.is_empty() {
+            continue;
+        }
+        why = tokio::select! {
+            doubt = in_doubt.wait_for(|doubt| *doubt) => match doubt {
+                Ok(_) => "other nodes go by another view",
+                Err(_) => return,
+            },
+            () = unanswered.lasts() => "no answer",
+        };
     }
 }
 
 /// Each first sends a full list ([`Event::Relisted`]). They end when the set is dropped.
 #[must_use]
-fn start(client: &Client, events: &mpsc::Sender<Event>) -> JoinSet<()> {
+fn start(client: &Client, events: &mpsc::Sender<Event>, unanswered: &Unanswered) -> JoinSet<()> {
+    let with = |kind| Watch { kind, client: client.clone(), events: events.clone(), unanswered: unanswered.clone() };
     let mut watches = JoinSet::new();
-    watches.spawn(follow::<Node>(client.clone(), events.clone(), Kind::Node, node));
-    watches.spawn(follow::<Service>(client.clone(), events.clone(), Kind::Service, service));
-    watches.spawn(follow::<EndpointSlice>(client.clone(), events.clone(), Kind::EndpointSlice, slice));
-    watches.spawn(follow::<VirtualIP>(client.clone(), events.clone(), Kind::VirtualIp, virtual_ip));
+    watches.spawn(with(Kind::Node).follow::<Node>(node));
+    watches.spawn(with(Kind::Service).follow::<Service>(service));
+    watches.spawn(with(Kind::EndpointSlice).follow::<EndpointSlice>(slice));
+    watches.spawn(with(Kind::VirtualIp).follow::<VirtualIP>(virtual_ip));
     watches
+}
+
+/// Which watches have no answer from the API server. A refusal is an answer.
+#[derive(Clone, Default)]
+struct Unanswered(Arc<watch::Sender<BTreeSet<Kind>>>);
+
+impl Unanswered {
+    fn set(&self, kind: Kind, unanswered: bool) {
+        self.0.send_if_modified(|kinds| if unanswered { kinds.insert(kind) } else { kinds.remove(&kind) });
+    }
+
+    /// Returns when some watch has had no answer for [`UNANSWERED`].
+    async fn lasts(&self) {
+        let mut kinds = self.0.subscribe();
+        loop {
+            // An error would mean that the sender is gone; it is held here.
+            let _ = kinds.wait_for(|kinds| !kinds.is_empty()).await;
+            if timeout(UNANSWERED, kinds.wait_for(BTreeSet::is_empty)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+struct Watch {
+    kind: Kind,
+    client: Client,
+    events: mpsc::Sender<Event>,
+    unanswered: Unanswered,
 }
 
 /// What an object means to the view: its key, and the object unless it does not concern us.
 type Convert<K> = fn(K) -> Option<(Key, Option<Object>)>;
 
-async fn follow<K>(client: Client, events: mpsc::Sender<Event>, kind: Kind, convert: Convert<K>)
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    let stream = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
-    let mut stream = std::pin::pin!(stream);
-    let mut listed = Vec::new();
-    let mut reachability = Reachability { kind, failing: false };
-    while let Some(item) = stream.next().await {
-        let event = match item {
-            Ok(event) => event,
-            Err(error) => {
-                reachability.failed(&error);
-                continue;
+impl Watch {
+    async fn follow<K>(self, convert: Convert<K>)
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        let stream = watcher(Api::<K>::all(self.client.clone()), watcher::Config::default()).default_backoff();
+        let mut stream = std::pin::pin!(stream);
+        let mut listed = Vec::new();
+        let mut failing = false;
+        while let Some(item) = stream.next().await {
+            let event = match item {
+                Ok(event) => event,
+                Err(error) => {
+                    self.failed(&error, std::mem::replace(&mut failing, true));
+                    continue;
+                }
+            };
+            // `Init` says only that a list will be asked for.
+            if !matches!(event, watcher::Event::Init) && std::mem::take(&mut failing) {
+                self.unanswered.set(self.kind, false);
+                info!(kind = ?self.kind, "watch works again");
             }
-        };
-        // `Init` says only that a list will be asked for.
-        if !matches!(event, watcher::Event::Init) {
-            reachability.succeeded();
+            let event = match event {
+                watcher::Event::Init => {
+                    listed.clear();
+                    continue;
+                }
+                watcher::Event::InitApply(object) => {
+                    listed.extend(convert(object).and_then(|(_, object)| object));
+                    continue;
+                }
+                watcher::Event::InitDone => Event::Relisted(self.kind, std::mem::take(&mut listed)),
+                watcher::Event::Apply(object) => match convert(object) {
+                    Some((_, Some(object))) => Event::Apply(object),
+                    Some((key, None)) => Event::Delete(key),
+                    None => continue,
+                },
+                watcher::Event::Delete(object) => match convert(object) {
+                    Some((key, _)) => Event::Delete(key),
+                    None => continue,
+                },
+            };
+            if self.events.send(event).await.is_err() {
+                return;
+            }
         }
-        let event = match event {
-            watcher::Event::Init => {
-                listed.clear();
-                continue;
-            }
-            watcher::Event::InitApply(object) => {
-                listed.extend(convert(object).and_then(|(_, object)| object));
-                continue;
-            }
-            watcher::Event::InitDone => Event::Relisted(kind, std::mem::take(&mut listed)),
-            watcher::Event::Apply(object) => match convert(object) {
-                Some((_, Some(object))) => Event::Apply(object),
-                Some((key, None)) => Event::Delete(key),
-                None => continue,
-            },
-            watcher::Event::Delete(object) => match convert(object) {
-                Some((key, _)) => Event::Delete(key),
-                None => continue,
-            },
-        };
-        if events.send(event).await.is_err() {
-            return;
+    }
+
+    /// Says so once, not at every retry.
+    fn failed(&self, error: &watcher::Error, again: bool) {
+        self.unanswered.set(self.kind, is_unanswered(error));
+        if again {
+            debug!(kind = ?self.kind, %error, "watch still fails");
+        } else {
+            warn!(kind = ?self.kind, %error, "watch failed; the last known state goes on serving");
         }
     }
 }
 
-impl Reachability {
-    fn succeeded(&mut self) {
-        if std::mem::take(&mut self.failing) {
-            tracing::info!(kind = ?self.kind, "watch works again");
+fn is_unanswered(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
+            !matches!(error, kube::Error::Api(_))
         }
-    }
-
-    fn failed(&mut self, error: &watcher::Error) {
-        if !std::mem::replace(&mut self.failing, true) {
-            warn!(kind = ?self.kind, %error, "watch failed; the last known state goes on serving");
-        } else {
-            debug!(kind = ?self.kind, %error, "watch still fails");
-        }
+        _ => false,
     }
 }
 

@@ -7,7 +7,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, SocketAddrV4};
 
 use ebpf_common::ServiceKey;
 use sha2::{Digest, Sha256};
@@ -103,6 +103,20 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
         }
     }
     (frontends, refusals.into_iter().collect())
+}
+
+/// Where API servers listen: the endpoints of the Service `default/kubernetes`, which they write themselves. Ready ones only.
+pub fn api_servers(view: &View) -> Vec<SocketAddrV4> {
+    let slices =
+        view.slices().iter().filter(|(name, slice)| name.namespace == "default" && slice.service == "kubernetes");
+    let servers: BTreeSet<SocketAddrV4> = slices
+        .flat_map(|(_, slice)| {
+            let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            let ready = slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready);
+            ready.flat_map(move |endpoint| ports.clone().map(|port| SocketAddrV4::new(endpoint.address, port.port)))
+        })
+        .collect();
+    servers.into_iter().collect()
 }
 
 /// What the API server says of packets: the nodes, and every frontend with its pods. Never 0. Nodes compare it (`freshness`): whoever

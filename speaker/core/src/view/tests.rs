@@ -3,7 +3,7 @@ use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
 
-use super::endpoints::{Reason, frontends, service_key};
+use super::endpoints::{Reason, api_servers, frontends, service_key};
 use super::example::*;
 use super::*;
 
@@ -130,6 +130,26 @@ fn what_cannot_be_sent_to_is_left_out_and_named() {
 }
 
 /// Nodes of different versions compare it: when this vector changes, so does `wire::holdings::VERSION`.
+#[test]
+fn api_servers_are_the_ready_endpoints_of_their_service() {
+    let at = |n| Endpoint { address: Ipv4Addr::new(192, 0, 2, n), node: None, conditions: Conditions::READY };
+    let unready = Endpoint { conditions: UNREADY, ..at(9) };
+    let slice = |namespace: &str, endpoints: &[Endpoint]| {
+        let ports = [("https", 6443, Protocol::Tcp), ("quic", 6443, Protocol::Udp)];
+        let ports = ports.map(|(name, port, protocol)| Port { name: name.into(), port, protocol }).into();
+        let slice = EndpointSlice { service: "kubernetes".into(), ports, endpoints: endpoints.into() };
+        Object::EndpointSlice(ObjectName::new(namespace, "kubernetes"), slice)
+    };
+    let mut view = view([ready("a", 1)]);
+    assert_eq!(api_servers(&view), []);
+    view.handle(Event::Apply(slice("somebody", &[at(7)])));
+    view.handle(Event::Apply(slice("default", &[at(2), unready, at(1)])));
+    assert_eq!(
+        api_servers(&view).iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["192.0.2.1:6443", "192.0.2.2:6443"]
+    );
+}
+
 #[test]
 fn the_digest_is_of_what_concerns_packets() {
     let of = |view: &View| endpoints::digest(view, &frontends(view).0);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::watch::{Options, Watch};
+use super::workload::{restart, wait_rolled_out};
 use super::{Setup, Survival, survive, whole};
 use crate::lab::Fault;
 use crate::lab::plan::kubernetes_bin;
@@ -61,6 +62,31 @@ pub fn upgraded(scene: &Scene, setup: &Setup) -> Result<Survival> {
         watch.note(&format!("pinned: {}", maps.split_whitespace().collect::<Vec<_>>().join(" ")));
         sleep(AFTERWARDS);
         Ok(())
+    })
+}
+
+/// Where kube-proxy's rules are gone, nobody reaches the API server by the Service's address. There a speaker is killed, and while that one
+/// begins every pod is replaced: whoever goes by what it knew before hands new connections to pods that are gone.
+pub fn without_kube_proxy(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    let node = &scene.nodes[setup.repetition % scene.nodes.len()];
+    survive(scene, setup, Options::REOPEN, |watch| {
+        watch.fault(&format!("{node} without kube-proxy and its rules"))?;
+        for fault in [Fault::KubeProxyStop { node: node.clone() }, Fault::KubeProxyFlush { node: node.clone() }] {
+            scene.lab.fault(fault)?;
+        }
+        let before = pids(scene)?[node];
+        watch.fault(&format!("the speaker of {node} is killed"))?;
+        scene.lab.fault(Fault::KillSpeaker { node: node.clone() })?;
+        watch.note("every pod is replaced");
+        restart(scene)?;
+        let began = wait_new_speaker(scene, node, before, STARTS_WITHIN).and_then(|_| wait_speakers(scene));
+        watch.note("all speakers are ready");
+        let rolled_out = wait_rolled_out(scene);
+        sleep(AFTERWARDS);
+        watch.note(&format!("{node} with kube-proxy"));
+        scene.lab.fault(Fault::KubeProxyStart { node: node.clone() })?;
+        sleep(AFTERWARDS);
+        began.and(rolled_out)
     })
 }
 

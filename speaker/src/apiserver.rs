@@ -1,0 +1,100 @@
+//! How the API server is reached: by the address that every pod is given, which is a Service's and needs kube-proxy, or directly.
+//!
+//! Read first: docs/decisions/0013. A speaker must be able to begin on a node whose kube-proxy is not there: it would go by what its
+//! predecessor knew, and hand new connections to pods that are gone. The addresses behind the Service `default/kubernetes` are part
+//! of the view, which is on disk.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use kube::{Client, Config};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+/// What an API server has for its answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The configured address comes first by so much.
+const HEAD_START: Duration = Duration::from_millis(300);
+/// As many servers are asked at most.
+const MAX_SERVERS: usize = 8;
+
+pub struct ApiServer {
+    config: Config,
+    /// Where else, as the view says.
+    known: watch::Receiver<Vec<SocketAddrV4>>,
+}
+
+impl ApiServer {
+    pub fn new(config: Config, known: watch::Receiver<Vec<SocketAddrV4>>) -> Self {
+        Self { config, known }
+    }
+
+    /// A client whose connection works, and to where: by preference the configured address.
+    pub async fn reach(&self) -> Result<(Client, String)> {
+        let known = self.known.borrow().iter().take(MAX_SERVERS).map(|server| direct(&self.config, *server)).collect();
+        let direct: Vec<Result<Config>> = known;
+        let configured = (Duration::ZERO, Ok(self.config.clone()));
+        let all = std::iter::once(configured).chain(direct.into_iter().map(|config| (HEAD_START, config)));
+        let mut attempts: FuturesUnordered<_> = all.map(|(wait, config)| ask(wait, config)).collect();
+        let mut errors = Vec::new();
+        while let Some(attempt) = attempts.next().await {
+            match attempt {
+                Ok(reached) => return Ok(reached),
+                Err(error) => errors.push(format!("{error:#}")),
+            }
+        }
+        Err(anyhow!("{}", errors.join("; ")))
+    }
+}
+
+async fn ask(wait: Duration, config: Result<Config>) -> Result<(Client, String)> {
+    let config = config?;
+    let url = config.cluster_url.to_string();
+    sleep(wait).await;
+    let client = Client::try_from(config).context("Kubernetes client")?;
+    match timeout(PATIENCE, client.apiserver_version()).await.with_context(|| url.clone())? {
+        // A refusal is an answer.
+        Ok(_) | Err(kube::Error::Api(_)) => Ok((client, url)),
+        Err(error) => Err(error).context(url),
+    }
+}
+
+/// The certificate must be the same as at the configured address: whoever can write EndpointSlices does not become the API server.
+fn direct(config: &Config, server: SocketAddrV4) -> Result<Config> {
+    let mut direct = config.clone();
+    let host = config.cluster_url.host().map(|host| host.trim_matches(['[', ']']).to_owned());
+    direct.tls_server_name = direct.tls_server_name.or(host);
+    direct.cluster_url = format!("https://{server}").parse().with_context(|| server.to_string())?;
+    Ok(direct)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_direct_address_must_have_the_certificate_of_the_configured_one() {
+        let server = SocketAddrV4::new([192, 0, 2, 1].into(), 6443);
+        for (url, name) in
+            [("https://10.96.0.1", "10.96.0.1"), ("https://api:6443", "api"), ("https://[fd00::1]:443", "fd00::1")]
+        {
+            let config = direct(&Config::new(url.parse().unwrap()), server).unwrap();
+            assert_eq!(config.cluster_url.to_string(), "https://192.0.2.1:6443/");
+            assert_eq!(config.tls_server_name.as_deref(), Some(name));
+        }
+        let mut named = Config::new("https://10.96.0.1".parse().unwrap());
+        named.tls_server_name = Some("kubernetes".into());
+        assert_eq!(direct(&named, server).unwrap().tls_server_name.as_deref(), Some("kubernetes"));
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_answer_is_named() {
+        let (_sender, known) = watch::channel(vec![SocketAddrV4::new([127, 0, 0, 1].into(), 1)]);
+        let server = ApiServer::new(Config::new("https://127.0.0.1:2".parse().unwrap()), known);
+        let error = server.reach().await.err().expect("nobody listens").to_string();
+        assert!(error.contains("https://127.0.0.1:2") && error.contains("https://127.0.0.1:1"), "{error}");
+    }
+}
