@@ -4,12 +4,16 @@
 //! either way. The others know: they go by another view than it, and it does not follow. Such a node asks the API server anew; if
 //! that does not help it is *stale*: it gets no new flows (as if its speaker were absent, `presence`) and keeps those it has.
 //!
+//! A node whose own pods have changed since it last went by the present view, and that says nothing new, hands new flows to pods that are
+//! gone, be its speaker dead, begun without an API server, or cut off. It is stale after [`Freshness::OUTDATED`], or at once if it does not even speak.
+//!
 //! The view of more than half of the nodes that speak counts as the present one. A node that follows late is not stale: it must have
 //! gone by one and the same other view all the time. For [`Freshness::DOUBT`], and it is *in doubt* and asks the API server; for
 //! [`Freshness::STALE`], and it is stale: rows move only if asking has not helped. Where no view has a majority (two nodes) all are
 //! in doubt and nobody is stale.
 
 use alloc::collections::BTreeMap;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::name::NodeName;
@@ -19,6 +23,8 @@ use crate::time::{Duration, Instant};
 #[derive(Debug, Default)]
 pub struct Freshness {
     nodes: BTreeMap<NodeName, Said>,
+    /// The digest of each node's pods, as this node sees them.
+    pods: BTreeMap<String, u64>,
 }
 
 #[derive(Debug)]
@@ -29,6 +35,10 @@ struct Said {
     behind: Option<Instant>,
     /// Not a view that a majority has.
     doubted: Option<Instant>,
+    /// The digest of its pods when it last went by the present view, or was first heard of.
+    pods: u64,
+    /// They are others now, and it has said nothing new since then.
+    outdated: Option<Instant>,
     stale: bool,
 }
 
@@ -37,20 +47,28 @@ impl Freshness {
     pub const DOUBT: Duration = Duration::from_secs(2);
     /// For how long before it gets no new flows.
     pub const STALE: Duration = Duration::from_secs(10);
+    /// For how long it may say nothing new while its own pods are others.
+    pub const OUTDATED: Duration = Duration::from_secs(2);
     /// Whoever has not spoken for so long does not count.
     const SILENT: Duration = Duration::from_secs(3);
+
+    /// The digest of each node's pods by the view of this node; nodes without any are left out.
+    pub fn sees(&mut self, pods: BTreeMap<String, u64>) {
+        self.pods = pods;
+    }
 
     /// A node goes by this view now; 0: by none yet. Whether that is news.
     pub fn says(&mut self, node: &NodeName, view: u64, now: Instant) -> bool {
         if view == 0 {
             return false;
         }
-        let said = self.nodes.entry(node.clone()).or_insert_with(|| Said::new(now));
+        let pods = pods_of(&self.pods, node);
+        let said = self.nodes.entry(node.clone()).or_insert_with(|| Said::new(pods, now));
         said.spoke = now;
         let news = core::mem::replace(&mut said.view, view) != view;
         if news {
             // It hears the API server; whether it is behind is open again.
-            (said.behind, said.doubted) = (None, None);
+            (said.behind, said.doubted, said.outdated) = (None, None, None);
         }
         news
     }
@@ -72,9 +90,11 @@ impl Freshness {
         self.nodes.get(node).map_or(0, |said| said.view)
     }
 
-    /// To be called at least once a second. Who is stale from now on, and who no longer.
-    pub fn judge(&mut self, now: Instant) -> (Vec<NodeName>, Vec<NodeName>) {
-        let present = self.majority(now);
+    /// To be called at least once a second, and after every `sees`, by the node of this name. Who is stale from now on, and who no longer.
+    pub fn judge(&mut self, own: &NodeName, now: Instant) -> (Vec<NodeName>, Vec<NodeName>) {
+        // Whoever hears nobody may itself be the one that did not run.
+        let hears = self.nodes.iter().any(|(node, said)| node != own && said.speaks(now));
+        let (present, own) = (self.majority(now), self.view(own));
         let (mut stale, mut fresh) = (Vec::new(), Vec::new());
         for (node, said) in &mut self.nodes {
             match present {
@@ -87,7 +107,17 @@ impl Freshness {
                 // Nobody knows; what was known holds.
                 None => _ = said.doubted.get_or_insert(now),
             }
-            let is_stale = said.behind.is_some_and(|since| now.since(since) >= Self::STALE);
+            let pods = pods_of(&self.pods, node);
+            if said.view == own || said.speaks(now) && Some(said.view) == present {
+                (said.pods, said.outdated) = (pods, None);
+            } else if said.pods == pods {
+                said.outdated = None;
+            } else {
+                said.outdated.get_or_insert(now);
+            }
+            let lasts = |since: Option<Instant>, time| since.is_some_and(|since| now.since(since) >= time);
+            let outdated = if said.speaks(now) || !hears { Self::OUTDATED } else { Duration::ZERO };
+            let is_stale = lasts(said.behind, Self::STALE) || lasts(said.outdated, outdated);
             if core::mem::replace(&mut said.stale, is_stale) != is_stale {
                 if is_stale { &mut stale } else { &mut fresh }.push(node.clone());
             }
@@ -112,9 +142,13 @@ impl Freshness {
     }
 }
 
+fn pods_of(pods: &BTreeMap<String, u64>, node: &NodeName) -> u64 {
+    pods.get(node.as_str()).copied().unwrap_or_default()
+}
+
 impl Said {
-    fn new(now: Instant) -> Self {
-        Self { view: 0, spoke: now, behind: None, doubted: None, stale: false }
+    fn new(pods: u64, now: Instant) -> Self {
+        Self { view: 0, spoke: now, behind: None, doubted: None, pods, outdated: None, stale: false }
     }
 
     fn speaks(&self, now: Instant) -> bool {
@@ -151,7 +185,7 @@ mod tests {
                 for (node, view) in views(second).into_iter().enumerate() {
                     self.freshness.says(&name(node), view, self.now);
                 }
-                let (stale, fresh) = self.freshness.judge(self.now);
+                let (stale, fresh) = self.freshness.judge(&name(0), self.now);
                 self.stale.extend(stale);
                 self.stale.retain(|node| !fresh.contains(node));
             }
@@ -190,6 +224,70 @@ mod tests {
         assert_eq!(lab.stale, [name(4)]);
     }
 
+    /// Node 2 is silent from second 10; one of its pods goes at second 20.
+    #[test]
+    fn whoever_is_silent_while_its_pods_change_is_stale_until_it_follows() {
+        let mut lab = Lab::new();
+        let pods = |lab: &mut Lab, digest| lab.freshness.sees([("n2".into(), digest)].into());
+        pods(&mut lab, 7);
+        lab.run(10, |_| vec![1, 1, 1]);
+        lab.run(10, |_| vec![2, 2]);
+        assert_eq!(lab.stale, [], "other pods have changed");
+        pods(&mut lab, 8);
+        lab.run(1, |_| vec![3, 3]);
+        assert_eq!(lab.stale, [name(2)]);
+        // It begins without an API server, by what it knew: that is not news.
+        lab.run(5, |_| vec![3, 3, 1]);
+        assert_eq!(lab.stale, [name(2)]);
+        lab.run(1, |_| vec![3, 3, 3]);
+        assert_eq!(lab.stale, []);
+        // It has just ended, and may be on its way: but what went is there again in time.
+        pods(&mut lab, 9);
+        lab.run(2, |_| vec![4, 4]);
+        assert_eq!(lab.stale, []);
+        pods(&mut lab, 8);
+        lab.run(9, |_| vec![5, 5]);
+        assert_eq!(lab.stale, []);
+    }
+
+    /// Everybody seems to have fallen silent: this node was asleep, and what they said waits to be read.
+    #[test]
+    fn whoever_slept_holds_nobody_for_stale_at_once() {
+        let mut lab = Lab::new();
+        lab.run(10, |_| vec![1, 1, 1]);
+        lab.now += Duration::from_secs(60);
+        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into());
+        lab.freshness.says(&name(0), 2, lab.now);
+        assert_eq!(lab.freshness.judge(&name(0), lab.now), (vec![], vec![]));
+        lab.run(5, |_| vec![2, 2, 2]);
+        assert_eq!(lab.stale, []);
+    }
+
+    /// It speaks, and says the same as before.
+    #[test]
+    fn whoever_does_not_follow_while_its_pods_change_is_stale_soon() {
+        let mut lab = Lab::new();
+        lab.run(10, |_| vec![1, 1, 1]);
+        lab.freshness.sees([("n2".into(), 1)].into());
+        lab.run(2, |_| vec![2, 2, 1]);
+        assert_eq!(lab.stale, []);
+        lab.run(1, |_| vec![2, 2, 1]);
+        assert_eq!(lab.stale, [name(2)]);
+    }
+
+    /// Our own view is the old one: others are not held for stale because they go by another.
+    #[test]
+    fn whoever_goes_by_the_view_of_most_is_not_outdated() {
+        let mut lab = Lab::new();
+        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into());
+        lab.run(5, |_| vec![1, 1, 1]);
+        lab.run(5, |_| vec![1, 2, 2]);
+        // Now we hear of pods that both have long had, and of a later change that they have not said yet.
+        lab.freshness.sees([("n1".into(), 2), ("n2".into(), 2)].into());
+        lab.run(5, |_| vec![3, 2, 2]);
+        assert_eq!(lab.stale, []);
+    }
+
     #[test]
     fn two_nodes_doubt_both_and_neither_is_stale() {
         let mut lab = Lab::new();
@@ -207,7 +305,7 @@ mod tests {
         assert_eq!(lab.stale, [name(2)]);
         assert!(lab.freshness.forget(&name(2)) && !lab.freshness.forget(&name(2)));
         lab.run(10, |_| vec![2, 2]);
-        assert_eq!((lab.freshness.view(&name(2)), lab.freshness.judge(lab.now)), (0, (vec![], vec![])));
+        assert_eq!((lab.freshness.view(&name(2)), lab.freshness.judge(&name(0), lab.now)), (0, (vec![], vec![])));
     }
 
     #[test]

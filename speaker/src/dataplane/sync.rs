@@ -322,7 +322,7 @@ impl State {
         self.dirty = false;
         self.failed = false;
         self.remember(&view);
-        self.exchange(Some(exchange::Event::View(self.table.view)))?;
+        self.exchange(Some(exchange::Event::View(self.table.viewed.clone())))?;
         debug!(writes, took = ?clock::now().since(now), availability = ?self.available, "packet path as the view says");
         Ok(true)
     }

@@ -36,7 +36,7 @@ use ebpf_common::{ServiceKey, siphash13};
 
 use crate::holdings::{Rows, Words};
 use crate::time::{Duration, Instant};
-use crate::view::endpoints::{self, Refusal, frontends};
+use crate::view::endpoints::{self, Digests, Refusal, frontends};
 use crate::view::{Affinity, View};
 use alternates::{Alternates, ByAddress, Cache, Cause};
 use history::{Former, History};
@@ -56,8 +56,8 @@ pub struct Table {
     /// Of all service ports and rings (not of the alternates, nor of what a service had that names no pod any more): equal on nodes whose
     /// tables are.
     pub digest: u64,
-    /// Of the view from which it was made; whoever is available plays no part in it.
-    pub view: u64,
+    /// Of the view from which it was made; whoever is available plays no part in them.
+    pub viewed: Digests,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,7 +160,7 @@ impl Planner {
     /// `words`: what the nodes said they hold, this one included.
     pub fn table(&mut self, view: &View, availability: &Availability, words: &Words, now: Instant) -> Table {
         let (frontends, refused) = frontends(view);
-        let viewed = endpoints::digest(view, &frontends);
+        let viewed = endpoints::digests(view, &frontends);
         let mut services = BTreeMap::new();
         let mut rings = Rings { hash_key: self.hash_key, known: &self.rings, used: Cached::new() };
         for (key, frontend) in frontends {
@@ -204,7 +204,7 @@ impl Planner {
         self.scattered.unheard.retain(|_, unheard| !unheard.nodes.is_empty());
         self.rings = rings.used;
         self.alternates = cache;
-        Table { nodes, vips: view.vips().keys().copied().collect(), services, refused, digest, view: viewed }
+        Table { nodes, vips: view.vips().keys().copied().collect(), services, refused, digest, viewed }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::freshness::Freshness;
 use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::time::{Duration, Instant};
+use crate::view::endpoints::Digests;
 use crate::wire::holdings::{Datagram, Keyring, MAX_LIST, Piece, Reject, Services, decode, encode, piece_len};
 
 /// One node's part in it.
@@ -51,8 +52,8 @@ pub struct Config {
 pub enum Event {
     /// What this node holds, by its present table. To be repeated every second, so that it counts as looked at.
     Local(Arc<Holdings>),
-    /// What the API server says (`View::digest`), once the packet path is as it says.
-    View(u64),
+    /// What the API server says, once the packet path is as it says.
+    View(Digests),
     Datagram(Vec<u8>),
     /// All other nodes of the cluster.
     Nodes(BTreeSet<NodeName>),
@@ -173,10 +174,12 @@ impl Exchange {
         self.freshness.in_doubt(&self.config.node, now)
     }
 
-    fn set_view(&mut self, view: u64, now: Instant, actions: &mut Vec<Action>) {
-        if self.freshness.says(&self.config.node, view, now) {
+    fn set_view(&mut self, viewed: Digests, now: Instant, actions: &mut Vec<Action>) {
+        self.freshness.sees(viewed.pods);
+        if self.freshness.says(&self.config.node, viewed.view, now) {
             self.send_word(now, actions);
         }
+        self.judge(now, actions);
     }
 
     fn set_local(&mut self, holdings: Arc<Holdings>, now: Instant, actions: &mut Vec<Action>) {
@@ -288,7 +291,7 @@ impl Exchange {
     fn judge(&mut self, now: Instant, actions: &mut Vec<Action>) {
         // Its own view counts as long as it runs.
         self.freshness.speaks(&self.config.node, now);
-        let (stale, fresh) = self.freshness.judge(now);
+        let (stale, fresh) = self.freshness.judge(&self.config.node, now);
         actions.extend(stale.into_iter().map(Action::Stale));
         actions.extend(fresh.into_iter().map(Action::Fresh));
     }

@@ -119,10 +119,19 @@ pub fn api_servers(view: &View) -> Vec<SocketAddrV4> {
     servers.into_iter().collect()
 }
 
-/// What the API server says of packets: the nodes, and every frontend with its pods. Never 0. Nodes compare it (`freshness`): whoever
-/// changes what is hashed changes `wire::holdings::VERSION` as well, so that two versions are not compared.
-pub fn digest(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> u64 {
+/// Of what the API server says of packets. Nodes compare it (`freshness`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Digests {
+    /// The nodes, and every frontend with its pods. Never 0. It travels: whoever changes what is hashed changes `wire::holdings::VERSION`
+    /// as well, so that two versions are not compared.
+    pub view: u64,
+    /// The pods of each node that has any, with what they serve. These do not travel.
+    pub pods: BTreeMap<String, u64>,
+}
+
+pub fn digests(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Digests {
     let mut hash = Sha256::new();
+    let mut pods_of: BTreeMap<&str, Sha256> = BTreeMap::new();
     for (node, said) in view.nodes() {
         hash.update(node);
         // No name has a 0 in it.
@@ -131,22 +140,39 @@ pub fn digest(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> u6
         hash.update([said.excluded.into()]);
     }
     for (key, Frontend { affinity, pods, .. }) in frontends {
-        let ServiceKey { addr, port, proto, pad: _ } = *key;
-        hash.update(addr);
-        hash.update(port);
-        hash.update([proto, (*affinity == Affinity::ClientIp).into()]);
+        let frontend = frontend_bytes(key, *affinity);
+        hash.update(frontend);
         hash.update((pods.len() as u64).to_be_bytes());
-        for Pod { address, port, node, conditions } in pods {
-            hash.update(address.octets());
-            hash.update(port.to_be_bytes());
-            hash.update([conditions.ready.into(), conditions.serving.into(), conditions.terminating.into()]);
-            hash.update(node);
+        for pod in pods {
+            let said = pod_bytes(pod);
+            let of_node = pods_of.entry(pod.node).or_default();
+            of_node.update(frontend);
+            of_node.update(said);
+            hash.update(said);
+            hash.update(pod.node);
             hash.update([0]);
         }
     }
+    let pods = pods_of.into_iter().map(|(node, hash)| (String::from(node), first_bytes(hash))).collect();
+    Digests { view: first_bytes(hash).max(1), pods }
+}
+
+fn frontend_bytes(key: &ServiceKey, affinity: Affinity) -> [u8; 8] {
+    let ServiceKey { addr: [a, b, c, d], port: [high, low], proto, pad: _ } = *key;
+    [a, b, c, d, high, low, proto, (affinity == Affinity::ClientIp).into()]
+}
+
+fn pod_bytes(pod: &Pod<'_>) -> [u8; 9] {
+    let Pod { address, port, conditions, node: _ } = pod;
+    let ([a, b, c, d], [high, low]) = (address.octets(), port.to_be_bytes());
+    let [ready, serving, terminating] = [conditions.ready, conditions.serving, conditions.terminating].map(u8::from);
+    [a, b, c, d, high, low, ready, serving, terminating]
+}
+
+fn first_bytes(hash: Sha256) -> u64 {
     let digest: [u8; 32] = hash.finalize().into();
     let [a, b, c, d, e, f, g, h, ..] = digest;
-    u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1)
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 pub fn service_key(vip: Ipv4Addr, port: u16, protocol: Protocol) -> ServiceKey {

@@ -152,7 +152,7 @@ fn api_servers_are_the_ready_endpoints_of_their_service() {
 
 #[test]
 fn the_digest_is_of_what_concerns_packets() {
-    let of = |view: &View| endpoints::digest(view, &frontends(view).0);
+    let of = |view: &View| endpoints::digests(view, &frontends(view).0).view;
     let known = view([ready("a", 1)]);
     assert_eq!(of(&known), 8875503696922633026);
     let changed = |event| {
@@ -176,4 +176,17 @@ fn the_digest_is_of_what_concerns_packets() {
     ];
     let digests: BTreeSet<u64> = events.into_iter().map(changed).chain([of(&known)]).collect();
     assert_eq!(digests.len(), 9);
+}
+
+#[test]
+fn the_digest_of_a_nodes_pods_is_of_these_alone() {
+    let of = |endpoints: &[Endpoint]| {
+        let view = view(endpoints);
+        endpoints::digests(&view, &frontends(&view).0).pods
+    };
+    let known = of(&[ready("a", 1), ready("b", 1)]);
+    assert_eq!(known.keys().collect::<Vec<_>>(), ["a", "b"]);
+    let other = of(&[ready("a", 1), ready("b", 1), ready("b", 2), ready("c", 1)]);
+    assert!(known["a"] == other["a"] && known["b"] != other["b"] && other.contains_key("c"));
+    assert_ne!(of(&[pod("a", 1, TERMINATING)])["a"], known["a"]);
 }

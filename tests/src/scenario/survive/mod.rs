@@ -92,7 +92,7 @@ pub struct Scenario {
 }
 
 /// In the order of the list in issue 4; then what it does not name.
-pub const SCENARIOS: [Scenario; 29] = [
+pub const SCENARIOS: [Scenario; 30] = [
     scenario("node back after 5 s", nodes::back_after_5_s),
     scenario("node back after 30 s", nodes::back_after_30_s),
     scenario("three nodes, one after the other", nodes::one_after_the_other),
@@ -120,6 +120,7 @@ pub const SCENARIOS: [Scenario; 29] = [
     scenario("selector to other pods and back", pods::selector),
     scenario("selector to no pods and back", pods::selector_of_none),
     scenario("speaker killed where kube-proxy's rules are gone", speakers::without_kube_proxy),
+    scenario("speaker frozen, pods rolled", speakers::frozen_while_rolled),
     scenario("node back beside a frozen speaker", nodes::back_beside_a_frozen_speaker),
     Scenario { repeated: false, ..scenario("random changes", random::changes) },
 ];

@@ -90,6 +90,24 @@ pub fn without_kube_proxy(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
+/// Every pod is replaced while one node's speaker does not run: its kernel goes on by a table that names pods of before.
+pub fn frozen_while_rolled(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    let node = &scene.nodes[setup.repetition % scene.nodes.len()];
+    survive(scene, setup, Options::REOPEN, |watch| {
+        watch.fault(&format!("the speaker of {node} is frozen"))?;
+        scene.lab.fault(Fault::StopSpeaker { node: node.clone() })?;
+        sleep(FROZEN_BEFORE);
+        watch.order("every pod is replaced")?;
+        restart(scene)?;
+        let rolled_out = wait_rolled_out(scene);
+        watch.note(&format!("the speaker of {node} goes on"));
+        scene.lab.fault(Fault::ContSpeaker { node: node.clone() })?;
+        wait_speakers(scene)?;
+        sleep(AFTERWARDS);
+        rolled_out
+    })
+}
+
 /// Waits for other speakers on all nodes; one that kubelet starts later, because it died often, is helped.
 fn all_are_back(watch: &mut Watch<'_>, before: &BTreeMap<String, i32>) -> Result<()> {
     let (scene, began) = (watch.scene, Instant::now());
@@ -129,4 +147,6 @@ fn provide_next(scene: &Scene, node: &str) -> Result<()> {
 const NEXT: &str = "sheave-speaker-next:lab";
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
 const HELPED_AFTER: Duration = Duration::from_secs(12);
+/// Longer than a speaker takes to begin anew (`speaker_core::freshness`, SILENT).
+const FROZEN_BEFORE: Duration = Duration::from_secs(4);
 const AFTERWARDS: Duration = Duration::from_secs(2);

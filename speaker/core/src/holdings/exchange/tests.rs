@@ -32,6 +32,11 @@ fn holdings(digest: u64, rows: impl IntoIterator<Item = u32>) -> Arc<Holdings> {
     Arc::new(Holdings { digest, partial: false, services })
 }
 
+/// A view by its digest, and the digests of nodes' pods.
+fn view<const N: usize>(view: u64, pods: [(&str, u64); N]) -> Event {
+    Event::View(Digests { view, pods: pods.map(|(node, pods)| (node.into(), pods)).into() })
+}
+
 struct Wire {
     now: Instant,
     nodes: BTreeMap<usize, Exchange>,
@@ -270,32 +275,48 @@ fn tables_that_differ_for_long_are_an_alarm() {
 fn a_node_that_does_not_follow_the_view_is_stale_for_all() {
     let mut wire = Wire::new(3);
     for node in 0..3 {
-        wire.event(node, Event::View(1));
+        wire.event(node, view(1, []));
         wire.local(node, &holdings(7, []));
     }
     wire.run(10 * SECOND);
     let doubts = |wire: &Wire| [0, 1, 2].map(|node: usize| wire.nodes[&node].in_doubt(wire.now));
     assert_eq!(doubts(&wire), [false; 3]);
     wire.log.clear();
-    (0..2).for_each(|node| wire.event(node, Event::View(2)));
+    (0..2).for_each(|node| wire.event(node, view(2, [])));
     wire.run(12 * SECOND);
     wire.log.sort_by_key(|(node, _)| *node);
     assert_eq!(wire.log, [0, 1, 2].map(|node| (node, Action::Stale(name(2)))));
     assert_eq!(doubts(&wire), [false, false, true]);
     wire.log.clear();
-    wire.event(2, Event::View(2));
+    wire.event(2, view(2, []));
     wire.run(SECOND);
     wire.log.sort_by_key(|(node, _)| *node);
     assert_eq!(wire.log, [0, 1, 2].map(|node| (node, Action::Fresh(name(2)))));
     assert_eq!(doubts(&wire), [false; 3]);
 }
 
+/// Its speaker is gone, and so is a pod that its table names.
+#[test]
+fn a_silent_node_whose_pods_are_others_is_stale() {
+    let mut wire = Wire::new(3);
+    (0..3).for_each(|node| wire.event(node, view(1, [("n1", 1), ("n2", 1)])));
+    wire.run(10 * SECOND);
+    wire.nodes.remove(&2);
+    (0..2).for_each(|node| wire.event(node, view(2, [("n1", 2), ("n2", 1)])));
+    wire.run(60 * SECOND);
+    assert_eq!(wire.log, [], "its table is right");
+    (0..2).for_each(|node| wire.event(node, view(3, [("n1", 2)])));
+    wire.run(4 * SECOND);
+    wire.log.sort_by_key(|(node, _)| *node);
+    assert_eq!(wire.log, [0, 1].map(|node| (node, Action::Stale(name(2)))));
+}
+
 #[test]
 fn whoever_leaves_the_cluster_is_not_stale_any_more() {
     let mut wire = Wire::new(4);
-    (0..4).for_each(|node| wire.event(node, Event::View(1)));
+    (0..4).for_each(|node| wire.event(node, view(1, [])));
     wire.run(SECOND);
-    (0..3).for_each(|node| wire.event(node, Event::View(2)));
+    (0..3).for_each(|node| wire.event(node, view(2, [])));
     wire.run(12 * SECOND);
     wire.log.clear();
     wire.event(0, Event::Nodes([name(1), name(2)].into()));

@@ -20,7 +20,7 @@ use crate::name::NodeName;
 use crate::standing::Standing;
 use crate::time::{Duration, Instant};
 use crate::view::View;
-use crate::view::endpoints::frontends;
+use crate::view::endpoints::{Digests, frontends};
 use crate::wire::seal::{Key, Keyring};
 
 pub const HASH_KEY: [u64; 2] = [3, 4];
@@ -267,8 +267,8 @@ impl Speaker {
         self.standing.set(down, absent, blank, now);
     }
 
-    /// The digest of the view.
-    fn plan(&mut self, view: &View, kernel: &mut Kernel, now: Instant) -> u64 {
+    /// The digests of the view.
+    fn plan(&mut self, view: &View, kernel: &mut Kernel, now: Instant) -> Digests {
         let (frontends, _) = frontends(view);
         let own = name(self.node);
         kernel.backends.clear();
@@ -290,7 +290,7 @@ impl Speaker {
         }
         let table = self.planner.table(view, &self.available, &self.exchange.words(), now);
         (self.dirty, self.planned, self.ready) = (false, now, true);
-        let viewed = table.view;
+        let viewed = table.viewed.clone();
         kernel.table = Some(table);
         viewed
     }
