@@ -18,7 +18,7 @@ use speaker_core::holdings::holder::Holder;
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::name::NodeName;
 use speaker_core::presence::{self, Presence};
-use speaker_core::view::endpoints::api_servers;
+use speaker_core::view::endpoints::{api_servers, digests, frontends};
 use speaker_core::view::{Change, Event, Kind, View};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -96,6 +96,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let (sync_sender, sync_receiver) = mpsc::unbounded_channel();
     let (doubt_sender, in_doubt) = tokio::sync::watch::channel(false);
     let remembered = disk.load_forwarding();
+    let last_view = disk.load_view();
     let window = args.drain_window();
     let sync = Sync {
         node: args.node_name.clone(),
@@ -124,6 +125,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         keys: keys.adverts.clone(),
         interval: HOLDINGS_INTERVAL,
         differ: TABLES_DIFFER,
+        pods: last_view.as_ref().map(|view| digests(view, &frontends(view).0).pods).unwrap_or_default(),
     };
     let exchange = Exchange::new(exchange, clock::now());
     let group = SocketAddrV4::new(args.heartbeat_group, args.holdings_port);
@@ -169,15 +171,14 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    let remembered = disk.load_view();
-    let (servers, known) = tokio::sync::watch::channel(remembered.as_ref().map(api_servers).unwrap_or_default());
+    let (servers, known) = tokio::sync::watch::channel(last_view.as_ref().map(api_servers).unwrap_or_default());
     tokio::spawn(watch::run(ApiServer::new(kube, known), events_sender, in_doubt));
     let (updates, updates_receiver) = mpsc::unbounded_channel();
     tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
     let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
     let server = tokio::spawn(admin::serve(listener, admin));
     let serving =
-        Serving { node, disk, remembered, servers, commands, sync: sync_sender, metrics, updates, reports, events };
+        Serving { node, disk, last_view, servers, commands, sync: sync_sender, metrics, updates, reports, events };
     serving.run(&mut net, uplink.index, ends, server).await
 }
 
@@ -202,7 +203,7 @@ struct Serving {
     node: NodeName,
     disk: StateDir,
     /// The view of the speaker before this one, until there is another.
-    remembered: Option<View>,
+    last_view: Option<View>,
     /// Where API servers are, for those who look for one.
     servers: tokio::sync::watch::Sender<Vec<SocketAddrV4>>,
     commands: Commands,
@@ -268,7 +269,7 @@ impl Serving {
         if !views.complete() || !std::mem::take(&mut views.changed) {
             return Ok(());
         }
-        self.remembered = None;
+        self.last_view = None;
         self.servers.send_replace(api_servers(&views.view));
         let first = !std::mem::replace(&mut views.published, true);
         if first {
@@ -283,7 +284,7 @@ impl Serving {
 
     /// The API server has not answered: what was true when it last did is the best there is.
     fn fall_back(&mut self, views: &mut Views) -> Result<()> {
-        match self.remembered.take() {
+        match self.last_view.take() {
             Some(view) => {
                 warn!(
                     nodes = view.nodes().len(),

@@ -12,7 +12,7 @@
 //! [`Freshness::STALE`], and it is stale: rows move only if asking has not helped. Where no view has a majority (two nodes) all are
 //! in doubt and nobody is stale.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -52,6 +52,12 @@ impl Freshness {
     /// Whoever has not spoken for so long does not count.
     const SILENT: Duration = Duration::from_secs(3);
 
+    /// `pods`: as the speaker before this one saw them last. Whoever is not heard any more goes by them.
+    pub fn new(pods: BTreeMap<String, u64>, now: Instant) -> Self {
+        let known = pods.iter().filter_map(|(node, digest)| Some((NodeName::new(node)?, Said::new(*digest, now))));
+        Self { nodes: known.collect(), pods }
+    }
+
     /// The digest of each node's pods by the view of this node; nodes without any are left out.
     pub fn sees(&mut self, pods: BTreeMap<String, u64>) {
         self.pods = pods;
@@ -80,9 +86,10 @@ impl Freshness {
         }
     }
 
-    /// It is no longer a node of this cluster. Whether it was stale.
-    pub fn forget(&mut self, node: &NodeName) -> bool {
-        self.nodes.remove(node).is_some_and(|said| said.stale)
+    /// These are the nodes of the cluster, beside this one. Who was stale and is none of them.
+    pub fn retain(&mut self, own: &NodeName, nodes: &BTreeSet<NodeName>) -> Vec<NodeName> {
+        let gone = self.nodes.extract_if(.., |node, _| node != own && !nodes.contains(node));
+        gone.filter(|(_, said)| said.stale).map(|(node, _)| node).collect()
     }
 
     /// By which this node goes; 0: by none yet.
@@ -152,7 +159,7 @@ impl Said {
     }
 
     fn speaks(&self, now: Instant) -> bool {
-        now.since(self.spoke) <= Freshness::SILENT
+        self.view != 0 && now.since(self.spoke) <= Freshness::SILENT
     }
 }
 
@@ -250,6 +257,19 @@ mod tests {
         assert_eq!(lab.stale, []);
     }
 
+    /// Node 2 fell silent before this speaker began, and its pods changed while there was none here.
+    #[test]
+    fn whoever_is_not_heard_any_more_goes_by_the_pods_of_before() {
+        let mut lab = Lab::new();
+        lab.freshness = Freshness::new([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
+        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into());
+        lab.run(60, |_| vec![1, 1]);
+        assert_eq!(lab.stale, []);
+        lab.freshness.sees([("n1".into(), 2), ("n2".into(), 2)].into());
+        lab.run(1, |_| vec![2, 2]);
+        assert_eq!(lab.stale, [name(2)]);
+    }
+
     /// Everybody seems to have fallen silent: this node was asleep, and what they said waits to be read.
     #[test]
     fn whoever_slept_holds_nobody_for_stale_at_once() {
@@ -303,7 +323,9 @@ mod tests {
         lab.run(10, |_| vec![1, 1, 1, 1, 1]);
         lab.run(14, |_| vec![2, 2, 1]);
         assert_eq!(lab.stale, [name(2)]);
-        assert!(lab.freshness.forget(&name(2)) && !lab.freshness.forget(&name(2)));
+        let others = [name(1)].into();
+        assert_eq!(lab.freshness.retain(&name(0), &others), [name(2)]);
+        assert_eq!(lab.freshness.retain(&name(0), &others), []);
         lab.run(10, |_| vec![2, 2]);
         assert_eq!((lab.freshness.view(&name(2)), lab.freshness.judge(&name(0), lab.now)), (0, (vec![], vec![])));
     }

@@ -46,6 +46,8 @@ pub struct Config {
     pub interval: Duration,
     /// For how long tables may differ before it is an alarm.
     pub differ: Duration,
+    /// The digest of each node's pods (`Digests::pods`), as the speaker before this one saw them last.
+    pub pods: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +123,8 @@ struct Assembly {
 
 impl Exchange {
     /// Sends nothing before the first `Event::Tick`, which is due at once.
-    pub fn new(config: Config, now: Instant) -> Self {
+    pub fn new(mut config: Config, now: Instant) -> Self {
+        let freshness = Freshness::new(core::mem::take(&mut config.pods), now);
         Self {
             config,
             started: now,
@@ -129,7 +132,7 @@ impl Exchange {
             own: None,
             nodes: None,
             peers: BTreeMap::new(),
-            freshness: Freshness::default(),
+            freshness,
             next_beat: now,
             next_list: None,
             last_list: None,
@@ -201,13 +204,11 @@ impl Exchange {
         let gone: Vec<NodeName> = self.peers.keys().filter(|node| !nodes.contains(node)).cloned().collect();
         for node in gone {
             let peer = self.peers.remove(&node);
-            if self.freshness.forget(&node) {
-                actions.push(Action::Fresh(node.clone()));
-            }
             if peer.is_some_and(|peer| peer.word.is_some()) {
                 actions.push(Action::Changed(node));
             }
         }
+        actions.extend(self.freshness.retain(&self.config.node, &nodes).into_iter().map(Action::Fresh));
         self.nodes = Some(nodes);
     }
 

@@ -21,6 +21,7 @@ fn config(node: usize, epoch: u64) -> Config {
         keys: Keyring { current: Key { id: 1, secret: [1; 32] }, other: None },
         interval: Duration::from_secs(1),
         differ: Duration::from_secs(5),
+        pods: BTreeMap::new(),
     }
 }
 

@@ -119,8 +119,17 @@ pub struct Sight {
 }
 
 impl Speaker {
-    /// `saved`: its history, from the disk. `booted`: it is the first since its node booted, and has to hear from the others anew who is there.
-    pub fn new(node: usize, epoch: u64, saved: Option<&Saved>, nodes: usize, booted: bool, now: Instant) -> Self {
+    /// `saved`: its history, from the disk. `last`: the table that the kernel goes by; none if it is the first speaker since the node booted, which
+    /// has to hear from the others anew who is there.
+    pub fn new(
+        node: usize,
+        epoch: u64,
+        saved: Option<&Saved>,
+        last: Option<&Table>,
+        nodes: usize,
+        now: Instant,
+    ) -> Self {
+        let booted = last.is_none();
         let history = match saved {
             Some(saved) => History::restore(saved, WINDOW, BOOT, now).expect("what was saved can be read"),
             None => History::new(WINDOW),
@@ -134,6 +143,7 @@ impl Speaker {
             keys: Keyring { current: Key { id: 1, secret: [1; 32] }, other: None },
             interval: Duration::from_secs(1),
             differ: Duration::from_secs(5),
+            pods: last.map(|table| table.viewed.pods.clone()).unwrap_or_default(),
         };
         let mut exchange = Exchange::new(config, now);
         let others = (0..nodes).filter(|other| *other != node).map(node_name).collect();

@@ -427,9 +427,9 @@ impl World {
         let (now, nodes) = (self.now, self.machines.len());
         let machine = &mut self.machines[node];
         if let (Some(kernel), None) = (&machine.kernel, &machine.speaker) {
-            let booted = kernel.table.is_none();
             machine.epoch += 1;
-            machine.speaker = Some(Speaker::new(node, machine.epoch, machine.disk.as_ref(), nodes, booted, now));
+            let (saved, last) = (machine.disk.as_ref(), kernel.table.as_ref());
+            machine.speaker = Some(Speaker::new(node, machine.epoch, saved, last, nodes, now));
         }
     }
 
