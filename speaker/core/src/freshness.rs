@@ -73,8 +73,9 @@ impl Freshness {
         said.spoke = now;
         let news = core::mem::replace(&mut said.view, view) != view;
         if news {
-            // It hears the API server; whether it is behind is open again.
-            (said.behind, said.doubted, said.outdated) = (None, None, None);
+            // It hears the API server; whether it is behind is open again. One that was given up has to agree first.
+            (said.behind, said.doubted) = (None, None);
+            said.outdated = said.outdated.filter(|_| said.stale);
         }
         news
     }
@@ -243,8 +244,9 @@ mod tests {
         pods(&mut lab, 8);
         lab.run(1, |_| vec![3, 3]);
         assert_eq!(lab.stale, [name(2)]);
-        // It begins without an API server, by what it knew: that is not news.
+        // It begins without an API server, by what it knew, or reads what waited for it, one thing after the other.
         lab.run(5, |_| vec![3, 3, 1]);
+        lab.run(2, |second| vec![3, 3, 11 + second as u64]);
         assert_eq!(lab.stale, [name(2)]);
         lab.run(1, |_| vec![3, 3, 3]);
         assert_eq!(lab.stale, []);
