@@ -14,8 +14,6 @@ use kube::{Client, Config};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// What an API server has for its answer.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// The configured address comes first by so much.
 const HEAD_START: Duration = Duration::from_millis(300);
 /// As many servers are asked at most.
@@ -32,13 +30,13 @@ impl ApiServer {
         Self { config, known }
     }
 
-    /// A client whose connection works, and to where: by preference the configured address.
-    pub async fn reach(&self) -> Result<(Client, String)> {
+    /// A client whose connection works, and to where: by preference the configured address. Each server has `patience` for its answer.
+    pub async fn reach(&self, patience: Duration) -> Result<(Client, String)> {
         let known = self.known.borrow().iter().take(MAX_SERVERS).map(|server| direct(&self.config, *server)).collect();
         let direct: Vec<Result<Config>> = known;
         let configured = (Duration::ZERO, Ok(self.config.clone()));
         let all = std::iter::once(configured).chain(direct.into_iter().map(|config| (HEAD_START, config)));
-        let mut attempts: FuturesUnordered<_> = all.map(|(wait, config)| ask(wait, config)).collect();
+        let mut attempts: FuturesUnordered<_> = all.map(|(wait, config)| ask(wait, patience, config)).collect();
         let mut errors = Vec::new();
         while let Some(attempt) = attempts.next().await {
             match attempt {
@@ -50,12 +48,12 @@ impl ApiServer {
     }
 }
 
-async fn ask(wait: Duration, config: Result<Config>) -> Result<(Client, String)> {
+async fn ask(wait: Duration, patience: Duration, config: Result<Config>) -> Result<(Client, String)> {
     let config = config?;
     let url = config.cluster_url.to_string();
     sleep(wait).await;
     let client = Client::try_from(config).context("Kubernetes client")?;
-    match timeout(PATIENCE, client.apiserver_version()).await.with_context(|| url.clone())? {
+    match timeout(patience, client.apiserver_version()).await.with_context(|| url.clone())? {
         // A refusal is an answer.
         Ok(_) | Err(kube::Error::Api(_)) => Ok((client, url)),
         Err(error) => Err(error).context(url),
@@ -94,7 +92,7 @@ mod tests {
     async fn whoever_does_not_answer_is_named() {
         let (_sender, known) = watch::channel(vec![SocketAddrV4::new([127, 0, 0, 1].into(), 1)]);
         let server = ApiServer::new(Config::new("https://127.0.0.1:2".parse().unwrap()), known);
-        let error = server.reach().await.err().expect("nobody listens").to_string();
+        let error = server.reach(Duration::from_secs(1)).await.err().expect("nobody listens").to_string();
         assert!(error.contains("https://127.0.0.1:2") && error.contains("https://127.0.0.1:1"), "{error}");
     }
 }

@@ -29,9 +29,11 @@ use tracing::{debug, info, warn};
 
 use crate::apiserver::ApiServer;
 
-/// Between attempts to reach the API server: doubled after each, up to this, while nothing says that others hear it.
+/// What the API server has for its answer, and the time until it is asked again: doubled after each attempt, since a busy one may need long.
 const ATTEMPT: Duration = Duration::from_secs(1);
 const ATTEMPT_MAX: Duration = Duration::from_secs(8);
+/// The same while other nodes hear it and this one may not.
+const ATTEMPT_MAX_IN_DOUBT: Duration = Duration::from_secs(2);
 /// A watch that has had no answer for so long is begun anew wherever an API server answers.
 const UNANSWERED: Duration = Duration::from_secs(5);
 /// Between renewals of the watches that do not end the doubt: somebody else is out of date, or everybody.
@@ -45,7 +47,7 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut in_doubt: w
     let (mut unanswered, mut why) = (Unanswered::default(), "the speaker begins");
     let (mut attempt, mut pause) = (ATTEMPT, RENEWAL);
     loop {
-        match server.reach().await {
+        match server.reach(attempt).await {
             Ok((client, url)) => {
                 info!(%url, why, "the watches begin");
                 // Nothing of the old ones may come behind the new lists.
@@ -59,7 +61,8 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut in_doubt: w
             Err(error) => {
                 debug!(error = format!("{error:#}"), why, "the API server does not answer");
                 sleep(attempt).await;
-                attempt = if *in_doubt.borrow() { ATTEMPT } else { ATTEMPT_MAX.min(2 * attempt) };
+                let most = if *in_doubt.borrow() { ATTEMPT_MAX_IN_DOUBT } else { ATTEMPT_MAX };
+                attempt = most.min(2 * attempt);
                 pause = RENEWAL;
             }
         }
