@@ -5,7 +5,9 @@
 //! that does not help it is *stale*: it gets no new flows (as if its speaker were absent, `presence`) and keeps those it has.
 //!
 //! A node whose own pods have changed since it last went by the present view, and that says nothing new, hands new flows to pods that are
-//! gone, be its speaker dead, begun without an API server, or cut off. It is stale after [`Freshness::OUTDATED`], or at once if it does not even speak.
+//! gone, be its speaker dead, begun without an API server, or cut off. It is stale after [`Freshness::OUTDATED`], or at once if it does not even speak,
+//! until it goes by the present view again. (Where the view changes all the time two nodes may never be found with the same one; there whoever
+//! says something new again and again knows what is older than that.)
 //!
 //! The view of more than half of the nodes that speak counts as the present one. A node that follows late is not stale: it must have
 //! gone by one and the same other view all the time. For [`Freshness::DOUBT`], and it is *in doubt* and asks the API server; for
@@ -23,8 +25,8 @@ use crate::time::{Duration, Instant};
 #[derive(Debug, Default)]
 pub struct Freshness {
     nodes: BTreeMap<NodeName, Said>,
-    /// The digest of each node's pods, as this node sees them.
-    pods: BTreeMap<String, u64>,
+    /// The digest of each node's pods as this node sees them, and since when.
+    pods: BTreeMap<String, (u64, Instant)>,
 }
 
 #[derive(Debug)]
@@ -35,6 +37,8 @@ struct Said {
     behind: Option<Instant>,
     /// Not a view that a majority has.
     doubted: Option<Instant>,
+    /// Began to say something new, and did so last: no longer than `OUTDATED` lies between two of these.
+    news: Option<(Instant, Instant)>,
     /// The digest of its pods when it last went by the present view, or was first heard of.
     pods: u64,
     /// They are others now, and it has said nothing new since then.
@@ -55,12 +59,18 @@ impl Freshness {
     /// `pods`: as the speaker before this one saw them last. Whoever is not heard any more goes by them.
     pub fn new(pods: BTreeMap<String, u64>, now: Instant) -> Self {
         let known = pods.iter().filter_map(|(node, digest)| Some((NodeName::new(node)?, Said::new(*digest, now))));
-        Self { nodes: known.collect(), pods }
+        let mut freshness = Self { nodes: known.collect(), pods: BTreeMap::new() };
+        freshness.sees(pods, now);
+        freshness
     }
 
     /// The digest of each node's pods by the view of this node; nodes without any are left out.
-    pub fn sees(&mut self, pods: BTreeMap<String, u64>) {
-        self.pods = pods;
+    pub fn sees(&mut self, pods: BTreeMap<String, u64>, now: Instant) {
+        let known = core::mem::take(&mut self.pods);
+        let since = |node: &String, digest| {
+            known.get(node).filter(|(same, _)| *same == digest).map_or(now, |(_, since)| *since)
+        };
+        self.pods = pods.into_iter().map(|(node, digest)| (node.clone(), (digest, since(&node, digest)))).collect();
     }
 
     /// A node goes by this view now; 0: by none yet. Whether that is news.
@@ -68,7 +78,7 @@ impl Freshness {
         if view == 0 {
             return false;
         }
-        let pods = pods_of(&self.pods, node);
+        let (pods, _) = pods_of(&self.pods, node);
         let said = self.nodes.entry(node.clone()).or_insert_with(|| Said::new(pods, now));
         said.spoke = now;
         let news = core::mem::replace(&mut said.view, view) != view;
@@ -76,6 +86,8 @@ impl Freshness {
             // It hears the API server; whether it is behind is open again. One that was given up has to agree first.
             (said.behind, said.doubted) = (None, None);
             said.outdated = said.outdated.filter(|_| said.stale);
+            let began = said.news.filter(|(_, last)| now.since(*last) < Self::OUTDATED).map_or(now, |(began, _)| began);
+            said.news = Some((began, now));
         }
         news
     }
@@ -115,17 +127,19 @@ impl Freshness {
                 // Nobody knows; what was known holds.
                 None => _ = said.doubted.get_or_insert(now),
             }
-            let pods = pods_of(&self.pods, node);
-            if said.view == own || said.speaks(now) && Some(said.view) == present {
+            let (pods, since) = pods_of(&self.pods, node);
+            let agrees = said.view == own || said.speaks(now) && Some(said.view) == present;
+            if agrees || said.follows(now) && now.since(since) >= Self::OUTDATED {
                 (said.pods, said.outdated) = (pods, None);
             } else if said.pods == pods {
                 said.outdated = None;
             } else {
                 said.outdated.get_or_insert(now);
             }
-            let lasts = |since: Option<Instant>, time| since.is_some_and(|since| now.since(since) >= time);
-            let outdated = if said.speaks(now) || !hears { Self::OUTDATED } else { Duration::ZERO };
-            let is_stale = lasts(said.behind, Self::STALE) || lasts(said.outdated, outdated);
+            let behind = said.behind.is_some_and(|since| now.since(since) >= Self::STALE);
+            let at_once = said.stale || hears && !said.speaks(now);
+            let outdated = said.outdated.is_some_and(|since| at_once || now.since(since) >= Self::OUTDATED);
+            let is_stale = behind || outdated;
             if core::mem::replace(&mut said.stale, is_stale) != is_stale {
                 if is_stale { &mut stale } else { &mut fresh }.push(node.clone());
             }
@@ -150,13 +164,20 @@ impl Freshness {
     }
 }
 
-fn pods_of(pods: &BTreeMap<String, u64>, node: &NodeName) -> u64 {
-    pods.get(node.as_str()).copied().unwrap_or_default()
+fn pods_of(pods: &BTreeMap<String, (u64, Instant)>, node: &NodeName) -> (u64, Instant) {
+    pods.get(node.as_str()).copied().unwrap_or((0, Instant::ZERO))
 }
 
 impl Said {
     fn new(pods: u64, now: Instant) -> Self {
-        Self { view: 0, spoke: now, behind: None, doubted: None, pods, outdated: None, stale: false }
+        Self { view: 0, spoke: now, behind: None, doubted: None, news: None, pods, outdated: None, stale: false }
+    }
+
+    /// It has said something new again and again for `OUTDATED`, up to now.
+    fn follows(&self, now: Instant) -> bool {
+        self.news.is_some_and(|(began, last)| {
+            now.since(began) >= Freshness::OUTDATED && now.since(last) < Freshness::OUTDATED
+        })
     }
 
     fn speaks(&self, now: Instant) -> bool {
@@ -236,7 +257,7 @@ mod tests {
     #[test]
     fn whoever_is_silent_while_its_pods_change_is_stale_until_it_follows() {
         let mut lab = Lab::new();
-        let pods = |lab: &mut Lab, digest| lab.freshness.sees([("n2".into(), digest)].into());
+        let pods = |lab: &mut Lab, digest| lab.freshness.sees([("n2".into(), digest)].into(), lab.now);
         pods(&mut lab, 7);
         lab.run(10, |_| vec![1, 1, 1]);
         lab.run(10, |_| vec![2, 2]);
@@ -259,15 +280,41 @@ mod tests {
         assert_eq!(lab.stale, []);
     }
 
+    /// No two nodes are ever found with the same view, and every one's pods change now and then.
+    #[test]
+    fn whoever_follows_a_view_that_changes_all_the_time_is_not_stale() {
+        let mut lab = Lab::new();
+        for round in 0..20 {
+            lab.freshness.sees([("n1".into(), round), ("n2".into(), round)].into(), lab.now);
+            lab.run(5, |second| {
+                let view = 100 * round + 10 * second as u64;
+                vec![view + 1, view + 2, view + 3]
+            });
+            assert_eq!(lab.stale, []);
+        }
+        // Its speaker begins anew, which takes five seconds; its pods are those that it knew.
+        lab.run(5, |second| vec![5001 + 10 * second as u64, 5002 + 10 * second as u64]);
+        assert_eq!(lab.stale, []);
+        // One of them goes meanwhile: then it is stale until it has followed for a while.
+        lab.freshness.sees([("n1".into(), 20), ("n2".into(), 21)].into(), lab.now);
+        let follow = |second: usize| [1, 2, 3].map(|node| 6000 + 10 * second as u64 + node).to_vec();
+        lab.run(1, |second| follow(second)[..2].to_vec());
+        assert_eq!(lab.stale, [name(2)]);
+        lab.run(2, |second| follow(second + 1));
+        assert_eq!(lab.stale, [name(2)]);
+        lab.run(1, |second| follow(second + 3));
+        assert_eq!(lab.stale, []);
+    }
+
     /// Node 2 fell silent before this speaker began, and its pods changed while there was none here.
     #[test]
     fn whoever_is_not_heard_any_more_goes_by_the_pods_of_before() {
         let mut lab = Lab::new();
         lab.freshness = Freshness::new([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
-        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into());
+        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
         lab.run(60, |_| vec![1, 1]);
         assert_eq!(lab.stale, []);
-        lab.freshness.sees([("n1".into(), 2), ("n2".into(), 2)].into());
+        lab.freshness.sees([("n1".into(), 2), ("n2".into(), 2)].into(), lab.now);
         lab.run(1, |_| vec![2, 2]);
         assert_eq!(lab.stale, [name(2)]);
     }
@@ -278,7 +325,7 @@ mod tests {
         let mut lab = Lab::new();
         lab.run(10, |_| vec![1, 1, 1]);
         lab.now += Duration::from_secs(60);
-        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into());
+        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
         lab.freshness.says(&name(0), 2, lab.now);
         assert_eq!(lab.freshness.judge(&name(0), lab.now), (vec![], vec![]));
         lab.run(5, |_| vec![2, 2, 2]);
@@ -290,7 +337,7 @@ mod tests {
     fn whoever_does_not_follow_while_its_pods_change_is_stale_soon() {
         let mut lab = Lab::new();
         lab.run(10, |_| vec![1, 1, 1]);
-        lab.freshness.sees([("n2".into(), 1)].into());
+        lab.freshness.sees([("n2".into(), 1)].into(), lab.now);
         lab.run(2, |_| vec![2, 2, 1]);
         assert_eq!(lab.stale, []);
         lab.run(1, |_| vec![2, 2, 1]);
@@ -301,11 +348,11 @@ mod tests {
     #[test]
     fn whoever_goes_by_the_view_of_most_is_not_outdated() {
         let mut lab = Lab::new();
-        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into());
+        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
         lab.run(5, |_| vec![1, 1, 1]);
         lab.run(5, |_| vec![1, 2, 2]);
         // Now we hear of pods that both have long had, and of a later change that they have not said yet.
-        lab.freshness.sees([("n1".into(), 2), ("n2".into(), 2)].into());
+        lab.freshness.sees([("n1".into(), 2), ("n2".into(), 2)].into(), lab.now);
         lab.run(5, |_| vec![3, 2, 2]);
         assert_eq!(lab.stale, []);
     }

@@ -178,7 +178,7 @@ impl Exchange {
     }
 
     fn set_view(&mut self, viewed: Digests, now: Instant, actions: &mut Vec<Action>) {
-        self.freshness.sees(viewed.pods);
+        self.freshness.sees(viewed.pods, now);
         if self.freshness.says(&self.config.node, viewed.view, now) {
             self.send_word(now, actions);
         }
