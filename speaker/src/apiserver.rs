@@ -32,10 +32,10 @@ impl ApiServer {
 
     /// A client whose connection works, and to where: by preference the configured address. Each server has `patience` for its answer.
     pub async fn reach(&self, patience: Duration) -> Result<(Client, String)> {
-        let known = self.known.borrow().iter().take(MAX_SERVERS).map(|server| direct(&self.config, *server)).collect();
-        let direct: Vec<Result<Config>> = known;
+        let servers = self.known.borrow().clone();
         let configured = (Duration::ZERO, Ok(self.config.clone()));
-        let all = std::iter::once(configured).chain(direct.into_iter().map(|config| (HEAD_START, config)));
+        let known = servers.into_iter().take(MAX_SERVERS).map(|server| (HEAD_START, direct(&self.config, server)));
+        let all = std::iter::once(configured).chain(known);
         let mut attempts: FuturesUnordered<_> = all.map(|(wait, config)| ask(wait, patience, config)).collect();
         let mut errors = Vec::new();
         while let Some(attempt) = attempts.next().await {

@@ -41,7 +41,7 @@ struct Said {
     news: Option<(Instant, Instant)>,
     /// The digest of its pods when it last went by the present view, or was first heard of.
     pods: u64,
-    /// They are others now, and it has said nothing new since then.
+    /// They are others now, and it has said nothing new since then; or it was stale when it did.
     outdated: Option<Instant>,
     stale: bool,
 }
