@@ -179,6 +179,7 @@ const VALUES: &[(&str, Value, bool)] = &[
     ("longest without acknowledgement, ms", |side| side.longest_unacknowledged_ms, true),
     ("longest the client itself did not run, ms", |side| side.client_late_ms, false),
     ("new ones failed later than 300 ms", |side| side.new_failed_later as f64, true),
+    ("… as their pod's program was late", |side| side.new_server_late as f64, false),
     ("UDP: silent at the end", |side| side.udp.silent as f64, false),
     ("UDP: longest gap, same pod, ms", |side| side.udp.longest_gap_ms, false),
     ("UDP: longest gap, to the next pod, ms", |side| side.udp.longest_gap_to_next_ms, false),

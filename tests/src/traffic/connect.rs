@@ -91,6 +91,8 @@ struct Attempt {
     connected_ns: Option<u64>,
     ended_ns: u64,
     error: Option<String>,
+    /// See [`Failure::server_late`].
+    server_late: bool,
 }
 
 impl Attempt {
@@ -101,11 +103,16 @@ impl Attempt {
         tokio::pin!(greeted);
         let outcome = timeout(within, &mut greeted).await;
         let ended_ns = now_ns();
+        let mut server_late = false;
         let error = match outcome {
             Ok(outcome) => outcome.err().map(|error| error.to_string()),
             Err(_) => {
                 let then = match timeout(AFTERWARDS, &mut greeted).await {
-                    Ok(Ok(_)) => "greeted".to_owned(),
+                    Ok(Ok(greeting)) => {
+                        let waited_ns = (greeting.waited_ms * 1e6) as u64;
+                        server_late = now_ns() - begun_ns < waited_ns + within.as_nanos() as u64;
+                        format!("greeted by a pod that let it wait for {:.0} ms,", greeting.waited_ms)
+                    }
                     Ok(Err(error)) => error.to_string(),
                     Err(_) => "still nothing".to_owned(),
                 };
@@ -118,7 +125,7 @@ impl Attempt {
             }
             None => format!("{error}; not connected"),
         });
-        Self { begun_ns, connected_ns: connected.get().map(|connected| connected.at_ns), ended_ns, error }
+        Self { begun_ns, connected_ns: connected.get().map(|connected| connected.at_ns), ended_ns, error, server_late }
     }
 }
 
@@ -148,6 +155,7 @@ fn report(arguments: &Arguments, started_ns: u64, marks: &[u64], mut attempts: V
                 ms: milliseconds(one.begun_ns, one.ended_ns),
                 error: one.error.clone().unwrap_or_default(),
                 later: later(one),
+                server_late: one.server_late,
             })
             .collect(),
     }
@@ -193,6 +201,7 @@ mod tests {
             connected_ns: connected.map(|at| at * MS),
             ended_ns: ended * MS,
             error: None,
+            server_late: false,
         };
         let excused = |one| is_excused(&one, 10_000 * MS, 300 * MS);
         assert!(excused(attempt(9960, None, 10_960)) && excused(attempt(10_299, None, 11_299)));

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -16,6 +15,7 @@ use super::clock::{milliseconds, now_ns, watch_itself};
 use super::control::{Control, print_report, say_ready};
 use super::ports::SourcePorts;
 use super::report::{Greeting, Held, HeldState, HoldCounts, HoldReport, Late};
+use super::tcp_info::tcp_info;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -255,18 +255,9 @@ async fn exchange(stream: &TcpStream, every: Duration, track: &Mutex<Track>, con
 }
 
 /// For how long nothing has come from the other end's kernel although something is owed. Its program may sleep meanwhile; so this is
-/// the part of a pause that the way there and back makes. `tcp_info` in include/uapi/linux/tcp.h.
+/// the part of a pause that the way there and back makes.
 fn unacknowledged(stream: &TcpStream) -> io::Result<Option<Duration>> {
-    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
-    let (fd, place) = (stream.as_raw_fd(), info.as_mut_ptr().cast());
-    // SAFETY: the kernel writes at most `length` bytes to `place`, which has as many; all of them may be zero.
-    let info = unsafe {
-        if libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        info.assume_init()
-    };
+    let info = tcp_info(stream)?;
     Ok((info.tcpi_unacked > 0).then_some(Duration::from_millis(info.tcpi_last_ack_recv.into())))
 }
 

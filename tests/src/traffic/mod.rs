@@ -41,6 +41,7 @@ pub mod relay;
 pub mod report;
 pub mod running;
 pub mod serve;
+pub mod tcp_info;
 
 use std::path::{Path, PathBuf};
 

@@ -13,6 +13,9 @@ pub struct Greeting {
     /// When the server started (CLOCK_MONOTONIC): a pod that was restarted has the same name and another value.
     #[serde(default)]
     pub started_ns: u64,
+    /// How long the connection had waited for the server: from the end of the handshake, in the pod's kernel, to this line.
+    #[serde(default)]
+    pub waited_ms: f64,
     /// The longest times that the server itself did not run.
     #[serde(default)]
     pub late: Vec<Late>,
@@ -187,6 +190,9 @@ pub struct Failure {
     /// Whether it is one of those in `failed_after_mark`.
     #[serde(default)]
     pub later: bool,
+    /// It was greeted after all, and would have been in time if the server had not let it wait ([`Greeting::waited_ms`]).
+    #[serde(default)]
+    pub server_late: bool,
 }
 
 /// `arp-watch`: who answers for an address.

@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 
 use super::clock::{now_ns, watch_itself};
 use super::report::{Greeting, Late};
+use super::tcp_info::tcp_info;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -45,6 +46,18 @@ struct Identity {
 }
 
 impl Identity {
+    /// `last_ack_ms`: since the client's last acknowledgement came, which is that of the handshake: it has sent nothing since.
+    fn greeting(&self, client: SocketAddr, last_ack_ms: u32) -> Greeting {
+        Greeting {
+            pod: self.pod.clone(),
+            node: self.node.clone(),
+            client: client.to_string(),
+            started_ns: self.started_ns,
+            waited_ms: last_ack_ms.into(),
+            late: self.late.lock().expect("nobody panics with it").clone(),
+        }
+    }
+
     fn remember(&self, late: Late) {
         if late.ms < WORTH_TELLING_MS {
             return;
@@ -108,17 +121,10 @@ async fn accept(listener: TcpListener, me: Arc<Identity>, mut closing: watch::Re
         };
         match accepted {
             Ok((stream, client)) => {
-                let greeting = Greeting {
-                    pod: me.pod.clone(),
-                    node: me.node.clone(),
-                    client: client.to_string(),
-                    started_ns: me.started_ns,
-                    late: me.late.lock().expect("nobody panics with it").clone(),
-                };
-                let closing = closing.clone();
+                let (me, closing) = (me.clone(), closing.clone());
                 tokio::spawn(async move {
                     // The client sees how a connection ends; there is nobody to tell here.
-                    let _ = echo(stream, &greeting, closing).await;
+                    let _ = echo(stream, client, &me, closing).await;
                 });
             }
             Err(error) => eprintln!("accept: {error}"),
@@ -126,9 +132,14 @@ async fn accept(listener: TcpListener, me: Arc<Identity>, mut closing: watch::Re
     }
 }
 
-async fn echo(mut stream: TcpStream, greeting: &Greeting, mut closing: watch::Receiver<bool>) -> Result<()> {
+async fn echo(
+    mut stream: TcpStream,
+    client: SocketAddr,
+    me: &Identity,
+    mut closing: watch::Receiver<bool>,
+) -> Result<()> {
     stream.set_nodelay(true)?;
-    let mut line = serde_json::to_vec(greeting)?;
+    let mut line = serde_json::to_vec(&me.greeting(client, tcp_info(&stream)?.tcpi_last_ack_recv))?;
     line.push(b'\n');
     stream.write_all(&line).await?;
     let mut buffer = [0; 4096];

@@ -48,7 +48,9 @@ pub struct Side {
     pub new_failed: u64,
     /// Without those begun within 300 ms of a fault.
     pub new_failed_later: u64,
-    /// The same by the second in which they began, from the first fault.
+    /// Of these, the ones whose pod's kernel had them in time, and whose pod's program took them too late.
+    pub new_server_late: usize,
+    /// All others of these, by the second in which they began, from the first fault.
     pub new_failed_at: BTreeMap<u64, usize>,
     pub udp: Datagrams,
     /// Where the address went meanwhile, if it is today's.
@@ -138,6 +140,7 @@ pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
         new: new.map_or(0, |new| new.attempts),
         new_failed: new.map_or(0, |new| new.failed),
         new_failed_later: new.map_or(0, |new| new.failed_after_mark.unwrap_or(new.failed)),
+        new_server_late: new.map_or(0, |new| later(new).filter(|failure| failure.server_late).count()),
         new_failed_at: new.map(|new| failed_at(new, mark)).unwrap_or_default(),
         udp: reports.probed.as_ref().map(|probed| datagrams::judge(probed, living)).unwrap_or_default(),
         moved_to: Vec::new(),
@@ -172,15 +175,22 @@ fn example(held: &Held, mark_ns: u64) -> String {
 }
 
 fn new_failed(report: &ConnectReport, mark_ns: u64) -> impl Iterator<Item = String> {
-    let later = report.failures.iter().filter(|failure| failure.later);
-    one_a_second(later, |failure| failure.begun_ns).map(move |Failure { begun_ns, ms, error, .. }| {
+    one_a_second(unanswered(report), |failure| failure.begun_ns).map(move |Failure { begun_ns, ms, error, .. }| {
         format!("a new one, begun at {:.1} s, failed after {ms:.0} ms: {error}", seconds(mark_ns, *begun_ns))
     })
 }
 
 fn failed_at(report: &ConnectReport, mark_ns: u64) -> BTreeMap<u64, usize> {
-    let later = report.failures.iter().filter(|failure| failure.later);
-    count_by(later.map(|failure| seconds(mark_ns, failure.begun_ns) as u64))
+    count_by(unanswered(report).map(|failure| seconds(mark_ns, failure.begun_ns) as u64))
+}
+
+fn later(report: &ConnectReport) -> impl Iterator<Item = &Failure> {
+    report.failures.iter().filter(|failure| failure.later)
+}
+
+/// Whatever it was, it was not the pod's program.
+fn unanswered(report: &ConnectReport) -> impl Iterator<Item = &Failure> {
+    later(report).filter(|failure| !failure.server_late)
 }
 
 /// The first of each second, and no more than a few of these.
