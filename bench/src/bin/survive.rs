@@ -193,7 +193,10 @@ fn summary(run: &Run) -> String {
     }
     lines.extend(survival.sheave.udp.examples.iter().map(|line| format!("    {line}")));
     lines.extend(survival.sheave.examples.iter().map(|line| format!("    {line}")));
-    let by_second = [("lost", &survival.sheave.lost_at), ("new ones failed", &survival.sheave.new_failed_at)];
+    let by_second = [
+        ("lost", &survival.sheave.lost_at),
+        ("new ones failed, other than by a late program", &survival.sheave.new_failed_at),
+    ];
     for (what, counts) in by_second.into_iter().filter(|(_, counts)| !counts.is_empty()) {
         lines.push(format!("  Sheave: {what}, by second: {counts:?}"));
     }

@@ -108,10 +108,9 @@ impl Attempt {
             Ok(outcome) => outcome.err().map(|error| error.to_string()),
             Err(_) => {
                 let then = match timeout(AFTERWARDS, &mut greeted).await {
-                    Ok(Ok(greeting)) => {
-                        let waited_ns = (greeting.waited_ms * 1e6) as u64;
-                        server_late = now_ns() - begun_ns < waited_ns + within.as_nanos() as u64;
-                        format!("greeted by a pod that let it wait for {:.0} ms,", greeting.waited_ms)
+                    Ok(Ok(Greeting { waited_ms, .. })) => {
+                        server_late = is_server_late(milliseconds(begun_ns, now_ns()), waited_ms, within);
+                        format!("greeted by a pod that let it wait for {waited_ms:.0} ms,")
                     }
                     Ok(Err(error)) => error.to_string(),
                     Err(_) => "still nothing".to_owned(),
@@ -167,6 +166,11 @@ fn is_excused(one: &Attempt, mark: u64, settle_ns: u64) -> bool {
     met || (mark.saturating_sub(ON_ITS_WAY_NS)..mark + settle_ns).contains(&one.begun_ns)
 }
 
+/// Of an attempt that was greeted too late: whether it had been in time without the server's part of it.
+fn is_server_late(greeted_after_ms: f64, waited_ms: f64, within: Duration) -> bool {
+    greeted_after_ms - waited_ms < within.as_secs_f64() * 1e3
+}
+
 /// `connected`: told when the handshake is done, whatever comes then.
 async fn greeted(to: SocketAddr, connected: &OnceLock<Connected>) -> io::Result<Greeting> {
     let stream = TcpStream::connect(to).await?;
@@ -208,5 +212,12 @@ mod tests {
         assert!(excused(attempt(9800, Some(9801), 10_800)), "waiting for the greeting");
         assert!(!excused(attempt(9800, None, 10_800)), "its SYN was lost before");
         assert!(!excused(attempt(9800, Some(9801), 9900)) && !excused(attempt(10_300, Some(10_301), 11_300)));
+    }
+
+    #[test]
+    fn a_server_is_late_if_the_way_alone_would_have_been_in_time() {
+        let late = |greeted_after_ms, waited_ms| is_server_late(greeted_after_ms, waited_ms, Duration::from_secs(1));
+        assert!(late(1300.0, 1299.0) && late(1300.0, 301.0));
+        assert!(!late(1005.0, 0.0) && !late(2144.0, 108.0), "a SYN that was lost, whatever the server did then");
     }
 }

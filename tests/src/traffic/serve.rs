@@ -180,3 +180,41 @@ const CLOSES_WITHIN: Duration = Duration::from_secs(1);
 const WORTH_TELLING_MS: f64 = 100.0;
 /// A greeting is one line of at most 4096 bytes.
 const LONGEST: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::net;
+
+    use super::*;
+
+    #[test]
+    fn a_greeting_says_how_long_the_connection_had_waited() -> Result<()> {
+        let late = Duration::from_millis(300);
+        let me = Identity { pod: "a".into(), node: "n".into(), started_ns: 1, late: Mutex::default() };
+        super::super::single_threaded()?.block_on(async {
+            let listener = listen(0)?;
+            let to = (Ipv4Addr::LOCALHOST, listener.local_addr()?.port());
+            let before = now_ns();
+            let client = net::TcpStream::connect(to)?;
+            // The fault itself: the program does not accept.
+            std::thread::sleep(late);
+            let (_close, closing) = watch::channel(false);
+            let (stream, from) = listener.accept().await?;
+            let server = echo(stream, from, &me, closing);
+            let said = tokio::task::spawn_blocking(move || {
+                let mut line = String::new();
+                BufReader::new(client).read_line(&mut line).map(|_| line)
+            });
+            let (served, said) = tokio::join!(server, said);
+            served?;
+            let greeting: Greeting = serde_json::from_str(&said??)?;
+            let at_most = (now_ns() - before) as f64 / 1e6 + JIFFY_MS;
+            assert!((late.as_secs_f64() * 1e3 - JIFFY_MS..at_most).contains(&greeting.waited_ms), "{greeting:?}");
+            Ok(())
+        })
+    }
+
+    /// The kernel counts in these, at the coarsest (CONFIG_HZ = 100).
+    const JIFFY_MS: f64 = 10.0;
+}

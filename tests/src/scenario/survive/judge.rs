@@ -188,7 +188,7 @@ fn later(report: &ConnectReport) -> impl Iterator<Item = &Failure> {
     report.failures.iter().filter(|failure| failure.later)
 }
 
-/// Whatever it was, it was not the pod's program.
+/// Whatever it was, it was not that the pod's program was late.
 fn unanswered(report: &ConnectReport) -> impl Iterator<Item = &Failure> {
     later(report).filter(|failure| !failure.server_late)
 }
