@@ -142,8 +142,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let liveness = liveness::Config { interval: config.interval, dead: config.dead(), ..liveness::Config::default() };
     let group = SocketAddrV4::new(args.heartbeat_group, args.heartbeat_port);
     let now = clock::now();
+    let election = Election::new(config, now);
     let driver = Driver {
-        election: Election::new(config, now),
         liveness: Liveness::new(liveness),
         presence: Presence::new(presence::Config::default(), present(remembered.as_ref().filter(|_| !booted))),
         announcer: Announcer::new(announce::Config::default()),
@@ -163,7 +163,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     let mut ends = Ends::default();
     ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, exchange, holdings, sync_receiver)))?;
-    ends.spawn("election", move || driver::run(driver))?;
+    ends.spawn("election", move || driver::run(election, driver))?;
     commands.send(crate::driver::Command::Carrier(uplink.carrier))?;
     for change in net.neighbours(uplink.index).await? {
         on_change(change, &sync_sender, &commands)?;

@@ -1,7 +1,9 @@
 //! The election thread: one loop around the machines of `speaker-core`, its sockets and the lease in the kernel.
 //!
-//! Deliver what is pending, tick what is due, carry out the actions, wait. Nothing here decides. The lease is renewed from
-//! this loop only: if the loop does not turn, the kernel stops answering by itself.
+//! Take commands, run the election's turn (`election::turn`: heartbeat, datagrams, decision), tick what else is due, wait. Nothing
+//! here decides. The lease is renewed from this loop only: if the loop does not turn, the kernel stops answering by itself.
+
+mod stall;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -17,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::time::TimeSpec;
 use speaker_core::announce::{self, Announcer};
+use speaker_core::election::turn::{self, Surroundings, Turn};
 use speaker_core::election::{self, Election, Eligible, LoseReason, Owner, Phase};
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::machine::Machine;
@@ -32,6 +35,7 @@ use crate::io::udp::{MulticastSocket, RECEIVE_BUFFER};
 use crate::io::{Mac, clock, schedule};
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
+use stall::Stall;
 
 /// ARP for VIPs of other nodes stays unanswered this long after the loop's last turn; then the kernel may answer again.
 const MUTE: Duration = Duration::from_secs(5);
@@ -40,7 +44,7 @@ const MUTE_REFRESH: Duration = Duration::from_secs(1);
 const RESOLVE: Duration = Duration::from_millis(100);
 /// Between questions to nodes whose MAC address is known: it may have changed without a word.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(30);
-/// Datagrams and frames taken in one turn: a flood must not keep the loop from its heartbeat.
+/// Frames taken in one turn: a flood must not keep the loop from its heartbeat.
 const MAX_PER_TURN: usize = 1024;
 /// Commands that wait; the senders send changes only.
 pub const MAX_COMMANDS: usize = 256;
@@ -96,7 +100,6 @@ pub struct Inbox {
 
 /// Everything the loop is made of.
 pub struct Driver {
-    pub election: Election,
     pub liveness: Liveness,
     pub presence: Presence,
     pub announcer: Announcer,
@@ -112,12 +115,12 @@ pub struct Driver {
 }
 
 /// Runs until the process ends.
-pub fn run(driver: Driver) -> Result<()> {
+pub fn run(election: Election, driver: Driver) -> Result<()> {
     match schedule::prefer() {
         Ok(policy) => info!(policy = policy.label(), "election thread is preferred"),
         Err(error) => warn!(%error, "no priority for the election thread: a busy node may oversleep its lease"),
     }
-    let mut state = State {
+    let state = State {
         nodes: BTreeMap::new(),
         by_address: BTreeMap::new(),
         macs: BTreeMap::new(),
@@ -127,10 +130,20 @@ pub fn run(driver: Driver) -> Result<()> {
         lease_until: Instant::ZERO,
         mute_written: Instant::ZERO,
         resolve_at: Instant::ZERO,
+        unreleased: BTreeSet::new(),
+        stall: Stall::new(clock::now()),
         driver,
     };
-    state.driver.lease.clear()?;
-    state.turn_forever()
+    let mut driven = Loop { election, turn: Turn::default(), state };
+    driven.state.driver.lease.clear()?;
+    driven.turn_forever()
+}
+
+/// The election, and everything that surrounds it.
+struct Loop {
+    election: Election,
+    turn: Turn,
+    state: State,
 }
 
 struct State {
@@ -146,54 +159,85 @@ struct State {
     mute_written: Instant,
     /// When the nodes are asked for their MAC addresses next.
     resolve_at: Instant,
+    /// VIPs that the kernel still has as owned, against what the election says: removing them is tried again with each heartbeat.
+    unreleased: BTreeSet<Vip>,
+    stall: Stall,
 }
 
-impl State {
+impl Loop {
     fn turn_forever(&mut self) -> Result<()> {
         loop {
             self.take_commands();
-            self.take_datagrams();
-            self.take_arp();
+            self.turn.run(&mut self.election, &mut self.state);
+            self.state.take_arp();
             let now = clock::now();
-            self.tick(now);
-            if now.since(self.mute_written) >= MUTE_REFRESH {
-                self.write_lease(now);
-            }
-            if now >= self.resolve_at {
-                self.resolve(now);
-            }
-            turned(&self.driver.shared.election_turned, now);
+            self.state.tick(now);
+            turned(&self.state.driver.shared.election_turned, now);
             self.wait()?;
         }
     }
 
-    fn wait(&self) -> Result<()> {
-        let driver = &self.driver;
-        let machines = [
-            driver.election.next_deadline(),
-            driver.liveness.next_deadline(),
-            driver.presence.next_deadline(),
-            driver.announcer.next_deadline(),
-        ];
-        let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at);
-        let deadline = machines.into_iter().flatten().fold(own, Instant::min);
-        let timeout = TimeSpec::from_duration(deadline.since(clock::now()));
+    fn wait(&mut self) -> Result<()> {
+        let state = &mut self.state;
+        let deadline = [self.election.next_deadline(), state.next_deadline()].into_iter().flatten().min();
+        let now = clock::now();
+        let deadline = deadline.unwrap_or(now).max(now);
+        let timeout = TimeSpec::from_duration(deadline.since(now));
         let mut fds = [
-            PollFd::new(driver.udp.as_fd(), PollFlags::POLLIN),
-            PollFd::new(driver.arp.as_fd(), PollFlags::POLLIN),
-            PollFd::new(driver.inbox.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(state.driver.udp.as_fd(), PollFlags::POLLIN),
+            PollFd::new(state.driver.arp.as_fd(), PollFlags::POLLIN),
+            PollFd::new(state.driver.inbox.wake.as_fd(), PollFlags::POLLIN),
         ];
-        match ppoll(&mut fds, Some(timeout), None) {
+        state.stall.work_ends(now);
+        let polled = ppoll(&mut fds, Some(timeout), None);
+        state.stall.work_begins(clock::now(), deadline);
+        match polled {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(error).context("poll"),
         }
     }
 
+    fn elect(&mut self, event: election::Event) {
+        turn::handle(&mut self.election, event, &mut self.state);
+    }
+
+    fn take_commands(&mut self) {
+        // Reading resets the counter; EAGAIN: no command came.
+        if let Err(error) = self.state.driver.inbox.wake.read()
+            && error != Errno::EAGAIN
+        {
+            warn!(%error, "eventfd");
+        }
+        while let Ok(command) = self.state.driver.inbox.receiver.try_recv() {
+            let now = clock::now();
+            match command {
+                Command::Desired(desired) => self.elect(election::Event::Desired(desired)),
+                Command::Ready(ready) => self.elect(election::Event::Ready(ready)),
+                Command::Carrier(up) => {
+                    self.elect(election::Event::Carrier(up));
+                    self.state.set_carrier(up, now);
+                }
+                Command::Nodes(nodes) => {
+                    self.elect(election::Event::Nodes(nodes.keys().cloned().collect()));
+                    self.state.set_nodes(nodes, now);
+                }
+                Command::Leave => self.elect(election::Event::Leave),
+            }
+        }
+    }
+}
+
+impl State {
+    fn next_deadline(&self) -> Option<Instant> {
+        let driver = &self.driver;
+        let machines =
+            [driver.liveness.next_deadline(), driver.presence.next_deadline(), driver.announcer.next_deadline()];
+        let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at);
+        Some(machines.into_iter().flatten().fold(own, Instant::min))
+    }
+
     fn tick(&mut self, now: Instant) {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-        if due(self.driver.election.next_deadline()) {
-            self.elect(election::Event::Tick, now);
-        }
         if due(self.driver.liveness.next_deadline()) {
             self.watch(liveness::Event::Tick, now);
         }
@@ -203,30 +247,18 @@ impl State {
         if due(self.driver.announcer.next_deadline()) {
             self.announce(announce::Event::Tick, now);
         }
+        if now.since(self.mute_written) >= MUTE_REFRESH {
+            self.write_lease(now);
+        }
+        if now >= self.resolve_at {
+            self.resolve(now);
+        }
     }
 
-    fn take_commands(&mut self) {
-        // Reading resets the counter; EAGAIN: nobody woke us.
-        if let Err(error) = self.driver.inbox.wake.read()
-            && error != Errno::EAGAIN
-        {
-            warn!(%error, "eventfd");
-        }
-        while let Ok(command) = self.driver.inbox.receiver.try_recv() {
-            let now = clock::now();
-            match command {
-                Command::Desired(desired) => self.elect(election::Event::Desired(desired), now),
-                Command::Ready(ready) => self.elect(election::Event::Ready(ready), now),
-                Command::Carrier(up) => {
-                    self.driver.shared.carrier.store(up, Ordering::Relaxed);
-                    self.elect(election::Event::Carrier(up), now);
-                    self.watch(liveness::Event::Carrier(up), now);
-                    self.announce(announce::Event::Carrier(up), now);
-                }
-                Command::Nodes(nodes) => self.set_nodes(nodes, now),
-                Command::Leave => self.elect(election::Event::Leave, now),
-            }
-        }
+    fn set_carrier(&mut self, up: bool, now: Instant) {
+        self.driver.shared.carrier.store(up, Ordering::Relaxed);
+        self.watch(liveness::Event::Carrier(up), now);
+        self.announce(announce::Event::Carrier(up), now);
     }
 
     fn set_nodes(&mut self, nodes: BTreeMap<NodeName, Ipv4Addr>, now: Instant) {
@@ -245,28 +277,6 @@ impl State {
         self.attend(presence::Event::Nodes(names), now);
         if changed {
             self.tell_unavailable();
-        }
-    }
-
-    fn take_datagrams(&mut self) {
-        let mut buffer = [0; RECEIVE_BUFFER];
-        for _ in 0..MAX_PER_TURN {
-            let received = match self.driver.udp.receive(&mut buffer) {
-                Ok(Some(received)) => received,
-                Ok(None) => return,
-                Err(error) => {
-                    self.failed("receive", &error);
-                    return;
-                }
-            };
-            self.driver.metrics.adverts_received.inc();
-            // RFC 5082: what crossed a router is not from this segment.
-            if received.ttl != 255 {
-                self.driver.metrics.adverts_rejected.with_label_values(&["ttl"]).inc();
-                continue;
-            }
-            let event = election::Event::Datagram(received.bytes.to_vec());
-            self.elect(event, clock::now());
         }
     }
 
@@ -295,76 +305,39 @@ impl State {
         }
     }
 
-    fn elect(&mut self, event: election::Event, now: Instant) {
-        let mut actions = Vec::new();
-        self.driver.election.handle(event, now, &mut actions);
-        for action in actions {
-            self.act(action, now);
-        }
-    }
-
-    fn act(&mut self, action: election::Action, now: Instant) {
-        use election::Action;
-        match action {
-            Action::Send(datagram) => match self.driver.udp.send(&datagram) {
-                Ok(()) => self.driver.metrics.adverts_sent.inc(),
-                Err(error) => self.failed("advert", &error),
-            },
-            Action::RenewLease { until } => {
-                self.lease_until = until;
-                self.write_lease(now);
-            }
-            Action::Acquire { vip, term } => self.acquire(vip, term),
-            Action::Release { vip, reason } => self.release(vip, reason, now),
-            Action::Announce { vip } => self.announce(announce::Event::Announce(vip), now),
-            Action::Heard { node, ready } => {
-                self.watch(liveness::Event::Heard(node.clone()), now);
-                if ready {
-                    self.attend(presence::Event::Ready(node), now);
-                }
-            }
-            Action::PeerUp { node } => {
-                info!(%node, "speaker heard");
-                self.driver.metrics.peers.inc();
-            }
-            Action::PeerDown { node } => {
-                warn!(%node, "speaker silent");
-                self.driver.metrics.peers.dec();
-            }
-            Action::Phase(phase) => {
-                info!(phase = phase.label(), "phase");
-                let joined = matches!(phase, Phase::Member | Phase::Isolated);
-                self.driver.shared.joined.store(joined, Ordering::Relaxed);
-                self.driver.metrics.isolated.set(i64::from(phase == Phase::Isolated));
-            }
-            Action::OwnerChanged { vip, owner } => self.report(Report::OwnerChanged { vip: vip.0, owner }),
-            Action::Rejected { reason } => {
-                self.driver.metrics.adverts_rejected.with_label_values(&[reason.label()]).inc();
-            }
-            Action::HandedOver { all_taken } => self.report(Report::HandedOver { all_taken }),
-        }
-    }
-
-    fn acquire(&mut self, vip: Vip, term: Term) {
+    /// Whether the kernel has this node as the VIP's owner now.
+    fn acquire(&mut self, vip: Vip, term: Term) -> bool {
         if let Err(error) = self.driver.lease.acquire(vip.0, term.0) {
-            error!(%vip, error = format!("{error:#}"), "won, but the kernel was not told");
+            error!(%vip, error = format!("{error:#}"), "OWN map update failed; VIP not announced");
             self.driver.metrics.send_errors.with_label_values(&["own"]).inc();
+            return false;
         }
         info!(%vip, %term, "owner now");
+        self.unreleased.remove(&vip);
         self.driver.metrics.transitions.inc();
         self.driver.shared.own(vip.0, term.0);
         self.report(Report::Acquired { vip: vip.0, term });
+        true
     }
 
     fn release(&mut self, vip: Vip, reason: LoseReason, now: Instant) {
-        if let Err(error) = self.driver.lease.release(vip.0) {
-            error!(%vip, error = format!("{error:#}"), "lost, but the kernel was not told");
-            self.driver.metrics.send_errors.with_label_values(&["own"]).inc();
-        }
         info!(%vip, reason = reason.label(), "owner no more");
         self.driver.metrics.transitions.inc();
         self.driver.shared.disown(vip.0);
         self.announce(announce::Event::Stop(vip), now);
+        self.remove_own(vip);
+    }
+
+    fn remove_own(&mut self, vip: Vip) {
+        match self.driver.lease.release(vip.0) {
+            Ok(()) => drop(self.unreleased.remove(&vip)),
+            Err(error) => {
+                self.driver.metrics.send_errors.with_label_values(&["own"]).inc();
+                if self.unreleased.insert(vip) {
+                    error!(%vip, error = format!("{error:#}"), "OWN map removal failed; retrying with each heartbeat");
+                }
+            }
+        }
     }
 
     fn watch(&mut self, event: liveness::Event, now: Instant) {
@@ -448,6 +421,9 @@ impl State {
     }
 
     fn write_lease(&mut self, now: Instant) {
+        for vip in self.unreleased.clone() {
+            self.remove_own(vip);
+        }
         self.mute_written = now;
         self.driver.shared.lease_until.store(self.lease_until.as_nanos(), Ordering::Relaxed);
         if let Err(error) = self.driver.lease.renew(self.lease_until, now + MUTE) {
@@ -483,5 +459,84 @@ impl State {
             warn!(kind, %error, "the kernel did not take it; counted from here on (sheave_send_errors_total)");
         }
         counter.inc();
+    }
+}
+
+impl Surroundings for State {
+    fn now(&mut self) -> Instant {
+        clock::now()
+    }
+
+    fn stalled(&mut self) -> Duration {
+        self.stall.since_heartbeat(clock::now())
+    }
+
+    fn receive(&mut self) -> Option<Vec<u8>> {
+        let mut buffer = [0; RECEIVE_BUFFER];
+        loop {
+            let received = match self.driver.udp.receive(&mut buffer) {
+                Ok(received) => received?,
+                Err(error) => {
+                    self.failed("receive", &error);
+                    return None;
+                }
+            };
+            self.driver.metrics.adverts_received.inc();
+            // RFC 5082: what crossed a router is not from this segment.
+            if received.ttl == 255 {
+                return Some(received.bytes.to_vec());
+            }
+            self.driver.metrics.adverts_rejected.with_label_values(&["ttl"]).inc();
+        }
+    }
+
+    fn act(&mut self, action: election::Action, now: Instant) -> Option<election::Event> {
+        use election::Action;
+        match action {
+            Action::Send(datagram) => match self.driver.udp.send(&datagram) {
+                Ok(()) => self.driver.metrics.adverts_sent.inc(),
+                Err(error) => self.failed("advert", &error),
+            },
+            Action::RenewLease { until } => {
+                self.lease_until = until;
+                self.write_lease(now);
+                self.stall.heartbeat_sent();
+            }
+            Action::Acquire { vip, term } => {
+                return (!self.acquire(vip, term)).then_some(election::Event::NotAcquired(vip));
+            }
+            Action::Release { vip, reason } => self.release(vip, reason, now),
+            // Of the VIPs whose entry the kernel has just refused, none is announced.
+            Action::Announce { vip } if self.driver.shared.owns(vip.0) => {
+                self.announce(announce::Event::Announce(vip), now);
+            }
+            Action::Announce { .. } => {}
+            Action::Heard { node, ready } => {
+                self.watch(liveness::Event::Heard(node.clone()), now);
+                if ready {
+                    self.attend(presence::Event::Ready(node), now);
+                }
+            }
+            Action::PeerUp { node } => {
+                info!(%node, "speaker heard");
+                self.driver.metrics.peers.inc();
+            }
+            Action::PeerDown { node } => {
+                warn!(%node, "speaker silent");
+                self.driver.metrics.peers.dec();
+            }
+            Action::Phase(phase) => {
+                info!(phase = phase.label(), "phase");
+                let joined = matches!(phase, Phase::Member | Phase::Isolated);
+                self.driver.shared.joined.store(joined, Ordering::Relaxed);
+                self.driver.metrics.isolated.set(i64::from(phase == Phase::Isolated));
+            }
+            Action::OwnerChanged { vip, owner } => self.report(Report::OwnerChanged { vip: vip.0, owner }),
+            Action::Rejected { reason } => {
+                self.driver.metrics.adverts_rejected.with_label_values(&[reason.label()]).inc();
+            }
+            Action::HandedOver { all_taken } => self.report(Report::HandedOver { all_taken }),
+        }
+        None
     }
 }

@@ -62,6 +62,10 @@ impl Shared {
         self.lock_owned().clone()
     }
 
+    pub fn owns(&self, vip: Ipv4Addr) -> bool {
+        self.lock_owned().contains_key(&vip)
+    }
+
     pub fn own(&self, vip: Ipv4Addr, term: u64) {
         self.lock_owned().insert(vip, term);
     }

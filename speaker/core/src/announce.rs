@@ -3,12 +3,15 @@
 //! Read first: RFC 5227 section 3, RFC 9568 section 6.4.2 (a new Active router sends gratuitous ARP), docs/election.md. Here
 //! only the times; the daemon sends each announcement in request and reply form (some stacks take only one of the two).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use crate::machine::Machine;
 use crate::name::Vip;
 use crate::time::{Duration, Instant};
+
+/// Announcements of one turn: a win of thousands of VIPs must not keep the loop from its heartbeat. The rest is due at once.
+pub const MAX_PER_TURN: usize = 64;
 
 /// Schedules announcements.
 #[derive(Clone, Debug)]
@@ -16,6 +19,7 @@ pub struct Announcer {
     config: Config,
     carrier: bool,
     vips: BTreeMap<Vip, Schedule>,
+    timers: BTreeSet<(Instant, Vip)>,
 }
 
 #[derive(Clone, Debug)]
@@ -62,35 +66,50 @@ struct Schedule {
 
 impl Announcer {
     pub fn new(config: Config) -> Self {
-        Self { config, carrier: true, vips: BTreeMap::new() }
+        Self { config, carrier: true, vips: BTreeMap::new(), timers: BTreeSet::new() }
     }
 
-    fn start(&self, now: Instant) -> Schedule {
-        let first = self.config.burst.first().copied().unwrap_or_default();
-        Schedule { started: now, done: 0, next: now + first }
+    fn start(&mut self, vip: Vip, now: Instant) {
+        self.stop(vip);
+        let next = now + self.config.burst.first().copied().unwrap_or_default();
+        self.vips.insert(vip, Schedule { started: now, done: 0, next });
+        self.timers.insert((next, vip));
+    }
+
+    fn stop(&mut self, vip: Vip) {
+        if let Some(schedule) = self.vips.remove(&vip) {
+            self.timers.remove(&(schedule.next, vip));
+        }
     }
 
     fn send_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if !self.carrier {
             return;
         }
+        for _ in 0..MAX_PER_TURN {
+            let Some((at, vip)) = self.timers.first().copied().filter(|(at, _)| *at <= now) else { return };
+            self.timers.remove(&(at, vip));
+            actions.push(Action::Send(vip));
+            self.schedule_next(vip, now);
+        }
+    }
+
+    fn schedule_next(&mut self, vip: Vip, now: Instant) {
+        let Some(schedule) = self.vips.get_mut(&vip) else { return };
         let Config { burst, refresh } = &self.config;
-        self.vips.retain(|vip, schedule| {
-            if schedule.next > now {
-                return true;
+        // After a delay the announcements that were missed are one, not a volley.
+        while burst.get(schedule.done).is_some_and(|offset| schedule.started + *offset <= now) {
+            schedule.done += 1;
+        }
+        schedule.next = match (burst.get(schedule.done), refresh) {
+            (Some(offset), _) => schedule.started + *offset,
+            (None, Some(refresh)) => now + *refresh,
+            (None, None) => {
+                self.vips.remove(&vip);
+                return;
             }
-            actions.push(Action::Send(*vip));
-            // After a delay the announcements that were missed are one, not a volley.
-            while burst.get(schedule.done).is_some_and(|offset| schedule.started + *offset <= now) {
-                schedule.done += 1;
-            }
-            match (burst.get(schedule.done), refresh) {
-                (Some(offset), _) => schedule.next = schedule.started + *offset,
-                (None, Some(refresh)) => schedule.next = now + *refresh,
-                (None, None) => return false,
-            }
-            true
-        });
+        };
+        self.timers.insert((schedule.next, vip));
     }
 }
 
@@ -100,16 +119,12 @@ impl Machine for Announcer {
 
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
-            Event::Announce(vip) => {
-                self.vips.insert(vip, self.start(now));
-            }
-            Event::Stop(vip) => {
-                self.vips.remove(&vip);
-            }
+            Event::Announce(vip) => self.start(vip, now),
+            Event::Stop(vip) => self.stop(vip),
             Event::Carrier(up) => {
                 if up && !self.carrier {
-                    let fresh = self.start(now);
-                    self.vips.values_mut().for_each(|schedule| *schedule = fresh.clone());
+                    let vips: Vec<Vip> = self.vips.keys().copied().collect();
+                    vips.into_iter().for_each(|vip| self.start(vip, now));
                 }
                 self.carrier = up;
             }
@@ -119,7 +134,7 @@ impl Machine for Announcer {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        if self.carrier { self.vips.values().map(|schedule| schedule.next).min() } else { None }
+        if self.carrier { self.timers.first().map(|(at, _)| *at) } else { None }
     }
 }
 
@@ -170,6 +185,25 @@ mod tests {
         announcer.handle(Event::Carrier(true), Instant::from_millis(5000), &mut actions);
         assert_eq!(actions, [Action::Send(VIP)]);
         assert_eq!(times(&mut announcer, 6000), [5010, 5050, 5200, 6000]);
+    }
+
+    /// A win of many VIPs is announced in turns, each VIP once.
+    #[test]
+    fn a_large_win_takes_several_turns() {
+        let mut announcer = Announcer::new(Config { burst: alloc::vec![Duration::ZERO], refresh: None });
+        let (mut actions, now) = (Vec::new(), Instant::from_millis(100));
+        let vips: Vec<Vip> = (0..1000u32).map(|at| Vip((0x0a00_0000 + at).into())).collect();
+        announcer.carrier = false;
+        vips.iter().for_each(|vip| announcer.handle(Event::Announce(*vip), now, &mut actions));
+        announcer.handle(Event::Carrier(true), now, &mut actions);
+        while announcer.next_deadline().is_some() {
+            let before = actions.len();
+            announcer.handle(Event::Tick, now, &mut actions);
+            assert!((1..=MAX_PER_TURN).contains(&(actions.len() - before)));
+        }
+        let mut sent: Vec<Vip> = actions.iter().map(|Action::Send(vip)| *vip).collect();
+        sent.sort();
+        assert_eq!(sent, vips);
     }
 
     #[test]

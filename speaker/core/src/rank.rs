@@ -8,7 +8,16 @@ use crate::name::{NodeName, Vip};
 
 /// The weight of a node for a VIP; the highest comes first, ties by name.
 pub fn weight(vip: Vip, node: &NodeName) -> u64 {
-    siphash13(&KEY, hash_bytes(node.as_str().as_bytes()), u64::from(u32::from(vip.0)))
+    weight_of_hash(vip, hash_name(node))
+}
+
+/// The same from [`hash_name`], for who asks for many VIPs.
+pub fn weight_of_hash(vip: Vip, hash: u64) -> u64 {
+    siphash13(&KEY, hash, u64::from(u32::from(vip.0)))
+}
+
+pub fn hash_name(node: &NodeName) -> u64 {
+    hash_bytes(node.as_str().as_bytes())
 }
 
 /// How many of `others` come before `node`.

@@ -8,10 +8,12 @@
 mod checkers;
 mod clock;
 mod cluster;
+mod costs;
 mod faults;
 mod network;
 mod node;
 mod random;
+pub mod scale;
 
 use std::fmt;
 use std::time::Duration;

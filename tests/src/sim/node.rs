@@ -150,6 +150,7 @@ impl Node {
         self.state = State::Running;
         let unfinished = std::mem::take(&mut self.unfinished);
         let mut effects = self.carry_out(unfinished);
+        effects.extend(self.handle(Event::Woke { stalled: now - self.stopped_at }, now));
         for datagram in std::mem::take(&mut self.inbox) {
             effects.extend(self.handle(Event::Datagram(datagram), now));
         }

@@ -2,6 +2,8 @@
 //!
 //! Read first: docs/election.md rule R5. Both sides compute the same from what both have said.
 
+use core::cmp::Ordering;
+
 use crate::name::{NodeName, Term, Vip};
 use crate::rank;
 
@@ -26,22 +28,24 @@ pub(super) enum Outcome {
 
 impl Claimant<'_> {
     /// Higher keeps: among peers before alone, then the higher term, then the better rank.
-    pub fn order(self, vip: Vip) -> (bool, Term, u64, NodeName) {
-        (!self.alone, self.term, rank::weight(vip, self.node), self.node.clone())
+    pub fn order(self, other: Self, vip: Vip) -> Ordering {
+        let won = |claimant: Self| (!claimant.alone, claimant.term);
+        let rank = |claimant: Self| rank::weight(vip, claimant.node);
+        won(self).cmp(&won(other)).then_with(|| rank(self).cmp(&rank(other))).then_with(|| self.node.cmp(other.node))
     }
 }
 
-/// What `own` does about `rival`, which is up. `rival_deaf`: it has not heard `own` for a dead interval.
-pub(super) fn contest(vip: Vip, own: Claimant<'_>, rival: Claimant<'_>, rival_deaf: bool) -> Outcome {
-    let ahead = own.order(vip) > rival.order(vip);
+/// What `own` does about `rival`, which is up. `rival_one_way`: it has not heard `own` for a dead interval.
+pub(super) fn contest(vip: Vip, own: Claimant<'_>, rival: Claimant<'_>, rival_one_way: bool) -> Outcome {
+    let ahead = own.order(rival, vip).is_gt();
     match (own.gives_up, rival.gives_up) {
         (true, false) => return Outcome::Yield,
         (false, true) => return if ahead { Outcome::Keep } else { Outcome::Raise },
         _ => {}
     }
-    // R7: one that does not hear us will never yield. Unless it hears nobody at all while we do: then its ears are broken,
-    // and clients do not reach it either.
-    if rival_deaf && (own.alone || !rival.alone) {
+    // R7: a rival that does not receive from us never yields. Except if it receives from no peer at all while we do: then its receive path is
+    // broken, and clients do not reach it either.
+    if rival_one_way && (own.alone || !rival.alone) {
         return Outcome::Yield;
     }
     if ahead { Outcome::Keep } else { Outcome::Yield }
@@ -79,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deaf_never_yield_so_we_do() {
+    fn a_one_way_rival_never_yields_so_we_do() {
         let (a, b) = (NodeName::new("a").unwrap(), NodeName::new("b").unwrap());
         assert_eq!(contest(VIP, claimant(&a, 9), claimant(&b, 1), true), Outcome::Yield);
         let alone = Claimant { alone: true, ..claimant(&b, 1) };

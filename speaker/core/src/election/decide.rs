@@ -1,7 +1,8 @@
 //! What to hold: which VIPs this node keeps, lets go, and claims.
 //!
-//! Read first: docs/election.md rules R3 to R7. Everything here follows from what is known at `now`; it is done again whenever
-//! that changes, and at `next_decision`.
+//! Read first: docs/election.md rules R3 to R7. A VIP is decided when something it depends on has changed (`touched`) or when its
+//! own timer has run out, once per turn of the loop: what a node decides is proportional to what changed, not to all VIPs times all
+//! peers.
 
 use alloc::vec::Vec;
 
@@ -14,6 +15,24 @@ use crate::rank;
 use crate::time::{Duration, Instant};
 use crate::wire::advert::MAX_CLAIMS;
 
+/// What this node knows and intends of one VIP; what it holds is in its claim list.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Record {
+    /// Which nodes may hold it. `None`: it is not desired.
+    pub eligible: Option<Eligible>,
+    pub owner: Option<Owner>,
+    /// Desired, and without an owner that keeps it.
+    pub vacancy: Option<Vacancy>,
+    /// The highest term heard while it was desired.
+    term: Term,
+    /// Held, but not for long: since when a successor is sought.
+    offered_since: Option<Instant>,
+    /// The kernel refused this node's entry: no claim before this time.
+    pub barred_until: Option<Instant>,
+    /// When it is to be decided again although nothing changed.
+    wake: Option<Instant>,
+}
+
 /// A desired VIP that has no owner, or one that asks for a successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Vacancy {
@@ -23,12 +42,29 @@ pub(super) struct Vacancy {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
-    /// Nobody is known to have held it: nodes may learn of it at different times.
+    /// No node is known to have held it: nodes may learn of it at different times.
     New,
-    /// Its owner fell silent: everybody notices at about the same time.
+    /// Its owner fell silent: all peers notice at about the same time.
     OwnerDied,
     /// Its owner asks for a successor.
     Offered,
+}
+
+/// What decides for all VIPs at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ability {
+    phase: Phase,
+    ready: bool,
+    leaving: bool,
+    carrier: bool,
+    quorum: bool,
+}
+
+impl Ability {
+    fn can_claim(self) -> bool {
+        let may = matches!(self.phase, Phase::Member | Phase::Isolated);
+        may && self.ready && !self.leaving && self.carrier && self.quorum
+    }
 }
 
 /// A peer's claim is the better one.
@@ -36,44 +72,82 @@ struct Lost;
 
 impl Election {
     pub(super) fn decide(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        self.dirty = false;
-        self.next_decision = None;
         self.notice_ability(now);
-        let held: Vec<Vip> = self.held.keys().copied().collect();
-        for vip in held {
+        while let Some((at, vip)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, vip));
+            self.touched.insert(vip);
+        }
+        while let Some(vip) = self.touched.pop_first() {
+            self.work.decisions += 1;
+            self.decide_one(vip, now, actions);
+        }
+    }
+
+    fn decide_one(&mut self, vip: Vip, now: Instant, actions: &mut Vec<Action>) {
+        let Some(record) = self.vips.get_mut(&vip) else { return };
+        if let Some(at) = record.wake.take() {
+            self.timers.remove(&(at, vip));
+        }
+        let desired = record.eligible.is_some();
+        if self.held.contains_key(&vip) {
             self.decide_held(vip, now, actions);
         }
-        let free: Vec<Vip> = self.desired.keys().filter(|vip| !self.held.contains_key(*vip)).copied().collect();
-        for vip in free {
-            self.decide_free(vip, now, actions);
+        if self.held.contains_key(&vip) {
+            return;
         }
-        self.owners_of_undesired(actions);
+        // Released just now: decided below.
+        self.touched.remove(&vip);
+        if desired {
+            self.decide_free(vip, now, actions);
+        } else {
+            self.set_owner(vip, None, actions);
+            self.open.remove(&vip);
+            self.vips.remove(&vip);
+        }
     }
 
-    /// Vacancies count from the moment at which this node could do something about them: else one that becomes able late
+    /// What concerns all VIPs. Vacancies count from the moment at which this node could claim them: else one that becomes able late
     /// jumps the queue of ranks.
     fn notice_ability(&mut self, now: Instant) {
-        let can_claim = self.can_claim(now);
-        if can_claim && !self.could_claim {
-            self.vacancies.values_mut().for_each(|vacancy| vacancy.since = vacancy.since.max(now));
+        let ability = Ability {
+            phase: self.phase,
+            ready: self.ready,
+            leaving: self.leaving,
+            carrier: self.carrier,
+            quorum: self.has_quorum(now),
+        };
+        let before = core::mem::replace(&mut self.ability, ability);
+        if ability.can_claim() && !before.can_claim() {
+            for vip in &self.open {
+                if let Some(vacancy) = self.vips.get_mut(vip).and_then(|record| record.vacancy.as_mut()) {
+                    vacancy.since = vacancy.since.max(now);
+                }
+            }
         }
-        self.could_claim = can_claim;
+        if ability != before {
+            self.touched.extend(self.vips.keys());
+        }
+        let misses = self.peers.misses_claims();
+        self.work.peers += self.peers.len() as u64;
+        if core::mem::replace(&mut self.misses_claims, misses) && !misses {
+            self.touch_open();
+        }
     }
 
-    fn can_claim(&self, now: Instant) -> bool {
-        let may = matches!(self.phase, Phase::Member | Phase::Isolated);
-        may && self.ready && !self.leaving && self.carrier && self.has_quorum(now)
+    /// VIPs whose decision depends on which peers could claim: the vacant ones, and those that this node offers.
+    pub(super) fn touch_open(&mut self) {
+        self.touched.extend(&self.open);
     }
 
     fn decide_held(&mut self, vip: Vip, now: Instant, actions: &mut Vec<Action>) {
         let Some(held) = self.held.get(&vip).copied() else { return };
-        let Some(eligible) = self.desired.get(&vip) else {
+        let Some(eligible) = self.vips.get(&vip).and_then(|record| record.eligible.as_ref()) else {
             return self.release(vip, LoseReason::Undesired, actions);
         };
         if !self.carrier {
             return self.release(vip, LoseReason::NoCarrier, actions);
         }
-        if self.phase != Phase::Joining && !self.has_quorum(now) {
+        if self.phase != Phase::Joining && !self.ability.quorum {
             return self.release(vip, LoseReason::NoQuorum, actions);
         }
         let offered = self.leaving || !self.ready || !eligible.contains(&self.config.node);
@@ -101,17 +175,18 @@ impl Election {
         for (name, peer, claim) in self.peers.claims(vip) {
             contested = true;
             let rival = claimant(name, peer, claim);
-            let highest = self.terms.entry(vip).or_default();
-            *highest = claim.term.max(*highest);
-            match contest(vip, own, rival, peer.is_deaf(&self.config, now)) {
+            if let Some(record) = self.vips.get_mut(&vip) {
+                record.term = record.term.max(claim.term);
+            }
+            match contest(vip, own, rival, peer.is_one_way(&self.config, now)) {
                 Outcome::Keep => {}
                 Outcome::Raise => own.term = own.term.max(claim.term.next()),
                 Outcome::Yield => return Err(Lost),
             }
         }
         if contested && self.contested.insert(vip) {
-            // The loser has to hear of us; if it does not hear us, R7 ends it.
-            self.voice.changed = true;
+            // The loser has to receive our list; if it does not, R7 ends the conflict.
+            self.transmit.changed = true;
         } else if !contested && self.contested.remove(&vip) {
             // It may have announced itself after we did.
             actions.push(Action::Announce { vip });
@@ -125,29 +200,36 @@ impl Election {
             && held.offered != offered
         {
             held.offered = offered;
-            self.voice.changed = true;
+            self.transmit.changed = true;
         }
         if !offered {
-            self.offered_since.remove(&vip);
-            return;
+            self.open.remove(&vip);
+            return self.set_offered_since(vip, None);
         }
+        self.open.insert(vip);
         let successor = self.has_successor(vip);
         if !successor && self.ready && !self.leaving {
-            // Excluded, but it works: better than nobody. The offer stands, the time for it begins when somebody can take it.
-            self.offered_since.remove(&vip);
-            return;
+            // Excluded, but it works: better than no owner. The offer stands, the time for it begins when a successor can take it.
+            return self.set_offered_since(vip, None);
         }
-        let since = *self.offered_since.entry(vip).or_insert(now);
+        let since = self.vips.get(&vip).and_then(|record| record.offered_since).unwrap_or(now);
+        self.set_offered_since(vip, Some(since));
         let end = since + self.config.leave_timeout;
         if now >= end || self.leaving && !successor {
             self.release(vip, LoseReason::NoSuccessor, actions);
         } else {
-            self.wake_at(end);
+            self.wake_at(vip, end);
+        }
+    }
+
+    fn set_offered_since(&mut self, vip: Vip, since: Option<Instant>) {
+        if let Some(record) = self.vips.get_mut(&vip) {
+            record.offered_since = since;
         }
     }
 
     fn has_successor(&self, vip: Vip) -> bool {
-        let eligible = self.desired.get(&vip);
+        let eligible = self.eligible(vip);
         self.peers.up().any(|(name, peer)| {
             (peer.flags.ready || peer.flags.joining)
                 && !peer.flags.leaving
@@ -155,104 +237,136 @@ impl Election {
         })
     }
 
+    fn eligible(&self, vip: Vip) -> Option<&Eligible> {
+        self.vips.get(&vip)?.eligible.as_ref()
+    }
+
     fn decide_free(&mut self, vip: Vip, now: Instant, actions: &mut Vec<Action>) {
         let claims = self.peers.claims(vip).map(|(name, peer, held)| (claimant(name, peer, held), peer.gives_up(held)));
-        let best = claims.max_by_key(|(claimant, _)| claimant.order(vip));
+        let best = claims.max_by(|(one, _), (other, _)| one.order(*other, vip));
         let owner = best.map(|(best, _)| Owner { node: best.node.clone(), term: best.term });
+        let answered_until = self.peers.answered_until(vip, now);
         let vacancy = match best {
             Some((_, false)) => None,
             Some((_, true)) => Some(Vacancy { since: now, why: Why::Offered }),
-            None => self.why_vacant(vip, now),
+            None => Some(self.why_vacant(vip, answered_until, now)),
         };
-        if let Some(owner) = &owner {
-            let highest = self.terms.entry(vip).or_default();
-            *highest = owner.term.max(*highest);
+        if owner.is_some() || answered_until.is_none() {
+            self.set_owner(vip, owner.clone(), actions);
         }
-        let haunted = self.peers.haunted_until(vip, now).is_some();
-        if owner.is_some() || !haunted {
-            self.set_owner(vip, owner, actions);
+        let Some(record) = self.vips.get_mut(&vip) else { return };
+        if let Some(owner) = &owner {
+            record.term = record.term.max(owner.term);
         }
         let Some(vacancy) = vacancy else {
-            self.vacancies.remove(&vip);
+            record.vacancy = None;
+            self.open.remove(&vip);
             return;
         };
-        let known = self.vacancies.entry(vip).or_insert(vacancy);
+        let known = record.vacancy.get_or_insert(vacancy);
         if known.why != vacancy.why && (known.why == Why::Offered || vacancy.why == Why::Offered) {
             *known = vacancy;
         }
         let vacancy = *known;
+        self.open.insert(vip);
         self.decide_vacant(vip, vacancy, now, actions);
     }
 
-    fn why_vacant(&self, vip: Vip, now: Instant) -> Option<Vacancy> {
-        if let Some(until) = self.peers.haunted_until(vip, now) {
-            return Some(Vacancy { since: until, why: Why::OwnerDied });
+    fn why_vacant(&self, vip: Vip, answered_until: Option<Instant>, now: Instant) -> Vacancy {
+        if let Some(until) = answered_until {
+            return Vacancy { since: until, why: Why::OwnerDied };
         }
-        let died =
-            self.owners.get(&vip).is_some_and(|owner| owner.node != self.config.node && !self.peers.is_up(&owner.node));
-        Some(Vacancy { since: now, why: if died { Why::OwnerDied } else { Why::New } })
+        let owner = self.vips.get(&vip).and_then(|record| record.owner.as_ref());
+        let died = owner.is_some_and(|owner| owner.node != self.config.node && !self.peers.is_up(&owner.node));
+        Vacancy { since: now, why: if died { Why::OwnerDied } else { Why::New } }
     }
 
-    /// R3: the best-ranked claims, the others later, each if nobody has by then.
+    /// R3: the best-ranked claims, the others later, each if no peer has by then.
     fn decide_vacant(&mut self, vip: Vip, vacancy: Vacancy, now: Instant, actions: &mut Vec<Action>) {
-        let eligible = self.desired.get(&vip).is_some_and(|eligible| eligible.contains(&self.config.node));
-        if !self.can_claim(now) || !eligible || self.held.len() >= MAX_CLAIMS {
+        let eligible = self.eligible(vip).is_some_and(|eligible| eligible.contains(&self.config.node));
+        if !self.ability.can_claim() || !eligible || self.held.len() >= MAX_CLAIMS {
             return;
         }
-        let mut due = vacancy.since + self.delay(vip, vacancy.why);
-        if let Some(until) = self.peers.doubtful_until(vip, &self.config, now) {
+        let mut due = self.due(vip, vacancy, now);
+        if let Some(until) = self.peers.unverified_until(vip, &self.config, now) {
             due = due.max(until);
         }
-        // Somebody's list is on its way; it may have this VIP.
-        if self.peers.misses_claims() && now < due + self.config.dead() {
+        // A claim list is on its way; it may have this VIP.
+        if self.misses_claims && now < due + self.config.dead() {
             due = due.max(now + self.config.interval);
         }
-        if now < due {
-            return self.wake_at(due);
+        if let Some(until) = self.vips.get(&vip).and_then(|record| record.barred_until) {
+            due = due.max(until);
         }
-        let highest = self.terms.get(&vip).copied().max(self.peers.highest_term(vip)).unwrap_or_default();
+        if now < due {
+            return self.wake_at(vip, due);
+        }
+        let known = self.vips.get(&vip).map(|record| record.term);
+        let highest = known.max(self.peers.highest_term(vip)).unwrap_or_default();
         self.hold(vip, highest.next(), actions);
         actions.push(Action::Announce { vip });
     }
 
-    fn delay(&self, vip: Vip, why: Why) -> Duration {
-        let rank = self.rank(vip, why);
-        match why {
-            Why::New if rank > 0 => self.config.dead() + self.config.rank_skew * rank,
-            _ => self.config.rank_skew * rank,
-        }
+    /// When this node claims by its rank, or a moment before that at which it has to look again: ranks are counted only as far as
+    /// time has come.
+    fn due(&mut self, vip: Vip, vacancy: Vacancy, now: Instant) -> Instant {
+        let Vacancy { since, why } = vacancy;
+        let skew = self.config.rank_skew;
+        // Watches deliver at different times: of a new VIP the others leave the first in rank a dead interval.
+        let head = if why == Why::New { self.config.dead() } else { Duration::ZERO };
+        let waited = now.since(since).saturating_sub(head);
+        let limit = (waited.as_nanos() / skew.as_nanos().max(1)).saturating_add(1);
+        let before = self.outranked(vip, why, u32::try_from(limit).unwrap_or(u32::MAX));
+        if before == 0 { since } else { since + head + skew * before }
     }
 
-    /// Among those who can claim, and those who will be able to in a moment.
-    fn rank(&self, vip: Vip, why: Why) -> u32 {
-        let eligible = self.desired.get(&vip);
-        let able = self.peers.up().filter(|(name, peer)| {
+    /// How many come before this node, up to `limit`, among those who can claim, and those who will be able to in a moment.
+    fn outranked(&mut self, vip: Vip, why: Why, limit: u32) -> u32 {
+        let node = &self.config.node;
+        let own = (rank::weight_of_hash(vip, self.hash), node);
+        let eligible = self.vips.get(&vip).and_then(|record| record.eligible.as_ref());
+        let (mut before, mut compared) = (0, 0);
+        for (name, peer, hash) in self.peers.ranked() {
             let soon = peer.flags.ready || why == Why::New && peer.flags.joining;
-            soon && !peer.flags.leaving && eligible.is_some_and(|e: &Eligible| e.contains(name))
-        });
-        let others = able.filter(|(_, peer)| !peer.claims.get(&vip).is_some_and(|held| held.offered));
-        rank::rank(vip, &self.config.node, others.map(|(name, _)| name))
+            if !soon || peer.flags.leaving || !eligible.is_some_and(|e| e.contains(name)) {
+                continue;
+            }
+            compared += 1;
+            let offers = || peer.claims.get(&vip).is_some_and(|held| held.offered);
+            if (rank::weight_of_hash(vip, hash), name) > own && !offers() {
+                before += 1;
+                if before >= limit {
+                    break;
+                }
+            }
+        }
+        self.work.compared += compared;
+        before
     }
 
     /// Takes a VIP, or goes on with a higher term.
     fn hold(&mut self, vip: Vip, term: Term, actions: &mut Vec<Action>) {
         self.held.insert(vip, Held { term, offered: false });
-        self.terms.insert(vip, term);
-        self.vacancies.remove(&vip);
-        self.voice.changed = true;
+        if let Some(record) = self.vips.get_mut(&vip) {
+            (record.term, record.vacancy, record.barred_until) = (term, None, None);
+        }
+        self.open.remove(&vip);
+        self.transmit.changed = true;
         actions.push(Action::Acquire { vip, term });
         let node = self.config.node.clone();
         self.set_owner(vip, Some(Owner { node, term }), actions);
     }
 
-    fn release(&mut self, vip: Vip, reason: LoseReason, actions: &mut Vec<Action>) {
+    pub(super) fn release(&mut self, vip: Vip, reason: LoseReason, actions: &mut Vec<Action>) {
         if self.held.remove(&vip).is_none() {
             return;
         }
         self.all_taken &= matches!(reason, LoseReason::HandedOver | LoseReason::Conflict | LoseReason::Undesired);
-        self.offered_since.remove(&vip);
+        self.set_offered_since(vip, None);
+        self.open.remove(&vip);
         self.contested.remove(&vip);
-        self.voice.changed = true;
+        self.touched.insert(vip);
+        self.transmit.changed = true;
         actions.push(Action::Release { vip, reason });
     }
 
@@ -261,29 +375,26 @@ impl Election {
         for vip in held {
             self.release(vip, reason, actions);
         }
-        self.dirty = true;
     }
 
     fn set_owner(&mut self, vip: Vip, owner: Option<Owner>, actions: &mut Vec<Action>) {
-        if self.owners.get(&vip) == owner.as_ref() {
-            return;
-        }
-        match &owner {
-            Some(owner) => self.owners.insert(vip, owner.clone()),
-            None => self.owners.remove(&vip),
-        };
-        actions.push(Action::OwnerChanged { vip, owner });
-    }
-
-    fn owners_of_undesired(&mut self, actions: &mut Vec<Action>) {
-        let gone: Vec<Vip> = self.owners.keys().filter(|vip| !self.desired.contains_key(*vip)).copied().collect();
-        for vip in gone {
-            self.set_owner(vip, None, actions);
+        let Some(record) = self.vips.get_mut(&vip) else { return };
+        if record.owner != owner {
+            record.owner = owner.clone();
+            actions.push(Action::OwnerChanged { vip, owner });
         }
     }
 
-    fn wake_at(&mut self, at: Instant) {
-        self.next_decision = Some(self.next_decision.map_or(at, |known| known.min(at)));
+    fn wake_at(&mut self, vip: Vip, at: Instant) {
+        let Some(record) = self.vips.get_mut(&vip) else { return };
+        if let Some(known) = record.wake {
+            if known <= at {
+                return;
+            }
+            self.timers.remove(&(known, vip));
+        }
+        record.wake = Some(at);
+        self.timers.insert((at, vip));
     }
 }
 

@@ -1,30 +1,32 @@
 //! Who holds which VIP: one heartbeat per node, a lease shorter than the dead interval, claims with terms.
 //!
 //! Read first: docs/election.md (phases, rules R1.., invariants I1..); RFC 9568 for what it grew from.
-//! Files: `state` (configuration, events, actions) → `peer`, `peers` (what is heard) → `claims` (who wins a conflict) →
-//! `decide` (what to hold) → `voice` (what is sent).
+//! Files: `state` (configuration, events, actions) → `turn` (the loop that drives it) → `peer`, `peers` (what is received) → `claims`
+//! (which claim wins a conflict) → `decide` (what to hold) → `transmit` (what is sent).
 
 mod claims;
 mod decide;
 mod peer;
 mod peers;
 mod state;
-mod voice;
+mod transmit;
+pub mod turn;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use decide::Vacancy;
+use decide::{Ability, Record};
 use peer::{Challenges, Claims};
-use peers::Peers;
+use peers::{Lapsed, Peers};
 pub use state::{
-    Action, Config, ConfigError, Eligible, Event, LoseReason, Owner, PartitionPolicy, PeerStatus, Phase, Status,
+    Action, Config, ConfigError, Eligible, Event, LoseReason, Owner, PartitionPolicy, PeerStatus, Phase, Status, Work,
 };
-use voice::Voice;
+use transmit::Transmit;
 
 use crate::machine::Machine;
-use crate::name::{Term, Vip};
-use crate::time::Instant;
+use crate::name::{NodeName, Vip};
+use crate::rank;
+use crate::time::{Duration, Instant};
 use crate::wire::advert::{Advert, MAX_CLAIMS, Reject};
 
 /// One node's part in the election of the owners of all VIPs.
@@ -33,8 +35,10 @@ pub struct Election {
     config: Config,
     random: Random,
     challenges: Challenges,
-    voice: Voice,
+    transmit: Transmit,
     peers: Peers,
+    /// Of this node's name, for its rank.
+    hash: u64,
 
     phase: Phase,
     joining_since: Instant,
@@ -53,19 +57,19 @@ pub struct Election {
     next_beat: Instant,
     lease_until: Instant,
 
-    desired: BTreeMap<Vip, Eligible>,
+    vips: BTreeMap<Vip, Record>,
     held: Claims,
-    /// Held, but not for long: since when a successor is sought.
-    offered_since: BTreeMap<Vip, Instant>,
     /// Held, and claimed by a peer too.
     contested: BTreeSet<Vip>,
-    vacancies: BTreeMap<Vip, Vacancy>,
-    /// The highest term heard of each desired VIP.
-    terms: BTreeMap<Vip, Term>,
-    owners: BTreeMap<Vip, Owner>,
-    could_claim: bool,
-    dirty: bool,
-    next_decision: Option<Instant>,
+    /// Vacant, or held and offered.
+    open: BTreeSet<Vip>,
+    /// To be decided in this turn.
+    touched: BTreeSet<Vip>,
+    timers: BTreeSet<(Instant, Vip)>,
+    ability: Ability,
+    /// A peer that is heard has a claim list that this node does not know.
+    misses_claims: bool,
+    work: Work,
 }
 
 impl Election {
@@ -80,11 +84,12 @@ impl Election {
         let mut random = Random(config.seed ^ config.epoch.rotate_left(32));
         let challenges = Challenges { current: random.next(), previous: random.next() };
         Self {
-            config,
             random,
             challenges,
-            voice: Voice::default(),
+            transmit: Transmit::default(),
             peers: Peers::default(),
+            hash: rank::hash_name(&config.node),
+            config,
             phase: Phase::Joining,
             joining_since: now,
             alone: true,
@@ -98,17 +103,20 @@ impl Election {
             last_beat: now,
             next_beat: now,
             lease_until: Instant::ZERO,
-            desired: BTreeMap::new(),
+            vips: BTreeMap::new(),
             held: Claims::new(),
-            offered_since: BTreeMap::new(),
             contested: BTreeSet::new(),
-            vacancies: BTreeMap::new(),
-            terms: BTreeMap::new(),
-            owners: BTreeMap::new(),
-            could_claim: false,
-            dirty: false,
-            next_decision: None,
+            open: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            ability: Ability::default(),
+            misses_claims: false,
+            work: Work::default(),
         }
+    }
+
+    pub fn node(&self) -> &NodeName {
+        &self.config.node
     }
 
     pub fn phase(&self) -> Phase {
@@ -117,7 +125,17 @@ impl Election {
 
     /// The owner of a desired VIP as this node knows it.
     pub fn owner(&self, vip: Vip) -> Option<&Owner> {
-        self.owners.get(&vip)
+        self.vips.get(&vip)?.owner.as_ref()
+    }
+
+    /// What was done since the start.
+    pub fn work(&self) -> Work {
+        self.work
+    }
+
+    /// When the next heartbeat is due. [`Event::Beat`] sends it before what is pending on the socket.
+    pub fn next_beat(&self) -> Instant {
+        self.next_beat
     }
 
     /// For metrics and `sheave status`.
@@ -129,7 +147,7 @@ impl Election {
             alone: self.alone,
             lease_until: self.lease_until,
             held: self.held.iter().map(|(vip, held)| (*vip, held.term)).collect(),
-            owners: self.owners.clone(),
+            owners: self.vips.iter().filter_map(|(vip, record)| Some((*vip, record.owner.clone()?))).collect(),
             peers: peers.collect(),
         }
     }
@@ -141,17 +159,21 @@ impl Election {
         }
         let (node, ready, wants_claims) = (advert.node.clone(), advert.flags.takes_flows(), advert.flags.need_claims);
         let received = self.peers.receive(advert, self.challenges, &self.config, now)?;
-        self.voice.requested |= wants_claims;
-        self.dirty |= received.decisive;
+        self.transmit.requested |= wants_claims;
+        self.work.listed += received.vips.len() as u64;
+        self.touched.extend(received.vips);
+        if received.flags {
+            self.touch_open();
+        }
         if received.replaced {
             self.new_challenge();
         }
         if received.verified {
             actions.push(Action::Heard { node: node.clone(), ready });
         }
-        self.voice.answer |= received.answer;
+        self.transmit.answer |= received.answer;
         if received.came_up {
-            self.voice.introduced = true;
+            self.transmit.introduced = true;
             actions.push(Action::PeerUp { node });
             if self.alone && matches!(self.phase, Phase::Member | Phase::Isolated) && self.carrier {
                 self.join(now, actions);
@@ -161,17 +183,47 @@ impl Election {
     }
 
     fn set_desired(&mut self, desired: BTreeMap<Vip, Eligible>) {
-        self.desired = desired.into_iter().take(MAX_CLAIMS).collect();
-        self.vacancies.retain(|vip, _| self.desired.contains_key(vip));
-        self.terms.retain(|vip, _| self.desired.contains_key(vip));
-        self.dirty = true;
+        for (vip, record) in &mut self.vips {
+            if !desired.contains_key(vip) && record.eligible.take().is_some() {
+                self.touched.insert(*vip);
+            }
+        }
+        for (vip, eligible) in desired.into_iter().take(MAX_CLAIMS) {
+            let record = self.vips.entry(vip).or_default();
+            if record.eligible.as_ref() != Some(&eligible) {
+                record.eligible = Some(eligible);
+                self.touched.insert(vip);
+            }
+        }
+    }
+
+    /// The other nodes of the view. What a node that has left it claims no longer counts, whatever it still sends.
+    fn set_nodes(&mut self, nodes: BTreeSet<NodeName>, actions: &mut Vec<Action>) {
+        let lapsed = self.peers.set_members(nodes);
+        self.lapsed(lapsed, actions);
+    }
+
+    fn lapsed(&mut self, lapsed: Lapsed, actions: &mut Vec<Action>) {
+        let Lapsed { down, vips } = lapsed;
+        self.touched.extend(vips);
+        if !down.is_empty() {
+            self.touch_open();
+        }
+        actions.extend(down.into_iter().map(|node| Action::PeerDown { node }));
+    }
+
+    /// The kernel did not take this node's entry: whoever is next in rank may have more luck.
+    fn not_acquired(&mut self, vip: Vip, now: Instant, actions: &mut Vec<Action>) {
+        self.release(vip, LoseReason::MapWriteFailed, actions);
+        if let Some(record) = self.vips.get_mut(&vip) {
+            record.barred_until = Some(now + self.config.retry);
+        }
     }
 
     fn set_carrier(&mut self, carrier: bool, now: Instant, actions: &mut Vec<Action>) {
         if core::mem::replace(&mut self.carrier, carrier) == carrier {
             return;
         }
-        self.dirty = true;
         match (carrier, self.phase) {
             (_, Phase::Leaving) => {}
             (true, _) => self.join(now, actions),
@@ -179,10 +231,11 @@ impl Election {
         }
     }
 
-    /// R9: a heartbeat that is later than the dead interval means that this node was frozen: others may have its VIPs by now,
-    /// and what lies in its socket is old.
-    fn notice_freeze(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if now.since(self.last_beat) < self.config.dead() {
+    /// R9: a node that was kept from running for longer than the dead interval has lost what it held, and what lies in its socket is
+    /// old. A node that was late by its own work has not: it reads what is pending before its next heartbeat, and R5 settles the rest.
+    fn woke(&mut self, stalled: Duration, now: Instant, actions: &mut Vec<Action>) {
+        let (late, dead) = (now.since(self.last_beat), self.config.dead());
+        if late < dead || stalled < dead / 2 && late < dead * 8 {
             return;
         }
         self.last_beat = now;
@@ -209,21 +262,20 @@ impl Election {
     fn enter(&mut self, phase: Phase, actions: &mut Vec<Action>) {
         if self.phase != phase {
             self.phase = phase;
-            self.dirty = true;
             actions.push(Action::Phase(phase));
         }
     }
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.last_tick = now;
-        let (down, laid) = self.peers.expire(&self.config, now);
-        self.dirty |= laid || !down.is_empty();
-        self.lost.extend(down.iter().map(|_| now));
+        let lapsed = self.peers.expire(&self.config, now);
+        self.work.peers += self.peers.len() as u64;
+        self.lost.extend(lapsed.down.iter().map(|_| now));
         self.lost.retain(|at| now.since(*at) <= self.config.dead());
-        actions.extend(down.into_iter().map(|node| Action::PeerDown { node }));
+        self.lapsed(lapsed, actions);
         self.advance(now, actions);
-        // A conflict may hang on what a rival hears, and that changes with time alone (R7).
-        self.dirty |= !self.contested.is_empty();
+        // A conflict may hang on what a rival receives, and that changes with time alone (R7).
+        self.touched.extend(&self.contested);
     }
 
     /// Changes of phase that time and peers bring about.
@@ -231,13 +283,12 @@ impl Election {
         let mutual = self.peers.mutual(&self.config, now).next().is_some();
         if !mutual && !self.alone {
             self.alone = true;
-            self.voice.changed |= !self.held.is_empty();
-            self.dirty = true;
+            self.transmit.changed |= !self.held.is_empty();
         }
         let quorum = self.has_quorum(now);
         match self.phase {
             Phase::Joining if self.has_joined(now) => {
-                self.voice.changed |= self.alone == mutual && !self.held.is_empty();
+                self.transmit.changed |= self.alone == mutual && !self.held.is_empty();
                 self.alone = !mutual;
                 self.enter(if quorum { Phase::Member } else { Phase::Isolated }, actions);
             }
@@ -265,6 +316,7 @@ impl Election {
     }
 
     fn beat(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.work.beats += 1;
         self.send_heartbeat(now, actions);
         // I1: only here, beside a heartbeat, and counted from before it was sent.
         self.lease_until = now + self.config.lease;
@@ -280,34 +332,47 @@ impl Machine for Election {
     type Action = Action;
 
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
-        self.notice_freeze(now, actions);
         let mut beat = false;
+        let decides = !matches!(event, Event::Beat);
         match event {
+            Event::Woke { stalled } => return self.woke(stalled, now, actions),
+            // Not decided yet: what else is pending may change it again.
             Event::Datagram(datagram) => {
+                self.work.datagrams += 1;
                 if let Err(reason) = self.receive(&datagram, now, actions) {
                     actions.push(Action::Rejected { reason });
                 }
+                return;
+            }
+            // After its lease a node reads what is pending first: its VIPs may have been claimed.
+            Event::Beat => {
+                beat = now >= self.next_beat
+                    && (now < self.lease_until || self.held.is_empty() && self.last_tick > Instant::ZERO);
+                if !beat {
+                    return;
+                }
             }
             Event::Desired(desired) => self.set_desired(desired),
+            Event::Nodes(nodes) => self.set_nodes(nodes, actions),
             Event::Ready(ready) => {
-                self.voice.changed |= self.ready != ready;
-                self.dirty |= self.ready != ready;
+                self.transmit.changed |= self.ready != ready;
                 self.ready = ready;
             }
             Event::Carrier(carrier) => self.set_carrier(carrier, now, actions),
+            Event::NotAcquired(vip) => self.not_acquired(vip, now, actions),
             Event::Keys(keys) => self.config.keys = keys,
             Event::Leave => {
-                self.voice.changed |= !self.leaving;
+                self.transmit.changed |= !self.leaving;
                 (self.leaving, self.all_taken) = (true, true);
                 self.enter(Phase::Leaving, actions);
             }
-            // Only here is everything heard that came, so only here may silence be judged (contract of `Machine`).
+            // Only here is everything received that came, so only here may silence be judged (contract of `Machine`).
             Event::Tick => {
                 self.tick(now, actions);
                 beat = now >= self.next_beat;
             }
         }
-        if self.dirty || self.next_decision.is_some_and(|at| at <= now) {
+        if decides {
             self.decide(now, actions);
         }
         self.send_claims_if_due(beat, now, actions);
@@ -324,8 +389,10 @@ impl Machine for Election {
     fn next_deadline(&self) -> Option<Instant> {
         let joined = (self.phase == Phase::Joining).then(|| self.joining_since + self.config.dead());
         let joined = joined.filter(|at| *at > self.last_tick);
-        let expiry = self.peers.next_expiry(&self.config, self.last_tick);
-        [Some(self.next_beat), joined, expiry, self.next_decision, self.next_word()].into_iter().flatten().min()
+        let touched = (!self.touched.is_empty()).then_some(self.last_tick);
+        let timer = self.timers.first().map(|(at, _)| *at);
+        let own = [Some(self.next_beat), joined, touched, timer, self.peers.next_expiry(), self.next_transmission()];
+        own.into_iter().flatten().min()
     }
 }
 

@@ -48,12 +48,14 @@ pub(super) struct Held {
 }
 
 /// What an advert changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Change {
     /// Not overtaken by a later advert.
     pub newest: bool,
-    /// Flags, claims or what is known of them: decide again.
-    pub decisive: bool,
+    /// What the node says of itself is not what it said before.
+    pub flags: bool,
+    /// VIPs that it claims otherwise than before, or not any more.
+    pub vips: Vec<Vip>,
     /// It asks for a fresh proof that it is heard.
     pub challenged: bool,
 }
@@ -85,11 +87,10 @@ impl Incarnation {
             change.newest = true;
             self.last_heard = now;
             change.challenged = core::mem::replace(&mut self.challenge, advert.challenge) != advert.challenge;
-            change.decisive = self.flags != advert.flags || self.digest != advert.digest;
-            self.flags = advert.flags;
+            change.flags = core::mem::replace(&mut self.flags, advert.flags) != advert.flags;
             self.digest = advert.digest;
             if self.digest == EMPTY_DIGEST {
-                self.forget_claims();
+                change.vips = self.forget_claims();
             }
             if let Body::Heartbeat { heard } = &advert.body {
                 self.echo(heard, own, now);
@@ -98,7 +99,7 @@ impl Incarnation {
         if let Body::Claims { part, parts, claims } = advert.body
             && advert.digest == self.digest
         {
-            change.decisive |= self.assemble(part, parts, claims);
+            change.vips.extend(self.assemble(part, parts, claims));
         }
         Ok(change)
     }
@@ -114,24 +115,28 @@ impl Incarnation {
         self.beat_at = now;
     }
 
-    /// Whether the list is whole now.
-    fn assemble(&mut self, part: u16, parts: u16, claims: Vec<Claim>) -> bool {
+    /// What is claimed otherwise, if the list is whole now.
+    fn assemble(&mut self, part: u16, parts: u16, claims: Vec<Claim>) -> Vec<Vip> {
         if self.claims_known() {
-            return false;
+            return Vec::new();
         }
         let fits = |a: &Assembly| a.digest == self.digest && a.parts == parts;
         if !self.assembly.as_ref().is_some_and(fits) {
             self.assembly = Some(Assembly { digest: self.digest, parts, got: BTreeMap::new() });
         }
-        let Some(assembly) = &mut self.assembly else { return false };
+        let Some(assembly) = &mut self.assembly else { return Vec::new() };
         assembly.got.insert(part, claims);
-        let Some(claims) = assembly.complete() else { return false };
-        (self.claims, self.claims_digest, self.assembly) = (claims, self.digest, None);
-        true
+        let Some(claims) = assembly.complete() else { return Vec::new() };
+        (self.claims_digest, self.assembly) = (self.digest, None);
+        let before = core::mem::replace(&mut self.claims, claims);
+        let lost = before.keys().filter(|vip| !self.claims.contains_key(vip));
+        let changed = self.claims.iter().filter(|(vip, held)| before.get(vip) != Some(held)).map(|(vip, _)| vip);
+        lost.chain(changed).copied().collect()
     }
 
-    pub fn forget_claims(&mut self) {
-        (self.claims, self.claims_digest, self.assembly) = (Claims::new(), EMPTY_DIGEST, None);
+    fn forget_claims(&mut self) -> Vec<Vip> {
+        (self.claims_digest, self.assembly) = (EMPTY_DIGEST, None);
+        core::mem::take(&mut self.claims).into_keys().collect()
     }
 
     /// Its list is the one whose digest it sends.
@@ -153,7 +158,7 @@ impl Incarnation {
     }
 
     /// It has been heard for a dead interval and has not heard this node in that time (rule R7).
-    pub fn is_deaf(&self, config: &Config, now: Instant) -> bool {
+    pub fn is_one_way(&self, config: &Config, now: Instant) -> bool {
         now >= self.echoed_at.unwrap_or(self.first_heard).max(self.first_heard) + config.dead()
     }
 

@@ -1,17 +1,18 @@
-//! All peers: who is up, who must be believed, what they claim.
+//! All peers: which are up, which are verified, what they claim.
 //!
 //! Read first: docs/election.md sections Freshness and Peers.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use super::peer::{Challenges, Claims, Held, Incarnation};
+use super::peer::{Challenges, Change, Claims, Held, Incarnation};
 use super::state::{Config, PeerStatus};
 use crate::name::{NodeName, Term, Vip};
+use crate::rank;
 use crate::time::Instant;
 use crate::wire::advert::{Advert, Body, MAX_HEARD, Reject};
 
-/// Incarnations of one peer that are given the chance to prove themselves at a time.
+/// Unverified incarnations of one peer that are kept at a time.
 const MAX_CANDIDATES: usize = 4;
 
 /// Peers that are kept at most: as many as a heartbeat can name.
@@ -20,40 +21,59 @@ pub(super) const MAX_PEERS: usize = MAX_HEARD;
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     peers: BTreeMap<NodeName, Peer>,
-    /// Claims of incarnations that are over, until their lease is.
-    ghosts: Vec<Ghost>,
+    /// The peers of which any incarnation claims a VIP: a decision looks at these only.
+    claimants: BTreeMap<Vip, Vec<NodeName>>,
+    /// The nodes of the view; adverts of others have no effect. `None` until the first view.
+    members: Option<BTreeSet<NodeName>>,
     /// When any peer was heard last.
     last_sound: Instant,
+    /// When the next peer falls silent, at the earliest.
+    expiry: Option<Instant>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Peer {
     /// The incarnation that has proved to be alive in this node's own time.
     pub current: Option<Incarnation>,
     /// Those that have not yet: the next one, or recordings. They are named in heartbeats, so that they can; their claims delay
     /// this node's, nothing more.
     candidates: Vec<Incarnation>,
+    /// Incarnations that were replaced: their kernels may answer until then.
+    expired: Vec<Expired>,
     pub up: bool,
     /// Silent here, but heard by a peer: taken to be up for as long as that lasts (rule R6).
     vouched: bool,
+    /// Of its name, for its rank.
+    pub hash: u64,
 }
 
 #[derive(Debug)]
-struct Ghost {
+struct Expired {
     until: Instant,
     claims: Claims,
 }
 
 /// What a datagram did.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Received {
     pub verified: bool,
     pub came_up: bool,
     /// An earlier incarnation is over: the challenge must change, so that no recording of it can answer.
     pub replaced: bool,
-    pub decisive: bool,
+    /// A peer that counts said something new of itself: who can claim, and who asks for a successor.
+    pub flags: bool,
+    /// VIPs to be decided anew.
+    pub vips: Vec<Vip>,
     /// A heartbeat of one who is new here, or has a new challenge, or the digest of a claim list that is not known.
     pub answer: bool,
+}
+
+/// What the passing of time did.
+#[derive(Debug, Default)]
+pub(super) struct Lapsed {
+    pub down: Vec<NodeName>,
+    /// VIPs to be decided anew.
+    pub vips: Vec<Vip>,
 }
 
 impl Peers {
@@ -64,15 +84,61 @@ impl Peers {
         config: &Config,
         now: Instant,
     ) -> Result<Received, Reject> {
+        if self.members.as_ref().is_some_and(|members| !members.contains(&advert.node)) {
+            return Err(Reject::UnknownNode);
+        }
         self.make_room(&advert.node, config, now)?;
+        let node = advert.node.clone();
         let received = self.receive_from(advert, own, config, now)?;
+        self.index(&node, &received.vips);
         if received.verified {
-            if self.is_hushed(config, now) {
-                self.break_hush(config, now);
+            if self.is_group_silent(config, now) {
+                self.end_group_silence(config, now);
             }
             self.last_sound = now;
+            let silent = now + config.dead();
+            self.expiry = Some(self.expiry.map_or(silent, |known| known.min(silent)));
         }
         Ok(received)
+    }
+
+    /// The nodes of the view. Adverts of others have no effect from now on, and what they claimed no longer counts.
+    pub fn set_members(&mut self, members: BTreeSet<NodeName>) -> Lapsed {
+        let gone: Vec<NodeName> = self.peers.keys().filter(|name| !members.contains(*name)).cloned().collect();
+        self.members = Some(members);
+        let mut lapsed = Lapsed::default();
+        for name in gone {
+            let Some(peer) = self.remove(&name) else { continue };
+            lapsed.vips.extend(peer.mentioned());
+            if peer.up {
+                lapsed.down.push(name);
+            }
+        }
+        lapsed
+    }
+
+    fn remove(&mut self, name: &NodeName) -> Option<Peer> {
+        let peer = self.peers.remove(name)?;
+        let vips: Vec<Vip> = peer.mentioned().collect();
+        self.index(name, &vips);
+        Some(peer)
+    }
+
+    /// Keeps `claimants` true after these VIPs may have changed for a peer.
+    fn index(&mut self, name: &NodeName, vips: &[Vip]) {
+        for vip in vips {
+            let claims = self.peers.get(name).is_some_and(|peer| peer.mentions(*vip));
+            let known = self.claimants.entry(*vip).or_default();
+            let at = known.iter().position(|claimant| claimant == name);
+            match (at, claims) {
+                (None, true) => known.push(name.clone()),
+                (Some(at), false) => drop(known.remove(at)),
+                _ => {}
+            }
+            if known.is_empty() {
+                self.claimants.remove(vip);
+            }
+        }
     }
 
     fn receive_from(
@@ -82,7 +148,7 @@ impl Peers {
         config: &Config,
         now: Instant,
     ) -> Result<Received, Reject> {
-        let peer = self.peers.entry(advert.node.clone()).or_default();
+        let peer = self.peers.entry(advert.node.clone()).or_insert_with(|| Peer::new(&advert.node));
         if let Some(current) = &mut peer.current
             && current.epoch == advert.epoch
         {
@@ -96,15 +162,20 @@ impl Peers {
             if came_up && silent {
                 current.first_heard = now;
             }
+            let Change { newest, flags, mut vips, challenged } = change;
+            if came_up || flags {
+                vips.extend(current.claims.keys());
+            }
             return Ok(Received {
-                verified: change.newest,
+                verified: newest,
                 came_up,
                 replaced: false,
-                decisive: change.decisive || came_up,
-                answer: change.challenged || heartbeat && change.newest && (came_up || !current.claims_known()),
+                flags: flags || came_up,
+                vips,
+                answer: challenged || heartbeat && newest && (came_up || !current.claims_known()),
             });
         }
-        peer.receive_unknown(advert, own, config, now, &mut self.ghosts)
+        peer.receive_unknown(advert, own, config, now)
     }
 
     /// A peer that has been silent for a while gives way to a new one.
@@ -115,32 +186,47 @@ impl Peers {
         let gone = |peer: &Peer| !peer.up && !peer.candidates.iter().any(|candidate| candidate.is_fresh(config, now));
         let oldest = self.peers.iter().filter(|(_, peer)| gone(peer)).min_by_key(|(_, peer)| peer.last_heard());
         let name = oldest.map(|(name, _)| name.clone()).ok_or(Reject::TooManyPeers)?;
-        self.peers.remove(&name);
+        self.remove(&name);
         Ok(())
     }
 
-    /// Nobody has been heard for so long that it may be this node that is cut off (rule R3a). With one peer there is no telling.
-    fn is_hushed(&self, config: &Config, now: Instant) -> bool {
-        now > self.last_sound + config.hush() && self.direct().nth(1).is_some()
+    /// No peer has been heard for so long that it may be this node that is cut off (rule R3a). With one peer there is no telling.
+    fn is_group_silent(&self, config: &Config, now: Instant) -> bool {
+        now > self.last_sound + config.group_silence() && self.direct().nth(1).is_some()
     }
 
-    /// Somebody is heard again: the others get the time to speak that they need.
-    fn break_hush(&mut self, config: &Config, now: Instant) {
+    /// A peer is heard again: the others get the time to transmit that they need.
+    fn end_group_silence(&mut self, config: &Config, now: Instant) {
         let silent_since = now + config.testimony_window() - config.dead();
         for current in self.peers.values_mut().filter(|peer| peer.up).filter_map(|peer| peer.current.as_mut()) {
             current.last_heard = current.last_heard.max(silent_since);
         }
     }
 
-    /// Declares silent peers down, unless another peer hears them (rule R6). Names those who went down, and tells whether the
-    /// claims of an incarnation that is over have ended.
-    pub fn expire(&mut self, config: &Config, now: Instant) -> (Vec<NodeName>, bool) {
-        let ghosts = self.ghosts.len();
-        self.ghosts.retain(|ghost| now < ghost.until);
-        let laid = self.ghosts.len() < ghosts;
-        if self.is_hushed(config, now) && now < self.last_sound + config.dead() {
-            return (Vec::new(), laid);
+    /// Declares silent peers down, unless another peer hears them (rule R6), and ends the claims of expired incarnations.
+    pub fn expire(&mut self, config: &Config, now: Instant) -> Lapsed {
+        let mut lapsed = Lapsed { down: Vec::new(), vips: self.end_expired(now) };
+        if !(self.is_group_silent(config, now) && now < self.last_sound + config.dead()) {
+            self.declare_down(config, now, &mut lapsed);
         }
+        let silence = self.up().map(|(_, peer)| peer.silent_at(config));
+        let expired = self.peers.values().flat_map(|peer| &peer.expired).map(|expired| expired.until);
+        // What was put off is looked at again soon.
+        self.expiry = silence.chain(expired).min().map(|at| if at <= now { now + config.rank_skew } else { at });
+        lapsed
+    }
+
+    fn end_expired(&mut self, now: Instant) -> Vec<Vip> {
+        let mut ended: Vec<(NodeName, Vec<Vip>)> = Vec::new();
+        for (name, peer) in self.peers.iter_mut().filter(|(_, peer)| !peer.expired.is_empty()) {
+            let over = peer.expired.extract_if(.., |expired| now >= expired.until);
+            ended.push((name.clone(), over.flat_map(|expired| expired.claims.into_keys()).collect()));
+        }
+        ended.iter().for_each(|(name, vips)| self.index(name, vips));
+        ended.into_iter().flat_map(|(_, vips)| vips).collect()
+    }
+
+    fn declare_down(&mut self, config: &Config, now: Instant, lapsed: &mut Lapsed) {
         let silent: Vec<(NodeName, u32, bool)> = self
             .peers
             .iter()
@@ -150,7 +236,6 @@ impl Peers {
             .filter(|(_, current, _)| !current.is_fresh(config, now))
             .map(|(name, current, vouched)| (name.clone(), current.challenge, vouched))
             .collect();
-        let mut down = Vec::new();
         for (name, challenge, vouched) in silent {
             // Once vouched for, a peer is not given up for one lost heartbeat of its witness.
             let since = if vouched { now - config.dead() } else { now - config.testimony_window() };
@@ -159,19 +244,17 @@ impl Peers {
             if let Some(peer) = self.peers.get_mut(&name) {
                 peer.vouched = witnessed;
                 peer.up = witnessed;
-            }
-            if !witnessed {
-                down.push(name);
+                if !witnessed {
+                    lapsed.vips.extend(peer.current.iter().flat_map(|current| current.claims.keys()));
+                    lapsed.down.push(name);
+                }
             }
         }
-        (down, laid)
     }
 
-    /// When `expire` has something to do, after it was called at `last`: what it put off then it looks at again soon.
-    pub fn next_expiry(&self, config: &Config, last: Instant) -> Option<Instant> {
-        let silence = |(_, peer): (_, &Incarnation)| peer.silent_at(config);
-        let next = self.up().map(silence).chain(self.ghosts.iter().map(|ghost| ghost.until)).min()?;
-        Some(if next <= last { last + config.rank_skew } else { next })
+    /// When `expire` has something to do.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.expiry
     }
 
     /// The silence was this node's own: everybody gets a fresh start.
@@ -187,6 +270,16 @@ impl Peers {
     /// Up, also on the word of others.
     pub fn up(&self) -> impl Iterator<Item = (&NodeName, &Incarnation)> {
         self.peers.iter().filter(|(_, peer)| peer.up).filter_map(|(name, peer)| Some((name, peer.current.as_ref()?)))
+    }
+
+    /// [`Self::up`], each with the hash of its name.
+    pub fn ranked(&self) -> impl Iterator<Item = (&NodeName, &Incarnation, u64)> {
+        let up = self.peers.iter().filter(|(_, peer)| peer.up);
+        up.filter_map(|(name, peer)| Some((name, peer.current.as_ref()?, peer.hash)))
+    }
+
+    pub fn len(&self) -> usize {
+        self.peers.len()
     }
 
     /// Up and heard by this node itself.
@@ -227,34 +320,70 @@ impl Peers {
             && !candidates.any(|candidate| candidate.is_fresh(config, now))
     }
 
+    fn claimants(&self, vip: Vip) -> impl Iterator<Item = (&NodeName, &Peer)> {
+        let names = self.claimants.get(&vip).into_iter().flatten();
+        names.filter_map(|name| Some((name, self.peers.get(name)?)))
+    }
+
     /// The claims on a VIP of peers that are up.
     pub fn claims(&self, vip: Vip) -> impl Iterator<Item = (&NodeName, &Incarnation, Held)> {
-        self.up().filter_map(move |(name, peer)| Some((name, peer, *peer.claims.get(&vip)?)))
+        self.claimants(vip).filter(|(_, peer)| peer.up).filter_map(move |(name, peer)| {
+            let current = peer.current.as_ref()?;
+            Some((name, current, *current.claims.get(&vip)?))
+        })
     }
 
-    /// Until when an incarnation that is over may hold this VIP.
-    pub fn haunted_until(&self, vip: Vip, now: Instant) -> Option<Instant> {
-        let ghosts = self.ghosts.iter().filter(|ghost| now < ghost.until && ghost.claims.contains_key(&vip));
-        ghosts.map(|ghost| ghost.until).max()
+    /// Until when the kernel of an expired incarnation may answer for this VIP.
+    pub fn answered_until(&self, vip: Vip, now: Instant) -> Option<Instant> {
+        let expired = self.claimants(vip).flat_map(|(_, peer)| &peer.expired);
+        expired
+            .filter(|expired| now < expired.until && expired.claims.contains_key(&vip))
+            .map(|expired| expired.until)
+            .max()
     }
 
-    /// Until when an incarnation that has not proved itself may hold this VIP. One with a lower epoch than is known of its node
-    /// is a recording, for all we know: it delays nobody.
-    pub fn doubtful_until(&self, vip: Vip, config: &Config, now: Instant) -> Option<Instant> {
+    /// Until when an incarnation that is not verified may hold this VIP. One with a lower epoch than is known of its node is a
+    /// recording, as far as this node can tell: it delays no claim.
+    pub fn unverified_until(&self, vip: Vip, config: &Config, now: Instant) -> Option<Instant> {
         let plausible = |peer: &Peer, epoch| peer.current.as_ref().is_none_or(|current| epoch > current.epoch);
-        let candidates = self.peers.values().flat_map(|peer| peer.candidates.iter().map(move |c| (peer, c)));
+        let candidates = self.claimants(vip).flat_map(|(_, peer)| peer.candidates.iter().map(move |c| (peer, c)));
         let claims = candidates.filter(|(peer, c)| c.claims.contains_key(&vip) && plausible(peer, c.epoch));
         claims.map(|(_, candidate)| candidate.silent_at(config)).filter(|until| now < *until).max()
     }
 
-    /// The highest term anybody has claimed this VIP with, dead or alive.
+    /// The highest term any incarnation has claimed this VIP with, dead or alive.
     pub fn highest_term(&self, vip: Vip) -> Option<Term> {
-        let incarnations = self.peers.values().flat_map(Peer::incarnations);
+        let incarnations = self.claimants(vip).flat_map(|(_, peer)| peer.incarnations());
         incarnations.filter_map(|peer| Some(peer.claims.get(&vip)?.term)).max()
     }
 }
 
 impl Peer {
+    fn new(name: &NodeName) -> Self {
+        Self {
+            current: None,
+            candidates: Vec::new(),
+            expired: Vec::new(),
+            up: false,
+            vouched: false,
+            hash: rank::hash_name(name),
+        }
+    }
+
+    fn claim_lists(&self) -> impl Iterator<Item = &Claims> {
+        self.incarnations()
+            .map(|incarnation| &incarnation.claims)
+            .chain(self.expired.iter().map(|expired| &expired.claims))
+    }
+
+    fn mentions(&self, vip: Vip) -> bool {
+        self.claim_lists().any(|claims| claims.contains_key(&vip))
+    }
+
+    fn mentioned(&self) -> impl Iterator<Item = Vip> {
+        self.claim_lists().flat_map(|claims| claims.keys().copied())
+    }
+
     /// An advert of an incarnation that is not the current one.
     fn receive_unknown(
         &mut self,
@@ -262,7 +391,6 @@ impl Peer {
         own: Challenges,
         config: &Config,
         now: Instant,
-        ghosts: &mut Vec<Ghost>,
     ) -> Result<Received, Reject> {
         // A lower epoch (a wall clock that was set back) has to wait until the higher one is silent.
         let older = self.current.as_ref().is_some_and(|current| advert.epoch < current.epoch);
@@ -271,24 +399,31 @@ impl Peer {
         }
         let proves_freshness = matches!(&advert.body, Body::Heartbeat { heard } if heard.contains(&own.current));
         let (epoch, heartbeat) = (advert.epoch, matches!(advert.body, Body::Heartbeat { .. }));
-        let candidate = self.candidate(&advert, now);
+        let (candidate, evicted) = self.candidate(&advert, now);
         let change = candidate.take(advert, own, now)?;
+        let mut vips: Vec<Vip> = evicted.map(|evicted| evicted.claims.into_keys().collect()).unwrap_or_default();
+        vips.extend(change.vips);
         if !proves_freshness {
             let answer = heartbeat && change.newest;
-            return Ok(Received { decisive: change.decisive, answer, ..Received::default() });
+            return Ok(Received { vips, answer, ..Received::default() });
         }
         let replaced = self.current.take();
         self.current = self.candidates.extract_if(.., |candidate| candidate.epoch == epoch).next();
         let came_up = !self.up;
         (self.up, self.vouched) = (true, false);
-        if let Some(old) = &replaced {
-            ghosts.push(Ghost { until: old.silent_at(config), claims: old.claims.clone() });
+        vips.extend(self.current.iter().flat_map(|current| current.claims.keys()));
+        let was_replaced = replaced.is_some();
+        if let Some(old) = replaced {
+            vips.extend(old.claims.keys());
+            self.expired.push(Expired { until: old.silent_at(config), claims: old.claims });
         }
-        Ok(Received { verified: true, came_up, replaced: replaced.is_some(), decisive: true, answer: true })
+        Ok(Received { verified: true, came_up, replaced: was_replaced, flags: true, vips, answer: true })
     }
 
-    /// The candidate of this epoch; if there is no room, in place of the one that was not heard for the longest time.
-    fn candidate(&mut self, advert: &Advert, now: Instant) -> &mut Incarnation {
+    /// The candidate of this epoch; if there is no room, in place of the one that was not heard for the longest time, which is
+    /// given back.
+    fn candidate(&mut self, advert: &Advert, now: Instant) -> (&mut Incarnation, Option<Incarnation>) {
+        let mut evicted = None;
         let known = self.candidates.iter().position(|candidate| candidate.epoch == advert.epoch);
         let at = known.unwrap_or_else(|| {
             if self.candidates.len() < MAX_CANDIDATES {
@@ -297,10 +432,10 @@ impl Peer {
             }
             let oldest = self.candidates.iter().enumerate().min_by_key(|(_, candidate)| candidate.last_heard);
             let at = oldest.map_or(0, |(at, _)| at);
-            self.candidates[at] = Incarnation::new(advert, now);
+            evicted = Some(core::mem::replace(&mut self.candidates[at], Incarnation::new(advert, now)));
             at
         });
-        &mut self.candidates[at]
+        (&mut self.candidates[at], evicted)
     }
 
     fn incarnations(&self) -> impl Iterator<Item = &Incarnation> {

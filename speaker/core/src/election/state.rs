@@ -29,6 +29,8 @@ pub struct Config {
     pub leave_timeout: Duration,
     /// Between repetitions of an unchanged claim list.
     pub claims_refresh: Duration,
+    /// A VIP whose entry the kernel refused is not claimed again before this time.
+    pub retry: Duration,
     pub partition: PartitionPolicy,
     /// From the system's random source: the challenges that prove freshness come from it.
     pub seed: u64,
@@ -49,6 +51,7 @@ impl Config {
             join_timeout: Duration::from_secs(1),
             leave_timeout: Duration::from_secs(1),
             claims_refresh: Duration::from_secs(1),
+            retry: Duration::from_secs(10),
             partition: PartitionPolicy::Availability,
             seed,
         }
@@ -66,8 +69,8 @@ impl Config {
         self.interval * self.dead_intervals + self.rank_skew
     }
 
-    /// Among two or more peers somebody is heard within this time, or it is this node that hears nobody (rule R3a).
-    pub fn hush(&self) -> Duration {
+    /// Of two or more peers one is heard within this time, or it is this node that hears none (rule R3a).
+    pub fn group_silence(&self) -> Duration {
         self.interval * 3 / 2
     }
 
@@ -83,8 +86,8 @@ impl Config {
         self.interval + self.rank_skew
     }
 
-    /// Between words out of turn. Two nodes that meet may need two rounds, and have an interval for them (I3).
-    pub fn word_pause(&self) -> Duration {
+    /// Between datagrams out of turn. Two nodes that meet may need two rounds, and have an interval for them (I3).
+    pub fn answer_pause(&self) -> Duration {
         self.rank_skew / 2
     }
 
@@ -148,10 +151,19 @@ impl Eligible {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A datagram on the advert port, as it came.
+    /// The loop begins to work: after its wait, and before a heartbeat. `stalled`: for how long since the last heartbeat its thread was
+    /// kept from running (it overslept a deadline, or lost the processor); its own work does not count.
+    Woke { stalled: Duration },
+    /// `next_beat()` is reached: send the heartbeat before what is pending is read. Without effect when the lease is over.
+    Beat,
+    /// A datagram on the advert port, as it came. What it changes is decided at the next tick, which is due at once.
     Datagram(Vec<u8>),
     /// Every VIP that is to be served, replacing what was said before. Empty at start: until the first one nothing is claimed.
     Desired(BTreeMap<Vip, Eligible>),
+    /// All other nodes of the view: adverts in the name of others are refused. Until the first one all are taken.
+    Nodes(BTreeSet<NodeName>),
+    /// The kernel refused the entry of [`Action::Acquire`]: the VIP is released, and not announced.
+    NotAcquired(Vip),
     /// The dataplane of this node can serve. False at start; an owner that is not ready hands over.
     Ready(bool),
     /// The link of this node. True at start.
@@ -216,6 +228,21 @@ pub enum Action {
     },
 }
 
+/// How much the machine has done: what its time is proportional to (bench/costs/).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    pub datagrams: u64,
+    /// Heartbeats, with the scans of all peers that belong to them.
+    pub beats: u64,
+    pub decisions: u64,
+    /// Peers whose rank was compared with this node's.
+    pub compared: u64,
+    /// Claims of lists that changed or were sent.
+    pub listed: u64,
+    /// Peers looked at in scans of all peers.
+    pub peers: u64,
+}
+
 /// The owner of a VIP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -234,8 +261,10 @@ pub enum LoseReason {
     HandedOver,
     /// No successor came in time, or there is none.
     NoSuccessor,
-    /// This node was frozen for longer than its lease.
+    /// This node was kept from running for longer than the dead interval.
     Frozen,
+    /// The kernel refused this node's entry in `OWN`.
+    MapWriteFailed,
     /// The link of this node is down.
     NoCarrier,
     /// Fewer than half of the members are heard (policy quorum).
@@ -250,6 +279,7 @@ impl LoseReason {
             Self::HandedOver => "handed_over",
             Self::NoSuccessor => "no_successor",
             Self::Frozen => "frozen",
+            Self::MapWriteFailed => "map_write_failed",
             Self::NoCarrier => "no_carrier",
             Self::NoQuorum => "no_quorum",
         }

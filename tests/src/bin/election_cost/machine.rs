@@ -1,39 +1,34 @@
-//! The machine itself, as it is at commit f452a5a: every datagram that changes anything leads to a decision over all VIPs and
-//! all peers.
+//! The machine itself, by the counts of `Election::work`.
 
 use speaker_core::election::{Action, Config, Election, Eligible, Event};
 use speaker_core::machine::Machine;
 use speaker_core::name::{NodeName, Term, Vip};
+use speaker_core::rank;
 use speaker_core::time::{Duration, Instant};
 use speaker_core::wire::advert::{Advert, Body, Claim, Flags, Key, Keyring, claims_per_part, digest};
 
 use crate::{cost, time};
 
-const GRID: [(usize, usize); 9] =
-    [(3, 200), (3, 1000), (3, 4096), (30, 1000), (30, 4096), (60, 1000), (100, 200), (100, 1000), (100, 4096)];
-
 pub fn print() {
     let sealed = [3, 200].map(|nodes| World::new(nodes, 0).seal());
     linear("seal", sealed);
     linear("heartbeat", [heartbeat(3) - sealed[0], heartbeat(200) - sealed[1]]);
-    linear("beat", [3, 200].map(|nodes| World::new(nodes, 0).beat()));
-    // decision = per_vip * vips + per_vip_peer * vips * nodes, by least squares of the relative error.
-    let points: Vec<(f64, f64, f64)> = GRID
-        .iter()
-        .map(|&(nodes, vips)| {
-            let world = &mut World::new(nodes, vips);
-            let nanos = world.decision() - heartbeat(nodes);
-            println!("# one decision, {nodes} nodes, {vips} VIPs: {:.3} ms", nanos / 1e6);
-            (vips as f64, (vips * nodes) as f64, nanos)
-        })
-        .collect();
-    let sum = |of: fn(f64, f64) -> f64| points.iter().map(|(a, b, t)| of(a / t, b / t)).sum::<f64>();
-    let (aa, ab, bb) = (sum(|a, _| a * a), sum(|a, b| a * b), sum(|_, b| b * b));
-    let (a, b) = (sum(|a, _| a), sum(|_, b| b));
-    let determinant = aa * bb - ab * ab;
-    cost("decision_per_vip", (a * bb - b * ab) / determinant);
-    cost("decision_per_vip_peer", (b * aa - a * ab) / determinant);
+    let (beat, peers) = (World::new(3, 0).beat(), World::new(200, 0).beat());
+    let per_peer = (peers.0 - beat.0) / (peers.1 - beat.1);
+    cost("beat", beat.0 - beat.1 * per_peer);
+    cost("scan", per_peer);
+    cost("decision", World::new(100, VIPS).decision());
+    cost("claim", World::new(3, VIPS).claim());
+    let names: Vec<NodeName> = (1..200).map(name).collect();
+    let mut at = 0;
+    let ranks = time(9, 2000, || {
+        at += 1;
+        assert!(rank::rank(vip(at), &name(0), &names) < 200);
+    });
+    cost("comparison", ranks / 199.0);
 }
+
+const VIPS: usize = 4000;
 
 /// With three and with two hundred nodes.
 fn linear(name: &str, [short, long]: [f64; 2]) {
@@ -45,7 +40,7 @@ fn linear(name: &str, [short, long]: [f64; 2]) {
 /// With the test's own signing of it.
 fn heartbeat(nodes: usize) -> f64 {
     let mut world = World::new(nodes, 0);
-    time(9, 200, || world.next_peer(false))
+    time(9, 200, || world.next_peer())
 }
 
 /// One member among peers that hold all VIPs, in turns.
@@ -86,7 +81,7 @@ impl World {
         for _ in 0..30 {
             world.now += Duration::from_millis(50);
             for _ in 1..nodes {
-                world.next_peer(false);
+                world.next_peer();
             }
             world.handle(Event::Tick);
         }
@@ -118,15 +113,12 @@ impl World {
         self.peers.push(advert);
     }
 
-    /// The next heartbeat of the next peer; one that changes its flags makes the machine decide.
-    fn next_peer(&mut self, decisive: bool) {
+    /// The next heartbeat of the next peer.
+    fn next_peer(&mut self) {
         self.turn = (self.turn + 1) % self.peers.len();
         let (turn, challenge) = (self.turn, self.challenge);
         let advert = &mut self.peers[turn];
         advert.sequence += 1;
-        if decisive {
-            advert.flags.joining = !advert.flags.joining;
-        }
         if let Body::Heartbeat { heard } = &mut advert.body
             && let Some(last) = heard.last_mut()
         {
@@ -140,24 +132,59 @@ impl World {
         time(9, 1000, || assert!(!self.peers[0].seal(&keys()).is_empty()))
     }
 
+    /// All VIPs, each held by a peer, are decided because this node is ready, or not any more.
     fn decision(&mut self) -> f64 {
-        time(9, 20, || self.next_peer(true))
+        let (mut ready, before) = (true, self.election.work().decisions);
+        let (rounds, repeat) = (9, 10);
+        let nanos = time(rounds, repeat, || {
+            ready = !ready;
+            self.handle(Event::Ready(ready));
+            while self.election.next_deadline().is_some_and(|due| due < self.now) {
+                self.handle(Event::Tick);
+            }
+        });
+        let decided = self.election.work().decisions - before;
+        nanos / (decided as f64 / (rounds as f64 * f64::from(repeat)))
     }
 
-    /// A tick with its heartbeat.
-    fn beat(&mut self) -> f64 {
+    /// A list whose terms have all changed, without the decisions that follow.
+    fn claim(&mut self) -> f64 {
+        let mut advert = self.peers[0].clone();
+        let per_part = claims_per_part(advert.node.as_str().len());
         let mut spent = Vec::new();
+        for term in 2..42 {
+            let claims: Vec<Claim> =
+                (0..per_part).map(|at| Claim { vip: vip(2 * at), term: Term(term), offered: false }).collect();
+            advert.sequence += 1_000;
+            advert.digest = digest(claims.iter().copied());
+            advert.body = Body::Claims { part: 0, parts: 1, claims };
+            let datagram = advert.seal(&keys());
+            let start = std::time::Instant::now();
+            self.handle(Event::Datagram(datagram));
+            spent.push(start.elapsed().as_nanos() as f64 / per_part as f64);
+            self.handle(Event::Tick);
+        }
+        spent.sort_by(f64::total_cmp);
+        spent[20]
+    }
+
+    /// A tick with its heartbeat, and how many peers it looked at.
+    fn beat(&mut self) -> (f64, f64) {
+        let mut spent = Vec::new();
+        let mut scanned = 0;
         for _ in 0..50 {
             self.now += Duration::from_millis(50);
             for _ in 0..self.peers.len() {
-                self.next_peer(false);
+                self.next_peer();
             }
+            let before = self.election.work().peers;
             let start = std::time::Instant::now();
             self.handle(Event::Tick);
             spent.push(start.elapsed().as_nanos() as f64);
+            scanned = self.election.work().peers - before;
         }
         spent.sort_by(f64::total_cmp);
-        spent[25]
+        (spent[25], scanned as f64)
     }
 
     fn handle(&mut self, event: Event) {

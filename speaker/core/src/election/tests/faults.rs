@@ -316,3 +316,103 @@ fn lost_claim_list() {
     cluster.run_until(ms(120), |c| c.nodes[other].election.owner(vip(3)).is_some_and(|o| o.node == name(owner)));
     assert_eq!(cluster.acquired().len(), 1);
 }
+
+/// R9: late by its own work, it reads what is pending before its next heartbeat, and yields to who took over. It is not frozen, and
+/// keeps what no peer has claimed.
+#[test]
+fn late_by_own_work() {
+    let mut cluster = Cluster::settled(3, 6);
+    let owner = cluster.owner(vip(1));
+    let held = cluster.nodes[owner].own.len();
+    cluster.freeze(owner);
+    cluster.run(ms(400));
+    cluster.log.clear();
+    // Nothing is sent before what is pending has been read.
+    let sent = cluster.sent.len();
+    cluster.event(owner, Event::Beat);
+    assert_eq!(cluster.sent.len(), sent);
+    cluster.resume_from_work(owner);
+    cluster.run(ms(1000));
+    assert!((1..=6).all(|last| cluster.holders(vip(last)).len() == 1), "{:?}", cluster.log);
+    assert_eq!(cluster.released().len(), held);
+    assert!(cluster.released().iter().all(|line| line.contains("Conflict")), "{:?}", cluster.released());
+}
+
+/// A heartbeat that is due goes out before pending datagrams are read, and renews the lease.
+#[test]
+fn a_due_heartbeat_goes_first() {
+    let mut cluster = Cluster::settled(3, 1);
+    let due = cluster.nodes[0].election.next_beat();
+    cluster.now = due;
+    let (sent, lease) = (cluster.sent.len(), cluster.nodes[0].lease);
+    cluster.event(0, Event::Beat);
+    assert!(cluster.sent.len() > sent && cluster.nodes[0].lease > lease);
+    let sent = cluster.sent.len();
+    cluster.event(0, Event::Beat);
+    assert_eq!(cluster.sent.len(), sent, "once an interval");
+}
+
+/// The kernel refuses the winner's entry: the VIP goes to the next node, and the first does not claim it again at once.
+#[test]
+fn a_refused_entry_is_handed_on() {
+    let mut cluster = Cluster::settled(3, 1);
+    let owner = cluster.owner(vip(1));
+    cluster.event(owner, Event::NotAcquired(vip(1)));
+    assert_eq!(cluster.released(), [format!("{owner} Release {{ vip: 192.0.2.1, reason: MapWriteFailed }}")]);
+    cluster.run_until(ms(300), |c| c.others(owner).iter().any(|node| c.nodes[*node].own.contains_key(&vip(1))));
+    cluster.run(ms(1000));
+    assert_ne!(cluster.owner(vip(1)), owner);
+}
+
+/// The same without another node: tried again after a while.
+#[test]
+fn a_refused_entry_without_another_node_is_tried_again() {
+    let mut cluster = Cluster::settled(1, 1);
+    cluster.event(0, Event::NotAcquired(vip(1)));
+    cluster.run(ms(5_000));
+    assert_eq!(cluster.acquired(), nothing());
+    cluster.run(ms(6_000));
+    assert_eq!(cluster.holders(vip(1)), [0]);
+}
+
+/// A node that leaves the view no longer counts, although it goes on transmitting: its VIPs have another owner at once.
+#[test]
+fn a_deleted_node_is_out_at_once() {
+    let mut cluster = Cluster::settled(3, 6);
+    let gone = cluster.owner(vip(1));
+    let others = cluster.others(gone);
+    for other in &others {
+        let peers = others.iter().filter(|peer| *peer != other).map(|peer| name(*peer)).collect();
+        cluster.event(*other, Event::Nodes(peers));
+    }
+    let held: Vec<u8> = (1..=6).filter(|last| cluster.nodes[gone].own.contains_key(&vip(*last))).collect();
+    cluster.run_until(ms(20), |c| {
+        held.iter().all(|last| others.iter().any(|o| c.nodes[*o].own.contains_key(&vip(*last))))
+    });
+    assert_eq!(cluster.acquired().len(), held.len());
+    cluster.run(ms(200));
+    assert!(cluster.rejected(others[0]).iter().all(|reason| *reason == Reject::UnknownNode));
+    assert!(!cluster.rejected(others[0]).is_empty());
+}
+
+/// Recordings of a node that has left the view delay no claim (audit C12).
+#[test]
+fn recordings_of_a_deleted_node_delay_nothing() {
+    let mut cluster = Cluster::settled(3, 1);
+    let gone = cluster.owner(vip(1));
+    let [heir, witness] = cluster.others(gone)[..] else { panic!("three nodes") };
+    cluster.run(ms(1000));
+    let recording: Vec<_> =
+        cluster.sent.iter().filter(|(_, from, _)| *from == gone).map(|sent| sent.2.clone()).collect();
+    cluster.crash(gone);
+    // Restarted since: they know of no current incarnation of the node that is gone.
+    for (node, other) in [(heir, witness), (witness, heir)] {
+        cluster.restart(node, 200);
+        cluster.event(node, Event::Nodes([name(other)].into()));
+    }
+    for (at, datagram) in recording.iter().take(60).enumerate() {
+        cluster.deliver(heir, datagram.clone(), ms(at as u64 * 50));
+        cluster.deliver(witness, datagram.clone(), ms(at as u64 * 50));
+    }
+    cluster.run_until(ms(700), |c| !c.holders(vip(1)).is_empty());
+}

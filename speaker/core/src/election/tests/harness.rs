@@ -8,7 +8,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::super::*;
-use crate::name::NodeName;
+use crate::name::{NodeName, Term};
 use crate::time::{Duration, Instant};
 use crate::wire::advert::{Key, Keyring};
 
@@ -38,6 +38,8 @@ pub struct Node {
     pub election: Election,
     pub running: bool,
     pub frozen: bool,
+    /// Since when.
+    slept: Instant,
     pub own: BTreeMap<Vip, Term>,
     pub lease: Instant,
     inbox: Vec<Vec<u8>>,
@@ -74,7 +76,7 @@ impl Cluster {
         for node in 0..nodes {
             let election = Election::new(config(node, 100), start);
             let (own, inbox) = (BTreeMap::new(), Vec::new());
-            cluster.nodes.push(Node { election, running: true, frozen: false, own, lease: start, inbox });
+            cluster.nodes.push(Node { election, running: true, frozen: false, slept: start, own, lease: start, inbox });
             cluster.event(node, Event::Desired(cluster.desired.clone()));
             cluster.event(node, Event::Ready(true));
         }
@@ -208,11 +210,23 @@ impl Cluster {
 
     pub fn freeze(&mut self, node: usize) {
         self.nodes[node].frozen = true;
+        self.nodes[node].slept = self.now;
     }
 
     /// The driver's loop goes on: what is pending first.
     pub fn thaw(&mut self, node: usize) {
         self.nodes[node].frozen = false;
+        self.event(node, Event::Woke { stalled: self.now.since(self.nodes[node].slept) });
+        for datagram in core::mem::take(&mut self.nodes[node].inbox) {
+            self.event(node, Event::Datagram(datagram));
+        }
+        self.event(node, Event::Tick);
+    }
+
+    /// It was busy, not frozen: what is pending, then the tick.
+    pub fn resume_from_work(&mut self, node: usize) {
+        self.nodes[node].frozen = false;
+        self.event(node, Event::Woke { stalled: Duration::ZERO });
         for datagram in core::mem::take(&mut self.nodes[node].inbox) {
             self.event(node, Event::Datagram(datagram));
         }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::super::*;
 use super::harness::{config, keyring, name, vip};
+use crate::name::Term;
 use crate::time::Duration;
 use crate::wire::advert::{Body, Claim, Flags, MAX_DATAGRAM, digest};
 
@@ -93,6 +94,7 @@ impl Driven {
                 _ => {}
             }
         }
+        // What was touched is decided by the tick that follows.
         let status = self.election.status(self.now);
         assert_eq!(self.own, status.held);
         assert!(self.own.keys().all(|vip| status.owners.get(vip).is_some_and(|owner| owner.node == name(0))));
@@ -142,7 +144,9 @@ proptest! {
             if awake {
                 driven.pass(Duration::from_millis(millis));
             } else {
-                driven.now += Duration::from_millis(millis * 10);
+                let stalled = Duration::from_millis(millis * 10);
+                driven.now += stalled;
+                driven.handle(Event::Woke { stalled });
             }
             driven.step(step);
         }

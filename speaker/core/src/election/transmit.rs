@@ -1,0 +1,158 @@
+//! What this node sends: a heartbeat per interval, its claim list when there is reason to.
+//!
+//! Read first: docs/election.md rule R2.
+
+use alloc::vec::Vec;
+
+use super::Election;
+use super::peer;
+use super::state::{Action, Phase};
+use crate::time::{Duration, Instant};
+use crate::wire::advert::{Advert, Body, Claim, Flags, claims_per_part};
+
+#[derive(Debug, Default)]
+pub(super) struct Transmit {
+    sequence: u64,
+    /// The list, or what the flags say of it, changed: it is sent at once and repeated.
+    pub changed: bool,
+    /// A peer misses a list; it may be ours.
+    pub requested: bool,
+    /// A peer came up: if it claims what this node holds, both must know now (I3).
+    pub introduced: bool,
+    /// A heartbeat came from a peer that is new here, or with the digest of a list that is not known: an answer now saves both
+    /// sides an interval.
+    pub answer: bool,
+    repeats: u8,
+    /// Of the list as it was sent last: adverts name no list that is not out yet.
+    digest: u64,
+    claims_at: Option<Instant>,
+    answered_at: Option<Instant>,
+}
+
+/// A changed list is sent at once and with this many heartbeats.
+const REPEATS: u8 = 2;
+
+/// So many peers together take as long to answer one node as one of them may.
+const PEERS_PER_PAUSE: u32 = 16;
+
+impl Election {
+    pub(super) fn send_heartbeat(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let heard = self.peers.heard(&self.config, now);
+        self.work.peers += self.peers.len() as u64;
+        self.send(Body::Heartbeat { heard }, actions);
+    }
+
+    /// A heartbeat out of turn: it names the peers that this node hears and asks for the lists that it misses. It renews no lease.
+    pub(super) fn answer_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.answer_due().is_some_and(|due| due <= now) {
+            self.transmit.answered_at = Some(now);
+            self.transmit.answer = false;
+            self.send_heartbeat(now, actions);
+        }
+    }
+
+    /// Between answers: what all peers together send out of turn must not grow with the square of their number.
+    fn answer_pause(&self) -> Duration {
+        let crowd = 1 + self.peers.len() as u32 / PEERS_PER_PAUSE;
+        (self.config.answer_pause() * crowd).min(self.config.interval)
+    }
+
+    fn answer_due(&self) -> Option<Instant> {
+        let pause = self.answer_pause();
+        self.transmit.answer.then(|| self.transmit.answered_at.map_or(Instant::ZERO, |at| at + pause))
+    }
+
+    fn introduction_due(&self) -> Option<Instant> {
+        let wanted = self.transmit.introduced && !self.held.is_empty();
+        wanted.then(|| self.list_due(self.list_pause()))
+    }
+
+    /// A list that changes again and again is sent as often as its length allows.
+    fn change_due(&self) -> Option<Instant> {
+        let pause = (self.config.answer_pause() * self.parts()).min(self.config.interval);
+        self.transmit.changed.then(|| self.list_due(pause))
+    }
+
+    fn request_due(&self) -> Option<Instant> {
+        let wanted = self.transmit.requested && !self.held.is_empty();
+        wanted.then(|| self.list_due(self.list_pause()))
+    }
+
+    fn list_due(&self, pause: Duration) -> Instant {
+        self.transmit.claims_at.map_or(Instant::ZERO, |at| at + pause)
+    }
+
+    /// Between lists for the sake of peers that miss them.
+    fn list_pause(&self) -> Duration {
+        (self.answer_pause() * self.parts()).min(self.config.interval)
+    }
+
+    fn parts(&self) -> u32 {
+        self.held.len().div_ceil(claims_per_part(self.config.node.as_str().len())).max(1) as u32
+    }
+
+    /// When something is to be sent out of turn that could not be sent at once.
+    pub(super) fn next_transmission(&self) -> Option<Instant> {
+        let due = [self.answer_due(), self.introduction_due(), self.change_due(), self.request_due()];
+        due.into_iter().flatten().min()
+    }
+
+    /// At once after a change; repeated with the next heartbeats; when asked; else now and then.
+    pub(super) fn send_claims_if_due(&mut self, beat: bool, now: Instant, actions: &mut Vec<Action>) {
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+        let refresh = !self.held.is_empty() && beat && self.list_due(self.config.claims_refresh) <= now;
+        let due = if is_due(self.change_due()) || beat && self.transmit.changed {
+            self.transmit.repeats = REPEATS;
+            true
+        } else if beat && self.transmit.repeats > 0 {
+            self.transmit.repeats -= 1;
+            true
+        } else {
+            is_due(self.request_due()) || is_due(self.introduction_due()) || refresh
+        };
+        if due {
+            self.send_claims(actions);
+            let transmit = &mut self.transmit;
+            (transmit.changed, transmit.requested, transmit.introduced) = (false, false, false);
+            transmit.claims_at = Some(now);
+        }
+    }
+
+    fn send_claims(&mut self, actions: &mut Vec<Action>) {
+        self.transmit.digest = peer::digest(&self.held);
+        self.work.listed += self.held.len() as u64;
+        let claims: Vec<Claim> =
+            self.held.iter().map(|(vip, held)| Claim { vip: *vip, term: held.term, offered: held.offered }).collect();
+        let per_part = claims_per_part(self.config.node.as_str().len());
+        let parts = claims.len().div_ceil(per_part).max(1) as u16;
+        for part in 0..parts {
+            let claims = claims.iter().skip(usize::from(part) * per_part).take(per_part).copied().collect();
+            self.send(Body::Claims { part, parts, claims }, actions);
+        }
+    }
+
+    fn send(&mut self, body: Body, actions: &mut Vec<Action>) {
+        self.transmit.sequence += 1;
+        let advert = Advert {
+            node: self.config.node.clone(),
+            cluster: self.config.cluster,
+            epoch: self.config.epoch,
+            sequence: self.transmit.sequence,
+            flags: self.flags(),
+            digest: self.transmit.digest,
+            challenge: self.challenges.current,
+            body,
+        };
+        actions.push(Action::Send(advert.seal(&self.config.keys)));
+    }
+
+    fn flags(&self) -> Flags {
+        Flags {
+            ready: self.ready,
+            leaving: self.leaving,
+            need_claims: self.peers.misses_claims(),
+            joining: self.phase == Phase::Joining,
+            alone: self.alone,
+        }
+    }
+}
