@@ -511,7 +511,8 @@ impl Surroundings for State {
                 self.announce(announce::Event::Announce(vip), now);
             }
             Action::Announce { .. } => {}
-            Action::Heard { node, ready } => {
+            Action::Address { .. } => {}
+            Action::Heard { node, ready, .. } => {
                 self.watch(liveness::Event::Heard(node.clone()), now);
                 if ready {
                     self.attend(presence::Event::Ready(node), now);

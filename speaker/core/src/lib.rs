@@ -23,5 +23,6 @@ pub mod rank;
 pub mod standing;
 pub mod time;
 pub mod timer;
+pub mod unicast;
 pub mod view;
 pub mod wire;

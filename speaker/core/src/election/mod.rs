@@ -167,13 +167,17 @@ impl Election {
         }
         if received.replaced {
             self.new_challenge();
+            self.transmit.introduce_node();
         }
         if received.verified {
-            actions.push(Action::Heard { node: node.clone(), ready });
+            actions.push(Action::Heard { node: node.clone(), ready, hears_us: received.hears_us });
+        }
+        if let Some(mac) = received.mac {
+            actions.push(Action::Address { node: node.clone(), mac });
         }
         self.transmit.answer |= received.answer;
         if received.came_up {
-            self.transmit.introduced = true;
+            self.transmit.introduce();
             actions.push(Action::PeerUp { node });
             if self.alone && matches!(self.phase, Phase::Member | Phase::Isolated) && self.carrier {
                 self.join(now, actions);
@@ -361,6 +365,7 @@ impl Machine for Election {
             Event::Carrier(carrier) => self.set_carrier(carrier, now, actions),
             Event::NotAcquired(vip) => self.not_acquired(vip, now, actions),
             Event::Keys(keys) => self.config.keys = keys,
+            Event::OwnMac(mac) => self.transmit.set_mac(mac),
             Event::Leave => {
                 self.transmit.changed |= !self.leaving;
                 (self.leaving, self.all_taken) = (true, true);
@@ -375,6 +380,7 @@ impl Machine for Election {
         if decides {
             self.decide(now, actions);
         }
+        self.send_node_if_due(beat, now, actions);
         self.send_claims_if_due(beat, now, actions);
         self.answer_if_due(now, actions);
         if beat {

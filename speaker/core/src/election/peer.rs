@@ -58,6 +58,8 @@ pub(super) struct Change {
     pub vips: Vec<Vip>,
     /// It asks for a fresh proof that it is heard.
     pub challenged: bool,
+    /// Where the node is reached.
+    pub mac: Option<[u8; 6]>,
 }
 
 impl Incarnation {
@@ -92,8 +94,10 @@ impl Incarnation {
             if self.digest == EMPTY_DIGEST {
                 change.vips = self.forget_claims();
             }
-            if let Body::Heartbeat { heard } = &advert.body {
-                self.echo(heard, own, now);
+            match &advert.body {
+                Body::Heartbeat { heard } => self.echo(heard, own, now),
+                Body::Node { mac } => change.mac = Some(*mac),
+                Body::Claims { .. } => {}
             }
         }
         if let Body::Claims { part, parts, claims } = advert.body

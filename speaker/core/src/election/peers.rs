@@ -66,6 +66,10 @@ pub(super) struct Received {
     pub vips: Vec<Vip>,
     /// A heartbeat of one who is new here, or has a new challenge, or the digest of a claim list that is not known.
     pub answer: bool,
+    /// Where the node is reached, if it is verified.
+    pub mac: Option<[u8; 6]>,
+    /// Its latest heartbeats name this node.
+    pub hears_us: bool,
 }
 
 /// What the passing of time did.
@@ -162,7 +166,7 @@ impl Peers {
             if came_up && silent {
                 current.first_heard = now;
             }
-            let Change { newest, flags, mut vips, challenged } = change;
+            let Change { newest, flags, mut vips, challenged, mac } = change;
             if came_up || flags {
                 vips.extend(current.claims.keys());
             }
@@ -173,6 +177,8 @@ impl Peers {
                 flags: flags || came_up,
                 vips,
                 answer: challenged || heartbeat && newest && (came_up || !current.claims_known()),
+                mac,
+                hears_us: current.hears_us(config, now),
             });
         }
         peer.receive_unknown(advert, own, config, now)
@@ -417,7 +423,16 @@ impl Peer {
             vips.extend(old.claims.keys());
             self.expired.push(Expired { until: old.silent_at(config), claims: old.claims });
         }
-        Ok(Received { verified: true, came_up, replaced: was_replaced, flags: true, vips, answer: true })
+        Ok(Received {
+            verified: true,
+            came_up,
+            replaced: was_replaced,
+            flags: true,
+            vips,
+            answer: true,
+            mac: None,
+            hears_us: true,
+        })
     }
 
     /// The candidate of this epoch; if there is no room, in place of the one that was not heard for the longest time, which is

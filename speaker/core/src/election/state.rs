@@ -168,6 +168,8 @@ pub enum Event {
     Ready(bool),
     /// The link of this node. True at start.
     Carrier(bool),
+    /// The MAC address of this node's uplink; peers are told.
+    OwnMac([u8; 6]),
     /// New keys; adverts are signed with `current` from now on.
     Keys(Keyring),
     /// The node stops: hand over, then `Action::HandedOver`.
@@ -204,6 +206,13 @@ pub enum Action {
     Heard {
         node: NodeName,
         ready: bool,
+        /// It names this node in its heartbeats.
+        hears_us: bool,
+    },
+    /// A verified peer's MAC address, under its signature: it outranks what ARP says.
+    Address {
+        node: NodeName,
+        mac: [u8; 6],
     },
     PeerUp {
         node: NodeName,

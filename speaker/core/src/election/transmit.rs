@@ -18,7 +18,7 @@ pub(super) struct Transmit {
     /// A peer misses a list; it may be ours.
     pub requested: bool,
     /// A peer came up: if it claims what this node holds, both must know now (I3).
-    pub introduced: bool,
+    introduced: bool,
     /// A heartbeat came from a peer that is new here, or with the digest of a list that is not known: an answer now saves both
     /// sides an interval.
     pub answer: bool,
@@ -26,6 +26,10 @@ pub(super) struct Transmit {
     /// Of the list as it was sent last: adverts name no list that is not out yet.
     digest: u64,
     claims_at: Option<Instant>,
+    /// Where this node is reached; whether peers have to be told, and when they were.
+    mac: Option<[u8; 6]>,
+    mac_changed: bool,
+    mac_at: Option<Instant>,
     answered_at: Option<Instant>,
 }
 
@@ -35,7 +39,41 @@ const REPEATS: u8 = 2;
 /// So many peers together take as long to answer one node as one of them may.
 const PEERS_PER_PAUSE: u32 = 16;
 
+impl Transmit {
+    pub fn set_mac(&mut self, mac: [u8; 6]) {
+        self.mac_changed |= self.mac != Some(mac);
+        self.mac = Some(mac);
+    }
+
+    /// A peer has come up: it is told what this node holds and where it is reached.
+    pub fn introduce(&mut self) {
+        self.introduced = true;
+        self.introduce_node();
+    }
+
+    /// A speaker has restarted: it is told where this node is reached.
+    pub fn introduce_node(&mut self) {
+        self.mac_changed = self.mac.is_some();
+    }
+}
+
 impl Election {
+    /// This node's MAC address: after a change, when a peer comes up, and now and then.
+    pub(super) fn send_node_if_due(&mut self, beat: bool, now: Instant, actions: &mut Vec<Action>) {
+        // Nothing is sent before the first tick.
+        let Some(mac) = self.transmit.mac.filter(|_| self.last_tick > Instant::ZERO) else { return };
+        let refresh = self.transmit.mac_at.is_none_or(|at| now.since(at) >= self.config.claims_refresh);
+        if self.node_due().is_some_and(|due| due <= now) || beat && refresh {
+            self.send(Body::Node { mac }, actions);
+            (self.transmit.mac_changed, self.transmit.mac_at) = (false, Some(now));
+        }
+    }
+
+    fn node_due(&self) -> Option<Instant> {
+        let pause = self.answer_pause();
+        self.transmit.mac_changed.then(|| self.transmit.mac_at.map_or(Instant::ZERO, |at| at + pause))
+    }
+
     pub(super) fn send_heartbeat(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let heard = self.peers.heard(&self.config, now);
         self.work.peers += self.peers.len() as u64;
@@ -93,7 +131,7 @@ impl Election {
 
     /// When something is to be sent out of turn that could not be sent at once.
     pub(super) fn next_transmission(&self) -> Option<Instant> {
-        let due = [self.answer_due(), self.introduction_due(), self.change_due(), self.request_due()];
+        let due = [self.answer_due(), self.introduction_due(), self.change_due(), self.request_due(), self.node_due()];
         due.into_iter().flatten().min()
     }
 

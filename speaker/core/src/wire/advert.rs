@@ -7,6 +7,7 @@
 //! 32 digest of the sender's claims (8) | 40 challenge (4) | 44 name length | 45 reserved | 46 count (2) | 48 name
 //! heartbeat: count x challenge (4)                                     the peers that the sender hears
 //! claims:    part (2) | parts (2) | count x claim                      part of its claim list
+//! node:      MAC address (6) | reserved (2)                            of the sender; more may follow in later versions
 //! claim:     family (1) | flags (1; 1: offered) | reserved (2) | term (8) | address (4; 16 for family 6, not in version 1)
 //! MAC (32): HMAC-SHA256 of everything before it
 //! ```
@@ -31,12 +32,15 @@ pub const VERSION: u8 = 1;
 const MAGIC: [u8; 4] = *b"SHVE";
 const KIND_HEARTBEAT: u8 = 1;
 const KIND_CLAIMS: u8 = 2;
+/// Refused as malformed by speakers that do not know it; they learn the address by ARP alone.
+const KIND_NODE: u8 = 3;
 const FAMILY_IPV4: u8 = 4;
 
 const NAME: usize = 48;
 const HEARD_LEN: usize = 4;
 const PARTS_LEN: usize = 4;
 const CLAIM_LEN: usize = 16;
+const NODE_LEN: usize = 8;
 
 /// How many claims go into one datagram beside a name of this length.
 pub const fn claims_per_part(name_len: usize) -> usize {
@@ -67,6 +71,7 @@ impl<'a> Packet<'a> {
         let (body, exact) = match packet.kind() {
             KIND_HEARTBEAT => (count * HEARD_LEN, true),
             KIND_CLAIMS => (PARTS_LEN + count * CLAIM_LEN, false),
+            KIND_NODE => (NODE_LEN, false),
             _ => return Err(Reject::Malformed),
         };
         let length = NAME + packet.name_len() + body + MAC_LEN;
@@ -152,6 +157,8 @@ pub enum Body {
     Heartbeat { heard: Vec<u32> },
     /// Part `part` (from 0) of `parts` of the claim list with the digest of the header.
     Claims { part: u16, parts: u16, claims: Vec<Claim> },
+    /// Where the sender is reached on the segment: under the HMAC, so that no ARP frame can say otherwise.
+    Node { mac: [u8; 6] },
 }
 
 /// What a node says of itself. Bits that version 1 does not know are ignored.
@@ -238,7 +245,8 @@ impl Advert {
         let name = core::str::from_utf8(packet.name()).ok().and_then(NodeName::new).ok_or(Reject::Malformed)?;
         let body = match packet.kind() {
             KIND_HEARTBEAT => Body::Heartbeat { heard: parse_heard(packet)? },
-            _ => parse_claims(packet)?,
+            KIND_CLAIMS => parse_claims(packet)?,
+            _ => parse_node(packet)?,
         };
         Ok(Self {
             node: name,
@@ -257,6 +265,7 @@ impl Advert {
         let (kind, count) = match &self.body {
             Body::Heartbeat { heard } => (KIND_HEARTBEAT, heard.len()),
             Body::Claims { claims, .. } => (KIND_CLAIMS, claims.len()),
+            Body::Node { .. } => (KIND_NODE, 0),
         };
         let name = self.node.as_str().as_bytes();
         let mut out = Vec::with_capacity(NAME + name.len() + PARTS_LEN + count * CLAIM_LEN + MAC_LEN);
@@ -288,6 +297,10 @@ impl Body {
                     out.extend_from_slice(&claim.term.0.to_be_bytes());
                     out.extend_from_slice(&claim.vip.octets());
                 }
+            }
+            Self::Node { mac } => {
+                out.extend_from_slice(mac);
+                out.extend_from_slice(&[0; 2]);
             }
         }
     }
@@ -325,6 +338,15 @@ fn parse_claims(packet: &Packet<'_>) -> Result<Body, Reject> {
     }
     let claims = claims.iter().map(parse_claim).collect::<Result<_, _>>()?;
     Ok(Body::Claims { part, parts, claims })
+}
+
+/// A group address, or none, is no address of a node (IEEE 802 section 8.2.2).
+fn parse_node(packet: &Packet<'_>) -> Result<Body, Reject> {
+    let (mac, _) = packet.body().split_first_chunk::<6>().ok_or(Reject::Truncated)?;
+    if mac[0] & 1 != 0 || *mac == [0; 6] {
+        return Err(Reject::Malformed);
+    }
+    Ok(Body::Node { mac: *mac })
 }
 
 fn parse_claim(bytes: &[u8; CLAIM_LEN]) -> Result<Claim, Reject> {

@@ -1,0 +1,330 @@
+//! Which nodes are sent adverts by unicast as well, because multicast does not arrive; and whose adverts do not arrive at all.
+//!
+//! Read first: docs/election.md section Unicast. Host firewalls, access points and fabrics filter multicast, sometimes in one
+//! direction only. Unicast to a node begins when no multicast of it arrives, or when it does not name this node. The second reason
+//! lasts for as long as that node sends unicast itself: it does not receive this node's multicast then.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+use crate::machine::Machine;
+use crate::name::NodeName;
+use crate::time::{Duration, Instant};
+
+#[derive(Clone, Debug)]
+pub struct Unicast {
+    config: Config,
+    nodes: BTreeMap<NodeName, Node>,
+    next: Instant,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Without multicast of a node, or without its naming this one, for so long: unicast begins.
+    pub patience: Duration,
+    /// Without unicast of a node that names this one for so long: unicast for its sake ends.
+    pub linger: Duration,
+    /// A node whose program answers and whose adverts do not arrive for so long.
+    pub missing: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { patience: Duration::from_secs(1), linger: Duration::from_secs(5), missing: Duration::from_secs(10) }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// All other nodes of the view.
+    Nodes(BTreeSet<NodeName>),
+    /// A verified advert of this node arrived.
+    Received {
+        node: NodeName,
+        multicast: bool,
+        hears_us: bool,
+    },
+    /// Its program has answered a query: a packet path of ours is there.
+    Program(NodeName),
+    /// Its kernel does not answer: nothing is sent to it.
+    Down(NodeName),
+    Up(NodeName),
+    Tick,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Adverts go to this node by unicast too, or not any more.
+    Start(NodeName),
+    Stop(NodeName),
+    /// Its program answers, and its adverts do not arrive.
+    Missing(NodeName),
+    Arrived(NodeName),
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    up: bool,
+    multicast: Instant,
+    unicast: Option<Instant>,
+    heard_us: Instant,
+    any: Instant,
+    program: bool,
+    /// It did not name this node.
+    one_way: bool,
+    sending: bool,
+    missing: bool,
+}
+
+const TURN: Duration = Duration::from_millis(250);
+
+impl Unicast {
+    pub fn new(config: Config) -> Self {
+        Self { config, nodes: BTreeMap::new(), next: Instant::ZERO }
+    }
+
+    /// Nodes that adverts are sent to by unicast.
+    pub fn targets(&self) -> impl Iterator<Item = &NodeName> {
+        self.nodes.iter().filter(|(_, node)| node.sending).map(|(name, _)| name)
+    }
+
+    /// Nodes whose program answers and whose adverts do not arrive.
+    pub fn missing(&self) -> impl Iterator<Item = &NodeName> {
+        self.nodes.iter().filter(|(_, node)| node.missing).map(|(name, _)| name)
+    }
+
+    /// Such nodes are all there are: it is this node that receives no adverts.
+    pub fn receives_none(&self) -> bool {
+        self.missing().next().is_some() && self.nodes.values().all(|node| node.missing || !node.program)
+    }
+
+    fn set_nodes(&mut self, nodes: BTreeSet<NodeName>, now: Instant) {
+        self.nodes.retain(|name, _| nodes.contains(name));
+        for name in nodes {
+            self.nodes.entry(name).or_insert(Node {
+                up: true,
+                multicast: now,
+                unicast: None,
+                heard_us: now,
+                any: now,
+                program: false,
+                one_way: false,
+                sending: false,
+                missing: false,
+            });
+        }
+    }
+
+    fn received(&mut self, name: &NodeName, multicast: bool, hears_us: bool, now: Instant, actions: &mut Vec<Action>) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        node.any = now;
+        match multicast {
+            true => node.multicast = now,
+            false => node.unicast = Some(now),
+        }
+        if hears_us {
+            node.heard_us = now;
+        }
+        if core::mem::take(&mut node.missing) {
+            actions.push(Action::Arrived(name.clone()));
+        }
+    }
+
+    fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let config = &self.config;
+        for (name, node) in &mut self.nodes {
+            let silent = now.since(node.multicast) >= config.patience;
+            let unheard = now.since(node.heard_us) >= config.patience;
+            let asks = node.unicast.is_some_and(|at| now.since(at) < config.linger);
+            // Without multicast of it either, that is reason enough, and ends when it arrives again.
+            node.one_way = !silent && (unheard || node.one_way && asks);
+            let send = node.up && (silent || node.one_way);
+            if core::mem::replace(&mut node.sending, send) != send {
+                actions.push(if send { Action::Start(name.clone()) } else { Action::Stop(name.clone()) });
+            }
+            let missing = node.up && node.program && now.since(node.any) >= config.missing;
+            if missing && !core::mem::replace(&mut node.missing, true) {
+                actions.push(Action::Missing(name.clone()));
+            }
+        }
+        self.next = now + TURN;
+    }
+}
+
+impl Machine for Unicast {
+    type Event = Event;
+    type Action = Action;
+
+    fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
+        match event {
+            Event::Nodes(nodes) => self.set_nodes(nodes, now),
+            Event::Received { node, multicast, hears_us } => self.received(&node, multicast, hears_us, now, actions),
+            Event::Program(name) => {
+                if let Some(node) = self.nodes.get_mut(&name) {
+                    node.program = true;
+                }
+            }
+            Event::Down(name) => {
+                if let Some(node) = self.nodes.get_mut(&name) {
+                    (node.up, node.program, node.missing) = (false, false, false);
+                }
+            }
+            Event::Up(name) => {
+                if let Some(node) = self.nodes.get_mut(&name) {
+                    (node.up, node.any) = (true, now);
+                }
+            }
+            Event::Tick => self.tick(now, actions),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        (!self.nodes.is_empty()).then_some(self.next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(node: &str) -> NodeName {
+        NodeName::new(node).unwrap()
+    }
+
+    /// Two nodes whose adverts take the ways that are open.
+    struct World {
+        now: Instant,
+        nodes: [Unicast; 2],
+        /// Whether multicast of this node reaches the other.
+        multicast: [bool; 2],
+        unicast: bool,
+        heard: [Option<Instant>; 2],
+        starts: usize,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let now = Instant::from_millis(1000);
+            let node = |other: &str| {
+                let mut node = Unicast::new(Config::default());
+                node.handle(Event::Nodes([name(other)].into()), now, &mut Vec::new());
+                node
+            };
+            World {
+                now,
+                nodes: [node("b"), node("a")],
+                multicast: [true; 2],
+                unicast: true,
+                heard: [None; 2],
+                starts: 0,
+            }
+        }
+
+        fn other(node: usize) -> NodeName {
+            name(["b", "a"][node])
+        }
+
+        /// A heartbeat of each node every 50 ms.
+        fn run(&mut self, time: Duration) {
+            let end = self.now + time;
+            while self.now < end {
+                self.now += Duration::from_millis(50);
+                for from in 0..2 {
+                    let to = 1 - from;
+                    // Does the sender name the receiver: has it heard it lately?
+                    let hears_us = self.heard[from].is_some_and(|at| self.now.since(at) < Duration::from_millis(150));
+                    let sends = self.nodes[from].targets().next().is_some();
+                    for multicast in [true, false] {
+                        let arrives = if multicast { self.multicast[from] } else { sends && self.unicast };
+                        if arrives {
+                            self.heard[to] = Some(self.now);
+                            let event = Event::Received { node: Self::other(to), multicast, hears_us };
+                            self.nodes[to].handle(event, self.now, &mut Vec::new());
+                        }
+                    }
+                }
+                for node in &mut self.nodes {
+                    let mut actions = Vec::new();
+                    if node.next_deadline().is_some_and(|due| due <= self.now) {
+                        node.handle(Event::Tick, self.now, &mut actions);
+                    }
+                    self.starts += actions.iter().filter(|action| matches!(action, Action::Start(_))).count();
+                }
+            }
+        }
+
+        fn sending(&self) -> [bool; 2] {
+            [0, 1].map(|node| self.nodes[node].targets().next().is_some())
+        }
+
+        fn both_hear(&self) -> bool {
+            self.heard.iter().all(|at| at.is_some_and(|at| self.now.since(at) < Duration::from_millis(150)))
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn nothing_by_unicast_while_multicast_arrives() {
+        let mut world = World::new();
+        world.run(LONG);
+        assert_eq!((world.sending(), world.starts), ([false; 2], 0));
+    }
+
+    #[test]
+    fn filtered_multicast_is_replaced_and_taken_up_again() {
+        let mut world = World::new();
+        world.multicast = [false; 2];
+        world.run(Duration::from_millis(1500));
+        assert!(world.both_hear());
+        world.run(LONG);
+        assert_eq!((world.sending(), world.starts), ([true; 2], 2), "no flapping");
+        world.multicast = [true; 2];
+        world.run(Duration::from_secs(7));
+        assert_eq!(world.sending(), [false; 2]);
+        assert!(world.both_hear());
+    }
+
+    #[test]
+    fn one_direction_filtered() {
+        let mut world = World::new();
+        world.run(Duration::from_secs(5));
+        world.multicast = [false, true];
+        world.run(Duration::from_secs(3));
+        assert!(world.both_hear());
+        assert_eq!(world.sending(), [true; 2]);
+        let starts = world.starts;
+        world.run(LONG);
+        assert!(world.both_hear());
+        assert_eq!(world.starts, starts, "no flapping");
+        world.multicast = [true; 2];
+        world.run(Duration::from_secs(10));
+        assert_eq!(world.sending(), [false; 2]);
+    }
+
+    /// The program answers, adverts take no way: named after ten seconds, until one arrives.
+    #[test]
+    fn adverts_that_never_arrive_are_named() {
+        let mut world = World::new();
+        (world.multicast, world.unicast) = ([false; 2], false);
+        world.nodes[0].handle(Event::Program(name("b")), world.now, &mut Vec::new());
+        world.run(Duration::from_secs(9));
+        assert!(!world.nodes[0].receives_none());
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.nodes[0].missing().collect::<Vec<_>>(), [&name("b")]);
+        assert!(world.nodes[0].receives_none());
+        assert!(!world.nodes[1].receives_none(), "no program answers: there may be no node");
+        world.unicast = true;
+        world.run(Duration::from_secs(1));
+        assert!(!world.nodes[0].receives_none());
+    }
+
+    #[test]
+    fn nothing_is_sent_to_a_node_that_is_down() {
+        let mut world = World::new();
+        world.multicast = [false; 2];
+        world.nodes[0].handle(Event::Down(name("b")), world.now, &mut Vec::new());
+        world.run(Duration::from_secs(5));
+        assert_eq!(world.sending(), [false, true]);
+    }
+}
