@@ -18,8 +18,8 @@ demo: setup images ## A cluster, a Service, its owner loses power: what happens 
 	@target/debug/demo $(ARGS)
 
 test: setup image-next ## All tests, on real parts
-	cargo build -q -p sheave-tests -p sheave-bench --bins
-	cargo test --workspace
+	@cargo build -q -p sheave-tests -p sheave-bench --bins
+	@scripts/test.sh
 
 fmt: ## Format
 	cargo fmt --all
