@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -195,18 +195,21 @@ fn is_unanswered(error: &watcher::Error) -> bool {
 fn node(node: Node) -> Option<(Key, Option<Object>)> {
     let name = node.name_any();
     let excluded = node.labels().contains_key(EXCLUDED);
+    let cordoned = node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true));
     let status = node.status.unwrap_or_default();
-    let address = status
-        .addresses
-        .unwrap_or_default()
-        .iter()
-        .filter(|address| address.type_ == "InternalIP")
-        .find_map(|address| address.address.parse::<Ipv4Addr>().ok());
+    let addresses = status.addresses.unwrap_or_default();
+    let parse = |address: &NodeAddress| address.address.parse::<Ipv4Addr>().ok();
+    let address = addresses.iter().filter(|address| address.type_ == "InternalIP").find_map(parse);
+    let aliases =
+        addresses.iter().filter_map(parse).filter(|alias| Some(*alias) != address).take(MAX_ALIASES).collect();
     let condition = status.conditions.unwrap_or_default().into_iter().find(|condition| condition.type_ == "Ready");
     let ready = condition.as_ref().is_some_and(|condition| condition.status == "True");
     let since = condition.and_then(|condition| condition.last_transition_time);
     let ready_since = since.map_or(0, |Time(since)| since.as_second());
-    let object = address.map(|address| Object::Node(name.clone(), NodeView { address, ready, ready_since, excluded }));
+    let object = address.map(|address| {
+        let node = NodeView { address, ready, ready_since, excluded, cordoned, departed: false, aliases };
+        Object::Node(name.clone(), node)
+    });
     Some((Key::Node(name), object))
 }
 
@@ -270,6 +273,8 @@ fn object_name<K: Resource>(object: &K) -> ObjectName {
 }
 
 /// "Instructs cloud providers not to add this node to a load balancer" (Kubernetes, well-known labels); its value does not matter.
+/// Addresses of a node beside its first; kubelet reports a handful.
+const MAX_ALIASES: usize = 64;
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// Which kinds have not been listed since the start.

@@ -6,6 +6,7 @@
 //! When the pods return nothing has to be elected first.
 
 use alloc::collections::BTreeSet;
+use alloc::sync::Arc;
 use core::net::Ipv4Addr;
 
 use crate::election::Eligible;
@@ -20,20 +21,27 @@ pub fn ownable(table: &Table) -> impl Iterator<Item = Ipv4Addr> {
 }
 
 /// The nodes among which VIPs are elected: without those that the cluster's administrator has excluded (label
-/// `node.kubernetes.io/exclude-from-external-load-balancers`, KEP-1143). An owner that is excluded hands over. If all are, the
-/// label says nothing.
+/// `node.kubernetes.io/exclude-from-external-load-balancers`, KEP-1143). If all are, the label says nothing. Of the others the ones that
+/// are not cordoned are the first choice. An owner that is not hands over, as long as a first choice can take over.
 pub fn candidates(view: &View) -> Eligible {
-    if view.nodes().values().all(|node| !node.excluded) || view.nodes().values().all(|node| node.excluded) {
-        return Eligible::Everybody;
+    let excluded_counts = view.members().any(|(_, node)| !node.excluded);
+    let may = || view.members().filter(|(_, node)| !(excluded_counts && node.excluded));
+    let names = |cordoned: bool| -> BTreeSet<NodeName> {
+        may().filter(|(_, node)| node.cordoned == cordoned).filter_map(|(name, _)| NodeName::new(name)).collect()
+    };
+    let (first, cordoned) = (names(false), names(true));
+    let all = first.len() + cordoned.len() == view.members().count();
+    match (first.is_empty(), cordoned.is_empty()) {
+        (true, _) | (_, true) if all => Eligible::Everybody,
+        (true, _) => Eligible::only(cordoned),
+        (_, true) => Eligible::only(first),
+        (false, false) => Eligible::Preferred { nodes: Arc::new(first), others: Arc::new(cordoned) },
     }
-    let names = view.nodes().iter().filter(|(_, node)| !node.excluded).filter_map(|(name, _)| NodeName::new(name));
-    Eligible::Only(names.collect())
 }
 
 #[cfg(test)]
 mod tests {
     use alloc::format;
-    use alloc::sync::Arc;
     use alloc::vec::Vec;
 
     use super::*;
@@ -70,13 +78,37 @@ mod tests {
         let view = |excluded: &[bool]| {
             let node = |(i, &excluded): (usize, &bool)| {
                 let address = Ipv4Addr::new(192, 0, 2, 10 + i as u8);
-                Object::Node(format!("n{i}"), Node { address, ready: true, ready_since: 0, excluded })
+                Object::Node(format!("n{i}"), Node { excluded, ..Node::at(address) })
             };
             View::from(excluded.iter().enumerate().map(node).collect::<Vec<_>>())
         };
-        let only = |names: &[&str]| Eligible::Only(names.iter().filter_map(|name| NodeName::new(name)).collect());
+        let only = |names: &[&str]| Eligible::only(names.iter().filter_map(|name| NodeName::new(name)).collect());
         assert_eq!(candidates(&view(&[false, false])), Eligible::Everybody);
         assert_eq!(candidates(&view(&[true, true])), Eligible::Everybody);
         assert_eq!(candidates(&view(&[false, true, false])), only(&["n0", "n2"]));
+    }
+
+    /// A cordoned node is the second choice, an excluded or deleted one none.
+    #[test]
+    fn cordoned_nodes_come_second() {
+        let node = |name: &str, change: fn(&mut Node)| {
+            let mut node = Node::at(Ipv4Addr::new(192, 0, 2, name.as_bytes()[0]));
+            change(&mut node);
+            Object::Node(name.into(), node)
+        };
+        let names =
+            |names: &[&str]| -> BTreeSet<NodeName> { names.iter().filter_map(|name| NodeName::new(name)).collect() };
+        let mut known = View::from(alloc::vec![
+            node("a", |_| {}),
+            node("b", |node| node.cordoned = true),
+            node("c", |node| node.excluded = true),
+            node("d", |_| {}),
+        ]);
+        known.handle(crate::view::Event::Delete(crate::view::Key::Node("d".into())));
+        let preferred = Eligible::Preferred { nodes: Arc::new(names(&["a"])), others: Arc::new(names(&["b"])) };
+        assert_eq!(candidates(&known), preferred);
+        let all =
+            View::from(alloc::vec![node("a", |node| node.cordoned = true), node("b", |node| node.cordoned = true)]);
+        assert_eq!(candidates(&all), Eligible::Everybody, "the last ones keep them");
     }
 }

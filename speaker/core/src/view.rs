@@ -9,7 +9,7 @@ pub mod endpoints;
 mod limit;
 mod object;
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
@@ -79,7 +79,10 @@ impl View {
             return self.refuse(limit);
         }
         let kept = match object {
-            Object::Node(name, node) => insert(&mut self.nodes, name, node, Limit::Nodes),
+            Object::Node(name, node) => {
+                self.make_room(&name, &node);
+                insert(&mut self.nodes, name, node, Limit::Nodes)
+            }
             Object::Service(name, service) => insert(&mut self.services, name, service, Limit::Services),
             Object::EndpointSlice(name, slice) => insert(&mut self.slices, name, slice, Limit::EndpointSlices),
             Object::VirtualIp(address, vip) => insert(&mut self.vips, address, vip, Limit::VirtualIps),
@@ -90,9 +93,48 @@ impl View {
         }
     }
 
+    /// VIPs that may be served, and those that are addresses of nodes: no VIP may take a node off the network.
+    pub fn divided_vips(&self) -> (Vec<(Ipv4Addr, &VirtualIp)>, Vec<(Ipv4Addr, &VirtualIp)>) {
+        let mut taken: BTreeSet<Ipv4Addr> = self.nodes.values().map(|node| node.address).collect();
+        taken.extend(self.nodes.values().flat_map(|node| &node.aliases));
+        let vips = self.vips.iter().map(|(vip, granted)| (*vip, granted));
+        vips.partition(|(vip, _)| !taken.contains(vip))
+    }
+
+    /// Nodes that are in the cluster.
+    pub fn members(&self) -> impl Iterator<Item = (&String, &Node)> {
+        self.nodes.iter().filter(|(_, node)| !node.departed)
+    }
+
+    /// Whether this node is in the cluster.
+    pub fn is_member(&self, name: &str) -> bool {
+        self.nodes.get(name).is_some_and(|node| !node.departed)
+    }
+
+    /// The flows of a departed node are over. Whether there was such a node.
+    pub fn forget_node(&mut self, name: &str) -> bool {
+        let departed = self.nodes.get(name).is_some_and(|node| node.departed);
+        departed && self.nodes.remove(name).is_some()
+    }
+
+    /// A departed node gives way to a new one, above all to one that has its address now.
+    fn make_room(&mut self, name: &str, node: &Node) {
+        let gives_way = |(other, known): (&String, &Node)| {
+            (known.departed && known.address == node.address && other != name).then(|| other.clone())
+        };
+        let same_address = self.nodes.iter().find_map(gives_way);
+        let full = self.nodes.len() >= Limit::Nodes.value() && !self.nodes.contains_key(name);
+        let oldest = || self.nodes.iter().find(|(_, known)| known.departed).map(|(name, _)| name.clone());
+        if let Some(gone) = same_address.or_else(|| oldest().filter(|_| full)) {
+            self.nodes.remove(&gone);
+        }
+    }
+
     fn remove(&mut self, key: &Key) -> bool {
         match key {
-            Key::Node(name) => self.nodes.remove(name).is_some(),
+            Key::Node(name) => {
+                self.nodes.get_mut(name).is_some_and(|node| !core::mem::replace(&mut node.departed, true))
+            }
             Key::Service(name) => self.services.remove(name).is_some(),
             Key::EndpointSlice(name) => self.slices.remove(name).is_some(),
             Key::VirtualIp(address) => self.vips.remove(address).is_some(),
@@ -103,10 +145,11 @@ impl View {
     fn relist(&mut self, kind: Kind, objects: Vec<Object>) -> Change {
         let listed: alloc::collections::BTreeSet<Key> = objects.iter().map(Object::key).collect();
         let gone: Vec<Key> = self.keys(kind).into_iter().filter(|key| !listed.contains(key)).collect();
-        let mut change = Change::from_difference(!gone.is_empty());
+        let mut removed = false;
         for key in &gone {
-            self.remove(key);
+            removed |= self.remove(key);
         }
+        let mut change = Change::from_difference(removed);
         for object in objects {
             if object.key().kind() == kind {
                 change = change.max(self.apply(object));

@@ -393,7 +393,7 @@ pub fn plan(pods: &[Ipv4Addr], affinity: Affinity) -> Plan {
     let slice = EndpointSlice { service: "web".into(), ports: ports(8080, 5353), endpoints };
     let vip = VirtualIp { pool: "pool".into(), services: vec![name.clone()] };
     let view = View::from(vec![
-        Object::Node("node".into(), NodeView { address: ADDRESS, ready: true, ready_since: 0, excluded: false }),
+        Object::Node("node".into(), NodeView::at(ADDRESS)),
         Object::Service(name.clone(), Service { ports: ports(80, 53), affinity }),
         Object::EndpointSlice(name, slice),
         Object::VirtualIp(VIP, vip.clone()),

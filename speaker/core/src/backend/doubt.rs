@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn a_node_that_was_not_heard_is_believed_a_while_after_it_is_heard() {
-        let node = |ready, ready_since| Node { address: [192, 0, 2, 11].into(), ready, ready_since, excluded: false };
+        let node = |ready, ready_since| Node { ready, ready_since, ..Node::at([192, 0, 2, 11].into()) };
         let mut doubt = Doubt::default();
         doubt.see_node(Some(&node(true, 1)), at(0));
         assert!(!doubt.holds(at(0)), "a speaker that starts");

@@ -242,10 +242,7 @@ fn names_given_by_people_do_not_reach_the_text() {
     let endpoints = vec![Endpoint { node: Some(evil.into()), ..ready("a", 1) }];
     let slice = crate::view::EndpointSlice { service: evil.into(), ports: ports.clone(), endpoints };
     for object in [
-        crate::view::Object::Node(
-            evil.into(),
-            crate::view::Node { address: VIP, ready: true, ready_since: 0, excluded: false },
-        ),
+        crate::view::Object::Node(evil.into(), crate::view::Node::at([192, 0, 2, 250].into())),
         crate::view::Object::Service(name.clone(), crate::view::Service { ports, affinity: Affinity::None }),
         crate::view::Object::EndpointSlice(name.clone(), slice),
         vip(VIP, [name]),

@@ -283,8 +283,10 @@ impl Election {
 
     /// R3: the best-ranked claims, the others later, each if no peer has by then.
     fn decide_vacant(&mut self, vip: Vip, vacancy: Vacancy, now: Instant, actions: &mut Vec<Action>) {
-        let eligible = self.eligible(vip).is_some_and(|eligible| eligible.contains(&self.config.node));
-        if !self.ability.can_claim() || !eligible || self.held.len() >= MAX_CLAIMS {
+        let Some(eligible) = self.eligible(vip) else { return };
+        let first_choice = eligible.contains(&self.config.node);
+        let falls_back = !first_choice && eligible.falls_back_to(&self.config.node) && !self.has_successor(vip);
+        if !self.ability.can_claim() || !(first_choice || falls_back) || self.held.len() >= MAX_CLAIMS {
             return;
         }
         let mut due = self.due(vip, vacancy, now);
@@ -325,10 +327,14 @@ impl Election {
         let node = &self.config.node;
         let own = (rank::weight_of_hash(vip, self.hash), node);
         let eligible = self.vips.get(&vip).and_then(|record| record.eligible.as_ref());
+        let first_choice = eligible.is_some_and(|eligible| eligible.contains(node));
+        let competes = |name: &NodeName| {
+            eligible.is_some_and(|e| if first_choice { e.contains(name) } else { e.falls_back_to(name) })
+        };
         let (mut before, mut compared) = (0, 0);
         for (name, peer, hash) in self.peers.ranked() {
             let soon = peer.flags.ready || why == Why::New && peer.flags.joining;
-            if !soon || peer.flags.leaving || !eligible.is_some_and(|e| e.contains(name)) {
+            if !soon || peer.flags.leaving || !competes(name) {
                 continue;
             }
             compared += 1;

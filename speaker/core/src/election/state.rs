@@ -1,6 +1,7 @@
 //! Configuration, events, actions and phases of the election: the tables of docs/election.md.
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::name::{NodeName, Term, Vip};
@@ -132,20 +133,35 @@ pub enum PartitionPolicy {
     Quorum { members: BTreeSet<NodeName> },
 }
 
-/// Who may hold a VIP.
+/// Which nodes may hold a VIP. Cheap to clone: all VIPs share the sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Eligible {
     /// Every node that is ready.
     Everybody,
-    Only(BTreeSet<NodeName>),
+    Only(Arc<BTreeSet<NodeName>>),
+    /// These; the others only while none of these can.
+    Preferred {
+        nodes: Arc<BTreeSet<NodeName>>,
+        others: Arc<BTreeSet<NodeName>>,
+    },
 }
 
 impl Eligible {
+    pub fn only(nodes: BTreeSet<NodeName>) -> Self {
+        Self::Only(Arc::new(nodes))
+    }
+
+    /// As a first choice.
     pub fn contains(&self, node: &NodeName) -> bool {
         match self {
             Self::Everybody => true,
-            Self::Only(nodes) => nodes.contains(node),
+            Self::Only(nodes) | Self::Preferred { nodes, .. } => nodes.contains(node),
         }
+    }
+
+    /// Where no first choice can.
+    pub fn falls_back_to(&self, node: &NodeName) -> bool {
+        matches!(self, Self::Preferred { others, .. } if others.contains(node))
     }
 }
 

@@ -4,6 +4,8 @@ mod faults;
 mod harness;
 mod properties;
 
+use alloc::collections::BTreeSet;
+use alloc::sync::Arc;
 use alloc::{format, vec};
 
 use harness::*;
@@ -99,7 +101,7 @@ fn not_ready_and_not_eligible_hand_over() {
     let next = cluster.owner(vip(1));
     assert_ne!(next, owner);
     let others = cluster.others(next).into_iter().map(name).collect();
-    cluster.desired.insert(vip(1), Eligible::Only(others));
+    cluster.desired.insert(vip(1), Eligible::only(others));
     for node in 0..3 {
         cluster.event(node, Event::Desired(cluster.desired.clone()));
     }
@@ -118,7 +120,7 @@ fn not_eligible_without_a_successor_goes_on() {
         cluster.event(*other, Event::Ready(false));
     }
     cluster.run(ms(100));
-    cluster.desired.insert(vip(1), Eligible::Only(others.iter().copied().map(name).collect()));
+    cluster.desired.insert(vip(1), Eligible::only(others.iter().copied().map(name).collect()));
     for node in 0..3 {
         cluster.event(node, Event::Desired(cluster.desired.clone()));
     }
@@ -129,6 +131,27 @@ fn not_eligible_without_a_successor_goes_on() {
     assert_eq!(cluster.holders(vip(1)), [others[0]], "{:?}", cluster.log);
     assert_eq!(cluster.released().len(), 1, "{:?}", cluster.log);
     assert!(cluster.released()[0].contains("HandedOver"), "{:?}", cluster.log);
+}
+
+/// R4: a cordoned owner hands over to a first choice; it is chosen again when no first choice is left.
+#[test]
+fn second_choices_hold_only_what_no_first_choice_can() {
+    let mut cluster = Cluster::settled(3, 6);
+    let nodes = |nodes: &[usize]| Arc::new(nodes.iter().map(|node| name(*node)).collect::<BTreeSet<_>>());
+    let eligible = Eligible::Preferred { nodes: nodes(&[0]), others: nodes(&[1, 2]) };
+    cluster.desired = (1..=6).map(|last| (vip(last), eligible.clone())).collect();
+    for node in 0..3 {
+        cluster.event(node, Event::Desired(cluster.desired.clone()));
+    }
+    cluster.run(ms(200));
+    assert!((1..=6).all(|last| cluster.owner(vip(last)) == 0), "{:?}", cluster.log);
+    cluster.crash(0);
+    cluster.run(ms(400));
+    assert!((1..=6).all(|last| cluster.owner(vip(last)) > 0), "{:?}", cluster.log);
+    assert!([1, 2].iter().all(|node| !cluster.nodes[*node].own.is_empty()), "spread by rank");
+    cluster.restart(0, 200);
+    cluster.run(ms(1000));
+    assert!((1..=6).all(|last| cluster.owner(vip(last)) == 0), "{:?}", cluster.log);
 }
 
 /// A new Service: the first in rank claims at once.

@@ -2,6 +2,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use super::maglev::Members;
 use crate::view::View;
@@ -37,7 +38,10 @@ impl Availability {
 ///
 /// A node with the exclude label is treated as lost, so that the label as well moves no row but the node's own; unless no
 /// other node has a ready pod: then the label counts for nothing.
+///
+/// The pods of a node whose object was deleted take no part.
 pub(super) fn members(pods: &[Pod<'_>], view: &View, availability: &Availability) -> Chosen {
+    let pods: Vec<Pod<'_>> = pods.iter().filter(|pod| view.is_member(pod.node)).copied().collect();
     let is_excluded = |pod: &Pod<'_>| view.nodes().get(pod.node).is_some_and(|node| node.excluded);
     let is_up = |pod: &Pod<'_>| availability.is_up(pod.node);
     let heeded = pods.iter().any(|pod| is_ready(pod) && is_up(pod) && !is_excluded(pod));
@@ -74,7 +78,7 @@ pub(super) fn members(pods: &[Pod<'_>], view: &View, availability: &Availability
 /// Of a service that names no pod any more: the last that it named, closed. They may live (its selector was changed, or their labels), and
 /// with them their open flows; the packets of the others are refused by their nodes. `None` if no node of them is left.
 pub(super) fn last(former: &Members, view: &View, availability: &Availability) -> Option<Chosen> {
-    let known = || former.iter().filter(|(node, _)| view.nodes().contains_key(*node));
+    let known = || former.iter().filter(|(node, _)| view.is_member(node));
     let answers = |node: &str| !availability.down.contains(node);
     let nobody_answers = !known().any(|(node, _)| answers(node));
     let members = known().map(|(node, member)| (node.into(), member.pods, !nobody_answers && !answers(node)));

@@ -204,7 +204,14 @@ impl Planner {
         self.scattered.unheard.retain(|_, unheard| !unheard.nodes.is_empty());
         self.rings = rings.used;
         self.alternates = cache;
-        Table { nodes, vips: view.vips().keys().copied().collect(), services, refused, digest, viewed }
+        Table {
+            nodes,
+            vips: view.divided_vips().0.into_iter().map(|(vip, _)| vip).collect(),
+            services,
+            refused,
+            digest,
+            viewed,
+        }
     }
 }
 

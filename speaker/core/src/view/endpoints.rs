@@ -42,6 +42,12 @@ pub enum Reason {
     EndpointAddress,
     /// The endpoint names no node, or one that the view does not hold: nowhere to dispatch to.
     EndpointNode,
+    /// The VIP is an address of a node: serving it would take that node off the network.
+    AddressOfNode,
+    /// The VIP is an address of this host, though no node's object names it.
+    AddressOfHost,
+    /// The VIP is a gateway of this host.
+    AddressOfGateway,
 }
 
 impl Reason {
@@ -51,6 +57,9 @@ impl Reason {
             Self::PortTaken => "port_taken",
             Self::EndpointAddress => "endpoint_address",
             Self::EndpointNode => "endpoint_node",
+            Self::AddressOfNode => "address_of_node",
+            Self::AddressOfHost => "address_of_host",
+            Self::AddressOfGateway => "address_of_gateway",
         }
     }
 }
@@ -79,7 +88,17 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
     }
     let mut frontends = BTreeMap::new();
     let mut refusals = BTreeSet::new();
-    for (&vip, granted) in view.vips() {
+    let (served, taken) = view.divided_vips();
+    for (vip, granted) in taken {
+        let refused = granted.services.iter().map(|service| Refusal {
+            vip,
+            service: service.clone(),
+            reason: Reason::AddressOfNode,
+            subject: alloc::format!("{vip}"),
+        });
+        refusals.extend(refused);
+    }
+    for (vip, granted) in served {
         let names: BTreeSet<&ObjectName> = granted.services.iter().collect();
         for name in names {
             let mut refuse = |reason, subject: &dyn fmt::Display| {
@@ -132,7 +151,7 @@ pub struct Digests {
 pub fn digests(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Digests {
     let mut hash = Sha256::new();
     let mut pods_of: BTreeMap<&str, Sha256> = BTreeMap::new();
-    for (node, said) in view.nodes() {
+    for (node, said) in view.members() {
         hash.update(node);
         // No name has a 0 in it.
         hash.update([0]);
@@ -142,8 +161,10 @@ pub fn digests(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> D
     for (key, Frontend { affinity, pods, .. }) in frontends {
         let frontend = frontend_bytes(key, *affinity);
         hash.update(frontend);
-        hash.update((pods.len() as u64).to_be_bytes());
-        for pod in pods {
+        // Departed nodes are known only to those that have seen them go.
+        let pods = || pods.iter().filter(|pod| view.is_member(pod.node));
+        hash.update((pods().count() as u64).to_be_bytes());
+        for pod in pods() {
             let said = pod_bytes(pod);
             let of_node = pods_of.entry(pod.node).or_default();
             of_node.update(frontend);

@@ -44,7 +44,7 @@ pub fn service(name: ObjectName, affinity: Affinity) -> Object {
 
 pub fn node(name: &str) -> Object {
     let address = Ipv4Addr::new(192, 0, 2, name.as_bytes()[0]);
-    Object::Node(name.into(), Node { address, ready: true, ready_since: 0, excluded: false })
+    Object::Node(name.into(), Node::at(address))
 }
 
 pub fn view(endpoints: impl Into<Vec<Endpoint>>) -> View {

@@ -2,6 +2,7 @@
 //!
 //! Read first: Kubernetes API, core/v1 Service and discovery/v1 EndpointSlice.
 
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -106,6 +107,31 @@ pub struct Node {
     /// Label `node.kubernetes.io/exclude-from-external-load-balancers`: no new flows while another node serves.
     #[serde(default)]
     pub excluded: bool,
+    /// `spec.unschedulable` (cordoned, being drained): it hands its VIPs over, and serves new flows for as long as it has ready pods.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// Its object was deleted. It gets no new flows and owns no VIP; flows that it has live on at the address it had last, until
+    /// [`View::forget_node`](super::View::forget_node).
+    #[serde(default)]
+    pub departed: bool,
+    /// All its other IPv4 addresses, of any type: no VIP may be one of them.
+    #[serde(default)]
+    pub aliases: BTreeSet<Ipv4Addr>,
+}
+
+impl Node {
+    /// A Ready node.
+    pub fn at(address: Ipv4Addr) -> Self {
+        Self {
+            address,
+            ready: true,
+            ready_since: 0,
+            excluded: false,
+            cordoned: false,
+            departed: false,
+            aliases: BTreeSet::new(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@ use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
 
-use super::endpoints::{Reason, api_servers, frontends, service_key};
+use super::endpoints::{Reason, api_servers, digests, frontends, service_key};
 use super::example::*;
 use super::*;
 
@@ -27,7 +27,7 @@ fn the_same_event_twice_changes_nothing() {
 fn a_list_removes_what_is_not_in_it_and_touches_no_other_kind() {
     let mut known = view([]);
     assert_eq!(known.handle(Event::Relisted(Kind::Node, vec![node("a"), node("d")])), Change::Changed);
-    assert_eq!(known.nodes().keys().collect::<Vec<_>>(), ["a", "d"]);
+    assert_eq!(known.members().map(|(name, _)| name).collect::<Vec<_>>(), ["a", "d"]);
     assert_eq!(known.services().len(), 1);
     assert_eq!(known.handle(Event::Relisted(Kind::Node, vec![node("a"), node("d")])), Change::None);
     assert_eq!(known.handle(Event::Relisted(Kind::Service, vec![])), Change::Changed);
@@ -40,14 +40,11 @@ fn limits_are_counted_and_known_objects_may_still_change() {
     let limit = Limit::Nodes.value();
     for i in 0..=limit {
         let name = format!("n{i}");
-        let change = known.handle(Event::Apply(Object::Node(
-            name,
-            Node { address: VIP, ready: true, ready_since: 0, excluded: false },
-        )));
+        let change = known.handle(Event::Apply(Object::Node(name, Node::at(VIP))));
         assert_eq!(change == Change::Refused(Limit::Nodes), i == limit);
     }
     assert_eq!((known.nodes().len(), known.refused().get(Limit::Nodes)), (limit, 1));
-    let unready = Object::Node("n0".into(), Node { address: VIP, ready: false, ready_since: 0, excluded: false });
+    let unready = Object::Node("n0".into(), Node { ready: false, ..Node::at(VIP) });
     assert_eq!(known.handle(Event::Apply(unready)), Change::Changed);
 }
 
@@ -189,4 +186,51 @@ fn the_digest_of_a_nodes_pods_is_of_these_alone() {
     let other = of(&[ready("a", 1), ready("b", 1), ready("b", 2), ready("c", 1)]);
     assert!(known["a"] == other["a"] && known["b"] != other["b"] && other.contains_key("c"));
     assert_ne!(of(&[pod("a", 1, TERMINATING)])["a"], known["a"]);
+}
+
+/// A deleted node keeps its place until its flows are over: but it is no member, and the digest of the view is that of nodes that never
+/// knew it.
+#[test]
+fn a_deleted_node_departs_and_is_forgotten_later() {
+    let mut known = view([ready("a", 1), ready("b", 1)]);
+    let never = {
+        let nodes = ["a", "c"].map(node);
+        let rest = [service(web(), Affinity::None), slice([ready("a", 1), ready("b", 1)]), vip(VIP, [web()])];
+        View::from(nodes.into_iter().chain(rest).collect::<Vec<_>>())
+    };
+    let digest = |view: &View| digests(view, &frontends(view).0).view;
+    let deleted = Event::Delete(Key::Node("b".into()));
+    assert_eq!(known.handle(deleted.clone()), Change::Changed);
+    assert_eq!(known.handle(deleted), Change::None);
+    assert!(known.nodes().contains_key("b") && !known.is_member("b"));
+    assert_eq!(digest(&known), digest(&never));
+    assert!(!known.forget_node("a"), "only departed nodes");
+    assert!(known.forget_node("b") && !known.nodes().contains_key("b"));
+}
+
+/// Another node with the address of a departed one, and a node that returns.
+#[test]
+fn a_departed_node_gives_way() {
+    let mut known = view([]);
+    known.handle(Event::Delete(Key::Node("b".into())));
+    known.handle(Event::Apply(node("b")));
+    assert!(known.is_member("b"));
+    known.handle(Event::Delete(Key::Node("b".into())));
+    let heir = Object::Node("d".into(), known.nodes()["b"].clone());
+    let Object::Node(name, mut heir) = heir else { panic!("a node") };
+    heir.departed = false;
+    known.handle(Event::Apply(Object::Node(name, heir)));
+    assert!(!known.nodes().contains_key("b") && known.is_member("d"));
+}
+
+/// Whatever the API says, no VIP is one of a node's addresses.
+#[test]
+fn an_address_of_a_node_is_never_served() {
+    let mut known = view([ready("a", 1)]);
+    let Object::Node(name, mut other) = node("b") else { panic!("a node") };
+    other.aliases.insert(VIP);
+    known.handle(Event::Apply(Object::Node(name, other)));
+    let (frontends, refused) = frontends(&known);
+    assert_eq!(frontends.len(), 0);
+    assert_eq!(refused.iter().map(|refusal| refusal.reason).collect::<Vec<_>>(), [Reason::AddressOfNode]);
 }

@@ -455,7 +455,7 @@ impl World {
     pub fn publish(&mut self) {
         let nodes = self.machines.iter().enumerate().map(|(node, machine)| {
             let address = Ipv4Addr::new(10, 255, 0, node as u8 + 1);
-            Object::Node(name(node), Node { address, ready: true, ready_since: 0, excluded: machine.excluded })
+            Object::Node(name(node), Node { excluded: machine.excluded, ..Node::at(address) })
         });
         let object_name = |service: usize| ObjectName::new("default", alloc::format!("s{service}"));
         let mut objects: Vec<Object> = nodes.collect();
