@@ -41,6 +41,8 @@ pub enum Event {
     Announce(Vip),
     /// The VIP is no longer ours: not one more announcement.
     Stop(Vip),
+    /// The MAC address of the uplink changed: the burst starts again for every VIP.
+    OwnAddress,
     /// The link came up: the burst starts again for every VIP. While it is down nothing is announced.
     Carrier(bool),
     Tick,
@@ -68,6 +70,11 @@ impl Announcer {
     fn start(&self, now: Instant) -> Schedule {
         let first = self.config.burst.first().copied().unwrap_or_default();
         Schedule { started: now, done: 0, next: now + first }
+    }
+
+    fn start_all(&mut self, now: Instant) {
+        let fresh = self.start(now);
+        self.vips.values_mut().for_each(|schedule| *schedule = fresh.clone());
     }
 
     fn send_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -106,10 +113,10 @@ impl Machine for Announcer {
             Event::Stop(vip) => {
                 self.vips.remove(&vip);
             }
+            Event::OwnAddress => self.start_all(now),
             Event::Carrier(up) => {
                 if up && !self.carrier {
-                    let fresh = self.start(now);
-                    self.vips.values_mut().for_each(|schedule| *schedule = fresh.clone());
+                    self.start_all(now);
                 }
                 self.carrier = up;
             }
@@ -168,6 +175,16 @@ mod tests {
         assert_eq!(announcer.next_deadline(), None);
         actions.clear();
         announcer.handle(Event::Carrier(true), Instant::from_millis(5000), &mut actions);
+        assert_eq!(actions, [Action::Send(VIP)]);
+        assert_eq!(times(&mut announcer, 6000), [5010, 5050, 5200, 6000]);
+    }
+
+    #[test]
+    fn another_mac_address_starts_the_burst_again() {
+        let (mut announcer, mut actions) = started();
+        times(&mut announcer, 5000);
+        actions.clear();
+        announcer.handle(Event::OwnAddress, Instant::from_millis(5000), &mut actions);
         assert_eq!(actions, [Action::Send(VIP)]);
         assert_eq!(times(&mut announcer, 6000), [5010, 5050, 5200, 6000]);
     }
