@@ -94,11 +94,10 @@ impl Resolver {
 
     /// Only the first sign changes the schedule: a node that sends much must not put its next question off.
     fn known(&mut self, name: &NodeName, now: Instant) {
-        let most = self.config.backoff.pause(name, u32::MAX);
         let Some(schedule) = self.nodes.get_mut(name).filter(|schedule| !schedule.known) else { return };
         (schedule.known, schedule.asked) = (true, 0);
         if schedule.burst.is_none() {
-            schedule.next = now + most;
+            schedule.next = now + self.config.backoff.pause(name, u32::MAX);
         }
     }
 

@@ -107,6 +107,7 @@ fn addresses_of_ipvs_are_not_the_hosts() {
 fn a_port_that_leaves_its_bridge_is_not_gone() {
     watching(async |net, ifindex| {
         let mut changes = net.watch(ifindex);
+        until(&mut changes, |change| matches!(change, Change::Gateways(_))).await;
         ip(
             "link add switch0 type bridge\nlink set node master switch0\nlink set node nomaster\nlink set node address 02:00:00:00:00:99\n",
         );
