@@ -77,6 +77,7 @@ impl MulticastSocket {
         self.drops.clone()
     }
 
+    #[cfg_attr(not(test), allow(dead_code, reason = "heartbeats by unicast come with the filtered-multicast fallback"))]
     /// From now on unicast of these is received too, at most [`filter::MAX_ADDRESSES`]. What is queued stays.
     pub fn set_peers(&self, peers: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
         self.socket.attach_filter(&filter::datagrams(*self.group.ip(), peers))
