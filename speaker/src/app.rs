@@ -420,7 +420,7 @@ fn on_synced(commands: Commands) -> Box<dyn Fn(Synced) + Send> {
     })
 }
 
-/// What the kernel does not queue it drops: less room than wanted is said once, drops are counted.
+/// What the kernel does not queue it drops: less room than wanted is logged once, drops are counted.
 fn adverts_socket(
     what: &'static str,
     uplink: &netlink::Uplink,

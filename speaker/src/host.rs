@@ -1,7 +1,7 @@
-//! What this host's network is, told to the threads as it changes: the uplink's link and addresses, the node's address among them,
+//! What this host's network is, passed to the threads as it changes: the uplink's link and addresses, the node's address among them,
 //! default gateways.
 //!
-//! The node's address comes from two sides: the kernel knows first which addresses the host has, the API server says later which
+//! The node's address comes from two sides: the kernel knows first which addresses the host has, the API server reports later which
 //! of them is the node's.
 
 use std::collections::BTreeSet;
@@ -28,7 +28,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// `start`: the node's address as this process was told.
+    /// `start`: the node's address as this process was started with.
     pub fn new(
         start: Ipv4Addr,
         commands: Commands,
@@ -46,23 +46,23 @@ impl Host {
                 // The MAC first: what a returning link makes announce shall name it.
                 self.commands.send(Command::OwnMac(mac))?;
                 self.commands.send(Command::Carrier(carrier))?;
-                self.tell(Message::OwnMac(mac))
+                self.notify_dataplane(Message::OwnMac(mac))
             }
             // The packet path is bound to the device: a new one of the same name needs a new link. Begin anew.
             Change::LinkGone => bail!("the uplink is gone"),
-            Change::Neighbour { ip, mac } => self.tell(Message::Neighbour { ip, mac }),
+            Change::Neighbour { ip, mac } => self.notify_dataplane(Message::Neighbour { ip, mac }),
             Change::Addresses(host) => {
                 self.addresses.host = host;
-                self.tell_addresses()?;
-                self.tell_present()
+                self.notify_addresses()?;
+                self.notify_present()
             }
             Change::UplinkAddress(uplink) => {
                 self.addresses.uplink = uplink;
-                self.tell_present()
+                self.notify_present()
             }
             Change::Gateways(gateways) => {
                 self.gateways = gateways;
-                self.tell_addresses()
+                self.notify_addresses()
             }
             Change::Reread(lost) => {
                 warn!(cause = lost.label(), "changes of links and addresses were lost: read again");
@@ -76,10 +76,10 @@ impl Host {
     pub fn on_view(&mut self, own: Option<Ipv4Addr>) -> Result<()> {
         // A node that leaves the view keeps its address.
         self.addresses.view = own.or(self.addresses.view);
-        self.tell_present()
+        self.notify_present()
     }
 
-    fn tell_present(&self) -> Result<()> {
+    fn notify_present(&self) -> Result<()> {
         let present = self.addresses.present();
         let changed = self.present.send_if_modified(|known| std::mem::replace(known, present) != present);
         if changed {
@@ -89,12 +89,12 @@ impl Host {
         Ok(())
     }
 
-    fn tell_addresses(&self) -> Result<()> {
+    fn notify_addresses(&self) -> Result<()> {
         let (addresses, gateways) = (self.addresses.host.clone(), self.gateways.clone());
-        self.tell(Message::HostAddresses(HostAddresses { addresses, gateways }))
+        self.notify_dataplane(Message::HostAddresses(HostAddresses { addresses, gateways }))
     }
 
-    fn tell(&self, message: Message) -> Result<()> {
+    fn notify_dataplane(&self, message: Message) -> Result<()> {
         self.sync.send(message).context("the dataplane thread has ended")
     }
 }
@@ -103,14 +103,14 @@ impl Host {
 #[derive(Debug)]
 struct NodeAddress {
     start: Ipv4Addr,
-    /// As the API server said last.
+    /// As the API server reported it last.
     view: Option<Ipv4Addr>,
     host: BTreeSet<Ipv4Addr>,
     uplink: Option<Ipv4Addr>,
 }
 
 impl NodeAddress {
-    /// The view's word if the host has that address; else the one of the start, as long as the host has it; else, until the view
+    /// The view's address if the host has it; else the one of the start, if the host has that; else, until the view
     /// follows, the first of the uplink.
     fn present(&self) -> Option<Ipv4Addr> {
         let candidates = [self.view, Some(self.start)];
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(node_address(None, &[second, OLD]).present(), Some(OLD));
     }
 
-    /// DHCP: the kernel has the new address, kubelet and API server still say the old one; then they follow.
+    /// DHCP: the kernel has the new address, kubelet and API server still report the old one; then they follow.
     #[test]
     fn the_kernel_is_before_the_view() {
         assert_eq!(node_address(Some(OLD), &[Ipv4Addr::LOCALHOST, NEW]).present(), Some(NEW));

@@ -1,9 +1,9 @@
-//! When a node is asked for its MAC address: dispatching needs it before any trouble makes liveness ask.
+//! When a node is queried for its MAC address: dispatching needs it before liveness has a reason to query.
 //!
-//! Read first: RFC 826, docs/election.md section Liveness. A node whose MAC address is not known is asked with back-off; one whose
-//! address is known is asked again now and then, since it may have changed without a frame that reached this node. A node that is
-//! down is left to liveness, which asks it with a back-off of its own. Every question also carries this node's own addresses to
-//! the kernel and the speaker that is asked: when these change, all nodes are asked in a burst.
+//! Read first: RFC 826, docs/election.md section Liveness. A node whose MAC address is not known is queried with back-off; one whose
+//! address is known is queried again now and then, since it may have changed without a frame that reached this node: if the query
+//! stays without an answer the address counts as not known any more, whatever heartbeats the node sends. A node that is down is left to liveness, which queries it with a back-off of its own. Every query also carries this node's own addresses to
+//! the kernel and the speaker that is queried: when these change, all nodes are queried in a burst.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -13,7 +13,7 @@ use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::time::{Duration, Instant};
 
-/// Schedules questions for MAC addresses.
+/// Schedules queries for MAC addresses.
 #[derive(Clone, Debug)]
 pub struct Resolver {
     config: Config,
@@ -23,7 +23,7 @@ pub struct Resolver {
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Between questions to a node whose MAC address is not known; [`Backoff::most`] also between those to one whose address is.
+    /// Between queries to a node whose MAC address is not known; [`Backoff::most`] also between those to one whose address is.
     pub backoff: Backoff,
     /// Offsets from a change of this node's own addresses, ascending.
     pub burst: Vec<Duration>,
@@ -46,29 +46,33 @@ pub enum Event {
     Known(NodeName),
     /// The node's MAC address is not known any more: its IP address is another.
     Unknown(NodeName),
-    /// Liveness asks the node from now on.
+    /// Liveness queries the node from now on.
     Down(NodeName),
     /// The node answers again.
     Up(NodeName),
     /// The MAC or IP address of this node's uplink changed: the others must learn it.
     OwnAddress,
-    /// Nothing is asked while the link is down.
+    /// Nothing is queried while the link is down.
     Carrier(bool),
     Tick,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// An ARP request for the node's address: unicast if its MAC address is known.
-    Ask(NodeName),
+    /// A unicast ARP request for the node's address.
+    Query(NodeName),
+    /// The same by broadcast: the node's MAC address is not known, or may be another by now.
+    Search(NodeName),
 }
 
 #[derive(Clone, Debug)]
 struct Schedule {
     known: bool,
     down: bool,
-    /// Questions since the MAC address was known last.
-    asked: u32,
+    /// Known, and queried since the node's last frame.
+    unanswered: bool,
+    /// Queries since the MAC address was known last.
+    queried: u32,
     /// The burst that runs: its beginning, and how many of it are done.
     burst: Option<(Instant, usize)>,
     next: Instant,
@@ -76,7 +80,7 @@ struct Schedule {
 
 impl Schedule {
     fn new(now: Instant) -> Self {
-        Self { known: false, down: false, asked: 0, burst: None, next: now }
+        Self { known: false, down: false, unanswered: false, queried: 0, burst: None, next: now }
     }
 }
 
@@ -92,10 +96,13 @@ impl Resolver {
         }
     }
 
-    /// Only the first sign changes the schedule: a node that sends much must not put its next question off.
+    /// Only the first frame changes the schedule: a node that sends much must not put its next query off.
     fn known(&mut self, name: &NodeName, now: Instant) {
-        let Some(schedule) = self.nodes.get_mut(name).filter(|schedule| !schedule.known) else { return };
-        (schedule.known, schedule.asked) = (true, 0);
+        let Some(schedule) = self.nodes.get_mut(name) else { return };
+        if schedule.known && !schedule.unanswered {
+            return;
+        }
+        (schedule.known, schedule.unanswered, schedule.queried) = (true, false, 0);
         if schedule.burst.is_none() {
             schedule.next = now + self.config.backoff.pause(name, u32::MAX);
         }
@@ -103,7 +110,7 @@ impl Resolver {
 
     fn start_over(&mut self, name: &NodeName, now: Instant, change: impl FnOnce(&mut Schedule)) {
         if let Some(schedule) = self.nodes.get_mut(name) {
-            (schedule.asked, schedule.next) = (0, now);
+            (schedule.queried, schedule.next) = (0, now);
             change(schedule);
         }
     }
@@ -115,24 +122,22 @@ impl Resolver {
         }
     }
 
-    fn ask_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn query_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if !self.carrier {
             return;
         }
         let Config { backoff, burst } = &self.config;
-        let due = |schedule: &Schedule| schedule.is_asked() && schedule.next <= now;
+        let due = |schedule: &Schedule| schedule.is_queried() && schedule.next <= now;
         for (name, schedule) in self.nodes.iter_mut().filter(|(_, schedule)| due(schedule)) {
-            actions.push(Action::Ask(name.clone()));
-            let attempt = if schedule.known { u32::MAX } else { schedule.asked };
-            schedule.asked = schedule.asked.saturating_add(1);
-            schedule.next = now + backoff.pause(name, attempt);
-            // After a delay the questions that were missed are one, not a volley.
+            let in_burst = schedule.burst.is_some();
+            schedule.query(name, in_burst, backoff, now, actions);
+            // After a delay the queries that were missed are one, not a volley.
             schedule.burst = schedule.burst.and_then(|(started, mut done)| {
                 while burst.get(done).is_some_and(|offset| started + *offset <= now) {
                     done += 1;
                 }
                 let offset = burst.get(done)?;
-                schedule.next = schedule.next.min(started + *offset);
+                schedule.next = started + *offset;
                 Some((started, done))
             });
         }
@@ -140,8 +145,24 @@ impl Resolver {
 }
 
 impl Schedule {
+    /// The queries of a burst follow each other faster than answers have to come.
+    fn query(&mut self, name: &NodeName, in_burst: bool, backoff: &Backoff, now: Instant, actions: &mut Vec<Action>) {
+        if self.known && self.unanswered && !in_burst {
+            (self.known, self.unanswered, self.queried) = (false, false, 0);
+        }
+        if self.known {
+            self.unanswered = true;
+            self.next = now + backoff.pause(name, PATIENCE);
+            actions.push(Action::Query(name.clone()));
+        } else {
+            self.next = now + backoff.pause(name, self.queried);
+            self.queried = self.queried.saturating_add(1);
+            actions.push(Action::Search(name.clone()));
+        }
+    }
+
     /// A node that is down is told of a change of ours all the same: its silence may come from the change.
-    fn is_asked(&self) -> bool {
+    fn is_queried(&self) -> bool {
         !self.down || self.burst.is_some()
     }
 }
@@ -171,14 +192,17 @@ impl Machine for Resolver {
             }
             Event::Tick => {}
         }
-        self.ask_due(now, actions);
+        self.query_due(now, actions);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let asked = self.nodes.values().filter(|schedule| schedule.is_asked());
-        if self.carrier { asked.map(|schedule| schedule.next).min() } else { None }
+        let queried = self.nodes.values().filter(|schedule| schedule.is_queried());
+        if self.carrier { queried.map(|schedule| schedule.next).min() } else { None }
     }
 }
+
+/// A known node has as long to answer as the back-off pauses after this many attempts: 0.6 to 0.8 s by default.
+const PATIENCE: u32 = 3;
 
 #[cfg(test)]
 mod tests;

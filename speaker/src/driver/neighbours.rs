@@ -1,4 +1,4 @@
-//! The other nodes on the segment, and this node's own place there: who is asked by ARP, and what the others are told when an
+//! The other nodes on the segment, and this node's own place there: which are queried by ARP, and what they are sent when an
 //! address of the uplink changes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use crate::dataplane::sync::Message;
 use crate::io::Mac;
 use crate::io::arp::Heard;
 
-/// No question is due.
+/// No query is due.
 const NEVER: Instant = Instant::from_nanos(u64::MAX);
 
 impl State {
@@ -59,8 +59,8 @@ impl State {
         self.watch(sign, now);
     }
 
-    /// All that announces or asks goes by the new MAC address at once, and the others learn it: the owner's VIPs by a new burst, the
-    /// node's own address by an announcement, which its kernel does not make (arp_notify is 0), and by a question to every node.
+    /// All that announces or queries uses the new MAC address at once, and the others learn it: the owner's VIPs by a new burst, the
+    /// node's own address by an announcement, which its kernel does not make (arp_notify is 0), and by a query to every node.
     pub(super) fn set_own_mac(&mut self, mac: Mac, now: Instant) {
         if !self.driver.arp.set_mac(mac) {
             return;
@@ -88,13 +88,16 @@ impl State {
         self.resolve_event(resolve::Event::Tick, now);
     }
 
-    /// Dispatching needs MAC addresses before any trouble makes liveness ask. The kernel's own neighbours come by netlink; it
-    /// asks only those that it talks to.
+    /// Dispatching needs MAC addresses before liveness has a reason to query. The kernel's own neighbours come by netlink; it
+    /// queries only hosts that it sends to.
     pub(super) fn resolve_event(&mut self, event: resolve::Event, now: Instant) {
         let mut actions = Vec::new();
         self.driver.resolver.handle(event, now, &mut actions);
-        for resolve::Action::Ask(node) in actions {
-            self.probe(&node);
+        for action in actions {
+            match action {
+                resolve::Action::Query(node) => self.probe(&node),
+                resolve::Action::Search(node) => self.search(&node),
+            }
         }
         self.resolve_at = self.driver.resolver.next_deadline().unwrap_or(NEVER);
     }
@@ -102,16 +105,16 @@ impl State {
     /// Unicast, if the node's MAC address is known.
     pub(super) fn probe(&mut self, node: &NodeName) {
         let Some(ip) = self.nodes.get(node).copied() else { return };
-        self.ask(ip, self.macs.get(&ip).copied());
+        self.query(ip, self.macs.get(&ip).copied());
     }
 
     /// Broadcast: the node's MAC address may be another.
     pub(super) fn search(&mut self, node: &NodeName) {
         let Some(ip) = self.nodes.get(node).copied() else { return };
-        self.ask(ip, None);
+        self.query(ip, None);
     }
 
-    fn ask(&self, ip: Ipv4Addr, mac: Option<Mac>) {
+    fn query(&self, ip: Ipv4Addr, mac: Option<Mac>) {
         if let Err(error) = self.driver.arp.probe(self.driver.own_ip, ip, mac) {
             self.failed("probe", &error);
         }

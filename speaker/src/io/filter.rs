@@ -121,7 +121,7 @@ mod tests {
         let (mut from, mut to) = Socket::pair(Domain::UNIX, Type::DGRAM, None).unwrap();
         to.attach_filter(filter).unwrap();
         to.set_nonblocking(true).unwrap();
-        // The sender of a local datagram hears of the drop (EPERM); the network's does not.
+        // The kernel reports the drop to a local sender (EPERM), not to one on the network.
         let _ = from.write(packet);
         to.read(&mut [0; 2048]).is_ok()
     }

@@ -154,7 +154,7 @@ impl Unread {
     const ALL: Self = Self { link: true, addresses: true, gateways: true };
 }
 
-/// What the receiver has been told last.
+/// What the receiver has got last.
 #[derive(Debug, Default)]
 struct Known {
     addresses: Option<BTreeSet<Ipv4Addr>>,
@@ -224,11 +224,11 @@ impl Watcher {
         }
     }
 
-    /// What a message says by itself; of addresses and routes only that they have to be read.
+    /// What a message contains by itself; of addresses and routes only that they have to be read.
     fn change(&mut self, message: RouteNetlinkMessage) -> Option<Change> {
         use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewNeighbour, NewRoute};
         match message {
-            // A bridge tells of its ports in a family of its own: one that leaves it is not gone.
+            // A bridge reports its ports in a family of its own: one that leaves it is not gone.
             NewLink(link) if self.is_uplink(&link) => {
                 // The kernel takes routes of a link that goes down without a message.
                 self.unread.gateways = true;

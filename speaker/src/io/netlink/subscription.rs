@@ -1,5 +1,5 @@
 //! The netlink socket of the notifications, read without a queue of our own: what the reader does not take in time waits in the
-//! kernel, which says when it had to drop something.
+//! kernel, which reports when it had to drop something.
 //!
 //! Read first: netlink(7), "Note that netlink messages may be lost" (ENOBUFS).
 
