@@ -18,13 +18,14 @@ use speaker_core::holdings::holder::Holder;
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::name::NodeName;
 use speaker_core::presence::{self, Presence};
+use speaker_core::resolve::{self, Resolver};
 use speaker_core::view::endpoints::{api_servers, digests, frontends};
 use speaker_core::view::{Change, Event, Kind, View};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::admin::{self, Admin};
+use crate::admin::Admin;
 use crate::apiserver::ApiServer;
 use crate::args::{PathArgs, RunArgs, UdpUnserved};
 use crate::backend::Backend;
@@ -36,11 +37,13 @@ use crate::dataplane::loader::{self, Pins};
 use crate::dataplane::sync::{self, Message, Sync, Synced};
 use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
 use crate::driver::{self, Commands, Driver, Report};
+use crate::host::Host;
 use crate::io::arp::ArpSocket;
 use crate::io::netlink::{self, Netlink};
-use crate::io::udp::MulticastSocket;
+use crate::io::udp::{self, MulticastSocket};
 use crate::io::{self, clock};
 use crate::keys::Keys;
+use crate::listeners::Listeners;
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
 use crate::state::{Remembered, StateDir};
@@ -53,6 +56,8 @@ const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 const HOLDINGS_INTERVAL: Duration = Duration::from_secs(1);
 /// Tables of two nodes that differ for longer are an alarm.
 const TABLES_DIFFER: Duration = Duration::from_secs(5);
+/// 7472 is MetalLB's, which may run beside us during a move.
+const ADMIN_PORT: u16 = 7473;
 /// Events that wait between the watches and the view.
 const MAX_EVENTS: usize = 1024;
 
@@ -72,9 +77,9 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let keys = Keys::read(&args.keys_dir)?;
     let disk = StateDir::open(&args.paths.state_dir)?;
     let epoch = disk.next_boot_epoch()?;
-    let mut net = Netlink::open()?;
+    let net = Netlink::open()?;
     let uplink = net.uplink(args.interface.as_deref(), args.node_ip).await?;
-    let listener = admin::bind(args.admin_listen()).await?;
+    let listeners = Listeners::bind(args.node_ip, ADMIN_PORT, args.admin_listen).await?;
     let kube = kube::Config::infer().await.map_err(|error| anyhow!("configure the Kubernetes client: {error}"))?;
     let writer = status::client(kube.clone()).context("Kubernetes client")?;
     info!(%node, interface = uplink.name, mac = %uplink.mac, carrier = uplink.carrier, epoch, "starting");
@@ -129,8 +134,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     };
     let exchange = Exchange::new(exchange, clock::now());
     let group = SocketAddrV4::new(args.heartbeat_group, args.holdings_port);
-    let holdings = MulticastSocket::open(&uplink.name, uplink.index, args.node_ip, group)
-        .with_context(|| format!("holdings socket {group} on {}", uplink.name))?;
+    let holdings = adverts_socket("holdings", &uplink, group, &metrics)?;
 
     // (ii) Who owns a VIP.
     let (reports_sender, reports) = mpsc::unbounded_channel();
@@ -139,20 +143,21 @@ async fn run_async(args: RunArgs) -> Result<()> {
         .at_pace(args.interval(), args.dead_intervals);
     config.leave_timeout = Duration::from_millis(args.handover_timeout_ms);
     config.check().context("--heartbeat-interval-ms, --dead-intervals")?;
-    let liveness = liveness::Config { interval: config.interval, dead: config.dead(), ..liveness::Config::default() };
+    let jitter = io::random::seed().context("random seed")?;
+    let liveness = liveness::Config { interval: config.interval, dead: config.dead(), ..liveness::Config::new(jitter) };
     let group = SocketAddrV4::new(args.heartbeat_group, args.heartbeat_port);
     let now = clock::now();
     let election = Election::new(config, now);
     let driver = Driver {
         liveness: Liveness::new(liveness),
         presence: Presence::new(presence::Config::default(), present(remembered.as_ref().filter(|_| !booted))),
+        resolver: Resolver::new(resolve::Config::new(jitter)),
         announcer: Announcer::new(announce::Config::default()),
-        udp: MulticastSocket::open(&uplink.name, uplink.index, args.node_ip, group)
-            .with_context(|| format!("heartbeat socket {group} on {}", uplink.name))?,
+        udp: adverts_socket("heartbeat", &uplink, group, &metrics)?,
         arp: ArpSocket::open(uplink.index, uplink.mac).context("ARP socket: capability NET_RAW is needed")?,
         lease: LeaseMaps::open(&pins)?,
         inbox,
-        own_ip: args.node_ip,
+        own_ip: Some(args.node_ip),
         sync: sync_sender.clone(),
         reports: reports_sender,
         shared: shared.clone(),
@@ -165,9 +170,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
     ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, exchange, holdings, sync_receiver)))?;
     ends.spawn("election", move || driver::run(election, driver))?;
     commands.send(crate::driver::Command::Carrier(uplink.carrier))?;
-    for change in net.neighbours(uplink.index).await? {
-        on_change(change, &sync_sender, &commands)?;
-    }
+    let (host, node_address) = Host::new(args.node_ip, commands.clone(), sync_sender.clone(), metrics.clone());
+    let mut changes = net.watch(uplink.index);
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
@@ -176,10 +180,21 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let (updates, updates_receiver) = mpsc::unbounded_channel();
     tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
     let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
-    let server = tokio::spawn(admin::serve(listener, admin));
-    let serving =
-        Serving { node, disk, last_view, servers, commands, sync: sync_sender, metrics, updates, reports, events };
-    serving.run(&mut net, uplink.index, ends, server).await
+    let server = tokio::spawn(listeners.serve(admin, node_address));
+    let serving = Serving {
+        node,
+        host,
+        disk,
+        last_view,
+        servers,
+        commands,
+        sync: sync_sender,
+        metrics,
+        updates,
+        reports,
+        events,
+    };
+    serving.run(&mut changes, ends, server).await
 }
 
 /// The former rings; if there are none that can be used, the other nodes tell what they hold.
@@ -201,6 +216,7 @@ fn present(remembered: Option<&Remembered>) -> BTreeSet<NodeName> {
 /// The main loop's ends of all channels.
 struct Serving {
     node: NodeName,
+    host: Host,
     disk: StateDir,
     /// The view of the speaker before this one, until there is another.
     last_view: Option<View>,
@@ -217,10 +233,9 @@ struct Serving {
 impl Serving {
     async fn run(
         mut self,
-        net: &mut Netlink,
-        ifindex: u32,
+        changes: &mut mpsc::Receiver<netlink::Change>,
         mut ends: Ends,
-        mut server: tokio::task::JoinHandle<std::io::Result<()>>,
+        mut server: tokio::task::JoinHandle<Result<()>>,
     ) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
@@ -241,9 +256,9 @@ impl Serving {
                     self.fall_back(&mut views)?;
                     fallback.as_mut().reset(tokio::time::Instant::now() + VIEW_TIMEOUT);
                 }
-                change = net.next(ifindex) => {
-                    let Some(change) = change else { bail!("the netlink socket was closed") };
-                    on_change(change, &self.sync, &self.commands)?;
+                change = changes.recv() => {
+                    let Some(change) = change else { bail!("links and addresses are not watched any more") };
+                    self.host.on_change(change)?;
                 }
                 Some(report) = self.reports.recv() => {
                     if let Report::HandedOver { all_taken } = report {
@@ -254,7 +269,7 @@ impl Serving {
                 }
                 _ = terminate.recv(), if !leaving => { leaving = true; self.leave()?; }
                 _ = interrupt.recv(), if !leaving => { leaving = true; self.leave()?; }
-                ended = &mut server => return ended.context("admin server")?.context("admin server"),
+                ended = &mut server => return ended.context("admin server")?,
                 ended = ends.receiver.recv() => bail!("{}", ended.unwrap_or_else(|| "all threads ended".into())),
             }
         }
@@ -301,7 +316,8 @@ impl Serving {
         }
     }
 
-    fn send_view(&self, view: &View) -> Result<()> {
+    fn send_view(&mut self, view: &View) -> Result<()> {
+        self.host.on_view(view.nodes().get(self.node.as_str()).map(|node| node.address))?;
         let others = view.nodes().iter().filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
         let others: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
         self.commands.send(driver::Command::Nodes(others))?;
@@ -404,18 +420,24 @@ fn on_synced(commands: Commands) -> Box<dyn Fn(Synced) + Send> {
     })
 }
 
-fn on_change(change: netlink::Change, sync: &mpsc::UnboundedSender<Message>, commands: &Commands) -> Result<()> {
-    match change {
-        netlink::Change::Link { carrier, mac } => {
-            commands.send(driver::Command::Carrier(carrier))?;
-            sync.send(Message::OwnMac(mac)).context("the dataplane thread has ended")
-        }
-        // The packet path is bound to the device: a new one of the same name needs a new link. Begin anew.
-        netlink::Change::LinkGone => bail!("the uplink is gone"),
-        netlink::Change::Neighbour { ip, mac } => {
-            sync.send(Message::Neighbour { ip, mac }).context("the dataplane thread has ended")
-        }
+/// What the kernel does not queue it drops: less room than wanted is logged once, drops are counted.
+fn adverts_socket(
+    what: &'static str,
+    uplink: &netlink::Uplink,
+    group: SocketAddrV4,
+    metrics: &Metrics,
+) -> Result<MulticastSocket> {
+    let socket = MulticastSocket::open(&uplink.name, uplink.index, group)
+        .with_context(|| format!("{what} socket {group} on {}", uplink.name))?;
+    if socket.queue() < udp::QUEUE {
+        let (given, wanted) = (socket.queue(), udp::QUEUE);
+        warn!(
+            socket = what,
+            given, wanted, "receive buffer smaller than wanted: raise net.core.rmem_max or allow NET_ADMIN"
+        );
     }
+    metrics.watch_drops(what, socket.drops());
+    Ok(socket)
 }
 
 pub fn sysctls(paths: &PathArgs) -> Sysctls {

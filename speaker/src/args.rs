@@ -105,7 +105,8 @@ pub struct RunArgs {
     /// Intervals without a heartbeat after which a speaker counts as dead.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..=10))]
     pub dead_intervals: u32,
-    /// Where readiness, liveness and metrics are served; default: the node's address, port 7473.
+    /// Where readiness, liveness and metrics are served, and nowhere else; default: port 7473 on the loopback and on the node's
+    /// address, also after that changes.
     #[arg(long)]
     pub admin_listen: Option<SocketAddr>,
     #[arg(long, value_enum, default_value_t = UdpUnserved::Unreachable)]
@@ -122,9 +123,5 @@ impl RunArgs {
 
     pub fn drain_window(&self) -> Duration {
         Duration::from_secs(self.drain_window_s)
-    }
-
-    pub fn admin_listen(&self) -> SocketAddr {
-        self.admin_listen.unwrap_or_else(|| SocketAddr::from((self.node_ip, 7473)))
     }
 }

@@ -5,6 +5,8 @@
 
 mod stall;
 
+mod neighbours;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -25,12 +27,13 @@ use speaker_core::liveness::{self, Liveness};
 use speaker_core::machine::Machine;
 use speaker_core::name::{NodeName, Term, Vip};
 use speaker_core::presence::{self, Presence};
+use speaker_core::resolve::{self, Resolver};
 use speaker_core::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::dataplane::LeaseMaps;
 use crate::dataplane::sync::Message;
-use crate::io::arp::ArpSocket;
+use crate::io::arp::{ArpSocket, Frame};
 use crate::io::udp::{MulticastSocket, RECEIVE_BUFFER};
 use crate::io::{Mac, clock, schedule};
 use crate::metrics::Metrics;
@@ -40,10 +43,6 @@ use stall::Stall;
 /// ARP for VIPs of other nodes stays unanswered this long after the loop's last turn; then the kernel may answer again.
 const MUTE: Duration = Duration::from_secs(5);
 const MUTE_REFRESH: Duration = Duration::from_secs(1);
-/// Between questions to a node whose MAC address is not known.
-const RESOLVE: Duration = Duration::from_millis(100);
-/// Between questions to nodes whose MAC address is known: it may have changed without a word.
-const RESOLVE_AGAIN: Duration = Duration::from_secs(30);
 /// Frames taken in one turn: a flood must not keep the loop from its heartbeat.
 const MAX_PER_TURN: usize = 1024;
 /// Commands that wait; the senders send changes only.
@@ -55,6 +54,10 @@ pub enum Command {
     Desired(BTreeMap<Vip, Eligible>),
     Ready(bool),
     Carrier(bool),
+    /// The uplink's.
+    OwnMac(Mac),
+    /// The node's on the segment, if it has one.
+    OwnAddress(Option<Ipv4Addr>),
     /// All other nodes and their addresses on the segment.
     Nodes(BTreeMap<NodeName, Ipv4Addr>),
     Leave,
@@ -102,12 +105,13 @@ pub struct Inbox {
 pub struct Driver {
     pub liveness: Liveness,
     pub presence: Presence,
+    pub resolver: Resolver,
     pub announcer: Announcer,
     pub udp: MulticastSocket,
     pub arp: ArpSocket,
     pub lease: LeaseMaps,
     pub inbox: Inbox,
-    pub own_ip: Ipv4Addr,
+    pub own_ip: Option<Ipv4Addr>,
     pub sync: tokio::sync::mpsc::UnboundedSender<Message>,
     pub reports: tokio::sync::mpsc::UnboundedSender<Report>,
     pub shared: Arc<Shared>,
@@ -217,6 +221,11 @@ impl Loop {
                     self.elect(election::Event::Carrier(up));
                     self.state.set_carrier(up, now);
                 }
+                Command::OwnMac(mac) => {
+                    self.elect(election::Event::OwnMac(mac.0));
+                    self.state.set_own_mac(mac, now);
+                }
+                Command::OwnAddress(address) => self.state.set_own_address(address, now),
                 Command::Nodes(nodes) => {
                     self.elect(election::Event::Nodes(nodes.keys().cloned().collect()));
                     self.state.set_nodes(nodes, now);
@@ -259,43 +268,14 @@ impl State {
         self.driver.shared.carrier.store(up, Ordering::Relaxed);
         self.watch(liveness::Event::Carrier(up), now);
         self.announce(announce::Event::Carrier(up), now);
-    }
-
-    fn set_nodes(&mut self, nodes: BTreeMap<NodeName, Ipv4Addr>, now: Instant) {
-        self.by_address = nodes.iter().map(|(name, ip)| (*ip, name.clone())).collect();
-        self.macs.retain(|ip, _| self.by_address.contains_key(ip));
-        let mut changed = false;
-        for set in [&mut self.down, &mut self.absent, &mut self.blank] {
-            let known = set.len();
-            set.retain(|name| nodes.contains_key(name));
-            changed |= set.len() != known;
-        }
-        let names: BTreeSet<NodeName> = nodes.keys().cloned().collect();
-        self.nodes = nodes;
-        self.resolve_at = now;
-        self.watch(liveness::Event::Nodes(names.clone()), now);
-        self.attend(presence::Event::Nodes(names), now);
-        if changed {
-            self.tell_unavailable();
-        }
+        self.resolve_event(resolve::Event::Carrier(up), now);
     }
 
     fn take_arp(&mut self) {
         for _ in 0..MAX_PER_TURN {
             match self.driver.arp.receive() {
-                Ok(Some(heard)) => {
-                    let Some(node) = self.by_address.get(&heard.ip).cloned() else { continue };
-                    if self.macs.insert(heard.ip, heard.mac) != Some(heard.mac) {
-                        self.tell(Message::Neighbour { ip: heard.ip, mac: heard.mac });
-                    }
-                    let now = clock::now();
-                    if heard.program {
-                        self.attend(presence::Event::Program(node.clone()), now);
-                    }
-                    if heard.reply {
-                        self.watch(liveness::Event::ProbeReply(node), now);
-                    }
-                }
+                Ok(Some(Frame::Heard(heard))) => self.take_heard(&heard, clock::now()),
+                Ok(Some(Frame::Ignored)) => {}
                 Ok(None) => return,
                 Err(error) => {
                     self.failed("arp_receive", &error);
@@ -346,16 +326,19 @@ impl State {
         for action in actions {
             match action {
                 liveness::Action::Probe(node) => self.probe(&node),
+                liveness::Action::Search(node) => self.search(&node),
                 liveness::Action::NodeDown(node) => {
                     warn!(%node, "its kernel does not answer: rows move");
                     self.down.insert(node.clone());
                     self.tell_unavailable();
+                    self.resolve_event(resolve::Event::Down(node.clone()), now);
                     self.attend(presence::Event::Down(node), now);
                 }
                 liveness::Action::NodeUp(node) => {
                     info!(%node, "its kernel answers");
                     self.down.remove(&node);
                     self.tell_unavailable();
+                    self.resolve_event(resolve::Event::Up(node), now);
                 }
                 liveness::Action::CutOff => warn!("nobody answers: this node is cut off, the last rows stay"),
                 liveness::Action::Restored => {
@@ -390,23 +373,6 @@ impl State {
         }
         if !actions.is_empty() {
             self.tell_unavailable();
-        }
-    }
-
-    /// Dispatching needs MAC addresses before any trouble makes liveness ask. The kernel's own neighbours come by netlink; it
-    /// asks only those that it talks to.
-    fn resolve(&mut self, now: Instant) {
-        let known = |node: &NodeName| self.nodes.get(node).is_some_and(|ip| self.macs.contains_key(ip));
-        let (known, unknown): (Vec<NodeName>, Vec<NodeName>) = self.nodes.keys().cloned().partition(known);
-        let (ask, pause) = if unknown.is_empty() { (known, RESOLVE_AGAIN) } else { (unknown, RESOLVE) };
-        ask.iter().for_each(|node| self.probe(node));
-        self.resolve_at = now + pause;
-    }
-
-    fn probe(&mut self, node: &NodeName) {
-        let Some(ip) = self.nodes.get(node).copied() else { return };
-        if let Err(error) = self.driver.arp.probe(self.driver.own_ip, ip, self.macs.get(&ip).copied()) {
-            self.failed("probe", &error);
         }
     }
 

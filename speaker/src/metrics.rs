@@ -1,6 +1,7 @@
 //! Prometheus metrics. Names and labels are those of the enums in `speaker-core` and `ebpf-common`.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
@@ -32,6 +33,8 @@ pub struct Metrics {
     pub flows_spared: IntGauge,
     pub rows_crowded: IntGauge,
     pub limits_reached: IntCounterVec,
+    pub netlink_rereads: IntCounterVec,
+    datagrams_dropped: IntCounterVec,
     owned: IntGaugeVec,
     lease_remaining: Gauge,
     ready: IntGauge,
@@ -39,6 +42,7 @@ pub struct Metrics {
     guard: IntCounterVec,
     /// Read at each scrape.
     counters: Counters,
+    drops: Mutex<Vec<(&'static str, Arc<AtomicU64>)>>,
 }
 
 impl Metrics {
@@ -107,6 +111,16 @@ impl Metrics {
                 "Objects left out because a limit was reached.",
                 "limit",
             )?,
+            netlink_rereads: counters(
+                "sheave_netlink_rereads_total",
+                "Times links, addresses and neighbours were read again because changes were lost.",
+                "cause",
+            )?,
+            datagrams_dropped: counters(
+                "sheave_datagrams_dropped_total",
+                "Datagrams that the kernel dropped at a socket: not from this segment's group or nodes, or no room.",
+                "socket",
+            )?,
             owned: register(
                 &registry,
                 IntGaugeVec::new(
@@ -127,6 +141,7 @@ impl Metrics {
             )?,
             registry,
             counters: kernel,
+            drops: Mutex::default(),
         })
     }
 
@@ -142,9 +157,17 @@ impl Metrics {
         }
     }
 
+    /// The kernel's counter of a socket.
+    pub fn watch_drops(&self, socket: &'static str, drops: Arc<AtomicU64>) {
+        self.drops.lock().unwrap_or_else(PoisonError::into_inner).push((socket, drops));
+    }
+
     pub fn render(&self, shared: &Shared) -> Result<Vec<u8>> {
         for (verdict, frames) in self.counters.read().context("read the packet path's counters")? {
             raise(&self.frames.with_label_values(&[verdict.label()]), frames);
+        }
+        for (socket, drops) in self.drops.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            raise(&self.datagrams_dropped.with_label_values(&[socket]), drops.load(Ordering::Relaxed));
         }
         self.owned.reset();
         for (vip, term) in shared.owned() {

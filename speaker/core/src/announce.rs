@@ -45,6 +45,8 @@ pub enum Event {
     Announce(Vip),
     /// The VIP is no longer ours: not one more announcement.
     Stop(Vip),
+    /// The MAC address of the uplink changed: the burst starts again for every VIP.
+    OwnAddress,
     /// The link came up: the burst starts again for every VIP. While it is down nothing is announced.
     Carrier(bool),
     Tick,
@@ -80,6 +82,11 @@ impl Announcer {
         if let Some(schedule) = self.vips.remove(&vip) {
             self.timers.remove(&(schedule.next, vip));
         }
+    }
+
+    fn start_all(&mut self, now: Instant) {
+        let vips: Vec<Vip> = self.vips.keys().copied().collect();
+        vips.into_iter().for_each(|vip| self.start(vip, now));
     }
 
     fn send_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -121,10 +128,10 @@ impl Machine for Announcer {
         match event {
             Event::Announce(vip) => self.start(vip, now),
             Event::Stop(vip) => self.stop(vip),
+            Event::OwnAddress => self.start_all(now),
             Event::Carrier(up) => {
                 if up && !self.carrier {
-                    let vips: Vec<Vip> = self.vips.keys().copied().collect();
-                    vips.into_iter().for_each(|vip| self.start(vip, now));
+                    self.start_all(now);
                 }
                 self.carrier = up;
             }
@@ -204,6 +211,16 @@ mod tests {
         let mut sent: Vec<Vip> = actions.iter().map(|Action::Send(vip)| *vip).collect();
         sent.sort();
         assert_eq!(sent, vips);
+    }
+
+    #[test]
+    fn another_mac_address_starts_the_burst_again() {
+        let (mut announcer, mut actions) = started();
+        times(&mut announcer, 5000);
+        actions.clear();
+        announcer.handle(Event::OwnAddress, Instant::from_millis(5000), &mut actions);
+        assert_eq!(actions, [Action::Send(VIP)]);
+        assert_eq!(times(&mut announcer, 6000), [5010, 5050, 5200, 6000]);
     }
 
     #[test]

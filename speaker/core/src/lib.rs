@@ -10,6 +10,7 @@ extern crate std;
 
 pub mod announce;
 pub mod backend;
+pub mod backoff;
 pub mod election;
 pub mod eligibility;
 pub mod forwarding;
@@ -20,6 +21,7 @@ pub mod machine;
 pub mod name;
 pub mod presence;
 pub mod rank;
+pub mod resolve;
 pub mod standing;
 pub mod time;
 pub mod timer;

@@ -2,11 +2,13 @@
 //!
 //! Read first: docs/architecture.md (two signals, never mixed), docs/election.md section Liveness. While heartbeats come nothing
 //! is asked. A node that falls silent is asked in quick succession (a unicast ARP request for its address; the kernel answers
-//! without any speaker), and is down when it owes several answers. When all are silent at once, it is this node that is cut off.
+//! without any speaker), and is down when it owes several answers; then it is asked with back-off. When all are silent at once, it is
+//! this node that is cut off.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
+use crate::backoff::Backoff;
 use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::time::{Duration, Instant};
@@ -28,17 +30,20 @@ pub struct Config {
     pub dead: Duration,
     /// Between questions to a node that has fallen silent.
     pub probe_fast: Duration,
-    /// Between questions to a node whose speaker has stopped, to one that is down, and to all while cut off.
+    /// Between questions to a node whose speaker has stopped, and while cut off to all that have ever given a sign.
     pub probe_steady: Duration,
     /// Between questions to a node without a speaker.
     pub probe_slow: Duration,
     /// Answers that a silent node must owe before it is down; twice as many if it had no speaker, since then these questions
     /// are the only evidence.
     pub probes: u32,
+    /// Between questions to a node that is down, and while cut off to one that has never given a sign.
+    pub backoff: Backoff,
 }
 
-impl Default for Config {
-    fn default() -> Self {
+impl Config {
+    /// The defaults; `seed` spreads the questions of different speakers.
+    pub fn new(seed: u64) -> Self {
         Self {
             interval: Duration::from_millis(50),
             dead: Duration::from_millis(150),
@@ -46,6 +51,7 @@ impl Default for Config {
             probe_steady: Duration::from_millis(100),
             probe_slow: Duration::from_secs(1),
             probes: 3,
+            backoff: Backoff { first: Duration::from_millis(100), most: Duration::from_secs(30), seed },
         }
     }
 }
@@ -58,6 +64,9 @@ pub enum Event {
     Heard(NodeName),
     /// An answer to a probe.
     ProbeReply(NodeName),
+    /// The node sent a frame that answers nothing. No sign of life by itself, since it may be a forgery or a remnant, but reason
+    /// to ask a node that is down without waiting for the end of its back-off.
+    Seen(NodeName),
     /// The link of this node.
     Carrier(bool),
     Tick,
@@ -67,6 +76,8 @@ pub enum Event {
 pub enum Action {
     /// Ask the kernel of this node: a unicast ARP request for its address.
     Probe(NodeName),
+    /// The same by broadcast: the node has not answered for long, and may come back with another MAC address.
+    Search(NodeName),
     NodeDown(NodeName),
     NodeUp(NodeName),
     /// Nobody answers: it is this node that is cut off. Keep the last view of who is up.
@@ -82,10 +93,14 @@ pub const MAX_WATCHED: usize = ebpf_common::MAX_NODES as usize - 1;
 const SPEAKER_GONE: Duration = Duration::from_secs(60);
 /// A node that is down is up again after this many answers (or one heartbeat).
 const ANSWERS_TO_RISE: u32 = 2;
+/// A node that is down is searched by broadcast from this question on.
+const SEARCH_FROM: u32 = 4;
 
 #[derive(Clone, Debug)]
 struct Watch {
     up: bool,
+    /// It has given a sign since it is known.
+    known: bool,
     heard: Option<Instant>,
     /// The last heartbeat or answer.
     sign: Instant,
@@ -94,12 +109,26 @@ struct Watch {
     /// Answers since it went down.
     answers: u32,
     down_at: Option<Instant>,
+    /// Questions of the back-off that runs.
+    backed_off: u32,
+    asked: Instant,
     next_probe: Instant,
 }
 
 impl Watch {
     fn new(now: Instant) -> Self {
-        Self { up: true, heard: None, sign: now, owed: 0, answers: 0, down_at: None, next_probe: now }
+        Self {
+            up: true,
+            known: false,
+            heard: None,
+            sign: now,
+            owed: 0,
+            answers: 0,
+            down_at: None,
+            backed_off: 0,
+            asked: Instant::ZERO,
+            next_probe: now,
+        }
     }
 
     /// It owes so many answers that it is down.
@@ -109,6 +138,11 @@ impl Watch {
         // The last question that counts has had time to be answered.
         let overdue = self.owed > owed || self.owed == owed && now >= self.next_probe;
         now >= self.sign + config.dead && overdue
+    }
+
+    /// A node that is down and has begun to answer again is not one that stays silent.
+    fn backs_off(&self, cut_off: bool) -> bool {
+        if self.up { cut_off && !self.known } else { self.answers == 0 }
     }
 
     fn pause(&self, config: &Config, cut_off: bool) -> Duration {
@@ -157,7 +191,7 @@ impl Liveness {
     fn sign(&mut self, name: &NodeName, beat: bool, now: Instant, actions: &mut Vec<Action>) {
         let Some(watch) = self.nodes.get_mut(name) else { return };
         watch.sign = now;
-        watch.owed = 0;
+        (watch.known, watch.owed, watch.backed_off) = (true, 0, 0);
         if beat {
             watch.heard = Some(now);
         }
@@ -179,6 +213,15 @@ impl Liveness {
         }
     }
 
+    /// The back-off of a node that is down begins anew, at most once in a steady pause.
+    fn seen(&mut self, name: &NodeName, now: Instant) {
+        let Some(watch) = self.nodes.get_mut(name).filter(|watch| !watch.up) else { return };
+        let soon = now.max(watch.asked + self.config.probe_steady);
+        if soon < watch.next_probe {
+            (watch.backed_off, watch.next_probe) = (0, soon);
+        }
+    }
+
     /// Whoever is silent from now on for a full dead interval is down.
     fn start_over(&mut self, now: Instant) {
         for watch in self.nodes.values_mut().filter(|watch| watch.up && watch.owed > 0) {
@@ -193,8 +236,16 @@ impl Liveness {
         for (name, watch) in self.nodes.iter_mut().filter(|(_, watch)| watch.next_probe <= now) {
             watch.owed = watch.owed.saturating_add(1);
             watch.answers = if watch.owed > self.config.probes { 0 } else { watch.answers };
-            watch.next_probe = now + watch.pause(&self.config, self.cut_off);
-            actions.push(Action::Probe(name.clone()));
+            watch.asked = now;
+            let search = watch.backs_off(self.cut_off) && watch.backed_off >= SEARCH_FROM;
+            let pause = if watch.backs_off(self.cut_off) {
+                watch.backed_off = watch.backed_off.saturating_add(1);
+                self.config.backoff.pause(name, watch.backed_off - 1)
+            } else {
+                watch.pause(&self.config, self.cut_off)
+            };
+            watch.next_probe = now + pause;
+            actions.push(if search { Action::Search(name.clone()) } else { Action::Probe(name.clone()) });
         }
     }
 
@@ -232,7 +283,7 @@ impl Liveness {
     fn declare_down(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for (name, watch) in &mut self.nodes {
             if watch.up && watch.is_silent(&self.config, now) {
-                (watch.up, watch.down_at, watch.answers) = (false, Some(now), 0);
+                (watch.up, watch.down_at, watch.answers, watch.backed_off) = (false, Some(now), 0, 0);
                 actions.push(Action::NodeDown(name.clone()));
             }
         }
@@ -273,6 +324,7 @@ impl Machine for Liveness {
             Event::Nodes(nodes) => self.set_nodes(nodes, now),
             Event::Heard(node) => self.sign(&node, true, now, actions),
             Event::ProbeReply(node) => self.sign(&node, false, now, actions),
+            Event::Seen(node) => self.seen(&node, now),
             Event::Carrier(carrier) => {
                 self.carrier = carrier;
                 if !carrier && !self.nodes.is_empty() {

@@ -2,6 +2,7 @@
 //! them there), then the program. Restores from pinned maps and from disk, waits for a full view and for the others' word, adds
 //! before it removes.
 
+mod addresses;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,6 +74,17 @@ pub enum Message {
     },
     /// The uplink's own address changed.
     OwnMac(Mac),
+    /// What this host is itself, and how it leaves the segment.
+    HostAddresses(HostAddresses),
+}
+
+/// Addresses that no VIP may have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostAddresses {
+    /// Of this host, on any device.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Of default routes over the uplink.
+    pub gateways: BTreeSet<Ipv4Addr>,
 }
 
 /// What the election is told.
@@ -165,6 +177,7 @@ struct State {
     viewed: Option<Instant>,
     standing: Standing,
     macs: BTreeMap<Ipv4Addr, Mac>,
+    host: HostAddresses,
     /// As it was made last.
     table: Table,
     look: Look,
@@ -201,6 +214,7 @@ impl State {
             view: None,
             viewed: None,
             standing: Standing::default(),
+            host: HostAddresses::default(),
             table: Table::default(),
             look: Look::new(clock::now()),
             saved: None,
@@ -222,6 +236,7 @@ impl State {
             Message::View(view) => {
                 let others = view.nodes().keys().filter(|name| **name != self.sync.node);
                 let others = others.filter_map(|name| NodeName::new(name)).collect();
+                self.follow_addresses(&view);
                 self.spared.doubt.see_node(view.nodes().get(&self.sync.node), clock::now());
                 self.view = Some(view);
                 self.viewed.get_or_insert_with(Instant::now);
@@ -245,9 +260,10 @@ impl State {
                     self.macs.remove(&ip);
                 }
             }
-            Message::OwnMac(mac) => {
-                self.dirty |= self.sync.mac != mac;
-                self.sync.mac = mac;
+            Message::OwnMac(mac) => self.set_own_mac(mac),
+            Message::HostAddresses(host) => {
+                self.dirty |= self.host != host;
+                self.host = host;
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! AF_PACKET socket for ARP (RFC 826): announces VIPs (RFC 5227 section 3) and asks other kernels for a sign of life.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
@@ -12,7 +13,7 @@ use pnet::packet::ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket};
 use pnet::util::MacAddr;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use super::Mac;
+use super::{Mac, filter};
 
 const FRAME: usize = 14 + 28;
 
@@ -21,10 +22,18 @@ const FRAME: usize = 14 + 28;
 pub struct Heard {
     pub ip: Ipv4Addr,
     pub mac: Mac,
-    /// It was a reply to us, not a question or an announcement.
+    /// It was a reply to us, not a question or an announcement; a reply to all or to others is an announcement.
     pub reply: bool,
     /// A program of ours has answered, which takes packets from this node ([`PROGRAM_ASKED`]).
     pub program: bool,
+}
+
+/// One frame that waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    Heard(Heard),
+    /// It says nothing of another host; it has taken its share of the turn all the same.
+    Ignored,
 }
 
 pub struct ArpSocket {
@@ -37,8 +46,20 @@ impl ArpSocket {
     pub fn open(ifindex: u32, mac: Mac) -> io::Result<Self> {
         let protocol = i32::from((libc::ETH_P_ARP as u16).to_be());
         let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), Some(Protocol::from(protocol)))?;
+        // Before the bind, and until nodes are known: nothing.
+        socket.attach_filter(&filter::arp(&BTreeSet::new()))?;
         socket.bind(&link_address(ifindex)?)?;
         Ok(Self { socket, ifindex, mac })
+    }
+
+    /// Frames of other senders than these are dropped before the queue from now on; at most [`filter::MAX_ADDRESSES`].
+    pub fn set_nodes(&self, nodes: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
+        self.socket.attach_filter(&filter::arp(nodes))
+    }
+
+    /// The uplink's own address changed. Whether it did.
+    pub fn set_mac(&mut self, mac: Mac) -> bool {
+        std::mem::replace(&mut self.mac, mac) != mac
     }
 
     /// Tells everybody on the segment that `vip` is at our MAC, in request and in reply form: some hosts take only one.
@@ -47,13 +68,15 @@ impl ArpSocket {
         self.send(Mac::BROADCAST, ArpOperations::Reply, vip, vip, self.mac)
     }
 
-    /// Asks the kernel at `target` for its address, and whether there is a program of ours: unicast if its MAC is known.
-    pub fn probe(&self, own: Ipv4Addr, target: Ipv4Addr, mac: Option<Mac>) -> io::Result<()> {
+    /// Asks the kernel at `target` for its address, and whether there is a program of ours: unicast if its MAC is known. Without an
+    /// address of our own the request is a probe (RFC 5227 section 2.1.1), from which the others learn nothing.
+    pub fn probe(&self, own: Option<Ipv4Addr>, target: Ipv4Addr, mac: Option<Mac>) -> io::Result<()> {
+        let own = own.unwrap_or(Ipv4Addr::UNSPECIFIED);
         self.send(mac.unwrap_or(Mac::BROADCAST), ArpOperations::Request, own, target, Mac(PROGRAM_ASKED))
     }
 
-    /// The next frame that says something of another host; `None` when nothing waits.
-    pub fn receive(&self) -> io::Result<Option<Heard>> {
+    /// The next frame; `None` when nothing waits.
+    pub fn receive(&self) -> io::Result<Option<Frame>> {
         loop {
             let mut buffer = [MaybeUninit::<u8>::uninit(); 128];
             let length = match self.socket.recv(&mut buffer) {
@@ -64,9 +87,7 @@ impl ArpSocket {
             };
             // SAFETY: recv initialised the first `length` bytes, and `length` is at most the buffer's size.
             let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
-            if let Some(heard) = parse(bytes, self.mac) {
-                return Ok(Some(heard));
-            }
+            return Ok(Some(parse(bytes, self.mac).map_or(Frame::Ignored, Frame::Heard)));
         }
     }
 
@@ -112,11 +133,15 @@ fn parse(bytes: &[u8], own: Mac) -> Option<Heard> {
         return None;
     }
     let mac = Mac::from(arp.get_sender_hw_addr());
-    // Group addresses name no host; our own frames come back on some switches.
-    if mac == own || mac.0[0] & 1 == 1 || arp.get_sender_proto_addr().is_unspecified() {
+    // Group addresses name no host; our own frames come back on some switches; a sender that is not the frame's is no sender.
+    if mac == own
+        || mac != Mac::from(ethernet.get_source())
+        || mac.0[0] & 1 == 1
+        || arp.get_sender_proto_addr().is_unspecified()
+    {
         return None;
     }
-    let reply = arp.get_operation() == ArpOperations::Reply;
+    let reply = arp.get_operation() == ArpOperations::Reply && Mac::from(ethernet.get_destination()) == own;
     let program = reply && Mac::from(arp.get_target_hw_addr()) == Mac(PROGRAM_ASKED);
     Some(Heard { ip: arp.get_sender_proto_addr(), mac, reply, program })
 }
@@ -161,6 +186,23 @@ mod tests {
         for length in 0..frame.len() {
             assert_eq!(parse(&frame[..length], OWN), None, "cut to {length} bytes");
         }
+    }
+
+    /// Anybody may send one of these; a sign of life it is not.
+    #[test]
+    fn a_reply_to_all_is_an_announcement() {
+        let sender = Ipv4Addr::new(192, 0, 2, 7);
+        for to in [Mac::BROADCAST, Mac([2, 0, 0, 0, 0, 3])] {
+            let frame = build(OTHER, to, ArpOperations::Reply, sender, sender, Mac(PROGRAM_ASKED));
+            assert_eq!(parse(&frame, OWN), Some(Heard { ip: sender, mac: OTHER, reply: false, program: false }));
+        }
+    }
+
+    #[test]
+    fn a_sender_that_is_not_the_frames_is_ignored() {
+        let mut frame = build(OTHER, OWN, ArpOperations::Reply, Ipv4Addr::new(192, 0, 2, 7), Ipv4Addr::LOCALHOST, OWN);
+        frame[11] ^= 1;
+        assert_eq!(parse(&frame, OWN), None);
     }
 
     #[test]

@@ -4,14 +4,16 @@
 //! |---|---|---|
 //! | clock.rs | CLOCK_BOOTTIME | none |
 //! | arp.rs | AF_PACKET socket for ARP: gratuitous announcements, signs of life of other kernels | NET_RAW |
+//! | filter.rs | classic BPF: what the sockets of arp.rs and udp.rs queue | none |
 //! | knock.rs | TCP connections to pods: is anybody there | none |
 //! | udp.rs | the sockets of heartbeats and holdings | NET_RAW (SO_BINDTODEVICE) |
-//! | netlink.rs | links, addresses, neighbours | none (reading) |
+//! | netlink.rs | links, addresses, neighbours, routes | none (reading) |
 //! | random.rs | the system's random source | none |
 //! | schedule.rs | SCHED_FIFO for the election thread | SYS_NICE (works without) |
 
 pub mod arp;
 pub mod clock;
+pub mod filter;
 pub mod knock;
 pub mod netlink;
 pub mod random;
@@ -38,3 +40,6 @@ impl std::fmt::Debug for Mac {
         std::fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests;

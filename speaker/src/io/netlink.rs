@@ -1,20 +1,27 @@
-//! Links, addresses and neighbours through rtnetlink. The only file that names netlink types: they change with every release.
+//! Links, addresses, neighbours and routes through rtnetlink. With subscription.rs the only file that names netlink types: they
+//! change with every release.
 
+mod subscription;
+
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use futures::channel::mpsc::UnboundedReceiver;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::sys::SocketAddr;
-use rtnetlink::{Handle, MulticastGroup};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::warn;
 
 use super::Mac;
+use subscription::{Lost, Subscription};
 
 /// The interface that carries VIP traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,28 +32,48 @@ pub struct Uplink {
     pub carrier: bool,
 }
 
-/// What changed on the uplink.
+/// What changed on the uplink, and of this host's addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    Link { carrier: bool, mac: Mac },
+    Link {
+        carrier: bool,
+        mac: Mac,
+    },
     LinkGone,
-    Neighbour { ip: Ipv4Addr, mac: Mac },
+    Neighbour {
+        ip: Ipv4Addr,
+        mac: Mac,
+    },
+    /// All of this host, on any device but kube-proxy's own ([`IPVS_DEVICE`]).
+    Addresses(BTreeSet<Ipv4Addr>),
+    /// The uplink's first primary address.
+    UplinkAddress(Option<Ipv4Addr>),
+    /// Of default routes over the uplink, in any table.
+    Gateways(BTreeSet<Ipv4Addr>),
+    /// Changes were lost; everything is read again and follows.
+    Reread(Lost),
 }
+
+/// Changes that wait; then the kernel's queue fills, and is read again after it has overflown.
+const MAX_CHANGES: usize = 256;
+/// After a failed attempt to open the sockets or to read.
+const RETRY: Duration = Duration::from_secs(1);
+/// kube-proxy in IPVS mode gives every VIP to this device of every node: they are not this host's.
+const IPVS_DEVICE: &str = "kube-ipvs0";
 
 /// A subscription to changes. Opened before the first look, so that nothing between the two is lost.
 pub struct Netlink {
     handle: Handle,
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    subscription: Subscription,
 }
 
 impl Netlink {
     /// Must be called inside a tokio runtime: the connection is a task of it.
     pub fn open() -> Result<Self> {
-        let (connection, handle, messages) =
-            rtnetlink::new_multicast_connection(&[MulticastGroup::Link, MulticastGroup::Neigh])
-                .context("netlink socket")?;
+        let subscription = Subscription::open().context("netlink subscription")?;
+        let (connection, handle, _) = rtnetlink::new_connection().context("netlink socket")?;
         tokio::spawn(connection);
-        Ok(Self { handle, messages })
+        Ok(Self { handle, subscription })
     }
 
     /// The interface called `name`, or the one that carries `node_ip`.
@@ -55,7 +82,7 @@ impl Netlink {
             Some(_) => None,
             None => Some(self.index_of_address(node_ip).await?),
         };
-        let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.context("list links")?;
+        let links = self.links().await?;
         let names = || links.iter().filter_map(link_name).collect::<Vec<_>>().join(", ");
         let found = links.iter().find(|link| match (name, index) {
             (Some(name), _) => link_name(link).as_deref() == Some(name),
@@ -69,54 +96,206 @@ impl Netlink {
         Ok(Uplink { name, index: link.header.index, mac, carrier: carrier(link) })
     }
 
-    /// What the kernel knows of its neighbours on the uplink now.
-    pub async fn neighbours(&self, ifindex: u32) -> Result<Vec<Change>> {
-        let entries: Vec<NeighbourMessage> = self
-            .handle
-            .neighbours()
-            .get()
-            .set_address_family(AddressFamily::Inet)
-            .execute()
-            .try_collect()
-            .await
-            .context("list neighbours")?;
-        Ok(entries.iter().filter_map(|entry| neighbour(entry, ifindex)).collect())
-    }
-
-    /// The next change on the uplink; `None` when the socket is gone.
-    pub async fn next(&mut self, ifindex: u32) -> Option<Change> {
-        loop {
-            let (message, _) = self.messages.next().await?;
-            let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
-            let change = match message {
-                RouteNetlinkMessage::NewLink(link) if link.header.index == ifindex => {
-                    link_mac(&link).map(|mac| Change::Link { carrier: carrier(&link), mac })
-                }
-                RouteNetlinkMessage::DelLink(link) if link.header.index == ifindex => Some(Change::LinkGone),
-                RouteNetlinkMessage::NewNeighbour(entry) => neighbour(&entry, ifindex),
-                _ => None,
-            };
-            if change.is_some() {
-                return change;
-            }
-        }
+    /// Everything as it is now, then every change, until the receiver is gone. A task of the runtime: while the receiver is slow the
+    /// kernel queues, and what does not fit there is read again.
+    pub fn watch(self, ifindex: u32) -> mpsc::Receiver<Change> {
+        let (changes, receiver) = mpsc::channel(MAX_CHANGES);
+        let watcher = Watcher { net: self, ifindex, changes, unread: Unread::ALL, known: Known::default() };
+        tokio::spawn(watcher.run());
+        receiver
     }
 
     async fn index_of_address(&self, ip: Ipv4Addr) -> Result<u32> {
-        let mut addresses = self.handle.address().get().execute();
-        while let Some(address) = addresses.try_next().await.context("list addresses")? {
-            let ours = address
-                .attributes
-                .iter()
-                .any(|attribute| matches!(attribute, AddressAttribute::Local(IpAddr::V4(local)) if *local == ip));
-            if ours {
-                return Ok(address.header.index);
+        let addresses = self.addresses().await?;
+        let found = addresses.iter().find(|address| local(address) == Some(ip));
+        let Some(address) = found else {
+            bail!(
+                "no interface carries the node address {ip} (from NODE_IP or --node-ip); name the uplink with --interface"
+            )
+        };
+        Ok(address.header.index)
+    }
+
+    async fn links(&self) -> Result<Vec<LinkMessage>> {
+        self.handle.link().get().execute().try_collect().await.context("list links")
+    }
+
+    async fn addresses(&self) -> Result<Vec<AddressMessage>> {
+        let all: Vec<AddressMessage> =
+            self.handle.address().get().execute().try_collect().await.context("list addresses")?;
+        Ok(all.into_iter().filter(|address| local(address).is_some()).collect())
+    }
+
+    async fn neighbours(&self, ifindex: u32) -> Result<Vec<Change>> {
+        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
+        let entries: Vec<NeighbourMessage> = request.execute().try_collect().await.context("list neighbours")?;
+        Ok(entries.iter().filter_map(|entry| neighbour(entry, ifindex)).collect())
+    }
+
+    async fn gateways(&self, ifindex: u32) -> Result<BTreeSet<Ipv4Addr>> {
+        let mut routes = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
+        let mut gateways = BTreeSet::new();
+        while let Some(route) = routes.try_next().await.context("list routes")? {
+            gateways.extend(default_gateways(&route, ifindex));
+        }
+        Ok(gateways)
+    }
+}
+
+/// What has to be read from the kernel.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unread {
+    link: bool,
+    addresses: bool,
+    gateways: bool,
+}
+
+impl Unread {
+    const ALL: Self = Self { link: true, addresses: true, gateways: true };
+}
+
+/// What the receiver has got last.
+#[derive(Debug, Default)]
+struct Known {
+    addresses: Option<BTreeSet<Ipv4Addr>>,
+    uplink: Option<Option<Ipv4Addr>>,
+    gateways: Option<BTreeSet<Ipv4Addr>>,
+}
+
+struct Watcher {
+    net: Netlink,
+    ifindex: u32,
+    changes: mpsc::Sender<Change>,
+    unread: Unread,
+    known: Known,
+}
+
+/// The receiver is gone.
+struct Unwanted;
+
+impl Watcher {
+    async fn run(mut self) {
+        while self.turn().await.is_ok() {}
+    }
+
+    async fn turn(&mut self) -> std::result::Result<(), Unwanted> {
+        match self.read().await {
+            Ok(changes) => self.send_all(changes).await?,
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "the kernel's network state was not read: trying again");
+                sleep(RETRY).await;
+                return self.reopen().await;
             }
         }
-        bail!(
-            "no interface carries the node address {ip} (from NODE_IP or --node-ip); name the uplink with --interface"
-        )
+        match self.net.subscription.next().await {
+            Ok(messages) => {
+                let changes = messages.into_iter().filter_map(|message| self.change(message)).collect();
+                self.send_all(changes).await
+            }
+            Err(lost) => {
+                self.unread = Unread::ALL;
+                self.send_all(vec![Change::Reread(lost)]).await?;
+                if lost == Lost::Closed { self.reopen().await } else { Ok(()) }
+            }
+        }
     }
+
+    async fn send_all(&self, changes: Vec<Change>) -> std::result::Result<(), Unwanted> {
+        for change in changes {
+            self.changes.send(change).await.map_err(|_| Unwanted)?;
+        }
+        Ok(())
+    }
+
+    async fn reopen(&mut self) -> std::result::Result<(), Unwanted> {
+        self.unread = Unread::ALL;
+        loop {
+            match Netlink::open() {
+                Ok(net) => {
+                    self.net = net;
+                    return Ok(());
+                }
+                Err(error) if !self.changes.is_closed() => {
+                    warn!(error = format!("{error:#}"), "netlink was not opened: trying again");
+                    sleep(RETRY).await;
+                }
+                Err(_) => return Err(Unwanted),
+            }
+        }
+    }
+
+    /// What a message contains by itself; of addresses and routes only that they have to be read.
+    fn change(&mut self, message: RouteNetlinkMessage) -> Option<Change> {
+        use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewNeighbour, NewRoute};
+        match message {
+            // A bridge reports its ports in a family of its own: one that leaves it is not gone.
+            NewLink(link) if self.is_uplink(&link) => {
+                // The kernel takes routes of a link that goes down without a message.
+                self.unread.gateways = true;
+                link_mac(&link).map(|mac| Change::Link { carrier: carrier(&link), mac })
+            }
+            DelLink(link) if self.is_uplink(&link) => Some(Change::LinkGone),
+            NewAddress(address) | DelAddress(address) if local(&address).is_some() => {
+                (self.unread.addresses, self.unread.gateways) = (true, true);
+                None
+            }
+            NewRoute(route) | DelRoute(route) if is_default(&route) => {
+                self.unread.gateways = true;
+                None
+            }
+            NewNeighbour(entry) => neighbour(&entry, self.ifindex),
+            _ => None,
+        }
+    }
+
+    fn is_uplink(&self, link: &LinkMessage) -> bool {
+        link.header.index == self.ifindex && link.header.interface_family == AddressFamily::Unspec
+    }
+
+    async fn read(&mut self) -> Result<Vec<Change>> {
+        let mut changes = Vec::new();
+        let unread = self.unread;
+        let links = if unread.link || unread.addresses { self.net.links().await? } else { Vec::new() };
+        if unread.link {
+            let Some(link) = links.iter().find(|link| link.header.index == self.ifindex) else {
+                self.unread = Unread::default();
+                return Ok(vec![Change::LinkGone]);
+            };
+            changes.extend(link_mac(link).map(|mac| Change::Link { carrier: carrier(link), mac }));
+        }
+        if unread.addresses {
+            let addresses = self.net.addresses().await?;
+            let (host, uplink) = (host_addresses(&addresses, &links), uplink_address(&addresses, self.ifindex));
+            changes.extend(note(&mut self.known.addresses, host).map(Change::Addresses));
+            changes.extend(note(&mut self.known.uplink, uplink).map(Change::UplinkAddress));
+        }
+        if unread.gateways {
+            let gateways = self.net.gateways(self.ifindex).await?;
+            changes.extend(note(&mut self.known.gateways, gateways).map(Change::Gateways));
+        }
+        if unread.link {
+            changes.extend(self.net.neighbours(self.ifindex).await?);
+        }
+        self.unread = Unread::default();
+        Ok(changes)
+    }
+}
+
+/// The value, if it is another than the one that is known.
+fn note<T: Clone + PartialEq>(known: &mut Option<T>, value: T) -> Option<T> {
+    (known.as_ref() != Some(&value)).then(|| known.insert(value).clone())
+}
+
+fn host_addresses(addresses: &[AddressMessage], links: &[LinkMessage]) -> BTreeSet<Ipv4Addr> {
+    let ipvs = links.iter().find(|link| link_name(link).as_deref() == Some(IPVS_DEVICE));
+    let ipvs = ipvs.map(|link| link.header.index);
+    addresses.iter().filter(|address| Some(address.header.index) != ipvs).filter_map(local).collect()
+}
+
+fn uplink_address(addresses: &[AddressMessage], ifindex: u32) -> Option<Ipv4Addr> {
+    let is_primary = |address: &AddressMessage| !address.header.flags.contains(AddressHeaderFlags::Secondary);
+    let mut own = addresses.iter().filter(|address| address.header.index == ifindex && is_primary(address));
+    own.find_map(local)
 }
 
 fn link_name(link: &LinkMessage) -> Option<String> {
@@ -137,6 +316,41 @@ fn carrier(link: &LinkMessage) -> bool {
     link.header.flags.contains(LinkFlags::LowerUp) && link.header.flags.contains(LinkFlags::Up)
 }
 
+/// The host's own end, IPv4.
+fn local(address: &AddressMessage) -> Option<Ipv4Addr> {
+    address.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(local)) => Some(*local),
+        _ => None,
+    })
+}
+
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.address_family == AddressFamily::Inet && route.header.destination_prefix_length == 0
+}
+
+fn default_gateways(route: &RouteMessage, ifindex: u32) -> Vec<Ipv4Addr> {
+    if !is_default(route) {
+        return Vec::new();
+    }
+    let over_uplink = route.attributes.contains(&RouteAttribute::Oif(ifindex));
+    let single = over_uplink.then(|| gateway(&route.attributes)).flatten();
+    let hops = route.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    let hops = hops.flatten().filter(|hop| hop.interface_index == ifindex);
+    hops.filter_map(|hop| gateway(&hop.attributes)).chain(single).collect()
+}
+
+fn gateway(attributes: &[RouteAttribute]) -> Option<Ipv4Addr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(gateway)) | RouteAttribute::Via(RouteVia::Inet(gateway)) => {
+            Some(*gateway)
+        }
+        _ => None,
+    })
+}
+
 fn neighbour(entry: &NeighbourMessage, ifindex: u32) -> Option<Change> {
     let usable = !matches!(
         entry.header.state,
@@ -155,3 +369,6 @@ fn neighbour(entry: &NeighbourMessage, ifindex: u32) -> Option<Change> {
     })?;
     Some(Change::Neighbour { ip, mac })
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,8 @@ struct Lab {
     /// Milliseconds since the last `mark`, and what was done, but for probes.
     log: Vec<(u64, Action)>,
     probes: BTreeMap<NodeName, usize>,
+    /// Of these, those by broadcast.
+    searches: usize,
     marked: Instant,
 }
 
@@ -30,8 +32,9 @@ impl Lab {
     fn new(nodes: usize) -> Self {
         let now = Instant::from_millis(1000);
         let (speaks, answers) = ((0..nodes).collect(), (0..nodes).collect());
-        let machine = Liveness::new(Config::default());
-        let mut lab = Self { now, machine, speaks, answers, log: vec![], probes: BTreeMap::new(), marked: now };
+        let machine = Liveness::new(Config::new(1));
+        let mut lab =
+            Self { now, machine, speaks, answers, log: vec![], probes: BTreeMap::new(), searches: 0, marked: now };
         lab.event(Event::Nodes((0..nodes).map(name).collect()));
         lab.run(ms(1000));
         assert_eq!(lab.log, []);
@@ -43,14 +46,16 @@ impl Lab {
         self.marked = self.now;
         self.log.clear();
         self.probes.clear();
+        self.searches = 0;
     }
 
     fn event(&mut self, event: Event) {
         let mut actions = vec![];
         self.machine.handle(event, self.now, &mut actions);
         for action in actions {
+            self.searches += usize::from(matches!(action, Action::Search(_)));
             match action {
-                Action::Probe(node) => {
+                Action::Probe(node) | Action::Search(node) => {
                     *self.probes.entry(node.clone()).or_default() += 1;
                     if self.answers.iter().any(|answers| name(*answers) == node) {
                         self.event(Event::ProbeReply(node));
@@ -102,7 +107,7 @@ fn a_dead_speaker_is_not_a_dead_node() {
     let mut lab = Lab::new(3);
     lab.speaks.remove(&1);
     lab.run(ms(5000));
-    assert_eq!(lab.log, []);
+    assert_eq!((&lab.log[..], lab.searches), (&[][..], 0));
     assert!((45..60).contains(&lab.probes[&name(1)]), "{:?}", lab.probes);
     lab.mark();
     lab.lose(1);
@@ -126,16 +131,72 @@ fn a_dead_node_is_down_after_the_dead_interval() {
     assert_eq!(lab.log[0].1, Action::NodeUp(name(1)));
 }
 
-/// The kernel is back before the speaker: two answers make it up.
+/// The kernel is back before the speaker: two answers make it up, at the latest when its back-off ends.
 #[test]
 fn a_node_returns_without_speaker() {
+    for (gone, bound) in [(200, 250), (1000, 1000), (200_000, 30_100)] {
+        let mut lab = Lab::new(3);
+        lab.lose(1);
+        lab.run(ms(gone));
+        lab.mark();
+        lab.answers.insert(1);
+        lab.run(ms(40_000));
+        let [(after, Action::NodeUp(node))] = &lab.log[..] else { panic!("gone for {gone} ms: {:?}", lab.log) };
+        assert!(*after >= 20 && *after <= bound && *node == name(1), "gone for {gone} ms: {:?}", lab.log);
+    }
+}
+
+/// Its kernel is back and has something to send: it need not wait for the end of its back-off.
+#[test]
+fn a_frame_of_a_node_that_is_down_ends_its_back_off() {
+    let mut lab = Lab::new(3);
+    lab.lose(1);
+    lab.run(ms(200_000));
+    lab.mark();
+    lab.answers.insert(1);
+    lab.event(Event::Seen(name(1)));
+    lab.run(ms(200));
+    assert!(matches!(&lab.log[..], [(0..=130, Action::NodeUp(node))] if *node == name(1)), "{:?}", lab.log);
+}
+
+#[test]
+fn a_frame_is_no_sign_of_life() {
+    let mut lab = Lab::new(3);
+    lab.lose(1);
+    lab.run(ms(200_000));
+    lab.mark();
+    for _ in 0..1000 {
+        lab.event(Event::Seen(name(1)));
+        lab.run(ms(1));
+    }
+    assert_eq!(lab.log, []);
+    assert!(lab.probes[&name(1)] <= 11, "one that sends and never answers is asked every 100 ms: {:?}", lab.probes);
+}
+
+#[test]
+fn a_node_that_is_down_is_asked_with_back_off() {
     let mut lab = Lab::new(3);
     lab.lose(1);
     lab.run(ms(1000));
     lab.mark();
-    lab.answers.insert(1);
-    lab.run(ms(200));
-    assert!(matches!(&lab.log[..], [(20..=130, Action::NodeUp(node))] if *node == name(1)), "{:?}", lab.log);
+    lab.run(ms(120_000));
+    let asked = lab.probes[&name(1)];
+    assert!(asked <= 12, "{:?}", lab.probes);
+    assert!(lab.searches + 2 >= asked, "it may have another MAC address: {} of {asked} by broadcast", lab.searches);
+}
+
+/// Nor does a node of the view that was never there cost more while this node is cut off.
+#[test]
+fn a_node_that_was_never_there_is_asked_with_back_off_while_cut_off() {
+    let mut lab = Lab::new(3);
+    lab.event(Event::Nodes((0..4).map(name).collect()));
+    (0..3).for_each(|node| lab.lose(node));
+    lab.run(ms(1000));
+    assert!(lab.machine.is_cut_off(), "{:?}", lab.log);
+    lab.mark();
+    lab.run(ms(120_000));
+    assert!(lab.probes[&name(3)] <= 16, "{:?}", lab.probes);
+    assert!(lab.probes[&name(0)] >= 1000, "the others end the cut: {:?}", lab.probes);
 }
 
 #[test]

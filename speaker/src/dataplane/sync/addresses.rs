@@ -1,0 +1,103 @@
+//! Addresses that change under a running packet path: this node's and those of the others.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ebpf_common::Config;
+use speaker_core::view::View;
+use tracing::{info, warn};
+
+use super::State;
+use crate::io::Mac;
+
+impl State {
+    /// Before the view takes the place of the former one. The own row goes by the view's address, as it does on the other nodes.
+    pub(super) fn follow_addresses(&mut self, view: &View) {
+        if let Some(former) = &self.view {
+            carry_macs(&mut self.macs, former, view);
+        }
+        let own = view.nodes().get(&self.sync.node).map(|node| node.address);
+        if let Some(own) = own.filter(|own| *own != self.sync.node_ip) {
+            info!(former = %self.sync.node_ip, now = %own, "the view names another address of this node");
+            self.sync.node_ip = own;
+        }
+    }
+
+    /// The packet path compares each frame with this address and answers ARP with it, so it does not wait for nftables. It stays as
+    /// it is until the maps have been filled once; should the write fail, the next change makes up for it.
+    pub(super) fn set_own_mac(&mut self, mac: Mac) {
+        if std::mem::replace(&mut self.sync.mac, mac) == mac {
+            return;
+        }
+        self.dirty = true;
+        if self.config == Config::default() {
+            return;
+        }
+        let config = Config { mac: mac.0, ..self.config };
+        match self.sync.maps.set_config(config) {
+            Ok(()) => self.config = config,
+            Err(error) => warn!(error = format!("{error:#}"), %mac, "MAC address of the uplink not written yet"),
+        }
+    }
+}
+
+/// A node that has another IP address is the same host on the same device until it says otherwise: its rows need not wait for ARP.
+fn carry_macs(macs: &mut BTreeMap<Ipv4Addr, Mac>, former: &View, view: &View) {
+    for (name, node) in view.nodes() {
+        let Some(before) = former.nodes().get(name).filter(|before| before.address != node.address) else { continue };
+        if let Some(mac) = macs.get(&before.address).copied() {
+            macs.entry(node.address).or_insert(mac);
+        }
+        let in_use = view.nodes().values().any(|other| other.address == before.address);
+        if !in_use {
+            macs.remove(&before.address);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use speaker_core::view::{Event, Node, Object};
+
+    use super::*;
+
+    fn view(nodes: &[(&str, u8)]) -> View {
+        let mut view = View::default();
+        for (name, last) in nodes {
+            let node = Node::at(address(*last));
+            view.handle(Event::Apply(Object::Node((*name).into(), node)));
+        }
+        view
+    }
+
+    fn address(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(192, 0, 2, last)
+    }
+
+    fn mac(last: u8) -> Mac {
+        Mac([2, 0, 0, 0, 0, last])
+    }
+
+    #[test]
+    fn a_node_keeps_its_mac_with_another_address() {
+        let mut macs = BTreeMap::from([(address(1), mac(1)), (address(2), mac(2))]);
+        carry_macs(&mut macs, &view(&[("a", 1), ("b", 2)]), &view(&[("a", 77), ("b", 2)]));
+        assert_eq!(macs, BTreeMap::from([(address(77), mac(1)), (address(2), mac(2))]));
+    }
+
+    /// What ARP has said of the new address counts more.
+    #[test]
+    fn an_address_that_is_known_already_stays() {
+        let mut macs = BTreeMap::from([(address(1), mac(1)), (address(77), mac(7))]);
+        carry_macs(&mut macs, &view(&[("a", 1)]), &view(&[("a", 77)]));
+        assert_eq!(macs, BTreeMap::from([(address(77), mac(7))]));
+    }
+
+    /// Two nodes that swap their addresses: what is known stays until ARP says otherwise.
+    #[test]
+    fn an_address_that_another_node_has_now_is_not_forgotten() {
+        let mut macs = BTreeMap::from([(address(1), mac(1)), (address(2), mac(2))]);
+        carry_macs(&mut macs, &view(&[("a", 1), ("b", 2)]), &view(&[("a", 2), ("b", 1)]));
+        assert_eq!(macs.len(), 2);
+    }
+}

@@ -1,0 +1,108 @@
+//! The netlink socket of the notifications, read without a queue of our own: what the reader does not take in time waits in the
+//! kernel, which reports when it had to drop something.
+//!
+//! Read first: netlink(7), "Note that netlink messages may be lost" (ENOBUFS).
+
+use std::io;
+
+use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracing::{debug, warn};
+
+/// Why changes may have been lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The kernel's queue was full.
+    Overrun,
+    /// The socket does not work any more.
+    Closed,
+}
+
+impl Lost {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Overrun => "overrun",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+pub struct Subscription {
+    socket: AsyncFd<Socket>,
+    buffer: Vec<u8>,
+}
+
+/// Longer than any message but those of devices with hundreds of virtual functions, which count as lost.
+const BUFFER: usize = 64 << 10;
+/// Datagrams taken at once, so that a burst of changes is read again once.
+const MAX_AT_ONCE: usize = 64;
+
+impl Subscription {
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Link, Neigh};
+        for group in [Link, Neigh, Ipv4Ifaddr, Ipv4Route] {
+            socket.add_membership(group as u32)?;
+        }
+        Self::of(socket)
+    }
+
+    pub(super) fn of(socket: Socket) -> io::Result<Self> {
+        socket.set_non_blocking(true)?;
+        // SAFETY: the socket keeps its descriptor for as long as it lives.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
+        Ok(Self { socket, buffer: vec![0; BUFFER] })
+    }
+
+    /// What waits, at least one datagram of it. Nothing is lost if the future is dropped while it waits.
+    pub async fn next(&mut self) -> Result<Vec<RouteNetlinkMessage>, Lost> {
+        loop {
+            let mut guard = self.socket.readable().await.map_err(|_| Lost::Closed)?;
+            let mut messages = Vec::new();
+            for _ in 0..MAX_AT_ONCE {
+                let buffer = &mut self.buffer;
+                match guard.try_io(|socket| socket.get_ref().recv(&mut &mut buffer[..], libc::MSG_TRUNC)) {
+                    Ok(Ok(0)) => return Err(Lost::Closed),
+                    Ok(Ok(length)) if length > BUFFER => return Err(Lost::Overrun),
+                    Ok(Ok(length)) => parse(&buffer[..length], &mut messages),
+                    Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Err(Lost::Overrun),
+                    Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Ok(Err(error)) => {
+                        warn!(%error, "the netlink socket does not work any more");
+                        return Err(Lost::Closed);
+                    }
+                    Err(_) if messages.is_empty() => break,
+                    Err(_) => return Ok(messages),
+                }
+            }
+            if !messages.is_empty() {
+                return Ok(messages);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn socket(&self) -> &Socket {
+        self.socket.get_ref()
+    }
+}
+
+/// Several messages may share a datagram. One that cannot be read is left out.
+fn parse(mut datagram: &[u8], messages: &mut Vec<RouteNetlinkMessage>) {
+    while let Ok(header) = NetlinkBuffer::new_checked(&datagram) {
+        let length = header.length() as usize;
+        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram) {
+            Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => messages.push(message),
+            Ok(_) => {}
+            Err(error) => debug!(%error, "netlink message left out"),
+        }
+        // Messages are aligned to 4 bytes.
+        let Some(rest) = datagram.get(length.next_multiple_of(4).max(4)..) else { return };
+        datagram = rest;
+    }
+}
