@@ -84,7 +84,7 @@ impl Unverified {
     fn judge(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some(since) = &mut self.probation else { return };
         let hold = !self.nodes.is_empty();
-        if hold {
+        if hold || self.held {
             *since = now;
         }
         let over = now.since(*since) >= PROBATION;
