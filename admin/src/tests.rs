@@ -34,7 +34,7 @@ async fn answer(address: SocketAddr, request: &str) -> String {
 }
 
 async fn is_live(address: SocketAddr) -> bool {
-    let request = "GET /livez HTTP/1.1\r\nHost: n1\r\n\r\n";
+    let request = "GET /livez HTTP/1.1\r\nHost: n1\r\nConnection: close\r\n\r\n";
     let answer = timeout(Duration::from_secs(2), answer(address, request)).await.unwrap_or_default();
     answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok\n")
 }
@@ -83,7 +83,7 @@ async fn the_connection_too_many_ends_the_oldest() {
     let mut byte = [0];
     assert!(matches!(timeout(Duration::from_secs(1), clients[0].read(&mut byte)).await, Ok(Ok(0) | Err(_))));
     let newest = clients.last_mut().unwrap();
-    newest.write_all(b"b\r\nHost: n1\r\n\r\n").await.unwrap();
+    newest.write_all(b"b\r\nHost: n1\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     newest.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
