@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use nix::sys::resource::{Resource, setrlimit};
 use speaker_core::announce::{self, Announcer};
 use speaker_core::backend::Uplink;
@@ -18,6 +19,8 @@ use speaker_core::holdings::holder::Holder;
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::name::NodeName;
 use speaker_core::presence::{self, Presence};
+use speaker_core::rotation::{self, Rotation};
+use speaker_core::unverified::Unverified;
 use speaker_core::view::endpoints::{api_servers, digests, frontends};
 use speaker_core::view::{Change, Event, Kind, View};
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,7 +43,8 @@ use crate::io::arp::ArpSocket;
 use crate::io::netlink::{self, Netlink};
 use crate::io::udp::MulticastSocket;
 use crate::io::{self, clock};
-use crate::keys::Keys;
+use crate::keys::source::{Problem, Update};
+use crate::keys::{self, Found, Keys};
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
 use crate::state::{Remembered, StateDir};
@@ -69,23 +73,32 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let node = NodeName::new(&args.node_name).with_context(|| {
         format!("--node-name {:?}: letters, digits, - and . are allowed, at most 253", args.node_name)
     })?;
-    let keys = Keys::read(&args.keys_dir)?;
     let disk = StateDir::open(&args.paths.state_dir)?;
     let epoch = disk.next_boot_epoch()?;
-    let mut net = Netlink::open()?;
-    let uplink = net.uplink(args.interface.as_deref(), args.node_ip).await?;
     let listener = admin::bind(args.admin_listen()).await?;
-    let kube = kube::Config::infer().await.map_err(|error| anyhow!("configure the Kubernetes client: {error}"))?;
+    let kube = kube::Config::infer().await.context("configure the Kubernetes client")?;
     let writer = status::client(kube.clone()).context("Kubernetes client")?;
-    info!(%node, interface = uplink.name, mac = %uplink.mac, carrier = uplink.carrier, epoch, "starting");
-
-    // (iii) Where packets go.
     raise_memlock();
     let pins = Pins::new(&args.paths.pin_dir);
     let booted = pins.are_new();
     let loaded = loader::load(&pins)?;
     let shared = Arc::new(Shared::default());
     let metrics = Arc::new(Metrics::new(Counters::open(&pins)?)?);
+    let server = tokio::spawn(admin::serve(listener, Admin { shared: shared.clone(), metrics: metrics.clone() }));
+
+    // What the speakers of a cluster share.
+    let last_view = disk.load_view();
+    let (servers, known) = tokio::sync::watch::channel(last_view.as_ref().map(api_servers).unwrap_or_default());
+    let api_server = ApiServer::new(kube, known);
+    let (updates, mut secret) = mpsc::channel(keys::source::MAX_UPDATES);
+    tokio::spawn(keys::source::run(api_server.clone(), args.namespace.clone(), updates));
+    let Some(keys) = wait_for_keys(&disk, &mut secret, &shared).await? else { return Ok(()) };
+    let identity = keys.identity();
+
+    // (iii) Where packets go.
+    let mut net = Netlink::open()?;
+    let uplink = net.uplink(args.interface.as_deref(), args.node_ip).await?;
+    info!(%node, interface = uplink.name, mac = %uplink.mac, carrier = uplink.carrier, epoch, "starting");
     if let Err(error) = sysctls(&args.paths).disable_redirects(&uplink.name) {
         warn!(%error, "ICMP redirects are still on");
     }
@@ -96,20 +109,19 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let (sync_sender, sync_receiver) = mpsc::unbounded_channel();
     let (doubt_sender, in_doubt) = tokio::sync::watch::channel(false);
     let remembered = disk.load_forwarding();
-    let last_view = disk.load_view();
     let window = args.drain_window();
     let sync = Sync {
         node: args.node_name.clone(),
         node_ip: args.node_ip,
         uplink: Uplink::new(&uplink.name)?,
         mac: uplink.mac,
-        hash_key: keys.flow_hash,
+        hash_key: identity.flow_key(),
         udp_silent: args.udp_unserved == UdpUnserved::Silent,
         maps: ForwardingMaps::open(&pins)?,
         attachment: Attachment::new(loaded, &uplink.name, uplink.index),
         backend: Backend::new(Nft::new(&args.paths.nft)),
-        planner: Planner::new(keys.flow_hash, history(remembered.as_ref(), window)),
-        holder: Holder::new(&args.node_name, keys.flow_hash, window),
+        planner: Planner::new(identity.flow_key(), history(remembered.as_ref(), window)),
+        holder: Holder::new(&args.node_name, identity.flow_key(), window),
         disk: disk.clone(),
         arrivals: if booted { Arrivals::awaited() } else { Arrivals::NotAwaited },
         shared: shared.clone(),
@@ -118,16 +130,20 @@ async fn run_async(args: RunArgs) -> Result<()> {
         on_doubt: Box::new(move |doubt| _ = doubt_sender.send_replace(doubt)),
     };
 
+    let now = clock::now();
+    let dead = args.interval() * (args.dead_intervals + 1);
+    let rotation = Rotation::new(rotation::Config::new(dead), keys.signing(), Some(keys.ring()), now);
+    let ring = rotation.ring();
     let exchange = exchange::Config {
         node: node.clone(),
-        cluster: keys.cluster_id,
+        cluster: identity.cluster_id(),
         epoch,
-        keys: keys.adverts.clone(),
+        keys: ring.clone(),
         interval: HOLDINGS_INTERVAL,
         differ: TABLES_DIFFER,
         pods: last_view.as_ref().map(|view| digests(view, &frontends(view).0).pods).unwrap_or_default(),
     };
-    let exchange = Exchange::new(exchange, clock::now());
+    let exchange = Exchange::new(exchange, now);
     let group = SocketAddrV4::new(args.heartbeat_group, args.holdings_port);
     let holdings = MulticastSocket::open(&uplink.name, uplink.index, args.node_ip, group)
         .with_context(|| format!("holdings socket {group} on {}", uplink.name))?;
@@ -135,7 +151,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     // (ii) Who owns a VIP.
     let (reports_sender, reports) = mpsc::unbounded_channel();
     let seed = io::random::seed().context("random seed")?;
-    let mut config = election::Config::new(node.clone(), keys.cluster_id, epoch, keys.adverts, seed)
+    let mut config = election::Config::new(node.clone(), identity.cluster_id(), epoch, ring, seed)
         .at_pace(args.interval(), args.dead_intervals);
     config.leave_timeout = Duration::from_millis(args.handover_timeout_ms);
     config.check().context("--heartbeat-interval-ms, --dead-intervals")?;
@@ -146,6 +162,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
         election: Election::new(config, now),
         liveness: Liveness::new(liveness),
         presence: Presence::new(presence::Config::default(), present(remembered.as_ref().filter(|_| !booted))),
+        rotation,
+        unverified: Unverified::new(keys.is_confirmed(), now),
         announcer: Announcer::new(announce::Config::default()),
         udp: MulticastSocket::open(&uplink.name, uplink.index, args.node_ip, group)
             .with_context(|| format!("heartbeat socket {group} on {}", uplink.name))?,
@@ -171,15 +189,53 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    let (servers, known) = tokio::sync::watch::channel(last_view.as_ref().map(api_servers).unwrap_or_default());
-    tokio::spawn(watch::run(ApiServer::new(kube, known), events_sender, in_doubt));
+    tokio::spawn(watch::run(api_server, events_sender, in_doubt));
     let (updates, updates_receiver) = mpsc::unbounded_channel();
     tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
-    let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
-    let server = tokio::spawn(admin::serve(listener, admin));
-    let serving =
-        Serving { node, disk, last_view, servers, commands, sync: sync_sender, metrics, updates, reports, events };
+    let serving = Serving {
+        node,
+        disk,
+        keys,
+        secret,
+        last_view,
+        servers,
+        commands,
+        sync: sync_sender,
+        shared,
+        metrics,
+        updates,
+        reports,
+        events,
+    };
     serving.run(&mut net, uplink.index, ends, server).await
+}
+
+/// As the disk has them, else as the Secret does, as soon as it is there. `None`: told to stop meanwhile.
+async fn wait_for_keys(disk: &StateDir, secret: &mut mpsc::Receiver<Update>, shared: &Shared) -> Result<Option<Keys>> {
+    if let Some(keys) = Keys::load(disk) {
+        return Ok(Some(keys));
+    }
+    shared.wait_for_keys(Some(Problem::Awaited));
+    info!("no keys on disk: waiting for the Secret sheave-keys");
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    loop {
+        let update = tokio::select! {
+            update = secret.recv() => update.context("the watch of the Secret sheave-keys has ended")?,
+            _ = terminate.recv() => return Ok(None),
+            _ = interrupt.recv() => return Ok(None),
+        };
+        match update {
+            Update::Problem(problem) => shared.wait_for_keys(Some(problem)),
+            Update::Found(found) => {
+                let keys = Keys::adopt(disk, *found);
+                turned(&shared.election_turned, clock::now());
+                turned(&shared.dataplane_turned, clock::now());
+                shared.wait_for_keys(None);
+                return Ok(Some(keys));
+            }
+        }
+    }
 }
 
 /// The former rings; if there are none that can be used, the other nodes tell what they hold.
@@ -202,12 +258,15 @@ fn present(remembered: Option<&Remembered>) -> BTreeSet<NodeName> {
 struct Serving {
     node: NodeName,
     disk: StateDir,
+    keys: Keys,
+    secret: mpsc::Receiver<Update>,
     /// The view of the speaker before this one, until there is another.
     last_view: Option<View>,
     /// Where API servers are, for those who look for one.
     servers: tokio::sync::watch::Sender<Vec<SocketAddrV4>>,
     commands: Commands,
     sync: mpsc::UnboundedSender<Message>,
+    shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     updates: mpsc::UnboundedSender<(Ipv4Addr, Ownership)>,
     reports: mpsc::UnboundedReceiver<Report>,
@@ -220,7 +279,7 @@ impl Serving {
         net: &mut Netlink,
         ifindex: u32,
         mut ends: Ends,
-        mut server: tokio::task::JoinHandle<std::io::Result<()>>,
+        mut server: tokio::task::JoinHandle<()>,
     ) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
@@ -250,14 +309,35 @@ impl Serving {
                         info!(all_taken, "handed over");
                         return Ok(());
                     }
-                    self.write_status(report);
+                    self.heed(report);
                 }
+                Some(update) = self.secret.recv() => match update {
+                    Update::Found(found) => self.take_secret(*found)?,
+                    // It was logged; the keys that this node has go on.
+                    Update::Problem(_) => {}
+                },
                 _ = terminate.recv(), if !leaving => { leaving = true; self.leave()?; }
                 _ = interrupt.recv(), if !leaving => { leaving = true; self.leave()?; }
-                ended = &mut server => return ended.context("admin server")?.context("admin server"),
+                ended = &mut server => bail!("the admin server ended: {ended:?}"),
                 ended = ends.receiver.recv() => bail!("{}", ended.unwrap_or_else(|| "all threads ended".into())),
             }
         }
+    }
+
+    fn heed(&mut self, report: Report) {
+        match report {
+            Report::Keys(ring) => self.keys.set_ring(&ring),
+            Report::IdentityConfirmed => self.keys.confirm(),
+            report => self.write_status(report),
+        }
+    }
+
+    fn take_secret(&mut self, found: Found) -> Result<()> {
+        let secret = self.keys.take(found)?;
+        let differs = self.keys.identity_differs();
+        self.shared.identity_differs.store(differs, Ordering::Relaxed);
+        self.metrics.keys_identity_differs.set(i64::from(differs));
+        self.commands.send(driver::Command::Keys(secret))
     }
 
     fn leave(&self) -> Result<()> {
@@ -320,7 +400,7 @@ impl Serving {
                 info!(%vip, owner = %node, %term, "owner");
                 None
             }
-            Report::HandedOver { .. } => None,
+            Report::HandedOver { .. } | Report::Keys(_) | Report::IdentityConfirmed => None,
         };
         if let Some(update) = update {
             // The writer ends only with the process.

@@ -3,6 +3,8 @@
 //! Deliver what is pending, tick what is due, carry out the actions, wait. Nothing here decides. The lease is renewed from
 //! this loop only: if the loop does not turn, the kernel stops answering by itself.
 
+mod keys;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -22,7 +24,10 @@ use speaker_core::liveness::{self, Liveness};
 use speaker_core::machine::Machine;
 use speaker_core::name::{NodeName, Term, Vip};
 use speaker_core::presence::{self, Presence};
+use speaker_core::rotation::{self, Rotation};
 use speaker_core::time::Instant;
+use speaker_core::unverified::{self, Unverified};
+use speaker_core::wire::advert::Keyring;
 use tracing::{error, info, warn};
 
 use crate::dataplane::LeaseMaps;
@@ -53,15 +58,29 @@ pub enum Command {
     Carrier(bool),
     /// All other nodes and their addresses on the segment.
     Nodes(BTreeMap<NodeName, Ipv4Addr>),
+    /// The signing keys of the Secret; on disk already.
+    Keys(rotation::Secret),
     Leave,
 }
 
 /// What the other threads hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
-    Acquired { vip: Ipv4Addr, term: Term },
-    OwnerChanged { vip: Ipv4Addr, owner: Option<Owner> },
-    HandedOver { all_taken: bool },
+    Acquired {
+        vip: Ipv4Addr,
+        term: Term,
+    },
+    OwnerChanged {
+        vip: Ipv4Addr,
+        owner: Option<Owner>,
+    },
+    HandedOver {
+        all_taken: bool,
+    },
+    /// Adverts are signed and verified with these from now on.
+    Keys(Keyring),
+    /// This node's cluster id and flow key are those of the cluster.
+    IdentityConfirmed,
 }
 
 /// Sends commands and wakes the loop.
@@ -99,6 +118,8 @@ pub struct Driver {
     pub election: Election,
     pub liveness: Liveness,
     pub presence: Presence,
+    pub rotation: Rotation,
+    pub unverified: Unverified,
     pub announcer: Announcer,
     pub udp: MulticastSocket,
     pub arp: ArpSocket,
@@ -127,8 +148,10 @@ pub fn run(driver: Driver) -> Result<()> {
         lease_until: Instant::ZERO,
         mute_written: Instant::ZERO,
         resolve_at: Instant::ZERO,
+        ready: false,
         driver,
     };
+    state.show_keys();
     state.driver.lease.clear()?;
     state.turn_forever()
 }
@@ -146,6 +169,8 @@ struct State {
     mute_written: Instant,
     /// When the nodes are asked for their MAC addresses next.
     resolve_at: Instant,
+    /// The packet path can serve.
+    ready: bool,
 }
 
 impl State {
@@ -173,6 +198,8 @@ impl State {
             driver.election.next_deadline(),
             driver.liveness.next_deadline(),
             driver.presence.next_deadline(),
+            driver.rotation.next_deadline(),
+            driver.unverified.next_deadline(),
             driver.announcer.next_deadline(),
         ];
         let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at);
@@ -200,6 +227,12 @@ impl State {
         if due(self.driver.presence.next_deadline()) {
             self.attend(presence::Event::Tick, now);
         }
+        if due(self.driver.rotation.next_deadline()) {
+            self.rotate(rotation::Event::Tick, now);
+        }
+        if due(self.driver.unverified.next_deadline()) {
+            self.judge_unverified(unverified::Event::Tick, now);
+        }
         if due(self.driver.announcer.next_deadline()) {
             self.announce(announce::Event::Tick, now);
         }
@@ -216,7 +249,14 @@ impl State {
             let now = clock::now();
             match command {
                 Command::Desired(desired) => self.elect(election::Event::Desired(desired), now),
-                Command::Ready(ready) => self.elect(election::Event::Ready(ready), now),
+                Command::Ready(ready) => {
+                    self.ready = ready;
+                    self.elect_if_ready(now);
+                }
+                Command::Keys(secret) => {
+                    self.rotate(rotation::Event::Secret(secret), now);
+                    self.show_keys();
+                }
                 Command::Carrier(up) => {
                     self.driver.shared.carrier.store(up, Ordering::Relaxed);
                     self.elect(election::Event::Carrier(up), now);
@@ -242,7 +282,8 @@ impl State {
         self.nodes = nodes;
         self.resolve_at = now;
         self.watch(liveness::Event::Nodes(names.clone()), now);
-        self.attend(presence::Event::Nodes(names), now);
+        self.attend(presence::Event::Nodes(names.clone()), now);
+        self.judge_unverified(unverified::Event::Nodes(names), now);
         if changed {
             self.tell_unavailable();
         }
@@ -265,8 +306,8 @@ impl State {
                 self.driver.metrics.adverts_rejected.with_label_values(&["ttl"]).inc();
                 continue;
             }
-            let event = election::Event::Datagram(received.bytes.to_vec());
-            self.elect(event, clock::now());
+            let (bytes, source) = (received.bytes.to_vec(), received.source);
+            self.take_advert(bytes, source, clock::now());
         }
     }
 

@@ -22,6 +22,7 @@ use speaker_core::holdings::holder::Holder;
 use speaker_core::name::{NodeName, Vip};
 use speaker_core::standing::Standing;
 use speaker_core::view::View;
+use speaker_core::wire::advert::Keyring;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
@@ -73,6 +74,8 @@ pub enum Message {
     },
     /// The uplink's own address changed.
     OwnMac(Mac),
+    /// Reports are signed and verified with these from now on.
+    Keys(Keyring),
 }
 
 /// What the election is told.
@@ -245,6 +248,7 @@ impl State {
                     self.macs.remove(&ip);
                 }
             }
+            Message::Keys(keys) => self.exchange(Some(exchange::Event::Keys(keys)))?,
             Message::OwnMac(mac) => {
                 self.dirty |= self.sync.mac != mac;
                 self.sync.mac = mac;
