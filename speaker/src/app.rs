@@ -46,7 +46,7 @@ use crate::io::{self, clock};
 use crate::keys::source::{Problem, Update};
 use crate::keys::{self, Found, Keys};
 use crate::metrics::Metrics;
-use crate::shared::{Shared, turned};
+use crate::shared::Shared;
 use crate::state::{Remembered, StateDir};
 use crate::status::{self, Ownership};
 use crate::watch;
@@ -82,7 +82,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let pins = Pins::new(&args.paths.pin_dir);
     let booted = pins.are_new();
     let loaded = loader::load(&pins)?;
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared::new(clock::now()));
     let metrics = Arc::new(Metrics::new(Counters::open(&pins)?)?);
     let server = tokio::spawn(admin::serve(listener, Admin { shared: shared.clone(), metrics: metrics.clone() }));
 
@@ -91,8 +91,15 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let (servers, known) = tokio::sync::watch::channel(last_view.as_ref().map(api_servers).unwrap_or_default());
     let api_server = ApiServer::new(kube, known);
     let (updates, mut secret) = mpsc::channel(keys::source::MAX_UPDATES);
-    tokio::spawn(keys::source::run(api_server.clone(), args.namespace.clone(), updates));
-    let Some(keys) = wait_for_keys(&disk, &mut secret, &shared).await? else { return Ok(()) };
+    let keys = Keys::load(&disk);
+    tokio::spawn(keys::source::run(api_server.clone(), args.namespace.clone(), keys.is_some(), updates));
+    let keys = match keys {
+        Some(keys) => keys,
+        None => match wait_for_keys(&disk, &mut secret, &shared).await? {
+            Some(keys) => keys,
+            None => return Ok(()),
+        },
+    };
     let identity = keys.identity();
 
     // (iii) Where packets go.
@@ -176,8 +183,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         shared: shared.clone(),
         metrics: metrics.clone(),
     };
-    turned(&shared.election_turned, now);
-    turned(&shared.dataplane_turned, now);
+    shared.begin(now);
 
     let mut ends = Ends::default();
     ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, exchange, holdings, sync_receiver)))?;
@@ -210,11 +216,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
     serving.run(&mut net, uplink.index, ends, server).await
 }
 
-/// As the disk has them, else as the Secret does, as soon as it is there. `None`: told to stop meanwhile.
+/// The first keys of this node, as soon as the Secret is there. `None`: told to stop meanwhile.
 async fn wait_for_keys(disk: &StateDir, secret: &mut mpsc::Receiver<Update>, shared: &Shared) -> Result<Option<Keys>> {
-    if let Some(keys) = Keys::load(disk) {
-        return Ok(Some(keys));
-    }
     shared.wait_for_keys(Some(Problem::Awaited));
     info!("no keys on disk: waiting for the Secret sheave-keys");
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
@@ -229,8 +232,7 @@ async fn wait_for_keys(disk: &StateDir, secret: &mut mpsc::Receiver<Update>, sha
             Update::Problem(problem) => shared.wait_for_keys(Some(problem)),
             Update::Found(found) => {
                 let keys = Keys::adopt(disk, *found);
-                turned(&shared.election_turned, clock::now());
-                turned(&shared.dataplane_turned, clock::now());
+                shared.begin(clock::now());
                 shared.wait_for_keys(None);
                 return Ok(Some(keys));
             }

@@ -165,6 +165,12 @@ impl Keys {
             );
         }
         let differs = contents.identity != self.stored.identity;
+        if differs && !self.stored.confirmed {
+            self.disk.remove_keys()?;
+            bail!(
+                "the Secret sheave-keys names another cluster id or flow key than this new node took from it; starting anew"
+            );
+        }
         if differs != std::mem::replace(&mut self.differs, differs) {
             if differs {
                 let (secret, own) = (contents.identity.cluster_id(), self.stored.identity.cluster_id());

@@ -39,6 +39,18 @@ pub struct Shared {
 }
 
 impl Shared {
+    pub fn new(now: Instant) -> Self {
+        let shared = Self::default();
+        shared.begin(now);
+        shared
+    }
+
+    /// The loops are about to turn.
+    pub fn begin(&self, now: Instant) {
+        turned(&self.election_turned, now);
+        turned(&self.dataplane_turned, now);
+    }
+
     /// Before the speaker has keys, no loop turns.
     pub fn wait_for_keys(&self, problem: Option<Problem>) {
         *self.lock_no_keys() = problem;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use sheave_api::{Chain, keys};
 use tokio::sync::mpsc;
@@ -50,16 +50,17 @@ pub enum Update {
 
 /// Updates that wait.
 pub const MAX_UPDATES: usize = 8;
-/// An API server has so long for its answer, and is asked again after the same time.
+/// An API server has so long for its answer, and is asked again after the same time: doubled after each attempt, once there are keys.
 const ATTEMPT: Duration = Duration::from_secs(1);
+const ATTEMPT_MAX: Duration = Duration::from_secs(8);
 /// The API server ends the watch after this time: a connection that hangs is noticed.
 const WATCH_SECONDS: u32 = 50;
 /// Nothing at all came for longer: the connection hangs.
 const HANGS: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 
-/// Runs until nobody takes updates.
-pub async fn run(server: ApiServer, namespace: String, updates: mpsc::Sender<Update>) {
-    let mut source = Source { namespace, updates, kubernetes: None, said: None };
+/// Runs until nobody takes updates. `has_keys`: the speaker does not wait for them.
+pub async fn run(server: ApiServer, namespace: String, has_keys: bool, updates: mpsc::Sender<Update>) {
+    let mut source = Source { namespace, updates, kubernetes: None, said: None, has_keys, pause: ATTEMPT };
     loop {
         let result = match server.reach(ATTEMPT).await {
             Ok((client, _)) => source.follow(client).await,
@@ -68,7 +69,8 @@ pub async fn run(server: ApiServer, namespace: String, updates: mpsc::Sender<Upd
         if result.is_err() {
             return;
         }
-        sleep(ATTEMPT).await;
+        sleep(source.pause).await;
+        source.pause = if source.has_keys { ATTEMPT_MAX.min(2 * source.pause) } else { ATTEMPT };
     }
 }
 
@@ -78,6 +80,8 @@ struct Source {
     kubernetes: Option<String>,
     /// The problem that was logged.
     said: Option<Problem>,
+    has_keys: bool,
+    pause: Duration,
 }
 
 impl Source {
@@ -87,8 +91,7 @@ impl Source {
             self.kubernetes = cluster(client.clone()).await;
         }
         let only = watcher::Config::default().fields(&format!("metadata.name={}", keys::SECRET)).timeout(WATCH_SECONDS);
-        let secrets = watcher(Api::<Secret>::namespaced(client, &self.namespace), only).default_backoff();
-        let mut secrets = pin!(secrets);
+        let mut secrets = pin!(watcher(Api::<Secret>::namespaced(client, &self.namespace), only));
         let mut listed = false;
         loop {
             let Ok(Some(event)) = timeout(HANGS, secrets.next()).await else { return Ok(()) };
@@ -103,12 +106,7 @@ impl Source {
                     self.found(secret).await?;
                 }
                 Err(error) => {
-                    let problem = problem(&error);
-                    self.problem(problem, &describe(&error)).await?;
-                    // A refusal is an answer: the watch tries again by itself.
-                    if problem == Problem::Unreachable {
-                        return Ok(());
-                    }
+                    return self.problem(problem(&error), &describe(&error)).await;
                 }
             }
         }
@@ -120,6 +118,7 @@ impl Source {
                 if self.said.take().is_some() {
                     info!("the Secret sheave-keys can be read");
                 }
+                (self.has_keys, self.pause) = (true, ATTEMPT);
                 self.send(Update::Found(Box::new(Found { contents, kubernetes: self.kubernetes.clone() }))).await
             }
             Err(error) => self.problem(Problem::Malformed, &format!("{error:#}")).await,

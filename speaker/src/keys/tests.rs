@@ -95,6 +95,17 @@ fn keys_are_for_root_only_and_uninstalled() {
     assert_eq!(std::fs::read_dir(&disk.0).expect("reads").count(), 0);
 }
 
+/// A node that is held back because its first Secret was the wrong one: it follows when the right one is put back.
+#[test]
+fn a_new_node_follows_the_secret() {
+    let disk = Disk::new("new");
+    let mut keys = Keys::adopt(&disk.1, found(9, 20, None));
+    keys.take(found(9, 30, Some(20))).expect("signing keys alone");
+    let error = keys.take(found(1, 30, Some(20))).expect_err("begins anew").to_string();
+    assert!(error.contains("starting anew"), "{error}");
+    assert!(Keys::load(&disk.1).is_none());
+}
+
 /// A machine that was part of another cluster before: its disk does not count.
 #[test]
 fn keys_of_another_kubernetes_cluster_are_removed() {
