@@ -43,7 +43,7 @@ use crate::io::arp::ArpSocket;
 use crate::io::netlink::{self, Netlink};
 use crate::io::udp::MulticastSocket;
 use crate::io::{self, clock};
-use crate::keys::source::{Problem, Update};
+use crate::keys::source::Update;
 use crate::keys::{self, Found, Keys};
 use crate::metrics::Metrics;
 use crate::shared::Shared;
@@ -95,7 +95,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     tokio::spawn(keys::source::run(api_server.clone(), args.namespace.clone(), keys.is_some(), updates));
     let keys = match keys {
         Some(keys) => keys,
-        None => match wait_for_keys(&disk, &mut secret, &shared).await? {
+        None => match keys::source::first(&disk, &mut secret, &shared).await? {
             Some(keys) => keys,
             None => return Ok(()),
         },
@@ -216,30 +216,6 @@ async fn run_async(args: RunArgs) -> Result<()> {
     serving.run(&mut net, uplink.index, ends, server).await
 }
 
-/// The first keys of this node, as soon as the Secret is there. `None`: told to stop meanwhile.
-async fn wait_for_keys(disk: &StateDir, secret: &mut mpsc::Receiver<Update>, shared: &Shared) -> Result<Option<Keys>> {
-    shared.wait_for_keys(Some(Problem::Awaited));
-    info!("no keys on disk: waiting for the Secret sheave-keys");
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-    loop {
-        let update = tokio::select! {
-            update = secret.recv() => update.context("the watch of the Secret sheave-keys has ended")?,
-            _ = terminate.recv() => return Ok(None),
-            _ = interrupt.recv() => return Ok(None),
-        };
-        match update {
-            Update::Problem(problem) => shared.wait_for_keys(Some(problem)),
-            Update::Found(found) => {
-                let keys = Keys::adopt(disk, *found);
-                shared.begin(clock::now());
-                shared.wait_for_keys(None);
-                return Ok(Some(keys));
-            }
-        }
-    }
-}
-
 /// The former rings; if there are none that can be used, the other nodes tell what they hold.
 fn history(remembered: Option<&Remembered>, window: Duration) -> History {
     let Some(remembered) = remembered else { return History::new(window) };
@@ -311,7 +287,7 @@ impl Serving {
                         info!(all_taken, "handed over");
                         return Ok(());
                     }
-                    self.heed(report);
+                    self.heed(report)?;
                 }
                 Some(update) = self.secret.recv() => match update {
                     Update::Found(found) => self.take_secret(*found)?,
@@ -326,16 +302,18 @@ impl Serving {
         }
     }
 
-    fn heed(&mut self, report: Report) {
+    fn heed(&mut self, report: Report) -> Result<()> {
         match report {
             Report::Keys(ring) => self.keys.set_ring(&ring),
             Report::IdentityConfirmed => self.keys.confirm(),
+            Report::HeldBack => self.keys.held_back()?,
             report => self.write_status(report),
         }
+        Ok(())
     }
 
     fn take_secret(&mut self, found: Found) -> Result<()> {
-        let secret = self.keys.take(found)?;
+        let secret = self.keys.take(found, self.shared.held_back.load(Ordering::Relaxed))?;
         let differs = self.keys.identity_differs();
         self.shared.identity_differs.store(differs, Ordering::Relaxed);
         self.metrics.keys_identity_differs.set(i64::from(differs));
@@ -402,7 +380,7 @@ impl Serving {
                 info!(%vip, owner = %node, %term, "owner");
                 None
             }
-            Report::HandedOver { .. } | Report::Keys(_) | Report::IdentityConfirmed => None,
+            Report::HandedOver { .. } | Report::Keys(_) | Report::HeldBack | Report::IdentityConfirmed => None,
         };
         if let Some(update) = update {
             // The writer ends only with the process.

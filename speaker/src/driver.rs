@@ -79,6 +79,8 @@ pub enum Report {
     },
     /// Adverts are signed and verified with these from now on.
     Keys(Keyring),
+    /// This node is new and cannot verify the others: it owns nothing.
+    HeldBack,
     /// This node's cluster id and flow key are those of the cluster.
     IdentityConfirmed,
 }

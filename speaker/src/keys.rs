@@ -154,7 +154,8 @@ impl Keys {
 
     /// The Secret was read or has changed: what the rotation is to be told. On disk before it is used, because a key that peers may
     /// sign with since this node has acknowledged it must be there after a restart.
-    pub fn take(&mut self, found: Found) -> Result<rotation::Secret> {
+    /// `held_back`: this node is new and cannot verify the others.
+    pub fn take(&mut self, found: Found, held_back: bool) -> Result<rotation::Secret> {
         let Found { contents, kubernetes } = found;
         if let (Some(stored), Some(read)) = (&self.stored.kubernetes, &kubernetes)
             && stored != read
@@ -165,11 +166,8 @@ impl Keys {
             );
         }
         let differs = contents.identity != self.stored.identity;
-        if differs && !self.stored.confirmed {
-            self.disk.remove_keys()?;
-            bail!(
-                "the Secret sheave-keys names another cluster id or flow key than this new node took from it; starting anew"
-            );
+        if differs && held_back {
+            return Err(self.start_anew());
         }
         if differs != std::mem::replace(&mut self.differs, differs) {
             if differs {
@@ -196,6 +194,16 @@ impl Keys {
             info!(current = contents.signing.current.id, previous, "the Secret sheave-keys names other signing keys");
         }
         Ok(contents.signing)
+    }
+
+    /// This node is new and cannot verify the others. If the Secret names another identity meanwhile, that is the cluster's.
+    pub fn held_back(&self) -> Result<()> {
+        if self.differs { Err(self.start_anew()) } else { Ok(()) }
+    }
+
+    fn start_anew(&self) -> anyhow::Error {
+        let reason = "the Secret sheave-keys names another cluster id or flow key than this new node took from it; starting anew";
+        self.disk.remove_keys().err().unwrap_or_else(|| anyhow::anyhow!(reason))
     }
 
     /// What the rotation signs and verifies with from now on.

@@ -97,6 +97,7 @@ impl State {
                 Action::Hold(hold) => {
                     if hold {
                         warn!("this node is new and cannot verify the others: it owns no VIP (docs/election.md, Keys)");
+                        self.report(Report::HeldBack);
                     }
                     self.driver.shared.held_back.store(hold, Ordering::Relaxed);
                     self.elect_if_ready(now);

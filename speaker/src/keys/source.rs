@@ -4,18 +4,22 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use sheave_api::{Chain, keys};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::{Contents, Found};
+use super::{Contents, Found, Keys};
 use crate::apiserver::ApiServer;
+use crate::io::clock;
+use crate::shared::Shared;
+use crate::state::StateDir;
 
 /// Why there is nothing to be had from the Secret. The label is the reason of /readyz and the log field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +75,30 @@ pub async fn run(server: ApiServer, namespace: String, has_keys: bool, updates: 
         }
         sleep(source.pause).await;
         source.pause = if source.has_keys { ATTEMPT_MAX.min(2 * source.pause) } else { ATTEMPT };
+    }
+}
+
+/// The first keys of this node, as soon as the Secret is there. `None`: told to stop meanwhile.
+pub async fn first(disk: &StateDir, secret: &mut mpsc::Receiver<Update>, shared: &Shared) -> Result<Option<Keys>> {
+    shared.wait_for_keys(Some(Problem::Awaited));
+    info!("no keys on disk: waiting for the Secret sheave-keys");
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    loop {
+        let update = tokio::select! {
+            update = secret.recv() => update.context("the watch of the Secret sheave-keys has ended")?,
+            _ = terminate.recv() => return Ok(None),
+            _ = interrupt.recv() => return Ok(None),
+        };
+        match update {
+            Update::Problem(problem) => shared.wait_for_keys(Some(problem)),
+            Update::Found(found) => {
+                let keys = Keys::adopt(disk, *found);
+                shared.begin(clock::now());
+                shared.wait_for_keys(None);
+                return Ok(Some(keys));
+            }
+        }
     }
 }
 

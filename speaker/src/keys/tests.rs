@@ -64,7 +64,7 @@ fn the_disk_outlives_the_secret() {
     let mut keys = Keys::load(&disk.1).expect("on disk");
     assert!(keys.identity() == identity);
     keys.confirm();
-    let told = keys.take(found(9, 20, None)).expect("of this Kubernetes cluster");
+    let told = keys.take(found(9, 20, None), false).expect("of this Kubernetes cluster");
     assert_eq!(told.current, Key::new([20; 32]));
     assert!(keys.identity() == identity && keys.identity_differs());
 
@@ -95,14 +95,20 @@ fn keys_are_for_root_only_and_uninstalled() {
     assert_eq!(std::fs::read_dir(&disk.0).expect("reads").count(), 0);
 }
 
-/// A node that is held back because its first Secret was the wrong one: it follows when the right one is put back.
+/// A node that is held back because its first Secret was the wrong one follows when the right one is put back, in whichever order.
 #[test]
-fn a_new_node_follows_the_secret() {
+fn a_new_node_that_is_held_back_follows_the_secret() {
     let disk = Disk::new("new");
     let mut keys = Keys::adopt(&disk.1, found(9, 20, None));
-    keys.take(found(9, 30, Some(20))).expect("signing keys alone");
-    let error = keys.take(found(1, 30, Some(20))).expect_err("begins anew").to_string();
+    keys.take(found(9, 30, Some(20)), true).expect("signing keys alone");
+    keys.held_back().expect("nothing to follow");
+    let error = keys.take(found(1, 30, Some(20)), true).expect_err("begins anew").to_string();
     assert!(error.contains("starting anew"), "{error}");
+    assert!(Keys::load(&disk.1).is_none());
+
+    let mut keys = Keys::adopt(&disk.1, found(9, 20, None));
+    keys.take(found(1, 20, None), false).expect("no other cluster is heard");
+    assert!(keys.held_back().expect_err("begins anew").to_string().contains("starting anew"));
     assert!(Keys::load(&disk.1).is_none());
 }
 
@@ -112,7 +118,7 @@ fn keys_of_another_kubernetes_cluster_are_removed() {
     let disk = Disk::new("other");
     let mut keys = Keys::adopt(&disk.1, found(1, 10, None));
     let other = Found { kubernetes: Some("another cluster".into()), ..found(2, 20, None) };
-    let error = keys.take(other).expect_err("refused").to_string();
+    let error = keys.take(other, false).expect_err("refused").to_string();
     assert!(error.contains("another Kubernetes cluster"), "{error}");
     assert!(Keys::load(&disk.1).is_none());
 }
