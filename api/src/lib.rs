@@ -4,11 +4,13 @@
 //! [`status`] (every name a refusal can have) → [`validate`] (what an address range may look like, once in CEL and once
 //! in Rust). `src/bin/crdgen.rs` prints the CustomResourceDefinitions; `manifests/crds` is generated from it.
 
+mod chain;
 pub mod pool;
 pub mod status;
 pub mod validate;
 pub mod virtualip;
 
+pub use chain::Chain;
 pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus};
 pub use status::{NoOwner, PoolReason, Refusal};
 pub use validate::{AddressRange, MalformedRange};
@@ -36,16 +38,14 @@ pub const ADDRESS_ANNOTATIONS: [&str; 3] =
 /// The Secret with the speakers' keys, in the namespace that Sheave is installed in; created by the leading controller
 /// if there is none, never changed afterwards.
 pub mod keys {
-    /// Name of the Secret, mounted by the speakers at [`MOUNT_PATH`].
+    /// Name of the Secret, watched by the speakers.
     pub const SECRET: &str = "sheave-keys";
-    /// Where the speakers find its entries as files.
-    pub const MOUNT_PATH: &str = "/etc/sheave/keys";
     /// 32 raw random bytes: the HMAC-SHA256 key that adverts are signed with.
     pub const CURRENT: &str = "current";
     /// Raw bytes, absent unless a rotation is under way: a key that is still accepted.
     pub const PREVIOUS: &str = "previous";
-    /// 16 raw random bytes: the key of the flow hash. Every node must use the same, or tables differ.
+    /// 16 raw bytes: the key of the flow hash. Every node must use the same, or tables differ.
     pub const FLOW_HASH: &str = "flow-hash";
-    /// 8 raw random bytes: tells the adverts of two clusters on one segment apart.
+    /// 8 raw bytes: tells the adverts of two clusters on one segment apart.
     pub const CLUSTER_ID: &str = "cluster-id";
 }

@@ -47,18 +47,17 @@ struct Admin {
 }
 
 /// Serves until cancelled.
-pub async fn serve(
-    listener: TcpListener,
-    health: Arc<Health>,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, health: Arc<Health>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let connections = metrics.limits_reached.with_label_values(&["admin_connections"]);
     let router = Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(scrape))
         .with_state(Admin { health, metrics });
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    tokio::select! {
+        () = stop.cancelled_owned() => {}
+        () = sheave_admin::serve(listener, router, || connections.inc()) => {}
+    }
 }
 
 async fn livez(State(admin): State<Admin>) -> (StatusCode, &'static str) {

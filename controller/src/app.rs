@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use crate::admin::Health;
 use crate::args::Config;
 use crate::driver::Driver;
+use crate::keys::Keeper;
 use crate::lease::Election;
 use crate::metrics::Metrics;
 use crate::writer::Writer;
@@ -29,6 +30,7 @@ pub struct App {
     election_stop: CancellationToken,
     writer: Task,
     publisher: Task,
+    keeper: Task,
     driver: Task,
     driver_stop: CancellationToken,
     drain: Duration,
@@ -45,6 +47,7 @@ impl App {
             TcpListener::bind(admin_address).await.with_context(|| format!("cannot listen on {admin_address}"))?;
 
         let mut kube = kube::Config::infer().await.context("neither in a pod nor a kubeconfig")?;
+        let server = kube.cluster_url.to_string();
         kube.connect_timeout = Some(CONNECT);
         // Watches end after 50 s, so a connection that is silent for longer is dead.
         kube.read_timeout = Some(READ);
@@ -55,30 +58,21 @@ impl App {
         let (queue, planned) = mpsc::channel(writer::QUEUE);
         let (finished, results) = mpsc::channel(writer::QUEUE);
         let writer = Writer::new(client.clone(), leadership.clone(), events, metrics.clone());
-        let facts = watch::all(&client);
-        let driver = Driver {
-            client,
-            namespace,
-            leadership,
-            queue,
-            finished: results,
-            health: health.clone(),
-            metrics: metrics.clone(),
-        };
+        let keeper = Keeper::new(client.clone(), &namespace, leadership.clone());
+        let facts = watch::all(&client, &server);
+        let driver =
+            Driver { client, leadership, queue, finished: results, health: health.clone(), metrics: metrics.clone() };
 
         let (admin_stop, election_stop, driver_stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let served = admin::serve(listener, health, metrics, admin_stop.clone());
-        info!(%identity, %admin_address, "built");
+        info!(%identity, %admin_address, %server, "built");
         Ok(App {
-            admin: Box::pin(async move {
-                if let Err(error) = served.await {
-                    warn!(%error, "admin server ended");
-                }
-            }),
+            admin: Box::pin(served),
             election: Box::pin(election.run(election_stop.clone())),
             writer: Box::pin(writer.run(planned, finished)),
             publisher: Box::pin(publisher.run()),
+            keeper: Box::pin(keeper.run(driver_stop.clone())),
             driver: Box::pin(driver.run(facts, driver_stop.clone())),
             admin_stop,
             election_stop,
@@ -93,16 +87,19 @@ impl App {
         let mut election = tokio::spawn(self.election);
         let mut writer = tokio::spawn(self.writer);
         let publisher = tokio::spawn(self.publisher);
+        let mut keeper = tokio::spawn(self.keeper);
         let mut driver = tokio::spawn(self.driver);
         tokio::select! {
             () = stop => info!("stopping"),
             _ = &mut driver => anyhow::bail!("the main loop ended by itself"),
+            _ = &mut keeper => anyhow::bail!("the keeper of the keys ended by itself"),
             _ = &mut writer => anyhow::bail!("the writer ended by itself"),
             _ = &mut election => anyhow::bail!("the election ended by itself"),
         }
         let ordered = async {
             self.driver_stop.cancel();
             let _ = (&mut driver).await;
+            let _ = keeper.await;
             let _ = writer.await;
             self.election_stop.cancel();
             let _ = election.await;

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use futures::{Stream, StreamExt};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
+use sheave_api::Chain;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::Health;
 use crate::index::{Index, Observed, Planned};
-use crate::keys;
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::watch::read_all;
@@ -22,7 +22,6 @@ use crate::writer::Finished;
 /// The loop's ends.
 pub struct Driver {
     pub client: Client,
-    pub namespace: String,
     pub leadership: Leadership,
     pub queue: mpsc::Sender<Planned>,
     pub finished: mpsc::Receiver<Finished>,
@@ -91,22 +90,12 @@ impl Driver {
             *term = now;
             index.lead(now.is_some());
         }
-        if now.is_some() {
-            self.keys().await;
-        }
     }
 
     /// Now and then, in case a fact was lost on its way to us. Holds everything up, so not often.
     async fn read_again(&mut self, index: &mut Index) {
         if index.leading {
             self.refresh(index).await;
-            self.keys().await;
-        }
-    }
-
-    async fn keys(&self) {
-        if let Err(error) = keys::ensure(&self.client, &self.namespace).await {
-            warn!(%error, "no keys for the speakers yet, trying again");
         }
     }
 
@@ -118,7 +107,7 @@ impl Driver {
                 true
             }
             Ok(Err(error)) => {
-                warn!(%error, "not everything could be read");
+                warn!(error = %Chain(&error), "not everything could be read");
                 false
             }
             Err(_) => {

@@ -1,6 +1,8 @@
 //! What can go wrong with a write, by whose fault it is. One name each: log field and metric label. A user's fault is
 //! no error here but a [`Refusal`](sheave_api::Refusal).
 
+use sheave_api::Chain;
+
 /// Why a write to the API server did not happen, or may not have.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -49,7 +51,26 @@ impl From<kube::Error> for WriteError {
                 400 | 422 => WriteError::Invalid(status.message.clone()),
                 _ => WriteError::Unavailable(status.message.clone()),
             },
-            _ => WriteError::Unavailable(error.to_string()),
+            _ => WriteError::Unavailable(Chain(&error).to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Service;
+    use kube::{Api, Client, Config};
+
+    use super::*;
+
+    /// No API server where the kubeconfig says: an operator must read why.
+    #[tokio::test]
+    async fn the_whole_chain_is_printed() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let client = Client::try_from(Config::new(format!("http://{closed}").parse().unwrap())).unwrap();
+        let error = Api::<Service>::all(client).get("x").await.expect_err("nobody listens");
+        assert!(!error.to_string().contains("refused"), "the client alone says why: {error}");
+        let printed = WriteError::from(error).to_string();
+        assert!(printed.contains("Connection refused"), "{printed}");
     }
 }

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
-use sheave_api::CONTROLLER_NAME;
+use sheave_api::{CONTROLLER_NAME, Chain};
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -84,7 +84,7 @@ impl Publisher {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
                     self.metrics.events_dropped.inc();
-                    warn!(%error, "Event not written");
+                    warn!(error = %Chain(&error), "Event not written");
                 }
                 Err(_) => {
                     self.metrics.events_dropped.inc();

@@ -13,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
-use sheave_api::CONTROLLER_NAME;
+use sheave_api::{CONTROLLER_NAME, Chain};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -109,7 +109,7 @@ impl Election {
             }
             Ok(watcher::Event::Delete(_)) => self.candidate.observe_absence(),
             Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
-            Err(error) => debug!(%error, "watch of the Lease failed, trying again"),
+            Err(error) => debug!(error = %Chain(&error), "watch of the Lease failed, trying again"),
         }
     }
 
@@ -147,7 +147,7 @@ impl Election {
                 return true;
             }
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => debug!("another candidate was faster"),
-            Ok(Err(error)) => warn!(%error, "Lease not written"),
+            Ok(Err(error)) => warn!(error = %Chain(&error), "Lease not written"),
             Err(_) => warn!("Lease not written in time"),
         }
         self.read().await;
@@ -158,7 +158,7 @@ impl Election {
         match tokio::time::timeout(self.config.request, self.api.get_opt(&self.config.name)).await {
             Ok(Ok(Some(lease))) => self.candidate.observe(lease, Instant::now()),
             Ok(Ok(None)) => self.candidate.observe_absence(),
-            Ok(Err(error)) => debug!(%error, "Lease not read"),
+            Ok(Err(error)) => debug!(error = %Chain(&error), "Lease not read"),
             Err(_) => debug!("Lease not read in time"),
         }
     }
@@ -170,7 +170,7 @@ impl Election {
         let request = self.api.replace(&self.config.name, &params, &lease);
         match tokio::time::timeout(self.config.request, request).await {
             Ok(Ok(_)) => info!("lead given up"),
-            Ok(Err(error)) => warn!(%error, "lead not given up, others wait for it to expire"),
+            Ok(Err(error)) => warn!(error = %Chain(&error), "lead not given up, others wait for it to expire"),
             Err(_) => warn!("lead not given up in time, others wait for it to expire"),
         }
     }

@@ -30,6 +30,8 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::error;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 
 use crate::args::{Config, LogConfig, LogFormat};
 
@@ -61,12 +63,16 @@ async fn run(config: Config) -> anyhow::Result<()> {
     app::App::build(config).await?.run(stop).await
 }
 
-fn start_log(config: &LogConfig) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = tracing_subscriber::EnvFilter::builder().parse(&config.filter)?;
-    // Logs an error for each request that fails, without saying which; whoever made the request says more.
-    let filter = filter.add_directive("kube_client::client::builder=off".parse()?);
+/// Without the Kubernetes client, whatever the operator asks for: it logs the body of an answer that it cannot read, the Secret's as
+/// well, and an error for each request that fails, without its cause. The caller of the request logs the whole chain.
+fn log_filter(filter: &str) -> Result<EnvFilter, ParseError> {
+    let filter = EnvFilter::builder().parse(filter)?;
+    Ok(filter.add_directive("kube_client::client=off".parse()?))
+}
+
+fn start_log(config: &LogConfig) -> Result<(), ParseError> {
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(log_filter(&config.filter)?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     match config.format {

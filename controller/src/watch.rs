@@ -1,21 +1,25 @@
 //! IO: watches of the API server → facts. Objects are cut down to what decisions need before anything is kept.
 
+use std::sync::Arc;
+
 use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
 use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
-use sheave_api::{AddressPool, VirtualIP};
+use sheave_api::{AddressPool, Chain, VirtualIP};
 use tracing::warn;
 
 use crate::index::{Kind, Observed};
 use crate::view::{GrantView, PoolView, ServiceKey, ServiceView, version};
 
 /// Everything that happens to Services, pools and the ledger, for ever. Errors are logged and retried with backoff.
-pub fn all(client: &Client) -> impl Stream<Item = Observed> + Send + use<> {
-    let services = watch(Api::<Service>::all(client.clone()), Kind::Services, service);
-    let pools = watch(Api::<AddressPool>::all(client.clone()), Kind::Pools, pool);
-    let grants = watch(Api::<VirtualIP>::all(client.clone()), Kind::Grants, grant);
+/// `server`: where that is, for the log.
+pub fn all(client: &Client, server: &str) -> impl Stream<Item = Observed> + Send + use<> {
+    let server: Arc<str> = server.into();
+    let services = watch(Api::<Service>::all(client.clone()), server.clone(), Kind::Services, service);
+    let pools = watch(Api::<AddressPool>::all(client.clone()), server.clone(), Kind::Pools, pool);
+    let grants = watch(Api::<VirtualIP>::all(client.clone()), server, Kind::Grants, grant);
     stream::select(services, stream::select(pools, grants))
 }
 
@@ -62,6 +66,7 @@ enum Seen<K> {
 
 fn watch<K>(
     api: Api<K>,
+    server: Arc<str>,
     kind: Kind,
     convert: fn(Seen<K>) -> Option<Observed>,
 ) -> impl Stream<Item = Observed> + Send + use<K>
@@ -69,15 +74,18 @@ where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
     let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
-    watcher(api, config).default_backoff().filter_map(move |event| async move {
-        match event {
-            Ok(watcher::Event::Init) => Some(Observed::Begin(kind)),
-            Ok(watcher::Event::InitDone) => Some(Observed::Complete(kind, 0)),
-            Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => convert(Seen::Here(object)),
-            Ok(watcher::Event::Delete(object)) => convert(Seen::Gone(object)),
-            Err(error) => {
-                warn!(?kind, %error, "watch failed, trying again");
-                None
+    watcher(api, config).default_backoff().filter_map(move |event| {
+        let server = server.clone();
+        async move {
+            match event {
+                Ok(watcher::Event::Init) => Some(Observed::Begin(kind)),
+                Ok(watcher::Event::InitDone) => Some(Observed::Complete(kind, 0)),
+                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => convert(Seen::Here(object)),
+                Ok(watcher::Event::Delete(object)) => convert(Seen::Gone(object)),
+                Err(error) => {
+                    warn!(?kind, %server, error = %Chain(&error), "watch failed, trying again");
+                    None
+                }
             }
         }
     })

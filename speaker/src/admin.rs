@@ -29,23 +29,25 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("listen on {address} (--admin-listen)"))
 }
 
-pub async fn serve(listener: TcpListener, admin: Admin) -> std::io::Result<()> {
+/// Serves for as long as it is polled.
+pub async fn serve(listener: TcpListener, admin: Admin) {
+    let connections = admin.metrics.limits_reached.with_label_values(&["admin_connections"]);
     let router = Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(admin);
-    axum::serve(listener, router).await
+    sheave_admin::serve(listener, router, || connections.inc()).await;
 }
 
 /// Alive: the election loop turns.
 async fn livez(State(admin): State<Admin>) -> impl IntoResponse {
-    verdict(admin.shared.not_alive())
+    verdict(admin.shared.not_alive(), vec![])
 }
 
-/// Ready: attached, synchronised, and heard by the election.
+/// Ready: has keys, is attached, synchronised, and heard by the election.
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
-    verdict(admin.shared.not_ready())
+    verdict(admin.shared.not_ready(), admin.shared.notes())
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
@@ -59,10 +61,12 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     }
 }
 
-fn verdict(reasons: Vec<&'static str>) -> (StatusCode, String) {
-    if reasons.is_empty() {
-        (StatusCode::OK, "ok\n".to_owned())
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, reasons.iter().map(|reason| format!("{reason}\n")).collect())
-    }
+/// Every reason against it on a line, or "ok"; then what is worth knowing anyway.
+fn verdict(reasons: Vec<&'static str>, notes: Vec<&'static str>) -> (StatusCode, String) {
+    let (status, mut lines) = match reasons.is_empty() {
+        true => (StatusCode::OK, vec!["ok".to_owned()]),
+        false => (StatusCode::SERVICE_UNAVAILABLE, reasons.iter().map(|reason| (*reason).to_owned()).collect()),
+    };
+    lines.extend(notes.into_iter().filter(|note| !reasons.contains(note)).map(|note| format!("note: {note}")));
+    (status, lines.join("\n") + "\n")
 }

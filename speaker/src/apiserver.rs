@@ -19,6 +19,7 @@ const HEAD_START: Duration = Duration::from_millis(300);
 /// As many servers are asked at most.
 const MAX_SERVERS: usize = 8;
 
+#[derive(Clone)]
 pub struct ApiServer {
     config: Config,
     /// Where else, as the view says.

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use nix::sys::resource::{Resource, setrlimit};
 use speaker_core::announce::{self, Announcer};
 use speaker_core::backend::Uplink;
@@ -19,6 +20,8 @@ use speaker_core::liveness::{self, Liveness};
 use speaker_core::name::NodeName;
 use speaker_core::presence::{self, Presence};
 use speaker_core::resolve::{self, Resolver};
+use speaker_core::rotation::{self, Rotation};
+use speaker_core::unverified::Unverified;
 use speaker_core::view::endpoints::{api_servers, digests, frontends};
 use speaker_core::view::{Change, Event, Kind, View};
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,10 +45,11 @@ use crate::io::arp::ArpSocket;
 use crate::io::netlink::{self, Netlink};
 use crate::io::udp::{self, MulticastSocket};
 use crate::io::{self, clock};
-use crate::keys::Keys;
+use crate::keys::source::Update;
+use crate::keys::{self, Found, Keys};
 use crate::listeners::Listeners;
 use crate::metrics::Metrics;
-use crate::shared::{Shared, turned};
+use crate::shared::Shared;
 use crate::state::{Remembered, StateDir};
 use crate::status::{self, Ownership};
 use crate::watch;
@@ -74,47 +78,64 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let node = NodeName::new(&args.node_name).with_context(|| {
         format!("--node-name {:?}: letters, digits, - and . are allowed, at most 253", args.node_name)
     })?;
-    let keys = Keys::read(&args.keys_dir)?;
     let disk = StateDir::open(&args.paths.state_dir)?;
     let epoch = disk.next_boot_epoch()?;
-    let net = Netlink::open()?;
-    let uplink = net.uplink(args.interface.as_deref(), args.node_ip).await?;
     let listeners = Listeners::bind(args.node_ip, ADMIN_PORT, args.admin_listen).await?;
-    let kube = kube::Config::infer().await.map_err(|error| anyhow!("configure the Kubernetes client: {error}"))?;
+    let kube = kube::Config::infer().await.context("configure the Kubernetes client")?;
     let writer = status::client(kube.clone()).context("Kubernetes client")?;
-    info!(%node, interface = uplink.name, mac = %uplink.mac, carrier = uplink.carrier, epoch, "starting");
-
-    // (iii) Where packets go.
     raise_memlock();
     let pins = Pins::new(&args.paths.pin_dir);
     let booted = pins.are_new();
     let loaded = loader::load(&pins)?;
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared::new(clock::now()));
     let metrics = Arc::new(Metrics::new(Counters::open(&pins)?)?);
+    let (commands, inbox) = Commands::channel()?;
+    let (sync_sender, sync_receiver) = mpsc::unbounded_channel();
+    let (host, node_address) = Host::new(args.node_ip, commands.clone(), sync_sender.clone(), metrics.clone());
+    let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
+    let server = tokio::spawn(listeners.serve(admin, node_address));
+
+    // What the speakers of a cluster share.
+    let last_view = disk.load_view();
+    let (servers, known) = tokio::sync::watch::channel(last_view.as_ref().map(api_servers).unwrap_or_default());
+    let api_server = ApiServer::new(kube, known);
+    let (updates, mut secret) = mpsc::channel(keys::source::MAX_UPDATES);
+    let keys = Keys::load(&disk);
+    tokio::spawn(keys::source::run(api_server.clone(), args.namespace.clone(), keys.is_some(), updates));
+    let keys = match keys {
+        Some(keys) => keys,
+        None => match keys::source::first(&disk, &mut secret, &shared).await? {
+            Some(keys) => keys,
+            None => return Ok(()),
+        },
+    };
+    let identity = keys.identity();
+
+    // (iii) Where packets go.
+    let net = Netlink::open()?;
+    let uplink = net.uplink(args.interface.as_deref(), args.node_ip).await?;
+    info!(%node, interface = uplink.name, mac = %uplink.mac, carrier = uplink.carrier, epoch, "starting");
     if let Err(error) = sysctls(&args.paths).disable_redirects(&uplink.name) {
         warn!(%error, "ICMP redirects are still on");
     }
     if let Err(error) = sysctls(&args.paths).require_tcp_loose() {
         warn!(%error, "clients of flows that are lost may hear nothing");
     }
-    let (commands, inbox) = Commands::channel()?;
-    let (sync_sender, sync_receiver) = mpsc::unbounded_channel();
     let (doubt_sender, in_doubt) = tokio::sync::watch::channel(false);
     let remembered = disk.load_forwarding();
-    let last_view = disk.load_view();
     let window = args.drain_window();
     let sync = Sync {
         node: args.node_name.clone(),
         node_ip: args.node_ip,
         uplink: Uplink::new(&uplink.name)?,
         mac: uplink.mac,
-        hash_key: keys.flow_hash,
+        hash_key: identity.flow_key(),
         udp_silent: args.udp_unserved == UdpUnserved::Silent,
         maps: ForwardingMaps::open(&pins)?,
         attachment: Attachment::new(loaded, &uplink.name, uplink.index),
         backend: Backend::new(Nft::new(&args.paths.nft)),
-        planner: Planner::new(keys.flow_hash, history(remembered.as_ref(), window)),
-        holder: Holder::new(&args.node_name, keys.flow_hash, window),
+        planner: Planner::new(identity.flow_key(), history(remembered.as_ref(), window)),
+        holder: Holder::new(&args.node_name, identity.flow_key(), window),
         disk: disk.clone(),
         arrivals: if booted { Arrivals::awaited() } else { Arrivals::NotAwaited },
         shared: shared.clone(),
@@ -123,23 +144,27 @@ async fn run_async(args: RunArgs) -> Result<()> {
         on_doubt: Box::new(move |doubt| _ = doubt_sender.send_replace(doubt)),
     };
 
+    let now = clock::now();
+    let dead = args.interval() * (args.dead_intervals + 1);
+    let rotation = Rotation::new(rotation::Config::new(dead), keys.signing(), Some(keys.ring()), now);
+    let ring = rotation.ring();
     let exchange = exchange::Config {
         node: node.clone(),
-        cluster: keys.cluster_id,
+        cluster: identity.cluster_id(),
         epoch,
-        keys: keys.adverts.clone(),
+        keys: ring.clone(),
         interval: HOLDINGS_INTERVAL,
         differ: TABLES_DIFFER,
         pods: last_view.as_ref().map(|view| digests(view, &frontends(view).0).pods).unwrap_or_default(),
     };
-    let exchange = Exchange::new(exchange, clock::now());
+    let exchange = Exchange::new(exchange, now);
     let group = SocketAddrV4::new(args.heartbeat_group, args.holdings_port);
     let holdings = adverts_socket("holdings", &uplink, group, &metrics)?;
 
     // (ii) Who owns a VIP.
     let (reports_sender, reports) = mpsc::unbounded_channel();
     let seed = io::random::seed().context("random seed")?;
-    let mut config = election::Config::new(node.clone(), keys.cluster_id, epoch, keys.adverts, seed)
+    let mut config = election::Config::new(node.clone(), identity.cluster_id(), epoch, ring, seed)
         .at_pace(args.interval(), args.dead_intervals);
     config.leave_timeout = Duration::from_millis(args.handover_timeout_ms);
     config.check().context("--heartbeat-interval-ms, --dead-intervals")?;
@@ -152,6 +177,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
         liveness: Liveness::new(liveness),
         presence: Presence::new(presence::Config::default(), present(remembered.as_ref().filter(|_| !booted))),
         resolver: Resolver::new(resolve::Config::new(jitter)),
+        rotation,
+        unverified: Unverified::new(keys.is_confirmed(), now),
         announcer: Announcer::new(announce::Config::default()),
         udp: adverts_socket("heartbeat", &uplink, group, &metrics)?,
         arp: ArpSocket::open(uplink.index, uplink.mac).context("ARP socket: capability NET_RAW is needed")?,
@@ -163,32 +190,30 @@ async fn run_async(args: RunArgs) -> Result<()> {
         shared: shared.clone(),
         metrics: metrics.clone(),
     };
-    turned(&shared.election_turned, now);
-    turned(&shared.dataplane_turned, now);
+    shared.begin(now);
 
     let mut ends = Ends::default();
     ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, exchange, holdings, sync_receiver)))?;
     ends.spawn("election", move || driver::run(election, driver))?;
     commands.send(crate::driver::Command::Carrier(uplink.carrier))?;
-    let (host, node_address) = Host::new(args.node_ip, commands.clone(), sync_sender.clone(), metrics.clone());
     let mut changes = net.watch(uplink.index);
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    let (servers, known) = tokio::sync::watch::channel(last_view.as_ref().map(api_servers).unwrap_or_default());
-    tokio::spawn(watch::run(ApiServer::new(kube, known), events_sender, in_doubt));
+    tokio::spawn(watch::run(api_server, events_sender, in_doubt));
     let (updates, updates_receiver) = mpsc::unbounded_channel();
     tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
-    let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
-    let server = tokio::spawn(listeners.serve(admin, node_address));
     let serving = Serving {
         node,
         host,
         disk,
+        keys,
+        secret,
         last_view,
         servers,
         commands,
         sync: sync_sender,
+        shared,
         metrics,
         updates,
         reports,
@@ -218,12 +243,15 @@ struct Serving {
     node: NodeName,
     host: Host,
     disk: StateDir,
+    keys: Keys,
+    secret: mpsc::Receiver<Update>,
     /// The view of the speaker before this one, until there is another.
     last_view: Option<View>,
     /// Where API servers are, for those who look for one.
     servers: tokio::sync::watch::Sender<Vec<SocketAddrV4>>,
     commands: Commands,
     sync: mpsc::UnboundedSender<Message>,
+    shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     updates: mpsc::UnboundedSender<(Ipv4Addr, Ownership)>,
     reports: mpsc::UnboundedReceiver<Report>,
@@ -265,14 +293,37 @@ impl Serving {
                         info!(all_taken, "handed over");
                         return Ok(());
                     }
-                    self.write_status(report);
+                    self.heed(report)?;
                 }
+                Some(update) = self.secret.recv() => match update {
+                    Update::Found(found) => self.take_secret(*found)?,
+                    // It was logged; the keys that this node has go on.
+                    Update::Problem(_) => {}
+                },
                 _ = terminate.recv(), if !leaving => { leaving = true; self.leave()?; }
                 _ = interrupt.recv(), if !leaving => { leaving = true; self.leave()?; }
                 ended = &mut server => return ended.context("admin server")?,
                 ended = ends.receiver.recv() => bail!("{}", ended.unwrap_or_else(|| "all threads ended".into())),
             }
         }
+    }
+
+    fn heed(&mut self, report: Report) -> Result<()> {
+        match report {
+            Report::Keys(ring) => self.keys.set_ring(&ring),
+            Report::IdentityConfirmed => self.keys.confirm(),
+            Report::HeldBack => self.keys.held_back()?,
+            report => self.write_status(report),
+        }
+        Ok(())
+    }
+
+    fn take_secret(&mut self, found: Found) -> Result<()> {
+        let secret = self.keys.take(found, self.shared.held_back.load(Ordering::Relaxed))?;
+        let differs = self.keys.identity_differs();
+        self.shared.identity_differs.store(differs, Ordering::Relaxed);
+        self.metrics.keys_identity_differs.set(i64::from(differs));
+        self.commands.send(driver::Command::Keys(secret))
     }
 
     fn leave(&self) -> Result<()> {
@@ -336,7 +387,7 @@ impl Serving {
                 info!(%vip, owner = %node, %term, "owner");
                 None
             }
-            Report::HandedOver { .. } => None,
+            Report::HandedOver { .. } | Report::Keys(_) | Report::HeldBack | Report::IdentityConfirmed => None,
         };
         if let Some(update) = update {
             // The writer ends only with the process.

@@ -49,7 +49,7 @@ pub struct PathArgs {
     /// Directory on a BPF file system for pinned maps and the XDP link.
     #[arg(long, default_value = "/sys/fs/bpf/sheave")]
     pub pin_dir: PathBuf,
-    /// Directory that outlives the pod: last known state, boot epoch, original sysctls.
+    /// Directory that outlives the pod: keys, last known state, boot epoch, original sysctls.
     #[arg(long, default_value = "/var/lib/sheave")]
     pub state_dir: PathBuf,
     /// Where the node's `/proc/sys/net` is writable.
@@ -85,9 +85,9 @@ pub struct RunArgs {
     /// The uplink; default: the interface that carries the node's address.
     #[arg(long)]
     pub interface: Option<String>,
-    /// Directory of the Secret `sheave-keys`: files current, previous (optional), flow-hash, cluster-id.
-    #[arg(long, default_value = "/etc/sheave/keys")]
-    pub keys_dir: PathBuf,
+    /// Namespace of the Secret `sheave-keys`.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "sheave-system")]
+    pub namespace: String,
     /// Group of the heartbeats. Link-local scope, so that no router forwards and no switch prunes it.
     #[arg(long, default_value = "224.0.0.254")]
     pub heartbeat_group: Ipv4Addr,

@@ -3,9 +3,9 @@
 //! Take commands, run the election's turn (`election::turn`: heartbeat, datagrams, decision), tick what else is due, wait. Nothing
 //! here decides. The lease is renewed from this loop only: if the loop does not turn, the kernel stops answering by itself.
 
-mod stall;
-
+mod keys;
 mod neighbours;
+mod stall;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -28,7 +28,10 @@ use speaker_core::machine::Machine;
 use speaker_core::name::{NodeName, Term, Vip};
 use speaker_core::presence::{self, Presence};
 use speaker_core::resolve::{self, Resolver};
+use speaker_core::rotation::{self, Rotation};
 use speaker_core::time::Instant;
+use speaker_core::unverified::{self, Unverified};
+use speaker_core::wire::advert::{Keyring, Signer};
 use tracing::{error, info, warn};
 
 use crate::dataplane::LeaseMaps;
@@ -60,15 +63,31 @@ pub enum Command {
     OwnAddress(Option<Ipv4Addr>),
     /// All other nodes and their addresses on the segment.
     Nodes(BTreeMap<NodeName, Ipv4Addr>),
+    /// The signing keys of the Secret; on disk already.
+    Keys(rotation::Secret),
     Leave,
 }
 
 /// What the other threads hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
-    Acquired { vip: Ipv4Addr, term: Term },
-    OwnerChanged { vip: Ipv4Addr, owner: Option<Owner> },
-    HandedOver { all_taken: bool },
+    Acquired {
+        vip: Ipv4Addr,
+        term: Term,
+    },
+    OwnerChanged {
+        vip: Ipv4Addr,
+        owner: Option<Owner>,
+    },
+    HandedOver {
+        all_taken: bool,
+    },
+    /// Adverts are signed and verified with these from now on.
+    Keys(Keyring),
+    /// This node is new and cannot verify the others: it owns nothing.
+    HeldBack,
+    /// This node's cluster id and flow key are those of the cluster.
+    IdentityConfirmed,
 }
 
 /// Sends commands and wakes the loop.
@@ -106,6 +125,8 @@ pub struct Driver {
     pub liveness: Liveness,
     pub presence: Presence,
     pub resolver: Resolver,
+    pub rotation: Rotation,
+    pub unverified: Unverified,
     pub announcer: Announcer,
     pub udp: MulticastSocket,
     pub arp: ArpSocket,
@@ -136,8 +157,12 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         resolve_at: Instant::ZERO,
         unreleased: BTreeSet::new(),
         stall: Stall::new(clock::now()),
+        ready: false,
+        incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, signed: None },
+        follow_up: Vec::new(),
         driver,
     };
+    state.show_keys();
     let mut driven = Loop { election, turn: Turn::default(), state };
     driven.state.driver.lease.clear()?;
     driven.turn_forever()
@@ -166,6 +191,19 @@ struct State {
     /// VIPs that the kernel still has as owned, against what the election says: removing them is tried again with each heartbeat.
     unreleased: BTreeSet<Vip>,
     stall: Stall,
+    /// The packet path can serve.
+    ready: bool,
+    /// The datagram that the election handles.
+    incoming: Incoming,
+    /// For the election, found while its actions were carried out: the next in this turn.
+    follow_up: Vec<election::Event>,
+}
+
+/// What is known of a datagram beside its contents.
+struct Incoming {
+    source: Ipv4Addr,
+    /// The key that it is signed with and the hint of the sender's other one, while there are two keys.
+    signed: Option<(Signer, u8)>,
 }
 
 impl Loop {
@@ -176,6 +214,9 @@ impl Loop {
             self.state.take_arp();
             let now = clock::now();
             self.state.tick(now);
+            for event in std::mem::take(&mut self.state.follow_up) {
+                self.elect(event);
+            }
             turned(&self.state.driver.shared.election_turned, now);
             self.wait()?;
         }
@@ -216,7 +257,14 @@ impl Loop {
             let now = clock::now();
             match command {
                 Command::Desired(desired) => self.elect(election::Event::Desired(desired)),
-                Command::Ready(ready) => self.elect(election::Event::Ready(ready)),
+                Command::Ready(ready) => {
+                    self.state.ready = ready;
+                    self.elect(self.state.readiness());
+                }
+                Command::Keys(secret) => {
+                    self.state.rotate(rotation::Event::Secret(secret), now);
+                    self.state.show_keys();
+                }
                 Command::Carrier(up) => {
                     self.elect(election::Event::Carrier(up));
                     self.state.set_carrier(up, now);
@@ -239,8 +287,13 @@ impl Loop {
 impl State {
     fn next_deadline(&self) -> Option<Instant> {
         let driver = &self.driver;
-        let machines =
-            [driver.liveness.next_deadline(), driver.presence.next_deadline(), driver.announcer.next_deadline()];
+        let machines = [
+            driver.liveness.next_deadline(),
+            driver.presence.next_deadline(),
+            driver.rotation.next_deadline(),
+            driver.unverified.next_deadline(),
+            driver.announcer.next_deadline(),
+        ];
         let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at);
         Some(machines.into_iter().flatten().fold(own, Instant::min))
     }
@@ -252,6 +305,12 @@ impl State {
         }
         if due(self.driver.presence.next_deadline()) {
             self.attend(presence::Event::Tick, now);
+        }
+        if due(self.driver.rotation.next_deadline()) {
+            self.rotate(rotation::Event::Tick, now);
+        }
+        if due(self.driver.unverified.next_deadline()) {
+            self.judge_unverified(unverified::Event::Tick, now);
         }
         if due(self.driver.announcer.next_deadline()) {
             self.announce(announce::Event::Tick, now);
@@ -450,7 +509,9 @@ impl Surroundings for State {
             self.driver.metrics.adverts_received.inc();
             // RFC 5082: what crossed a router is not from this segment.
             if received.ttl == 255 {
-                return Some(received.bytes.to_vec());
+                let bytes = received.bytes.to_vec();
+                self.incoming = Incoming { source: received.source, signed: self.signer(&bytes) };
+                return Some(bytes);
             }
             self.driver.metrics.adverts_rejected.with_label_values(&["ttl"]).inc();
         }
@@ -479,6 +540,7 @@ impl Surroundings for State {
             Action::Announce { .. } => {}
             Action::Address { .. } => {}
             Action::Heard { node, ready, .. } => {
+                self.verified(&node, now);
                 self.watch(liveness::Event::Heard(node.clone()), now);
                 if ready {
                     self.attend(presence::Event::Ready(node), now);
@@ -500,6 +562,7 @@ impl Surroundings for State {
             }
             Action::OwnerChanged { vip, owner } => self.report(Report::OwnerChanged { vip: vip.0, owner }),
             Action::Rejected { reason } => {
+                self.rejected(reason, now);
                 self.driver.metrics.adverts_rejected.with_label_values(&[reason.label()]).inc();
             }
             Action::HandedOver { all_taken } => self.report(Report::HandedOver { all_taken }),

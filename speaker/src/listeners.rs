@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -64,7 +64,7 @@ impl Listeners {
 
 /// By the address that each listens on.
 #[derive(Default)]
-struct Servers(BTreeMap<IpAddr, JoinHandle<std::io::Result<()>>>);
+struct Servers(BTreeMap<IpAddr, JoinHandle<()>>);
 
 impl Servers {
     fn start(&mut self, listener: TcpListener, admin: &Admin) -> Result<()> {
@@ -99,6 +99,6 @@ impl Servers {
 
     async fn ended(&mut self) -> Result<()> {
         let (ended, ..) = futures::future::select_all(self.0.values_mut()).await;
-        ended.context("admin server")?.context("admin server")
+        bail!("the admin server ended: {ended:?}")
     }
 }

@@ -10,8 +10,9 @@ use crate::args::{Cli, LogFormat};
 /// Lines that wait at most.
 const QUEUE: usize = 10_000;
 
-/// The Kubernetes client logs an error for each request that fails, without saying which; whoever made the request says more.
-const CLIENT: &str = "kube_client::client::builder=off";
+/// Off whatever the operator asks for: the Kubernetes client logs the body of an answer that it cannot read, the Secret's as well, and
+/// an error for each request that fails, without its cause. The caller of the request logs the whole chain.
+const CLIENT: &str = "kube_client::client=off";
 
 /// The guard writes what waits when it is dropped.
 pub fn start(cli: &Cli) -> Result<WorkerGuard> {

@@ -9,12 +9,22 @@ use std::time::Duration;
 use speaker_core::time::Instant;
 
 use crate::io::clock;
+use crate::keys::IDENTITY_DIFFERS;
+use crate::keys::source::Problem;
 
 /// A loop that has not turned for this long is not alive.
 const LOOP_STALLED: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 pub struct Shared {
+    /// Why there are no keys; `None` once there are.
+    no_keys: Mutex<Option<Problem>>,
+    /// The Secret names another cluster id or flow key than this node works with.
+    pub identity_differs: AtomicBool,
+    /// Nodes of the cluster whose adverts cannot be verified.
+    pub unverified: AtomicU64,
+    /// For the same reason this node, which is new, owns nothing.
+    pub held_back: AtomicBool,
     pub attached: AtomicBool,
     pub synced: AtomicBool,
     pub carrier: AtomicBool,
@@ -29,8 +39,28 @@ pub struct Shared {
 }
 
 impl Shared {
+    pub fn new(now: Instant) -> Self {
+        let shared = Self::default();
+        shared.begin(now);
+        shared
+    }
+
+    /// The loops are about to turn.
+    pub fn begin(&self, now: Instant) {
+        turned(&self.election_turned, now);
+        turned(&self.dataplane_turned, now);
+    }
+
+    /// Before the speaker has keys, no loop turns.
+    pub fn wait_for_keys(&self, problem: Option<Problem>) {
+        *self.lock_no_keys() = problem;
+    }
+
     pub fn not_alive(&self) -> Vec<&'static str> {
         let mut reasons = Vec::new();
+        if self.lock_no_keys().is_some() {
+            return reasons;
+        }
         if stalled(&self.election_turned) {
             reasons.push("election_stalled");
         }
@@ -41,7 +71,13 @@ impl Shared {
     }
 
     pub fn not_ready(&self) -> Vec<&'static str> {
+        if let Some(problem) = *self.lock_no_keys() {
+            return vec![problem.label()];
+        }
         let mut reasons = self.not_alive();
+        if self.held_back.load(Ordering::Relaxed) {
+            reasons.push("peers_unverified");
+        }
         let flags = [
             (&self.attached, "not_attached"),
             (&self.synced, "not_synced"),
@@ -50,6 +86,15 @@ impl Shared {
         ];
         reasons.extend(flags.iter().filter(|(flag, _)| !flag.load(Ordering::Relaxed)).map(|(_, reason)| *reason));
         reasons
+    }
+
+    /// What a ready node says beside it.
+    pub fn notes(&self) -> Vec<&'static str> {
+        let flags = [
+            (self.identity_differs.load(Ordering::Relaxed), IDENTITY_DIFFERS),
+            (self.unverified.load(Ordering::Relaxed) > 0, "peers_unverified"),
+        ];
+        flags.into_iter().filter(|(set, _)| *set).map(|(_, note)| note).collect()
     }
 
     /// Time until the lease in the kernel ends; zero when it has.
@@ -72,6 +117,10 @@ impl Shared {
 
     pub fn disown(&self, vip: Ipv4Addr) {
         self.lock_owned().remove(&vip);
+    }
+
+    fn lock_no_keys(&self) -> std::sync::MutexGuard<'_, Option<Problem>> {
+        self.no_keys.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn lock_owned(&self) -> std::sync::MutexGuard<'_, BTreeMap<Ipv4Addr, u64>> {

@@ -1,11 +1,12 @@
-//! What outlives the speaker on this node's disk: the last known view, the former rings, and the boot epoch.
+//! What outlives the speaker on this node's disk: the keys, the last known view, the former rings, and the boot epoch.
 //!
 //! The view lets a speaker that restarts without an API server go on; the epoch numbers incarnations, so that a wall clock
 //! that was set back does not make a new incarnation look like an old one.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -15,11 +16,13 @@ use speaker_core::forwarding::history::Saved;
 use speaker_core::view::View;
 
 use crate::io::clock;
+use crate::keys::Stored;
 
 /// Far above any real view; a larger file is not ours.
 const MAX_FILE: u64 = 256 << 20;
 const VIEW: &str = "view.json";
 const FORWARDING: &str = "forwarding.json";
+const KEYS: &str = "keys.json";
 
 #[derive(Clone)]
 pub struct StateDir {
@@ -81,14 +84,28 @@ impl StateDir {
         load(&self.forwarding_path(), "former rings unreadable, the other nodes will tell")
     }
 
+    pub fn save_keys(&self, keys: &Stored) -> Result<()> {
+        let bytes = serde_json::to_vec(keys).context("serialise the keys")?;
+        write_atomically(&self.dir.join(KEYS), &bytes)
+    }
+
+    /// The keys of the speaker before this one. A file that cannot be read is reported and counts as absent: the Secret has them.
+    pub fn load_keys(&self) -> Option<Stored> {
+        load(&self.dir.join(KEYS), "keys on disk unreadable, waiting for the Secret")
+    }
+
+    /// They are of another cluster.
+    pub fn remove_keys(&self) -> Result<()> {
+        let path = self.dir.join(KEYS);
+        remove_if_there(&path).with_context(|| format!("remove {}", path.display()))
+    }
+
     /// Nothing stays behind; the directory itself may be a mount of the pod.
     pub fn remove(dir: &Path) -> Result<()> {
-        for name in ["boot-epoch", VIEW, FORWARDING] {
-            match fs::remove_file(dir.join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("remove {}", dir.join(name).display()));
-                }
-                _ => {}
+        for name in ["boot-epoch", VIEW, FORWARDING, KEYS] {
+            let path = dir.join(name);
+            for path in [path.with_extension("new"), path] {
+                remove_if_there(&path).with_context(|| format!("remove {}", path.display()))?;
             }
         }
         Ok(())
@@ -100,6 +117,13 @@ impl StateDir {
 
     fn forwarding_path(&self) -> PathBuf {
         self.dir.join(FORWARDING)
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -122,14 +146,18 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-/// The old content or the new one, never half of it, also when power is lost.
+/// The old content or the new one, never half of it, also when power is lost. Readable by root only: keys are among it.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("new");
     let write = || -> io::Result<()> {
-        let mut file = File::create(&temporary)?;
+        // One that a crash left may have other rights.
+        remove_if_there(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&temporary, path)
+        fs::rename(&temporary, path)?;
+        // The name as well: keys that are acknowledged must be found after a power cut.
+        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
     };
     write().with_context(|| format!("write {}", path.display()))
 }

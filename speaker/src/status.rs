@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
-use sheave_api::{VirtualIP, VirtualIPStatus};
+use sheave_api::{Chain, VirtualIP, VirtualIPStatus};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -54,7 +54,7 @@ pub async fn run(client: Client, node: String, mut updates: mpsc::UnboundedRecei
                 Err(kube::Error::Api(status)) if status.code == 404 => debug!(%vip, "VirtualIP is gone"),
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        warn!(%vip, %error, "status of the VirtualIP not written, trying on");
+                        warn!(%vip, error = %Chain(&error), "status of the VirtualIP not written, trying on");
                     }
                     failed.insert(vip, ownership);
                 }

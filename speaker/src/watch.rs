@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use sheave_api::VirtualIP;
+use sheave_api::{Chain, VirtualIP};
 use speaker_core::view::{
     Affinity, Conditions, Endpoint, EndpointSlice as Slice, Event, Key, Kind, Node as NodeView, Object, ObjectName,
     Port, Protocol, Service as ServiceView, VirtualIp,
@@ -175,9 +175,9 @@ impl Watch {
     fn failed(&self, error: &watcher::Error, again: bool) {
         self.unanswered.set(self.kind, is_unanswered(error));
         if again {
-            debug!(kind = ?self.kind, %error, "watch still fails");
+            debug!(kind = ?self.kind, error = %Chain(error), "watch still fails");
         } else {
-            warn!(kind = ?self.kind, %error, "watch failed; the last known state goes on serving");
+            warn!(kind = ?self.kind, error = %Chain(error), "watch failed; the last known state goes on serving");
         }
     }
 }

@@ -14,6 +14,8 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("client address", 1, steps::client_address),
             ("first answer", 2, steps::first_answer),
             ("forged heartbeats", 2, steps::forged_heartbeats),
+            ("Secret replaced, speaker restarted", 1, steps::keys_replaced),
+            ("speaker waits for the Secret", 1, steps::keys_awaited),
             ("owner loss", 2, steps::owner_loss),
             ("other node loss", 2, steps::other_node_loss),
             ("speaker SIGKILL", 2, steps::speaker_kill),

@@ -94,7 +94,7 @@ impl View {
     }
 
     /// VIPs that may be served, and those that are addresses of nodes: no VIP may take a node off the network.
-    pub fn divided_vips(&self) -> (Vec<(Ipv4Addr, &VirtualIp)>, Vec<(Ipv4Addr, &VirtualIp)>) {
+    pub fn divided_vips(&self) -> (Vec<Granted<'_>>, Vec<Granted<'_>>) {
         let mut taken: BTreeSet<Ipv4Addr> = self.nodes.values().map(|node| node.address).collect();
         taken.extend(self.nodes.values().flat_map(|node| &node.aliases));
         let vips = self.vips.iter().map(|(vip, granted)| (*vip, granted));
@@ -172,6 +172,9 @@ impl View {
         Change::Refused(limit)
     }
 }
+
+/// A VIP with its grant.
+pub type Granted<'a> = (Ipv4Addr, &'a VirtualIp);
 
 /// What is known, not how often a limit was reached on the way there.
 impl PartialEq for View {

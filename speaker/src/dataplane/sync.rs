@@ -23,6 +23,7 @@ use speaker_core::holdings::holder::Holder;
 use speaker_core::name::{NodeName, Vip};
 use speaker_core::standing::Standing;
 use speaker_core::view::View;
+use speaker_core::wire::advert::Keyring;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
@@ -76,6 +77,8 @@ pub enum Message {
     OwnMac(Mac),
     /// What this host is itself, and how it leaves the segment.
     HostAddresses(HostAddresses),
+    /// Reports are signed and verified with these from now on.
+    Keys(Keyring),
 }
 
 /// Addresses that no VIP may have.
@@ -260,6 +263,7 @@ impl State {
                     self.macs.remove(&ip);
                 }
             }
+            Message::Keys(keys) => self.exchange(Some(exchange::Event::Keys(keys)))?,
             Message::OwnMac(mac) => self.set_own_mac(mac),
             Message::HostAddresses(host) => {
                 self.dirty |= self.host != host;

@@ -11,6 +11,7 @@ use speaker_core::name::NodeName;
 use speaker_core::presence;
 use speaker_core::resolve;
 use speaker_core::time::Instant;
+use speaker_core::unverified;
 use tracing::info;
 
 use super::State;
@@ -40,7 +41,8 @@ impl State {
             self.resolve_event(resolve::Event::Unknown(name), now);
         }
         self.watch(liveness::Event::Nodes(names.clone()), now);
-        self.attend(presence::Event::Nodes(names), now);
+        self.attend(presence::Event::Nodes(names.clone()), now);
+        self.judge_unverified(unverified::Event::Nodes(names), now);
         if changed {
             self.tell_unavailable();
         }

@@ -36,6 +36,8 @@ pub struct MulticastSocket {
 pub struct Received<'a> {
     pub bytes: &'a [u8],
     pub ttl: u8,
+    /// Nothing proves it.
+    pub source: Ipv4Addr,
 }
 
 impl MulticastSocket {
@@ -97,7 +99,7 @@ impl MulticastSocket {
         loop {
             let mut space = cmsg_space!(libc::c_int, u32);
             let mut parts = [IoSliceMut::new(&mut buffer[..])];
-            let (length, ttl) =
+            let (length, ttl, source) =
                 match recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty()) {
                     Ok(message) => {
                         let mut ttl = None;
@@ -108,14 +110,14 @@ impl MulticastSocket {
                                 _ => {}
                             }
                         }
-                        (message.bytes, ttl)
+                        (message.bytes, ttl, message.address.map_or(Ipv4Addr::UNSPECIFIED, |address| address.ip()))
                     }
                     Err(Errno::EAGAIN) => return Ok(None),
                     Err(Errno::EINTR) => continue,
                     Err(error) => return Err(error.into()),
                 };
             let bytes = buffer.get(..length).unwrap_or_default();
-            return Ok(Some(Received { bytes, ttl: ttl.unwrap_or(0) }));
+            return Ok(Some(Received { bytes, ttl: ttl.unwrap_or(0), source }));
         }
     }
 

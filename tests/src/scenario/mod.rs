@@ -14,7 +14,7 @@
 //!
 //! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a
 //! fault) → [`measure`] (how it counts) → the scenarios: [`node_loss`], [`speaker`], [`address`], [`controller`],
-//! [`heartbeat`], [`baseline`](mod@baseline), [`resources`](mod@resources), [`uninstall`](mod@uninstall); everything that
+//! [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`resources`](mod@resources), [`uninstall`](mod@uninstall); everything that
 //! changes who serves, under open connections: [`survive`].
 
 pub mod address;
@@ -27,6 +27,7 @@ mod gratuitous;
 pub mod heartbeat;
 pub mod http;
 pub mod inside;
+pub mod keys;
 pub mod leftovers;
 pub mod measure;
 pub mod node_loss;
@@ -43,6 +44,7 @@ pub use controller::{controller_failover, pool_exhaustion};
 pub use deploy::{Owner, Scene, deploy};
 pub use figures::Figures;
 pub use heartbeat::forged_heartbeats;
+pub use keys::{keys_awaited, keys_replaced};
 pub use leftovers::leftovers;
 pub use measure::Observed;
 pub use node_loss::{NodeLoss, api_server_down_then_owner_loss, other_node_loss, owner_loss, restore};

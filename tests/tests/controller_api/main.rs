@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use sheave_tests::lab::{Lab, LabConfig, quiet, wait_for};
 
 use objects::{Objects, SOON};
@@ -48,7 +49,9 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     malformed_pools_are_refused(&objects).context("malformed pools")?;
     let kubeconfig = replica::kubeconfig(lab, folder)?;
     let mut pair = Pair::start(kubeconfig, folder)?;
-    keys(lab).context("keys")?;
+    keys(&objects).context("keys")?;
+    deleted_keys_come_back(&objects).context("deleted keys")?;
+    pair.forgets_the_keys(&objects).context("keys that nobody remembers")?;
 
     an_address_and_its_ip_mode(&objects).context("an address")?;
     exhausted_and_freed(&objects).context("exhausted")?;
@@ -94,6 +97,10 @@ fn rights(lab: &Lab) -> Result<()> {
         (controller, "get secrets/sheave-keys -n sheave-system"),
         (speaker, "patch virtualips.sheave.dev --subresource=status"),
         (speaker, "watch endpointslices.discovery.k8s.io"),
+        (controller, "watch secrets/sheave-keys -n sheave-system"),
+        (controller, "get namespaces/kube-system"),
+        (speaker, "watch secrets/sheave-keys -n sheave-system"),
+        (speaker, "get namespaces/kube-system"),
     ] {
         ensure!(can(account, words)?, "{account} cannot {words}");
     }
@@ -107,7 +114,13 @@ fn rights(lab: &Lab) -> Result<()> {
         (speaker, "create virtualips.sheave.dev"),
         (speaker, "patch virtualips.sheave.dev"),
         (speaker, "patch services --subresource=status"),
-        (speaker, "get secrets/sheave-keys -n sheave-system"),
+        (controller, "update secrets/sheave-keys -n sheave-system"),
+        (controller, "list namespaces"),
+        (speaker, "list secrets -n sheave-system"),
+        (speaker, "get secrets/other -n sheave-system"),
+        (speaker, "create secrets -n sheave-system"),
+        (speaker, "update secrets/sheave-keys -n sheave-system"),
+        (speaker, "list namespaces"),
     ] {
         ensure!(!can(account, words)?, "{account} can {words}");
     }
@@ -135,14 +148,36 @@ fn malformed_pools_are_refused(objects: &Objects) -> Result<()> {
     Ok(())
 }
 
-fn keys(lab: &Lab) -> Result<()> {
-    let objects = Objects(lab);
-    let secret = wait_for("the keys", SOON, || Ok(objects.get(&["-n", NAMESPACE, "secret", "sheave-keys"]).ok()))?;
+/// As a speaker sees it: a list of one name, which is all that it may ask for.
+fn secret(objects: &Objects) -> Result<Option<Value>> {
+    let speaker = format!("--as=system:serviceaccount:{NAMESPACE}:sheave-speaker");
+    let only = "--field-selector=metadata.name=sheave-keys";
+    let list = objects.get(&["-n", NAMESPACE, "secrets", only, &speaker])?;
+    Ok(list["items"].get(0).cloned())
+}
+
+fn keys(objects: &Objects) -> Result<()> {
+    let secret = wait_for("the keys", SOON, || secret(objects))?;
     let length = |name: &str| {
         let text = secret["data"][name].as_str().unwrap_or_default();
         text.len() / 4 * 3 - text.matches('=').count()
     };
     ensure!((length("current"), length("flow-hash"), length("cluster-id")) == (32, 16, 8), "{}", secret["data"]);
+    Ok(())
+}
+
+/// The same contents, also those of a rotation, as soon as the deletion is seen.
+fn deleted_keys_come_back(objects: &Objects) -> Result<()> {
+    let rotated = r#"{"data":{"previous":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}}"#;
+    objects.0.kubectl(&["-n", NAMESPACE, "patch", "secret", "sheave-keys", "-p", rotated])?;
+    let before = secret(objects)?.context("the Secret")?;
+    objects.0.kubectl(&["-n", NAMESPACE, "delete", "secret", "sheave-keys", "--wait=false"])?;
+    let deleted = Instant::now();
+    let again = wait_for("the keys to come back", SOON, || {
+        Ok(secret(objects)?.filter(|again| again["metadata"]["uid"] != before["metadata"]["uid"]))
+    })?;
+    eprintln!("Secret deleted -> back after {:?}, as kubectl sees it", deleted.elapsed());
+    ensure!(again["data"] == before["data"], "other keys");
     Ok(())
 }
 
@@ -233,6 +268,24 @@ impl Pair {
             Ok(leads.iter().position(|leads| *leads))
         })?;
         Ok(self.replicas.remove(leader))
+    }
+
+    /// The Secret goes while no controller runs, as with its Namespace: what must not change follows from the cluster.
+    fn forgets_the_keys(&mut self, objects: &Objects) -> Result<()> {
+        let before = secret(objects)?.context("the Secret")?;
+        self.replicas.clear();
+        objects.0.kubectl(&["-n", NAMESPACE, "delete", "secret", "sheave-keys", "--wait=true"])?;
+        self.fill()?;
+        let again = wait_for("new keys", Duration::from_secs(15), || secret(objects))?;
+        for entry in ["cluster-id", "flow-hash"] {
+            ensure!(again["data"][entry] == before["data"][entry], "{entry} changed");
+        }
+        ensure!(again["data"]["current"] != before["data"]["current"], "the signing key is random");
+        let log = self.replicas.iter().map(Replica::log).collect::<String>();
+        for key in [&before["data"]["current"], &again["data"]["current"], &again["data"]["flow-hash"]] {
+            ensure!(!log.contains(key.as_str().context("an entry")?), "a key is in the log");
+        }
+        Ok(())
     }
 
     /// kill -9: nothing moves, and the other one takes over.

@@ -90,6 +90,21 @@ pub fn forged_heartbeats(scene: &Scene) -> Result<String> {
     Ok(format!("{:?}", report.refused))
 }
 
+pub fn keys_replaced(scene: &Scene) -> Result<String> {
+    let report = scenario::keys_replaced(scene, CONNECTIONS)?;
+    alive(&report.observed.connections)?;
+    ensure!(report.owner_before == report.owner_after, "the address moved: {report:#?}");
+    ensure!(report.refused.values().all(|by| *by == 0.0), "nodes misunderstood one another: {report:#?}");
+    Ok(format!("{} restarted; {}", report.restarted, figures(&report.observed)))
+}
+
+pub fn keys_awaited(scene: &Scene) -> Result<String> {
+    let report = scenario::keys_awaited(scene)?;
+    ensure!(report.live == 200, "a speaker that waits is alive: {report:#?}");
+    ensure!(report.created_to_keys_ms < SANE_MS, "{report:#?}");
+    Ok(format!("{}, keys after {:.0} ms", report.waited_for.trim(), report.created_to_keys_ms))
+}
+
 pub fn resources(scene: &Scene) -> Result<String> {
     let report = scenario::resources(scene, std::time::Duration::from_secs(5))?;
     ensure!(report.speaker_mb < 100.0 && report.controller_mb < 100.0, "{report:#?}");

@@ -57,6 +57,8 @@ pub enum Event {
     /// What the API server says, once the packet path is as it says.
     View(Digests),
     Datagram(Vec<u8>),
+    /// Sign and verify with these from now on.
+    Keys(Keyring),
     /// All other nodes of the cluster.
     Nodes(BTreeSet<NodeName>),
     /// This node was cut off: what the others said is old.
@@ -436,6 +438,7 @@ impl Machine for Exchange {
                     actions.push(Action::Rejected(reject));
                 }
             }
+            Event::Keys(keys) => self.config.keys = keys,
             Event::Nodes(nodes) => self.set_nodes(nodes, actions),
             Event::Rejoin => (self.started, self.next_beat) = (now, now),
             Event::Tick => self.tick(now, actions),

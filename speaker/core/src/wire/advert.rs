@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  0 "SHVE" | 4 version | 5 kind | 6 flags | 7 key id | 8 cluster (8) | 16 epoch (8) | 24 sequence (8)
-//! 32 digest of the sender's claims (8) | 40 challenge (4) | 44 name length | 45 reserved | 46 count (2) | 48 name
+//! 32 digest of the sender's claims (8) | 40 challenge (4) | 44 name length | 45 hint | 46 count (2) | 48 name
 //! heartbeat: count x challenge (4)                                     the peers that the sender hears
 //! claims:    part (2) | parts (2) | count x claim                      part of its claim list
 //! node:      MAC address (6) | reserved (2)                            of the sender; more may follow in later versions
@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 
 pub use super::reject::Reject;
 use super::seal::MAC_LEN;
-pub use super::seal::{Key, Keyring};
+pub use super::seal::{Key, Keyring, Signer};
 use crate::name::{NodeName, Term, Vip};
 
 /// The largest datagram that is sent or taken: fits an Ethernet frame with room for encapsulation, so it is never fragmented.
@@ -94,6 +94,11 @@ impl<'a> Packet<'a> {
 
     pub fn key_id(&self) -> u8 {
         self.0[7]
+    }
+
+    /// Of the key that the sender accepts beside the one that signs this ([`Key::hint`]).
+    pub fn other_hint(&self) -> u8 {
+        self.0[45]
     }
 
     pub fn cluster(&self) -> u64 {
@@ -275,13 +280,22 @@ impl Advert {
             out.extend_from_slice(&field.to_be_bytes());
         }
         out.extend_from_slice(&self.challenge.to_be_bytes());
-        out.extend_from_slice(&[name.len() as u8, 0]);
+        out.extend_from_slice(&[name.len() as u8, keys.other_hint()]);
         out.extend_from_slice(&(count as u16).to_be_bytes());
         out.extend_from_slice(name);
         self.body.emit(&mut out);
         keys.seal(&mut out);
         debug_assert!(out.len() <= MAX_DATAGRAM);
         out
+    }
+}
+
+impl Keyring {
+    /// Which key signed this advert, and the hint of the other one that its sender accepts; `None` if neither did.
+    pub fn signer(&self, bytes: &[u8]) -> Option<(Signer, u8)> {
+        let packet = Packet::new(bytes).ok()?;
+        let (signed, mac) = packet.split_mac();
+        Some((self.verify(packet.key_id(), signed, mac).ok()?, packet.other_hint()))
     }
 }
 

@@ -1,0 +1,109 @@
+//! Adverts on their way to the election: which keys they are signed with, and whose cannot be verified.
+//!
+//! The machines `rotation` and `unverified` of `speaker-core`, on the election's thread: they need every advert that it verifies or
+//! refuses, and what they say takes effect before the next one.
+
+use std::sync::atomic::Ordering;
+
+use speaker_core::election;
+use speaker_core::machine::Machine;
+use speaker_core::name::NodeName;
+use speaker_core::rotation;
+use speaker_core::time::Instant;
+use speaker_core::unverified;
+use speaker_core::wire::advert::{Reject, Signer};
+use tracing::{info, warn};
+
+use super::{Report, State};
+use crate::dataplane::sync::Message;
+
+impl State {
+    /// Only while two keys are accepted does it matter which one a peer uses.
+    pub(super) fn signer(&self, bytes: &[u8]) -> Option<(Signer, u8)> {
+        self.driver.rotation.has_two_keys().then(|| self.driver.rotation.ring().signer(bytes)).flatten()
+    }
+
+    /// An advert of this node was verified.
+    pub(super) fn verified(&mut self, node: &NodeName, now: Instant) {
+        if let Some((signer, other_hint)) = self.incoming.signed {
+            self.rotate(rotation::Event::Heard { node: node.clone(), signer, other_hint }, now);
+        }
+        if self.driver.unverified.count() > 0 {
+            self.judge_unverified(unverified::Event::Verified(node.clone()), now);
+        }
+    }
+
+    pub(super) fn rejected(&mut self, reason: Reject, now: Instant) {
+        if let Some(node) = self.by_address.get(&self.incoming.source).cloned() {
+            self.judge_unverified(unverified::Event::Rejected { node, reason }, now);
+        }
+    }
+
+    pub(super) fn rotate(&mut self, event: rotation::Event, now: Instant) {
+        let mut actions = Vec::new();
+        self.driver.rotation.handle(event, now, &mut actions);
+        for action in actions {
+            match action {
+                rotation::Action::Keys(ring) => {
+                    info!(signing = ring.current.id, other = ring.other.as_ref().map(|key| key.id), "signing keys");
+                    self.follow_up.push(election::Event::Keys(ring.clone()));
+                    self.tell(Message::Keys(ring.clone()));
+                    self.report(Report::Keys(ring));
+                    self.show_keys();
+                }
+                rotation::Action::Lacking(nodes) => {
+                    self.driver.metrics.keys_lacking.set(nodes.len() as i64);
+                    if nodes.is_empty() {
+                        info!("every peer has the current signing key");
+                    } else {
+                        let nodes: Vec<&str> = nodes.iter().map(NodeName::as_str).collect();
+                        info!(
+                            ?nodes,
+                            "peers without the current signing key: adverts are signed with the previous one"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn show_keys(&self) {
+        let (rotation, metrics) = (&self.driver.rotation, &self.driver.metrics);
+        metrics.keys_accepted.set(if rotation.has_two_keys() { 2 } else { 1 });
+        metrics.keys_rotating.set(i64::from(rotation.is_under_way()));
+    }
+
+    pub(super) fn judge_unverified(&mut self, event: unverified::Event, now: Instant) {
+        use unverified::Action;
+        let mut actions = Vec::new();
+        self.driver.unverified.handle(event, now, &mut actions);
+        if actions.is_empty() {
+            return;
+        }
+        let count = self.driver.unverified.count();
+        self.driver.shared.unverified.store(count as u64, Ordering::Relaxed);
+        self.driver.metrics.peers_unverified.set(count as i64);
+        for action in actions {
+            match action {
+                Action::Unverified { node, reason } => {
+                    warn!(%node, reason = reason.label(), "peers_unverified: adverts of this node cannot be verified");
+                }
+                Action::Resolved(node) => info!(%node, "its adverts can be verified, or come no more"),
+                Action::Hold(hold) => {
+                    if hold {
+                        warn!("this node is new and cannot verify the others: it owns no VIP (docs/election.md, Keys)");
+                        self.report(Report::HeldBack);
+                    }
+                    self.driver.shared.held_back.store(hold, Ordering::Relaxed);
+                    self.follow_up.push(self.readiness());
+                }
+                Action::Confirmed => self.report(Report::IdentityConfirmed),
+            }
+        }
+    }
+
+    /// The packet path can serve, and nothing says that this node is a stranger here.
+    pub(super) fn readiness(&self) -> election::Event {
+        election::Event::Ready(self.ready && !self.driver.shared.held_back.load(Ordering::Relaxed))
+    }
+}
