@@ -6,8 +6,8 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use ebpf_common::{
-    Config, Lease, MAX_NODES, MAX_SERVICES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, ServiceKey, ServiceValue,
-    Verdict, VipValue,
+    Config, Lease, MAX_NODES, MAX_SERVICES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RingHead, Row,
+    ServiceKey, ServiceValue, Verdict, VipValue,
 };
 
 use crate::frame::Mac;
@@ -90,8 +90,14 @@ impl Tables for KernelTables {
 
 impl tables::Ring for &Ring {
     #[inline(always)]
-    fn element(&self, index: u32) -> Option<u64> {
-        self.get(index).copied()
+    fn head(&self) -> Option<RingHead> {
+        self.get(0).copied().map(RingHead)
+    }
+
+    #[inline(always)]
+    fn row(&self, head: RingHead, row: u32) -> Option<Row> {
+        let numbers = *self.get(head.number_at(row))?;
+        self.get(head.row_at(row, numbers)).copied().map(Row)
     }
 }
 

@@ -9,16 +9,20 @@ mod chance;
 mod forwarding;
 mod hash;
 mod lease;
+mod ring;
 mod verdict;
 
 pub use chance::{Ask, MARK_PREFIX, Mark, RESERVED_FLAG, Travel};
 pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_ASKED, Row, ServiceKey, ServiceValue, VipValue};
 pub use hash::{FlowTuple, row_of, siphash13};
 pub use lease::{Config, Lease, Own};
+pub use ring::RingHead;
+#[cfg(not(target_arch = "bpf"))]
+pub use ring::{numbered, pack};
 pub use verdict::{Fate, Verdict};
 
 /// Raised with every change of a layout in this crate. Also the name of the pin directory.
-pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { 1000 } else { 2 };
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { 1000 } else { 3 };
 
 /// Program section and function name of the XDP entry point.
 pub const PROGRAM: &str = "sheave_xdp";
@@ -35,7 +39,7 @@ pub mod map {
     pub const VIPS: &str = "VIPS";
     /// Hash: [`ServiceKey`](crate::ServiceKey) -> [`ServiceValue`](crate::ServiceValue). Writer: dataplane sync.
     pub const SERVICES: &str = "SERVICES";
-    /// Array of maps: ring slot -> Array of u64 (see [`Row`](crate::Row); element 0 is the number of rows).
+    /// Array of maps: ring slot -> Array of u64 (see [`RingHead`](crate::RingHead)).
     pub const RINGS: &str = "RINGS";
     /// Array: node slot -> [`Node`](crate::Node). Slot 0 is no node. Writer: dataplane sync.
     pub const NODES: &str = "NODES";
