@@ -6,7 +6,7 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use ebpf_common::{
-    Config, Lease, MAX_NODES, MAX_SERVICES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RingHead, Row,
+    Config, Lease, MAX_NODES, MAX_RINGS, MAX_SERVICES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RingHead, Row,
     ServiceKey, ServiceValue, Verdict, VipValue,
 };
 
@@ -26,7 +26,7 @@ static SERVICES: HashMap<ServiceKey, ServiceValue, { MAX_SERVICES as usize }> = 
 /// `BPF_F_INNER_MAP` (Linux 5.10): the rings may have any length; that of the template here says nothing.
 type Ring = Array<u64, 2, { BPF_F_INNER_MAP as usize }>;
 #[btf_map]
-static RINGS: ArrayOfMaps<Ring, { MAX_SERVICES as usize }> = ArrayOfMaps::new();
+static RINGS: ArrayOfMaps<Ring, { MAX_RINGS as usize }> = ArrayOfMaps::new();
 #[btf_map]
 static NODES: Array<Node, { MAX_NODES as usize }> = Array::new();
 #[btf_map]

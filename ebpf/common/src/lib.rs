@@ -39,7 +39,7 @@ pub mod map {
     pub const VIPS: &str = "VIPS";
     /// Hash: [`ServiceKey`](crate::ServiceKey) -> [`ServiceValue`](crate::ServiceValue). Writer: dataplane sync.
     pub const SERVICES: &str = "SERVICES";
-    /// Array of maps: ring slot -> Array of u64 (see [`RingHead`](crate::RingHead)).
+    /// Array of maps: ring slot -> Array of u64 (see [`RingHead`](crate::RingHead)). Equal rings share a slot.
     pub const RINGS: &str = "RINGS";
     /// Array: node slot -> [`Node`](crate::Node). Slot 0 is no node. Writer: dataplane sync.
     pub const NODES: &str = "NODES";
@@ -53,8 +53,10 @@ pub mod map {
 pub const MAX_NODES: u32 = 1024;
 /// VIPs in the `VIPS` and `OWN` maps.
 pub const MAX_VIPS: u32 = 4096;
-/// Service ports in `SERVICES`, and rings.
-pub const MAX_SERVICES: u32 = 8192;
+/// Service ports in `SERVICES`.
+pub const MAX_SERVICES: u32 = 16_384;
+/// Slots in `RINGS`: room for every service port to get another ring beside the one that it has.
+pub const MAX_RINGS: u32 = 2 * MAX_SERVICES;
 /// Rows of the largest ring.
 pub const MAX_ROWS: u32 = 16 * 4093;
 /// Counter slots; verdict numbers stay below this.

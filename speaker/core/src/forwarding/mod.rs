@@ -3,7 +3,7 @@
 //! For each VIP and service port a ring: Maglev over (node, ordinal 0..ready pods on it; members.rs says who counts if none is). The ring chooses the node, the node
 //! chooses the pod. The same view, the same set of lost nodes and the same hash key give the same table on every node. Beside
 //! it the alternates of each row: nodes that may hold flows which were opened under another ring. These may differ between nodes.
-//! Reading order: mod.rs -> members.rs -> maglev.rs -> history.rs -> alternates/ -> ids.rs -> diff.rs. Read first: docs/dataplane.md.
+//! Reading order: mod.rs -> members.rs -> maglev.rs -> history.rs -> alternates/ -> ids.rs -> slots.rs -> diff.rs. Read first: docs/dataplane.md.
 //!
 //! ```text
 //! let mut planner = Planner::new(hash_key, history);           // History::new(window), or History::restore(..) from disk
@@ -25,6 +25,7 @@ pub mod ids;
 pub mod maglev;
 mod members;
 mod saved;
+mod slots;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
