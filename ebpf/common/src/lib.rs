@@ -16,7 +16,7 @@ pub use chance::{Ask, MARK_PREFIX, Mark, RESERVED_FLAG, Travel};
 pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_ASKED, Row, ServiceKey, ServiceValue, VipValue};
 pub use hash::{FlowTuple, row_of, siphash13};
 pub use lease::{Config, Lease, Own};
-pub use ring::RingHead;
+pub use ring::{RING_WORDS, RingHead};
 #[cfg(not(target_arch = "bpf"))]
 pub use ring::{numbered, pack};
 pub use verdict::{Fate, Verdict};
@@ -39,7 +39,7 @@ pub mod map {
     pub const VIPS: &str = "VIPS";
     /// Hash: [`ServiceKey`](crate::ServiceKey) -> [`ServiceValue`](crate::ServiceValue). Writer: dataplane sync.
     pub const SERVICES: &str = "SERVICES";
-    /// Array of maps: ring slot -> Array of u64 (see [`RingHead`](crate::RingHead)). Equal rings share a slot.
+    /// Array of maps: ring slot -> Array of words (see [`RingHead`](crate::RingHead)). Equal rings share a slot.
     pub const RINGS: &str = "RINGS";
     /// Array: node slot -> [`Node`](crate::Node). Slot 0 is no node. Writer: dataplane sync.
     pub const NODES: &str = "NODES";

@@ -9,10 +9,10 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::maps::{Array, IterableMap as _, MapData, MapError};
-use ebpf_common::{MAX_ROWS, Row, pack};
+use ebpf_common::{MAX_ROWS, RING_WORDS, Row, pack};
 
 /// A ring as its owner in user space holds it.
-pub type Ring = Array<MapData, u64>;
+pub type Ring = Array<MapData, [u64; RING_WORDS]>;
 
 /// A new ring with these rows, not yet visible to the program: see [`put_rings`].
 pub fn create_ring(rows: &[Row]) -> Result<Ring, RingError> {

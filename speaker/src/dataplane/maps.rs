@@ -4,7 +4,9 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use ebpf_common::{Config, Lease, MacKey, Node, Own, Row, ServiceKey, ServiceValue, Verdict, VipValue, map};
+use ebpf_common::{
+    Config, Lease, MacKey, Node, Own, RING_WORDS, Row, ServiceKey, ServiceValue, Verdict, VipValue, map,
+};
 use speaker_core::forwarding::diff::{Contents, MapOp, MapState};
 use speaker_core::time::Instant;
 
@@ -151,7 +153,7 @@ impl ForwardingMaps {
                     }
                     _ => None,
                 };
-                bytes += ring.as_ref().map_or(0, |ring| 8 * ring.len() as usize);
+                bytes += ring.as_ref().map_or(0, |ring| size_of::<[u64; RING_WORDS]>() * ring.len() as usize);
                 made.push(ring);
                 if bytes >= BATCH_BYTES {
                     break;

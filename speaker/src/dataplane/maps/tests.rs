@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aya::maps::ArrayOfMaps;
-use ebpf_common::{MAX_SERVICES, RingHead, Row};
+use ebpf_common::{MAX_SERVICES, RING_WORDS, RingHead, Row};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -64,9 +64,9 @@ fn rows(pins: &Pins, maps: &ForwardingMaps, number: u32) -> (u32, Row) {
     let rings: ArrayOfMaps<_, ebpf_object::Ring> =
         open(pins, map::RINGS, Map::ArrayOfMaps).unwrap().try_into().unwrap();
     let ring = rings.get(&value.ring, 0).unwrap();
-    let head = RingHead(ring.get(&0, 0).unwrap());
-    let numbers = ring.get(&head.number_at(0), 0).unwrap();
-    (head.rows(), Row(ring.get(&head.row_at(0, numbers), 0).unwrap()))
+    let word = |word: u32| ring.get(&(word / RING_WORDS as u32), 0).unwrap()[word as usize % RING_WORDS];
+    let head = RingHead(word(0));
+    (head.rows(), Row(word(head.row_at(0, word(head.number_at(0))))))
 }
 
 /// With the limit of file descriptors that a service has: all rings of a change at once do not fit.
