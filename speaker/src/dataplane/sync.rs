@@ -22,6 +22,7 @@ use speaker_core::holdings::holder::Holder;
 use speaker_core::name::{NodeName, Vip};
 use speaker_core::standing::Standing;
 use speaker_core::view::View;
+use speaker_core::view::endpoints::frontends;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
@@ -309,9 +310,12 @@ impl State {
             self.sync.planner.tables_differ(now);
         }
         let words = self.talk.exchange.words();
-        let table = self.sync.planner.table(&view, &available, &words, now);
+        let frontends = frontends(&view);
+        let table = self.sync.planner.table_of(&view, &frontends, &available, &words, now);
         self.report(&table);
-        let writes = self.apply(&view, &table).await?;
+        let plan = Plan::of(&view, &frontends.0, &self.sync.node, self.sync.uplink.clone());
+        drop(frontends);
+        let writes = self.apply(&view, &table, plan).await?;
         if self.table.digest != table.digest {
             self.look.changed(now);
         }
@@ -372,9 +376,9 @@ impl State {
     }
 
     /// nftables first, then the maps.
-    async fn apply(&mut self, view: &View, table: &Table) -> Result<usize> {
+    async fn apply(&mut self, view: &View, table: &Table, plan: Plan) -> Result<usize> {
         let now = clock::now();
-        let plan = self.lingering.complete(Plan::new(view, &self.sync.node, self.sync.uplink.clone()), now);
+        let plan = self.lingering.complete(plan, now);
         let served: BTreeSet<ServiceKey> = plan.services.keys().copied().collect();
         let want = self.want(view, table, &served);
         let peers = self.peers(table);

@@ -93,7 +93,7 @@ impl Contents {
                 None => 0,
             };
             ring.0.rows.iter().enumerate().map(move |(row, &node)| {
-                let alternates = others.as_ref().map_or([0; ALTERNATES], |others| others.0.rows[row].map(alternate));
+                let alternates = others.as_ref().map_or([0; ALTERNATES], |others| others.0.row(row).map(alternate));
                 Row::new(primaries[usize::from(node)], alternates)
             })
         })
