@@ -34,7 +34,7 @@ use super::maps::ForwardingMaps;
 use super::talk::Talk;
 use crate::backend::{Backend, Outcome};
 use crate::io::udp::MulticastSocket;
-use crate::io::{Mac, clock};
+use crate::io::{Mac, clock, memory};
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
 use crate::state::{Remembered, StateDir};
@@ -49,6 +49,9 @@ const TURN: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// How long after it the pods of a node that has booted have to give a sign of life, or to be called unready.
 const PODS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Writes of a change that leaves much memory free.
+const LARGE: usize = 256;
 
 /// Addresses remembered before the first view says which of them are nodes.
 const MAX_MACS: usize = 4 * MAX_NODES as usize;
@@ -327,6 +330,9 @@ impl State {
         self.failed = false;
         self.remember(&view);
         self.exchange(Some(exchange::Event::View(self.table.viewed.clone())))?;
+        if writes >= LARGE {
+            memory::give_back();
+        }
         debug!(writes, took = ?clock::now().since(now), availability = ?self.available, "packet path as the view says");
         Ok(true)
     }

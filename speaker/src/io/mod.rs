@@ -6,6 +6,7 @@
 //! | arp.rs | AF_PACKET socket for ARP: gratuitous announcements, signs of life of other kernels | NET_RAW |
 //! | knock.rs | TCP connections to pods: is anybody there | none |
 //! | udp.rs | the sockets of heartbeats and holdings | NET_RAW (SO_BINDTODEVICE) |
+//! | memory.rs | free memory of the heap to the kernel | none |
 //! | netlink.rs | links, addresses, neighbours | none (reading) |
 //! | random.rs | the system's random source | none |
 //! | schedule.rs | SCHED_FIFO for the election thread | SYS_NICE (works without) |
@@ -13,6 +14,7 @@
 pub mod arp;
 pub mod clock;
 pub mod knock;
+pub mod memory;
 pub mod netlink;
 pub mod random;
 pub mod schedule;
