@@ -77,8 +77,8 @@ fn main() -> Result<()> {
 }
 
 const HEAD: &str = "\
-| world | service ports | rings | one pod, ms | its CPU, ms | nft, ms | first start, ms | restart, ms | node lost, ms | user space, MB | maps, MB | both, MB | highest, MB | rings, MB | not shared, MB | plain rows, MB |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|";
+| world | service ports | rings | one pod, ms | nft, ms | first start, ms | restart, ms | node lost, ms | user space, MB | maps, MB | both, MB | highest, MB | rings, MB | not shared, MB | plain rows, MB |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|";
 
 fn measure(kind: Kind, ports: usize, steps: bool) -> Result<()> {
     let pins = Pins::new(&namespaces()?);
@@ -94,8 +94,8 @@ fn measure(kind: Kind, ports: usize, steps: bool) -> Result<()> {
 struct Figures {
     service_ports: usize,
     change: Pass,
-    first_start: Duration,
-    restart: Duration,
+    first_start: Pass,
+    restart: Pass,
     loss: Pass,
     steady: Memory,
     highest: u64,
@@ -112,9 +112,8 @@ async fn figures(kind: Kind, ports: usize, steps: bool, pins: &Pins) -> Result<F
     let mut cluster = Cluster::new(kind, ports);
     // The first start: empty maps, and nobody has said yet what it holds.
     let (mut node, opened) = Node::start(pins, None, Instant::from_millis(1_000_000))?;
-    let first = node.pass(&cluster.view, Some(&nft)).await?;
-    say("first start", &first);
-    let first_start = opened + first.total();
+    let first_start = opened.and(node.pass(&cluster.view, Some(&nft)).await?);
+    say("first start", &first_start);
     let mut most_in_maps = Memory::of(&node, pins)?.maps;
     say("settled", &settle(&mut node, &cluster, &nft).await?);
 
@@ -123,10 +122,8 @@ async fn figures(kind: Kind, ports: usize, steps: bool, pins: &Pins) -> Result<F
         let service = (7 + round * 31) % world::services(kind, ports);
         let (began, cpu) = (std::time::Instant::now(), cpu_time());
         cluster.change(world::scaled(kind, service, true));
-        let (view, cpu) = (("view", began.elapsed()), cpu_time() - cpu);
-        let mut pass = node.pass(&cluster.view, Some(&nft)).await?;
-        pass.steps.insert(0, view);
-        pass.cpu += cpu;
+        let view = Pass::step("view", began.elapsed(), cpu_time() - cpu);
+        let pass = view.and(node.pass(&cluster.view, Some(&nft)).await?);
         say("one pod more", &pass);
         changes.push(pass);
         say("settled", &settle(&mut node, &cluster, &nft).await?);
@@ -140,9 +137,8 @@ async fn figures(kind: Kind, ports: usize, steps: bool, pins: &Pins) -> Result<F
     drop(node);
     let (mut node, opened) = Node::start(pins, Some(&saved), now)?;
     drop(saved);
-    let again = node.pass(&cluster.view, Some(&nft)).await?;
-    say("restart", &again);
-    let restart = opened + again.total();
+    let restart = opened.and(node.pass(&cluster.view, Some(&nft)).await?);
+    say("restart", &restart);
     most_in_maps = most_in_maps.max(Memory::of(&node, pins)?.maps);
     say("settled", &settle(&mut node, &cluster, &nft).await?);
     let rings = Rings::of(&node);
@@ -159,8 +155,9 @@ async fn figures(kind: Kind, ports: usize, steps: bool, pins: &Pins) -> Result<F
 impl Figures {
     fn line(&self, kind: Kind) -> String {
         let Self { service_ports, change, first_start, restart, loss, steady, highest, rings } = self;
-        let times = [change.total(), change.cpu, change.nft, *first_start, *restart, loss.total()]
-            .map(|time| format!("{:.0}", ms(time)));
+        let time = |pass: &Pass| format!("{:.0} / {:.0}", ms(pass.total()), ms(pass.cpu));
+        let nft = format!("{:.0}", ms(change.nft));
+        let times = [time(change), nft, time(first_start), time(restart), time(loss)];
         let bytes = [
             steady.resident,
             steady.maps,

@@ -54,6 +54,16 @@ pub struct Pass {
 }
 
 impl Pass {
+    pub fn step(name: &'static str, took: StdDuration, cpu: StdDuration) -> Self {
+        Self { steps: vec![(name, took)], cpu, ..Self::default() }
+    }
+
+    /// This, and then another.
+    pub fn and(mut self, next: Self) -> Self {
+        self.steps.extend(next.steps);
+        Self { steps: self.steps, cpu: self.cpu + next.cpu, ..next }
+    }
+
     pub fn total(&self) -> StdDuration {
         self.steps.iter().map(|(_, took)| *took).sum()
     }
@@ -70,8 +80,8 @@ impl Pass {
 
 impl Node {
     /// As a speaker that starts: from pinned maps, and the history that the one before it saved.
-    pub fn start(pins: &Pins, saved: Option<&Saved>, now: Instant) -> Result<(Self, StdDuration)> {
-        let begun = Clock::now();
+    pub fn start(pins: &Pins, saved: Option<&Saved>, now: Instant) -> Result<(Self, Pass)> {
+        let (begun, cpu) = (Clock::now(), cpu_time());
         let maps = ForwardingMaps::open(pins)?;
         let have = maps.restore()?;
         let history = match saved {
@@ -92,11 +102,11 @@ impl Node {
             availability: Availability::default(),
             table: Table::default(),
         };
-        Ok((node, begun.elapsed()))
+        Ok((node, Pass::step("restore", begun.elapsed(), cpu_time() - cpu)))
     }
 
     pub fn wait(&mut self, seconds: u64) {
-        self.now = self.now + Duration::from_secs(seconds);
+        self.now += Duration::from_secs(seconds);
     }
 
     pub fn now(&self) -> Instant {
