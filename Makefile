@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-xdp bench-second-chance bench-scale measure-election docs deny check
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-xdp bench-ports bench-second-chance bench-scale measure-election docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -67,6 +67,9 @@ bench-survive: setup image-next ## What connections survive, beside the path tha
 
 bench-xdp: setup ## What the packet path costs a packet: a table, and the memory of its maps
 	@cargo run -q --release -p sheave-tests --bin xdp_cost
+
+bench-ports: setup ## What 1,000, 5,000 and 10,000 service ports cost a node: times and memory; ARGS="--ports 10000 --steps"
+	@cargo run -q --release -p sheave-bench --bin ports -- $(ARGS)
 
 bench-scale: setup ## Does the election settle with 3 to 256 nodes and 200 to 4,096 VIPs: simulated, with measured costs; half an hour
 	@cargo run -q --release -p sheave-tests --bin scale $(ARGS)

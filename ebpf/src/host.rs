@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf_common::{Config, Lease, Node, Row, ServiceKey, ServiceValue};
+use ebpf_common::{Config, Lease, Node, RingHead, Row, ServiceKey, ServiceValue};
 
 use crate::frame::{Frame, Mac};
 use crate::tables::{Ring, Tables};
@@ -83,11 +83,13 @@ impl Tables for HostTables {
     }
 }
 
+/// Plain rows: what the kernel makes of its packed ones is compared with them.
 impl Ring for &[Row] {
-    fn element(&self, index: u32) -> Option<u64> {
-        match index.checked_sub(1) {
-            None => u64::try_from(self.len()).ok(),
-            Some(row) => self.get(row as usize).map(|row| row.0),
-        }
+    fn head(&self) -> Option<RingHead> {
+        u32::try_from(self.len()).ok().map(|rows| RingHead::new(rows, rows))
+    }
+
+    fn row(&self, _: RingHead, row: u32) -> Option<Row> {
+        self.get(row as usize).copied()
     }
 }

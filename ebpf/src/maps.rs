@@ -6,8 +6,8 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use ebpf_common::{
-    Config, Lease, MAX_NODES, MAX_SERVICES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, ServiceKey, ServiceValue,
-    Verdict, VipValue,
+    Config, Lease, MAX_NODES, MAX_RINGS, MAX_SERVICES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RING_WORDS, RingHead,
+    Row, ServiceKey, ServiceValue, Verdict, VipValue,
 };
 
 use crate::frame::Mac;
@@ -24,9 +24,9 @@ static VIPS: HashMap<[u8; 4], VipValue, { MAX_VIPS as usize }> = HashMap::new();
 #[btf_map]
 static SERVICES: HashMap<ServiceKey, ServiceValue, { MAX_SERVICES as usize }> = HashMap::new();
 /// `BPF_F_INNER_MAP` (Linux 5.10): the rings may have any length; that of the template here says nothing.
-type Ring = Array<u64, 2, { BPF_F_INNER_MAP as usize }>;
+type Ring = Array<[u64; RING_WORDS], 2, { BPF_F_INNER_MAP as usize }>;
 #[btf_map]
-static RINGS: ArrayOfMaps<Ring, { MAX_SERVICES as usize }> = ArrayOfMaps::new();
+static RINGS: ArrayOfMaps<Ring, { MAX_RINGS as usize }> = ArrayOfMaps::new();
 #[btf_map]
 static NODES: Array<Node, { MAX_NODES as usize }> = Array::new();
 #[btf_map]
@@ -90,9 +90,21 @@ impl Tables for KernelTables {
 
 impl tables::Ring for &Ring {
     #[inline(always)]
-    fn element(&self, index: u32) -> Option<u64> {
-        self.get(index).copied()
+    fn head(&self) -> Option<RingHead> {
+        word(self, 0).map(RingHead)
     }
+
+    #[inline(always)]
+    fn row(&self, head: RingHead, row: u32) -> Option<Row> {
+        let numbers = word(self, head.number_at(row))?;
+        word(self, head.row_at(row, numbers)).map(Row)
+    }
+}
+
+#[inline(always)]
+fn word(ring: &Ring, word: u32) -> Option<u64> {
+    let words = ring.get(word / RING_WORDS as u32)?;
+    Some(words[word as usize % RING_WORDS])
 }
 
 /// Whether a look-up found something. The value is read, though nobody wants it: without that LLVM joins two such questions

@@ -17,9 +17,9 @@ pub fn row(
 ) -> Result<Option<Row>, Verdict> {
     let flow = if service.flags & ServiceValue::CLIENT_AFFINITY != 0 { flow.client_only() } else { *flow };
     let ring = tables.ring(service.ring).ok_or(Verdict::BadRing)?;
-    let rows = ring.element(0).ok_or(Verdict::BadRing)? as u32;
-    let Some(row) = row_of(flow.hash(&config.hash_key), rows) else { return Ok(None) };
-    Ok(Some(Row(ring.element(row.wrapping_add(1)).ok_or(Verdict::BadRing)?)))
+    let head = ring.head().ok_or(Verdict::BadRing)?;
+    let Some(row) = row_of(flow.hash(&config.hash_key), head.rows()) else { return Ok(None) };
+    Ok(Some(ring.row(head, row).ok_or(Verdict::BadRing)?))
 }
 
 /// Where to send frames for the row's primary.

@@ -1,6 +1,6 @@
 //! What the packet path asks of the world: the maps (docs/dataplane.md) and the clock.
 
-use ebpf_common::{Config, Lease, Node, ServiceKey, ServiceValue};
+use ebpf_common::{Config, Lease, Node, RingHead, Row, ServiceKey, ServiceValue};
 
 use crate::frame::Mac;
 
@@ -27,6 +27,7 @@ pub trait Tables {
 
 /// A ring, as it was when it was looked up.
 pub trait Ring {
-    /// Element 0 is the number of rows, the rows follow.
-    fn element(&self, index: u32) -> Option<u64>;
+    fn head(&self) -> Option<RingHead>;
+    /// `head`: as it said.
+    fn row(&self, head: RingHead, row: u32) -> Option<Row>;
 }

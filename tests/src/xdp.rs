@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapInfo, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use ebpf_common::{Config, Lease, MacKey, Node, Own, Row, ServiceKey, ServiceValue, Verdict, VipValue, map};
+use ebpf_common::{
+    Config, Lease, MacKey, Node, Own, RING_WORDS, RingHead, Row, ServiceKey, ServiceValue, Verdict, VipValue, map,
+};
 use ebpf_object::Ring;
 use sheave_ebpf::host::HostTables;
 
@@ -85,7 +87,10 @@ impl Kernel {
     pub fn rows(&self, slot: u32) -> Result<Vec<Row>> {
         let rings: ArrayOfMaps<_, Ring> = self.ebpf.map(map::RINGS).context("no map RINGS")?.try_into()?;
         let ring = rings.get(&slot, 0)?;
-        (1..=ring.get(&0, 0)? as u32).map(|element| Ok(Row(ring.get(&element, 0)?))).collect()
+        let word =
+            |word: u32| -> Result<u64> { Ok(ring.get(&(word / RING_WORDS as u32), 0)?[word as usize % RING_WORDS]) };
+        let head = RingHead(word(0)?);
+        (0..head.rows()).map(|row| Ok(Row(word(head.row_at(row, word(head.number_at(row))?))?))).collect()
     }
 
     /// Runs one frame (at least 14 bytes: the kernel takes no shorter one) and reads from the counters what was decided.

@@ -43,7 +43,7 @@ impl ServiceValue {
 /// Nodes besides the primary that may hold flows of a row, in the order in which they are asked.
 pub const ALTERNATES: usize = 3;
 
-/// One element (index >= 1) of a ring: node slots, 16 bits each, the primary lowest, then the alternates (0: none). No node stands in
+/// One row of a ring: node slots, 16 bits each, the primary lowest, then the alternates (0: none). No node stands in
 /// a row twice.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -9,16 +9,20 @@ mod chance;
 mod forwarding;
 mod hash;
 mod lease;
+mod ring;
 mod verdict;
 
 pub use chance::{Ask, MARK_PREFIX, Mark, RESERVED_FLAG, Travel};
 pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_ASKED, Row, ServiceKey, ServiceValue, VipValue};
 pub use hash::{FlowTuple, row_of, siphash13};
 pub use lease::{Config, Lease, Own};
+pub use ring::{RING_WORDS, RingHead};
+#[cfg(not(target_arch = "bpf"))]
+pub use ring::{numbered, pack};
 pub use verdict::{Fate, Verdict};
 
 /// Raised with every change of a layout in this crate. Also the name of the pin directory.
-pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { 1000 } else { 2 };
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { 1000 } else { 3 };
 
 /// Program section and function name of the XDP entry point.
 pub const PROGRAM: &str = "sheave_xdp";
@@ -35,7 +39,7 @@ pub mod map {
     pub const VIPS: &str = "VIPS";
     /// Hash: [`ServiceKey`](crate::ServiceKey) -> [`ServiceValue`](crate::ServiceValue). Writer: dataplane sync.
     pub const SERVICES: &str = "SERVICES";
-    /// Array of maps: ring slot -> Array of u64 (see [`Row`](crate::Row); element 0 is the number of rows).
+    /// Array of maps: ring slot -> Array of words (see [`RingHead`](crate::RingHead)). Equal rings share a slot.
     pub const RINGS: &str = "RINGS";
     /// Array: node slot -> [`Node`](crate::Node). Slot 0 is no node. Writer: dataplane sync.
     pub const NODES: &str = "NODES";
@@ -49,8 +53,10 @@ pub mod map {
 pub const MAX_NODES: u32 = 1024;
 /// VIPs in the `VIPS` and `OWN` maps.
 pub const MAX_VIPS: u32 = 4096;
-/// Service ports in `SERVICES`, and rings.
-pub const MAX_SERVICES: u32 = 8192;
+/// Service ports in `SERVICES`.
+pub const MAX_SERVICES: u32 = 16_384;
+/// Slots in `RINGS`: room for every service port to get another ring beside the one that it has.
+pub const MAX_RINGS: u32 = 2 * MAX_SERVICES;
 /// Rows of the largest ring.
 pub const MAX_ROWS: u32 = 16 * 4093;
 /// Counter slots; verdict numbers stay below this.

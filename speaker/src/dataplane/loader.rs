@@ -15,7 +15,7 @@ use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::{ABI_VERSION, PROGRAM, map};
 
-const MAPS: [&str; 9] =
+pub const MAPS: [&str; 9] =
     [map::CONFIG, map::LEASE, map::OWN, map::VIPS, map::SERVICES, map::RINGS, map::NODES, map::PEERS, map::COUNTERS];
 
 /// Directory of pinned maps, before the version.

@@ -1,12 +1,13 @@
 //! The only file with aya's map types. Two handles: what the election thread writes, and what dataplane sync writes.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use ebpf_common::{Config, Lease, MacKey, Node, Own, Row, ServiceKey, ServiceValue, Verdict, VipValue, map};
-use speaker_core::forwarding::diff::{MapOp, MapState};
+use ebpf_common::{
+    Config, Lease, MacKey, Node, Own, RING_WORDS, Row, ServiceKey, ServiceValue, Verdict, VipValue, map,
+};
+use speaker_core::forwarding::diff::{Contents, MapOp, MapState};
 use speaker_core::time::Instant;
 
 use super::loader::Pins;
@@ -73,16 +74,15 @@ impl ForwardingMaps {
     }
 
     /// What an earlier speaker left. Rings cannot be read back (a file descriptor of an inner map by id takes
-    /// CAP_SYS_ADMIN), so each counts as held with rows that no ring has: it is filled anew at the first synchronisation.
+    /// CAP_SYS_ADMIN), so what each holds is unknown: it is filled anew at the first synchronisation, in the slot that it has.
     pub fn restore(&self) -> Result<MapState> {
         let mut state = MapState::default();
         for vip in self.vips.keys() {
             state.vips.insert(vip?);
         }
-        let unknown: Arc<[Row]> = Arc::from([Row(u64::MAX)]);
         for entry in self.services.iter() {
             let (key, value) = entry?;
-            state.rings.insert(value.ring, unknown.clone());
+            state.rings.insert(value.ring, Contents::UNKNOWN);
             state.services.insert(key, value);
         }
         for entry in self.peers.iter() {
@@ -104,10 +104,12 @@ impl ForwardingMaps {
         let ring = |op: &MapOp| matches!(op, MapOp::SetRing { .. } | MapOp::DelRing { .. });
         for run in ops.chunk_by(|first, second| ring(first) && ring(second)) {
             match run {
-                [op] if !ring(op) => self.execute_one(op).with_context(|| format!("{op:?}"))?,
-                rings => self.put_rings(rings)?,
+                [op] if !ring(op) => {
+                    self.execute_one(op).with_context(|| format!("{op:?}"))?;
+                    done(op);
+                }
+                rings => self.put_rings(rings, &mut done)?,
             }
-            run.iter().for_each(&mut done);
         }
         Ok(())
     }
@@ -122,7 +124,7 @@ impl ForwardingMaps {
             MapOp::DelService { key } => absent_is_fine(self.services.remove(key))?,
             MapOp::SetVip { addr } => self.vips.insert(*addr, VipValue::default(), 0)?,
             MapOp::DelVip { addr } => absent_is_fine(self.vips.remove(addr))?,
-            MapOp::SetRing { .. } | MapOp::DelRing { .. } => self.put_rings(std::slice::from_ref(op))?,
+            MapOp::SetRing { .. } | MapOp::DelRing { .. } => self.put_rings(std::slice::from_ref(op), |_| {})?,
         }
         Ok(())
     }
@@ -135,22 +137,46 @@ impl ForwardingMaps {
         self.config.set(0, config, 0).context("write CONFIG")
     }
 
-    /// New rings beside those in use, then one swap: a packet sees an old ring or a new one, whole. A deleted slot gets an empty
-    /// ring, which frees the memory of the old one; nothing names the slot any more.
-    fn put_rings(&mut self, ops: &[MapOp]) -> Result<()> {
-        let mut rings = Vec::new();
-        for op in ops {
-            let (slot, rows): (u32, &[Row]) = match op {
-                MapOp::SetRing { slot, rows } => (*slot, rows),
-                MapOp::DelRing { slot } => (*slot, &[]),
-                _ => continue,
-            };
-            rings.push((slot, ebpf_object::create_ring(rows).with_context(|| format!("{op:?}"))?));
+    /// New rings beside those in use, then a swap: a packet sees an old ring or a new one, whole. A batch at a time, so that no more than
+    /// one batch of rings is there twice. A deleted slot gets an empty ring, which frees the memory of the old one; nothing names the slot
+    /// any more.
+    fn put_rings(&mut self, ops: &[MapOp], mut done: impl FnMut(&MapOp)) -> Result<()> {
+        let empty = ebpf_object::create_ring(&[]).context("an empty ring")?;
+        let mut rest = ops;
+        while !rest.is_empty() {
+            let (mut made, mut bytes) = (Vec::new(), 0);
+            for op in rest.iter().take(BATCH_RINGS) {
+                let ring = match op {
+                    MapOp::SetRing { contents, .. } => {
+                        let rows: Vec<Row> = contents.rows().collect();
+                        Some(ebpf_object::create_ring(&rows).with_context(|| format!("{op:?}"))?)
+                    }
+                    _ => None,
+                };
+                bytes += ring.as_ref().map_or(0, |ring| size_of::<[u64; RING_WORDS]>() * ring.len() as usize);
+                made.push(ring);
+                if bytes >= BATCH_BYTES {
+                    break;
+                }
+            }
+            let (batch, later) = rest.split_at(made.len());
+            let rings = batch.iter().zip(&made).filter_map(|(op, ring)| match op {
+                MapOp::SetRing { slot, .. } | MapOp::DelRing { slot } => Some((*slot, ring.as_ref().unwrap_or(&empty))),
+                _ => None,
+            });
+            let rings: Vec<_> = rings.collect();
+            ebpf_object::put_rings(&self.rings, &rings).with_context(|| format!("{} rings", rings.len()))?;
+            batch.iter().for_each(&mut done);
+            rest = later;
         }
-        let rings: Vec<_> = rings.iter().map(|(slot, ring)| (*slot, ring)).collect();
-        ebpf_object::put_rings(&self.rings, &rings).with_context(|| format!("{} rings", rings.len()))
+        Ok(())
     }
 }
+
+/// Rings that are made before one swap: their memory, and their number, because each is a file descriptor meanwhile (systemd's limit for
+/// services that ask for no other is 1024).
+const BATCH_BYTES: usize = 4 << 20;
+const BATCH_RINGS: usize = 512;
 
 /// Frames by verdict, summed over CPUs.
 pub struct Counters {
@@ -186,3 +212,6 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests;

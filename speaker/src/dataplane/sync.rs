@@ -23,6 +23,7 @@ use speaker_core::holdings::holder::Holder;
 use speaker_core::name::{NodeName, Vip};
 use speaker_core::standing::Standing;
 use speaker_core::view::View;
+use speaker_core::view::endpoints::frontends;
 use speaker_core::wire::advert::Keyring;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -35,7 +36,7 @@ use super::maps::ForwardingMaps;
 use super::talk::Talk;
 use crate::backend::{Backend, Outcome};
 use crate::io::udp::MulticastSocket;
-use crate::io::{Mac, clock};
+use crate::io::{Mac, clock, memory};
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
 use crate::state::{Remembered, StateDir};
@@ -50,6 +51,9 @@ const TURN: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// How long after it the pods of a node that has booted have to give a sign of life, or to be called unready.
 const PODS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Writes of a change that leaves much memory free.
+const LARGE: usize = 256;
 
 /// Addresses remembered before the first view says which of them are nodes.
 const MAX_MACS: usize = 4 * MAX_NODES as usize;
@@ -329,9 +333,12 @@ impl State {
             self.sync.planner.tables_differ(now);
         }
         let words = self.talk.exchange.words();
-        let table = self.sync.planner.table(&view, &available, &words, now);
+        let frontends = frontends(&view);
+        let table = self.sync.planner.table_of(&view, &frontends, &available, &words, now);
         self.report(&table);
-        let writes = self.apply(&view, &table).await?;
+        let plan = Plan::of(&view, &frontends.0, &self.sync.node, self.sync.uplink.clone());
+        drop(frontends);
+        let writes = self.apply(&view, &table, plan).await?;
         if self.table.digest != table.digest {
             self.look.changed(now);
         }
@@ -343,6 +350,9 @@ impl State {
         self.failed = false;
         self.remember(&view);
         self.exchange(Some(exchange::Event::View(self.table.viewed.clone())))?;
+        if writes >= LARGE {
+            memory::give_back();
+        }
         debug!(writes, took = ?clock::now().since(now), availability = ?self.available, "packet path as the view says");
         Ok(true)
     }
@@ -392,9 +402,9 @@ impl State {
     }
 
     /// nftables first, then the maps.
-    async fn apply(&mut self, view: &View, table: &Table) -> Result<usize> {
+    async fn apply(&mut self, view: &View, table: &Table, plan: Plan) -> Result<usize> {
         let now = clock::now();
-        let plan = self.lingering.complete(Plan::new(view, &self.sync.node, self.sync.uplink.clone()), now);
+        let plan = self.lingering.complete(plan, now);
         let served: BTreeSet<ServiceKey> = plan.services.keys().copied().collect();
         let want = self.want(view, table, &served);
         let peers = self.peers(table);

@@ -7,6 +7,7 @@
 //! | filter.rs | classic BPF: what the sockets of arp.rs and udp.rs queue | none |
 //! | knock.rs | TCP connections to pods: is anybody there | none |
 //! | udp.rs | the sockets of heartbeats and holdings | NET_RAW (SO_BINDTODEVICE) |
+//! | memory.rs | free memory of the heap to the kernel | none |
 //! | netlink.rs | links, addresses, neighbours, routes | none (reading) |
 //! | random.rs | the system's random source | none |
 //! | schedule.rs | SCHED_FIFO for the election thread | SYS_NICE (works without) |
@@ -15,6 +16,7 @@ pub mod arp;
 pub mod clock;
 pub mod filter;
 pub mod knock;
+pub mod memory;
 pub mod netlink;
 pub mod random;
 pub mod schedule;

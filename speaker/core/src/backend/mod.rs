@@ -17,7 +17,7 @@ use core::net::Ipv4Addr;
 use ebpf_common::ServiceKey;
 use thiserror::Error;
 
-use crate::view::endpoints::{Pod, frontends};
+use crate::view::endpoints::{Frontend, Pod, frontends};
 use crate::view::{Affinity, View};
 
 pub use doubt::Doubt;
@@ -60,8 +60,12 @@ impl Plan {
     /// Chooses among this node's pods only: the dispatcher has already chosen the node. Ready ones; if there are none, those
     /// that serve while they terminate (KEP-1669): a dispatcher whose view is older still sends new connections here.
     pub fn new(view: &View, node: &str, uplink: Uplink) -> Self {
-        let (frontends, _) = frontends(view);
-        let endpoints = Endpoints::from_frontends(view, node, &frontends);
+        Self::of(view, &frontends(view).0, node, uplink)
+    }
+
+    /// The same, of the frontends of the view.
+    pub fn of(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>, node: &str, uplink: Uplink) -> Self {
+        let endpoints = Endpoints::from_frontends(view, node, frontends);
         let mut services = BTreeMap::new();
         for (key, frontend) in frontends {
             let local = || frontend.pods.iter().filter(|pod| pod.node == node);
@@ -74,7 +78,7 @@ impl Plan {
             }
             pods.truncate(MAX_LOCAL_PODS);
             if !pods.is_empty() {
-                services.insert(key, LocalPods { affinity: frontend.affinity, pods, last_resort: none_ready });
+                services.insert(*key, LocalPods { affinity: frontend.affinity, pods, last_resort: none_ready });
             }
         }
         Self {

@@ -1,19 +1,22 @@
 //! (what the maps hold, what they should hold) -> writes, in an order in which no packet meets a gap.
 //!
 //! Adds before removes. Adds go from what is pointed at to what points: nodes, rings, services, VIPs. Removes go the other
-//! way: VIPs, services, rings, nodes. A speaker that dies between two writes leaves maps that forward.
+//! way: VIPs, services, rings, nodes. A speaker that dies between two writes leaves maps that forward. No write changes the rows of a
+//! service port that is to keep them: see slots.rs.
 
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::sync::Arc;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{ALTERNATES, MacKey, Node, Row, ServiceKey, ServiceValue};
+use ebpf_common::{MAX_RINGS, MAX_SERVICES, MacKey, Node, ServiceKey, ServiceValue};
 
-use super::alternates::{Alternates, ByAddress};
-use super::ids::{Exhausted, NodeSlots, RingSlots};
-use super::{Ring, Service, Table};
+use super::Table;
+use super::alternates::ByAddress;
+use super::ids::{Exhausted, NodeSlots};
+pub use super::slots::Contents;
+use super::slots::{ByDigest, Source, Wanted};
 use crate::view::Affinity;
 
 /// The maps that follow the view, as they are or as they should be.
@@ -22,8 +25,7 @@ pub struct MapState {
     /// `NODES`, without slots that are all zero.
     pub nodes: BTreeMap<u32, Node>,
     pub peers: BTreeMap<MacKey, u32>,
-    /// `RINGS`: rows without the length in element 0.
-    pub rings: BTreeMap<u32, Arc<[Row]>>,
+    pub rings: BTreeMap<u32, Contents>,
     pub services: BTreeMap<ServiceKey, ServiceValue>,
     pub vips: BTreeSet<[u8; 4]>,
 }
@@ -33,7 +35,7 @@ pub struct MapState {
 pub enum MapOp {
     SetNode { slot: u32, node: Node },
     SetPeer { mac: MacKey, slot: u32 },
-    SetRing { slot: u32, rows: Arc<[Row]> },
+    SetRing { slot: u32, contents: Contents },
     SetService { key: ServiceKey, value: ServiceValue },
     SetVip { addr: [u8; 4] },
     DelVip { addr: [u8; 4] },
@@ -43,40 +45,34 @@ pub enum MapOp {
     DelNode { slot: u32 },
 }
 
-/// Turns tables into map contents. Owns the slots.
+/// Turns tables into map contents. Owns the slots of nodes.
 #[derive(Clone, Debug)]
 pub struct Layout {
     node_slots: NodeSlots,
-    ring_slots: RingSlots,
-    /// Rows in slots: services that share ring and alternates share them, and unchanged ones are the same allocation.
-    rows: BTreeMap<Source, SlotRows>,
-}
-
-/// What rows are made of.
-type Source = (ByAddress<Ring>, Option<ByAddress<Alternates>>);
-
-#[derive(Clone, Debug)]
-struct SlotRows {
-    /// Of the ring's nodes, and of those of the alternates.
-    slots: [Vec<u16>; 2],
-    rows: Arc<[Row]>,
+    service_ports: usize,
+    rings: u32,
+    /// As of the last table: the slot of each node by name, and the contents of each ring.
+    names: BTreeMap<String, u16>,
+    contents: BTreeMap<Source, Contents>,
 }
 
 impl Default for Layout {
     fn default() -> Self {
-        Self { node_slots: NodeSlots::nodes(), ring_slots: RingSlots::rings(), rows: BTreeMap::new() }
+        Self::limited(MAX_SERVICES as usize, MAX_RINGS)
     }
 }
 
 impl Layout {
+    fn limited(service_ports: usize, rings: u32) -> Self {
+        let (names, contents) = (BTreeMap::new(), BTreeMap::new());
+        Self { node_slots: NodeSlots::nodes(), service_ports, rings, names, contents }
+    }
+
     /// Slots as a previous speaker left them. Contradictory entries are left out: they count as to be removed.
     pub fn restore(have: &MapState) -> Self {
         let mut layout = Self::default();
         for (&slot, node) in &have.nodes {
             layout.node_slots.restore(slot, Ipv4Addr::from(node.addr));
-        }
-        for (&key, value) in &have.services {
-            layout.ring_slots.restore(value.ring, key);
         }
         layout
     }
@@ -88,25 +84,59 @@ impl Layout {
 
     /// What the maps should hold. `have`: what they hold; a slot that they still name is not given to another. `macs`: name ->
     /// MAC, for every node that has one known; `own` is this node's name (its own frames come from no peer); `served`: service
-    /// ports with pods on this node, once its nftables table has them. What finds no slot is left out and named.
+    /// ports with pods on this node, once its nftables table has them. What finds no slot is left out and named; a service port that is
+    /// in the maps stays as it is.
     pub fn want(
         &mut self,
         table: &Table,
         have: &MapState,
-        macs: &BTreeMap<alloc::string::String, [u8; 6]>,
+        macs: &BTreeMap<String, [u8; 6]>,
         own: &str,
         served: &BTreeSet<ServiceKey>,
     ) -> (MapState, Vec<Exhausted>) {
+        let mut state = MapState { vips: table.vips.iter().map(Ipv4Addr::octets).collect(), ..Default::default() };
+        let mut exhausted = Vec::new();
+        self.want_nodes(table, have, macs, own, &mut state, &mut exhausted);
+        let wanted = self.wanted(table, have, &mut exhausted);
+        let slots = wanted.slots(have, self.rings);
+        if slots.contains(&None) {
+            exhausted.push(Exhausted { what: "ring", limit: self.rings });
+        }
+        let mut services = Vec::with_capacity(wanted.users.len());
+        for (key, ring) in &wanted.users {
+            match slots[*ring] {
+                Some(ring) => services.push((*key, ServiceValue { ring, flags: flags(key, table, served) })),
+                None => {
+                    let Some(value) = have.services.get(key) else { continue };
+                    services.push((*key, *value));
+                    let contents = have.rings.get(&value.ring).unwrap_or(&Contents::UNKNOWN);
+                    state.rings.insert(value.ring, contents.clone());
+                }
+            }
+        }
+        state.services = services.into_iter().collect();
+        state.rings.extend(slots.iter().zip(wanted.rings).filter_map(|(slot, contents)| Some(((*slot)?, contents))));
+        (state, exhausted)
+    }
+
+    fn want_nodes(
+        &mut self,
+        table: &Table,
+        have: &MapState,
+        macs: &BTreeMap<String, [u8; 6]>,
+        own: &str,
+        state: &mut MapState,
+        exhausted: &mut Vec<Exhausted>,
+    ) {
         let addresses: BTreeSet<&Ipv4Addr> = table.nodes.values().collect();
         self.node_slots.retain(|address, slot| addresses.contains(address) || have.nodes.contains_key(&slot));
-        self.ring_slots.retain(|key, slot| table.services.contains_key(key) || have.rings.contains_key(&slot));
-        let mut state = MapState { vips: table.vips.iter().map(Ipv4Addr::octets).collect(), ..Default::default() };
-        let mut exhausted = BTreeMap::new();
+        let mut names = BTreeMap::new();
         for (name, address) in &table.nodes {
             let slot = match self.node_slots.assign(address) {
                 Ok(slot) => slot,
                 Err(error) => {
-                    exhausted.insert(error.what, error);
+                    exhausted.retain(|known| *known != error);
+                    exhausted.push(error);
                     continue;
                 }
             };
@@ -115,58 +145,54 @@ impl Layout {
             if mac != [0; 6] && name != own {
                 state.peers.insert(MacKey { mac, pad: [0; 2] }, slot);
             }
+            names.insert(name.clone(), slot as u16);
         }
-        for (key, service) in &table.services {
-            let slot = match self.ring_slots.assign(key) {
-                Ok(slot) => slot,
-                Err(error) => {
-                    exhausted.insert(error.what, error);
-                    continue;
-                }
-            };
-            let affinity = match service.affinity {
-                Affinity::None => 0,
-                Affinity::ClientIp => ServiceValue::CLIENT_AFFINITY,
-            };
-            let served = if served.contains(key) { ServiceValue::SERVED_HERE } else { 0 };
-            let closed = if service.closed { ServiceValue::CLOSED } else { 0 };
-            state.services.insert(*key, ServiceValue { ring: slot, flags: affinity | served | closed });
-            state.rings.insert(slot, self.rows(service, table));
+        if self.names != names {
+            self.names = names;
+            self.contents.clear();
         }
-        let used: BTreeSet<Source> = table.services.values().map(source).collect();
-        self.rows.retain(|source, _| used.contains(source));
-        (state, exhausted.into_values().collect())
     }
 
-    fn rows(&mut self, service: &Service, table: &Table) -> Arc<[Row]> {
-        // A node without a slot gets slot 0: its frames are dropped as `bad_ring` and counted; as an alternate it is nobody.
-        let slot_of = |name| table.nodes.get(name).and_then(|address| self.node_slots.get(address)).unwrap_or(0) as u16;
-        let ring = &service.ring;
-        let others = service.alternates.as_deref();
-        let slots: [Vec<u16>; 2] = [
-            ring.nodes.iter().map(slot_of).collect(),
-            // 0 stays nobody.
-            [0].into_iter().chain(others.iter().flat_map(|others| &others.nodes).map(slot_of)).collect(),
-        ];
-        let source = source(service);
-        if let Some(known) = self.rows.get(&source).filter(|known| known.slots == slots) {
-            return known.rows.clone();
+    /// The service ports that there is room for, and their rings. New ones have to wait until those that are gone are out of the map.
+    fn wanted(&mut self, table: &Table, have: &MapState, exhausted: &mut Vec<Exhausted>) -> Wanted {
+        let mut room = self.service_ports.saturating_sub(have.services.len());
+        let mut numbers: BTreeMap<Source, usize> = BTreeMap::new();
+        let mut wanted = Wanted { rings: Vec::new(), users: Vec::with_capacity(table.services.len()) };
+        let mut contents = BTreeMap::new();
+        let mut left_out = false;
+        for (key, service) in &table.services {
+            if !have.services.contains_key(key) {
+                if room == 0 {
+                    left_out = true;
+                    continue;
+                }
+                room -= 1;
+            }
+            let source = (ByDigest(service.ring.clone()), service.alternates.clone().map(ByAddress));
+            let number = *numbers.entry(source).or_insert_with_key(|source| {
+                let slot_of = |name: &str| self.names.get(name).copied().unwrap_or(0);
+                let known = self.contents.get(source).cloned();
+                let ring = known.unwrap_or_else(|| Contents::new(source.clone(), slot_of));
+                contents.insert(source.clone(), ring.clone());
+                wanted.rings.push(ring);
+                wanted.rings.len() - 1
+            });
+            wanted.users.push((*key, number));
         }
-        let [primaries, alternates] = &slots;
-        let alternates = |row: usize| match others {
-            Some(others) => others.rows[row].map(|number| alternates[usize::from(number)]),
-            None => [0; ALTERNATES],
-        };
-        let primary = |node: u16| primaries[usize::from(node)];
-        let rows: Arc<[Row]> =
-            ring.rows.iter().enumerate().map(|(row, &node)| Row::new(primary(node), alternates(row))).collect();
-        self.rows.insert(source, SlotRows { slots, rows: rows.clone() });
-        rows
+        if left_out {
+            exhausted.push(Exhausted { what: "service_port", limit: self.service_ports as u32 });
+        }
+        self.contents = contents;
+        wanted
     }
 }
 
-fn source(service: &Service) -> Source {
-    (ByAddress(service.ring.clone()), service.alternates.clone().map(ByAddress))
+fn flags(key: &ServiceKey, table: &Table, served: &BTreeSet<ServiceKey>) -> u32 {
+    let Some(service) = table.services.get(key) else { return 0 };
+    let affinity = if service.affinity == Affinity::ClientIp { ServiceValue::CLIENT_AFFINITY } else { 0 };
+    let served = if served.contains(key) { ServiceValue::SERVED_HERE } else { 0 };
+    let closed = if service.closed { ServiceValue::CLOSED } else { 0 };
+    affinity | served | closed
 }
 
 /// The writes that lead from `have` to `want`, in order.
@@ -174,8 +200,8 @@ pub fn diff(have: &MapState, want: &MapState) -> Vec<MapOp> {
     let mut ops = Vec::new();
     ops.extend(news(&have.nodes, &want.nodes).map(|(&slot, &node)| MapOp::SetNode { slot, node }));
     ops.extend(news(&have.peers, &want.peers).map(|(&mac, &slot)| MapOp::SetPeer { mac, slot }));
-    let rings = want.rings.iter().filter(|(slot, rows)| !have.rings.get(slot).is_some_and(|held| same(held, rows)));
-    ops.extend(rings.map(|(&slot, rows)| MapOp::SetRing { slot, rows: rows.clone() }));
+    let rings = news(&have.rings, &want.rings);
+    ops.extend(rings.map(|(&slot, contents)| MapOp::SetRing { slot, contents: contents.clone() }));
     ops.extend(news(&have.services, &want.services).map(|(&key, &value)| MapOp::SetService { key, value }));
     ops.extend(want.vips.difference(&have.vips).map(|&addr| MapOp::SetVip { addr }));
 
@@ -193,7 +219,7 @@ impl MapState {
         match op {
             MapOp::SetNode { slot, node } => drop(self.nodes.insert(*slot, *node)),
             MapOp::SetPeer { mac, slot } => drop(self.peers.insert(*mac, *slot)),
-            MapOp::SetRing { slot, rows } => drop(self.rings.insert(*slot, rows.clone())),
+            MapOp::SetRing { slot, contents } => drop(self.rings.insert(*slot, contents.clone())),
             MapOp::SetService { key, value } => drop(self.services.insert(*key, *value)),
             MapOp::SetVip { addr } => drop(self.vips.insert(*addr)),
             MapOp::DelVip { addr } => drop(self.vips.remove(addr)),
@@ -205,13 +231,12 @@ impl MapState {
     }
 }
 
-/// A ring is named by its length: 65488 rows help nobody in a log.
 impl fmt::Debug for MapOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SetNode { slot, node } => write!(f, "SetNode({slot}, {})", Ipv4Addr::from(node.addr)),
             Self::SetPeer { mac, slot } => write!(f, "SetPeer({:02x?}, {slot})", mac.mac),
-            Self::SetRing { slot, rows } => write!(f, "SetRing({slot}, {} rows)", rows.len()),
+            Self::SetRing { slot, contents } => write!(f, "SetRing({slot}, {contents:?})"),
             Self::SetService { key, value } => write!(f, "SetService({}, ring {})", ShowKey(key), value.ring),
             Self::SetVip { addr } => write!(f, "SetVip({})", Ipv4Addr::from(*addr)),
             Self::DelVip { addr } => write!(f, "DelVip({})", Ipv4Addr::from(*addr)),
@@ -230,10 +255,6 @@ impl fmt::Display for ShowKey<'_> {
         let ServiceKey { addr, port, proto, pad: _ } = self.0;
         write!(f, "{}:{}/{proto}", Ipv4Addr::from(*addr), u16::from_be_bytes(*port))
     }
-}
-
-fn same(a: &Arc<[Row]>, b: &Arc<[Row]>) -> bool {
-    Arc::ptr_eq(a, b) || a == b
 }
 
 fn news<'a, K: Ord, V: PartialEq>(

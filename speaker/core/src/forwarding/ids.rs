@@ -1,17 +1,15 @@
-//! Stable slots: node -> slot in `NODES`, service port -> slot in `RINGS`.
+//! Stable slots: node -> slot in `NODES`.
 //!
-//! A slot outlives the speaker: after a restart the names are read back from the maps, so that no row and no service changes
-//! its meaning. Nodes are known by their address, which is what the map holds. A slot is given out again when nothing in the
+//! A slot outlives the speaker: after a restart the names are read back from the maps, so that no row changes its meaning. Nodes are known by their address, which is what the map holds. A slot is given out again when nothing in the
 //! maps names it any more, not before (see `Layout::want`).
 
 use alloc::collections::BTreeMap;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{MAX_NODES, MAX_SERVICES, ServiceKey};
+use ebpf_common::MAX_NODES;
 use thiserror::Error;
 
 pub type NodeSlots = Slots<Ipv4Addr>;
-pub type RingSlots = Slots<ServiceKey>;
 
 /// Slots `first..end`, the lowest free one first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,12 +33,6 @@ impl NodeSlots {
     /// Slot 0 is no node.
     pub fn nodes() -> Self {
         Self::new("node", 1, MAX_NODES)
-    }
-}
-
-impl RingSlots {
-    pub fn rings() -> Self {
-        Self::new("ring", 0, MAX_SERVICES)
     }
 }
 
@@ -124,11 +116,5 @@ mod tests {
     #[test]
     fn real_sizes() {
         assert_eq!(NodeSlots::nodes().assign(&Ipv4Addr::new(192, 0, 2, 1)), Ok(1));
-        let mut rings = RingSlots::rings();
-        let key = |i: u32| ServiceKey { addr: i.to_be_bytes(), ..Default::default() };
-        for i in 0..MAX_SERVICES {
-            assert_eq!(rings.assign(&key(i)), Ok(i));
-        }
-        assert_eq!(rings.assign(&key(MAX_SERVICES)), Err(Exhausted { what: "ring", limit: MAX_SERVICES }));
     }
 }

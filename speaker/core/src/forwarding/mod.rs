@@ -3,7 +3,7 @@
 //! For each VIP and service port a ring: Maglev over (node, ordinal 0..ready pods on it; members.rs says who counts if none is). The ring chooses the node, the node
 //! chooses the pod. The same view, the same set of lost nodes and the same hash key give the same table on every node. Beside
 //! it the alternates of each row: nodes that may hold flows which were opened under another ring. These may differ between nodes.
-//! Reading order: mod.rs -> members.rs -> maglev.rs -> history.rs -> alternates/ -> ids.rs -> diff.rs. Read first: docs/dataplane.md.
+//! Reading order: mod.rs -> members.rs -> maglev.rs -> history.rs -> alternates/ -> ids.rs -> slots.rs -> diff.rs. Read first: docs/dataplane.md.
 //!
 //! ```text
 //! let mut planner = Planner::new(hash_key, history);           // History::new(window), or History::restore(..) from disk
@@ -25,6 +25,7 @@ pub mod ids;
 pub mod maglev;
 mod members;
 mod saved;
+mod slots;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -34,9 +35,9 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{ServiceKey, siphash13};
 
-use crate::holdings::{Rows, Words};
+use crate::holdings::{Rows, Word, Words};
 use crate::time::{Duration, Instant};
-use crate::view::endpoints::{self, Digests, Refusal, frontends};
+use crate::view::endpoints::{self, Digests, Frontend, Pod, Refusal, frontends};
 use crate::view::{Affinity, View};
 use alternates::{Alternates, ByAddress, Cache, Cause};
 use history::{Former, History};
@@ -159,14 +160,33 @@ impl Planner {
 
     /// `words`: what the nodes said they hold, this one included.
     pub fn table(&mut self, view: &View, availability: &Availability, words: &Words, now: Instant) -> Table {
-        let (frontends, refused) = frontends(view);
-        let viewed = endpoints::digests(view, &frontends);
+        self.table_of(view, &frontends(view), availability, words, now)
+    }
+
+    /// The same, of the frontends of the view.
+    pub fn table_of(
+        &mut self,
+        view: &View,
+        (frontends, refused): &(BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusal>),
+        availability: &Availability,
+        words: &Words,
+        now: Instant,
+    ) -> Table {
+        let viewed = endpoints::digests(view, frontends);
         let mut services = BTreeMap::new();
         let mut rings = Rings { hash_key: self.hash_key, known: &self.rings, used: Cached::new() };
+        let mut last: Option<(&[Pod<'_>], Arc<Ring>, bool)> = None;
         for (key, frontend) in frontends {
-            let Chosen { members, closed } = members::members(&frontend.pods, view, availability);
-            let ring = rings.get(&Arc::new(members));
-            services.insert(key, Service { affinity: frontend.affinity, closed, ring, alternates: None });
+            // The ports of one Service have the same pods.
+            let (ring, closed) = match &last {
+                Some((pods, ring, closed)) if endpoints::same_places(pods, &frontend.pods) => (ring.clone(), *closed),
+                _ => {
+                    let Chosen { members, closed } = members::members(&frontend.pods, view, availability);
+                    (rings.get(&Arc::new(members)), closed)
+                }
+            };
+            last = Some((&frontend.pods, ring.clone(), closed));
+            services.insert(*key, Service { affinity: frontend.affinity, closed, ring, alternates: None });
         }
         let digest = digest(&services);
         for (key, service) in services.iter_mut().filter(|(_, service)| service.ring.rows.is_empty()) {
@@ -183,18 +203,20 @@ impl Planner {
             self.unheard = Unheard { since: now, nodes: nodes.keys().filter(|node| **node != own).cloned().collect() };
         }
         self.scattered.record(&services, &nodes, now);
-        let asked = Asked { nodes: &nodes, availability, words, digest, differed: self.differed, now };
+        let asked = Asked::new(&nodes, availability, words, digest, self.differed, now);
         let mut cache = Cache::default();
-        let unheard = asked.unheard(&mut self.unheard);
-        self.unsettled = !unheard.is_empty();
+        let unheard = Arc::new(asked.unheard(&mut self.unheard));
+        let silent = Arc::new(unheard.iter().filter(|node| asked.is_silent(node)).cloned().collect());
+        let anywhere = Anywhere { unheard, silent };
+        self.unsettled = !anywhere.unheard.is_empty();
         for (key, service) in &mut services {
             let formers = asked.formers(&service.ring, self.history.formers_mut(key), &mut rings);
-            let mut unheard = unheard.clone();
+            let mut unheard = anywhere.unheard.clone();
             if let Some(scattered) = self.scattered.unheard.get_mut(key) {
-                unheard.append(&mut asked.unheard(scattered));
+                Arc::make_mut(&mut unheard).append(&mut asked.unheard(scattered));
             }
             self.unsettled |= !formers.is_empty() || !unheard.is_empty();
-            let mut cause = asked.cause(key, &service.ring, formers, unheard);
+            let mut cause = asked.cause(key, &service.ring, formers, unheard, &anywhere);
             if cause.has_larger_rings() {
                 service.ring = rings.split(&service.ring);
                 cause.ring = ByAddress(service.ring.clone());
@@ -204,14 +226,8 @@ impl Planner {
         self.scattered.unheard.retain(|_, unheard| !unheard.nodes.is_empty());
         self.rings = rings.used;
         self.alternates = cache;
-        Table {
-            nodes,
-            vips: view.divided_vips().0.into_iter().map(|(vip, _)| vip).collect(),
-            services,
-            refused,
-            digest,
-            viewed,
-        }
+        let vips = view.divided_vips().0.into_iter().map(|(vip, _)| vip).collect();
+        Table { nodes, vips, services, refused: refused.clone(), digest, viewed }
     }
 }
 
@@ -267,17 +283,40 @@ impl Rings<'_> {
     }
 }
 
+/// Nodes that may hold flows of any row of any service port, and those among them whose speaker is silent.
+struct Anywhere {
+    unheard: Arc<BTreeSet<String>>,
+    silent: Arc<BTreeSet<String>>,
+}
+
 /// Which nodes may be asked for flows.
 struct Asked<'a> {
     nodes: &'a BTreeMap<String, Ipv4Addr>,
     availability: &'a Availability,
     words: &'a Words,
+    /// Those that name any rows, of nodes that answer: most nodes have no flows of rows that are not theirs.
+    naming: Vec<(&'a String, &'a Word)>,
     digest: u64,
     differed: Instant,
     now: Instant,
 }
 
-impl Asked<'_> {
+impl<'a> Asked<'a> {
+    fn new(
+        nodes: &'a BTreeMap<String, Ipv4Addr>,
+        availability: &'a Availability,
+        words: &'a Words,
+        digest: u64,
+        differed: Instant,
+        now: Instant,
+    ) -> Self {
+        let mut asked = Self { nodes, availability, words, naming: Vec::new(), digest, differed, now };
+        let names_any = |word: &Word| !word.holdings.services.is_empty() || !word.earlier.is_empty();
+        let naming = words.iter().filter(|(node, word)| names_any(word) && asked.answers(node)).collect();
+        asked.naming = naming;
+        asked
+    }
+
     /// Its kernel answers, as far as this node knows.
     fn answers(&self, node: &str) -> bool {
         self.nodes.contains_key(node) && !self.availability.down.contains(node)
@@ -327,18 +366,23 @@ impl Asked<'_> {
         key: &ServiceKey,
         ring: &Arc<Ring>,
         formers: Vec<(ByAddress<Ring>, Vec<String>)>,
-        unheard: BTreeSet<String>,
+        unheard: Arc<BTreeSet<String>>,
+        anywhere: &Anywhere,
     ) -> Cause {
-        let answering = self.words.iter().filter(|(node, _)| self.answers(node));
         let (mut holders, mut earlier) = (Vec::new(), Vec::new());
-        for (node, word) in answering {
-            let named = |rows: &Arc<Rows>| (node.clone(), ByAddress(rows.clone()));
+        for (node, word) in &self.naming {
+            let named = |rows: &Arc<Rows>| ((*node).clone(), ByAddress(rows.clone()));
             holders.extend(word.holdings.services.get(key).map(named));
             earlier.extend(word.earlier_rows(key, self.digest).map(named));
         }
         let named =
             holders.iter().chain(&earlier).map(|(node, _)| node).chain(formers.iter().flat_map(|(_, nodes)| nodes));
-        let silent = named.chain(&unheard).filter(|node| self.is_silent(node)).cloned().collect();
+        let more = unheard.iter().filter(|_| !Arc::ptr_eq(&unheard, &anywhere.unheard));
+        let mut named = named.chain(more).filter(|node| self.is_silent(node)).peekable();
+        let mut silent = anywhere.silent.clone();
+        if named.peek().is_some() {
+            Arc::make_mut(&mut silent).extend(named.cloned());
+        }
         Cause { ring: ByAddress(ring.clone()), formers, holders, earlier, unheard, silent }
     }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::holdings::Word;
 use crate::view::endpoints::service_key;
 use crate::view::example::*;
-use crate::view::{Conditions, Endpoint, Event, Key, ObjectName, Protocol};
+use crate::view::{Conditions, Endpoint, EndpointSlice, Event, Key, Object, ObjectName, Protocol};
 
 const KEY: [u64; 2] = [1, 2];
 
@@ -368,6 +368,26 @@ fn arbitrary_pods() -> impl Strategy<Value = Vec<Endpoint>> {
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    /// Two ports of one Service may have other pods, or the same in another condition: each has the ring that it would have alone.
+    #[test]
+    fn a_port_has_the_ring_of_its_own_pods(http in arbitrary_pods(), dns in arbitrary_pods(), alike: bool) {
+        let dns = if alike { http.clone() } else { dns };
+        let slice_of = |port: usize, endpoints: &[Endpoint]| {
+            let slice = EndpointSlice { service: "web".into(), ports: vec![ports(8080, 5353).remove(port)], endpoints: endpoints.into() };
+            Event::Apply(Object::EndpointSlice(ObjectName::new("default", ["web-http", "web-dns"][port]), slice))
+        };
+        let with = |slices: &[(usize, &[Endpoint])]| {
+            let mut known = view([]);
+            slices.iter().for_each(|(port, endpoints)| _ = known.handle(slice_of(*port, endpoints)));
+            table(&known, &none())
+        };
+        let both = with(&[(0, &http), (1, &dns)]);
+        for (key, alone) in [(web_port(), with(&[(0, &http)])), (service_key(VIP, 53, Protocol::Udp), with(&[(1, &dns)]))] {
+            let state = |table: &Table| (table.services[&key].ring.members.clone(), table.services[&key].closed);
+            prop_assert_eq!(state(&both), state(&alone));
+        }
+    }
 
     /// Whatever order the watch delivered things in, and whatever stood there before.
     #[test]

@@ -124,6 +124,14 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
     (frontends, refusals.into_iter().collect())
 }
 
+/// Whether these stand on the same nodes, in the same condition, one for one: then they make the same members of a ring.
+pub fn same_places(pods: &[Pod<'_>], others: &[Pod<'_>]) -> bool {
+    let same = |(pod, other): (&Pod<'_>, &Pod<'_>)| {
+        pod.conditions == other.conditions && (core::ptr::eq(pod.node, other.node) || pod.node == other.node)
+    };
+    pods.len() == others.len() && pods.iter().zip(others).all(same)
+}
+
 /// Where API servers listen: the endpoints of the Service `default/kubernetes`, which they write themselves. Ready ones only.
 pub fn api_servers(view: &View) -> Vec<SocketAddrV4> {
     let slices =

@@ -21,7 +21,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
-use ebpf_common::{ALTERNATES, MAX_ROWS};
+use ebpf_common::{ALTERNATES, MAX_ROWS, Row, numbered};
 
 use super::Ring;
 use crate::holdings::Rows;
@@ -29,19 +29,34 @@ use crate::holdings::Rows;
 /// The alternates of each row of a ring.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Alternates {
-    /// `rows` holds indices into it, plus one.
-    pub nodes: Vec<String>,
-    /// One entry for each row of the ring; 0: none.
-    pub rows: Vec<[u16; ALTERNATES]>,
+    /// Rows hold indices into it, plus one.
+    pub nodes: Arc<Vec<String>>,
+    /// Each kind of row once: few of them differ. 0: none.
+    different: Vec<[u16; ALTERNATES]>,
+    /// One entry for each row of the ring: which of them it is.
+    numbers: Vec<u16>,
     /// Rows with more candidates than fit.
     pub crowded: u32,
 }
 
 impl Alternates {
+    fn new(nodes: Vec<String>, rows: &[[u16; ALTERNATES]], crowded: u32) -> Self {
+        let (numbers, different) = numbered(rows.iter().map(|row| Row::new(0, *row)));
+        let different = different.iter().map(|row| row.alternates()).collect();
+        Self { nodes: Arc::new(nodes), different, numbers, crowded }
+    }
+
+    /// The entry of a row, all 0 if there is no such row.
+    pub fn row(&self, row: usize) -> [u16; ALTERNATES] {
+        self.numbers.get(row).map_or([0; ALTERNATES], |number| self.different[usize::from(*number)])
+    }
+
     /// Of one row, in the order in which they are asked.
     pub fn of(&self, row: u32) -> impl Iterator<Item = &str> {
-        let row = self.rows.get(row as usize).copied().unwrap_or_default();
-        row.into_iter().filter(|&index| index != 0).map(|index| self.nodes[usize::from(index) - 1].as_str())
+        self.row(row as usize)
+            .into_iter()
+            .filter(|&index| index != 0)
+            .map(|index| self.nodes[usize::from(index) - 1].as_str())
     }
 }
 
@@ -56,9 +71,9 @@ pub struct Cause {
     /// What they said before, by other tables.
     pub earlier: Vec<(String, ByAddress<Rows>)>,
     /// Nodes that may hold flows of any row.
-    pub unheard: BTreeSet<String>,
+    pub unheard: Arc<BTreeSet<String>>,
     /// Those among all of them whose speaker is silent.
-    pub silent: BTreeSet<String>,
+    pub silent: Arc<BTreeSet<String>>,
 }
 
 impl Cause {
@@ -80,7 +95,11 @@ impl Cause {
 /// Alternates by cause, so that what has not changed is the same allocation and is not written to the kernel again, and services
 /// with equal causes share it.
 #[derive(Debug, Default)]
-pub struct Cache(BTreeMap<Cause, Option<Arc<Alternates>>>);
+pub struct Cache {
+    causes: BTreeMap<Cause, Option<Arc<Alternates>>>,
+    /// Equal lists of nodes are one.
+    nodes: BTreeSet<Arc<Vec<String>>>,
+}
 
 impl Cache {
     /// From the cache of the last table into the one of the next.
@@ -89,11 +108,18 @@ impl Cache {
         if nobody && cause.unheard.is_empty() {
             return None;
         }
-        let known = |cause: &Cause| self.0.get(cause).cloned();
-        next.0
-            .entry(cause)
-            .or_insert_with_key(|cause| known(cause).unwrap_or_else(|| cause.alternates().map(Arc::new)))
-            .clone()
+        let Cache { causes, nodes } = next;
+        let make = |cause: &Cause| match self.causes.get(cause) {
+            Some(known) => known.clone(),
+            None => cause.alternates().map(|mut alternates| {
+                match nodes.get(&alternates.nodes) {
+                    Some(known) => alternates.nodes = known.clone(),
+                    None => _ = nodes.insert(alternates.nodes.clone()),
+                }
+                Arc::new(alternates)
+            }),
+        };
+        causes.entry(cause).or_insert_with_key(make).clone()
     }
 }
 

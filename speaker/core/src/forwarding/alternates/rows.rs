@@ -13,7 +13,7 @@ use crate::holdings::{Rows, overlapping};
 
 pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
     let Cause { ring, formers, holders, earlier, unheard, silent } = cause;
-    let anywhere: BTreeSet<&String> = formers.iter().flat_map(|(_, nodes)| nodes).chain(unheard).collect();
+    let anywhere: BTreeSet<&String> = formers.iter().flat_map(|(_, nodes)| nodes).chain(&**unheard).collect();
     let holding = holders.iter().chain(earlier).map(|(node, _)| node);
     let names: BTreeSet<&String> = holding.chain(anywhere.iter().copied()).collect();
     let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| silent.contains(*name));
@@ -40,7 +40,7 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
     let Sheet { rows, crowded, .. } = sheet;
     let crowded = crowded.iter().filter(|&&crowded| crowded).count() as u32;
     let found = rows.iter().any(|row| row[0] != 0);
-    found.then_some(Alternates { nodes, rows, crowded })
+    found.then(|| Alternates::new(nodes, &rows, crowded))
 }
 
 /// What is being filled. Numbers of nodes: 1 and up; 0 is nobody.

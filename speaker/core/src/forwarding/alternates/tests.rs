@@ -20,7 +20,7 @@ fn held(node: &str, rows: impl IntoIterator<Item = u32>) -> (String, ByAddress<R
 }
 
 fn cause(ring: ByAddress<Ring>) -> Cause {
-    let nobody = BTreeSet::new();
+    let nobody = Arc::new(BTreeSet::new());
     Cause { ring, formers: vec![], holders: vec![], earlier: vec![], unheard: nobody.clone(), silent: nobody }
 }
 
@@ -60,7 +60,7 @@ fn no_more_than_fit_and_those_that_said_so_first() {
     let now = ring(&[("z", 1)]);
     let formers: Vec<_> = ["d", "c"].map(|node| (ring(&[(node, 1)]), names(&[node]))).into();
     let holders = vec![held("a", [7]), held("b", [7]), held("y", [7, 8])];
-    let silent: BTreeSet<String> = names(&["a"]).into_iter().collect();
+    let silent = Arc::new(names(&["a"]).into_iter().collect());
     let alternates = Cause { formers, holders, silent, ..cause(now) }.alternates().unwrap();
     assert_eq!(of(&alternates, 7), ["b", "y", "a"], "whose speaker is silent is asked last");
     assert_eq!(of(&alternates, 8), ["y", "d", "c"], "the newest former ring first");
@@ -74,7 +74,7 @@ fn the_primary_is_no_alternate_and_nothing_is_none() {
     assert_eq!(Cause { holders: vec![held("a", 0..4093)], ..cause(now.clone()) }.alternates(), None);
     let mut next = Cache::default();
     assert_eq!(Cache::default().get(cause(now), &mut next), None);
-    assert!(next.0.is_empty());
+    assert!(next.causes.is_empty());
 }
 
 #[test]

@@ -1,6 +1,8 @@
 use alloc::format;
 use alloc::string::String;
 
+use ebpf_common::Row;
+
 use super::*;
 use crate::forwarding::history::History;
 use crate::forwarding::{Availability, Planner};
@@ -33,12 +35,10 @@ fn check(state: &MapState) {
     for vip in &state.vips {
         assert!(state.services.keys().any(|key| key.addr == *vip), "{vip:?} is known before its services");
     }
-    for rows in state.rings.values() {
+    for contents in state.rings.values() {
         let known = |slot: u16| state.nodes.contains_key(&u32::from(slot));
-        assert!(
-            rows.iter()
-                .all(|row| known(row.primary()) && row.alternates().iter().all(|&slot| slot == 0 || known(slot)))
-        );
+        let mut rows = contents.rows();
+        assert!(rows.all(|row| known(row.primary()) && row.alternates().iter().all(|&slot| slot == 0 || known(slot))));
     }
 }
 
@@ -155,15 +155,15 @@ fn alternates_are_slots() {
     };
     let nobody = BTreeSet::new();
     let mut have = want(&full(), &MapState::default(), &nobody);
-    assert!(have.rings[&0].iter().all(|row| row.alternates() == [0; 3]));
+    assert!(have.rings[&0].rows().all(|row| row.alternates() == [0; 3]));
     let scaled = view([pod("a", 1, Conditions::READY)]);
     let state = want(&scaled, &have, &nobody);
     // b is slot 2.
-    let moved = |row: &Row| row.nodes() == [1, 2, 0, 0];
-    assert!(state.rings[&0].iter().all(moved));
+    let moved = |row: Row| row.nodes() == [1, 2, 0, 0];
+    assert!(state.rings[&0].rows().all(moved));
     execute(&mut have, &diff(&MapState::default(), &state));
     let again = want(&scaled, &have, &nobody);
-    assert!(Arc::ptr_eq(&again.rings[&0], &state.rings[&0]));
+    assert_eq!(again.rings, state.rings);
     let key = service_key(VIP, 80, Protocol::Tcp);
     let served = want(&scaled, &have, &[key].into());
     assert_eq!((served.services[&key].flags, have.services[&key].flags), (ServiceValue::SERVED_HERE, 0));
@@ -171,26 +171,86 @@ fn alternates_are_slots() {
 }
 
 #[test]
-fn affinity_is_a_flag_and_shared_rings_are_one_allocation() {
+fn affinity_is_a_flag_and_equal_rings_are_one_slot() {
     let mut known = full();
     known.handle(Event::Apply(service(web(), Affinity::ClientIp)));
     let (state, _) = Layout::default().want(&table(&known), &MapState::default(), &macs(), "a", &BTreeSet::new());
-    let value = state.services[&service_key(VIP, 80, Protocol::Tcp)];
-    assert_eq!(value.flags, ServiceValue::CLIENT_AFFINITY);
-    assert!(Arc::ptr_eq(&state.rings[&0], &state.rings[&1]));
+    let values =
+        [(80, Protocol::Tcp), (53, Protocol::Udp)].map(|(port, of)| state.services[&service_key(VIP, port, of)]);
+    assert_eq!(values, [ServiceValue { ring: 0, flags: ServiceValue::CLIENT_AFFINITY }; 2]);
+    assert_eq!(state.rings.len(), 1);
     assert_eq!(state.rings[&0].len(), 4093);
+}
+
+fn many(ports: u32) -> Table {
+    let mut known = table(&full());
+    let (key, service) = known.services.pop_first().unwrap();
+    known.services = (0..ports).map(|port| (numbered(key, port), service.clone())).collect();
+    known
+}
+
+fn numbered(key: ServiceKey, port: u32) -> ServiceKey {
+    ServiceKey { addr: [10, 0, 0, (port >> 16) as u8], port: (port as u16).to_be_bytes(), ..key }
 }
 
 #[test]
 fn a_full_map_is_named_and_the_rest_is_served() {
-    let mut known = table(&full());
-    let (key, service) = known.services.pop_first().unwrap();
-    for i in 0..=ebpf_common::MAX_SERVICES {
-        let port = (i as u16).to_be_bytes();
-        let addr = [10, 0, 0, (i >> 16) as u8];
-        known.services.insert(ServiceKey { addr, port, ..key }, service.clone());
-    }
+    let known = many(MAX_SERVICES + 1);
     let (state, exhausted) = Layout::default().want(&known, &MapState::default(), &macs(), "a", &BTreeSet::new());
-    assert_eq!(state.services.len(), ebpf_common::MAX_SERVICES as usize);
-    assert_eq!(format!("{}", exhausted[0]), "all 8192 ring slots are taken");
+    assert_eq!(state.services.len(), MAX_SERVICES as usize);
+    assert_eq!(
+        exhausted.iter().map(|error| format!("{error}")).collect::<Vec<_>>(),
+        ["all 16384 service_port slots are taken"]
+    );
+}
+
+/// The map has no room for a new service port before the one that goes is out of it. Those that are there stay, whatever comes.
+#[test]
+fn a_new_service_port_waits_for_room_and_takes_nothing_from_others() {
+    let mut layout = Layout::limited(3, 8);
+    let want =
+        |layout: &mut Layout, table: &Table, have: &MapState| layout.want(table, have, &macs(), "a", &BTreeSet::new());
+    let all = many(4);
+    let mut last = all.clone();
+    last.services.pop_first();
+    let (mut have, exhausted) = want(&mut layout, &last, &MapState::default());
+    assert_eq!((have.services.len(), exhausted.len()), (3, 0));
+    let (state, exhausted) = want(&mut layout, &all, &have);
+    assert_eq!((state, exhausted[0].what), (have.clone(), "service_port"), "the first by number came last");
+    let mut first = all.clone();
+    first.services.pop_last();
+    for left_out in [1, 0] {
+        let (state, exhausted) = want(&mut layout, &first, &have);
+        assert_eq!((state.services.len(), exhausted.len()), (3 - left_out, left_out));
+        let ops = diff(&have, &state);
+        let mut services = have.services.len();
+        for op in &ops {
+            services += usize::from(matches!(op, MapOp::SetService { .. }));
+            services -= usize::from(matches!(op, MapOp::DelService { .. }));
+            assert!(services <= 3);
+        }
+        have = state;
+    }
+    assert!(have.services.keys().eq(first.services.keys()));
+}
+
+/// Without a slot for a ring that two service ports no longer share, both keep the one that they have.
+#[test]
+fn without_a_free_slot_a_service_port_keeps_its_ring() {
+    let mut layout = Layout::limited(8, 1);
+    let mut known = many(2);
+    let (have, exhausted) = layout.want(&known, &MapState::default(), &macs(), "a", &BTreeSet::new());
+    assert_eq!((have.rings.len(), have.services.len(), exhausted.len()), (1, 2, 0));
+    let other = table(&view([pod("c", 1, Conditions::READY)])).services.pop_first().unwrap().1;
+    let third = numbered(*known.services.first_key_value().unwrap().0, 7);
+    known.services.last_entry().unwrap().insert(other.clone());
+    known.services.insert(third, other.clone());
+    let (state, exhausted) = layout.want(&known, &have, &macs(), "a", &BTreeSet::new());
+    assert_eq!(format!("{}", exhausted[0]), "all 1 ring slots are taken");
+    assert_eq!(state, have, "the third has none to keep");
+    // Both get the other one: in place.
+    known.services.values_mut().for_each(|service| *service = other.clone());
+    let (state, exhausted) = layout.want(&known, &have, &macs(), "a", &BTreeSet::new());
+    assert_eq!((state.services.len(), exhausted.len()), (3, 0));
+    assert_eq!(format!("{:?}", diff(&have, &state)[0]), "SetRing(0, 4093 rows)");
 }
