@@ -21,6 +21,7 @@ use speaker_core::name::NodeName;
 use speaker_core::presence::{self, Presence};
 use speaker_core::resolve::{self, Resolver};
 use speaker_core::rotation::{self, Rotation};
+use speaker_core::unicast::{self, Unicast};
 use speaker_core::unverified::Unverified;
 use speaker_core::view::endpoints::{api_servers, digests, frontends};
 use speaker_core::view::{Change, Event, Kind, View};
@@ -39,6 +40,7 @@ use crate::dataplane::attachment::Attachment;
 use crate::dataplane::loader::{self, Pins};
 use crate::dataplane::sync::{self, Message, Sync, Synced};
 use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
+use crate::departed::{self, Departed};
 use crate::driver::{self, Commands, Driver, Report};
 use crate::host::Host;
 use crate::io::arp::ArpSocket;
@@ -177,6 +179,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         liveness: Liveness::new(liveness),
         presence: Presence::new(presence::Config::default(), present(remembered.as_ref().filter(|_| !booted))),
         resolver: Resolver::new(resolve::Config::new(jitter)),
+        unicast: Unicast::new(unicast::Config::default()),
         rotation,
         unverified: Unverified::new(keys.is_confirmed(), now),
         announcer: Announcer::new(announce::Config::default()),
@@ -195,6 +198,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let mut ends = Ends::default();
     ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, exchange, holdings, sync_receiver)))?;
     ends.spawn("election", move || driver::run(election, driver))?;
+    commands.send(crate::driver::Command::OwnMac(uplink.mac))?;
     commands.send(crate::driver::Command::Carrier(uplink.carrier))?;
     let mut changes = net.watch(uplink.index);
 
@@ -207,6 +211,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         node,
         host,
         disk,
+        departed: Departed::new(window),
         keys,
         secret,
         last_view,
@@ -243,6 +248,7 @@ struct Serving {
     node: NodeName,
     host: Host,
     disk: StateDir,
+    departed: Departed,
     keys: Keys,
     secret: mpsc::Receiver<Update>,
     /// The view of the speaker before this one, until there is another.
@@ -270,6 +276,7 @@ impl Serving {
         let mut views = Views::new();
         let fallback = tokio::time::sleep(VIEW_TIMEOUT);
         tokio::pin!(fallback);
+        let mut departed = tokio::time::interval(departed::LOOK);
         let mut leaving = false;
         loop {
             tokio::select! {
@@ -278,6 +285,10 @@ impl Serving {
                     while let Ok(event) = self.events.try_recv() {
                         views.take(event, &self.metrics);
                     }
+                    self.publish(&mut views)?;
+                }
+                _ = departed.tick(), if views.published => {
+                    views.changed |= self.departed.expire(&mut views.view, self.node.as_str(), clock::now());
                     self.publish(&mut views)?;
                 }
                 () = &mut fallback, if !views.published => {
@@ -335,7 +346,10 @@ impl Serving {
         if !views.complete() || !std::mem::take(&mut views.changed) {
             return Ok(());
         }
-        self.last_view = None;
+        if let Some(last) = self.last_view.take() {
+            views.view.carry_departed(&last);
+        }
+        self.departed.expire(&mut views.view, self.node.as_str(), clock::now());
         self.servers.send_replace(api_servers(&views.view));
         let first = !std::mem::replace(&mut views.published, true);
         if first {
@@ -370,8 +384,9 @@ impl Serving {
     fn send_view(&mut self, view: &View) -> Result<()> {
         self.host.on_view(view.nodes().get(self.node.as_str()).map(|node| node.address))?;
         let others = view.nodes().iter().filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
-        let others: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
-        self.commands.send(driver::Command::Nodes(others))?;
+        let nodes: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
+        let departed = nodes.keys().filter(|name| !view.is_member(name.as_str())).cloned().collect();
+        self.commands.send(driver::Command::Nodes { nodes, departed })?;
         self.sync.send(Message::View(Arc::new(view.clone()))).context("the dataplane thread has ended")
     }
 

@@ -30,6 +30,7 @@ use speaker_core::presence::{self, Presence};
 use speaker_core::resolve::{self, Resolver};
 use speaker_core::rotation::{self, Rotation};
 use speaker_core::time::Instant;
+use speaker_core::unicast::{self, Unicast};
 use speaker_core::unverified::{self, Unverified};
 use speaker_core::wire::advert::{Keyring, Signer};
 use tracing::{error, info, warn};
@@ -61,8 +62,11 @@ pub enum Command {
     OwnMac(Mac),
     /// The node's on the segment, if it has one.
     OwnAddress(Option<Ipv4Addr>),
-    /// All other nodes and their addresses on the segment.
-    Nodes(BTreeMap<NodeName, Ipv4Addr>),
+    /// All other nodes and their addresses on the segment, and those of them that have left the cluster.
+    Nodes {
+        nodes: BTreeMap<NodeName, Ipv4Addr>,
+        departed: BTreeSet<NodeName>,
+    },
     /// The signing keys of the Secret; on disk already.
     Keys(rotation::Secret),
     Leave,
@@ -125,6 +129,7 @@ pub struct Driver {
     pub liveness: Liveness,
     pub presence: Presence,
     pub resolver: Resolver,
+    pub unicast: Unicast,
     pub rotation: Rotation,
     pub unverified: Unverified,
     pub announcer: Announcer,
@@ -158,7 +163,8 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         unreleased: BTreeSet::new(),
         stall: Stall::new(clock::now()),
         ready: false,
-        incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, signed: None },
+        incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, multicast: true, signed: None },
+        signed_macs: BTreeMap::new(),
         follow_up: Vec::new(),
         driver,
     };
@@ -180,6 +186,8 @@ struct State {
     nodes: BTreeMap<NodeName, Ipv4Addr>,
     by_address: BTreeMap<Ipv4Addr, NodeName>,
     macs: BTreeMap<Ipv4Addr, Mac>,
+    /// Of nodes whose speakers are heard, as they state it under their signature: it outranks ARP.
+    signed_macs: BTreeMap<Ipv4Addr, Mac>,
     down: BTreeSet<NodeName>,
     absent: BTreeSet<NodeName>,
     /// No speaker has been ready on these since they were new or down.
@@ -202,6 +210,7 @@ struct State {
 /// What is known of a datagram beside its contents.
 struct Incoming {
     source: Ipv4Addr,
+    multicast: bool,
     /// The key that it is signed with and the hint of the sender's other one, while there are two keys.
     signed: Option<(Signer, u8)>,
 }
@@ -274,8 +283,9 @@ impl Loop {
                     self.state.set_own_mac(mac, now);
                 }
                 Command::OwnAddress(address) => self.state.set_own_address(address, now),
-                Command::Nodes(nodes) => {
-                    self.elect(election::Event::Nodes(nodes.keys().cloned().collect()));
+                Command::Nodes { nodes, departed } => {
+                    let members = nodes.keys().filter(|node| !departed.contains(*node)).cloned().collect();
+                    self.elect(election::Event::Nodes(members));
                     self.state.set_nodes(nodes, now);
                 }
                 Command::Leave => self.elect(election::Event::Leave),
@@ -290,6 +300,7 @@ impl State {
         let machines = [
             driver.liveness.next_deadline(),
             driver.presence.next_deadline(),
+            driver.unicast.next_deadline(),
             driver.rotation.next_deadline(),
             driver.unverified.next_deadline(),
             driver.announcer.next_deadline(),
@@ -305,6 +316,9 @@ impl State {
         }
         if due(self.driver.presence.next_deadline()) {
             self.attend(presence::Event::Tick, now);
+        }
+        if due(self.driver.unicast.next_deadline()) {
+            self.reach(unicast::Event::Tick, now);
         }
         if due(self.driver.rotation.next_deadline()) {
             self.rotate(rotation::Event::Tick, now);
@@ -391,12 +405,14 @@ impl State {
                     self.down.insert(node.clone());
                     self.tell_unavailable();
                     self.resolve_event(resolve::Event::Down(node.clone()), now);
+                    self.reach(unicast::Event::Down(node.clone()), now);
                     self.attend(presence::Event::Down(node), now);
                 }
                 liveness::Action::NodeUp(node) => {
                     info!(%node, "its kernel answers");
                     self.down.remove(&node);
                     self.tell_unavailable();
+                    self.reach(unicast::Event::Up(node.clone()), now);
                     self.resolve_event(resolve::Event::Up(node), now);
                 }
                 liveness::Action::CutOff => warn!("nobody answers: this node is cut off, the last rows stay"),
@@ -510,7 +526,8 @@ impl Surroundings for State {
             // RFC 5082: what crossed a router is not from this segment.
             if received.ttl == 255 {
                 let bytes = received.bytes.to_vec();
-                self.incoming = Incoming { source: received.source, signed: self.signer(&bytes) };
+                let (source, multicast) = (received.source, received.multicast);
+                self.incoming = Incoming { source, multicast, signed: self.signer(&bytes) };
                 return Some(bytes);
             }
             self.driver.metrics.adverts_rejected.with_label_values(&["ttl"]).inc();
@@ -520,10 +537,7 @@ impl Surroundings for State {
     fn act(&mut self, action: election::Action, now: Instant) -> Option<election::Event> {
         use election::Action;
         match action {
-            Action::Send(datagram) => match self.driver.udp.send(&datagram) {
-                Ok(()) => self.driver.metrics.adverts_sent.inc(),
-                Err(error) => self.failed("advert", &error),
-            },
+            Action::Send(datagram) => self.send(&datagram),
             Action::RenewLease { until } => {
                 self.lease_until = until;
                 self.write_lease(now);
@@ -538,9 +552,11 @@ impl Surroundings for State {
                 self.announce(announce::Event::Announce(vip), now);
             }
             Action::Announce { .. } => {}
-            Action::Address { .. } => {}
-            Action::Heard { node, ready, .. } => {
+            Action::Address { node, mac } => self.set_signed_mac(&node, Mac(mac)),
+            Action::Heard { node, ready, hears_us } => {
                 self.verified(&node, now);
+                let multicast = self.incoming.multicast;
+                self.reach(unicast::Event::Received { node: node.clone(), multicast, hears_us }, now);
                 self.watch(liveness::Event::Heard(node.clone()), now);
                 if ready {
                     self.attend(presence::Event::Ready(node), now);
@@ -552,6 +568,7 @@ impl Surroundings for State {
             }
             Action::PeerDown { node } => {
                 warn!(%node, "speaker silent");
+                self.forget_signed_mac(&node);
                 self.driver.metrics.peers.dec();
             }
             Action::Phase(phase) => {

@@ -9,6 +9,7 @@ mod app;
 mod args;
 mod backend;
 mod dataplane;
+mod departed;
 mod driver;
 mod host;
 mod io;

@@ -20,6 +20,9 @@ pub struct Metrics {
     pub nodes_down: IntGauge,
     pub nodes_absent: IntGauge,
     pub isolated: IntGauge,
+    pub peers_by_unicast: IntGauge,
+    pub adverts_missing: IntGauge,
+    pub arp_contradicts_advert: IntCounterVec,
     pub peers_unverified: IntGauge,
     pub keys_accepted: IntGauge,
     pub keys_rotating: IntGauge,
@@ -75,6 +78,19 @@ impl Metrics {
                 "Nodes that answer, without a ready speaker: no new flows for them.",
             )?,
             isolated: gauge("sheave_isolated", "1 while no other node is heard that should be.")?,
+            peers_by_unicast: gauge(
+                "sheave_peers_by_unicast",
+                "Nodes that adverts are sent to by unicast too, because multicast does not pass.",
+            )?,
+            adverts_missing: gauge(
+                "sheave_adverts_missing",
+                "Nodes whose program answers and whose adverts do not arrive.",
+            )?,
+            arp_contradicts_advert: counters(
+                "sheave_arp_contradicts_advert_total",
+                "ARP frames that name another MAC address of a node than it states under its signature.",
+                "node",
+            )?,
             peers_unverified: gauge(
                 "sheave_peers_unverified",
                 "Nodes of the cluster whose adverts cannot be verified: they have other keys, or another cluster id.",

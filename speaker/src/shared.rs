@@ -25,6 +25,8 @@ pub struct Shared {
     pub unverified: AtomicU64,
     /// For the same reason this node, which is new, owns nothing.
     pub held_back: AtomicBool,
+    /// The programs of other nodes answer, and no advert arrives.
+    pub adverts_missing: AtomicBool,
     pub attached: AtomicBool,
     pub synced: AtomicBool,
     pub carrier: AtomicBool,
@@ -77,6 +79,9 @@ impl Shared {
         let mut reasons = self.not_alive();
         if self.held_back.load(Ordering::Relaxed) {
             reasons.push("peers_unverified");
+        }
+        if self.adverts_missing.load(Ordering::Relaxed) {
+            reasons.push("adverts_missing");
         }
         let flags = [
             (&self.attached, "not_attached"),

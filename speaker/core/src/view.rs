@@ -111,6 +111,16 @@ impl View {
         self.nodes.get(name).is_some_and(|node| !node.departed)
     }
 
+    /// Nodes of an earlier view that this one does not have are departed: their flows may live.
+    pub fn carry_departed(&mut self, earlier: &Self) {
+        for (name, node) in &earlier.nodes {
+            let taken = self.nodes.iter().any(|(known, at)| known == name || at.address == node.address);
+            if !taken && self.nodes.len() < Limit::Nodes.value() {
+                self.nodes.insert(name.clone(), Node { departed: true, ..node.clone() });
+            }
+        }
+    }
+
     /// The flows of a departed node are over. Whether there was such a node.
     pub fn forget_node(&mut self, name: &str) -> bool {
         let departed = self.nodes.get(name).is_some_and(|node| node.departed);

@@ -77,6 +77,11 @@ pub enum Message {
         ip: Ipv4Addr,
         mac: Mac,
     },
+    /// A node's MAC address under its signature, or no longer: it outranks what the kernel's neighbour table says.
+    SignedMac {
+        ip: Ipv4Addr,
+        mac: Option<Mac>,
+    },
     /// The uplink's own address changed.
     OwnMac(Mac),
     /// What this host is itself, and how it leaves the segment.
@@ -184,6 +189,7 @@ struct State {
     viewed: Option<Instant>,
     standing: Standing,
     macs: BTreeMap<Ipv4Addr, Mac>,
+    signed_macs: BTreeMap<Ipv4Addr, Mac>,
     host: HostAddresses,
     /// As it was made last.
     table: Table,
@@ -216,6 +222,7 @@ impl State {
         Ok(Self {
             layout: Layout::restore(&have),
             macs: macs.filter(|(_, mac)| *mac != Mac::default()).collect(),
+            signed_macs: BTreeMap::new(),
             have,
             config: sync.maps.config()?,
             view: None,
@@ -256,6 +263,8 @@ impl State {
                 self.dirty = true;
                 self.exchange(Some(exchange::Event::Rejoin))?;
             }
+            Message::SignedMac { ip, mac } => self.set_signed_mac(ip, mac),
+            Message::Neighbour { ip, mac } if self.signed_macs.get(&ip).is_some_and(|signed| *signed != mac) => {}
             Message::Neighbour { ip, mac } => {
                 let concerns =
                     self.view.as_ref().is_some_and(|view| view.nodes().values().any(|node| node.address == ip));
@@ -398,7 +407,7 @@ impl State {
 
     fn all_up(&self, view: &View) -> bool {
         let available = self.available();
-        view.nodes().keys().all(|node| available.is_up(node))
+        view.members().all(|(node, _)| available.is_up(node))
     }
 
     /// nftables first, then the maps.
@@ -482,7 +491,9 @@ impl State {
         let eligible = eligibility::candidates(view);
         // An owner whose packet path is detached is not ready, and hands over; of its carrier the election hears by itself.
         let desired = eligibility::ownable(&self.table).map(|vip| (Vip(vip), eligible.clone())).collect();
-        (self.sync.on_synced)(Synced { desired, ready: attached });
+        // A node whose object was deleted hands over, and serves the flows that it has.
+        let member = view.is_member(&self.sync.node);
+        (self.sync.on_synced)(Synced { desired, ready: attached && member });
     }
 
     fn report(&mut self, table: &Table) {

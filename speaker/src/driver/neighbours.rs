@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering;
 
 use speaker_core::announce;
 use speaker_core::liveness;
@@ -11,8 +12,9 @@ use speaker_core::name::NodeName;
 use speaker_core::presence;
 use speaker_core::resolve;
 use speaker_core::time::Instant;
+use speaker_core::unicast;
 use speaker_core::unverified;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::State;
 use crate::dataplane::sync::Message;
@@ -42,7 +44,12 @@ impl State {
         }
         self.watch(liveness::Event::Nodes(names.clone()), now);
         self.attend(presence::Event::Nodes(names.clone()), now);
+        self.reach(unicast::Event::Nodes(names.clone()), now);
         self.judge_unverified(unverified::Event::Nodes(names), now);
+        self.signed_macs.retain(|ip, _| self.by_address.contains_key(ip));
+        if let Err(error) = self.driver.udp.set_peers(&self.by_address.keys().copied().collect()) {
+            self.failed("advert_filter", &error);
+        }
         if changed {
             self.tell_unavailable();
         }
@@ -50,15 +57,79 @@ impl State {
 
     pub(super) fn take_heard(&mut self, heard: &Heard, now: Instant) {
         let Some(node) = self.by_address.get(&heard.ip).cloned() else { return };
+        if self.signed_macs.get(&heard.ip).is_some_and(|signed| *signed != heard.mac) {
+            let refused = self.driver.metrics.arp_contradicts_advert.with_label_values(&[node.as_str()]);
+            if refused.get() == 0 {
+                warn!(%node, claimed = %heard.mac, "arp_contradicts_advert: an ARP frame claims the node's address; ignored and counted");
+            }
+            return refused.inc();
+        }
         if self.macs.insert(heard.ip, heard.mac) != Some(heard.mac) {
             self.tell(Message::Neighbour { ip: heard.ip, mac: heard.mac });
         }
         self.resolve_event(resolve::Event::Known(node.clone()), now);
         if heard.program {
+            self.reach(unicast::Event::Program(node.clone()), now);
             self.attend(presence::Event::Program(node.clone()), now);
         }
         let sign = if heard.reply { liveness::Event::ProbeReply(node) } else { liveness::Event::Seen(node) };
         self.watch(sign, now);
+    }
+
+    /// What the node states under its signature replaces what ARP says, here and in the packet path.
+    pub(super) fn set_signed_mac(&mut self, node: &NodeName, mac: Mac) {
+        let Some(ip) = self.nodes.get(node).copied() else { return };
+        self.macs.insert(ip, mac);
+        if self.signed_macs.insert(ip, mac) != Some(mac) {
+            self.tell(Message::SignedMac { ip, mac: Some(mac) });
+        }
+    }
+
+    /// Its speaker is silent: ARP alone tells where it is reached.
+    pub(super) fn forget_signed_mac(&mut self, node: &NodeName) {
+        let Some(ip) = self.nodes.get(node) else { return };
+        if self.signed_macs.remove(ip).is_some() {
+            self.tell(Message::SignedMac { ip: *ip, mac: None });
+        }
+    }
+
+    /// To the group, and to those that it does not reach.
+    pub(super) fn send(&mut self, datagram: &[u8]) {
+        match self.driver.udp.send(datagram) {
+            Ok(()) => self.driver.metrics.adverts_sent.inc(),
+            Err(error) => self.failed("advert", &error),
+        }
+        for ip in self.driver.unicast.targets().filter_map(|node| self.nodes.get(node)) {
+            match self.driver.udp.send_to(datagram, *ip) {
+                Ok(()) => self.driver.metrics.adverts_sent.inc(),
+                Err(error) => self.failed("unicast_advert", &error),
+            }
+        }
+    }
+
+    /// Which way adverts take between this node and the others.
+    pub(super) fn reach(&mut self, event: unicast::Event, now: Instant) {
+        let mut actions = Vec::new();
+        self.driver.unicast.handle(event, now, &mut actions);
+        if actions.is_empty() {
+            return;
+        }
+        for action in actions {
+            match action {
+                unicast::Action::Start(node) => {
+                    warn!(%node, "multicast does not pass between this node and that one: adverts go by unicast too")
+                }
+                unicast::Action::Stop(node) => info!(%node, "multicast passes again: no adverts by unicast"),
+                unicast::Action::Missing(node) => {
+                    warn!(%node, "adverts_missing: its program answers, but no advert of it arrives; is UDP 7480 filtered, or its speaker dead?");
+                }
+                unicast::Action::Arrived(node) => info!(%node, "its adverts arrive"),
+            }
+        }
+        let unicast = &self.driver.unicast;
+        self.driver.metrics.peers_by_unicast.set(unicast.targets().count() as i64);
+        self.driver.metrics.adverts_missing.set(unicast.missing().count() as i64);
+        self.driver.shared.adverts_missing.store(unicast.receives_none(), Ordering::Relaxed);
     }
 
     /// All that announces or queries uses the new MAC address at once, and the others learn it: the owner's VIPs by a new burst, the

@@ -36,6 +36,8 @@ pub struct MulticastSocket {
 pub struct Received<'a> {
     pub bytes: &'a [u8],
     pub ttl: u8,
+    /// It was sent to the group, not to this node alone.
+    pub multicast: bool,
     /// Nothing proves it.
     pub source: Ipv4Addr,
 }
@@ -58,6 +60,7 @@ impl MulticastSocket {
         // Network control (RFC 4594): heartbeats must not queue behind the traffic they guard.
         socket.set_tos_v4(0xc0)?;
         setsockopt(&socket, sockopt::Ipv4RecvTtl, &true)?;
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
         setsockopt(&socket, sockopt::RxqOvfl, &1)?;
         // Beyond net.core.rmem_max only with capability NET_ADMIN.
         if setsockopt(&socket, sockopt::RcvBufForce, &QUEUE).is_err() {
@@ -79,7 +82,6 @@ impl MulticastSocket {
         self.drops.clone()
     }
 
-    #[cfg_attr(not(test), allow(dead_code, reason = "heartbeats by unicast come with the filtered-multicast fallback"))]
     /// From now on unicast of these is received too, at most [`filter::MAX_ADDRESSES`]. What is queued stays.
     pub fn set_peers(&self, peers: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
         self.socket.attach_filter(&filter::datagrams(*self.group.ip(), peers))
@@ -97,27 +99,35 @@ impl MulticastSocket {
     /// The next datagram, `None` when nothing waits.
     pub fn receive<'a>(&self, buffer: &'a mut [u8; RECEIVE_BUFFER]) -> io::Result<Option<Received<'a>>> {
         loop {
-            let mut space = cmsg_space!(libc::c_int, u32);
+            let mut space = cmsg_space!(libc::c_int, u32, libc::in_pktinfo);
             let mut parts = [IoSliceMut::new(&mut buffer[..])];
-            let (length, ttl, source) =
+            let (length, ttl, multicast, source) =
                 match recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty()) {
                     Ok(message) => {
-                        let mut ttl = None;
+                        let (mut ttl, mut multicast) = (None, false);
                         for part in message.cmsgs()? {
                             match part {
                                 ControlMessageOwned::Ipv4Ttl(value) => ttl = u8::try_from(value).ok(),
                                 ControlMessageOwned::RxqOvfl(drops) => self.dropped(drops),
+                                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                                    multicast = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).is_multicast();
+                                }
                                 _ => {}
                             }
                         }
-                        (message.bytes, ttl, message.address.map_or(Ipv4Addr::UNSPECIFIED, |address| address.ip()))
+                        (
+                            message.bytes,
+                            ttl,
+                            multicast,
+                            message.address.map_or(Ipv4Addr::UNSPECIFIED, |address| address.ip()),
+                        )
                     }
                     Err(Errno::EAGAIN) => return Ok(None),
                     Err(Errno::EINTR) => continue,
                     Err(error) => return Err(error.into()),
                 };
             let bytes = buffer.get(..length).unwrap_or_default();
-            return Ok(Some(Received { bytes, ttl: ttl.unwrap_or(0), source }));
+            return Ok(Some(Received { bytes, ttl: ttl.unwrap_or(0), multicast, source }));
         }
     }
 

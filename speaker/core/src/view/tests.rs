@@ -223,6 +223,16 @@ fn a_departed_node_gives_way() {
     assert!(!known.nodes().contains_key("b") && known.is_member("d"));
 }
 
+/// A speaker that restarts after the deletion knows of it by the view on disk.
+#[test]
+fn departed_nodes_are_carried_over_a_restart() {
+    let earlier = view([]);
+    let mut known = View::from(alloc::vec![node("a")]);
+    known.carry_departed(&earlier);
+    assert_eq!(known.members().map(|(name, _)| name).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(known.nodes().len(), 3);
+}
+
 /// Whatever the API says, no VIP is one of a node's addresses.
 #[test]
 fn an_address_of_a_node_is_never_served() {

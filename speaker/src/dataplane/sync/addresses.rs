@@ -23,6 +23,17 @@ impl State {
         }
     }
 
+    /// A node states where it is reached, under its signature, or its speaker has fallen silent.
+    pub(super) fn set_signed_mac(&mut self, ip: Ipv4Addr, mac: Option<Mac>) {
+        let Some(mac) = mac else {
+            self.signed_macs.remove(&ip);
+            return;
+        };
+        // The election states nodes of the view only; there are at most as many.
+        self.signed_macs.insert(ip, mac);
+        self.dirty |= self.macs.insert(ip, mac) != Some(mac);
+    }
+
     /// The packet path compares each frame with this address and answers ARP with it, so it does not wait for nftables. It stays as
     /// it is until the maps have been filled once; should the write fail, the next change makes up for it.
     pub(super) fn set_own_mac(&mut self, mac: Mac) {
