@@ -8,7 +8,8 @@
 //! own row. Those that said so come first, by name: every node has heard the same of them. Former primaries follow, of which a
 //! restarted node may know fewer. Nodes whose speaker is silent come after these: the rows that they go by are old.
 //!
-//! What nodes said before they went by another table comes behind all that (`Word::earlier`).
+//! What nodes said before they went by another table comes behind all that (`Word::earlier`), then the primary that the row gets with the next
+//! batch of additions: peers apply a batch at slightly different moments.
 //!
 //! Places that are left at the end go to nodes of which it is not known what they hold: those of former rings (between two rings that this node
 //! saw there may have been one that it did not see), and those that have said nothing since this node is back.
@@ -33,8 +34,9 @@ pub struct Alternates {
     pub nodes: Vec<String>,
     /// One entry for each row of the ring; 0: none.
     pub rows: Vec<[u16; ALTERNATES]>,
-    /// Rows with more candidates than fit.
-    pub crowded: u32,
+    /// Rows without a place for some node that may hold flows of them: it reported them, was their primary, or may hold flows of any row. (Not
+    /// counted: nodes of former rings in rows whose primary they were not. They get the places that are left.)
+    pub overflow: u32,
 }
 
 impl Alternates {
@@ -55,6 +57,8 @@ pub struct Cause {
     pub holders: Vec<(String, ByAddress<Rows>)>,
     /// What they said before, by other tables.
     pub earlier: Vec<(String, ByAddress<Rows>)>,
+    /// The ring of the next batch, which peers may go by already.
+    pub upcoming: Option<ByAddress<Ring>>,
     /// Nodes that may hold flows of any row.
     pub unheard: BTreeSet<String>,
     /// Those among all of them whose speaker is silent.
@@ -66,7 +70,7 @@ impl Cause {
     /// their alternates. Nodes say what they hold in the rows of their own ring, so it stays split for as long as somebody has
     /// flows of rows that are not his.
     pub fn has_larger_rings(&self) -> bool {
-        let formers = self.formers.iter().map(|(former, _)| former.0.rows.len());
+        let formers = self.formers.iter().map(|(former, _)| former).chain(&self.upcoming).map(|ring| ring.0.rows.len());
         let told = self.holders.iter().chain(&self.earlier).map(|(_, rows)| rows.0.of() as usize);
         self.ring.0.rows.len() < MAX_ROWS as usize && formers.chain(told).any(|rows| rows == MAX_ROWS as usize)
     }
@@ -86,7 +90,7 @@ impl Cache {
     /// From the cache of the last table into the one of the next.
     pub fn get(&self, cause: Cause, next: &mut Cache) -> Option<Arc<Alternates>> {
         let nobody = cause.formers.is_empty() && cause.holders.is_empty() && cause.earlier.is_empty();
-        if nobody && cause.unheard.is_empty() {
+        if nobody && cause.upcoming.is_none() && cause.unheard.is_empty() {
             return None;
         }
         let known = |cause: &Cause| self.0.get(cause).cloned();
