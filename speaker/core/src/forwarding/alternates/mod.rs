@@ -11,8 +11,8 @@
 //! What nodes said before they went by another table comes behind all that (`Word::earlier`), then the primary that the row gets with the next
 //! batch of additions: peers apply a batch at slightly different moments.
 //!
-//! Places that are left at the end go to nodes of which it is not known what they hold: those of former rings (between two rings that this node
-//! saw there may have been one that it did not see), and those that have said nothing since this node is back.
+//! Places that are left at the end go to nodes of which it is not known what they hold: those of former rings and of the next (between two rings
+//! that this node saw there may be one that it did not see), and those that have said nothing since this node is back.
 
 mod rows;
 
@@ -35,7 +35,7 @@ pub struct Alternates {
     /// One entry for each row of the ring; 0: none.
     pub rows: Vec<[u16; ALTERNATES]>,
     /// Rows without a place for some node that may hold flows of them: it reported them, was their primary, or may hold flows of any row. (Not
-    /// counted: nodes of former rings in rows whose primary they were not. They get the places that are left.)
+    /// counted: nodes of former rings, and of the next, in rows whose primary they are not there. They get the places that are left.)
     pub overflow: u32,
 }
 

@@ -13,10 +13,11 @@ use crate::holdings::{Rows, overlapping};
 
 pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
     let Cause { ring, formers, holders, earlier, upcoming, unheard, silent } = cause;
-    let anywhere: BTreeSet<&String> = formers.iter().flat_map(|(_, nodes)| nodes).chain(unheard).collect();
-    let holding = holders.iter().chain(earlier).map(|(node, _)| node);
+    let formers_nodes = formers.iter().flat_map(|(_, nodes)| nodes);
     let upcoming_nodes = upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes);
-    let names: BTreeSet<&String> = holding.chain(anywhere.iter().copied()).chain(upcoming_nodes).collect();
+    let anywhere: BTreeSet<&String> = formers_nodes.chain(upcoming_nodes).chain(unheard).collect();
+    let holding = holders.iter().chain(earlier).map(|(node, _)| node);
+    let names: BTreeSet<&String> = holding.chain(anywhere.iter().copied()).collect();
     let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| silent.contains(*name));
     let nodes: Vec<String> = first.iter().chain(&last).map(|name| String::from(*name)).collect();
     let numbers: BTreeMap<&str, u16> = nodes.iter().zip(1..).map(|(name, number)| (name.as_str(), number)).collect();
