@@ -39,7 +39,7 @@ pub struct Metrics {
     flows_forgotten: IntCounter,
     pub flows_unnamed: IntGauge,
     pub flows_spared: IntGauge,
-    pub rows_crowded: IntGauge,
+    pub row_alternates_overflow: IntGauge,
     pub limits_reached: IntCounterVec,
     pub netlink_rereads: IntCounterVec,
     datagrams_dropped: IntCounterVec,
@@ -140,9 +140,9 @@ impl Metrics {
                 "sheave_udp_flows_spared",
                 "UDP flows that stay with a pod of this node although Kubernetes may say that it does not serve: the node was not heard.",
             )?,
-            rows_crowded: gauge(
-                "sheave_rows_crowded",
-                "Rows of which more nodes may hold flows than a row has room for.",
+            row_alternates_overflow: gauge(
+                "sheave_row_alternates_overflow",
+                "Rows without room for a node that may hold flows of them: one of more than three besides the primary.",
             )?,
             limits_reached: counters(
                 "sheave_limits_reached_total",

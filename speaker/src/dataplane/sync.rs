@@ -157,6 +157,7 @@ pub async fn run(
                 }
             }
             due = state.talk.due() => { due.context("the socket of the holdings")?; state.exchange(None)?; }
+            () = batch_due(&state.sync.planner) => state.dirty = true,
             looked = state.look.done() => state.looked(looked)?,
             () = state.sync.backend.changed() => state.audit().await,
             () = state.sync.arrivals.next() => {}
@@ -176,6 +177,14 @@ pub async fn run(
                 error!(error = format!("{error:#}"), "packet path not changed, trying again");
             }
         }
+    }
+}
+
+/// When additions that were held back get rows.
+async fn batch_due(planner: &Planner) {
+    match planner.next_deadline() {
+        Some(due) => tokio::time::sleep(due.since(clock::now())).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -352,7 +361,7 @@ impl State {
             self.look.changed(now);
         }
         let alternates = table.services.values().filter_map(|service| service.alternates.as_ref());
-        self.sync.metrics.rows_crowded.set(alternates.map(|alternates| i64::from(alternates.crowded)).sum());
+        self.sync.metrics.row_alternates_overflow.set(alternates.map(|all| i64::from(all.overflow)).sum());
         self.table = table;
         self.available = available;
         self.dirty = false;

@@ -89,6 +89,17 @@ impl History {
         self.generation += 1;
     }
 
+    /// The members that a service port has now.
+    pub(super) fn current(&self, key: &ServiceKey) -> Option<&Arc<Members>> {
+        self.services.get(key)?.current.as_ref()
+    }
+
+    /// When the ring before the present one ended, if it had these members.
+    pub(super) fn ended(&self, key: &ServiceKey, members: &Members) -> Option<Instant> {
+        let newest = self.services.get(key)?.formers.first()?;
+        (*newest.members == *members).then_some(newest.ended)
+    }
+
     /// The last members that a service port had.
     pub(super) fn last(&self, key: &ServiceKey) -> Option<&Arc<Members>> {
         let past = self.services.get(key)?;

@@ -66,6 +66,21 @@ impl Members {
         self.0.values().map(|member| u64::from(member.pods)).sum()
     }
 
+    /// Whether the others are these and more pods, and no node of these has lost or regained its rows.
+    pub fn grow_into(&self, others: &Self) -> bool {
+        let stays = |(node, member): (&String, &Member)| {
+            others.0.get(node).is_some_and(|other| other.down == member.down && other.pods >= member.pods)
+        };
+        self.0.iter().all(stays) && self != others
+    }
+
+    /// Of the ring of these members: [`Ring::digest`].
+    pub fn digest(&self, key: &[u64; 2]) -> u64 {
+        self.0.iter().fold(key[0], |state, (name, member)| {
+            siphash13(key, state ^ digest(key, name.as_bytes()), u64::from(member.pods) << 1 | u64::from(member.down))
+        })
+    }
+
     /// Turns of each node per round. Above [`MAX_TURNS`] all are scaled down alike, and nobody below one.
     fn turns(&self) -> Vec<u32> {
         let total = self.pods();
@@ -87,10 +102,7 @@ pub fn fill(members: &Members, key: &[u64; 2]) -> Ring {
     if up.contains(&true) && up.contains(&false) {
         table = divert(&table, &up, key);
     }
-    let digest = members.0.iter().fold(key[0], |state, (name, member)| {
-        siphash13(key, state ^ digest(key, name.as_bytes()), u64::from(member.pods) << 1 | u64::from(member.down))
-    });
-    Ring { members: Arc::new(members.clone()), nodes, rows: table, digest }
+    Ring { members: Arc::new(members.clone()), nodes, rows: table, digest: members.digest(key) }
 }
 
 /// Rows for so many members: at least 100 rows each up to 654 members (the paper's bound for an even spread).

@@ -3,7 +3,8 @@
 //! For each VIP and service port a ring: Maglev over (node, ordinal 0..ready pods on it; members.rs says who counts if none is). The ring chooses the node, the node
 //! chooses the pod. The same view, the same set of lost nodes and the same hash key give the same table on every node. Beside
 //! it the alternates of each row: nodes that may hold flows which were opened under another ring. These may differ between nodes.
-//! Reading order: mod.rs -> members.rs -> maglev.rs -> history.rs -> alternates/ -> ids.rs -> slots.rs -> diff.rs. Read first: docs/dataplane.md.
+//! Reading order: mod.rs -> members.rs -> batches.rs -> maglev.rs -> history.rs -> alternates/ -> ids.rs -> slots.rs -> diff.rs. Read first:
+//! docs/dataplane.md.
 //!
 //! ```text
 //! let mut planner = Planner::new(hash_key, history);           // History::new(window), or History::restore(..) from disk
@@ -14,11 +15,12 @@
 //! // .. then, at once when table.digest is new, else every second, from conntrack:
 //! let said = holder.announce(&table, flows, exchange.differs(), now);
 //! exchange.handle(exchange::Event::Local(said.holdings), now, &mut actions);
-//! // Make the table again on Action::Changed, and a second later as long as planner.unsettled().
+//! // Make the table again on Action::Changed, at planner.next_deadline(), and a second later as long as planner.unsettled().
 //! // planner.history().save(now, boot) goes to disk when planner.history().generation() has changed.
 //! ```
 
 pub mod alternates;
+mod batches;
 pub mod diff;
 pub mod history;
 pub mod ids;
@@ -40,6 +42,8 @@ use crate::time::{Duration, Instant};
 use crate::view::endpoints::{self, Digests, Frontend, Pod, Refusal, frontends};
 use crate::view::{Affinity, View};
 use alternates::{Alternates, ByAddress, Cache, Cause};
+use batches::{Batches, Wanted};
+pub use batches::{LONGEST as LONGEST_WAIT, QUIET};
 use history::{Former, History};
 use maglev::Members;
 pub use members::Availability;
@@ -97,6 +101,7 @@ pub struct Planner {
     hash_key: [u64; 2],
     rings: Cached,
     history: History,
+    batches: Batches,
     alternates: Cache,
     away: Option<String>,
     unheard: Unheard,
@@ -129,6 +134,7 @@ impl Planner {
             hash_key,
             rings: Cached::new(),
             history,
+            batches: Batches::default(),
             alternates: Cache::default(),
             away: None,
             unheard: Unheard::default(),
@@ -154,6 +160,11 @@ impl Planner {
         self.unsettled
     }
 
+    /// When the next batch of additions is to be applied: make the table again then.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.batches.next_deadline()
+    }
+
     pub fn history(&self) -> &History {
         &self.history
     }
@@ -175,20 +186,30 @@ impl Planner {
         let viewed = endpoints::digests(view, frontends);
         let mut services = BTreeMap::new();
         let mut rings = Rings { hash_key: self.hash_key, known: &self.rings, used: Cached::new() };
-        let mut last: Option<(&[Pod<'_>], Arc<Ring>, bool)> = None;
+        if self.away.is_some() {
+            // What is held back was decided by an old view.
+            self.batches.clear();
+        }
+        let mut last: Option<(&[Pod<'_>], Arc<Members>, bool)> = None;
         for (key, frontend) in frontends {
             // The ports of one Service have the same pods.
-            let (ring, closed) = match &last {
-                Some((pods, ring, closed)) if endpoints::same_places(pods, &frontend.pods) => (ring.clone(), *closed),
+            let (members, closed) = match &last {
+                Some((pods, members, closed)) if endpoints::same_places(pods, &frontend.pods) => {
+                    (members.clone(), *closed)
+                }
                 _ => {
                     let Chosen { members, closed } = members::members(&frontend.pods, view, availability);
-                    (rings.get(&Arc::new(members)), closed)
+                    (Arc::new(members), closed)
                 }
             };
-            last = Some((&frontend.pods, ring.clone(), closed));
+            last = Some((&frontend.pods, members.clone(), closed));
+            // A node that was away applies the view as it is: its peers may have applied all of it.
+            let current = self.history.current(key).filter(|_| self.away.is_none());
+            let wanted = Wanted { ended: self.history.ended(key, &members), members, current };
+            let ring = rings.get(&self.batches.next(key, wanted, &self.hash_key, now));
             services.insert(*key, Service { affinity: frontend.affinity, closed, ring, alternates: None });
         }
-        let digest = digest(&services);
+        let digest = follow(&mut self.batches, &mut services, &mut rings, words, now);
         for (key, service) in services.iter_mut().filter(|(_, service)| service.ring.rows.is_empty()) {
             let last = self.history.last(key).and_then(|last| members::last(last, view, availability));
             if let Some(Chosen { members, closed }) = last {
@@ -197,6 +218,7 @@ impl Planner {
         }
         let members = services.iter().map(|(key, service)| (*key, service.ring.members.clone())).collect();
         self.history.record(now, &members);
+        self.batches.retain(now, |key| services.contains_key(key));
         let nodes: BTreeMap<_, _> = view.nodes().iter().map(|(name, node)| (name.clone(), node.address)).collect();
         if let Some(own) = self.away.take() {
             self.history.was_away(&own, now);
@@ -216,7 +238,8 @@ impl Planner {
                 Arc::make_mut(&mut unheard).append(&mut asked.unheard(scattered));
             }
             self.unsettled |= !formers.is_empty() || !unheard.is_empty();
-            let mut cause = asked.cause(key, &service.ring, formers, unheard, &anywhere);
+            let upcoming = self.batches.upcoming(key).map(|members| ByAddress(rings.get(members)));
+            let mut cause = asked.cause(key, &service.ring, formers, upcoming, unheard, &anywhere);
             if cause.has_larger_rings() {
                 service.ring = rings.split(&service.ring);
                 cause.ring = ByAddress(service.ring.clone());
@@ -366,6 +389,7 @@ impl<'a> Asked<'a> {
         key: &ServiceKey,
         ring: &Arc<Ring>,
         formers: Vec<(ByAddress<Ring>, Vec<String>)>,
+        upcoming: Option<ByAddress<Ring>>,
         unheard: Arc<BTreeSet<String>>,
         anywhere: &Anywhere,
     ) -> Cause {
@@ -377,13 +401,14 @@ impl<'a> Asked<'a> {
         }
         let named =
             holders.iter().chain(&earlier).map(|(node, _)| node).chain(formers.iter().flat_map(|(_, nodes)| nodes));
+        let named = named.chain(upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes));
         let more = unheard.iter().filter(|_| !Arc::ptr_eq(&unheard, &anywhere.unheard));
         let mut named = named.chain(more).filter(|node| self.is_silent(node)).peekable();
         let mut silent = anywhere.silent.clone();
         if named.peek().is_some() {
             Arc::make_mut(&mut silent).extend(named.cloned());
         }
-        Cause { ring: ByAddress(ring.clone()), formers, holders, earlier, unheard, silent }
+        Cause { ring: ByAddress(ring.clone()), formers, holders, earlier, upcoming, unheard, silent }
     }
 
     fn is_silent(&self, node: &str) -> bool {
@@ -391,14 +416,39 @@ impl<'a> Asked<'a> {
     }
 }
 
-fn digest(services: &BTreeMap<ServiceKey, Service>) -> u64 {
+/// Applies what waits and a peer has applied already. Returns the digest of the table.
+fn follow(
+    batches: &mut Batches,
+    services: &mut BTreeMap<ServiceKey, Service>,
+    rings: &mut Rings<'_>,
+    words: &Words,
+    now: Instant,
+) -> u64 {
+    let ours = digest(services, &BTreeMap::new());
+    let theirs: BTreeSet<u64> =
+        words.values().map(|word| word.holdings.digest).filter(|theirs| *theirs != ours).collect();
+    if batches.is_empty() || theirs.is_empty() {
+        return ours;
+    }
+    let applied = batches.follow(|rings| theirs.contains(&digest(services, rings)), now);
+    for (key, members) in applied {
+        if let Some(service) = services.get_mut(&key) {
+            service.ring = rings.get(&members);
+        }
+    }
+    digest(services, &BTreeMap::new())
+}
+
+/// `others`: digests of rings in place of those that services have.
+fn digest(services: &BTreeMap<ServiceKey, Service>, others: &BTreeMap<ServiceKey, u64>) -> u64 {
     services.iter().fold(0, |digest, (key, service)| {
+        let ring = others.get(key).copied().unwrap_or(service.ring.digest);
         let ServiceKey { addr, port, proto, pad: _ } = *key;
         let port = u64::from(u16::from_be_bytes(port));
         let key = u64::from(u32::from_be_bytes(addr)) | port << 32 | u64::from(proto) << 48;
         let affinity = u64::from(service.affinity == Affinity::ClientIp) << 56;
         let closed = u64::from(service.closed) << 57;
-        siphash13(&[digest, 0], key | affinity | closed, service.ring.digest)
+        siphash13(&[digest, 0], key | affinity | closed, ring)
     })
 }
 

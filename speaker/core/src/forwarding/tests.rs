@@ -290,6 +290,35 @@ fn nobodys_word_is_all_while_some_table_differs() {
     assert_eq!(moved_rows(&planner.table(&after, &all, &words(40), at(40))), None);
 }
 
+/// Nodes receive views at slightly different moments, and come to equal tables before their own time.
+#[test]
+fn a_node_applies_additions_with_its_peers_and_after_a_restart_at_once() {
+    let all = Availability::default();
+    let [mut ahead, mut behind] = [planner(KEY), planner(KEY)];
+    let [few, more] = [view([ready("a", 1), ready("b", 1)]), view([ready("a", 1), ready("b", 1), ready("c", 1)])];
+    let before = [&mut ahead, &mut behind].map(|planner| planner.table(&few, &all, &Words::new(), NOW));
+    assert_eq!(ahead.table(&more, &all, &Words::new(), NOW).digest, before[0].digest, "c waits");
+    assert_eq!(ahead.next_deadline(), Some(NOW + QUIET));
+    let applied = ahead.table(&more, &all, &Words::new(), NOW + QUIET);
+    assert_ne!(applied.digest, before[0].digest);
+    let words = Words::from([(String::from("a"), word(&applied, NOW + QUIET))]);
+    let waiting = behind.table(&more, &all, &Words::new(), NOW + QUIET);
+    assert_eq!((waiting.digest, behind.next_deadline()), (before[0].digest, Some(NOW + QUIET * 2)));
+    assert!(moved_rows(&waiting).unwrap().contains("c"), "a peer may have flows by the next ring already");
+    let followed = behind.table(&more, &all, &words, NOW + QUIET);
+    assert_eq!((followed.digest, behind.next_deadline()), (applied.digest, None));
+    // What the API server named while the speaker was away was applied by its peers.
+    let saved = ahead.history().save("boot", NOW + QUIET);
+    let mut restarted = Planner::new(KEY, History::restore(&saved, Duration::from_secs(3600), "boot", NOW).unwrap());
+    restarted.was_away("a");
+    let most = view([ready("a", 1), ready("a", 2), ready("b", 1), ready("c", 1)]);
+    assert_eq!(restarted.table(&most, &all, &words, NOW + QUIET).digest, table(&most, &none()).digest);
+    // A pod that is ready again soon has the rows again that it had.
+    let unready = ahead.table(&few, &all, &Words::new(), NOW + QUIET * 2);
+    let again = ahead.table(&more, &all, &Words::new(), NOW + QUIET * 3);
+    assert_eq!((unready.digest, again.digest), (before[0].digest, applied.digest));
+}
+
 #[test]
 fn who_was_away_asks_those_who_served_meanwhile() {
     let mut planner = planner(KEY);
@@ -404,8 +433,12 @@ proptest! {
         for object in view(pods).objects().into_iter().rev() {
             known.handle(Event::Apply(object));
         }
-        // Former rings have no say in rows, but of services that name no pod any more, nor in the digest.
-        let late = planner.table(&known, &down(&lost), &Words::new(), NOW);
+        // Former rings have no say in rows, but of services that name no pod any more, nor in the digest; additions wait.
+        planner.table(&known, &down(&lost), &Words::new(), NOW);
+        let applied = planner.next_deadline().unwrap_or(NOW);
+        prop_assert!(applied <= NOW + QUIET);
+        let late = planner.table(&known, &down(&lost), &Words::new(), applied);
+        prop_assert_eq!(planner.next_deadline(), None);
         prop_assert_eq!(late.digest, fresh.digest);
         for (key, service) in fresh.services.into_iter().filter(|(_, service)| !service.ring.rows.is_empty()) {
             prop_assert_eq!(&late.services[&key].ring, &service.ring);

@@ -8,10 +8,11 @@
 //! own row. Those that said so come first, by name: every node has heard the same of them. Former primaries follow, of which a
 //! restarted node may know fewer. Nodes whose speaker is silent come after these: the rows that they go by are old.
 //!
-//! What nodes said before they went by another table comes behind all that (`Word::earlier`).
+//! What nodes said before they went by another table comes behind all that (`Word::earlier`), then the primary that the row gets with the next
+//! batch of additions: peers apply a batch at slightly different moments.
 //!
-//! Places that are left at the end go to nodes of which it is not known what they hold: those of former rings (between two rings that this node
-//! saw there may have been one that it did not see), and those that have said nothing since this node is back.
+//! Places that are left at the end go to nodes of which it is not known what they hold: those of former rings and of the next (between two rings
+//! that this node saw there may be one that it did not see), and those that have said nothing since this node is back.
 
 mod rows;
 
@@ -35,15 +36,16 @@ pub struct Alternates {
     different: Vec<[u16; ALTERNATES]>,
     /// One entry for each row of the ring: which of them it is.
     numbers: Vec<u16>,
-    /// Rows with more candidates than fit.
-    pub crowded: u32,
+    /// Rows without a place for some node that may hold flows of them: it reported them, was their primary, or may hold flows of any row. (Not
+    /// counted: nodes of former rings, and of the next, in rows whose primary they are not there. They get the places that are left.)
+    pub overflow: u32,
 }
 
 impl Alternates {
-    fn new(nodes: Vec<String>, rows: &[[u16; ALTERNATES]], crowded: u32) -> Self {
+    fn new(nodes: Vec<String>, rows: &[[u16; ALTERNATES]], overflow: u32) -> Self {
         let (numbers, different) = numbered(rows.iter().map(|row| Row::new(0, *row)));
         let different = different.iter().map(|row| row.alternates()).collect();
-        Self { nodes: Arc::new(nodes), different, numbers, crowded }
+        Self { nodes: Arc::new(nodes), different, numbers, overflow }
     }
 
     /// The entry of a row, all 0 if there is no such row.
@@ -70,6 +72,8 @@ pub struct Cause {
     pub holders: Vec<(String, ByAddress<Rows>)>,
     /// What they said before, by other tables.
     pub earlier: Vec<(String, ByAddress<Rows>)>,
+    /// The ring of the next batch, which peers may go by already.
+    pub upcoming: Option<ByAddress<Ring>>,
     /// Nodes that may hold flows of any row.
     pub unheard: Arc<BTreeSet<String>>,
     /// Those among all of them whose speaker is silent.
@@ -81,7 +85,7 @@ impl Cause {
     /// their alternates. Nodes say what they hold in the rows of their own ring, so it stays split for as long as somebody has
     /// flows of rows that are not his.
     pub fn has_larger_rings(&self) -> bool {
-        let formers = self.formers.iter().map(|(former, _)| former.0.rows.len());
+        let formers = self.formers.iter().map(|(former, _)| former).chain(&self.upcoming).map(|ring| ring.0.rows.len());
         let told = self.holders.iter().chain(&self.earlier).map(|(_, rows)| rows.0.of() as usize);
         self.ring.0.rows.len() < MAX_ROWS as usize && formers.chain(told).any(|rows| rows == MAX_ROWS as usize)
     }
@@ -105,7 +109,7 @@ impl Cache {
     /// From the cache of the last table into the one of the next.
     pub fn get(&self, cause: Cause, next: &mut Cache) -> Option<Arc<Alternates>> {
         let nobody = cause.formers.is_empty() && cause.holders.is_empty() && cause.earlier.is_empty();
-        if nobody && cause.unheard.is_empty() {
+        if nobody && cause.upcoming.is_none() && cause.unheard.is_empty() {
             return None;
         }
         let Cache { causes, nodes } = next;

@@ -7,13 +7,15 @@ use alloc::vec::Vec;
 
 use ebpf_common::ALTERNATES;
 
-use super::{Alternates, Cause};
+use super::{Alternates, ByAddress, Cause};
 use crate::forwarding::Ring;
 use crate::holdings::{Rows, overlapping};
 
 pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
-    let Cause { ring, formers, holders, earlier, unheard, silent } = cause;
-    let anywhere: BTreeSet<&String> = formers.iter().flat_map(|(_, nodes)| nodes).chain(&**unheard).collect();
+    let Cause { ring, formers, holders, earlier, upcoming, unheard, silent } = cause;
+    let formers_nodes = formers.iter().flat_map(|(_, nodes)| nodes);
+    let upcoming_nodes = upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes);
+    let anywhere: BTreeSet<&String> = formers_nodes.chain(upcoming_nodes).chain(&**unheard).collect();
     let holding = holders.iter().chain(earlier).map(|(node, _)| node);
     let names: BTreeSet<&String> = holding.chain(anywhere.iter().copied()).collect();
     let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| silent.contains(*name));
@@ -32,15 +34,21 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
     for (node, rows) in earlier {
         sheet.add_holder(number(node), &rows.0);
     }
+    if let Some(ByAddress(upcoming)) = upcoming {
+        let numbers: Vec<u16> = upcoming.nodes.iter().map(number).collect();
+        sheet.add_upcoming(upcoming, &numbers);
+    }
     if !last.is_empty() {
         sheet.ask_last(first.len() as u16 + 1);
     }
     let anywhere: Vec<u16> = anywhere.into_iter().map(number).collect();
     sheet.add_where_there_is_room(&anywhere);
-    let Sheet { rows, crowded, .. } = sheet;
-    let crowded = crowded.iter().filter(|&&crowded| crowded).count() as u32;
+    let unheard: Vec<u16> = unheard.iter().map(number).collect();
+    sheet.count_without_room(&unheard);
+    let Sheet { rows, overflow, .. } = sheet;
+    let overflow = overflow.iter().filter(|&&overflow| overflow).count() as u32;
     let found = rows.iter().any(|row| row[0] != 0);
-    found.then(|| Alternates::new(nodes, &rows, crowded))
+    found.then(|| Alternates::new(nodes, &rows, overflow))
 }
 
 /// What is being filled. Numbers of nodes: 1 and up; 0 is nobody.
@@ -49,14 +57,14 @@ struct Sheet<'a> {
     /// The number of each of the ring's nodes.
     primaries: Vec<u16>,
     rows: Vec<[u16; ALTERNATES]>,
-    crowded: Vec<bool>,
+    overflow: Vec<bool>,
 }
 
 impl<'a> Sheet<'a> {
     fn new(ring: &'a Ring, number: &dyn Fn(&String) -> u16) -> Self {
         let size = ring.rows.len();
         let primaries = ring.nodes.iter().map(number).collect();
-        Self { ring, primaries, rows: vec![[0; ALTERNATES]; size], crowded: vec![false; size] }
+        Self { ring, primaries, rows: vec![[0; ALTERNATES]; size], overflow: vec![false; size] }
     }
 
     fn size(&self) -> u32 {
@@ -82,6 +90,16 @@ impl<'a> Sheet<'a> {
         }
     }
 
+    /// Where there is room: only a peer that is ahead has such flows, and it reports them in a moment.
+    fn add_upcoming(&mut self, upcoming: &Ring, numbers: &[u16]) {
+        let (size, theirs) = (self.size(), upcoming.rows.len() as u32);
+        for row in 0..size {
+            for theirs in overlapping(row, size, theirs) {
+                self.place(row as usize, numbers[usize::from(upcoming.rows[theirs as usize])]);
+            }
+        }
+    }
+
     /// Each row begins with another one of them, so that all have their rows if there are more than fit.
     fn add_where_there_is_room(&mut self, nodes: &[u16]) {
         for row in 0..self.rows.len() {
@@ -94,9 +112,17 @@ impl<'a> Sheet<'a> {
         }
     }
 
+    /// Nodes that may hold flows of any row overflow each row that does not name them.
+    fn count_without_room(&mut self, nodes: &[u16]) {
+        for (row, overflow) in self.overflow.iter_mut().enumerate() {
+            let primary = self.primaries[usize::from(self.ring.rows[row])];
+            *overflow |= nodes.iter().any(|node| *node != primary && !self.rows[row].contains(node));
+        }
+    }
+
     fn add(&mut self, row: usize, node: u16) {
         let has_place = self.place(row, node);
-        self.crowded[row] |= !has_place;
+        self.overflow[row] |= !has_place;
     }
 
     /// Whether it has a place in the row, or needs none.

@@ -21,7 +21,8 @@ fn held(node: &str, rows: impl IntoIterator<Item = u32>) -> (String, ByAddress<R
 
 fn cause(ring: ByAddress<Ring>) -> Cause {
     let nobody = Arc::new(BTreeSet::new());
-    Cause { ring, formers: vec![], holders: vec![], earlier: vec![], unheard: nobody.clone(), silent: nobody }
+    let (holders, earlier, unheard, silent) = (vec![], vec![], nobody.clone(), nobody);
+    Cause { ring, formers: vec![], holders, earlier, upcoming: None, unheard, silent }
 }
 
 fn of(alternates: &Alternates, row: u32) -> Vec<&str> {
@@ -41,7 +42,7 @@ fn former_primaries_of_rows_that_moved() {
         let others = ["a", "b"].into_iter().filter(|node| *node != now);
         assert!(others.eq(found.into_iter().collect::<BTreeSet<_>>()));
     }
-    assert_eq!(alternates.crowded, 0);
+    assert_eq!(alternates.overflow, 0);
 }
 
 #[test]
@@ -65,7 +66,36 @@ fn no_more_than_fit_and_those_that_said_so_first() {
     assert_eq!(of(&alternates, 7), ["b", "y", "a"], "whose speaker is silent is asked last");
     assert_eq!(of(&alternates, 8), ["y", "d", "c"], "the newest former ring first");
     assert_eq!(of(&alternates, 9), ["d", "c"]);
-    assert_eq!(alternates.crowded, 1);
+    assert_eq!(alternates.overflow, 1);
+}
+
+#[test]
+fn rows_without_room_for_a_node_that_may_hold_any_flow_overflow() {
+    let now = ring(&[("a", 1), ("b", 1)]);
+    let primary_a = (0..4093).filter(|&row| now.0.primary(row) == Some("a")).count() as u32;
+    let unheard = |nodes: &[&str]| Arc::new(names(nodes).into_iter().collect());
+    let overflow = |unheard| Cause { unheard, ..cause(now.clone()) }.alternates().unwrap().overflow;
+    assert_eq!(overflow(unheard(&["a", "c", "d"])), 0, "all have a place");
+    assert_eq!(overflow(unheard(&["a", "c", "d", "e"])), 4093 - primary_a, "a has its own rows");
+    assert_eq!(overflow(unheard(&["c", "d", "e", "f"])), 4093);
+    // Nodes of former rings get what places there are; their own rows have one.
+    let formers = vec![(ring(&[("c", 1), ("d", 1), ("e", 1), ("f", 1)]), names(&["c", "d", "e", "f"]))];
+    assert_eq!(Cause { formers, ..cause(now.clone()) }.alternates().unwrap().overflow, 0);
+}
+
+/// Peers may have applied the next batch of additions already, or a part of it.
+#[test]
+fn the_next_primary_of_a_row_has_a_place_that_is_left() {
+    let (now, next) = (ring(&[("a", 1)]), ring(&[("a", 1), ("b", 1), ("c", 1)]));
+    let holders = vec![held("d", [7, 8]), held("e", [7, 8]), held("f", [7, 8])];
+    let alternates = Cause { holders, upcoming: Some(next.clone()), ..cause(now) }.alternates().unwrap();
+    for row in (0..4093).filter(|row| ![7, 8].contains(row)) {
+        let next = next.0.primary(row).unwrap();
+        assert!(next == "a" || of(&alternates, row)[0] == next);
+        assert_eq!(of(&alternates, row).len(), 2, "the other as well");
+    }
+    assert!([7, 8].into_iter().all(|row| of(&alternates, row) == ["d", "e", "f"]));
+    assert_eq!(alternates.overflow, 0);
 }
 
 #[test]

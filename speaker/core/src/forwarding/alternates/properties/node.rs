@@ -217,7 +217,8 @@ impl Speaker {
         self.dirty |= self.available != available;
         self.available = available;
         let again = self.planner.unsettled() && now.since(self.planned) >= Duration::from_secs(1);
-        if let Some(view) = self.view.clone().filter(|_| self.dirty || again) {
+        let due = self.planner.next_deadline().is_some_and(|due| due <= now);
+        if let Some(view) = self.view.clone().filter(|_| self.dirty || again || due) {
             let mut actions = Vec::new();
             let viewed = self.plan(&view, kernel, now);
             self.exchange.handle(Event::View(viewed), now, &mut actions);

@@ -9,7 +9,7 @@ pub struct Sums {
     pub busy: [u64; 5],
     pub busy_lost: u64,
     /// Lost at any time because more nodes than a row can name had flows of it.
-    pub crowded: u64,
+    pub overflow: u64,
     /// Lost although nothing had happened for a while: a node had another table;
     pub differing: u64,
     /// somewhere no speaker ran;
@@ -27,7 +27,7 @@ pub struct Sums {
 impl Sums {
     /// Packets of living flows that did not arrive.
     pub fn lost(&self) -> u64 {
-        self.busy_lost + self.crowded + self.differing + self.leaderless + self.calm_lost
+        self.busy_lost + self.overflow + self.differing + self.leaderless + self.calm_lost
     }
 
     pub fn add(&mut self, other: &Sums) {
@@ -36,7 +36,7 @@ impl Sums {
             list.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
         }
         self.busy_lost += other.busy_lost;
-        self.crowded += other.crowded;
+        self.overflow += other.overflow;
         self.differing += other.differing;
         self.leaderless += other.leaderless;
         self.calm_lost += other.calm_lost;

@@ -267,7 +267,7 @@ impl World {
                 let sums = if calm { &mut self.sums.calm } else { &mut self.sums.busy };
                 sums[hops] += 1;
             }
-            _ if self.others(entry, flow) > ALTERNATES => self.sums.crowded += 1,
+            _ if self.others(entry, flow) > ALTERNATES => self.sums.overflow += 1,
             _ if !calm => self.sums.busy_lost += 1,
             _ if self.is_leaderless() => self.sums.leaderless += 1,
             _ if !self.agree() => self.sums.differing += 1,
