@@ -2,6 +2,7 @@
 //! Read first: docs/backend.md.
 
 pub mod conntrack;
+mod counters;
 mod forget;
 mod netfilter;
 pub mod nft;
@@ -170,9 +171,9 @@ impl Backend {
         Ok(true)
     }
 
-    /// Packets per guard, by label.
-    pub async fn counters(&mut self) -> Result<&BTreeMap<&'static str, Counter>, NftError> {
-        for (name, now) in self.nft.read_counters().await? {
+    /// Packets per guard, by label. Blocks for the time of a netlink dump.
+    pub fn counters(&mut self) -> std::io::Result<&BTreeMap<&'static str, Counter>> {
+        for (name, now) in counters::packets(ruleset::TABLE)? {
             if let Some(counter) = self.counters.get_mut(name.as_str()) {
                 // Lower than before: a foreign hand reset it.
                 counter.packets += now.checked_sub(counter.kernel).unwrap_or(now);

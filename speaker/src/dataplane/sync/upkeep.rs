@@ -89,7 +89,7 @@ impl State {
         self.sync.metrics.set_flows_forgotten(self.sync.backend.flows_forgotten());
         self.sync.metrics.flows_unnamed.set(i64::try_from(self.sync.backend.flows_unnamed()).unwrap_or(i64::MAX));
         self.sync.metrics.second_chance.set(i64::from(self.sync.backend.second_chance()));
-        match self.sync.backend.counters().await {
+        match self.sync.backend.counters() {
             Ok(counters) => {
                 self.sync.metrics.set_guard(counters.iter().map(|(name, counter)| (*name, counter.packets)))
             }
