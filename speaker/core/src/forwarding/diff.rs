@@ -50,6 +50,8 @@ pub struct Layout {
     ring_slots: RingSlots,
     /// Rows in slots: services that share ring and alternates share them, and unchanged ones are the same allocation.
     rows: BTreeMap<Source, SlotRows>,
+    /// Nodes that the rules in force can hand packets to; `None`: all.
+    peers: Option<BTreeMap<u16, Ipv4Addr>>,
 }
 
 /// What rows are made of.
@@ -64,7 +66,7 @@ struct SlotRows {
 
 impl Default for Layout {
     fn default() -> Self {
-        Self { node_slots: NodeSlots::nodes(), ring_slots: RingSlots::rings(), rows: BTreeMap::new() }
+        Self { node_slots: NodeSlots::nodes(), ring_slots: RingSlots::rings(), rows: BTreeMap::new(), peers: None }
     }
 }
 
@@ -84,6 +86,11 @@ impl Layout {
     /// The slot of the node with this address: `Config::self_slot`.
     pub fn node_slot(&self, address: Ipv4Addr) -> Option<u32> {
         self.node_slots.get(&address)
+    }
+
+    /// From now on only these are alternates, by slot: a mark with another slot has no effect in the rules that are in force.
+    pub fn set_peers(&mut self, peers: BTreeMap<u16, Ipv4Addr>) {
+        self.peers = Some(peers);
     }
 
     /// What the maps should hold. `have`: what they hold; a slot that they still name is not given to another. `macs`: name ->
@@ -141,12 +148,17 @@ impl Layout {
     fn rows(&mut self, service: &Service, table: &Table) -> Arc<[Row]> {
         // A node without a slot gets slot 0: its frames are dropped as `bad_ring` and counted; as an alternate it is nobody.
         let slot_of = |name| table.nodes.get(name).and_then(|address| self.node_slots.get(address)).unwrap_or(0) as u16;
+        let alternate_slot_of = |name| {
+            let slot: u16 = slot_of(name);
+            let allowed = |peers: &BTreeMap<u16, Ipv4Addr>| peers.get(&slot) == table.nodes.get(name);
+            if self.peers.as_ref().is_none_or(allowed) { slot } else { 0 }
+        };
         let ring = &service.ring;
         let others = service.alternates.as_deref();
         let slots: [Vec<u16>; 2] = [
             ring.nodes.iter().map(slot_of).collect(),
             // 0 stays nobody.
-            [0].into_iter().chain(others.iter().flat_map(|others| &others.nodes).map(slot_of)).collect(),
+            [0].into_iter().chain(others.iter().flat_map(|others| &others.nodes).map(alternate_slot_of)).collect(),
         ];
         let source = source(service);
         if let Some(known) = self.rows.get(&source).filter(|known| known.slots == slots) {
