@@ -21,7 +21,7 @@ use speaker_core::presence::{self, Presence};
 use speaker_core::view::endpoints::{api_servers, digests, frontends};
 use speaker_core::view::{Change, Event, Kind, View};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
@@ -32,8 +32,9 @@ use crate::backend::nft::Nft;
 use crate::backend::sysctl::Sysctls;
 use crate::dataplane::arrivals::Arrivals;
 use crate::dataplane::attachment::Attachment;
+use crate::dataplane::inbox::{self, Message, Outbox};
 use crate::dataplane::loader::{self, Pins};
-use crate::dataplane::sync::{self, Message, Sync, Synced};
+use crate::dataplane::sync::{self, Inputs, Sync, Synced, Tools};
 use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
 use crate::driver::{self, Commands, Driver, Report};
 use crate::io::arp::ArpSocket;
@@ -41,11 +42,12 @@ use crate::io::netlink::{self, Netlink};
 use crate::io::udp::MulticastSocket;
 use crate::io::{self, clock};
 use crate::keys::Keys;
+use crate::mailbox;
 use crate::metrics::Metrics;
+use crate::saver::Saver;
 use crate::shared::{Shared, turned};
-use crate::state::{Remembered, StateDir};
+use crate::state::{Epoch, Remembered, StateDir};
 use crate::status::{self, Ownership};
-use crate::watch;
 
 /// Without an API server the last known view is used after this time.
 const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,6 +55,8 @@ const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 const HOLDINGS_INTERVAL: Duration = Duration::from_secs(1);
 /// Tables of two nodes that differ for longer are an alarm.
 const TABLES_DIFFER: Duration = Duration::from_secs(5);
+/// The last state may take so long to get to the disk when this speaker ends.
+const FLUSH: Duration = Duration::from_millis(500);
 /// Events that wait between the watches and the view.
 const MAX_EVENTS: usize = 1024;
 
@@ -70,8 +74,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
         format!("--node-name {:?}: letters, digits, - and . are allowed, at most 253", args.node_name)
     })?;
     let keys = Keys::read(&args.keys_dir)?;
-    let disk = StateDir::open(&args.paths.state_dir)?;
-    let epoch = disk.next_boot_epoch()?;
+    let disk = StateDir::open(&args.paths.state_dir);
+    let Epoch { number: epoch, is_saved } = disk.next_boot_epoch();
     let mut net = Netlink::open()?;
     let uplink = net.uplink(args.interface.as_deref(), args.node_ip).await?;
     let listener = admin::bind(args.admin_listen()).await?;
@@ -86,6 +90,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let loaded = loader::load(&pins)?;
     let shared = Arc::new(Shared::default());
     let metrics = Arc::new(Metrics::new(Counters::open(&pins)?)?);
+    metrics.state_errors.with_label_values(&["boot_epoch"]).inc_by(u64::from(!is_saved));
+    let saver = Saver::start(disk.clone(), metrics.clone()).context("start the disk thread")?;
     if let Err(error) = sysctls(&args.paths).disable_redirects(&uplink.name) {
         warn!(%error, "ICMP redirects are still on");
     }
@@ -93,8 +99,9 @@ async fn run_async(args: RunArgs) -> Result<()> {
         warn!(%error, "clients of flows that are lost may hear nothing");
     }
     let (commands, inbox) = Commands::channel()?;
-    let (sync_sender, sync_receiver) = mpsc::unbounded_channel();
-    let (doubt_sender, in_doubt) = tokio::sync::watch::channel(false);
+    let (sync_sender, sync_inbox) = inbox::channel(metrics.clone());
+    let (view_sender, view) = watch::channel(None);
+    let (doubt_sender, in_doubt) = watch::channel(false);
     let remembered = disk.load_forwarding();
     let last_view = disk.load_view();
     let window = args.drain_window();
@@ -105,18 +112,18 @@ async fn run_async(args: RunArgs) -> Result<()> {
         mac: uplink.mac,
         hash_key: keys.flow_hash,
         udp_silent: args.udp_unserved == UdpUnserved::Silent,
-        maps: ForwardingMaps::open(&pins)?,
         attachment: Attachment::new(loaded, &uplink.name, uplink.index),
-        backend: Backend::new(Nft::new(&args.paths.nft)),
         planner: Planner::new(keys.flow_hash, history(remembered.as_ref(), window)),
         holder: Holder::new(&args.node_name, keys.flow_hash, window),
-        disk: disk.clone(),
+        saver: saver.clone(),
         arrivals: if booted { Arrivals::awaited() } else { Arrivals::NotAwaited },
         shared: shared.clone(),
         metrics: metrics.clone(),
         on_synced: on_synced(commands.clone()),
         on_doubt: Box::new(move |doubt| _ = doubt_sender.send_replace(doubt)),
     };
+
+    let tools = Tools { maps: ForwardingMaps::open(&pins)?, backend: Backend::new(Nft::new(&args.paths.nft)) };
 
     let exchange = exchange::Config {
         node: node.clone(),
@@ -133,7 +140,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         .with_context(|| format!("holdings socket {group} on {}", uplink.name))?;
 
     // (ii) Who owns a VIP.
-    let (reports_sender, reports) = mpsc::unbounded_channel();
+    let (reports_sender, reports) = driver::Reports::channel();
     let seed = io::random::seed().context("random seed")?;
     let mut config = election::Config::new(node.clone(), keys.cluster_id, epoch, keys.adverts, seed)
         .at_pace(args.interval(), args.dead_intervals);
@@ -161,8 +168,9 @@ async fn run_async(args: RunArgs) -> Result<()> {
     turned(&shared.election_turned, now);
     turned(&shared.dataplane_turned, now);
 
+    let inputs = Inputs { view, inbox: sync_inbox, exchange, holdings };
     let mut ends = Ends::default();
-    ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, exchange, holdings, sync_receiver)))?;
+    ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, tools, inputs)))?;
     ends.spawn("election", move || driver::run(driver))?;
     commands.send(crate::driver::Command::Carrier(uplink.carrier))?;
     for change in net.neighbours(uplink.index).await? {
@@ -171,14 +179,26 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    let (servers, known) = tokio::sync::watch::channel(last_view.as_ref().map(api_servers).unwrap_or_default());
-    tokio::spawn(watch::run(ApiServer::new(kube, known), events_sender, in_doubt));
-    let (updates, updates_receiver) = mpsc::unbounded_channel();
+    let (servers, known) = watch::channel(last_view.as_ref().map(api_servers).unwrap_or_default());
+    tokio::spawn(crate::watch::run(ApiServer::new(kube, known), events_sender, in_doubt));
+    // One for each VIP of the view.
+    let (updates, updates_receiver) = mailbox::channel(usize::MAX);
     tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
     let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
     let server = tokio::spawn(admin::serve(listener, admin));
-    let serving =
-        Serving { node, disk, last_view, servers, commands, sync: sync_sender, metrics, updates, reports, events };
+    let serving = Serving {
+        node,
+        saver,
+        last_view,
+        servers,
+        commands,
+        view: view_sender,
+        sync: sync_sender,
+        metrics,
+        updates,
+        reports,
+        events,
+    };
     serving.run(&mut net, uplink.index, ends, server).await
 }
 
@@ -201,16 +221,18 @@ fn present(remembered: Option<&Remembered>) -> BTreeSet<NodeName> {
 /// The main loop's ends of all channels.
 struct Serving {
     node: NodeName,
-    disk: StateDir,
+    saver: Saver,
     /// The view of the speaker before this one, until there is another.
     last_view: Option<View>,
     /// Where API servers are, for those who look for one.
-    servers: tokio::sync::watch::Sender<Vec<SocketAddrV4>>,
+    servers: watch::Sender<Vec<SocketAddrV4>>,
     commands: Commands,
-    sync: mpsc::UnboundedSender<Message>,
+    /// The dataplane goes by the newest.
+    view: watch::Sender<Option<Arc<View>>>,
+    sync: Outbox,
     metrics: Arc<Metrics>,
-    updates: mpsc::UnboundedSender<(Ipv4Addr, Ownership)>,
-    reports: mpsc::UnboundedReceiver<Report>,
+    updates: mailbox::Sender<Ipv4Addr, Ownership>,
+    reports: mailbox::Receiver<driver::Subject, Report>,
     events: mpsc::Receiver<Event>,
 }
 
@@ -245,12 +267,15 @@ impl Serving {
                     let Some(change) = change else { bail!("the netlink socket was closed") };
                     on_change(change, &self.sync, &self.commands)?;
                 }
-                Some(report) = self.reports.recv() => {
-                    if let Report::HandedOver { all_taken } = report {
-                        info!(all_taken, "handed over");
-                        return Ok(());
+                Some(reports) = self.reports.recv() => {
+                    for report in reports.into_values() {
+                        if let Report::HandedOver { all_taken } = report {
+                            let is_saved = self.saver.flush(FLUSH);
+                            info!(all_taken, is_saved, "handed over");
+                            return Ok(());
+                        }
+                        self.write_status(report);
                     }
-                    self.write_status(report);
                 }
                 _ = terminate.recv(), if !leaving => { leaving = true; self.leave()?; }
                 _ = interrupt.recv(), if !leaving => { leaving = true; self.leave()?; }
@@ -275,11 +300,9 @@ impl Serving {
         if first {
             info!(nodes = views.view.nodes().len(), vips = views.view.vips().len(), "full view");
         }
-        self.send_view(&views.view)?;
-        if let Err(error) = self.disk.save_view(&views.view) {
-            warn!(error = format!("{error:#}"), "last known view not saved");
-        }
-        Ok(())
+        let view = Arc::new(views.view.clone());
+        self.saver.view(view.clone());
+        self.send_view(view)
     }
 
     /// The API server has not answered: what was true when it last did is the best there is.
@@ -292,7 +315,7 @@ impl Serving {
                     "no API server: serving the last known view"
                 );
                 views.published = true;
-                self.send_view(&view)
+                self.send_view(Arc::new(view))
             }
             None => {
                 warn!("no API server and no last known view: waiting");
@@ -301,11 +324,11 @@ impl Serving {
         }
     }
 
-    fn send_view(&self, view: &View) -> Result<()> {
+    fn send_view(&self, view: Arc<View>) -> Result<()> {
         let others = view.nodes().iter().filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
         let others: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
         self.commands.send(driver::Command::Nodes(others))?;
-        self.sync.send(Message::View(Arc::new(view.clone()))).context("the dataplane thread has ended")
+        self.view.send(Some(view)).context("the dataplane thread has ended")
     }
 
     fn write_status(&self, report: Report) {
@@ -322,9 +345,9 @@ impl Serving {
             }
             Report::HandedOver { .. } => None,
         };
-        if let Some(update) = update {
+        if let Some((vip, ownership)) = update {
             // The writer ends only with the process.
-            let _ = self.updates.send(update);
+            let _ = self.updates.send(vip, ownership);
         }
     }
 }
@@ -339,7 +362,7 @@ struct Views {
 
 impl Views {
     fn new() -> Self {
-        Self { view: View::default(), unlisted: watch::unlisted(), changed: true, published: false }
+        Self { view: View::default(), unlisted: crate::watch::unlisted(), changed: true, published: false }
     }
 
     fn take(&mut self, event: Event, metrics: &Metrics) {
@@ -364,13 +387,14 @@ impl Views {
 
 /// Tells when a thread ends: none may while the process runs.
 struct Ends {
-    sender: mpsc::UnboundedSender<String>,
-    receiver: mpsc::UnboundedReceiver<String>,
+    sender: mpsc::Sender<String>,
+    receiver: mpsc::Receiver<String>,
 }
 
 impl Default for Ends {
     fn default() -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        // The first end is the process's; others have no room and need none.
+        let (sender, receiver) = mpsc::channel(1);
         Self { sender, receiver }
     }
 }
@@ -385,8 +409,8 @@ impl Ends {
                     Ok(()) => format!("the {name} thread ended"),
                     Err(error) => format!("the {name} thread ended: {error:#}"),
                 };
-                // Nobody listens any more: the process is ending.
-                let _ = sender.send(end);
+                // Full or closed: the process is ending.
+                let _ = sender.try_send(end);
             })
             .with_context(|| format!("start the {name} thread"))?;
         Ok(())
@@ -404,7 +428,7 @@ fn on_synced(commands: Commands) -> Box<dyn Fn(Synced) + Send> {
     })
 }
 
-fn on_change(change: netlink::Change, sync: &mpsc::UnboundedSender<Message>, commands: &Commands) -> Result<()> {
+fn on_change(change: netlink::Change, sync: &Outbox, commands: &Commands) -> Result<()> {
     match change {
         netlink::Change::Link { carrier, mac } => {
             commands.send(driver::Command::Carrier(carrier))?;

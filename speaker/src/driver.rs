@@ -26,10 +26,11 @@ use speaker_core::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::dataplane::LeaseMaps;
-use crate::dataplane::sync::Message;
+use crate::dataplane::inbox::{Message, Outbox};
 use crate::io::arp::ArpSocket;
 use crate::io::udp::{MulticastSocket, RECEIVE_BUFFER};
 use crate::io::{Mac, clock, schedule};
+use crate::mailbox;
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
 
@@ -62,6 +63,36 @@ pub enum Report {
     Acquired { vip: Ipv4Addr, term: Term },
     OwnerChanged { vip: Ipv4Addr, owner: Option<Owner> },
     HandedOver { all_taken: bool },
+}
+
+/// Where the loop puts its reports: it never waits. Of what is not taken yet the newest of each kind and VIP counts.
+pub struct Reports(mailbox::Sender<Subject, Report>);
+
+/// In the order in which they are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// That this node owns the VIP, or that it has no owner.
+    Owned(Ipv4Addr),
+    /// Which other node owns it.
+    Owner(Ipv4Addr),
+    HandedOver,
+}
+
+impl Reports {
+    /// At most two for each VIP of the view, and the last.
+    pub fn channel() -> (Self, mailbox::Receiver<Subject, Report>) {
+        let (sender, receiver) = mailbox::channel(usize::MAX);
+        (Self(sender), receiver)
+    }
+
+    pub fn send(&self, report: Report) -> Result<(), mailbox::Undelivered> {
+        let subject = match report {
+            Report::Acquired { vip, .. } | Report::OwnerChanged { vip, owner: None } => Subject::Owned(vip),
+            Report::OwnerChanged { vip, owner: Some(_) } => Subject::Owner(vip),
+            Report::HandedOver { .. } => Subject::HandedOver,
+        };
+        self.0.send(subject, report)
+    }
 }
 
 /// Sends commands and wakes the loop.
@@ -105,8 +136,8 @@ pub struct Driver {
     pub lease: LeaseMaps,
     pub inbox: Inbox,
     pub own_ip: Ipv4Addr,
-    pub sync: tokio::sync::mpsc::UnboundedSender<Message>,
-    pub reports: tokio::sync::mpsc::UnboundedSender<Report>,
+    pub sync: Outbox,
+    pub reports: Reports,
     pub shared: Arc<Shared>,
     pub metrics: Arc<Metrics>,
 }
