@@ -98,6 +98,15 @@ impl ForwardingMaps {
         Ok(state)
     }
 
+    /// The rows of a slot. Takes CAP_SYS_ADMIN.
+    #[cfg(test)]
+    pub fn rows(pins: &Pins, slot: u32) -> Result<Vec<Row>> {
+        let rings = open(pins, map::RINGS, Map::ArrayOfMaps)?;
+        let rings: aya::maps::ArrayOfMaps<_, ebpf_object::Ring> = rings.try_into()?;
+        let ring = rings.get(&slot, 0)?;
+        (1..=ring.get(&0, 0)? as u32).map(|element| Ok(Row(ring.get(&element, 0)?))).collect()
+    }
+
     /// Carries out writes in order and says after each that it is done. Neighbouring rings are swapped together: a swap waits until
     /// no packet sees the old ring (16 ms), which a node with many services cannot afford for each of them.
     pub fn execute(&mut self, ops: &[MapOp], mut done: impl FnMut(&MapOp)) -> Result<()> {

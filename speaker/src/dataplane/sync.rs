@@ -328,3 +328,6 @@ fn left_in_force(have: &MapState) -> InForce {
     let peers = have.nodes.iter().filter_map(|(slot, node)| Some((u16::try_from(*slot).ok()?, node.addr.into())));
     InForce { services: served.map(|(key, _)| *key).collect(), peers: peers.collect(), viewed: None, failing: false }
 }
+
+#[cfg(test)]
+mod tests;

@@ -99,7 +99,7 @@ impl State {
     }
 
     /// Service ports whose ring names this node while its rules have no pod for them: their rows stay as they are. Not so where the
-    /// rows that the maps have name a node that is lost.
+    /// rows that the maps have name a node that is lost or, while the rules do not follow, one that has no pod any more.
     fn held(&self) -> BTreeSet<ServiceKey> {
         let is_held = |(key, service): &(&ServiceKey, &Service)| {
             let waits = self.planned.services.contains(key)
@@ -107,7 +107,9 @@ impl State {
                 && service.ring.nodes.contains(&self.sync.node);
             waits
                 && match self.shown.services.get(key) {
-                    Some(before) => before.ring.nodes.iter().all(|node| self.is_there(node)),
+                    Some(before) => before.ring.nodes.iter().all(|node| {
+                        self.is_there(node) && (!self.in_force.failing || service.ring.nodes.contains(node))
+                    }),
                     // A new one that nobody served before. Its pods on other nodes do not wait for ever.
                     None => !self.in_force.failing,
                 }
