@@ -52,6 +52,11 @@ impl Nft {
         Self { program: program.into(), timeout: TIMEOUT }
     }
 
+    #[cfg(test)]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
     /// One transaction: all of it or nothing.
     pub async fn apply(&self, ruleset: &str) -> Result<(), NftError> {
         self.run(&["-f", "-"], ruleset).await.map(drop)

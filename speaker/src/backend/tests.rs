@@ -165,6 +165,7 @@ fn counters_have_the_names_of_the_guards() {
 }
 
 /// What nft lists of a table's counters, and the most memory that it took, in kB.
+#[expect(clippy::zombie_processes, reason = "wait4 waits for it and tells what it used")]
 fn listed_by_nft(table: &str) -> (BTreeMap<String, u64>, i64) {
     let mut nft = std::process::Command::new("nft");
     let mut nft = nft.args(["-j", "list", "counters", "table", "ip", table]);
@@ -276,6 +277,76 @@ fn a_refused_transaction_changes_nothing_and_says_why() {
         assert_eq!(backend.nft.listing().await.unwrap(), before);
     });
 }
+
+/// A program in front of nft, gone with this value.
+struct Wrapper(std::path::PathBuf);
+
+impl Wrapper {
+    fn new(name: &str, script: &str) -> Self {
+        let program = std::env::temp_dir().join(format!("sheave-nft-{name}-{}", std::process::id()));
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self(program)
+    }
+}
+
+impl Drop for Wrapper {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn a_service_port_that_is_refused_stays_as_it_was_and_the_rest_changes() {
+    in_namespace(|| async {
+        let script = "text=$(cat)\ncase \"$text\" in *10.0.0.99*) echo 'this pod is refused' >&2; exit 1;; esac\n\
+                      printf '%s' \"$text\" | exec nft \"$@\"";
+        let wrapper = Wrapper::new("refusing", script);
+        let mut backend = Backend::new(Nft::new(&wrapper.0));
+        backend.sync(plan(1)).await.unwrap();
+        let mut wanted = plan(1).with_peers([(2, Ipv4Addr::new(192, 0, 2, 12))].into());
+        let [http, dns] = [(80, Protocol::Tcp), (53, Protocol::Udp)].map(|(port, proto)| service_key(VIP, port, proto));
+        wanted.services.get_mut(&dns).unwrap().pods = vec![(Ipv4Addr::new(10, 0, 0, 99), 53)];
+        for _ in 0..2 {
+            let error = backend.sync(wanted.clone()).await.unwrap_err();
+            assert!(error.to_string().contains("this pod is refused"), "{error}");
+            let in_force = backend.in_force().unwrap();
+            assert_eq!((&in_force.services, &in_force.peers), (&plan(1).services, &wanted.peers));
+            assert!(Nft::new("nft").listing().await.unwrap().unwrap().contains("dup to 192.0.2.12"));
+        }
+        // A new one that is refused is not there, and what is removed goes.
+        let mut new = wanted.clone();
+        let refused = new.services.remove(&dns).unwrap();
+        new.services.insert(service_key(VIP, 54, Protocol::Udp), refused);
+        backend.sync(new).await.unwrap_err();
+        assert!(backend.in_force().unwrap().services.keys().eq([&http]));
+        assert!(backend.sync(plan(2)).await.is_ok() && !backend.is_suspect());
+        assert!(!backend.audit().await.unwrap());
+    });
+}
+
+/// The program hangs behind a transaction that the kernel has taken.
+#[test]
+fn after_a_timeout_only_what_both_plans_say_is_in_force() {
+    in_namespace(|| async {
+        let mut backend = Backend::new(Nft::new("nft"));
+        backend.sync(plan(2)).await.unwrap();
+        let wrapper = Wrapper::new("hanging", "nft \"$@\"\nexec sleep 1000");
+        backend.nft = Nft::new(&wrapper.0).with_timeout(Duration::from_millis(500));
+        let mut wanted = plan(2);
+        let (gone, _) = wanted.services.pop_first().unwrap();
+        let added = service_key(VIP, 8080, Protocol::Tcp);
+        wanted.services.insert(added, plan(1).services.into_values().next().unwrap());
+        assert_eq!(backend.sync(wanted.clone()).await.unwrap_err().label(), "timeout");
+        let in_force = &backend.in_force().unwrap().services;
+        assert!(!in_force.contains_key(&gone) && !in_force.contains_key(&added) && in_force.len() == 1);
+        assert!(backend.is_suspect() && !backend.audit().await.unwrap());
+        backend.nft = Nft::new("nft");
+        assert_eq!(backend.sync(wanted).await.unwrap(), Outcome::Replaced);
+        assert!(backend.in_force().unwrap().services.contains_key(&added));
+    });
+}
+
 /// Pod 10.0.0.1 is the namespace itself. Translates in output what goes to the VIP: the stand-in for our own chain in
 /// prerouting, which what a node sends itself does not pass.
 async fn pod_in_this_namespace() {
