@@ -26,7 +26,7 @@ use speaker_core::unverified::Unverified;
 use speaker_core::view::endpoints::{api_servers, digests, frontends};
 use speaker_core::view::{Change, Event, Kind, View};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::admin::Admin;
@@ -37,8 +37,9 @@ use crate::backend::nft::Nft;
 use crate::backend::sysctl::Sysctls;
 use crate::dataplane::arrivals::Arrivals;
 use crate::dataplane::attachment::Attachment;
+use crate::dataplane::inbox;
 use crate::dataplane::loader::{self, Pins};
-use crate::dataplane::sync::{self, Message, Sync, Synced};
+use crate::dataplane::sync::{self, Inputs, Sync, Synced, Tools};
 use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
 use crate::departed::{self, Departed};
 use crate::driver::{self, Commands, Driver, Report};
@@ -50,11 +51,12 @@ use crate::io::{self, clock};
 use crate::keys::source::Update;
 use crate::keys::{self, Found, Keys};
 use crate::listeners::Listeners;
+use crate::mailbox;
 use crate::metrics::Metrics;
+use crate::saver::Saver;
 use crate::shared::Shared;
-use crate::state::{Remembered, StateDir};
+use crate::state::{Epoch, Remembered, StateDir};
 use crate::status::{self, Ownership};
-use crate::watch;
 
 /// Without an API server the last known view is used after this time.
 const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,6 +66,8 @@ const HOLDINGS_INTERVAL: Duration = Duration::from_secs(1);
 const TABLES_DIFFER: Duration = Duration::from_secs(5);
 /// 7472 is MetalLB's, which may run beside us during a move.
 const ADMIN_PORT: u16 = 7473;
+/// The last state may take so long to get to the disk when this speaker ends.
+const FLUSH: Duration = Duration::from_millis(500);
 /// Events that wait between the watches and the view.
 const MAX_EVENTS: usize = 1024;
 
@@ -80,8 +84,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let node = NodeName::new(&args.node_name).with_context(|| {
         format!("--node-name {:?}: letters, digits, - and . are allowed, at most 253", args.node_name)
     })?;
-    let disk = StateDir::open(&args.paths.state_dir)?;
-    let epoch = disk.next_boot_epoch()?;
+    let disk = StateDir::open(&args.paths.state_dir);
+    let Epoch { number: epoch, is_saved } = disk.next_boot_epoch();
     let listeners = Listeners::bind(args.node_ip, ADMIN_PORT, args.admin_listen).await?;
     let kube = kube::Config::infer().await.context("configure the Kubernetes client")?;
     let writer = status::client(kube.clone()).context("Kubernetes client")?;
@@ -91,15 +95,17 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let loaded = loader::load(&pins)?;
     let shared = Arc::new(Shared::new(clock::now()));
     let metrics = Arc::new(Metrics::new(Counters::open(&pins)?)?);
+    metrics.state_errors.with_label_values(&["boot_epoch"]).inc_by(u64::from(!is_saved));
+    let saver = Saver::start(disk.clone(), metrics.clone()).context("start the disk thread")?;
     let (commands, inbox) = Commands::channel()?;
-    let (sync_sender, sync_receiver) = mpsc::unbounded_channel();
+    let (sync_sender, sync_inbox) = inbox::channel(metrics.clone());
     let (host, node_address) = Host::new(args.node_ip, commands.clone(), sync_sender.clone(), metrics.clone());
     let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
     let server = tokio::spawn(listeners.serve(admin, node_address));
 
     // What the speakers of a cluster share.
     let last_view = disk.load_view();
-    let (servers, known) = tokio::sync::watch::channel(last_view.as_ref().map(api_servers).unwrap_or_default());
+    let (servers, known) = watch::channel(last_view.as_ref().map(api_servers).unwrap_or_default());
     let api_server = ApiServer::new(kube, known);
     let (updates, mut secret) = mpsc::channel(keys::source::MAX_UPDATES);
     let keys = Keys::load(&disk);
@@ -123,7 +129,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
     if let Err(error) = sysctls(&args.paths).require_tcp_loose() {
         warn!(%error, "clients of flows that are lost may hear nothing");
     }
-    let (doubt_sender, in_doubt) = tokio::sync::watch::channel(false);
+    let (view_sender, view) = watch::channel(None);
+    let (doubt_sender, in_doubt) = watch::channel(false);
     let remembered = disk.load_forwarding();
     let window = args.drain_window();
     let sync = Sync {
@@ -133,18 +140,18 @@ async fn run_async(args: RunArgs) -> Result<()> {
         mac: uplink.mac,
         hash_key: identity.flow_key(),
         udp_silent: args.udp_unserved == UdpUnserved::Silent,
-        maps: ForwardingMaps::open(&pins)?,
         attachment: Attachment::new(loaded, &uplink.name, uplink.index),
-        backend: Backend::new(Nft::new(&args.paths.nft)),
         planner: Planner::new(identity.flow_key(), history(remembered.as_ref(), window)),
         holder: Holder::new(&args.node_name, identity.flow_key(), window),
-        disk: disk.clone(),
+        saver: saver.clone(),
         arrivals: if booted { Arrivals::awaited() } else { Arrivals::NotAwaited },
         shared: shared.clone(),
         metrics: metrics.clone(),
         on_synced: on_synced(commands.clone()),
         on_doubt: Box::new(move |doubt| _ = doubt_sender.send_replace(doubt)),
     };
+
+    let tools = Tools { maps: ForwardingMaps::open(&pins)?, backend: Backend::new(Nft::new(&args.paths.nft)) };
 
     let now = clock::now();
     let dead = args.interval() * (args.dead_intervals + 1);
@@ -164,7 +171,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let holdings = adverts_socket("holdings", &uplink, group, &metrics)?;
 
     // (ii) Who owns a VIP.
-    let (reports_sender, reports) = mpsc::unbounded_channel();
+    let (reports_sender, reports) = driver::Reports::channel();
     let seed = io::random::seed().context("random seed")?;
     let mut config = election::Config::new(node.clone(), identity.cluster_id(), epoch, ring, seed)
         .at_pace(args.interval(), args.dead_intervals);
@@ -195,8 +202,9 @@ async fn run_async(args: RunArgs) -> Result<()> {
     };
     shared.begin(now);
 
+    let inputs = Inputs { view, inbox: sync_inbox, exchange, holdings };
     let mut ends = Ends::default();
-    ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, exchange, holdings, sync_receiver)))?;
+    ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, tools, inputs)))?;
     ends.spawn("election", move || driver::run(election, driver))?;
     commands.send(crate::driver::Command::OwnMac(uplink.mac))?;
     commands.send(crate::driver::Command::Carrier(uplink.carrier))?;
@@ -204,20 +212,21 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    tokio::spawn(watch::run(api_server, events_sender, in_doubt));
-    let (updates, updates_receiver) = mpsc::unbounded_channel();
+    tokio::spawn(crate::watch::run(api_server, events_sender, in_doubt));
+    // One for each VIP of the view.
+    let (updates, updates_receiver) = mailbox::channel(usize::MAX);
     tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
     let serving = Serving {
         node,
         host,
-        disk,
+        saver,
         departed: Departed::new(window),
         keys,
         secret,
         last_view,
         servers,
         commands,
-        sync: sync_sender,
+        view: view_sender,
         shared,
         metrics,
         updates,
@@ -247,20 +256,21 @@ fn present(remembered: Option<&Remembered>) -> BTreeSet<NodeName> {
 struct Serving {
     node: NodeName,
     host: Host,
-    disk: StateDir,
+    saver: Saver,
     departed: Departed,
     keys: Keys,
     secret: mpsc::Receiver<Update>,
     /// The view of the speaker before this one, until there is another.
     last_view: Option<View>,
     /// Where API servers are, for those who look for one.
-    servers: tokio::sync::watch::Sender<Vec<SocketAddrV4>>,
+    servers: watch::Sender<Vec<SocketAddrV4>>,
     commands: Commands,
-    sync: mpsc::UnboundedSender<Message>,
+    /// The dataplane goes by the newest.
+    view: watch::Sender<Option<Arc<View>>>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    updates: mpsc::UnboundedSender<(Ipv4Addr, Ownership)>,
-    reports: mpsc::UnboundedReceiver<Report>,
+    updates: mailbox::Sender<Ipv4Addr, Ownership>,
+    reports: mailbox::Receiver<driver::Subject, Report>,
     events: mpsc::Receiver<Event>,
 }
 
@@ -299,12 +309,15 @@ impl Serving {
                     let Some(change) = change else { bail!("links and addresses are not watched any more") };
                     self.host.on_change(change)?;
                 }
-                Some(report) = self.reports.recv() => {
-                    if let Report::HandedOver { all_taken } = report {
-                        info!(all_taken, "handed over");
-                        return Ok(());
+                Some(reports) = self.reports.recv() => {
+                    for report in reports.into_values() {
+                        if let Report::HandedOver { all_taken } = report {
+                            let is_saved = self.saver.flush(FLUSH);
+                            info!(all_taken, is_saved, "handed over");
+                            return Ok(());
+                        }
+                        self.heed(report)?;
                     }
-                    self.heed(report)?;
                 }
                 Some(update) = self.secret.recv() => match update {
                     Update::Found(found) => self.take_secret(*found)?,
@@ -355,11 +368,9 @@ impl Serving {
         if first {
             info!(nodes = views.view.nodes().len(), vips = views.view.vips().len(), "full view");
         }
-        self.send_view(&views.view)?;
-        if let Err(error) = self.disk.save_view(&views.view) {
-            warn!(error = format!("{error:#}"), "last known view not saved");
-        }
-        Ok(())
+        let view = Arc::new(views.view.clone());
+        self.saver.view(view.clone());
+        self.send_view(view)
     }
 
     /// The API server has not answered: what was true when it last did is the best there is.
@@ -372,7 +383,7 @@ impl Serving {
                     "no API server: serving the last known view"
                 );
                 views.published = true;
-                self.send_view(&view)
+                self.send_view(Arc::new(view))
             }
             None => {
                 warn!("no API server and no last known view: waiting");
@@ -381,13 +392,13 @@ impl Serving {
         }
     }
 
-    fn send_view(&mut self, view: &View) -> Result<()> {
+    fn send_view(&mut self, view: Arc<View>) -> Result<()> {
         self.host.on_view(view.nodes().get(self.node.as_str()).map(|node| node.address))?;
         let others = view.nodes().iter().filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
         let nodes: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
         let departed = nodes.keys().filter(|name| !view.is_member(name.as_str())).cloned().collect();
         self.commands.send(driver::Command::Nodes { nodes, departed })?;
-        self.sync.send(Message::View(Arc::new(view.clone()))).context("the dataplane thread has ended")
+        self.view.send(Some(view)).context("the dataplane thread has ended")
     }
 
     fn write_status(&self, report: Report) {
@@ -404,9 +415,9 @@ impl Serving {
             }
             Report::HandedOver { .. } | Report::Keys(_) | Report::HeldBack | Report::IdentityConfirmed => None,
         };
-        if let Some(update) = update {
+        if let Some((vip, ownership)) = update {
             // The writer ends only with the process.
-            let _ = self.updates.send(update);
+            let _ = self.updates.send(vip, ownership);
         }
     }
 }
@@ -421,7 +432,7 @@ struct Views {
 
 impl Views {
     fn new() -> Self {
-        Self { view: View::default(), unlisted: watch::unlisted(), changed: true, published: false }
+        Self { view: View::default(), unlisted: crate::watch::unlisted(), changed: true, published: false }
     }
 
     fn take(&mut self, event: Event, metrics: &Metrics) {
@@ -446,13 +457,14 @@ impl Views {
 
 /// Tells when a thread ends: none may while the process runs.
 struct Ends {
-    sender: mpsc::UnboundedSender<String>,
-    receiver: mpsc::UnboundedReceiver<String>,
+    sender: mpsc::Sender<String>,
+    receiver: mpsc::Receiver<String>,
 }
 
 impl Default for Ends {
     fn default() -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        // The first end is the process's; others have no room and need none.
+        let (sender, receiver) = mpsc::channel(1);
         Self { sender, receiver }
     }
 }
@@ -467,8 +479,8 @@ impl Ends {
                     Ok(()) => format!("the {name} thread ended"),
                     Err(error) => format!("the {name} thread ended: {error:#}"),
                 };
-                // Nobody listens any more: the process is ending.
-                let _ = sender.send(end);
+                // Full or closed: the process is ending.
+                let _ = sender.try_send(end);
             })
             .with_context(|| format!("start the {name} thread"))?;
         Ok(())

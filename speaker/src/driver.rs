@@ -36,10 +36,11 @@ use speaker_core::wire::advert::{Keyring, Signer};
 use tracing::{error, info, warn};
 
 use crate::dataplane::LeaseMaps;
-use crate::dataplane::sync::Message;
+use crate::dataplane::inbox::{Message, Outbox};
 use crate::io::arp::{ArpSocket, Frame};
 use crate::io::udp::{MulticastSocket, RECEIVE_BUFFER};
 use crate::io::{Mac, clock, schedule};
+use crate::mailbox;
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
 use stall::Stall;
@@ -94,6 +95,42 @@ pub enum Report {
     IdentityConfirmed,
 }
 
+/// Where the loop puts its reports: it never waits. Of what is not taken yet the newest of each kind and VIP counts.
+pub struct Reports(mailbox::Sender<Subject, Report>);
+
+/// In the order in which they are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// That this node owns the VIP, or that it has no owner.
+    Owned(Ipv4Addr),
+    /// Which other node owns it.
+    Owner(Ipv4Addr),
+    Keys,
+    HeldBack,
+    IdentityConfirmed,
+    HandedOver,
+}
+
+impl Reports {
+    /// At most two for each VIP of the view, and the last.
+    pub fn channel() -> (Self, mailbox::Receiver<Subject, Report>) {
+        let (sender, receiver) = mailbox::channel(usize::MAX);
+        (Self(sender), receiver)
+    }
+
+    pub fn send(&self, report: Report) -> Result<(), mailbox::Undelivered> {
+        let subject = match report {
+            Report::Acquired { vip, .. } | Report::OwnerChanged { vip, owner: None } => Subject::Owned(vip),
+            Report::OwnerChanged { vip, owner: Some(_) } => Subject::Owner(vip),
+            Report::Keys(_) => Subject::Keys,
+            Report::HeldBack => Subject::HeldBack,
+            Report::IdentityConfirmed => Subject::IdentityConfirmed,
+            Report::HandedOver { .. } => Subject::HandedOver,
+        };
+        self.0.send(subject, report)
+    }
+}
+
 /// Sends commands and wakes the loop.
 #[derive(Clone)]
 pub struct Commands {
@@ -138,8 +175,8 @@ pub struct Driver {
     pub lease: LeaseMaps,
     pub inbox: Inbox,
     pub own_ip: Option<Ipv4Addr>,
-    pub sync: tokio::sync::mpsc::UnboundedSender<Message>,
-    pub reports: tokio::sync::mpsc::UnboundedSender<Report>,
+    pub sync: Outbox,
+    pub reports: Reports,
     pub shared: Arc<Shared>,
     pub metrics: Arc<Metrics>,
 }

@@ -9,10 +9,10 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::dataplane::sync::{HostAddresses, Message};
+use crate::dataplane::inbox::{HostAddresses, Message, Outbox};
 use crate::driver::{Command, Commands};
 use crate::io::netlink::Change;
 use crate::metrics::Metrics;
@@ -21,7 +21,7 @@ pub struct Host {
     addresses: NodeAddress,
     gateways: BTreeSet<Ipv4Addr>,
     commands: Commands,
-    sync: mpsc::UnboundedSender<Message>,
+    sync: Outbox,
     /// The node's address, for the admin port.
     present: watch::Sender<Option<Ipv4Addr>>,
     metrics: Arc<Metrics>,
@@ -32,7 +32,7 @@ impl Host {
     pub fn new(
         start: Ipv4Addr,
         commands: Commands,
-        sync: mpsc::UnboundedSender<Message>,
+        sync: Outbox,
         metrics: Arc<Metrics>,
     ) -> (Self, watch::Receiver<Option<Ipv4Addr>>) {
         let (present, receiver) = watch::channel(Some(start));

@@ -31,6 +31,10 @@ pub struct Metrics {
     pub sync_errors: IntCounter,
     pub syncs: IntCounter,
     pub repairs: IntCounterVec,
+    pub nft_errors: IntCounterVec,
+    pub nft_failing: IntGauge,
+    pub state_errors: IntCounterVec,
+    pub state_unsaved: IntGauge,
     pub table_differs: IntGauge,
     pub nodes_stale: IntGauge,
     pub flows: IntGauge,
@@ -111,6 +115,21 @@ impl Metrics {
             sync_errors: counter("sheave_dataplane_sync_errors_total", "Changes of the packet path that failed.")?,
             syncs: counter("sheave_dataplane_syncs_total", "Changes of the packet path that were made.")?,
             repairs: counters("sheave_dataplane_repairs_total", "Times somebody else's change was put right.", "what")?,
+            nft_errors: counters(
+                "sheave_nft_errors_total",
+                "Transactions and audits of nftables that failed or took long, by reason.",
+                "reason",
+            )?,
+            nft_failing: gauge(
+                "sheave_nft_failing",
+                "1 while the newest rules are refused by nftables, or take long: the rules before them stay in force.",
+            )?,
+            state_errors: counters(
+                "sheave_state_errors_total",
+                "Writes to the state directory that failed, by file.",
+                "file",
+            )?,
+            state_unsaved: gauge("sheave_state_unsaved", "1 while what should outlive this speaker is not on disk.")?,
             table_differs: gauge(
                 "sheave_table_differs",
                 "Nodes whose table has differed from this one's for seconds.",

@@ -32,6 +32,10 @@ pub struct Shared {
     pub carrier: AtomicBool,
     /// The election has heard a full view (or found itself alone).
     pub joined: AtomicBool,
+    /// The newest plan for nftables was refused, or takes long.
+    pub nft_failing: AtomicBool,
+    /// The kernel refused the last writes to the maps.
+    pub maps_failing: AtomicBool,
     /// Boot clock, nanoseconds: the last turn of each loop.
     pub election_turned: AtomicU64,
     pub dataplane_turned: AtomicU64,
@@ -89,6 +93,8 @@ impl Shared {
             (&self.carrier, "no_carrier"),
             (&self.joined, "joining"),
         ];
+        let faults = [(&self.nft_failing, "nft_failing"), (&self.maps_failing, "maps_failing")];
+        reasons.extend(faults.iter().filter(|(fault, _)| fault.load(Ordering::Relaxed)).map(|(_, reason)| *reason));
         reasons.extend(flags.iter().filter(|(flag, _)| !flag.load(Ordering::Relaxed)).map(|(_, reason)| *reason));
         reasons
     }

@@ -38,29 +38,43 @@ pub struct Remembered {
     pub present: BTreeSet<String>,
 }
 
+/// Numbers an incarnation of the speaker on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch {
+    pub number: u64,
+    /// The next one will be higher even if the clock is set back.
+    pub is_saved: bool,
+}
+
 impl StateDir {
-    pub fn open(dir: &Path) -> Result<Self> {
-        fs::create_dir_all(dir).with_context(|| format!("create the state directory {}", dir.display()))?;
-        Ok(Self { dir: dir.to_path_buf() })
+    /// A directory that cannot be made costs persistence, not the start: every write to it fails and is reported.
+    pub fn open(dir: &Path) -> Self {
+        if let Err(error) = fs::create_dir_all(dir) {
+            tracing::warn!(%error, path = %dir.display(), "state directory unusable: nothing will outlive this speaker");
+        }
+        Self { dir: dir.to_path_buf() }
     }
 
-    /// Larger than every epoch this node used before. The number is on disk before it is used.
-    pub fn next_boot_epoch(&self) -> Result<u64> {
+    /// Larger than every epoch this node used before, and on disk before it is used. Where the disk does not allow that, the wall clock
+    /// decides.
+    pub fn next_boot_epoch(&self) -> Epoch {
         let path = self.dir.join("boot-epoch");
-        let before = match fs::read_to_string(&path) {
-            Ok(text) => match text.trim().parse::<u64>() {
-                Ok(epoch) => epoch,
-                Err(error) => {
-                    tracing::warn!(%error, path = %path.display(), "boot epoch unreadable, starting from the wall clock");
-                    0
-                }
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
-        };
-        let epoch = clock::wall_nanos().max(before.saturating_add(1));
-        write_atomically(&path, epoch.to_string().as_bytes())?;
-        Ok(epoch)
+        let read = fs::read_to_string(&path).and_then(|text| text.trim().parse().map_err(io::Error::other));
+        let before: u64 = read.unwrap_or_else(|error: io::Error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(%error, path = %path.display(), "boot epoch unreadable, starting from the wall clock");
+            }
+            0
+        });
+        let number = clock::wall_nanos().max(before.saturating_add(1));
+        let saved = write_atomically(&path, number.to_string().as_bytes());
+        if let Err(error) = &saved {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "boot epoch not saved: if the clock is set back, peers ignore the next speaker for a while"
+            );
+        }
+        Epoch { number, is_saved: saved.is_ok() }
     }
 
     pub fn save_view(&self, view: &View) -> Result<()> {
@@ -166,16 +180,78 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 mod tests {
     use super::*;
 
+    /// A directory of its own on a file system of this size, seen by this thread alone.
+    fn on_tmpfs(options: &str, test: impl FnOnce(&Path) + Send + 'static) {
+        let options = options.to_owned();
+        let dir = std::env::temp_dir().join(format!("sheave-state-{}-{options}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a mount point");
+        let mounted = dir.clone();
+        let result = std::thread::spawn(move || {
+            use nix::mount::{MsFlags, mount};
+            use nix::sched::{CloneFlags, unshare};
+            unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace needs CAP_SYS_ADMIN");
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+                .expect("private");
+            mount(Some("tmpfs"), &mounted, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).expect("a tmpfs");
+            test(&mounted);
+        })
+        .join();
+        fs::remove_dir(&dir).expect("cleans up");
+        result.expect("the test passes");
+    }
+
+    fn remount_read_only(dir: &Path) {
+        use nix::mount::{MsFlags, mount};
+        mount(None::<&str>, dir, None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
+            .expect("read only");
+    }
+
+    #[test]
+    fn a_read_only_directory_costs_persistence_alone() {
+        on_tmpfs("size=1m", |mount| {
+            let first = StateDir::open(mount).next_boot_epoch();
+            assert!(first.is_saved);
+            remount_read_only(mount);
+            // The last epoch can be read.
+            let second = StateDir::open(mount).next_boot_epoch();
+            assert!(second.number > first.number && !second.is_saved);
+            // The directory itself is missing and cannot be made.
+            let state = StateDir::open(&mount.join("sheave"));
+            let third = state.next_boot_epoch();
+            assert!(third.number > second.number && !third.is_saved);
+            assert!(state.save_view(&View::default()).is_err() && state.load_view().is_none());
+        });
+    }
+
+    #[test]
+    fn a_full_disk_costs_persistence_alone() {
+        on_tmpfs("size=64k,nr_inodes=16", |mount| {
+            let state = StateDir::open(mount);
+            state.save_view(&View::default()).expect("saves");
+            let mut filler = File::create(mount.join("filler")).expect("creates");
+            while filler.write_all(&[0; 4096]).is_ok() {}
+            let epoch = state.next_boot_epoch();
+            assert!(epoch.number > 0 && !epoch.is_saved);
+            assert!(state.save_view(&View::default()).is_err());
+            assert_eq!(state.load_view(), Some(View::default()), "the last good one stays");
+            drop(filler);
+            fs::remove_file(mount.join("filler")).expect("removes");
+            let next = state.next_boot_epoch();
+            assert!(next.is_saved && next.number > epoch.number);
+        });
+    }
+
     #[test]
     fn epochs_grow_whatever_the_file_says() {
         let dir = std::env::temp_dir().join(format!("sheave-state-{}", std::process::id()));
-        let state = StateDir::open(&dir).expect("opens");
+        let state = StateDir::open(&dir);
+        let next = || state.next_boot_epoch().number;
         let future = u64::MAX - 10;
         fs::write(dir.join("boot-epoch"), future.to_string()).expect("writes");
-        assert_eq!(state.next_boot_epoch().expect("first"), future + 1);
-        assert_eq!(state.next_boot_epoch().expect("second"), future + 2);
+        assert_eq!(next(), future + 1);
+        assert_eq!(next(), future + 2);
         fs::write(dir.join("boot-epoch"), "no number").expect("writes");
-        assert!(state.next_boot_epoch().expect("third") > 0);
+        assert!(next() > 0);
         fs::write(dir.join("view.json"), "{").expect("writes");
         assert!(state.load_view().is_none());
         fs::write(dir.join("forwarding.json"), "[]").expect("writes");

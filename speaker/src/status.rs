@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use futures::FutureExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 use sheave_api::{Chain, VirtualIP, VirtualIPStatus};
-use tokio::sync::mpsc;
 use tracing::{debug, warn};
+
+use crate::mailbox;
 
 /// What the status shall say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,18 +37,18 @@ pub fn client(mut config: kube::Config) -> kube::Result<Client> {
 }
 
 /// Runs until the sender is gone.
-pub async fn run(client: Client, node: String, mut updates: mpsc::UnboundedReceiver<(Ipv4Addr, Ownership)>) {
+pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ipv4Addr, Ownership>) {
     let api: Api<VirtualIP> = Api::all(client);
     let mut waiting = Updates::new();
     let mut failing = false;
     loop {
-        if waiting.is_empty() {
-            let Some((vip, ownership)) = updates.recv().await else { return };
-            waiting.insert(vip, ownership);
-        }
-        while let Ok((vip, ownership)) = updates.try_recv() {
-            waiting.insert(vip, ownership);
-        }
+        // What failed waits behind what is newer.
+        let newer = match waiting.is_empty() {
+            true => updates.recv().await,
+            false => updates.recv().now_or_never().unwrap_or(Some(Updates::new())),
+        };
+        let Some(newer) = newer else { return };
+        waiting.extend(newer);
         let mut failed = Updates::new();
         for (vip, ownership) in std::mem::take(&mut waiting) {
             match write(&api, &node, vip, &ownership).await {

@@ -2,14 +2,17 @@
 //! Read first: docs/backend.md.
 
 pub mod conntrack;
+mod counters;
 mod forget;
 mod netfilter;
 pub mod nft;
 pub mod sysctl;
+pub mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use ebpf_common::ServiceKey;
 use speaker_core::backend::ruleset;
 use speaker_core::backend::{Guard, Plan};
 use tokio::time::{Instant, sleep_until};
@@ -55,6 +58,8 @@ struct Applied {
     plan: Plan,
     /// `None` until the first audit after a change.
     audited: Option<Audited>,
+    /// A transaction failed since: the next one builds the table anew.
+    suspect: bool,
 }
 
 #[derive(Debug)]
@@ -110,27 +115,77 @@ impl Backend {
         self.forgetter.unnamed()
     }
 
-    /// After `Err` the table is as before (one transaction); the next call builds it anew.
+    /// What the table says, as far as this is known: `None` before the first success.
+    pub fn in_force(&self) -> Option<&Plan> {
+        self.applied.as_ref().map(|applied| &applied.plan)
+    }
+
+    /// The last transaction failed: [`Backend::sync`] is to be called again.
+    pub fn is_suspect(&self) -> bool {
+        self.applied.as_ref().is_none_or(|applied| applied.suspect)
+    }
+
+    /// After `Err` the table is as before (one transaction), or without the service ports that the plan changes; the next call builds it
+    /// anew. See [`Backend::in_force`].
     pub async fn sync(&mut self, mut plan: Plan) -> Result<Outcome, NftError> {
-        let Some(applied) = self.applied.take() else {
+        let Some(applied) = &mut self.applied else {
             self.replace(plan).await?;
             return Ok(Outcome::Replaced);
         };
         plan.second_chance = applied.plan.second_chance;
-        let Some(text) = ruleset::update(&applied.plan, &plan) else {
-            self.keep(Applied { plan, ..applied });
-            return Ok(Outcome::Unchanged);
-        };
-        match self.apply(&text).await {
-            Ok(()) => {
-                self.keep(Applied { plan, audited: None });
-                Ok(Outcome::Updated)
+        let mut refused = None;
+        if !applied.suspect {
+            let Some(text) = ruleset::update(&applied.plan, &plan) else {
+                let audited = applied.audited.take();
+                self.keep(Applied { plan, audited, suspect: false });
+                return Ok(Outcome::Unchanged);
+            };
+            match self.apply(&text).await {
+                Ok(()) => {
+                    self.keep(Applied { plan, audited: None, suspect: false });
+                    return Ok(Outcome::Updated);
+                }
+                // A foreign hand in our table is mended by building it anew.
+                Err(error @ NftError::Refused(_)) => refused = Some(error),
+                Err(error) => {
+                    self.distrust(&plan, &error);
+                    return Err(error);
+                }
             }
-            // A foreign hand in our table is mended by building it anew; anything else fails again and is reported.
-            Err(error) => {
-                tracing::warn!(%error, "nftables update refused, building the table anew");
-                self.replace(plan).await?;
-                Ok(Outcome::Replaced)
+        }
+        if let Err(error) = self.replace(plan.clone()).await {
+            if matches!(error, NftError::Refused(_)) {
+                self.apply_the_rest(&plan).await;
+            }
+            return Err(error);
+        }
+        if let Some(error) = refused {
+            tracing::warn!(%error, "nftables update refused; the table was built anew");
+        }
+        Ok(Outcome::Replaced)
+    }
+
+    /// The plan was refused: what it says of everything but the service ports that it changes may not be.
+    async fn apply_the_rest(&mut self, plan: &Plan) {
+        let Some(applied) = &self.applied else { return };
+        let rest = without_changed_services(plan, &applied.plan);
+        if ruleset::update(&applied.plan, &rest).is_some()
+            && let Err(error) = self.replace(rest).await
+        {
+            tracing::debug!(%error, "refused without its service ports as well");
+        }
+    }
+
+    /// This plan's transaction failed.
+    fn distrust(&mut self, plan: &Plan, error: &NftError) {
+        let Some(applied) = &mut self.applied else { return };
+        match error {
+            // The program did not run.
+            NftError::Start { .. } => {}
+            NftError::Refused(_) => applied.suspect = true,
+            // It may be in force all the same: only what both plans say is certain.
+            NftError::Timeout(_) | NftError::Pipe(_) | NftError::TooLong => {
+                *applied = Applied { plan: common(plan, &applied.plan), audited: None, suspect: true };
             }
         }
     }
@@ -148,7 +203,8 @@ impl Backend {
     /// and every few seconds: it costs one system call while nobody on the node changes any nftables rule, else a run of nft.
     pub async fn audit(&mut self) -> Result<bool, NftError> {
         let foreign = std::mem::take(&mut self.watch.foreign);
-        let Some(applied) = &mut self.applied else { return Ok(false) };
+        // A transaction that failed is repeated by `sync`.
+        let Some(applied) = self.applied.as_mut().filter(|applied| !applied.suspect) else { return Ok(false) };
         // Read before the listing: a change in between is seen the next time.
         let generation = netfilter::generation().ok();
         if generation.is_some() && applied.audited.as_ref().is_some_and(|audited| audited.generation == generation) {
@@ -165,14 +221,15 @@ impl Backend {
                 return Ok(false);
             }
         }
+        applied.suspect = true;
         let plan = applied.plan.clone();
         self.replace(plan).await?;
         Ok(true)
     }
 
-    /// Packets per guard, by label.
-    pub async fn counters(&mut self) -> Result<&BTreeMap<&'static str, Counter>, NftError> {
-        for (name, now) in self.nft.read_counters().await? {
+    /// Packets per guard, by label. Blocks for the time of a netlink dump.
+    pub fn counters(&mut self) -> std::io::Result<&BTreeMap<&'static str, Counter>> {
+        for (name, now) in counters::packets(ruleset::TABLE)? {
             if let Some(counter) = self.counters.get_mut(name.as_str()) {
                 // Lower than before: a foreign hand reset it.
                 counter.packets += now.checked_sub(counter.kernel).unwrap_or(now);
@@ -183,14 +240,9 @@ impl Backend {
     }
 
     async fn replace(&mut self, mut plan: Plan) -> Result<(), NftError> {
-        self.applied = None;
-        plan.second_chance = true;
-        match self.apply(&ruleset::replace(&plan)).await {
-            Err(NftError::Refused(_)) if self.nft.lacks_dup().await? => {
-                plan.second_chance = false;
-                self.apply(&ruleset::replace(&plan)).await?;
-            }
-            outcome => outcome?,
+        if let Err(error) = self.try_replace(&mut plan).await {
+            self.distrust(&plan, &error);
+            return Err(error);
         }
         if self.second_chance && !plan.second_chance {
             tracing::warn!(
@@ -199,8 +251,19 @@ impl Backend {
         }
         self.second_chance = plan.second_chance;
         self.counters.values_mut().for_each(|counter| counter.kernel = 0);
-        self.keep(Applied { plan, audited: None });
+        self.keep(Applied { plan, audited: None, suspect: false });
         Ok(())
+    }
+
+    async fn try_replace(&mut self, plan: &mut Plan) -> Result<(), NftError> {
+        plan.second_chance = true;
+        match self.apply(&ruleset::replace(plan)).await {
+            Err(NftError::Refused(_)) if self.nft.lacks_dup().await? => {
+                plan.second_chance = false;
+                self.apply(&ruleset::replace(plan)).await
+            }
+            outcome => outcome,
+        }
     }
 
     /// What is in force. Flows are judged by it from now on: a flow that is forgotten before would come back with its next
@@ -253,6 +316,20 @@ impl Watch {
         let covers = |&(before, after): &(u32, u32)| before < generation && generation <= after;
         self.own.iter().position(covers).and_then(|place| self.own.remove(place)).is_some()
     }
+}
+
+/// The plan with the service ports that it adds or changes as they were.
+fn without_changed_services(plan: &Plan, before: &Plan) -> Plan {
+    let as_before = |key: &ServiceKey| before.services.get(key).map(|local| (*key, local.clone()));
+    Plan { services: plan.services.keys().filter_map(as_before).collect(), ..plan.clone() }
+}
+
+/// The service ports and peers of both.
+fn common(plan: &Plan, other: &Plan) -> Plan {
+    let mut common = other.clone();
+    common.services.retain(|key, _| plan.services.contains_key(key));
+    common.peers.retain(|slot, address| plan.peers.get(slot) == Some(address));
+    common
 }
 
 /// Our base chains are there: somebody who flushes or deletes between a change and its first audit is noticed all the same.

@@ -1,5 +1,5 @@
-//! Requests to netfilter over netlink, as far as nft does not offer them: conntrack entries, the ruleset's generation, and
-//! who changes the ruleset.
+//! Requests to netfilter over netlink, as far as nft does not offer them: conntrack entries, counters, the ruleset's generation,
+//! and who changes the ruleset.
 //!
 //! Requests block, with a time limit. Read first: kernel include/uapi/linux/netlink.h, linux/netfilter/nfnetlink.h,
 //! linux/netfilter/nf_tables.h.
@@ -25,8 +25,20 @@ impl Netfilter {
 
     /// Asks and hands over the attributes of each entry of the answer. The flags must make the kernel end it (dump or ack).
     pub fn request(&self, kind: u16, flags: i32, attributes: &[u8], each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        self.request_bounded(kind, flags, attributes, usize::MAX, each)
+    }
+
+    /// The same; an answer of more entries is an error, after which the socket is of no use.
+    pub fn request_bounded(
+        &self,
+        kind: u16,
+        flags: i32,
+        attributes: &[u8],
+        most: usize,
+        each: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<()> {
         self.send(kind, flags, attributes)?;
-        self.receive(each)
+        self.receive(most, each)
     }
 
     /// One request: nlmsghdr, nfgenmsg, attributes.
@@ -42,8 +54,9 @@ impl Netfilter {
     }
 
     /// Hands over the attributes of each entry until the kernel says that this was all, or what is wrong.
-    fn receive(&self, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    fn receive(&self, most: usize, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER];
+        let mut entries = 0;
         loop {
             let length = (&self.0).read(&mut buffer)?;
             for message in Messages(&buffer[..length]) {
@@ -51,7 +64,11 @@ impl Netfilter {
                 match i32::from(kind) {
                     libc::NLMSG_DONE => return Ok(()),
                     libc::NLMSG_ERROR => return outcome(body),
-                    _ => each(body.get(GENERIC..).unwrap_or_default()),
+                    _ if entries == most => return Err(io::Error::other(format!("more than {most} entries"))),
+                    _ => {
+                        entries += 1;
+                        each(body.get(GENERIC..).unwrap_or_default());
+                    }
                 }
             }
         }

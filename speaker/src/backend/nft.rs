@@ -2,12 +2,10 @@
 //!
 //! The program and not netlink: nft(8)'s text is the interface that its authors keep stable, and one `-f` is one transaction.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde::Deserialize;
 use speaker_core::backend::ruleset::{self, KEEP_TABLE, TABLE};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -33,8 +31,6 @@ pub enum NftError {
     Refused(String),
     #[error("nft printed more than {MAX_OUTPUT} bytes")]
     TooLong,
-    #[error("nft printed what we cannot read: {0}")]
-    Unreadable(String),
 }
 
 impl NftError {
@@ -46,7 +42,6 @@ impl NftError {
             Self::Pipe(_) => "pipe",
             Self::Refused(_) => "refused",
             Self::TooLong => "too_long",
-            Self::Unreadable(_) => "unreadable",
         }
     }
 }
@@ -55,6 +50,11 @@ impl Nft {
     /// A program without a slash is looked up in PATH.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self { program: program.into(), timeout: TIMEOUT }
+    }
+
+    #[cfg(test)]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
     /// One transaction: all of it or nothing.
@@ -88,15 +88,6 @@ impl Nft {
             }
         }
         Ok(Some(all))
-    }
-
-    /// Packets per named counter; none if there is no table.
-    pub async fn read_counters(&self) -> Result<BTreeMap<String, u64>, NftError> {
-        match self.run(&["-j", "list", "counters", "table", "ip", TABLE], "").await {
-            Ok(json) => parse_counters(&json),
-            Err(NftError::Refused(why)) if why.contains(NO_SUCH) => Ok(BTreeMap::new()),
-            Err(error) => Err(error),
-        }
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, NftError> {
@@ -138,24 +129,6 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>) -> Result<String, NftError> 
     }
 }
 
-fn parse_counters(json: &str) -> Result<BTreeMap<String, u64>, NftError> {
-    #[derive(Deserialize)]
-    struct Listing {
-        nftables: Vec<Item>,
-    }
-    #[derive(Deserialize)]
-    struct Item {
-        counter: Option<Named>,
-    }
-    #[derive(Deserialize)]
-    struct Named {
-        name: String,
-        packets: u64,
-    }
-    let listing: Listing = serde_json::from_str(json).map_err(|error| NftError::Unreadable(error.to_string()))?;
-    Ok(listing.nftables.into_iter().filter_map(|item| item.counter).map(|c| (c.name, c.packets)).collect())
-}
-
 /// The first lines of what nft said: it repeats the ruleset below each complaint.
 fn shorten(stderr: &str, status: &str) -> String {
     let text: String = stderr.lines().take(4).collect::<Vec<_>>().join(" | ").chars().take(400).collect();
@@ -173,17 +146,6 @@ pub(super) const NO_SUCH: &str = "No such file or directory";
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// As nft 1.0.6 prints it.
-    const COUNTERS: &str = r#"{"nftables": [{"metainfo": {"version": "1.0.6", "release_name": "Lester Gooch #5",
-        "json_schema_version": 1}}, {"counter": {"family": "ip", "name": "guard_reset", "table": "sheave", "handle": 2,
-        "packets": 3, "bytes": 180}}]}"#;
-
-    #[test]
-    fn counters_by_name() {
-        assert_eq!(parse_counters(COUNTERS).unwrap(), BTreeMap::from([("guard_reset".into(), 3)]));
-        assert!(matches!(parse_counters("{}"), Err(NftError::Unreadable(_))));
-    }
 
     fn run<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)

@@ -147,7 +147,7 @@ fn a_foreign_hand_is_noticed_and_put_right() {
         nft.delete().await.unwrap();
         nft.delete().await.unwrap();
         assert_eq!(nft.listing().await.unwrap(), None);
-        assert!(nft.read_counters().await.unwrap().is_empty());
+        assert!(counters::packets(ruleset::TABLE).unwrap().is_empty());
     });
 }
 
@@ -156,11 +156,112 @@ fn counters_have_the_names_of_the_guards() {
     in_namespace(|| async {
         let mut backend = Backend::new(Nft::new("nft"));
         backend.sync(plan(1)).await.unwrap();
-        let kernel = backend.nft.read_counters().await.unwrap();
+        let kernel = counters::packets(ruleset::TABLE).unwrap();
         let mut labels: Vec<&str> = Guard::ALL.iter().map(|guard| guard.label()).collect();
         labels.sort_unstable();
         assert_eq!(kernel.keys().collect::<Vec<_>>(), labels);
-        assert!(backend.counters().await.unwrap().values().all(|counter| counter.packets == 0));
+        assert!(backend.counters().unwrap().values().all(|counter| counter.packets == 0));
+    });
+}
+
+/// What nft lists of a table's counters, and the most memory that it took, in kB.
+#[expect(clippy::zombie_processes, reason = "wait4 waits for it and tells what it used")]
+fn listed_by_nft(table: &str) -> (BTreeMap<String, u64>, i64) {
+    let mut nft = std::process::Command::new("nft");
+    let mut nft = nft.args(["-j", "list", "counters", "table", "ip", table]);
+    nft = nft.stdout(std::process::Stdio::piped());
+    let mut child = nft.spawn().unwrap();
+    let listing: serde_json::Value = serde_json::from_reader(child.stdout.take().unwrap()).unwrap();
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: our own child, which nothing else waits for; the kernel fills in the usage.
+    let usage = unsafe {
+        assert!(libc::wait4(child.id() as i32, std::ptr::null_mut(), 0, usage.as_mut_ptr()) > 0);
+        usage.assume_init()
+    };
+    let counters = listing["nftables"].as_array().unwrap().iter().filter_map(|item| item.get("counter"));
+    let packets = |counter: &serde_json::Value| {
+        (counter["name"].as_str().unwrap().to_owned(), counter["packets"].as_u64().unwrap())
+    };
+    (counters.map(packets).collect(), usage.ru_maxrss)
+}
+
+#[test]
+fn counters_are_those_that_nft_lists_of_this_table_alone() {
+    in_namespace(|| async {
+        let nft = Nft::new("nft");
+        // More than one answer of the kernel holds; a quota is an object of another type; the same names in other tables.
+        let names = (0..1000_u64).map(|n| format!("counter c{n} {{ packets {} bytes {n} }}\n", n * n * 1_000_000_u64));
+        let names: String = names.collect();
+        let other = "counter c1 { packets 9 bytes 9 }\n";
+        let text = format!(
+            "table ip one {{\n{names} quota q {{ over 5 bytes; }}\n}}\ntable ip two {{\n{other}}}\ntable ip6 one {{\n{other}}}\n"
+        );
+        nft.apply(&text).await.unwrap();
+        for table in ["one", "two"] {
+            assert_eq!(counters::packets(table).unwrap(), listed_by_nft(table).0, "{table}");
+        }
+        assert_eq!(counters::packets("one").unwrap().len(), 1000);
+        assert_eq!(counters::packets("none").unwrap(), BTreeMap::new());
+        nft.apply("flush ruleset").await.unwrap();
+        let many: String = (0..5000).map(|n| format!("counter c{n} {{ }}\n")).collect();
+        nft.apply(&format!("table ip one {{\n{many}}}\n")).await.unwrap();
+        assert!(counters::packets("one").unwrap_err().to_string().contains("more than 4096"));
+    });
+}
+
+/// So many Services of two pods each, as kube-proxy in nftables mode writes them (pkg/proxy/nftables).
+fn kube_proxy(services: usize) -> String {
+    let mut text =
+        String::from("table ip kube-proxy {\n chain mark-for-masquerade { meta mark set mark or 0x4000; }\n");
+    let (mut ips, mut elements) = (Vec::new(), Vec::new());
+    for n in 0..services {
+        let ip = Ipv4Addr::from_bits(0x0a60_0000 + n as u32);
+        let name = format!("{n:08X}-default/service-{n}/tcp/http");
+        let mut goto = Vec::new();
+        for pod in 0..2 {
+            let address = Ipv4Addr::from_bits(0x0a00_0000 + 2 * n as u32 + pod);
+            let chain = format!("endpoint-{name}__{address}/8080");
+            text += &format!(
+                " chain {chain} {{ ip saddr {address} jump mark-for-masquerade; meta l4proto tcp dnat to {address}:8080; }}\n"
+            );
+            goto.push(format!("{pod} : goto {chain}"));
+        }
+        text += &format!(
+            " chain service-{name} {{ ip daddr {ip} tcp dport 80 ip saddr != 10.0.0.0/8 jump mark-for-masquerade; \
+             numgen random mod 2 vmap {{ {} }}; }}\n",
+            goto.join(", ")
+        );
+        ips.push(ip.to_string());
+        elements.push(format!("{ip} . tcp . 80 : goto service-{name}"));
+    }
+    text += &format!(" set cluster-ips {{ type ipv4_addr; elements = {{ {} }}; }}\n", ips.join(", "));
+    let kind = "type ipv4_addr . inet_proto . inet_service : verdict";
+    text + &format!(" map service-ips {{ {kind}; elements = {{ {} }}; }}\n}}\n", elements.join(", "))
+}
+
+/// `SHEAVE_FOREIGN_SERVICES=5000,10000` with `--nocapture` prints the figures of bench/README.md.
+#[test]
+fn counters_cost_the_same_whatever_else_is_in_the_ruleset() {
+    let sizes = std::env::var("SHEAVE_FOREIGN_SERVICES").unwrap_or_else(|_| "500".into());
+    in_namespace(move || async move {
+        let nft = Nft::new("nft");
+        let mut backend = Backend::new(nft.clone());
+        backend.sync(plan(2)).await.unwrap();
+        for services in sizes.split(',').map(|size| size.parse::<usize>().unwrap()) {
+            nft.apply("table ip kube-proxy { }; delete table ip kube-proxy").await.unwrap();
+            nft.apply(&kube_proxy(services)).await.unwrap();
+            let began = Instant::now();
+            let (listed, memory) = listed_by_nft(ruleset::TABLE);
+            let by_nft = began.elapsed();
+            let began = Instant::now();
+            assert_eq!(counters::packets(ruleset::TABLE).unwrap(), listed);
+            let by_netlink = began.elapsed();
+            println!("{services} foreign Services: nft {by_nft:.0?}, {memory} kB; netlink {by_netlink:.1?}");
+            assert!(
+                by_netlink < Duration::from_millis(50) && 5 * by_netlink < by_nft,
+                "{by_netlink:?}, nft: {by_nft:?}"
+            );
+        }
     });
 }
 
@@ -176,6 +277,76 @@ fn a_refused_transaction_changes_nothing_and_says_why() {
         assert_eq!(backend.nft.listing().await.unwrap(), before);
     });
 }
+
+/// A program in front of nft, gone with this value.
+struct Wrapper(std::path::PathBuf);
+
+impl Wrapper {
+    fn new(name: &str, script: &str) -> Self {
+        let program = std::env::temp_dir().join(format!("sheave-nft-{name}-{}", std::process::id()));
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self(program)
+    }
+}
+
+impl Drop for Wrapper {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn a_service_port_that_is_refused_stays_as_it_was_and_the_rest_changes() {
+    in_namespace(|| async {
+        let script = "text=$(cat)\ncase \"$text\" in *10.0.0.99*) echo 'this pod is refused' >&2; exit 1;; esac\n\
+                      printf '%s' \"$text\" | exec nft \"$@\"";
+        let wrapper = Wrapper::new("refusing", script);
+        let mut backend = Backend::new(Nft::new(&wrapper.0));
+        backend.sync(plan(1)).await.unwrap();
+        let mut wanted = plan(1).with_peers([(2, Ipv4Addr::new(192, 0, 2, 12))].into());
+        let [http, dns] = [(80, Protocol::Tcp), (53, Protocol::Udp)].map(|(port, proto)| service_key(VIP, port, proto));
+        wanted.services.get_mut(&dns).unwrap().pods = vec![(Ipv4Addr::new(10, 0, 0, 99), 53)];
+        for _ in 0..2 {
+            let error = backend.sync(wanted.clone()).await.unwrap_err();
+            assert!(error.to_string().contains("this pod is refused"), "{error}");
+            let in_force = backend.in_force().unwrap();
+            assert_eq!((&in_force.services, &in_force.peers), (&plan(1).services, &wanted.peers));
+            assert!(Nft::new("nft").listing().await.unwrap().unwrap().contains("dup to 192.0.2.12"));
+        }
+        // A new one that is refused is not there, and what is removed goes.
+        let mut new = wanted.clone();
+        let refused = new.services.remove(&dns).unwrap();
+        new.services.insert(service_key(VIP, 54, Protocol::Udp), refused);
+        backend.sync(new).await.unwrap_err();
+        assert!(backend.in_force().unwrap().services.keys().eq([&http]));
+        assert!(backend.sync(plan(2)).await.is_ok() && !backend.is_suspect());
+        assert!(!backend.audit().await.unwrap());
+    });
+}
+
+/// The program hangs behind a transaction that the kernel has taken.
+#[test]
+fn after_a_timeout_only_what_both_plans_say_is_in_force() {
+    in_namespace(|| async {
+        let mut backend = Backend::new(Nft::new("nft"));
+        backend.sync(plan(2)).await.unwrap();
+        let wrapper = Wrapper::new("hanging", "nft \"$@\"\nexec sleep 1000");
+        backend.nft = Nft::new(&wrapper.0).with_timeout(Duration::from_millis(500));
+        let mut wanted = plan(2);
+        let (gone, _) = wanted.services.pop_first().unwrap();
+        let added = service_key(VIP, 8080, Protocol::Tcp);
+        wanted.services.insert(added, plan(1).services.into_values().next().unwrap());
+        assert_eq!(backend.sync(wanted.clone()).await.unwrap_err().label(), "timeout");
+        let in_force = &backend.in_force().unwrap().services;
+        assert!(!in_force.contains_key(&gone) && !in_force.contains_key(&added) && in_force.len() == 1);
+        assert!(backend.is_suspect() && !backend.audit().await.unwrap());
+        backend.nft = Nft::new("nft");
+        assert_eq!(backend.sync(wanted).await.unwrap(), Outcome::Replaced);
+        assert!(backend.in_force().unwrap().services.contains_key(&added));
+    });
+}
+
 /// Pod 10.0.0.1 is the namespace itself. Translates in output what goes to the VIP: the stand-in for our own chain in
 /// prerouting, which what a node sends itself does not pass.
 async fn pod_in_this_namespace() {

@@ -98,6 +98,20 @@ impl ForwardingMaps {
         Ok(state)
     }
 
+    /// The rows of a slot. Takes CAP_SYS_ADMIN.
+    #[cfg(test)]
+    pub fn rows(pins: &Pins, slot: u32) -> Result<Vec<ebpf_common::Row>> {
+        use ebpf_common::{RING_WORDS, RingHead, Row};
+
+        let rings = open(pins, map::RINGS, Map::ArrayOfMaps)?;
+        let rings: aya::maps::ArrayOfMaps<_, ebpf_object::Ring> = rings.try_into()?;
+        let ring = rings.get(&slot, 0)?;
+        let word =
+            |word: u32| -> Result<u64> { Ok(ring.get(&(word / RING_WORDS as u32), 0)?[word as usize % RING_WORDS]) };
+        let head = RingHead(word(0)?);
+        (0..head.rows()).map(|row| Ok(Row(word(head.row_at(row, word(head.number_at(row))?))?))).collect()
+    }
+
     /// Carries out writes in order and says after each that it is done. Neighbouring rings are swapped together: a swap waits until
     /// no packet sees the old ring (16 ms), which a node with many services cannot afford for each of them.
     pub fn execute(&mut self, ops: &[MapOp], mut done: impl FnMut(&MapOp)) -> Result<()> {

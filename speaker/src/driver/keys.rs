@@ -15,7 +15,7 @@ use speaker_core::wire::advert::{Reject, Signer};
 use tracing::{info, warn};
 
 use super::{Report, State};
-use crate::dataplane::sync::Message;
+use crate::dataplane::inbox::Message;
 
 impl State {
     /// Only while two keys are accepted does it matter which one a peer uses.

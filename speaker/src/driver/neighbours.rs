@@ -17,7 +17,7 @@ use speaker_core::unverified;
 use tracing::{info, warn};
 
 use super::State;
-use crate::dataplane::sync::Message;
+use crate::dataplane::inbox::Message;
 use crate::io::Mac;
 use crate::io::arp::Heard;
 

@@ -26,7 +26,7 @@ struct Disk(PathBuf, StateDir);
 impl Disk {
     fn new(test: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("sheave-keys-{test}-{}", std::process::id()));
-        let state = StateDir::open(&dir).expect("opens");
+        let state = StateDir::open(&dir);
         Self(dir, state)
     }
 }

@@ -54,6 +54,8 @@ pub struct Layout {
     /// As of the last table: the slot of each node by name, and the contents of each ring.
     names: BTreeMap<String, u16>,
     contents: BTreeMap<Source, Contents>,
+    /// Nodes that the rules in force can hand packets to, by slot; `None`: all.
+    peers: Option<BTreeMap<u16, Ipv4Addr>>,
 }
 
 impl Default for Layout {
@@ -65,7 +67,7 @@ impl Default for Layout {
 impl Layout {
     fn limited(service_ports: usize, rings: u32) -> Self {
         let (names, contents) = (BTreeMap::new(), BTreeMap::new());
-        Self { node_slots: NodeSlots::nodes(), service_ports, rings, names, contents }
+        Self { node_slots: NodeSlots::nodes(), service_ports, rings, names, contents, peers: None }
     }
 
     /// Slots as a previous speaker left them. Contradictory entries are left out: they count as to be removed.
@@ -80,6 +82,14 @@ impl Layout {
     /// The slot of the node with this address: `Config::self_slot`.
     pub fn node_slot(&self, address: Ipv4Addr) -> Option<u32> {
         self.node_slots.get(&address)
+    }
+
+    /// From now on only these are alternates, by slot: a mark with another slot has no effect in the rules that are in force.
+    pub fn set_peers(&mut self, peers: BTreeMap<u16, Ipv4Addr>) {
+        if self.peers.as_ref() != Some(&peers) {
+            self.peers = Some(peers);
+            self.contents.clear();
+        }
     }
 
     /// What the maps should hold. `have`: what they hold; a slot that they still name is not given to another. `macs`: name ->
@@ -171,8 +181,13 @@ impl Layout {
             let source = (ByDigest(service.ring.clone()), service.alternates.clone().map(ByAddress));
             let number = *numbers.entry(source).or_insert_with_key(|source| {
                 let slot_of = |name: &str| self.names.get(name).copied().unwrap_or(0);
+                let alternate_slot_of = |name: &str| {
+                    let slot = slot_of(name);
+                    let allowed = |peers: &BTreeMap<u16, Ipv4Addr>| peers.get(&slot) == table.nodes.get(name);
+                    if self.peers.as_ref().is_none_or(allowed) { slot } else { 0 }
+                };
                 let known = self.contents.get(source).cloned();
-                let ring = known.unwrap_or_else(|| Contents::new(source.clone(), slot_of));
+                let ring = known.unwrap_or_else(|| Contents::new(source.clone(), slot_of, alternate_slot_of));
                 contents.insert(source.clone(), ring.clone());
                 wanted.rings.push(ring);
                 wanted.rings.len() - 1

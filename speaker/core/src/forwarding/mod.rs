@@ -30,6 +30,7 @@ mod saved;
 mod slots;
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -39,8 +40,8 @@ use ebpf_common::{ServiceKey, siphash13};
 
 use crate::holdings::{Rows, Word, Words};
 use crate::time::{Duration, Instant};
-use crate::view::endpoints::{self, Digests, Frontend, Pod, Refusal, frontends};
-use crate::view::{Affinity, View};
+use crate::view::endpoints::{self, Digests, Frontend, Pod, Reason, Refusal, frontends};
+use crate::view::{Affinity, ObjectName, View};
 use alternates::{Alternates, ByAddress, Cache, Cause};
 use batches::{Batches, Wanted};
 pub use batches::{LONGEST as LONGEST_WAIT, QUIET};
@@ -63,6 +64,16 @@ pub struct Table {
     pub digest: u64,
     /// Of the view from which it was made; whoever is available plays no part in them.
     pub viewed: Digests,
+}
+
+impl Table {
+    /// This node does not serve the VIP; the digest stays, since it is that of the view.
+    pub fn bar(&mut self, vip: Ipv4Addr, reason: Reason) {
+        self.vips.remove(&vip);
+        self.services.retain(|key, _| key.addr != vip.octets());
+        let (service, subject) = (ObjectName::new("", ""), format!("{vip}"));
+        self.refused.push(Refusal { vip, service, reason, subject });
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

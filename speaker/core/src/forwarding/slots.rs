@@ -65,11 +65,13 @@ impl Contents {
     pub const UNKNOWN: Self = Self(None);
 
     /// `slot_of`: of a node, 0 if it has none. Its frames are dropped as `bad_ring` and counted; as an alternate it is nobody.
-    pub(super) fn new(source: Source, slot_of: impl Fn(&str) -> u16) -> Self {
+    pub(super) fn new(source: Source, slot_of: impl Fn(&str) -> u16, alternate_slot_of: impl Fn(&str) -> u16) -> Self {
         let (ring, others) = &source;
         let others = others.iter().flat_map(|others| others.0.nodes.iter());
-        let nodes =
-            [ring.0.nodes.iter().map(|node| slot_of(node)).collect(), others.map(|node| slot_of(node)).collect()];
+        let nodes = [
+            ring.0.nodes.iter().map(|node| slot_of(node)).collect(),
+            others.map(|node| alternate_slot_of(node)).collect(),
+        ];
         Self(Some(Known { source, nodes: Arc::new(nodes) }))
     }
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use ebpf_common::Config;
+use speaker_core::forwarding::Table;
 use speaker_core::view::View;
-use tracing::{info, warn};
+use speaker_core::view::endpoints::Reason;
+use tracing::info;
 
 use super::State;
 use crate::io::Mac;
@@ -34,20 +35,22 @@ impl State {
         self.dirty |= self.macs.insert(ip, mac) != Some(mac);
     }
 
-    /// The packet path compares each frame with this address and answers ARP with it, so it does not wait for nftables. It stays as
-    /// it is until the maps have been filled once; should the write fail, the next change makes up for it.
+    /// The packet path compares each frame with this address and answers ARP with it: the next write of the maps has it, which waits for
+    /// no rules.
     pub(super) fn set_own_mac(&mut self, mac: Mac) {
-        if std::mem::replace(&mut self.sync.mac, mac) == mac {
-            return;
-        }
-        self.dirty = true;
-        if self.config == Config::default() {
-            return;
-        }
-        let config = Config { mac: mac.0, ..self.config };
-        match self.sync.maps.set_config(config) {
-            Ok(()) => self.config = config,
-            Err(error) => warn!(error = format!("{error:#}"), %mac, "MAC address of the uplink not written yet"),
+        self.dirty |= std::mem::replace(&mut self.sync.mac, mac) != mac;
+    }
+
+    /// VIPs that this host must not serve, whatever the API server says: they are its own addresses, or its way out of the segment.
+    pub(super) fn bar_addresses(&self, table: &mut Table) {
+        let reason = |vip: &Ipv4Addr| match () {
+            () if self.host.addresses.contains(vip) => Some(Reason::AddressOfHost),
+            () if self.host.gateways.contains(vip) => Some(Reason::AddressOfGateway),
+            () => None,
+        };
+        let barred: Vec<(Ipv4Addr, Reason)> = table.vips.iter().filter_map(|vip| Some((*vip, reason(vip)?))).collect();
+        for (vip, reason) in barred {
+            table.bar(vip, reason);
         }
     }
 }

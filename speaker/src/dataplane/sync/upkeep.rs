@@ -1,11 +1,10 @@
-//! What holds although the view did not change: the program on its link, the nftables table as we wrote it, the counters read, and what
-//! conntrack and time say.
+//! What holds although the view did not change: the program on its link, and what conntrack and time say.
 
 use anyhow::Result;
 use speaker_core::backend::{Endpoints, Flow, Spared};
 use speaker_core::holdings::exchange;
 use speaker_core::time::Instant;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::State;
 use crate::dataplane::attachment::Kept;
@@ -71,29 +70,6 @@ impl State {
         if kept != Kept::Same {
             self.sync.metrics.repairs.with_label_values(&["xdp_link"]).inc();
             self.tell();
-        }
-    }
-
-    pub(super) async fn audit(&mut self) {
-        match self.sync.backend.audit().await {
-            Ok(false) => {}
-            Ok(true) => {
-                warn!("somebody else changed our nftables table: put right");
-                self.sync.metrics.repairs.with_label_values(&["nftables"]).inc();
-            }
-            Err(error) => warn!(cause = error.label(), %error, "the nftables table was not checked"),
-        }
-    }
-
-    pub(super) async fn count(&mut self) {
-        self.sync.metrics.set_flows_forgotten(self.sync.backend.flows_forgotten());
-        self.sync.metrics.flows_unnamed.set(i64::try_from(self.sync.backend.flows_unnamed()).unwrap_or(i64::MAX));
-        self.sync.metrics.second_chance.set(i64::from(self.sync.backend.second_chance()));
-        match self.sync.backend.counters().await {
-            Ok(counters) => {
-                self.sync.metrics.set_guard(counters.iter().map(|(name, counter)| (*name, counter.packets)))
-            }
-            Err(error) => debug!(%error, "the guard's counters were not read"),
         }
     }
 }

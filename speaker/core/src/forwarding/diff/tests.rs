@@ -1,5 +1,6 @@
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 
 use ebpf_common::Row;
 
@@ -168,6 +169,24 @@ fn alternates_are_slots() {
     let served = want(&scaled, &have, &[key].into());
     assert_eq!((served.services[&key].flags, have.services[&key].flags), (ServiceValue::SERVED_HERE, 0));
     assert_eq!(diff(&have, &served).len(), 1);
+}
+
+/// Its slot has no effect in the rules yet, or means another node there. The primary does not depend on the rules.
+#[test]
+fn a_node_that_the_rules_do_not_know_is_no_alternate() {
+    let mut planner = Planner::new([1, 2], History::new(Duration::from_secs(3600)));
+    let mut table = |known: &View| planner.table(known, &Availability::default(), &Words::new(), Instant::ZERO);
+    table(&full());
+    let scaled = table(&view([pod("a", 1, Conditions::READY)]));
+    let mut layout = Layout::default();
+    let b = Ipv4Addr::new(192, 0, 2, b'b');
+    for (peers, alternate) in
+        [(vec![], 0), (vec![(2, b)], 2), (vec![(2, Ipv4Addr::new(192, 0, 2, 9))], 0), (vec![(3, b)], 0)]
+    {
+        layout.set_peers(peers.into_iter().collect());
+        let (state, _) = layout.want(&scaled, &MapState::default(), &macs(), "a", &BTreeSet::new());
+        assert!(state.rings[&0].iter().all(|row| row.nodes() == [1, alternate, 0, 0]), "{alternate}");
+    }
 }
 
 #[test]

@@ -1,0 +1,243 @@
+//! The thread of the nft program: brings the newest plan into force, repeats what failed, audits, and reads the counters.
+//!
+//! The dataplane loop hands over plans and takes what is in force; it never waits. A plan that waits is replaced by a newer one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use ebpf_common::ServiceKey;
+use speaker_core::backend::Plan;
+use speaker_core::view::endpoints::Digests;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tracing::{debug, error, info, warn};
+
+use super::nft::NftError;
+use super::{Backend, Outcome};
+use crate::backoff::Backoff;
+use crate::metrics::Metrics;
+use crate::shared::Shared;
+
+/// A plan, and the view that it follows.
+#[derive(Debug)]
+pub struct Wanted {
+    pub plan: Plan,
+    pub viewed: Digests,
+}
+
+/// What the rules of this node do now, as far as the packet path depends on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InForce {
+    /// Service ports that have a pod in the rules.
+    pub services: BTreeSet<ServiceKey>,
+    pub peers: BTreeMap<u16, Ipv4Addr>,
+    /// The newest view whose plan is in force as a whole; `None`: of this speaker none has been yet.
+    pub viewed: Option<Digests>,
+    /// The newest plan was refused, or takes long.
+    pub failing: bool,
+}
+
+/// The loop's end of the worker.
+#[derive(Debug)]
+pub struct Rules {
+    wanted: watch::Sender<Option<Arc<Wanted>>>,
+    in_force: watch::Receiver<InForce>,
+}
+
+impl Rules {
+    /// `restored`: what an earlier speaker's rules do, which stay in force until the first plan is. The worker ends with this value.
+    pub fn start(backend: Backend, restored: InForce, metrics: Arc<Metrics>, shared: Arc<Shared>) -> io::Result<Self> {
+        let (wanted, plans) = watch::channel(None);
+        let (tell, in_force) = watch::channel(restored);
+        let health = Health { metrics, shared, failing: None, tell };
+        thread::Builder::new().name("nft".into()).spawn(move || match tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+        {
+            Ok(runtime) => runtime.block_on(Worker::new(backend, plans, health).run()),
+            Err(error) => error!(%error, "the runtime of the nft worker does not start"),
+        })?;
+        Ok(Self { wanted, in_force })
+    }
+
+    /// Replaces a plan that waits.
+    pub fn want(&self, wanted: Wanted) {
+        self.wanted.send_replace(Some(Arc::new(wanted)));
+    }
+
+    /// What is in force, when that has changed; `None` when the worker has ended. May be dropped while it waits.
+    pub async fn changed(&mut self) -> Option<InForce> {
+        self.in_force.changed().await.ok()?;
+        Some(self.in_force.borrow_and_update().clone())
+    }
+}
+
+struct Worker {
+    backend: Backend,
+    plans: watch::Receiver<Option<Arc<Wanted>>>,
+    health: Health,
+    backoff: Backoff,
+    attempted: Option<Instant>,
+    /// When the newest plan is to be tried (again); `None`: it is in force.
+    due: Option<Instant>,
+    audit_fails: bool,
+}
+
+impl Worker {
+    fn new(backend: Backend, plans: watch::Receiver<Option<Arc<Wanted>>>, health: Health) -> Self {
+        let backoff = Backoff::default();
+        Self { backend, plans, health, backoff, attempted: None, due: None, audit_fails: false }
+    }
+
+    /// Until the loop's end is gone.
+    async fn run(mut self) {
+        let mut audit = interval(AUDIT);
+        audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let due = self.due;
+            tokio::select! {
+                changed = self.plans.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = Instant::now();
+                    // While plans are refused, newer ones are tried at a pace.
+                    let earliest = match (self.health.failing, self.attempted) {
+                        (Some(_), Some(attempted)) => now.max(attempted + PACE),
+                        _ => now,
+                    };
+                    self.due = Some(due.map_or(earliest, |due| due.min(earliest)));
+                }
+                () = self.backend.changed() => self.audit().await,
+                _ = audit.tick() => { self.audit().await; self.count(); }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            }
+            if self.due.is_some_and(|due| due <= Instant::now()) {
+                self.apply().await;
+            }
+        }
+    }
+
+    async fn apply(&mut self) {
+        self.due = None;
+        let Some(wanted) = self.plans.borrow_and_update().clone() else { return };
+        self.attempted = Some(Instant::now());
+        let outcome = {
+            let sync = self.backend.sync(wanted.plan.clone());
+            tokio::pin!(sync);
+            match timeout(SLOW, &mut sync).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    self.health.fails("slow", &format_args!("not finished after {SLOW:?}"));
+                    sync.await
+                }
+            }
+        };
+        match outcome {
+            Ok(outcome) => {
+                if outcome != Outcome::Unchanged {
+                    debug!(?outcome, "nftables");
+                }
+                self.backoff.succeeded();
+                self.health.works();
+            }
+            Err(ref error) => {
+                self.health.fails(error.label(), error);
+                self.due = Some(Instant::now() + self.backoff.failed());
+            }
+        }
+        self.health.tell(self.backend.in_force(), outcome.is_ok().then(|| wanted.viewed.clone()));
+        self.count();
+    }
+
+    async fn audit(&mut self) {
+        match self.backend.audit().await {
+            Ok(repaired) => {
+                self.audit_fails = false;
+                if repaired {
+                    warn!("somebody else changed our nftables table: put right");
+                    self.health.metrics.repairs.with_label_values(&["nftables"]).inc();
+                }
+            }
+            Err(error) => self.audit_failed(&error),
+        }
+        if self.backend.is_suspect() && self.attempted.is_some() && self.due.is_none() {
+            self.due = Some(Instant::now() + self.backoff.failed());
+        }
+    }
+
+    fn audit_failed(&mut self, error: &NftError) {
+        self.health.metrics.nft_errors.with_label_values(&[error.label()]).inc();
+        if !std::mem::replace(&mut self.audit_fails, true) {
+            warn!(reason = error.label(), %error, "the nftables table was not checked, trying on");
+        }
+    }
+
+    fn count(&mut self) {
+        let metrics = &self.health.metrics;
+        metrics.set_flows_forgotten(self.backend.flows_forgotten());
+        metrics.flows_unnamed.set(i64::try_from(self.backend.flows_unnamed()).unwrap_or(i64::MAX));
+        metrics.second_chance.set(i64::from(self.backend.second_chance()));
+        match self.backend.counters() {
+            Ok(counters) => metrics.set_guard(counters.iter().map(|(name, counter)| (*name, counter.packets))),
+            Err(error) => debug!(%error, "the guard's counters were not read"),
+        }
+    }
+}
+
+/// What others learn of the worker.
+struct Health {
+    metrics: Arc<Metrics>,
+    shared: Arc<Shared>,
+    failing: Option<&'static str>,
+    tell: watch::Sender<InForce>,
+}
+
+impl Health {
+    /// One log line for each reason in a row.
+    fn fails(&mut self, reason: &'static str, error: &dyn std::fmt::Display) {
+        self.metrics.nft_errors.with_label_values(&[reason]).inc();
+        if self.failing.replace(reason) != Some(reason) {
+            error!(reason, %error, "nftables transaction failed; the rules stay as they are, trying again");
+        }
+        self.show(true);
+    }
+
+    fn works(&mut self) {
+        if let Some(reason) = self.failing.take() {
+            info!(reason, "nftables rules are as wanted again");
+        }
+        self.show(false);
+    }
+
+    fn show(&self, failing: bool) {
+        self.metrics.nft_failing.set(i64::from(failing));
+        self.shared.nft_failing.store(failing, Ordering::Relaxed);
+        self.tell.send_if_modified(|known| std::mem::replace(&mut known.failing, failing) != failing);
+    }
+
+    /// `viewed`: of the plan, if all of it is in force.
+    fn tell(&self, plan: Option<&Plan>, viewed: Option<Digests>) {
+        let Some(plan) = plan else { return };
+        self.tell.send_if_modified(|known| {
+            let services = plan.services.keys().copied().collect();
+            let viewed = viewed.or_else(|| known.viewed.clone());
+            let now = InForce { services, peers: plan.peers.clone(), viewed, failing: known.failing };
+            let differs = *known != now;
+            *known = now;
+            differs
+        });
+    }
+}
+
+/// Looks whether somebody else changed what is ours, should the kernel not have said so.
+const AUDIT: Duration = Duration::from_secs(5);
+/// A transaction that takes longer is a fault with a name; it goes on. (A table of 8192 services is built in 11 s.)
+const SLOW: Duration = Duration::from_secs(5);
+/// Between attempts while they fail, although there are newer plans.
+const PACE: Duration = Duration::from_secs(1);

@@ -1,0 +1,148 @@
+//! What the dataplane loop is told by other threads: the newest word on each subject.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ebpf_common::MAX_NODES;
+use speaker_core::name::NodeName;
+use speaker_core::wire::advert::Keyring;
+
+use crate::io::Mac;
+use crate::mailbox::{self, Undelivered};
+use crate::metrics::Metrics;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Nodes that get no rows.
+    Unavailable {
+        /// Their kernels give no sign of life.
+        down: BTreeSet<NodeName>,
+        /// Their speakers have been silent for long.
+        absent: BTreeSet<NodeName>,
+        /// No speaker has been ready there since they were new or down.
+        blank: BTreeSet<NodeName>,
+    },
+    /// This node was cut off: others have served its rows meanwhile.
+    WasAway,
+    Neighbour {
+        ip: Ipv4Addr,
+        mac: Mac,
+    },
+    /// A node's MAC address under its signature, or no longer: it outranks what the kernel's neighbour table says.
+    SignedMac {
+        ip: Ipv4Addr,
+        mac: Option<Mac>,
+    },
+    /// The uplink's own address changed.
+    OwnMac(Mac),
+    /// What this host is itself, and how it leaves the segment.
+    HostAddresses(HostAddresses),
+    /// Reports are signed and verified with these from now on.
+    Keys(Keyring),
+}
+
+/// Addresses that no VIP may have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostAddresses {
+    /// Of this host, on any device.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Of default routes over the uplink.
+    pub gateways: BTreeSet<Ipv4Addr>,
+}
+
+/// In the order in which the loop takes what waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Unavailable,
+    WasAway,
+    SignedMac(Ipv4Addr),
+    Neighbour(Ipv4Addr),
+    OwnMac,
+    HostAddresses,
+    Keys,
+}
+
+/// What waits on one subject. Of nodes that were down and are not any more the loop is told all the same.
+type Waiting = Vec<Message>;
+
+#[derive(Clone)]
+pub struct Outbox {
+    sender: mailbox::Sender<Subject, Waiting>,
+    metrics: Arc<Metrics>,
+}
+
+pub struct Inbox(mailbox::Receiver<Subject, Waiting>);
+
+pub fn channel(metrics: Arc<Metrics>) -> (Outbox, Inbox) {
+    let (sender, receiver) = mailbox::channel(MAX_WAITING);
+    (Outbox { sender, metrics }, Inbox(receiver))
+}
+
+impl Outbox {
+    /// Never waits for the loop. At the limit a neighbour that is not known yet is left out and counted.
+    pub fn send(&self, message: Message) -> Result<(), Undelivered> {
+        let subject = match &message {
+            Message::Unavailable { .. } => Subject::Unavailable,
+            Message::WasAway => Subject::WasAway,
+            Message::Neighbour { ip, .. } => Subject::Neighbour(*ip),
+            Message::SignedMac { ip, .. } => Subject::SignedMac(*ip),
+            Message::OwnMac(_) => Subject::OwnMac,
+            Message::HostAddresses(_) => Subject::HostAddresses,
+            Message::Keys(_) => Subject::Keys,
+        };
+        match self.sender.edit(subject, |waiting| after(waiting.unwrap_or_default(), message)) {
+            Err(Undelivered::Full) => {
+                self.metrics.limits_reached.with_label_values(&["neighbours_waiting"]).inc();
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+impl Inbox {
+    /// All that waits; `None` when every sender is gone.
+    pub async fn recv(&mut self) -> Option<impl Iterator<Item = Message> + use<>> {
+        let waiting: BTreeMap<Subject, Waiting> = self.0.recv().await?;
+        Some(waiting.into_values().flatten())
+    }
+}
+
+/// At most two messages: all nodes that were down since the loop looked, then what is true now.
+fn after(mut waiting: Waiting, message: Message) -> Waiting {
+    let last = waiting.pop();
+    match (waiting.pop(), last, &message) {
+        (earlier, Some(mut last @ Message::Unavailable { .. }), Message::Unavailable { .. }) => {
+            if let (Message::Unavailable { down, .. }, Some(Message::Unavailable { down: earlier, .. })) =
+                (&mut last, earlier)
+            {
+                down.extend(earlier);
+            }
+            vec![last, message]
+        }
+        _ => vec![message],
+    }
+}
+
+/// A segment's neighbours, and the other subjects.
+const MAX_WAITING: usize = 4 * MAX_NODES as usize;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unavailable(down: &[&str], absent: &[&str]) -> Message {
+        let names = |names: &[&str]| names.iter().filter_map(|name| NodeName::new(name)).collect();
+        Message::Unavailable { down: names(down), absent: names(absent), blank: BTreeSet::new() }
+    }
+
+    #[test]
+    fn a_node_that_was_down_for_a_moment_was_down() {
+        let messages = [unavailable(&["a"], &[]), unavailable(&["b"], &["c"]), unavailable(&[], &["d"])];
+        let waiting = messages.into_iter().fold(Waiting::new(), after);
+        assert_eq!(waiting, [unavailable(&["a", "b"], &["c"]), unavailable(&[], &["d"])]);
+        let mac = |last| Message::OwnMac(Mac([2, 0, 0, 0, 0, last]));
+        assert_eq!(after(vec![mac(1)], mac(2)), [mac(2)]);
+    }
+}

@@ -1,0 +1,315 @@
+//! View, reports and states of nodes -> the table; the table and the rules in force -> writes for the workers; their completions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Result;
+use ebpf_common::{ABI_VERSION, Config, ServiceKey};
+use speaker_core::backend::Plan;
+use speaker_core::eligibility;
+use speaker_core::forwarding::diff::{MapState, diff};
+use speaker_core::forwarding::{Availability, Service, Table};
+use speaker_core::holdings::exchange;
+use speaker_core::name::{NodeName, Vip};
+use speaker_core::view::View;
+use speaker_core::view::endpoints::frontends;
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use super::super::arrivals::{Arrivals, Target};
+use super::super::writer::{Job, Written};
+use super::{Planned, State, Synced, Writing};
+use crate::backend::worker::{InForce, Wanted};
+use crate::io::{clock, memory};
+use crate::state::Remembered;
+
+/// How long after the first full view the other nodes have to speak, before this one goes on without their word.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long after it the pods of a node that has booted have to give a sign of life, or to be called unready.
+const PODS_PATIENCE: Duration = Duration::from_secs(10);
+/// Writes of a change that leaves much memory free.
+const LARGE: usize = 256;
+
+impl State {
+    /// Hands the newest state to the workers. While the maps are written there is nothing to hand over: what changes meanwhile is one
+    /// change.
+    pub(super) fn converge(&mut self) -> Result<()> {
+        self.begin_look();
+        if self.writing.is_some() {
+            return Ok(());
+        }
+        if self.retry.is_some_and(|retry| retry <= Instant::now()) {
+            (self.retry, self.follow) = (None, true);
+        }
+        let Some(view) = self.view.clone().filter(|view| self.may_start(view)) else { return Ok(()) };
+        let available = self.available();
+        if self.dirty || available != self.planned.available {
+            self.plan(&view, available);
+        }
+        if self.follow { self.write(&view) } else { Ok(()) }
+    }
+
+    /// Makes the table, and the plan that goes with it.
+    fn plan(&mut self, view: &View, available: Availability) {
+        let now = clock::now();
+        if self.talk.exchange.differs(now) {
+            self.sync.planner.tables_differ(now);
+        }
+        let words = self.talk.exchange.words();
+        let frontends = frontends(view);
+        let mut table = self.sync.planner.table_of(view, &frontends, &available, &words, now);
+        self.bar_addresses(&mut table);
+        let table = Arc::new(table);
+        self.report(&table);
+        let alternates = table.services.values().filter_map(|service| service.alternates.as_ref());
+        self.sync.metrics.row_alternates_overflow.set(alternates.map(|all| i64::from(all.overflow)).sum());
+        let plan = Plan::of(view, &frontends.0, &self.sync.node, self.sync.uplink.clone());
+        let plan = self.lingering.complete(plan, now);
+        let services = plan.services.keys().copied().collect();
+        let plan = self.spared.complete(Plan { udp_silent: self.sync.udp_silent, ..plan }, now);
+        self.sync.metrics.flows_spared.set(plan.spared.len() as i64);
+        self.planned = Planned { table, services, available, plan: Some(plan) };
+        (self.dirty, self.follow) = (false, true);
+    }
+
+    /// The nft worker gets the newest plan. The maps follow the newest table as far as rules are in force for it.
+    fn write(&mut self, view: &View) -> Result<()> {
+        let held = self.held();
+        let shown = self.shown(&held);
+        let want = self.want(view, &shown);
+        if let Some(plan) = self.planned.plan.take() {
+            let plan = plan.with_peers(self.peers(&self.planned.table));
+            self.rules.want(Wanted { plan, viewed: self.planned.table.viewed.clone() });
+        }
+        self.follow = false;
+        // Before the first plan of this speaker is in force, what the kernel has is not known by names: it stays until then.
+        if !held.is_empty() && self.in_force.viewed.is_none() && !self.in_force.failing {
+            return Ok(());
+        }
+        let config = Config {
+            hash_key: self.sync.hash_key,
+            mac: self.sync.mac.0,
+            flags: if self.sync.udp_silent { Config::UDP_SILENT } else { 0 },
+            // Not in the view yet: 0, every VIP packet passes up the stack.
+            self_slot: self.layout.node_slot(self.sync.node_ip).unwrap_or(0),
+            abi: ABI_VERSION,
+        };
+        let job = Job { config: (config != self.config).then_some(config), ops: diff(&self.have, &want) };
+        self.writer.write(job)?;
+        let table = self.planned.table.clone();
+        self.writing = Some(Writing { want, config, table, shown, since: Instant::now() });
+        self.retry = None;
+        Ok(())
+    }
+
+    /// Service ports whose ring names this node while its rules have no pod for them: their rows stay as they are. Not so where the
+    /// rows that the maps have name a node that is lost or, while the rules do not follow, one that has no pod any more.
+    fn held(&self) -> BTreeSet<ServiceKey> {
+        let is_held = |(key, service): &(&ServiceKey, &Service)| {
+            let waits = self.planned.services.contains(key)
+                && !self.in_force.services.contains(key)
+                && service.ring.nodes.contains(&self.sync.node);
+            waits
+                && match self.shown.services.get(key) {
+                    Some(before) => before.ring.nodes.iter().all(|node| {
+                        self.is_there(node) && (!self.in_force.failing || service.ring.nodes.contains(node))
+                    }),
+                    // A new one that nobody served before. Its pods on other nodes do not wait for ever.
+                    None => !self.in_force.failing,
+                }
+        };
+        self.planned.table.services.iter().filter(is_held).map(|(key, _)| *key).collect()
+    }
+
+    fn is_there(&self, node: &str) -> bool {
+        let Planned { table, available, .. } = &self.planned;
+        table.nodes.contains_key(node) && available.is_up(node)
+    }
+
+    fn shown(&self, held: &BTreeSet<ServiceKey>) -> Arc<Table> {
+        if held.is_empty() {
+            return self.planned.table.clone();
+        }
+        let mut shown = Table::clone(&self.planned.table);
+        for key in held {
+            match self.shown.services.get(key) {
+                Some(before) => shown.services.insert(*key, before.clone()),
+                None => shown.services.remove(key),
+            };
+        }
+        Arc::new(shown)
+    }
+
+    fn want(&mut self, view: &View, table: &Table) -> MapState {
+        let served = self.planned.services.intersection(&self.in_force.services).copied().collect();
+        let nodes = view.nodes().iter();
+        let mut macs: BTreeMap<String, [u8; 6]> =
+            nodes.filter_map(|(name, node)| Some((name.clone(), self.macs.get(&node.address)?.0))).collect();
+        macs.insert(self.sync.node.clone(), self.sync.mac.0);
+        let mut peers = self.in_force.peers.clone();
+        // The rules name the others alone.
+        peers.extend(self.slot(self.sync.node_ip).map(|slot| (slot, self.sync.node_ip)));
+        self.layout.set_peers(peers);
+        let (want, exhausted) = self.layout.want(table, &self.have, &macs, &self.sync.node, &served);
+        for error in exhausted {
+            warn!(%error, "left out");
+            self.sync.metrics.limits_reached.with_label_values(&[error.what]).inc();
+        }
+        want
+    }
+
+    /// Who a packet can be handed to, by the slot in its mark.
+    fn peers(&self, table: &Table) -> BTreeMap<u16, Ipv4Addr> {
+        let others = table.nodes.values().filter(|address| **address != self.sync.node_ip);
+        others.filter_map(|address| Some((self.slot(*address)?, *address))).collect()
+    }
+
+    fn slot(&self, address: Ipv4Addr) -> Option<u16> {
+        u16::try_from(self.layout.node_slot(address)?).ok()
+    }
+
+    /// The nft worker is done with something.
+    pub(super) fn in_force(&mut self, rules: InForce) -> Result<()> {
+        let same = InForce { viewed: self.in_force.viewed.clone(), ..rules.clone() } == self.in_force;
+        self.in_force = rules;
+        // Until the maps have followed, the view is not.
+        self.follow |= !same || !self.started;
+        self.tell_view()
+    }
+
+    /// The map writer is done.
+    pub(super) fn written(&mut self, written: Written) -> Result<()> {
+        let Some(Writing { want, config, table, shown, since }) = self.writing.take() else { return Ok(()) };
+        let Written { job, config: configured, ops, result } = written;
+        if configured {
+            self.config = config;
+        }
+        if let Err(error) = result {
+            for op in job.ops.iter().take(ops) {
+                self.have.apply(op);
+            }
+            self.retry = Some(Instant::now() + self.backoff.failed());
+            self.sync.metrics.sync_errors.inc();
+            if !self.sync.shared.maps_failing.swap(true, Ordering::Relaxed) {
+                error!(reason = "maps_failing", error = format!("{error:#}"), "maps not written, trying again");
+            }
+            return Ok(());
+        }
+        self.backoff.succeeded();
+        if self.sync.shared.maps_failing.swap(false, Ordering::Relaxed) {
+            info!("maps are written again");
+        }
+        // The same contents, and the rings shared with the planner instead of held twice.
+        self.have = want;
+        if self.table.digest != table.digest {
+            self.look.changed(clock::now());
+        }
+        (self.table, self.shown) = (table, shown);
+        if job.ops.len() >= LARGE {
+            memory::give_back();
+        }
+        debug!(writes = job.ops.len(), took = ?since.elapsed(), "maps as the view says");
+        self.sync.metrics.syncs.inc();
+        self.start()?;
+        self.remember();
+        self.tell();
+        self.tell_view()
+    }
+
+    /// The maps say what the view says, and so do the rules. An uplink that cannot be attached to at the start ends the process, which
+    /// says why.
+    fn start(&mut self) -> Result<()> {
+        if self.started || self.follow || self.in_force.viewed.is_none() {
+            return Ok(());
+        }
+        self.sync.attachment.begin()?;
+        self.sync.arrivals = Arrivals::NotAwaited;
+        self.started = true;
+        self.sync.shared.synced.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Tells the others which view the packet path follows.
+    fn tell_view(&mut self) -> Result<()> {
+        let settled = self.started && !self.follow && self.writing.is_none() && self.retry.is_none();
+        match self.in_force.viewed.clone().filter(|_| settled) {
+            Some(viewed) => self.exchange(Some(exchange::Event::View(viewed))),
+            None => Ok(()),
+        }
+    }
+
+    /// The first table moves rows in one step from what the kernel has to what is true now, so it waits until this node knows who is
+    /// there and what they hold. Meanwhile the kernel goes on as it was left.
+    fn may_start(&mut self, view: &View) -> bool {
+        let Some(viewed) = self.viewed else { return false };
+        if self.started {
+            return true;
+        }
+        let all_heard = self.all_up(view) && self.talk.exchange.learned(clock::now());
+        // Asked in any case: they need their time.
+        let services = Plan::new(view, &self.sync.node, self.sync.uplink.clone()).services;
+        let targets = services.into_iter().flat_map(|(key, local)| {
+            let tcp = i32::from(key.proto) == libc::IPPROTO_TCP;
+            local.pods.into_iter().map(move |(address, port)| Target { address, port, tcp })
+        });
+        let missing = self.sync.arrivals.missing(targets);
+        let waited = viewed.elapsed();
+        let may_start = (all_heard || waited >= PATIENCE) && (missing.is_empty() || waited >= PODS_PATIENCE);
+        if may_start && !missing.is_empty() {
+            warn!(pods = ?missing, "no sign of life from these since the boot: new flows go to them all the same");
+        }
+        may_start
+    }
+
+    fn available(&self) -> Availability {
+        self.standing.available(|node, since| self.talk.exchange.has_spoken(node, since))
+    }
+
+    fn all_up(&self, view: &View) -> bool {
+        let available = self.available();
+        view.members().all(|(node, _)| available.is_up(node))
+    }
+
+    /// For the speaker after this one.
+    fn remember(&mut self) {
+        let Some(view) = &self.view else { return };
+        let is_present = |node: &&String| NodeName::new(node).is_some_and(|node| self.standing.is_present(&node));
+        let present: BTreeSet<String> = view.nodes().keys().filter(is_present).cloned().collect();
+        let history = self.sync.planner.history();
+        let state = (history.generation(), present);
+        if self.saved.as_ref() == Some(&state) {
+            return;
+        }
+        let history = history.save(&clock::boot_id(), clock::now());
+        self.sync.saver.forwarding(Remembered { history, present: state.1.clone() });
+        self.saved = Some(state);
+    }
+
+    /// Tells the election what it may do, when that is something else.
+    pub(super) fn tell(&mut self) {
+        let attached = self.sync.attachment.is_attached();
+        self.sync.shared.attached.store(attached, Ordering::Relaxed);
+        let Some(view) = self.view.as_ref().filter(|_| self.started) else { return };
+        let eligible = eligibility::candidates(view);
+        // An owner whose packet path is detached is not ready, and hands over; of its carrier the election hears by itself.
+        let desired = eligibility::ownable(&self.shown).map(|vip| (Vip(vip), eligible.clone())).collect();
+        // A node whose object was deleted hands over, and serves the flows that it has.
+        let synced = Synced { desired, ready: attached && view.is_member(&self.sync.node) };
+        if self.told.as_ref() != Some(&synced) {
+            (self.sync.on_synced)(synced.clone());
+            self.told = Some(synced);
+        }
+    }
+
+    fn report(&mut self, table: &Table) {
+        if table.refused.len() != self.refused {
+            for refusal in &table.refused {
+                warn!(vip = %refusal.vip, reason = refusal.reason.label(), "left out of the table");
+            }
+            self.refused = table.refused.len();
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The thread that writes to the state directory: the newest view and the newest former rings, at most once a second, whatever the disk does.
+//!
+//! A speaker that restarts finds the view of at most [`PAUSE`] and the time of one write ago; behind a slow disk, of [`SHARE`] times the
+//! last write ago, at most [`Backoff::LONGEST`]. An orderly end writes what waits first ([`Saver::flush`]).
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use speaker_core::view::View;
+use tracing::{info, warn};
+
+use crate::backoff::Backoff;
+use crate::metrics::Metrics;
+use crate::state::{Remembered, StateDir};
+
+/// Between the beginnings of two writes.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Writing takes at most this part of the time.
+const SHARE: u32 = 20;
+
+/// Hands over what is to be saved. Never waits for the disk.
+#[derive(Clone)]
+pub struct Saver(Arc<Desk>);
+
+#[derive(Default)]
+struct Desk {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    view: Option<Arc<View>>,
+    forwarding: Option<Arc<Remembered>>,
+    writing: bool,
+    /// Somebody waits for the end of it.
+    hurry: bool,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.view.is_none() && self.forwarding.is_none()
+    }
+}
+
+impl Saver {
+    /// The thread lives as long as the process.
+    pub fn start(disk: StateDir, metrics: Arc<Metrics>) -> io::Result<Self> {
+        let desk = Arc::new(Desk::default());
+        let writer = Writer { desk: desk.clone(), disk, metrics, failing: false, backoff: Backoff::default() };
+        thread::Builder::new().name("disk".into()).spawn(move || writer.run())?;
+        Ok(Self(desk))
+    }
+
+    /// Replaces a view that waits.
+    pub fn view(&self, view: Arc<View>) {
+        self.0.lock().view = Some(view);
+        self.0.changed.notify_all();
+    }
+
+    /// Replaces former rings that wait.
+    pub fn forwarding(&self, remembered: Remembered) {
+        self.0.lock().forwarding = Some(Arc::new(remembered));
+        self.0.changed.notify_all();
+    }
+
+    /// Has written what waits now, without a pause. False: not within this time.
+    pub fn flush(&self, patience: Duration) -> bool {
+        let mut waiting = self.0.lock();
+        waiting.hurry = true;
+        self.0.changed.notify_all();
+        let unfinished = |waiting: &mut Waiting| !waiting.is_empty() || waiting.writing;
+        let outcome = self.0.changed.wait_timeout_while(waiting, patience, unfinished);
+        let (mut waiting, timed) = outcome.unwrap_or_else(PoisonError::into_inner);
+        waiting.hurry = false;
+        !timed.timed_out()
+    }
+}
+
+impl Desk {
+    /// A panic while it was held cannot have left it half changed.
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Writer {
+    desk: Arc<Desk>,
+    disk: StateDir,
+    metrics: Arc<Metrics>,
+    failing: bool,
+    backoff: Backoff,
+}
+
+impl Writer {
+    fn run(mut self) {
+        loop {
+            let (view, forwarding) = self.next();
+            let began = Instant::now();
+            let outcomes = [
+                view.as_ref().map(|view| ("view", self.disk.save_view(view))),
+                forwarding.as_ref().map(|remembered| ("forwarding", self.disk.save_forwarding(remembered))),
+            ];
+            let failed = self.judge(outcomes);
+            let pause = if failed { self.backoff.failed() } else { (began.elapsed() * SHARE).min(Backoff::LONGEST) };
+            self.done(view.filter(|_| failed), forwarding.filter(|_| failed));
+            self.rest(pause.max(PAUSE.saturating_sub(began.elapsed())));
+        }
+    }
+
+    fn next(&self) -> (Option<Arc<View>>, Option<Arc<Remembered>>) {
+        let waiting = self.desk.lock();
+        let nothing = |waiting: &mut Waiting| waiting.is_empty();
+        let mut waiting = self.desk.changed.wait_while(waiting, nothing).unwrap_or_else(PoisonError::into_inner);
+        waiting.writing = true;
+        (waiting.view.take(), waiting.forwarding.take())
+    }
+
+    /// What could not be written waits again, unless there is something newer.
+    fn done(&self, view: Option<Arc<View>>, forwarding: Option<Arc<Remembered>>) {
+        let mut waiting = self.desk.lock();
+        waiting.writing = false;
+        waiting.view = waiting.view.take().or(view);
+        waiting.forwarding = waiting.forwarding.take().or(forwarding);
+        self.desk.changed.notify_all();
+    }
+
+    fn rest(&self, pause: Duration) {
+        let waiting = self.desk.lock();
+        let calm = |waiting: &mut Waiting| !waiting.hurry;
+        drop(self.desk.changed.wait_timeout_while(waiting, pause, calm));
+    }
+
+    /// Whether something could not be written. One log line for failures in a row.
+    fn judge(&mut self, outcomes: [Option<(&'static str, Result<()>)>; 2]) -> bool {
+        let mut failed = false;
+        for (file, outcome) in outcomes.into_iter().flatten() {
+            let Err(error) = outcome else { continue };
+            failed = true;
+            self.metrics.state_errors.with_label_values(&[file]).inc();
+            if !std::mem::replace(&mut self.failing, true) {
+                warn!(file, error = format!("{error:#}"), "state not saved; a restart finds an older one; trying on");
+            }
+        }
+        self.metrics.state_unsaved.set(i64::from(failed));
+        if !failed {
+            self.backoff.succeeded();
+            if std::mem::take(&mut self.failing) {
+                info!("state is saved again");
+            }
+        }
+        failed
+    }
+}
