@@ -84,27 +84,58 @@ impl PoolReason {
     }
 }
 
-/// Why nobody owns a VirtualIP: `status.reason`, written by speakers.
+/// Why a VirtualIP has no owner: `status.reason`, written by speakers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NoOwner {
-    /// No Service behind the address has a ready pod.
-    NoReadyEndpoint,
-    /// There are ready pods, but no node may hold the address.
-    NoEligibleNode,
     /// The last owner let go and the next one has not claimed yet.
     HandingOver,
-    /// The last owner lost its link or its peers.
-    Isolated,
+    /// The last owner let go, and no other node may or can hold the address.
+    NoEligibleNode,
+    /// No Service behind the address is served any more.
+    NotServed,
+    /// The last owner was kept from running for longer than the dead interval.
+    NodeFrozen,
+    /// The last owner lost its link.
+    NoCarrier,
+    /// The last owner hears fewer than half of the members.
+    NoQuorum,
+    /// The kernel of the last owner refused the entry.
+    MapWriteFailed,
+    /// The address is one of a node: it is never served.
+    AddressOfNode,
+    /// The address is one of the host that wrote this, although no Node object names it.
+    AddressOfHost,
+    /// The address is a gateway of the host that wrote this.
+    AddressOfGateway,
 }
 
 impl NoOwner {
+    pub const ALL: [Self; 10] = [
+        Self::HandingOver,
+        Self::NoEligibleNode,
+        Self::NotServed,
+        Self::NodeFrozen,
+        Self::NoCarrier,
+        Self::NoQuorum,
+        Self::MapWriteFailed,
+        Self::AddressOfNode,
+        Self::AddressOfHost,
+        Self::AddressOfGateway,
+    ];
+
     /// The one name.
     pub const fn as_str(self) -> &'static str {
         match self {
-            NoOwner::NoReadyEndpoint => "NoReadyEndpoint",
-            NoOwner::NoEligibleNode => "NoEligibleNode",
             NoOwner::HandingOver => "HandingOver",
-            NoOwner::Isolated => "Isolated",
+            NoOwner::NoEligibleNode => "NoEligibleNode",
+            NoOwner::NotServed => "NotServed",
+            NoOwner::NodeFrozen => "NodeFrozen",
+            NoOwner::NoCarrier => "NoCarrier",
+            NoOwner::NoQuorum => "NoQuorum",
+            NoOwner::MapWriteFailed => "MapWriteFailed",
+            NoOwner::AddressOfNode => "AddressOfNode",
+            NoOwner::AddressOfHost => "AddressOfHost",
+            NoOwner::AddressOfGateway => "AddressOfGateway",
         }
     }
 }
@@ -133,7 +164,7 @@ mod tests {
         for reason in [PoolReason::Valid, PoolReason::Malformed, PoolReason::Overlapping] {
             assert_eq!(reason.as_str(), format!("{reason:?}"));
         }
-        for reason in [NoOwner::NoReadyEndpoint, NoOwner::NoEligibleNode, NoOwner::HandingOver, NoOwner::Isolated] {
+        for reason in NoOwner::ALL {
             assert_eq!(reason.as_str(), format!("{reason:?}"));
         }
     }

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::resource::{Resource, setrlimit};
+use sheave_api::NoOwner;
 use speaker_core::announce::{self, Announcer};
 use speaker_core::backend::Uplink;
-use speaker_core::election::{self, Election, Owner};
+use speaker_core::election::{self, Election, LoseReason, Owner};
 use speaker_core::forwarding::Planner;
 use speaker_core::forwarding::history::History;
 use speaker_core::holdings::exchange::{self, Exchange};
@@ -23,7 +24,7 @@ use speaker_core::resolve::{self, Resolver};
 use speaker_core::rotation::{self, Rotation};
 use speaker_core::unicast::{self, Unicast};
 use speaker_core::unverified::Unverified;
-use speaker_core::view::endpoints::{api_servers, digests, frontends};
+use speaker_core::view::endpoints::{Reason, api_servers, digests, frontends};
 use speaker_core::view::{Change, Event, Kind, View};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -129,6 +130,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
     if let Err(error) = sysctls(&args.paths).require_tcp_loose() {
         warn!(%error, "clients of flows that are lost may hear nothing");
     }
+    // One for each VIP of the view.
+    let (updates, updates_receiver) = mailbox::channel(usize::MAX);
     let (view_sender, view) = watch::channel(None);
     let (doubt_sender, in_doubt) = watch::channel(false);
     let remembered = disk.load_forwarding();
@@ -147,7 +150,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         arrivals: if booted { Arrivals::awaited() } else { Arrivals::NotAwaited },
         shared: shared.clone(),
         metrics: metrics.clone(),
-        on_synced: on_synced(commands.clone()),
+        on_synced: on_synced(commands.clone(), updates.clone()),
         on_doubt: Box::new(move |doubt| _ = doubt_sender.send_replace(doubt)),
     };
 
@@ -213,8 +216,6 @@ async fn run_async(args: RunArgs) -> Result<()> {
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
     tokio::spawn(crate::watch::run(api_server, events_sender, in_doubt));
-    // One for each VIP of the view.
-    let (updates, updates_receiver) = mailbox::channel(usize::MAX);
     tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
     let serving = Serving {
         node,
@@ -406,10 +407,10 @@ impl Serving {
             Report::Acquired { vip, term } => {
                 Some((vip, Ownership::Owned { term: term.0, since: k8s_openapi::jiff::Timestamp::now() }))
             }
-            Report::OwnerChanged { vip, owner: None } => {
-                Some((vip, Ownership::Unowned { reason: sheave_api::NoOwner::HandingOver.as_str().to_owned() }))
+            Report::OwnerChanged { vip, owner: None, why } => {
+                Some((vip, Ownership::Unowned(why.map_or(NoOwner::HandingOver, no_owner))))
             }
-            Report::OwnerChanged { vip, owner: Some(Owner { node, term }) } => {
+            Report::OwnerChanged { vip, owner: Some(Owner { node, term }), .. } => {
                 info!(%vip, owner = %node, %term, "owner");
                 None
             }
@@ -487,8 +488,31 @@ impl Ends {
     }
 }
 
-fn on_synced(commands: Commands) -> Box<dyn Fn(Synced) + Send> {
-    Box::new(move |Synced { desired, ready }| {
+const fn no_owner(reason: LoseReason) -> NoOwner {
+    match reason {
+        LoseReason::Conflict | LoseReason::HandedOver => NoOwner::HandingOver,
+        LoseReason::NoSuccessor => NoOwner::NoEligibleNode,
+        LoseReason::Undesired => NoOwner::NotServed,
+        LoseReason::Frozen => NoOwner::NodeFrozen,
+        LoseReason::NoCarrier => NoOwner::NoCarrier,
+        LoseReason::NoQuorum => NoOwner::NoQuorum,
+        LoseReason::MapWriteFailed => NoOwner::MapWriteFailed,
+    }
+}
+
+/// `statuses`: where it is written that a VIP must not be served.
+fn on_synced(commands: Commands, statuses: mailbox::Sender<Ipv4Addr, Ownership>) -> Box<dyn Fn(Synced) + Send> {
+    Box::new(move |Synced { desired, ready, barred }| {
+        for (vip, reason) in barred {
+            let reason = match reason {
+                Reason::AddressOfNode => NoOwner::AddressOfNode,
+                Reason::AddressOfHost => NoOwner::AddressOfHost,
+                Reason::AddressOfGateway => NoOwner::AddressOfGateway,
+                _ => continue,
+            };
+            // The writer ends only with the process.
+            let _ = statuses.send(vip, Ownership::Refused(reason));
+        }
         let told = commands
             .send(driver::Command::Desired(desired))
             .and_then(|()| commands.send(driver::Command::Ready(ready)));

@@ -80,9 +80,11 @@ pub enum Report {
         vip: Ipv4Addr,
         term: Term,
     },
+    /// `why`: without an owner, the reason for which this node was the last to let it go, if it was.
     OwnerChanged {
         vip: Ipv4Addr,
         owner: Option<Owner>,
+        why: Option<LoseReason>,
     },
     HandedOver {
         all_taken: bool,
@@ -120,8 +122,8 @@ impl Reports {
 
     pub fn send(&self, report: Report) -> Result<(), mailbox::Undelivered> {
         let subject = match report {
-            Report::Acquired { vip, .. } | Report::OwnerChanged { vip, owner: None } => Subject::Owned(vip),
-            Report::OwnerChanged { vip, owner: Some(_) } => Subject::Owner(vip),
+            Report::Acquired { vip, .. } | Report::OwnerChanged { vip, owner: None, .. } => Subject::Owned(vip),
+            Report::OwnerChanged { vip, owner: Some(_), .. } => Subject::Owner(vip),
             Report::Keys(_) => Subject::Keys,
             Report::HeldBack => Subject::HeldBack,
             Report::IdentityConfirmed => Subject::IdentityConfirmed,
@@ -197,6 +199,7 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         lease_until: Instant::ZERO,
         mute_written: Instant::ZERO,
         resolve_at: Instant::ZERO,
+        let_go: BTreeMap::new(),
         unreleased: BTreeSet::new(),
         stall: Stall::new(clock::now()),
         ready: false,
@@ -233,6 +236,8 @@ struct State {
     mute_written: Instant,
     /// When the nodes are asked for their MAC addresses next.
     resolve_at: Instant,
+    /// VIPs that this node has just released, until it is known what becomes of them.
+    let_go: BTreeMap<Vip, LoseReason>,
     /// VIPs that the kernel still has as owned, against what the election says: removing them is tried again with each heartbeat.
     unreleased: BTreeSet<Vip>,
     stall: Stall,
@@ -411,6 +416,7 @@ impl State {
     }
 
     fn release(&mut self, vip: Vip, reason: LoseReason, now: Instant) {
+        self.let_go.insert(vip, reason);
         info!(%vip, reason = reason.label(), "owner no more");
         self.driver.metrics.transitions.inc();
         self.driver.shared.disown(vip.0);
@@ -614,7 +620,10 @@ impl Surroundings for State {
                 self.driver.shared.joined.store(joined, Ordering::Relaxed);
                 self.driver.metrics.isolated.set(i64::from(phase == Phase::Isolated));
             }
-            Action::OwnerChanged { vip, owner } => self.report(Report::OwnerChanged { vip: vip.0, owner }),
+            Action::OwnerChanged { vip, owner } => {
+                let why = self.let_go.remove(&vip);
+                self.report(Report::OwnerChanged { vip: vip.0, owner, why });
+            }
             Action::Rejected { reason } => {
                 self.rejected(reason, now);
                 self.driver.metrics.adverts_rejected.with_label_values(&[reason.label()]).inc();

@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
-use sheave_api::{Chain, VirtualIP, VirtualIPStatus};
+use sheave_api::{Chain, NoOwner, VirtualIP, VirtualIPStatus};
 use tracing::{debug, warn};
 
 use crate::mailbox;
@@ -20,7 +20,9 @@ pub enum Ownership {
     /// This node won the VIP.
     Owned { term: u64, since: Timestamp },
     /// This node let go and knows of no other owner.
-    Unowned { reason: String },
+    Unowned(NoOwner),
+    /// It must not be served.
+    Refused(NoOwner),
 }
 
 pub type Updates = BTreeMap<Ipv4Addr, Ownership>;
@@ -90,11 +92,19 @@ async fn write(api: &Api<VirtualIP>, node: &str, vip: Ipv4Addr, ownership: &Owne
             }
             json!({ "owner": node, "term": term, "since": since.to_string(), "reason": null })
         }
-        Ownership::Unowned { reason } => {
+        Ownership::Unowned(reason) => {
             if known.owner.as_deref() != Some(node) {
                 return Ok(());
             }
-            json!({ "owner": null, "since": null, "reason": reason })
+            json!({ "owner": null, "since": null, "reason": reason.as_str() })
+        }
+        // All speakers say the same: the first writes it.
+        Ownership::Refused(reason) => {
+            let others = known.owner.as_deref().is_some_and(|owner| owner != node);
+            if others || known.owner.is_none() && known.reason.as_deref() == Some(reason.as_str()) {
+                return Ok(());
+            }
+            json!({ "owner": null, "since": null, "reason": reason.as_str() })
         }
     };
     let patch = json!({ "metadata": { "resourceVersion": current.metadata.resource_version }, "status": status });

@@ -23,6 +23,7 @@ use speaker_core::holdings::holder::Holder;
 use speaker_core::name::{NodeName, Vip};
 use speaker_core::standing::Standing;
 use speaker_core::view::View;
+use speaker_core::view::endpoints::Reason;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
@@ -56,6 +57,8 @@ pub struct Synced {
     pub desired: BTreeMap<Vip, Eligible>,
     /// The packet path is attached.
     pub ready: bool,
+    /// VIPs that are not served because of what they are.
+    pub barred: BTreeMap<Ipv4Addr, Reason>,
 }
 
 /// What the thread is made of.

@@ -51,6 +51,11 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Not a service port or an endpoint is left out, but the VIP as such.
+    pub const fn bars_vip(self) -> bool {
+        matches!(self, Self::AddressOfNode | Self::AddressOfHost | Self::AddressOfGateway)
+    }
+
     pub const fn label(self) -> &'static str {
         match self {
             Self::ServiceUnknown => "service_unknown",

@@ -15,7 +15,7 @@ use speaker_core::forwarding::{Availability, Service, Table};
 use speaker_core::holdings::exchange;
 use speaker_core::name::{NodeName, Vip};
 use speaker_core::view::View;
-use speaker_core::view::endpoints::frontends;
+use speaker_core::view::endpoints::{Refusal, frontends};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -297,7 +297,10 @@ impl State {
         // An owner whose packet path is detached is not ready, and hands over; of its carrier the election hears by itself.
         let desired = eligibility::ownable(&self.shown).map(|vip| (Vip(vip), eligible.clone())).collect();
         // A node whose object was deleted hands over, and serves the flows that it has.
-        let synced = Synced { desired, ready: attached && view.is_member(&self.sync.node) };
+        let ready = attached && view.is_member(&self.sync.node);
+        let barred = |refusal: &&Refusal| refusal.reason.bars_vip();
+        let barred = self.shown.refused.iter().filter(barred).map(|refusal| (refusal.vip, refusal.reason)).collect();
+        let synced = Synced { desired, ready, barred };
         if self.told.as_ref() != Some(&synced) {
             (self.sync.on_synced)(synced.clone());
             self.told = Some(synced);
