@@ -1,6 +1,6 @@
 //! Additions to rings, held back and applied together.
 //!
-//! Read first: docs/decisions/0014. Each ring change moves rows, and a row has room for the nodes of four rings. So pods that come up one
+//! Read first: docs/decisions/0015. Each ring change moves rows, and a row has room for the nodes of four rings. So pods that come up one
 //! by one are one change every [`LONGEST`], not one each. Nodes receive views at slightly different moments; a node that sees a
 //! peer's table follows it instead of waiting for its own time: see [`Batches::follow`].
 

@@ -1,6 +1,6 @@
 //! 200,000 connections that live on while a Deployment scales out pod by pod: how many of them end up without a place.
 //!
-//! Read first: docs/decisions/0014. A connection has a place if its node is the primary or an alternate of its row. Three planners stand for
+//! Read first: docs/decisions/0015. A connection has a place if its node is the primary or an alternate of its row. Three planners stand for
 //! twenty nodes: one receives each pod's readiness at once, the others a little later, so their tables differ for moments, as real ones do.
 //! Flow reports are made from the connections themselves: `Holder` hashes each connection again, which takes too long for this many.
 
@@ -261,7 +261,7 @@ fn scale_out(flows: &[u16], to: usize, pace: Pace) -> Outcome {
     Outcome { lost, worst, rings: rings.len(), differed, overflow: scaling.overflow() }
 }
 
-/// The figures of decision 14 come from here (`--nocapture`).
+/// The figures of decision 15 come from here (`--nocapture`).
 fn measured(flows: &[u16], to: usize, millis: u64, together: usize) -> Outcome {
     let outcome = scale_out(flows, to, Pace { gap: Duration::from_millis(millis), together });
     println!("3 to {to} pods, {together} every {millis} ms: {outcome:?}");
