@@ -11,10 +11,10 @@ use serde_json::json;
 use super::address::counted;
 use super::controller::ready_controllers;
 use super::deploy::Scene;
-use super::http;
 use super::inside::on_node;
 use super::measure::{Measurement, Observed};
 use super::settle::{wait_holder, wait_new_speaker};
+use super::{http, pods};
 use crate::lab::{Fault, wait_for};
 
 /// What came of it.
@@ -105,7 +105,11 @@ fn wait_without_keys(scene: &Scene, node: &str) -> Result<(String, u16)> {
 
 fn scale_controllers(scene: &Scene, replicas: usize) -> Result<()> {
     scene.api.patch(CONTROLLERS, &json!({ "spec": { "replicas": replicas } }))?;
-    wait_for("the controllers", RESTARTS_WITHIN, || Ok((ready_controllers(scene)?.len() == replicas).then_some(())))
+    // One that ends is not ready any more, and creates a Secret that is deleted all the same.
+    wait_for("the controllers", RESTARTS_WITHIN, || {
+        let running = pods::list(&scene.api, "")?.iter().filter(|pod| pod.image.contains("sheave-controller")).count();
+        Ok((running == replicas && ready_controllers(scene)?.len() == replicas).then_some(()))
+    })
 }
 
 /// Refusals when all sign with the new key.
