@@ -17,7 +17,7 @@ use super::node::{HASH_KEY, WINDOW, name};
 use super::random::Random;
 use crate::forwarding::history::History;
 use crate::forwarding::{Availability, LONGEST_WAIT, Planner, SETTLE, Service, Table};
-use crate::holdings::{Holdings, Rows, Word, Words};
+use crate::holdings::{Holdings, Rows, Words};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::service_key;
 use crate::view::example::{VIP, ports, service, vip, web};
