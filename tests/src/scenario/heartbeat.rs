@@ -64,7 +64,11 @@ pub fn forged_heartbeats(scene: &Scene) -> Result<Forgery> {
 }
 
 fn refusals(scene: &Scene) -> Result<BTreeMap<&'static str, f64>> {
-    let series = |reason| format!("sheave_adverts_rejected_total{{reason=\"{reason}\"}}");
+    let series = |reason| match reason {
+        // The socket's filter takes it for a stranger's: it is not even queued.
+        "ttl" => "sheave_datagrams_dropped_total{socket=\"heartbeat\"}".to_owned(),
+        reason => format!("sheave_adverts_rejected_total{{reason=\"{reason}\"}}"),
+    };
     REASONS.iter().map(|reason| Ok((*reason, counted(scene, &series(reason))?))).collect()
 }
 
