@@ -326,9 +326,10 @@ impl Loop {
                 }
                 Command::OwnAddress(address) => self.state.set_own_address(address, now),
                 Command::Nodes { nodes, departed } => {
-                    let members = nodes.keys().filter(|node| !departed.contains(*node)).cloned().collect();
-                    self.elect(election::Event::Nodes(members));
-                    self.state.set_nodes(nodes, now);
+                    let members: BTreeSet<NodeName> =
+                        nodes.keys().filter(|node| !departed.contains(*node)).cloned().collect();
+                    self.elect(election::Event::Nodes(members.clone()));
+                    self.state.set_nodes(nodes, members, now);
                 }
                 Command::Leave => self.elect(election::Event::Leave),
             }

@@ -25,7 +25,8 @@ use crate::io::arp::Heard;
 const NEVER: Instant = Instant::from_nanos(u64::MAX);
 
 impl State {
-    pub(super) fn set_nodes(&mut self, nodes: BTreeMap<NodeName, Ipv4Addr>, now: Instant) {
+    /// `members`: those of which adverts count.
+    pub(super) fn set_nodes(&mut self, nodes: BTreeMap<NodeName, Ipv4Addr>, members: BTreeSet<NodeName>, now: Instant) {
         self.by_address = nodes.iter().map(|(name, ip)| (*ip, name.clone())).collect();
         self.macs.retain(|ip, _| self.by_address.contains_key(ip));
         self.filter_arp();
@@ -43,9 +44,9 @@ impl State {
             self.resolve_event(resolve::Event::Unknown(name), now);
         }
         self.watch(liveness::Event::Nodes(names.clone()), now);
-        self.attend(presence::Event::Nodes(names.clone()), now);
-        self.reach(unicast::Event::Nodes(names.clone()), now);
-        self.judge_unverified(unverified::Event::Nodes(names), now);
+        self.attend(presence::Event::Nodes(names), now);
+        self.reach(unicast::Event::Nodes(members.clone()), now);
+        self.judge_unverified(unverified::Event::Nodes(members), now);
         self.signed_macs.retain(|ip, _| self.by_address.contains_key(ip));
         if let Err(error) = self.driver.udp.set_peers(&self.by_address.keys().copied().collect()) {
             self.failed("advert_filter", &error);
