@@ -112,7 +112,7 @@ impl Endpoints {
             ports.map(|(key, frontend)| (*key, pods(frontend))).collect()
         };
         Self {
-            vips: view.vips().keys().copied().collect(),
+            vips: view.divided_vips().0.into_iter().map(|(vip, _)| vip).collect(),
             pods: endpoints().map(|endpoint| endpoint.address).collect(),
             udp: targets(Protocol::Udp, &|pod| pod.conditions.ready || pod.conditions.serving),
             udp_named: targets(Protocol::Udp, &|_| true),
@@ -127,6 +127,11 @@ impl Endpoints {
     }
 
     /// Flows to these are ours to judge.
+    /// Flows to other addresses are none of ours.
+    pub(super) fn retain_vips(&mut self, served: &BTreeSet<Ipv4Addr>) {
+        self.vips.retain(|vip| served.contains(vip));
+    }
+
     pub fn vips(&self) -> &BTreeSet<Ipv4Addr> {
         &self.vips
     }

@@ -84,7 +84,7 @@ impl Plan {
         Self {
             uplink,
             address: view.nodes().get(node).map(|node| node.address),
-            vips: view.vips().keys().copied().collect(),
+            vips: view.divided_vips().0.into_iter().map(|(vip, _)| vip).collect(),
             services,
             peers: BTreeMap::new(),
             second_chance: true,
@@ -92,6 +92,14 @@ impl Plan {
             spared: BTreeMap::new(),
             endpoints,
         }
+    }
+
+    /// Rules for no other VIPs than these: what the node does not serve it must not touch.
+    pub fn serving(mut self, vips: &BTreeSet<Ipv4Addr>) -> Self {
+        self.vips.retain(|vip| vips.contains(vip));
+        self.services.retain(|key, _| vips.contains(&key.addr.into()));
+        self.endpoints.retain_vips(vips);
+        self
     }
 
     pub fn with_peers(self, peers: BTreeMap<u16, Ipv4Addr>) -> Self {

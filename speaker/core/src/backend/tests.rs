@@ -254,3 +254,19 @@ fn names_given_by_people_do_not_reach_the_text() {
     assert!(!replace(&plan).contains("flush"));
     assert!(!replace(&plan).contains('#'));
 }
+
+/// A VIP that is a node's address, or that this host must not serve, has no part in the rules: they would refuse all else that goes to
+/// that address.
+#[test]
+fn a_vip_that_is_not_served_is_not_in_the_rules() {
+    let other = core::net::Ipv4Addr::new(192, 0, 2, 201);
+    let mut known = view([ready("a", 1)]);
+    known.handle(Event::Apply(vip(other, [web()])));
+    let plan = |known: &View| Plan::new(known, "a", Uplink::new("eth0").unwrap());
+    assert!(replace(&plan(&known)).contains("192.0.2.201"));
+    assert!(!replace(&plan(&known).serving(&[VIP].into())).contains("192.0.2.201"));
+    let crate::view::Object::Node(name, mut node) = node("b") else { panic!("a node") };
+    node.aliases.insert(other);
+    known.handle(Event::Apply(crate::view::Object::Node(name, node)));
+    assert!(!replace(&plan(&known)).contains("192.0.2.201"));
+}

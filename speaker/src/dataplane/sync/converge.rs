@@ -66,7 +66,7 @@ impl State {
         self.report(&table);
         let alternates = table.services.values().filter_map(|service| service.alternates.as_ref());
         self.sync.metrics.row_alternates_overflow.set(alternates.map(|all| i64::from(all.overflow)).sum());
-        let plan = Plan::of(view, &frontends.0, &self.sync.node, self.sync.uplink.clone());
+        let plan = Plan::of(view, &frontends.0, &self.sync.node, self.sync.uplink.clone()).serving(&table.vips);
         let plan = self.lingering.complete(plan, now);
         let services = plan.services.keys().copied().collect();
         let plan = self.spared.complete(Plan { udp_silent: self.sync.udp_silent, ..plan }, now);
