@@ -101,6 +101,11 @@ impl View {
         vips.partition(|(vip, _)| !taken.contains(vip))
     }
 
+    /// The first of [`Self::divided_vips`], without their grants.
+    pub fn served_vips(&self) -> BTreeSet<Ipv4Addr> {
+        self.divided_vips().0.into_iter().map(|(vip, _)| vip).collect()
+    }
+
     /// Nodes that are in the cluster.
     pub fn members(&self) -> impl Iterator<Item = (&String, &Node)> {
         self.nodes.iter().filter(|(_, node)| !node.departed)

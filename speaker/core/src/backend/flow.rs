@@ -112,7 +112,7 @@ impl Endpoints {
             ports.map(|(key, frontend)| (*key, pods(frontend))).collect()
         };
         Self {
-            vips: view.divided_vips().0.into_iter().map(|(vip, _)| vip).collect(),
+            vips: view.served_vips(),
             pods: endpoints().map(|endpoint| endpoint.address).collect(),
             udp: targets(Protocol::Udp, &|pod| pod.conditions.ready || pod.conditions.serving),
             udp_named: targets(Protocol::Udp, &|_| true),

@@ -84,7 +84,7 @@ impl Plan {
         Self {
             uplink,
             address: view.nodes().get(node).map(|node| node.address),
-            vips: view.divided_vips().0.into_iter().map(|(vip, _)| vip).collect(),
+            vips: view.served_vips(),
             services,
             peers: BTreeMap::new(),
             second_chance: true,

@@ -260,7 +260,7 @@ impl Planner {
         self.scattered.unheard.retain(|_, unheard| !unheard.nodes.is_empty());
         self.rings = rings.used;
         self.alternates = cache;
-        let vips = view.divided_vips().0.into_iter().map(|(vip, _)| vip).collect();
+        let vips = view.served_vips();
         Table { nodes, vips, services, refused: refused.clone(), digest, viewed }
     }
 }
