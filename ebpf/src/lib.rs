@@ -25,7 +25,7 @@ pub mod reset;
 
 pub mod icmp;
 
-pub mod chance;
+pub mod second_chance;
 
 pub mod forward;
 
@@ -44,9 +44,9 @@ use ebpf_common::{Config, Verdict};
 pub use frame::Frame;
 pub use tables::Tables;
 
-use chance::{Origin, Step};
 use parse::{Content, ETHERTYPE_ARP, Link, PROTO_ICMP, Packet, Subject};
 use reset::Refused;
+use second_chance::{Origin, Step};
 
 /// Decides about one frame and changes it in place. The caller counts the verdict and returns the action of its fate.
 #[inline(always)]
@@ -69,7 +69,7 @@ fn path(frame: &mut impl Frame, tables: &impl Tables) -> Result<Verdict, Verdict
     }
     let (config, sender) = admit::admit(tables, &link)?;
     let packet = parse::packet(frame, &header)?;
-    let origin = chance::origin(sender, &packet)?;
+    let origin = second_chance::origin(sender, &packet)?;
     if packet.proto == PROTO_ICMP {
         let subject = icmp::subject(frame, tables, config, &link, &packet)?;
         return follow(frame, tables, config, &link, &packet, origin, &subject);
@@ -100,8 +100,8 @@ fn follow(
     let Some(row) = row else {
         return reset::refuse(frame, config, link, packet, origin, subject, Refused::EmptyRing);
     };
-    let asked_first = chance::asked_first(tables, packet, row, origin);
-    match chance::next(config, service, row, origin, asked_first, &subject.content) {
+    let asked_first = second_chance::asked_first(tables, packet, row, origin);
+    match second_chance::next(config, service, row, origin, asked_first, &subject.content) {
         Step::Dispatch => {
             forward::to_node(frame, config, packet, select::primary(tables, row)?)?;
             Ok(if matches!(subject.content, Content::Error) { Verdict::IcmpPeer } else { Verdict::DispatchedPeer })
@@ -111,8 +111,8 @@ fn follow(
             Ok(Verdict::SynPassedOn)
         }
         Step::Up(mark) => {
-            chance::up(frame, packet, origin, mark)?;
-            Ok(chance::verdict(origin, &subject.content, mark))
+            second_chance::up(frame, packet, origin, mark)?;
+            Ok(second_chance::verdict(origin, &subject.content, mark))
         }
     }
 }

@@ -4,11 +4,11 @@
 
 use ebpf_common::{Config, FlowTuple, Verdict};
 
-use crate::chance::{self, Origin};
 use crate::checksum;
 use crate::forward::ethernet_bytes;
 use crate::frame::Frame;
 use crate::parse::{Content, ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, Link, PROTO_TCP, Packet, Subject, TCP_LEN, Tcp};
+use crate::second_chance::{self, Origin};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
@@ -28,10 +28,10 @@ pub fn refuse(
     subject: &Subject,
     why: Refused,
 ) -> Result<Verdict, Verdict> {
-    let mark = chance::nobody_else(origin, &subject.content);
+    let mark = second_chance::nobody_else(origin, &subject.content);
     if origin != Origin::Client {
-        chance::up(frame, packet, origin, mark)?;
-        return Ok(chance::verdict(origin, &subject.content, mark));
+        second_chance::up(frame, packet, origin, mark)?;
+        return Ok(second_chance::verdict(origin, &subject.content, mark));
     }
     match subject.content {
         Content::Tcp(tcp) => refuse_tcp(frame, config, link, subject, &tcp, why),
@@ -40,7 +40,7 @@ pub fn refuse(
             Refused::EmptyRing => Verdict::EmptyRingSilent,
         }),
         Content::Udp => {
-            chance::up(frame, packet, origin, mark)?;
+            second_chance::up(frame, packet, origin, mark)?;
             Ok(match why {
                 Refused::Unserved => Verdict::UnservedUnreachable,
                 Refused::EmptyRing => Verdict::EmptyRingUnreachable,

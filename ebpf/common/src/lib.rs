@@ -5,20 +5,20 @@
 //! below a directory named after it, so that a new speaker never reads the maps of an old one as its own.
 #![no_std]
 
-mod chance;
 mod forwarding;
 mod hash;
 mod lease;
 mod ring;
+mod second_chance;
 mod verdict;
 
-pub use chance::{Ask, MARK_PREFIX, Mark, RESERVED_FLAG, Travel};
 pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_ASKED, Row, ServiceKey, ServiceValue, VipValue};
 pub use hash::{FlowTuple, row_of, siphash13};
 pub use lease::{Config, Lease, Own};
 pub use ring::{RING_WORDS, RingHead};
 #[cfg(not(target_arch = "bpf"))]
 pub use ring::{numbered, pack};
+pub use second_chance::{Ask, MARK_PREFIX, Mark, RESERVED_FLAG, Travel};
 pub use verdict::{Fate, Verdict};
 
 /// Raised with every change of a layout in this crate. Also the name of the pin directory.

@@ -3,8 +3,8 @@
 //! Needs root and nft. Beside the table stands a stand-in for kube-proxy wherever its absence could hide a mistake; the real
 //! one is in the lab's tests.
 
-mod chance;
 mod packet;
+mod second_chance;
 mod world;
 
 use std::collections::BTreeSet;

@@ -7,8 +7,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use ebpf_common::{Config as XdpConfig, FlowTuple, Row, ServiceKey, ServiceValue, row_of};
-use sheave_ebpf::chance::{self, Origin, Step};
 use sheave_ebpf::parse::Content;
+use sheave_ebpf::second_chance::{self, Origin, Step};
 use sheave_ebpf::service;
 
 use crate::forwarding::history::{History, Saved};
@@ -83,7 +83,7 @@ impl Kernel {
     ) -> Option<(Step, u16)> {
         let (service, row) = self.row(flow).filter(|(flags, _)| service::takes(*flags, content))?;
         let config = XdpConfig { self_slot: own as u32 + 1, ..XdpConfig::default() };
-        Some((chance::next(&config, service, row, origin, asked_first, content), row.primary()))
+        Some((second_chance::next(&config, service, row, origin, asked_first, content), row.primary()))
     }
 }
 

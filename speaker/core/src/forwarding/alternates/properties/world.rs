@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
 use ebpf_common::{ALTERNATES, Ask, MAX_ROWS, ServiceKey, Travel, row_of};
-use sheave_ebpf::chance::{Origin, Step};
 use sheave_ebpf::parse::{Content, Tcp};
+use sheave_ebpf::second_chance::{Origin, Step};
 
 use super::faults::Op;
 use super::node::*;

@@ -82,7 +82,7 @@ fn no_entries(world: &World) -> bool {
 
 #[test]
 fn a_flow_of_another_node_goes_on() {
-    let world = pair("chance");
+    let world = pair("second-chance");
     let mut connection = at_b(&world, || world.connect(VIP, 80).unwrap());
     let udp = world.client_udp();
     udp.connect((VIP, 53)).unwrap();
