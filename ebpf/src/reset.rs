@@ -28,7 +28,7 @@ pub fn refuse(
     subject: &Subject,
     why: Refused,
 ) -> Result<Verdict, Verdict> {
-    let mark = second_chance::nobody_else(origin, &subject.content);
+    let mark = second_chance::no_alternate(origin, &subject.content);
     if origin != Origin::Client {
         second_chance::up(frame, packet, origin, mark)?;
         return Ok(second_chance::verdict(origin, &subject.content, mark));

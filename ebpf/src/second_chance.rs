@@ -3,7 +3,7 @@
 //! Read first: docs/dataplane.md, "Second chance". The decision is pure: it sees the row, this node, where the packet came from
 //! and what it is. The kernel's chains see only the result, a [`Mark`] in place of the source MAC address.
 
-use ebpf_common::{Ask, Config, Mark, RESERVED_FLAG, Row, ServiceValue, Travel, Verdict};
+use ebpf_common::{Config, Mark, NextHop, RESERVED_FLAG, Row, ServiceValue, Travel, Verdict};
 
 use crate::forward;
 use crate::frame::Frame;
@@ -63,8 +63,8 @@ pub fn next(
             Step::PassOn
         }
         // A new flow: nobody knows it yet.
-        _ if content.is_syn() => Step::Up(nobody(origin)),
-        _ => Step::Up(ask(row, own, origin, asked_first, content)),
+        _ if content.is_syn() => Step::Up(local(origin)),
+        _ => Step::Up(next_hop(row, own, origin, asked_first, content)),
     }
 }
 
@@ -85,23 +85,23 @@ pub fn asked_first(tables: &impl Tables, packet: &Packet, row: Row, origin: Orig
 
 /// Nobody else is asked: what the kernel here does not know is new, or refused.
 #[inline(always)]
-fn nobody(origin: Origin) -> Mark {
+fn local(origin: Origin) -> Mark {
     let quiet = matches!(origin, Origin::Search { travel: Travel { quiet: true, .. }, .. });
-    Mark { quiet, ..Mark::NOBODY }
+    Mark { quiet, ..Mark::LOCAL }
 }
 
 /// This node knows nobody else. Of a segment of a connection the node that sent it may: the speaker here may be dead or late, and the
 /// row older than the sender's. So it goes back, once.
 #[inline(always)]
-pub fn nobody_else(origin: Origin, content: &Content) -> Mark {
+pub fn no_alternate(origin: Origin, content: &Content) -> Mark {
     match (origin, content) {
         (Origin::Dispatcher { from }, Content::Tcp(_)) if !content.is_syn() => {
-            Mark { ask: Ask::Back, quiet: false, slot: from }
+            Mark { next_hop: NextHop::ToDispatcher, quiet: false, slot: from }
         }
         (Origin::Search { from, travel: Travel { hop: 1, quiet } }, Content::Tcp(_)) if !content.is_syn() => {
-            Mark { ask: Ask::Second, quiet, slot: from }
+            Mark { next_hop: NextHop::Alternate(2), quiet, slot: from }
         }
-        _ => nobody(origin),
+        _ => local(origin),
     }
 }
 
@@ -111,27 +111,27 @@ pub fn nobody_else(origin: Origin, content: &Content) -> Mark {
 /// hop finds the one that is left. Where they do not agree on the nodes themselves (while a change spreads) each asks whom it
 /// knows; the hops are counted.
 #[inline(always)]
-fn ask(row: Row, own: u16, origin: Origin, asked_first: u16, content: &Content) -> Mark {
+fn next_hop(row: Row, own: u16, origin: Origin, asked_first: u16, content: &Content) -> Mark {
     let Origin::Search { from, travel } = origin else {
         // The dispatcher is asked like any other: it sent the packet by its row, not by what its conntrack knows.
         return match other(row.nodes(), [own; 3]) {
-            0 => nobody_else(origin, content),
-            slot => Mark { ask: Ask::First, quiet: false, slot },
+            0 => no_alternate(origin, content),
+            slot => Mark { next_hop: NextHop::Alternate(1), quiet: false, slot },
         };
     };
     let primary = row.primary();
     let homeless = matches!(content, Content::Udp);
-    let (ask, next) = match travel.hop {
-        1 => (Ask::Second, other(row.nodes(), [own, from, from])),
-        2 => (Ask::Third, other(row.nodes(), [own, from, asked_first])),
-        _ => (Ask::Nobody, 0),
+    let (next_hop, next) = match travel.hop {
+        1 => (NextHop::Alternate(2), other(row.nodes(), [own, from, from])),
+        2 => (NextHop::Alternate(3), other(row.nodes(), [own, from, asked_first])),
+        _ => (NextHop::Local, 0),
     };
     match next {
         0 if homeless && travel.hop < Travel::LAST && primary != own && primary != 0 => {
-            Mark { ask: Ask::Home, quiet: travel.quiet, slot: primary }
+            Mark { next_hop: NextHop::ToPrimary, quiet: travel.quiet, slot: primary }
         }
-        0 => nobody_else(origin, content),
-        slot => Mark { ask, quiet: travel.quiet, slot },
+        0 => no_alternate(origin, content),
+        slot => Mark { next_hop, quiet: travel.quiet, slot },
     }
 }
 
@@ -150,7 +150,7 @@ fn other<const N: usize>(nodes: [u16; N], [own, from, first]: [u16; 3]) -> u16 {
 /// asked about gets no further than our chains ([`Mark::HELD_TTL`]).
 #[inline(always)]
 pub fn up(frame: &mut impl Frame, packet: &Packet, origin: Origin, mark: Mark) -> Result<(), Verdict> {
-    let held = mark.ask.is_held();
+    let held = mark.next_hop.is_held();
     if held || matches!(origin, Origin::Search { .. }) {
         let ttl = if held { Mark::HELD_TTL } else { packet.ttl };
         forward::flags_and_ttl(frame, packet, packet.flags & !RESERVED_FLAG, ttl)?;
@@ -161,12 +161,12 @@ pub fn up(frame: &mut impl Frame, packet: &Packet, origin: Origin, mark: Mark) -
 /// How a packet to a flow's row that goes up is counted.
 #[inline(always)]
 pub fn verdict(origin: Origin, content: &Content, mark: Mark) -> Verdict {
-    match (origin, content, mark.ask) {
+    match (origin, content, mark.next_hop) {
         (Origin::Search { .. }, ..) => Verdict::SecondChanceArrived,
-        (Origin::Dispatcher { .. }, _, Ask::Nobody | Ask::Back) => Verdict::FromPeer,
+        (Origin::Dispatcher { .. }, _, NextHop::Local | NextHop::ToDispatcher) => Verdict::FromPeer,
         (Origin::Dispatcher { .. }, ..) => Verdict::SecondChancePeer,
         (Origin::Client, Content::Error, _) => Verdict::IcmpLocal,
-        (Origin::Client, _, Ask::Nobody) => Verdict::DispatchedLocal,
+        (Origin::Client, _, NextHop::Local) => Verdict::DispatchedLocal,
         (Origin::Client, ..) => Verdict::SecondChanceLocal,
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod, TestRunResult};
-use ebpf_common::{Ask, Mark};
+use ebpf_common::{Mark, NextHop};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
@@ -160,8 +160,10 @@ fn build(kind: Kind, flows: Flows, action: u32) -> (Vec<u8>, Traffic) {
     let answer = kind == Kind::SynAck;
     let (source_mac, addr, port) = match kind {
         Kind::SynAck => ([2, 0, 0, 0, 0, 5], POD, 8080_u16),
-        Kind::Syn => (Mark::NOBODY.mac(), VIP, 80),
-        Kind::Ack | Kind::Held => (Mark { ask: Ask::First, quiet: false, slot: ALTERNATE }.mac(), VIP, 80),
+        Kind::Syn => (Mark::LOCAL.mac(), VIP, 80),
+        Kind::Ack | Kind::Held => {
+            (Mark { next_hop: NextHop::Alternate(1), quiet: false, slot: ALTERNATE }.mac(), VIP, 80)
+        }
     };
     let ttl = if kind == Kind::Held { Mark::HELD_TTL } else { 64 };
     let mut frame = vec![0; FRAME];

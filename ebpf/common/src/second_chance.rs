@@ -15,54 +15,62 @@ pub const MARK_PREFIX: [u8; 3] = [0x02, 0x53, 0x68];
 /// The reserved bit of the IPv4 header, in the 16 bits of flags and fragment offset.
 pub const RESERVED_FLAG: u16 = 0x8000;
 
-/// What the kernel's chains do with a packet of a flow that conntrack does not know. The number is byte 3 of the mark.
-#[repr(u8)]
+/// Where the kernel's chains send a packet of a flow that conntrack does not know. The number is byte 3 of the mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Ask {
-    /// Nobody else may have it: a new flow, or a reset.
-    Nobody = 0,
-    /// Hand it on.
-    First = 1,
-    Second = 2,
-    Third = 3,
-    /// Hand it back to the primary, which takes it: nobody had it, and it needs a home (UDP).
-    Home = Travel::LAST,
-    /// Nobody else that this node knows of: hand it back to the node that dispatched it, whose row may be newer. So many that the
-    /// dispatcher is not made to do everybody's work (a flood of segments of no flow).
-    Back = 5,
+pub enum NextHop {
+    /// It stays: a new flow, a reset, or no other node may have the flow.
+    Local,
+    /// Forward to alternate 1 to [`ALTERNATES`].
+    Alternate(u8),
+    /// Return to the primary, which takes it: no node had the flow, and UDP needs one that has it.
+    ToPrimary,
+    /// This node knows no alternate: return to the dispatcher, whose row may be newer. The rate is limited, so that a flood of segments
+    /// of no flow does not load the dispatcher with the work of all nodes.
+    ToDispatcher,
 }
 
-impl Ask {
-    /// Of the [`Travel`] with which the packet is handed on; 0: it is not.
+impl NextHop {
+    /// In byte 3 of the mark.
+    #[inline(always)]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Local => 0,
+            Self::Alternate(n) => n,
+            Self::ToPrimary => Travel::LAST,
+            Self::ToDispatcher => Travel::LAST + 1,
+        }
+    }
+
+    /// Of the [`Travel`] with which the packet is forwarded; 0: it is not.
     #[inline(always)]
     pub const fn hop(self) -> u8 {
         match self {
-            Self::Back => 1,
-            _ => self as u8,
+            Self::ToDispatcher => 1,
+            _ => self.number(),
         }
     }
 
     /// Another node is likely to have the flow: the packet goes no further without our chains, see [`Mark::HELD_TTL`].
     #[inline(always)]
     pub const fn is_held(self) -> bool {
-        !matches!(self, Self::Nobody | Self::Back)
+        !matches!(self, Self::Local | Self::ToDispatcher)
     }
 }
 
 /// What XDP writes over the source MAC address of every VIP packet that it passes up the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    pub ask: Ask,
+    pub next_hop: NextHop,
     /// Of a packet that conntrack called invalid on its way: if nobody knows it, it is dropped in silence (a reset could end a
     /// flow that lives elsewhere).
     pub quiet: bool,
-    /// The node to hand it to; 0 with [`Ask::Nobody`].
+    /// The node to hand it to; 0 with [`NextHop::Local`].
     pub slot: u16,
 }
 
 impl Mark {
-    pub const NOBODY: Self = Self { ask: Ask::Nobody, quiet: false, slot: 0 };
-    /// In byte 3, beside [`Ask`].
+    pub const LOCAL: Self = Self { next_hop: NextHop::Local, quiet: false, slot: 0 };
+    /// In byte 3, beside [`NextHop`].
     pub const QUIET: u8 = 0x10;
     /// The time to live of a packet that another node may have to be asked about, until our chains give it another one. Without
     /// our table (somebody deleted it, and it is back in a moment) other chains would make the packet a flow of their own, and its
@@ -75,7 +83,7 @@ impl Mark {
     pub const fn mac(self) -> [u8; 6] {
         let [p0, p1, p2] = MARK_PREFIX;
         let [s0, s1] = self.slot.to_be_bytes();
-        [p0, p1, p2, self.ask as u8 | if self.quiet { Self::QUIET } else { 0 }, s0, s1]
+        [p0, p1, p2, self.next_hop.number() | if self.quiet { Self::QUIET } else { 0 }, s0, s1]
     }
 }
 
@@ -158,7 +166,10 @@ mod tests {
 
     #[test]
     fn marks_are_told_apart() {
-        assert_eq!(Mark::NOBODY.mac(), [2, 0x53, 0x68, 0, 0, 0]);
-        assert_eq!(Mark { ask: Ask::Second, quiet: true, slot: 0x1234 }.mac(), [2, 0x53, 0x68, 0x12, 0x12, 0x34]);
+        assert_eq!(Mark::LOCAL.mac(), [2, 0x53, 0x68, 0, 0, 0]);
+        assert_eq!(
+            Mark { next_hop: NextHop::Alternate(2), quiet: true, slot: 0x1234 }.mac(),
+            [2, 0x53, 0x68, 0x12, 0x12, 0x34]
+        );
     }
 }

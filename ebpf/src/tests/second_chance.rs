@@ -1,7 +1,7 @@
 //! Packets on their way through a cluster whose rings may say anything: every walk ends, and where the rings agree it ends where
 //! the flow is. Conntrack is a set of nodes that know the flow; the kernel's chains are [`hand_on`].
 
-use ebpf_common::{ALTERNATES, Ask, Config, Mark, Node, RESERVED_FLAG, Row, ServiceKey, ServiceValue, Travel};
+use ebpf_common::{ALTERNATES, Config, Mark, NextHop, Node, RESERVED_FLAG, Row, ServiceKey, ServiceValue, Travel};
 use proptest::prelude::*;
 
 use super::VIP;
@@ -131,8 +131,8 @@ impl Cluster {
                     );
                     let known = self.knows(at) && kind != Kind::Syn;
                     let mark = mark(&frame);
-                    prop_assert!(!mark.ask.is_held() || frame.0[22] == 1, "it goes nowhere without our chains");
-                    if known || mark.ask == Ask::Nobody {
+                    prop_assert!(!mark.next_hop.is_held() || frame.0[22] == 1, "it goes nowhere without our chains");
+                    if known || mark.next_hop == NextHop::Local {
                         return Ok(Walk { end: at, known, quiet: mark.quiet && !known, hops: frames - dispatched });
                     }
                     hand_on(&mut frame, at, mark, invalid);
@@ -170,17 +170,17 @@ impl Cluster {
 
 /// What the filter chain in nftables does with a packet of a flow that conntrack does not know (docs/dataplane.md).
 fn hand_on(frame: &mut HostFrame, at: u16, mark: Mark, invalid: bool) {
-    let ttl = match mark.ask {
-        Ask::Nobody => unreachable!("nobody is no node"),
-        Ask::First if invalid => 32,
-        Ask::Back if invalid => 32,
-        ask if mark.quiet => 33 - ask.hop(),
-        ask => 17 - ask.hop(),
+    let ttl = match mark.next_hop {
+        NextHop::Local => unreachable!("nobody is no node"),
+        NextHop::Alternate(1) if invalid => 32,
+        NextHop::ToDispatcher if invalid => 32,
+        next_hop if mark.quiet => 33 - next_hop.hop(),
+        next_hop => 17 - next_hop.hop(),
     };
     frame.0[..6].copy_from_slice(&mac(mark.slot));
     frame.0[6..12].copy_from_slice(&mac(at));
     frame.0[20] |= RESERVED_FLAG.to_be_bytes()[0];
-    if matches!(mark.ask, Ask::First | Ask::Back) {
+    if matches!(mark.next_hop, NextHop::Alternate(1) | NextHop::ToDispatcher) {
         frame.0[18..20].copy_from_slice(&Travel::began(address(at)).to_be_bytes());
     }
     // `dup` takes one off.
@@ -190,9 +190,16 @@ fn hand_on(frame: &mut HostFrame, at: u16, mark: Mark, invalid: bool) {
 
 fn mark(frame: &HostFrame) -> Mark {
     let byte = frame.0[9];
-    let asks = [Ask::Nobody, Ask::First, Ask::Second, Ask::Third, Ask::Home, Ask::Back];
-    let ask = asks[usize::from(byte & !Mark::QUIET)];
-    let mark = Mark { ask, quiet: byte & Mark::QUIET != 0, slot: u16::from_be_bytes([frame.0[10], frame.0[11]]) };
+    let next_hops = [
+        NextHop::Local,
+        NextHop::Alternate(1),
+        NextHop::Alternate(2),
+        NextHop::Alternate(3),
+        NextHop::ToPrimary,
+        NextHop::ToDispatcher,
+    ];
+    let next_hop = next_hops[usize::from(byte & !Mark::QUIET)];
+    let mark = Mark { next_hop, quiet: byte & Mark::QUIET != 0, slot: u16::from_be_bytes([frame.0[10], frame.0[11]]) };
     assert_eq!(frame.0[6..12], mark.mac(), "up the stack there is a mark");
     mark
 }

@@ -74,7 +74,7 @@ pub enum Event {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Ask the kernel of this node: a unicast ARP request for its address.
+    /// NextHop the kernel of this node: a unicast ARP request for its address.
     Probe(NodeName),
     /// The same by broadcast: the node has not answered for long, and may come back with another MAC address.
     Search(NodeName),

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use ebpf_common::{Ask, FlowTuple, Mark};
+use ebpf_common::{FlowTuple, Mark, NextHop};
 use pnet_packet::tcp::TcpFlags;
 use socket2::{Protocol, Socket};
 use speaker_core::backend::{Guard, Plan, ruleset};
@@ -15,7 +15,7 @@ use crate::PROXY;
 use crate::packet::{Reply, icmp_error, initial_sequence, numbered_segment, receive, tcp_segment};
 use crate::world::{A, B, CLIENT, PATIENCE, PODS, PODS_B, VIP, World, plan};
 
-const FIRST_B: Mark = Mark { ask: Ask::First, quiet: false, slot: B };
+const FIRST_B: Mark = Mark { next_hop: NextHop::Alternate(1), quiet: false, slot: B };
 
 /// Both nodes have pods; packets go to node a, which may ask node b.
 fn pair(test: &str) -> World {
@@ -53,7 +53,7 @@ fn ask(udp: &UdpSocket) -> std::io::Result<String> {
 fn udp_flow(world: &World) -> (UdpSocket, String) {
     let udp = world.client_udp();
     udp.connect((VIP, 53)).unwrap();
-    world.a.mark(Mark::NOBODY);
+    world.a.mark(Mark::LOCAL);
     let pod = ask(&udp).unwrap();
     world.a.mark(FIRST_B);
     (udp, pod)
@@ -211,7 +211,7 @@ fn resets_and_icmp_errors_reach_the_pod() {
 #[test]
 fn a_udp_flow_that_nobody_knows_gets_its_home_at_the_primary() {
     let world = pair("home");
-    world.b().mark_travelling(Mark::NOBODY, Mark { ask: Ask::Home, quiet: false, slot: A });
+    world.b().mark_travelling(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, quiet: false, slot: A });
     let udp = world.client_udp();
     udp.connect((VIP, 53)).unwrap();
     ask(&udp).unwrap();
@@ -246,7 +246,7 @@ fn a_udp_flow_without_an_answer_is_known() {
 #[test]
 fn a_dispatched_segment_of_no_flow_goes_back() {
     let world = pair("back");
-    world.a.mark(Mark { ask: Ask::Back, quiet: false, slot: B });
+    world.a.mark(Mark { next_hop: NextHop::ToDispatcher, quiet: false, slot: B });
     let mut connection = at_b(&world, || world.connect(VIP, 80).unwrap());
     assert!(connection.is_alive());
     assert!(world.b().travelled()["hop1"] > 0 && world.a.conntrack_entries() == 0);
@@ -278,7 +278,7 @@ fn without_our_table_nobody_takes_what_may_be_another_nodes() {
 #[test]
 fn a_search_of_several_hops_counts_them() {
     let world = pair("hops");
-    world.b().mark_travelling(Mark::NOBODY, Mark { ask: Ask::Second, quiet: false, slot: A });
+    world.b().mark_travelling(Mark::LOCAL, Mark { next_hop: NextHop::Alternate(2), quiet: false, slot: A });
     let tcp = world.client_raw(Protocol::TCP);
     send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::ACK, true));
     assert_eq!(answer(&tcp), Some(TcpFlags::RST));
@@ -290,7 +290,7 @@ fn a_search_of_several_hops_counts_them() {
     assert_eq!(world.a.guards(), end);
 
     // Quiet to the last: what was invalid stays so on its way home.
-    world.b().mark_travelling(Mark::NOBODY, Mark { ask: Ask::Home, quiet: false, slot: A });
+    world.b().mark_travelling(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, quiet: false, slot: A });
     send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::RST, true));
     assert_eq!(answer(&tcp), None);
     assert_eq!(world.a.travelled(), counts([("hop2", 1), ("quiet2", 1), ("quiet4", 1)]));
@@ -396,7 +396,7 @@ fn a_client_of_a_pod_that_is_gone_hears_of_it_with_its_next_packet() {
     let world = pair("gone");
     let mut connection = world.connect(VIP, 80).unwrap();
     let (udp, _) = udp_flow(&world);
-    world.b().mark_travelling(Mark::NOBODY, Mark { ask: Ask::Home, quiet: false, slot: A });
+    world.b().mark_travelling(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, quiet: false, slot: A });
     world.a.cut_pods_off();
     world.a.apply(&plan(&[], Affinity::None));
     world.a.flush_conntrack();
@@ -405,14 +405,14 @@ fn a_client_of_a_pod_that_is_gone_hears_of_it_with_its_next_packet() {
     assert_eq!(connection.fate(), Some(ErrorKind::ConnectionReset));
     assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
     // The client keeps its port; the row's primary is node b by now.
-    world.b().mark(Mark::NOBODY);
+    world.b().mark(Mark::LOCAL);
     at_b(&world, || ask(&udp).unwrap());
 }
 
 #[test]
 fn a_udp_flow_that_conntrack_forgot_finds_its_pod_again() {
     let world = pair("again");
-    world.a.mark(Mark::NOBODY);
+    world.a.mark(Mark::LOCAL);
     for _ in 0..8 {
         let udp = world.client_udp();
         udp.connect((VIP, 53)).unwrap();

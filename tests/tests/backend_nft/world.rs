@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use ebpf_common::{Ask, Mark, Travel};
+use ebpf_common::{Mark, NextHop, Travel};
 use sheave_tests::lab::netns;
 use socket2::{Domain, Protocol, Socket, Type};
 use speaker_core::backend::{Guard, Plan, Uplink, ruleset};
@@ -72,7 +72,7 @@ impl World {
         let name = |part: &str| format!("backend-{}-{test}-{part}", std::process::id());
         let node = Node { name: name("b"), pods: name("b-pods"), slot: B };
         world.b.insert(node).build(&world.client, PODS_B).expect("node b");
-        world.a.mark(Mark { ask: Ask::First, quiet: false, slot: B });
+        world.a.mark(Mark { next_hop: NextHop::Alternate(1), quiet: false, slot: B });
         world
     }
 
@@ -137,7 +137,7 @@ impl Node {
         netns::ip(pods, &format!("route add default via 10.99.{slot}.1\n"))?;
         netns::sysctl(name, &[("ipv4/ip_forward", "1"), ("netfilter/nf_conntrack_tcp_loose", "1")])?;
         self.redirects("0")?;
-        self.mark(Mark::NOBODY);
+        self.mark(Mark::LOCAL);
         addresses.into_iter().try_for_each(|address| self.serve(address))
     }
 
@@ -145,16 +145,16 @@ impl Node {
         Ipv4Addr::new(192, 0, 2, 10 + self.slot as u8)
     }
 
-    /// Stands in for XDP: packets to a VIP get this mark, SYNs and what travels get [`Mark::NOBODY`], loud or quiet.
+    /// Stands in for XDP: packets to a VIP get this mark, SYNs and what travels get [`Mark::LOCAL`], loud or quiet.
     pub fn mark(&self, mark: Mark) {
-        self.mark_travelling(mark, Mark::NOBODY);
+        self.mark_travelling(mark, Mark::LOCAL);
     }
 
     /// As [`Node::mark`]; what travels has this one to ask next.
     pub fn mark_travelling(&self, mark: Mark, next: Mark) {
         let mac = |mark: Mark| mark.mac().map(|byte| format!("{byte:02x}")).join(":");
-        let held = |mark: Mark| if mark.ask.is_held() { "ip ttl set 1" } else { "" };
-        let (nobody, first, held_first) = (mac(Mark::NOBODY), mac(mark), held(mark));
+        let held = |mark: Mark| if mark.next_hop.is_held() { "ip ttl set 1" } else { "" };
+        let (nobody, first, held_first) = (mac(Mark::LOCAL), mac(mark), held(mark));
         let (loud, quiet, held) = (mac(next), mac(Mark { quiet: true, ..next }), held(next));
         let hops = (1..=4).map(|hop| {
             let [loud, quiet] = [false, true].map(|quiet| Travel { hop, quiet }.ttl());

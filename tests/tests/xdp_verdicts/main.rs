@@ -9,7 +9,7 @@ mod xdp_world;
 
 use std::collections::BTreeSet;
 
-use ebpf_common::{Ask, Config, Mark, Verdict};
+use ebpf_common::{Config, Mark, NextHop, Verdict};
 use sheave_ebpf::Frame;
 use sheave_ebpf::host::{HostFrame, HostTables};
 use sheave_tests::packet::{Addr, Arp, BROADCAST, Eth, Mac, Tcp, check_sums};
@@ -37,7 +37,7 @@ fn case(name: &'static str, frame: Vec<u8>, verdict: Verdict) -> Case {
 
 /// Up the stack, asking nobody.
 fn up(name: &'static str, frame: Vec<u8>, verdict: Verdict) -> Case {
-    asking(name, frame, verdict, Mark::NOBODY)
+    asking(name, frame, verdict, Mark::LOCAL)
 }
 
 fn asking(name: &'static str, frame: Vec<u8>, verdict: Verdict, mark: Mark) -> Case {
@@ -322,7 +322,7 @@ fn refused() -> Vec<Case> {
 fn closed() -> Vec<Case> {
     let segment = |port, flags| inbound(VIP).tcp(40000, port).flags(flags).data(b"x").build();
     let on = |flags| Eth { dst: PEER, src: SELF }.ipv4(CLIENT, VIP).ttl(63).tcp(40000, REMOTE_CLOSED).flags(flags);
-    let first = Mark { ask: Ask::First, quiet: false, slot: 2 };
+    let first = Mark { next_hop: NextHop::Alternate(1), quiet: false, slot: 2 };
     vec![
         changed(
             "SYN",

@@ -1,18 +1,18 @@
 //! The verdicts and marks of packets whose flow another node may have. Read first: docs/dataplane.md, "Second chance".
 
-use ebpf_common::{Ask, Mark, Travel, Verdict};
+use ebpf_common::{Mark, NextHop, Travel, Verdict};
 use sheave_tests::packet::{Eth, Tcp};
 
 use super::xdp_world::*;
 use super::{Case, asking, case, changed, error, quoted, too_big, up};
 
 fn first(slot: u16) -> Mark {
-    Mark { ask: Ask::First, quiet: false, slot }
+    Mark { next_hop: NextHop::Alternate(1), quiet: false, slot }
 }
 
 /// To the dispatcher.
 fn back(slot: u16) -> Mark {
-    Mark { ask: Ask::Back, quiet: false, slot }
+    Mark { next_hop: NextHop::ToDispatcher, quiet: false, slot }
 }
 
 /// A flow that this node is the primary of, and others may have.
@@ -93,11 +93,11 @@ pub fn from_dispatcher() -> Vec<Case> {
 pub fn in_search() -> Vec<Case> {
     let hop = |hop| Travel { hop, quiet: false };
     let quiet = |hop| Travel { hop, quiet: true };
-    let home = Mark { ask: Ask::Home, ..first(2) };
-    let second = |slot| Mark { ask: Ask::Second, ..first(slot) };
-    let third = |slot| Mark { ask: Ask::Third, ..first(slot) };
+    let home = Mark { next_hop: NextHop::ToPrimary, ..first(2) };
+    let second = |slot| Mark { next_hop: NextHop::Alternate(2), ..first(slot) };
+    let third = |slot| Mark { next_hop: NextHop::Alternate(3), ..first(slot) };
     let silent = |mark| Mark { quiet: true, ..mark };
-    let nobody = Mark::NOBODY;
+    let nobody = Mark::LOCAL;
     let tcp = |name, from, travel: Travel, port, mark| {
         let build = |ip: sheave_tests::packet::Ipv4| ip.tcp(40000, port).flags(Tcp::ACK).data(b"x").build();
         arrived(name, build(searching(from, travel)), build(dispatched(from).ttl(travel.ttl())), mark)

@@ -122,7 +122,7 @@ pub fn searching(from: Mac, travel: Travel) -> Ipv4 {
 /// What a frame looks like up the stack: the mark in place of the source MAC address.
 pub fn marked(mut frame: Vec<u8>, mark: Mark) -> Vec<u8> {
     frame[6..12].copy_from_slice(&mark.mac());
-    if mark.ask.is_held() {
+    if mark.next_hop.is_held() {
         // The sum changes with the word that holds the time to live.
         let word = |ttl: u8| u16::from_be_bytes([ttl, frame[23]]);
         let sum = u16::from_be_bytes([frame[24], frame[25]]);

@@ -23,7 +23,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{Ask, FlowTuple, Mark, RESERVED_FLAG, ServiceKey, Travel};
+use ebpf_common::{FlowTuple, Mark, NextHop, RESERVED_FLAG, ServiceKey, Travel};
 
 use super::spared::Targets;
 use super::{Guard, LocalPods, Plan};
@@ -190,9 +190,9 @@ fn chance(text: &mut String, plan: &Plan) {
         let slot = format!("ether saddr & {} vmap @peers", mac(SLOT_MASK));
         line(text, format_args!("\tchain loud-next {{ {slot}; }}"));
         line(text, format_args!("\tchain quiet-next {{ {slot}; goto quiet; }}"));
-        let later = [Ask::Second, Ask::Third, Ask::Home];
-        for (ask, quiet, chain) in MARKS.into_iter().filter(|(ask, ..)| later.contains(ask)) {
-            let (ttl, next) = (ttl(ask.hop(), quiet), if quiet { "quiet-next" } else { "loud-next" });
+        let later = [NextHop::Alternate(2), NextHop::Alternate(3), NextHop::ToPrimary];
+        for (next_hop, quiet, chain) in MARKS.into_iter().filter(|(next_hop, ..)| later.contains(next_hop)) {
+            let (ttl, next) = (ttl(next_hop.hop(), quiet), if quiet { "quiet-next" } else { "loud-next" });
             line(text, format_args!("\tchain {chain} {{ ip ttl set {ttl} goto {next}; }}"));
         }
         line(text, format_args!("\tchain loud-first {{"));
@@ -214,19 +214,19 @@ fn chance(text: &mut String, plan: &Plan) {
     }
     let verdicts: Vec<String> = MARKS
         .iter()
-        .map(|&(ask, is_quiet, chain)| {
-            let verdict = match (ask, is_quiet) {
-                (Ask::Nobody, false) => "accept".into(),
-                (Ask::Nobody, true) => "goto quiet".into(),
+        .map(|&(next_hop, is_quiet, chain)| {
+            let verdict = match (next_hop, is_quiet) {
+                (NextHop::Local, false) => "accept".into(),
+                (NextHop::Local, true) => "goto quiet".into(),
                 _ if plan.second_chance => format!("goto {chain}"),
                 (_, false) => "accept".into(),
                 (_, true) => "goto quiet".into(),
             };
-            format!("{} : {verdict}", mac(Mark { ask, quiet: is_quiet, slot: 0 }.mac()))
+            format!("{} : {verdict}", mac(Mark { next_hop, quiet: is_quiet, slot: 0 }.mac()))
         })
         .collect();
     line(text, format_args!("\tchain unknown {{"));
-    line(text, format_args!("\t\tether saddr & {} vmap {{ {} }}", mac(ASK_MASK), verdicts.join(", ")));
+    line(text, format_args!("\t\tether saddr & {} vmap {{ {} }}", mac(NEXT_HOP_MASK), verdicts.join(", ")));
     // Without a mark XDP has not seen it, and it may be another node's. Only a SYN begins a flow for certain.
     line(text, format_args!("\t\t{IS_SYN} accept"));
     line(text, format_args!("\t\tcounter name {unmarked} drop"));
@@ -267,7 +267,7 @@ fn base_chains(text: &mut String, plan: &Plan) {
 
     line(text, format_args!("\tchain guard {{"));
     let drop = |guard: Guard| format!("counter name {} drop", guard.label());
-    let (prefix, mask) = (mac(Mark::NOBODY.mac()), mac(PREFIX_MASK));
+    let (prefix, mask) = (mac(Mark::LOCAL.mac()), mac(PREFIX_MASK));
     line(text, format_args!("\t\tether saddr & {mask} != {prefix} {}", drop(Guard::Unmarked)));
     let reset = Guard::Reset.label();
     // Before the next rule: conntrack calls it invalid because it does not know the flow.
@@ -356,23 +356,23 @@ fn line(text: &mut String, arguments: core::fmt::Arguments<'_>) {
     text.push('\n');
 }
 
-/// What XDP asks for, whether quietly, and the chain that does it. It never says [`Ask::First`] quietly: whether a packet is
+/// What XDP asks for, whether quietly, and the chain that does it. It never says [`NextHop::Alternate(1)`] quietly: whether a packet is
 /// invalid comes out here.
-const MARKS: [(Ask, bool, &str); 10] = [
-    (Ask::Nobody, false, ""),
-    (Ask::Nobody, true, ""),
-    (Ask::First, false, "loud-first"),
-    (Ask::Back, false, "back"),
-    (Ask::Second, false, "loud-second"),
-    (Ask::Second, true, "quiet-second"),
-    (Ask::Third, false, "loud-third"),
-    (Ask::Third, true, "quiet-third"),
-    (Ask::Home, false, "loud-home"),
-    (Ask::Home, true, "quiet-home"),
+const MARKS: [(NextHop, bool, &str); 10] = [
+    (NextHop::Local, false, ""),
+    (NextHop::Local, true, ""),
+    (NextHop::Alternate(1), false, "loud-first"),
+    (NextHop::ToDispatcher, false, "back"),
+    (NextHop::Alternate(2), false, "loud-second"),
+    (NextHop::Alternate(2), true, "quiet-second"),
+    (NextHop::Alternate(3), false, "loud-third"),
+    (NextHop::Alternate(3), true, "quiet-third"),
+    (NextHop::ToPrimary, false, "loud-home"),
+    (NextHop::ToPrimary, true, "quiet-home"),
 ];
 /// The parts of a mark: that it is one, what it asks for, the slot.
 const PREFIX_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0, 0, 0];
-const ASK_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0, 0];
+const NEXT_HOP_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0, 0];
 const SLOT_MASK: [u8; 6] = [0, 0, 0, 0, 0xff, 0xff];
 
 const FLOW: &str = "ip saddr . udp sport . ip daddr . udp dport";

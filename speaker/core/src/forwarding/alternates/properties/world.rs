@@ -6,7 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{ALTERNATES, Ask, MAX_ROWS, ServiceKey, Travel, row_of};
+use ebpf_common::{ALTERNATES, MAX_ROWS, NextHop, ServiceKey, Travel, row_of};
 use sheave_ebpf::parse::{Content, Tcp};
 use sheave_ebpf::second_chance::{Origin, Step};
 
@@ -385,14 +385,14 @@ impl World {
                 }
                 Some((Step::Up(_), _)) if kernel.flows.contains_key(&flow) => return Outcome::Known { node: at, hops },
                 Some((Step::Up(mark), _)) => {
-                    if mark.ask == Ask::Nobody {
+                    if mark.next_hop == NextHop::Local {
                         return Outcome::Refused { node: at, hops };
                     }
                     if hops == 0 {
                         asked_first = from;
                     }
                     hops += 1;
-                    (mark.slot, Origin::Search { from, travel: Travel { hop: mark.ask.hop(), quiet: false } })
+                    (mark.slot, Origin::Search { from, travel: Travel { hop: mark.next_hop.hop(), quiet: false } })
                 }
             };
             (at, origin) = (usize::from(slot) - 1, next);
