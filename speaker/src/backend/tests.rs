@@ -544,7 +544,7 @@ fn somebody_elses_change_of_our_table_is_told_at_once_and_nothing_else_is() {
             .await
             .unwrap();
         assert!(!hears(&mut backend, 300).await, "our own changes, and those of other tables");
-        for attack in ["delete table ip sheave", "flush chain ip sheave chance", "flush ruleset"] {
+        for attack in ["delete table ip sheave", "flush chain ip sheave flow_lookup", "flush ruleset"] {
             // While nothing is known to compare with, and after that.
             for audited in [false, true] {
                 backend.sync(plan(0)).await.unwrap();
@@ -563,7 +563,7 @@ fn somebody_elses_change_of_our_table_is_told_at_once_and_nothing_else_is() {
         let mut told = 0;
         let end = Instant::now() + Duration::from_secs(1);
         while Instant::now() < end {
-            nft.apply("add rule ip sheave chance drop").await.unwrap();
+            nft.apply("add rule ip sheave flow_lookup drop").await.unwrap();
             told += u32::from(hears(&mut backend, 10).await);
         }
         assert!((1..=6).contains(&told), "{told}");

@@ -170,7 +170,7 @@ fn what_is_invalid_where_its_search_begins_is_never_answered() {
     assert_eq!(answer(&tcp), None);
     assert_eq!(world.a.guards(), counts([("second_chance", 6)]));
     assert_eq!(world.b().travelled(), counts([("quiet1", 6)]));
-    assert_eq!(world.b().guards(), counts([("second_chance_quiet", 6)]));
+    assert_eq!(world.b().guards(), counts([("second_chance_no_reset", 6)]));
 
     // Beyond the window of a flow that this node has: it goes round and ends, and the flow goes on.
     let mut connection = world.connect_from(40002, VIP, 80).unwrap();
@@ -286,7 +286,7 @@ fn a_search_of_several_hops_counts_them() {
     assert_eq!(answer(&tcp), None);
     assert_eq!(world.b().travelled(), counts([("hop1", 1), ("quiet1", 1)]));
     assert_eq!(world.a.travelled(), counts([("hop2", 1), ("quiet2", 1)]));
-    let end = counts([("second_chance", 2), ("guard_reset", 1), ("second_chance_quiet", 1)]);
+    let end = counts([("second_chance", 2), ("guard_reset", 1), ("second_chance_no_reset", 1)]);
     assert_eq!(world.a.guards(), end);
 
     // Quiet to the last: what was invalid stays so on its way home.

@@ -166,7 +166,7 @@ impl Guard {
     pub const fn label(self) -> &'static str {
         match self {
             Self::HandedOn => "second_chance",
-            Self::Quiet => "second_chance_quiet",
+            Self::Quiet => "second_chance_no_reset",
             Self::Unmarked => "guard_unmarked",
             Self::Reset => "guard_reset",
             Self::Unreachable => "guard_unreachable",

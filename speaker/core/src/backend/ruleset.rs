@@ -6,7 +6,7 @@
 //!
 //! What reaches the text: parsed addresses, numbers, a checked interface name. No name that anybody gave to an object.
 //!
-//! A packet to a VIP passes three of our chains. `chance` (behind conntrack): is the flow known here? If not, the mark says who
+//! A packet to a VIP passes three of our chains. `flow_lookup` (behind conntrack): is the flow known here? If not, the mark says who
 //! may know it, and the packet is handed on. `prerouting` (nat): a new flow gets a pod. `forward` or `input`: who is still
 //! addressed to the VIP is refused by the guard.
 //!
@@ -52,14 +52,17 @@ pub fn replace(plan: &Plan) -> String {
     let services_type = "type ipv4_addr . inet_proto . inet_service : verdict";
     line(&mut text, format_args!("\tmap services {{ {services_type}; {}}}", elements(&services)));
     let known: Vec<String> = plan.spared.keys().map(flow).collect();
-    line(&mut text, format_args!("\tset spared {{ type {FLOW_TYPE}; {}}}", elements(&known)));
+    line(&mut text, format_args!("\tset udp_pin {{ type {FLOW_TYPE}; {}}}", elements(&known)));
     let targets: Vec<String> = plan.spared.iter().map(spared_target).collect();
     let target_type = "ipv4_addr . inet_service";
-    line(&mut text, format_args!("\tmap spared-targets {{ type {FLOW_TYPE} : {target_type}; {}}}", elements(&targets)));
+    line(
+        &mut text,
+        format_args!("\tmap udp_pin_targets {{ type {FLOW_TYPE} : {target_type}; {}}}", elements(&targets)),
+    );
     if plan.second_chance {
         peers(&mut text, &plan.peers);
     }
-    chance(&mut text, plan);
+    flow_lookup(&mut text, plan);
     base_chains(&mut text, plan);
     text.push_str("}\n");
     line(&mut text, format_args!("table ip {KEEP_TABLE} {{"));
@@ -153,10 +156,10 @@ fn update_spared(text: &mut String, from: &Targets, to: &Targets) {
         flows.iter().filter(|(flow, pod)| others.get(flow) != Some(pod)).map(|(flow, pod)| (*flow, *pod)).collect()
     };
     let (gone, new) = (differs(from, to), differs(to, from));
-    say("delete", "spared", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
-    say("delete", "spared-targets", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
-    say("add", "spared", new.iter().map(|(tuple, _)| flow(tuple)).collect());
-    say("add", "spared-targets", new.iter().map(|(tuple, pod)| spared_target((tuple, pod))).collect());
+    say("delete", "udp_pin", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
+    say("delete", "udp_pin_targets", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
+    say("add", "udp_pin", new.iter().map(|(tuple, _)| flow(tuple)).collect());
+    say("add", "udp_pin_targets", new.iter().map(|(tuple, pod)| spared_target((tuple, pod))).collect());
 }
 
 /// A chain for each node that packets can be handed to, and the map to find it by.
@@ -178,37 +181,37 @@ fn hand_on(address: Ipv4Addr) -> String {
 }
 
 /// Known flows go on; the mark decides about the others.
-fn chance(text: &mut String, plan: &Plan) {
+fn flow_lookup(text: &mut String, plan: &Plan) {
     let quiet = Guard::Quiet.label();
     let unmarked = Guard::Unmarked.label();
     // A time to live that the copy arrives with, less the one that `dup` takes.
     let ttl = |hop, quiet| Travel { hop, quiet }.ttl() + 1;
 
-    line(text, format_args!("\tchain quiet {{ counter name {quiet} drop; }}"));
+    line(text, format_args!("\tchain no-reset {{ counter name {quiet} drop; }}"));
     if plan.second_chance {
         // Without such a peer the packet goes on as if the mark had named nobody.
         let slot = format!("ether saddr & {} vmap @peers", mac(SLOT_MASK));
-        line(text, format_args!("\tchain loud-next {{ {slot}; }}"));
-        line(text, format_args!("\tchain quiet-next {{ {slot}; goto quiet; }}"));
+        line(text, format_args!("\tchain to-peer {{ {slot}; }}"));
+        line(text, format_args!("\tchain to-peer-no-reset {{ {slot}; goto no-reset; }}"));
         let later = [NextHop::Alternate(2), NextHop::Alternate(3), NextHop::ToPrimary];
         for (next_hop, quiet, chain) in MARKS.into_iter().filter(|(next_hop, ..)| later.contains(next_hop)) {
-            let (ttl, next) = (ttl(next_hop.hop(), quiet), if quiet { "quiet-next" } else { "loud-next" });
+            let (ttl, next) = (ttl(next_hop.hop(), quiet), if quiet { "to-peer-no-reset" } else { "to-peer" });
             line(text, format_args!("\tchain {chain} {{ ip ttl set {ttl} goto {next}; }}"));
         }
-        line(text, format_args!("\tchain loud-first {{"));
+        line(text, format_args!("\tchain alternate-1 {{"));
         if let Some(address) = plan.address {
             line(text, format_args!("\t\tip id set {}", Travel::began(address.octets())));
         }
         // Conntrack calls a FIN invalid whenever it does not know the flow; it deserves its reset all the same.
-        line(text, format_args!("\t\t{IS_FIN} ip ttl set {} goto loud-next", ttl(1, false)));
+        line(text, format_args!("\t\t{IS_FIN} ip ttl set {} goto to-peer", ttl(1, false)));
         // Invalid also where the flow is: out of its window, damaged. A reset from elsewhere could end it.
-        line(text, format_args!("\t\tct state invalid ip ttl set {} goto quiet-next", ttl(1, true)));
-        line(text, format_args!("\t\tip ttl set {} goto loud-next", ttl(1, false)));
+        line(text, format_args!("\t\tct state invalid ip ttl set {} goto to-peer-no-reset", ttl(1, true)));
+        line(text, format_args!("\t\tip ttl set {} goto to-peer", ttl(1, false)));
         line(text, format_args!("\t}}"));
         line(
             text,
             format_args!(
-                "\tchain back {{ limit rate {BACK_PER_SECOND}/second burst {BACK_PER_SECOND} packets goto loud-first; accept; }}"
+                "\tchain to-dispatcher {{ limit rate {BACK_PER_SECOND}/second burst {BACK_PER_SECOND} packets goto alternate-1; accept; }}"
             ),
         );
     }
@@ -217,10 +220,10 @@ fn chance(text: &mut String, plan: &Plan) {
         .map(|&(next_hop, is_quiet, chain)| {
             let verdict = match (next_hop, is_quiet) {
                 (NextHop::Local, false) => "accept".into(),
-                (NextHop::Local, true) => "goto quiet".into(),
+                (NextHop::Local, true) => "goto no-reset".into(),
                 _ if plan.second_chance => format!("goto {chain}"),
                 (_, false) => "accept".into(),
-                (_, true) => "goto quiet".into(),
+                (_, true) => "goto no-reset".into(),
             };
             format!("{} : {verdict}", mac(Mark { next_hop, quiet: is_quiet, slot: 0 }.mac()))
         })
@@ -232,8 +235,8 @@ fn chance(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t\tcounter name {unmarked} drop"));
     line(text, format_args!("\t}}"));
 
-    line(text, format_args!("\tchain chance {{"));
-    line(text, format_args!("\t\ttype filter hook prerouting priority {CHANCE_PRIORITY}; policy accept;"));
+    line(text, format_args!("\tchain flow_lookup {{"));
+    line(text, format_args!("\t\ttype filter hook prerouting priority {FLOW_LOOKUP_PRIORITY}; policy accept;"));
     // Translated once, and not held: a flow of this node. Most packets go no further than this. (What kube-proxy translates goes
     // on too: it is not for a VIP, or was begun while this table was missing.)
     let known = "ct status & (dnat | assured) == (dnat | assured)";
@@ -249,7 +252,7 @@ fn chance(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t\tct status dnat {IS_ACK} goto unknown"));
     // UDP also before the pod has answered; an ICMP error counts as the flow that it quotes.
     line(text, format_args!("\t\tct status dnat accept"));
-    line(text, format_args!("\t\tmeta l4proto udp {FLOW} @spared accept"));
+    line(text, format_args!("\t\tmeta l4proto udp {FLOW} @udp_pin accept"));
     line(text, format_args!("\t\tgoto unknown"));
     line(text, format_args!("\t}}"));
 }
@@ -260,7 +263,7 @@ fn base_chains(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t\ttype nat hook prerouting priority {NAT_PRIORITY}; policy accept;"));
     // A TCP flow begins with a SYN: conntrack would pick up any other segment too (nf_conntrack_tcp_loose) and make it a pod's.
     line(text, format_args!("\t\t{to_vip} {NOT_SYN} dnat to ip daddr"));
-    line(text, format_args!("\t\t{to_vip} meta l4proto udp dnat ip to {FLOW} map @spared-targets"));
+    line(text, format_args!("\t\t{to_vip} meta l4proto udp dnat ip to {FLOW} map @udp_pin_targets"));
     line(text, format_args!("\t\t{to_vip} ip daddr . meta l4proto . th dport vmap @services"));
     line(text, format_args!("\t\t{to_vip} dnat to ip daddr"));
     line(text, format_args!("\t}}"));
@@ -361,14 +364,14 @@ fn line(text: &mut String, arguments: core::fmt::Arguments<'_>) {
 const MARKS: [(NextHop, bool, &str); 10] = [
     (NextHop::Local, false, ""),
     (NextHop::Local, true, ""),
-    (NextHop::Alternate(1), false, "loud-first"),
-    (NextHop::ToDispatcher, false, "back"),
-    (NextHop::Alternate(2), false, "loud-second"),
-    (NextHop::Alternate(2), true, "quiet-second"),
-    (NextHop::Alternate(3), false, "loud-third"),
-    (NextHop::Alternate(3), true, "quiet-third"),
-    (NextHop::ToPrimary, false, "loud-home"),
-    (NextHop::ToPrimary, true, "quiet-home"),
+    (NextHop::Alternate(1), false, "alternate-1"),
+    (NextHop::ToDispatcher, false, "to-dispatcher"),
+    (NextHop::Alternate(2), false, "alternate-2"),
+    (NextHop::Alternate(2), true, "alternate-2-no-reset"),
+    (NextHop::Alternate(3), false, "alternate-3"),
+    (NextHop::Alternate(3), true, "alternate-3-no-reset"),
+    (NextHop::ToPrimary, false, "to-primary"),
+    (NextHop::ToPrimary, true, "to-primary-no-reset"),
 ];
 /// The parts of a mark: that it is one, what it asks for, the slot.
 const PREFIX_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0, 0, 0];
@@ -384,7 +387,7 @@ const IS_ACK: &str = "tcp flags & (fin | syn | rst | ack) == ack";
 const IS_FIN: &str = "tcp flags & (fin | syn | rst) == fin";
 
 /// Behind conntrack (-200), before our nat chain: a packet that is handed on leaves no entry.
-const CHANCE_PRIORITY: i32 = -150;
+const FLOW_LOOKUP_PRIORITY: i32 = -150;
 /// Packets that go back to their dispatchers, from all of this node: a flood of segments of no flow stays spread over the nodes. A second's
 /// worth of them at once: many clients send in the same moment (with nft's own default of 5, 952 connections were reset in one run of 1,000 clients).
 const BACK_PER_SECOND: u32 = 20_000;

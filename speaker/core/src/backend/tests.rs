@@ -153,26 +153,26 @@ fn marks_lead_to_peers() {
     for line in [
         "\tchain peer-2 { @nh,48,8 set @nh,48,8 | 0x80 dup to 192.0.2.12 counter name second_chance drop; }",
         "elements = { 00:00:00:00:00:02 : goto peer-2, 00:00:00:00:01:03 : goto peer-259 }; }",
-        "02:53:68:00:00:00 : accept, 02:53:68:10:00:00 : goto quiet, 02:53:68:01:00:00 : goto loud-first, \
-         02:53:68:05:00:00 : goto back, 02:53:68:02:00:00 : goto loud-second, 02:53:68:12:00:00 : goto quiet-second, \
-         02:53:68:03:00:00 : goto loud-third, 02:53:68:13:00:00 : goto quiet-third, \
-         02:53:68:04:00:00 : goto loud-home, 02:53:68:14:00:00 : goto quiet-home }",
+        "02:53:68:00:00:00 : accept, 02:53:68:10:00:00 : goto no-reset, 02:53:68:01:00:00 : goto alternate-1, \
+         02:53:68:05:00:00 : goto to-dispatcher, 02:53:68:02:00:00 : goto alternate-2, 02:53:68:12:00:00 : goto alternate-2-no-reset, \
+         02:53:68:03:00:00 : goto alternate-3, 02:53:68:13:00:00 : goto alternate-3-no-reset, \
+         02:53:68:04:00:00 : goto to-primary, 02:53:68:14:00:00 : goto to-primary-no-reset }",
         "\t\tip ttl 1 ip ttl set 64",
-        "\tchain back { limit rate 20000/second burst 20000 packets goto loud-first; accept; }",
-        "\tchain loud-second { ip ttl set 15 goto loud-next; }",
-        "\tchain quiet-third { ip ttl set 30 goto quiet-next; }",
+        "\tchain to-dispatcher { limit rate 20000/second burst 20000 packets goto alternate-1; accept; }",
+        "\tchain alternate-2 { ip ttl set 15 goto to-peer; }",
+        "\tchain alternate-3-no-reset { ip ttl set 30 goto to-peer-no-reset; }",
         // Arrives as 31: the first hop, quiet.
-        "\t\tct state invalid ip ttl set 32 goto quiet-next",
+        "\t\tct state invalid ip ttl set 32 goto to-peer-no-reset",
         // Arrives as 12: the last hop.
-        "\tchain loud-home { ip ttl set 13 goto loud-next; }",
-        "\tchain quiet-home { ip ttl set 29 goto quiet-next; }",
+        "\tchain to-primary { ip ttl set 13 goto to-peer; }",
+        "\tchain to-primary-no-reset { ip ttl set 29 goto to-peer-no-reset; }",
     ] {
         assert!(text.contains(line), "{line}\nis not in\n{text}");
     }
     plan.second_chance = false;
     let text = replace(&plan);
     assert!(!text.contains("peer") && !text.contains("dup"), "{text}");
-    assert!(text.contains("02:53:68:05:00:00 : accept, 02:53:68:02:00:00 : accept, 02:53:68:12:00:00 : goto quiet"));
+    assert!(text.contains("02:53:68:05:00:00 : accept, 02:53:68:02:00:00 : accept, 02:53:68:12:00:00 : goto no-reset"));
 }
 
 #[test]
@@ -223,10 +223,10 @@ fn spared_flows_come_and_go() {
         };
         Plan { spared: flows.iter().map(one).collect(), ..plan([]) }
     };
-    let expected = "delete element ip sheave spared { 192.0.2.99 . 1 . 192.0.2.1 . 53, 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
-                    delete element ip sheave spared-targets { 192.0.2.99 . 1 . 192.0.2.1 . 53, 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
-                    add element ip sheave spared { 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
-                    add element ip sheave spared-targets { 192.0.2.99 . 2 . 192.0.2.1 . 53 : 10.0.97.2 . 5353 }\n";
+    let expected = "delete element ip sheave udp_pin { 192.0.2.99 . 1 . 192.0.2.1 . 53, 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
+                    delete element ip sheave udp_pin_targets { 192.0.2.99 . 1 . 192.0.2.1 . 53, 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
+                    add element ip sheave udp_pin { 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
+                    add element ip sheave udp_pin_targets { 192.0.2.99 . 2 . 192.0.2.1 . 53 : 10.0.97.2 . 5353 }\n";
     assert_eq!(update(&spared(&[(1, 1), (2, 1), (3, 1)]), &spared(&[(2, 2), (3, 1)])).unwrap(), expected);
     assert!(
         replace(&spared(&[(1, 1)])).contains("elements = { 192.0.2.99 . 1 . 192.0.2.1 . 53 : 10.0.97.1 . 5353 }; }")
