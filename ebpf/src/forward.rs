@@ -2,7 +2,7 @@
 //!
 //! Read first: RFC 791 section 3.2 (time to live), RFC 1812 section 5.3.1.
 
-use ebpf_common::{Config, RESERVED_FLAG, Travel, Verdict};
+use ebpf_common::{Config, RESERVED_FLAG, SearchState, Verdict};
 
 use crate::checksum;
 use crate::frame::{Frame, Mac};
@@ -24,10 +24,10 @@ pub fn to_node(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Ma
     ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
 }
 
-/// The same with a travel, as if it had made one hop in search of its flow: the node that gets it keeps it.
+/// The same with a state, as if it had made one hop in search of its flow: the node that gets it keeps it.
 #[inline(always)]
-pub fn with_travel(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Mac) -> Result<(), Verdict> {
-    let ttl = Travel { hop: 1, quiet: false }.ttl();
+pub fn with_search_state(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Mac) -> Result<(), Verdict> {
+    let ttl = SearchState { hop: 1, no_reset: false }.ttl();
     flags_and_ttl(frame, packet, packet.flags | RESERVED_FLAG, ttl)?;
     ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
 }

@@ -100,18 +100,18 @@ fn follow(
     let Some(row) = row else {
         return reset::refuse(frame, config, link, packet, origin, subject, Refused::EmptyRing);
     };
-    let asked_first = second_chance::asked_first(tables, packet, row, origin);
-    match second_chance::next(config, service, row, origin, asked_first, &subject.content) {
+    let search_origin = second_chance::search_origin(tables, packet, row, origin);
+    match second_chance::next(config, service, row, origin, search_origin, &subject.content) {
         Step::Dispatch => {
             forward::to_node(frame, config, packet, select::primary(tables, row)?)?;
             Ok(if matches!(subject.content, Content::Error) { Verdict::IcmpPeer } else { Verdict::DispatchedPeer })
         }
-        Step::PassOn => {
-            forward::with_travel(frame, config, packet, select::primary(tables, row)?)?;
+        Step::ForwardSyn => {
+            forward::with_search_state(frame, config, packet, select::primary(tables, row)?)?;
             Ok(Verdict::SynPassedOn)
         }
-        Step::Up(mark) => {
-            second_chance::up(frame, packet, origin, mark)?;
+        Step::PassToStack(mark) => {
+            second_chance::pass_to_stack(frame, packet, origin, mark)?;
             Ok(second_chance::verdict(origin, &subject.content, mark))
         }
     }

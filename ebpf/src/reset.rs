@@ -30,7 +30,7 @@ pub fn refuse(
 ) -> Result<Verdict, Verdict> {
     let mark = second_chance::no_alternate(origin, &subject.content);
     if origin != Origin::Client {
-        second_chance::up(frame, packet, origin, mark)?;
+        second_chance::pass_to_stack(frame, packet, origin, mark)?;
         return Ok(second_chance::verdict(origin, &subject.content, mark));
     }
     match subject.content {
@@ -40,7 +40,7 @@ pub fn refuse(
             Refused::EmptyRing => Verdict::EmptyRingSilent,
         }),
         Content::Udp => {
-            second_chance::up(frame, packet, origin, mark)?;
+            second_chance::pass_to_stack(frame, packet, origin, mark)?;
             Ok(match why {
                 Refused::Unserved => Verdict::UnservedUnreachable,
                 Refused::EmptyRing => Verdict::EmptyRingUnreachable,

@@ -3,7 +3,7 @@
 //! Read first: docs/dataplane.md, "Second chance". The decision is pure: it sees the row, this node, where the packet came from
 //! and what it is. The kernel's chains see only the result, a [`Mark`] in place of the source MAC address.
 
-use ebpf_common::{Config, Mark, NextHop, RESERVED_FLAG, Row, ServiceValue, Travel, Verdict};
+use ebpf_common::{Config, Mark, NextHop, RESERVED_FLAG, Row, SearchState, ServiceValue, Verdict};
 
 use crate::forward;
 use crate::frame::Frame;
@@ -18,7 +18,7 @@ pub enum Origin {
     /// From another node's dispatcher. That node has not looked whether it knows the flow itself.
     Dispatcher { from: u16 },
     /// In search of its flow, from a node that does not know it.
-    Search { from: u16, travel: Travel },
+    Search { from: u16, state: SearchState },
 }
 
 /// Only nodes send packets with the reserved flag (RFC 791 section 3.1: must be zero).
@@ -28,7 +28,7 @@ pub fn origin(sender: Option<u16>, packet: &Packet) -> Result<Origin, Verdict> {
         (None, false) => Ok(Origin::Client),
         (None, true) => Err(Verdict::Malformed),
         (Some(from), false) => Ok(Origin::Dispatcher { from }),
-        (Some(from), true) => Ok(Origin::Search { from, travel: Travel::from_ttl(packet.ttl) }),
+        (Some(from), true) => Ok(Origin::Search { from, state: SearchState::from_ttl(packet.ttl) }),
     }
 }
 
@@ -36,21 +36,21 @@ pub fn origin(sender: Option<u16>, packet: &Packet) -> Result<Origin, Verdict> {
 pub enum Step {
     /// To the primary of the row, which is another node.
     Dispatch,
-    /// The same with a SYN that another dispatcher sent here by an older ring, for the last time: it gets a [`Travel`].
-    PassOn,
+    /// The same with a SYN that another dispatcher sent here by an older ring, for the last time: it gets a [`SearchState`].
+    ForwardSyn,
     /// Up the stack.
-    Up(Mark),
+    PassToStack(Mark),
 }
 
-/// Every packet is dispatched once; from then on it only follows its [`Travel`], which counts: two nodes with different rings
-/// never play ping-pong. `asked_first`: see [`asked_first`].
+/// Every packet is dispatched once; from then on it only follows its [`SearchState`], which counts: two nodes with different rings
+/// never play ping-pong. `search_origin`: see [`search_origin`].
 #[inline(always)]
 pub fn next(
     config: &Config,
     service: ServiceValue,
     row: Row,
     origin: Origin,
-    asked_first: u16,
+    search_origin: u16,
     content: &Content,
 ) -> Step {
     let own = config.self_slot as u16;
@@ -60,22 +60,22 @@ pub fn next(
         Origin::Dispatcher { .. }
             if elsewhere && content.is_syn() && service.flags & ServiceValue::SERVED_HERE == 0 =>
         {
-            Step::PassOn
+            Step::ForwardSyn
         }
         // A new flow: nobody knows it yet.
-        _ if content.is_syn() => Step::Up(local(origin)),
-        _ => Step::Up(next_hop(row, own, origin, asked_first, content)),
+        _ if content.is_syn() => Step::PassToStack(local(origin)),
+        _ => Step::PassToStack(next_hop(row, own, origin, search_origin, content)),
     }
 }
 
 /// The node of this row that began the search, as far as the packet says it, for the one that decides on the third hop.
 #[inline(always)]
-pub fn asked_first(tables: &impl Tables, packet: &Packet, row: Row, origin: Origin) -> u16 {
-    if !matches!(origin, Origin::Search { travel: Travel { hop: 2, .. }, .. }) {
+pub fn search_origin(tables: &impl Tables, packet: &Packet, row: Row, origin: Origin) -> u16 {
+    if !matches!(origin, Origin::Search { state: SearchState { hop: 2, .. }, .. }) {
         return 0;
     }
     for slot in row.nodes() {
-        if tables.node(u32::from(slot)).is_some_and(|node| slot != 0 && Travel::began_at(packet.id, node.addr)) {
+        if tables.node(u32::from(slot)).is_some_and(|node| slot != 0 && SearchState::is_origin(packet.id, node.addr)) {
             return slot;
         }
     }
@@ -86,8 +86,8 @@ pub fn asked_first(tables: &impl Tables, packet: &Packet, row: Row, origin: Orig
 /// Nobody else is asked: what the kernel here does not know is new, or refused.
 #[inline(always)]
 fn local(origin: Origin) -> Mark {
-    let quiet = matches!(origin, Origin::Search { travel: Travel { quiet: true, .. }, .. });
-    Mark { quiet, ..Mark::LOCAL }
+    let no_reset = matches!(origin, Origin::Search { state: SearchState { no_reset: true, .. }, .. });
+    Mark { no_reset, ..Mark::LOCAL }
 }
 
 /// This node knows nobody else. Of a segment of a connection the node that sent it may: the speaker here may be dead or late, and the
@@ -96,10 +96,10 @@ fn local(origin: Origin) -> Mark {
 pub fn no_alternate(origin: Origin, content: &Content) -> Mark {
     match (origin, content) {
         (Origin::Dispatcher { from }, Content::Tcp(_)) if !content.is_syn() => {
-            Mark { next_hop: NextHop::ToDispatcher, quiet: false, slot: from }
+            Mark { next_hop: NextHop::ToDispatcher, no_reset: false, slot: from }
         }
-        (Origin::Search { from, travel: Travel { hop: 1, quiet } }, Content::Tcp(_)) if !content.is_syn() => {
-            Mark { next_hop: NextHop::Alternate(2), quiet, slot: from }
+        (Origin::Search { from, state: SearchState { hop: 1, no_reset } }, Content::Tcp(_)) if !content.is_syn() => {
+            Mark { next_hop: NextHop::Alternate(2), no_reset, slot: from }
         }
         _ => local(origin),
     }
@@ -111,33 +111,33 @@ pub fn no_alternate(origin: Origin, content: &Content) -> Mark {
 /// hop finds the one that is left. Where they do not agree on the nodes themselves (while a change spreads) each asks whom it
 /// knows; the hops are counted.
 #[inline(always)]
-fn next_hop(row: Row, own: u16, origin: Origin, asked_first: u16, content: &Content) -> Mark {
-    let Origin::Search { from, travel } = origin else {
+fn next_hop(row: Row, own: u16, origin: Origin, search_origin: u16, content: &Content) -> Mark {
+    let Origin::Search { from, state } = origin else {
         // The dispatcher is asked like any other: it sent the packet by its row, not by what its conntrack knows.
-        return match other(row.nodes(), [own; 3]) {
+        return match first_unvisited(row.nodes(), [own; 3]) {
             0 => no_alternate(origin, content),
-            slot => Mark { next_hop: NextHop::Alternate(1), quiet: false, slot },
+            slot => Mark { next_hop: NextHop::Alternate(1), no_reset: false, slot },
         };
     };
     let primary = row.primary();
     let homeless = matches!(content, Content::Udp);
-    let (next_hop, next) = match travel.hop {
-        1 => (NextHop::Alternate(2), other(row.nodes(), [own, from, from])),
-        2 => (NextHop::Alternate(3), other(row.nodes(), [own, from, asked_first])),
+    let (next_hop, next) = match state.hop {
+        1 => (NextHop::Alternate(2), first_unvisited(row.nodes(), [own, from, from])),
+        2 => (NextHop::Alternate(3), first_unvisited(row.nodes(), [own, from, search_origin])),
         _ => (NextHop::Local, 0),
     };
     match next {
-        0 if homeless && travel.hop < Travel::LAST && primary != own && primary != 0 => {
-            Mark { next_hop: NextHop::ToPrimary, quiet: travel.quiet, slot: primary }
+        0 if homeless && state.hop < SearchState::LAST_HOP && primary != own && primary != 0 => {
+            Mark { next_hop: NextHop::ToPrimary, no_reset: state.no_reset, slot: primary }
         }
         0 => no_alternate(origin, content),
-        slot => Mark { next_hop, quiet: travel.quiet, slot },
+        slot => Mark { next_hop, no_reset: state.no_reset, slot },
     }
 }
 
 /// The first of these nodes that has not been asked; 0: none.
 #[inline(always)]
-fn other<const N: usize>(nodes: [u16; N], [own, from, first]: [u16; 3]) -> u16 {
+fn first_unvisited<const N: usize>(nodes: [u16; N], [own, from, first]: [u16; 3]) -> u16 {
     for slot in nodes {
         if slot != 0 && slot != own && slot != from && slot != first {
             return slot;
@@ -146,13 +146,13 @@ fn other<const N: usize>(nodes: [u16; N], [own, from, first]: [u16; 3]) -> u16 {
     0
 }
 
-/// The last step of a packet that goes up the stack: its mark, and no trace of its travel. One that somebody else may have to be
-/// asked about gets no further than our chains ([`Mark::HELD_TTL`]).
+/// The last step of a packet that goes up the stack: its mark, and no trace of its state. One that somebody else may have to be
+/// asked about gets no further than our chains ([`Mark::GUARD_TTL`]).
 #[inline(always)]
-pub fn up(frame: &mut impl Frame, packet: &Packet, origin: Origin, mark: Mark) -> Result<(), Verdict> {
-    let held = mark.next_hop.is_held();
-    if held || matches!(origin, Origin::Search { .. }) {
-        let ttl = if held { Mark::HELD_TTL } else { packet.ttl };
+pub fn pass_to_stack(frame: &mut impl Frame, packet: &Packet, origin: Origin, mark: Mark) -> Result<(), Verdict> {
+    let guarded = mark.next_hop.needs_ttl_guard();
+    if guarded || matches!(origin, Origin::Search { .. }) {
+        let ttl = if guarded { Mark::GUARD_TTL } else { packet.ttl };
         forward::flags_and_ttl(frame, packet, packet.flags & !RESERVED_FLAG, ttl)?;
     }
     frame.write(MAC_LEN, mark.mac()).ok_or(Verdict::Malformed)

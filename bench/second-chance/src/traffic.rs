@@ -162,10 +162,10 @@ fn build(kind: Kind, flows: Flows, action: u32) -> (Vec<u8>, Traffic) {
         Kind::SynAck => ([2, 0, 0, 0, 0, 5], POD, 8080_u16),
         Kind::Syn => (Mark::LOCAL.mac(), VIP, 80),
         Kind::Ack | Kind::Held => {
-            (Mark { next_hop: NextHop::Alternate(1), quiet: false, slot: ALTERNATE }.mac(), VIP, 80)
+            (Mark { next_hop: NextHop::Alternate(1), no_reset: false, slot: ALTERNATE }.mac(), VIP, 80)
         }
     };
-    let ttl = if kind == Kind::Held { Mark::HELD_TTL } else { 64 };
+    let ttl = if kind == Kind::Held { Mark::GUARD_TTL } else { 64 };
     let mut frame = vec![0; FRAME];
     frame[0..6].copy_from_slice(&NODE_MAC);
     frame[6..12].copy_from_slice(&source_mac);

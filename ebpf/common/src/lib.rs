@@ -18,7 +18,7 @@ pub use lease::{Config, Lease, Own};
 pub use ring::{RING_WORDS, RingHead};
 #[cfg(not(target_arch = "bpf"))]
 pub use ring::{numbered, pack};
-pub use second_chance::{MARK_PREFIX, Mark, NextHop, RESERVED_FLAG, Travel};
+pub use second_chance::{MARK_PREFIX, Mark, NextHop, RESERVED_FLAG, SearchState};
 pub use verdict::{Fate, Verdict};
 
 /// Raised with every change of a layout in this crate. Also the name of the pin directory.

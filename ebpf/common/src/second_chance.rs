@@ -3,7 +3,7 @@
 //! Read first: docs/dataplane.md, "Second chance". XDP knows the row (who else may have the flow), conntrack knows the flows. So XDP
 //! passes every packet to a VIP up the stack with a [`Mark`] in place of the source MAC address, which nobody reads any more at
 //! that point; a filter chain behind conntrack sends the packets of unknown flows on to the node that the mark names. Between
-//! nodes the packet carries a [`Travel`] in two fields of its IPv4 header that no dispatched packet needs: the reserved flag
+//! nodes the packet carries a [`SearchState`] in two fields of its IPv4 header that no dispatched packet needs: the reserved flag
 //! (RFC 791 section 3.1: must be zero; packets from clients that have it set are dropped) says that there is one, the time to
 //! live holds it.
 
@@ -36,12 +36,12 @@ impl NextHop {
         match self {
             Self::Local => 0,
             Self::Alternate(n) => n,
-            Self::ToPrimary => Travel::LAST,
-            Self::ToDispatcher => Travel::LAST + 1,
+            Self::ToPrimary => SearchState::LAST_HOP,
+            Self::ToDispatcher => SearchState::LAST_HOP + 1,
         }
     }
 
-    /// Of the [`Travel`] with which the packet is forwarded; 0: it is not.
+    /// Of the [`SearchState`] with which the packet is forwarded; 0: it is not.
     #[inline(always)]
     pub const fn hop(self) -> u8 {
         match self {
@@ -50,9 +50,9 @@ impl NextHop {
         }
     }
 
-    /// Another node is likely to have the flow: the packet goes no further without our chains, see [`Mark::HELD_TTL`].
+    /// Another node is likely to have the flow: the packet goes no further without our chains, see [`Mark::GUARD_TTL`].
     #[inline(always)]
-    pub const fn is_held(self) -> bool {
+    pub const fn needs_ttl_guard(self) -> bool {
         !matches!(self, Self::Local | Self::ToDispatcher)
     }
 }
@@ -63,19 +63,19 @@ pub struct Mark {
     pub next_hop: NextHop,
     /// Of a packet that conntrack called invalid on its way: if nobody knows it, it is dropped in silence (a reset could end a
     /// flow that lives elsewhere).
-    pub quiet: bool,
+    pub no_reset: bool,
     /// The node to hand it to; 0 with [`NextHop::Local`].
     pub slot: u16,
 }
 
 impl Mark {
-    pub const LOCAL: Self = Self { next_hop: NextHop::Local, quiet: false, slot: 0 };
+    pub const LOCAL: Self = Self { next_hop: NextHop::Local, no_reset: false, slot: 0 };
     /// In byte 3, beside [`NextHop`].
-    pub const QUIET: u8 = 0x10;
+    pub const NO_RESET: u8 = 0x10;
     /// The time to live of a packet that another node may have to be asked about, until our chains give it another one. Without
     /// our table (somebody deleted it, and it is back in a moment) other chains would make the packet a flow of their own, and its
     /// client would get a reset. With this time to live it is not forwarded, and the client sends it again.
-    pub const HELD_TTL: u8 = 1;
+    pub const GUARD_TTL: u8 = 1;
     /// Given to it where its flow is known.
     pub const KNOWN_TTL: u8 = 64;
 
@@ -83,50 +83,51 @@ impl Mark {
     pub const fn mac(self) -> [u8; 6] {
         let [p0, p1, p2] = MARK_PREFIX;
         let [s0, s1] = self.slot.to_be_bytes();
-        [p0, p1, p2, self.next_hop.number() | if self.quiet { Self::QUIET } else { 0 }, s0, s1]
+        [p0, p1, p2, self.next_hop.number() | if self.no_reset { Self::NO_RESET } else { 0 }, s0, s1]
     }
 }
 
 /// Hops that a packet has made in search of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Travel {
-    /// 1 to [`Travel::LAST`]. The node that gets it with the last hop keeps it.
+pub struct SearchState {
+    /// 1 to [`SearchState::LAST_HOP`]. The node that gets it with the last hop keeps it.
     pub hop: u8,
-    pub quiet: bool,
+    pub no_reset: bool,
 }
 
-impl Travel {
-    pub const LAST: u8 = ALTERNATES as u8 + 1;
+impl SearchState {
+    pub const LAST_HOP: u8 = ALTERNATES as u8 + 1;
     /// The time to live of hop `n` is this less `n`: it counts by being decremented.
-    pub const LOUD: u8 = 16;
-    pub const QUIET: u8 = 32;
+    pub const TTL_BASE: u8 = 16;
+    pub const TTL_BASE_NO_RESET: u8 = 32;
 
     /// From the time to live of a packet with the reserved flag. Anything else than what we send is at its last hop.
     #[inline(always)]
     pub const fn from_ttl(ttl: u8) -> Self {
-        let (base, quiet) = if ttl > Self::LOUD { (Self::QUIET, true) } else { (Self::LOUD, false) };
+        let (base, no_reset) =
+            if ttl > Self::TTL_BASE { (Self::TTL_BASE_NO_RESET, true) } else { (Self::TTL_BASE, false) };
         let hop = base.wrapping_sub(ttl);
-        if hop >= 1 && hop <= Self::LAST { Self { hop, quiet } } else { Self { hop: Self::LAST, quiet } }
+        if hop >= 1 && hop <= Self::LAST_HOP { Self { hop, no_reset } } else { Self { hop: Self::LAST_HOP, no_reset } }
     }
 
     #[inline(always)]
     pub const fn ttl(self) -> u8 {
-        (if self.quiet { Self::QUIET } else { Self::LOUD }) - self.hop
+        (if self.no_reset { Self::TTL_BASE_NO_RESET } else { Self::TTL_BASE }) - self.hop
     }
 
     /// The identification of a packet whose search began at the node with this address, so that nobody asks it again: 10 bits of the
     /// address. The field means nothing in packets that are in one piece and stay so (RFC 6864 section 4.1). The 6 bits below count the
     /// segments of one that the kernel had put together and takes apart again (each has the identification of the one before it plus one).
     #[inline(always)]
-    pub const fn began(address: [u8; 4]) -> u16 {
+    pub const fn origin_id(address: [u8; 4]) -> u16 {
         let [_, _, high, low] = address;
         u16::from_be_bytes([high, low]) << Self::SEGMENTS
     }
 
     /// Two nodes may look the same only if their addresses are 1024 apart: then the one that was not asked is left out.
     #[inline(always)]
-    pub const fn began_at(id: u16, address: [u8; 4]) -> bool {
-        id >> Self::SEGMENTS == Self::began(address) >> Self::SEGMENTS
+    pub const fn is_origin(id: u16, address: [u8; 4]) -> bool {
+        id >> Self::SEGMENTS == Self::origin_id(address) >> Self::SEGMENTS
     }
 
     /// 64 of them: 64 kB have 45 segments of 1460 bytes.
@@ -138,18 +139,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn travel_survives_the_wire_and_ends_with_every_other_ttl() {
-        for quiet in [false, true] {
-            for hop in 1..=Travel::LAST {
-                let travel = Travel { hop, quiet };
-                assert_eq!(Travel::from_ttl(travel.ttl()), travel);
+    fn state_survives_the_wire_and_ends_with_every_other_ttl() {
+        for no_reset in [false, true] {
+            for hop in 1..=SearchState::LAST_HOP {
+                let state = SearchState { hop, no_reset };
+                assert_eq!(SearchState::from_ttl(state.ttl()), state);
             }
         }
         for ttl in 0..=u8::MAX {
-            let hop = Travel::from_ttl(ttl).hop;
-            assert!((1..=Travel::LAST).contains(&hop));
+            let hop = SearchState::from_ttl(ttl).hop;
+            assert!((1..=SearchState::LAST_HOP).contains(&hop));
             // What counts down ends: the next hop is later, or it was the last one.
-            assert!(hop == Travel::LAST || Travel::from_ttl(ttl - 1).hop > hop);
+            assert!(hop == SearchState::LAST_HOP || SearchState::from_ttl(ttl - 1).hop > hop);
         }
     }
 
@@ -157,18 +158,18 @@ mod tests {
     fn where_a_search_began_is_told_from_every_segment() {
         let node = [192, 168, 77, 13];
         for segment in 0..45 {
-            let id = Travel::began(node) + segment;
-            assert!(Travel::began_at(id, node));
-            assert!([12, 14].iter().all(|last| !Travel::began_at(id, [192, 168, 77, *last])));
+            let id = SearchState::origin_id(node) + segment;
+            assert!(SearchState::is_origin(id, node));
+            assert!([12, 14].iter().all(|last| !SearchState::is_origin(id, [192, 168, 77, *last])));
         }
-        assert!(Travel::began_at(Travel::began([10, 0, 7, 13]), [10, 0, 3, 13]), "1024 apart");
+        assert!(SearchState::is_origin(SearchState::origin_id([10, 0, 7, 13]), [10, 0, 3, 13]), "1024 apart");
     }
 
     #[test]
     fn marks_are_told_apart() {
         assert_eq!(Mark::LOCAL.mac(), [2, 0x53, 0x68, 0, 0, 0]);
         assert_eq!(
-            Mark { next_hop: NextHop::Alternate(2), quiet: true, slot: 0x1234 }.mac(),
+            Mark { next_hop: NextHop::Alternate(2), no_reset: true, slot: 0x1234 }.mac(),
             [2, 0x53, 0x68, 0x12, 0x12, 0x34]
         );
     }

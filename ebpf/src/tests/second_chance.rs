@@ -1,7 +1,7 @@
 //! Packets on their way through a cluster whose rings may say anything: every walk ends, and where the rings agree it ends where
-//! the flow is. Conntrack is a set of nodes that know the flow; the kernel's chains are [`hand_on`].
+//! the flow is. Conntrack is a set of nodes that know the flow; the kernel's chains are [`forward_to`].
 
-use ebpf_common::{ALTERNATES, Config, Mark, NextHop, Node, RESERVED_FLAG, Row, ServiceKey, ServiceValue, Travel};
+use ebpf_common::{ALTERNATES, Config, Mark, NextHop, Node, RESERVED_FLAG, Row, SearchState, ServiceKey, ServiceValue};
 use proptest::prelude::*;
 
 use super::VIP;
@@ -14,11 +14,11 @@ proptest! {
     #[test]
     fn every_walk_ends(cluster in clusters(), kind in kinds(), entry in 1..=NODES, invalid: bool) {
         let walk = cluster.send(kind, entry, invalid)?;
-        prop_assert!(walk.hops <= usize::from(Travel::LAST), "{walk:?}");
+        prop_assert!(walk.hops <= usize::from(SearchState::LAST_HOP), "{walk:?}");
         if kind == Kind::Syn {
             prop_assert!(walk.hops <= 1, "{walk:?}");
         }
-        prop_assert_eq!(walk.quiet, invalid && walk.hops > 0 && !walk.known && kind != Kind::Syn);
+        prop_assert_eq!(walk.no_reset, invalid && walk.hops > 0 && !walk.known && kind != Kind::Syn);
     }
 
     #[test]
@@ -72,7 +72,7 @@ struct Walk {
     /// The node whose kernel kept the packet.
     end: u16,
     known: bool,
-    quiet: bool,
+    no_reset: bool,
     /// After the dispatch.
     hops: usize,
 }
@@ -113,7 +113,7 @@ impl Cluster {
         frame.0[..6].copy_from_slice(&mac(entry));
         let (mut at, mut frames, mut dispatched) = (entry, 0, 0);
         loop {
-            prop_assert!(frames <= 1 + usize::from(Travel::LAST), "no end at node {at}");
+            prop_assert!(frames <= 1 + usize::from(SearchState::LAST_HOP), "no end at node {at}");
             let verdict = walk(&mut frame, &self.tables(at));
             let header: [u8; 20] = frame.0[14..34].try_into().expect("a header");
             prop_assert_eq!(checksum::finish(checksum::sum(&header)), 0, "node {} breaks the checksum", at);
@@ -131,11 +131,19 @@ impl Cluster {
                     );
                     let known = self.knows(at) && kind != Kind::Syn;
                     let mark = mark(&frame);
-                    prop_assert!(!mark.next_hop.is_held() || frame.0[22] == 1, "it goes nowhere without our chains");
+                    prop_assert!(
+                        !mark.next_hop.needs_ttl_guard() || frame.0[22] == 1,
+                        "it goes nowhere without our chains"
+                    );
                     if known || mark.next_hop == NextHop::Local {
-                        return Ok(Walk { end: at, known, quiet: mark.quiet && !known, hops: frames - dispatched });
+                        return Ok(Walk {
+                            end: at,
+                            known,
+                            no_reset: mark.no_reset && !known,
+                            hops: frames - dispatched,
+                        });
                     }
-                    hand_on(&mut frame, at, mark, invalid);
+                    forward_to(&mut frame, at, mark, invalid);
                 }
             }
             frames += 1;
@@ -169,19 +177,19 @@ impl Cluster {
 }
 
 /// What the filter chain in nftables does with a packet of a flow that conntrack does not know (docs/dataplane.md).
-fn hand_on(frame: &mut HostFrame, at: u16, mark: Mark, invalid: bool) {
+fn forward_to(frame: &mut HostFrame, at: u16, mark: Mark, invalid: bool) {
     let ttl = match mark.next_hop {
         NextHop::Local => unreachable!("nobody is no node"),
         NextHop::Alternate(1) if invalid => 32,
         NextHop::ToDispatcher if invalid => 32,
-        next_hop if mark.quiet => 33 - next_hop.hop(),
+        next_hop if mark.no_reset => 33 - next_hop.hop(),
         next_hop => 17 - next_hop.hop(),
     };
     frame.0[..6].copy_from_slice(&mac(mark.slot));
     frame.0[6..12].copy_from_slice(&mac(at));
     frame.0[20] |= RESERVED_FLAG.to_be_bytes()[0];
     if matches!(mark.next_hop, NextHop::Alternate(1) | NextHop::ToDispatcher) {
-        frame.0[18..20].copy_from_slice(&Travel::began(address(at)).to_be_bytes());
+        frame.0[18..20].copy_from_slice(&SearchState::origin_id(address(at)).to_be_bytes());
     }
     // `dup` takes one off.
     frame.0[22] = ttl - 1;
@@ -198,8 +206,9 @@ fn mark(frame: &HostFrame) -> Mark {
         NextHop::ToPrimary,
         NextHop::ToDispatcher,
     ];
-    let next_hop = next_hops[usize::from(byte & !Mark::QUIET)];
-    let mark = Mark { next_hop, quiet: byte & Mark::QUIET != 0, slot: u16::from_be_bytes([frame.0[10], frame.0[11]]) };
+    let next_hop = next_hops[usize::from(byte & !Mark::NO_RESET)];
+    let mark =
+        Mark { next_hop, no_reset: byte & Mark::NO_RESET != 0, slot: u16::from_be_bytes([frame.0[10], frame.0[11]]) };
     assert_eq!(frame.0[6..12], mark.mac(), "up the stack there is a mark");
     mark
 }

@@ -15,7 +15,7 @@ use crate::PROXY;
 use crate::packet::{Reply, icmp_error, initial_sequence, numbered_segment, receive, tcp_segment};
 use crate::world::{A, B, CLIENT, PATIENCE, PODS, PODS_B, VIP, World, plan};
 
-const FIRST_B: Mark = Mark { next_hop: NextHop::Alternate(1), quiet: false, slot: B };
+const FIRST_B: Mark = Mark { next_hop: NextHop::Alternate(1), no_reset: false, slot: B };
 
 /// Both nodes have pods; packets go to node a, which may ask node b.
 fn pair(test: &str) -> World {
@@ -91,7 +91,7 @@ fn a_flow_of_another_node_goes_on() {
 
     assert!(connection.is_alive() && connection.carries(1 << 20));
     ask(&udp).unwrap();
-    assert!(world.a.guard(Guard::HandedOn) > 20);
+    assert!(world.a.guard(Guard::Forwarded) > 20);
     assert!(world.a.guards().keys().eq(["second_chance"]) && world.b().travelled().keys().eq(["hop1"]));
     assert_eq!(world.b().guards(), counts([]));
     assert_eq!(world.a.conntrack_entries(), 0, "nothing is remembered of what was handed on");
@@ -159,7 +159,7 @@ fn what_nobody_knows_is_reset_in_the_end() {
 
 #[test]
 fn what_is_invalid_where_its_search_begins_is_never_answered() {
-    let world = pair("quiet");
+    let world = pair("no_reset");
     let tcp = world.client_raw(Protocol::TCP);
     // A reset, no flags at all, a SYN-ACK, a checksum that is wrong.
     for flags in [TcpFlags::RST, TcpFlags::RST | TcpFlags::ACK, 0, TcpFlags::SYN | TcpFlags::ACK] {
@@ -176,7 +176,7 @@ fn what_is_invalid_where_its_search_begins_is_never_answered() {
     let mut connection = world.connect_from(40002, VIP, 80).unwrap();
     let beyond = initial_sequence(&tcp, VIP).wrapping_add(1 << 30);
     send(&tcp, &numbered_segment(40002, (VIP, 80), TcpFlags::ACK, beyond, true));
-    wait_for(|| world.b().guard(Guard::Quiet) == 7);
+    wait_for(|| world.b().guard(Guard::NoReset) == 7);
     assert!(connection.is_alive());
 }
 
@@ -193,7 +193,7 @@ fn without_loose_pickup_flows_are_found_but_not_reset() {
     send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::ACK | TcpFlags::FIN, true));
     assert_eq!(answer(&tcp), Some(TcpFlags::RST), "the FIN");
     assert_eq!(answer(&tcp), None, "the ACK");
-    assert_eq!(world.b().guard(Guard::Quiet), 1);
+    assert_eq!(world.b().guard(Guard::NoReset), 1);
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn resets_and_icmp_errors_reach_the_pod() {
 #[test]
 fn a_udp_flow_that_nobody_knows_gets_its_home_at_the_primary() {
     let world = pair("home");
-    world.b().mark_travelling(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, quiet: false, slot: A });
+    world.b().mark_searching(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, no_reset: false, slot: A });
     let udp = world.client_udp();
     udp.connect((VIP, 53)).unwrap();
     ask(&udp).unwrap();
@@ -246,7 +246,7 @@ fn a_udp_flow_without_an_answer_is_known() {
 #[test]
 fn a_dispatched_segment_of_no_flow_goes_back() {
     let world = pair("back");
-    world.a.mark(Mark { next_hop: NextHop::ToDispatcher, quiet: false, slot: B });
+    world.a.mark(Mark { next_hop: NextHop::ToDispatcher, no_reset: false, slot: B });
     let mut connection = at_b(&world, || world.connect(VIP, 80).unwrap());
     assert!(connection.is_alive());
     assert!(world.b().travelled()["hop1"] > 0 && world.a.conntrack_entries() == 0);
@@ -278,7 +278,7 @@ fn without_our_table_nobody_takes_what_may_be_another_nodes() {
 #[test]
 fn a_search_of_several_hops_counts_them() {
     let world = pair("hops");
-    world.b().mark_travelling(Mark::LOCAL, Mark { next_hop: NextHop::Alternate(2), quiet: false, slot: A });
+    world.b().mark_searching(Mark::LOCAL, Mark { next_hop: NextHop::Alternate(2), no_reset: false, slot: A });
     let tcp = world.client_raw(Protocol::TCP);
     send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::ACK, true));
     assert_eq!(answer(&tcp), Some(TcpFlags::RST));
@@ -290,7 +290,7 @@ fn a_search_of_several_hops_counts_them() {
     assert_eq!(world.a.guards(), end);
 
     // Quiet to the last: what was invalid stays so on its way home.
-    world.b().mark_travelling(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, quiet: false, slot: A });
+    world.b().mark_searching(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, no_reset: false, slot: A });
     send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::RST, true));
     assert_eq!(answer(&tcp), None);
     assert_eq!(world.a.travelled(), counts([("hop2", 1), ("quiet2", 1), ("quiet4", 1)]));
@@ -396,7 +396,7 @@ fn a_client_of_a_pod_that_is_gone_hears_of_it_with_its_next_packet() {
     let world = pair("gone");
     let mut connection = world.connect(VIP, 80).unwrap();
     let (udp, _) = udp_flow(&world);
-    world.b().mark_travelling(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, quiet: false, slot: A });
+    world.b().mark_searching(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, no_reset: false, slot: A });
     world.a.cut_pods_off();
     world.a.apply(&plan(&[], Affinity::None));
     world.a.flush_conntrack();

@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use ebpf_common::{Mark, NextHop, Travel};
+use ebpf_common::{Mark, NextHop, SearchState};
 use sheave_tests::lab::netns;
 use socket2::{Domain, Protocol, Socket, Type};
 use speaker_core::backend::{Guard, Plan, Uplink, ruleset};
@@ -72,7 +72,7 @@ impl World {
         let name = |part: &str| format!("backend-{}-{test}-{part}", std::process::id());
         let node = Node { name: name("b"), pods: name("b-pods"), slot: B };
         world.b.insert(node).build(&world.client, PODS_B).expect("node b");
-        world.a.mark(Mark { next_hop: NextHop::Alternate(1), quiet: false, slot: B });
+        world.a.mark(Mark { next_hop: NextHop::Alternate(1), no_reset: false, slot: B });
         world
     }
 
@@ -145,26 +145,26 @@ impl Node {
         Ipv4Addr::new(192, 0, 2, 10 + self.slot as u8)
     }
 
-    /// Stands in for XDP: packets to a VIP get this mark, SYNs and what travels get [`Mark::LOCAL`], loud or quiet.
+    /// Stands in for XDP: packets to a VIP get this mark, SYNs and what travels get [`Mark::LOCAL`], loud or no_reset.
     pub fn mark(&self, mark: Mark) {
-        self.mark_travelling(mark, Mark::LOCAL);
+        self.mark_searching(mark, Mark::LOCAL);
     }
 
     /// As [`Node::mark`]; what travels has this one to ask next.
-    pub fn mark_travelling(&self, mark: Mark, next: Mark) {
+    pub fn mark_searching(&self, mark: Mark, next: Mark) {
         let mac = |mark: Mark| mark.mac().map(|byte| format!("{byte:02x}")).join(":");
-        let held = |mark: Mark| if mark.next_hop.is_held() { "ip ttl set 1" } else { "" };
+        let held = |mark: Mark| if mark.next_hop.needs_ttl_guard() { "ip ttl set 1" } else { "" };
         let (nobody, first, held_first) = (mac(Mark::LOCAL), mac(mark), held(mark));
-        let (loud, quiet, held) = (mac(next), mac(Mark { quiet: true, ..next }), held(next));
+        let (loud, no_reset, held) = (mac(next), mac(Mark { no_reset: true, ..next }), held(next));
         let hops = (1..=4).map(|hop| {
-            let [loud, quiet] = [false, true].map(|quiet| Travel { hop, quiet }.ttl());
-            format!("ip ttl {loud} counter name hop{hop}\nip ttl {quiet} counter name quiet{hop}\n")
+            let [loud, no_reset] = [false, true].map(|no_reset| SearchState { hop, no_reset }.ttl());
+            format!("ip ttl {loud} counter name hop{hop}\nip ttl {no_reset} counter name no_reset{hop}\n")
         });
         let hops: String = hops.collect();
         // Every plan here is that of one and the same node.
-        let began = Travel::began(ADDRESS.octets());
+        let began = SearchState::origin_id(ADDRESS.octets());
         let counters: String =
-            (1..=4).map(|hop| format!("counter hop{hop} {{ }}\ncounter quiet{hop} {{ }}\n")).collect();
+            (1..=4).map(|hop| format!("counter hop{hop} {{ }}\ncounter no_reset{hop} {{ }}\n")).collect();
         self.nft(&format!(
             "add table netdev xdp
              delete table netdev xdp
@@ -176,7 +176,7 @@ impl Node {
                      {hops}
                      ip frag-off set ip frag-off & 0x7fff
                      ip ttl <= 16 ether saddr set {loud} {held} accept
-                     ether saddr set {quiet} {held} accept
+                     ether saddr set {no_reset} {held} accept
                  }}
                  chain ingress {{
                      type filter hook ingress device \"eth0\" priority 0; policy accept;

@@ -322,7 +322,7 @@ fn refused() -> Vec<Case> {
 fn closed() -> Vec<Case> {
     let segment = |port, flags| inbound(VIP).tcp(40000, port).flags(flags).data(b"x").build();
     let on = |flags| Eth { dst: PEER, src: SELF }.ipv4(CLIENT, VIP).ttl(63).tcp(40000, REMOTE_CLOSED).flags(flags);
-    let first = Mark { next_hop: NextHop::Alternate(1), quiet: false, slot: 2 };
+    let first = Mark { next_hop: NextHop::Alternate(1), no_reset: false, slot: 2 };
     vec![
         changed(
             "SYN",

@@ -1,18 +1,18 @@
 //! The verdicts and marks of packets whose flow another node may have. Read first: docs/dataplane.md, "Second chance".
 
-use ebpf_common::{Mark, NextHop, Travel, Verdict};
+use ebpf_common::{Mark, NextHop, SearchState, Verdict};
 use sheave_tests::packet::{Eth, Tcp};
 
 use super::xdp_world::*;
 use super::{Case, asking, case, changed, error, quoted, too_big, up};
 
 fn first(slot: u16) -> Mark {
-    Mark { next_hop: NextHop::Alternate(1), quiet: false, slot }
+    Mark { next_hop: NextHop::Alternate(1), no_reset: false, slot }
 }
 
 /// To the dispatcher.
 fn back(slot: u16) -> Mark {
-    Mark { next_hop: NextHop::ToDispatcher, quiet: false, slot }
+    Mark { next_hop: NextHop::ToDispatcher, no_reset: false, slot }
 }
 
 /// A flow that this node is the primary of, and others may have.
@@ -91,29 +91,29 @@ pub fn from_dispatcher() -> Vec<Case> {
 
 /// Every hop, in every place of the row. Up the stack the reserved flag is gone, the time to live is as it came or holds the packet.
 pub fn in_search() -> Vec<Case> {
-    let hop = |hop| Travel { hop, quiet: false };
-    let quiet = |hop| Travel { hop, quiet: true };
+    let hop = |hop| SearchState { hop, no_reset: false };
+    let no_reset = |hop| SearchState { hop, no_reset: true };
     let home = Mark { next_hop: NextHop::ToPrimary, ..first(2) };
     let second = |slot| Mark { next_hop: NextHop::Alternate(2), ..first(slot) };
     let third = |slot| Mark { next_hop: NextHop::Alternate(3), ..first(slot) };
-    let silent = |mark| Mark { quiet: true, ..mark };
+    let silent = |mark| Mark { no_reset: true, ..mark };
     let nobody = Mark::LOCAL;
-    let tcp = |name, from, travel: Travel, port, mark| {
+    let tcp = |name, from, state: SearchState, port, mark| {
         let build = |ip: sheave_tests::packet::Ipv4| ip.tcp(40000, port).flags(Tcp::ACK).data(b"x").build();
-        arrived(name, build(searching(from, travel)), build(dispatched(from).ttl(travel.ttl())), mark)
+        arrived(name, build(searching(from, state)), build(dispatched(from).ttl(state.ttl())), mark)
     };
     let began = |name, at: u8, segment, mark| {
-        let id = Travel::began([192, 0, 2, at]) + segment;
+        let id = SearchState::origin_id([192, 0, 2, at]) + segment;
         let build = |ip: sheave_tests::packet::Ipv4| ip.id(id).tcp(40000, BETWEEN).flags(Tcp::ACK).build();
         arrived(name, build(searching(FOURTH, hop(2))), build(dispatched(FOURTH).ttl(hop(2).ttl())), mark)
     };
-    let udp = |name, from, travel: Travel, port, mark| {
+    let udp = |name, from, state: SearchState, port, mark| {
         let build = |ip: sheave_tests::packet::Ipv4| ip.udp(40000, port, b"x");
-        arrived(name, build(searching(from, travel)), build(dispatched(from).ttl(travel.ttl())), mark)
+        arrived(name, build(searching(from, state)), build(dispatched(from).ttl(state.ttl())), mark)
     };
-    let syn = |name, travel: Travel, port| {
+    let syn = |name, state: SearchState, port| {
         let build = |ip: sheave_tests::packet::Ipv4| ip.tcp(40000, port).syn().build();
-        arrived(name, build(searching(PEER, travel)), build(dispatched(PEER).ttl(travel.ttl())), nobody)
+        arrived(name, build(searching(PEER, state)), build(dispatched(PEER).ttl(state.ttl())), nobody)
     };
     let ip_error = |port, fragment, ttl: u8| {
         let ip = Eth { dst: SELF, src: PEER }.ipv4([203, 0, 113, 9], VIP).ttl(ttl).fragment(fragment);
@@ -132,9 +132,9 @@ pub fn in_search() -> Vec<Case> {
         began("hop 2: it began at a node that is not in the row", 7, 0, third(3)),
         tcp("hop 3: all have been asked", PEER, hop(3), BETWEEN, nobody),
         tcp("hop 4: the last", PEER, hop(4), BETWEEN, nobody),
-        tcp("quiet", PEER, quiet(1), BETWEEN, silent(second(4))),
-        tcp("quiet, all have been asked", FOURTH, quiet(3), LAST, silent(nobody)),
-        tcp("quiet, the last", PEER, quiet(4), BETWEEN, silent(nobody)),
+        tcp("no_reset", PEER, no_reset(1), BETWEEN, silent(second(4))),
+        tcp("no_reset, all have been asked", FOURTH, no_reset(3), LAST, silent(nobody)),
+        tcp("no_reset, the last", PEER, no_reset(4), BETWEEN, silent(nobody)),
         tcp("not in the row, nobody else: back", PEER, hop(1), REMOTE, second(2)),
         tcp("not in the row", FOURTH, hop(1), REMOTE, second(2)),
         tcp("this node is the primary", FOURTH, hop(1), LOCAL, second(2)),
@@ -143,7 +143,7 @@ pub fn in_search() -> Vec<Case> {
         udp("datagram", PEER, hop(1), BETWEEN, second(4)),
         udp("datagram, all have been asked", FOURTH, hop(3), LAST, home),
         udp("datagram, home is who sent it", PEER, hop(1), REMOTE, home),
-        udp("datagram, all have been asked, quiet", FOURTH, quiet(3), LAST, silent(home)),
+        udp("datagram, all have been asked, no_reset", FOURTH, no_reset(3), LAST, silent(home)),
         udp("datagram, not in the row", FOURTH, hop(3), REMOTE, home),
         udp("datagram, at home", PEER, hop(4), LOCAL, nobody),
         udp("datagram, the last, not at home", PEER, hop(4), LAST, nobody),
@@ -153,7 +153,7 @@ pub fn in_search() -> Vec<Case> {
         syn("SYN, unserved", hop(1), UNSERVED),
         tcp("unserved: back", PEER, hop(1), UNSERVED, second(2)),
         tcp("unserved, not at once", PEER, hop(2), UNSERVED, nobody),
-        tcp("unserved, quiet: back", PEER, quiet(1), UNSERVED, silent(second(2))),
+        tcp("unserved, no_reset: back", PEER, no_reset(1), UNSERVED, silent(second(2))),
         udp("empty ring", PEER, hop(2), EMPTY, nobody),
         error("error", BETWEEN, second(4)),
         error("error, nobody else", REMOTE, nobody),
@@ -162,6 +162,6 @@ pub fn in_search() -> Vec<Case> {
     ]
 }
 
-fn arrived(name: &'static str, frame: Vec<u8>, without_travel: Vec<u8>, mark: Mark) -> Case {
-    changed(name, frame, Verdict::SecondChanceArrived, marked(without_travel, mark))
+fn arrived(name: &'static str, frame: Vec<u8>, without_state: Vec<u8>, mark: Mark) -> Case {
+    changed(name, frame, Verdict::SecondChanceArrived, marked(without_state, mark))
 }

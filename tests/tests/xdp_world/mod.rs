@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use ebpf_common::{Config, Fate, Lease, Mark, Node, Row, ServiceKey, ServiceValue, Travel, Verdict};
+use ebpf_common::{Config, Fate, Lease, Mark, Node, Row, SearchState, ServiceKey, ServiceValue, Verdict};
 use sheave_ebpf::checksum;
 use sheave_ebpf::host::{HostFrame, HostTables};
 use sheave_tests::packet::{Addr, Eth, Ipv4, Mac};
@@ -115,19 +115,19 @@ pub fn dispatched(by: Mac) -> Ipv4 {
 }
 
 /// An IPv4 packet from the client in search of its flow, from a node that does not know it.
-pub fn searching(from: Mac, travel: Travel) -> Ipv4 {
-    Eth { dst: SELF, src: from }.ipv4(CLIENT, VIP).ttl(travel.ttl()).fragment(0xc000)
+pub fn searching(from: Mac, state: SearchState) -> Ipv4 {
+    Eth { dst: SELF, src: from }.ipv4(CLIENT, VIP).ttl(state.ttl()).fragment(0xc000)
 }
 
 /// What a frame looks like up the stack: the mark in place of the source MAC address.
 pub fn marked(mut frame: Vec<u8>, mark: Mark) -> Vec<u8> {
     frame[6..12].copy_from_slice(&mark.mac());
-    if mark.next_hop.is_held() {
+    if mark.next_hop.needs_ttl_guard() {
         // The sum changes with the word that holds the time to live.
         let word = |ttl: u8| u16::from_be_bytes([ttl, frame[23]]);
         let sum = u16::from_be_bytes([frame[24], frame[25]]);
-        let sum = checksum::update(sum, word(frame[22]), word(Mark::HELD_TTL));
-        frame[22] = Mark::HELD_TTL;
+        let sum = checksum::update(sum, word(frame[22]), word(Mark::GUARD_TTL));
+        frame[22] = Mark::GUARD_TTL;
         frame[24..26].copy_from_slice(&sum.to_be_bytes());
     }
     frame

@@ -134,9 +134,9 @@ impl Uplink {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Guard {
     /// Handed to the node that its mark names.
-    HandedOn,
+    Forwarded,
     /// Nobody knows it, and it was invalid where its search began: dropped.
-    Quiet,
+    NoReset,
     /// Without a mark (XDP is not attached) and no beginning of a flow: dropped. It may be another node's.
     Unmarked,
     /// TCP: answered with a reset.
@@ -153,8 +153,8 @@ pub enum Guard {
 
 impl Guard {
     pub const ALL: &'static [Guard] = &[
-        Self::HandedOn,
-        Self::Quiet,
+        Self::Forwarded,
+        Self::NoReset,
         Self::Unmarked,
         Self::Reset,
         Self::Unreachable,
@@ -165,8 +165,8 @@ impl Guard {
 
     pub const fn label(self) -> &'static str {
         match self {
-            Self::HandedOn => "second_chance",
-            Self::Quiet => "second_chance_no_reset",
+            Self::Forwarded => "second_chance",
+            Self::NoReset => "second_chance_no_reset",
             Self::Unmarked => "guard_unmarked",
             Self::Reset => "guard_reset",
             Self::Unreachable => "guard_unreachable",

@@ -23,7 +23,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{FlowTuple, Mark, NextHop, RESERVED_FLAG, ServiceKey, Travel};
+use ebpf_common::{FlowTuple, Mark, NextHop, RESERVED_FLAG, SearchState, ServiceKey};
 
 use super::spared::Targets;
 use super::{Guard, LocalPods, Plan};
@@ -139,7 +139,7 @@ fn update_peers(text: &mut String, from: &BTreeMap<u16, Ipv4Addr>, to: &BTreeMap
         }
         let verb = if known.is_some() { "flush" } else { "add" };
         line(text, format_args!("{verb} chain ip {TABLE} peer-{slot}"));
-        line(text, format_args!("add rule ip {TABLE} peer-{slot} {}", hand_on(*address)));
+        line(text, format_args!("add rule ip {TABLE} peer-{slot} {}", forward_to(*address)));
         if known.is_none() {
             line(text, format_args!("add element ip {TABLE} peers {{ {} : goto peer-{slot} }}", slot_key(*slot)));
         }
@@ -165,7 +165,7 @@ fn update_spared(text: &mut String, from: &Targets, to: &Targets) {
 /// A chain for each node that packets can be handed to, and the map to find it by.
 fn peers(text: &mut String, peers: &BTreeMap<u16, Ipv4Addr>) {
     for (slot, address) in peers {
-        line(text, format_args!("\tchain peer-{slot} {{ {}; }}", hand_on(*address)));
+        line(text, format_args!("\tchain peer-{slot} {{ {}; }}", forward_to(*address)));
     }
     let peers: Vec<String> = peers.keys().map(|slot| format!("{} : goto peer-{slot}", slot_key(*slot))).collect();
     line(text, format_args!("\tmap peers {{ type ether_addr : verdict; {}}}", elements(&peers)));
@@ -174,33 +174,33 @@ fn peers(text: &mut String, peers: &BTreeMap<u16, Ipv4Addr>) {
 /// `dup` copies the packet as it is now, takes one off its time to live, and sends the copy past conntrack to this neighbour.
 /// The packet itself ends here, before anything is remembered of it. No device is named: nft would want it to exist now, and
 /// the routing table knows the way to a neighbour.
-fn hand_on(address: Ipv4Addr) -> String {
+fn forward_to(address: Ipv4Addr) -> String {
     let [flag, _] = RESERVED_FLAG.to_be_bytes();
-    let counter = Guard::HandedOn.label();
+    let counter = Guard::Forwarded.label();
     format!("@nh,48,8 set @nh,48,8 | {flag:#x} dup to {address} counter name {counter} drop")
 }
 
 /// Known flows go on; the mark decides about the others.
 fn flow_lookup(text: &mut String, plan: &Plan) {
-    let quiet = Guard::Quiet.label();
+    let no_reset = Guard::NoReset.label();
     let unmarked = Guard::Unmarked.label();
     // A time to live that the copy arrives with, less the one that `dup` takes.
-    let ttl = |hop, quiet| Travel { hop, quiet }.ttl() + 1;
+    let ttl = |hop, no_reset| SearchState { hop, no_reset }.ttl() + 1;
 
-    line(text, format_args!("\tchain no-reset {{ counter name {quiet} drop; }}"));
+    line(text, format_args!("\tchain no-reset {{ counter name {no_reset} drop; }}"));
     if plan.second_chance {
         // Without such a peer the packet goes on as if the mark had named nobody.
         let slot = format!("ether saddr & {} vmap @peers", mac(SLOT_MASK));
         line(text, format_args!("\tchain to-peer {{ {slot}; }}"));
         line(text, format_args!("\tchain to-peer-no-reset {{ {slot}; goto no-reset; }}"));
         let later = [NextHop::Alternate(2), NextHop::Alternate(3), NextHop::ToPrimary];
-        for (next_hop, quiet, chain) in MARKS.into_iter().filter(|(next_hop, ..)| later.contains(next_hop)) {
-            let (ttl, next) = (ttl(next_hop.hop(), quiet), if quiet { "to-peer-no-reset" } else { "to-peer" });
+        for (next_hop, no_reset, chain) in MARKS.into_iter().filter(|(next_hop, ..)| later.contains(next_hop)) {
+            let (ttl, next) = (ttl(next_hop.hop(), no_reset), if no_reset { "to-peer-no-reset" } else { "to-peer" });
             line(text, format_args!("\tchain {chain} {{ ip ttl set {ttl} goto {next}; }}"));
         }
         line(text, format_args!("\tchain alternate-1 {{"));
         if let Some(address) = plan.address {
-            line(text, format_args!("\t\tip id set {}", Travel::began(address.octets())));
+            line(text, format_args!("\t\tip id set {}", SearchState::origin_id(address.octets())));
         }
         // Conntrack calls a FIN invalid whenever it does not know the flow; it deserves its reset all the same.
         line(text, format_args!("\t\t{IS_FIN} ip ttl set {} goto to-peer", ttl(1, false)));
@@ -217,15 +217,15 @@ fn flow_lookup(text: &mut String, plan: &Plan) {
     }
     let verdicts: Vec<String> = MARKS
         .iter()
-        .map(|&(next_hop, is_quiet, chain)| {
-            let verdict = match (next_hop, is_quiet) {
+        .map(|&(next_hop, no_reset, chain)| {
+            let verdict = match (next_hop, no_reset) {
                 (NextHop::Local, false) => "accept".into(),
                 (NextHop::Local, true) => "goto no-reset".into(),
                 _ if plan.second_chance => format!("goto {chain}"),
                 (_, false) => "accept".into(),
                 (_, true) => "goto no-reset".into(),
             };
-            format!("{} : {verdict}", mac(Mark { next_hop, quiet: is_quiet, slot: 0 }.mac()))
+            format!("{} : {verdict}", mac(Mark { next_hop, no_reset, slot: 0 }.mac()))
         })
         .collect();
     line(text, format_args!("\tchain unknown {{"));
@@ -240,11 +240,11 @@ fn flow_lookup(text: &mut String, plan: &Plan) {
     // Translated once, and not held: a flow of this node. Most packets go no further than this. (What kube-proxy translates goes
     // on too: it is not for a VIP, or was begun while this table was missing.)
     let known = "ct status & (dnat | assured) == (dnat | assured)";
-    line(text, format_args!("\t\t{known} ip ttl != {} accept", Mark::HELD_TTL));
+    line(text, format_args!("\t\t{known} ip ttl != {} accept", Mark::GUARD_TTL));
     line(text, format_args!("\t\tiifname != \"{}\" accept", plan.uplink.as_str()));
     line(text, format_args!("\t\tip daddr != @vips accept"));
-    // As XDP left it, the packet would not be forwarded: see `HELD_TTL`.
-    line(text, format_args!("\t\tip ttl {} ip ttl set {}", Mark::HELD_TTL, Mark::KNOWN_TTL));
+    // As XDP left it, the packet would not be forwarded: see `GUARD_TTL`.
+    line(text, format_args!("\t\tip ttl {} ip ttl set {}", Mark::GUARD_TTL, Mark::KNOWN_TTL));
     line(text, format_args!("\t\t{known} accept"));
     // The client has never confirmed what a pod of this node said, and this is no confirmation either: it is an answer to
     // another node, which got the SYN first. Since Linux 6.1 conntrack lets it pass (`tcp_in_window`: "ACK is under the lower

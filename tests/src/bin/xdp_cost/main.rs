@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::IterableMap as _;
 use ebpf_common::{
-    Config, Lease, MAX_NODES, MAX_SERVICES, MAX_VIPS, Node, Row, ServiceKey, ServiceValue, Travel, Verdict,
+    Config, Lease, MAX_NODES, MAX_SERVICES, MAX_VIPS, Node, Row, SearchState, ServiceKey, ServiceValue, Verdict,
 };
 use feeder::Program;
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
@@ -112,7 +112,7 @@ fn cases() -> Vec<Case> {
     let case = |name, frame, verdict| Case { name, frame, verdict };
     let client = |dst| Eth { dst: SELF, src: ROUTER }.ipv4(CLIENT, dst);
     let peer = || Eth { dst: SELF, src: PEER }.ipv4(CLIENT, VIP);
-    let search = || peer().ttl(Travel { hop: 1, quiet: false }.ttl()).fragment(0xc000);
+    let search = || peer().ttl(SearchState { hop: 1, no_reset: false }.ttl()).fragment(0xc000);
     let syn = |ip: Ipv4, port| ip.tcp(40000, port).syn().build();
     let segment = |ip: Ipv4, port| ip.tcp(40000, port).flags(Tcp::ACK).data(&[0; 64]).build();
     vec![

@@ -78,12 +78,12 @@ impl Kernel {
         own: usize,
         flow: Flow,
         origin: Origin,
-        asked_first: u16,
+        search_origin: u16,
         content: &Content,
     ) -> Option<(Step, u16)> {
         let (service, row) = self.row(flow).filter(|(flags, _)| service::takes(*flags, content))?;
         let config = XdpConfig { self_slot: own as u32 + 1, ..XdpConfig::default() };
-        Some((second_chance::next(&config, service, row, origin, asked_first, content), row.primary()))
+        Some((second_chance::next(&config, service, row, origin, search_origin, content), row.primary()))
     }
 }
 

@@ -6,7 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{ALTERNATES, MAX_ROWS, NextHop, ServiceKey, Travel, row_of};
+use ebpf_common::{ALTERNATES, MAX_ROWS, NextHop, SearchState, ServiceKey, row_of};
 use sheave_ebpf::parse::{Content, Tcp};
 use sheave_ebpf::second_chance::{Origin, Step};
 
@@ -372,27 +372,32 @@ const MID_FLOW: Content = Content::Tcp(Tcp { seq: 1, ack: 1, flags: Tcp::ACK, da
 impl World {
     /// The way of a packet, by the packet path and by what the kernel's chains make of its marks.
     pub fn walk(&self, entry: usize, flow: Flow, content: &Content) -> Outcome {
-        let (mut at, mut origin, mut hops, mut asked_first) = (entry, Origin::Client, 0, 0);
+        let (mut at, mut origin, mut hops, mut search_origin) = (entry, Origin::Client, 0, 0);
         loop {
             let machine = &self.machines[at];
             let Some(kernel) = machine.kernel.as_ref().filter(|_| !machine.cut) else { return Outcome::Vanished };
             let from = at as u16 + 1;
-            let (slot, next) = match kernel.xdp(at, flow, origin, asked_first, content) {
+            let (slot, next) = match kernel.xdp(at, flow, origin, search_origin, content) {
                 None => return Outcome::Refused { node: at, hops },
                 Some((Step::Dispatch, primary)) => (primary, Origin::Dispatcher { from }),
-                Some((Step::PassOn, primary)) => {
-                    (primary, Origin::Search { from, travel: Travel { hop: 1, quiet: false } })
+                Some((Step::ForwardSyn, primary)) => {
+                    (primary, Origin::Search { from, state: SearchState { hop: 1, no_reset: false } })
                 }
-                Some((Step::Up(_), _)) if kernel.flows.contains_key(&flow) => return Outcome::Known { node: at, hops },
-                Some((Step::Up(mark), _)) => {
+                Some((Step::PassToStack(_), _)) if kernel.flows.contains_key(&flow) => {
+                    return Outcome::Known { node: at, hops };
+                }
+                Some((Step::PassToStack(mark), _)) => {
                     if mark.next_hop == NextHop::Local {
                         return Outcome::Refused { node: at, hops };
                     }
                     if hops == 0 {
-                        asked_first = from;
+                        search_origin = from;
                     }
                     hops += 1;
-                    (mark.slot, Origin::Search { from, travel: Travel { hop: mark.next_hop.hop(), quiet: false } })
+                    (
+                        mark.slot,
+                        Origin::Search { from, state: SearchState { hop: mark.next_hop.hop(), no_reset: false } },
+                    )
                 }
             };
             (at, origin) = (usize::from(slot) - 1, next);
