@@ -15,11 +15,11 @@ use speaker_core::backend::Uplink;
 use speaker_core::election::{self, Election, LoseReason, Owner};
 use speaker_core::forwarding::Planner;
 use speaker_core::forwarding::history::History;
-use speaker_core::holdings::exchange::{self, Exchange};
-use speaker_core::holdings::holder::Holder;
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::name::NodeName;
 use speaker_core::presence::{self, Presence};
+use speaker_core::reports::exchange::{self, Exchange};
+use speaker_core::reports::reporter::Reporter;
 use speaker_core::resolve::{self, Resolver};
 use speaker_core::rotation::{self, Rotation};
 use speaker_core::unicast::{self, Unicast};
@@ -62,7 +62,7 @@ use crate::status::{self, Ownership};
 /// Without an API server the last known view is used after this time.
 const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two words of a node about the flows that it holds.
-const HOLDINGS_INTERVAL: Duration = Duration::from_secs(1);
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Tables of two nodes that differ for longer are an alarm.
 const TABLES_DIFFER: Duration = Duration::from_secs(5);
 /// 7472 is MetalLB's, which may run beside us during a move.
@@ -145,7 +145,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         udp_silent: args.udp_unserved == UdpUnserved::Silent,
         attachment: Attachment::new(loaded, &uplink.name, uplink.index),
         planner: Planner::new(identity.flow_key(), history(remembered.as_ref(), window)),
-        holder: Holder::new(&args.node_name, identity.flow_key(), window),
+        reporter: Reporter::new(&args.node_name, identity.flow_key(), window),
         saver: saver.clone(),
         arrivals: if booted { Arrivals::awaited() } else { Arrivals::NotAwaited },
         shared: shared.clone(),
@@ -165,13 +165,13 @@ async fn run_async(args: RunArgs) -> Result<()> {
         cluster: identity.cluster_id(),
         epoch,
         keys: ring.clone(),
-        interval: HOLDINGS_INTERVAL,
+        interval: REPORT_INTERVAL,
         differ: TABLES_DIFFER,
         pods: last_view.as_ref().map(|view| digests(view, &frontends(view).0).pods).unwrap_or_default(),
     };
     let exchange = Exchange::new(exchange, now);
     let group = SocketAddrV4::new(args.heartbeat_group, args.holdings_port);
-    let holdings = adverts_socket("holdings", &uplink, group, &metrics)?;
+    let report = adverts_socket("reports", &uplink, group, &metrics)?;
 
     // (ii) Who owns a VIP.
     let (reports_sender, reports) = driver::Reports::channel();
@@ -205,7 +205,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     };
     shared.begin(now);
 
-    let inputs = Inputs { view, inbox: sync_inbox, exchange, holdings };
+    let inputs = Inputs { view, inbox: sync_inbox, exchange, report };
     let mut ends = Ends::default();
     ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, tools, inputs)))?;
     ends.spawn("election", move || driver::run(election, driver))?;

@@ -7,7 +7,7 @@
 //! A node whose speaker has fallen silent is *absent*: it gets no rows, and keeps the flows that it has by the second chance. One
 //! whose speaker has not been ready since the node was new or down is *blank*: there may be no program of ours at all, and other
 //! rules (kube-proxy's) would answer a flow that lives elsewhere with a reset. Nothing is sent there before its speaker has said what
-//! it holds, which it does when the packet path is in place (`holdings::exchange`), or before its program has answered our question
+//! it holds, which it does when the packet path is in place (`reports::exchange`), or before its program has answered our question
 //! (`PROGRAM_ASKED`): then the node is absent, whatever has become of its speaker. A speaker that is restarted is back long before its node
 //! counts as absent.
 

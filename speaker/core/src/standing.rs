@@ -56,12 +56,12 @@ impl Standing {
 
     /// For the next table. `has_spoken`: this node has said since then what it holds, so its packet path is in place (it was cut off and
     /// not restarted, or is nearly ready). Other rules than ours would answer for a node that has not.
-    pub fn available(&self, has_spoken: impl Fn(&NodeName, Instant) -> bool) -> Availability {
+    pub fn available(&self, has_reported: impl Fn(&NodeName, Instant) -> bool) -> Availability {
         let name = |node: &NodeName| String::from(node.as_str());
         let mut down: BTreeSet<String> = self.down.iter().map(name).collect();
         let mut absent: BTreeSet<String> = self.absent.union(&self.stale).map(name).collect();
         for (node, since) in &self.blank {
-            if has_spoken(node, *since) { &mut absent } else { &mut down }.insert(name(node));
+            if has_reported(node, *since) { &mut absent } else { &mut down }.insert(name(node));
         }
         Availability { down, absent }
     }

@@ -18,9 +18,9 @@ use speaker_core::backend::{Lingering, Plan, Spared, Uplink};
 use speaker_core::election::Eligible;
 use speaker_core::forwarding::diff::{Layout, MapState};
 use speaker_core::forwarding::{Availability, Planner, Table};
-use speaker_core::holdings::exchange::{self, Exchange};
-use speaker_core::holdings::holder::Holder;
 use speaker_core::name::{NodeName, Vip};
+use speaker_core::reports::exchange::{self, Exchange};
+use speaker_core::reports::reporter::Reporter;
 use speaker_core::standing::Standing;
 use speaker_core::view::View;
 use speaker_core::view::endpoints::Reason;
@@ -71,7 +71,7 @@ pub struct Sync {
     pub udp_silent: bool,
     pub attachment: Attachment,
     pub planner: Planner,
-    pub holder: Holder,
+    pub reporter: Reporter,
     pub saver: Saver,
     /// Awaited if the node has booted since the last speaker.
     pub arrivals: Arrivals,
@@ -96,13 +96,13 @@ pub struct Inputs {
     pub inbox: Inbox,
     /// Where nodes tell each other what they hold.
     pub exchange: Exchange,
-    pub holdings: MulticastSocket,
+    pub report: MulticastSocket,
 }
 
 /// Runs until every sender is gone.
 pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
-    let Inputs { mut view, mut inbox, exchange, holdings } = inputs;
-    let talk = Talk::new(exchange, holdings, sync.metrics.clone()).context("the socket of the holdings")?;
+    let Inputs { mut view, mut inbox, exchange, report } = inputs;
+    let talk = Talk::new(exchange, report, sync.metrics.clone()).context("the report socket")?;
     let mut state = State::restore(sync, tools, talk)?;
     let [mut turn, mut look] = [TURN, LOOK].map(interval);
     for ticks in [&mut turn, &mut look] {
@@ -123,7 +123,7 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
                     state.take(message)?;
                 }
             }
-            due = state.talk.due() => { due.context("the socket of the holdings")?; state.exchange(None)?; }
+            due = state.talk.due() => { due.context("the report socket")?; state.exchange(None)?; }
             () = batch_due(&state.sync.planner) => state.dirty = true,
             looked = state.look.done() => state.looked(looked)?,
             rules = state.rules.changed() => state.in_force(rules.context("the nft worker has ended")?)?,
@@ -303,7 +303,7 @@ impl State {
     /// Lets the machine of the holdings go on, and does what follows.
     fn exchange(&mut self, event: Option<exchange::Event>) -> Result<()> {
         use exchange::Action;
-        for action in self.talk.turn(event).context("the socket of the holdings")? {
+        for action in self.talk.turn(event).context("the report socket")? {
             match action {
                 Action::Changed(node) => {
                     debug!(%node, "holds other rows than before");

@@ -1,11 +1,11 @@
-//! What nodes tell each other about the flows they hold: the machine of `speaker_core::holdings` on its socket.
+//! What nodes tell each other about the flows they hold: the machine of `speaker_core::reports` on its socket.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use speaker_core::holdings::exchange::{Action, Event, Exchange};
 use speaker_core::machine::Machine as _;
+use speaker_core::reports::exchange::{Action, Event, Exchange};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
@@ -60,7 +60,7 @@ impl Talk {
             if let Action::Send(datagram) = action
                 && let Err(error) = self.socket.get_ref().send(&datagram)
             {
-                let failed = self.metrics.send_errors.with_label_values(&["holdings"]);
+                let failed = self.metrics.send_errors.with_label_values(&["reports"]);
                 if failed.get() == 0 {
                     warn!(%error, "holdings were not told; counted from here on (sheave_send_errors_total)");
                 }

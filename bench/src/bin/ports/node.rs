@@ -9,7 +9,7 @@ use speaker_core::backend::{Lingering, Plan, Uplink, ruleset};
 use speaker_core::forwarding::diff::{Layout, MapOp, MapState, diff};
 use speaker_core::forwarding::history::{History, Saved};
 use speaker_core::forwarding::{Availability, Planner, Table};
-use speaker_core::holdings::{Holdings, Word, Words};
+use speaker_core::reports::{Report, Reported, Reports};
 use speaker_core::time::{Duration, Instant};
 use speaker_core::view::View;
 use speaker_core::view::endpoints::frontends;
@@ -35,7 +35,7 @@ pub struct Node {
     pub have: MapState,
     lingering: Lingering,
     plan: Option<Plan>,
-    words: Words,
+    reports: Reports,
     now: Instant,
     pub availability: Availability,
     pub table: Table,
@@ -97,7 +97,7 @@ impl Node {
             have,
             lingering: Lingering::default(),
             plan: None,
-            words: Words::new(),
+            reports: Reports::new(),
             now,
             availability: Availability::default(),
             table: Table::default(),
@@ -115,9 +115,9 @@ impl Node {
 
     /// Every node reports that it goes by the table that this one made last, and has no flow in rows that are not its own.
     pub fn all_agree(&mut self) {
-        let holdings = Holdings { digest: self.table.digest, partial: false, services: BTreeMap::new() };
-        let word = Word { holdings: holdings.into(), confirmed: self.now, ..Word::default() };
-        self.words = (0..world::NODES).map(|node| (world::name(node), word.clone())).collect();
+        let report = Report { digest: self.table.digest, partial: false, services: BTreeMap::new() };
+        let reported = Reported { report: report.into(), confirmed: self.now, ..Reported::default() };
+        self.reports = (0..world::NODES).map(|node| (world::name(node), reported.clone())).collect();
     }
 
     pub fn save(&self) -> Saved {
@@ -136,7 +136,7 @@ impl Node {
         let own = world::name(OWN);
         let frontends = frontends(view);
         step(&mut pass, "frontends");
-        let table = self.planner.table_of(view, &frontends, &self.availability, &self.words, self.now);
+        let table = self.planner.table_of(view, &frontends, &self.availability, &self.reports, self.now);
         step(&mut pass, "table");
         let uplink = Uplink::new("eth0")?;
         let plan = self.lingering.complete(Plan::of(view, &frontends.0, &own, uplink), self.now);

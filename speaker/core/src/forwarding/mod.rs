@@ -38,7 +38,7 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{ServiceKey, siphash13};
 
-use crate::holdings::{Rows, Word, Words};
+use crate::reports::{Reported, Reports, Rows};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::{self, Digests, Frontend, Pod, Reason, Refusal, frontends};
 use crate::view::{Affinity, ObjectName, View};
@@ -181,8 +181,8 @@ impl Planner {
     }
 
     /// `words`: what the nodes said they hold, this one included.
-    pub fn table(&mut self, view: &View, availability: &Availability, words: &Words, now: Instant) -> Table {
-        self.table_of(view, &frontends(view), availability, words, now)
+    pub fn table(&mut self, view: &View, availability: &Availability, reports: &Reports, now: Instant) -> Table {
+        self.table_of(view, &frontends(view), availability, reports, now)
     }
 
     /// The same, of the frontends of the view.
@@ -191,7 +191,7 @@ impl Planner {
         view: &View,
         (frontends, refused): &(BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusal>),
         availability: &Availability,
-        words: &Words,
+        reports: &Reports,
         now: Instant,
     ) -> Table {
         let viewed = endpoints::digests(view, frontends);
@@ -220,7 +220,7 @@ impl Planner {
             let ring = rings.get(&self.batches.next(key, wanted, &self.hash_key, now));
             services.insert(*key, Service { affinity: frontend.affinity, closed, ring, alternates: None });
         }
-        let digest = follow(&mut self.batches, &mut services, &mut rings, words, now);
+        let digest = follow(&mut self.batches, &mut services, &mut rings, reports, now);
         for (key, service) in services.iter_mut().filter(|(_, service)| service.ring.rows.is_empty()) {
             let last = self.history.last(key).and_then(|last| members::last(last, view, availability));
             if let Some(Chosen { members, closed }) = last {
@@ -236,7 +236,7 @@ impl Planner {
             self.unheard = Unheard { since: now, nodes: nodes.keys().filter(|node| **node != own).cloned().collect() };
         }
         self.scattered.record(&services, &nodes, now);
-        let asked = Asked::new(&nodes, availability, words, digest, self.differed, now);
+        let asked = Asked::new(&nodes, availability, reports, digest, self.differed, now);
         let mut cache = Cache::default();
         let unheard = Arc::new(asked.unheard(&mut self.unheard));
         let silent = Arc::new(unheard.iter().filter(|node| asked.is_silent(node)).cloned().collect());
@@ -327,9 +327,9 @@ struct Anywhere {
 struct Asked<'a> {
     nodes: &'a BTreeMap<String, Ipv4Addr>,
     availability: &'a Availability,
-    words: &'a Words,
+    reports: &'a Reports,
     /// Those that name any rows, of nodes that answer: most nodes have no flows of rows that are not theirs.
-    naming: Vec<(&'a String, &'a Word)>,
+    naming: Vec<(&'a String, &'a Reported)>,
     digest: u64,
     differed: Instant,
     now: Instant,
@@ -339,14 +339,14 @@ impl<'a> Asked<'a> {
     fn new(
         nodes: &'a BTreeMap<String, Ipv4Addr>,
         availability: &'a Availability,
-        words: &'a Words,
+        reports: &'a Reports,
         digest: u64,
         differed: Instant,
         now: Instant,
     ) -> Self {
-        let mut asked = Self { nodes, availability, words, naming: Vec::new(), digest, differed, now };
-        let names_any = |word: &Word| !word.holdings.services.is_empty() || !word.earlier.is_empty();
-        let naming = words.iter().filter(|(node, word)| names_any(word) && asked.answers(node)).collect();
+        let mut asked = Self { nodes, availability, reports, naming: Vec::new(), digest, differed, now };
+        let names_rows = |reported: &Reported| !reported.report.services.is_empty() || !reported.superseded.is_empty();
+        let naming = reports.iter().filter(|(node, reported)| names_rows(reported) && asked.answers(node)).collect();
         asked.naming = naming;
         asked
     }
@@ -359,8 +359,10 @@ impl<'a> Asked<'a> {
     /// Those that answer. One that goes by our table says all that it holds of it.
     fn unheard(&self, unheard: &mut Unheard) -> BTreeSet<String> {
         let Unheard { since, nodes } = unheard;
-        let has_said = |node: &String| self.words.get(node).is_some_and(|word| word.is_all(self.digest, *since));
-        nodes.retain(|node| self.nodes.contains_key(node) && self.now.since(*since) < SPEECHLESS && !has_said(node));
+        let has_reported =
+            |node: &String| self.reports.get(node).is_some_and(|reported| reported.is_complete(self.digest, *since));
+        nodes
+            .retain(|node| self.nodes.contains_key(node) && self.now.since(*since) < SPEECHLESS && !has_reported(node));
         nodes.iter().filter(|node| self.answers(node)).cloned().collect()
     }
 
@@ -379,9 +381,9 @@ impl<'a> Asked<'a> {
                     continue;
                 }
                 if self
-                    .words
+                    .reports
                     .get(node)
-                    .is_some_and(|word| word.is_all(self.digest, former.ended.max(self.differed) + SETTLE))
+                    .is_some_and(|reported| reported.is_complete(self.digest, former.ended.max(self.differed) + SETTLE))
                 {
                     former.settled.insert(node.into());
                 } else if self.answers(node) {
@@ -404,14 +406,17 @@ impl<'a> Asked<'a> {
         unheard: Arc<BTreeSet<String>>,
         anywhere: &Anywhere,
     ) -> Cause {
-        let (mut holders, mut earlier) = (Vec::new(), Vec::new());
-        for (node, word) in &self.naming {
+        let (mut reporters, mut superseded) = (Vec::new(), Vec::new());
+        for (node, reported) in &self.naming {
             let named = |rows: &Arc<Rows>| ((*node).clone(), ByAddress(rows.clone()));
-            holders.extend(word.holdings.services.get(key).map(named));
-            earlier.extend(word.earlier_rows(key, self.digest).map(named));
+            reporters.extend(reported.report.services.get(key).map(named));
+            superseded.extend(reported.superseded_rows(key, self.digest).map(named));
         }
-        let named =
-            holders.iter().chain(&earlier).map(|(node, _)| node).chain(formers.iter().flat_map(|(_, nodes)| nodes));
+        let named = reporters
+            .iter()
+            .chain(&superseded)
+            .map(|(node, _)| node)
+            .chain(formers.iter().flat_map(|(_, nodes)| nodes));
         let named = named.chain(upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes));
         let more = unheard.iter().filter(|_| !Arc::ptr_eq(&unheard, &anywhere.unheard));
         let mut named = named.chain(more).filter(|node| self.is_silent(node)).peekable();
@@ -419,11 +424,11 @@ impl<'a> Asked<'a> {
         if named.peek().is_some() {
             Arc::make_mut(&mut silent).extend(named.cloned());
         }
-        Cause { ring: ByAddress(ring.clone()), formers, holders, earlier, upcoming, unheard, silent }
+        Cause { ring: ByAddress(ring.clone()), formers, reporters, superseded, upcoming, unheard, silent }
     }
 
     fn is_silent(&self, node: &str) -> bool {
-        self.words.get(node).is_none_or(|word| self.now.since(word.confirmed) > SILENT)
+        self.reports.get(node).is_none_or(|reported| self.now.since(reported.confirmed) > SILENT)
     }
 }
 
@@ -432,12 +437,12 @@ fn follow(
     batches: &mut Batches,
     services: &mut BTreeMap<ServiceKey, Service>,
     rings: &mut Rings<'_>,
-    words: &Words,
+    reports: &Reports,
     now: Instant,
 ) -> u64 {
     let ours = digest(services, &BTreeMap::new());
     let theirs: BTreeSet<u64> =
-        words.values().map(|word| word.holdings.digest).filter(|theirs| *theirs != ours).collect();
+        reports.values().map(|reported| reported.report.digest).filter(|theirs| *theirs != ours).collect();
     if batches.is_empty() || theirs.is_empty() {
         return ours;
     }

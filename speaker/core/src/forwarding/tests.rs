@@ -3,7 +3,7 @@ use alloc::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::holdings::Word;
+use crate::reports::Reported;
 use crate::view::endpoints::service_key;
 use crate::view::example::*;
 use crate::view::{Conditions, Endpoint, EndpointSlice, Event, Key, Object, ObjectName, Protocol};
@@ -25,12 +25,12 @@ fn down(nodes: &BTreeSet<String>) -> Availability {
 }
 
 fn table(view: &View, lost: &BTreeSet<String>) -> Table {
-    planner(KEY).table(view, &down(lost), &Words::new(), NOW)
+    planner(KEY).table(view, &down(lost), &Reports::new(), NOW)
 }
 
 /// (node, pods, down) of the ring of port 80, and whether it is closed.
 fn web_ring(endpoints: impl Into<Vec<Endpoint>>, availability: &Availability) -> (Vec<(String, u32, bool)>, bool) {
-    let table = planner(KEY).table(&view(endpoints), availability, &Words::new(), NOW);
+    let table = planner(KEY).table(&view(endpoints), availability, &Reports::new(), NOW);
     let service = &table.services[&web_port()];
     let members = service.ring.members.iter().map(|(node, member)| (node.into(), member.pods, member.down));
     (members.collect(), service.closed)
@@ -87,7 +87,7 @@ fn pods_that_all_turn_unready_keep_their_rows_and_get_nothing_new() {
 fn a_service_that_names_no_pod_any_more_keeps_its_rows_and_gets_nothing_new() {
     let mut planner = planner(KEY);
     let mut make = |endpoints: Vec<Endpoint>, lost: &BTreeSet<String>, now| {
-        planner.table(&view(endpoints), &down(lost), &Words::new(), now)
+        planner.table(&view(endpoints), &down(lost), &Reports::new(), now)
     };
     let later = NOW + Duration::from_secs(100 * 3600);
     let serving = make(vec![ready("a", 1), ready("b", 1)], &none(), NOW);
@@ -109,16 +109,16 @@ fn a_service_that_names_no_pod_any_more_keeps_its_rows_and_gets_nothing_new() {
 #[test]
 fn the_last_pods_of_a_service_are_known_after_a_restart_and_forgotten_with_their_nodes() {
     let mut first = planner(KEY);
-    let serving = first.table(&view([ready("a", 1)]), &down(&none()), &Words::new(), NOW);
-    first.table(&view([]), &down(&none()), &Words::new(), NOW);
+    let serving = first.table(&view([ready("a", 1)]), &down(&none()), &Reports::new(), NOW);
+    first.table(&view([]), &down(&none()), &Reports::new(), NOW);
     let saved = first.history().save("boot", NOW);
     let history = History::restore(&saved, Duration::from_secs(3600), "boot", NOW).unwrap();
     let mut second = Planner::new(KEY, history);
-    let restarted = second.table(&view([]), &down(&none()), &Words::new(), NOW);
+    let restarted = second.table(&view([]), &down(&none()), &Reports::new(), NOW);
     assert_eq!(restarted.services[&web_port()].ring, serving.services[&web_port()].ring);
     let mut without = view([]);
     without.handle(Event::Delete(Key::Node("a".into())));
-    let gone = second.table(&without, &down(&none()), &Words::new(), NOW);
+    let gone = second.table(&without, &down(&none()), &Reports::new(), NOW);
     assert!(gone.services[&web_port()].ring.rows.is_empty() && !gone.services[&web_port()].closed);
 }
 
@@ -166,25 +166,25 @@ fn absent_nodes_serve_where_nobody_else_does_and_lost_ones_get_nothing() {
 fn unchanged_rings_are_kept_and_equal_ones_shared() {
     let mut planner = planner(KEY);
     let mut known = view([ready("a", 1), ready("b", 1)]);
-    let first = planner.table(&known, &down(&none()), &Words::new(), NOW);
+    let first = planner.table(&known, &down(&none()), &Reports::new(), NOW);
     let other = ObjectName::new("default", "other");
     known.handle(Event::Apply(service(other.clone(), Affinity::ClientIp)));
     known.handle(Event::Apply(vip(Ipv4Addr::new(192, 0, 2, 2), [other])));
-    let second = planner.table(&known, &down(&none()), &Words::new(), NOW);
+    let second = planner.table(&known, &down(&none()), &Reports::new(), NOW);
     let ring = |table: &Table, port, protocol| table.services[&service_key(VIP, port, protocol)].ring.clone();
     assert!(Arc::ptr_eq(&ring(&first, 80, Protocol::Tcp), &ring(&second, 80, Protocol::Tcp)));
     assert!(Arc::ptr_eq(&ring(&first, 80, Protocol::Tcp), &ring(&first, 53, Protocol::Udp)));
     assert_eq!(second.services.len(), 4);
     known.handle(Event::Delete(Key::VirtualIp(VIP)));
     known.handle(Event::Delete(Key::VirtualIp(Ipv4Addr::new(192, 0, 2, 2))));
-    assert!(planner.table(&known, &down(&none()), &Words::new(), NOW).services.is_empty());
+    assert!(planner.table(&known, &down(&none()), &Reports::new(), NOW).services.is_empty());
     assert!(planner.rings.is_empty(), "rings that nobody uses are forgotten");
 }
 
 #[test]
 fn another_hash_key_gives_another_table() {
     let known = view([ready("a", 1), ready("b", 1)]);
-    let other = planner([1, 3]).table(&known, &down(&none()), &Words::new(), NOW);
+    let other = planner([1, 3]).table(&known, &down(&none()), &Reports::new(), NOW);
     assert_ne!(table(&known, &none()), other);
 }
 
@@ -229,9 +229,9 @@ fn moved_rows(table: &Table) -> Option<BTreeSet<String>> {
     Some(rows.flat_map(|row| alternates.of(row).map(String::from).collect::<Vec<_>>()).collect())
 }
 
-fn word(table: &Table, at: Instant) -> Word {
-    let holdings = crate::holdings::Holdings { digest: table.digest, ..Default::default() };
-    Word { holdings: Arc::new(holdings), confirmed: at, ..Word::default() }
+fn reported(table: &Table, at: Instant) -> Reported {
+    let report = crate::reports::Report { digest: table.digest, ..Default::default() };
+    Reported { report: Arc::new(report), confirmed: at, ..Reported::default() }
 }
 
 /// From a change until the former primary has said, some time later and by the same table, that it holds nothing.
@@ -240,54 +240,57 @@ fn a_former_primary_is_asked_until_it_has_said_what_it_holds() {
     let mut planner = planner(KEY);
     let all = Availability::default();
     let (before, after) = (view([ready("a", 1)]), view([ready("b", 1)]));
-    let mut words = Words::new();
-    let mut at = |known: &View, words: &Words, seconds: u64| {
-        let table = planner.table(known, &all, words, NOW + Duration::from_secs(seconds));
+    let mut reports = Reports::new();
+    let mut at = |known: &View, reports: &Reports, seconds: u64| {
+        let table = planner.table(known, &all, reports, NOW + Duration::from_secs(seconds));
         let moved = moved_rows(&table);
         assert_eq!(planner.unsettled(), moved.is_some());
         (table, moved)
     };
-    assert_eq!(at(&before, &words, 0).1, None);
-    let (table, moved) = at(&after, &words, 10);
+    assert_eq!(at(&before, &reports, 0).1, None);
+    let (table, moved) = at(&after, &reports, 10);
     assert_eq!(moved, Some(names(["a"])));
-    let same = at(&after, &words, 11).0.services;
+    let same = at(&after, &reports, 11).0.services;
     assert!(same.iter().zip(&table.services).all(|((_, a), (_, b))| match (&a.alternates, &b.alternates) {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),
         _ => false,
     }));
-    words.insert("a".into(), word(&table, NOW + Duration::from_secs(19)));
-    assert_eq!(at(&after, &words, 20).1, Some(names(["a"])), "too soon after the change");
-    words.insert("a".into(), Word { confirmed: NOW + Duration::from_secs(30), ..Word::default() });
-    assert_eq!(at(&after, &words, 30).1, Some(names(["a"])), "by another table");
-    words.insert("a".into(), word(&table, NOW + Duration::from_secs(31)));
-    assert_eq!(at(&after, &words, 31).1, None);
+    reports.insert("a".into(), reported(&table, NOW + Duration::from_secs(19)));
+    assert_eq!(at(&after, &reports, 20).1, Some(names(["a"])), "too soon after the change");
+    reports.insert("a".into(), Reported { confirmed: NOW + Duration::from_secs(30), ..Reported::default() });
+    assert_eq!(at(&after, &reports, 30).1, Some(names(["a"])), "by another table");
+    reports.insert("a".into(), reported(&table, NOW + Duration::from_secs(31)));
+    assert_eq!(at(&after, &reports, 31).1, None);
     // What it once said of that time stays true.
-    words.clear();
-    assert_eq!(at(&after, &words, 32).1, None);
-    let rows = [(web_port(), Arc::new(crate::holdings::Rows::new(4093, [5])))];
-    let holdings = crate::holdings::Holdings { services: rows.into(), ..Default::default() };
-    words.insert("a".into(), Word { holdings: Arc::new(holdings), confirmed: NOW, ..Word::default() });
-    let table = planner.table(&after, &all, &words, NOW + Duration::from_secs(33));
+    reports.clear();
+    assert_eq!(at(&after, &reports, 32).1, None);
+    let rows = [(web_port(), Arc::new(crate::reports::Rows::new(4093, [5])))];
+    let report = crate::reports::Report { services: rows.into(), ..Default::default() };
+    reports.insert("a".into(), Reported { report: Arc::new(report), confirmed: NOW, ..Reported::default() });
+    let table = planner.table(&after, &all, &reports, NOW + Duration::from_secs(33));
     assert_eq!(moved_rows(&table), Some(names(["a"])));
-    let lost = planner.table(&after, &down(&names(["a"])), &words, NOW + Duration::from_secs(34));
+    let lost = planner.table(&after, &down(&names(["a"])), &reports, NOW + Duration::from_secs(34));
     assert_eq!(moved_rows(&lost), None, "nobody asks a dead node");
     let absent = Availability { down: none(), absent: names(["a"]) };
-    assert_eq!(moved_rows(&planner.table(&after, &absent, &words, NOW + Duration::from_secs(35))), Some(names(["a"])));
+    assert_eq!(
+        moved_rows(&planner.table(&after, &absent, &reports, NOW + Duration::from_secs(35))),
+        Some(names(["a"]))
+    );
 }
 
 #[test]
 fn nobodys_word_is_all_while_some_table_differs() {
     let mut planner = planner(KEY);
     let all = Availability::default();
-    planner.table(&view([ready("a", 1)]), &all, &Words::new(), NOW);
+    planner.table(&view([ready("a", 1)]), &all, &Reports::new(), NOW);
     let after = view([ready("b", 1)]);
-    let table = planner.table(&after, &all, &Words::new(), NOW);
+    let table = planner.table(&after, &all, &Reports::new(), NOW);
     // The last dispatcher that lags sends its flows to a until the 30th second.
     let at = |seconds: u64| NOW + Duration::from_secs(seconds);
     planner.tables_differ(at(30));
-    let words = |seconds: u64| Words::from([(String::from("a"), word(&table, at(seconds)))]);
-    assert_eq!(moved_rows(&planner.table(&after, &all, &words(39), at(39))), Some(names(["a"])));
-    assert_eq!(moved_rows(&planner.table(&after, &all, &words(40), at(40))), None);
+    let reports = |seconds: u64| Reports::from([(String::from("a"), reported(&table, at(seconds)))]);
+    assert_eq!(moved_rows(&planner.table(&after, &all, &reports(39), at(39))), Some(names(["a"])));
+    assert_eq!(moved_rows(&planner.table(&after, &all, &reports(40), at(40))), None);
 }
 
 /// Nodes receive views at slightly different moments, and come to equal tables before their own time.
@@ -296,26 +299,26 @@ fn a_node_applies_additions_with_its_peers_and_after_a_restart_at_once() {
     let all = Availability::default();
     let [mut ahead, mut behind] = [planner(KEY), planner(KEY)];
     let [few, more] = [view([ready("a", 1), ready("b", 1)]), view([ready("a", 1), ready("b", 1), ready("c", 1)])];
-    let before = [&mut ahead, &mut behind].map(|planner| planner.table(&few, &all, &Words::new(), NOW));
-    assert_eq!(ahead.table(&more, &all, &Words::new(), NOW).digest, before[0].digest, "c waits");
+    let before = [&mut ahead, &mut behind].map(|planner| planner.table(&few, &all, &Reports::new(), NOW));
+    assert_eq!(ahead.table(&more, &all, &Reports::new(), NOW).digest, before[0].digest, "c waits");
     assert_eq!(ahead.next_deadline(), Some(NOW + QUIET));
-    let applied = ahead.table(&more, &all, &Words::new(), NOW + QUIET);
+    let applied = ahead.table(&more, &all, &Reports::new(), NOW + QUIET);
     assert_ne!(applied.digest, before[0].digest);
-    let words = Words::from([(String::from("a"), word(&applied, NOW + QUIET))]);
-    let waiting = behind.table(&more, &all, &Words::new(), NOW + QUIET);
+    let reports = Reports::from([(String::from("a"), reported(&applied, NOW + QUIET))]);
+    let waiting = behind.table(&more, &all, &Reports::new(), NOW + QUIET);
     assert_eq!((waiting.digest, behind.next_deadline()), (before[0].digest, Some(NOW + QUIET * 2)));
     assert!(moved_rows(&waiting).unwrap().contains("c"), "a peer may have flows by the next ring already");
-    let followed = behind.table(&more, &all, &words, NOW + QUIET);
+    let followed = behind.table(&more, &all, &reports, NOW + QUIET);
     assert_eq!((followed.digest, behind.next_deadline()), (applied.digest, None));
     // What the API server named while the speaker was away was applied by its peers.
     let saved = ahead.history().save("boot", NOW + QUIET);
     let mut restarted = Planner::new(KEY, History::restore(&saved, Duration::from_secs(3600), "boot", NOW).unwrap());
     restarted.was_away("a");
     let most = view([ready("a", 1), ready("a", 2), ready("b", 1), ready("c", 1)]);
-    assert_eq!(restarted.table(&most, &all, &words, NOW + QUIET).digest, table(&most, &none()).digest);
+    assert_eq!(restarted.table(&most, &all, &reports, NOW + QUIET).digest, table(&most, &none()).digest);
     // A pod that is ready again soon has the rows again that it had.
-    let unready = ahead.table(&few, &all, &Words::new(), NOW + QUIET * 2);
-    let again = ahead.table(&more, &all, &Words::new(), NOW + QUIET * 3);
+    let unready = ahead.table(&few, &all, &Reports::new(), NOW + QUIET * 2);
+    let again = ahead.table(&more, &all, &Reports::new(), NOW + QUIET * 3);
     assert_eq!((unready.digest, again.digest), (before[0].digest, applied.digest));
 }
 
@@ -324,7 +327,7 @@ fn who_was_away_asks_those_who_served_meanwhile() {
     let mut planner = planner(KEY);
     let known = view([ready("a", 1), ready("b", 1)]);
     planner.was_away("a");
-    let table = planner.table(&known, &Availability::default(), &Words::new(), NOW);
+    let table = planner.table(&known, &Availability::default(), &Reports::new(), NOW);
     let service = &table.services[&web_port()];
     let others = service.alternates.as_ref().unwrap();
     // c has no part in this ring, but may have flows of one that there was meanwhile.
@@ -332,11 +335,11 @@ fn who_was_away_asks_those_who_served_meanwhile() {
     assert!((0..4093).all(|row| others.of(row).eq(asked(row)) || others.of(row).eq(["c", "b"])));
     assert!(planner.unsettled());
     // By this table b has nothing that is not its own.
-    let words = |at| Words::from(["b", "c"].map(|node| (String::from(node), word(&table, at))));
+    let reports = |at| Reports::from(["b", "c"].map(|node| (String::from(node), reported(&table, at))));
     let later = NOW + SETTLE;
-    let heard = planner.table(&known, &Availability::default(), &words(NOW), later);
+    let heard = planner.table(&known, &Availability::default(), &reports(NOW), later);
     assert_eq!(moved_rows(&heard), Some(names(["b"])), "of the ring without a");
-    assert_eq!(moved_rows(&planner.table(&known, &Availability::default(), &words(later), later)), None);
+    assert_eq!(moved_rows(&planner.table(&known, &Availability::default(), &reports(later), later)), None);
     assert!(!planner.unsettled());
 }
 
@@ -345,18 +348,21 @@ fn who_was_away_asks_those_who_served_meanwhile() {
 fn with_another_affinity_everybody_is_asked_until_all_have_spoken() {
     let mut planner = planner(KEY);
     let mut known = view([ready("a", 1), ready("b", 1)]);
-    let mut at = |known: &View, words: &Words, now| planner.table(known, &Availability::default(), words, now);
-    assert_eq!(moved_rows(&at(&known, &Words::new(), NOW)), None);
+    let mut at = |known: &View, reports: &Reports, now| planner.table(known, &Availability::default(), reports, now);
+    assert_eq!(moved_rows(&at(&known, &Reports::new(), NOW)), None);
     known.handle(Event::Apply(service(ObjectName::new("default", "web"), Affinity::ClientIp)));
-    let table = at(&known, &Words::new(), NOW);
+    let table = at(&known, &Reports::new(), NOW);
     let web = &table.services[&web_port()];
     let asked = |row| web.alternates.as_ref().unwrap().of(row).collect::<BTreeSet<_>>();
     let others = |row| ["a", "b", "c"].into_iter().filter(move |node| web.ring.primary(row) != Some(node)).collect();
     assert!((0..4093).all(|row| asked(row) == others(row)));
-    let words = |now| Words::from(["a", "b", "c"].map(|node| (String::from(node), word(&table, now))));
+    let reports = |now| Reports::from(["a", "b", "c"].map(|node| (String::from(node), reported(&table, now))));
     let (soon, later) = (NOW + SETTLE / 2, NOW + SETTLE);
-    assert!(moved_rows(&at(&known, &words(soon), later)).is_some(), "dispatchers that lag open flows by the old hash");
-    assert_eq!(moved_rows(&at(&known, &words(later), later)), None);
+    assert!(
+        moved_rows(&at(&known, &reports(soon), later)).is_some(),
+        "dispatchers that lag open flows by the old hash"
+    );
+    assert_eq!(moved_rows(&at(&known, &reports(later), later)), None);
 }
 
 /// Nodes without a speaker do not stand in every row for ever.
@@ -367,7 +373,7 @@ fn whoever_says_nothing_is_not_asked_for_ever() {
     planner.was_away("a");
     let mut at = |seconds| {
         let now = NOW + Duration::from_secs(seconds);
-        moved_rows(&planner.table(&known, &Availability::default(), &Words::new(), now))
+        moved_rows(&planner.table(&known, &Availability::default(), &Reports::new(), now))
     };
     assert_eq!((at(0), at(599), at(600)), (Some(names(["b", "c"])), Some(names(["b", "c"])), None));
 }
@@ -429,15 +435,15 @@ proptest! {
         let fresh = table(&view(pods.clone()), &lost);
         let mut planner = planner(KEY);
         let mut known = view(before);
-        planner.table(&known, &down(&none()), &Words::new(), NOW);
+        planner.table(&known, &down(&none()), &Reports::new(), NOW);
         for object in view(pods).objects().into_iter().rev() {
             known.handle(Event::Apply(object));
         }
         // Former rings have no say in rows, but of services that name no pod any more, nor in the digest; additions wait.
-        planner.table(&known, &down(&lost), &Words::new(), NOW);
+        planner.table(&known, &down(&lost), &Reports::new(), NOW);
         let applied = planner.next_deadline().unwrap_or(NOW);
         prop_assert!(applied <= NOW + QUIET);
-        let late = planner.table(&known, &down(&lost), &Words::new(), applied);
+        let late = planner.table(&known, &down(&lost), &Reports::new(), applied);
         prop_assert_eq!(planner.next_deadline(), None);
         prop_assert_eq!(late.digest, fresh.digest);
         for (key, service) in fresh.services.into_iter().filter(|(_, service)| !service.ring.rows.is_empty()) {

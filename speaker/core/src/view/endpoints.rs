@@ -154,7 +154,7 @@ pub fn api_servers(view: &View) -> Vec<SocketAddrV4> {
 /// Of what the API server says of packets. Nodes compare it (`freshness`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Digests {
-    /// The nodes, and every frontend with its pods. Never 0. It travels: whoever changes what is hashed changes `wire::holdings::VERSION`
+    /// The nodes, and every frontend with its pods. Never 0. It travels: whoever changes what is hashed changes `wire::report::VERSION`
     /// as well, so that two versions are not compared.
     pub view: u64,
     /// The pods of each node that has any, with what they serve. These do not travel.

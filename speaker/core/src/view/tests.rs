@@ -126,7 +126,7 @@ fn what_cannot_be_sent_to_is_left_out_and_named() {
     assert_eq!(refused.last().unwrap().to_string(), "default/web of 192.0.2.1 (10.0.97.7): endpoint_node");
 }
 
-/// Nodes of different versions compare it: when this vector changes, so does `wire::holdings::VERSION`.
+/// Nodes of different versions compare it: when this vector changes, so does `wire::report::VERSION`.
 #[test]
 fn api_servers_are_the_ready_endpoints_of_their_service() {
     let at = |n| Endpoint { address: Ipv4Addr::new(192, 0, 2, n), node: None, conditions: Conditions::READY };

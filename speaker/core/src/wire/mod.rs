@@ -2,6 +2,6 @@
 //!
 //! [`advert`] and [`holdings`] are the formats, [`seal`] what makes them trustworthy, [`reject`] the names of everything that is refused.
 pub mod advert;
-pub mod holdings;
 pub mod reject;
+pub mod report;
 pub mod seal;

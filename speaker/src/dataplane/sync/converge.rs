@@ -12,8 +12,8 @@ use speaker_core::backend::Plan;
 use speaker_core::eligibility;
 use speaker_core::forwarding::diff::{MapState, diff};
 use speaker_core::forwarding::{Availability, Service, Table};
-use speaker_core::holdings::exchange;
 use speaker_core::name::{NodeName, Vip};
+use speaker_core::reports::exchange;
 use speaker_core::view::View;
 use speaker_core::view::endpoints::{Refusal, frontends};
 use tokio::time::Instant;
@@ -58,9 +58,9 @@ impl State {
         if self.talk.exchange.differs(now) {
             self.sync.planner.tables_differ(now);
         }
-        let words = self.talk.exchange.words();
+        let reports = self.talk.exchange.reports();
         let frontends = frontends(view);
-        let mut table = self.sync.planner.table_of(view, &frontends, &available, &words, now);
+        let mut table = self.sync.planner.table_of(view, &frontends, &available, &reports, now);
         self.bar_addresses(&mut table);
         let table = Arc::new(table);
         self.report(&table);
@@ -248,7 +248,7 @@ impl State {
         if self.started {
             return true;
         }
-        let all_heard = self.all_up(view) && self.talk.exchange.learned(clock::now());
+        let all_heard = self.all_up(view) && self.talk.exchange.all_reported(clock::now());
         // Asked in any case: they need their time.
         let services = Plan::new(view, &self.sync.node, self.sync.uplink.clone()).services;
         let targets = services.into_iter().flat_map(|(key, local)| {
@@ -265,7 +265,7 @@ impl State {
     }
 
     fn available(&self) -> Availability {
-        self.standing.available(|node, since| self.talk.exchange.has_spoken(node, since))
+        self.standing.available(|node, since| self.talk.exchange.has_reported(node, since))
     }
 
     fn all_up(&self, view: &View) -> bool {

@@ -17,7 +17,7 @@ use speaker_core::view::endpoints::service_key;
 use speaker_core::view::{
     Affinity, Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, VirtualIp,
 };
-use speaker_core::wire::holdings::{Datagram, Key, Keyring};
+use speaker_core::wire::report::{Datagram, Key, Keyring};
 
 use super::super::inbox::{self, Outbox};
 use super::super::loader::{self, Pins};
@@ -136,7 +136,7 @@ impl World {
         let index = |device: &str| nix::net::if_::if_nametoindex(device).unwrap();
         let group = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 254), 7481);
         let segment = MulticastSocket::open("peer0", index("peer0"), group).unwrap();
-        let holdings = MulticastSocket::open("eth0", index("eth0"), group).unwrap();
+        let report = MulticastSocket::open("eth0", index("eth0"), group).unwrap();
 
         let pins = Pins::new(&dir.join("bpf/sheave"));
         let loaded = loader::load(&pins).unwrap();
@@ -156,7 +156,7 @@ impl World {
             udp_silent: false,
             attachment: Attachment::new(loaded, "eth0", index("eth0")),
             planner: Planner::new([1, 2], History::new(hour)),
-            holder: Holder::new(&node_name(1), [1, 2], hour),
+            reporter: Reporter::new(&node_name(1), [1, 2], hour),
             saver: Saver::start(StateDir::open(&dir.join("state")), metrics.clone()).unwrap(),
             arrivals: Arrivals::NotAwaited,
             shared: shared.clone(),
@@ -175,7 +175,7 @@ impl World {
             pods: BTreeMap::new(),
         };
         let exchange = Exchange::new(exchange, clock::now());
-        let inputs = Inputs { view, inbox, exchange, holdings };
+        let inputs = Inputs { view, inbox, exchange, report };
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(run(sync, tools, inputs)).unwrap();

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use speaker_core::backend::{Endpoints, Flow, Spared};
-use speaker_core::holdings::exchange;
+use speaker_core::reports::exchange;
 use speaker_core::time::Instant;
 use tracing::warn;
 
@@ -42,10 +42,10 @@ impl State {
         self.sync.metrics.flows.set(open.clone().count() as i64);
         let differ = self.talk.exchange.differs(now);
         let held = open.chain(self.spared.missed(now));
-        let said = self.sync.holder.announce(&self.table, held, differ, now);
-        self.sync.metrics.flows_expired.set(i64::try_from(said.expired).unwrap_or(i64::MAX));
-        self.look.holding = !said.holdings.services.is_empty();
-        self.exchange(Some(exchange::Event::Local(said.holdings)))
+        let announced = self.sync.reporter.announce(&self.table, held, differ, now);
+        self.sync.metrics.flows_expired.set(i64::try_from(announced.expired).unwrap_or(i64::MAX));
+        self.look.holding = !announced.report.services.is_empty();
+        self.exchange(Some(exchange::Event::Local(announced.report)))
     }
 
     /// While there is doubt of what Kubernetes says of this node's pods.

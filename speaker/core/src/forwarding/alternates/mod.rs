@@ -8,7 +8,7 @@
 //! own row. Those that said so come first, by name: every node has heard the same of them. Former primaries follow, of which a
 //! restarted node may know fewer. Nodes whose speaker is silent come after these: the rows that they go by are old.
 //!
-//! What nodes said before they went by another table comes behind all that (`Word::earlier`), then the primary that the row gets with the next
+//! What nodes said before they went by another table comes behind all that (`Reported::earlier`), then the primary that the row gets with the next
 //! batch of additions: peers apply a batch at slightly different moments.
 //!
 //! Places that are left at the end go to nodes of which it is not known what they hold: those of former rings and of the next (between two rings
@@ -25,7 +25,7 @@ use core::cmp::Ordering;
 use ebpf_common::{ALTERNATES, MAX_ROWS, Row, numbered};
 
 use super::Ring;
-use crate::holdings::Rows;
+use crate::reports::Rows;
 
 /// The alternates of each row of a ring.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,9 +69,9 @@ pub struct Cause {
     /// Former rings, newest first, each with those of its nodes that may hold flows of it, in order of names.
     pub formers: Vec<(ByAddress<Ring>, Vec<String>)>,
     /// What each node says it holds, in order of names.
-    pub holders: Vec<(String, ByAddress<Rows>)>,
+    pub reporters: Vec<(String, ByAddress<Rows>)>,
     /// What they said before, by other tables.
-    pub earlier: Vec<(String, ByAddress<Rows>)>,
+    pub superseded: Vec<(String, ByAddress<Rows>)>,
     /// The ring of the next batch, which peers may go by already.
     pub upcoming: Option<ByAddress<Ring>>,
     /// Nodes that may hold flows of any row.
@@ -86,7 +86,7 @@ impl Cause {
     /// flows of rows that are not his.
     pub fn has_larger_rings(&self) -> bool {
         let formers = self.formers.iter().map(|(former, _)| former).chain(&self.upcoming).map(|ring| ring.0.rows.len());
-        let told = self.holders.iter().chain(&self.earlier).map(|(_, rows)| rows.0.of() as usize);
+        let told = self.reporters.iter().chain(&self.superseded).map(|(_, rows)| rows.0.of() as usize);
         self.ring.0.rows.len() < MAX_ROWS as usize && formers.chain(told).any(|rows| rows == MAX_ROWS as usize)
     }
 
@@ -108,7 +108,7 @@ pub struct Cache {
 impl Cache {
     /// From the cache of the last table into the one of the next.
     pub fn get(&self, cause: Cause, next: &mut Cache) -> Option<Arc<Alternates>> {
-        let nobody = cause.formers.is_empty() && cause.holders.is_empty() && cause.earlier.is_empty();
+        let nobody = cause.formers.is_empty() && cause.reporters.is_empty() && cause.superseded.is_empty();
         if nobody && cause.upcoming.is_none() && cause.unheard.is_empty() {
             return None;
         }

@@ -9,21 +9,21 @@ use ebpf_common::ALTERNATES;
 
 use super::{Alternates, ByAddress, Cause};
 use crate::forwarding::Ring;
-use crate::holdings::{Rows, overlapping};
+use crate::reports::{Rows, overlapping};
 
 pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
-    let Cause { ring, formers, holders, earlier, upcoming, unheard, silent } = cause;
+    let Cause { ring, formers, reporters, superseded, upcoming, unheard, silent } = cause;
     let formers_nodes = formers.iter().flat_map(|(_, nodes)| nodes);
     let upcoming_nodes = upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes);
     let anywhere: BTreeSet<&String> = formers_nodes.chain(upcoming_nodes).chain(&**unheard).collect();
-    let holding = holders.iter().chain(earlier).map(|(node, _)| node);
+    let holding = reporters.iter().chain(superseded).map(|(node, _)| node);
     let names: BTreeSet<&String> = holding.chain(anywhere.iter().copied()).collect();
     let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| silent.contains(*name));
     let nodes: Vec<String> = first.iter().chain(&last).map(|name| String::from(*name)).collect();
     let numbers: BTreeMap<&str, u16> = nodes.iter().zip(1..).map(|(name, number)| (name.as_str(), number)).collect();
     let number = |name: &String| numbers.get(name.as_str()).copied().unwrap_or(0);
     let mut sheet = Sheet::new(&ring.0, &number);
-    for (node, rows) in holders {
+    for (node, rows) in reporters {
         sheet.add_holder(number(node), &rows.0);
     }
     for (former, nodes) in formers {
@@ -31,7 +31,7 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
         let numbers: Vec<u16> = former.0.nodes.iter().map(may_hold).collect();
         sheet.add_former(&former.0, &numbers);
     }
-    for (node, rows) in earlier {
+    for (node, rows) in superseded {
         sheet.add_holder(number(node), &rows.0);
     }
     if let Some(ByAddress(upcoming)) = upcoming {

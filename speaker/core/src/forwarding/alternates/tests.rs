@@ -21,8 +21,8 @@ fn held(node: &str, rows: impl IntoIterator<Item = u32>) -> (String, ByAddress<R
 
 fn cause(ring: ByAddress<Ring>) -> Cause {
     let nobody = Arc::new(BTreeSet::new());
-    let (holders, earlier, unheard, silent) = (vec![], vec![], nobody.clone(), nobody);
-    Cause { ring, formers: vec![], holders, earlier, upcoming: None, unheard, silent }
+    let (reporters, superseded, unheard, silent) = (vec![], vec![], nobody.clone(), nobody);
+    Cause { ring, formers: vec![], reporters, superseded, upcoming: None, unheard, silent }
 }
 
 fn of(alternates: &Alternates, row: u32) -> Vec<&str> {
@@ -51,7 +51,7 @@ fn nodes_that_have_told_all_are_asked_only_for_what_they_told() {
     let row_of = |node| (0..4093).find(|&row| before.0.primary(row) == Some(node)).unwrap();
     let (a, b) = (row_of("a"), row_of("b"));
     let formers = vec![(before.clone(), names(&["b"]))];
-    let alternates = Cause { formers, holders: vec![held("a", [b])], ..cause(now) }.alternates().unwrap();
+    let alternates = Cause { formers, reporters: vec![held("a", [b])], ..cause(now) }.alternates().unwrap();
     assert_eq!(of(&alternates, a), ["b"], "b may have anything");
     assert_eq!(of(&alternates, b), ["a", "b"]);
 }
@@ -60,9 +60,9 @@ fn nodes_that_have_told_all_are_asked_only_for_what_they_told() {
 fn no_more_than_fit_and_those_that_said_so_first() {
     let now = ring(&[("z", 1)]);
     let formers: Vec<_> = ["d", "c"].map(|node| (ring(&[(node, 1)]), names(&[node]))).into();
-    let holders = vec![held("a", [7]), held("b", [7]), held("y", [7, 8])];
+    let reporters = vec![held("a", [7]), held("b", [7]), held("y", [7, 8])];
     let silent = Arc::new(names(&["a"]).into_iter().collect());
-    let alternates = Cause { formers, holders, silent, ..cause(now) }.alternates().unwrap();
+    let alternates = Cause { formers, reporters, silent, ..cause(now) }.alternates().unwrap();
     assert_eq!(of(&alternates, 7), ["b", "y", "a"], "whose speaker is silent is asked last");
     assert_eq!(of(&alternates, 8), ["y", "d", "c"], "the newest former ring first");
     assert_eq!(of(&alternates, 9), ["d", "c"]);
@@ -87,8 +87,8 @@ fn rows_without_room_for_a_node_that_may_hold_any_flow_overflow() {
 #[test]
 fn the_next_primary_of_a_row_has_a_place_that_is_left() {
     let (now, next) = (ring(&[("a", 1)]), ring(&[("a", 1), ("b", 1), ("c", 1)]));
-    let holders = vec![held("d", [7, 8]), held("e", [7, 8]), held("f", [7, 8])];
-    let alternates = Cause { holders, upcoming: Some(next.clone()), ..cause(now) }.alternates().unwrap();
+    let reporters = vec![held("d", [7, 8]), held("e", [7, 8]), held("f", [7, 8])];
+    let alternates = Cause { reporters, upcoming: Some(next.clone()), ..cause(now) }.alternates().unwrap();
     for row in (0..4093).filter(|row| ![7, 8].contains(row)) {
         let next = next.0.primary(row).unwrap();
         assert!(next == "a" || of(&alternates, row)[0] == next);
@@ -101,7 +101,7 @@ fn the_next_primary_of_a_row_has_a_place_that_is_left() {
 #[test]
 fn the_primary_is_no_alternate_and_nothing_is_none() {
     let now = ring(&[("a", 1)]);
-    assert_eq!(Cause { holders: vec![held("a", 0..4093)], ..cause(now.clone()) }.alternates(), None);
+    assert_eq!(Cause { reporters: vec![held("a", 0..4093)], ..cause(now.clone()) }.alternates(), None);
     let mut next = Cache::default();
     assert_eq!(Cache::default().get(cause(now), &mut next), None);
     assert!(next.causes.is_empty());
@@ -109,11 +109,11 @@ fn the_primary_is_no_alternate_and_nothing_is_none() {
 
 #[test]
 fn the_same_cause_gives_the_same_allocation() {
-    let cause = Cause { holders: vec![held("b", [1])], ..cause(ring(&[("a", 1)])) };
+    let cause = Cause { reporters: vec![held("b", [1])], ..cause(ring(&[("a", 1)])) };
     let (mut second, mut third) = (Cache::default(), Cache::default());
     let first = Cache::default().get(cause.clone(), &mut second).unwrap();
     assert!(Arc::ptr_eq(&first, &second.get(cause.clone(), &mut third).unwrap()));
-    let other = Cause { holders: vec![held("b", [1])], ..cause };
+    let other = Cause { reporters: vec![held("b", [1])], ..cause };
     assert!(!Arc::ptr_eq(&first, &third.get(other, &mut Cache::default()).unwrap()));
 }
 
@@ -149,14 +149,14 @@ fn rings_of_other_sizes() {
 fn a_ring_is_split_for_as_long_as_somebody_tells_larger_rows() {
     let (small, large) = (ring(&[("a", 20), ("b", 20)]), ring(&[("a", 20), ("b", 21)]));
     let told = |of| vec![(String::from("a"), ByAddress(Arc::new(Rows::new(of, [5]))))];
-    assert!(Cause { holders: told(65488), ..cause(small.clone()) }.has_larger_rings());
-    assert!(Cause { earlier: told(65488), ..cause(small.clone()) }.has_larger_rings());
+    assert!(Cause { reporters: told(65488), ..cause(small.clone()) }.has_larger_rings());
+    assert!(Cause { superseded: told(65488), ..cause(small.clone()) }.has_larger_rings());
     assert!(Cause { formers: vec![(large.clone(), names(&["a"]))], ..cause(small.clone()) }.has_larger_rings());
     // A size that no ring of ours has.
     assert!(
-        ![4093, 65487].into_iter().any(|of| Cause { holders: told(of), ..cause(small.clone()) }.has_larger_rings())
+        ![4093, 65487].into_iter().any(|of| Cause { reporters: told(of), ..cause(small.clone()) }.has_larger_rings())
     );
-    assert!(!Cause { holders: told(65488), ..cause(large) }.has_larger_rings());
+    assert!(!Cause { reporters: told(65488), ..cause(large) }.has_larger_rings());
 }
 
 /// Flows that a ring of another size leaves without a way to their node: right after the change (former primaries are asked), and once
@@ -176,21 +176,22 @@ fn lost_at_the_boundary(nodes: u32, from: u32, to: u32, flows: u64) -> (u64, u64
     let now = asked.ring.clone();
     let mut held: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
     for flow in 0..flows {
-        let holder = before.0.primary(row(&before.0, flow)).unwrap();
+        let before_primary = before.0.primary(row(&before.0, flow)).unwrap();
         let row = row(&now.0, flow);
-        if now.0.primary(row) != Some(holder) {
-            held.entry(holder).or_default().push(row);
+        if now.0.primary(row) != Some(before_primary) {
+            held.entry(before_primary).or_default().push(row);
         }
     }
     let told = |(node, rows): (&&str, &Vec<u32>)| {
         (String::from(*node), ByAddress(Arc::new(Rows::new(now.0.rows.len() as u32, rows.iter().copied()))))
     };
-    let told = Cause { holders: held.iter().map(told).collect(), ..cause(now.clone()) };
+    let told = Cause { reporters: held.iter().map(told).collect(), ..cause(now.clone()) };
     let lost = |alternates: Option<Alternates>| {
         let reached = |flow: &u64| {
-            let (holder, row) = (before.0.primary(row(&before.0, *flow)).unwrap(), row(&now.0, *flow));
+            let (before_primary, row) = (before.0.primary(row(&before.0, *flow)).unwrap(), row(&now.0, *flow));
             let others = alternates.as_ref();
-            now.0.primary(row) == Some(holder) || others.is_some_and(|others| others.of(row).any(|node| node == holder))
+            now.0.primary(row) == Some(before_primary)
+                || others.is_some_and(|others| others.of(row).any(|node| node == before_primary))
         };
         (0..flows).filter(|flow| !reached(flow)).count() as u64
     };

@@ -2,7 +2,7 @@
 //!
 //! Read first: docs/decisions/0015. A connection has a place if its node is the primary or an alternate of its row. Three planners stand for
 //! twenty nodes: one receives each pod's readiness at once, the others a little later, so their tables differ for moments, as real ones do.
-//! Flow reports are made from the connections themselves: `Holder` hashes each connection again, which takes too long for this many.
+//! Flow reports are made from the connections themselves: `Reporter` hashes each connection again, which takes too long for this many.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
@@ -17,7 +17,7 @@ use super::node::{HASH_KEY, WINDOW, name};
 use super::random::Random;
 use crate::forwarding::history::History;
 use crate::forwarding::{Availability, LONGEST_WAIT, Planner, SETTLE, Service, Table};
-use crate::holdings::{Holdings, Rows, Words};
+use crate::reports::{Report, Reports, Rows};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::service_key;
 use crate::view::example::{VIP, ports, service, vip, web};
@@ -84,14 +84,14 @@ impl Group {
         ring.nodes[usize::from(ring.rows[self.row(fine) as usize])][1..].parse().unwrap()
     }
 
-    fn turn(&mut self, words: &Words, now: Instant) {
+    fn turn(&mut self, reports: &Reports, now: Instant) {
         let again = self.planner.unsettled() && now.since(self.planned) >= Duration::from_secs(1);
         let due = self.planner.next_deadline().is_some_and(|due| due <= now);
         if !self.dirty && !again && !due {
             return;
         }
         let before = self.table.digest;
-        self.table = self.planner.table(&self.view, &Availability::default(), words, now);
+        self.table = self.planner.table(&self.view, &Availability::default(), reports, now);
         (self.dirty, self.planned) = (false, now);
         if self.table.digest != before {
             self.ring_since = now;
@@ -102,7 +102,7 @@ impl Group {
 struct Scaling {
     now: Instant,
     groups: [Group; 3],
-    words: Words,
+    reports: Reports,
     flows: Vec<u16>,
     /// The node of each connection that is open: the first of `flows`.
     nodes: Vec<usize>,
@@ -127,7 +127,7 @@ impl Scaling {
         let mut scaling = Self {
             now: START,
             groups: [0, 1, 2].map(group),
-            words: Words::new(),
+            reports: Reports::new(),
             flows: flows.into(),
             nodes: Vec::new(),
             random: Random(1),
@@ -141,7 +141,7 @@ impl Scaling {
 
     fn turn(&mut self) {
         for group in &mut self.groups {
-            group.turn(&self.words, self.now);
+            group.turn(&self.reports, self.now);
             self.rings.insert(group.service().ring.digest);
         }
         let [first, others @ ..] = &self.groups;
@@ -156,7 +156,7 @@ impl Scaling {
         }
     }
 
-    /// What every node reports: as `Holder` does it.
+    /// What every node reports: as `Reporter` does it.
     fn report(&mut self) {
         let differ = self.differ.is_some_and(|since| self.now.since(since) >= Duration::from_secs(2));
         let mut rows = vec![BTreeSet::new(); NODES];
@@ -170,11 +170,11 @@ impl Scaling {
             let table = &self.groups[node % 3].table;
             let of = self.groups[node % 3].service().ring.rows.len() as u32;
             let named = (service_key(VIP, 80, Protocol::Tcp), Arc::new(Rows::new(of, rows)));
-            let holdings = Holdings { digest: table.digest, partial: false, services: [named].into() };
-            let word = self.words.entry(name(node)).or_default();
-            word.confirmed = self.now;
-            if *word.holdings != holdings {
-                word.holdings = Arc::new(holdings);
+            let report = Report { digest: table.digest, partial: false, services: [named].into() };
+            let reported = self.reports.entry(name(node)).or_default();
+            reported.confirmed = self.now;
+            if *reported.report != report {
+                reported.report = Arc::new(report);
                 self.groups.iter_mut().for_each(|group| group.dirty = true);
             }
         }

@@ -13,10 +13,10 @@ use sheave_ebpf::service;
 
 use crate::forwarding::history::{History, Saved};
 use crate::forwarding::{Availability, Planner, Table};
-use crate::holdings::exchange::{Action, Config, Event, Exchange};
-use crate::holdings::holder::Holder;
 use crate::machine::Machine;
 use crate::name::NodeName;
+use crate::reports::exchange::{Action, Config, Event, Exchange};
+use crate::reports::reporter::Reporter;
 use crate::standing::Standing;
 use crate::time::{Duration, Instant};
 use crate::view::View;
@@ -91,7 +91,7 @@ pub struct Speaker {
     node: usize,
     planner: Planner,
     exchange: Exchange,
-    holder: Holder,
+    reporter: Reporter,
     view: Option<Arc<View>>,
     standing: Standing,
     available: Availability,
@@ -152,7 +152,7 @@ impl Speaker {
             node,
             planner,
             exchange,
-            holder: Holder::new(&name(node), HASH_KEY, WINDOW),
+            reporter: Reporter::new(&name(node), HASH_KEY, WINDOW),
             view: None,
             standing: Standing::default(),
             available: Availability::default(),
@@ -210,10 +210,10 @@ impl Speaker {
             self.exchange.handle(Event::Tick, now, &mut actions);
             sent.extend(self.take(actions));
         }
-        if !self.exchange.learned(now) || self.cut_off {
+        if !self.exchange.all_reported(now) || self.cut_off {
             return sent;
         }
-        let available = self.standing.available(|node, since| self.exchange.has_spoken(node, since));
+        let available = self.standing.available(|node, since| self.exchange.has_reported(node, since));
         self.dirty |= self.available != available;
         self.available = available;
         let again = self.planner.unsettled() && now.since(self.planned) >= Duration::from_secs(1);
@@ -230,10 +230,10 @@ impl Speaker {
         {
             (self.announced, self.digest) = (now, table.digest);
             let flows: Vec<FlowTuple> = kernel.flows.keys().map(|flow| tuple(*flow)).collect();
-            let said = self.holder.announce(table, flows, self.exchange.differs(now), now);
-            assert_eq!(said.expired, 0);
+            let announced = self.reporter.announce(table, flows, self.exchange.differs(now), now);
+            assert_eq!(announced.expired, 0);
             let mut actions = Vec::new();
-            self.exchange.handle(Event::Local(said.holdings), now, &mut actions);
+            self.exchange.handle(Event::Local(announced.report), now, &mut actions);
             sent.extend(self.take(actions));
         }
         sent
@@ -299,7 +299,7 @@ impl Speaker {
         if self.exchange.differs(now) {
             self.planner.tables_differ(now);
         }
-        let table = self.planner.table(view, &self.available, &self.exchange.words(), now);
+        let table = self.planner.table(view, &self.available, &self.exchange.reports(), now);
         (self.dirty, self.planned, self.ready) = (false, now, true);
         let viewed = table.viewed.clone();
         kernel.table = Some(table);

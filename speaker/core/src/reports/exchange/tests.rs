@@ -3,7 +3,7 @@
 use alloc::vec;
 
 use super::*;
-use crate::holdings::Rows;
+use crate::reports::Rows;
 use crate::view::Protocol;
 use crate::view::endpoints::service_key;
 use crate::wire::advert::MAX_DATAGRAM;
@@ -26,11 +26,11 @@ fn config(node: usize, epoch: u64) -> Config {
 }
 
 /// Rows of one service by a table.
-fn holdings(digest: u64, rows: impl IntoIterator<Item = u32>) -> Arc<Holdings> {
+fn report(digest: u64, rows: impl IntoIterator<Item = u32>) -> Arc<Report> {
     let rows = Rows::new(65488, rows);
     let key = service_key([192, 0, 2, 1].into(), 80, Protocol::Tcp);
     let services = if rows.is_empty() { BTreeMap::new() } else { [(key, Arc::new(rows))].into() };
-    Arc::new(Holdings { digest, partial: false, services })
+    Arc::new(Report { digest, partial: false, services })
 }
 
 /// A view by its digest, and the digests of nodes' pods.
@@ -86,13 +86,13 @@ impl Wire {
         }
     }
 
-    fn local(&mut self, node: usize, holdings: &Arc<Holdings>) {
-        self.event(node, Event::Local(holdings.clone()));
+    fn local(&mut self, node: usize, report: &Arc<Report>) {
+        self.event(node, Event::Local(report.clone()));
     }
 
     /// What `at` knows of `node`.
-    fn known(&self, at: usize, node: usize) -> Option<Arc<Holdings>> {
-        Some(self.nodes[&at].words().get(name(node).as_str())?.holdings.clone())
+    fn known(&self, at: usize, node: usize) -> Option<Arc<Report>> {
+        Some(self.nodes[&at].reports().get(name(node).as_str())?.report.clone())
     }
 
     fn others(&self) -> BTreeSet<NodeName> {
@@ -106,12 +106,12 @@ const SECOND: Duration = Duration::from_secs(1);
 fn everybody_knows_what_everybody_holds() {
     let mut wire = Wire::new(3);
     wire.run(SECOND);
-    let held = holdings(7, (0..65488).step_by(3));
+    let held = report(7, (0..65488).step_by(3));
     wire.local(0, &held);
-    wire.local(1, &holdings(7, []));
+    wire.local(1, &report(7, []));
     assert_eq!(
         (wire.known(1, 0), wire.known(2, 0), wire.known(2, 1)),
-        (Some(held.clone()), Some(held), Some(holdings(7, [])))
+        (Some(held.clone()), Some(held), Some(report(7, [])))
     );
     assert_eq!(wire.known(0, 2), None, "it has not said anything yet");
     let changed = |node: usize| wire.log.iter().filter(|(_, action)| *action == Action::Changed(name(node))).count();
@@ -121,8 +121,8 @@ fn everybody_knows_what_everybody_holds() {
 #[test]
 fn an_idle_node_sends_one_small_datagram_a_second() {
     let mut wire = Wire::new(2);
-    wire.local(0, &holdings(7, []));
-    wire.local(1, &holdings(7, [1, 2, 3]));
+    wire.local(0, &report(7, []));
+    wire.local(1, &report(7, [1, 2, 3]));
     wire.run(5 * SECOND);
     wire.sent.clear();
     wire.log.clear();
@@ -135,10 +135,10 @@ fn an_idle_node_sends_one_small_datagram_a_second() {
 #[test]
 fn words_are_confirmed_when_the_node_looks_again() {
     let mut wire = Wire::new(2);
-    let held = holdings(7, [1]);
+    let held = report(7, [1]);
     wire.local(0, &held);
     wire.run(5 * SECOND);
-    let confirmed = |wire: &Wire| wire.nodes[&1].words()["n0"].confirmed;
+    let confirmed = |wire: &Wire| wire.nodes[&1].reports()["n0"].confirmed;
     assert_eq!(confirmed(&wire), Instant::from_millis(10_000));
     let looked = wire.now;
     wire.local(0, &held);
@@ -151,7 +151,7 @@ fn lost_parts_come_when_they_are_asked_for() {
     let mut wire = Wire::new(2);
     wire.run(SECOND);
     wire.lossy.insert(0, 3);
-    let held = holdings(7, (0..65488).step_by(2));
+    let held = report(7, (0..65488).step_by(2));
     wire.local(0, &held);
     assert_eq!(wire.known(1, 0), None);
     wire.run(5 * SECOND);
@@ -161,16 +161,16 @@ fn lost_parts_come_when_they_are_asked_for() {
 #[test]
 fn who_starts_asks_and_learns_at_once() {
     let mut wire = Wire::new(2);
-    let held = holdings(7, [1, 2]);
+    let held = report(7, [1, 2]);
     wire.local(0, &held);
     wire.local(1, &held);
     wire.run(10 * SECOND);
     wire.nodes.insert(2, Exchange::new(config(2, 1), wire.now));
     let others = [name(0), name(1)].into();
     wire.event(2, Event::Nodes(others));
-    assert!(!wire.nodes[&2].learned(wire.now));
+    assert!(!wire.nodes[&2].all_reported(wire.now));
     wire.run(Duration::from_millis(300));
-    assert!(wire.nodes[&2].learned(wire.now));
+    assert!(wire.nodes[&2].all_reported(wire.now));
     assert_eq!((wire.known(2, 0), wire.known(2, 1)), (Some(held.clone()), Some(held)));
 }
 
@@ -179,25 +179,25 @@ fn nobody_waits_for_the_silent_or_for_ever() {
     let mut wire = Wire::new(1);
     wire.event(0, Event::Nodes([name(5)].into()));
     wire.run(SECOND);
-    assert!(!wire.nodes[&0].learned(wire.now));
+    assert!(!wire.nodes[&0].all_reported(wire.now));
     wire.run(SECOND / 2);
-    assert!(wire.nodes[&0].learned(wire.now), "nobody has been heard");
+    assert!(wire.nodes[&0].all_reported(wire.now), "nobody has been heard");
     // One that is heard and whose parts never come.
     let mut wire = Wire::new(2);
     wire.lossy.insert(0, 2);
-    wire.local(0, &holdings(7, (0..65488).step_by(2)));
+    wire.local(0, &report(7, (0..65488).step_by(2)));
     wire.lossy.insert(0, 1);
     wire.run(4 * SECOND);
     wire.event(1, Event::Rejoin);
     wire.run(5 * SECOND);
-    assert!(wire.nodes[&1].learned(wire.now));
+    assert!(wire.nodes[&1].all_reported(wire.now));
 }
 
 /// Its flows live on.
 #[test]
 fn the_last_word_counts_until_the_node_is_removed() {
     let mut wire = Wire::new(3);
-    let held = holdings(7, [1]);
+    let held = report(7, [1]);
     wire.local(0, &held);
     wire.run(SECOND);
     wire.nodes.remove(&0);
@@ -207,24 +207,24 @@ fn the_last_word_counts_until_the_node_is_removed() {
     wire.nodes.insert(0, Exchange::new(config(0, 2), wire.now));
     wire.run(2 * SECOND);
     assert_eq!(wire.known(1, 0), Some(held));
-    wire.local(0, &holdings(7, []));
-    assert_eq!(wire.known(1, 0), Some(holdings(7, [])));
+    wire.local(0, &report(7, []));
+    assert_eq!(wire.known(1, 0), Some(report(7, [])));
     wire.log.clear();
     wire.event(1, Event::Nodes([name(2)].into()));
     assert_eq!((wire.known(1, 0), wire.log.as_slice()), (None, &[(1, Action::Changed(name(0)))][..]));
-    wire.local(0, &holdings(7, [5]));
+    wire.local(0, &report(7, [5]));
     assert!(wire.log.contains(&(1, Action::Rejected(Reject::UnknownNode))));
 }
 
 #[test]
 fn what_was_said_before_is_not_said_again_by_others() {
     let mut wire = Wire::new(2);
-    wire.local(0, &holdings(7, [1]));
+    wire.local(0, &report(7, [1]));
     wire.run(3 * SECOND);
     wire.nodes.insert(0, Exchange::new(config(0, 2), wire.now));
     let old = wire.sent[&0].clone();
     wire.run(SECOND);
-    wire.local(0, &holdings(7, [2]));
+    wire.local(0, &report(7, [2]));
     wire.log.clear();
     wire.event(1, Event::Datagram(old[0].clone()));
     let last = wire.sent[&0].last().unwrap().clone();
@@ -232,29 +232,29 @@ fn what_was_said_before_is_not_said_again_by_others() {
     wire.event(0, Event::Datagram(old[0].clone()));
     let rejected = [(1, Reject::StaleEpoch), (1, Reject::Replayed), (0, Reject::OwnEcho)];
     assert_eq!(wire.log, rejected.map(|(node, reject)| (node, Action::Rejected(reject))));
-    assert_eq!(wire.known(1, 0), Some(holdings(7, [2])));
+    assert_eq!(wire.known(1, 0), Some(report(7, [2])));
 }
 
 #[test]
 fn rows_that_are_as_they_were_keep_their_allocation() {
     let mut wire = Wire::new(2);
-    wire.local(0, &holdings(7, [1]));
+    wire.local(0, &report(7, [1]));
     let rows = |wire: &Wire| wire.known(1, 0).unwrap().services.values().next().unwrap().clone();
     let before = rows(&wire);
-    wire.local(0, &holdings(8, [1]));
+    wire.local(0, &report(8, [1]));
     assert!(Arc::ptr_eq(&before, &rows(&wire)));
-    wire.local(0, &holdings(8, [2]));
+    wire.local(0, &report(8, [2]));
     assert!(!Arc::ptr_eq(&before, &rows(&wire)));
 }
 
 #[test]
 fn tables_that_differ_for_long_are_an_alarm() {
     let mut wire = Wire::new(2);
-    (0..2).for_each(|node| wire.local(node, &holdings(7, [])));
+    (0..2).for_each(|node| wire.local(node, &report(7, [])));
     wire.run(3 * SECOND);
     wire.log.clear();
     let since = wire.now;
-    wire.local(0, &holdings(8, []));
+    wire.local(0, &report(8, []));
     wire.run(SECOND);
     assert!(!wire.nodes[&0].differs(wire.now));
     wire.run(3 * SECOND);
@@ -266,7 +266,7 @@ fn tables_that_differ_for_long_are_an_alarm() {
     let differs = |node| Action::Differs { node: name(node), since };
     assert_eq!(alarms(&wire), [(0, differs(1)), (1, differs(0))]);
     wire.log.clear();
-    wire.local(1, &holdings(8, []));
+    wire.local(1, &report(8, []));
     assert_eq!(alarms(&wire), [(1, Action::Agrees(name(0))), (0, Action::Agrees(name(1)))]);
     assert!(!wire.nodes[&0].differs(wire.now) && wire.others().len() == 2);
 }
@@ -277,7 +277,7 @@ fn a_node_that_does_not_follow_the_view_is_stale_for_all() {
     let mut wire = Wire::new(3);
     for node in 0..3 {
         wire.event(node, view(1, []));
-        wire.local(node, &holdings(7, []));
+        wire.local(node, &report(7, []));
     }
     wire.run(10 * SECOND);
     let doubts = |wire: &Wire| [0, 1, 2].map(|node: usize| wire.nodes[&node].in_doubt(wire.now));
@@ -328,21 +328,21 @@ fn whoever_leaves_the_cluster_is_not_stale_any_more() {
 #[test]
 fn what_was_said_by_another_table_counts_until_tables_agree() {
     let mut wire = Wire::new(2);
-    wire.local(0, &holdings(7, []));
-    wire.local(1, &holdings(7, [1, 2]));
+    wire.local(0, &report(7, []));
+    wire.local(1, &report(7, [1, 2]));
     let key = service_key([192, 0, 2, 1].into(), 80, Protocol::Tcp);
     let rows = |wire: &Wire, digest| -> BTreeSet<u32> {
-        let word = &wire.nodes[&0].words()["n1"];
-        let now = word.holdings.services.get(&key).into_iter();
-        now.chain(word.earlier_rows(&key, digest)).flat_map(|rows| rows.iter()).collect()
+        let reported = &wire.nodes[&0].reports()["n1"];
+        let now = reported.report.services.get(&key).into_iter();
+        now.chain(reported.superseded_rows(&key, digest)).flat_map(|rows| rows.iter()).collect()
     };
     assert_eq!(rows(&wire, 7), [1, 2].into());
-    wire.local(1, &holdings(8, [2, 3]));
-    wire.local(1, &holdings(9, [4]));
+    wire.local(1, &report(8, [2, 3]));
+    wire.local(1, &report(9, [4]));
     assert_eq!((rows(&wire, 7), rows(&wire, 9)), ([1, 2, 3, 4].into(), [4].into()));
-    wire.local(0, &holdings(9, []));
-    wire.local(1, &holdings(10, [5]));
+    wire.local(0, &report(9, []));
+    wire.local(1, &report(10, [5]));
     assert_eq!(rows(&wire, 9), [4, 5].into(), "they agreed meanwhile");
-    (11..20).for_each(|digest| wire.local(1, &holdings(digest, [digest as u32])));
+    (11..20).for_each(|digest| wire.local(1, &report(digest, [digest as u32])));
     assert_eq!(rows(&wire, 9).len(), 5, "the last few");
 }

@@ -18,7 +18,7 @@ fn datagram() -> Datagram {
         cluster: CLUSTER,
         epoch: 2,
         sequence: 3,
-        asks: true,
+        requests: true,
         partial: false,
         version: 4,
         digest: 5,
@@ -48,8 +48,8 @@ fn vector() {
     let sealed = datagram().seal(&keys(5));
     assert_eq!(sealed[..sealed.len() - MAC_LEN], expected.concat());
     assert_eq!(Datagram::open(&sealed, CLUSTER, &keys(5)), Ok(datagram()));
-    let word = Datagram { piece: None, asks: false, partial: true, ..datagram() };
-    assert_eq!(Datagram::open(&word.seal(&keys(5)), CLUSTER, &keys(5)), Ok(word));
+    let reported = Datagram { piece: None, requests: false, partial: true, ..datagram() };
+    assert_eq!(Datagram::open(&reported.seal(&keys(5)), CLUSTER, &keys(5)), Ok(reported));
 }
 
 #[test]

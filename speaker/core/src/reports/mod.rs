@@ -1,12 +1,12 @@
 //! Which node has flows of rows that are not its own: each says so itself.
 //!
-//! Conntrack is the only truth about flows. From it each node computes its [`Holdings`] ([`holder`]) and tells them to the others
-//! ([`exchange`]), and with it by which view of the cluster it goes (`freshness`). What all have said are the [`Words`], from which
+//! Conntrack is the only truth about flows. From it each node computes its [`Report`] ([`reporter`]) and tells them to the others
+//! ([`exchange`]), and with it by which view of the cluster it goes (`freshness`). What all have said are the [`Reports`], from which
 //! the alternates of rows follow (`forwarding::alternates`).
-//! Read first: docs/decisions/0008. Files: mod.rs -> rows.rs -> holder.rs -> exchange.rs (and `wire::holdings`, the format).
+//! Read first: docs/decisions/0008. Files: mod.rs -> rows.rs -> reporter.rs -> exchange.rs (and `wire::report`, the format).
 
 pub mod exchange;
-pub mod holder;
+pub mod reporter;
 mod rows;
 
 use alloc::collections::BTreeMap;
@@ -22,7 +22,7 @@ use crate::time::Instant;
 
 /// In which rows a node has flows without being their primary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Holdings {
+pub struct Report {
     /// Of the table by which it is not the primary (`Table::digest`).
     pub digest: u64,
     /// Some rows are left out: more than can be told.
@@ -33,47 +33,47 @@ pub struct Holdings {
 
 /// What a node said last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Word {
-    pub holdings: Arc<Holdings>,
+pub struct Reported {
+    pub report: Arc<Report>,
     /// When it last said that this is so.
     pub confirmed: Instant,
     /// What it said before by other tables, since it last had the same table as this node. By another table than ours it names no
     /// rows whose primary it is by that table, though it may have named them before.
-    pub earlier: Arc<Earlier>,
+    pub superseded: Arc<Superseded>,
 }
 
 /// A few of the last, newest first.
-pub type Earlier = BTreeMap<ServiceKey, Vec<Arc<Rows>>>;
+pub type Superseded = BTreeMap<ServiceKey, Vec<Arc<Rows>>>;
 
 /// What each node said last, by name.
-pub type Words = BTreeMap<String, Word>;
+pub type Reports = BTreeMap<String, Reported>;
 
 /// Of one service port.
-const MAX_EARLIER: usize = 4;
+const MAX_SUPERSEDED: usize = 4;
 
-impl Word {
+impl Reported {
     /// Rows that it named earlier and in which it may have flows, for a node that goes by the table with this digest.
-    pub fn earlier_rows(&self, key: &ServiceKey, digest: u64) -> impl Iterator<Item = &Arc<Rows>> {
-        let earlier = if self.holdings.digest == digest { None } else { self.earlier.get(key) };
-        earlier.into_iter().flatten()
+    pub fn superseded_rows(&self, key: &ServiceKey, digest: u64) -> impl Iterator<Item = &Arc<Rows>> {
+        let superseded = if self.report.digest == digest { None } else { self.superseded.get(key) };
+        superseded.into_iter().flatten()
     }
 
     /// Says something else now.
-    fn say(&mut self, holdings: Arc<Holdings>) {
-        if self.holdings.digest != holdings.digest {
-            let earlier = Arc::make_mut(&mut self.earlier);
-            for (key, rows) in &self.holdings.services {
-                let list = earlier.entry(*key).or_default();
+    fn supersede(&mut self, report: Arc<Report>) {
+        if self.report.digest != report.digest {
+            let superseded = Arc::make_mut(&mut self.superseded);
+            for (key, rows) in &self.report.services {
+                let list = superseded.entry(*key).or_default();
                 list.retain(|known| known != rows);
                 list.insert(0, rows.clone());
-                list.truncate(MAX_EARLIER);
+                list.truncate(MAX_SUPERSEDED);
             }
         }
-        self.holdings = holdings;
+        self.report = report;
     }
 
     /// Under the table with this digest these are all its rows, or were at this time or later.
-    pub fn is_all(&self, digest: u64, at: Instant) -> bool {
-        self.holdings.digest == digest && !self.holdings.partial && self.confirmed >= at
+    pub fn is_complete(&self, digest: u64, at: Instant) -> bool {
+        self.report.digest == digest && !self.report.partial && self.confirmed >= at
     }
 }

@@ -6,26 +6,26 @@ use alloc::sync::Arc;
 
 use ebpf_common::{FlowTuple, ServiceKey, row_of};
 
-use super::{Holdings, Rows};
+use super::{Report, Rows};
 use crate::forwarding::{SETTLE, Service, Table};
 use crate::time::{Duration, Instant};
 use crate::view::Affinity;
 
 /// Turns flows into holdings. Remembers since when this node has had flows of a row that is not its own.
 #[derive(Debug)]
-pub struct Holder {
+pub struct Reporter {
     own: String,
     hash_key: [u64; 2],
     window: Duration,
-    services: BTreeMap<ServiceKey, Held>,
+    services: BTreeMap<ServiceKey, ReportedRows>,
     /// Of every service port: the digest of its ring, and since when.
     rings: BTreeMap<ServiceKey, (u64, Instant)>,
-    said: Arc<Holdings>,
+    last: Arc<Report>,
 }
 
 /// Of one service port.
 #[derive(Debug)]
-struct Held {
+struct ReportedRows {
     /// The number of rows of its ring.
     of: u32,
     since: BTreeMap<u32, Instant>,
@@ -37,16 +37,16 @@ struct Held {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
     /// The same allocation as before if nothing changed.
-    pub holdings: Arc<Holdings>,
+    pub report: Arc<Report>,
     /// Flows whose rows this node lost longer ago than the window: nobody asks for them any more.
     pub expired: u64,
 }
 
-impl Holder {
+impl Reporter {
     /// `window`: for how long rows that this node has lost are told (`--drain-window`).
     pub fn new(own: &str, hash_key: [u64; 2], window: Duration) -> Self {
         let (services, rings) = (BTreeMap::new(), BTreeMap::new());
-        Self { own: own.into(), hash_key, window, services, rings, said: Arc::default() }
+        Self { own: own.into(), hash_key, window, services, rings, last: Arc::default() }
     }
 
     /// `flows`: the flows to VIPs that end on this node, as the client sent them, closed ones left out. `differ`: some node has
@@ -60,11 +60,11 @@ impl Holder {
         differ: bool,
         now: Instant,
     ) -> Announcement {
-        self.see_rings(table, now);
+        self.note_rings(table, now);
         let mut found: BTreeMap<ServiceKey, Found> = BTreeMap::new();
         for flow in flows {
             let key = ServiceKey { addr: flow.dst, port: flow.dst_port, proto: flow.proto, pad: 0 };
-            let Some((row, primary)) = table.services.get(&key).and_then(|service| self.place(service, flow)) else {
+            let Some((row, primary)) = table.services.get(&key).and_then(|service| self.row_of(service, flow)) else {
                 continue;
             };
             let found = found.entry(key).or_default();
@@ -80,23 +80,24 @@ impl Holder {
         let mut services = BTreeMap::new();
         for (key, found) in found {
             let of = table.services[&key].ring.rows.len() as u32;
-            let held = self.services.entry(key).or_insert_with(|| Held::new(of, now));
+            let held = self.services.entry(key).or_insert_with(|| ReportedRows::new(of, now));
             expired += held.update(of, &found.others, self.window, now);
-            let told = held.since.iter().filter(|(_, since)| now.since(**since) <= self.window).map(|(row, _)| *row);
-            let rows = Rows::new(of, told.chain(found.own));
-            let rows = held.keep_if_only_less(self.said.services.get(&key), rows, now);
+            let reported =
+                held.since.iter().filter(|(_, since)| now.since(**since) <= self.window).map(|(row, _)| *row);
+            let rows = Rows::new(of, reported.chain(found.own));
+            let rows = held.keep_if_subset(self.last.services.get(&key), rows, now);
             if !rows.is_empty() {
                 services.insert(key, rows);
             }
         }
-        let holdings = Holdings { digest: table.digest, partial: false, services };
-        if *self.said != holdings {
-            self.said = Arc::new(holdings);
+        let report = Report { digest: table.digest, partial: false, services };
+        if *self.last != report {
+            self.last = Arc::new(report);
         }
-        Announcement { holdings: self.said.clone(), expired }
+        Announcement { report: self.last.clone(), expired }
     }
 
-    fn see_rings(&mut self, table: &Table, now: Instant) {
+    fn note_rings(&mut self, table: &Table, now: Instant) {
         let ring = |(key, service): (&ServiceKey, &Service)| {
             let digest = service.ring.digest;
             let known = self.rings.get(key).filter(|(known, _)| *known == digest);
@@ -106,7 +107,7 @@ impl Holder {
     }
 
     /// The row of a flow, and whether this node is its primary.
-    fn place(&self, service: &Service, flow: FlowTuple) -> Option<(u32, bool)> {
+    fn row_of(&self, service: &Service, flow: FlowTuple) -> Option<(u32, bool)> {
         let flow = match service.affinity {
             Affinity::None => flow,
             Affinity::ClientIp => flow.client_only(),
@@ -124,7 +125,7 @@ struct Found {
     others: BTreeMap<u32, u64>,
 }
 
-impl Held {
+impl ReportedRows {
     fn new(of: u32, now: Instant) -> Self {
         Self { of, since: BTreeMap::new(), trimmed: now }
     }
@@ -144,14 +145,14 @@ impl Held {
 
     /// While flows end one by one, nodes need not write their rings anew each time: to name a row too long costs a packet that
     /// nobody knows one more hop.
-    fn keep_if_only_less(&mut self, said: Option<&Arc<Rows>>, rows: Rows, now: Instant) -> Arc<Rows> {
-        let Some(said) = said.filter(|said| said.of() == rows.of()) else { return Arc::new(rows) };
-        if **said == rows {
-            return said.clone();
+    fn keep_if_subset(&mut self, last: Option<&Arc<Rows>>, rows: Rows, now: Instant) -> Arc<Rows> {
+        let Some(last) = last.filter(|last| last.of() == rows.of()) else { return Arc::new(rows) };
+        if **last == rows {
+            return last.clone();
         }
-        let only_less = rows.iter().all(|row| said.contains(row));
-        if only_less && now.since(self.trimmed) < TRIM {
-            return said.clone();
+        let is_subset = rows.iter().all(|row| last.contains(row));
+        if is_subset && now.since(self.trimmed) < TRIM {
+            return last.clone();
         }
         self.trimmed = now;
         Arc::new(rows)

@@ -10,13 +10,13 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::{Holdings, Word, Words};
+use super::{Report, Reported, Reports};
 use crate::freshness::Freshness;
 use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::Digests;
-use crate::wire::holdings::{Datagram, Keyring, MAX_LIST, Piece, Reject, Services, decode, encode, piece_len};
+use crate::wire::report::{Datagram, Keyring, MAX_LIST, Piece, Reject, Services, decode, encode, piece_len};
 
 /// One node's part in it.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// What this node holds, by its present table. To be repeated every second, so that it counts as looked at.
-    Local(Arc<Holdings>),
+    Local(Arc<Report>),
     /// What the API server says, once the packet path is as it says.
     View(Digests),
     Datagram(Vec<u8>),
@@ -94,7 +94,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 struct Own {
-    word: Word,
+    reported: Reported,
     version: u64,
     list: Vec<u8>,
     partial: bool,
@@ -107,9 +107,9 @@ struct Peer {
     heard: Instant,
     version: u64,
     digest: u64,
-    word: Option<Word>,
+    reported: Option<Reported>,
     /// Epoch and version of the word.
-    word_is: (u64, u64),
+    reported_version: (u64, u64),
     assembly: Option<Assembly>,
     differs: Option<Instant>,
     alarmed: bool,
@@ -142,26 +142,26 @@ impl Exchange {
     }
 
     /// What each node said last, this one included.
-    pub fn words(&self) -> Words {
-        let own = self.own.iter().map(|own| (&self.config.node, own.word.clone()));
-        let peers = self.peers.iter().filter_map(|(node, peer)| Some((node, peer.word.clone()?)));
-        own.chain(peers).map(|(node, word)| (String::from(node.as_str()), word)).collect()
+    pub fn reports(&self) -> Reports {
+        let own = self.own.iter().map(|own| (&self.config.node, own.reported.clone()));
+        let peers = self.peers.iter().filter_map(|(node, peer)| Some((node, peer.reported.clone()?)));
+        own.chain(peers).map(|(node, reported)| (String::from(node.as_str()), reported)).collect()
     }
 
     /// Since it started or rejoined this node has learned what the others hold: it has the word of all nodes, or has listened for an
     /// interval and has the word of all it heard. Nobody is waited for longer than five seconds.
-    pub fn learned(&self, now: Instant) -> bool {
+    pub fn all_reported(&self, now: Instant) -> bool {
         let waited = now.since(self.started);
         let heard = |peer: &Peer| peer.heard >= self.started;
-        let has_told = |node| self.peers.get(node).is_some_and(|peer| heard(peer) && peer.is_known());
-        let all = self.nodes.as_ref().is_some_and(|nodes| nodes.iter().all(has_told));
+        let has_reported = |node| self.peers.get(node).is_some_and(|peer| heard(peer) && peer.is_known());
+        let all = self.nodes.as_ref().is_some_and(|nodes| nodes.iter().all(has_reported));
         let listened = waited > self.config.interval + LIST_PAUSE;
         let all_heard = || self.peers.values().filter(|peer| heard(peer)).all(Peer::is_known);
         all || listened && all_heard() || waited >= PATIENCE
     }
 
     /// Since then this node has said what it holds: our program is there, and its chains.
-    pub fn has_spoken(&self, node: &NodeName, since: Instant) -> bool {
+    pub fn has_reported(&self, node: &NodeName, since: Instant) -> bool {
         self.peers.get(node).is_some_and(|peer| peer.version != 0 && peer.heard >= since)
     }
 
@@ -182,20 +182,20 @@ impl Exchange {
     fn set_view(&mut self, viewed: Digests, now: Instant, actions: &mut Vec<Action>) {
         self.freshness.sees(viewed.pods, now);
         if self.freshness.says(&self.config.node, viewed.view, now) {
-            self.send_word(now, actions);
+            self.send_summary(now, actions);
         }
         self.judge(now, actions);
     }
 
-    fn set_local(&mut self, holdings: Arc<Holdings>, now: Instant, actions: &mut Vec<Action>) {
-        let word = Word { holdings, confirmed: now, ..Word::default() };
-        if let Some(own) = self.own.as_mut().filter(|own| own.word.holdings == word.holdings) {
-            own.word = word;
+    fn set_local(&mut self, report: Arc<Report>, now: Instant, actions: &mut Vec<Action>) {
+        let reported = Reported { report, confirmed: now, ..Reported::default() };
+        if let Some(own) = self.own.as_mut().filter(|own| own.reported.report == reported.report) {
+            own.reported = reported;
             return;
         }
-        let (list, partial) = encode(&word.holdings.services);
+        let (list, partial) = encode(&reported.report.services);
         let version = self.own.as_ref().map_or(1, |own| own.version + 1);
-        self.own = Some(Own { word, version, list, partial });
+        self.own = Some(Own { reported, version, list, partial });
         actions.push(Action::Changed(self.config.node.clone()));
         self.compare(now, actions);
         self.send_list(now, actions);
@@ -206,7 +206,7 @@ impl Exchange {
         let gone: Vec<NodeName> = self.peers.keys().filter(|node| !nodes.contains(node)).cloned().collect();
         for node in gone {
             let peer = self.peers.remove(&node);
-            if peer.is_some_and(|peer| peer.word.is_some()) {
+            if peer.is_some_and(|peer| peer.reported.is_some()) {
                 actions.push(Action::Changed(node));
             }
         }
@@ -226,7 +226,7 @@ impl Exchange {
             return Err(Reject::TooManyPeers);
         }
         let node = datagram.node.clone();
-        if datagram.asks {
+        if datagram.requests {
             let earliest = self.last_list.map_or(now, |last| now.max(last + LIST_PAUSE));
             self.next_list = Some(self.next_list.map_or(earliest, |next| next.min(earliest)));
         }
@@ -247,10 +247,12 @@ impl Exchange {
         for (node, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.version != 0) {
             // Nobody knows what a silent node goes by; what it said before its silence is not held against it.
             let speaks = now.since(peer.heard) <= 3 * self.config.interval;
-            if peer.digest == own.word.holdings.digest || !speaks {
+            if peer.digest == own.reported.report.digest || !speaks {
                 peer.differs = None;
-                if let Some(word) = peer.word.as_mut().filter(|word| word.holdings.digest == own.word.holdings.digest) {
-                    word.earlier = Arc::default();
+                if let Some(reported) =
+                    peer.reported.as_mut().filter(|reported| reported.report.digest == own.reported.report.digest)
+                {
+                    reported.superseded = Arc::default();
                 }
                 if core::mem::take(&mut peer.alarmed) {
                     actions.push(Action::Agrees(node.clone()));
@@ -285,7 +287,7 @@ impl Exchange {
         }
         if self.next_beat <= now {
             self.next_beat = now + self.config.interval;
-            self.send_word(now, actions);
+            self.send_summary(now, actions);
             self.raise_alarms(now, actions);
             self.judge(now, actions);
         }
@@ -303,7 +305,7 @@ impl Exchange {
     fn send_list(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.last_list = Some(now);
         let Some(own) = self.own.as_ref().filter(|own| !own.list.is_empty()) else {
-            return self.send_word(now, actions);
+            return self.send_summary(now, actions);
         };
         let pieces: Vec<Vec<u8>> = own.list.chunks(self.piece_len()).map(Vec::from).collect();
         for (part, bytes) in (0..).zip(pieces) {
@@ -311,23 +313,23 @@ impl Exchange {
         }
     }
 
-    fn send_word(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn send_summary(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.send(None, now, actions);
     }
 
     fn send(&mut self, piece: Option<Piece>, now: Instant, actions: &mut Vec<Action>) {
         self.sequence += 1;
         let own = self.own.as_ref();
-        let age = own.map_or(Duration::ZERO, |own| now.since(own.word.confirmed));
+        let age = own.map_or(Duration::ZERO, |own| now.since(own.reported.confirmed));
         let datagram = Datagram {
             node: self.config.node.clone(),
             cluster: self.config.cluster,
             epoch: self.config.epoch,
             sequence: self.sequence,
-            asks: !self.peers.values().all(Peer::is_known) || !self.learned(now),
+            requests: !self.peers.values().all(Peer::is_known) || !self.all_reported(now),
             partial: own.is_some_and(|own| own.partial),
             version: own.map_or(0, |own| own.version),
-            digest: own.map_or(0, |own| own.word.holdings.digest),
+            digest: own.map_or(0, |own| own.reported.report.digest),
             view: self.freshness.view(&self.config.node),
             age_millis: u32::try_from(age.as_millis()).unwrap_or(u32::MAX),
             parts: own.map_or(0, |own| own.list.len().div_ceil(self.piece_len()) as u16),
@@ -349,8 +351,8 @@ impl Peer {
             heard: now,
             version: 0,
             digest: 0,
-            word: None,
-            word_is: (0, 0),
+            reported: None,
+            reported_version: (0, 0),
             assembly: None,
             differs: None,
             alarmed: false,
@@ -359,7 +361,7 @@ impl Peer {
 
     /// Its word is the one that counts, or it has none yet.
     fn is_known(&self) -> bool {
-        self.version == 0 || self.word_is == (self.epoch, self.version)
+        self.version == 0 || self.reported_version == (self.epoch, self.version)
     }
 
     /// Whether its word is another now.
@@ -374,8 +376,8 @@ impl Peer {
         let looked = now - Duration::from_millis(u64::from(age_millis));
         (self.epoch, self.sequence, self.version, self.digest, self.heard) = (epoch, sequence, version, digest, now);
         if self.is_known() {
-            if let Some(word) = self.word.as_mut().filter(|_| version != 0) {
-                word.confirmed = word.confirmed.max(looked);
+            if let Some(reported) = self.reported.as_mut().filter(|_| version != 0) {
+                reported.confirmed = reported.confirmed.max(looked);
             }
             return Ok(false);
         }
@@ -387,9 +389,9 @@ impl Peer {
                 None => return Ok(false),
             },
         };
-        self.word_is = (epoch, version);
+        self.reported_version = (epoch, version);
         self.assembly = None;
-        Ok(self.set_word(Holdings { digest, partial, services }, looked))
+        Ok(self.set_reported(Report { digest, partial, services }, looked))
     }
 
     /// The list, once all parts are there.
@@ -406,20 +408,20 @@ impl Peer {
     }
 
     /// Rows that are as they were keep their allocation.
-    fn set_word(&mut self, mut holdings: Holdings, confirmed: Instant) -> bool {
-        let Some(known) = &mut self.word else {
-            self.word = Some(Word { holdings: Arc::new(holdings), confirmed, ..Word::default() });
+    fn set_reported(&mut self, mut report: Report, confirmed: Instant) -> bool {
+        let Some(known) = &mut self.reported else {
+            self.reported = Some(Reported { report: Arc::new(report), confirmed, ..Reported::default() });
             return true;
         };
-        for (key, rows) in &mut holdings.services {
-            if let Some(same) = known.holdings.services.get(key).filter(|known| *known == rows) {
+        for (key, rows) in &mut report.services {
+            if let Some(same) = known.report.services.get(key).filter(|known| *known == rows) {
                 *rows = same.clone();
             }
         }
         known.confirmed = confirmed;
-        let changed = *known.holdings != holdings;
+        let changed = *known.report != report;
         if changed {
-            known.say(Arc::new(holdings));
+            known.supersede(Arc::new(report));
         }
         changed
     }
@@ -431,7 +433,7 @@ impl Machine for Exchange {
 
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
-            Event::Local(holdings) => self.set_local(holdings, now, actions),
+            Event::Local(report) => self.set_local(report, now, actions),
             Event::View(view) => self.set_view(view, now, actions),
             Event::Datagram(bytes) => {
                 if let Err(reject) = self.receive(&bytes, now, actions) {

@@ -22,8 +22,8 @@ use super::advert::MAX_DATAGRAM;
 pub use super::reject::Reject;
 use super::seal::MAC_LEN;
 pub use super::seal::{Key, Keyring};
-use crate::holdings::Rows;
 use crate::name::NodeName;
+use crate::reports::Rows;
 
 /// Bytes of the list of sections of one node. What does not fit is left out, and the word is marked partial.
 pub const MAX_LIST: usize = 1 << 20;
@@ -32,9 +32,9 @@ pub const MAX_PARTS: usize = MAX_LIST.div_ceil(piece_len(NodeName::MAX_LEN));
 
 pub const VERSION: u8 = 1;
 const MAGIC: [u8; 4] = *b"SHVH";
-const KIND_WORD: u8 = 1;
+const KIND_SUMMARY: u8 = 1;
 const KIND_PART: u8 = 2;
-const FLAG_ASKS: u8 = 1;
+const FLAG_REQUEST: u8 = 1;
 const FLAG_PARTIAL: u8 = 2;
 const NAME: usize = 68;
 
@@ -55,7 +55,7 @@ pub struct Datagram {
     pub epoch: u64,
     pub sequence: u64,
     /// The sender misses the word of somebody.
-    pub asks: bool,
+    pub requests: bool,
     /// Some rows are left out of the list.
     pub partial: bool,
     /// Grows with every change; 0: it does not know yet what it holds.
@@ -107,7 +107,7 @@ impl Datagram {
         let node = core::str::from_utf8(name).ok().and_then(NodeName::new).ok_or(Reject::Malformed)?;
         let (part, parts) = (head.u16_at(60), head.u16_at(62));
         let piece = match head.0[5] {
-            KIND_WORD if bytes.is_empty() => None,
+            KIND_SUMMARY if bytes.is_empty() => None,
             KIND_PART if part < parts && !bytes.is_empty() => Some(Piece { part, bytes: bytes.into() }),
             _ => return Err(Reject::Malformed),
         };
@@ -119,7 +119,7 @@ impl Datagram {
             cluster: head.u64_at(8),
             epoch: head.u64_at(16),
             sequence: head.u64_at(24),
-            asks: head.0[6] & FLAG_ASKS != 0,
+            requests: head.0[6] & FLAG_REQUEST != 0,
             partial: head.0[6] & FLAG_PARTIAL != 0,
             version: head.u64_at(32),
             digest: head.u64_at(40),
@@ -134,10 +134,10 @@ impl Datagram {
     pub fn seal(&self, keys: &Keyring) -> Vec<u8> {
         let name = self.node.as_str().as_bytes();
         let (kind, part, piece) = match &self.piece {
-            None => (KIND_WORD, 0, &[][..]),
+            None => (KIND_SUMMARY, 0, &[][..]),
             Some(piece) => (KIND_PART, piece.part, &piece.bytes[..]),
         };
-        let flags = if self.asks { FLAG_ASKS } else { 0 } | if self.partial { FLAG_PARTIAL } else { 0 };
+        let flags = if self.requests { FLAG_REQUEST } else { 0 } | if self.partial { FLAG_PARTIAL } else { 0 };
         let mut out = Vec::with_capacity(NAME + name.len() + piece.len() + MAC_LEN);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&[VERSION, kind, flags, keys.current.id]);
