@@ -14,7 +14,7 @@ use speaker_core::announce::{self, Announcer};
 use speaker_core::backend::Uplink;
 use speaker_core::election::{self, Election, LoseReason, Owner};
 use speaker_core::forwarding::Planner;
-use speaker_core::forwarding::history::History;
+use speaker_core::forwarding::previous::PreviousRings;
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::name::NodeName;
 use speaker_core::presence::{self, Presence};
@@ -144,7 +144,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         hash_key: identity.flow_key(),
         udp_silent: args.udp_unserved == UdpUnserved::Silent,
         attachment: Attachment::new(loaded, &uplink.name, uplink.index),
-        planner: Planner::new(identity.flow_key(), history(remembered.as_ref(), window)),
+        planner: Planner::new(identity.flow_key(), previous_rings(remembered.as_ref(), window)),
         reporter: Reporter::new(&args.node_name, identity.flow_key(), window),
         saver: saver.clone(),
         arrivals: if booted { Arrivals::awaited() } else { Arrivals::NotAwaited },
@@ -238,12 +238,14 @@ async fn run_async(args: RunArgs) -> Result<()> {
 }
 
 /// The former rings; if there are none that can be used, the other nodes tell what they hold.
-fn history(remembered: Option<&Remembered>, window: Duration) -> History {
-    let Some(remembered) = remembered else { return History::new(window) };
-    History::restore(&remembered.history, window, &clock::boot_id(), clock::now()).unwrap_or_else(|error| {
-        warn!(%error, "former rings not taken from disk");
-        History::new(window)
-    })
+fn previous_rings(remembered: Option<&Remembered>, window: Duration) -> PreviousRings {
+    let Some(remembered) = remembered else { return PreviousRings::new(window) };
+    PreviousRings::restore(&remembered.previous_rings, window, &clock::boot_id(), clock::now()).unwrap_or_else(
+        |error| {
+            warn!(%error, "previous rings not restored from disk");
+            PreviousRings::new(window)
+        },
+    )
 }
 
 /// Who was there when the speaker before this one ended. Not after a boot: others may have booted meanwhile, and to ask a node that

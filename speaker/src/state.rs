@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use speaker_core::forwarding::history::Saved;
+use speaker_core::forwarding::previous::SavedRings;
 use speaker_core::view::View;
 
 use crate::io::clock;
@@ -33,7 +33,8 @@ pub struct StateDir {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Remembered {
     /// Former rings of each service.
-    pub history: Saved,
+    #[serde(alias = "history")]
+    pub previous_rings: SavedRings,
     /// Nodes whose packet path was ready (`presence`).
     pub present: BTreeSet<String>,
 }
@@ -88,14 +89,14 @@ impl StateDir {
     }
 
     pub fn save_forwarding(&self, remembered: &Remembered) -> Result<()> {
-        let bytes = serde_json::to_vec(remembered).context("serialise the former rings")?;
+        let bytes = serde_json::to_vec(remembered).context("serialize the previous rings")?;
         write_atomically(&self.forwarding_path(), &bytes)
     }
 
     /// What the last speaker remembered. A file that cannot be read is reported and counts as absent: the other nodes know what
     /// they hold, and say so.
     pub fn load_forwarding(&self) -> Option<Remembered> {
-        load(&self.forwarding_path(), "former rings unreadable, the other nodes will tell")
+        load(&self.forwarding_path(), "previous rings unreadable; continuing with what other nodes report")
     }
 
     pub fn save_keys(&self, keys: &Stored) -> Result<()> {

@@ -130,7 +130,7 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
             () = state.sync.arrivals.next() => {}
             _ = look.tick() => state.keep_attached(),
-            _ = turn.tick() => state.dirty |= state.sync.planner.unsettled() || state.lingering.is_due(clock::now()),
+            _ = turn.tick() => state.dirty |= state.sync.planner.awaits_reports() || state.lingering.is_due(clock::now()),
             () = sleep_until(state.retry.unwrap_or_else(Instant::now)), if state.retry.is_some() => {}
         }
         turned(&state.sync.shared.dataplane_turned, clock::now());

@@ -7,7 +7,7 @@ use std::time::{Duration as StdDuration, Instant as Clock};
 use anyhow::{Context as _, Result};
 use speaker_core::backend::{Lingering, Plan, Uplink, ruleset};
 use speaker_core::forwarding::diff::{Layout, MapOp, MapState, diff};
-use speaker_core::forwarding::history::{History, Saved};
+use speaker_core::forwarding::previous::{PreviousRings, SavedRings};
 use speaker_core::forwarding::{Availability, Planner, Table};
 use speaker_core::reports::{Report, Reported, Reports};
 use speaker_core::time::{Duration, Instant};
@@ -80,15 +80,15 @@ impl Pass {
 
 impl Node {
     /// As a speaker that starts: from pinned maps, and the history that the one before it saved.
-    pub fn start(pins: &Pins, saved: Option<&Saved>, now: Instant) -> Result<(Self, Pass)> {
+    pub fn start(pins: &Pins, saved: Option<&SavedRings>, now: Instant) -> Result<(Self, Pass)> {
         let (begun, cpu) = (Clock::now(), cpu_time());
         let maps = ForwardingMaps::open(pins)?;
         let have = maps.restore()?;
-        let history = match saved {
-            Some(saved) => History::restore(saved, WINDOW, BOOT, now).context("the history")?,
-            None => History::new(WINDOW),
+        let previous_rings = match saved {
+            Some(saved) => PreviousRings::restore(saved, WINDOW, BOOT, now).context("the history")?,
+            None => PreviousRings::new(WINDOW),
         };
-        let mut planner = Planner::new(HASH_KEY, history);
+        let mut planner = Planner::new(HASH_KEY, previous_rings);
         planner.was_away(&world::name(OWN));
         let node = Self {
             maps,
@@ -120,8 +120,8 @@ impl Node {
         self.reports = (0..world::NODES).map(|node| (world::name(node), reported.clone())).collect();
     }
 
-    pub fn save(&self) -> Saved {
-        self.planner.history().save(BOOT, self.now)
+    pub fn save(&self) -> SavedRings {
+        self.planner.previous_rings().save(BOOT, self.now)
     }
 
     /// What `State::converge` does. nft takes part if there is one.

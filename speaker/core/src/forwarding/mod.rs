@@ -3,11 +3,11 @@
 //! For each VIP and service port a ring: Maglev over (node, ordinal 0..ready pods on it; members.rs says who counts if none is). The ring chooses the node, the node
 //! chooses the pod. The same view, the same set of lost nodes and the same hash key give the same table on every node. Beside
 //! it the alternates of each row: nodes that may hold flows which were opened under another ring. These may differ between nodes.
-//! Reading order: mod.rs -> members.rs -> batches.rs -> maglev.rs -> history.rs -> alternates/ -> ids.rs -> slots.rs -> diff.rs. Read first:
+//! Reading order: mod.rs -> members.rs -> batches.rs -> maglev.rs -> previous.rs -> alternates/ -> ids.rs -> slots.rs -> diff.rs. Read first:
 //! docs/dataplane.md.
 //!
 //! ```text
-//! let mut planner = Planner::new(hash_key, history);           // History::new(window), or History::restore(..) from disk
+//! let mut planner = Planner::new(hash_key, history);           // PreviousRings::new(window), or PreviousRings::restore(..) from disk
 //! planner.was_away(own);                                       // at the start, and when a cut ends (then also exchange: Event::Rejoin)
 //! if exchange.differs(now) { planner.tables_differ(now) }
 //! let table = planner.table(&view, &availability, &words, now); // words: exchange.words()
@@ -15,17 +15,17 @@
 //! // .. then, at once when table.digest is new, else every second, from conntrack:
 //! let said = holder.announce(&table, flows, exchange.differs(), now);
 //! exchange.handle(exchange::Event::Local(said.holdings), now, &mut actions);
-//! // Make the table again on Action::Changed, at planner.next_deadline(), and a second later as long as planner.unsettled().
-//! // planner.history().save(now, boot) goes to disk when planner.history().generation() has changed.
+//! // Make the table again on Action::Changed, at planner.next_deadline(), and a second later as long as planner.awaits_reports().
+//! // planner.previous_rings().save(now, boot) goes to disk when planner.previous_rings().generation() has changed.
 //! ```
 
 pub mod alternates;
 mod batches;
 pub mod diff;
-pub mod history;
 pub mod ids;
 pub mod maglev;
 mod members;
+pub mod previous;
 mod saved;
 mod slots;
 
@@ -45,10 +45,10 @@ use crate::view::{Affinity, ObjectName, View};
 use alternates::{Alternates, ByAddress, Cache, Cause};
 use batches::{Batches, Wanted};
 pub use batches::{LONGEST as LONGEST_WAIT, QUIET};
-use history::{Former, History};
 use maglev::Members;
 pub use members::Availability;
 use members::Chosen;
+use previous::{PreviousRing, PreviousRings};
 
 /// What the maps should say, in names; [`diff::MapState`] says it in slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,13 +111,13 @@ impl Ring {
 pub struct Planner {
     hash_key: [u64; 2],
     rings: Cached,
-    history: History,
+    previous_rings: PreviousRings,
     batches: Batches,
     alternates: Cache,
     away: Option<String>,
     unheard: Unheard,
     scattered: Scattered,
-    unsettled: bool,
+    awaits_reports: bool,
     differed: Instant,
 }
 
@@ -140,17 +140,17 @@ const SILENT: Duration = Duration::from_secs(5);
 
 impl Planner {
     /// The key is the cluster's (`Config::hash_key`): with another key every row moves.
-    pub fn new(hash_key: [u64; 2], history: History) -> Self {
+    pub fn new(hash_key: [u64; 2], previous_rings: PreviousRings) -> Self {
         Self {
             hash_key,
             rings: Cached::new(),
-            history,
+            previous_rings,
             batches: Batches::default(),
             alternates: Cache::default(),
             away: None,
             unheard: Unheard::default(),
             scattered: Scattered::default(),
-            unsettled: false,
+            awaits_reports: false,
             differed: Instant::ZERO,
         }
     }
@@ -167,8 +167,8 @@ impl Planner {
     }
 
     /// Some nodes are asked only because they have not said yet what they hold: make the table again soon.
-    pub fn unsettled(&self) -> bool {
-        self.unsettled
+    pub fn awaits_reports(&self) -> bool {
+        self.awaits_reports
     }
 
     /// When the next batch of additions is to be applied: make the table again then.
@@ -176,8 +176,8 @@ impl Planner {
         self.batches.next_deadline()
     }
 
-    pub fn history(&self) -> &History {
-        &self.history
+    pub fn previous_rings(&self) -> &PreviousRings {
+        &self.previous_rings
     }
 
     /// `words`: what the nodes said they hold, this one included.
@@ -215,24 +215,24 @@ impl Planner {
             };
             last = Some((&frontend.pods, members.clone(), closed));
             // A node that was away applies the view as it is: its peers may have applied all of it.
-            let current = self.history.current(key).filter(|_| self.away.is_none());
-            let wanted = Wanted { ended: self.history.ended(key, &members), members, current };
+            let current = self.previous_rings.current(key).filter(|_| self.away.is_none());
+            let wanted = Wanted { ended: self.previous_rings.ended(key, &members), members, current };
             let ring = rings.get(&self.batches.next(key, wanted, &self.hash_key, now));
             services.insert(*key, Service { affinity: frontend.affinity, closed, ring, alternates: None });
         }
         let digest = follow(&mut self.batches, &mut services, &mut rings, reports, now);
         for (key, service) in services.iter_mut().filter(|(_, service)| service.ring.rows.is_empty()) {
-            let last = self.history.last(key).and_then(|last| members::last(last, view, availability));
+            let last = self.previous_rings.last(key).and_then(|last| members::last(last, view, availability));
             if let Some(Chosen { members, closed }) = last {
                 (service.ring, service.closed) = (rings.get(&Arc::new(members)), closed);
             }
         }
         let members = services.iter().map(|(key, service)| (*key, service.ring.members.clone())).collect();
-        self.history.record(now, &members);
+        self.previous_rings.record(now, &members);
         self.batches.retain(now, |key| services.contains_key(key));
         let nodes: BTreeMap<_, _> = view.nodes().iter().map(|(name, node)| (name.clone(), node.address)).collect();
         if let Some(own) = self.away.take() {
-            self.history.was_away(&own, now);
+            self.previous_rings.was_away(&own, now);
             self.unheard = Unheard { since: now, nodes: nodes.keys().filter(|node| **node != own).cloned().collect() };
         }
         self.scattered.record(&services, &nodes, now);
@@ -241,16 +241,16 @@ impl Planner {
         let unheard = Arc::new(asked.unheard(&mut self.unheard));
         let silent = Arc::new(unheard.iter().filter(|node| asked.is_silent(node)).cloned().collect());
         let anywhere = Anywhere { unheard, silent };
-        self.unsettled = !anywhere.unheard.is_empty();
+        self.awaits_reports = !anywhere.unheard.is_empty();
         for (key, service) in &mut services {
-            let formers = asked.formers(&service.ring, self.history.formers_mut(key), &mut rings);
+            let previous = asked.previous(&service.ring, self.previous_rings.previous_mut(key), &mut rings);
             let mut unheard = anywhere.unheard.clone();
             if let Some(scattered) = self.scattered.unheard.get_mut(key) {
                 Arc::make_mut(&mut unheard).append(&mut asked.unheard(scattered));
             }
-            self.unsettled |= !formers.is_empty() || !unheard.is_empty();
+            self.awaits_reports |= !previous.is_empty() || !unheard.is_empty();
             let upcoming = self.batches.upcoming(key).map(|members| ByAddress(rings.get(members)));
-            let mut cause = asked.cause(key, &service.ring, formers, upcoming, unheard, &anywhere);
+            let mut cause = asked.cause(key, &service.ring, previous, upcoming, unheard, &anywhere);
             if cause.has_larger_rings() {
                 service.ring = rings.split(&service.ring);
                 cause.ring = ByAddress(service.ring.clone());
@@ -367,31 +367,29 @@ impl<'a> Asked<'a> {
     }
 
     /// Former rings whose nodes have not all told what they hold of them. Rings that are not needed are not filled.
-    fn formers(
+    fn previous(
         &self,
         ring: &Arc<Ring>,
-        formers: &mut [Former],
+        previous: &mut [PreviousRing],
         rings: &mut Rings<'_>,
     ) -> Vec<(ByAddress<Ring>, Vec<String>)> {
         let mut needed = Vec::new();
-        for former in formers.iter_mut().filter(|former| former.members != ring.members) {
+        for previous_ring in previous.iter_mut().filter(|previous_ring| previous_ring.members != ring.members) {
             let mut silent = Vec::new();
-            for node in former.members.serving() {
-                if former.settled.contains(node) {
+            for node in previous_ring.members.serving() {
+                if previous_ring.retired_by.contains(node) {
                     continue;
                 }
-                if self
-                    .reports
-                    .get(node)
-                    .is_some_and(|reported| reported.is_complete(self.digest, former.ended.max(self.differed) + SETTLE))
-                {
-                    former.settled.insert(node.into());
+                if self.reports.get(node).is_some_and(|reported| {
+                    reported.is_complete(self.digest, previous_ring.ended.max(self.differed) + SETTLE)
+                }) {
+                    previous_ring.retired_by.insert(node.into());
                 } else if self.answers(node) {
                     silent.push(String::from(node));
                 }
             }
             if !silent.is_empty() {
-                needed.push((ByAddress(rings.get(&former.members)), silent));
+                needed.push((ByAddress(rings.get(&previous_ring.members)), silent));
             }
         }
         needed
@@ -401,7 +399,7 @@ impl<'a> Asked<'a> {
         &self,
         key: &ServiceKey,
         ring: &Arc<Ring>,
-        formers: Vec<(ByAddress<Ring>, Vec<String>)>,
+        previous: Vec<(ByAddress<Ring>, Vec<String>)>,
         upcoming: Option<ByAddress<Ring>>,
         unheard: Arc<BTreeSet<String>>,
         anywhere: &Anywhere,
@@ -416,7 +414,7 @@ impl<'a> Asked<'a> {
             .iter()
             .chain(&superseded)
             .map(|(node, _)| node)
-            .chain(formers.iter().flat_map(|(_, nodes)| nodes));
+            .chain(previous.iter().flat_map(|(_, nodes)| nodes));
         let named = named.chain(upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes));
         let more = unheard.iter().filter(|_| !Arc::ptr_eq(&unheard, &anywhere.unheard));
         let mut named = named.chain(more).filter(|node| self.is_silent(node)).peekable();
@@ -424,7 +422,7 @@ impl<'a> Asked<'a> {
         if named.peek().is_some() {
             Arc::make_mut(&mut silent).extend(named.cloned());
         }
-        Cause { ring: ByAddress(ring.clone()), formers, reporters, superseded, upcoming, unheard, silent }
+        Cause { ring: ByAddress(ring.clone()), previous, reporters, superseded, upcoming, unheard, silent }
     }
 
     fn is_silent(&self, node: &str) -> bool {

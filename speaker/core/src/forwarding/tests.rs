@@ -17,7 +17,7 @@ fn web_port() -> ServiceKey {
 const NOW: Instant = Instant::from_millis(1_000_000);
 
 fn planner(key: [u64; 2]) -> Planner {
-    Planner::new(key, History::new(Duration::from_secs(3600)))
+    Planner::new(key, PreviousRings::new(Duration::from_secs(3600)))
 }
 
 fn down(nodes: &BTreeSet<String>) -> Availability {
@@ -111,9 +111,9 @@ fn the_last_pods_of_a_service_are_known_after_a_restart_and_forgotten_with_their
     let mut first = planner(KEY);
     let serving = first.table(&view([ready("a", 1)]), &down(&none()), &Reports::new(), NOW);
     first.table(&view([]), &down(&none()), &Reports::new(), NOW);
-    let saved = first.history().save("boot", NOW);
-    let history = History::restore(&saved, Duration::from_secs(3600), "boot", NOW).unwrap();
-    let mut second = Planner::new(KEY, history);
+    let saved = first.previous_rings().save("boot", NOW);
+    let previous_rings = PreviousRings::restore(&saved, Duration::from_secs(3600), "boot", NOW).unwrap();
+    let mut second = Planner::new(KEY, previous_rings);
     let restarted = second.table(&view([]), &down(&none()), &Reports::new(), NOW);
     assert_eq!(restarted.services[&web_port()].ring, serving.services[&web_port()].ring);
     let mut without = view([]);
@@ -244,7 +244,7 @@ fn a_former_primary_is_asked_until_it_has_said_what_it_holds() {
     let mut at = |known: &View, reports: &Reports, seconds: u64| {
         let table = planner.table(known, &all, reports, NOW + Duration::from_secs(seconds));
         let moved = moved_rows(&table);
-        assert_eq!(planner.unsettled(), moved.is_some());
+        assert_eq!(planner.awaits_reports(), moved.is_some());
         (table, moved)
     };
     assert_eq!(at(&before, &reports, 0).1, None);
@@ -311,8 +311,9 @@ fn a_node_applies_additions_with_its_peers_and_after_a_restart_at_once() {
     let followed = behind.table(&more, &all, &reports, NOW + QUIET);
     assert_eq!((followed.digest, behind.next_deadline()), (applied.digest, None));
     // What the API server named while the speaker was away was applied by its peers.
-    let saved = ahead.history().save("boot", NOW + QUIET);
-    let mut restarted = Planner::new(KEY, History::restore(&saved, Duration::from_secs(3600), "boot", NOW).unwrap());
+    let saved = ahead.previous_rings().save("boot", NOW + QUIET);
+    let mut restarted =
+        Planner::new(KEY, PreviousRings::restore(&saved, Duration::from_secs(3600), "boot", NOW).unwrap());
     restarted.was_away("a");
     let most = view([ready("a", 1), ready("a", 2), ready("b", 1), ready("c", 1)]);
     assert_eq!(restarted.table(&most, &all, &reports, NOW + QUIET).digest, table(&most, &none()).digest);
@@ -333,14 +334,14 @@ fn who_was_away_asks_those_who_served_meanwhile() {
     // c has no part in this ring, but may have flows of one that there was meanwhile.
     let asked = |row| if service.ring.primary(row) == Some("a") { vec!["b", "c"] } else { vec!["c"] };
     assert!((0..4093).all(|row| others.of(row).eq(asked(row)) || others.of(row).eq(["c", "b"])));
-    assert!(planner.unsettled());
+    assert!(planner.awaits_reports());
     // By this table b has nothing that is not its own.
     let reports = |at| Reports::from(["b", "c"].map(|node| (String::from(node), reported(&table, at))));
     let later = NOW + SETTLE;
     let heard = planner.table(&known, &Availability::default(), &reports(NOW), later);
     assert_eq!(moved_rows(&heard), Some(names(["b"])), "of the ring without a");
     assert_eq!(moved_rows(&planner.table(&known, &Availability::default(), &reports(later), later)), None);
-    assert!(!planner.unsettled());
+    assert!(!planner.awaits_reports());
 }
 
 /// Another affinity is another hash: flows lie in rows of which no ring tells.

@@ -278,13 +278,13 @@ impl State {
         let Some(view) = &self.view else { return };
         let is_present = |node: &&String| NodeName::new(node).is_some_and(|node| self.standing.is_present(&node));
         let present: BTreeSet<String> = view.nodes().keys().filter(is_present).cloned().collect();
-        let history = self.sync.planner.history();
-        let state = (history.generation(), present);
+        let previous_rings = self.sync.planner.previous_rings();
+        let state = (previous_rings.generation(), present);
         if self.saved.as_ref() == Some(&state) {
             return;
         }
-        let history = history.save(&clock::boot_id(), clock::now());
-        self.sync.saver.forwarding(Remembered { history, present: state.1.clone() });
+        let previous_rings = previous_rings.save(&clock::boot_id(), clock::now());
+        self.sync.saver.forwarding(Remembered { previous_rings, present: state.1.clone() });
         self.saved = Some(state);
     }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use speaker_core::forwarding::history::History;
+use speaker_core::forwarding::previous::PreviousRings;
 use speaker_core::view::endpoints::service_key;
 use speaker_core::view::{
     Affinity, Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, VirtualIp,
@@ -155,7 +155,7 @@ impl World {
             hash_key: [1, 2],
             udp_silent: false,
             attachment: Attachment::new(loaded, "eth0", index("eth0")),
-            planner: Planner::new([1, 2], History::new(hour)),
+            planner: Planner::new([1, 2], PreviousRings::new(hour)),
             reporter: Reporter::new(&node_name(1), [1, 2], hour),
             saver: Saver::start(StateDir::open(&dir.join("state")), metrics.clone()).unwrap(),
             arrivals: Arrivals::NotAwaited,

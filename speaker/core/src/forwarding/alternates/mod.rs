@@ -67,7 +67,7 @@ impl Alternates {
 pub struct Cause {
     pub ring: ByAddress<Ring>,
     /// Former rings, newest first, each with those of its nodes that may hold flows of it, in order of names.
-    pub formers: Vec<(ByAddress<Ring>, Vec<String>)>,
+    pub previous: Vec<(ByAddress<Ring>, Vec<String>)>,
     /// What each node says it holds, in order of names.
     pub reporters: Vec<(String, ByAddress<Rows>)>,
     /// What they said before, by other tables.
@@ -85,9 +85,14 @@ impl Cause {
     /// their alternates. Nodes say what they hold in the rows of their own ring, so it stays split for as long as somebody has
     /// flows of rows that are not his.
     pub fn has_larger_rings(&self) -> bool {
-        let formers = self.formers.iter().map(|(former, _)| former).chain(&self.upcoming).map(|ring| ring.0.rows.len());
+        let previous = self
+            .previous
+            .iter()
+            .map(|(previous_ring, _)| previous_ring)
+            .chain(&self.upcoming)
+            .map(|ring| ring.0.rows.len());
         let told = self.reporters.iter().chain(&self.superseded).map(|(_, rows)| rows.0.of() as usize);
-        self.ring.0.rows.len() < MAX_ROWS as usize && formers.chain(told).any(|rows| rows == MAX_ROWS as usize)
+        self.ring.0.rows.len() < MAX_ROWS as usize && previous.chain(told).any(|rows| rows == MAX_ROWS as usize)
     }
 
     /// `None`: no row has an alternate.
@@ -108,7 +113,7 @@ pub struct Cache {
 impl Cache {
     /// From the cache of the last table into the one of the next.
     pub fn get(&self, cause: Cause, next: &mut Cache) -> Option<Arc<Alternates>> {
-        let nobody = cause.formers.is_empty() && cause.reporters.is_empty() && cause.superseded.is_empty();
+        let nobody = cause.previous.is_empty() && cause.reporters.is_empty() && cause.superseded.is_empty();
         if nobody && cause.upcoming.is_none() && cause.unheard.is_empty() {
             return None;
         }

@@ -12,10 +12,10 @@ use crate::forwarding::Ring;
 use crate::reports::{Rows, overlapping};
 
 pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
-    let Cause { ring, formers, reporters, superseded, upcoming, unheard, silent } = cause;
-    let formers_nodes = formers.iter().flat_map(|(_, nodes)| nodes);
+    let Cause { ring, previous, reporters, superseded, upcoming, unheard, silent } = cause;
+    let previous_nodes = previous.iter().flat_map(|(_, nodes)| nodes);
     let upcoming_nodes = upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes);
-    let anywhere: BTreeSet<&String> = formers_nodes.chain(upcoming_nodes).chain(&**unheard).collect();
+    let anywhere: BTreeSet<&String> = previous_nodes.chain(upcoming_nodes).chain(&**unheard).collect();
     let holding = reporters.iter().chain(superseded).map(|(node, _)| node);
     let names: BTreeSet<&String> = holding.chain(anywhere.iter().copied()).collect();
     let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| silent.contains(*name));
@@ -26,10 +26,10 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
     for (node, rows) in reporters {
         sheet.add_holder(number(node), &rows.0);
     }
-    for (former, nodes) in formers {
+    for (previous_ring, nodes) in previous {
         let may_hold = |name: &String| if nodes.binary_search(name).is_ok() { number(name) } else { 0 };
-        let numbers: Vec<u16> = former.0.nodes.iter().map(may_hold).collect();
-        sheet.add_former(&former.0, &numbers);
+        let numbers: Vec<u16> = previous_ring.0.nodes.iter().map(may_hold).collect();
+        sheet.add_previous(&previous_ring.0, &numbers);
     }
     for (node, rows) in superseded {
         sheet.add_holder(number(node), &rows.0);
@@ -81,11 +81,11 @@ impl<'a> Sheet<'a> {
     }
 
     /// `numbers`: of the former ring's nodes; 0 for those that hold nothing of it.
-    fn add_former(&mut self, former: &Ring, numbers: &[u16]) {
-        let (size, theirs) = (self.size(), former.rows.len() as u32);
+    fn add_previous(&mut self, previous_ring: &Ring, numbers: &[u16]) {
+        let (size, theirs) = (self.size(), previous_ring.rows.len() as u32);
         for row in 0..size {
             for theirs in overlapping(row, size, theirs) {
-                self.add(row as usize, numbers[usize::from(former.rows[theirs as usize])]);
+                self.add(row as usize, numbers[usize::from(previous_ring.rows[theirs as usize])]);
             }
         }
     }

@@ -22,7 +22,7 @@ fn held(node: &str, rows: impl IntoIterator<Item = u32>) -> (String, ByAddress<R
 fn cause(ring: ByAddress<Ring>) -> Cause {
     let nobody = Arc::new(BTreeSet::new());
     let (reporters, superseded, unheard, silent) = (vec![], vec![], nobody.clone(), nobody);
-    Cause { ring, formers: vec![], reporters, superseded, upcoming: None, unheard, silent }
+    Cause { ring, previous: vec![], reporters, superseded, upcoming: None, unheard, silent }
 }
 
 fn of(alternates: &Alternates, row: u32) -> Vec<&str> {
@@ -32,8 +32,8 @@ fn of(alternates: &Alternates, row: u32) -> Vec<&str> {
 #[test]
 fn former_primaries_of_rows_that_moved() {
     let (now, before) = (ring(&[("a", 1), ("b", 1), ("c", 1)]), ring(&[("a", 1), ("b", 1), ("c", 0)]));
-    let formers = vec![(before.clone(), names(&["a", "b"]))];
-    let alternates = Cause { formers, ..cause(now.clone()) }.alternates().unwrap();
+    let previous = vec![(before.clone(), names(&["a", "b"]))];
+    let alternates = Cause { previous, ..cause(now.clone()) }.alternates().unwrap();
     for row in 0..4093 {
         let (now, before) = (now.0.primary(row).unwrap(), before.0.primary(row).unwrap());
         let (found, moved) = (of(&alternates, row), now != before);
@@ -50,8 +50,8 @@ fn nodes_that_have_told_all_are_asked_only_for_what_they_told() {
     let (now, before) = (ring(&[("c", 1)]), ring(&[("a", 1), ("b", 1)]));
     let row_of = |node| (0..4093).find(|&row| before.0.primary(row) == Some(node)).unwrap();
     let (a, b) = (row_of("a"), row_of("b"));
-    let formers = vec![(before.clone(), names(&["b"]))];
-    let alternates = Cause { formers, reporters: vec![held("a", [b])], ..cause(now) }.alternates().unwrap();
+    let previous = vec![(before.clone(), names(&["b"]))];
+    let alternates = Cause { previous, reporters: vec![held("a", [b])], ..cause(now) }.alternates().unwrap();
     assert_eq!(of(&alternates, a), ["b"], "b may have anything");
     assert_eq!(of(&alternates, b), ["a", "b"]);
 }
@@ -59,10 +59,10 @@ fn nodes_that_have_told_all_are_asked_only_for_what_they_told() {
 #[test]
 fn no_more_than_fit_and_those_that_said_so_first() {
     let now = ring(&[("z", 1)]);
-    let formers: Vec<_> = ["d", "c"].map(|node| (ring(&[(node, 1)]), names(&[node]))).into();
+    let previous: Vec<_> = ["d", "c"].map(|node| (ring(&[(node, 1)]), names(&[node]))).into();
     let reporters = vec![held("a", [7]), held("b", [7]), held("y", [7, 8])];
     let silent = Arc::new(names(&["a"]).into_iter().collect());
-    let alternates = Cause { formers, reporters, silent, ..cause(now) }.alternates().unwrap();
+    let alternates = Cause { previous, reporters, silent, ..cause(now) }.alternates().unwrap();
     assert_eq!(of(&alternates, 7), ["b", "y", "a"], "whose speaker is silent is asked last");
     assert_eq!(of(&alternates, 8), ["y", "d", "c"], "the newest former ring first");
     assert_eq!(of(&alternates, 9), ["d", "c"]);
@@ -79,8 +79,8 @@ fn rows_without_room_for_a_node_that_may_hold_any_flow_overflow() {
     assert_eq!(overflow(unheard(&["a", "c", "d", "e"])), 4093 - primary_a, "a has its own rows");
     assert_eq!(overflow(unheard(&["c", "d", "e", "f"])), 4093);
     // Nodes of former rings get what places there are; their own rows have one.
-    let formers = vec![(ring(&[("c", 1), ("d", 1), ("e", 1), ("f", 1)]), names(&["c", "d", "e", "f"]))];
-    assert_eq!(Cause { formers, ..cause(now.clone()) }.alternates().unwrap().overflow, 0);
+    let previous = vec![(ring(&[("c", 1), ("d", 1), ("e", 1), ("f", 1)]), names(&["c", "d", "e", "f"]))];
+    assert_eq!(Cause { previous, ..cause(now.clone()) }.alternates().unwrap().overflow, 0);
 }
 
 /// Peers may have applied the next batch of additions already, or a part of it.
@@ -132,8 +132,8 @@ fn rings_of_other_sizes() {
     let large = ring(&[("a", 20), ("b", 21)]);
     assert_eq!((small.0.rows.len(), large.0.rows.len()), (4093, 65488));
     for (now, before) in [(&small, &large), (&large, &small)] {
-        let formers = vec![(before.clone(), names(&["a", "b"]))];
-        let cause = split_if_larger(Cause { formers, ..cause(now.clone()) });
+        let previous = vec![(before.clone(), names(&["a", "b"]))];
+        let cause = split_if_larger(Cause { previous, ..cause(now.clone()) });
         assert_eq!(cause.ring.0.rows.len(), 65488);
         let alternates = cause.alternates().unwrap();
         for hash in (0..u64::from(u32::MAX)).step_by(1 << 20) {
@@ -151,7 +151,7 @@ fn a_ring_is_split_for_as_long_as_somebody_tells_larger_rows() {
     let told = |of| vec![(String::from("a"), ByAddress(Arc::new(Rows::new(of, [5]))))];
     assert!(Cause { reporters: told(65488), ..cause(small.clone()) }.has_larger_rings());
     assert!(Cause { superseded: told(65488), ..cause(small.clone()) }.has_larger_rings());
-    assert!(Cause { formers: vec![(large.clone(), names(&["a"]))], ..cause(small.clone()) }.has_larger_rings());
+    assert!(Cause { previous: vec![(large.clone(), names(&["a"]))], ..cause(small.clone()) }.has_larger_rings());
     // A size that no ring of ours has.
     assert!(
         ![4093, 65487].into_iter().any(|of| Cause { reporters: told(of), ..cause(small.clone()) }.has_larger_rings())
@@ -171,8 +171,8 @@ fn lost_at_the_boundary(nodes: u32, from: u32, to: u32, flows: u64) -> (u64, u64
         ebpf_common::row_of(ebpf_common::siphash13(&KEY, flow, 1), ring.rows.len() as u32).unwrap()
     };
     let (before, now) = (with_pods(from), with_pods(to));
-    let formers = vec![(before.clone(), (0..nodes).map(name).collect())];
-    let asked = split_if_larger(Cause { formers, ..cause(now) });
+    let previous = vec![(before.clone(), (0..nodes).map(name).collect())];
+    let asked = split_if_larger(Cause { previous, ..cause(now) });
     let now = asked.ring.clone();
     let mut held: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
     for flow in 0..flows {

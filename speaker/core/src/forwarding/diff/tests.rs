@@ -5,7 +5,7 @@ use alloc::vec;
 use ebpf_common::Row;
 
 use super::*;
-use crate::forwarding::history::History;
+use crate::forwarding::previous::PreviousRings;
 use crate::forwarding::{Availability, Planner};
 use crate::reports::Reports;
 use crate::time::{Duration, Instant};
@@ -20,7 +20,7 @@ fn macs() -> Macs {
 }
 
 fn table(view: &View) -> Table {
-    let mut planner = Planner::new([1, 2], History::new(Duration::from_secs(3600)));
+    let mut planner = Planner::new([1, 2], PreviousRings::new(Duration::from_secs(3600)));
     planner.table(view, &Availability::default(), &Reports::new(), Instant::ZERO)
 }
 
@@ -147,8 +147,8 @@ fn unknown_and_changed_macs() {
 /// A node that has no part in the ring any more may be an alternate; unchanged rows are the same allocation.
 #[test]
 fn alternates_are_slots() {
-    let history = History::new(Duration::from_secs(3600));
-    let mut planner = Planner::new([1, 2], history);
+    let previous_rings = PreviousRings::new(Duration::from_secs(3600));
+    let mut planner = Planner::new([1, 2], previous_rings);
     let mut layout = Layout::default();
     let mut want = |known: &View, have: &MapState, served: &BTreeSet<ServiceKey>| {
         let table = planner.table(known, &Availability::default(), &Reports::new(), Instant::ZERO);
@@ -174,7 +174,7 @@ fn alternates_are_slots() {
 /// Its slot has no effect in the rules yet, or means another node there. The primary does not depend on the rules.
 #[test]
 fn a_node_that_the_rules_do_not_know_is_no_alternate() {
-    let mut planner = Planner::new([1, 2], History::new(Duration::from_secs(3600)));
+    let mut planner = Planner::new([1, 2], PreviousRings::new(Duration::from_secs(3600)));
     let mut table = |known: &View| planner.table(known, &Availability::default(), &Reports::new(), Instant::ZERO);
     table(&full());
     let scaled = table(&view([pod("a", 1, Conditions::READY)]));

@@ -1,7 +1,7 @@
 use alloc::vec::Vec;
 
 use super::*;
-use crate::forwarding::history::History;
+use crate::forwarding::previous::PreviousRings;
 use crate::forwarding::{Availability, Planner};
 use crate::reports::Reports;
 use crate::view::Protocol;
@@ -14,7 +14,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 fn table(nodes: &[&str]) -> Table {
     let pods: Vec<_> = nodes.iter().map(|node| pod(node, 1, Conditions::READY)).collect();
-    let mut planner = Planner::new(KEY, History::new(HOUR));
+    let mut planner = Planner::new(KEY, PreviousRings::new(HOUR));
     planner.table(&view(pods), &Availability::default(), &Reports::new(), Instant::ZERO)
 }
 

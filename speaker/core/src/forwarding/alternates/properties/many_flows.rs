@@ -15,7 +15,7 @@ use ebpf_common::{ALTERNATES, MAX_ROWS, row_of, siphash13};
 
 use super::node::{HASH_KEY, WINDOW, name};
 use super::random::Random;
-use crate::forwarding::history::History;
+use crate::forwarding::previous::PreviousRings;
 use crate::forwarding::{Availability, LONGEST_WAIT, Planner, SETTLE, Service, Table};
 use crate::reports::{Report, Reports, Rows};
 use crate::time::{Duration, Instant};
@@ -85,7 +85,7 @@ impl Group {
     }
 
     fn turn(&mut self, reports: &Reports, now: Instant) {
-        let again = self.planner.unsettled() && now.since(self.planned) >= Duration::from_secs(1);
+        let again = self.planner.awaits_reports() && now.since(self.planned) >= Duration::from_secs(1);
         let due = self.planner.next_deadline().is_some_and(|due| due <= now);
         if !self.dirty && !again && !due {
             return;
@@ -117,7 +117,7 @@ impl Scaling {
     fn new(pods: usize, flows: &[u16]) -> Self {
         let view = view(pods);
         let group = |_| Group {
-            planner: Planner::new(HASH_KEY, History::new(WINDOW)),
+            planner: Planner::new(HASH_KEY, PreviousRings::new(WINDOW)),
             table: Table::default(),
             view: view.clone(),
             dirty: true,

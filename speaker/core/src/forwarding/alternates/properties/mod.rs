@@ -22,7 +22,7 @@ use self::world::World;
 use crate::time::Duration;
 
 /// A cluster to which things happen, often before the last one is over, and a minute of peace.
-fn history(seed: u64, kinds: &[Kind], steps: usize, forgiving: bool) -> Sums {
+fn course(seed: u64, kinds: &[Kind], steps: usize, forgiving: bool) -> Sums {
     let mut world = World::new(seed, 2 + seed as usize % 5, 1 + seed as usize % 3);
     world.forgiving = forgiving;
     for step in 0..steps {
@@ -56,7 +56,7 @@ proptest! {
     /// asserts it, and that a flow that has ended gets its reset.)
     #[test]
     fn when_all_is_calm_every_packet_arrives(seed in 0u64..1 << 40) {
-        let sums = history(seed, &Kind::ALL, 12, false);
+        let sums = course(seed, &Kind::ALL, 12, false);
         prop_assert_eq!(sums.calm_unopened, 0);
         prop_assert!(sums.calm[4] == 0 && sums.refused[4] == 0, "at most three extra hops: {:?}", sums);
     }
@@ -100,13 +100,13 @@ fn pods_that_come_up_one_by_one_cost_hardly_a_packet() {
 /// than it can name, nodes without a speaker. The figures of docs/decisions/0008 come from here.
 #[test]
 fn what_is_not_promised() {
-    let histories: u64 = std::env::var("HISTORIES").map_or(30, |count| count.parse().expect("a number"));
+    let courses: u64 = std::env::var("HISTORIES").map_or(30, |count| count.parse().expect("a number"));
     let mut all = Sums::default();
-    (0..histories).for_each(|seed| all.add(&history(seed, &Kind::ALL, 12, true)));
+    (0..courses).for_each(|seed| all.add(&course(seed, &Kind::ALL, 12, true)));
     println!("anything: {all:?}");
     for kind in Kind::ALL {
         let mut all = Sums::default();
-        (0..histories / 10).for_each(|seed| all.add(&one_by_one(seed, &[Kind::LateView, kind], 3)));
+        (0..courses / 10).for_each(|seed| all.add(&one_by_one(seed, &[Kind::LateView, kind], 3)));
         println!("LateView and {kind:?}: {all:?}");
     }
     assert_eq!((all.calm_lost, all.calm_unopened), (0, 0), "{all:?}");

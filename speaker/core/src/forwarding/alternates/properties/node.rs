@@ -11,7 +11,7 @@ use sheave_ebpf::parse::Content;
 use sheave_ebpf::second_chance::{self, Origin, Step};
 use sheave_ebpf::service;
 
-use crate::forwarding::history::{History, Saved};
+use crate::forwarding::previous::{PreviousRings, SavedRings};
 use crate::forwarding::{Availability, Planner, Table};
 use crate::machine::Machine;
 use crate::name::NodeName;
@@ -124,17 +124,17 @@ impl Speaker {
     pub fn new(
         node: usize,
         epoch: u64,
-        saved: Option<&Saved>,
+        saved: Option<&SavedRings>,
         last: Option<&Table>,
         nodes: usize,
         now: Instant,
     ) -> Self {
         let booted = last.is_none();
-        let history = match saved {
-            Some(saved) => History::restore(saved, WINDOW, BOOT, now).expect("what was saved can be read"),
-            None => History::new(WINDOW),
+        let previous_rings = match saved {
+            Some(saved) => PreviousRings::restore(saved, WINDOW, BOOT, now).expect("what was saved can be read"),
+            None => PreviousRings::new(WINDOW),
         };
-        let mut planner = Planner::new(HASH_KEY, history);
+        let mut planner = Planner::new(HASH_KEY, previous_rings);
         planner.was_away(&name(node));
         let config = Config {
             node: node_name(node),
@@ -216,7 +216,7 @@ impl Speaker {
         let available = self.standing.available(|node, since| self.exchange.has_reported(node, since));
         self.dirty |= self.available != available;
         self.available = available;
-        let again = self.planner.unsettled() && now.since(self.planned) >= Duration::from_secs(1);
+        let again = self.planner.awaits_reports() && now.since(self.planned) >= Duration::from_secs(1);
         let due = self.planner.next_deadline().is_some_and(|due| due <= now);
         if let Some(view) = self.view.clone().filter(|_| self.dirty || again || due) {
             let mut actions = Vec::new();
@@ -306,8 +306,8 @@ impl Speaker {
         viewed
     }
 
-    pub fn save(&self, now: Instant) -> Saved {
-        self.planner.history().save(BOOT, now)
+    pub fn save(&self, now: Instant) -> SavedRings {
+        self.planner.previous_rings().save(BOOT, now)
     }
 }
 

@@ -14,7 +14,7 @@ use super::faults::Op;
 use super::node::*;
 use super::random::Random;
 use super::sums::Sums;
-use crate::forwarding::history::Saved;
+use crate::forwarding::previous::SavedRings;
 use crate::time::{Duration, Instant};
 use crate::view::{
     Affinity, Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, View, VirtualIp,
@@ -56,7 +56,7 @@ pub struct World {
 pub struct Machine {
     pub kernel: Option<Kernel>,
     pub speaker: Option<Speaker>,
-    disk: Option<Saved>,
+    disk: Option<SavedRings>,
     epoch: u64,
     pub excluded: bool,
     pub cut: bool,

@@ -12,35 +12,35 @@ use alloc::vec::Vec;
 use ebpf_common::{MAX_SERVICES, ServiceKey};
 
 use super::maglev::Members;
-pub use super::saved::{BadHistory, Saved};
+pub use super::saved::{BadSavedRings, SavedRings};
 use crate::time::{Duration, Instant};
 
 /// The former members of each service port.
 #[derive(Clone, Debug)]
-pub struct History {
+pub struct PreviousRings {
     pub(super) window: Duration,
-    pub(super) services: BTreeMap<ServiceKey, Past>,
+    pub(super) services: BTreeMap<ServiceKey, PortRings>,
     generation: u64,
 }
 
 /// Of one service port.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Past {
+pub(super) struct PortRings {
     pub current: Option<Arc<Members>>,
     /// Newest first; no two have the same members.
-    pub formers: Vec<Former>,
+    pub previous: Vec<PreviousRing>,
 }
 
 /// A ring that is over.
 #[derive(Clone, Debug)]
-pub(super) struct Former {
+pub(super) struct PreviousRing {
     pub members: Arc<Members>,
     pub ended: Instant,
     /// Nodes that have told since all that they hold of it (not kept on disk: nor is what they told).
-    pub settled: BTreeSet<String>,
+    pub retired_by: BTreeSet<String>,
 }
 
-impl History {
+impl PreviousRings {
     /// Former rings are forgotten when they ended longer ago than the window (`--drain-window`).
     pub fn new(window: Duration) -> Self {
         Self { window, services: BTreeMap::new(), generation: 0 }
@@ -52,13 +52,13 @@ impl History {
     }
 
     /// For the disk. `boot`: whatever names this boot of the machine (`/proc/sys/kernel/random/boot_id`).
-    pub fn save(&self, boot: &str, now: Instant) -> Saved {
-        Saved::new(self, boot, now)
+    pub fn save(&self, boot: &str, now: Instant) -> SavedRings {
+        SavedRings::new(self, boot, now)
     }
 
     /// What an earlier run of the speaker saved, all of it or nothing.
-    pub fn restore(saved: &Saved, window: Duration, boot: &str, now: Instant) -> Result<Self, BadHistory> {
-        saved.history(window, boot, now)
+    pub fn restore(saved: &SavedRings, window: Duration, boot: &str, now: Instant) -> Result<Self, BadSavedRings> {
+        saved.restore(window, boot, now)
     }
 
     /// Every service port has these members now.
@@ -68,22 +68,22 @@ impl History {
         for (key, members) in current {
             changed |= self.services.entry(*key).or_default().become_current(members, now);
         }
-        for (_, past) in self.services.iter_mut().filter(|(key, _)| !current.contains_key(key)) {
-            changed |= past.end(now);
+        for (_, port_rings) in self.services.iter_mut().filter(|(key, _)| !current.contains_key(key)) {
+            changed |= port_rings.end(now);
         }
         self.generation += u64::from(changed);
-        self.services.retain(|key, past| {
-            past.formers.retain(|former| now.since(former.ended) <= window);
-            current.contains_key(key) || !past.formers.is_empty()
+        self.services.retain(|key, port_rings| {
+            port_rings.previous.retain(|previous_ring| now.since(previous_ring.ended) <= window);
+            current.contains_key(key) || !port_rings.previous.is_empty()
         });
         self.forget_beyond_limit(current);
     }
 
     /// This node was away (it starts, or was cut off): others may have served its rows meanwhile.
     pub(super) fn was_away(&mut self, own: &str, now: Instant) {
-        for past in self.services.values_mut() {
-            if let Some(without) = past.current.as_ref().and_then(|members| members.without(own)) {
-                past.add(Arc::new(without), now);
+        for port_rings in self.services.values_mut() {
+            if let Some(without) = port_rings.current.as_ref().and_then(|members| members.without(own)) {
+                port_rings.add(Arc::new(without), now);
             }
         }
         self.generation += 1;
@@ -96,20 +96,20 @@ impl History {
 
     /// When the ring before the present one ended, if it had these members.
     pub(super) fn ended(&self, key: &ServiceKey, members: &Members) -> Option<Instant> {
-        let newest = self.services.get(key)?.formers.first()?;
+        let newest = self.services.get(key)?.previous.first()?;
         (*newest.members == *members).then_some(newest.ended)
     }
 
     /// The last members that a service port had.
     pub(super) fn last(&self, key: &ServiceKey) -> Option<&Arc<Members>> {
-        let past = self.services.get(key)?;
-        let current = past.current.as_ref().filter(|members| members.pods() > 0);
-        current.or_else(|| past.formers.first().map(|former| &former.members))
+        let port_rings = self.services.get(key)?;
+        let current = port_rings.current.as_ref().filter(|members| members.pods() > 0);
+        current.or_else(|| port_rings.previous.first().map(|previous_ring| &previous_ring.members))
     }
 
     /// Former rings of a service port, newest first.
-    pub(super) fn formers_mut(&mut self, key: &ServiceKey) -> &mut [Former] {
-        self.services.get_mut(key).map_or(&mut [], |past| &mut past.formers)
+    pub(super) fn previous_mut(&mut self, key: &ServiceKey) -> &mut [PreviousRing] {
+        self.services.get_mut(key).map_or(&mut [], |port_rings| &mut port_rings.previous)
     }
 
     /// Services that are gone make room for those that are there.
@@ -123,14 +123,14 @@ impl History {
     }
 }
 
-impl Past {
+impl PortRings {
     /// Whether this was a change.
     fn become_current(&mut self, members: &Arc<Members>, now: Instant) -> bool {
         if self.current.as_ref() == Some(members) {
             return false;
         }
         self.end(now);
-        self.formers.retain(|former| former.members != *members);
+        self.previous.retain(|previous_ring| previous_ring.members != *members);
         self.current = Some(members.clone());
         true
     }
@@ -149,14 +149,14 @@ impl Past {
         if members.pods() == 0 {
             return;
         }
-        self.formers.retain(|former| former.members != members);
-        self.formers.insert(0, Former { members, ended: now, settled: BTreeSet::new() });
-        self.formers.truncate(MAX_FORMERS);
+        self.previous.retain(|previous_ring| previous_ring.members != members);
+        self.previous.insert(0, PreviousRing { members, ended: now, retired_by: BTreeSet::new() });
+        self.previous.truncate(MAX_PREVIOUS);
     }
 }
 
 /// Former rings of one service port.
-pub const MAX_FORMERS: usize = 16;
+pub const MAX_PREVIOUS: usize = 16;
 
 #[cfg(test)]
 mod tests;
