@@ -115,15 +115,15 @@ pub struct Planner {
     batches: Batches,
     alternates: Cache,
     away: Option<String>,
-    unheard: Unheard,
-    scattered: Scattered,
+    unreported: Unreported,
+    affinity_changed: AffinityChanged,
     awaits_reports: bool,
     differed: Instant,
 }
 
 /// Nodes that have not said since then what they hold: by which rings they opened their flows is not known.
 #[derive(Debug, Default)]
-struct Unheard {
+struct Unreported {
     since: Instant,
     nodes: BTreeSet<String>,
 }
@@ -133,10 +133,10 @@ struct Unheard {
 pub const SETTLE: Duration = Duration::from_secs(10);
 
 /// A node that says nothing for so long has no speaker.
-const SPEECHLESS: Duration = Duration::from_secs(600);
+const REPORT_EXPIRY: Duration = Duration::from_secs(600);
 
 /// A node that has not said for so long what it holds is asked last.
-const SILENT: Duration = Duration::from_secs(5);
+const REPORT_LATE: Duration = Duration::from_secs(5);
 
 impl Planner {
     /// The key is the cluster's (`Config::hash_key`): with another key every row moves.
@@ -148,8 +148,8 @@ impl Planner {
             batches: Batches::default(),
             alternates: Cache::default(),
             away: None,
-            unheard: Unheard::default(),
-            scattered: Scattered::default(),
+            unreported: Unreported::default(),
+            affinity_changed: AffinityChanged::default(),
             awaits_reports: false,
             differed: Instant::ZERO,
         }
@@ -233,31 +233,32 @@ impl Planner {
         let nodes: BTreeMap<_, _> = view.nodes().iter().map(|(name, node)| (name.clone(), node.address)).collect();
         if let Some(own) = self.away.take() {
             self.previous_rings.was_away(&own, now);
-            self.unheard = Unheard { since: now, nodes: nodes.keys().filter(|node| **node != own).cloned().collect() };
+            self.unreported =
+                Unreported { since: now, nodes: nodes.keys().filter(|node| **node != own).cloned().collect() };
         }
-        self.scattered.record(&services, &nodes, now);
-        let asked = Asked::new(&nodes, availability, reports, digest, self.differed, now);
+        self.affinity_changed.record(&services, &nodes, now);
+        let candidates = Candidates::new(&nodes, availability, reports, digest, self.differed, now);
         let mut cache = Cache::default();
-        let unheard = Arc::new(asked.unheard(&mut self.unheard));
-        let silent = Arc::new(unheard.iter().filter(|node| asked.is_silent(node)).cloned().collect());
-        let anywhere = Anywhere { unheard, silent };
-        self.awaits_reports = !anywhere.unheard.is_empty();
+        let unreported = Arc::new(candidates.unreported(&mut self.unreported));
+        let late = Arc::new(unreported.iter().filter(|node| candidates.is_late(node)).cloned().collect());
+        let any_row = AnyRow { unreported, late };
+        self.awaits_reports = !any_row.unreported.is_empty();
         for (key, service) in &mut services {
-            let previous = asked.previous(&service.ring, self.previous_rings.previous_mut(key), &mut rings);
-            let mut unheard = anywhere.unheard.clone();
-            if let Some(scattered) = self.scattered.unheard.get_mut(key) {
-                Arc::make_mut(&mut unheard).append(&mut asked.unheard(scattered));
+            let previous = candidates.previous(&service.ring, self.previous_rings.previous_mut(key), &mut rings);
+            let mut unreported = any_row.unreported.clone();
+            if let Some(affinity_changed) = self.affinity_changed.unreported.get_mut(key) {
+                Arc::make_mut(&mut unreported).append(&mut candidates.unreported(affinity_changed));
             }
-            self.awaits_reports |= !previous.is_empty() || !unheard.is_empty();
+            self.awaits_reports |= !previous.is_empty() || !unreported.is_empty();
             let upcoming = self.batches.upcoming(key).map(|members| ByAddress(rings.get(members)));
-            let mut cause = asked.cause(key, &service.ring, previous, upcoming, unheard, &anywhere);
+            let mut cause = candidates.cause(key, &service.ring, previous, upcoming, unreported, &any_row);
             if cause.has_larger_rings() {
                 service.ring = rings.split(&service.ring);
                 cause.ring = ByAddress(service.ring.clone());
             }
             service.alternates = self.alternates.get(cause, &mut cache);
         }
-        self.scattered.unheard.retain(|_, unheard| !unheard.nodes.is_empty());
+        self.affinity_changed.unreported.retain(|_, unreported| !unreported.nodes.is_empty());
         self.rings = rings.used;
         self.alternates = cache;
         let vips = view.served_vips();
@@ -268,21 +269,21 @@ impl Planner {
 /// Service ports with another affinity than before: every flow has another row, and any node may hold flows of it until it has said
 /// what it holds.
 #[derive(Debug, Default)]
-struct Scattered {
+struct AffinityChanged {
     affinities: BTreeMap<ServiceKey, Affinity>,
-    unheard: BTreeMap<ServiceKey, Unheard>,
+    unreported: BTreeMap<ServiceKey, Unreported>,
 }
 
-impl Scattered {
+impl AffinityChanged {
     fn record(&mut self, services: &BTreeMap<ServiceKey, Service>, nodes: &BTreeMap<String, Ipv4Addr>, now: Instant) {
         for (key, service) in services {
             if self.affinities.get(key).is_some_and(|before| *before != service.affinity) {
-                let unheard = Unheard { since: now + SETTLE, nodes: nodes.keys().cloned().collect() };
-                self.unheard.insert(*key, unheard);
+                let unreported = Unreported { since: now + SETTLE, nodes: nodes.keys().cloned().collect() };
+                self.unreported.insert(*key, unreported);
             }
         }
         self.affinities = services.iter().map(|(key, service)| (*key, service.affinity)).collect();
-        self.unheard.retain(|key, _| services.contains_key(key));
+        self.unreported.retain(|key, _| services.contains_key(key));
     }
 }
 
@@ -318,13 +319,13 @@ impl Rings<'_> {
 }
 
 /// Nodes that may hold flows of any row of any service port, and those among them whose speaker is silent.
-struct Anywhere {
-    unheard: Arc<BTreeSet<String>>,
-    silent: Arc<BTreeSet<String>>,
+struct AnyRow {
+    unreported: Arc<BTreeSet<String>>,
+    late: Arc<BTreeSet<String>>,
 }
 
 /// Which nodes may be asked for flows.
-struct Asked<'a> {
+struct Candidates<'a> {
     nodes: &'a BTreeMap<String, Ipv4Addr>,
     availability: &'a Availability,
     reports: &'a Reports,
@@ -335,7 +336,7 @@ struct Asked<'a> {
     now: Instant,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> Candidates<'a> {
     fn new(
         nodes: &'a BTreeMap<String, Ipv4Addr>,
         availability: &'a Availability,
@@ -344,11 +345,12 @@ impl<'a> Asked<'a> {
         differed: Instant,
         now: Instant,
     ) -> Self {
-        let mut asked = Self { nodes, availability, reports, naming: Vec::new(), digest, differed, now };
+        let mut candidates = Self { nodes, availability, reports, naming: Vec::new(), digest, differed, now };
         let names_rows = |reported: &Reported| !reported.report.services.is_empty() || !reported.superseded.is_empty();
-        let naming = reports.iter().filter(|(node, reported)| names_rows(reported) && asked.answers(node)).collect();
-        asked.naming = naming;
-        asked
+        let naming =
+            reports.iter().filter(|(node, reported)| names_rows(reported) && candidates.answers(node)).collect();
+        candidates.naming = naming;
+        candidates
     }
 
     /// Its kernel answers, as far as this node knows.
@@ -357,12 +359,13 @@ impl<'a> Asked<'a> {
     }
 
     /// Those that answer. One that goes by our table says all that it holds of it.
-    fn unheard(&self, unheard: &mut Unheard) -> BTreeSet<String> {
-        let Unheard { since, nodes } = unheard;
+    fn unreported(&self, unreported: &mut Unreported) -> BTreeSet<String> {
+        let Unreported { since, nodes } = unreported;
         let has_reported =
             |node: &String| self.reports.get(node).is_some_and(|reported| reported.is_complete(self.digest, *since));
-        nodes
-            .retain(|node| self.nodes.contains_key(node) && self.now.since(*since) < SPEECHLESS && !has_reported(node));
+        nodes.retain(|node| {
+            self.nodes.contains_key(node) && self.now.since(*since) < REPORT_EXPIRY && !has_reported(node)
+        });
         nodes.iter().filter(|node| self.answers(node)).cloned().collect()
     }
 
@@ -375,7 +378,7 @@ impl<'a> Asked<'a> {
     ) -> Vec<(ByAddress<Ring>, Vec<String>)> {
         let mut needed = Vec::new();
         for previous_ring in previous.iter_mut().filter(|previous_ring| previous_ring.members != ring.members) {
-            let mut silent = Vec::new();
+            let mut unreported = Vec::new();
             for node in previous_ring.members.serving() {
                 if previous_ring.retired_by.contains(node) {
                     continue;
@@ -385,11 +388,11 @@ impl<'a> Asked<'a> {
                 }) {
                     previous_ring.retired_by.insert(node.into());
                 } else if self.answers(node) {
-                    silent.push(String::from(node));
+                    unreported.push(String::from(node));
                 }
             }
-            if !silent.is_empty() {
-                needed.push((ByAddress(rings.get(&previous_ring.members)), silent));
+            if !unreported.is_empty() {
+                needed.push((ByAddress(rings.get(&previous_ring.members)), unreported));
             }
         }
         needed
@@ -401,8 +404,8 @@ impl<'a> Asked<'a> {
         ring: &Arc<Ring>,
         previous: Vec<(ByAddress<Ring>, Vec<String>)>,
         upcoming: Option<ByAddress<Ring>>,
-        unheard: Arc<BTreeSet<String>>,
-        anywhere: &Anywhere,
+        unreported: Arc<BTreeSet<String>>,
+        any_row: &AnyRow,
     ) -> Cause {
         let (mut reporters, mut superseded) = (Vec::new(), Vec::new());
         for (node, reported) in &self.naming {
@@ -416,17 +419,17 @@ impl<'a> Asked<'a> {
             .map(|(node, _)| node)
             .chain(previous.iter().flat_map(|(_, nodes)| nodes));
         let named = named.chain(upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes));
-        let more = unheard.iter().filter(|_| !Arc::ptr_eq(&unheard, &anywhere.unheard));
-        let mut named = named.chain(more).filter(|node| self.is_silent(node)).peekable();
-        let mut silent = anywhere.silent.clone();
+        let more = unreported.iter().filter(|_| !Arc::ptr_eq(&unreported, &any_row.unreported));
+        let mut named = named.chain(more).filter(|node| self.is_late(node)).peekable();
+        let mut late = any_row.late.clone();
         if named.peek().is_some() {
-            Arc::make_mut(&mut silent).extend(named.cloned());
+            Arc::make_mut(&mut late).extend(named.cloned());
         }
-        Cause { ring: ByAddress(ring.clone()), previous, reporters, superseded, upcoming, unheard, silent }
+        Cause { ring: ByAddress(ring.clone()), previous, reporters, superseded, upcoming, unreported, late }
     }
 
-    fn is_silent(&self, node: &str) -> bool {
-        self.reports.get(node).is_none_or(|reported| self.now.since(reported.confirmed) > SILENT)
+    fn is_late(&self, node: &str) -> bool {
+        self.reports.get(node).is_none_or(|reported| self.now.since(reported.confirmed) > REPORT_LATE)
     }
 }
 

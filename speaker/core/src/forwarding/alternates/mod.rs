@@ -75,9 +75,9 @@ pub struct Cause {
     /// The ring of the next batch, which peers may go by already.
     pub upcoming: Option<ByAddress<Ring>>,
     /// Nodes that may hold flows of any row.
-    pub unheard: Arc<BTreeSet<String>>,
+    pub unreported: Arc<BTreeSet<String>>,
     /// Those among all of them whose speaker is silent.
-    pub silent: Arc<BTreeSet<String>>,
+    pub late: Arc<BTreeSet<String>>,
 }
 
 impl Cause {
@@ -114,7 +114,7 @@ impl Cache {
     /// From the cache of the last table into the one of the next.
     pub fn get(&self, cause: Cause, next: &mut Cache) -> Option<Arc<Alternates>> {
         let nobody = cause.previous.is_empty() && cause.reporters.is_empty() && cause.superseded.is_empty();
-        if nobody && cause.upcoming.is_none() && cause.unheard.is_empty() {
+        if nobody && cause.upcoming.is_none() && cause.unreported.is_empty() {
             return None;
         }
         let Cache { causes, nodes } = next;

@@ -12,19 +12,19 @@ use crate::forwarding::Ring;
 use crate::reports::{Rows, overlapping};
 
 pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
-    let Cause { ring, previous, reporters, superseded, upcoming, unheard, silent } = cause;
+    let Cause { ring, previous, reporters, superseded, upcoming, unreported, late } = cause;
     let previous_nodes = previous.iter().flat_map(|(_, nodes)| nodes);
     let upcoming_nodes = upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes);
-    let anywhere: BTreeSet<&String> = previous_nodes.chain(upcoming_nodes).chain(&**unheard).collect();
+    let any_row: BTreeSet<&String> = previous_nodes.chain(upcoming_nodes).chain(&**unreported).collect();
     let holding = reporters.iter().chain(superseded).map(|(node, _)| node);
-    let names: BTreeSet<&String> = holding.chain(anywhere.iter().copied()).collect();
-    let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| silent.contains(*name));
+    let names: BTreeSet<&String> = holding.chain(any_row.iter().copied()).collect();
+    let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| late.contains(*name));
     let nodes: Vec<String> = first.iter().chain(&last).map(|name| String::from(*name)).collect();
     let numbers: BTreeMap<&str, u16> = nodes.iter().zip(1..).map(|(name, number)| (name.as_str(), number)).collect();
     let number = |name: &String| numbers.get(name.as_str()).copied().unwrap_or(0);
     let mut sheet = Sheet::new(&ring.0, &number);
     for (node, rows) in reporters {
-        sheet.add_holder(number(node), &rows.0);
+        sheet.add_reporter(number(node), &rows.0);
     }
     for (previous_ring, nodes) in previous {
         let may_hold = |name: &String| if nodes.binary_search(name).is_ok() { number(name) } else { 0 };
@@ -32,19 +32,19 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
         sheet.add_previous(&previous_ring.0, &numbers);
     }
     for (node, rows) in superseded {
-        sheet.add_holder(number(node), &rows.0);
+        sheet.add_reporter(number(node), &rows.0);
     }
     if let Some(ByAddress(upcoming)) = upcoming {
         let numbers: Vec<u16> = upcoming.nodes.iter().map(number).collect();
         sheet.add_upcoming(upcoming, &numbers);
     }
     if !last.is_empty() {
-        sheet.ask_last(first.len() as u16 + 1);
+        sheet.put_last(first.len() as u16 + 1);
     }
-    let anywhere: Vec<u16> = anywhere.into_iter().map(number).collect();
-    sheet.add_where_there_is_room(&anywhere);
-    let unheard: Vec<u16> = unheard.iter().map(number).collect();
-    sheet.count_without_room(&unheard);
+    let any_row: Vec<u16> = any_row.into_iter().map(number).collect();
+    sheet.add_where_there_is_room(&any_row);
+    let unreported: Vec<u16> = unreported.iter().map(number).collect();
+    sheet.count_without_room(&unreported);
     let Sheet { rows, overflow, .. } = sheet;
     let overflow = overflow.iter().filter(|&&overflow| overflow).count() as u32;
     let found = rows.iter().any(|row| row[0] != 0);
@@ -71,7 +71,7 @@ impl<'a> Sheet<'a> {
         self.ring.rows.len() as u32
     }
 
-    fn add_holder(&mut self, node: u16, held: &Rows) {
+    fn add_reporter(&mut self, node: u16, held: &Rows) {
         let size = self.size();
         for theirs in held.iter() {
             for row in overlapping(theirs, held.of(), size) {
@@ -142,7 +142,7 @@ impl<'a> Sheet<'a> {
     }
 
     /// Nodes from this number on go to the end of their row; else the order stays.
-    fn ask_last(&mut self, from: u16) {
+    fn put_last(&mut self, from: u16) {
         for row in &mut self.rows {
             row.sort_by_key(|&node| node == 0 || node >= from);
             row.sort_by_key(|&node| node == 0);

@@ -21,8 +21,8 @@ fn held(node: &str, rows: impl IntoIterator<Item = u32>) -> (String, ByAddress<R
 
 fn cause(ring: ByAddress<Ring>) -> Cause {
     let nobody = Arc::new(BTreeSet::new());
-    let (reporters, superseded, unheard, silent) = (vec![], vec![], nobody.clone(), nobody);
-    Cause { ring, previous: vec![], reporters, superseded, upcoming: None, unheard, silent }
+    let (reporters, superseded, unreported, late) = (vec![], vec![], nobody.clone(), nobody);
+    Cause { ring, previous: vec![], reporters, superseded, upcoming: None, unreported, late }
 }
 
 fn of(alternates: &Alternates, row: u32) -> Vec<&str> {
@@ -61,8 +61,8 @@ fn no_more_than_fit_and_those_that_said_so_first() {
     let now = ring(&[("z", 1)]);
     let previous: Vec<_> = ["d", "c"].map(|node| (ring(&[(node, 1)]), names(&[node]))).into();
     let reporters = vec![held("a", [7]), held("b", [7]), held("y", [7, 8])];
-    let silent = Arc::new(names(&["a"]).into_iter().collect());
-    let alternates = Cause { previous, reporters, silent, ..cause(now) }.alternates().unwrap();
+    let late = Arc::new(names(&["a"]).into_iter().collect());
+    let alternates = Cause { previous, reporters, late, ..cause(now) }.alternates().unwrap();
     assert_eq!(of(&alternates, 7), ["b", "y", "a"], "whose speaker is silent is asked last");
     assert_eq!(of(&alternates, 8), ["y", "d", "c"], "the newest former ring first");
     assert_eq!(of(&alternates, 9), ["d", "c"]);
@@ -73,11 +73,11 @@ fn no_more_than_fit_and_those_that_said_so_first() {
 fn rows_without_room_for_a_node_that_may_hold_any_flow_overflow() {
     let now = ring(&[("a", 1), ("b", 1)]);
     let primary_a = (0..4093).filter(|&row| now.0.primary(row) == Some("a")).count() as u32;
-    let unheard = |nodes: &[&str]| Arc::new(names(nodes).into_iter().collect());
-    let overflow = |unheard| Cause { unheard, ..cause(now.clone()) }.alternates().unwrap().overflow;
-    assert_eq!(overflow(unheard(&["a", "c", "d"])), 0, "all have a place");
-    assert_eq!(overflow(unheard(&["a", "c", "d", "e"])), 4093 - primary_a, "a has its own rows");
-    assert_eq!(overflow(unheard(&["c", "d", "e", "f"])), 4093);
+    let unreported = |nodes: &[&str]| Arc::new(names(nodes).into_iter().collect());
+    let overflow = |unreported| Cause { unreported, ..cause(now.clone()) }.alternates().unwrap().overflow;
+    assert_eq!(overflow(unreported(&["a", "c", "d"])), 0, "all have a place");
+    assert_eq!(overflow(unreported(&["a", "c", "d", "e"])), 4093 - primary_a, "a has its own rows");
+    assert_eq!(overflow(unreported(&["c", "d", "e", "f"])), 4093);
     // Nodes of former rings get what places there are; their own rows have one.
     let previous = vec![(ring(&[("c", 1), ("d", 1), ("e", 1), ("f", 1)]), names(&["c", "d", "e", "f"]))];
     assert_eq!(Cause { previous, ..cause(now.clone()) }.alternates().unwrap().overflow, 0);
