@@ -17,7 +17,7 @@ use speaker_core::forwarding::Planner;
 use speaker_core::forwarding::previous::PreviousRings;
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::name::NodeName;
-use speaker_core::presence::{self, Presence};
+use speaker_core::readiness::{self, Readiness};
 use speaker_core::reports::exchange::{self, Exchange};
 use speaker_core::reports::reporter::Reporter;
 use speaker_core::resolve::{self, Resolver};
@@ -187,7 +187,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let election = Election::new(config, now);
     let driver = Driver {
         liveness: Liveness::new(liveness),
-        presence: Presence::new(presence::Config::default(), present(remembered.as_ref().filter(|_| !booted))),
+        readiness: Readiness::new(readiness::Config::default(), ready(remembered.as_ref().filter(|_| !booted))),
         resolver: Resolver::new(resolve::Config::new(jitter)),
         unicast: Unicast::new(unicast::Config::default()),
         rotation,
@@ -250,8 +250,8 @@ fn previous_rings(remembered: Option<&Remembered>, window: Duration) -> Previous
 
 /// Who was there when the speaker before this one ended. Not after a boot: others may have booted meanwhile, and to ask a node that
 /// has kube-proxy's rules before it has ours costs the flow.
-fn present(remembered: Option<&Remembered>) -> BTreeSet<NodeName> {
-    let names = remembered.into_iter().flat_map(|remembered| &remembered.present);
+fn ready(remembered: Option<&Remembered>) -> BTreeSet<NodeName> {
+    let names = remembered.into_iter().flat_map(|remembered| &remembered.ready);
     names.filter_map(|name| NodeName::new(name)).collect()
 }
 

@@ -26,7 +26,7 @@ use speaker_core::election::{self, Election, Eligible, LoseReason, Owner, Phase}
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::machine::Machine;
 use speaker_core::name::{NodeName, Term, Vip};
-use speaker_core::presence::{self, Presence};
+use speaker_core::readiness::{self, Readiness};
 use speaker_core::resolve::{self, Resolver};
 use speaker_core::rotation::{self, Rotation};
 use speaker_core::time::Instant;
@@ -166,7 +166,7 @@ pub struct Inbox {
 /// Everything the loop is made of.
 pub struct Driver {
     pub liveness: Liveness,
-    pub presence: Presence,
+    pub readiness: Readiness,
     pub resolver: Resolver,
     pub unicast: Unicast,
     pub rotation: Rotation,
@@ -194,8 +194,8 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         by_address: BTreeMap::new(),
         macs: BTreeMap::new(),
         down: BTreeSet::new(),
-        absent: BTreeSet::new(),
-        blank: BTreeSet::new(),
+        silent: BTreeSet::new(),
+        unknown: BTreeSet::new(),
         lease_until: Instant::ZERO,
         mute_written: Instant::ZERO,
         resolve_at: Instant::ZERO,
@@ -229,9 +229,9 @@ struct State {
     /// Of nodes whose speakers are heard, as they state it under their signature: it outranks ARP.
     signed_macs: BTreeMap<Ipv4Addr, Mac>,
     down: BTreeSet<NodeName>,
-    absent: BTreeSet<NodeName>,
+    silent: BTreeSet<NodeName>,
     /// No speaker has been ready on these since they were new or down.
-    blank: BTreeSet<NodeName>,
+    unknown: BTreeSet<NodeName>,
     lease_until: Instant,
     mute_written: Instant,
     /// When the nodes are asked for their MAC addresses next.
@@ -342,7 +342,7 @@ impl State {
         let driver = &self.driver;
         let machines = [
             driver.liveness.next_deadline(),
-            driver.presence.next_deadline(),
+            driver.readiness.next_deadline(),
             driver.unicast.next_deadline(),
             driver.rotation.next_deadline(),
             driver.unverified.next_deadline(),
@@ -357,8 +357,8 @@ impl State {
         if due(self.driver.liveness.next_deadline()) {
             self.watch(liveness::Event::Tick, now);
         }
-        if due(self.driver.presence.next_deadline()) {
-            self.attend(presence::Event::Tick, now);
+        if due(self.driver.readiness.next_deadline()) {
+            self.on_readiness(readiness::Event::Tick, now);
         }
         if due(self.driver.unicast.next_deadline()) {
             self.reach(unicast::Event::Tick, now);
@@ -450,7 +450,7 @@ impl State {
                     self.tell_unavailable();
                     self.resolve_event(resolve::Event::Down(node.clone()), now);
                     self.reach(unicast::Event::Down(node.clone()), now);
-                    self.attend(presence::Event::Down(node), now);
+                    self.on_readiness(readiness::Event::Down(node), now);
                 }
                 liveness::Action::NodeUp(node) => {
                     info!(%node, "its kernel answers");
@@ -468,25 +468,25 @@ impl State {
         }
     }
 
-    fn attend(&mut self, event: presence::Event, now: Instant) {
+    fn on_readiness(&mut self, event: readiness::Event, now: Instant) {
         let mut actions = Vec::new();
-        self.driver.presence.handle(event, now, &mut actions);
+        self.driver.readiness.handle(event, now, &mut actions);
         for action in &actions {
             match action {
-                presence::Action::Absent(node) => {
+                readiness::Action::Silent(node) => {
                     info!(%node, "its speaker is silent: no new flows for it");
-                    self.blank.remove(node);
-                    self.absent.insert(node.clone());
+                    self.unknown.remove(node);
+                    self.silent.insert(node.clone());
                 }
-                presence::Action::Blank(node) => {
+                readiness::Action::Unknown(node) => {
                     info!(%node, "no speaker has been ready there yet: nothing is sent to it");
-                    self.absent.remove(node);
-                    self.blank.insert(node.clone());
+                    self.silent.remove(node);
+                    self.unknown.insert(node.clone());
                 }
-                presence::Action::Present(node) => {
+                readiness::Action::Ready(node) => {
                     info!(%node, "its packet path is ready");
-                    self.absent.remove(node);
-                    self.blank.remove(node);
+                    self.silent.remove(node);
+                    self.unknown.remove(node);
                 }
             }
         }
@@ -519,10 +519,10 @@ impl State {
 
     fn tell_unavailable(&self) {
         self.driver.metrics.nodes_down.set(self.down.len() as i64);
-        let absent = self.absent.union(&self.blank).filter(|node| !self.down.contains(*node));
-        self.driver.metrics.nodes_absent.set(absent.count() as i64);
-        let (down, absent, blank) = (self.down.clone(), self.absent.clone(), self.blank.clone());
-        self.tell(Message::Unavailable { down, absent, blank });
+        let silent = self.silent.union(&self.unknown).filter(|node| !self.down.contains(*node));
+        self.driver.metrics.nodes_silent.set(silent.count() as i64);
+        let (down, silent, unknown) = (self.down.clone(), self.silent.clone(), self.unknown.clone());
+        self.tell(Message::Unavailable { down, silent, unknown });
     }
 
     fn tell(&self, message: Message) {
@@ -603,7 +603,7 @@ impl Surroundings for State {
                 self.reach(unicast::Event::Received { node: node.clone(), multicast, hears_us }, now);
                 self.watch(liveness::Event::Heard(node.clone()), now);
                 if ready {
-                    self.attend(presence::Event::Ready(node), now);
+                    self.on_readiness(readiness::Event::Ready(node), now);
                 }
             }
             Action::PeerUp { node } => {

@@ -18,7 +18,7 @@ pub struct Metrics {
     pub transitions: IntCounter,
     pub peers: IntGauge,
     pub nodes_down: IntGauge,
-    pub nodes_absent: IntGauge,
+    pub nodes_silent: IntGauge,
     pub isolated: IntGauge,
     pub peers_by_unicast: IntGauge,
     pub adverts_missing: IntGauge,
@@ -77,8 +77,8 @@ impl Metrics {
             transitions: counter("sheave_vip_transitions_total", "VIPs won and lost by this node.")?,
             peers: gauge("sheave_peers_alive", "Speakers heard, without this one.")?,
             nodes_down: gauge("sheave_nodes_down", "Nodes whose kernel gives no sign of life.")?,
-            nodes_absent: gauge(
-                "sheave_nodes_absent",
+            nodes_silent: gauge(
+                "sheave_nodes_silent",
                 "Nodes that answer, without a ready speaker: no new flows for them.",
             )?,
             isolated: gauge("sheave_isolated", "1 while no other node is heard that should be.")?,

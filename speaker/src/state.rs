@@ -35,8 +35,9 @@ pub struct Remembered {
     /// Former rings of each service.
     #[serde(alias = "history")]
     pub previous_rings: SavedRings,
-    /// Nodes whose packet path was ready (`presence`).
-    pub present: BTreeSet<String>,
+    /// Nodes whose packet path was ready (`readiness`).
+    #[serde(alias = "present")]
+    pub ready: BTreeSet<String>,
 }
 
 /// Numbers an incarnation of the speaker on this node.

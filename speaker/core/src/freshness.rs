@@ -2,7 +2,7 @@
 //!
 //! A node whose connection to the API server hangs goes on serving by its last view, and does not know it: the watch is silent
 //! either way. The others know: they go by another view than it, and it does not follow. Such a node asks the API server anew; if
-//! that does not help it is *stale*: it gets no new flows (as if its speaker were absent, `presence`) and keeps those it has.
+//! that does not help it is *stale*: it gets no new flows (as if its speaker were absent, `readiness`) and keeps those it has.
 //!
 //! A node whose own pods have changed since it last went by the present view, and that says nothing new, hands new flows to pods that are
 //! gone, be its speaker dead, begun without an API server, or cut off. It is stale after [`Freshness::OUTDATED`], or at once if it does not even speak,

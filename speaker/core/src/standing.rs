@@ -1,4 +1,4 @@
-//! Which other nodes may be given new flows, and which may be asked about flows that are not known here: what `liveness`, `presence`
+//! Which other nodes may be given new flows, and which may be asked about flows that are not known here: what `liveness`, `readiness`
 //! and `freshness` say, joined, and from `holdings` who has spoken.
 //!
 //! Read first: docs/decisions/0010 (blank, absent, down) and 0011 (stale).
@@ -13,28 +13,28 @@ use crate::time::Instant;
 #[derive(Debug, Default)]
 pub struct Standing {
     down: BTreeSet<NodeName>,
-    absent: BTreeSet<NodeName>,
+    silent: BTreeSet<NodeName>,
     /// Since when it may be that there is no program of ours.
-    blank: BTreeMap<NodeName, Instant>,
+    unknown: BTreeMap<NodeName, Instant>,
     stale: BTreeSet<NodeName>,
 }
 
 impl Standing {
-    /// All that are down (`liveness`), absent, or blank (`presence`) now.
+    /// All that are down (`liveness`), absent, or blank (`readiness`) now.
     pub fn set(
         &mut self,
         down: BTreeSet<NodeName>,
-        absent: BTreeSet<NodeName>,
-        blank: BTreeSet<NodeName>,
+        silent: BTreeSet<NodeName>,
+        unknown: BTreeSet<NodeName>,
         now: Instant,
     ) {
-        self.blank.retain(|node, _| blank.contains(node));
-        for node in blank {
+        self.unknown.retain(|node, _| unknown.contains(node));
+        for node in unknown {
             // What it said before it was down it said before it was restarted.
-            let since = if down.contains(&node) { now } else { self.blank.get(&node).copied().unwrap_or(now) };
-            self.blank.insert(node, since);
+            let since = if down.contains(&node) { now } else { self.unknown.get(&node).copied().unwrap_or(now) };
+            self.unknown.insert(node, since);
         }
-        (self.down, self.absent) = (down, absent);
+        (self.down, self.silent) = (down, silent);
     }
 
     pub fn set_stale(&mut self, node: NodeName, stale: bool) {
@@ -50,8 +50,8 @@ impl Standing {
     }
 
     /// Its speaker has been ready since the node was last down or new, and is not silent.
-    pub fn is_present(&self, node: &NodeName) -> bool {
-        !self.down.contains(node) && !self.absent.contains(node) && !self.blank.contains_key(node)
+    pub fn is_ready(&self, node: &NodeName) -> bool {
+        !self.down.contains(node) && !self.silent.contains(node) && !self.unknown.contains_key(node)
     }
 
     /// For the next table. `has_spoken`: this node has said since then what it holds, so its packet path is in place (it was cut off and
@@ -59,9 +59,9 @@ impl Standing {
     pub fn available(&self, has_reported: impl Fn(&NodeName, Instant) -> bool) -> Availability {
         let name = |node: &NodeName| String::from(node.as_str());
         let mut down: BTreeSet<String> = self.down.iter().map(name).collect();
-        let mut absent: BTreeSet<String> = self.absent.union(&self.stale).map(name).collect();
-        for (node, since) in &self.blank {
-            if has_reported(node, *since) { &mut absent } else { &mut down }.insert(name(node));
+        let mut silent: BTreeSet<String> = self.silent.union(&self.stale).map(name).collect();
+        for (node, since) in &self.unknown {
+            if has_reported(node, *since) { &mut silent } else { &mut down }.insert(name(node));
         }
         Availability { down, absent }
     }
@@ -82,8 +82,8 @@ mod tests {
     /// The node speaks at second 20.
     fn asked(standing: &Standing) -> bool {
         let Availability { down, absent } = standing.available(|_, since| at(20) >= since);
-        assert!(down.contains("a") != absent.contains("a"));
-        absent.contains("a")
+        assert!(down.contains("a") != silent.contains("a"));
+        silent.contains("a")
     }
 
     #[test]
@@ -91,12 +91,12 @@ mod tests {
         let mut standing = Standing::default();
         let none = BTreeSet::new;
         standing.set(none(), none(), names(&["a"]), at(10));
-        assert!(asked(&standing) && !standing.is_present(&NodeName::new("a").unwrap()));
+        assert!(asked(&standing) && !standing.is_ready(&NodeName::new("a").unwrap()));
         standing.set(names(&["a"]), none(), names(&["a"]), at(30));
         standing.set(none(), none(), names(&["a"]), at(40));
         assert!(!asked(&standing), "what it said, it said before it was restarted");
         standing.set(none(), none(), none(), at(50));
-        assert!(standing.is_present(&NodeName::new("a").unwrap()));
+        assert!(standing.is_ready(&NodeName::new("a").unwrap()));
     }
 
     #[test]
@@ -104,7 +104,7 @@ mod tests {
         let mut standing = Standing::default();
         let a = NodeName::new("a").unwrap();
         standing.set_stale(a.clone(), true);
-        assert!(asked(&standing) && standing.is_present(&a) && standing.stale() == 1);
+        assert!(asked(&standing) && standing.is_ready(&a) && standing.stale() == 1);
         standing.set_stale(a, false);
         assert_eq!(standing.available(|_, _| true), Availability::default());
     }

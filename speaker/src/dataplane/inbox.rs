@@ -19,9 +19,9 @@ pub enum Message {
         /// Their kernels give no sign of life.
         down: BTreeSet<NodeName>,
         /// Their speakers have been silent for long.
-        absent: BTreeSet<NodeName>,
+        silent: BTreeSet<NodeName>,
         /// No speaker has been ready there since they were new or down.
-        blank: BTreeSet<NodeName>,
+        unknown: BTreeSet<NodeName>,
     },
     /// This node was cut off: others have served its rows meanwhile.
     WasAway,
@@ -132,9 +132,9 @@ const MAX_WAITING: usize = 4 * MAX_NODES as usize;
 mod tests {
     use super::*;
 
-    fn unavailable(down: &[&str], absent: &[&str]) -> Message {
+    fn unavailable(down: &[&str], silent: &[&str]) -> Message {
         let names = |names: &[&str]| names.iter().filter_map(|name| NodeName::new(name)).collect();
-        Message::Unavailable { down: names(down), absent: names(absent), blank: BTreeSet::new() }
+        Message::Unavailable { down: names(down), silent: names(silent), unknown: BTreeSet::new() }
     }
 
     #[test]

@@ -271,7 +271,7 @@ impl State {
 
     fn take(&mut self, message: Message) -> Result<()> {
         match message {
-            Message::Unavailable { down, absent, blank } => self.standing.set(down, absent, blank, clock::now()),
+            Message::Unavailable { down, silent, unknown } => self.standing.set(down, silent, unknown, clock::now()),
             Message::WasAway => {
                 self.sync.planner.was_away(&self.sync.node);
                 self.dirty = true;

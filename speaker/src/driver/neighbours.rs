@@ -9,7 +9,7 @@ use speaker_core::announce;
 use speaker_core::liveness;
 use speaker_core::machine::Machine;
 use speaker_core::name::NodeName;
-use speaker_core::presence;
+use speaker_core::readiness;
 use speaker_core::resolve;
 use speaker_core::time::Instant;
 use speaker_core::unicast;
@@ -31,7 +31,7 @@ impl State {
         self.macs.retain(|ip, _| self.by_address.contains_key(ip));
         self.filter_arp();
         let mut changed = false;
-        for set in [&mut self.down, &mut self.absent, &mut self.blank] {
+        for set in [&mut self.down, &mut self.silent, &mut self.unknown] {
             let known = set.len();
             set.retain(|name| nodes.contains_key(name));
             changed |= set.len() != known;
@@ -44,7 +44,7 @@ impl State {
             self.resolve_event(resolve::Event::Unknown(name), now);
         }
         self.watch(liveness::Event::Nodes(names.clone()), now);
-        self.attend(presence::Event::Nodes(names), now);
+        self.on_readiness(readiness::Event::Nodes(names), now);
         self.reach(unicast::Event::Nodes(members.clone()), now);
         self.judge_unverified(unverified::Event::Nodes(members), now);
         self.signed_macs.retain(|ip, _| self.by_address.contains_key(ip));
@@ -71,7 +71,7 @@ impl State {
         self.resolve_event(resolve::Event::Known(node.clone()), now);
         if heard.program {
             self.reach(unicast::Event::Program(node.clone()), now);
-            self.attend(presence::Event::Program(node.clone()), now);
+            self.on_readiness(readiness::Event::Program(node.clone()), now);
         }
         let sign = if heard.reply { liveness::Event::ProbeReply(node) } else { liveness::Event::Seen(node) };
         self.watch(sign, now);

@@ -132,7 +132,7 @@ fn speaker_missing(scene: &Scene, node: &str) -> Result<Option<String>> {
     if peers != Some(scene.nodes.len() as f64 - 1.0) {
         return Ok(Some(format!("the speaker of {node} hears {peers:?} others")));
     }
-    for (gauge, state) in [("sheave_nodes_down", "down"), ("sheave_nodes_absent", "absent")] {
+    for (gauge, state) in [("sheave_nodes_down", "down"), ("sheave_nodes_silent", "silent")] {
         let nodes = http::value(&metrics, gauge);
         if nodes != Some(0.0) {
             return Ok(Some(format!("the speaker of {node} counts {nodes:?} nodes as {state}")));

@@ -218,7 +218,7 @@ pub enum Action {
         vip: Vip,
     },
     /// A verified advert of this node came: its kernel and its speaker live (`liveness::Event::Heard`), and says whether it takes
-    /// new flows (`presence::Event::Ready`).
+    /// new flows (`readiness::Event::Ready`).
     Heard {
         node: NodeName,
         ready: bool,

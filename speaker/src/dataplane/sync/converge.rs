@@ -276,15 +276,15 @@ impl State {
     /// For the speaker after this one.
     fn remember(&mut self) {
         let Some(view) = &self.view else { return };
-        let is_present = |node: &&String| NodeName::new(node).is_some_and(|node| self.standing.is_present(&node));
-        let present: BTreeSet<String> = view.nodes().keys().filter(is_present).cloned().collect();
+        let is_ready = |node: &&String| NodeName::new(node).is_some_and(|node| self.standing.is_ready(&node));
+        let ready: BTreeSet<String> = view.nodes().keys().filter(is_ready).cloned().collect();
         let previous_rings = self.sync.planner.previous_rings();
-        let state = (previous_rings.generation(), present);
+        let state = (previous_rings.generation(), ready);
         if self.saved.as_ref() == Some(&state) {
             return;
         }
         let previous_rings = previous_rings.save(&clock::boot_id(), clock::now());
-        self.sync.saver.forwarding(Remembered { previous_rings, present: state.1.clone() });
+        self.sync.saver.forwarding(Remembered { previous_rings, ready: state.1.clone() });
         self.saved = Some(state);
     }
 

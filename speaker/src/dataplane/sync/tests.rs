@@ -67,7 +67,7 @@ fn view(services: &[(u16, &[u8])]) -> View {
 
 fn down(nodes: &[u8]) -> Message {
     let down = nodes.iter().filter_map(|n| NodeName::new(&node_name(*n))).collect();
-    Message::Unavailable { down, absent: BTreeSet::new(), blank: BTreeSet::new() }
+    Message::Unavailable { down, silent: BTreeSet::new(), unknown: BTreeSet::new() }
 }
 
 /// A node whose speaker's dataplane runs, and what a test sees of it.

@@ -96,9 +96,9 @@ pub struct Speaker {
     standing: Standing,
     available: Availability,
     /// Peers whose speaker has been ready since they were down or new.
-    present: BTreeMap<usize, Instant>,
+    heard_at: BTreeMap<usize, Instant>,
     /// Peers whose speaker has not.
-    blank: BTreeSet<usize>,
+    unknown: BTreeSet<usize>,
     pub ready: bool,
     pub digest: u64,
     dirty: bool,
@@ -156,8 +156,8 @@ impl Speaker {
             view: None,
             standing: Standing::default(),
             available: Availability::default(),
-            present: (0..nodes).filter(|_| !booted).map(|node| (node, now)).collect(),
-            blank: (0..nodes).filter(|_| booted).collect(),
+            heard_at: (0..nodes).filter(|_| !booted).map(|node| (node, now)).collect(),
+            unknown: (0..nodes).filter(|_| booted).collect(),
             ready: false,
             digest: 0,
             dirty: true,
@@ -258,24 +258,24 @@ impl Speaker {
         }
         for (other, sight) in sights.iter().enumerate() {
             if !sight.answers {
-                self.present.remove(&other);
-                self.blank.insert(other);
+                self.heard_at.remove(&other);
+                self.unknown.insert(other);
             } else if sight.ready {
-                self.present.insert(other, now);
-                self.blank.remove(&other);
+                self.heard_at.insert(other, now);
+                self.unknown.remove(&other);
             } else if sight.program {
-                self.blank.remove(&other);
+                self.unknown.remove(&other);
             }
         }
-        self.present.retain(|_, seen| now.since(*seen) <= Duration::from_secs(30));
+        self.heard_at.retain(|_, seen| now.since(*seen) <= Duration::from_secs(30));
         let others = || sights.iter().enumerate().filter(|(other, _)| *other != self.node);
         let names = |of: &dyn Fn(usize, &Sight) -> bool| -> BTreeSet<NodeName> {
             others().filter(|(other, sight)| of(*other, sight)).map(|(other, _)| node_name(other)).collect()
         };
         let down = names(&|_, sight| !sight.answers);
-        let absent = names(&|other, _| !self.present.contains_key(&other) && !self.blank.contains(&other));
-        let blank = names(&|other, _| self.blank.contains(&other));
-        self.standing.set(down, absent, blank, now);
+        let silent = names(&|other, _| !self.heard_at.contains_key(&other) && !self.unknown.contains(&other));
+        let unknown = names(&|other, _| self.unknown.contains(&other));
+        self.standing.set(down, silent, unknown, now);
     }
 
     /// The digests of the view.

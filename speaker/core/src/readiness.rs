@@ -20,7 +20,7 @@ use crate::time::{Duration, Instant};
 
 /// Watches the speakers of the other nodes.
 #[derive(Clone, Debug)]
-pub struct Presence {
+pub struct Readiness {
     config: Config,
     /// Present when this process was not there yet.
     known: BTreeSet<NodeName>,
@@ -57,9 +57,9 @@ pub enum Event {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    Absent(NodeName),
-    Blank(NodeName),
-    Present(NodeName),
+    Silent(NodeName),
+    Unknown(NodeName),
+    Ready(NodeName),
 }
 
 #[derive(Clone, Debug)]
@@ -70,26 +70,26 @@ struct Seen {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Present,
-    Absent,
-    Blank,
+    Ready,
+    Silent,
+    Unknown,
 }
 
 impl Seen {
-    fn is_present(&self) -> bool {
-        self.state == State::Present
+    fn is_ready(&self) -> bool {
+        self.state == State::Ready
     }
 }
 
-impl Presence {
+impl Readiness {
     /// `known`: the nodes that were present when the speaker before this one ended; none if this node has booted since.
     pub fn new(config: Config, known: BTreeSet<NodeName>) -> Self {
         Self { config, known, nodes: BTreeMap::new(), anybody: None, check_at: None }
     }
 
     /// The nodes that are present, for the next process.
-    pub fn present(&self) -> impl Iterator<Item = &NodeName> {
-        self.nodes.iter().filter(|(_, seen)| seen.is_present()).map(|(name, _)| name)
+    pub fn ready_nodes(&self) -> impl Iterator<Item = &NodeName> {
+        self.nodes.iter().filter(|(_, seen)| seen.is_ready()).map(|(name, _)| name)
     }
 
     fn set_nodes(&mut self, nodes: BTreeSet<NodeName>, now: Instant, actions: &mut Vec<Action>) {
@@ -98,21 +98,21 @@ impl Presence {
             if self.nodes.contains_key(&name) {
                 continue;
             }
-            let state = if self.known.remove(&name) { State::Present } else { State::Blank };
-            if state == State::Blank {
-                actions.push(Action::Blank(name.clone()));
+            let state = if self.known.remove(&name) { State::Ready } else { State::Unknown };
+            if state == State::Unknown {
+                actions.push(Action::Unknown(name.clone()));
             }
             self.nodes.insert(name, Seen { state, ready: now });
         }
         self.check_at.get_or_insert(now + self.config.silent);
     }
 
-    fn ready(&mut self, name: NodeName, now: Instant, actions: &mut Vec<Action>) {
+    fn on_ready(&mut self, name: NodeName, now: Instant, actions: &mut Vec<Action>) {
         let Some(seen) = self.nodes.get_mut(&name) else { return };
         seen.ready = now;
         self.anybody = Some(now);
-        if core::mem::replace(&mut seen.state, State::Present) != State::Present {
-            actions.push(Action::Present(name));
+        if core::mem::replace(&mut seen.state, State::Ready) != State::Ready {
+            actions.push(Action::Ready(name));
         }
     }
 
@@ -120,37 +120,37 @@ impl Presence {
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let silent = self.config.silent;
         if self.anybody.is_some_and(|at| now.since(at) < silent / 2) {
-            let ends = |seen: &Seen| seen.is_present() && now >= seen.ready + silent;
+            let ends = |seen: &Seen| seen.is_ready() && now >= seen.ready + silent;
             for (name, seen) in self.nodes.iter_mut().filter(|(_, seen)| ends(seen)) {
-                seen.state = State::Absent;
-                actions.push(Action::Absent(name.clone()));
+                seen.state = State::Silent;
+                actions.push(Action::Silent(name.clone()));
             }
         }
-        let ends = self.nodes.values().filter(|seen| seen.is_present()).map(|seen| seen.ready + silent).min();
+        let ends = self.nodes.values().filter(|seen| seen.is_ready()).map(|seen| seen.ready + silent).min();
         // Not before a moment has passed: the silent ones that stay present would make every moment due.
         self.check_at = ends.map(|end| end.max(now + silent / 10));
     }
 }
 
-impl Machine for Presence {
+impl Machine for Readiness {
     type Event = Event;
     type Action = Action;
 
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
             Event::Nodes(nodes) => self.set_nodes(nodes, now, actions),
-            Event::Ready(node) => self.ready(node, now, actions),
+            Event::Ready(node) => self.on_ready(node, now, actions),
             Event::Down(node) => {
                 if let Some(seen) = self.nodes.get_mut(&node)
-                    && core::mem::replace(&mut seen.state, State::Blank) != State::Blank
+                    && core::mem::replace(&mut seen.state, State::Unknown) != State::Unknown
                 {
-                    actions.push(Action::Blank(node));
+                    actions.push(Action::Unknown(node));
                 }
             }
             Event::Program(node) => {
-                if let Some(seen) = self.nodes.get_mut(&node).filter(|seen| seen.state == State::Blank) {
-                    seen.state = State::Absent;
-                    actions.push(Action::Absent(node));
+                if let Some(seen) = self.nodes.get_mut(&node).filter(|seen| seen.state == State::Unknown) {
+                    seen.state = State::Silent;
+                    actions.push(Action::Silent(node));
                 }
             }
             Event::Tick => self.tick(now, actions),
@@ -175,14 +175,14 @@ mod tests {
 
     struct Lab {
         now: Instant,
-        machine: Presence,
+        machine: Readiness,
         log: Vec<Action>,
     }
 
     impl Lab {
         fn new(nodes: usize, known: impl IntoIterator<Item = usize>) -> Self {
             let known = known.into_iter().map(name).collect();
-            let machine = Presence::new(Config::default(), known);
+            let machine = Readiness::new(Config::default(), known);
             let mut lab = Self { now: Instant::from_millis(1000), machine, log: vec![] };
             lab.event(Event::Nodes((0..nodes).map(name).collect()));
             lab
@@ -211,10 +211,10 @@ mod tests {
     #[test]
     fn a_new_node_is_blank_until_its_speaker_is_ready() {
         let mut lab = Lab::new(2, [0]);
-        assert_eq!(lab.heard(), [Action::Blank(name(1))]);
+        assert_eq!(lab.heard(), [Action::Unknown(name(1))]);
         lab.run(1, &[0, 1]);
-        assert_eq!(lab.heard(), [Action::Present(name(1))]);
-        assert_eq!(lab.machine.present().count(), 2);
+        assert_eq!(lab.heard(), [Action::Ready(name(1))]);
+        assert_eq!(lab.machine.ready_nodes().count(), 2);
     }
 
     #[test]
@@ -222,30 +222,30 @@ mod tests {
         let mut lab = Lab::new(2, [0, 1]);
         lab.event(Event::Down(name(1)));
         lab.event(Event::Down(name(1)));
-        assert_eq!(lab.heard(), [Action::Blank(name(1))]);
+        assert_eq!(lab.heard(), [Action::Unknown(name(1))]);
         lab.run(100, &[0]);
         assert_eq!(lab.heard(), []);
         lab.event(Event::Ready(name(1)));
-        assert_eq!(lab.heard(), [Action::Present(name(1))]);
+        assert_eq!(lab.heard(), [Action::Ready(name(1))]);
         // Its speaker is silent, then its kernel is gone as well.
         lab.run(40, &[0]);
         lab.event(Event::Down(name(1)));
-        assert_eq!(lab.heard(), [Action::Absent(name(1)), Action::Blank(name(1))]);
+        assert_eq!(lab.heard(), [Action::Silent(name(1)), Action::Unknown(name(1))]);
     }
 
     /// A node that boots meets one whose speaker is dead; or that one was cut off meanwhile.
     #[test]
     fn a_blank_node_whose_program_answers_is_absent_until_its_speaker_is_ready() {
         let mut lab = Lab::new(3, [0]);
-        assert_eq!(lab.heard(), [Action::Blank(name(1)), Action::Blank(name(2))]);
+        assert_eq!(lab.heard(), [Action::Unknown(name(1)), Action::Unknown(name(2))]);
         lab.event(Event::Program(name(1)));
         lab.event(Event::Program(name(1)));
         lab.event(Event::Program(name(0)));
-        assert_eq!(lab.heard(), [Action::Absent(name(1))], "once, and nobody who is present");
+        assert_eq!(lab.heard(), [Action::Silent(name(1))], "once, and nobody who is present");
         lab.event(Event::Ready(name(1)));
         lab.event(Event::Down(name(1)));
         lab.event(Event::Program(name(1)));
-        assert_eq!(lab.heard(), [Action::Present(name(1)), Action::Blank(name(1)), Action::Absent(name(1))]);
+        assert_eq!(lab.heard(), [Action::Ready(name(1)), Action::Unknown(name(1)), Action::Silent(name(1))]);
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
         lab.run(5, &[0, 1, 2]);
         assert_eq!(lab.heard(), []);
         lab.run(40, &[0, 1]);
-        assert_eq!(lab.heard(), [Action::Absent(name(2))]);
+        assert_eq!(lab.heard(), [Action::Silent(name(2))]);
     }
 
     #[test]
@@ -267,14 +267,14 @@ mod tests {
         assert_eq!(lab.heard(), []);
         // One is back, the other is not.
         lab.run(20, &[0]);
-        assert_eq!(lab.heard(), [Action::Absent(name(1))]);
+        assert_eq!(lab.heard(), [Action::Silent(name(1))]);
     }
 
     #[test]
     fn a_known_node_that_never_speaks_is_absent_in_the_end() {
         let mut lab = Lab::new(2, [0, 1]);
         lab.run(40, &[0]);
-        assert_eq!(lab.heard(), [Action::Absent(name(1))]);
+        assert_eq!(lab.heard(), [Action::Silent(name(1))]);
     }
 
     #[test]
