@@ -17,11 +17,11 @@ use ebpf_common::{Config, MAX_NODES, ServiceKey, ServiceValue};
 use speaker_core::backend::{Lingering, Plan, Spared, Uplink};
 use speaker_core::election::Eligible;
 use speaker_core::forwarding::diff::{Layout, MapState};
-use speaker_core::forwarding::{Availability, Planner, Table};
+use speaker_core::forwarding::{Planner, Table, TrafficStates};
 use speaker_core::name::{NodeName, Vip};
 use speaker_core::reports::exchange::{self, Exchange};
 use speaker_core::reports::reporter::Reporter;
-use speaker_core::standing::Standing;
+use speaker_core::traffic_state::PeerSignals;
 use speaker_core::view::View;
 use speaker_core::view::endpoints::Reason;
 use tokio::sync::watch;
@@ -158,7 +158,7 @@ struct State {
     config: Config,
     view: Option<Arc<View>>,
     viewed: Option<Instant>,
-    standing: Standing,
+    signals: PeerSignals,
     macs: BTreeMap<Ipv4Addr, Mac>,
     signed_macs: BTreeMap<Ipv4Addr, Mac>,
     host: HostAddresses,
@@ -193,7 +193,7 @@ struct Planned {
     table: Arc<Table>,
     /// Service ports with pods on this node.
     services: BTreeSet<ServiceKey>,
-    available: Availability,
+    traffic_states: TrafficStates,
     /// Until the nft worker has it.
     plan: Option<Plan>,
 }
@@ -234,7 +234,7 @@ impl State {
             writer: MapWriter::start(maps).context("start the map writer")?,
             view: None,
             viewed: None,
-            standing: Standing::default(),
+            signals: PeerSignals::default(),
             host: HostAddresses::default(),
             planned: Planned::default(),
             table: Arc::default(),
@@ -271,7 +271,7 @@ impl State {
 
     fn take(&mut self, message: Message) -> Result<()> {
         match message {
-            Message::Unavailable { down, silent, unknown } => self.standing.set(down, silent, unknown, clock::now()),
+            Message::Unavailable { down, silent, unknown } => self.signals.set(down, silent, unknown, clock::now()),
             Message::WasAway => {
                 self.sync.planner.was_away(&self.sync.node);
                 self.dirty = true;
@@ -323,18 +323,18 @@ impl State {
                 }
                 Action::Stale(node) => {
                     warn!(%node, "goes by an old view of the cluster: no new flows for it");
-                    self.standing.set_stale(node, true);
+                    self.signals.set_stale(node, true);
                 }
                 Action::Fresh(node) => {
                     info!(%node, "goes by the present view of the cluster again");
-                    self.standing.set_stale(node, false);
+                    self.signals.set_stale(node, false);
                 }
                 // Sent already.
                 Action::Send(_) => {}
             }
         }
         self.sync.metrics.table_differs.set(self.differing.len() as i64);
-        self.sync.metrics.nodes_stale.set(self.standing.stale() as i64);
+        self.sync.metrics.nodes_stale.set(self.signals.stale() as i64);
         let now = clock::now();
         let in_doubt = self.talk.exchange.in_doubt(now);
         if self.spared.doubt.see_view(in_doubt, now) {

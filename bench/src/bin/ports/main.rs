@@ -143,7 +143,7 @@ async fn figures(kind: Kind, ports: usize, steps: bool, pins: &Pins) -> Result<F
     say("settled", &settle(&mut node, &cluster, &nft).await?);
     let rings = Rings::of(&node);
 
-    node.availability.down.insert(world::name(LOST));
+    node.traffic_states.no_flows.insert(world::name(LOST));
     let loss = node.pass(&cluster.view, Some(&nft)).await?;
     say("node lost", &loss);
     most_in_maps = most_in_maps.max(Memory::of(&node, pins)?.maps);

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use speaker_core::backend::{Lingering, Plan, Uplink, ruleset};
 use speaker_core::forwarding::diff::{Layout, MapOp, MapState, diff};
 use speaker_core::forwarding::previous::{PreviousRings, SavedRings};
-use speaker_core::forwarding::{Availability, Planner, Table};
+use speaker_core::forwarding::{Planner, Table, TrafficStates};
 use speaker_core::reports::{Report, Reported, Reports};
 use speaker_core::time::{Duration, Instant};
 use speaker_core::view::View;
@@ -37,7 +37,7 @@ pub struct Node {
     plan: Option<Plan>,
     reports: Reports,
     now: Instant,
-    pub availability: Availability,
+    pub traffic_states: TrafficStates,
     pub table: Table,
 }
 
@@ -99,7 +99,7 @@ impl Node {
             plan: None,
             reports: Reports::new(),
             now,
-            availability: Availability::default(),
+            traffic_states: TrafficStates::default(),
             table: Table::default(),
         };
         Ok((node, Pass::step("restore", begun.elapsed(), cpu_time() - cpu)))
@@ -136,7 +136,7 @@ impl Node {
         let own = world::name(OWN);
         let frontends = frontends(view);
         step(&mut pass, "frontends");
-        let table = self.planner.table_of(view, &frontends, &self.availability, &self.reports, self.now);
+        let table = self.planner.table_of(view, &frontends, &self.traffic_states, &self.reports, self.now);
         step(&mut pass, "table");
         let uplink = Uplink::new("eth0")?;
         let plan = self.lingering.complete(Plan::of(view, &frontends.0, &own, uplink), self.now);

@@ -10,17 +10,17 @@ use crate::view::endpoints::Pod;
 
 /// Nodes that get no rows, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Availability {
+pub struct TrafficStates {
     /// The kernel does not answer, or our program has given no sign since it does (not: the speaker is silent). Nothing may be sent
     /// there.
-    pub down: BTreeSet<String>,
+    pub no_flows: BTreeSet<String>,
     /// The kernel answers, but its speaker has been silent for long. Its flows live: it may be an alternate.
-    pub absent: BTreeSet<String>,
+    pub existing_only: BTreeSet<String>,
 }
 
-impl Availability {
-    pub fn is_up(&self, node: &str) -> bool {
-        !self.down.contains(node) && !self.absent.contains(node)
+impl TrafficStates {
+    pub fn takes_new_flows(&self, node: &str) -> bool {
+        !self.no_flows.contains(node) && !self.existing_only.contains(node)
     }
 }
 
@@ -40,13 +40,13 @@ impl Availability {
 /// other node has a ready pod: then the label counts for nothing.
 ///
 /// The pods of a node whose object was deleted take no part.
-pub(super) fn members(pods: &[Pod<'_>], view: &View, availability: &Availability) -> Chosen {
+pub(super) fn members(pods: &[Pod<'_>], view: &View, traffic_states: &TrafficStates) -> Chosen {
     let pods: Vec<Pod<'_>> = pods.iter().filter(|pod| view.is_member(pod.node)).copied().collect();
     let is_excluded = |pod: &Pod<'_>| view.nodes().get(pod.node).is_some_and(|node| node.excluded);
-    let is_up = |pod: &Pod<'_>| availability.is_up(pod.node);
-    let heeded = pods.iter().any(|pod| is_ready(pod) && is_up(pod) && !is_excluded(pod));
-    let is_wanted = |pod: &Pod<'_>| is_up(pod) && !(heeded && is_excluded(pod));
-    let answers = |pod: &Pod<'_>| !availability.down.contains(pod.node);
+    let takes_new_flows = |pod: &Pod<'_>| traffic_states.takes_new_flows(pod.node);
+    let heeded = pods.iter().any(|pod| is_ready(pod) && takes_new_flows(pod) && !is_excluded(pod));
+    let is_wanted = |pod: &Pod<'_>| takes_new_flows(pod) && !(heeded && is_excluded(pod));
+    let answers = |pod: &Pod<'_>| !traffic_states.no_flows.contains(pod.node);
 
     let serving = |has_rows: &dyn Fn(&Pod<'_>) -> bool| -> BTreeMap<&str, u32> {
         let chosen = count(pods.iter().filter(|pod| has_rows(pod) && is_ready(pod)));
@@ -66,7 +66,7 @@ pub(super) fn members(pods: &[Pod<'_>], view: &View, availability: &Availability
     if counts.is_empty() {
         counts = serving(&|_| true);
     } else {
-        let lost = |pod: &&Pod<'_>| !has_rows(pod) && !is_up(pod) && !pod.conditions.terminating;
+        let lost = |pod: &&Pod<'_>| !has_rows(pod) && !takes_new_flows(pod) && !pod.conditions.terminating;
         counts.extend(count(pods.iter().filter(lost)));
         counts.extend(count(pods.iter().filter(|pod| !has_rows(pod) && is_ready(pod))));
     }
@@ -77,9 +77,9 @@ pub(super) fn members(pods: &[Pod<'_>], view: &View, availability: &Availability
 
 /// Of a service that names no pod any more: the last that it named, closed. They may live (its selector was changed, or their labels), and
 /// with them their open flows; the packets of the others are refused by their nodes. `None` if no node of them is left.
-pub(super) fn last(former: &Members, view: &View, availability: &Availability) -> Option<Chosen> {
+pub(super) fn last(former: &Members, view: &View, traffic_states: &TrafficStates) -> Option<Chosen> {
     let known = || former.iter().filter(|(node, _)| view.is_member(node));
-    let answers = |node: &str| !availability.down.contains(node);
+    let answers = |node: &str| !traffic_states.no_flows.contains(node);
     let nobody_answers = !known().any(|(node, _)| answers(node));
     let members = known().map(|(node, member)| (node.into(), member.pods, !nobody_answers && !answers(node)));
     let members = Members::new(members);

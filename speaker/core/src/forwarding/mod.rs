@@ -46,8 +46,8 @@ use alternates::{Alternates, ByAddress, Cache, Cause};
 use batches::{Batches, Wanted};
 pub use batches::{LONGEST as LONGEST_WAIT, QUIET};
 use maglev::Members;
-pub use members::Availability;
 use members::Chosen;
+pub use members::TrafficStates;
 use previous::{PreviousRing, PreviousRings};
 
 /// What the maps should say, in names; [`diff::MapState`] says it in slots.
@@ -181,8 +181,8 @@ impl Planner {
     }
 
     /// `words`: what the nodes said they hold, this one included.
-    pub fn table(&mut self, view: &View, availability: &Availability, reports: &Reports, now: Instant) -> Table {
-        self.table_of(view, &frontends(view), availability, reports, now)
+    pub fn table(&mut self, view: &View, traffic_states: &TrafficStates, reports: &Reports, now: Instant) -> Table {
+        self.table_of(view, &frontends(view), traffic_states, reports, now)
     }
 
     /// The same, of the frontends of the view.
@@ -190,7 +190,7 @@ impl Planner {
         &mut self,
         view: &View,
         (frontends, refused): &(BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusal>),
-        availability: &Availability,
+        traffic_states: &TrafficStates,
         reports: &Reports,
         now: Instant,
     ) -> Table {
@@ -209,7 +209,7 @@ impl Planner {
                     (members.clone(), *closed)
                 }
                 _ => {
-                    let Chosen { members, closed } = members::members(&frontend.pods, view, availability);
+                    let Chosen { members, closed } = members::members(&frontend.pods, view, traffic_states);
                     (Arc::new(members), closed)
                 }
             };
@@ -222,7 +222,7 @@ impl Planner {
         }
         let digest = follow(&mut self.batches, &mut services, &mut rings, reports, now);
         for (key, service) in services.iter_mut().filter(|(_, service)| service.ring.rows.is_empty()) {
-            let last = self.previous_rings.last(key).and_then(|last| members::last(last, view, availability));
+            let last = self.previous_rings.last(key).and_then(|last| members::last(last, view, traffic_states));
             if let Some(Chosen { members, closed }) = last {
                 (service.ring, service.closed) = (rings.get(&Arc::new(members)), closed);
             }
@@ -237,7 +237,7 @@ impl Planner {
                 Unreported { since: now, nodes: nodes.keys().filter(|node| **node != own).cloned().collect() };
         }
         self.affinity_changed.record(&services, &nodes, now);
-        let candidates = Candidates::new(&nodes, availability, reports, digest, self.differed, now);
+        let candidates = Candidates::new(&nodes, traffic_states, reports, digest, self.differed, now);
         let mut cache = Cache::default();
         let unreported = Arc::new(candidates.unreported(&mut self.unreported));
         let late = Arc::new(unreported.iter().filter(|node| candidates.is_late(node)).cloned().collect());
@@ -327,7 +327,7 @@ struct AnyRow {
 /// Which nodes may be asked for flows.
 struct Candidates<'a> {
     nodes: &'a BTreeMap<String, Ipv4Addr>,
-    availability: &'a Availability,
+    traffic_states: &'a TrafficStates,
     reports: &'a Reports,
     /// Those that name any rows, of nodes that answer: most nodes have no flows of rows that are not theirs.
     naming: Vec<(&'a String, &'a Reported)>,
@@ -339,13 +339,13 @@ struct Candidates<'a> {
 impl<'a> Candidates<'a> {
     fn new(
         nodes: &'a BTreeMap<String, Ipv4Addr>,
-        availability: &'a Availability,
+        traffic_states: &'a TrafficStates,
         reports: &'a Reports,
         digest: u64,
         differed: Instant,
         now: Instant,
     ) -> Self {
-        let mut candidates = Self { nodes, availability, reports, naming: Vec::new(), digest, differed, now };
+        let mut candidates = Self { nodes, traffic_states, reports, naming: Vec::new(), digest, differed, now };
         let names_rows = |reported: &Reported| !reported.report.services.is_empty() || !reported.superseded.is_empty();
         let naming =
             reports.iter().filter(|(node, reported)| names_rows(reported) && candidates.answers(node)).collect();
@@ -355,7 +355,7 @@ impl<'a> Candidates<'a> {
 
     /// Its kernel answers, as far as this node knows.
     fn answers(&self, node: &str) -> bool {
-        self.nodes.contains_key(node) && !self.availability.down.contains(node)
+        self.nodes.contains_key(node) && !self.traffic_states.no_flows.contains(node)
     }
 
     /// Those that answer. One that goes by our table says all that it holds of it.

@@ -20,8 +20,8 @@ fn planner(key: [u64; 2]) -> Planner {
     Planner::new(key, PreviousRings::new(Duration::from_secs(3600)))
 }
 
-fn down(nodes: &BTreeSet<String>) -> Availability {
-    Availability { down: nodes.clone(), absent: none() }
+fn down(nodes: &BTreeSet<String>) -> TrafficStates {
+    TrafficStates { no_flows: nodes.clone(), existing_only: none() }
 }
 
 fn table(view: &View, lost: &BTreeSet<String>) -> Table {
@@ -29,8 +29,8 @@ fn table(view: &View, lost: &BTreeSet<String>) -> Table {
 }
 
 /// (node, pods, down) of the ring of port 80, and whether it is closed.
-fn web_ring(endpoints: impl Into<Vec<Endpoint>>, availability: &Availability) -> (Vec<(String, u32, bool)>, bool) {
-    let table = planner(KEY).table(&view(endpoints), availability, &Reports::new(), NOW);
+fn web_ring(endpoints: impl Into<Vec<Endpoint>>, traffic_states: &TrafficStates) -> (Vec<(String, u32, bool)>, bool) {
+    let table = planner(KEY).table(&view(endpoints), traffic_states, &Reports::new(), NOW);
     let service = &table.services[&web_port()];
     let members = service.ring.members.iter().map(|(node, member)| (node.into(), member.pods, member.down));
     (members.collect(), service.closed)
@@ -155,11 +155,11 @@ fn unready_pods_of_a_lost_node_count_only_while_somebody_answers() {
 /// As a node sees it that does not hear the API server, and of which the others say so: nobody but itself is left.
 #[test]
 fn absent_nodes_serve_where_nobody_else_does_and_lost_ones_get_nothing() {
-    let availability = Availability { down: names(["b"]), absent: names(["c"]) };
+    let traffic_states = TrafficStates { no_flows: names(["b"]), existing_only: names(["c"]) };
     let alone = (vec![("b".into(), 1, true), ("c".into(), 1, false)], false);
-    assert_eq!(web_ring([ready("b", 1), ready("c", 1)], &availability), alone);
+    assert_eq!(web_ring([ready("b", 1), ready("c", 1)], &traffic_states), alone);
     let others = (vec![("a".into(), 1, false), ("b".into(), 1, true), ("c".into(), 1, true)], false);
-    assert_eq!(web_ring([ready("a", 1), ready("b", 1), ready("c", 1)], &availability), others);
+    assert_eq!(web_ring([ready("a", 1), ready("b", 1), ready("c", 1)], &traffic_states), others);
 }
 
 #[test]
@@ -238,7 +238,7 @@ fn reported(table: &Table, at: Instant) -> Reported {
 #[test]
 fn a_former_primary_is_asked_until_it_has_said_what_it_holds() {
     let mut planner = planner(KEY);
-    let all = Availability::default();
+    let all = TrafficStates::default();
     let (before, after) = (view([ready("a", 1)]), view([ready("b", 1)]));
     let mut reports = Reports::new();
     let mut at = |known: &View, reports: &Reports, seconds: u64| {
@@ -271,7 +271,7 @@ fn a_former_primary_is_asked_until_it_has_said_what_it_holds() {
     assert_eq!(moved_rows(&table), Some(names(["a"])));
     let lost = planner.table(&after, &down(&names(["a"])), &reports, NOW + Duration::from_secs(34));
     assert_eq!(moved_rows(&lost), None, "nobody asks a dead node");
-    let absent = Availability { down: none(), absent: names(["a"]) };
+    let absent = TrafficStates { no_flows: none(), existing_only: names(["a"]) };
     assert_eq!(
         moved_rows(&planner.table(&after, &absent, &reports, NOW + Duration::from_secs(35))),
         Some(names(["a"]))
@@ -281,7 +281,7 @@ fn a_former_primary_is_asked_until_it_has_said_what_it_holds() {
 #[test]
 fn nobodys_word_is_all_while_some_table_differs() {
     let mut planner = planner(KEY);
-    let all = Availability::default();
+    let all = TrafficStates::default();
     planner.table(&view([ready("a", 1)]), &all, &Reports::new(), NOW);
     let after = view([ready("b", 1)]);
     let table = planner.table(&after, &all, &Reports::new(), NOW);
@@ -296,7 +296,7 @@ fn nobodys_word_is_all_while_some_table_differs() {
 /// Nodes receive views at slightly different moments, and come to equal tables before their own time.
 #[test]
 fn a_node_applies_additions_with_its_peers_and_after_a_restart_at_once() {
-    let all = Availability::default();
+    let all = TrafficStates::default();
     let [mut ahead, mut behind] = [planner(KEY), planner(KEY)];
     let [few, more] = [view([ready("a", 1), ready("b", 1)]), view([ready("a", 1), ready("b", 1), ready("c", 1)])];
     let before = [&mut ahead, &mut behind].map(|planner| planner.table(&few, &all, &Reports::new(), NOW));
@@ -328,7 +328,7 @@ fn who_was_away_asks_those_who_served_meanwhile() {
     let mut planner = planner(KEY);
     let known = view([ready("a", 1), ready("b", 1)]);
     planner.was_away("a");
-    let table = planner.table(&known, &Availability::default(), &Reports::new(), NOW);
+    let table = planner.table(&known, &TrafficStates::default(), &Reports::new(), NOW);
     let service = &table.services[&web_port()];
     let others = service.alternates.as_ref().unwrap();
     // c has no part in this ring, but may have flows of one that there was meanwhile.
@@ -338,9 +338,9 @@ fn who_was_away_asks_those_who_served_meanwhile() {
     // By this table b has nothing that is not its own.
     let reports = |at| Reports::from(["b", "c"].map(|node| (String::from(node), reported(&table, at))));
     let later = NOW + SETTLE;
-    let heard = planner.table(&known, &Availability::default(), &reports(NOW), later);
+    let heard = planner.table(&known, &TrafficStates::default(), &reports(NOW), later);
     assert_eq!(moved_rows(&heard), Some(names(["b"])), "of the ring without a");
-    assert_eq!(moved_rows(&planner.table(&known, &Availability::default(), &reports(later), later)), None);
+    assert_eq!(moved_rows(&planner.table(&known, &TrafficStates::default(), &reports(later), later)), None);
     assert!(!planner.awaits_reports());
 }
 
@@ -349,7 +349,7 @@ fn who_was_away_asks_those_who_served_meanwhile() {
 fn with_another_affinity_everybody_is_asked_until_all_have_spoken() {
     let mut planner = planner(KEY);
     let mut known = view([ready("a", 1), ready("b", 1)]);
-    let mut at = |known: &View, reports: &Reports, now| planner.table(known, &Availability::default(), reports, now);
+    let mut at = |known: &View, reports: &Reports, now| planner.table(known, &TrafficStates::default(), reports, now);
     assert_eq!(moved_rows(&at(&known, &Reports::new(), NOW)), None);
     known.handle(Event::Apply(service(ObjectName::new("default", "web"), Affinity::ClientIp)));
     let table = at(&known, &Reports::new(), NOW);
@@ -374,7 +374,7 @@ fn whoever_says_nothing_is_not_asked_for_ever() {
     planner.was_away("a");
     let mut at = |seconds| {
         let now = NOW + Duration::from_secs(seconds);
-        moved_rows(&planner.table(&known, &Availability::default(), &Reports::new(), now))
+        moved_rows(&planner.table(&known, &TrafficStates::default(), &Reports::new(), now))
     };
     assert_eq!((at(0), at(599), at(600)), (Some(names(["b", "c"])), Some(names(["b", "c"])), None));
 }

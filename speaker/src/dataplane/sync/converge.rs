@@ -11,7 +11,7 @@ use ebpf_common::{ABI_VERSION, Config, ServiceKey};
 use speaker_core::backend::Plan;
 use speaker_core::eligibility;
 use speaker_core::forwarding::diff::{MapState, diff};
-use speaker_core::forwarding::{Availability, Service, Table};
+use speaker_core::forwarding::{Service, Table, TrafficStates};
 use speaker_core::name::{NodeName, Vip};
 use speaker_core::reports::exchange;
 use speaker_core::view::View;
@@ -45,22 +45,22 @@ impl State {
             (self.retry, self.follow) = (None, true);
         }
         let Some(view) = self.view.clone().filter(|view| self.may_start(view)) else { return Ok(()) };
-        let available = self.available();
-        if self.dirty || available != self.planned.available {
-            self.plan(&view, available);
+        let traffic_states = self.traffic_states();
+        if self.dirty || traffic_states != self.planned.traffic_states {
+            self.plan(&view, traffic_states);
         }
         if self.follow { self.write(&view) } else { Ok(()) }
     }
 
     /// Makes the table, and the plan that goes with it.
-    fn plan(&mut self, view: &View, available: Availability) {
+    fn plan(&mut self, view: &View, traffic_states: TrafficStates) {
         let now = clock::now();
         if self.talk.exchange.differs(now) {
             self.sync.planner.tables_differ(now);
         }
         let reports = self.talk.exchange.reports();
         let frontends = frontends(view);
-        let mut table = self.sync.planner.table_of(view, &frontends, &available, &reports, now);
+        let mut table = self.sync.planner.table_of(view, &frontends, &traffic_states, &reports, now);
         self.bar_addresses(&mut table);
         let table = Arc::new(table);
         self.report(&table);
@@ -71,7 +71,7 @@ impl State {
         let services = plan.services.keys().copied().collect();
         let plan = self.spared.complete(Plan { udp_silent: self.sync.udp_silent, ..plan }, now);
         self.sync.metrics.flows_spared.set(plan.spared.len() as i64);
-        self.planned = Planned { table, services, available, plan: Some(plan) };
+        self.planned = Planned { table, services, traffic_states, plan: Some(plan) };
         (self.dirty, self.follow) = (false, true);
     }
 
@@ -125,8 +125,8 @@ impl State {
     }
 
     fn is_there(&self, node: &str) -> bool {
-        let Planned { table, available, .. } = &self.planned;
-        table.nodes.contains_key(node) && available.is_up(node)
+        let Planned { table, traffic_states, .. } = &self.planned;
+        table.nodes.contains_key(node) && traffic_states.takes_new_flows(node)
     }
 
     fn shown(&self, held: &BTreeSet<ServiceKey>) -> Arc<Table> {
@@ -248,7 +248,7 @@ impl State {
         if self.started {
             return true;
         }
-        let all_heard = self.all_up(view) && self.talk.exchange.all_reported(clock::now());
+        let all_heard = self.all_take_new_flows(view) && self.talk.exchange.all_reported(clock::now());
         // Asked in any case: they need their time.
         let services = Plan::new(view, &self.sync.node, self.sync.uplink.clone()).services;
         let targets = services.into_iter().flat_map(|(key, local)| {
@@ -264,19 +264,19 @@ impl State {
         may_start
     }
 
-    fn available(&self) -> Availability {
-        self.standing.available(|node, since| self.talk.exchange.has_reported(node, since))
+    fn traffic_states(&self) -> TrafficStates {
+        self.signals.traffic_states(|node, since| self.talk.exchange.has_reported(node, since))
     }
 
-    fn all_up(&self, view: &View) -> bool {
-        let available = self.available();
-        view.members().all(|(node, _)| available.is_up(node))
+    fn all_take_new_flows(&self, view: &View) -> bool {
+        let traffic_states = self.traffic_states();
+        view.members().all(|(node, _)| traffic_states.takes_new_flows(node))
     }
 
     /// For the speaker after this one.
     fn remember(&mut self) {
         let Some(view) = &self.view else { return };
-        let is_ready = |node: &&String| NodeName::new(node).is_some_and(|node| self.standing.is_ready(&node));
+        let is_ready = |node: &&String| NodeName::new(node).is_some_and(|node| self.signals.is_ready(&node));
         let ready: BTreeSet<String> = view.nodes().keys().filter(is_ready).cloned().collect();
         let previous_rings = self.sync.planner.previous_rings();
         let state = (previous_rings.generation(), ready);

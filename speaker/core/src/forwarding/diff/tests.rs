@@ -6,7 +6,7 @@ use ebpf_common::Row;
 
 use super::*;
 use crate::forwarding::previous::PreviousRings;
-use crate::forwarding::{Availability, Planner};
+use crate::forwarding::{Planner, TrafficStates};
 use crate::reports::Reports;
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::service_key;
@@ -21,7 +21,7 @@ fn macs() -> Macs {
 
 fn table(view: &View) -> Table {
     let mut planner = Planner::new([1, 2], PreviousRings::new(Duration::from_secs(3600)));
-    planner.table(view, &Availability::default(), &Reports::new(), Instant::ZERO)
+    planner.table(view, &TrafficStates::default(), &Reports::new(), Instant::ZERO)
 }
 
 fn full() -> View {
@@ -151,7 +151,7 @@ fn alternates_are_slots() {
     let mut planner = Planner::new([1, 2], previous_rings);
     let mut layout = Layout::default();
     let mut want = |known: &View, have: &MapState, served: &BTreeSet<ServiceKey>| {
-        let table = planner.table(known, &Availability::default(), &Reports::new(), Instant::ZERO);
+        let table = planner.table(known, &TrafficStates::default(), &Reports::new(), Instant::ZERO);
         layout.want(&table, have, &macs(), "a", served).0
     };
     let nobody = BTreeSet::new();
@@ -175,7 +175,7 @@ fn alternates_are_slots() {
 #[test]
 fn a_node_that_the_rules_do_not_know_is_no_alternate() {
     let mut planner = Planner::new([1, 2], PreviousRings::new(Duration::from_secs(3600)));
-    let mut table = |known: &View| planner.table(known, &Availability::default(), &Reports::new(), Instant::ZERO);
+    let mut table = |known: &View| planner.table(known, &TrafficStates::default(), &Reports::new(), Instant::ZERO);
     table(&full());
     let scaled = table(&view([pod("a", 1, Conditions::READY)]));
     let mut layout = Layout::default();

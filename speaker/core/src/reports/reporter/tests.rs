@@ -2,7 +2,7 @@ use alloc::vec::Vec;
 
 use super::*;
 use crate::forwarding::previous::PreviousRings;
-use crate::forwarding::{Availability, Planner};
+use crate::forwarding::{Planner, TrafficStates};
 use crate::reports::Reports;
 use crate::view::Protocol;
 use crate::view::endpoints::service_key;
@@ -15,7 +15,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn table(nodes: &[&str]) -> Table {
     let pods: Vec<_> = nodes.iter().map(|node| pod(node, 1, Conditions::READY)).collect();
     let mut planner = Planner::new(KEY, PreviousRings::new(HOUR));
-    planner.table(&view(pods), &Availability::default(), &Reports::new(), Instant::ZERO)
+    planner.table(&view(pods), &TrafficStates::default(), &Reports::new(), Instant::ZERO)
 }
 
 fn flows(count: u16) -> Vec<FlowTuple> {

@@ -16,7 +16,7 @@ use ebpf_common::{ALTERNATES, MAX_ROWS, row_of, siphash13};
 use super::node::{HASH_KEY, WINDOW, name};
 use super::random::Random;
 use crate::forwarding::previous::PreviousRings;
-use crate::forwarding::{Availability, LONGEST_WAIT, Planner, SETTLE, Service, Table};
+use crate::forwarding::{LONGEST_WAIT, Planner, SETTLE, Service, Table, TrafficStates};
 use crate::reports::{Report, Reports, Rows};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::service_key;
@@ -91,7 +91,7 @@ impl Group {
             return;
         }
         let before = self.table.digest;
-        self.table = self.planner.table(&self.view, &Availability::default(), reports, now);
+        self.table = self.planner.table(&self.view, &TrafficStates::default(), reports, now);
         (self.dirty, self.planned) = (false, now);
         if self.table.digest != before {
             self.ring_since = now;

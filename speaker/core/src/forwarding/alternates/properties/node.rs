@@ -12,13 +12,13 @@ use sheave_ebpf::second_chance::{self, Origin, Step};
 use sheave_ebpf::service;
 
 use crate::forwarding::previous::{PreviousRings, SavedRings};
-use crate::forwarding::{Availability, Planner, Table};
+use crate::forwarding::{Planner, Table, TrafficStates};
 use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::reports::exchange::{Action, Config, Event, Exchange};
 use crate::reports::reporter::Reporter;
-use crate::standing::Standing;
 use crate::time::{Duration, Instant};
+use crate::traffic_state::PeerSignals;
 use crate::view::View;
 use crate::view::endpoints::{Digests, frontends};
 use crate::wire::seal::{Key, Keyring};
@@ -93,8 +93,8 @@ pub struct Speaker {
     exchange: Exchange,
     reporter: Reporter,
     view: Option<Arc<View>>,
-    standing: Standing,
-    available: Availability,
+    signals: PeerSignals,
+    traffic_states: TrafficStates,
     /// Peers whose speaker has been ready since they were down or new.
     heard_at: BTreeMap<usize, Instant>,
     /// Peers whose speaker has not.
@@ -154,8 +154,8 @@ impl Speaker {
             exchange,
             reporter: Reporter::new(&name(node), HASH_KEY, WINDOW),
             view: None,
-            standing: Standing::default(),
-            available: Availability::default(),
+            signals: PeerSignals::default(),
+            traffic_states: TrafficStates::default(),
             heard_at: (0..nodes).filter(|_| !booted).map(|node| (node, now)).collect(),
             unknown: (0..nodes).filter(|_| booted).collect(),
             ready: false,
@@ -181,8 +181,8 @@ impl Speaker {
                 Action::Send(bytes) => sent.push(bytes),
                 Action::Changed(_) => self.dirty = true,
                 Action::Rejected(reject) => panic!("{reject} on n{}", self.node),
-                Action::Stale(node) => self.standing.set_stale(node, true),
-                Action::Fresh(node) => self.standing.set_stale(node, false),
+                Action::Stale(node) => self.signals.set_stale(node, true),
+                Action::Fresh(node) => self.signals.set_stale(node, false),
                 Action::Differs { .. } | Action::Agrees(_) => {}
             }
         }
@@ -213,9 +213,9 @@ impl Speaker {
         if !self.exchange.all_reported(now) || self.cut_off {
             return sent;
         }
-        let available = self.standing.available(|node, since| self.exchange.has_reported(node, since));
-        self.dirty |= self.available != available;
-        self.available = available;
+        let traffic_states = self.signals.traffic_states(|node, since| self.exchange.has_reported(node, since));
+        self.dirty |= self.traffic_states != traffic_states;
+        self.traffic_states = traffic_states;
         let again = self.planner.awaits_reports() && now.since(self.planned) >= Duration::from_secs(1);
         let due = self.planner.next_deadline().is_some_and(|due| due <= now);
         if let Some(view) = self.view.clone().filter(|_| self.dirty || again || due) {
@@ -275,7 +275,7 @@ impl Speaker {
         let down = names(&|_, sight| !sight.answers);
         let silent = names(&|other, _| !self.heard_at.contains_key(&other) && !self.unknown.contains(&other));
         let unknown = names(&|other, _| self.unknown.contains(&other));
-        self.standing.set(down, silent, unknown, now);
+        self.signals.set(down, silent, unknown, now);
     }
 
     /// The digests of the view.
@@ -299,7 +299,7 @@ impl Speaker {
         if self.exchange.differs(now) {
             self.planner.tables_differ(now);
         }
-        let table = self.planner.table(view, &self.available, &self.exchange.reports(), now);
+        let table = self.planner.table(view, &self.traffic_states, &self.exchange.reports(), now);
         (self.dirty, self.planned, self.ready) = (false, now, true);
         let viewed = table.viewed.clone();
         kernel.table = Some(table);

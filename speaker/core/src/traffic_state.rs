@@ -6,12 +6,12 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 
-use crate::forwarding::Availability;
+use crate::forwarding::TrafficStates;
 use crate::name::NodeName;
 use crate::time::Instant;
 
 #[derive(Debug, Default)]
-pub struct Standing {
+pub struct PeerSignals {
     down: BTreeSet<NodeName>,
     silent: BTreeSet<NodeName>,
     /// Since when it may be that there is no program of ours.
@@ -19,7 +19,7 @@ pub struct Standing {
     stale: BTreeSet<NodeName>,
 }
 
-impl Standing {
+impl PeerSignals {
     /// All that are down (`liveness`), absent, or blank (`readiness`) now.
     pub fn set(
         &mut self,
@@ -56,14 +56,14 @@ impl Standing {
 
     /// For the next table. `has_spoken`: this node has said since then what it holds, so its packet path is in place (it was cut off and
     /// not restarted, or is nearly ready). Other rules than ours would answer for a node that has not.
-    pub fn available(&self, has_reported: impl Fn(&NodeName, Instant) -> bool) -> Availability {
+    pub fn traffic_states(&self, has_reported: impl Fn(&NodeName, Instant) -> bool) -> TrafficStates {
         let name = |node: &NodeName| String::from(node.as_str());
-        let mut down: BTreeSet<String> = self.down.iter().map(name).collect();
-        let mut silent: BTreeSet<String> = self.silent.union(&self.stale).map(name).collect();
+        let mut no_flows: BTreeSet<String> = self.down.iter().map(name).collect();
+        let mut existing_only: BTreeSet<String> = self.silent.union(&self.stale).map(name).collect();
         for (node, since) in &self.unknown {
-            if has_reported(node, *since) { &mut silent } else { &mut down }.insert(name(node));
+            if has_reported(node, *since) { &mut existing_only } else { &mut no_flows }.insert(name(node));
         }
-        Availability { down, absent }
+        TrafficStates { no_flows, existing_only }
     }
 }
 
@@ -80,32 +80,32 @@ mod tests {
     }
 
     /// The node speaks at second 20.
-    fn asked(standing: &Standing) -> bool {
-        let Availability { down, absent } = standing.available(|_, since| at(20) >= since);
-        assert!(down.contains("a") != silent.contains("a"));
-        silent.contains("a")
+    fn asked(signals: &PeerSignals) -> bool {
+        let TrafficStates { no_flows, existing_only } = signals.traffic_states(|_, since| at(20) >= since);
+        assert!(no_flows.contains("a") != existing_only.contains("a"));
+        existing_only.contains("a")
     }
 
     #[test]
     fn a_blank_node_is_asked_once_it_has_spoken_and_not_after_it_was_down_again() {
-        let mut standing = Standing::default();
+        let mut signals = PeerSignals::default();
         let none = BTreeSet::new;
-        standing.set(none(), none(), names(&["a"]), at(10));
-        assert!(asked(&standing) && !standing.is_ready(&NodeName::new("a").unwrap()));
-        standing.set(names(&["a"]), none(), names(&["a"]), at(30));
-        standing.set(none(), none(), names(&["a"]), at(40));
-        assert!(!asked(&standing), "what it said, it said before it was restarted");
-        standing.set(none(), none(), none(), at(50));
-        assert!(standing.is_ready(&NodeName::new("a").unwrap()));
+        signals.set(none(), none(), names(&["a"]), at(10));
+        assert!(asked(&signals) && !signals.is_ready(&NodeName::new("a").unwrap()));
+        signals.set(names(&["a"]), none(), names(&["a"]), at(30));
+        signals.set(none(), none(), names(&["a"]), at(40));
+        assert!(!asked(&signals), "what it said, it said before it was restarted");
+        signals.set(none(), none(), none(), at(50));
+        assert!(signals.is_ready(&NodeName::new("a").unwrap()));
     }
 
     #[test]
     fn stale_nodes_get_no_new_flows_and_are_asked() {
-        let mut standing = Standing::default();
+        let mut signals = PeerSignals::default();
         let a = NodeName::new("a").unwrap();
-        standing.set_stale(a.clone(), true);
-        assert!(asked(&standing) && standing.is_ready(&a) && standing.stale() == 1);
-        standing.set_stale(a, false);
-        assert_eq!(standing.available(|_, _| true), Availability::default());
+        signals.set_stale(a.clone(), true);
+        assert!(asked(&signals) && signals.is_ready(&a) && signals.stale() == 1);
+        signals.set_stale(a, false);
+        assert_eq!(signals.traffic_states(|_, _| true), TrafficStates::default());
     }
 }
