@@ -133,7 +133,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     // One for each VIP of the view.
     let (updates, updates_receiver) = mailbox::channel(usize::MAX);
     let (view_sender, view) = watch::channel(None);
-    let (doubt_sender, in_doubt) = watch::channel(false);
+    let (lagging_sender, lagging) = watch::channel(false);
     let remembered = disk.load_forwarding();
     let window = args.drain_window();
     let sync = Sync {
@@ -151,7 +151,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         shared: shared.clone(),
         metrics: metrics.clone(),
         on_synced: on_synced(commands.clone(), updates.clone()),
-        on_doubt: Box::new(move |doubt| _ = doubt_sender.send_replace(doubt)),
+        on_lagging: Box::new(move |lagging| _ = lagging_sender.send_replace(lagging)),
     };
 
     let tools = Tools { maps: ForwardingMaps::open(&pins)?, backend: Backend::new(Nft::new(&args.paths.nft)) };
@@ -215,7 +215,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    tokio::spawn(crate::watch::run(api_server, events_sender, in_doubt));
+    tokio::spawn(crate::watch::run(api_server, events_sender, lagging));
     tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
     let serving = Serving {
         node,

@@ -2,7 +2,7 @@
 //! and the last view goes on serving.
 //!
 //! Where an API server answers, [`ApiServer`] finds out. A watch whose connection hangs looks like one on which nothing happens, until TCP sends again: 20 s after a cut of 30 s. The
-//! other nodes notice (`speaker_core::freshness`); then new connections are made.
+//! other nodes notice (`speaker_core::staleness`); then new connections are made.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -33,7 +33,7 @@ use crate::apiserver::ApiServer;
 const ATTEMPT: Duration = Duration::from_secs(1);
 const ATTEMPT_MAX: Duration = Duration::from_secs(8);
 /// The same while other nodes hear it and this one may not.
-const ATTEMPT_MAX_IN_DOUBT: Duration = Duration::from_secs(2);
+const ATTEMPT_MAX_LAGGING: Duration = Duration::from_secs(2);
 /// A watch that has had no answer for so long is begun anew wherever an API server answers.
 const UNANSWERED: Duration = Duration::from_secs(5);
 /// Between renewals of the watches that do not end the doubt: somebody else is out of date, or everybody.
@@ -42,7 +42,7 @@ const RENEWAL_MAX: Duration = Duration::from_secs(300);
 
 /// Keeps the four watches. While it is in doubt whether they hear the API server, or they have no answer from it, they are begun anew as
 /// soon as it answers on a connection of its own.
-pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut in_doubt: watch::Receiver<bool>) {
+pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: watch::Receiver<bool>) {
     let mut watches = JoinSet::new();
     let (mut unanswered, mut why) = (Unanswered::default(), "the speaker begins");
     let (mut attempt, mut pause) = (ATTEMPT, RENEWAL);
@@ -55,13 +55,13 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut in_doubt: w
                 unanswered = Unanswered::default();
                 watches = start(&client, &events, &unanswered);
                 attempt = ATTEMPT;
-                let certain = timeout(pause, in_doubt.wait_for(|doubt| !*doubt));
+                let certain = timeout(pause, lagging.wait_for(|lagging| !*lagging));
                 pause = if certain.await.is_ok() { RENEWAL } else { RENEWAL_MAX.min(2 * pause) };
             }
             Err(error) => {
                 debug!(error = format!("{error:#}"), why, "the API server does not answer");
                 sleep(attempt).await;
-                let most = if *in_doubt.borrow() { ATTEMPT_MAX_IN_DOUBT } else { ATTEMPT_MAX };
+                let most = if *lagging.borrow() { ATTEMPT_MAX_LAGGING } else { ATTEMPT_MAX };
                 attempt = most.min(2 * attempt);
                 pause = RENEWAL;
             }
@@ -70,7 +70,7 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut in_doubt: w
             continue;
         }
         why = tokio::select! {
-            doubt = in_doubt.wait_for(|doubt| *doubt) => match doubt {
+            lagging = lagging.wait_for(|lagging| *lagging) => match lagging {
                 Ok(_) => "other nodes go by another view",
                 Err(_) => return,
             },

@@ -1,5 +1,5 @@
 //! Which other nodes may be given new flows, and which may be asked about flows that are not known here: what `liveness`, `readiness`
-//! and `freshness` say, joined, and from `holdings` who has spoken.
+//! and `staleness` say, joined, and from `holdings` who has spoken.
 //!
 //! Read first: docs/decisions/0010 (blank, absent, down) and 0011 (stale).
 

@@ -80,7 +80,7 @@ pub struct Sync {
     /// Called after a change, when the packet path is as the view says.
     pub on_synced: Box<dyn Fn(Synced) + Send>,
     /// Called when it comes to be in doubt, or not any more, whether this node still hears the API server.
-    pub on_doubt: Box<dyn Fn(bool) + Send>,
+    pub on_lagging: Box<dyn Fn(bool) + Send>,
 }
 
 /// What the workers work with.
@@ -325,7 +325,7 @@ impl State {
                     warn!(%node, "goes by an old view of the cluster: no new flows for it");
                     self.signals.set_stale(node, true);
                 }
-                Action::Fresh(node) => {
+                Action::UpToDate(node) => {
                     info!(%node, "goes by the present view of the cluster again");
                     self.signals.set_stale(node, false);
                 }
@@ -336,9 +336,9 @@ impl State {
         self.sync.metrics.table_differs.set(self.differing.len() as i64);
         self.sync.metrics.nodes_stale.set(self.signals.stale() as i64);
         let now = clock::now();
-        let in_doubt = self.talk.exchange.in_doubt(now);
-        if self.spared.doubt.see_view(in_doubt, now) {
-            (self.sync.on_doubt)(in_doubt);
+        let lagging = self.talk.exchange.is_lagging(now);
+        if self.spared.doubt.see_view(lagging, now) {
+            (self.sync.on_lagging)(lagging);
         }
         Ok(())
     }

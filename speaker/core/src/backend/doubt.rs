@@ -11,7 +11,7 @@ pub struct Doubt {
     /// Condition Ready of this node, as the view had it last, and since when: another value whenever it changed, also where the view
     /// missed that.
     node: Option<(bool, i64)>,
-    /// It is in doubt whether this node hears the API server ([`crate::freshness`]).
+    /// It is in doubt whether this node hears the API server ([`crate::staleness`]).
     view: bool,
     until: Option<Instant>,
 }

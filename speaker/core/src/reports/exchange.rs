@@ -11,9 +11,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::{Report, Reported, Reports};
-use crate::freshness::Freshness;
 use crate::machine::Machine;
 use crate::name::NodeName;
+use crate::staleness::Staleness;
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::Digests;
 use crate::wire::report::{Datagram, Keyring, MAX_LIST, Piece, Reject, Services, decode, encode, piece_len};
@@ -28,7 +28,7 @@ pub struct Exchange {
     /// All other nodes of the cluster, once they are known.
     nodes: Option<BTreeSet<NodeName>>,
     peers: BTreeMap<NodeName, Peer>,
-    freshness: Freshness,
+    staleness: Staleness,
     next_beat: Instant,
     /// When the rows travel next, unless they change before.
     next_list: Option<Instant>,
@@ -55,7 +55,7 @@ pub enum Event {
     /// What this node holds, by its present table. To be repeated every second, so that it counts as looked at.
     Local(Arc<Report>),
     /// What the API server says, once the packet path is as it says.
-    View(Digests),
+    Applied(Digests),
     Datagram(Vec<u8>),
     /// Sign and verify with these from now on.
     Keys(Keyring),
@@ -82,7 +82,7 @@ pub enum Action {
     /// The view by which this node, maybe this one itself, goes is out of date.
     Stale(NodeName),
     /// No longer.
-    Fresh(NodeName),
+    UpToDate(NodeName),
 }
 
 /// Nodes that are listened to at most.
@@ -126,7 +126,7 @@ struct Assembly {
 impl Exchange {
     /// Sends nothing before the first `Event::Tick`, which is due at once.
     pub fn new(mut config: Config, now: Instant) -> Self {
-        let freshness = Freshness::new(core::mem::take(&mut config.pods), now);
+        let staleness = Staleness::new(core::mem::take(&mut config.pods), now);
         Self {
             config,
             started: now,
@@ -134,7 +134,7 @@ impl Exchange {
             own: None,
             nodes: None,
             peers: BTreeMap::new(),
-            freshness,
+            staleness,
             next_beat: now,
             next_list: None,
             last_list: None,
@@ -175,13 +175,13 @@ impl Exchange {
     }
 
     /// Nobody can tell whether the view of this node is out of date, or it is.
-    pub fn in_doubt(&self, now: Instant) -> bool {
-        self.freshness.in_doubt(&self.config.node, now)
+    pub fn is_lagging(&self, now: Instant) -> bool {
+        self.staleness.is_lagging(&self.config.node, now)
     }
 
-    fn set_view(&mut self, viewed: Digests, now: Instant, actions: &mut Vec<Action>) {
-        self.freshness.sees(viewed.pods, now);
-        if self.freshness.says(&self.config.node, viewed.view, now) {
+    fn set_applied(&mut self, viewed: Digests, now: Instant, actions: &mut Vec<Action>) {
+        self.staleness.set_pods(viewed.pods, now);
+        if self.staleness.applied(&self.config.node, viewed.view, now) {
             self.send_summary(now, actions);
         }
         self.judge(now, actions);
@@ -210,7 +210,7 @@ impl Exchange {
                 actions.push(Action::Changed(node));
             }
         }
-        actions.extend(self.freshness.retain(&self.config.node, &nodes).into_iter().map(Action::Fresh));
+        actions.extend(self.staleness.retain(&self.config.node, &nodes).into_iter().map(Action::UpToDate));
         self.nodes = Some(nodes);
     }
 
@@ -233,7 +233,7 @@ impl Exchange {
         let view = datagram.view;
         let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(now));
         let changed = peer.take(datagram, now)?;
-        self.freshness.says(&node, view, now);
+        self.staleness.applied(&node, view, now);
         if changed {
             actions.push(Action::Changed(node));
         }
@@ -295,10 +295,10 @@ impl Exchange {
 
     fn judge(&mut self, now: Instant, actions: &mut Vec<Action>) {
         // Its own view counts as long as it runs.
-        self.freshness.speaks(&self.config.node, now);
-        let (stale, fresh) = self.freshness.judge(&self.config.node, now);
+        self.staleness.reported(&self.config.node, now);
+        let (stale, up_to_date) = self.staleness.judge(&self.config.node, now);
         actions.extend(stale.into_iter().map(Action::Stale));
-        actions.extend(fresh.into_iter().map(Action::Fresh));
+        actions.extend(up_to_date.into_iter().map(Action::UpToDate));
     }
 
     /// All rows; a word, if there are none.
@@ -330,7 +330,7 @@ impl Exchange {
             partial: own.is_some_and(|own| own.partial),
             version: own.map_or(0, |own| own.version),
             digest: own.map_or(0, |own| own.reported.report.digest),
-            view: self.freshness.view(&self.config.node),
+            view: self.staleness.view(&self.config.node),
             age_millis: u32::try_from(age.as_millis()).unwrap_or(u32::MAX),
             parts: own.map_or(0, |own| own.list.len().div_ceil(self.piece_len()) as u16),
             piece,
@@ -434,7 +434,7 @@ impl Machine for Exchange {
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
             Event::Local(report) => self.set_local(report, now, actions),
-            Event::View(view) => self.set_view(view, now, actions),
+            Event::Applied(view) => self.set_applied(view, now, actions),
             Event::Datagram(bytes) => {
                 if let Err(reject) = self.receive(&bytes, now, actions) {
                     actions.push(Action::Rejected(reject));

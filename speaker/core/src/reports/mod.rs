@@ -1,7 +1,7 @@
 //! Which node has flows of rows that are not its own: each says so itself.
 //!
 //! Conntrack is the only truth about flows. From it each node computes its [`Report`] ([`reporter`]) and tells them to the others
-//! ([`exchange`]), and with it by which view of the cluster it goes (`freshness`). What all have said are the [`Reports`], from which
+//! ([`exchange`]), and with it by which view of the cluster it goes (`staleness`). What all have said are the [`Reports`], from which
 //! the alternates of rows follow (`forwarding::alternates`).
 //! Read first: docs/decisions/0008. Files: mod.rs -> rows.rs -> reporter.rs -> exchange.rs (and `wire::report`, the format).
 

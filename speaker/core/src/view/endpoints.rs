@@ -151,7 +151,7 @@ pub fn api_servers(view: &View) -> Vec<SocketAddrV4> {
     servers.into_iter().collect()
 }
 
-/// Of what the API server says of packets. Nodes compare it (`freshness`).
+/// Of what the API server says of packets. Nodes compare it (`staleness`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Digests {
     /// The nodes, and every frontend with its pods. Never 0. It travels: whoever changes what is hashed changes `wire::report::VERSION`

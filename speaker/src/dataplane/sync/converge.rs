@@ -236,7 +236,7 @@ impl State {
     fn tell_view(&mut self) -> Result<()> {
         let settled = self.started && !self.follow && self.writing.is_none() && self.retry.is_none();
         match self.in_force.viewed.clone().filter(|_| settled) {
-            Some(viewed) => self.exchange(Some(exchange::Event::View(viewed))),
+            Some(viewed) => self.exchange(Some(exchange::Event::Applied(viewed))),
             None => Ok(()),
         }
     }

@@ -162,7 +162,7 @@ impl World {
             shared: shared.clone(),
             metrics: metrics.clone(),
             on_synced: Box::new(move |synced| *told.lock().unwrap() = Some(synced)),
-            on_doubt: Box::new(|_| {}),
+            on_lagging: Box::new(|_| {}),
         };
         let tools = Tools { maps: ForwardingMaps::open(&pins).unwrap(), backend: Backend::new(Nft::new(wrapper(dir))) };
         let exchange = exchange::Config {

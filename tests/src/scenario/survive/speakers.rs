@@ -147,7 +147,7 @@ fn provide_next(scene: &Scene, node: &str) -> Result<()> {
 const NEXT: &str = "sheave-speaker-next:lab";
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
 const HELPED_AFTER: Duration = Duration::from_secs(12);
-/// The length of the fault before the update: longer than a speaker takes to begin anew (`speaker_core::freshness`, SILENT).
+/// The length of the fault before the update: longer than a speaker takes to begin anew (`speaker_core::staleness`, SILENT).
 const FROZEN_BEFORE: Duration = Duration::from_secs(4);
 /// How long clients are watched on: what must not happen has nothing to be waited for.
 const AFTERWARDS: Duration = Duration::from_secs(2);

@@ -35,7 +35,7 @@ fn report(digest: u64, rows: impl IntoIterator<Item = u32>) -> Arc<Report> {
 
 /// A view by its digest, and the digests of nodes' pods.
 fn view<const N: usize>(view: u64, pods: [(&str, u64); N]) -> Event {
-    Event::View(Digests { view, pods: pods.map(|(node, pods)| (node.into(), pods)).into() })
+    Event::Applied(Digests { view, pods: pods.map(|(node, pods)| (node.into(), pods)).into() })
 }
 
 struct Wire {
@@ -280,20 +280,20 @@ fn a_node_that_does_not_follow_the_view_is_stale_for_all() {
         wire.local(node, &report(7, []));
     }
     wire.run(10 * SECOND);
-    let doubts = |wire: &Wire| [0, 1, 2].map(|node: usize| wire.nodes[&node].in_doubt(wire.now));
-    assert_eq!(doubts(&wire), [false; 3]);
+    let lagging = |wire: &Wire| [0, 1, 2].map(|node: usize| wire.nodes[&node].is_lagging(wire.now));
+    assert_eq!(lagging(&wire), [false; 3]);
     wire.log.clear();
     (0..2).for_each(|node| wire.event(node, view(2, [])));
     wire.run(12 * SECOND);
     wire.log.sort_by_key(|(node, _)| *node);
     assert_eq!(wire.log, [0, 1, 2].map(|node| (node, Action::Stale(name(2)))));
-    assert_eq!(doubts(&wire), [false, false, true]);
+    assert_eq!(lagging(&wire), [false, false, true]);
     wire.log.clear();
     wire.event(2, view(2, []));
     wire.run(SECOND);
     wire.log.sort_by_key(|(node, _)| *node);
-    assert_eq!(wire.log, [0, 1, 2].map(|node| (node, Action::Fresh(name(2)))));
-    assert_eq!(doubts(&wire), [false; 3]);
+    assert_eq!(wire.log, [0, 1, 2].map(|node| (node, Action::UpToDate(name(2)))));
+    assert_eq!(lagging(&wire), [false; 3]);
 }
 
 /// Its speaker is gone, and so is a pod that its table names.
@@ -321,7 +321,7 @@ fn whoever_leaves_the_cluster_is_not_stale_any_more() {
     wire.run(12 * SECOND);
     wire.log.clear();
     wire.event(0, Event::Nodes([name(1), name(2)].into()));
-    assert_eq!(wire.log, [(0, Action::Fresh(name(3)))]);
+    assert_eq!(wire.log, [(0, Action::UpToDate(name(3)))]);
 }
 
 /// By its new table row 1 is its own, so it says no more that it has flows of it. By ours it is not.

@@ -182,7 +182,7 @@ impl Speaker {
                 Action::Changed(_) => self.dirty = true,
                 Action::Rejected(reject) => panic!("{reject} on n{}", self.node),
                 Action::Stale(node) => self.signals.set_stale(node, true),
-                Action::Fresh(node) => self.signals.set_stale(node, false),
+                Action::UpToDate(node) => self.signals.set_stale(node, false),
                 Action::Differs { .. } | Action::Agrees(_) => {}
             }
         }
@@ -221,7 +221,7 @@ impl Speaker {
         if let Some(view) = self.view.clone().filter(|_| self.dirty || again || due) {
             let mut actions = Vec::new();
             let viewed = self.plan(&view, kernel, now);
-            self.exchange.handle(Event::View(viewed), now, &mut actions);
+            self.exchange.handle(Event::Applied(viewed), now, &mut actions);
             sent.extend(self.take(actions));
         }
         if let Some(table) = &kernel.table

@@ -5,13 +5,13 @@
 //! that does not help it is *stale*: it gets no new flows (as if its speaker were absent, `readiness`) and keeps those it has.
 //!
 //! A node whose own pods have changed since it last went by the present view, and that says nothing new, hands new flows to pods that are
-//! gone, be its speaker dead, begun without an API server, or cut off. It is stale after [`Freshness::OUTDATED`], or at once if it does not even speak,
+//! gone, be its speaker dead, begun without an API server, or cut off. It is stale after [`Staleness::PODS_CHANGED`], or at once if it does not even speak,
 //! until it goes by the present view again. (Where the view changes all the time two nodes may never be found with the same one; there whoever
 //! says something new again and again knows what is older than that.)
 //!
 //! The view of more than half of the nodes that speak counts as the present one. A node that follows late is not stale: it must have
-//! gone by one and the same other view all the time. For [`Freshness::DOUBT`], and it is *in doubt* and asks the API server; for
-//! [`Freshness::STALE`], and it is stale: rows move only if asking has not helped. Where no view has a majority (two nodes) all are
+//! gone by one and the same other view all the time. For [`Staleness::LAGGING`], and it is *in doubt* and asks the API server; for
+//! [`Staleness::STALE`], and it is stale: rows move only if asking has not helped. Where no view has a majority (two nodes) all are
 //! in doubt and nobody is stale.
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -23,49 +23,49 @@ use crate::time::{Duration, Instant};
 
 /// What the nodes say, this one included.
 #[derive(Debug, Default)]
-pub struct Freshness {
-    nodes: BTreeMap<NodeName, Said>,
+pub struct Staleness {
+    nodes: BTreeMap<NodeName, NodeView>,
     /// The digest of each node's pods as this node sees them, and since when.
     pods: BTreeMap<String, (u64, Instant)>,
 }
 
 #[derive(Debug)]
-struct Said {
+struct NodeView {
     view: u64,
-    spoke: Instant,
+    reported: Instant,
     /// Not the view that counts, since then.
-    behind: Option<Instant>,
+    minority: Option<Instant>,
     /// Not a view that a majority has.
-    doubted: Option<Instant>,
-    /// Began to say something new, and did so last: no longer than `OUTDATED` lies between two of these.
-    news: Option<(Instant, Instant)>,
+    lagging: Option<Instant>,
+    /// Began to say something new, and did so last: no longer than `PODS_CHANGED` lies between two of these.
+    changes: Option<(Instant, Instant)>,
     /// The digest of its pods when it last went by the present view, or was first heard of.
     pods: u64,
     /// They are others now, and it has said nothing new since then; or it was stale when it did.
-    outdated: Option<Instant>,
+    pods_changed: Option<Instant>,
     stale: bool,
 }
 
-impl Freshness {
+impl Staleness {
     /// For how long a node goes by another view than the others before it doubts its own.
-    pub const DOUBT: Duration = Duration::from_secs(2);
+    pub const LAGGING: Duration = Duration::from_secs(2);
     /// For how long before it gets no new flows.
     pub const STALE: Duration = Duration::from_secs(10);
     /// For how long it may say nothing new while its own pods are others.
-    pub const OUTDATED: Duration = Duration::from_secs(2);
+    pub const PODS_CHANGED: Duration = Duration::from_secs(2);
     /// Whoever has not spoken for so long does not count.
     const SILENT: Duration = Duration::from_secs(3);
 
     /// `pods`: as the speaker before this one saw them last. Whoever is not heard any more goes by them.
     pub fn new(pods: BTreeMap<String, u64>, now: Instant) -> Self {
-        let known = pods.iter().filter_map(|(node, digest)| Some((NodeName::new(node)?, Said::new(*digest, now))));
-        let mut freshness = Self { nodes: known.collect(), pods: BTreeMap::new() };
-        freshness.sees(pods, now);
-        freshness
+        let known = pods.iter().filter_map(|(node, digest)| Some((NodeName::new(node)?, NodeView::new(*digest, now))));
+        let mut staleness = Self { nodes: known.collect(), pods: BTreeMap::new() };
+        staleness.set_pods(pods, now);
+        staleness
     }
 
     /// The digest of each node's pods by the view of this node; nodes without any are left out.
-    pub fn sees(&mut self, pods: BTreeMap<String, u64>, now: Instant) {
+    pub fn set_pods(&mut self, pods: BTreeMap<String, u64>, now: Instant) {
         let known = core::mem::take(&mut self.pods);
         let since = |node: &String, digest| {
             known.get(node).filter(|(same, _)| *same == digest).map_or(now, |(_, since)| *since)
@@ -74,90 +74,94 @@ impl Freshness {
     }
 
     /// A node goes by this view now; 0: by none yet. Whether that is news.
-    pub fn says(&mut self, node: &NodeName, view: u64, now: Instant) -> bool {
+    pub fn applied(&mut self, node: &NodeName, view: u64, now: Instant) -> bool {
         if view == 0 {
             return false;
         }
         let (pods, _) = pods_of(&self.pods, node);
-        let said = self.nodes.entry(node.clone()).or_insert_with(|| Said::new(pods, now));
-        said.spoke = now;
-        let news = core::mem::replace(&mut said.view, view) != view;
-        if news {
+        let node_view = self.nodes.entry(node.clone()).or_insert_with(|| NodeView::new(pods, now));
+        node_view.reported = now;
+        let changes = core::mem::replace(&mut node_view.view, view) != view;
+        if changes {
             // It hears the API server; whether it is behind is open again. One that was given up has to agree first.
-            (said.behind, said.doubted) = (None, None);
-            said.outdated = said.outdated.filter(|_| said.stale);
-            let began = said.news.filter(|(_, last)| now.since(*last) < Self::OUTDATED).map_or(now, |(began, _)| began);
-            said.news = Some((began, now));
+            (node_view.minority, node_view.lagging) = (None, None);
+            node_view.pods_changed = node_view.pods_changed.filter(|_| node_view.stale);
+            let began = node_view
+                .changes
+                .filter(|(_, last)| now.since(*last) < Self::PODS_CHANGED)
+                .map_or(now, |(began, _)| began);
+            node_view.changes = Some((began, now));
         }
-        news
+        changes
     }
 
     /// It is there, and has nothing new to say.
-    pub fn speaks(&mut self, node: &NodeName, now: Instant) {
-        if let Some(said) = self.nodes.get_mut(node) {
-            said.spoke = now;
+    pub fn reported(&mut self, node: &NodeName, now: Instant) {
+        if let Some(node_view) = self.nodes.get_mut(node) {
+            node_view.reported = now;
         }
     }
 
     /// These are the nodes of the cluster, beside this one. Who was stale and is none of them.
     pub fn retain(&mut self, own: &NodeName, nodes: &BTreeSet<NodeName>) -> Vec<NodeName> {
         let gone = self.nodes.extract_if(.., |node, _| node != own && !nodes.contains(node));
-        gone.filter(|(_, said)| said.stale).map(|(node, _)| node).collect()
+        gone.filter(|(_, node_view)| node_view.stale).map(|(node, _)| node).collect()
     }
 
     /// By which this node goes; 0: by none yet.
     pub fn view(&self, node: &NodeName) -> u64 {
-        self.nodes.get(node).map_or(0, |said| said.view)
+        self.nodes.get(node).map_or(0, |node_view| node_view.view)
     }
 
     /// To be called at least once a second, and after every `sees`, by the node of this name. Who is stale from now on, and who no longer.
     pub fn judge(&mut self, own: &NodeName, now: Instant) -> (Vec<NodeName>, Vec<NodeName>) {
         // Whoever hears nobody may itself be the one that did not run.
-        let hears = self.nodes.iter().any(|(node, said)| node != own && said.speaks(now));
+        let receives = self.nodes.iter().any(|(node, node_view)| node != own && node_view.reports(now));
         let (present, own) = (self.majority(now), self.view(own));
-        let (mut stale, mut fresh) = (Vec::new(), Vec::new());
-        for (node, said) in &mut self.nodes {
+        let (mut stale, mut up_to_date) = (Vec::new(), Vec::new());
+        for (node, node_view) in &mut self.nodes {
             match present {
-                _ if !said.speaks(now) => (said.behind, said.doubted) = (None, None),
-                Some(view) if view == said.view => (said.behind, said.doubted) = (None, None),
+                _ if !node_view.reports(now) => (node_view.minority, node_view.lagging) = (None, None),
+                Some(view) if view == node_view.view => (node_view.minority, node_view.lagging) = (None, None),
                 Some(_) => {
-                    said.behind.get_or_insert(now);
-                    said.doubted.get_or_insert(now);
+                    node_view.minority.get_or_insert(now);
+                    node_view.lagging.get_or_insert(now);
                 }
                 // Nobody knows; what was known holds.
-                None => _ = said.doubted.get_or_insert(now),
+                None => _ = node_view.lagging.get_or_insert(now),
             }
             let (pods, since) = pods_of(&self.pods, node);
-            let agrees = said.view == own || said.speaks(now) && Some(said.view) == present;
-            if agrees || said.follows(now) && now.since(since) >= Self::OUTDATED {
-                (said.pods, said.outdated) = (pods, None);
-            } else if said.pods == pods {
-                said.outdated = None;
+            let agrees = node_view.view == own || node_view.reports(now) && Some(node_view.view) == present;
+            if agrees || node_view.follows(now) && now.since(since) >= Self::PODS_CHANGED {
+                (node_view.pods, node_view.pods_changed) = (pods, None);
+            } else if node_view.pods == pods {
+                node_view.pods_changed = None;
             } else {
-                said.outdated.get_or_insert(now);
+                node_view.pods_changed.get_or_insert(now);
             }
-            let behind = said.behind.is_some_and(|since| now.since(since) >= Self::STALE);
-            let at_once = said.stale || hears && !said.speaks(now);
-            let outdated = said.outdated.is_some_and(|since| at_once || now.since(since) >= Self::OUTDATED);
-            let is_stale = behind || outdated;
-            if core::mem::replace(&mut said.stale, is_stale) != is_stale {
-                if is_stale { &mut stale } else { &mut fresh }.push(node.clone());
+            let minority = node_view.minority.is_some_and(|since| now.since(since) >= Self::STALE);
+            let at_once = node_view.stale || receives && !node_view.reports(now);
+            let pods_changed =
+                node_view.pods_changed.is_some_and(|since| at_once || now.since(since) >= Self::PODS_CHANGED);
+            let is_stale = minority || pods_changed;
+            if core::mem::replace(&mut node_view.stale, is_stale) != is_stale {
+                if is_stale { &mut stale } else { &mut up_to_date }.push(node.clone());
             }
         }
-        (stale, fresh)
+        (stale, up_to_date)
     }
 
     /// By the last judgement the view of this node is not known to be the present one, and has not been for a while.
-    pub fn in_doubt(&self, node: &NodeName, now: Instant) -> bool {
-        let doubted = self.nodes.get(node).and_then(|said| said.doubted);
-        doubted.is_some_and(|since| now.since(since) >= Self::DOUBT)
+    pub fn is_lagging(&self, node: &NodeName, now: Instant) -> bool {
+        let lagging = self.nodes.get(node).and_then(|node_view| node_view.lagging);
+        lagging.is_some_and(|since| now.since(since) >= Self::LAGGING)
     }
 
     /// The view of more than half of those that speak.
     fn majority(&self, now: Instant) -> Option<u64> {
         let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
-        for said in self.nodes.values().filter(|said| said.speaks(now)) {
-            *counts.entry(said.view).or_default() += 1;
+        for node_view in self.nodes.values().filter(|node_view| node_view.reports(now)) {
+            *counts.entry(node_view.view).or_default() += 1;
         }
         let all: usize = counts.values().sum();
         counts.into_iter().find(|(_, count)| 2 * count > all).map(|(view, _)| view)
@@ -168,20 +172,29 @@ fn pods_of(pods: &BTreeMap<String, (u64, Instant)>, node: &NodeName) -> (u64, In
     pods.get(node.as_str()).copied().unwrap_or((0, Instant::ZERO))
 }
 
-impl Said {
+impl NodeView {
     fn new(pods: u64, now: Instant) -> Self {
-        Self { view: 0, spoke: now, behind: None, doubted: None, news: None, pods, outdated: None, stale: false }
+        Self {
+            view: 0,
+            reported: now,
+            minority: None,
+            lagging: None,
+            changes: None,
+            pods,
+            pods_changed: None,
+            stale: false,
+        }
     }
 
-    /// It has said something new again and again for `OUTDATED`, up to now.
+    /// It has said something new again and again for `PODS_CHANGED`, up to now.
     fn follows(&self, now: Instant) -> bool {
-        self.news.is_some_and(|(began, last)| {
-            now.since(began) >= Freshness::OUTDATED && now.since(last) < Freshness::OUTDATED
+        self.changes.is_some_and(|(began, last)| {
+            now.since(began) >= Staleness::PODS_CHANGED && now.since(last) < Staleness::PODS_CHANGED
         })
     }
 
-    fn speaks(&self, now: Instant) -> bool {
-        self.view != 0 && now.since(self.spoke) <= Freshness::SILENT
+    fn reports(&self, now: Instant) -> bool {
+        self.view != 0 && now.since(self.reported) <= Staleness::SILENT
     }
 }
 
@@ -198,13 +211,13 @@ mod tests {
 
     struct Lab {
         now: Instant,
-        freshness: Freshness,
+        staleness: Staleness,
         stale: Vec<NodeName>,
     }
 
     impl Lab {
         fn new() -> Self {
-            Self { now: Instant::from_millis(10_000), freshness: Freshness::default(), stale: vec![] }
+            Self { now: Instant::from_millis(10_000), staleness: Staleness::default(), stale: vec![] }
         }
 
         /// Every second of these the nodes say their views.
@@ -212,16 +225,16 @@ mod tests {
             for second in 0..seconds {
                 self.now += Duration::from_secs(1);
                 for (node, view) in views(second).into_iter().enumerate() {
-                    self.freshness.says(&name(node), view, self.now);
+                    self.staleness.applied(&name(node), view, self.now);
                 }
-                let (stale, fresh) = self.freshness.judge(&name(0), self.now);
+                let (stale, up_to_date) = self.staleness.judge(&name(0), self.now);
                 self.stale.extend(stale);
-                self.stale.retain(|node| !fresh.contains(node));
+                self.stale.retain(|node| !up_to_date.contains(node));
             }
         }
 
-        fn doubts(&self, node: usize) -> bool {
-            self.freshness.in_doubt(&name(node), self.now)
+        fn lagging(&self, node: usize) -> bool {
+            self.staleness.is_lagging(&name(node), self.now)
         }
     }
 
@@ -230,13 +243,13 @@ mod tests {
         let mut lab = Lab::new();
         lab.run(60, |_| vec![1, 1, 1]);
         lab.run(2, |_| vec![2, 2, 1]);
-        assert_eq!((&lab.stale, lab.doubts(2)), (&vec![], false), "it may be on its way");
+        assert_eq!((&lab.stale, lab.lagging(2)), (&vec![], false), "it may be on its way");
         lab.run(8, |_| vec![2, 2, 1]);
-        assert_eq!((&lab.stale, lab.doubts(0), lab.doubts(2)), (&vec![], false, true));
+        assert_eq!((&lab.stale, lab.lagging(0), lab.lagging(2)), (&vec![], false, true));
         lab.run(1, |_| vec![2, 2, 1]);
-        assert_eq!((&lab.stale, lab.doubts(0), lab.doubts(2)), (&vec![name(2)], false, true));
+        assert_eq!((&lab.stale, lab.lagging(0), lab.lagging(2)), (&vec![name(2)], false, true));
         lab.run(1, |_| vec![2, 2, 2]);
-        assert_eq!((lab.stale.len(), lab.doubts(2)), (0, false));
+        assert_eq!((lab.stale.len(), lab.lagging(2)), (0, false));
     }
 
     /// During an update of many pods there is a new view all the time, and not everybody is equally quick.
@@ -257,7 +270,7 @@ mod tests {
     #[test]
     fn whoever_is_silent_while_its_pods_change_is_stale_until_it_follows() {
         let mut lab = Lab::new();
-        let pods = |lab: &mut Lab, digest| lab.freshness.sees([("n2".into(), digest)].into(), lab.now);
+        let pods = |lab: &mut Lab, digest| lab.staleness.set_pods([("n2".into(), digest)].into(), lab.now);
         pods(&mut lab, 7);
         lab.run(10, |_| vec![1, 1, 1]);
         lab.run(10, |_| vec![2, 2]);
@@ -285,7 +298,7 @@ mod tests {
     fn whoever_follows_a_view_that_changes_all_the_time_is_not_stale() {
         let mut lab = Lab::new();
         for round in 0..20 {
-            lab.freshness.sees([("n1".into(), round), ("n2".into(), round)].into(), lab.now);
+            lab.staleness.set_pods([("n1".into(), round), ("n2".into(), round)].into(), lab.now);
             lab.run(5, |second| {
                 let view = 100 * round + 10 * second as u64;
                 vec![view + 1, view + 2, view + 3]
@@ -296,7 +309,7 @@ mod tests {
         lab.run(5, |second| vec![5001 + 10 * second as u64, 5002 + 10 * second as u64]);
         assert_eq!(lab.stale, []);
         // One of them goes meanwhile: then it is stale until it has followed for a while.
-        lab.freshness.sees([("n1".into(), 20), ("n2".into(), 21)].into(), lab.now);
+        lab.staleness.set_pods([("n1".into(), 20), ("n2".into(), 21)].into(), lab.now);
         let follow = |second: usize| [1, 2, 3].map(|node| 6000 + 10 * second as u64 + node).to_vec();
         lab.run(1, |second| follow(second)[..2].to_vec());
         assert_eq!(lab.stale, [name(2)]);
@@ -310,11 +323,11 @@ mod tests {
     #[test]
     fn whoever_is_not_heard_any_more_goes_by_the_pods_of_before() {
         let mut lab = Lab::new();
-        lab.freshness = Freshness::new([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
-        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
+        lab.staleness = Staleness::new([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
+        lab.staleness.set_pods([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
         lab.run(60, |_| vec![1, 1]);
         assert_eq!(lab.stale, []);
-        lab.freshness.sees([("n1".into(), 2), ("n2".into(), 2)].into(), lab.now);
+        lab.staleness.set_pods([("n1".into(), 2), ("n2".into(), 2)].into(), lab.now);
         lab.run(1, |_| vec![2, 2]);
         assert_eq!(lab.stale, [name(2)]);
     }
@@ -325,9 +338,9 @@ mod tests {
         let mut lab = Lab::new();
         lab.run(10, |_| vec![1, 1, 1]);
         lab.now += Duration::from_secs(60);
-        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
-        lab.freshness.says(&name(0), 2, lab.now);
-        assert_eq!(lab.freshness.judge(&name(0), lab.now), (vec![], vec![]));
+        lab.staleness.set_pods([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
+        lab.staleness.applied(&name(0), 2, lab.now);
+        assert_eq!(lab.staleness.judge(&name(0), lab.now), (vec![], vec![]));
         lab.run(5, |_| vec![2, 2, 2]);
         assert_eq!(lab.stale, []);
     }
@@ -337,7 +350,7 @@ mod tests {
     fn whoever_does_not_follow_while_its_pods_change_is_stale_soon() {
         let mut lab = Lab::new();
         lab.run(10, |_| vec![1, 1, 1]);
-        lab.freshness.sees([("n2".into(), 1)].into(), lab.now);
+        lab.staleness.set_pods([("n2".into(), 1)].into(), lab.now);
         lab.run(2, |_| vec![2, 2, 1]);
         assert_eq!(lab.stale, []);
         lab.run(1, |_| vec![2, 2, 1]);
@@ -348,11 +361,11 @@ mod tests {
     #[test]
     fn whoever_goes_by_the_view_of_most_is_not_outdated() {
         let mut lab = Lab::new();
-        lab.freshness.sees([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
+        lab.staleness.set_pods([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
         lab.run(5, |_| vec![1, 1, 1]);
         lab.run(5, |_| vec![1, 2, 2]);
         // Now we hear of pods that both have long had, and of a later change that they have not said yet.
-        lab.freshness.sees([("n1".into(), 2), ("n2".into(), 2)].into(), lab.now);
+        lab.staleness.set_pods([("n1".into(), 2), ("n2".into(), 2)].into(), lab.now);
         lab.run(5, |_| vec![3, 2, 2]);
         assert_eq!(lab.stale, []);
     }
@@ -361,9 +374,9 @@ mod tests {
     fn two_nodes_doubt_both_and_neither_is_stale() {
         let mut lab = Lab::new();
         lab.run(10, |_| vec![1, 2]);
-        assert_eq!((&lab.stale, lab.doubts(0), lab.doubts(1)), (&vec![], true, true));
+        assert_eq!((&lab.stale, lab.lagging(0), lab.lagging(1)), (&vec![], true, true));
         lab.run(1, |_| vec![2, 2]);
-        assert!(!lab.doubts(0) && !lab.doubts(1));
+        assert!(!lab.lagging(0) && !lab.lagging(1));
     }
 
     #[test]
@@ -373,18 +386,18 @@ mod tests {
         lab.run(14, |_| vec![2, 2, 1]);
         assert_eq!(lab.stale, [name(2)]);
         let others = [name(1)].into();
-        assert_eq!(lab.freshness.retain(&name(0), &others), [name(2)]);
-        assert_eq!(lab.freshness.retain(&name(0), &others), []);
+        assert_eq!(lab.staleness.retain(&name(0), &others), [name(2)]);
+        assert_eq!(lab.staleness.retain(&name(0), &others), []);
         lab.run(10, |_| vec![2, 2]);
-        assert_eq!((lab.freshness.view(&name(2)), lab.freshness.judge(&name(0), lab.now)), (0, (vec![], vec![])));
+        assert_eq!((lab.staleness.view(&name(2)), lab.staleness.judge(&name(0), lab.now)), (0, (vec![], vec![])));
     }
 
     #[test]
     fn a_node_alone_and_one_without_a_view_are_neither() {
         let mut lab = Lab::new();
         lab.run(10, |_| vec![1]);
-        assert!(lab.stale.is_empty() && !lab.doubts(0));
+        assert!(lab.stale.is_empty() && !lab.lagging(0));
         lab.run(10, |_| vec![1, 0, 0]);
-        assert!(lab.stale.is_empty() && !lab.doubts(0) && !lab.doubts(1));
+        assert!(lab.stale.is_empty() && !lab.lagging(0) && !lab.lagging(1));
     }
 }
