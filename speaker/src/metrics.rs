@@ -42,7 +42,7 @@ pub struct Metrics {
     pub second_chance: IntGauge,
     flows_forgotten: IntCounter,
     pub flows_unnamed: IntGauge,
-    pub flows_spared: IntGauge,
+    pub udp_flows_pinned: IntGauge,
     pub row_alternates_overflow: IntGauge,
     pub limits_reached: IntCounterVec,
     pub netlink_rereads: IntCounterVec,
@@ -155,8 +155,8 @@ impl Metrics {
                 "sheave_tcp_flows_unnamed",
                 "TCP flows that stay with pods that no EndpointSlice names any more and that still answer.",
             )?,
-            flows_spared: gauge(
-                "sheave_udp_flows_spared",
+            udp_flows_pinned: gauge(
+                "sheave_udp_flows_pinned",
                 "UDP flows that stay with a pod of this node although Kubernetes may say that it does not serve: the node was not heard.",
             )?,
             row_alternates_overflow: gauge(

@@ -175,7 +175,7 @@ pub fn shipped() -> Result<String> {
         peers: [(ALTERNATE, [10, 99, 0, 2].into())].into(),
         second_chance: true,
         udp_silent: false,
-        spared: [].into(),
+        udp_pins: [].into(),
         endpoints: Endpoints::default(),
     };
     Ok(ruleset::replace(&plan))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ebpf_common::FlowTuple;
 use nix::sched::{CloneFlags, unshare};
-use speaker_core::backend::{Flow, Spared, TcpState, Uplink};
+use speaker_core::backend::{Flow, TcpState, UdpPins, Uplink};
 use speaker_core::view::endpoints::service_key;
 use speaker_core::view::{
     Affinity, Conditions, Endpoint, EndpointSlice, Event, Node, Object, ObjectName, Port, Protocol, Service, View,
@@ -70,8 +70,8 @@ fn updates_end_where_a_replacement_ends() {
         let plan = |pods: u8| {
             let peers = (1..=pods).map(|slot| (u16::from(slot), Ipv4Addr::new(192, 0, 2, slot + pods % 2))).collect();
             let target = (Ipv4Addr::new(10, 0, 0, 1 + pods % 2), 53);
-            let spared = (1..=pods).map(|port| (udp_flow(port.into()), target)).collect();
-            Plan { spared, ..plan(pods).with_peers(peers) }
+            let udp_pins = (1..=pods).map(|port| (udp_flow(port.into()), target)).collect();
+            Plan { udp_pins, ..plan(pods).with_peers(peers) }
         };
         for pods in [1, 3, 2, 0, 5] {
             assert_eq!(backend.sync(plan(pods)).await.unwrap(), Outcome::Updated);
@@ -90,14 +90,14 @@ fn as_many_spared_flows_as_there_may_be_are_told_and_audited() {
     in_namespace(|| async {
         let mut backend = Backend::new(Nft::new("nft"));
         backend.sync(plan(1)).await.unwrap();
-        let spared = |n: usize| {
+        let udp_pins = |n: usize| {
             let flows = (0..n).map(|port| (udp_flow(port as u16), (POD, 53))).collect();
-            Plan { spared: flows, ..plan(1) }
+            Plan { udp_pins: flows, ..plan(1) }
         };
-        let most = Spared::MAX;
+        let most = UdpPins::MAX;
         for (what, flows) in [("all", most), ("one less", most - 1), ("none", 0)] {
             let started = Instant::now();
-            assert_eq!(backend.sync(spared(flows)).await.unwrap(), Outcome::Updated);
+            assert_eq!(backend.sync(udp_pins(flows)).await.unwrap(), Outcome::Updated);
             let told = started.elapsed();
             assert!(!backend.audit().await.unwrap(), "{what}");
             println!("{what}: told {told:.0?}, audited {:.0?}", started.elapsed() - told);
@@ -511,11 +511,11 @@ fn udp_flows_stay_while_there_is_doubt_of_what_kubernetes_says() {
 
         let unready = || plan_of(1, Conditions { ready: false, serving: false, terminating: false });
         let plan = unready();
-        let doubted = Plan { endpoints: plan.endpoints.clone().doubted(true), ..plan };
+        let was_uncertain = Plan { endpoints: plan.endpoints.clone().uncertain(true), ..plan };
         // The doubt may begin a moment later than the pods are called unready.
         backend.sync(unready()).await.unwrap();
         wait(50).await;
-        backend.sync(doubted).await.unwrap();
+        backend.sync(was_uncertain).await.unwrap();
         wait(400).await;
         assert_eq!((conntrack::flows(&vips()).unwrap().len(), backend.flows_forgotten()), (1, 0));
 

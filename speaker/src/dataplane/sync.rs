@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ebpf_common::{Config, MAX_NODES, ServiceKey, ServiceValue};
-use speaker_core::backend::{Lingering, Plan, Spared, Uplink};
+use speaker_core::backend::{Lingering, Plan, UdpPins, Uplink};
 use speaker_core::election::Eligible;
 use speaker_core::forwarding::diff::{Layout, MapState};
 use speaker_core::forwarding::{Planner, Table, TrafficStates};
@@ -173,7 +173,7 @@ struct State {
     /// What the disk holds or will hold: the generation of the history, and who was present.
     saved: Option<(u64, BTreeSet<String>)>,
     differing: BTreeSet<NodeName>,
-    spared: Spared,
+    udp_pins: UdpPins,
     lingering: Lingering,
     told: Option<Synced>,
     started: bool,
@@ -243,7 +243,7 @@ impl State {
             look: Look::new(clock::now()),
             saved: None,
             differing: BTreeSet::new(),
-            spared: Spared::default(),
+            udp_pins: UdpPins::default(),
             lingering: Lingering::default(),
             told: None,
             started: false,
@@ -262,7 +262,7 @@ impl State {
         let others = view.nodes().keys().filter(|name| **name != self.sync.node);
         let others = others.filter_map(|name| NodeName::new(name)).collect();
         self.follow_addresses(&view);
-        self.spared.doubt.see_node(view.nodes().get(&self.sync.node), clock::now());
+        self.udp_pins.uncertainty.set_node(view.nodes().get(&self.sync.node), clock::now());
         self.view = Some(view);
         self.viewed.get_or_insert_with(Instant::now);
         self.dirty = true;
@@ -337,7 +337,7 @@ impl State {
         self.sync.metrics.nodes_stale.set(self.signals.stale() as i64);
         let now = clock::now();
         let lagging = self.talk.exchange.is_lagging(now);
-        if self.spared.doubt.see_view(lagging, now) {
+        if self.udp_pins.uncertainty.set_lagging(lagging, now) {
             (self.sync.on_lagging)(lagging);
         }
         Ok(())

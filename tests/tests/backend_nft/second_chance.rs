@@ -126,15 +126,15 @@ fn a_spared_flow_finds_its_pod_again_without_its_entry() {
 
     // No pod here serves, by what Kubernetes says.
     let silent = plan(&[], Affinity::None);
-    let spared = Plan { spared: [(tuple, (address, 5353))].into(), ..silent.clone() };
+    let udp_pins = Plan { udp_pins: [(tuple, (address, 5353))].into(), ..silent.clone() };
     world.a.nft(&ruleset::replace(&silent));
-    world.a.nft(&ruleset::update(&silent, &spared).expect("a difference"));
+    world.a.nft(&ruleset::update(&silent, &udp_pins).expect("a difference"));
     assert_eq!(ask(&udp).unwrap(), pod);
     let other = world.client_udp();
     other.connect((VIP, 53)).unwrap();
     assert!(PODS_B.map(|pod| pod.to_string()).contains(&ask(&other).unwrap()), "another flow");
     // It has its entry again.
-    world.a.nft(&ruleset::update(&spared, &silent).expect("a difference"));
+    world.a.nft(&ruleset::update(&udp_pins, &silent).expect("a difference"));
     assert_eq!(ask(&udp).unwrap(), pod);
 }
 

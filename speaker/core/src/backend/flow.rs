@@ -90,8 +90,8 @@ pub struct Endpoints {
     here: BTreeSet<Ipv4Addr>,
     /// Which of them are named for a TCP port of a VIP, ready or not.
     tcp_here: Targets,
-    /// That a pod does not answer is not believed: see [`super::Doubt`].
-    doubt: bool,
+    /// That a pod does not answer is not believed: see [`super::Uncertainty`].
+    uncertainty: bool,
 }
 
 type Targets = BTreeMap<ServiceKey, BTreeSet<(Ipv4Addr, u16)>>;
@@ -118,12 +118,12 @@ impl Endpoints {
             udp_named: targets(Protocol::Udp, &|_| true),
             here: here.map(|endpoint| endpoint.address).collect(),
             tcp_here: targets(Protocol::Tcp, &|pod| pod.node == node),
-            doubt: false,
+            uncertainty: false,
         }
     }
 
-    pub fn doubted(self, doubt: bool) -> Self {
-        Self { doubt, ..self }
+    pub fn uncertain(self, uncertainty: bool) -> Self {
+        Self { uncertainty, ..self }
     }
 
     /// Flows to these are ours to judge.
@@ -137,11 +137,11 @@ impl Endpoints {
     }
 
     /// The flow has nobody left. TCP stays with a pod for as long as the view names it: one that stops serving closes its
-    /// connections itself. UDP does not close, so it leaves a pod that stops serving (if there is no [`super::Doubt`] of that), or
+    /// connections itself. UDP does not close, so it leaves a pod that stops serving (if there is no [`super::Uncertainty`] of that), or
     /// whose port is another one now.
     pub fn lost(&self, flow: &Flow) -> bool {
         let gone = !self.pods.contains(&flow.pod.0);
-        let udp = if self.doubt { &self.udp_named } else { &self.udp };
+        let udp = if self.uncertainty { &self.udp_named } else { &self.udp };
         let left = || udp.get(&flow.service()).is_some_and(|pods| !pods.contains(&flow.pod));
         self.vips.contains(&flow.vip()) && (gone || left())
     }
@@ -160,8 +160,8 @@ impl Endpoints {
     pub fn lost_since(&self, before: &Endpoints) -> bool {
         let fewer =
             |(key, pods): (&ServiceKey, &BTreeSet<_>)| before.udp.get(key).is_none_or(|before| !before.is_subset(pods));
-        let believed = before.doubt && !self.doubt;
-        believed
+        let certain = before.uncertainty && !self.uncertainty;
+        certain
             || !before.pods.is_subset(&self.pods)
             || !self.vips.is_subset(&before.vips)
             || self.udp.iter().any(fewer)

@@ -3,11 +3,11 @@
 //! [`Plan`] is the meaning, [`ruleset`] the text. Compare plans to learn whether anything changed.
 //! Read first: docs/backend.md.
 
-pub mod doubt;
 pub mod flow;
 pub mod lingering;
 pub mod ruleset;
-pub mod spared;
+pub mod udp_pin;
+pub mod uncertainty;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -20,10 +20,10 @@ use thiserror::Error;
 use crate::view::endpoints::{Frontend, Pod, frontends};
 use crate::view::{Affinity, View};
 
-pub use doubt::Doubt;
 pub use flow::{Endpoints, Flow, TcpState};
 pub use lingering::Lingering;
-pub use spared::Spared;
+pub use udp_pin::UdpPins;
+pub use uncertainty::Uncertainty;
 
 /// Everything that the nftables table says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +40,8 @@ pub struct Plan {
     pub second_chance: bool,
     /// UDP that nobody serves is dropped, not answered.
     pub udp_silent: bool,
-    /// UDP flows that are known, and whose they are, whatever conntrack says ([`spared`]).
-    pub spared: spared::Targets,
+    /// UDP flows that are known, and whose they are, whatever conntrack says ([`udp_pin`]).
+    pub udp_pins: udp_pin::Targets,
     /// By whom conntrack's flows are judged; not in the table.
     pub endpoints: Endpoints,
 }
@@ -89,7 +89,7 @@ impl Plan {
             peers: BTreeMap::new(),
             second_chance: true,
             udp_silent: false,
-            spared: BTreeMap::new(),
+            udp_pins: BTreeMap::new(),
             endpoints,
         }
     }

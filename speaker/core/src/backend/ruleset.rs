@@ -25,7 +25,7 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{FlowTuple, Mark, NextHop, RESERVED_FLAG, SearchState, ServiceKey};
 
-use super::spared::Targets;
+use super::udp_pin::Targets;
 use super::{Guard, LocalPods, Plan};
 use crate::view::Affinity;
 
@@ -51,9 +51,9 @@ pub fn replace(plan: &Plan) -> String {
         plan.services.keys().map(|key| format!("{} : goto {}", tuple(key), chain(key))).collect();
     let services_type = "type ipv4_addr . inet_proto . inet_service : verdict";
     line(&mut text, format_args!("\tmap services {{ {services_type}; {}}}", elements(&services)));
-    let known: Vec<String> = plan.spared.keys().map(flow).collect();
+    let known: Vec<String> = plan.udp_pins.keys().map(flow).collect();
     line(&mut text, format_args!("\tset udp_pin {{ type {FLOW_TYPE}; {}}}", elements(&known)));
-    let targets: Vec<String> = plan.spared.iter().map(spared_target).collect();
+    let targets: Vec<String> = plan.udp_pins.iter().map(udp_pin_target).collect();
     let target_type = "ipv4_addr . inet_service";
     line(
         &mut text,
@@ -89,7 +89,7 @@ pub fn update(from: &Plan, to: &Plan) -> Option<String> {
     }
     let mut text = String::new();
     update_services(&mut text, from, to);
-    update_spared(&mut text, &from.spared, &to.spared);
+    update_udp_pins(&mut text, &from.udp_pins, &to.udp_pins);
     if to.second_chance {
         update_peers(&mut text, &from.peers, &to.peers);
     }
@@ -146,7 +146,7 @@ fn update_peers(text: &mut String, from: &BTreeMap<u16, Ipv4Addr>, to: &BTreeMap
     }
 }
 
-fn update_spared(text: &mut String, from: &Targets, to: &Targets) {
+fn update_udp_pins(text: &mut String, from: &Targets, to: &Targets) {
     let mut say = |verb: &str, set: &str, elements: Vec<String>| {
         if !elements.is_empty() {
             line(text, format_args!("{verb} element ip {TABLE} {set} {{ {} }}", elements.join(", ")));
@@ -159,7 +159,7 @@ fn update_spared(text: &mut String, from: &Targets, to: &Targets) {
     say("delete", "udp_pin", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
     say("delete", "udp_pin_targets", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
     say("add", "udp_pin", new.iter().map(|(tuple, _)| flow(tuple)).collect());
-    say("add", "udp_pin_targets", new.iter().map(|(tuple, pod)| spared_target((tuple, pod))).collect());
+    say("add", "udp_pin_targets", new.iter().map(|(tuple, pod)| udp_pin_target((tuple, pod))).collect());
 }
 
 /// A chain for each node that packets can be handed to, and the map to find it by.
@@ -329,7 +329,7 @@ fn flow(tuple: &FlowTuple) -> String {
     format!("{from} . {} . {to} . {}", port(tuple.src_port), port(tuple.dst_port))
 }
 
-fn spared_target((tuple, (address, port)): (&FlowTuple, &(Ipv4Addr, u16))) -> String {
+fn udp_pin_target((tuple, (address, port)): (&FlowTuple, &(Ipv4Addr, u16))) -> String {
     format!("{} : {address} . {port}", flow(tuple))
 }
 

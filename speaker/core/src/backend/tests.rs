@@ -75,13 +75,13 @@ fn tcp_stays_with_a_pod_that_exists_and_udp_with_one_that_serves() {
 #[test]
 fn in_doubt_only_a_pod_that_is_gone_loses_its_flows() {
     let udp = flow(1, Protocol::Udp, 5353);
-    let doubted = |endpoints: Vec<Endpoint>| Endpoints::new(&view(endpoints), "a").doubted(true);
-    let silent = doubted(vec![pod("a", 1, UNREADY)]);
+    let was_uncertain = |endpoints: Vec<Endpoint>| Endpoints::new(&view(endpoints), "a").uncertain(true);
+    let silent = was_uncertain(vec![pod("a", 1, UNREADY)]);
     assert!(!silent.lost(&udp));
-    assert!(doubted(vec![]).lost(&udp) && doubted(vec![ready("a", 1)]).lost(&flow(1, Protocol::Udp, 9090)));
+    assert!(was_uncertain(vec![]).lost(&udp) && was_uncertain(vec![ready("a", 1)]).lost(&flow(1, Protocol::Udp, 9090)));
     // When the doubt ends, whoever was spared is looked at again.
-    let believed = silent.clone().doubted(false);
-    assert!(believed.lost(&udp) && believed.lost_since(&silent) && !silent.lost_since(&believed));
+    let certain = silent.clone().uncertain(false);
+    assert!(certain.lost(&udp) && certain.lost_since(&silent) && !silent.lost_since(&certain));
 }
 
 #[test]
@@ -215,21 +215,21 @@ fn an_update_names_only_what_differs() {
 }
 
 #[test]
-fn spared_flows_come_and_go() {
-    let spared = |flows: &[(u16, u8)]| {
+fn udp_pins_come_and_go() {
+    let udp_pins = |flows: &[(u16, u8)]| {
         let one = |&(port, pod): &(u16, u8)| {
             let tuple = FlowTuple { src_port: port.to_be_bytes(), ..flow(1, Protocol::Udp, 5353).tuple };
             (tuple, (Ipv4Addr::new(10, 0, b'a', pod), 5353))
         };
-        Plan { spared: flows.iter().map(one).collect(), ..plan([]) }
+        Plan { udp_pins: flows.iter().map(one).collect(), ..plan([]) }
     };
     let expected = "delete element ip sheave udp_pin { 192.0.2.99 . 1 . 192.0.2.1 . 53, 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
                     delete element ip sheave udp_pin_targets { 192.0.2.99 . 1 . 192.0.2.1 . 53, 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
                     add element ip sheave udp_pin { 192.0.2.99 . 2 . 192.0.2.1 . 53 }\n\
                     add element ip sheave udp_pin_targets { 192.0.2.99 . 2 . 192.0.2.1 . 53 : 10.0.97.2 . 5353 }\n";
-    assert_eq!(update(&spared(&[(1, 1), (2, 1), (3, 1)]), &spared(&[(2, 2), (3, 1)])).unwrap(), expected);
+    assert_eq!(update(&udp_pins(&[(1, 1), (2, 1), (3, 1)]), &udp_pins(&[(2, 2), (3, 1)])).unwrap(), expected);
     assert!(
-        replace(&spared(&[(1, 1)])).contains("elements = { 192.0.2.99 . 1 . 192.0.2.1 . 53 : 10.0.97.1 . 5353 }; }")
+        replace(&udp_pins(&[(1, 1)])).contains("elements = { 192.0.2.99 . 1 . 192.0.2.1 . 53 : 10.0.97.1 . 5353 }; }")
     );
 }
 

@@ -69,8 +69,8 @@ impl State {
         let plan = Plan::of(view, &frontends.0, &self.sync.node, self.sync.uplink.clone()).serving(&table.vips);
         let plan = self.lingering.complete(plan, now);
         let services = plan.services.keys().copied().collect();
-        let plan = self.spared.complete(Plan { udp_silent: self.sync.udp_silent, ..plan }, now);
-        self.sync.metrics.flows_spared.set(plan.spared.len() as i64);
+        let plan = self.udp_pins.complete(Plan { udp_silent: self.sync.udp_silent, ..plan }, now);
+        self.sync.metrics.udp_flows_pinned.set(plan.udp_pins.len() as i64);
         self.planned = Planned { table, services, traffic_states, plan: Some(plan) };
         (self.dirty, self.follow) = (false, true);
     }

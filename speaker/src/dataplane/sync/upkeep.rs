@@ -1,7 +1,7 @@
 //! What holds although the view did not change: the program on its link, and what conntrack and time say.
 
 use anyhow::Result;
-use speaker_core::backend::{Endpoints, Flow, Spared};
+use speaker_core::backend::{Endpoints, Flow, UdpPins};
 use speaker_core::reports::exchange;
 use speaker_core::time::Instant;
 use tracing::warn;
@@ -17,12 +17,12 @@ impl State {
             return;
         }
         let now = clock::now();
-        if self.spared.is_due(now) {
-            // Doubt has begun: which flows are to be spared is to be known before somebody forgets them. Or it has ended.
+        if self.udp_pins.is_due(now) {
+            // Uncertainty has begun: which flows are to be spared is to be known before somebody forgets them. Or it has ended.
             self.look.changed(now);
             self.dirty = true;
         }
-        if self.look.is_due(self.talk.exchange.differs(now) || self.spared.doubt.holds(now), now) {
+        if self.look.is_due(self.talk.exchange.differs(now) || self.udp_pins.uncertainty.holds(now), now) {
             self.look.begin(self.table.vips.clone(), now);
         }
     }
@@ -37,11 +37,11 @@ impl State {
             }
         };
         let now = clock::now();
-        self.spare(&flows, now);
+        self.pin_udp_flows(&flows, now);
         let open = flows.iter().filter(|flow| !flow.is_closed()).map(|flow| flow.tuple);
         self.sync.metrics.flows.set(open.clone().count() as i64);
         let differ = self.talk.exchange.differs(now);
-        let held = open.chain(self.spared.missed(now));
+        let held = open.chain(self.udp_pins.missed(now));
         let announced = self.sync.reporter.announce(&self.table, held, differ, now);
         self.sync.metrics.flows_expired.set(i64::try_from(announced.expired).unwrap_or(i64::MAX));
         self.look.holding = !announced.report.services.is_empty();
@@ -49,14 +49,14 @@ impl State {
     }
 
     /// While there is doubt of what Kubernetes says of this node's pods.
-    fn spare(&mut self, flows: &[Flow], now: Instant) {
-        let Some(view) = self.view.as_ref().filter(|_| self.spared.doubt.holds(now)) else { return };
-        let endpoints = Endpoints::new(view, &self.sync.node).doubted(true);
-        let news = self.spared.looked(flows, &endpoints, now);
+    fn pin_udp_flows(&mut self, flows: &[Flow], now: Instant) {
+        let Some(view) = self.view.as_ref().filter(|_| self.udp_pins.uncertainty.holds(now)) else { return };
+        let endpoints = Endpoints::new(view, &self.sync.node).uncertain(true);
+        let news = self.udp_pins.on_scan(flows, &endpoints, now);
         // Once, when the table fills, and not at every look.
         if news.any && news.left_out > 0 {
-            let limit = Spared::MAX;
-            self.sync.metrics.limits_reached.with_label_values(&["spared_flows"]).inc();
+            let limit = UdpPins::MAX;
+            self.sync.metrics.limits_reached.with_label_values(&["udp_pins"]).inc();
             warn!(left_out = news.left_out, limit, "more UDP flows than can be spared: kube-proxy may end some");
         }
         self.dirty |= news.any;

@@ -7,7 +7,7 @@ use crate::time::{Duration, Instant};
 use crate::view::Node;
 
 #[derive(Debug, Default)]
-pub struct Doubt {
+pub struct Uncertainty {
     /// Condition Ready of this node, as the view had it last, and since when: another value whenever it changed, also where the view
     /// missed that.
     node: Option<(bool, i64)>,
@@ -16,23 +16,23 @@ pub struct Doubt {
     until: Option<Instant>,
 }
 
-impl Doubt {
+impl Uncertainty {
     /// What the view says now of this node. Nothing: it is not in it.
-    pub fn see_node(&mut self, node: Option<&Node>, now: Instant) {
+    pub fn set_node(&mut self, node: Option<&Node>, now: Instant) {
         let Some(node) = node.map(|node| (node.ready, node.ready_since)) else { return };
         let before = self.node.replace(node);
         if node.0 && before.is_some_and(|before| before != node) {
-            self.until = Some(now + SET_RIGHT);
+            self.until = Some(now + STATUS_SYNC);
         }
     }
 
     /// Whether the view itself is in doubt. When it no longer is, the node may be listed later than its pods. Returns whether that is news.
-    pub fn see_view(&mut self, in_doubt: bool, now: Instant) -> bool {
-        let news = core::mem::replace(&mut self.view, in_doubt) != in_doubt;
-        if news && !in_doubt {
-            self.until = Some(now + SET_RIGHT);
+    pub fn set_lagging(&mut self, lagging: bool, now: Instant) -> bool {
+        let changes = core::mem::replace(&mut self.view, lagging) != lagging;
+        if changes && !lagging {
+            self.until = Some(now + STATUS_SYNC);
         }
-        news
+        changes
     }
 
     /// That a pod of this node does not serve says nothing of the pod.
@@ -42,7 +42,7 @@ impl Doubt {
 }
 
 /// kubelet compares its pods with the API server's every 10 s (`syncPeriod`, pkg/kubelet/status), when it hears it again.
-const SET_RIGHT: Duration = Duration::from_secs(30);
+const STATUS_SYNC: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
@@ -55,31 +55,31 @@ mod tests {
     #[test]
     fn a_node_that_was_not_heard_is_believed_a_while_after_it_is_heard() {
         let node = |ready, ready_since| Node { ready, ready_since, ..Node::at([192, 0, 2, 11].into()) };
-        let mut doubt = Doubt::default();
-        doubt.see_node(Some(&node(true, 1)), at(0));
-        assert!(!doubt.holds(at(0)), "a speaker that starts");
-        doubt.see_node(Some(&node(false, 2)), at(10));
-        assert!(doubt.holds(at(10_000)));
-        doubt.see_node(Some(&node(true, 3)), at(20));
-        doubt.see_node(Some(&node(true, 3)), at(49));
-        assert!(doubt.holds(at(49)) && !doubt.holds(at(50)));
+        let mut uncertainty = Uncertainty::default();
+        uncertainty.set_node(Some(&node(true, 1)), at(0));
+        assert!(!uncertainty.holds(at(0)), "a speaker that starts");
+        uncertainty.set_node(Some(&node(false, 2)), at(10));
+        assert!(uncertainty.holds(at(10_000)));
+        uncertainty.set_node(Some(&node(true, 3)), at(20));
+        uncertainty.set_node(Some(&node(true, 3)), at(49));
+        assert!(uncertainty.holds(at(49)) && !uncertainty.holds(at(50)));
         // It was cut off itself, and has seen nothing of what was said of it meanwhile.
-        doubt.see_node(Some(&node(true, 5)), at(100));
-        assert!(doubt.holds(at(129)) && !doubt.holds(at(130)));
+        uncertainty.set_node(Some(&node(true, 5)), at(100));
+        assert!(uncertainty.holds(at(129)) && !uncertainty.holds(at(130)));
         // Not ready again before that.
-        doubt.see_node(Some(&node(false, 6)), at(110));
-        assert!(doubt.holds(at(140)));
-        doubt.see_node(None, at(150));
-        assert!(doubt.holds(at(150)), "it is the last that was said");
+        uncertainty.set_node(Some(&node(false, 6)), at(110));
+        assert!(uncertainty.holds(at(140)));
+        uncertainty.set_node(None, at(150));
+        assert!(uncertainty.holds(at(150)), "it is the last that was said");
     }
 
     #[test]
     fn a_view_that_was_in_doubt_is_doubted_a_while_longer() {
-        let mut doubt = Doubt::default();
-        assert!(!doubt.see_view(false, at(0)) && !doubt.holds(at(0)));
-        assert!(doubt.see_view(true, at(10)) && !doubt.see_view(true, at(100)));
-        assert!(doubt.holds(at(100)));
-        assert!(doubt.see_view(false, at(110)) && !doubt.see_view(false, at(111)));
-        assert!(doubt.holds(at(139)) && !doubt.holds(at(140)));
+        let mut uncertainty = Uncertainty::default();
+        assert!(!uncertainty.set_lagging(false, at(0)) && !uncertainty.holds(at(0)));
+        assert!(uncertainty.set_lagging(true, at(10)) && !uncertainty.set_lagging(true, at(100)));
+        assert!(uncertainty.holds(at(100)));
+        assert!(uncertainty.set_lagging(false, at(110)) && !uncertainty.set_lagging(false, at(111)));
+        assert!(uncertainty.holds(at(139)) && !uncertainty.holds(at(140)));
     }
 }
