@@ -41,7 +41,7 @@ pub struct Metrics {
     pub flows_expired: IntGauge,
     pub second_chance: IntGauge,
     flows_forgotten: IntCounter,
-    pub flows_unnamed: IntGauge,
+    pub flows_in_removal_grace: IntGauge,
     pub udp_flows_pinned: IntGauge,
     pub row_alternates_overflow: IntGauge,
     pub limits_reached: IntCounterVec,
@@ -151,8 +151,8 @@ impl Metrics {
                 "sheave_flows_forgotten_total",
                 "Flows that conntrack was told to forget because their pod is gone.",
             )?,
-            flows_unnamed: gauge(
-                "sheave_tcp_flows_unnamed",
+            flows_in_removal_grace: gauge(
+                "sheave_tcp_flows_in_removal_grace",
                 "TCP flows that stay with pods that no EndpointSlice names any more and that still answer.",
             )?,
             udp_flows_pinned: gauge(

@@ -82,7 +82,7 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
                     counts.forgotten.fetch_add(forgotten, Ordering::Relaxed);
                     say(forgotten, unnamed, counts.unnamed.swap(unnamed, Ordering::Relaxed));
                     judged = first;
-                    // And once after every change: connections may have been opened to such pods meanwhile (`Lingering`).
+                    // And once after every change: connections may have been opened to such pods meanwhile (`RemovalGrace`).
                     again = (unnamed > 0 || changed).then(|| Instant::now() + AGAIN.max(reading * SHARE));
                 }
                 Err(error) => {

@@ -111,7 +111,7 @@ impl Backend {
     }
 
     /// TCP flows that stay with pods that no EndpointSlice names any more and that live.
-    pub fn flows_unnamed(&self) -> u64 {
+    pub fn flows_in_removal_grace(&self) -> u64 {
         self.forgetter.unnamed()
     }
 

@@ -476,15 +476,15 @@ fn flows_whose_pod_is_gone_are_forgotten_and_no_others() {
         assert_eq!((remembered(), backend.flows_forgotten()), (2, 0));
         // Nobody names the pod any more, but it lives: UDP does as well with another, the connection does not.
         backend.sync(plan(0)).await.unwrap();
-        until(|| backend.flows_unnamed() == 1).await;
+        until(|| backend.flows_in_removal_grace() == 1).await;
         assert_eq!((remembered(), backend.flows_forgotten()), (1, 1));
         // Named or not, and whether it listens or not: somebody has the address.
         drop(pod);
         wait(1000).await;
-        assert_eq!((remembered(), backend.flows_unnamed()), (1, 1));
+        assert_eq!((remembered(), backend.flows_in_removal_grace()), (1, 1));
         ip("addr del 10.0.0.1/32 dev lo");
         until(|| backend.flows_forgotten() == 2).await;
-        assert_eq!((remembered(), backend.flows_unnamed()), (0, 0));
+        assert_eq!((remembered(), backend.flows_in_removal_grace()), (0, 0));
 
         // A new speaker looks for what an earlier one left.
         ip("addr add 10.0.0.1/32 dev lo");

@@ -181,7 +181,7 @@ impl Worker {
     fn count(&mut self) {
         let metrics = &self.health.metrics;
         metrics.set_flows_forgotten(self.backend.flows_forgotten());
-        metrics.flows_unnamed.set(i64::try_from(self.backend.flows_unnamed()).unwrap_or(i64::MAX));
+        metrics.flows_in_removal_grace.set(i64::try_from(self.backend.flows_in_removal_grace()).unwrap_or(i64::MAX));
         metrics.second_chance.set(i64::from(self.backend.second_chance()));
         match self.backend.counters() {
             Ok(counters) => metrics.set_guard(counters.iter().map(|(name, counter)| (*name, counter.packets))),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ebpf_common::{Config, MAX_NODES, ServiceKey, ServiceValue};
-use speaker_core::backend::{Lingering, Plan, UdpPins, Uplink};
+use speaker_core::backend::{Plan, RemovalGrace, UdpPins, Uplink};
 use speaker_core::election::Eligible;
 use speaker_core::forwarding::diff::{Layout, MapState};
 use speaker_core::forwarding::{Planner, Table, TrafficStates};
@@ -130,7 +130,7 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
             () = state.sync.arrivals.next() => {}
             _ = look.tick() => state.keep_attached(),
-            _ = turn.tick() => state.dirty |= state.sync.planner.awaits_reports() || state.lingering.is_due(clock::now()),
+            _ = turn.tick() => state.dirty |= state.sync.planner.awaits_reports() || state.removal_grace.is_due(clock::now()),
             () = sleep_until(state.retry.unwrap_or_else(Instant::now)), if state.retry.is_some() => {}
         }
         turned(&state.sync.shared.dataplane_turned, clock::now());
@@ -174,7 +174,7 @@ struct State {
     saved: Option<(u64, BTreeSet<String>)>,
     differing: BTreeSet<NodeName>,
     udp_pins: UdpPins,
-    lingering: Lingering,
+    removal_grace: RemovalGrace,
     told: Option<Synced>,
     started: bool,
     /// The table is to be made again.
@@ -244,7 +244,7 @@ impl State {
             saved: None,
             differing: BTreeSet::new(),
             udp_pins: UdpPins::default(),
-            lingering: Lingering::default(),
+            removal_grace: RemovalGrace::default(),
             told: None,
             started: false,
             dirty: false,

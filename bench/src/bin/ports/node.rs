@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration as StdDuration, Instant as Clock};
 
 use anyhow::{Context as _, Result};
-use speaker_core::backend::{Lingering, Plan, Uplink, ruleset};
+use speaker_core::backend::{Plan, RemovalGrace, Uplink, ruleset};
 use speaker_core::forwarding::diff::{Layout, MapOp, MapState, diff};
 use speaker_core::forwarding::previous::{PreviousRings, SavedRings};
 use speaker_core::forwarding::{Planner, Table, TrafficStates};
@@ -33,7 +33,7 @@ pub struct Node {
     planner: Planner,
     layout: Layout,
     pub have: MapState,
-    lingering: Lingering,
+    removal_grace: RemovalGrace,
     plan: Option<Plan>,
     reports: Reports,
     now: Instant,
@@ -95,7 +95,7 @@ impl Node {
             planner,
             layout: Layout::restore(&have),
             have,
-            lingering: Lingering::default(),
+            removal_grace: RemovalGrace::default(),
             plan: None,
             reports: Reports::new(),
             now,
@@ -139,7 +139,7 @@ impl Node {
         let table = self.planner.table_of(view, &frontends, &self.traffic_states, &self.reports, self.now);
         step(&mut pass, "table");
         let uplink = Uplink::new("eth0")?;
-        let plan = self.lingering.complete(Plan::of(view, &frontends.0, &own, uplink), self.now);
+        let plan = self.removal_grace.complete(Plan::of(view, &frontends.0, &own, uplink), self.now);
         drop(frontends);
         let served: BTreeSet<_> = plan.services.keys().copied().collect();
         step(&mut pass, "plan");

@@ -4,7 +4,7 @@
 //! Read first: docs/backend.md.
 
 pub mod flow;
-pub mod lingering;
+pub mod removal_grace;
 pub mod ruleset;
 pub mod udp_pin;
 pub mod uncertainty;
@@ -21,7 +21,7 @@ use crate::view::endpoints::{Frontend, Pod, frontends};
 use crate::view::{Affinity, View};
 
 pub use flow::{Endpoints, Flow, TcpState};
-pub use lingering::Lingering;
+pub use removal_grace::RemovalGrace;
 pub use udp_pin::UdpPins;
 pub use uncertainty::Uncertainty;
 

@@ -67,7 +67,7 @@ impl State {
         let alternates = table.services.values().filter_map(|service| service.alternates.as_ref());
         self.sync.metrics.row_alternates_overflow.set(alternates.map(|all| i64::from(all.overflow)).sum());
         let plan = Plan::of(view, &frontends.0, &self.sync.node, self.sync.uplink.clone()).serving(&table.vips);
-        let plan = self.lingering.complete(plan, now);
+        let plan = self.removal_grace.complete(plan, now);
         let services = plan.services.keys().copied().collect();
         let plan = self.udp_pins.complete(Plan { udp_silent: self.sync.udp_silent, ..plan }, now);
         self.sync.metrics.udp_flows_pinned.set(plan.udp_pins.len() as i64);

@@ -14,7 +14,7 @@ use crate::time::{Duration, Instant};
 use crate::view::Protocol;
 
 #[derive(Debug, Default)]
-pub struct Lingering(BTreeMap<ServiceKey, Seen>);
+pub struct RemovalGrace(BTreeMap<ServiceKey, Seen>);
 
 /// Ready pods of a service port, as the view had them last.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ struct Seen {
     unnamed: Option<Instant>,
 }
 
-impl Lingering {
+impl RemovalGrace {
     /// For how long. A node that hears of it later than that is refused.
     pub const TIME: Duration = Duration::from_secs(1);
 
@@ -44,13 +44,13 @@ impl Lingering {
             let here = !plan.services.contains_key(key) && plan.vips.contains(&key.addr.into());
             here && !seen.pods.pods.is_empty() && now.since(since) < Self::TIME
         });
-        let lingering = self.0.iter().filter(|(_, seen)| seen.unnamed.is_some());
+        let removal_grace = self.0.iter().filter(|(_, seen)| seen.unnamed.is_some());
         let mut services = plan.services;
-        services.extend(lingering.map(|(key, seen)| (*key, seen.pods.clone())));
+        services.extend(removal_grace.map(|(key, seen)| (*key, seen.pods.clone())));
         Plan { services, ..plan }
     }
 
-    /// Whether time alone has changed what [`Lingering::complete`] would say.
+    /// Whether time alone has changed what [`RemovalGrace::complete`] would say.
     pub fn is_due(&self, now: Instant) -> bool {
         let over = |seen: &Seen| seen.unnamed.is_some_and(|since| now.since(since) >= Self::TIME);
         self.0.values().any(over)
@@ -73,8 +73,8 @@ mod tests {
         Instant::from_millis(millis)
     }
 
-    fn served(lingering: &mut Lingering, endpoints: Vec<Endpoint>, millis: u64) -> [Vec<Ipv4Addr>; 2] {
-        let plan = lingering.complete(plan(endpoints), at(millis));
+    fn served(removal_grace: &mut RemovalGrace, endpoints: Vec<Endpoint>, millis: u64) -> [Vec<Ipv4Addr>; 2] {
+        let plan = removal_grace.complete(plan(endpoints), at(millis));
         [(80, Protocol::Tcp), (53, Protocol::Udp)].map(|(port, protocol)| {
             let local = plan.services.get(&service_key(VIP, port, protocol));
             local.into_iter().flat_map(|local| &local.pods).map(|(address, _)| *address).collect()
@@ -90,41 +90,41 @@ mod tests {
 
     #[test]
     fn ready_pods_that_nobody_names_any_more_serve_tcp_a_moment_longer() {
-        let mut lingering = Lingering::default();
-        assert_eq!(served(&mut lingering, [ready("a", 1)].into(), 0), [vec![FIRST], vec![FIRST]]);
-        assert_eq!(served(&mut lingering, [ready("b", 1)].into(), 5000), [vec![FIRST], vec![]]);
-        assert!(!lingering.is_due(at(5999)) && lingering.is_due(at(6000)));
-        assert_eq!(served(&mut lingering, [ready("b", 1)].into(), 5999), [vec![FIRST], vec![]]);
-        assert_eq!(served(&mut lingering, [ready("b", 1)].into(), 6000), nobody());
-        assert!(!lingering.is_due(at(100_000)));
+        let mut removal_grace = RemovalGrace::default();
+        assert_eq!(served(&mut removal_grace, [ready("a", 1)].into(), 0), [vec![FIRST], vec![FIRST]]);
+        assert_eq!(served(&mut removal_grace, [ready("b", 1)].into(), 5000), [vec![FIRST], vec![]]);
+        assert!(!removal_grace.is_due(at(5999)) && removal_grace.is_due(at(6000)));
+        assert_eq!(served(&mut removal_grace, [ready("b", 1)].into(), 5999), [vec![FIRST], vec![]]);
+        assert_eq!(served(&mut removal_grace, [ready("b", 1)].into(), 6000), nobody());
+        assert!(!removal_grace.is_due(at(100_000)));
     }
 
     #[test]
     fn another_pod_here_serves_alone() {
-        let mut lingering = Lingering::default();
-        served(&mut lingering, [ready("a", 1)].into(), 0);
-        assert_eq!(served(&mut lingering, [ready("a", 2)].into(), 10), [vec![SECOND], vec![SECOND]]);
-        served(&mut lingering, [ready("b", 1)].into(), 20);
-        assert_eq!(served(&mut lingering, [ready("a", 1)].into(), 30), [vec![FIRST], vec![FIRST]], "it is back");
-        assert!(!lingering.is_due(at(100_000)));
+        let mut removal_grace = RemovalGrace::default();
+        served(&mut removal_grace, [ready("a", 1)].into(), 0);
+        assert_eq!(served(&mut removal_grace, [ready("a", 2)].into(), 10), [vec![SECOND], vec![SECOND]]);
+        served(&mut removal_grace, [ready("b", 1)].into(), 20);
+        assert_eq!(served(&mut removal_grace, [ready("a", 1)].into(), 30), [vec![FIRST], vec![FIRST]], "it is back");
+        assert!(!removal_grace.is_due(at(100_000)));
     }
 
     #[test]
     fn what_ended_in_good_order_or_is_unready_does_not_linger() {
         for before in [TERMINATING, UNREADY] {
-            let mut lingering = Lingering::default();
-            served(&mut lingering, [ready("a", 1)].into(), 0);
-            let named = served(&mut lingering, [pod("a", 1, before), ready("b", 1)].into(), 10);
+            let mut removal_grace = RemovalGrace::default();
+            served(&mut removal_grace, [ready("a", 1)].into(), 0);
+            let named = served(&mut removal_grace, [pod("a", 1, before), ready("b", 1)].into(), 10);
             assert_eq!(named[0].len(), usize::from(before == TERMINATING));
-            assert_eq!(served(&mut lingering, [ready("b", 1)].into(), 20), nobody(), "{before:?}");
+            assert_eq!(served(&mut removal_grace, [ready("b", 1)].into(), 20), nobody(), "{before:?}");
         }
     }
 
     #[test]
     fn not_behind_an_address_that_is_gone() {
-        let mut lingering = Lingering::default();
-        lingering.complete(plan([ready("a", 1)]), at(0));
+        let mut removal_grace = RemovalGrace::default();
+        removal_grace.complete(plan([ready("a", 1)]), at(0));
         let none = Plan { vips: [].into(), services: [].into(), ..plan([]) };
-        assert!(lingering.complete(none, at(10)).services.is_empty());
+        assert!(removal_grace.complete(none, at(10)).services.is_empty());
     }
 }
