@@ -36,10 +36,10 @@ use crate::args::{PathArgs, RunArgs, UdpUnserved};
 use crate::backend::Backend;
 use crate::backend::nft::Nft;
 use crate::backend::sysctl::Sysctls;
-use crate::dataplane::arrivals::Arrivals;
 use crate::dataplane::attachment::Attachment;
 use crate::dataplane::inbox;
 use crate::dataplane::loader::{self, Pins};
+use crate::dataplane::startup_probe::StartupProbe;
 use crate::dataplane::sync::{self, Inputs, Sync, Synced, Tools};
 use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
 use crate::departed::{self, Departed};
@@ -147,7 +147,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         planner: Planner::new(identity.flow_key(), previous_rings(remembered.as_ref(), window)),
         reporter: Reporter::new(&args.node_name, identity.flow_key(), window),
         saver: saver.clone(),
-        arrivals: if booted { Arrivals::awaited() } else { Arrivals::NotAwaited },
+        startup_probe: if booted { StartupProbe::running() } else { StartupProbe::Off },
         shared: shared.clone(),
         metrics: metrics.clone(),
         on_synced: on_synced(commands.clone(), updates.clone()),

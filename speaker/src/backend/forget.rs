@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::conntrack;
-use crate::io::knock::{Answer, PATIENCE, knock};
+use crate::io::tcp_probe::{Answer, PATIENCE, tcp_probe};
 
 #[derive(Debug, Default)]
 pub struct Forgetter {
@@ -182,7 +182,7 @@ fn is_open(flow: &Flow) -> bool {
 async fn is_there((address, port): (Ipv4Addr, u16)) -> bool {
     for _ in 0..TRIES {
         let asked = Instant::now();
-        if knock(address, port).await != Answer::Silence {
+        if tcp_probe(address, port).await != Answer::Silence {
             return true;
         }
         sleep(PATIENCE.saturating_sub(asked.elapsed())).await;

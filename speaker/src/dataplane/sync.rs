@@ -28,11 +28,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
-use super::arrivals::Arrivals;
 use super::attachment::{Attachment, LOOK};
 use super::flows::Look;
 use super::inbox::{HostAddresses, Inbox, Message};
 use super::maps::ForwardingMaps;
+use super::startup_probe::StartupProbe;
 use super::talk::Talk;
 use super::writer::MapWriter;
 use crate::backend::Backend;
@@ -74,7 +74,7 @@ pub struct Sync {
     pub reporter: Reporter,
     pub saver: Saver,
     /// Awaited if the node has booted since the last speaker.
-    pub arrivals: Arrivals,
+    pub startup_probe: StartupProbe,
     pub shared: Arc<Shared>,
     pub metrics: Arc<Metrics>,
     /// Called after a change, when the packet path is as the view says.
@@ -128,7 +128,7 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
             looked = state.look.done() => state.looked(looked)?,
             rules = state.rules.changed() => state.in_force(rules.context("the nft worker has ended")?)?,
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
-            () = state.sync.arrivals.next() => {}
+            () = state.sync.startup_probe.next() => {}
             _ = look.tick() => state.keep_attached(),
             _ = turn.tick() => state.dirty |= state.sync.planner.awaits_reports() || state.removal_grace.is_due(clock::now()),
             () = sleep_until(state.retry.unwrap_or_else(Instant::now)), if state.retry.is_some() => {}

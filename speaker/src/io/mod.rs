@@ -15,11 +15,11 @@
 pub mod arp;
 pub mod clock;
 pub mod filter;
-pub mod knock;
 pub mod memory;
 pub mod netlink;
 pub mod random;
 pub mod schedule;
+pub mod tcp_probe;
 pub mod udp;
 
 /// An Ethernet address.

@@ -19,7 +19,7 @@ use speaker_core::view::endpoints::{Refusal, frontends};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::super::arrivals::{Arrivals, Target};
+use super::super::startup_probe::{StartupProbe, Target};
 use super::super::writer::{Job, Written};
 use super::{Planned, State, Synced, Writing};
 use crate::backend::worker::{InForce, Wanted};
@@ -226,7 +226,7 @@ impl State {
             return Ok(());
         }
         self.sync.attachment.begin()?;
-        self.sync.arrivals = Arrivals::NotAwaited;
+        self.sync.startup_probe = StartupProbe::Off;
         self.started = true;
         self.sync.shared.synced.store(true, Ordering::Relaxed);
         Ok(())
@@ -255,7 +255,7 @@ impl State {
             let tcp = i32::from(key.proto) == libc::IPPROTO_TCP;
             local.pods.into_iter().map(move |(address, port)| Target { address, port, tcp })
         });
-        let missing = self.sync.arrivals.missing(targets);
+        let missing = self.sync.startup_probe.missing(targets);
         let waited = viewed.elapsed();
         let may_start = (all_heard || waited >= PATIENCE) && (missing.is_empty() || waited >= PODS_PATIENCE);
         if may_start && !missing.is_empty() {

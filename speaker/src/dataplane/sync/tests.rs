@@ -158,7 +158,7 @@ impl World {
             planner: Planner::new([1, 2], PreviousRings::new(hour)),
             reporter: Reporter::new(&node_name(1), [1, 2], hour),
             saver: Saver::start(StateDir::open(&dir.join("state")), metrics.clone()).unwrap(),
-            arrivals: Arrivals::NotAwaited,
+            startup_probe: StartupProbe::Off,
             shared: shared.clone(),
             metrics: metrics.clone(),
             on_synced: Box::new(move |synced| *told.lock().unwrap() = Some(synced)),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
 
-use crate::io::knock::{Answer, knock};
+use crate::io::tcp_probe::{Answer, tcp_probe};
 
 /// A port of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,29 +23,29 @@ pub struct Target {
 }
 
 #[derive(Debug)]
-pub enum Arrivals {
+pub enum StartupProbe {
     /// Not after a boot, or not waited for any more.
-    NotAwaited,
-    Awaited {
+    Off,
+    Running {
         /// Whoever was asked, and whether it has given a sign of life.
         pods: BTreeMap<Target, bool>,
-        tell: UnboundedSender<Target>,
-        told: UnboundedReceiver<Target>,
+        answered_sender: UnboundedSender<Target>,
+        answered: UnboundedReceiver<Target>,
     },
 }
 
-impl Arrivals {
-    pub fn awaited() -> Self {
-        let (tell, told) = unbounded_channel();
-        Self::Awaited { pods: BTreeMap::new(), tell, told }
+impl StartupProbe {
+    pub fn running() -> Self {
+        let (answered_sender, answered) = unbounded_channel();
+        Self::Running { pods: BTreeMap::new(), answered_sender, answered }
     }
 
     /// Which of these have not given a sign of life yet. Those that are new are asked from now on. Needs a runtime.
     pub fn missing(&mut self, wanted: impl Iterator<Item = Target>) -> Vec<Target> {
-        let Self::Awaited { pods, tell, .. } = self else { return Vec::new() };
+        let Self::Running { pods, answered_sender, .. } = self else { return Vec::new() };
         let mut is_missing = |pod: &Target| {
             !*pods.entry(*pod).or_insert_with(|| {
-                tokio::spawn(ask(*pod, tell.clone()));
+                tokio::spawn(probe_until_answered(*pod, answered_sender.clone()));
                 false
             })
         };
@@ -55,10 +55,10 @@ impl Arrivals {
     /// Returns when one more is there: never, if none is awaited. May be dropped while it waits.
     pub async fn next(&mut self) {
         match self {
-            Self::NotAwaited => std::future::pending().await,
+            Self::Off => std::future::pending().await,
             // Cannot end: there is a sender here.
-            Self::Awaited { pods, told, .. } => {
-                if let Some(pod) = told.recv().await {
+            Self::Running { pods, answered, .. } => {
+                if let Some(pod) = answered.recv().await {
                     pods.insert(pod, true);
                 }
             }
@@ -67,16 +67,16 @@ impl Arrivals {
 }
 
 /// Until it answers, or nobody wants to know any more.
-async fn ask(target: Target, tell: UnboundedSender<Target>) {
-    while !tell.is_closed() {
-        let is_there = match knock(target.address, target.port).await {
+async fn probe_until_answered(target: Target, answered_sender: UnboundedSender<Target>) {
+    while !answered_sender.is_closed() {
+        let is_there = match tcp_probe(target.address, target.port).await {
             Answer::Accepted => true,
             Answer::Refused => !target.tcp,
             Answer::Silence => false,
         };
         if is_there {
             // Not wanted any more is as good.
-            tell.send(target).ok();
+            answered_sender.send(target).ok();
             return;
         }
         sleep(PAUSE).await;
@@ -93,7 +93,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::io::knock::PATIENCE;
+    use crate::io::tcp_probe::PATIENCE;
 
     #[tokio::test]
     async fn whoever_accepts_is_there_and_silence_is_not() {
@@ -102,16 +102,16 @@ mod tests {
         let (silent, says_nothing) = listener(0);
         let _queued = TcpStream::connect(SocketAddrV4::new(says_nothing.address, says_nothing.port)).await.unwrap();
 
-        let mut arrivals = Arrivals::awaited();
-        let missing = |arrivals: &mut Arrivals| arrivals.missing([accepts, says_nothing].into_iter());
-        assert_eq!(missing(&mut arrivals), [accepts, says_nothing], "they have only just been asked");
-        arrivals.next().await;
-        assert_eq!(missing(&mut arrivals), [says_nothing]);
-        assert!(timeout(3 * PATIENCE, arrivals.next()).await.is_err(), "silence is no sign of life");
+        let mut startup_probe = StartupProbe::running();
+        let missing = |startup_probe: &mut StartupProbe| startup_probe.missing([accepts, says_nothing].into_iter());
+        assert_eq!(missing(&mut startup_probe), [accepts, says_nothing], "they have only just been asked");
+        startup_probe.next().await;
+        assert_eq!(missing(&mut startup_probe), [says_nothing]);
+        assert!(timeout(3 * PATIENCE, startup_probe.next()).await.is_err(), "silence is no sign of life");
 
         silent.accept().await.unwrap();
-        arrivals.next().await;
-        assert_eq!(missing(&mut arrivals), [], "each is asked until it answers");
+        startup_probe.next().await;
+        assert_eq!(missing(&mut startup_probe), [], "each is asked until it answers");
         drop(accepting);
     }
 
@@ -121,21 +121,21 @@ mod tests {
         let (refusing, tcp) = listener(16);
         drop(refusing);
         let udp = Target { tcp: false, ..tcp };
-        let mut arrivals = Arrivals::awaited();
-        assert_eq!(arrivals.missing([tcp, udp].into_iter()), [tcp, udp]);
-        arrivals.next().await;
-        assert_eq!(arrivals.missing([tcp, udp].into_iter()), [tcp]);
-        assert!(timeout(3 * PATIENCE, arrivals.next()).await.is_err(), "nobody listens");
+        let mut startup_probe = StartupProbe::running();
+        assert_eq!(startup_probe.missing([tcp, udp].into_iter()), [tcp, udp]);
+        startup_probe.next().await;
+        assert_eq!(startup_probe.missing([tcp, udp].into_iter()), [tcp]);
+        assert!(timeout(3 * PATIENCE, startup_probe.next()).await.is_err(), "nobody listens");
 
         let _listening = TcpListener::bind(SocketAddrV4::new(tcp.address, tcp.port)).await.unwrap();
-        arrivals.next().await;
-        assert_eq!(arrivals.missing([tcp, udp].into_iter()), []);
+        startup_probe.next().await;
+        assert_eq!(startup_probe.missing([tcp, udp].into_iter()), []);
     }
 
     #[tokio::test]
     async fn nobody_is_asked_unless_awaited() {
         let (_silent, pod) = listener(0);
-        assert_eq!(Arrivals::NotAwaited.missing([pod].into_iter()), []);
+        assert_eq!(StartupProbe::Off.missing([pod].into_iter()), []);
     }
 
     fn listener(backlog: u32) -> (TcpListener, Target) {

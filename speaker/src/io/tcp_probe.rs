@@ -21,7 +21,7 @@ pub enum Answer {
 pub const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Needs a runtime. What is accepted is closed at once, as kubelet's own probes do.
-pub async fn knock(address: Ipv4Addr, port: u16) -> Answer {
+pub async fn tcp_probe(address: Ipv4Addr, port: u16) -> Answer {
     match timeout(PATIENCE, TcpStream::connect(SocketAddrV4::new(address, port))).await {
         Ok(Ok(_)) => Answer::Accepted,
         Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Answer::Refused,
