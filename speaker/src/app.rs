@@ -171,7 +171,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     };
     let exchange = Exchange::new(exchange, now);
     let group = SocketAddrV4::new(args.heartbeat_group, args.holdings_port);
-    let report = adverts_socket("reports", &uplink, group, &metrics)?;
+    let report_udp = adverts_socket("reports", &uplink, group, &metrics)?;
 
     // (ii) Who owns a VIP.
     let (reports_sender, reports) = driver::Reports::channel();
@@ -205,7 +205,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     };
     shared.begin(now);
 
-    let inputs = Inputs { view, inbox: sync_inbox, exchange, report };
+    let inputs = Inputs { view, inbox: sync_inbox, exchange, report_udp };
     let mut ends = Ends::default();
     ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, tools, inputs)))?;
     ends.spawn("election", move || driver::run(election, driver))?;

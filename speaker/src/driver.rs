@@ -199,7 +199,7 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         lease_until: Instant::ZERO,
         mute_written: Instant::ZERO,
         resolve_at: Instant::ZERO,
-        let_go: BTreeMap::new(),
+        released_for: BTreeMap::new(),
         unreleased: BTreeSet::new(),
         stall: Stall::new(clock::now()),
         ready: false,
@@ -237,7 +237,7 @@ struct State {
     /// When the nodes are asked for their MAC addresses next.
     resolve_at: Instant,
     /// VIPs that this node has just released, until it is known what becomes of them.
-    let_go: BTreeMap<Vip, LoseReason>,
+    released_for: BTreeMap<Vip, LoseReason>,
     /// VIPs that the kernel still has as owned, against what the election says: removing them is tried again with each heartbeat.
     unreleased: BTreeSet<Vip>,
     stall: Stall,
@@ -313,7 +313,7 @@ impl Loop {
                     self.elect(self.state.readiness());
                 }
                 Command::Keys(secret) => {
-                    self.state.rotate(rotation::Event::Secret(secret), now);
+                    self.state.on_rotation(rotation::Event::Secret(secret), now);
                     self.state.show_keys();
                 }
                 Command::Carrier(up) => {
@@ -355,22 +355,22 @@ impl State {
     fn tick(&mut self, now: Instant) {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
         if due(self.driver.liveness.next_deadline()) {
-            self.watch(liveness::Event::Tick, now);
+            self.on_liveness(liveness::Event::Tick, now);
         }
         if due(self.driver.readiness.next_deadline()) {
             self.on_readiness(readiness::Event::Tick, now);
         }
         if due(self.driver.unicast.next_deadline()) {
-            self.reach(unicast::Event::Tick, now);
+            self.on_unicast(unicast::Event::Tick, now);
         }
         if due(self.driver.rotation.next_deadline()) {
-            self.rotate(rotation::Event::Tick, now);
+            self.on_rotation(rotation::Event::Tick, now);
         }
         if due(self.driver.unverified.next_deadline()) {
-            self.judge_unverified(unverified::Event::Tick, now);
+            self.on_unverified(unverified::Event::Tick, now);
         }
         if due(self.driver.announcer.next_deadline()) {
-            self.announce(announce::Event::Tick, now);
+            self.on_announce(announce::Event::Tick, now);
         }
         if now.since(self.mute_written) >= MUTE_REFRESH {
             self.write_lease(now);
@@ -382,9 +382,9 @@ impl State {
 
     fn set_carrier(&mut self, up: bool, now: Instant) {
         self.driver.shared.carrier.store(up, Ordering::Relaxed);
-        self.watch(liveness::Event::Carrier(up), now);
-        self.announce(announce::Event::Carrier(up), now);
-        self.resolve_event(resolve::Event::Carrier(up), now);
+        self.on_liveness(liveness::Event::Carrier(up), now);
+        self.on_announce(announce::Event::Carrier(up), now);
+        self.on_resolve(resolve::Event::Carrier(up), now);
     }
 
     fn take_arp(&mut self) {
@@ -417,11 +417,11 @@ impl State {
     }
 
     fn release(&mut self, vip: Vip, reason: LoseReason, now: Instant) {
-        self.let_go.insert(vip, reason);
+        self.released_for.insert(vip, reason);
         info!(%vip, reason = reason.label(), "owner no more");
         self.driver.metrics.transitions.inc();
         self.driver.shared.disown(vip.0);
-        self.announce(announce::Event::Stop(vip), now);
+        self.on_announce(announce::Event::Stop(vip), now);
         self.remove_own(vip);
     }
 
@@ -437,7 +437,7 @@ impl State {
         }
     }
 
-    fn watch(&mut self, event: liveness::Event, now: Instant) {
+    fn on_liveness(&mut self, event: liveness::Event, now: Instant) {
         let mut actions = Vec::new();
         self.driver.liveness.handle(event, now, &mut actions);
         for action in actions {
@@ -447,22 +447,22 @@ impl State {
                 liveness::Action::NodeDown(node) => {
                     warn!(%node, "its kernel does not answer: rows move");
                     self.down.insert(node.clone());
-                    self.tell_unavailable();
-                    self.resolve_event(resolve::Event::Down(node.clone()), now);
-                    self.reach(unicast::Event::Down(node.clone()), now);
+                    self.notify_unavailable();
+                    self.on_resolve(resolve::Event::Down(node.clone()), now);
+                    self.on_unicast(unicast::Event::Down(node.clone()), now);
                     self.on_readiness(readiness::Event::Down(node), now);
                 }
                 liveness::Action::NodeUp(node) => {
                     info!(%node, "its kernel answers");
                     self.down.remove(&node);
-                    self.tell_unavailable();
-                    self.reach(unicast::Event::Up(node.clone()), now);
-                    self.resolve_event(resolve::Event::Up(node), now);
+                    self.notify_unavailable();
+                    self.on_unicast(unicast::Event::Up(node.clone()), now);
+                    self.on_resolve(resolve::Event::Up(node), now);
                 }
                 liveness::Action::CutOff => warn!("nobody answers: this node is cut off, the last rows stay"),
                 liveness::Action::Restored => {
                     info!("others answer again");
-                    self.tell(Message::WasAway);
+                    self.notify(Message::WasAway);
                 }
             }
         }
@@ -491,11 +491,11 @@ impl State {
             }
         }
         if !actions.is_empty() {
-            self.tell_unavailable();
+            self.notify_unavailable();
         }
     }
 
-    fn announce(&mut self, event: announce::Event, now: Instant) {
+    fn on_announce(&mut self, event: announce::Event, now: Instant) {
         let mut actions = Vec::new();
         self.driver.announcer.handle(event, now, &mut actions);
         for announce::Action::Send(vip) in actions {
@@ -517,15 +517,15 @@ impl State {
         }
     }
 
-    fn tell_unavailable(&self) {
+    fn notify_unavailable(&self) {
         self.driver.metrics.nodes_down.set(self.down.len() as i64);
         let silent = self.silent.union(&self.unknown).filter(|node| !self.down.contains(*node));
         self.driver.metrics.nodes_silent.set(silent.count() as i64);
         let (down, silent, unknown) = (self.down.clone(), self.silent.clone(), self.unknown.clone());
-        self.tell(Message::Unavailable { down, silent, unknown });
+        self.notify(Message::Unavailable { down, silent, unknown });
     }
 
-    fn tell(&self, message: Message) {
+    fn notify(&self, message: Message) {
         // The dataplane thread ends only with the process, which says why.
         if self.driver.sync.send(message).is_err() {
             error!("the dataplane thread has ended");
@@ -593,15 +593,15 @@ impl Surroundings for State {
             Action::Release { vip, reason } => self.release(vip, reason, now),
             // Of the VIPs whose entry the kernel has just refused, none is announced.
             Action::Announce { vip } if self.driver.shared.owns(vip.0) => {
-                self.announce(announce::Event::Announce(vip), now);
+                self.on_announce(announce::Event::Announce(vip), now);
             }
             Action::Announce { .. } => {}
             Action::Address { node, mac } => self.set_signed_mac(&node, Mac(mac)),
             Action::Heard { node, ready, hears_us } => {
                 self.verified(&node, now);
                 let multicast = self.incoming.multicast;
-                self.reach(unicast::Event::Received { node: node.clone(), multicast, hears_us }, now);
-                self.watch(liveness::Event::Heard(node.clone()), now);
+                self.on_unicast(unicast::Event::Received { node: node.clone(), multicast, hears_us }, now);
+                self.on_liveness(liveness::Event::Heard(node.clone()), now);
                 if ready {
                     self.on_readiness(readiness::Event::Ready(node), now);
                 }
@@ -622,7 +622,7 @@ impl Surroundings for State {
                 self.driver.metrics.isolated.set(i64::from(phase == Phase::Isolated));
             }
             Action::OwnerChanged { vip, owner } => {
-                let why = self.let_go.remove(&vip);
+                let why = self.released_for.remove(&vip);
                 self.report(Report::OwnerChanged { vip: vip.0, owner, why });
             }
             Action::Rejected { reason } => {

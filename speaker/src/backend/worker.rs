@@ -53,8 +53,8 @@ impl Rules {
     /// `restored`: what an earlier speaker's rules do, which stay in force until the first plan is. The worker ends with this value.
     pub fn start(backend: Backend, restored: InForce, metrics: Arc<Metrics>, shared: Arc<Shared>) -> io::Result<Self> {
         let (wanted, plans) = watch::channel(None);
-        let (tell, in_force) = watch::channel(restored);
-        let health = Health { metrics, shared, failing: None, tell };
+        let (publisher, in_force) = watch::channel(restored);
+        let health = Health { metrics, shared, failing: None, publisher };
         thread::Builder::new().name("nft".into()).spawn(move || match tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -151,7 +151,7 @@ impl Worker {
                 self.due = Some(Instant::now() + self.backoff.failed());
             }
         }
-        self.health.tell(self.backend.in_force(), outcome.is_ok().then(|| wanted.viewed.clone()));
+        self.health.publish(self.backend.in_force(), outcome.is_ok().then(|| wanted.viewed.clone()));
         self.count();
     }
 
@@ -195,7 +195,7 @@ struct Health {
     metrics: Arc<Metrics>,
     shared: Arc<Shared>,
     failing: Option<&'static str>,
-    tell: watch::Sender<InForce>,
+    publisher: watch::Sender<InForce>,
 }
 
 impl Health {
@@ -218,13 +218,13 @@ impl Health {
     fn show(&self, failing: bool) {
         self.metrics.nft_failing.set(i64::from(failing));
         self.shared.nft_failing.store(failing, Ordering::Relaxed);
-        self.tell.send_if_modified(|known| std::mem::replace(&mut known.failing, failing) != failing);
+        self.publisher.send_if_modified(|known| std::mem::replace(&mut known.failing, failing) != failing);
     }
 
     /// `viewed`: of the plan, if all of it is in force.
-    fn tell(&self, plan: Option<&Plan>, viewed: Option<Digests>) {
+    fn publish(&self, plan: Option<&Plan>, viewed: Option<Digests>) {
         let Some(plan) = plan else { return };
-        self.tell.send_if_modified(|known| {
+        self.publisher.send_if_modified(|known| {
             let services = plan.services.keys().copied().collect();
             let viewed = viewed.or_else(|| known.viewed.clone());
             let now = InForce { services, peers: plan.peers.clone(), viewed, failing: known.failing };

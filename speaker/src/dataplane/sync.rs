@@ -29,11 +29,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::attachment::{Attachment, LOOK};
-use super::flows::Look;
+use super::conntrack_scan::ConntrackScan;
 use super::inbox::{HostAddresses, Inbox, Message};
 use super::maps::ForwardingMaps;
+use super::report_socket::ReportSocket;
 use super::startup_probe::StartupProbe;
-use super::talk::Talk;
 use super::writer::MapWriter;
 use crate::backend::Backend;
 use crate::backend::worker::{InForce, Rules};
@@ -96,14 +96,14 @@ pub struct Inputs {
     pub inbox: Inbox,
     /// Where nodes tell each other what they hold.
     pub exchange: Exchange,
-    pub report: MulticastSocket,
+    pub report_udp: MulticastSocket,
 }
 
 /// Runs until every sender is gone.
 pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
-    let Inputs { mut view, mut inbox, exchange, report } = inputs;
-    let talk = Talk::new(exchange, report, sync.metrics.clone()).context("the report socket")?;
-    let mut state = State::restore(sync, tools, talk)?;
+    let Inputs { mut view, mut inbox, exchange, report_udp } = inputs;
+    let report_socket = ReportSocket::new(exchange, report_udp, sync.metrics.clone()).context("the report socket")?;
+    let mut state = State::restore(sync, tools, report_socket)?;
     let [mut turn, mut look] = [TURN, LOOK].map(interval);
     for ticks in [&mut turn, &mut look] {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -115,17 +115,17 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
                     return Ok(());
                 }
                 let view = view.borrow_and_update().clone();
-                state.see(view)?;
+                state.on_view(view)?;
             }
             messages = inbox.recv() => {
                 let Some(messages) = messages else { return Ok(()) };
                 for message in messages {
-                    state.take(message)?;
+                    state.on_message(message)?;
                 }
             }
-            due = state.talk.due() => { due.context("the report socket")?; state.exchange(None)?; }
+            due = state.report_socket.due() => { due.context("the report socket")?; state.exchange(None)?; }
             () = batch_due(&state.sync.planner) => state.dirty = true,
-            looked = state.look.done() => state.looked(looked)?,
+            looked = state.scan.done() => state.on_scan(looked)?,
             rules = state.rules.changed() => state.in_force(rules.context("the nft worker has ended")?)?,
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
             () = state.sync.startup_probe.next() => {}
@@ -148,7 +148,7 @@ async fn batch_due(planner: &Planner) {
 
 struct State {
     sync: Sync,
-    talk: Talk,
+    report_socket: ReportSocket,
     rules: Rules,
     /// What the rules do now.
     in_force: InForce,
@@ -169,13 +169,13 @@ struct State {
     shown: Arc<Table>,
     /// What is being written.
     writing: Option<Writing>,
-    look: Look,
+    scan: ConntrackScan,
     /// What the disk holds or will hold: the generation of the history, and who was present.
     saved: Option<(u64, BTreeSet<String>)>,
     differing: BTreeSet<NodeName>,
     udp_pins: UdpPins,
     removal_grace: RemovalGrace,
-    told: Option<Synced>,
+    notified: Option<Synced>,
     started: bool,
     /// The table is to be made again.
     dirty: bool,
@@ -208,7 +208,7 @@ struct Writing {
 }
 
 impl State {
-    fn restore(mut sync: Sync, tools: Tools, talk: Talk) -> Result<Self> {
+    fn restore(mut sync: Sync, tools: Tools, report_socket: ReportSocket) -> Result<Self> {
         let Tools { maps, backend } = tools;
         let have = maps.restore().context("read the pinned maps")?;
         info!(
@@ -240,12 +240,12 @@ impl State {
             table: Arc::default(),
             shown: Arc::default(),
             writing: None,
-            look: Look::new(clock::now()),
+            scan: ConntrackScan::new(clock::now()),
             saved: None,
             differing: BTreeSet::new(),
             udp_pins: UdpPins::default(),
             removal_grace: RemovalGrace::default(),
-            told: None,
+            notified: None,
             started: false,
             dirty: false,
             follow: false,
@@ -253,11 +253,11 @@ impl State {
             backoff: Backoff::default(),
             refused: 0,
             sync,
-            talk,
+            report_socket,
         })
     }
 
-    fn see(&mut self, view: Option<Arc<View>>) -> Result<()> {
+    fn on_view(&mut self, view: Option<Arc<View>>) -> Result<()> {
         let Some(view) = view else { return Ok(()) };
         let others = view.nodes().keys().filter(|name| **name != self.sync.node);
         let others = others.filter_map(|name| NodeName::new(name)).collect();
@@ -269,7 +269,7 @@ impl State {
         self.exchange(Some(exchange::Event::Nodes(others)))
     }
 
-    fn take(&mut self, message: Message) -> Result<()> {
+    fn on_message(&mut self, message: Message) -> Result<()> {
         match message {
             Message::Unavailable { down, silent, unknown } => self.signals.set(down, silent, unknown, clock::now()),
             Message::WasAway => {
@@ -303,7 +303,7 @@ impl State {
     /// Lets the machine of the holdings go on, and does what follows.
     fn exchange(&mut self, event: Option<exchange::Event>) -> Result<()> {
         use exchange::Action;
-        for action in self.talk.turn(event).context("the report socket")? {
+        for action in self.report_socket.turn(event).context("the report socket")? {
             match action {
                 Action::Changed(node) => {
                     debug!(%node, "holds other rows than before");
@@ -336,7 +336,7 @@ impl State {
         self.sync.metrics.table_differs.set(self.differing.len() as i64);
         self.sync.metrics.nodes_stale.set(self.signals.stale() as i64);
         let now = clock::now();
-        let lagging = self.talk.exchange.is_lagging(now);
+        let lagging = self.report_socket.exchange.is_lagging(now);
         if self.udp_pins.uncertainty.set_lagging(lagging, now) {
             (self.sync.on_lagging)(lagging);
         }

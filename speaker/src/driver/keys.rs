@@ -26,20 +26,20 @@ impl State {
     /// An advert of this node was verified.
     pub(super) fn verified(&mut self, node: &NodeName, now: Instant) {
         if let Some((signer, other_hint)) = self.incoming.signed {
-            self.rotate(rotation::Event::Heard { node: node.clone(), signer, other_hint }, now);
+            self.on_rotation(rotation::Event::Heard { node: node.clone(), signer, other_hint }, now);
         }
         if self.driver.unverified.count() > 0 {
-            self.judge_unverified(unverified::Event::Verified(node.clone()), now);
+            self.on_unverified(unverified::Event::Verified(node.clone()), now);
         }
     }
 
     pub(super) fn rejected(&mut self, reason: Reject, now: Instant) {
         if let Some(node) = self.by_address.get(&self.incoming.source).cloned() {
-            self.judge_unverified(unverified::Event::Rejected { node, reason }, now);
+            self.on_unverified(unverified::Event::Rejected { node, reason }, now);
         }
     }
 
-    pub(super) fn rotate(&mut self, event: rotation::Event, now: Instant) {
+    pub(super) fn on_rotation(&mut self, event: rotation::Event, now: Instant) {
         let mut actions = Vec::new();
         self.driver.rotation.handle(event, now, &mut actions);
         for action in actions {
@@ -47,7 +47,7 @@ impl State {
                 rotation::Action::Keys(ring) => {
                     info!(signing = ring.current.id, other = ring.other.as_ref().map(|key| key.id), "signing keys");
                     self.follow_up.push(election::Event::Keys(ring.clone()));
-                    self.tell(Message::Keys(ring.clone()));
+                    self.notify(Message::Keys(ring.clone()));
                     self.report(Report::Keys(ring));
                     self.show_keys();
                 }
@@ -73,7 +73,7 @@ impl State {
         metrics.keys_rotating.set(i64::from(rotation.is_under_way()));
     }
 
-    pub(super) fn judge_unverified(&mut self, event: unverified::Event, now: Instant) {
+    pub(super) fn on_unverified(&mut self, event: unverified::Event, now: Instant) {
         use unverified::Action;
         let mut actions = Vec::new();
         self.driver.unverified.handle(event, now, &mut actions);

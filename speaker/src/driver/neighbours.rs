@@ -38,21 +38,21 @@ impl State {
         }
         let names: BTreeSet<NodeName> = nodes.keys().cloned().collect();
         let former = std::mem::replace(&mut self.nodes, nodes);
-        self.resolve_event(resolve::Event::Nodes(names.clone()), now);
+        self.on_resolve(resolve::Event::Nodes(names.clone()), now);
         let moved = former.iter().filter(|(name, ip)| self.nodes.get(*name).is_some_and(|present| present != *ip));
         for name in moved.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
-            self.resolve_event(resolve::Event::Unknown(name), now);
+            self.on_resolve(resolve::Event::Unknown(name), now);
         }
-        self.watch(liveness::Event::Nodes(names.clone()), now);
+        self.on_liveness(liveness::Event::Nodes(names.clone()), now);
         self.on_readiness(readiness::Event::Nodes(names), now);
-        self.reach(unicast::Event::Nodes(members.clone()), now);
-        self.judge_unverified(unverified::Event::Nodes(members), now);
+        self.on_unicast(unicast::Event::Nodes(members.clone()), now);
+        self.on_unverified(unverified::Event::Nodes(members), now);
         self.signed_macs.retain(|ip, _| self.by_address.contains_key(ip));
         if let Err(error) = self.driver.udp.set_peers(&self.by_address.keys().copied().collect()) {
             self.failed("advert_filter", &error);
         }
         if changed {
-            self.tell_unavailable();
+            self.notify_unavailable();
         }
     }
 
@@ -66,15 +66,15 @@ impl State {
             return refused.inc();
         }
         if self.macs.insert(heard.ip, heard.mac) != Some(heard.mac) {
-            self.tell(Message::Neighbour { ip: heard.ip, mac: heard.mac });
+            self.notify(Message::Neighbour { ip: heard.ip, mac: heard.mac });
         }
-        self.resolve_event(resolve::Event::Known(node.clone()), now);
+        self.on_resolve(resolve::Event::Known(node.clone()), now);
         if heard.program {
-            self.reach(unicast::Event::Program(node.clone()), now);
+            self.on_unicast(unicast::Event::Program(node.clone()), now);
             self.on_readiness(readiness::Event::Program(node.clone()), now);
         }
         let sign = if heard.reply { liveness::Event::ProbeReply(node) } else { liveness::Event::Seen(node) };
-        self.watch(sign, now);
+        self.on_liveness(sign, now);
     }
 
     /// What the node states under its signature replaces what ARP says, here and in the packet path.
@@ -82,7 +82,7 @@ impl State {
         let Some(ip) = self.nodes.get(node).copied() else { return };
         self.macs.insert(ip, mac);
         if self.signed_macs.insert(ip, mac) != Some(mac) {
-            self.tell(Message::SignedMac { ip, mac: Some(mac) });
+            self.notify(Message::SignedMac { ip, mac: Some(mac) });
         }
     }
 
@@ -90,7 +90,7 @@ impl State {
     pub(super) fn forget_signed_mac(&mut self, node: &NodeName) {
         let Some(ip) = self.nodes.get(node) else { return };
         if self.signed_macs.remove(ip).is_some() {
-            self.tell(Message::SignedMac { ip: *ip, mac: None });
+            self.notify(Message::SignedMac { ip: *ip, mac: None });
         }
     }
 
@@ -109,7 +109,7 @@ impl State {
     }
 
     /// Which way adverts take between this node and the others.
-    pub(super) fn reach(&mut self, event: unicast::Event, now: Instant) {
+    pub(super) fn on_unicast(&mut self, event: unicast::Event, now: Instant) {
         let mut actions = Vec::new();
         self.driver.unicast.handle(event, now, &mut actions);
         if actions.is_empty() {
@@ -140,13 +140,13 @@ impl State {
             return;
         }
         info!(%mac, "the uplink has another MAC address: announced");
-        self.announce(announce::Event::OwnAddress, now);
+        self.on_announce(announce::Event::OwnAddress, now);
         if let Some(own) = self.driver.own_ip
             && let Err(error) = self.driver.arp.announce(own)
         {
             self.failed("announcement", &error);
         }
-        self.resolve_event(resolve::Event::OwnAddress, now);
+        self.on_resolve(resolve::Event::OwnAddress, now);
     }
 
     /// `None`: the node has no address now.
@@ -155,16 +155,16 @@ impl State {
             return;
         }
         info!(?address, "this node's address on the segment");
-        self.resolve_event(resolve::Event::OwnAddress, now);
+        self.on_resolve(resolve::Event::OwnAddress, now);
     }
 
     pub(super) fn resolve(&mut self, now: Instant) {
-        self.resolve_event(resolve::Event::Tick, now);
+        self.on_resolve(resolve::Event::Tick, now);
     }
 
     /// Dispatching needs MAC addresses before liveness has a reason to query. The kernel's own neighbours come by netlink; it
     /// queries only hosts that it sends to.
-    pub(super) fn resolve_event(&mut self, event: resolve::Event, now: Instant) {
+    pub(super) fn on_resolve(&mut self, event: resolve::Event, now: Instant) {
         let mut actions = Vec::new();
         self.driver.resolver.handle(event, now, &mut actions);
         for action in actions {

@@ -37,7 +37,7 @@ impl State {
     /// Hands the newest state to the workers. While the maps are written there is nothing to hand over: what changes meanwhile is one
     /// change.
     pub(super) fn converge(&mut self) -> Result<()> {
-        self.begin_look();
+        self.begin_scan();
         if self.writing.is_some() {
             return Ok(());
         }
@@ -55,10 +55,10 @@ impl State {
     /// Makes the table, and the plan that goes with it.
     fn plan(&mut self, view: &View, traffic_states: TrafficStates) {
         let now = clock::now();
-        if self.talk.exchange.differs(now) {
+        if self.report_socket.exchange.differs(now) {
             self.sync.planner.tables_differ(now);
         }
-        let reports = self.talk.exchange.reports();
+        let reports = self.report_socket.exchange.reports();
         let frontends = frontends(view);
         let mut table = self.sync.planner.table_of(view, &frontends, &traffic_states, &reports, now);
         self.bar_addresses(&mut table);
@@ -177,7 +177,7 @@ impl State {
         self.in_force = rules;
         // Until the maps have followed, the view is not.
         self.follow |= !same || !self.started;
-        self.tell_view()
+        self.report_applied_view()
     }
 
     /// The map writer is done.
@@ -205,7 +205,7 @@ impl State {
         // The same contents, and the rings shared with the planner instead of held twice.
         self.have = want;
         if self.table.digest != table.digest {
-            self.look.changed(clock::now());
+            self.scan.changed(clock::now());
         }
         (self.table, self.shown) = (table, shown);
         if job.ops.len() >= LARGE {
@@ -214,9 +214,9 @@ impl State {
         debug!(writes = job.ops.len(), took = ?since.elapsed(), "maps as the view says");
         self.sync.metrics.syncs.inc();
         self.start()?;
-        self.remember();
-        self.tell();
-        self.tell_view()
+        self.persist();
+        self.notify_election();
+        self.report_applied_view()
     }
 
     /// The maps say what the view says, and so do the rules. An uplink that cannot be attached to at the start ends the process, which
@@ -233,7 +233,7 @@ impl State {
     }
 
     /// Tells the others which view the packet path follows.
-    fn tell_view(&mut self) -> Result<()> {
+    fn report_applied_view(&mut self) -> Result<()> {
         let settled = self.started && !self.follow && self.writing.is_none() && self.retry.is_none();
         match self.in_force.viewed.clone().filter(|_| settled) {
             Some(viewed) => self.exchange(Some(exchange::Event::Applied(viewed))),
@@ -248,7 +248,7 @@ impl State {
         if self.started {
             return true;
         }
-        let all_heard = self.all_take_new_flows(view) && self.talk.exchange.all_reported(clock::now());
+        let all_heard = self.all_take_new_flows(view) && self.report_socket.exchange.all_reported(clock::now());
         // Asked in any case: they need their time.
         let services = Plan::new(view, &self.sync.node, self.sync.uplink.clone()).services;
         let targets = services.into_iter().flat_map(|(key, local)| {
@@ -265,7 +265,7 @@ impl State {
     }
 
     fn traffic_states(&self) -> TrafficStates {
-        self.signals.traffic_states(|node, since| self.talk.exchange.has_reported(node, since))
+        self.signals.traffic_states(|node, since| self.report_socket.exchange.has_reported(node, since))
     }
 
     fn all_take_new_flows(&self, view: &View) -> bool {
@@ -274,7 +274,7 @@ impl State {
     }
 
     /// For the speaker after this one.
-    fn remember(&mut self) {
+    fn persist(&mut self) {
         let Some(view) = &self.view else { return };
         let is_ready = |node: &&String| NodeName::new(node).is_some_and(|node| self.signals.is_ready(&node));
         let ready: BTreeSet<String> = view.nodes().keys().filter(is_ready).cloned().collect();
@@ -289,7 +289,7 @@ impl State {
     }
 
     /// Tells the election what it may do, when that is something else.
-    pub(super) fn tell(&mut self) {
+    pub(super) fn notify_election(&mut self) {
         let attached = self.sync.attachment.is_attached();
         self.sync.shared.attached.store(attached, Ordering::Relaxed);
         let Some(view) = self.view.as_ref().filter(|_| self.started) else { return };
@@ -301,9 +301,9 @@ impl State {
         let barred = |refusal: &&Refusal| refusal.reason.bars_vip();
         let barred = self.shown.refused.iter().filter(barred).map(|refusal| (refusal.vip, refusal.reason)).collect();
         let synced = Synced { desired, ready, barred };
-        if self.told.as_ref() != Some(&synced) {
+        if self.notified.as_ref() != Some(&synced) {
             (self.sync.on_synced)(synced.clone());
-            self.told = Some(synced);
+            self.notified = Some(synced);
         }
     }
 

@@ -136,7 +136,7 @@ impl World {
         let index = |device: &str| nix::net::if_::if_nametoindex(device).unwrap();
         let group = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 254), 7481);
         let segment = MulticastSocket::open("peer0", index("peer0"), group).unwrap();
-        let report = MulticastSocket::open("eth0", index("eth0"), group).unwrap();
+        let report_udp = MulticastSocket::open("eth0", index("eth0"), group).unwrap();
 
         let pins = Pins::new(&dir.join("bpf/sheave"));
         let loaded = loader::load(&pins).unwrap();
@@ -175,7 +175,7 @@ impl World {
             pods: BTreeMap::new(),
         };
         let exchange = Exchange::new(exchange, clock::now());
-        let inputs = Inputs { view, inbox, exchange, report };
+        let inputs = Inputs { view, inbox, exchange, report_udp };
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(run(sync, tools, inputs)).unwrap();

@@ -12,23 +12,23 @@ use crate::io::clock;
 
 impl State {
     /// Begins the next look at conntrack when its time has come.
-    pub(super) fn begin_look(&mut self) {
+    pub(super) fn begin_scan(&mut self) {
         if !self.started {
             return;
         }
         let now = clock::now();
         if self.udp_pins.is_due(now) {
             // Uncertainty has begun: which flows are to be spared is to be known before somebody forgets them. Or it has ended.
-            self.look.changed(now);
+            self.scan.changed(now);
             self.dirty = true;
         }
-        if self.look.is_due(self.talk.exchange.differs(now) || self.udp_pins.uncertainty.holds(now), now) {
-            self.look.begin(self.table.vips.clone(), now);
+        if self.scan.is_due(self.report_socket.exchange.differs(now) || self.udp_pins.uncertainty.holds(now), now) {
+            self.scan.begin(self.table.vips.clone(), now);
         }
     }
 
     /// Flows as conntrack had them a moment ago: what this node holds is told to the others.
-    pub(super) fn looked(&mut self, flows: std::io::Result<Vec<Flow>>) -> Result<()> {
+    pub(super) fn on_scan(&mut self, flows: std::io::Result<Vec<Flow>>) -> Result<()> {
         let flows = match flows {
             Ok(flows) => flows,
             Err(error) => {
@@ -40,11 +40,11 @@ impl State {
         self.pin_udp_flows(&flows, now);
         let open = flows.iter().filter(|flow| !flow.is_closed()).map(|flow| flow.tuple);
         self.sync.metrics.flows.set(open.clone().count() as i64);
-        let differ = self.talk.exchange.differs(now);
+        let differ = self.report_socket.exchange.differs(now);
         let held = open.chain(self.udp_pins.missed(now));
         let announced = self.sync.reporter.announce(&self.table, held, differ, now);
         self.sync.metrics.flows_expired.set(i64::try_from(announced.expired).unwrap_or(i64::MAX));
-        self.look.holding = !announced.report.services.is_empty();
+        self.scan.has_foreign_rows = !announced.report.services.is_empty();
         self.exchange(Some(exchange::Event::Local(announced.report)))
     }
 
@@ -69,7 +69,7 @@ impl State {
         let kept = self.sync.attachment.keep();
         if kept != Kept::Same {
             self.sync.metrics.repairs.with_label_values(&["xdp_link"]).inc();
-            self.tell();
+            self.notify_election();
         }
     }
 }

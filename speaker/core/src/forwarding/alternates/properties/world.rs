@@ -37,7 +37,7 @@ pub struct World {
     next_pod: u32,
     view: Arc<View>,
     /// The client's side of each flow: which pod it talks to.
-    pub flows: BTreeMap<Flow, Talk>,
+    pub flows: BTreeMap<Flow, FlowState>,
     /// Tuples that clients may use: few rows, so that several nodes get flows of one.
     pool: Vec<Flow>,
     next_tuple: usize,
@@ -75,7 +75,7 @@ pub struct Pod {
 }
 
 #[derive(Clone, Copy)]
-pub struct Talk {
+pub struct FlowState {
     pub node: usize,
     pub pod: Ipv4Addr,
 }
@@ -235,9 +235,9 @@ impl World {
             let entry = entries[self.random.below(entries.len())];
             self.open(entry);
         }
-        let flows: Vec<(Flow, Talk)> = self.flows.iter().map(|(flow, talk)| (*flow, *talk)).collect();
+        let flows: Vec<(Flow, FlowState)> = self.flows.iter().map(|(flow, talk)| (*flow, *talk)).collect();
         let calm = self.is_calm();
-        let in_reach = |(_, talk): &(Flow, Talk)| self.now.since(self.machines[talk.node].was_cut) > TURN;
+        let in_reach = |(_, talk): &(Flow, FlowState)| self.now.since(self.machines[talk.node].was_cut) > TURN;
         let flows: Vec<_> = flows.into_iter().filter(in_reach).collect();
         for (flow, talk) in flows {
             for &entry in &entries {
@@ -260,7 +260,7 @@ impl World {
         }
     }
 
-    fn judge(&mut self, flow: Flow, talk: Talk, entry: usize, outcome: Outcome, calm: bool) {
+    fn judge(&mut self, flow: Flow, talk: FlowState, entry: usize, outcome: Outcome, calm: bool) {
         match outcome {
             Outcome::Known { node, hops } => {
                 assert_eq!(node, talk.node, "a flow has one node");
@@ -348,7 +348,7 @@ impl World {
         }
         let pod = alive[self.random.below(alive.len())];
         kernel.flows.insert(flow, pod);
-        self.flows.insert(flow, Talk { node, pod });
+        self.flows.insert(flow, FlowState { node, pod });
         self.sums.opened += 1;
     }
 
@@ -406,7 +406,7 @@ impl World {
 
     fn end_flows(&mut self) {
         let pods: BTreeSet<Ipv4Addr> = self.services.iter().flatten().map(|pod| pod.address).collect();
-        let flows: Vec<(Flow, Talk)> = self.flows.iter().map(|(flow, talk)| (*flow, *talk)).collect();
+        let flows: Vec<(Flow, FlowState)> = self.flows.iter().map(|(flow, talk)| (*flow, *talk)).collect();
         for (flow, talk) in flows {
             let closes = self.random.below(400) == 0;
             let kernel = &mut self.machines[talk.node].kernel;

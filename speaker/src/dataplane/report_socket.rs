@@ -14,7 +14,7 @@ use crate::io::clock;
 use crate::io::udp::{MulticastSocket, RECEIVE_BUFFER};
 use crate::metrics::Metrics;
 
-pub struct Talk {
+pub struct ReportSocket {
     pub exchange: Exchange,
     socket: AsyncFd<MulticastSocket>,
     metrics: Arc<Metrics>,
@@ -25,7 +25,7 @@ const MAX_PER_TURN: usize = 256;
 /// A machine without a deadline is asked again after this time.
 const IDLE: Duration = Duration::from_secs(1);
 
-impl Talk {
+impl ReportSocket {
     /// In the runtime of the thread that will use it.
     pub fn new(exchange: Exchange, socket: MulticastSocket, metrics: Arc<Metrics>) -> io::Result<Self> {
         // SAFETY: the socket keeps its descriptor for as long as it lives.

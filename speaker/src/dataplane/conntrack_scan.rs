@@ -23,46 +23,46 @@ const RARELY: Duration = Duration::from_secs(30);
 const SHARE: u32 = 20;
 
 /// When to look, and the look that is under way.
-pub struct Look {
+pub struct ConntrackScan {
     /// This node holds flows of rows that are not its own.
-    pub holding: bool,
+    pub has_foreign_rows: bool,
     changed: Instant,
     /// When the last look began; `None`: look at once.
-    looked: Option<Instant>,
+    scanned: Option<Instant>,
     took: Duration,
     running: Option<JoinHandle<io::Result<Vec<Flow>>>>,
 }
 
-impl Look {
+impl ConntrackScan {
     pub fn new(now: Instant) -> Self {
-        Self { holding: false, changed: now, looked: None, took: Duration::ZERO, running: None }
+        Self { has_foreign_rows: false, changed: now, scanned: None, took: Duration::ZERO, running: None }
     }
 
     /// The table is another one: what this node holds is to be told at once.
     pub fn changed(&mut self, now: Instant) {
         self.changed = now;
-        self.looked = None;
+        self.scanned = None;
     }
 
     /// `wary`: other nodes have other tables, or flows may be deleted by others.
-    pub fn is_due(&self, wary: bool, now: Instant) -> bool {
+    pub fn is_due(&self, often: bool, now: Instant) -> bool {
         if self.running.is_some() {
             return false;
         }
-        let Some(looked) = self.looked else { return true };
-        let pause = if wary || now.since(self.changed) < BUSY {
+        let Some(scanned) = self.scanned else { return true };
+        let pause = if often || now.since(self.changed) < BUSY {
             OFTEN
-        } else if self.holding {
+        } else if self.has_foreign_rows {
             SOMETIMES
         } else {
             RARELY
         };
-        now >= looked + pause.max(self.took * SHARE)
+        now >= scanned + pause.max(self.took * SHARE)
     }
 
     /// After a change rows may have come here whose flows meet what closed connections left: that goes first.
     pub fn begin(&mut self, vips: BTreeSet<Ipv4Addr>, now: Instant) {
-        let changed = self.looked.replace(now).is_none();
+        let changed = self.scanned.replace(now).is_none();
         self.running = Some(tokio::task::spawn_blocking(move || {
             if changed {
                 conntrack::forget_closed(&vips)?;
@@ -76,8 +76,8 @@ impl Look {
         let Some(running) = &mut self.running else { return pending().await };
         let result = running.await;
         self.running = None;
-        if let Some(looked) = self.looked {
-            self.took = clock::now().since(looked);
+        if let Some(scanned) = self.scanned {
+            self.took = clock::now().since(scanned);
         }
         result.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
@@ -90,18 +90,18 @@ mod tests {
     #[test]
     fn often_after_a_change_and_rarely_at_rest() {
         let at = |seconds: u64| Instant::from_millis(1000 * seconds);
-        let mut look = Look::new(at(0));
-        assert!(look.is_due(false, at(0)));
-        look.looked = Some(at(0));
-        assert!(!look.is_due(false, at(0)) && look.is_due(false, at(1)));
-        look.looked = Some(at(100));
-        assert!(!look.is_due(false, at(129)) && look.is_due(false, at(130)));
-        assert!(look.is_due(true, at(101)));
-        look.holding = true;
-        assert!(!look.is_due(false, at(104)) && look.is_due(false, at(105)));
-        look.took = Duration::from_millis(500);
-        assert!(!look.is_due(true, at(109)) && look.is_due(true, at(110)));
-        look.changed(at(101));
-        assert!(look.is_due(false, at(101)));
+        let mut scan = ConntrackScan::new(at(0));
+        assert!(scan.is_due(false, at(0)));
+        scan.scanned = Some(at(0));
+        assert!(!scan.is_due(false, at(0)) && scan.is_due(false, at(1)));
+        scan.scanned = Some(at(100));
+        assert!(!scan.is_due(false, at(129)) && scan.is_due(false, at(130)));
+        assert!(scan.is_due(true, at(101)));
+        scan.has_foreign_rows = true;
+        assert!(!scan.is_due(false, at(104)) && scan.is_due(false, at(105)));
+        scan.took = Duration::from_millis(500);
+        assert!(!scan.is_due(true, at(109)) && scan.is_due(true, at(110)));
+        scan.changed(at(101));
+        assert!(scan.is_due(false, at(101)));
     }
 }
