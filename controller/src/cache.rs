@@ -12,7 +12,7 @@ pub struct Cache<K, V> {
     synced: bool,
     /// The version of the last full list: what is older and not in it is gone.
     floor: u64,
-    buried: Buried,
+    tombstones: Tombstones,
 }
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ struct Entry<V> {
 
 impl<K, V> Default for Cache<K, V> {
     fn default() -> Self {
-        Cache { entries: BTreeMap::new(), round: 0, synced: false, floor: 0, buried: Buried::default() }
+        Cache { entries: BTreeMap::new(), round: 0, synced: false, floor: 0, tombstones: Tombstones::default() }
     }
 }
 
@@ -39,7 +39,7 @@ impl<K: Ord + Clone, V> Cache<K, V> {
                 return false;
             }
             None if version <= self.floor => return false,
-            _ if self.buried.contains(uid) => return false,
+            _ if self.tombstones.contains(uid) => return false,
             _ => {}
         }
         self.entries.insert(key, Entry { uid: uid.to_string(), version, round, value });
@@ -78,7 +78,7 @@ impl<K: Ord + Clone, V> Cache<K, V> {
     fn remove(&mut self, key: &K) -> bool {
         match self.entries.remove(key) {
             Some(entry) => {
-                self.buried.add(entry.uid);
+                self.tombstones.add(entry.uid);
                 true
             }
             None => false,
@@ -105,18 +105,18 @@ impl<K: Ord + Clone, V> Cache<K, V> {
 
 /// The uids of objects that went last: a late answer or a watch that lags must not bring them back. A uid never returns.
 #[derive(Debug, Default)]
-struct Buried {
+struct Tombstones {
     uids: BTreeSet<String>,
     order: VecDeque<String>,
 }
 
-impl Buried {
+impl Tombstones {
     fn contains(&self, uid: &str) -> bool {
         self.uids.contains(uid)
     }
 
     fn add(&mut self, uid: String) {
-        if self.order.len() >= BURIED
+        if self.order.len() >= MAX_TOMBSTONES
             && let Some(oldest) = self.order.pop_front()
         {
             self.uids.remove(&oldest);
@@ -128,7 +128,7 @@ impl Buried {
 }
 
 /// Far more than can be deleted while one answer is on its way.
-const BURIED: usize = 2048;
+const MAX_TOMBSTONES: usize = 2048;
 
 #[cfg(test)]
 mod tests {
@@ -174,9 +174,9 @@ mod tests {
 
     #[test]
     fn the_memory_of_what_is_gone_is_bounded() {
-        let mut buried = Buried::default();
-        (0..BURIED + 10).for_each(|n| buried.add(n.to_string()));
-        assert_eq!((buried.uids.len(), buried.order.len()), (BURIED, BURIED));
-        assert!(!buried.contains("0") && buried.contains("10"));
+        let mut tombstones = Tombstones::default();
+        (0..MAX_TOMBSTONES + 10).for_each(|n| tombstones.add(n.to_string()));
+        assert_eq!((tombstones.uids.len(), tombstones.order.len()), (MAX_TOMBSTONES, MAX_TOMBSTONES));
+        assert!(!tombstones.contains("0") && tombstones.contains("10"));
     }
 }

@@ -68,12 +68,12 @@ fn quorum() {
 fn one_way_loss_with_a_witness() {
     let mut cluster = Cluster::settled(3, 1);
     let owner = cluster.owner(vip(1));
-    let deaf = cluster.others(owner)[0];
-    cluster.cut.insert((owner, deaf));
+    let one_way = cluster.others(owner)[0];
+    cluster.cut.insert((owner, one_way));
     cluster.run(ms(3000));
     assert_eq!(cluster.owner(vip(1)), owner);
     assert_eq!(cluster.acquired(), nothing());
-    assert_eq!(cluster.nodes[deaf].election.owner(vip(1)).unwrap().node, name(owner));
+    assert_eq!(cluster.nodes[one_way].election.owner(vip(1)).unwrap().node, name(owner));
 }
 
 /// R6, the other side of it: the owner dies while only a witness hears it. The takeover is not lost.
@@ -81,8 +81,8 @@ fn one_way_loss_with_a_witness() {
 fn one_way_loss_then_death() {
     let mut cluster = Cluster::settled(3, 1);
     let owner = cluster.owner(vip(1));
-    let deaf = cluster.others(owner)[0];
-    cluster.cut.insert((owner, deaf));
+    let one_way = cluster.others(owner)[0];
+    cluster.cut.insert((owner, one_way));
     cluster.run(ms(1000));
     cluster.crash(owner);
     cluster.run_until(ms(260), |c| c.others(owner).iter().any(|node| c.nodes[*node].own.contains_key(&vip(1))));
@@ -95,16 +95,16 @@ fn one_way_loss_then_death() {
 fn one_way_loss_of_two() {
     let mut cluster = Cluster::settled(2, 1);
     let owner = cluster.owner(vip(1));
-    let deaf = 1 - owner;
-    cluster.cut.insert((owner, deaf));
+    let one_way = 1 - owner;
+    cluster.cut.insert((owner, one_way));
     cluster.run(ms(600));
-    assert_eq!(cluster.owner(vip(1)), deaf);
+    assert_eq!(cluster.owner(vip(1)), one_way);
     cluster.log.clear();
     cluster.run(ms(3000));
     assert_eq!(cluster.acquired(), nothing(), "and it stays so");
     cluster.cut.clear();
     cluster.run(ms(3000));
-    assert_eq!(cluster.owner(vip(1)), deaf);
+    assert_eq!(cluster.owner(vip(1)), one_way);
 }
 
 /// A node that starts and is heard by nobody hears the owner all the same: it cannot tell it from a recording, and leaves it alone.
