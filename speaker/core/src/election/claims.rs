@@ -15,7 +15,7 @@ pub(super) struct Claimant<'a> {
     /// Won or kept without hearing anybody.
     pub alone: bool,
     /// Asks for a successor.
-    pub gives_up: bool,
+    pub steps_down: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Claimant<'_> {
 /// What `own` does about `rival`, which is up. `rival_one_way`: it has not heard `own` for a dead interval.
 pub(super) fn contest(vip: Vip, own: Claimant<'_>, rival: Claimant<'_>, rival_one_way: bool) -> Outcome {
     let ahead = own.order(rival, vip).is_gt();
-    match (own.gives_up, rival.gives_up) {
+    match (own.steps_down, rival.steps_down) {
         (true, false) => return Outcome::Yield,
         (false, true) => return if ahead { Outcome::Keep } else { Outcome::Raise },
         _ => {}
@@ -58,7 +58,7 @@ mod tests {
     const VIP: Vip = Vip(core::net::Ipv4Addr::new(192, 0, 2, 1));
 
     fn claimant(node: &NodeName, term: u64) -> Claimant<'_> {
-        Claimant { node, term: Term(term), alone: false, gives_up: false }
+        Claimant { node, term: Term(term), alone: false, steps_down: false }
     }
 
     #[test]
@@ -74,9 +74,9 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_up_yields() {
+    fn a_claimant_that_steps_down_yields() {
         let (a, b) = (NodeName::new("a").unwrap(), NodeName::new("b").unwrap());
-        let leaving = Claimant { gives_up: true, ..claimant(&a, 9) };
+        let leaving = Claimant { steps_down: true, ..claimant(&a, 9) };
         assert_eq!(contest(VIP, leaving, claimant(&b, 1), false), Outcome::Yield);
         assert_eq!(contest(VIP, claimant(&b, 1), leaving, false), Outcome::Raise);
         assert_eq!(contest(VIP, claimant(&b, 10), leaving, false), Outcome::Keep);

@@ -26,7 +26,7 @@ pub(super) struct Record {
     /// The highest term heard while it was desired.
     term: Term,
     /// Held, but not for long: since when a successor is sought.
-    offered_since: Option<Instant>,
+    stepping_down_since: Option<Instant>,
     /// The kernel refused this node's entry: no claim before this time.
     pub barred_until: Option<Instant>,
     /// When it is to be decided again although nothing changed.
@@ -47,7 +47,7 @@ enum Why {
     /// Its owner fell silent: all peers notice at about the same time.
     OwnerDied,
     /// Its owner asks for a successor.
-    Offered,
+    SteppingDown,
 }
 
 /// What decides for all VIPs at once.
@@ -150,14 +150,14 @@ impl Election {
         if self.phase != Phase::Joining && !self.ability.quorum {
             return self.release(vip, LoseReason::NoQuorum, actions);
         }
-        let offered = self.leaving || !self.ready || !eligible.contains(&self.config.node);
-        match self.contest_all(vip, held.term, offered, now, actions) {
-            Err(Lost) if offered => return self.release(vip, LoseReason::HandedOver, actions),
+        let stepping_down = self.leaving || !self.ready || !eligible.contains(&self.config.node);
+        match self.contest_all(vip, held.term, stepping_down, now, actions) {
+            Err(Lost) if stepping_down => return self.release(vip, LoseReason::HandedOver, actions),
             Err(Lost) => return self.release(vip, LoseReason::Conflict, actions),
             Ok(term) if term > held.term => self.hold(vip, term, actions),
             Ok(_) => {}
         }
-        self.offer(vip, offered, now, actions);
+        self.set_stepping_down(vip, stepping_down, now, actions);
     }
 
     /// The term to go on with, or `Err` if the VIP is lost to a peer (R5).
@@ -165,12 +165,12 @@ impl Election {
         &mut self,
         vip: Vip,
         term: Term,
-        offered: bool,
+        stepping_down: bool,
         now: Instant,
         actions: &mut Vec<Action>,
     ) -> Result<Term, Lost> {
         let node = self.config.node.clone();
-        let mut own = Claimant { node: &node, term, alone: self.alone, gives_up: offered };
+        let mut own = Claimant { node: &node, term, alone: self.alone, steps_down: stepping_down };
         let mut contested = false;
         for (name, peer, claim) in self.peers.claims(vip) {
             contested = true;
@@ -195,25 +195,25 @@ impl Election {
     }
 
     /// R4: make before break, but not for ever.
-    fn offer(&mut self, vip: Vip, offered: bool, now: Instant, actions: &mut Vec<Action>) {
+    fn set_stepping_down(&mut self, vip: Vip, stepping_down: bool, now: Instant, actions: &mut Vec<Action>) {
         if let Some(held) = self.held.get_mut(&vip)
-            && held.offered != offered
+            && held.stepping_down != stepping_down
         {
-            held.offered = offered;
+            held.stepping_down = stepping_down;
             self.transmit.changed = true;
         }
-        if !offered {
+        if !stepping_down {
             self.open.remove(&vip);
-            return self.set_offered_since(vip, None);
+            return self.set_stepping_down_since(vip, None);
         }
         self.open.insert(vip);
         let successor = self.has_successor(vip);
         if !successor && self.ready && !self.leaving {
             // Excluded, but it works: better than no owner. The offer stands, the time for it begins when a successor can take it.
-            return self.set_offered_since(vip, None);
+            return self.set_stepping_down_since(vip, None);
         }
-        let since = self.vips.get(&vip).and_then(|record| record.offered_since).unwrap_or(now);
-        self.set_offered_since(vip, Some(since));
+        let since = self.vips.get(&vip).and_then(|record| record.stepping_down_since).unwrap_or(now);
+        self.set_stepping_down_since(vip, Some(since));
         let end = since + self.config.leave_timeout;
         if now >= end || self.leaving && !successor {
             self.release(vip, LoseReason::NoSuccessor, actions);
@@ -222,9 +222,9 @@ impl Election {
         }
     }
 
-    fn set_offered_since(&mut self, vip: Vip, since: Option<Instant>) {
+    fn set_stepping_down_since(&mut self, vip: Vip, since: Option<Instant>) {
         if let Some(record) = self.vips.get_mut(&vip) {
-            record.offered_since = since;
+            record.stepping_down_since = since;
         }
     }
 
@@ -242,13 +242,14 @@ impl Election {
     }
 
     fn decide_free(&mut self, vip: Vip, now: Instant, actions: &mut Vec<Action>) {
-        let claims = self.peers.claims(vip).map(|(name, peer, held)| (claimant(name, peer, held), peer.gives_up(held)));
+        let claims =
+            self.peers.claims(vip).map(|(name, peer, held)| (claimant(name, peer, held), peer.steps_down(held)));
         let best = claims.max_by(|(one, _), (other, _)| one.order(*other, vip));
         let owner = best.map(|(best, _)| Owner { node: best.node.clone(), term: best.term });
         let answered_until = self.peers.answered_until(vip, now);
         let vacancy = match best {
             Some((_, false)) => None,
-            Some((_, true)) => Some(Vacancy { since: now, why: Why::Offered }),
+            Some((_, true)) => Some(Vacancy { since: now, why: Why::SteppingDown }),
             None => Some(self.why_vacant(vip, answered_until, now)),
         };
         if owner.is_some() || answered_until.is_none() {
@@ -264,7 +265,7 @@ impl Election {
             return;
         };
         let known = record.vacancy.get_or_insert(vacancy);
-        if known.why != vacancy.why && (known.why == Why::Offered || vacancy.why == Why::Offered) {
+        if known.why != vacancy.why && (known.why == Why::SteppingDown || vacancy.why == Why::SteppingDown) {
             *known = vacancy;
         }
         let vacancy = *known;
@@ -338,8 +339,8 @@ impl Election {
                 continue;
             }
             compared += 1;
-            let offers = || peer.claims.get(&vip).is_some_and(|held| held.offered);
-            if (rank::weight_of_hash(vip, hash), name) > own && !offers() {
+            let steps_down = || peer.claims.get(&vip).is_some_and(|held| held.stepping_down);
+            if (rank::weight_of_hash(vip, hash), name) > own && !steps_down() {
                 before += 1;
                 if before >= limit {
                     break;
@@ -352,7 +353,7 @@ impl Election {
 
     /// Takes a VIP, or goes on with a higher term.
     fn hold(&mut self, vip: Vip, term: Term, actions: &mut Vec<Action>) {
-        self.held.insert(vip, Held { term, offered: false });
+        self.held.insert(vip, Held { term, stepping_down: false });
         if let Some(record) = self.vips.get_mut(&vip) {
             (record.term, record.vacancy, record.barred_until) = (term, None, None);
         }
@@ -368,7 +369,7 @@ impl Election {
             return;
         }
         self.all_taken &= matches!(reason, LoseReason::HandedOver | LoseReason::Conflict | LoseReason::Undesired);
-        self.set_offered_since(vip, None);
+        self.set_stepping_down_since(vip, None);
         self.open.remove(&vip);
         self.contested.remove(&vip);
         self.touched.insert(vip);
@@ -405,5 +406,5 @@ impl Election {
 }
 
 fn claimant<'a>(node: &'a NodeName, peer: &Incarnation, held: Held) -> Claimant<'a> {
-    Claimant { node, term: held.term, alone: peer.flags.alone, gives_up: peer.gives_up(held) }
+    Claimant { node, term: held.term, alone: peer.flags.alone, steps_down: peer.steps_down(held) }
 }

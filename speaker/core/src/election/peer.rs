@@ -44,7 +44,7 @@ pub(super) type Claims = BTreeMap<Vip, Held>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Held {
     pub term: Term,
-    pub offered: bool,
+    pub stepping_down: bool,
 }
 
 /// What an advert changed.
@@ -177,8 +177,8 @@ impl Incarnation {
     }
 
     /// Asks for a successor for this VIP.
-    pub fn gives_up(&self, held: Held) -> bool {
-        held.offered || self.flags.leaving || !self.flags.ready
+    pub fn steps_down(&self, held: Held) -> bool {
+        held.stepping_down || self.flags.leaving || !self.flags.ready
     }
 }
 
@@ -196,14 +196,22 @@ impl Assembly {
         if self.got.len() < usize::from(self.parts) {
             return None;
         }
-        let claims: Claims =
-            self.got.values().flatten().map(|c| (c.vip, Held { term: c.term, offered: c.offered })).collect();
+        let claims: Claims = self
+            .got
+            .values()
+            .flatten()
+            .map(|c| (c.vip, Held { term: c.term, stepping_down: c.stepping_down }))
+            .collect();
         (claims.len() <= MAX_CLAIMS && digest(&claims) == self.digest).then_some(claims)
     }
 }
 
 pub(super) fn digest(claims: &Claims) -> u64 {
-    advert::digest(claims.iter().map(|(vip, held)| Claim { vip: *vip, term: held.term, offered: held.offered }))
+    advert::digest(claims.iter().map(|(vip, held)| Claim {
+        vip: *vip,
+        term: held.term,
+        stepping_down: held.stepping_down,
+    }))
 }
 
 /// Which sequence numbers have come: the newest, and the 63 before it (RFC 4303 section 3.4.3 has the same window).

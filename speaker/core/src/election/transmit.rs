@@ -159,8 +159,11 @@ impl Election {
     fn send_claims(&mut self, actions: &mut Vec<Action>) {
         self.transmit.digest = peer::digest(&self.held);
         self.work.listed += self.held.len() as u64;
-        let claims: Vec<Claim> =
-            self.held.iter().map(|(vip, held)| Claim { vip: *vip, term: held.term, offered: held.offered }).collect();
+        let claims: Vec<Claim> = self
+            .held
+            .iter()
+            .map(|(vip, held)| Claim { vip: *vip, term: held.term, stepping_down: held.stepping_down })
+            .collect();
         let per_part = claims_per_part(self.config.node.as_str().len());
         let parts = claims.len().div_ceil(per_part).max(1) as u16;
         for part in 0..parts {

@@ -8,7 +8,7 @@
 //! heartbeat: count x challenge (4)                                     the peers that the sender hears
 //! claims:    part (2) | parts (2) | count x claim                      part of its claim list
 //! node:      MAC address (6) | reserved (2)                            of the sender; more may follow in later versions
-//! claim:     family (1) | flags (1; 1: offered) | reserved (2) | term (8) | address (4; 16 for family 6, not in version 1)
+//! claim:     family (1) | flags (1; 1: stepping down) | reserved (2) | term (8) | address (4; 16 for family 6, not in version 1)
 //! MAC (32): HMAC-SHA256 of everything before it
 //! ```
 
@@ -221,14 +221,14 @@ pub struct Claim {
     pub vip: Vip,
     pub term: Term,
     /// The owner may not hold it any longer and asks for a successor.
-    pub offered: bool,
+    pub stepping_down: bool,
 }
 
 impl Claim {
-    const OFFERED: u8 = 1;
+    const STEPPING_DOWN: u8 = 1;
 
     fn flags(self) -> u8 {
-        if self.offered { Self::OFFERED } else { 0 }
+        if self.stepping_down { Self::STEPPING_DOWN } else { 0 }
     }
 }
 
@@ -371,7 +371,7 @@ fn parse_claim(bytes: &[u8; CLAIM_LEN]) -> Result<Claim, Reject> {
     Ok(Claim {
         vip: Vip([a, b, c, d].into()),
         term: Term(u64::from_be_bytes(term)),
-        offered: flags & Claim::OFFERED != 0,
+        stepping_down: flags & Claim::STEPPING_DOWN != 0,
     })
 }
 

@@ -73,7 +73,8 @@ impl World {
         world.handle(Event::Tick);
         for node in 1..nodes {
             let held = (node - 1..vips).step_by(nodes - 1);
-            let claims: Vec<Claim> = held.map(|at| Claim { vip: vip(at), term: Term(1), offered: false }).collect();
+            let claims: Vec<Claim> =
+                held.map(|at| Claim { vip: vip(at), term: Term(1), stepping_down: false }).collect();
             world.introduce(node, nodes, &claims);
         }
         world.handle(Event::Desired((0..vips).map(|at| (vip(at), Eligible::Everybody)).collect()));
@@ -154,7 +155,7 @@ impl World {
         let mut spent = Vec::new();
         for term in 2..42 {
             let claims: Vec<Claim> =
-                (0..per_part).map(|at| Claim { vip: vip(2 * at), term: Term(term), offered: false }).collect();
+                (0..per_part).map(|at| Claim { vip: vip(2 * at), term: Term(term), stepping_down: false }).collect();
             advert.sequence += 1_000;
             advert.digest = digest(claims.iter().copied());
             advert.body = Body::Claims { part: 0, parts: 1, claims };

@@ -14,7 +14,7 @@ use crate::wire::advert::{Body, Claim, Flags, MAX_DATAGRAM, digest};
 /// What a peer with the key could say, sense or nonsense.
 fn any_advert() -> impl Strategy<Value = Advert> {
     let claim = (1u8..5, 0u64..6, any::<bool>());
-    let claim = claim.prop_map(|(last, term, offered)| Claim { vip: vip(last), term: Term(term), offered });
+    let claim = claim.prop_map(|(last, term, stepping_down)| Claim { vip: vip(last), term: Term(term), stepping_down });
     let claims = prop::collection::btree_map(1u8..5, claim, 0..4).prop_map(|claims| {
         claims.into_iter().map(|(last, claim)| Claim { vip: vip(last), ..claim }).collect::<Vec<_>>()
     });

@@ -26,7 +26,7 @@ fn heartbeat() -> Advert {
 }
 
 fn claims() -> Advert {
-    let claim = Claim { vip: Vip([192, 0, 2, 7].into()), term: Term(9), offered: true };
+    let claim = Claim { vip: Vip([192, 0, 2, 7].into()), term: Term(9), stepping_down: true };
     Advert { body: Body::Claims { part: 0, parts: 1, claims: vec![claim] }, ..heartbeat() }
 }
 
@@ -141,7 +141,7 @@ fn rotation() {
 fn the_largest_adverts_fit() {
     let name = "n".repeat(NodeName::MAX_LEN);
     let node = NodeName::new(&name).unwrap();
-    let claim = Claim { vip: Vip([1, 2, 3, 4].into()), term: Term(u64::MAX), offered: false };
+    let claim = Claim { vip: Vip([1, 2, 3, 4].into()), term: Term(u64::MAX), stepping_down: false };
     let count = claims_per_part(NodeName::MAX_LEN);
     let heard = Advert { node: node.clone(), body: Body::Heartbeat { heard: vec![7; MAX_HEARD] }, ..heartbeat() };
     let full = Advert { node, body: Body::Claims { part: 0, parts: 1, claims: vec![claim; count] }, ..heartbeat() };
@@ -156,7 +156,7 @@ fn the_largest_adverts_fit() {
 /// Part of the protocol: a change of this number is a change of version.
 #[test]
 fn digest_vector() {
-    let claim = |last, term| Claim { vip: Vip([192, 0, 2, last].into()), term: Term(term), offered: false };
+    let claim = |last, term| Claim { vip: Vip([192, 0, 2, last].into()), term: Term(term), stepping_down: false };
     assert_eq!(digest([]), EMPTY_DIGEST);
     assert_eq!(digest([claim(1, 1), claim(2, 7)]), 10720210176343922946);
     assert_ne!(digest([claim(1, 1)]), digest([claim(1, 2)]));
@@ -169,7 +169,7 @@ prop_compose! {
         claims in prop::collection::vec((any::<[u8; 4]>(), any::<u64>(), any::<bool>()), 0..=claims_per_part(NodeName::MAX_LEN)),
         part in 0..MAX_PARTS as u16, beats: bool,
     ) -> Advert {
-        let claims = claims.into_iter().map(|(a, t, offered)| Claim { vip: Vip(a.into()), term: Term(t), offered }).collect();
+        let claims = claims.into_iter().map(|(a, t, stepping_down)| Claim { vip: Vip(a.into()), term: Term(t), stepping_down }).collect();
         let claims = Body::Claims { part, parts: MAX_PARTS as u16, claims };
         Advert {
             node: NodeName::new(&name).unwrap(), cluster: CLUSTER, epoch, sequence, flags: Flags::from_bits(bits), digest,
