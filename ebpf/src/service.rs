@@ -13,5 +13,5 @@ pub fn find(tables: &impl Tables, flow: &FlowTuple) -> Option<ServiceValue> {
 /// Without a ready pod a service has open flows only. (Whether a datagram begins one conntrack knows, where its row leads.)
 #[inline(always)]
 pub fn takes(service: ServiceValue, content: &Content) -> bool {
-    service.flags & ServiceValue::CLOSED == 0 || !content.is_syn()
+    service.flags & ServiceValue::NO_NEW_FLOWS == 0 || !content.is_syn()
 }

@@ -27,7 +27,7 @@ pub struct ServiceKey {
 pub struct ServiceValue {
     /// Slot in `RINGS`.
     pub ring: u32,
-    /// Bit set of [`ServiceValue::CLIENT_AFFINITY`], [`ServiceValue::SERVED_HERE`], [`ServiceValue::CLOSED`].
+    /// Bit set of [`ServiceValue::CLIENT_AFFINITY`], [`ServiceValue::SERVED_HERE`], [`ServiceValue::NO_NEW_FLOWS`].
     pub flags: u32,
 }
 
@@ -37,7 +37,7 @@ impl ServiceValue {
     /// The nftables table of this node has a pod for it: a SYN that a peer sent here by an older ring is taken.
     pub const SERVED_HERE: u32 = 2;
     /// There are pods but none is ready: a SYN is refused as if the ring were empty, open flows go on.
-    pub const CLOSED: u32 = 4;
+    pub const NO_NEW_FLOWS: u32 = 4;
 }
 
 /// Nodes besides the primary that may hold flows of a row, in the order in which they are asked.

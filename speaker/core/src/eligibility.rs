@@ -55,7 +55,8 @@ mod tests {
         let mut table = Table::default();
         table.vips.insert(VIP);
         if with_service {
-            let service = Service { affinity: Affinity::None, closed: false, ring: Arc::default(), alternates: None };
+            let service =
+                Service { affinity: Affinity::None, no_new_flows: false, ring: Arc::default(), alternates: None };
             table.services.insert(service_key(VIP, 80, Protocol::Tcp), service);
         }
         table

@@ -321,31 +321,37 @@ fn refused() -> Vec<Case> {
 /// No pod is ready: what begins a flow is refused, all else goes the way of its row.
 fn closed() -> Vec<Case> {
     let segment = |port, flags| inbound(VIP).tcp(40000, port).flags(flags).data(b"x").build();
-    let on = |flags| Eth { dst: PEER, src: SELF }.ipv4(CLIENT, VIP).ttl(63).tcp(40000, REMOTE_CLOSED).flags(flags);
+    let on =
+        |flags| Eth { dst: PEER, src: SELF }.ipv4(CLIENT, VIP).ttl(63).tcp(40000, REMOTE_NO_NEW_FLOWS).flags(flags);
     let first = Mark { next_hop: NextHop::Alternate(1), no_reset: false, slot: 2 };
     vec![
         changed(
             "SYN",
-            inbound(VIP).tcp(40000, LOCAL_CLOSED).seq(9).syn().build(),
+            inbound(VIP).tcp(40000, LOCAL_NO_NEW_FLOWS).seq(9).syn().build(),
             Verdict::EmptyRingReset,
-            reset(LOCAL_CLOSED, 0, 10, Tcp::RST | Tcp::ACK),
+            reset(LOCAL_NO_NEW_FLOWS, 0, 10, Tcp::RST | Tcp::ACK),
         ),
-        up("SYN from a peer", dispatched(PEER).tcp(40000, REMOTE_CLOSED).syn().build(), Verdict::FromPeer),
+        up("SYN from a peer", dispatched(PEER).tcp(40000, REMOTE_NO_NEW_FLOWS).syn().build(), Verdict::FromPeer),
         changed(
             "segment, to a peer",
-            segment(REMOTE_CLOSED, Tcp::ACK),
+            segment(REMOTE_NO_NEW_FLOWS, Tcp::ACK),
             Verdict::DispatchedPeer,
             on(Tcp::ACK).data(b"x").build(),
         ),
         changed(
             "RST, to a peer",
-            segment(REMOTE_CLOSED, Tcp::RST),
+            segment(REMOTE_NO_NEW_FLOWS, Tcp::RST),
             Verdict::DispatchedPeer,
             on(Tcp::RST).data(b"x").build(),
         ),
-        asking("segment, this node", segment(LOCAL_CLOSED, Tcp::ACK), Verdict::SecondChanceLocal, first),
-        asking("datagram, this node", inbound(VIP).udp(40000, LOCAL_CLOSED, b"x"), Verdict::SecondChanceLocal, first),
-        asking("error", too_big(&quoted(LOCAL_CLOSED)), Verdict::IcmpLocal, first),
+        asking("segment, this node", segment(LOCAL_NO_NEW_FLOWS, Tcp::ACK), Verdict::SecondChanceLocal, first),
+        asking(
+            "datagram, this node",
+            inbound(VIP).udp(40000, LOCAL_NO_NEW_FLOWS, b"x"),
+            Verdict::SecondChanceLocal,
+            first,
+        ),
+        asking("error", too_big(&quoted(LOCAL_NO_NEW_FLOWS)), Verdict::IcmpLocal, first),
     ]
 }
 

@@ -46,8 +46,8 @@ pub const BETWEEN: u16 = 94;
 /// Node 2, then nodes 4 and 3, then this node.
 pub const LAST: u16 = 95;
 /// As [`REMOTE`] and [`LOCAL`], and no pod is ready.
-pub const REMOTE_CLOSED: u16 = 96;
-pub const LOCAL_CLOSED: u16 = 97;
+pub const REMOTE_NO_NEW_FLOWS: u16 = 96;
+pub const LOCAL_NO_NEW_FLOWS: u16 = 97;
 /// Nobody serves it.
 pub const UNSERVED: u16 = 9999;
 
@@ -91,8 +91,8 @@ pub fn world() -> HostTables {
     serve(&mut world, NO_RING, ServiceValue { ring: 999, flags: 0 });
     world.rings.insert(7, (0..MIXED_ROWS).map(|row| Row::new(1 + (row * 7 % 3 % 2) as u16, [0; 3])).collect());
     serve(&mut world, REMOTE_SERVED, ServiceValue { ring: 2, flags: ServiceValue::SERVED_HERE });
-    serve(&mut world, REMOTE_CLOSED, ServiceValue { ring: 2, flags: ServiceValue::CLOSED });
-    serve(&mut world, LOCAL_CLOSED, ServiceValue { ring: 1, flags: ServiceValue::CLOSED });
+    serve(&mut world, REMOTE_NO_NEW_FLOWS, ServiceValue { ring: 2, flags: ServiceValue::NO_NEW_FLOWS });
+    serve(&mut world, LOCAL_NO_NEW_FLOWS, ServiceValue { ring: 1, flags: ServiceValue::NO_NEW_FLOWS });
     serve(&mut world, MIXED, ServiceValue { ring: 7, flags: 0 });
     serve(&mut world, AFFINITY, ServiceValue { ring: 7, flags: ServiceValue::CLIENT_AFFINITY });
     world

@@ -206,8 +206,8 @@ fn flags(key: &ServiceKey, table: &Table, served: &BTreeSet<ServiceKey>) -> u32 
     let Some(service) = table.services.get(key) else { return 0 };
     let affinity = if service.affinity == Affinity::ClientIp { ServiceValue::CLIENT_AFFINITY } else { 0 };
     let served = if served.contains(key) { ServiceValue::SERVED_HERE } else { 0 };
-    let closed = if service.closed { ServiceValue::CLOSED } else { 0 };
-    affinity | served | closed
+    let no_new_flows = if service.no_new_flows { ServiceValue::NO_NEW_FLOWS } else { 0 };
+    affinity | served | no_new_flows
 }
 
 /// The writes that lead from `have` to `want`, in order.

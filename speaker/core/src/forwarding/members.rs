@@ -52,7 +52,7 @@ pub(super) fn members(pods: &[Pod<'_>], view: &View, traffic_states: &TrafficSta
         let chosen = count(pods.iter().filter(|pod| has_rows(pod) && is_ready(pod)));
         if chosen.is_empty() { count(pods.iter().filter(|pod| has_rows(pod) && is_last_resort(pod))) } else { chosen }
     };
-    let mut closed = false;
+    let mut no_new_flows = false;
     let mut has_rows: &dyn Fn(&Pod<'_>) -> bool = &is_wanted;
     let mut counts = serving(has_rows);
     if counts.is_empty() {
@@ -61,7 +61,7 @@ pub(super) fn members(pods: &[Pod<'_>], view: &View, traffic_states: &TrafficSta
     }
     if counts.is_empty() {
         counts = count(pods.iter().filter(|pod| answers(pod)));
-        closed = !counts.is_empty();
+        no_new_flows = !counts.is_empty();
     }
     if counts.is_empty() {
         counts = serving(&|_| true);
@@ -72,7 +72,7 @@ pub(super) fn members(pods: &[Pod<'_>], view: &View, traffic_states: &TrafficSta
     }
     let rowless: BTreeSet<&str> = pods.iter().filter(|pod| !has_rows(pod)).map(|pod| pod.node).collect();
     let members = counts.into_iter().map(|(node, pods)| (String::from(node), pods, rowless.contains(node)));
-    Chosen { members: Members::new(members), closed }
+    Chosen { members: Members::new(members), no_new_flows }
 }
 
 /// Of a service that names no pod any more: the last that it named, closed. They may live (its selector was changed, or their labels), and
@@ -83,13 +83,13 @@ pub(super) fn last(former: &Members, view: &View, traffic_states: &TrafficStates
     let nobody_answers = !known().any(|(node, _)| answers(node));
     let members = known().map(|(node, member)| (node.into(), member.pods, !nobody_answers && !answers(node)));
     let members = Members::new(members);
-    (members.pods() > 0).then_some(Chosen { members, closed: true })
+    (members.pods() > 0).then_some(Chosen { members, no_new_flows: true })
 }
 
 pub(super) struct Chosen {
     pub members: Members,
     /// No pod is ready: open flows only.
-    pub closed: bool,
+    pub no_new_flows: bool,
 }
 
 fn is_ready(pod: &Pod<'_>) -> bool {

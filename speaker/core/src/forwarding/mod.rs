@@ -80,7 +80,7 @@ impl Table {
 pub struct Service {
     pub affinity: Affinity,
     /// No pod is ready: new flows are refused.
-    pub closed: bool,
+    pub no_new_flows: bool,
     pub ring: Arc<Ring>,
     /// `None`: nobody but the primaries has flows.
     pub alternates: Option<Arc<Alternates>>,
@@ -204,27 +204,27 @@ impl Planner {
         let mut last: Option<(&[Pod<'_>], Arc<Members>, bool)> = None;
         for (key, frontend) in frontends {
             // The ports of one Service have the same pods.
-            let (members, closed) = match &last {
-                Some((pods, members, closed)) if endpoints::same_places(pods, &frontend.pods) => {
-                    (members.clone(), *closed)
+            let (members, no_new_flows) = match &last {
+                Some((pods, members, no_new_flows)) if endpoints::same_places(pods, &frontend.pods) => {
+                    (members.clone(), *no_new_flows)
                 }
                 _ => {
-                    let Chosen { members, closed } = members::members(&frontend.pods, view, traffic_states);
-                    (Arc::new(members), closed)
+                    let Chosen { members, no_new_flows } = members::members(&frontend.pods, view, traffic_states);
+                    (Arc::new(members), no_new_flows)
                 }
             };
-            last = Some((&frontend.pods, members.clone(), closed));
+            last = Some((&frontend.pods, members.clone(), no_new_flows));
             // A node that was away applies the view as it is: its peers may have applied all of it.
             let current = self.previous_rings.current(key).filter(|_| self.away.is_none());
             let wanted = Wanted { ended: self.previous_rings.ended(key, &members), members, current };
             let ring = rings.get(&self.batches.next(key, wanted, &self.hash_key, now));
-            services.insert(*key, Service { affinity: frontend.affinity, closed, ring, alternates: None });
+            services.insert(*key, Service { affinity: frontend.affinity, no_new_flows, ring, alternates: None });
         }
         let digest = follow(&mut self.batches, &mut services, &mut rings, reports, now);
         for (key, service) in services.iter_mut().filter(|(_, service)| service.ring.rows.is_empty()) {
             let last = self.previous_rings.last(key).and_then(|last| members::last(last, view, traffic_states));
-            if let Some(Chosen { members, closed }) = last {
-                (service.ring, service.closed) = (rings.get(&Arc::new(members)), closed);
+            if let Some(Chosen { members, no_new_flows }) = last {
+                (service.ring, service.no_new_flows) = (rings.get(&Arc::new(members)), no_new_flows);
             }
         }
         let members = services.iter().map(|(key, service)| (*key, service.ring.members.clone())).collect();
@@ -464,8 +464,8 @@ fn digest(services: &BTreeMap<ServiceKey, Service>, others: &BTreeMap<ServiceKey
         let port = u64::from(u16::from_be_bytes(port));
         let key = u64::from(u32::from_be_bytes(addr)) | port << 32 | u64::from(proto) << 48;
         let affinity = u64::from(service.affinity == Affinity::ClientIp) << 56;
-        let closed = u64::from(service.closed) << 57;
-        siphash13(&[digest, 0], key | affinity | closed, ring)
+        let no_new_flows = u64::from(service.no_new_flows) << 57;
+        siphash13(&[digest, 0], key | affinity | no_new_flows, ring)
     })
 }
 

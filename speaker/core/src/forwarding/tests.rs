@@ -33,13 +33,13 @@ fn web_ring(endpoints: impl Into<Vec<Endpoint>>, traffic_states: &TrafficStates)
     let table = planner(KEY).table(&view(endpoints), traffic_states, &Reports::new(), NOW);
     let service = &table.services[&web_port()];
     let members = service.ring.members.iter().map(|(node, member)| (node.into(), member.pods, member.down));
-    (members.collect(), service.closed)
+    (members.collect(), service.no_new_flows)
 }
 
 /// The same of a ring that is open.
 fn ring_members(endpoints: impl Into<Vec<Endpoint>>, lost: &BTreeSet<String>) -> Vec<(String, u32, bool)> {
-    let (members, closed) = web_ring(endpoints, &down(lost));
-    assert!(!closed);
+    let (members, no_new_flows) = web_ring(endpoints, &down(lost));
+    assert!(!no_new_flows);
     members
 }
 
@@ -75,11 +75,11 @@ fn without_a_pod_the_ring_is_empty() {
 #[test]
 fn pods_that_all_turn_unready_keep_their_rows_and_get_nothing_new() {
     let serving = table(&view([ready("a", 1), ready("b", 1)]), &none());
-    let closed = table(&view([pod("a", 1, UNREADY), pod("b", 1, UNREADY)]), &none());
+    let no_new_flows = table(&view([pod("a", 1, UNREADY), pod("b", 1, UNREADY)]), &none());
     let web = |table: &Table| table.services[&web_port()].clone();
-    assert_eq!((web(&serving).closed, web(&closed).closed), (false, true));
-    assert_eq!(web(&serving).ring, web(&closed).ring);
-    assert_ne!(serving.digest, closed.digest, "nodes that disagree on it go by different tables");
+    assert_eq!((web(&serving).no_new_flows, web(&no_new_flows).no_new_flows), (false, true));
+    assert_eq!(web(&serving).ring, web(&no_new_flows).ring);
+    assert_ne!(serving.digest, no_new_flows.digest, "nodes that disagree on it go by different tables");
 }
 
 /// Its selector was changed: the pods may live, and their open flows with them.
@@ -96,10 +96,10 @@ fn a_service_that_names_no_pod_any_more_keeps_its_rows_and_gets_nothing_new() {
     let lost = make(vec![], &names(["b"]), later);
     let back = make(vec![ready("c", 1)], &none(), later);
     let web = |table: &Table| table.services[&web_port()].clone();
-    assert_eq!((web(&unnamed).closed, &web(&unnamed).ring.rows), (true, &web(&serving).ring.rows));
+    assert_eq!((web(&unnamed).no_new_flows, &web(&unnamed).ring.rows), (true, &web(&serving).ring.rows));
     assert_eq!(web(&still).ring, web(&unnamed).ring, "nobody says for how long");
     assert!((0..4093).all(|row| web(&lost).ring.primary(row) == Some("a")), "clients of a lost node get their reset");
-    assert_eq!((web(&back).closed, web(&back).ring.primary(0)), (false, Some("c")));
+    assert_eq!((web(&back).no_new_flows, web(&back).ring.primary(0)), (false, Some("c")));
     assert_eq!(web(&back).alternates.unwrap().of(0).collect::<Vec<_>>(), ["a", "b"], "those are asked");
     // A node that is new has not seen them, and nobody is to be alarmed.
     let fresh = table(&view([]), &none());
@@ -119,7 +119,7 @@ fn the_last_pods_of_a_service_are_known_after_a_restart_and_forgotten_with_their
     let mut without = view([]);
     without.handle(Event::Delete(Key::Node("a".into())));
     let gone = second.table(&without, &down(&none()), &Reports::new(), NOW);
-    assert!(gone.services[&web_port()].ring.rows.is_empty() && !gone.services[&web_port()].closed);
+    assert!(gone.services[&web_port()].ring.rows.is_empty() && !gone.services[&web_port()].no_new_flows);
 }
 
 #[test]
@@ -142,8 +142,8 @@ fn unready_pods_of_a_lost_node_count_only_while_somebody_answers() {
     assert_eq!(ring_members([ready("c", 1)], &lost), [("c".into(), 1, true)]);
     // There is somebody whose flows live, and who resets the others.
     for other in [pod("c", 1, UNREADY), ready("c", 1)] {
-        let closed = (vec![("a".into(), 1, false), ("c".into(), 1, true)], true);
-        assert_eq!(web_ring([pod("a", 1, UNREADY), other], &down(&lost)), closed);
+        let no_new_flows = (vec![("a".into(), 1, false), ("c".into(), 1, true)], true);
+        assert_eq!(web_ring([pod("a", 1, UNREADY), other], &down(&lost)), no_new_flows);
     }
     // Some ready: the others do not count, as before the loss.
     let endpoints = [ready("a", 1), ready("c", 1), pod("c", 2, UNREADY)];
@@ -420,7 +420,7 @@ proptest! {
         };
         let both = with(&[(0, &http), (1, &dns)]);
         for (key, alone) in [(web_port(), with(&[(0, &http)])), (service_key(VIP, 53, Protocol::Udp), with(&[(1, &dns)]))] {
-            let state = |table: &Table| (table.services[&key].ring.members.clone(), table.services[&key].closed);
+            let state = |table: &Table| (table.services[&key].ring.members.clone(), table.services[&key].no_new_flows);
             prop_assert_eq!(state(&both), state(&alone));
         }
     }

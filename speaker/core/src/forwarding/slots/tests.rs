@@ -34,7 +34,7 @@ type Choice = [Option<usize>; KEYS];
 fn table(rings: &[Arc<Ring>], choice: &Choice) -> Table {
     let service = |(number, ring): (usize, &Option<usize>)| {
         let ring = rings[(*ring)?].clone();
-        Some((key(number), Service { affinity: Affinity::None, closed: false, ring, alternates: None }))
+        Some((key(number), Service { affinity: Affinity::None, no_new_flows: false, ring, alternates: None }))
     };
     let node = |number: usize| (format!("n{number}"), Ipv4Addr::new(192, 0, 2, 100 + number as u8));
     let services = choice.iter().enumerate().filter_map(service).collect();

@@ -64,7 +64,7 @@ impl Kernel {
         }
         let served = self.backends.get(&key_of(flow)).is_some_and(|pods| !pods.is_empty());
         let served = if served { ServiceValue::SERVED_HERE } else { 0 };
-        let flags = served | if service.closed { ServiceValue::CLOSED } else { 0 };
+        let flags = served | if service.no_new_flows { ServiceValue::NO_NEW_FLOWS } else { 0 };
         Some((ServiceValue { ring: 0, flags }, Row::new(slot(service.ring.primary(row)?), alternates)))
     }
 
