@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use speaker_core::backend::ruleset::{self, KEEP_TABLE, TABLE};
+use speaker_core::backend::ruleset::{self, CONNTRACK_HOOK_TABLE, TABLE};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -80,7 +80,7 @@ impl Nft {
     pub async fn listing(&self) -> Result<Option<String>, NftError> {
         let mut all = String::new();
         // One by one: nft 1.0.6 knows only the last table of several that it is asked for.
-        for table in [TABLE, KEEP_TABLE] {
+        for table in [TABLE, CONNTRACK_HOOK_TABLE] {
             match self.run(&["-s", "list", "table", "ip", table], "").await {
                 Ok(listing) => all.push_str(&listing),
                 Err(NftError::Refused(why)) if why.contains(NO_SUCH) => return Ok(None),

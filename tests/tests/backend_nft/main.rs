@@ -214,7 +214,7 @@ fn open_connections_do_not_need_another_nat_chain_while_our_table_is_missing() {
     let mut connection = world.connect(VIP, 80).unwrap();
     world.a.nft(&format!("delete table ip {}", ruleset::TABLE));
     assert!(connection.is_alive());
-    world.a.nft(&format!("delete table ip {}", ruleset::KEEP_TABLE));
+    world.a.nft(&format!("delete table ip {}", ruleset::CONNTRACK_HOOK_TABLE));
     assert!(!connection.is_alive(), "nobody asks the kernel to translate");
 }
 

@@ -33,7 +33,7 @@ use crate::view::Affinity;
 pub const TABLE: &str = "sheave";
 /// The other one: a nat chain that does nothing. The kernel follows and translates the flows that it knows only while rules of any table ask for
 /// it. Without this one, and where kube-proxy has none either, open flows would end when somebody deletes [`TABLE`].
-pub const KEEP_TABLE: &str = "sheave-keep";
+pub const CONNTRACK_HOOK_TABLE: &str = "sheave-keep";
 
 /// Brings the table to this plan, whatever is there. Counters start at 0.
 pub fn replace(plan: &Plan) -> String {
@@ -65,9 +65,9 @@ pub fn replace(plan: &Plan) -> String {
     flow_lookup(&mut text, plan);
     base_chains(&mut text, plan);
     text.push_str("}\n");
-    line(&mut text, format_args!("table ip {KEEP_TABLE} {{"));
+    line(&mut text, format_args!("table ip {CONNTRACK_HOOK_TABLE} {{"));
     line(&mut text, format_args!("\tchain keep {{"));
-    line(&mut text, format_args!("\t\ttype nat hook postrouting priority {KEEP_PRIORITY}; policy accept;"));
+    line(&mut text, format_args!("\t\ttype nat hook postrouting priority {CONNTRACK_HOOK_PRIORITY}; policy accept;"));
     // The chain keeps the translation, a rule that asks conntrack keeps conntrack.
     line(&mut text, format_args!("\t\tct state new"));
     line(&mut text, format_args!("\t}}"));
@@ -78,7 +78,7 @@ pub fn replace(plan: &Plan) -> String {
 /// Removes both tables, also if there are none.
 pub fn delete() -> String {
     // `delete` alone fails if there is none; `add` first makes it succeed always.
-    [TABLE, KEEP_TABLE].map(|table| format!("add table ip {table}\ndelete table ip {table}\n")).concat()
+    [TABLE, CONNTRACK_HOOK_TABLE].map(|table| format!("add table ip {table}\ndelete table ip {table}\n")).concat()
 }
 
 /// Leads from one plan to another; `None` if there is nothing to do. A change of what all chains have wants [`replace`].
@@ -397,6 +397,6 @@ const NAT_PRIORITY: i32 = -110;
 /// (-200).
 const GUARD_PRIORITY: i32 = -120;
 /// Behind everybody's (srcnat, 100): it says nothing to any flow.
-const KEEP_PRIORITY: i32 = 110;
+const CONNTRACK_HOOK_PRIORITY: i32 = 110;
 /// Fixed, so that a client stays with its pod when the table is built anew.
 const AFFINITY_SEED: u32 = 0x5368_6561;
