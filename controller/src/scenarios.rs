@@ -228,7 +228,7 @@ impl World {
             4 => self.api.delete_service(&key),
             5 => self.change(&key, |service| service.load_balancer = !service.load_balancer),
             6 => self.change(&key, |s| s.addresses = (how % 3 > 0).then(|| format!("192.0.2.{}", how % 12))),
-            7 => self.foreign_hand(&key, how),
+            7 => self.third_party_change(&key, how),
             8 => self.api.put_pool("p", if how % 2 == 0 { "192.0.2.0/29" } else { "192.0.2.2-192.0.2.5" }),
             9 => self.crash(usize::from(who % 2)),
             10 => self.take_over(usize::from(who % 2)),
@@ -271,7 +271,7 @@ impl World {
         }
     }
 
-    fn foreign_hand(&mut self, key: &ServiceKey, how: u8) {
+    fn third_party_change(&mut self, key: &ServiceKey, how: u8) {
         if let Some(mut service) = self.api.services.get(key).cloned() {
             self.api.shown.remove(&service.uid);
             service.ingress = match how % 3 {
@@ -454,7 +454,7 @@ fn a_war_over_a_status_slows_down() {
     assert!(world.settle());
     let started = world.now;
     for _ in 0..12 {
-        world.foreign_hand(&key, 2);
+        world.third_party_change(&key, 2);
         assert!(world.settle());
     }
     assert!(world.now - started > Duration::from_secs(60), "only {:?} passed", world.now - started);

@@ -40,7 +40,7 @@ struct Watch {
     /// else's.
     own: VecDeque<(u32, u32)>,
     /// Not ours, and not audited yet.
-    foreign: bool,
+    third_party: bool,
     /// When the next change may be told.
     next: Instant,
 }
@@ -96,7 +96,7 @@ impl Backend {
             counters,
             second_chance: true,
             forgetter: Forgetter::default(),
-            watch: Watch { monitor: Listening::NotYet, own: VecDeque::new(), foreign: false, next: Instant::now() },
+            watch: Watch { monitor: Listening::NotYet, own: VecDeque::new(), third_party: false, next: Instant::now() },
         }
     }
 
@@ -148,7 +148,7 @@ impl Backend {
                 // A foreign hand in our table is mended by building it anew.
                 Err(error @ NftError::Refused(_)) => refused = Some(error),
                 Err(error) => {
-                    self.distrust(&plan, &error);
+                    self.suspect_rules(&plan, &error);
                     return Err(error);
                 }
             }
@@ -177,7 +177,7 @@ impl Backend {
     }
 
     /// This plan's transaction failed.
-    fn distrust(&mut self, plan: &Plan, error: &NftError) {
+    fn suspect_rules(&mut self, plan: &Plan, error: &NftError) {
         let Some(applied) = &mut self.applied else { return };
         match error {
             // The program did not run.
@@ -194,15 +194,15 @@ impl Backend {
     /// returns if the kernel does not tell. May be dropped while it waits.
     pub async fn changed(&mut self) {
         sleep_until(self.watch.next).await;
-        self.watch.foreign_transaction().await;
-        self.watch.foreign = true;
+        self.watch.third_party_transaction().await;
+        self.watch.third_party = true;
         self.watch.next = Instant::now() + PACE;
     }
 
     /// Puts right what somebody else did to the table. True: there was something. Call it when [`Backend::changed`] says so,
     /// and every few seconds: it costs one system call while nobody on the node changes any nftables rule, else a run of nft.
     pub async fn audit(&mut self) -> Result<bool, NftError> {
-        let foreign = std::mem::take(&mut self.watch.foreign);
+        let third_party = std::mem::take(&mut self.watch.third_party);
         // A transaction that failed is repeated by `sync`.
         let Some(applied) = self.applied.as_mut().filter(|applied| !applied.suspect) else { return Ok(false) };
         // Read before the listing: a change in between is seen the next time.
@@ -214,7 +214,7 @@ impl Backend {
             let sound = match &applied.audited {
                 Some(audited) => audited.listing == listing,
                 // Nothing to compare with: ours since the last look, and then somebody else's.
-                None => !foreign && is_whole(&listing),
+                None => !third_party && is_whole(&listing),
             };
             if sound {
                 applied.audited = Some(Audited { generation, listing });
@@ -241,7 +241,7 @@ impl Backend {
 
     async fn replace(&mut self, mut plan: Plan) -> Result<(), NftError> {
         if let Err(error) = self.try_replace(&mut plan).await {
-            self.distrust(&plan, &error);
+            self.suspect_rules(&plan, &error);
             return Err(error);
         }
         if self.second_chance && !plan.second_chance {
@@ -288,7 +288,7 @@ impl Backend {
 }
 
 impl Watch {
-    async fn foreign_transaction(&mut self) {
+    async fn third_party_transaction(&mut self) {
         if matches!(self.monitor, Listening::NotYet) {
             self.monitor = Monitor::open(ruleset::TABLE).map_or_else(
                 |error| {

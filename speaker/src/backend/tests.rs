@@ -113,7 +113,7 @@ fn sorted(listing: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_foreign_hand_is_noticed_and_put_right() {
+fn a_third_party_change_is_noticed_and_repaired() {
     in_namespace(|| async {
         let nft = Nft::new("nft");
         let mut backend = Backend::new(nft.clone());
@@ -532,7 +532,7 @@ async fn hears(backend: &mut Backend, milliseconds: u64) -> bool {
 }
 
 #[test]
-fn somebody_elses_change_of_our_table_is_told_at_once_and_nothing_else_is() {
+fn third_party_changes_of_our_table_are_reported_at_once_and_nothing_else() {
     in_namespace(|| async {
         let nft = Nft::new("nft");
         let mut backend = Backend::new(nft.clone());

@@ -22,13 +22,13 @@ pub struct Attachment {
 
 /// What [`Attachment::keep`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum LinkCheck {
     /// As it was: attached, or not and not to be tried yet.
-    Same,
+    Attached,
     /// Somebody had detached it: attached again.
-    Again,
+    Reattached,
     /// It is not attached any more, and could not be attached again.
-    Lost,
+    Detached,
 }
 
 impl Attachment {
@@ -51,32 +51,32 @@ impl Attachment {
     }
 
     /// Looks, and puts right what it finds.
-    pub fn keep(&mut self) -> Kept {
+    pub fn check(&mut self) -> LinkCheck {
         match self.loaded.is_attached(&self.interface, self.ifindex) {
-            Ok(true) if self.attached => return Kept::Same,
+            Ok(true) if self.attached => return LinkCheck::Attached,
             Ok(_) => {}
             Err(error) => {
                 warn!(%error, interface = self.interface, "cannot look whether the packet path is attached");
-                return Kept::Same;
+                return LinkCheck::Attached;
             }
         }
         if self.pause > 0 {
             self.pause -= 1;
-            return Kept::Same;
+            return LinkCheck::Attached;
         }
         match self.loaded.attach(&self.interface) {
             Ok(_) => {
                 warn!(interface = self.interface, "somebody else detached the packet path: attached again");
                 self.attached = true;
-                Kept::Again
+                LinkCheck::Reattached
             }
             Err(error) => {
                 self.pause = PAUSE;
                 if !std::mem::take(&mut self.attached) {
-                    return Kept::Same;
+                    return LinkCheck::Attached;
                 }
                 error!(error = format!("{error:#}"), "the packet path is not attached any more");
-                Kept::Lost
+                LinkCheck::Detached
             }
         }
     }

@@ -129,7 +129,7 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
             rules = state.rules.changed() => state.in_force(rules.context("the nft worker has ended")?)?,
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
             () = state.sync.startup_probe.next() => {}
-            _ = look.tick() => state.keep_attached(),
+            _ = look.tick() => state.check_attachment(),
             _ = turn.tick() => state.dirty |= state.sync.planner.awaits_reports() || state.removal_grace.is_due(clock::now()),
             () = sleep_until(state.retry.unwrap_or_else(Instant::now)), if state.retry.is_some() => {}
         }

@@ -55,7 +55,7 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
 
     an_address_and_its_ip_mode(&objects).context("an address")?;
     exhausted_and_freed(&objects).context("exhausted")?;
-    foreign_hands(&objects).context("foreign hands")?;
+    third_party_changes(&objects).context("third-party changes")?;
     pair.killed(&objects).context("leader killed")?;
     pair.terminated(&objects).context("leader terminated")?;
     wishes(&objects).context("wishes")?;
@@ -210,24 +210,24 @@ fn exhausted_and_freed(objects: &Objects) -> Result<()> {
 }
 
 /// A hand on a status neither keeps what it wrote nor makes a grant.
-fn foreign_hands(objects: &Objects) -> Result<()> {
+fn third_party_changes(objects: &Objects) -> Result<()> {
     objects.service("waiting", "", "")?;
     objects.wait_refused("waiting", "PoolExhausted")?;
     let before = objects.ledger()?;
-    objects.foreign_status("two", r#"[{"ip":"192.168.77.250"}]"#)?;
+    objects.third_party_status("two", r#"[{"ip":"192.168.77.250"}]"#)?;
     objects.wait_shown("two", "192.168.77.201")?;
-    objects.foreign_status("two", "null")?;
+    objects.third_party_status("two", "null")?;
     objects.wait_shown("two", "192.168.77.201")?;
     objects.wait_event("two", "Warning", "StatusCorrected")?;
     for ingress in [r#"[{"ip":"192.168.77.250"}]"#, r#"[{"ip":"192.168.77.201"}]"#, r#"[{"hostname":"evil"}]"#] {
-        objects.foreign_status("waiting", ingress)?;
+        objects.third_party_status("waiting", ingress)?;
         objects.wait_refused("waiting", "PoolExhausted")?;
     }
-    ensure!(objects.ledger()? == before, "a foreign hand changed the ledger");
+    ensure!(objects.ledger()? == before, "a third-party change reached the ledger");
     objects.delete("service", "waiting")?;
 
     objects.service("theirs", "", ", loadBalancerClass: example.com/lb")?;
-    objects.foreign_status("theirs", r#"[{"ip":"192.168.77.250"}]"#)?;
+    objects.third_party_status("theirs", r#"[{"ip":"192.168.77.250"}]"#)?;
     objects.service("marker", "", "")?;
     objects.wait_refused("marker", "PoolExhausted")?;
     ensure!(objects.shown("theirs")? == Some(("192.168.77.250".into(), "VIP".into())), "not ours to touch");

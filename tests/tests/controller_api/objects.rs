@@ -38,7 +38,7 @@ impl Objects<'_> {
     }
 
     /// A hand on a Service's status that is not ours.
-    pub fn foreign_status(&self, service: &str, ingress: &str) -> Result<()> {
+    pub fn third_party_status(&self, service: &str, ingress: &str) -> Result<()> {
         let patch = format!(r#"{{"status":{{"loadBalancer":{{"ingress":{ingress}}}}}}}"#);
         self.0.kubectl(&["patch", "service", service, "--subresource=status", "--type=merge", "-p", &patch]).map(drop)
     }

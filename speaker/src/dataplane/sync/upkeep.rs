@@ -7,7 +7,7 @@ use speaker_core::time::Instant;
 use tracing::warn;
 
 use super::State;
-use crate::dataplane::attachment::Kept;
+use crate::dataplane::attachment::LinkCheck;
 use crate::io::clock;
 
 impl State {
@@ -62,12 +62,12 @@ impl State {
         self.dirty |= news.any;
     }
 
-    pub(super) fn keep_attached(&mut self) {
+    pub(super) fn check_attachment(&mut self) {
         if !self.started {
             return;
         }
-        let kept = self.sync.attachment.keep();
-        if kept != Kept::Same {
+        let check = self.sync.attachment.check();
+        if check != LinkCheck::Attached {
             self.sync.metrics.repairs.with_label_values(&["xdp_link"]).inc();
             self.notify_election();
         }
