@@ -11,8 +11,8 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+use crate::health::HealthFlags;
 use crate::metrics::Metrics;
-use crate::shared::Shared;
 
 /// Prometheus text exposition format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -20,7 +20,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// What the handlers read.
 #[derive(Clone)]
 pub struct Admin {
-    pub shared: Arc<Shared>,
+    pub health: Arc<HealthFlags>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -42,16 +42,16 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
 
 /// Alive: the election loop turns.
 async fn livez(State(admin): State<Admin>) -> impl IntoResponse {
-    verdict(admin.shared.not_alive(), vec![])
+    verdict(admin.health.not_alive(), vec![])
 }
 
 /// Ready: has keys, is attached, synchronised, and heard by the election.
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
-    verdict(admin.shared.not_ready(), admin.shared.notes())
+    verdict(admin.health.not_ready(), admin.health.notes())
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    match admin.metrics.render(&admin.shared) {
+    match admin.metrics.render(&admin.health) {
         Ok(text) => (StatusCode::OK, [("content-type", METRICS_TYPE)], text),
         Err(error) => (
             StatusCode::INTERNAL_SERVER_ERROR,

@@ -44,6 +44,7 @@ use crate::dataplane::sync::{self, Inputs, Sync, Synced, Tools};
 use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
 use crate::departed::{self, Departed};
 use crate::driver::{self, Commands, Driver, Report};
+use crate::health::HealthFlags;
 use crate::host::Host;
 use crate::io::arp::ArpSocket;
 use crate::io::netlink::{self, Netlink};
@@ -55,8 +56,7 @@ use crate::listeners::Listeners;
 use crate::mailbox;
 use crate::metrics::Metrics;
 use crate::saver::Saver;
-use crate::shared::Shared;
-use crate::state::{Epoch, Remembered, StateDir};
+use crate::state::{Epoch, PersistedState, StateDir};
 use crate::status::{self, Ownership};
 
 /// Without an API server the last known view is used after this time.
@@ -94,14 +94,14 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let pins = Pins::new(&args.paths.pin_dir);
     let booted = pins.are_new();
     let loaded = loader::load(&pins)?;
-    let shared = Arc::new(Shared::new(clock::now()));
+    let health = Arc::new(HealthFlags::new(clock::now()));
     let metrics = Arc::new(Metrics::new(Counters::open(&pins)?)?);
     metrics.state_errors.with_label_values(&["boot_epoch"]).inc_by(u64::from(!is_saved));
     let saver = Saver::start(disk.clone(), metrics.clone()).context("start the disk thread")?;
     let (commands, inbox) = Commands::channel()?;
     let (sync_sender, sync_inbox) = inbox::channel(metrics.clone());
     let (host, node_address) = Host::new(args.node_ip, commands.clone(), sync_sender.clone(), metrics.clone());
-    let admin = Admin { shared: shared.clone(), metrics: metrics.clone() };
+    let admin = Admin { health: health.clone(), metrics: metrics.clone() };
     let server = tokio::spawn(listeners.serve(admin, node_address));
 
     // What the speakers of a cluster share.
@@ -113,7 +113,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     tokio::spawn(keys::source::run(api_server.clone(), args.namespace.clone(), keys.is_some(), updates));
     let keys = match keys {
         Some(keys) => keys,
-        None => match keys::source::first(&disk, &mut secret, &shared).await? {
+        None => match keys::source::first(&disk, &mut secret, &health).await? {
             Some(keys) => keys,
             None => return Ok(()),
         },
@@ -134,7 +134,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let (updates, updates_receiver) = mailbox::channel(usize::MAX);
     let (view_sender, view) = watch::channel(None);
     let (lagging_sender, lagging) = watch::channel(false);
-    let remembered = disk.load_forwarding();
+    let persisted = disk.load_forwarding();
     let window = args.drain_window();
     let sync = Sync {
         node: args.node_name.clone(),
@@ -144,11 +144,11 @@ async fn run_async(args: RunArgs) -> Result<()> {
         hash_key: identity.flow_key(),
         udp_silent: args.udp_unserved == UdpUnserved::Silent,
         attachment: Attachment::new(loaded, &uplink.name, uplink.index),
-        planner: Planner::new(identity.flow_key(), previous_rings(remembered.as_ref(), window)),
+        planner: Planner::new(identity.flow_key(), previous_rings(persisted.as_ref(), window)),
         reporter: Reporter::new(&args.node_name, identity.flow_key(), window),
         saver: saver.clone(),
         startup_probe: if booted { StartupProbe::running() } else { StartupProbe::Off },
-        shared: shared.clone(),
+        health: health.clone(),
         metrics: metrics.clone(),
         on_synced: on_synced(commands.clone(), updates.clone()),
         on_lagging: Box::new(move |lagging| _ = lagging_sender.send_replace(lagging)),
@@ -187,7 +187,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let election = Election::new(config, now);
     let driver = Driver {
         liveness: Liveness::new(liveness),
-        readiness: Readiness::new(readiness::Config::default(), ready(remembered.as_ref().filter(|_| !booted))),
+        readiness: Readiness::new(readiness::Config::default(), ready(persisted.as_ref().filter(|_| !booted))),
         resolver: Resolver::new(resolve::Config::new(jitter)),
         unicast: Unicast::new(unicast::Config::default()),
         rotation,
@@ -200,15 +200,15 @@ async fn run_async(args: RunArgs) -> Result<()> {
         own_ip: Some(args.node_ip),
         sync: sync_sender.clone(),
         reports: reports_sender,
-        shared: shared.clone(),
+        health: health.clone(),
         metrics: metrics.clone(),
     };
-    shared.begin(now);
+    health.begin(now);
 
     let inputs = Inputs { view, inbox: sync_inbox, exchange, report_udp };
-    let mut ends = Ends::default();
-    ends.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, tools, inputs)))?;
-    ends.spawn("election", move || driver::run(election, driver))?;
+    let mut exits = ThreadExits::default();
+    exits.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, tools, inputs)))?;
+    exits.spawn("election", move || driver::run(election, driver))?;
     commands.send(crate::driver::Command::OwnMac(uplink.mac))?;
     commands.send(crate::driver::Command::Carrier(uplink.carrier))?;
     let mut changes = net.watch(uplink.index);
@@ -228,30 +228,28 @@ async fn run_async(args: RunArgs) -> Result<()> {
         servers,
         commands,
         view: view_sender,
-        shared,
+        health,
         metrics,
         updates,
         reports,
         events,
     };
-    serving.run(&mut changes, ends, server).await
+    serving.run(&mut changes, exits, server).await
 }
 
 /// The former rings; if there are none that can be used, the other nodes tell what they hold.
-fn previous_rings(remembered: Option<&Remembered>, window: Duration) -> PreviousRings {
-    let Some(remembered) = remembered else { return PreviousRings::new(window) };
-    PreviousRings::restore(&remembered.previous_rings, window, &clock::boot_id(), clock::now()).unwrap_or_else(
-        |error| {
-            warn!(%error, "previous rings not restored from disk");
-            PreviousRings::new(window)
-        },
-    )
+fn previous_rings(persisted: Option<&PersistedState>, window: Duration) -> PreviousRings {
+    let Some(persisted) = persisted else { return PreviousRings::new(window) };
+    PreviousRings::restore(&persisted.previous_rings, window, &clock::boot_id(), clock::now()).unwrap_or_else(|error| {
+        warn!(%error, "previous rings not restored from disk");
+        PreviousRings::new(window)
+    })
 }
 
 /// Who was there when the speaker before this one ended. Not after a boot: others may have booted meanwhile, and to ask a node that
 /// has kube-proxy's rules before it has ours costs the flow.
-fn ready(remembered: Option<&Remembered>) -> BTreeSet<NodeName> {
-    let names = remembered.into_iter().flat_map(|remembered| &remembered.ready);
+fn ready(persisted: Option<&PersistedState>) -> BTreeSet<NodeName> {
+    let names = persisted.into_iter().flat_map(|persisted| &persisted.ready);
     names.filter_map(|name| NodeName::new(name)).collect()
 }
 
@@ -270,7 +268,7 @@ struct Serving {
     commands: Commands,
     /// The dataplane goes by the newest.
     view: watch::Sender<Option<Arc<View>>>,
-    shared: Arc<Shared>,
+    health: Arc<HealthFlags>,
     metrics: Arc<Metrics>,
     updates: mailbox::Sender<Ipv4Addr, Ownership>,
     reports: mailbox::Receiver<driver::Subject, Report>,
@@ -281,7 +279,7 @@ impl Serving {
     async fn run(
         mut self,
         changes: &mut mpsc::Receiver<netlink::Change>,
-        mut ends: Ends,
+        mut exits: ThreadExits,
         mut server: tokio::task::JoinHandle<Result<()>>,
     ) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
@@ -330,7 +328,7 @@ impl Serving {
                 _ = terminate.recv(), if !leaving => { leaving = true; self.leave()?; }
                 _ = interrupt.recv(), if !leaving => { leaving = true; self.leave()?; }
                 ended = &mut server => return ended.context("admin server")?,
-                ended = ends.receiver.recv() => bail!("{}", ended.unwrap_or_else(|| "all threads ended".into())),
+                ended = exits.receiver.recv() => bail!("{}", ended.unwrap_or_else(|| "all threads ended".into())),
             }
         }
     }
@@ -346,9 +344,9 @@ impl Serving {
     }
 
     fn take_secret(&mut self, found: Found) -> Result<()> {
-        let secret = self.keys.take(found, self.shared.held_back.load(Ordering::Relaxed))?;
+        let secret = self.keys.take(found, self.health.held_back.load(Ordering::Relaxed))?;
         let differs = self.keys.identity_differs();
-        self.shared.identity_differs.store(differs, Ordering::Relaxed);
+        self.health.identity_differs.store(differs, Ordering::Relaxed);
         self.metrics.keys_identity_differs.set(i64::from(differs));
         self.commands.send(driver::Command::Keys(secret))
     }
@@ -459,12 +457,12 @@ impl Views {
 }
 
 /// Tells when a thread ends: none may while the process runs.
-struct Ends {
+struct ThreadExits {
     sender: mpsc::Sender<String>,
     receiver: mpsc::Receiver<String>,
 }
 
-impl Default for Ends {
+impl Default for ThreadExits {
     fn default() -> Self {
         // The first end is the process's; others have no room and need none.
         let (sender, receiver) = mpsc::channel(1);
@@ -472,7 +470,7 @@ impl Default for Ends {
     }
 }
 
-impl Ends {
+impl ThreadExits {
     fn spawn(&mut self, name: &'static str, body: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
         let sender = self.sender.clone();
         let named = thread::Builder::new().name(name.into());

@@ -37,12 +37,12 @@ use tracing::{error, info, warn};
 
 use crate::dataplane::LeaseMaps;
 use crate::dataplane::inbox::{Message, Outbox};
+use crate::health::{HealthFlags, turned};
 use crate::io::arp::{ArpSocket, Frame};
 use crate::io::udp::{MulticastSocket, RECEIVE_BUFFER};
 use crate::io::{Mac, clock, schedule};
 use crate::mailbox;
 use crate::metrics::Metrics;
-use crate::shared::{Shared, turned};
 use stall::Stall;
 
 /// ARP for VIPs of other nodes stays unanswered this long after the loop's last turn; then the kernel may answer again.
@@ -179,7 +179,7 @@ pub struct Driver {
     pub own_ip: Option<Ipv4Addr>,
     pub sync: Outbox,
     pub reports: Reports,
-    pub shared: Arc<Shared>,
+    pub health: Arc<HealthFlags>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -268,7 +268,7 @@ impl Loop {
             for event in std::mem::take(&mut self.state.follow_up) {
                 self.elect(event);
             }
-            turned(&self.state.driver.shared.election_turned, now);
+            turned(&self.state.driver.health.election_turned, now);
             self.wait()?;
         }
     }
@@ -381,7 +381,7 @@ impl State {
     }
 
     fn set_carrier(&mut self, up: bool, now: Instant) {
-        self.driver.shared.carrier.store(up, Ordering::Relaxed);
+        self.driver.health.carrier.store(up, Ordering::Relaxed);
         self.on_liveness(liveness::Event::Carrier(up), now);
         self.on_announce(announce::Event::Carrier(up), now);
         self.on_resolve(resolve::Event::Carrier(up), now);
@@ -411,7 +411,7 @@ impl State {
         info!(%vip, %term, "owner now");
         self.unreleased.remove(&vip);
         self.driver.metrics.transitions.inc();
-        self.driver.shared.own(vip.0, term.0);
+        self.driver.health.own(vip.0, term.0);
         self.report(Report::Acquired { vip: vip.0, term });
         true
     }
@@ -420,7 +420,7 @@ impl State {
         self.released_for.insert(vip, reason);
         info!(%vip, reason = reason.label(), "owner no more");
         self.driver.metrics.transitions.inc();
-        self.driver.shared.disown(vip.0);
+        self.driver.health.disown(vip.0);
         self.on_announce(announce::Event::Stop(vip), now);
         self.remove_own(vip);
     }
@@ -510,7 +510,7 @@ impl State {
             self.remove_own(vip);
         }
         self.mute_written = now;
-        self.driver.shared.lease_until.store(self.lease_until.as_nanos(), Ordering::Relaxed);
+        self.driver.health.lease_until.store(self.lease_until.as_nanos(), Ordering::Relaxed);
         if let Err(error) = self.driver.lease.renew(self.lease_until, now + MUTE) {
             error!(error = format!("{error:#}"), "lease not renewed");
             self.driver.metrics.send_errors.with_label_values(&["lease"]).inc();
@@ -592,7 +592,7 @@ impl Surroundings for State {
             }
             Action::Release { vip, reason } => self.release(vip, reason, now),
             // Of the VIPs whose entry the kernel has just refused, none is announced.
-            Action::Announce { vip } if self.driver.shared.owns(vip.0) => {
+            Action::Announce { vip } if self.driver.health.owns(vip.0) => {
                 self.on_announce(announce::Event::Announce(vip), now);
             }
             Action::Announce { .. } => {}
@@ -618,7 +618,7 @@ impl Surroundings for State {
             Action::Phase(phase) => {
                 info!(phase = phase.label(), "phase");
                 let joined = matches!(phase, Phase::Member | Phase::Isolated);
-                self.driver.shared.joined.store(joined, Ordering::Relaxed);
+                self.driver.health.joined.store(joined, Ordering::Relaxed);
                 self.driver.metrics.isolated.set(i64::from(phase == Phase::Isolated));
             }
             Action::OwnerChanged { vip, owner } => {

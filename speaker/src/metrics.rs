@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::dataplane::Counters;
-use crate::shared::Shared;
+use crate::health::HealthFlags;
 
 pub struct Metrics {
     registry: Registry,
@@ -219,7 +219,7 @@ impl Metrics {
         self.drops.lock().unwrap_or_else(PoisonError::into_inner).push((socket, drops));
     }
 
-    pub fn render(&self, shared: &Shared) -> Result<Vec<u8>> {
+    pub fn render(&self, health: &HealthFlags) -> Result<Vec<u8>> {
         for (verdict, frames) in self.counters.read().context("read the packet path's counters")? {
             raise(&self.frames.with_label_values(&[verdict.label()]), frames);
         }
@@ -227,11 +227,11 @@ impl Metrics {
             raise(&self.datagrams_dropped.with_label_values(&[socket]), drops.load(Ordering::Relaxed));
         }
         self.owned.reset();
-        for (vip, term) in shared.owned() {
+        for (vip, term) in health.owned() {
             self.owned.with_label_values(&[vip.to_string().as_str()]).set(i64::try_from(term).unwrap_or(i64::MAX));
         }
-        self.lease_remaining.set(shared.lease_remaining().as_secs_f64());
-        self.ready.set(i64::from(shared.synced.load(Ordering::Relaxed) && shared.not_ready().is_empty()));
+        self.lease_remaining.set(health.lease_remaining().as_secs_f64());
+        self.ready.set(i64::from(health.synced.load(Ordering::Relaxed) && health.not_ready().is_empty()));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).context("encode metrics")?;
         Ok(text)

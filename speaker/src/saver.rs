@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::metrics::Metrics;
-use crate::state::{Remembered, StateDir};
+use crate::state::{PersistedState, StateDir};
 
 /// Between the beginnings of two writes.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ struct Desk {
 #[derive(Default)]
 struct Waiting {
     view: Option<Arc<View>>,
-    forwarding: Option<Arc<Remembered>>,
+    forwarding: Option<Arc<PersistedState>>,
     writing: bool,
     /// Somebody waits for the end of it.
     hurry: bool,
@@ -62,8 +62,8 @@ impl Saver {
     }
 
     /// Replaces former rings that wait.
-    pub fn forwarding(&self, remembered: Remembered) {
-        self.0.lock().forwarding = Some(Arc::new(remembered));
+    pub fn forwarding(&self, persisted: PersistedState) {
+        self.0.lock().forwarding = Some(Arc::new(persisted));
         self.0.changed.notify_all();
     }
 
@@ -102,7 +102,7 @@ impl Writer {
             let began = Instant::now();
             let outcomes = [
                 view.as_ref().map(|view| ("view", self.disk.save_view(view))),
-                forwarding.as_ref().map(|remembered| ("forwarding", self.disk.save_forwarding(remembered))),
+                forwarding.as_ref().map(|persisted| ("forwarding", self.disk.save_forwarding(persisted))),
             ];
             let failed = self.judge(outcomes);
             let pause = if failed { self.backoff.failed() } else { (began.elapsed() * SHARE).min(Backoff::LONGEST) };
@@ -111,7 +111,7 @@ impl Writer {
         }
     }
 
-    fn next(&self) -> (Option<Arc<View>>, Option<Arc<Remembered>>) {
+    fn next(&self) -> (Option<Arc<View>>, Option<Arc<PersistedState>>) {
         let waiting = self.desk.lock();
         let nothing = |waiting: &mut Waiting| waiting.is_empty();
         let mut waiting = self.desk.changed.wait_while(waiting, nothing).unwrap_or_else(PoisonError::into_inner);
@@ -120,7 +120,7 @@ impl Writer {
     }
 
     /// What could not be written waits again, unless there is something newer.
-    fn done(&self, view: Option<Arc<View>>, forwarding: Option<Arc<Remembered>>) {
+    fn done(&self, view: Option<Arc<View>>, forwarding: Option<Arc<PersistedState>>) {
         let mut waiting = self.desk.lock();
         waiting.writing = false;
         waiting.view = waiting.view.take().or(view);

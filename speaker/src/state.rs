@@ -31,7 +31,7 @@ pub struct StateDir {
 
 /// What the packet path has to know of the time before this speaker.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Remembered {
+pub struct PersistedState {
     /// Former rings of each service.
     #[serde(alias = "history")]
     pub previous_rings: SavedRings,
@@ -89,14 +89,14 @@ impl StateDir {
         load(&self.view_path(), "last known view unreadable, waiting for the API server")
     }
 
-    pub fn save_forwarding(&self, remembered: &Remembered) -> Result<()> {
-        let bytes = serde_json::to_vec(remembered).context("serialize the previous rings")?;
+    pub fn save_forwarding(&self, persisted: &PersistedState) -> Result<()> {
+        let bytes = serde_json::to_vec(persisted).context("serialize the previous rings")?;
         write_atomically(&self.forwarding_path(), &bytes)
     }
 
     /// What the last speaker remembered. A file that cannot be read is reported and counts as absent: the other nodes know what
     /// they hold, and say so.
-    pub fn load_forwarding(&self) -> Option<Remembered> {
+    pub fn load_forwarding(&self) -> Option<PersistedState> {
         load(&self.forwarding_path(), "previous rings unreadable; continuing with what other nodes report")
     }
 

@@ -37,7 +37,7 @@ pub struct SysctlError {
 
 /// The state file.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Remembered {
+struct SavedSysctls {
     boot_id: String,
     /// Path below the base -> the value found.
     original: BTreeMap<String, String>,
@@ -65,9 +65,9 @@ impl Sysctls {
     /// Puts back what is still as we left it, and forgets. What somebody else has changed since, and interfaces that are
     /// gone, stay as they are.
     pub fn restore(&self) -> Result<Vec<String>, SysctlError> {
-        let remembered = self.load()?;
+        let saved = self.load()?;
         let mut restored = Vec::new();
-        for (name, value) in &remembered.original {
+        for (name, value) in &saved.original {
             match self.read(name) {
                 Ok(now) if now == needed(name) => {
                     self.write(name, value)?;
@@ -85,17 +85,17 @@ impl Sysctls {
     }
 
     fn set(&self, names: &[String]) -> Result<Vec<String>, SysctlError> {
-        let mut remembered = self.load()?;
+        let mut saved = self.load()?;
         let mut differing = Vec::new();
         for name in names {
             let value = self.read(name)?;
             if value != needed(name) {
-                remembered.original.entry(name.clone()).or_insert(value);
+                saved.original.entry(name.clone()).or_insert(value);
                 differing.push(name.clone());
             }
         }
         if !differing.is_empty() {
-            self.store(&remembered)?;
+            self.store(&saved)?;
         }
         for name in &differing {
             self.write(name, needed(name))?;
@@ -104,25 +104,25 @@ impl Sysctls {
     }
 
     /// What this boot's first speaker found. An unreadable file counts as none: worse than forgetting were not to start.
-    fn load(&self) -> Result<Remembered, SysctlError> {
+    fn load(&self) -> Result<SavedSysctls, SysctlError> {
         let boot_id = fs::read_to_string(&self.boot_id).map_err(failed("read", &self.boot_id))?.trim().to_owned();
-        let remembered = match fs::read(&self.file) {
+        let saved = match fs::read(&self.file) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 tracing::warn!(path = %self.file.display(), %error, "original sysctls are lost");
-                Remembered::default()
+                SavedSysctls::default()
             }),
-            Err(source) if source.kind() == io::ErrorKind::NotFound => Remembered::default(),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => SavedSysctls::default(),
             Err(source) => return Err(failed("read", &self.file)(source)),
         };
-        if remembered.boot_id == boot_id {
-            return Ok(remembered);
+        if saved.boot_id == boot_id {
+            return Ok(saved);
         }
-        Ok(Remembered { boot_id, original: BTreeMap::new() })
+        Ok(SavedSysctls { boot_id, original: BTreeMap::new() })
     }
 
     /// Whole or not at all.
-    fn store(&self, remembered: &Remembered) -> Result<(), SysctlError> {
-        let text = serde_json::to_vec(remembered).map_err(io::Error::from).map_err(failed("write", &self.file))?;
+    fn store(&self, saved: &SavedSysctls) -> Result<(), SysctlError> {
+        let text = serde_json::to_vec(saved).map_err(io::Error::from).map_err(failed("write", &self.file))?;
         let new = self.file.with_extension("new");
         if let Some(parent) = self.file.parent() {
             fs::create_dir_all(parent).map_err(failed("create", parent))?;

@@ -20,8 +20,8 @@ use tracing::{debug, error, info, warn};
 use super::nft::NftError;
 use super::{Backend, Outcome};
 use crate::backoff::Backoff;
+use crate::health::HealthFlags;
 use crate::metrics::Metrics;
-use crate::shared::Shared;
 
 /// A plan, and the view that it follows.
 #[derive(Debug)]
@@ -51,10 +51,15 @@ pub struct Rules {
 
 impl Rules {
     /// `restored`: what an earlier speaker's rules do, which stay in force until the first plan is. The worker ends with this value.
-    pub fn start(backend: Backend, restored: InForce, metrics: Arc<Metrics>, shared: Arc<Shared>) -> io::Result<Self> {
+    pub fn start(
+        backend: Backend,
+        restored: InForce,
+        metrics: Arc<Metrics>,
+        health: Arc<HealthFlags>,
+    ) -> io::Result<Self> {
         let (wanted, plans) = watch::channel(None);
         let (publisher, in_force) = watch::channel(restored);
-        let health = Health { metrics, shared, failing: None, publisher };
+        let health = Health { metrics, health, failing: None, publisher };
         thread::Builder::new().name("nft".into()).spawn(move || match tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -193,7 +198,7 @@ impl Worker {
 /// What others learn of the worker.
 struct Health {
     metrics: Arc<Metrics>,
-    shared: Arc<Shared>,
+    health: Arc<HealthFlags>,
     failing: Option<&'static str>,
     publisher: watch::Sender<InForce>,
 }
@@ -217,7 +222,7 @@ impl Health {
 
     fn show(&self, failing: bool) {
         self.metrics.nft_failing.set(i64::from(failing));
-        self.shared.nft_failing.store(failing, Ordering::Relaxed);
+        self.health.nft_failing.store(failing, Ordering::Relaxed);
         self.publisher.send_if_modified(|known| std::mem::replace(&mut known.failing, failing) != failing);
     }
 

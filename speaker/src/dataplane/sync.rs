@@ -38,11 +38,11 @@ use super::writer::MapWriter;
 use crate::backend::Backend;
 use crate::backend::worker::{InForce, Rules};
 use crate::backoff::Backoff;
+use crate::health::{HealthFlags, turned};
 use crate::io::udp::MulticastSocket;
 use crate::io::{Mac, clock};
 use crate::metrics::Metrics;
 use crate::saver::Saver;
-use crate::shared::{Shared, turned};
 
 /// Says that the loop turns; and what hangs on time alone.
 const TURN: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ pub struct Sync {
     pub saver: Saver,
     /// Awaited if the node has booted since the last speaker.
     pub startup_probe: StartupProbe,
-    pub shared: Arc<Shared>,
+    pub health: Arc<HealthFlags>,
     pub metrics: Arc<Metrics>,
     /// Called after a change, when the packet path is as the view says.
     pub on_synced: Box<dyn Fn(Synced) + Send>,
@@ -133,7 +133,7 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
             _ = turn.tick() => state.dirty |= state.sync.planner.awaits_reports() || state.removal_grace.is_due(clock::now()),
             () = sleep_until(state.retry.unwrap_or_else(Instant::now)), if state.retry.is_some() => {}
         }
-        turned(&state.sync.shared.dataplane_turned, clock::now());
+        turned(&state.sync.health.dataplane_turned, clock::now());
         state.converge()?;
     }
 }
@@ -221,14 +221,14 @@ impl State {
         sync.planner.was_away(&sync.node);
         let macs = have.nodes.values().map(|node| (Ipv4Addr::from(node.addr), Mac(node.mac)));
         let in_force = left_in_force(&have);
-        let (metrics, shared) = (sync.metrics.clone(), sync.shared.clone());
+        let (metrics, health) = (sync.metrics.clone(), sync.health.clone());
         let config = maps.config()?;
         Ok(Self {
             layout: Layout::restore(&have),
             macs: macs.filter(|(_, mac)| *mac != Mac::default()).collect(),
             signed_macs: BTreeMap::new(),
             have,
-            rules: Rules::start(backend, in_force.clone(), metrics, shared).context("start the nft worker")?,
+            rules: Rules::start(backend, in_force.clone(), metrics, health).context("start the nft worker")?,
             in_force,
             config,
             writer: MapWriter::start(maps).context("start the map writer")?,

@@ -81,7 +81,7 @@ impl State {
             return;
         }
         let count = self.driver.unverified.count();
-        self.driver.shared.unverified.store(count as u64, Ordering::Relaxed);
+        self.driver.health.unverified.store(count as u64, Ordering::Relaxed);
         self.driver.metrics.peers_unverified.set(count as i64);
         for action in actions {
             match action {
@@ -94,7 +94,7 @@ impl State {
                         warn!("this node is new and cannot verify the others: it owns no VIP (docs/election.md, Keys)");
                         self.report(Report::HeldBack);
                     }
-                    self.driver.shared.held_back.store(hold, Ordering::Relaxed);
+                    self.driver.health.held_back.store(hold, Ordering::Relaxed);
                     self.follow_up.push(self.readiness());
                 }
                 Action::Confirmed => self.report(Report::IdentityConfirmed),
@@ -104,6 +104,6 @@ impl State {
 
     /// The packet path can serve, and nothing says that this node is a stranger here.
     pub(super) fn readiness(&self) -> election::Event {
-        election::Event::Ready(self.ready && !self.driver.shared.held_back.load(Ordering::Relaxed))
+        election::Event::Ready(self.ready && !self.driver.health.held_back.load(Ordering::Relaxed))
     }
 }

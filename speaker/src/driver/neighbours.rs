@@ -130,7 +130,7 @@ impl State {
         let unicast = &self.driver.unicast;
         self.driver.metrics.peers_by_unicast.set(unicast.targets().count() as i64);
         self.driver.metrics.adverts_missing.set(unicast.missing().count() as i64);
-        self.driver.shared.adverts_missing.store(unicast.receives_none(), Ordering::Relaxed);
+        self.driver.health.adverts_missing.store(unicast.receives_none(), Ordering::Relaxed);
     }
 
     /// All that announces or queries uses the new MAC address at once, and the others learn it: the owner's VIPs by a new burst, the

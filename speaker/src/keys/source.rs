@@ -17,8 +17,8 @@ use tracing::{info, warn};
 
 use super::{Contents, Found, Keys};
 use crate::apiserver::ApiServer;
+use crate::health::HealthFlags;
 use crate::io::clock;
-use crate::shared::Shared;
 use crate::state::StateDir;
 
 /// Why there is nothing to be had from the Secret. The label is the reason of /readyz and the log field.
@@ -79,8 +79,8 @@ pub async fn run(server: ApiServer, namespace: String, has_keys: bool, updates: 
 }
 
 /// The first keys of this node, as soon as the Secret is there. `None`: told to stop meanwhile.
-pub async fn first(disk: &StateDir, secret: &mut mpsc::Receiver<Update>, shared: &Shared) -> Result<Option<Keys>> {
-    shared.wait_for_keys(Some(Problem::Awaited));
+pub async fn first(disk: &StateDir, secret: &mut mpsc::Receiver<Update>, health: &HealthFlags) -> Result<Option<Keys>> {
+    health.wait_for_keys(Some(Problem::Awaited));
     info!("no keys on disk: waiting for the Secret sheave-keys");
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
@@ -91,11 +91,11 @@ pub async fn first(disk: &StateDir, secret: &mut mpsc::Receiver<Update>, shared:
             _ = interrupt.recv() => return Ok(None),
         };
         match update {
-            Update::Problem(problem) => shared.wait_for_keys(Some(problem)),
+            Update::Problem(problem) => health.wait_for_keys(Some(problem)),
             Update::Found(found) => {
                 let keys = Keys::adopt(disk, *found);
-                shared.begin(clock::now());
-                shared.wait_for_keys(None);
+                health.begin(clock::now());
+                health.wait_for_keys(None);
                 return Ok(Some(keys));
             }
         }

@@ -24,7 +24,7 @@ use super::super::writer::{Job, Written};
 use super::{Planned, State, Synced, Writing};
 use crate::backend::worker::{InForce, Wanted};
 use crate::io::{clock, memory};
-use crate::state::Remembered;
+use crate::state::PersistedState;
 
 /// How long after the first full view the other nodes have to speak, before this one goes on without their word.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -193,13 +193,13 @@ impl State {
             }
             self.retry = Some(Instant::now() + self.backoff.failed());
             self.sync.metrics.sync_errors.inc();
-            if !self.sync.shared.maps_failing.swap(true, Ordering::Relaxed) {
+            if !self.sync.health.maps_failing.swap(true, Ordering::Relaxed) {
                 error!(reason = "maps_failing", error = format!("{error:#}"), "maps not written, trying again");
             }
             return Ok(());
         }
         self.backoff.succeeded();
-        if self.sync.shared.maps_failing.swap(false, Ordering::Relaxed) {
+        if self.sync.health.maps_failing.swap(false, Ordering::Relaxed) {
             info!("maps are written again");
         }
         // The same contents, and the rings shared with the planner instead of held twice.
@@ -228,7 +228,7 @@ impl State {
         self.sync.attachment.begin()?;
         self.sync.startup_probe = StartupProbe::Off;
         self.started = true;
-        self.sync.shared.synced.store(true, Ordering::Relaxed);
+        self.sync.health.synced.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -284,14 +284,14 @@ impl State {
             return;
         }
         let previous_rings = previous_rings.save(&clock::boot_id(), clock::now());
-        self.sync.saver.forwarding(Remembered { previous_rings, ready: state.1.clone() });
+        self.sync.saver.forwarding(PersistedState { previous_rings, ready: state.1.clone() });
         self.saved = Some(state);
     }
 
     /// Tells the election what it may do, when that is something else.
     pub(super) fn notify_election(&mut self) {
         let attached = self.sync.attachment.is_attached();
-        self.sync.shared.attached.store(attached, Ordering::Relaxed);
+        self.sync.health.attached.store(attached, Ordering::Relaxed);
         let Some(view) = self.view.as_ref().filter(|_| self.started) else { return };
         let eligible = eligibility::candidates(view);
         // An owner whose packet path is detached is not ready, and hands over; of its carrier the election hears by itself.

@@ -76,7 +76,7 @@ struct World {
     pins: Pins,
     view: watch::Sender<Option<Arc<View>>>,
     outbox: Outbox,
-    shared: Arc<Shared>,
+    health: Arc<HealthFlags>,
     metrics: Arc<Metrics>,
     /// On the other end of the uplink.
     segment: MulticastSocket,
@@ -141,7 +141,7 @@ impl World {
         let pins = Pins::new(&dir.join("bpf/sheave"));
         let loaded = loader::load(&pins).unwrap();
         let metrics = Arc::new(Metrics::new(Counters::open(&pins).unwrap()).unwrap());
-        let shared = Arc::new(Shared::default());
+        let health = Arc::new(HealthFlags::default());
         let (outbox, inbox) = inbox::channel(metrics.clone());
         let (view_sender, view) = watch::channel(None);
         let synced = Arc::new(Mutex::new(None));
@@ -159,7 +159,7 @@ impl World {
             reporter: Reporter::new(&node_name(1), [1, 2], hour),
             saver: Saver::start(StateDir::open(&dir.join("state")), metrics.clone()).unwrap(),
             startup_probe: StartupProbe::Off,
-            shared: shared.clone(),
+            health: health.clone(),
             metrics: metrics.clone(),
             on_synced: Box::new(move |synced| *told.lock().unwrap() = Some(synced)),
             on_lagging: Box::new(|_| {}),
@@ -183,7 +183,7 @@ impl World {
         for n in [2, 3] {
             outbox.send(Message::Neighbour { ip: address(n), mac: Mac([2, 0, 0, 0, 0, n]) }).unwrap();
         }
-        Self { dir: dir.into(), pins, view: view_sender, outbox, shared, metrics, segment, synced }
+        Self { dir: dir.into(), pins, view: view_sender, outbox, health, metrics, segment, synced }
     }
 
     fn show(&self, services: &[(u16, &[u8])]) {
@@ -218,7 +218,7 @@ impl World {
     /// Everything but what belongs to other threads.
     fn faults(&self) -> Vec<&'static str> {
         let others = ["no_carrier", "joining", "election_stalled"];
-        self.shared.not_ready().into_iter().filter(|reason| !others.contains(reason)).collect()
+        self.health.not_ready().into_iter().filter(|reason| !others.contains(reason)).collect()
     }
 
     /// The next report that this node sends.
@@ -283,7 +283,7 @@ fn while_nft_hangs_rows_of_a_lost_node_move_and_reports_go_on() {
         assert_eq!(after.view, viewed, "the rules do not follow the new view yet");
 
         until("it has a name", Duration::from_secs(10), || world.faults() == ["nft_failing"]);
-        assert_eq!(world.shared.not_alive(), ["election_stalled"]);
+        assert_eq!(world.health.not_alive(), ["election_stalled"]);
         assert_eq!(world.metrics.nft_errors.with_label_values(&["slow"]).get(), 1);
         until("a new port does not wait for ever", SOON, || world.serves(90, &[1, 2], false));
         drop(hold);

@@ -16,7 +16,7 @@ use crate::keys::source::Problem;
 const LOOP_STALLED: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
-pub struct Shared {
+pub struct HealthFlags {
     /// Why there are no keys; `None` once there are.
     no_keys: Mutex<Option<Problem>>,
     /// The Secret names another cluster id or flow key than this node works with.
@@ -44,11 +44,11 @@ pub struct Shared {
     owned: Mutex<BTreeMap<Ipv4Addr, u64>>,
 }
 
-impl Shared {
+impl HealthFlags {
     pub fn new(now: Instant) -> Self {
-        let shared = Self::default();
-        shared.begin(now);
-        shared
+        let health = Self::default();
+        health.begin(now);
+        health
     }
 
     /// The loops are about to turn.
