@@ -3,7 +3,7 @@
 //!
 //! Read first: RFC 826, RFC 5227 section 2.1 (probes), docs/election.md (lease).
 
-use ebpf_common::{Config, Lease, PROGRAM_ASKED, Verdict};
+use ebpf_common::{Config, Lease, PROGRAM_QUERY, Verdict};
 
 use crate::forward::ethernet_bytes;
 use crate::frame::{Frame, Mac};
@@ -22,8 +22,8 @@ struct Arp {
 #[inline(always)]
 pub fn answer(frame: &mut impl Frame, tables: &impl Tables, link: &Link) -> Result<Verdict, Verdict> {
     let arp = parse(frame)?;
-    if let Some(config) = asked_by_peer(tables, link, &arp) {
-        reply(frame, config, &arp, PROGRAM_ASKED).ok_or(Verdict::NoRoom)?;
+    if let Some(config) = program_query(tables, link, &arp) {
+        reply(frame, config, &arp, PROGRAM_QUERY).ok_or(Verdict::NoRoom)?;
         return Ok(Verdict::ProgramAnswered);
     }
     let about_sender = tables.is_vip(arp.sender);
@@ -51,8 +51,8 @@ pub fn answer(frame: &mut impl Frame, tables: &impl Tables, link: &Link) -> Resu
 /// Another node asks this one for its program, and is one from which we would take packets: those in search of their flow begin where this is
 /// answered. Else the kernel answers, as it would without us.
 #[inline(always)]
-fn asked_by_peer<'a>(tables: &'a impl Tables, link: &Link, arp: &Arp) -> Option<&'a Config> {
-    if arp.operation != REQUEST || arp.target_mac != PROGRAM_ASKED || arp.sender_mac != link.src {
+fn program_query<'a>(tables: &'a impl Tables, link: &Link, arp: &Arp) -> Option<&'a Config> {
+    if arp.operation != REQUEST || arp.target_mac != PROGRAM_QUERY || arp.sender_mac != link.src {
         return None;
     }
     let config = tables.config()?;

@@ -37,7 +37,7 @@ impl ApiServer {
         let configured = (Duration::ZERO, Ok(self.config.clone()));
         let known = servers.into_iter().take(MAX_SERVERS).map(|server| (HEAD_START, direct(&self.config, server)));
         let all = std::iter::once(configured).chain(known);
-        let mut attempts: FuturesUnordered<_> = all.map(|(wait, config)| ask(wait, patience, config)).collect();
+        let mut attempts: FuturesUnordered<_> = all.map(|(wait, config)| try_server(wait, patience, config)).collect();
         let mut errors = Vec::new();
         while let Some(attempt) = attempts.next().await {
             match attempt {
@@ -49,7 +49,7 @@ impl ApiServer {
     }
 }
 
-async fn ask(wait: Duration, patience: Duration, config: Result<Config>) -> Result<(Client, String)> {
+async fn try_server(wait: Duration, patience: Duration, config: Result<Config>) -> Result<(Client, String)> {
     let config = config?;
     let url = config.cluster_url.to_string();
     sleep(wait).await;

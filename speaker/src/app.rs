@@ -317,7 +317,7 @@ impl Serving {
                             info!(all_taken, is_saved, "handed over");
                             return Ok(());
                         }
-                        self.heed(report)?;
+                        self.on_report(report)?;
                     }
                 }
                 Some(update) = self.secret.recv() => match update {
@@ -333,7 +333,7 @@ impl Serving {
         }
     }
 
-    fn heed(&mut self, report: Report) -> Result<()> {
+    fn on_report(&mut self, report: Report) -> Result<()> {
         match report {
             Report::Keys(ring) => self.keys.set_ring(&ring),
             Report::IdentityConfirmed => self.keys.confirm(),

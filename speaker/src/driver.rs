@@ -390,7 +390,7 @@ impl State {
     fn take_arp(&mut self) {
         for _ in 0..MAX_PER_TURN {
             match self.driver.arp.receive() {
-                Ok(Some(Frame::Heard(heard))) => self.take_heard(&heard, clock::now()),
+                Ok(Some(Frame::Neighbour(neighbour))) => self.on_arp(&neighbour, clock::now()),
                 Ok(Some(Frame::Ignored)) => {}
                 Ok(None) => return,
                 Err(error) => {
@@ -597,11 +597,11 @@ impl Surroundings for State {
             }
             Action::Announce { .. } => {}
             Action::Address { node, mac } => self.set_signed_mac(&node, Mac(mac)),
-            Action::Heard { node, ready, hears_us } => {
+            Action::Received { node, ready, receives_us } => {
                 self.verified(&node, now);
                 let multicast = self.incoming.multicast;
-                self.on_unicast(unicast::Event::Received { node: node.clone(), multicast, hears_us }, now);
-                self.on_liveness(liveness::Event::Heard(node.clone()), now);
+                self.on_unicast(unicast::Event::Received { node: node.clone(), multicast, receives_us }, now);
+                self.on_liveness(liveness::Event::Heartbeat(node.clone()), now);
                 if ready {
                     self.on_readiness(readiness::Event::Ready(node), now);
                 }

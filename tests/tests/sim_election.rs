@@ -34,7 +34,7 @@ fn all_hold(profile: Profile, default: u64) -> Vec<Report> {
         reports.iter().map(|report| report.moves).sum::<u64>(),
         reports.iter().map(|report| report.overlaps).sum::<u64>(),
         most(|report| report.longest_overlap),
-        most(|report| report.longest_heard_overlap),
+        most(|report| report.longest_connected_overlap),
         most(|report| report.longest_gap),
         most(|report| report.longest_takeover),
         most(|report| report.settled_after),

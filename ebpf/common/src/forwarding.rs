@@ -87,7 +87,7 @@ pub struct MacKey {
 
 /// In the target hardware address of an ARP request, which nobody reads (RFC 826): the node that sends it asks whether a program of ours
 /// is there. A program that knows it as a peer answers in the kernel's place, with the same in the same field of the reply.
-pub const PROGRAM_ASKED: [u8; 6] = [0x02, 0x53, 0x68, 0x3f, 0, 0];
+pub const PROGRAM_QUERY: [u8; 6] = [0x02, 0x53, 0x68, 0x3f, 0, 0];
 
 const _: () = assert!(size_of::<VipValue>() == 4);
 const _: () = assert!(size_of::<ServiceKey>() == 8);

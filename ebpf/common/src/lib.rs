@@ -12,7 +12,7 @@ mod ring;
 mod second_chance;
 mod verdict;
 
-pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_ASKED, Row, ServiceKey, ServiceValue, VipValue};
+pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_QUERY, Row, ServiceKey, ServiceValue, VipValue};
 pub use hash::{FlowTuple, row_of, siphash13};
 pub use lease::{Config, Lease, Own};
 pub use ring::{RING_WORDS, RingHead};

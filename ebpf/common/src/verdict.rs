@@ -45,7 +45,7 @@ verdicts! {
     ArpMuteOver = 11, "arp_mute_over", Pass;
     /// ARP that names a VIP but is no request for it (an announcement of another node): passed.
     ArpAnnouncement = 12, "arp_announcement", Pass;
-    /// Another node asked whether a program of ours is here ([`crate::PROGRAM_ASKED`]): answered.
+    /// Another node asked whether a program of ours is here ([`crate::PROGRAM_QUERY`]): answered.
     ProgramAnswered = 13, "program_answered", Tx;
 
     /// The row names this node alone, or the packet opens a flow: up the stack, to the local pod.

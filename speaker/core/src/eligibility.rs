@@ -32,7 +32,7 @@ pub fn candidates(view: &View) -> Eligible {
     let (first, cordoned) = (names(false), names(true));
     let all = first.len() + cordoned.len() == view.members().count();
     match (first.is_empty(), cordoned.is_empty()) {
-        (true, _) | (_, true) if all => Eligible::Everybody,
+        (true, _) | (_, true) if all => Eligible::All,
         (true, _) => Eligible::only(cordoned),
         (_, true) => Eligible::only(first),
         (false, false) => Eligible::Preferred { nodes: Arc::new(first), others: Arc::new(cordoned) },
@@ -84,8 +84,8 @@ mod tests {
             View::from(excluded.iter().enumerate().map(node).collect::<Vec<_>>())
         };
         let only = |names: &[&str]| Eligible::only(names.iter().filter_map(|name| NodeName::new(name)).collect());
-        assert_eq!(candidates(&view(&[false, false])), Eligible::Everybody);
-        assert_eq!(candidates(&view(&[true, true])), Eligible::Everybody);
+        assert_eq!(candidates(&view(&[false, false])), Eligible::All);
+        assert_eq!(candidates(&view(&[true, true])), Eligible::All);
         assert_eq!(candidates(&view(&[false, true, false])), only(&["n0", "n2"]));
     }
 
@@ -110,6 +110,6 @@ mod tests {
         assert_eq!(candidates(&known), preferred);
         let all =
             View::from(alloc::vec![node("a", |node| node.cordoned = true), node("b", |node| node.cordoned = true)]);
-        assert_eq!(candidates(&all), Eligible::Everybody, "the last ones keep them");
+        assert_eq!(candidates(&all), Eligible::All, "the last ones keep them");
     }
 }

@@ -61,7 +61,7 @@ pub enum Event {
     /// All other nodes of the cluster; at most [`MAX_WATCHED`]. A new one is up until its kernel fails to answer.
     Nodes(BTreeSet<NodeName>),
     /// A heartbeat of a verified peer (`election::Action::Heard`).
-    Heard(NodeName),
+    Heartbeat(NodeName),
     /// An answer to a probe.
     ProbeReply(NodeName),
     /// The node sent a frame that answers nothing. No sign of life by itself, since it may be a forgery or a remnant, but reason
@@ -101,7 +101,7 @@ struct Watch {
     up: bool,
     /// It has given a sign since it is known.
     known: bool,
-    heard: Option<Instant>,
+    heartbeat: Option<Instant>,
     /// The last heartbeat or answer.
     sign: Instant,
     /// Questions since the last sign.
@@ -111,7 +111,7 @@ struct Watch {
     down_at: Option<Instant>,
     /// Questions of the back-off that runs.
     backed_off: u32,
-    asked: Instant,
+    probed: Instant,
     next_probe: Instant,
 }
 
@@ -120,21 +120,21 @@ impl Watch {
         Self {
             up: true,
             known: false,
-            heard: None,
+            heartbeat: None,
             sign: now,
             owed: 0,
             answers: 0,
             down_at: None,
             backed_off: 0,
-            asked: Instant::ZERO,
+            probed: Instant::ZERO,
             next_probe: now,
         }
     }
 
     /// It owes so many answers that it is down.
     fn is_silent(&self, config: &Config, now: Instant) -> bool {
-        let spoke = self.heard.is_some_and(|heard| heard == self.sign);
-        let owed = if spoke { config.probes } else { 2 * config.probes };
+        let by_heartbeat = self.heartbeat.is_some_and(|heartbeat| heartbeat == self.sign);
+        let owed = if by_heartbeat { config.probes } else { 2 * config.probes };
         // The last question that counts has had time to be answered.
         let overdue = self.owed > owed || self.owed == owed && now >= self.next_probe;
         now >= self.sign + config.dead && overdue
@@ -157,9 +157,9 @@ impl Watch {
 
     /// Between a sign and the next question.
     fn rest(&self, config: &Config) -> Duration {
-        match self.heard {
-            Some(heard) if heard == self.sign => config.interval * 3 / 2,
-            Some(heard) if self.sign.since(heard) < SPEAKER_GONE => config.probe_steady,
+        match self.heartbeat {
+            Some(heartbeat) if heartbeat == self.sign => config.interval * 3 / 2,
+            Some(heartbeat) if self.sign.since(heartbeat) < SPEAKER_GONE => config.probe_steady,
             _ => config.probe_slow,
         }
     }
@@ -193,7 +193,7 @@ impl Liveness {
         watch.sign = now;
         (watch.known, watch.owed, watch.backed_off) = (true, 0, 0);
         if beat {
-            watch.heard = Some(now);
+            watch.heartbeat = Some(now);
         }
         if !watch.up {
             watch.answers += 1;
@@ -216,7 +216,7 @@ impl Liveness {
     /// The back-off of a node that is down begins anew, at most once in a steady pause.
     fn seen(&mut self, name: &NodeName, now: Instant) {
         let Some(watch) = self.nodes.get_mut(name).filter(|watch| !watch.up) else { return };
-        let soon = now.max(watch.asked + self.config.probe_steady);
+        let soon = now.max(watch.probed + self.config.probe_steady);
         if soon < watch.next_probe {
             (watch.backed_off, watch.next_probe) = (0, soon);
         }
@@ -236,7 +236,7 @@ impl Liveness {
         for (name, watch) in self.nodes.iter_mut().filter(|(_, watch)| watch.next_probe <= now) {
             watch.owed = watch.owed.saturating_add(1);
             watch.answers = if watch.owed > self.config.probes { 0 } else { watch.answers };
-            watch.asked = now;
+            watch.probed = now;
             let search = watch.backs_off(self.cut_off) && watch.backed_off >= SEARCH_FROM;
             let pause = if watch.backs_off(self.cut_off) {
                 watch.backed_off = watch.backed_off.saturating_add(1);
@@ -322,7 +322,7 @@ impl Machine for Liveness {
         self.notice_freeze(now);
         match event {
             Event::Nodes(nodes) => self.set_nodes(nodes, now),
-            Event::Heard(node) => self.sign(&node, true, now, actions),
+            Event::Heartbeat(node) => self.sign(&node, true, now, actions),
             Event::ProbeReply(node) => self.sign(&node, false, now, actions),
             Event::Seen(node) => self.seen(&node, now),
             Event::Carrier(carrier) => {

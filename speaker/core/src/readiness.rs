@@ -8,7 +8,7 @@
 //! whose speaker has not been ready since the node was new or down is *blank*: there may be no program of ours at all, and other
 //! rules (kube-proxy's) would answer a flow that lives elsewhere with a reset. Nothing is sent there before its speaker has said what
 //! it holds, which it does when the packet path is in place (`reports::exchange`), or before its program has answered our question
-//! (`PROGRAM_ASKED`): then the node is absent, whatever has become of its speaker. A speaker that is restarted is back long before its node
+//! (`PROGRAM_QUERY`): then the node is absent, whatever has become of its speaker. A speaker that is restarted is back long before its node
 //! counts as absent.
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -203,7 +203,7 @@ mod tests {
             }
         }
 
-        fn heard(&mut self) -> Vec<Action> {
+        fn actions(&mut self) -> Vec<Action> {
             core::mem::take(&mut self.log)
         }
     }
@@ -211,9 +211,9 @@ mod tests {
     #[test]
     fn a_new_node_is_blank_until_its_speaker_is_ready() {
         let mut lab = Lab::new(2, [0]);
-        assert_eq!(lab.heard(), [Action::Unknown(name(1))]);
+        assert_eq!(lab.actions(), [Action::Unknown(name(1))]);
         lab.run(1, &[0, 1]);
-        assert_eq!(lab.heard(), [Action::Ready(name(1))]);
+        assert_eq!(lab.actions(), [Action::Ready(name(1))]);
         assert_eq!(lab.machine.ready_nodes().count(), 2);
     }
 
@@ -222,30 +222,30 @@ mod tests {
         let mut lab = Lab::new(2, [0, 1]);
         lab.event(Event::Down(name(1)));
         lab.event(Event::Down(name(1)));
-        assert_eq!(lab.heard(), [Action::Unknown(name(1))]);
+        assert_eq!(lab.actions(), [Action::Unknown(name(1))]);
         lab.run(100, &[0]);
-        assert_eq!(lab.heard(), []);
+        assert_eq!(lab.actions(), []);
         lab.event(Event::Ready(name(1)));
-        assert_eq!(lab.heard(), [Action::Ready(name(1))]);
+        assert_eq!(lab.actions(), [Action::Ready(name(1))]);
         // Its speaker is silent, then its kernel is gone as well.
         lab.run(40, &[0]);
         lab.event(Event::Down(name(1)));
-        assert_eq!(lab.heard(), [Action::Silent(name(1)), Action::Unknown(name(1))]);
+        assert_eq!(lab.actions(), [Action::Silent(name(1)), Action::Unknown(name(1))]);
     }
 
     /// A node that boots meets one whose speaker is dead; or that one was cut off meanwhile.
     #[test]
     fn a_blank_node_whose_program_answers_is_absent_until_its_speaker_is_ready() {
         let mut lab = Lab::new(3, [0]);
-        assert_eq!(lab.heard(), [Action::Unknown(name(1)), Action::Unknown(name(2))]);
+        assert_eq!(lab.actions(), [Action::Unknown(name(1)), Action::Unknown(name(2))]);
         lab.event(Event::Program(name(1)));
         lab.event(Event::Program(name(1)));
         lab.event(Event::Program(name(0)));
-        assert_eq!(lab.heard(), [Action::Silent(name(1))], "once, and nobody who is present");
+        assert_eq!(lab.actions(), [Action::Silent(name(1))], "once, and nobody who is present");
         lab.event(Event::Ready(name(1)));
         lab.event(Event::Down(name(1)));
         lab.event(Event::Program(name(1)));
-        assert_eq!(lab.heard(), [Action::Ready(name(1)), Action::Unknown(name(1)), Action::Silent(name(1))]);
+        assert_eq!(lab.actions(), [Action::Ready(name(1)), Action::Unknown(name(1)), Action::Silent(name(1))]);
     }
 
     #[test]
@@ -254,9 +254,9 @@ mod tests {
         lab.run(100, &[0, 1, 2]);
         lab.run(20, &[0, 1]);
         lab.run(5, &[0, 1, 2]);
-        assert_eq!(lab.heard(), []);
+        assert_eq!(lab.actions(), []);
         lab.run(40, &[0, 1]);
-        assert_eq!(lab.heard(), [Action::Silent(name(2))]);
+        assert_eq!(lab.actions(), [Action::Silent(name(2))]);
     }
 
     #[test]
@@ -264,17 +264,17 @@ mod tests {
         let mut lab = Lab::new(2, [0, 1]);
         lab.run(10, &[0, 1]);
         lab.run(500, &[]);
-        assert_eq!(lab.heard(), []);
+        assert_eq!(lab.actions(), []);
         // One is back, the other is not.
         lab.run(20, &[0]);
-        assert_eq!(lab.heard(), [Action::Silent(name(1))]);
+        assert_eq!(lab.actions(), [Action::Silent(name(1))]);
     }
 
     #[test]
     fn a_known_node_that_never_speaks_is_absent_in_the_end() {
         let mut lab = Lab::new(2, [0, 1]);
         lab.run(40, &[0]);
-        assert_eq!(lab.heard(), [Action::Silent(name(1))]);
+        assert_eq!(lab.actions(), [Action::Silent(name(1))]);
     }
 
     #[test]

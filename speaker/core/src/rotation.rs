@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::time::{Duration, Instant};
-use crate::wire::advert::{Key, Keyring, MAX_HEARD, Signer};
+use crate::wire::advert::{Key, Keyring, MAX_ECHOES, Signer};
 
 /// The signing keys of the Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub enum Event {
     /// The Secret, when it is read or has changed.
     Secret(Secret),
     /// A verified advert. Needed only while the ring has two keys.
-    Heard {
+    Received {
         node: NodeName,
         signer: Signer,
         other_hint: u8,
@@ -78,7 +78,7 @@ pub struct Rotation {
 
 #[derive(Clone, Debug)]
 struct Peer {
-    heard: Instant,
+    received: Instant,
     signs_with: Key,
     other_hint: u8,
 }
@@ -146,7 +146,7 @@ impl Rotation {
         *key == self.secret.current || self.secret.previous.as_ref() == Some(key)
     }
 
-    fn hear(&mut self, node: NodeName, signer: Signer, other_hint: u8, now: Instant) {
+    fn on_received(&mut self, node: NodeName, signer: Signer, other_hint: u8, now: Instant) {
         let Keyring { current, other } = self.ring();
         let Some(signs_with) = (match signer {
             Signer::Current => Some(current),
@@ -154,14 +154,14 @@ impl Rotation {
         }) else {
             return;
         };
-        if self.peers.len() < MAX_HEARD || self.peers.contains_key(&node) {
-            self.peers.insert(node, Peer { heard: now, signs_with, other_hint });
+        if self.peers.len() < MAX_ECHOES || self.peers.contains_key(&node) {
+            self.peers.insert(node, Peer { received: now, signs_with, other_hint });
         }
     }
 
     fn decide(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let window = self.config.window;
-        self.peers.retain(|_, peer| now.since(peer.heard) < window);
+        self.peers.retain(|_, peer| now.since(peer.received) < window);
         match self.next() {
             Some(next) => self.advance(next, now, actions),
             None => self.hold(now, actions),
@@ -242,7 +242,7 @@ impl Machine for Rotation {
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
             Event::Secret(secret) => self.set_secret(secret, now, actions),
-            Event::Heard { node, signer, other_hint } => self.hear(node, signer, other_hint, now),
+            Event::Received { node, signer, other_hint } => self.on_received(node, signer, other_hint, now),
             Event::Tick => {}
         }
         self.decide(now, actions);
@@ -251,7 +251,7 @@ impl Machine for Rotation {
     fn next_deadline(&self) -> Option<Instant> {
         let revoked = (!self.is_named(&self.signing)).then(|| self.noticed + self.config.revocation);
         // A peer that fell silent is not waited for any longer than its window.
-        let silent = self.peers.values().map(|peer| peer.heard).min().map(|heard| heard + self.config.window);
+        let silent = self.peers.values().map(|peer| peer.received).min().map(|received| received + self.config.window);
         let silent = silent.filter(|_| !self.lacking.is_empty() || self.retiring.is_some());
         let waited = self.changed.max(self.lacked) + self.config.grace;
         match self.next() {

@@ -23,14 +23,14 @@ pub struct Config {
     /// Without multicast of a node, or without its naming this one, for so long: unicast begins.
     pub patience: Duration,
     /// Without unicast of a node that names this one for so long: unicast for its sake ends.
-    pub linger: Duration,
+    pub hold: Duration,
     /// A node whose program answers and whose adverts do not arrive for so long.
     pub missing: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { patience: Duration::from_secs(1), linger: Duration::from_secs(5), missing: Duration::from_secs(10) }
+        Self { patience: Duration::from_secs(1), hold: Duration::from_secs(5), missing: Duration::from_secs(10) }
     }
 }
 
@@ -42,7 +42,7 @@ pub enum Event {
     Received {
         node: NodeName,
         multicast: bool,
-        hears_us: bool,
+        receives_us: bool,
     },
     /// Its program has answered a query: a packet path of ours is there.
     Program(NodeName),
@@ -67,7 +67,7 @@ struct Node {
     up: bool,
     multicast: Instant,
     unicast: Option<Instant>,
-    heard_us: Instant,
+    received_us: Instant,
     any: Instant,
     program: bool,
     /// It did not name this node.
@@ -105,7 +105,7 @@ impl Unicast {
                 up: true,
                 multicast: now,
                 unicast: None,
-                heard_us: now,
+                received_us: now,
                 any: now,
                 program: false,
                 one_way: false,
@@ -115,15 +115,22 @@ impl Unicast {
         }
     }
 
-    fn received(&mut self, name: &NodeName, multicast: bool, hears_us: bool, now: Instant, actions: &mut Vec<Action>) {
+    fn received(
+        &mut self,
+        name: &NodeName,
+        multicast: bool,
+        receives_us: bool,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         node.any = now;
         match multicast {
             true => node.multicast = now,
             false => node.unicast = Some(now),
         }
-        if hears_us {
-            node.heard_us = now;
+        if receives_us {
+            node.received_us = now;
         }
         if core::mem::take(&mut node.missing) {
             actions.push(Action::Arrived(name.clone()));
@@ -134,10 +141,10 @@ impl Unicast {
         let config = &self.config;
         for (name, node) in &mut self.nodes {
             let silent = now.since(node.multicast) >= config.patience;
-            let unheard = now.since(node.heard_us) >= config.patience;
-            let asks = node.unicast.is_some_and(|at| now.since(at) < config.linger);
+            let not_received = now.since(node.received_us) >= config.patience;
+            let requested = node.unicast.is_some_and(|at| now.since(at) < config.hold);
             // Without multicast of it either, that is reason enough, and ends when it arrives again.
-            node.one_way = !silent && (unheard || node.one_way && asks);
+            node.one_way = !silent && (not_received || node.one_way && requested);
             let send = node.up && (silent || node.one_way);
             if core::mem::replace(&mut node.sending, send) != send {
                 actions.push(if send { Action::Start(name.clone()) } else { Action::Stop(name.clone()) });
@@ -158,7 +165,9 @@ impl Machine for Unicast {
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
             Event::Nodes(nodes) => self.set_nodes(nodes, now),
-            Event::Received { node, multicast, hears_us } => self.received(&node, multicast, hears_us, now, actions),
+            Event::Received { node, multicast, receives_us } => {
+                self.received(&node, multicast, receives_us, now, actions)
+            }
             Event::Program(name) => {
                 if let Some(node) = self.nodes.get_mut(&name) {
                     node.program = true;
@@ -198,7 +207,7 @@ mod tests {
         /// Whether multicast of this node reaches the other.
         multicast: [bool; 2],
         unicast: bool,
-        heard: [Option<Instant>; 2],
+        received: [Option<Instant>; 2],
         starts: usize,
     }
 
@@ -215,7 +224,7 @@ mod tests {
                 nodes: [node("b"), node("a")],
                 multicast: [true; 2],
                 unicast: true,
-                heard: [None; 2],
+                received: [None; 2],
                 starts: 0,
             }
         }
@@ -232,13 +241,14 @@ mod tests {
                 for from in 0..2 {
                     let to = 1 - from;
                     // Does the sender name the receiver: has it heard it lately?
-                    let hears_us = self.heard[from].is_some_and(|at| self.now.since(at) < Duration::from_millis(150));
+                    let receives_us =
+                        self.received[from].is_some_and(|at| self.now.since(at) < Duration::from_millis(150));
                     let sends = self.nodes[from].targets().next().is_some();
                     for multicast in [true, false] {
                         let arrives = if multicast { self.multicast[from] } else { sends && self.unicast };
                         if arrives {
-                            self.heard[to] = Some(self.now);
-                            let event = Event::Received { node: Self::other(to), multicast, hears_us };
+                            self.received[to] = Some(self.now);
+                            let event = Event::Received { node: Self::other(to), multicast, receives_us };
                             self.nodes[to].handle(event, self.now, &mut Vec::new());
                         }
                     }
@@ -257,8 +267,8 @@ mod tests {
             [0, 1].map(|node| self.nodes[node].targets().next().is_some())
         }
 
-        fn both_hear(&self) -> bool {
-            self.heard.iter().all(|at| at.is_some_and(|at| self.now.since(at) < Duration::from_millis(150)))
+        fn both_receive(&self) -> bool {
+            self.received.iter().all(|at| at.is_some_and(|at| self.now.since(at) < Duration::from_millis(150)))
         }
     }
 
@@ -276,13 +286,13 @@ mod tests {
         let mut world = World::new();
         world.multicast = [false; 2];
         world.run(Duration::from_millis(1500));
-        assert!(world.both_hear());
+        assert!(world.both_receive());
         world.run(LONG);
         assert_eq!((world.sending(), world.starts), ([true; 2], 2), "no flapping");
         world.multicast = [true; 2];
         world.run(Duration::from_secs(7));
         assert_eq!(world.sending(), [false; 2]);
-        assert!(world.both_hear());
+        assert!(world.both_receive());
     }
 
     #[test]
@@ -291,11 +301,11 @@ mod tests {
         world.run(Duration::from_secs(5));
         world.multicast = [false, true];
         world.run(Duration::from_secs(3));
-        assert!(world.both_hear());
+        assert!(world.both_receive());
         assert_eq!(world.sending(), [true; 2]);
         let starts = world.starts;
         world.run(LONG);
-        assert!(world.both_hear());
+        assert!(world.both_receive());
         assert_eq!(world.starts, starts, "no flapping");
         world.multicast = [true; 2];
         world.run(Duration::from_secs(10));

@@ -80,7 +80,7 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
             match forget(Lost { then: first.clone(), now: last }).await {
                 Ok(Outcome { forgotten, unnamed, reading }) => {
                     counts.forgotten.fetch_add(forgotten, Ordering::Relaxed);
-                    say(forgotten, unnamed, counts.unnamed.swap(unnamed, Ordering::Relaxed));
+                    log_forgotten(forgotten, unnamed, counts.unnamed.swap(unnamed, Ordering::Relaxed));
                     judged = first;
                     // And once after every change: connections may have been opened to such pods meanwhile (`RemovalGrace`).
                     again = (unnamed > 0 || changed).then(|| Instant::now() + AGAIN.max(reading * SHARE));
@@ -102,7 +102,7 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
     }
 }
 
-fn say(forgotten: u64, unnamed: u64, before: u64) {
+fn log_forgotten(forgotten: u64, unnamed: u64, before: u64) {
     if forgotten > 0 {
         tracing::info!(flows = forgotten, "forgot flows whose pod is gone");
     }

@@ -111,14 +111,14 @@ impl Monitor {
                 }
                 Ok(length) => length?,
             };
-            if let Some(generation) = self.hear(length)? {
+            if let Some(generation) = self.read_generation(length)? {
                 return Ok(Some(generation));
             }
         }
     }
 
     /// A transaction's objects come first, in one or several datagrams; its generation comes last, in one of its own.
-    fn hear(&mut self, length: usize) -> io::Result<Option<u32>> {
+    fn read_generation(&mut self, length: usize) -> io::Result<Option<u32>> {
         for message in Messages(&self.buffer[..length]) {
             let (kind, body) = message?;
             let (family, attributes) = (body.first(), body.get(GENERIC..).unwrap_or_default());

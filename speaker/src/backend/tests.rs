@@ -527,7 +527,7 @@ fn udp_flows_stay_while_there_is_doubt_of_what_kubernetes_says() {
 }
 
 /// Within so many milliseconds somebody else's change of our table is told.
-async fn hears(backend: &mut Backend, milliseconds: u64) -> bool {
+async fn reports_change(backend: &mut Backend, milliseconds: u64) -> bool {
     tokio::time::timeout(Duration::from_millis(milliseconds), backend.changed()).await.is_ok()
 }
 
@@ -536,14 +536,14 @@ fn third_party_changes_of_our_table_are_reported_at_once_and_nothing_else() {
     in_namespace(|| async {
         let nft = Nft::new("nft");
         let mut backend = Backend::new(nft.clone());
-        assert!(!hears(&mut backend, 1).await);
+        assert!(!reports_change(&mut backend, 1).await);
         for pods in [1, 2, 0, 3] {
             backend.sync(plan(pods)).await.unwrap();
         }
         nft.apply("add table ip other; add table ip6 sheave; add chain ip other c; delete table ip other")
             .await
             .unwrap();
-        assert!(!hears(&mut backend, 300).await, "our own changes, and those of other tables");
+        assert!(!reports_change(&mut backend, 300).await, "our own changes, and those of other tables");
         for attack in ["delete table ip sheave", "flush chain ip sheave flow_lookup", "flush ruleset"] {
             // While nothing is known to compare with, and after that.
             for audited in [false, true] {
@@ -553,10 +553,10 @@ fn third_party_changes_of_our_table_are_reported_at_once_and_nothing_else() {
                 tokio::time::sleep(PACE).await;
                 let started = Instant::now();
                 nft.apply(attack).await.unwrap();
-                assert!(hears(&mut backend, 100).await, "{attack}");
+                assert!(reports_change(&mut backend, 100).await, "{attack}");
                 assert!(backend.audit().await.unwrap(), "{attack}");
                 assert!(started.elapsed() < Duration::from_millis(200), "{attack}: {:?}", started.elapsed());
-                assert!(!hears(&mut backend, 250).await, "putting it right is our own change");
+                assert!(!reports_change(&mut backend, 250).await, "putting it right is our own change");
             }
         }
         // Somebody who does not stop is answered at a pace.
@@ -564,7 +564,7 @@ fn third_party_changes_of_our_table_are_reported_at_once_and_nothing_else() {
         let end = Instant::now() + Duration::from_secs(1);
         while Instant::now() < end {
             nft.apply("add rule ip sheave flow_lookup drop").await.unwrap();
-            told += u32::from(hears(&mut backend, 10).await);
+            told += u32::from(reports_change(&mut backend, 10).await);
         }
         assert!((1..=6).contains(&told), "{told}");
         assert!(backend.audit().await.unwrap());

@@ -26,7 +26,7 @@ impl State {
     /// An advert of this node was verified.
     pub(super) fn verified(&mut self, node: &NodeName, now: Instant) {
         if let Some((signer, other_hint)) = self.incoming.signed {
-            self.on_rotation(rotation::Event::Heard { node: node.clone(), signer, other_hint }, now);
+            self.on_rotation(rotation::Event::Received { node: node.clone(), signer, other_hint }, now);
         }
         if self.driver.unverified.count() > 0 {
             self.on_unverified(unverified::Event::Verified(node.clone()), now);

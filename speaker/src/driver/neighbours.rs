@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::State;
 use crate::dataplane::inbox::Message;
 use crate::io::Mac;
-use crate::io::arp::Heard;
+use crate::io::arp::Neighbour;
 
 /// No query is due.
 const NEVER: Instant = Instant::from_nanos(u64::MAX);
@@ -56,24 +56,24 @@ impl State {
         }
     }
 
-    pub(super) fn take_heard(&mut self, heard: &Heard, now: Instant) {
-        let Some(node) = self.by_address.get(&heard.ip).cloned() else { return };
-        if self.signed_macs.get(&heard.ip).is_some_and(|signed| *signed != heard.mac) {
+    pub(super) fn on_arp(&mut self, neighbour: &Neighbour, now: Instant) {
+        let Some(node) = self.by_address.get(&neighbour.ip).cloned() else { return };
+        if self.signed_macs.get(&neighbour.ip).is_some_and(|signed| *signed != neighbour.mac) {
             let refused = self.driver.metrics.arp_contradicts_advert.with_label_values(&[node.as_str()]);
             if refused.get() == 0 {
-                warn!(%node, claimed = %heard.mac, "arp_contradicts_advert: an ARP frame claims the node's address; ignored and counted");
+                warn!(%node, claimed = %neighbour.mac, "arp_contradicts_advert: an ARP frame claims the node's address; ignored and counted");
             }
             return refused.inc();
         }
-        if self.macs.insert(heard.ip, heard.mac) != Some(heard.mac) {
-            self.notify(Message::Neighbour { ip: heard.ip, mac: heard.mac });
+        if self.macs.insert(neighbour.ip, neighbour.mac) != Some(neighbour.mac) {
+            self.notify(Message::Neighbour { ip: neighbour.ip, mac: neighbour.mac });
         }
         self.on_resolve(resolve::Event::Known(node.clone()), now);
-        if heard.program {
+        if neighbour.program {
             self.on_unicast(unicast::Event::Program(node.clone()), now);
             self.on_readiness(readiness::Event::Program(node.clone()), now);
         }
-        let sign = if heard.reply { liveness::Event::ProbeReply(node) } else { liveness::Event::Seen(node) };
+        let sign = if neighbour.reply { liveness::Event::ProbeReply(node) } else { liveness::Event::Seen(node) };
         self.on_liveness(sign, now);
     }
 

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use ebpf_common::PROGRAM_ASKED;
+use ebpf_common::PROGRAM_QUERY;
 use pnet::packet::Packet;
 use pnet::packet::arp::{ArpHardwareTypes, ArpOperation, ArpOperations, ArpPacket, MutableArpPacket};
 use pnet::packet::ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket};
@@ -19,19 +19,19 @@ const FRAME: usize = 14 + 28;
 
 /// What another host said of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heard {
+pub struct Neighbour {
     pub ip: Ipv4Addr,
     pub mac: Mac,
     /// It was a reply to us, not a question or an announcement; a reply to all or to others is an announcement.
     pub reply: bool,
-    /// A program of ours has answered, which takes packets from this node ([`PROGRAM_ASKED`]).
+    /// A program of ours has answered, which takes packets from this node ([`PROGRAM_QUERY`]).
     pub program: bool,
 }
 
 /// One frame that waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
-    Heard(Heard),
+    Neighbour(Neighbour),
     /// It says nothing of another host; it has taken its share of the turn all the same.
     Ignored,
 }
@@ -72,7 +72,7 @@ impl ArpSocket {
     /// address of our own the request is a probe (RFC 5227 section 2.1.1), from which the others learn nothing.
     pub fn probe(&self, own: Option<Ipv4Addr>, target: Ipv4Addr, mac: Option<Mac>) -> io::Result<()> {
         let own = own.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        self.send(mac.unwrap_or(Mac::BROADCAST), ArpOperations::Request, own, target, Mac(PROGRAM_ASKED))
+        self.send(mac.unwrap_or(Mac::BROADCAST), ArpOperations::Request, own, target, Mac(PROGRAM_QUERY))
     }
 
     /// The next frame; `None` when nothing waits.
@@ -87,7 +87,7 @@ impl ArpSocket {
             };
             // SAFETY: recv initialised the first `length` bytes, and `length` is at most the buffer's size.
             let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
-            return Ok(Some(parse(bytes, self.mac).map_or(Frame::Ignored, Frame::Heard)));
+            return Ok(Some(parse(bytes, self.mac).map_or(Frame::Ignored, Frame::Neighbour)));
         }
     }
 
@@ -122,7 +122,7 @@ fn build(own: Mac, to: Mac, op: ArpOperation, sender: Ipv4Addr, target: Ipv4Addr
     frame
 }
 
-fn parse(bytes: &[u8], own: Mac) -> Option<Heard> {
+fn parse(bytes: &[u8], own: Mac) -> Option<Neighbour> {
     let ethernet = EthernetPacket::new(bytes)?;
     if ethernet.get_ethertype() != EtherTypes::Arp {
         return None;
@@ -142,8 +142,8 @@ fn parse(bytes: &[u8], own: Mac) -> Option<Heard> {
         return None;
     }
     let reply = arp.get_operation() == ArpOperations::Reply && Mac::from(ethernet.get_destination()) == own;
-    let program = reply && Mac::from(arp.get_target_hw_addr()) == Mac(PROGRAM_ASKED);
-    Some(Heard { ip: arp.get_sender_proto_addr(), mac, reply, program })
+    let program = reply && Mac::from(arp.get_target_hw_addr()) == Mac(PROGRAM_QUERY);
+    Some(Neighbour { ip: arp.get_sender_proto_addr(), mac, reply, program })
 }
 
 fn link_address(ifindex: u32) -> io::Result<SockAddr> {
@@ -181,7 +181,7 @@ mod tests {
     fn a_frame_reads_as_it_was_built() {
         let sender = Ipv4Addr::new(192, 0, 2, 7);
         let frame = build(OTHER, OWN, ArpOperations::Reply, sender, Ipv4Addr::new(192, 0, 2, 1), OWN);
-        assert_eq!(parse(&frame, OWN), Some(Heard { ip: sender, mac: OTHER, reply: true, program: false }));
+        assert_eq!(parse(&frame, OWN), Some(Neighbour { ip: sender, mac: OTHER, reply: true, program: false }));
         assert_eq!(parse(&frame, OTHER), None, "our own frame");
         for length in 0..frame.len() {
             assert_eq!(parse(&frame[..length], OWN), None, "cut to {length} bytes");
@@ -193,8 +193,8 @@ mod tests {
     fn a_reply_to_all_is_an_announcement() {
         let sender = Ipv4Addr::new(192, 0, 2, 7);
         for to in [Mac::BROADCAST, Mac([2, 0, 0, 0, 0, 3])] {
-            let frame = build(OTHER, to, ArpOperations::Reply, sender, sender, Mac(PROGRAM_ASKED));
-            assert_eq!(parse(&frame, OWN), Some(Heard { ip: sender, mac: OTHER, reply: false, program: false }));
+            let frame = build(OTHER, to, ArpOperations::Reply, sender, sender, Mac(PROGRAM_QUERY));
+            assert_eq!(parse(&frame, OWN), Some(Neighbour { ip: sender, mac: OTHER, reply: false, program: false }));
         }
     }
 
@@ -209,8 +209,8 @@ mod tests {
     fn only_a_reply_is_a_programs_answer() {
         let sender = Ipv4Addr::new(192, 0, 2, 7);
         for (op, answer) in [(ArpOperations::Reply, true), (ArpOperations::Request, false)] {
-            let frame = build(OTHER, OWN, op, sender, Ipv4Addr::new(192, 0, 2, 1), Mac(PROGRAM_ASKED));
-            assert_eq!(parse(&frame, OWN), Some(Heard { ip: sender, mac: OTHER, reply: answer, program: answer }));
+            let frame = build(OTHER, OWN, op, sender, Ipv4Addr::new(192, 0, 2, 1), Mac(PROGRAM_QUERY));
+            assert_eq!(parse(&frame, OWN), Some(Neighbour { ip: sender, mac: OTHER, reply: answer, program: answer }));
         }
     }
 }

@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::Mac;
-use super::arp::{ArpSocket, Frame, Heard};
+use super::arp::{ArpSocket, Frame, Neighbour};
 use super::udp::{MulticastSocket, QUEUE, RECEIVE_BUFFER};
 
 const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 254), 7480);
@@ -241,11 +241,11 @@ fn arp_socket() -> ArpSocket {
     ArpSocket::open(if_nametoindex("node").unwrap(), NODE_MAC).unwrap()
 }
 
-fn heard(socket: &ArpSocket) -> Heard {
+fn neighbour(socket: &ArpSocket) -> Neighbour {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
         match socket.receive().unwrap() {
-            Some(Frame::Heard(heard)) => return heard,
+            Some(Frame::Neighbour(neighbour)) => return neighbour,
             Some(Frame::Ignored) => panic!("the filter let through what says nothing"),
             None => std::thread::yield_now(),
         }
@@ -265,7 +265,7 @@ fn arp_of_strangers_is_dropped_before_the_queue() {
             far.send(&arp(FAR_MAC, 1, Ipv4Addr::UNSPECIFIED, Mac::BROADCAST));
         }
         far.send(&arp(FAR_MAC, 2, PEER, NODE_MAC));
-        assert_eq!(heard(&socket), Heard { ip: PEER, mac: FAR_MAC, reply: true, program: false });
+        assert_eq!(neighbour(&socket), Neighbour { ip: PEER, mac: FAR_MAC, reply: true, program: false });
         assert_eq!(socket.receive().unwrap(), None);
     });
 }
@@ -291,6 +291,6 @@ fn arp_names_the_mac_of_now() {
         // Replies come to the new one.
         socket.set_nodes(&BTreeSet::from([PEER])).unwrap();
         far.send(&arp(FAR_MAC, 2, PEER, other));
-        assert!(heard(&socket).reply);
+        assert!(neighbour(&socket).reply);
     });
 }

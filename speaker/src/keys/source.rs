@@ -64,7 +64,7 @@ const HANGS: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 
 /// Runs until nobody takes updates. `has_keys`: the speaker does not wait for them.
 pub async fn run(server: ApiServer, namespace: String, has_keys: bool, updates: mpsc::Sender<Update>) {
-    let mut source = Source { namespace, updates, kubernetes: None, said: None, has_keys, pause: ATTEMPT };
+    let mut source = Source { namespace, updates, kubernetes: None, last_problem: None, has_keys, pause: ATTEMPT };
     loop {
         let result = match server.reach(ATTEMPT).await {
             Ok((client, _)) => source.follow(client).await,
@@ -107,7 +107,7 @@ struct Source {
     updates: mpsc::Sender<Update>,
     kubernetes: Option<String>,
     /// The problem that was logged.
-    said: Option<Problem>,
+    last_problem: Option<Problem>,
     has_keys: bool,
     pause: Duration,
 }
@@ -143,7 +143,7 @@ impl Source {
     async fn found(&mut self, secret: Secret) -> Result<()> {
         match Contents::decode(&secret.data.unwrap_or_default()) {
             Ok(contents) => {
-                if self.said.take().is_some() {
+                if self.last_problem.take().is_some() {
                     info!("the Secret sheave-keys can be read");
                 }
                 (self.has_keys, self.pause) = (true, ATTEMPT);
@@ -155,7 +155,7 @@ impl Source {
 
     /// Logs it when it is another one than before.
     async fn problem(&mut self, problem: Problem, detail: &str) -> Result<()> {
-        if self.said.replace(problem) != Some(problem) {
+        if self.last_problem.replace(problem) != Some(problem) {
             warn!(reason = problem.label(), detail, "no keys from the Secret sheave-keys, trying on");
         }
         self.send(Update::Problem(problem)).await

@@ -10,7 +10,7 @@ use super::network::Network;
 use super::node::{Node, State, vip};
 
 /// I3 allows one interval; the rest is the drift of clocks and a late scheduler. The way there and back comes on top.
-const HEARD_OVERLAP_MAX: Duration = Duration::from_millis(50 + 10);
+const CONNECTED_OVERLAP_MAX: Duration = Duration::from_millis(50 + 10);
 
 /// The lease, and the drift of clocks.
 const LEASE_MAX: Duration = Duration::from_millis(120 + 1);
@@ -68,11 +68,11 @@ impl Watcher {
                 report.longest_overlap = report.longest_overlap.max(now - since);
                 let awake = |node: usize| nodes[node].state == State::Running && nodes[node].carrier;
                 let Some(whole) = network.whole_since(*a, *b).filter(|_| awake(*a) && awake(*b)) else { continue };
-                let heard = now.saturating_sub(since.max(whole) + network.delay_max() * 2);
-                report.longest_heard_overlap = report.longest_heard_overlap.max(heard);
-                if heard > HEARD_OVERLAP_MAX {
+                let connected = now.saturating_sub(since.max(whole) + network.delay_max() * 2);
+                report.longest_connected_overlap = report.longest_connected_overlap.max(connected);
+                if connected > CONNECTED_OVERLAP_MAX {
                     return Err(format!(
-                        "node-{a} and node-{b} hear each other and both hold {vip} for {heard:?} (I3)"
+                        "node-{a} and node-{b} hear each other and both hold {vip} for {connected:?} (I3)"
                     ));
                 }
             }

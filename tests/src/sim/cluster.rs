@@ -220,7 +220,7 @@ impl Cluster {
                     self.raised(&node);
                     self.note(|| format!("node-{from} PeerUp {node}"));
                 }
-                Effect::Other(Action::Heard { .. } | Action::Rejected { .. } | Action::Announce { .. }) => {}
+                Effect::Other(Action::Received { .. } | Action::Rejected { .. } | Action::Announce { .. }) => {}
                 Effect::Other(Action::OwnerChanged { .. }) if !self.verbose => {}
                 Effect::Other(action) => self.note(|| format!("node-{from} {action:?}")),
             }

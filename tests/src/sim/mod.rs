@@ -35,7 +35,7 @@ pub struct Report {
     pub overlaps: u64,
     pub longest_overlap: Duration,
     /// The longest that two held one VIP although everything sent between them arrived, less the way there and back.
-    pub longest_heard_overlap: Duration,
+    pub longest_connected_overlap: Duration,
     /// The longest that nobody held a VIP after a fault that took its owner, if another node could have.
     pub longest_gap: Duration,
     /// From the kill of an owner to its successor's claim.

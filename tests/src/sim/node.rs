@@ -189,7 +189,7 @@ pub fn vip(index: usize) -> Vip {
 }
 
 pub fn desired(vips: usize) -> BTreeMap<Vip, Eligible> {
-    (0..vips).map(|index| (vip(index), Eligible::Everybody)).collect()
+    (0..vips).map(|index| (vip(index), Eligible::All)).collect()
 }
 
 pub fn config(seed: u64) -> Config {

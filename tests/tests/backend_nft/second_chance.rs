@@ -42,7 +42,7 @@ fn send(socket: &Socket, bytes: &[u8]) {
 }
 
 /// The pod that answers, if one does in time.
-fn ask(udp: &UdpSocket) -> std::io::Result<String> {
+fn query(udp: &UdpSocket) -> std::io::Result<String> {
     let mut buffer = [0; 64];
     let length = udp.send(b"x").and_then(|_| udp.recv(&mut buffer))?;
     let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
@@ -54,7 +54,7 @@ fn udp_flow(world: &World) -> (UdpSocket, String) {
     let udp = world.client_udp();
     udp.connect((VIP, 53)).unwrap();
     world.a.mark(Mark::LOCAL);
-    let pod = ask(&udp).unwrap();
+    let pod = query(&udp).unwrap();
     world.a.mark(FIRST_B);
     (udp, pod)
 }
@@ -86,11 +86,11 @@ fn a_flow_of_another_node_goes_on() {
     let mut connection = at_b(&world, || world.connect(VIP, 80).unwrap());
     let udp = world.client_udp();
     udp.connect((VIP, 53)).unwrap();
-    at_b(&world, || ask(&udp).unwrap());
+    at_b(&world, || query(&udp).unwrap());
     assert!(PODS_B.map(IpAddr::from).contains(&connection.pod.ip()));
 
     assert!(connection.is_alive() && connection.carries(1 << 20));
-    ask(&udp).unwrap();
+    query(&udp).unwrap();
     assert!(world.a.guard(Guard::Forwarded) > 20);
     assert!(world.a.guards().keys().eq(["second_chance"]) && world.b().travelled().keys().eq(["hop1"]));
     assert_eq!(world.b().guards(), counts([]));
@@ -102,7 +102,7 @@ fn a_flow_of_this_node_stays() {
     let world = pair("stays");
     let mut connection = world.connect(VIP, 80).unwrap();
     let (udp, _) = udp_flow(&world);
-    ask(&udp).unwrap();
+    query(&udp).unwrap();
     assert!(connection.is_alive() && connection.carries(1 << 20));
     assert_eq!((world.a.guards(), world.b().travelled()), (counts([]), counts([])));
 }
@@ -122,20 +122,20 @@ fn a_spared_flow_finds_its_pod_again_without_its_entry() {
         proto: 17,
     };
     world.a.flush_conntrack();
-    assert!(PODS_B.map(|pod| pod.to_string()).contains(&ask(&udp).unwrap()), "nobody knows whose it is");
+    assert!(PODS_B.map(|pod| pod.to_string()).contains(&query(&udp).unwrap()), "nobody knows whose it is");
 
     // No pod here serves, by what Kubernetes says.
     let silent = plan(&[], Affinity::None);
     let udp_pins = Plan { udp_pins: [(tuple, (address, 5353))].into(), ..silent.clone() };
     world.a.nft(&ruleset::replace(&silent));
     world.a.nft(&ruleset::update(&silent, &udp_pins).expect("a difference"));
-    assert_eq!(ask(&udp).unwrap(), pod);
+    assert_eq!(query(&udp).unwrap(), pod);
     let other = world.client_udp();
     other.connect((VIP, 53)).unwrap();
-    assert!(PODS_B.map(|pod| pod.to_string()).contains(&ask(&other).unwrap()), "another flow");
+    assert!(PODS_B.map(|pod| pod.to_string()).contains(&query(&other).unwrap()), "another flow");
     // It has its entry again.
     world.a.nft(&ruleset::update(&udp_pins, &silent).expect("a difference"));
-    assert_eq!(ask(&udp).unwrap(), pod);
+    assert_eq!(query(&udp).unwrap(), pod);
 }
 
 #[test]
@@ -214,9 +214,9 @@ fn a_udp_flow_that_nobody_knows_gets_its_home_at_the_primary() {
     world.b().mark_searching(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, no_reset: false, slot: A });
     let udp = world.client_udp();
     udp.connect((VIP, 53)).unwrap();
-    ask(&udp).unwrap();
+    query(&udp).unwrap();
     assert_eq!((world.b().travelled(), world.a.travelled()), (counts([("hop1", 1)]), counts([("hop4", 1)])));
-    ask(&udp).unwrap();
+    query(&udp).unwrap();
     assert_eq!(world.b().travelled(), counts([("hop1", 1)]), "known from the first packet on");
     assert_eq!(world.b().conntrack_entries(), 0);
 
@@ -224,7 +224,7 @@ fn a_udp_flow_that_nobody_knows_gets_its_home_at_the_primary() {
     world.a.apply(&plan(&[], Affinity::None));
     let udp = world.client_udp();
     udp.connect((VIP, 53)).unwrap();
-    assert_eq!(ask(&udp).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(query(&udp).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     assert_eq!(world.a.guards(), counts([("second_chance", 1), ("guard_unreachable", 1)]));
 }
 
@@ -406,7 +406,7 @@ fn a_client_of_a_pod_that_is_gone_hears_of_it_with_its_next_packet() {
     assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
     // The client keeps its port; the row's primary is node b by now.
     world.b().mark(Mark::LOCAL);
-    at_b(&world, || ask(&udp).unwrap());
+    at_b(&world, || query(&udp).unwrap());
 }
 
 #[test]
@@ -416,8 +416,8 @@ fn a_udp_flow_that_conntrack_forgot_finds_its_pod_again() {
     for _ in 0..8 {
         let udp = world.client_udp();
         udp.connect((VIP, 53)).unwrap();
-        let pod = ask(&udp).unwrap();
+        let pod = query(&udp).unwrap();
         world.a.flush_conntrack();
-        assert_eq!(ask(&udp).unwrap(), pod);
+        assert_eq!(query(&udp).unwrap(), pod);
     }
 }

@@ -154,11 +154,11 @@ impl Node {
     pub fn mark_searching(&self, mark: Mark, next: Mark) {
         let mac = |mark: Mark| mark.mac().map(|byte| format!("{byte:02x}")).join(":");
         let held = |mark: Mark| if mark.next_hop.needs_ttl_guard() { "ip ttl set 1" } else { "" };
-        let (nobody, first, held_first) = (mac(Mark::LOCAL), mac(mark), held(mark));
-        let (loud, no_reset, held) = (mac(next), mac(Mark { no_reset: true, ..next }), held(next));
+        let (local, first, held_first) = (mac(Mark::LOCAL), mac(mark), held(mark));
+        let (may_reset, no_reset, held) = (mac(next), mac(Mark { no_reset: true, ..next }), held(next));
         let hops = (1..=4).map(|hop| {
-            let [loud, no_reset] = [false, true].map(|no_reset| SearchState { hop, no_reset }.ttl());
-            format!("ip ttl {loud} counter name hop{hop}\nip ttl {no_reset} counter name no_reset{hop}\n")
+            let [may_reset, no_reset] = [false, true].map(|no_reset| SearchState { hop, no_reset }.ttl());
+            format!("ip ttl {may_reset} counter name hop{hop}\nip ttl {no_reset} counter name no_reset{hop}\n")
         });
         let hops: String = hops.collect();
         // Every plan here is that of one and the same node.
@@ -175,14 +175,14 @@ impl Node {
                      ip id & 0xffc0 != {began} counter name began_nowhere
                      {hops}
                      ip frag-off set ip frag-off & 0x7fff
-                     ip ttl <= 16 ether saddr set {loud} {held} accept
+                     ip ttl <= 16 ether saddr set {may_reset} {held} accept
                      ether saddr set {no_reset} {held} accept
                  }}
                  chain ingress {{
                      type filter hook ingress device \"eth0\" priority 0; policy accept;
                      ip daddr != {{ {VIP}, {OTHER_VIP} }} accept
                      ether type ip ip frag-off & 0x8000 != 0 goto travelling
-                     tcp flags & (syn | ack) == syn ether saddr set {nobody} accept
+                     tcp flags & (syn | ack) == syn ether saddr set {local} accept
                      ether saddr set {first} {held_first}
                  }}
              }}"

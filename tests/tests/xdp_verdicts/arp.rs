@@ -1,6 +1,6 @@
 //! The verdicts of ARP: about VIPs, and another node's question for this program. Read first: docs/dataplane.md, "Stated rules"; RFC 826, RFC 5227.
 
-use ebpf_common::{PROGRAM_ASKED, Verdict};
+use ebpf_common::{PROGRAM_QUERY, Verdict};
 use sheave_tests::packet::{Addr, Arp, BROADCAST, Eth, Mac};
 
 use super::xdp_world::*;
@@ -62,7 +62,7 @@ pub fn cases() -> Vec<Case> {
 
 /// Is there a program of ours?
 fn question(sender_mac: Mac, target: Addr) -> Arp {
-    Arp { target_mac: PROGRAM_ASKED, ..Arp::request(sender_mac, ASKER, target) }
+    Arp { target_mac: PROGRAM_QUERY, ..Arp::request(sender_mac, ASKER, target) }
 }
 
 fn asks(dst: Mac, src: Mac) -> Vec<u8> {
@@ -70,6 +70,6 @@ fn asks(dst: Mac, src: Mac) -> Vec<u8> {
 }
 
 fn answers(to: Mac) -> Vec<u8> {
-    let answer = Arp { operation: 2, sender_mac: SELF, sender: NODE, target_mac: PROGRAM_ASKED, target: ASKER };
+    let answer = Arp { operation: 2, sender_mac: SELF, sender: NODE, target_mac: PROGRAM_QUERY, target: ASKER };
     Eth { dst: to, src: SELF }.arp(answer)
 }

@@ -93,11 +93,11 @@ pub fn from_dispatcher() -> Vec<Case> {
 pub fn in_search() -> Vec<Case> {
     let hop = |hop| SearchState { hop, no_reset: false };
     let no_reset = |hop| SearchState { hop, no_reset: true };
-    let home = Mark { next_hop: NextHop::ToPrimary, ..first(2) };
+    let to_primary = Mark { next_hop: NextHop::ToPrimary, ..first(2) };
     let second = |slot| Mark { next_hop: NextHop::Alternate(2), ..first(slot) };
     let third = |slot| Mark { next_hop: NextHop::Alternate(3), ..first(slot) };
     let silent = |mark| Mark { no_reset: true, ..mark };
-    let nobody = Mark::LOCAL;
+    let local = Mark::LOCAL;
     let tcp = |name, from, state: SearchState, port, mark| {
         let build = |ip: sheave_tests::packet::Ipv4| ip.tcp(40000, port).flags(Tcp::ACK).data(b"x").build();
         arrived(name, build(searching(from, state)), build(dispatched(from).ttl(state.ttl())), mark)
@@ -113,7 +113,7 @@ pub fn in_search() -> Vec<Case> {
     };
     let syn = |name, state: SearchState, port| {
         let build = |ip: sheave_tests::packet::Ipv4| ip.tcp(40000, port).syn().build();
-        arrived(name, build(searching(PEER, state)), build(dispatched(PEER).ttl(state.ttl())), nobody)
+        arrived(name, build(searching(PEER, state)), build(dispatched(PEER).ttl(state.ttl())), local)
     };
     let ip_error = |port, fragment, ttl: u8| {
         let ip = Eth { dst: SELF, src: PEER }.ipv4([203, 0, 113, 9], VIP).ttl(ttl).fragment(fragment);
@@ -130,34 +130,34 @@ pub fn in_search() -> Vec<Case> {
         began("hop 2: nor has it by a segment of many", 3, 44, third(2)),
         began("hop 2: it began at the primary", 2, 0, third(3)),
         began("hop 2: it began at a node that is not in the row", 7, 0, third(3)),
-        tcp("hop 3: all have been asked", PEER, hop(3), BETWEEN, nobody),
-        tcp("hop 4: the last", PEER, hop(4), BETWEEN, nobody),
+        tcp("hop 3: all have been asked", PEER, hop(3), BETWEEN, local),
+        tcp("hop 4: the last", PEER, hop(4), BETWEEN, local),
         tcp("no_reset", PEER, no_reset(1), BETWEEN, silent(second(4))),
-        tcp("no_reset, all have been asked", FOURTH, no_reset(3), LAST, silent(nobody)),
-        tcp("no_reset, the last", PEER, no_reset(4), BETWEEN, silent(nobody)),
+        tcp("no_reset, all have been asked", FOURTH, no_reset(3), LAST, silent(local)),
+        tcp("no_reset, the last", PEER, no_reset(4), BETWEEN, silent(local)),
         tcp("not in the row, nobody else: back", PEER, hop(1), REMOTE, second(2)),
         tcp("not in the row", FOURTH, hop(1), REMOTE, second(2)),
         tcp("this node is the primary", FOURTH, hop(1), LOCAL, second(2)),
         tcp("this node is the primary, nobody else: back", PEER, hop(1), LOCAL, second(2)),
-        tcp("nobody else, not at once", PEER, hop(2), LOCAL, nobody),
+        tcp("nobody else, not at once", PEER, hop(2), LOCAL, local),
         udp("datagram", PEER, hop(1), BETWEEN, second(4)),
-        udp("datagram, all have been asked", FOURTH, hop(3), LAST, home),
-        udp("datagram, home is who sent it", PEER, hop(1), REMOTE, home),
-        udp("datagram, all have been asked, no_reset", FOURTH, no_reset(3), LAST, silent(home)),
-        udp("datagram, not in the row", FOURTH, hop(3), REMOTE, home),
-        udp("datagram, at home", PEER, hop(4), LOCAL, nobody),
-        udp("datagram, the last, not at home", PEER, hop(4), LAST, nobody),
-        udp("datagram, at home early", PEER, hop(1), ALONE, nobody),
-        udp("datagram, no primary", PEER, hop(1), ROW_ZERO, nobody),
+        udp("datagram, all have been asked", FOURTH, hop(3), LAST, to_primary),
+        udp("datagram, home is who sent it", PEER, hop(1), REMOTE, to_primary),
+        udp("datagram, all have been asked, no_reset", FOURTH, no_reset(3), LAST, silent(to_primary)),
+        udp("datagram, not in the row", FOURTH, hop(3), REMOTE, to_primary),
+        udp("datagram, at home", PEER, hop(4), LOCAL, local),
+        udp("datagram, the last, not at home", PEER, hop(4), LAST, local),
+        udp("datagram, at home early", PEER, hop(1), ALONE, local),
+        udp("datagram, no primary", PEER, hop(1), ROW_ZERO, local),
         syn("SYN: taken", hop(1), REMOTE),
         syn("SYN, unserved", hop(1), UNSERVED),
         tcp("unserved: back", PEER, hop(1), UNSERVED, second(2)),
-        tcp("unserved, not at once", PEER, hop(2), UNSERVED, nobody),
+        tcp("unserved, not at once", PEER, hop(2), UNSERVED, local),
         tcp("unserved, no_reset: back", PEER, no_reset(1), UNSERVED, silent(second(2))),
-        udp("empty ring", PEER, hop(2), EMPTY, nobody),
+        udp("empty ring", PEER, hop(2), EMPTY, local),
         error("error", BETWEEN, second(4)),
-        error("error, nobody else", REMOTE, nobody),
-        error("error, unserved", UNSERVED, nobody),
+        error("error, nobody else", REMOTE, local),
+        error("error, unserved", UNSERVED, local),
         case("fragment", searching(PEER, hop(1)).fragment(0xa000).udp(1, BETWEEN, b""), Verdict::Fragment),
     ]
 }

@@ -147,7 +147,7 @@ fn update_peers(text: &mut String, from: &BTreeMap<u16, Ipv4Addr>, to: &BTreeMap
 }
 
 fn update_udp_pins(text: &mut String, from: &Targets, to: &Targets) {
-    let mut say = |verb: &str, set: &str, elements: Vec<String>| {
+    let mut change = |verb: &str, set: &str, elements: Vec<String>| {
         if !elements.is_empty() {
             line(text, format_args!("{verb} element ip {TABLE} {set} {{ {} }}", elements.join(", ")));
         }
@@ -156,10 +156,10 @@ fn update_udp_pins(text: &mut String, from: &Targets, to: &Targets) {
         flows.iter().filter(|(flow, pod)| others.get(flow) != Some(pod)).map(|(flow, pod)| (*flow, *pod)).collect()
     };
     let (gone, new) = (differs(from, to), differs(to, from));
-    say("delete", "udp_pin", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
-    say("delete", "udp_pin_targets", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
-    say("add", "udp_pin", new.iter().map(|(tuple, _)| flow(tuple)).collect());
-    say("add", "udp_pin_targets", new.iter().map(|(tuple, pod)| udp_pin_target((tuple, pod))).collect());
+    change("delete", "udp_pin", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
+    change("delete", "udp_pin_targets", gone.iter().map(|(tuple, _)| flow(tuple)).collect());
+    change("add", "udp_pin", new.iter().map(|(tuple, _)| flow(tuple)).collect());
+    change("add", "udp_pin_targets", new.iter().map(|(tuple, pod)| udp_pin_target((tuple, pod))).collect());
 }
 
 /// A chain for each node that packets can be handed to, and the map to find it by.

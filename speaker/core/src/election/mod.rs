@@ -170,7 +170,7 @@ impl Election {
             self.transmit.introduce_node();
         }
         if received.verified {
-            actions.push(Action::Heard { node: node.clone(), ready, hears_us: received.hears_us });
+            actions.push(Action::Received { node: node.clone(), ready, receives_us: received.receives_us });
         }
         if let Some(mac) = received.mac {
             actions.push(Action::Address { node: node.clone(), mac });
@@ -245,7 +245,7 @@ impl Election {
         self.last_beat = now;
         self.next_beat = now;
         self.release_all(LoseReason::Frozen, actions);
-        self.peers.forgive_silence(now);
+        self.peers.end_silence(now);
         self.lost.clear();
         if self.carrier && !self.leaving {
             self.join(now, actions);
@@ -314,9 +314,9 @@ impl Election {
 
     fn has_quorum(&self, now: Instant) -> bool {
         let PartitionPolicy::Quorum { members } = &self.config.partition else { return true };
-        let heard = self.peers.mutual(&self.config, now).filter(|node| members.contains(*node)).count();
+        let connected = self.peers.mutual(&self.config, now).filter(|node| members.contains(*node)).count();
         let own = usize::from(members.contains(&self.config.node));
-        2 * (heard + own) > members.len()
+        2 * (connected + own) > members.len()
     }
 
     fn beat(&mut self, now: Instant, actions: &mut Vec<Action>) {

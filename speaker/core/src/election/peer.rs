@@ -23,10 +23,10 @@ pub(super) struct Incarnation {
     window: Window,
     pub challenge: u32,
     pub flags: Flags,
-    pub first_heard: Instant,
-    pub last_heard: Instant,
+    pub first_received: Instant,
+    pub last_received: Instant,
     /// Whom it heard, in its latest heartbeat, and when that came.
-    heard: Vec<u32>,
+    echoes: Vec<u32>,
     beat_at: Instant,
     /// When it last named a challenge of this node.
     echoed_at: Option<Instant>,
@@ -69,9 +69,9 @@ impl Incarnation {
             window: Window::default(),
             challenge: advert.challenge,
             flags: advert.flags,
-            first_heard: now,
-            last_heard: now,
-            heard: Vec::new(),
+            first_received: now,
+            last_received: now,
+            echoes: Vec::new(),
             beat_at: now,
             echoed_at: None,
             answered: None,
@@ -87,7 +87,7 @@ impl Incarnation {
         let mut change = Change::default();
         if self.window.arrive(advert.sequence)? == Arrival::Newest {
             change.newest = true;
-            self.last_heard = now;
+            self.last_received = now;
             change.challenged = core::mem::replace(&mut self.challenge, advert.challenge) != advert.challenge;
             change.flags = core::mem::replace(&mut self.flags, advert.flags) != advert.flags;
             self.digest = advert.digest;
@@ -95,7 +95,7 @@ impl Incarnation {
                 change.vips = self.forget_claims();
             }
             match &advert.body {
-                Body::Heartbeat { heard } => self.echo(heard, own, now),
+                Body::Heartbeat { echoes } => self.echo(echoes, own, now),
                 Body::Node { mac } => change.mac = Some(*mac),
                 Body::Claims { .. } => {}
             }
@@ -108,14 +108,14 @@ impl Incarnation {
         Ok(change)
     }
 
-    fn echo(&mut self, heard: &[u32], own: Challenges, now: Instant) {
-        let named = [own.current, own.previous].into_iter().find(|tag| heard.contains(tag));
+    fn echo(&mut self, echoes: &[u32], own: Challenges, now: Instant) {
+        let named = [own.current, own.previous].into_iter().find(|tag| echoes.contains(tag));
         if named.is_some() {
             self.echoed_at = Some(now);
             self.answered = named;
         }
-        self.heard.clear();
-        self.heard.extend_from_slice(heard);
+        self.echoes.clear();
+        self.echoes.extend_from_slice(echoes);
         self.beat_at = now;
     }
 
@@ -149,7 +149,7 @@ impl Incarnation {
     }
 
     pub fn silent_at(&self, config: &Config) -> Instant {
-        self.last_heard + config.dead()
+        self.last_received + config.dead()
     }
 
     pub fn is_fresh(&self, config: &Config, now: Instant) -> bool {
@@ -157,13 +157,13 @@ impl Incarnation {
     }
 
     /// It hears this node, as far as its heartbeats tell.
-    pub fn hears_us(&self, config: &Config, now: Instant) -> bool {
+    pub fn receives_us(&self, config: &Config, now: Instant) -> bool {
         self.echoed_at.is_some_and(|at| now < at + config.dead())
     }
 
     /// It has been heard for a dead interval and has not heard this node in that time (rule R7).
     pub fn is_one_way(&self, config: &Config, now: Instant) -> bool {
-        now >= self.echoed_at.unwrap_or(self.first_heard).max(self.first_heard) + config.dead()
+        now >= self.echoed_at.unwrap_or(self.first_received).max(self.first_received) + config.dead()
     }
 
     /// It has answered this challenge: what it said since is not older than the challenge.
@@ -173,7 +173,7 @@ impl Incarnation {
 
     /// Its latest heartbeat, not older than `since`, named this challenge.
     pub fn hears(&self, challenge: u32, since: Instant) -> bool {
-        self.beat_at >= since && self.heard.contains(&challenge)
+        self.beat_at >= since && self.echoes.contains(&challenge)
     }
 
     /// Asks for a successor for this VIP.

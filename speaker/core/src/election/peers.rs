@@ -10,13 +10,13 @@ use super::state::{Config, PeerStatus};
 use crate::name::{NodeName, Term, Vip};
 use crate::rank;
 use crate::time::Instant;
-use crate::wire::advert::{Advert, Body, MAX_HEARD, Reject};
+use crate::wire::advert::{Advert, Body, MAX_ECHOES, Reject};
 
 /// Unverified incarnations of one peer that are kept at a time.
 const MAX_CANDIDATES: usize = 4;
 
 /// Peers that are kept at most: as many as a heartbeat can name.
-pub(super) const MAX_PEERS: usize = MAX_HEARD;
+pub(super) const MAX_PEERS: usize = MAX_ECHOES;
 
 #[derive(Debug, Default)]
 pub(super) struct Peers {
@@ -69,7 +69,7 @@ pub(super) struct Received {
     /// Where the node is reached, if it is verified.
     pub mac: Option<[u8; 6]>,
     /// Its latest heartbeats name this node.
-    pub hears_us: bool,
+    pub receives_us: bool,
 }
 
 /// What the passing of time did.
@@ -164,7 +164,7 @@ impl Peers {
                 (peer.up, peer.vouched) = (true, false);
             }
             if came_up && silent {
-                current.first_heard = now;
+                current.first_received = now;
             }
             let Change { newest, flags, mut vips, challenged, mac } = change;
             if came_up || flags {
@@ -178,7 +178,7 @@ impl Peers {
                 vips,
                 answer: challenged || heartbeat && newest && (came_up || !current.claims_known()),
                 mac,
-                hears_us: current.hears_us(config, now),
+                receives_us: current.receives_us(config, now),
             });
         }
         peer.receive_unknown(advert, own, config, now)
@@ -190,7 +190,7 @@ impl Peers {
             return Ok(());
         }
         let gone = |peer: &Peer| !peer.up && !peer.candidates.iter().any(|candidate| candidate.is_fresh(config, now));
-        let oldest = self.peers.iter().filter(|(_, peer)| gone(peer)).min_by_key(|(_, peer)| peer.last_heard());
+        let oldest = self.peers.iter().filter(|(_, peer)| gone(peer)).min_by_key(|(_, peer)| peer.last_received());
         let name = oldest.map(|(name, _)| name.clone()).ok_or(Reject::TooManyPeers)?;
         self.remove(&name);
         Ok(())
@@ -205,7 +205,7 @@ impl Peers {
     fn end_group_silence(&mut self, config: &Config, now: Instant) {
         let silent_since = now + config.testimony_window() - config.dead();
         for current in self.peers.values_mut().filter(|peer| peer.up).filter_map(|peer| peer.current.as_mut()) {
-            current.last_heard = current.last_heard.max(silent_since);
+            current.last_received = current.last_received.max(silent_since);
         }
     }
 
@@ -264,11 +264,11 @@ impl Peers {
     }
 
     /// The silence was this node's own: everybody gets a fresh start.
-    pub fn forgive_silence(&mut self, now: Instant) {
+    pub fn end_silence(&mut self, now: Instant) {
         self.last_sound = now;
         for peer in self.peers.values_mut().filter(|peer| peer.up) {
             if let Some(current) = &mut peer.current {
-                current.last_heard = now;
+                current.last_received = now;
             }
         }
     }
@@ -296,7 +296,7 @@ impl Peers {
 
     /// Heard, and they hear this node.
     pub fn mutual(&self, config: &Config, now: Instant) -> impl Iterator<Item = &NodeName> {
-        self.direct().filter(move |(_, peer)| peer.hears_us(config, now)).map(|(name, _)| name)
+        self.direct().filter(move |(_, peer)| peer.receives_us(config, now)).map(|(name, _)| name)
     }
 
     pub fn all(&self) -> impl Iterator<Item = (&NodeName, &Peer)> {
@@ -308,10 +308,10 @@ impl Peers {
     }
 
     /// The challenges to name in a heartbeat.
-    pub fn heard(&self, config: &Config, now: Instant) -> Vec<u32> {
+    pub fn echoes(&self, config: &Config, now: Instant) -> Vec<u32> {
         let incarnations = self.peers.values().flat_map(Peer::incarnations);
-        let heard = incarnations.filter(|peer| now < peer.last_heard + config.heard_window());
-        heard.map(|peer| peer.challenge).take(MAX_HEARD).collect()
+        let echoes = incarnations.filter(|peer| now < peer.last_received + config.echo_window());
+        echoes.map(|peer| peer.challenge).take(MAX_ECHOES).collect()
     }
 
     /// Somebody who is heard has a claim list that this node does not know.
@@ -403,7 +403,7 @@ impl Peer {
         if older && self.up {
             return Err(Reject::StaleEpoch);
         }
-        let proves_freshness = matches!(&advert.body, Body::Heartbeat { heard } if heard.contains(&own.current));
+        let proves_freshness = matches!(&advert.body, Body::Heartbeat { echoes } if echoes.contains(&own.current));
         let (epoch, heartbeat) = (advert.epoch, matches!(advert.body, Body::Heartbeat { .. }));
         let (candidate, evicted) = self.candidate(&advert, now);
         let change = candidate.take(advert, own, now)?;
@@ -431,7 +431,7 @@ impl Peer {
             vips,
             answer: true,
             mac: None,
-            hears_us: true,
+            receives_us: true,
         })
     }
 
@@ -445,7 +445,7 @@ impl Peer {
                 self.candidates.push(Incarnation::new(advert, now));
                 return self.candidates.len() - 1;
             }
-            let oldest = self.candidates.iter().enumerate().min_by_key(|(_, candidate)| candidate.last_heard);
+            let oldest = self.candidates.iter().enumerate().min_by_key(|(_, candidate)| candidate.last_received);
             let at = oldest.map_or(0, |(at, _)| at);
             evicted = Some(core::mem::replace(&mut self.candidates[at], Incarnation::new(advert, now)));
             at
@@ -457,8 +457,8 @@ impl Peer {
         self.current.iter().chain(&self.candidates)
     }
 
-    fn last_heard(&self) -> Option<Instant> {
-        self.incarnations().map(|incarnation| incarnation.last_heard).max()
+    fn last_received(&self) -> Option<Instant> {
+        self.incarnations().map(|incarnation| incarnation.last_received).max()
     }
 
     pub fn status(&self, name: &NodeName, config: &Config, now: Instant) -> Option<PeerStatus> {
@@ -469,10 +469,10 @@ impl Peer {
             alive: self.up,
             vouched: self.vouched,
             verified: self.current.is_some(),
-            hears_us: shown.hears_us(config, now),
+            receives_us: shown.receives_us(config, now),
             ready: shown.flags.ready,
             leaving: shown.flags.leaving,
-            last_heard: shown.last_heard,
+            last_received: shown.last_received,
             claims: shown.claims.len(),
         })
     }

@@ -78,7 +78,7 @@ impl Config {
     /// A heartbeat names whom its sender heard within this time. With [`Self::testimony_window`] it stays within the dead
     /// interval, so that what a witness says is never older than the silence it contradicts (rule R6). Shorter than two
     /// intervals: else the last heartbeat before the dead interval ends still names the dead, and a takeover waits for the next.
-    pub fn heard_window(&self) -> Duration {
+    pub fn echo_window(&self) -> Duration {
         self.interval * self.dead_intervals - self.interval * 3 / 2
     }
 
@@ -137,7 +137,7 @@ pub enum PartitionPolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Eligible {
     /// Every node that is ready.
-    Everybody,
+    All,
     Only(Arc<BTreeSet<NodeName>>),
     /// These; the others only while none of these can.
     Preferred {
@@ -154,7 +154,7 @@ impl Eligible {
     /// As a first choice.
     pub fn contains(&self, node: &NodeName) -> bool {
         match self {
-            Self::Everybody => true,
+            Self::All => true,
             Self::Only(nodes) | Self::Preferred { nodes, .. } => nodes.contains(node),
         }
     }
@@ -219,11 +219,11 @@ pub enum Action {
     },
     /// A verified advert of this node came: its kernel and its speaker live (`liveness::Event::Heard`), and says whether it takes
     /// new flows (`readiness::Event::Ready`).
-    Heard {
+    Received {
         node: NodeName,
         ready: bool,
         /// It names this node in its heartbeats.
-        hears_us: bool,
+        receives_us: bool,
     },
     /// A verified peer's MAC address, under its signature: it outranks what ARP says.
     Address {
@@ -361,9 +361,9 @@ pub struct PeerStatus {
     /// It has proved that it is no recording.
     pub verified: bool,
     /// It says that it hears this node.
-    pub hears_us: bool,
+    pub receives_us: bool,
     pub ready: bool,
     pub leaving: bool,
-    pub last_heard: Instant,
+    pub last_received: Instant,
     pub claims: usize,
 }

@@ -234,7 +234,7 @@ fn recording_replayed_to_a_restarted_node() {
 fn many_vips() {
     let mut cluster = Cluster::new(3, 0);
     let vips = |range: core::ops::Range<u32>| range.map(|i| Vip((0x0a00_0000 + i).into()));
-    cluster.desired = vips(0..600).map(|vip| (vip, Eligible::Everybody)).collect();
+    cluster.desired = vips(0..600).map(|vip| (vip, Eligible::All)).collect();
     for node in 0..3 {
         cluster.event(node, Event::Desired(cluster.desired.clone()));
     }
@@ -306,7 +306,7 @@ fn too_many_peers() {
         flags: Flags { ready: true, ..Flags::default() },
         digest: 0,
         challenge: node as u32,
-        body: Body::Heartbeat { heard: vec![] },
+        body: Body::Heartbeat { echoes: vec![] },
     };
     for node in 1..=257 {
         cluster.event(0, Event::Datagram(advert(node, 1).seal(&keyring())));

@@ -75,9 +75,9 @@ impl Election {
     }
 
     pub(super) fn send_heartbeat(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let heard = self.peers.heard(&self.config, now);
+        let echoes = self.peers.echoes(&self.config, now);
         self.work.peers += self.peers.len() as u64;
-        self.send(Body::Heartbeat { heard }, actions);
+        self.send(Body::Heartbeat { echoes }, actions);
     }
 
     /// A heartbeat out of turn: it names the peers that this node hears and asks for the lists that it misses. It renews no lease.

@@ -74,7 +74,7 @@ impl Lab {
             let at = self.now.as_nanos() / 1_000_000 % 50;
             for node in self.speaks.clone() {
                 if at == 7 * node as u64 % 50 {
-                    self.event(Event::Heard(name(node)));
+                    self.event(Event::Heartbeat(name(node)));
                 }
             }
             if self.machine.next_deadline().is_some_and(|due| due <= self.now) {
@@ -180,9 +180,9 @@ fn a_node_that_is_down_is_asked_with_back_off() {
     lab.run(ms(1000));
     lab.mark();
     lab.run(ms(120_000));
-    let asked = lab.probes[&name(1)];
-    assert!(asked <= 12, "{:?}", lab.probes);
-    assert!(lab.searches + 2 >= asked, "it may have another MAC address: {} of {asked} by broadcast", lab.searches);
+    let probed = lab.probes[&name(1)];
+    assert!(probed <= 12, "{:?}", lab.probes);
+    assert!(lab.searches + 2 >= probed, "it may have another MAC address: {} of {probed} by broadcast", lab.searches);
 }
 
 /// Nor does a node of the view that was never there cost more while this node is cut off.

@@ -104,7 +104,7 @@ struct Own {
 struct Peer {
     epoch: u64,
     sequence: u64,
-    heard: Instant,
+    received: Instant,
     version: u64,
     digest: u64,
     reported: Option<Reported>,
@@ -152,17 +152,17 @@ impl Exchange {
     /// interval and has the word of all it heard. Nobody is waited for longer than five seconds.
     pub fn all_reported(&self, now: Instant) -> bool {
         let waited = now.since(self.started);
-        let heard = |peer: &Peer| peer.heard >= self.started;
-        let has_reported = |node| self.peers.get(node).is_some_and(|peer| heard(peer) && peer.is_known());
+        let received = |peer: &Peer| peer.received >= self.started;
+        let has_reported = |node| self.peers.get(node).is_some_and(|peer| received(peer) && peer.is_known());
         let all = self.nodes.as_ref().is_some_and(|nodes| nodes.iter().all(has_reported));
         let listened = waited > self.config.interval + LIST_PAUSE;
-        let all_heard = || self.peers.values().filter(|peer| heard(peer)).all(Peer::is_known);
-        all || listened && all_heard() || waited >= PATIENCE
+        let peers_known = || self.peers.values().filter(|peer| received(peer)).all(Peer::is_known);
+        all || listened && peers_known() || waited >= PATIENCE
     }
 
     /// Since then this node has said what it holds: our program is there, and its chains.
     pub fn has_reported(&self, node: &NodeName, since: Instant) -> bool {
-        self.peers.get(node).is_some_and(|peer| peer.version != 0 && peer.heard >= since)
+        self.peers.get(node).is_some_and(|peer| peer.version != 0 && peer.received >= since)
     }
 
     /// Some node that speaks has had another table than this one for two intervals.
@@ -171,7 +171,8 @@ impl Exchange {
     }
 
     fn differs_for(&self, peer: &Peer, time: Duration, now: Instant) -> bool {
-        now.since(peer.heard) <= 3 * self.config.interval && peer.differs.is_some_and(|since| now.since(since) >= time)
+        now.since(peer.received) <= 3 * self.config.interval
+            && peer.differs.is_some_and(|since| now.since(since) >= time)
     }
 
     /// Nobody can tell whether the view of this node is out of date, or it is.
@@ -246,8 +247,8 @@ impl Exchange {
         let Some(own) = &self.own else { return };
         for (node, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.version != 0) {
             // Nobody knows what a silent node goes by; what it said before its silence is not held against it.
-            let speaks = now.since(peer.heard) <= 3 * self.config.interval;
-            if peer.digest == own.reported.report.digest || !speaks {
+            let reports = now.since(peer.received) <= 3 * self.config.interval;
+            if peer.digest == own.reported.report.digest || !reports {
                 peer.differs = None;
                 if let Some(reported) =
                     peer.reported.as_mut().filter(|reported| reported.report.digest == own.reported.report.digest)
@@ -348,7 +349,7 @@ impl Peer {
         Self {
             epoch: 0,
             sequence: 0,
-            heard: now,
+            received: now,
             version: 0,
             digest: 0,
             reported: None,
@@ -373,11 +374,11 @@ impl Peer {
         if epoch == self.epoch && (sequence <= self.sequence || version < self.version) {
             return Err(Reject::Replayed);
         }
-        let looked = now - Duration::from_millis(u64::from(age_millis));
-        (self.epoch, self.sequence, self.version, self.digest, self.heard) = (epoch, sequence, version, digest, now);
+        let scanned = now - Duration::from_millis(u64::from(age_millis));
+        (self.epoch, self.sequence, self.version, self.digest, self.received) = (epoch, sequence, version, digest, now);
         if self.is_known() {
             if let Some(reported) = self.reported.as_mut().filter(|_| version != 0) {
-                reported.confirmed = reported.confirmed.max(looked);
+                reported.confirmed = reported.confirmed.max(scanned);
             }
             return Ok(false);
         }
@@ -391,7 +392,7 @@ impl Peer {
         };
         self.reported_version = (epoch, version);
         self.assembly = None;
-        Ok(self.set_reported(Report { digest, partial, services }, looked))
+        Ok(self.set_reported(Report { digest, partial, services }, scanned))
     }
 
     /// The list, once all parts are there.

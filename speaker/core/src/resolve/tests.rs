@@ -165,7 +165,7 @@ fn broadcasts_of(speaker: usize, speakers: usize, absent: usize, frames: &mut [u
         if at % 50 == 0 {
             for peer in &peers {
                 resolver.handle(Event::Known(peer.clone()), now, &mut queries);
-                liveness.handle(liveness::Event::Heard(peer.clone()), now, &mut probes);
+                liveness.handle(liveness::Event::Heartbeat(peer.clone()), now, &mut probes);
             }
         }
         if liveness.next_deadline().is_some_and(|due| due <= now) {

@@ -123,7 +123,7 @@ impl Cluster {
             Ok(signer) => {
                 *lost = 0;
                 if receiver.has_two_keys() {
-                    self.event(to, Event::Heard { node: name(from), signer, other_hint: ring.other_hint() });
+                    self.event(to, Event::Received { node: name(from), signer, other_hint: ring.other_hint() });
                 }
             }
             Err(_) => {
@@ -262,8 +262,8 @@ fn an_earlier_version_counts_as_lacking() {
     let mut actions = Vec::new();
     machine.handle(Event::Secret(secret(2, Some(1))), Instant::ZERO, &mut actions);
     for beat in 1..200 {
-        let heard = Event::Heard { node: name(1), signer: Signer::Current, other_hint: 0 };
-        machine.handle(heard, Instant::ZERO + BEAT * beat, &mut actions);
+        let received = Event::Received { node: name(1), signer: Signer::Current, other_hint: 0 };
+        machine.handle(received, Instant::ZERO + BEAT * beat, &mut actions);
     }
     assert_eq!(machine.ring().current, key(1));
     assert_eq!(actions[1..], [Action::Lacking([name(1)].into())]);

@@ -22,7 +22,7 @@ use crate::name::{NodeName, Term, Vip};
 /// The largest datagram that is sent or taken: fits an Ethernet frame with room for encapsulation, so it is never fragmented.
 pub const MAX_DATAGRAM: usize = 1400;
 /// Peers that a heartbeat can name.
-pub const MAX_HEARD: usize = 256;
+pub const MAX_ECHOES: usize = 256;
 /// Claims of one node (`ebpf_common::MAX_VIPS`).
 pub const MAX_CLAIMS: usize = ebpf_common::MAX_VIPS as usize;
 /// Parts of one claim list: enough for [`MAX_CLAIMS`] beside the longest name.
@@ -37,7 +37,7 @@ const KIND_NODE: u8 = 3;
 const FAMILY_IPV4: u8 = 4;
 
 const NAME: usize = 48;
-const HEARD_LEN: usize = 4;
+const ECHO_LEN: usize = 4;
 const PARTS_LEN: usize = 4;
 const CLAIM_LEN: usize = 16;
 const NODE_LEN: usize = 8;
@@ -69,7 +69,7 @@ impl<'a> Packet<'a> {
         }
         let count = packet.count();
         let (body, exact) = match packet.kind() {
-            KIND_HEARTBEAT => (count * HEARD_LEN, true),
+            KIND_HEARTBEAT => (count * ECHO_LEN, true),
             KIND_CLAIMS => (PARTS_LEN + count * CLAIM_LEN, false),
             KIND_NODE => (NODE_LEN, false),
             _ => return Err(Reject::Malformed),
@@ -159,7 +159,7 @@ pub struct Advert {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// The challenges of the peers that the sender hears.
-    Heartbeat { heard: Vec<u32> },
+    Heartbeat { echoes: Vec<u32> },
     /// Part `part` (from 0) of `parts` of the claim list with the digest of the header.
     Claims { part: u16, parts: u16, claims: Vec<Claim> },
     /// Where the sender is reached on the segment: under the HMAC, so that no ARP frame can say otherwise.
@@ -249,7 +249,7 @@ impl Advert {
     pub fn parse(packet: &Packet<'_>) -> Result<Self, Reject> {
         let name = core::str::from_utf8(packet.name()).ok().and_then(NodeName::new).ok_or(Reject::Malformed)?;
         let body = match packet.kind() {
-            KIND_HEARTBEAT => Body::Heartbeat { heard: parse_heard(packet)? },
+            KIND_HEARTBEAT => Body::Heartbeat { echoes: parse_echoes(packet)? },
             KIND_CLAIMS => parse_claims(packet)?,
             _ => parse_node(packet)?,
         };
@@ -265,10 +265,10 @@ impl Advert {
         })
     }
 
-    /// As a signed datagram. The caller keeps to [`MAX_HEARD`] and [`claims_per_part`].
+    /// As a signed datagram. The caller keeps to [`MAX_ECHOES`] and [`claims_per_part`].
     pub fn seal(&self, keys: &Keyring) -> Vec<u8> {
         let (kind, count) = match &self.body {
-            Body::Heartbeat { heard } => (KIND_HEARTBEAT, heard.len()),
+            Body::Heartbeat { echoes } => (KIND_HEARTBEAT, echoes.len()),
             Body::Claims { claims, .. } => (KIND_CLAIMS, claims.len()),
             Body::Node { .. } => (KIND_NODE, 0),
         };
@@ -302,7 +302,7 @@ impl Keyring {
 impl Body {
     fn emit(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Heartbeat { heard } => heard.iter().for_each(|tag| out.extend_from_slice(&tag.to_be_bytes())),
+            Self::Heartbeat { echoes } => echoes.iter().for_each(|tag| out.extend_from_slice(&tag.to_be_bytes())),
             Self::Claims { part, parts, claims } => {
                 out.extend_from_slice(&part.to_be_bytes());
                 out.extend_from_slice(&parts.to_be_bytes());
@@ -332,11 +332,11 @@ pub fn digest(claims: impl IntoIterator<Item = Claim>) -> u64 {
 /// The digest of no claims.
 pub const EMPTY_DIGEST: u64 = 0;
 
-fn parse_heard(packet: &Packet<'_>) -> Result<Vec<u32>, Reject> {
-    if packet.count() > MAX_HEARD {
+fn parse_echoes(packet: &Packet<'_>) -> Result<Vec<u32>, Reject> {
+    if packet.count() > MAX_ECHOES {
         return Err(Reject::Malformed);
     }
-    let (tags, _) = packet.body().as_chunks::<HEARD_LEN>();
+    let (tags, _) = packet.body().as_chunks::<ECHO_LEN>();
     Ok(tags.iter().map(|tag| u32::from_be_bytes(*tag)).collect())
 }
 

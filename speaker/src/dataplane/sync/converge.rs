@@ -248,7 +248,7 @@ impl State {
         if self.started {
             return true;
         }
-        let all_heard = self.all_take_new_flows(view) && self.report_socket.exchange.all_reported(clock::now());
+        let peers_known = self.all_take_new_flows(view) && self.report_socket.exchange.all_reported(clock::now());
         // Asked in any case: they need their time.
         let services = Plan::new(view, &self.sync.node, self.sync.uplink.clone()).services;
         let targets = services.into_iter().flat_map(|(key, local)| {
@@ -257,7 +257,7 @@ impl State {
         });
         let missing = self.sync.startup_probe.missing(targets);
         let waited = viewed.elapsed();
-        let may_start = (all_heard || waited >= PATIENCE) && (missing.is_empty() || waited >= PODS_PATIENCE);
+        let may_start = (peers_known || waited >= PATIENCE) && (missing.is_empty() || waited >= PODS_PATIENCE);
         if may_start && !missing.is_empty() {
             warn!(pods = ?missing, "no sign of life from these since the boot: new flows go to them all the same");
         }

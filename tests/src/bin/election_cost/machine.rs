@@ -77,7 +77,7 @@ impl World {
                 held.map(|at| Claim { vip: vip(at), term: Term(1), stepping_down: false }).collect();
             world.introduce(node, nodes, &claims);
         }
-        world.handle(Event::Desired((0..vips).map(|at| (vip(at), Eligible::Everybody)).collect()));
+        world.handle(Event::Desired((0..vips).map(|at| (vip(at), Eligible::All)).collect()));
         // The join ends.
         for _ in 0..30 {
             world.now += Duration::from_millis(50);
@@ -90,7 +90,7 @@ impl World {
     }
 
     fn introduce(&mut self, node: usize, nodes: usize, claims: &[Claim]) {
-        let heard = (0..nodes as u32 - 2).map(|other| 1000 + other).chain([self.challenge]).collect();
+        let echoes = (0..nodes as u32 - 2).map(|other| 1000 + other).chain([self.challenge]).collect();
         let mut advert = Advert {
             node: name(node),
             cluster: 1,
@@ -99,7 +99,7 @@ impl World {
             flags: Flags { ready: true, ..Flags::default() },
             digest: digest(claims.iter().copied()),
             challenge: node as u32,
-            body: Body::Heartbeat { heard },
+            body: Body::Heartbeat { echoes },
         };
         self.handle(Event::Datagram(advert.seal(&keys())));
         let per_part = claims_per_part(advert.node.as_str().len());
@@ -120,8 +120,8 @@ impl World {
         let (turn, challenge) = (self.turn, self.challenge);
         let advert = &mut self.peers[turn];
         advert.sequence += 1;
-        if let Body::Heartbeat { heard } = &mut advert.body
-            && let Some(last) = heard.last_mut()
+        if let Body::Heartbeat { echoes } = &mut advert.body
+            && let Some(last) = echoes.last_mut()
         {
             *last = challenge;
         }

@@ -138,7 +138,7 @@ impl Cluster {
             let seed = self.random.next();
             let config = Config { node: name(node), epoch: 1000, seed, ..self.config.clone() };
             let desired: BTreeMap<Vip, Eligible> =
-                (0..self.shape.vips).map(|index| (vip(index), Eligible::Everybody)).collect();
+                (0..self.shape.vips).map(|index| (vip(index), Eligible::All)).collect();
             self.nodes[node].start(config, Event::Desired(desired), at);
             self.transmit(node);
             self.schedule(node);

@@ -69,7 +69,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             log: Vec::new(),
             sent: Vec::new(),
-            desired: (1..=vips).map(|last| (vip(last), Eligible::Everybody)).collect(),
+            desired: (1..=vips).map(|last| (vip(last), Eligible::All)).collect(),
             queue: BTreeMap::new(),
             counter: 0,
         };
@@ -99,7 +99,7 @@ impl Cluster {
             match action {
                 Action::Send(datagram) => self.send(node, datagram),
                 Action::RenewLease { until } => self.nodes[node].lease = until,
-                Action::Heard { .. } => {}
+                Action::Received { .. } => {}
                 action => {
                     match &action {
                         Action::Acquire { vip, term } => drop(self.nodes[node].own.insert(*vip, *term)),
@@ -234,7 +234,7 @@ impl Cluster {
     }
 
     pub fn desire(&mut self, vips: &[u8], nodes: &[usize]) {
-        self.desired = vips.iter().map(|last| (vip(*last), Eligible::Everybody)).collect();
+        self.desired = vips.iter().map(|last| (vip(*last), Eligible::All)).collect();
         for node in nodes {
             self.event(*node, Event::Desired(self.desired.clone()));
         }

@@ -33,7 +33,7 @@ fn any_advert() -> impl Strategy<Value = Advert> {
                 let body = if list {
                     Body::Claims { part: if whole { 0 } else { part }, parts: if whole { 1 } else { 3 }, claims }
                 } else {
-                    Body::Heartbeat { heard: alloc::vec![tag] }
+                    Body::Heartbeat { echoes: alloc::vec![tag] }
                 };
                 let flags = Flags { ready, leaving, need_claims, joining, alone };
                 Advert { node: name(node), cluster: 1, epoch, sequence, flags, digest, challenge: tag, body }
@@ -115,14 +115,14 @@ impl Driven {
         match step {
             Step::Advert(advert) => self.handle(Event::Datagram(advert.seal(&keyring()))),
             Step::Answer(mut advert) => {
-                if let Body::Heartbeat { heard } = &mut advert.body {
-                    heard.push(self.challenge);
+                if let Body::Heartbeat { echoes } = &mut advert.body {
+                    echoes.push(self.challenge);
                 }
                 self.handle(Event::Datagram(advert.seal(&keyring())));
             }
             Step::Bytes(bytes) => self.handle(Event::Datagram(bytes)),
             Step::Desired(count) => {
-                self.handle(Event::Desired((1..=count).map(|last| (vip(last), Eligible::Everybody)).collect()));
+                self.handle(Event::Desired((1..=count).map(|last| (vip(last), Eligible::All)).collect()));
             }
             Step::Ready(ready) => self.handle(Event::Ready(ready)),
             Step::Carrier(carrier) => self.handle(Event::Carrier(carrier)),

@@ -91,8 +91,8 @@ impl Cause {
             .map(|(previous_ring, _)| previous_ring)
             .chain(&self.upcoming)
             .map(|ring| ring.0.rows.len());
-        let told = self.reporters.iter().chain(&self.superseded).map(|(_, rows)| rows.0.of() as usize);
-        self.ring.0.rows.len() < MAX_ROWS as usize && previous.chain(told).any(|rows| rows == MAX_ROWS as usize)
+        let reported = self.reporters.iter().chain(&self.superseded).map(|(_, rows)| rows.0.of() as usize);
+        self.ring.0.rows.len() < MAX_ROWS as usize && previous.chain(reported).any(|rows| rows == MAX_ROWS as usize)
     }
 
     /// `None`: no row has an alternate.
@@ -113,8 +113,8 @@ pub struct Cache {
 impl Cache {
     /// From the cache of the last table into the one of the next.
     pub fn get(&self, cause: Cause, next: &mut Cache) -> Option<Arc<Alternates>> {
-        let nobody = cause.previous.is_empty() && cause.reporters.is_empty() && cause.superseded.is_empty();
-        if nobody && cause.upcoming.is_none() && cause.unreported.is_empty() {
+        let nothing = cause.previous.is_empty() && cause.reporters.is_empty() && cause.superseded.is_empty();
+        if nothing && cause.upcoming.is_none() && cause.unreported.is_empty() {
             return None;
         }
         let Cache { causes, nodes } = next;

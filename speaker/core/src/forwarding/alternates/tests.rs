@@ -20,8 +20,8 @@ fn held(node: &str, rows: impl IntoIterator<Item = u32>) -> (String, ByAddress<R
 }
 
 fn cause(ring: ByAddress<Ring>) -> Cause {
-    let nobody = Arc::new(BTreeSet::new());
-    let (reporters, superseded, unreported, late) = (vec![], vec![], nobody.clone(), nobody);
+    let nothing = Arc::new(BTreeSet::new());
+    let (reporters, superseded, unreported, late) = (vec![], vec![], nothing.clone(), nothing);
     Cause { ring, previous: vec![], reporters, superseded, upcoming: None, unreported, late }
 }
 
@@ -148,15 +148,17 @@ fn rings_of_other_sizes() {
 #[test]
 fn a_ring_is_split_for_as_long_as_somebody_tells_larger_rows() {
     let (small, large) = (ring(&[("a", 20), ("b", 20)]), ring(&[("a", 20), ("b", 21)]));
-    let told = |of| vec![(String::from("a"), ByAddress(Arc::new(Rows::new(of, [5]))))];
-    assert!(Cause { reporters: told(65488), ..cause(small.clone()) }.has_larger_rings());
-    assert!(Cause { superseded: told(65488), ..cause(small.clone()) }.has_larger_rings());
+    let reported = |of| vec![(String::from("a"), ByAddress(Arc::new(Rows::new(of, [5]))))];
+    assert!(Cause { reporters: reported(65488), ..cause(small.clone()) }.has_larger_rings());
+    assert!(Cause { superseded: reported(65488), ..cause(small.clone()) }.has_larger_rings());
     assert!(Cause { previous: vec![(large.clone(), names(&["a"]))], ..cause(small.clone()) }.has_larger_rings());
     // A size that no ring of ours has.
     assert!(
-        ![4093, 65487].into_iter().any(|of| Cause { reporters: told(of), ..cause(small.clone()) }.has_larger_rings())
+        ![4093, 65487]
+            .into_iter()
+            .any(|of| Cause { reporters: reported(of), ..cause(small.clone()) }.has_larger_rings())
     );
-    assert!(!Cause { reporters: told(65488), ..cause(large) }.has_larger_rings());
+    assert!(!Cause { reporters: reported(65488), ..cause(large) }.has_larger_rings());
 }
 
 /// Flows that a ring of another size leaves without a way to their node: right after the change (former primaries are asked), and once
@@ -172,8 +174,8 @@ fn lost_at_the_boundary(nodes: u32, from: u32, to: u32, flows: u64) -> (u64, u64
     };
     let (before, now) = (with_pods(from), with_pods(to));
     let previous = vec![(before.clone(), (0..nodes).map(name).collect())];
-    let asked = split_if_larger(Cause { previous, ..cause(now) });
-    let now = asked.ring.clone();
+    let by_cause = split_if_larger(Cause { previous, ..cause(now) });
+    let now = by_cause.ring.clone();
     let mut held: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
     for flow in 0..flows {
         let before_primary = before.0.primary(row(&before.0, flow)).unwrap();
@@ -182,10 +184,10 @@ fn lost_at_the_boundary(nodes: u32, from: u32, to: u32, flows: u64) -> (u64, u64
             held.entry(before_primary).or_default().push(row);
         }
     }
-    let told = |(node, rows): (&&str, &Vec<u32>)| {
+    let reported = |(node, rows): (&&str, &Vec<u32>)| {
         (String::from(*node), ByAddress(Arc::new(Rows::new(now.0.rows.len() as u32, rows.iter().copied()))))
     };
-    let told = Cause { reporters: held.iter().map(told).collect(), ..cause(now.clone()) };
+    let reported = Cause { reporters: held.iter().map(reported).collect(), ..cause(now.clone()) };
     let lost = |alternates: Option<Alternates>| {
         let reached = |flow: &u64| {
             let (before_primary, row) = (before.0.primary(row(&before.0, *flow)).unwrap(), row(&now.0, *flow));
@@ -195,7 +197,7 @@ fn lost_at_the_boundary(nodes: u32, from: u32, to: u32, flows: u64) -> (u64, u64
         };
         (0..flows).filter(|flow| !reached(flow)).count() as u64
     };
-    (lost(asked.alternates()), lost(told.alternates()))
+    (lost(by_cause.alternates()), lost(reported.alternates()))
 }
 
 /// The one change that moves nearly every row, and the other way merges sixteen of them into one.

@@ -21,7 +21,7 @@ fn heartbeat() -> Advert {
         flags: Flags { ready: true, joining: true, ..Flags::default() },
         digest: 0x33,
         challenge: 0x44,
-        body: Body::Heartbeat { heard: vec![0xaabb_ccdd] },
+        body: Body::Heartbeat { echoes: vec![0xaabb_ccdd] },
     }
 }
 
@@ -143,9 +143,9 @@ fn the_largest_adverts_fit() {
     let node = NodeName::new(&name).unwrap();
     let claim = Claim { vip: Vip([1, 2, 3, 4].into()), term: Term(u64::MAX), stepping_down: false };
     let count = claims_per_part(NodeName::MAX_LEN);
-    let heard = Advert { node: node.clone(), body: Body::Heartbeat { heard: vec![7; MAX_HEARD] }, ..heartbeat() };
+    let echoes = Advert { node: node.clone(), body: Body::Heartbeat { echoes: vec![7; MAX_ECHOES] }, ..heartbeat() };
     let full = Advert { node, body: Body::Claims { part: 0, parts: 1, claims: vec![claim; count] }, ..heartbeat() };
-    for advert in [heard, full] {
+    for advert in [echoes, full] {
         let bytes = advert.seal(&keys(5));
         assert!(bytes.len() <= MAX_DATAGRAM, "{}", bytes.len());
         assert_eq!(Advert::open(&bytes, CLUSTER, &keys(5)), Ok(advert));
@@ -165,7 +165,7 @@ fn digest_vector() {
 prop_compose! {
     fn any_advert()(
         name in "[a-z0-9.-]{1,253}", epoch: u64, sequence: u64, bits in 0u8..32, digest: u64, challenge: u32,
-        heard in prop::collection::vec(any::<u32>(), 0..=MAX_HEARD),
+        echoes in prop::collection::vec(any::<u32>(), 0..=MAX_ECHOES),
         claims in prop::collection::vec((any::<[u8; 4]>(), any::<u64>(), any::<bool>()), 0..=claims_per_part(NodeName::MAX_LEN)),
         part in 0..MAX_PARTS as u16, beats: bool,
     ) -> Advert {
@@ -173,7 +173,7 @@ prop_compose! {
         let claims = Body::Claims { part, parts: MAX_PARTS as u16, claims };
         Advert {
             node: NodeName::new(&name).unwrap(), cluster: CLUSTER, epoch, sequence, flags: Flags::from_bits(bits), digest,
-            challenge, body: if beats { Body::Heartbeat { heard } } else { claims },
+            challenge, body: if beats { Body::Heartbeat { echoes } } else { claims },
         }
     }
 }

@@ -21,7 +21,7 @@ pub enum Kind {
     /// The API server's word reaches one node up to 25 s late.
     LateView,
     /// What one node says is lost for up to 12 s.
-    WordsLost,
+    ReportsLost,
     Excluded,
     Grown,
     Shrunk,
@@ -43,7 +43,7 @@ impl Kind {
         Self::SpeakerDead,
         Self::CutOff,
         Self::LateView,
-        Self::WordsLost,
+        Self::ReportsLost,
         Self::Excluded,
         Self::Grown,
         Self::Shrunk,
@@ -62,7 +62,7 @@ pub enum Op {
     SpeakerReturns(usize),
     Cut(usize, bool),
     Late(usize, bool),
-    Mute(usize, bool),
+    LoseReports(usize, bool),
     Exclude(usize, bool),
     Add(usize, usize),
     /// To so many pods, each on the node with the number of its turn.
@@ -82,7 +82,7 @@ impl World {
             Op::KernelDies(node) => {
                 let machine = &mut self.machines[node];
                 (machine.kernel, machine.speaker) = (None, None);
-                (machine.late, machine.mute, machine.cut) = (false, false, false);
+                (machine.late, machine.reports_lost, machine.cut) = (false, false, false);
             }
             Op::KernelReturns(node) if self.machines[node].kernel.is_none() => {
                 self.machines[node].kernel = Some(Kernel::default());
@@ -93,7 +93,7 @@ impl World {
             Op::SpeakerReturns(node) => self.start_speaker(node),
             Op::Cut(node, cut) => self.machines[node].cut = cut,
             Op::Late(node, late) => self.machines[node].late = late,
-            Op::Mute(node, mute) => self.machines[node].mute = mute,
+            Op::LoseReports(node, reports_lost) => self.machines[node].reports_lost = reports_lost,
             Op::Exclude(node, excluded) => self.machines[node].excluded = excluded,
             Op::Add(service, pods) => (0..pods).for_each(|_| self.add_pod(service)),
             Op::Scale(service, pods) => {
@@ -160,7 +160,7 @@ impl World {
             Kind::SpeakerDead => self.for_a_while(moment * 4, Op::SpeakerDies(node), Op::SpeakerReturns(node)),
             Kind::CutOff => self.for_a_while(moment, Op::Cut(node, true), Op::Cut(node, false)),
             Kind::LateView => self.for_a_while(moment * 2, Op::Late(node, true), Op::Late(node, false)),
-            Kind::WordsLost => self.for_a_while(moment, Op::Mute(node, true), Op::Mute(node, false)),
+            Kind::ReportsLost => self.for_a_while(moment, Op::LoseReports(node, true), Op::LoseReports(node, false)),
             Kind::Excluded => self.for_a_while(moment * 2, Op::Exclude(node, true), Op::Exclude(node, false)),
             Kind::Grown => {
                 let more = 1 + self.random.below(8);

@@ -22,9 +22,9 @@ use self::world::World;
 use crate::time::Duration;
 
 /// A cluster to which things happen, often before the last one is over, and a minute of peace.
-fn course(seed: u64, kinds: &[Kind], steps: usize, forgiving: bool) -> Sums {
+fn course(seed: u64, kinds: &[Kind], steps: usize, count_losses: bool) -> Sums {
     let mut world = World::new(seed, 2 + seed as usize % 5, 1 + seed as usize % 3);
-    world.forgiving = forgiving;
+    world.count_losses = count_losses;
     for step in 0..steps {
         let kind = kinds[world.random.below(kinds.len())];
         world.cause(kind);
@@ -40,7 +40,7 @@ fn course(seed: u64, kinds: &[Kind], steps: usize, forgiving: bool) -> Sums {
 /// One thing after the other (or these at the same time), each time long enough apart that the last one is over.
 fn one_by_one(seed: u64, kinds: &[Kind], steps: usize) -> Sums {
     let mut world = World::new(seed, 3 + seed as usize % 4, 1 + seed as usize % 3);
-    world.forgiving = true;
+    world.count_losses = true;
     for _ in 0..steps {
         kinds.iter().for_each(|kind| world.cause(*kind));
         world.pass(Duration::from_secs(90));
@@ -83,7 +83,7 @@ fn pods_that_come_up_one_by_one_cost_hardly_a_packet() {
     let mut all = Sums::default();
     for seed in 0..8 {
         let mut world = World::new(seed, 4 + seed as usize % 3, 1 + seed as usize % 2);
-        world.forgiving = true;
+        world.count_losses = true;
         world.fill_pool(300);
         for _ in 0..2 {
             world.cause(Kind::Trickled);

@@ -199,7 +199,7 @@ impl Speaker {
     ) -> Vec<Vec<u8>> {
         let mut sent = Vec::new();
         let mut actions = Vec::new();
-        self.look(sights, now, &mut actions);
+        self.on_signs(sights, now, &mut actions);
         sent.extend(self.take(actions));
         if let Some(view) = view.filter(|view| self.view.as_ref() != Some(view)) {
             self.view = Some((*view).clone());
@@ -240,7 +240,7 @@ impl Speaker {
     }
 
     /// Liveness and presence, in short.
-    fn look(&mut self, sights: &[Sight], now: Instant, actions: &mut Vec<Action>) {
+    fn on_signs(&mut self, sights: &[Sight], now: Instant, actions: &mut Vec<Action>) {
         let others = || sights.iter().enumerate().filter(|(other, _)| *other != self.node);
         let answering = others().filter(|(_, sight)| sight.answers).count();
         // All fell silent at once.

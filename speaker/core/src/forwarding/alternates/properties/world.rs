@@ -46,7 +46,7 @@ pub struct World {
     /// When each node last had flows of a row, of rings of either size.
     held: BTreeMap<Place, BTreeMap<usize, Instant>>,
     /// Counts what must not be, instead of failing.
-    pub forgiving: bool,
+    pub count_losses: bool,
     pub plan: BTreeMap<Instant, Vec<Op>>,
     pub sums: Sums,
 }
@@ -62,7 +62,7 @@ pub struct Machine {
     pub cut: bool,
     pub late: bool,
     /// Its datagrams are lost.
-    pub mute: bool,
+    pub reports_lost: bool,
     /// When it was last cut off: what was sent to it in the moment in which it is back is lost.
     pub was_cut: Instant,
 }
@@ -122,7 +122,7 @@ impl World {
             ended: Vec::new(),
             disturbed: now,
             held: BTreeMap::new(),
-            forgiving: false,
+            count_losses: false,
             plan: BTreeMap::new(),
             sums: Sums::default(),
         };
@@ -187,7 +187,7 @@ impl World {
             if let (Some(speaker), Some(kernel)) = (&mut machine.speaker, &mut machine.kernel) {
                 let datagrams = speaker.turn(view, &sights, kernel, self.now);
                 machine.disk = Some(speaker.save(self.now));
-                if !machine.mute && !machine.cut {
+                if !machine.reports_lost && !machine.cut {
                     sent.push((node, datagrams));
                 }
             }
@@ -235,14 +235,14 @@ impl World {
             let entry = entries[self.random.below(entries.len())];
             self.open(entry);
         }
-        let flows: Vec<(Flow, FlowState)> = self.flows.iter().map(|(flow, talk)| (*flow, *talk)).collect();
+        let flows: Vec<(Flow, FlowState)> = self.flows.iter().map(|(flow, state)| (*flow, *state)).collect();
         let calm = self.is_calm();
-        let in_reach = |(_, talk): &(Flow, FlowState)| self.now.since(self.machines[talk.node].was_cut) > TURN;
+        let in_reach = |(_, state): &(Flow, FlowState)| self.now.since(self.machines[state.node].was_cut) > TURN;
         let flows: Vec<_> = flows.into_iter().filter(in_reach).collect();
-        for (flow, talk) in flows {
+        for (flow, state) in flows {
             for &entry in &entries {
                 let outcome = self.walk(entry, flow, &MID_FLOW);
-                self.judge(flow, talk, entry, outcome, calm);
+                self.judge(flow, state, entry, outcome, calm);
             }
         }
         for flow in self.ended.clone() {
@@ -260,10 +260,10 @@ impl World {
         }
     }
 
-    fn judge(&mut self, flow: Flow, talk: FlowState, entry: usize, outcome: Outcome, calm: bool) {
+    fn judge(&mut self, flow: Flow, state: FlowState, entry: usize, outcome: Outcome, calm: bool) {
         match outcome {
             Outcome::Known { node, hops } => {
-                assert_eq!(node, talk.node, "a flow has one node");
+                assert_eq!(node, state.node, "a flow has one node");
                 let sums = if calm { &mut self.sums.calm } else { &mut self.sums.busy };
                 sums[hops] += 1;
             }
@@ -271,8 +271,8 @@ impl World {
             _ if !calm => self.sums.busy_lost += 1,
             _ if self.is_leaderless() => self.sums.leaderless += 1,
             _ if !self.agree() => self.sums.differing += 1,
-            _ if self.forgiving => self.sums.calm_lost += 1,
-            _ => panic!("{outcome:?} at {}: from n{entry} to n{}\n{}", self.now, talk.node, self.describe(flow)),
+            _ if self.count_losses => self.sums.calm_lost += 1,
+            _ => panic!("{outcome:?} at {}: from n{entry} to n{}\n{}", self.now, state.node, self.describe(flow)),
         }
     }
 
@@ -288,9 +288,9 @@ impl World {
     }
 
     fn note_holders(&mut self) {
-        for (flow, talk) in &self.flows {
+        for (flow, state) in &self.flows {
             for rows in ROWS {
-                self.held.entry(place(*flow, rows)).or_default().insert(talk.node, self.now);
+                self.held.entry(place(*flow, rows)).or_default().insert(state.node, self.now);
             }
         }
     }
@@ -406,15 +406,15 @@ impl World {
 
     fn end_flows(&mut self) {
         let pods: BTreeSet<Ipv4Addr> = self.services.iter().flatten().map(|pod| pod.address).collect();
-        let flows: Vec<(Flow, FlowState)> = self.flows.iter().map(|(flow, talk)| (*flow, *talk)).collect();
-        for (flow, talk) in flows {
+        let flows: Vec<(Flow, FlowState)> = self.flows.iter().map(|(flow, state)| (*flow, *state)).collect();
+        for (flow, state) in flows {
             let closes = self.random.below(400) == 0;
-            let kernel = &mut self.machines[talk.node].kernel;
+            let kernel = &mut self.machines[state.node].kernel;
             let known = kernel.as_ref().is_some_and(|kernel| kernel.flows.contains_key(&flow));
-            if !closes && known && pods.contains(&talk.pod) {
+            if !closes && known && pods.contains(&state.pod) {
                 continue;
             }
-            assert!(closes || !known || !pods.contains(&talk.pod));
+            assert!(closes || !known || !pods.contains(&state.pod));
             if closes && let Some(kernel) = kernel {
                 kernel.flows.remove(&flow);
             }
@@ -488,8 +488,9 @@ impl World {
             |machine: &Machine| machine.speaker.as_ref().is_some_and(|speaker| !speaker.ready || speaker.cut_off);
         // Booted, but its speaker has not come so far.
         let bare = |machine: &Machine| machine.kernel.as_ref().is_some_and(|kernel| kernel.table.is_none());
-        let disturbed =
-            |machine: &Machine| machine.cut || machine.late || machine.mute || starting(machine) || bare(machine);
+        let disturbed = |machine: &Machine| {
+            machine.cut || machine.late || machine.reports_lost || starting(machine) || bare(machine)
+        };
         self.machines.iter().any(disturbed)
     }
 }
