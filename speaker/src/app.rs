@@ -43,7 +43,7 @@ use crate::dataplane::startup_probe::StartupProbe;
 use crate::dataplane::sync::{self, Inputs, Sync, Synced, Tools};
 use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
 use crate::departed::{self, Departed};
-use crate::driver::{self, Commands, Driver, Report};
+use crate::driver::{self, Commands, Driver, Notice};
 use crate::health::HealthFlags;
 use crate::host::Host;
 use crate::io::arp::ArpSocket;
@@ -174,7 +174,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let report_udp = adverts_socket("reports", &uplink, group, &metrics)?;
 
     // (ii) Who owns a VIP.
-    let (reports_sender, reports) = driver::Reports::channel();
+    let (notices_sender, notices) = driver::Notices::channel();
     let seed = io::random::seed().context("random seed")?;
     let mut config = election::Config::new(node.clone(), identity.cluster_id(), epoch, ring, seed)
         .at_pace(args.interval(), args.dead_intervals);
@@ -199,7 +199,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         inbox,
         own_ip: Some(args.node_ip),
         sync: sync_sender.clone(),
-        reports: reports_sender,
+        notices: notices_sender,
         health: health.clone(),
         metrics: metrics.clone(),
     };
@@ -231,7 +231,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         health,
         metrics,
         updates,
-        reports,
+        notices,
         events,
     };
     serving.run(&mut changes, exits, server).await
@@ -271,7 +271,7 @@ struct Serving {
     health: Arc<HealthFlags>,
     metrics: Arc<Metrics>,
     updates: mailbox::Sender<Ipv4Addr, Ownership>,
-    reports: mailbox::Receiver<driver::Subject, Report>,
+    notices: mailbox::Receiver<driver::Subject, Notice>,
     events: mpsc::Receiver<Event>,
 }
 
@@ -310,14 +310,14 @@ impl Serving {
                     let Some(change) = change else { bail!("links and addresses are not watched any more") };
                     self.host.on_change(change)?;
                 }
-                Some(reports) = self.reports.recv() => {
-                    for report in reports.into_values() {
-                        if let Report::HandedOver { all_taken } = report {
+                Some(notices) = self.notices.recv() => {
+                    for notice in notices.into_values() {
+                        if let Notice::HandedOver { all_taken } = notice {
                             let is_saved = self.saver.flush(FLUSH);
                             info!(all_taken, is_saved, "handed over");
                             return Ok(());
                         }
-                        self.on_report(report)?;
+                        self.on_notice(notice)?;
                     }
                 }
                 Some(update) = self.secret.recv() => match update {
@@ -333,12 +333,12 @@ impl Serving {
         }
     }
 
-    fn on_report(&mut self, report: Report) -> Result<()> {
-        match report {
-            Report::Keys(ring) => self.keys.set_ring(&ring),
-            Report::IdentityConfirmed => self.keys.confirm(),
-            Report::HeldBack => self.keys.held_back()?,
-            report => self.write_status(report),
+    fn on_notice(&mut self, notice: Notice) -> Result<()> {
+        match notice {
+            Notice::Keys(ring) => self.keys.set_ring(&ring),
+            Notice::IdentityConfirmed => self.keys.confirm(),
+            Notice::HeldBack => self.keys.held_back()?,
+            notice => self.write_status(notice),
         }
         Ok(())
     }
@@ -402,19 +402,19 @@ impl Serving {
         self.view.send(Some(view)).context("the dataplane thread has ended")
     }
 
-    fn write_status(&self, report: Report) {
-        let update = match report {
-            Report::Acquired { vip, term } => {
+    fn write_status(&self, notice: Notice) {
+        let update = match notice {
+            Notice::Acquired { vip, term } => {
                 Some((vip, Ownership::Owned { term: term.0, since: k8s_openapi::jiff::Timestamp::now() }))
             }
-            Report::OwnerChanged { vip, owner: None, why } => {
+            Notice::OwnerChanged { vip, owner: None, why } => {
                 Some((vip, Ownership::Unowned(why.map_or(NoOwner::HandingOver, no_owner))))
             }
-            Report::OwnerChanged { vip, owner: Some(Owner { node, term }), .. } => {
+            Notice::OwnerChanged { vip, owner: Some(Owner { node, term }), .. } => {
                 info!(%vip, owner = %node, %term, "owner");
                 None
             }
-            Report::HandedOver { .. } | Report::Keys(_) | Report::HeldBack | Report::IdentityConfirmed => None,
+            Notice::HandedOver { .. } | Notice::Keys(_) | Notice::HeldBack | Notice::IdentityConfirmed => None,
         };
         if let Some((vip, ownership)) = update {
             // The writer ends only with the process.

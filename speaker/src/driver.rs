@@ -75,7 +75,7 @@ pub enum Command {
 
 /// What the other threads hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
+pub enum Notice {
     Acquired {
         vip: Ipv4Addr,
         term: Term,
@@ -98,7 +98,7 @@ pub enum Report {
 }
 
 /// Where the loop puts its reports: it never waits. Of what is not taken yet the newest of each kind and VIP counts.
-pub struct Reports(mailbox::Sender<Subject, Report>);
+pub struct Notices(mailbox::Sender<Subject, Notice>);
 
 /// In the order in which they are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,23 +113,23 @@ pub enum Subject {
     HandedOver,
 }
 
-impl Reports {
+impl Notices {
     /// At most two for each VIP of the view, and the last.
-    pub fn channel() -> (Self, mailbox::Receiver<Subject, Report>) {
+    pub fn channel() -> (Self, mailbox::Receiver<Subject, Notice>) {
         let (sender, receiver) = mailbox::channel(usize::MAX);
         (Self(sender), receiver)
     }
 
-    pub fn send(&self, report: Report) -> Result<(), mailbox::Undelivered> {
-        let subject = match report {
-            Report::Acquired { vip, .. } | Report::OwnerChanged { vip, owner: None, .. } => Subject::Owned(vip),
-            Report::OwnerChanged { vip, owner: Some(_), .. } => Subject::Owner(vip),
-            Report::Keys(_) => Subject::Keys,
-            Report::HeldBack => Subject::HeldBack,
-            Report::IdentityConfirmed => Subject::IdentityConfirmed,
-            Report::HandedOver { .. } => Subject::HandedOver,
+    pub fn send(&self, notice: Notice) -> Result<(), mailbox::Undelivered> {
+        let subject = match notice {
+            Notice::Acquired { vip, .. } | Notice::OwnerChanged { vip, owner: None, .. } => Subject::Owned(vip),
+            Notice::OwnerChanged { vip, owner: Some(_), .. } => Subject::Owner(vip),
+            Notice::Keys(_) => Subject::Keys,
+            Notice::HeldBack => Subject::HeldBack,
+            Notice::IdentityConfirmed => Subject::IdentityConfirmed,
+            Notice::HandedOver { .. } => Subject::HandedOver,
         };
-        self.0.send(subject, report)
+        self.0.send(subject, notice)
     }
 }
 
@@ -178,7 +178,7 @@ pub struct Driver {
     pub inbox: Inbox,
     pub own_ip: Option<Ipv4Addr>,
     pub sync: Outbox,
-    pub reports: Reports,
+    pub notices: Notices,
     pub health: Arc<HealthFlags>,
     pub metrics: Arc<Metrics>,
 }
@@ -412,7 +412,7 @@ impl State {
         self.unreleased.remove(&vip);
         self.driver.metrics.transitions.inc();
         self.driver.health.own(vip.0, term.0);
-        self.report(Report::Acquired { vip: vip.0, term });
+        self.notify_app(Notice::Acquired { vip: vip.0, term });
         true
     }
 
@@ -532,9 +532,9 @@ impl State {
         }
     }
 
-    fn report(&self, report: Report) {
-        if self.driver.reports.send(report).is_err() {
-            error!("nobody takes reports any more");
+    fn notify_app(&self, notice: Notice) {
+        if self.driver.notices.send(notice).is_err() {
+            error!("the main loop has ended; its notices are dropped");
         }
     }
 
@@ -623,13 +623,13 @@ impl Surroundings for State {
             }
             Action::OwnerChanged { vip, owner } => {
                 let why = self.released_for.remove(&vip);
-                self.report(Report::OwnerChanged { vip: vip.0, owner, why });
+                self.notify_app(Notice::OwnerChanged { vip: vip.0, owner, why });
             }
             Action::Rejected { reason } => {
                 self.rejected(reason, now);
                 self.driver.metrics.adverts_rejected.with_label_values(&[reason.label()]).inc();
             }
-            Action::HandedOver { all_taken } => self.report(Report::HandedOver { all_taken }),
+            Action::HandedOver { all_taken } => self.notify_app(Notice::HandedOver { all_taken }),
         }
         None
     }

@@ -14,7 +14,7 @@ use speaker_core::unverified;
 use speaker_core::wire::advert::{Reject, Signer};
 use tracing::{info, warn};
 
-use super::{Report, State};
+use super::{Notice, State};
 use crate::dataplane::inbox::Message;
 
 impl State {
@@ -48,7 +48,7 @@ impl State {
                     info!(signing = ring.current.id, other = ring.other.as_ref().map(|key| key.id), "signing keys");
                     self.follow_up.push(election::Event::Keys(ring.clone()));
                     self.notify(Message::Keys(ring.clone()));
-                    self.report(Report::Keys(ring));
+                    self.notify_app(Notice::Keys(ring));
                     self.show_keys();
                 }
                 rotation::Action::Lacking(nodes) => {
@@ -92,12 +92,12 @@ impl State {
                 Action::Hold(hold) => {
                     if hold {
                         warn!("this node is new and cannot verify the others: it owns no VIP (docs/election.md, Keys)");
-                        self.report(Report::HeldBack);
+                        self.notify_app(Notice::HeldBack);
                     }
                     self.driver.health.held_back.store(hold, Ordering::Relaxed);
                     self.follow_up.push(self.readiness());
                 }
-                Action::Confirmed => self.report(Report::IdentityConfirmed),
+                Action::Confirmed => self.notify_app(Notice::IdentityConfirmed),
             }
         }
     }
