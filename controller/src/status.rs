@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_is_shown_once_and_corrected_when_somebody_changes_it() {
+    fn a_grant_is_shown_once_and_corrected_after_a_third_party_change() {
         let first = allocated(&service(), VIP, "p", None).unwrap();
         let patch = first.patch(Timestamp::UNIX_EPOCH);
         assert_eq!(patch["status"]["loadBalancer"]["ingress"], json!([{"ip": "192.0.2.1", "ipMode": "VIP"}]));

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_does_not_answer_is_named() {
+    async fn a_server_that_does_not_answer_is_named() {
         let (_sender, known) = watch::channel(vec![SocketAddrV4::new([127, 0, 0, 1].into(), 1)]);
         let server = ApiServer::new(Config::new("https://127.0.0.1:2".parse().unwrap()), known);
         let error = server.reach(Duration::from_secs(1)).await.err().expect("nobody listens").to_string();

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_cannot_renew_stops_writing_before_anybody_may_start() {
+    fn a_leader_that_cannot_renew_stops_writing_before_another_may_start() {
         let (start, mut server) = (Instant::now(), Server(None, 0));
         let mut a = Candidate::new("a".into(), config());
         turn(&mut a, &mut server, start);

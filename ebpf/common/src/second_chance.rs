@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_search_began_is_told_from_every_segment() {
+    fn every_segment_names_the_origin_of_its_search() {
         let node = [192, 168, 77, 13];
         for segment in 0..45 {
             let id = SearchState::origin_id(node) + segment;
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_told_apart() {
+    fn marks_are_distinct() {
         assert_eq!(Mark::LOCAL.mac(), [2, 0x53, 0x68, 0, 0, 0]);
         assert_eq!(
             Mark { next_hop: NextHop::Alternate(2), no_reset: true, slot: 0x1234 }.mac(),

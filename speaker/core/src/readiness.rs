@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_node_is_blank_until_its_speaker_is_ready() {
+    fn a_new_node_is_unknown_until_its_speaker_is_ready() {
         let mut lab = Lab::new(2, [0]);
         assert_eq!(lab.actions(), [Action::Unknown(name(1))]);
         lab.run(1, &[0, 1]);
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_down_is_blank_until_its_speaker_is_ready_again() {
+    fn a_node_that_was_down_is_unknown_until_its_speaker_is_ready_again() {
         let mut lab = Lab::new(2, [0, 1]);
         lab.event(Event::Down(name(1)));
         lab.event(Event::Down(name(1)));
@@ -235,7 +235,7 @@ mod tests {
 
     /// A node that boots meets one whose speaker is dead; or that one was cut off meanwhile.
     #[test]
-    fn a_blank_node_whose_program_answers_is_absent_until_its_speaker_is_ready() {
+    fn an_unknown_node_whose_program_answers_is_silent_until_its_speaker_is_ready() {
         let mut lab = Lab::new(3, [0]);
         assert_eq!(lab.actions(), [Action::Unknown(name(1)), Action::Unknown(name(2))]);
         lab.event(Event::Program(name(1)));
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_node_that_never_speaks_is_absent_in_the_end() {
+    fn a_known_node_without_heartbeats_is_silent_in_the_end() {
         let mut lab = Lab::new(2, [0, 1]);
         lab.run(40, &[0]);
         assert_eq!(lab.actions(), [Action::Silent(name(1))]);

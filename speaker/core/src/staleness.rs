@@ -254,7 +254,7 @@ mod tests {
 
     /// During an update of many pods there is a new view all the time, and not everybody is equally quick.
     #[test]
-    fn whoever_follows_late_is_not_stale_and_whoever_does_not_is() {
+    fn a_node_that_follows_late_is_not_stale_and_one_that_does_not_is() {
         let mut lab = Lab::new();
         lab.run(30, |second| {
             let second = second as u64;
@@ -268,7 +268,7 @@ mod tests {
 
     /// Node 2 is silent from second 10; one of its pods goes at second 20.
     #[test]
-    fn whoever_is_silent_while_its_pods_change_is_stale_until_it_follows() {
+    fn a_node_that_is_silent_while_its_pods_change_is_stale_until_it_follows() {
         let mut lab = Lab::new();
         let pods = |lab: &mut Lab, digest| lab.staleness.set_pods([("n2".into(), digest)].into(), lab.now);
         pods(&mut lab, 7);
@@ -295,7 +295,7 @@ mod tests {
 
     /// No two nodes are ever found with the same view, and every one's pods change now and then.
     #[test]
-    fn whoever_follows_a_view_that_changes_all_the_time_is_not_stale() {
+    fn a_node_that_follows_a_view_that_changes_all_the_time_is_not_stale() {
         let mut lab = Lab::new();
         for round in 0..20 {
             lab.staleness.set_pods([("n1".into(), round), ("n2".into(), round)].into(), lab.now);
@@ -321,7 +321,7 @@ mod tests {
 
     /// Node 2 fell silent before this speaker began, and its pods changed while there was none here.
     #[test]
-    fn whoever_is_not_heard_any_more_goes_by_the_pods_of_before() {
+    fn a_node_that_reports_no_more_keeps_its_saved_pods() {
         let mut lab = Lab::new();
         lab.staleness = Staleness::new([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
         lab.staleness.set_pods([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
@@ -334,7 +334,7 @@ mod tests {
 
     /// Everybody seems to have fallen silent: this node was asleep, and what they said waits to be read.
     #[test]
-    fn whoever_slept_holds_nobody_for_stale_at_once() {
+    fn a_node_that_slept_finds_no_other_stale_at_once() {
         let mut lab = Lab::new();
         lab.run(10, |_| vec![1, 1, 1]);
         lab.now += Duration::from_secs(60);
@@ -347,7 +347,7 @@ mod tests {
 
     /// It speaks, and says the same as before.
     #[test]
-    fn whoever_does_not_follow_while_its_pods_change_is_stale_soon() {
+    fn a_node_that_lags_while_its_pods_change_is_stale_soon() {
         let mut lab = Lab::new();
         lab.run(10, |_| vec![1, 1, 1]);
         lab.staleness.set_pods([("n2".into(), 1)].into(), lab.now);
@@ -359,7 +359,7 @@ mod tests {
 
     /// Our own view is the old one: others are not held for stale because they go by another.
     #[test]
-    fn whoever_goes_by_the_view_of_most_is_not_outdated() {
+    fn a_node_with_the_view_of_the_majority_is_not_stale() {
         let mut lab = Lab::new();
         lab.staleness.set_pods([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
         lab.run(5, |_| vec![1, 1, 1]);
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn two_nodes_doubt_both_and_neither_is_stale() {
+    fn two_nodes_both_lag_and_neither_is_stale() {
         let mut lab = Lab::new();
         lab.run(10, |_| vec![1, 2]);
         assert_eq!((&lab.stale, lab.lagging(0), lab.lagging(1)), (&vec![], true, true));

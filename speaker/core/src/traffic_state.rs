@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blank_node_is_asked_once_it_has_spoken_and_not_after_it_was_down_again() {
+    fn an_unknown_node_is_an_alternate_once_it_has_reported_and_not_after_it_was_down_again() {
         let mut signals = PeerSignals::default();
         let none = BTreeSet::new;
         signals.set(none(), none(), names(&["a"]), at(10));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn stale_nodes_get_no_new_flows_and_are_asked() {
+    fn stale_nodes_get_no_new_flows_and_are_alternates() {
         let mut signals = PeerSignals::default();
         let a = NodeName::new("a").unwrap();
         signals.set_stale(a.clone(), true);

@@ -157,7 +157,7 @@ mod tests {
 
     /// A new node with the wrong identity beside a running cluster: it owns nothing for as long as it hears that cluster.
     #[test]
-    fn a_new_node_among_strangers_is_held() {
+    fn a_new_node_among_unverified_peers_is_held() {
         let mut machine = Unverified::new(false, seconds(0));
         assert_eq!(take(&mut machine, Event::Nodes([node("a"), node("b")].into()), 1), []);
         let actions = take(&mut machine, rejected("a", Reject::WrongCluster), 1);

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_that_are_unknown_can_be_told_from_invalid_ones() {
+    fn unknown_flows_are_distinguished_from_invalid_ones() {
         let fake = Fake::new("loose", "1", "0");
         assert_eq!(fake.sysctls().require_tcp_loose().unwrap(), Vec::<String>::new(), "no conntrack yet");
         let file = fake.0.join("net").join(TCP_LOOSE);

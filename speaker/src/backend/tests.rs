@@ -86,7 +86,7 @@ fn updates_end_where_a_replacement_ends() {
 
 /// The figures in docs/backend.md are what this prints with `--nocapture`.
 #[test]
-fn as_many_spared_flows_as_there_may_be_are_told_and_audited() {
+fn as_many_udp_pins_as_there_may_be_are_written_and_audited() {
     in_namespace(|| async {
         let mut backend = Backend::new(Nft::new("nft"));
         backend.sync(plan(1)).await.unwrap();
@@ -266,7 +266,7 @@ fn counters_cost_the_same_whatever_else_is_in_the_ruleset() {
 }
 
 #[test]
-fn a_refused_transaction_changes_nothing_and_says_why() {
+fn a_refused_transaction_changes_nothing_and_returns_the_cause() {
     in_namespace(|| async {
         let mut backend = Backend::new(Nft::new("nft"));
         backend.sync(plan(1)).await.unwrap();
@@ -327,7 +327,7 @@ fn a_service_port_that_is_refused_stays_as_it_was_and_the_rest_changes() {
 
 /// The program hangs behind a transaction that the kernel has taken.
 #[test]
-fn after_a_timeout_only_what_both_plans_say_is_in_force() {
+fn after_a_timeout_only_what_both_plans_have_is_in_force() {
     in_namespace(|| async {
         let mut backend = Backend::new(Nft::new("nft"));
         backend.sync(plan(2)).await.unwrap();
@@ -384,7 +384,7 @@ fn vips() -> BTreeSet<Ipv4Addr> {
 }
 
 #[test]
-fn a_udp_flow_leaves_its_pod_when_told_and_not_before() {
+fn a_udp_flow_leaves_its_pod_when_it_is_deleted_and_not_before() {
     in_namespace(|| async {
         pod_in_this_namespace().await;
         let pods = [53, 54].map(|port| UdpSocket::bind((POD, port)).unwrap());
@@ -409,7 +409,7 @@ fn a_udp_flow_leaves_its_pod_when_told_and_not_before() {
 }
 
 #[test]
-fn flows_are_told_as_the_client_sends_them() {
+fn flows_are_read_as_the_client_sends_them() {
     in_namespace(|| async {
         pod_in_this_namespace().await;
         let pod = TcpListener::bind((POD, 80)).unwrap();
@@ -498,7 +498,7 @@ fn flows_whose_pod_is_gone_are_forgotten_and_no_others() {
 
 /// A node that was cut off from the API server and hears it again: its pods are called unready for some seconds.
 #[test]
-fn udp_flows_stay_while_there_is_doubt_of_what_kubernetes_says() {
+fn udp_flows_stay_while_the_node_status_is_uncertain() {
     in_namespace(|| async {
         pod_in_this_namespace().await;
         let udp = UdpSocket::bind((POD, 0)).unwrap();

@@ -96,7 +96,7 @@ mod tests {
     use crate::io::tcp_probe::PATIENCE;
 
     #[tokio::test]
-    async fn whoever_accepts_is_there_and_silence_is_not() {
+    async fn a_pod_that_accepts_is_alive_and_a_silent_one_is_not() {
         let (accepting, accepts) = listener(16);
         // Its queue is full, so the kernel drops the next one's SYN.
         let (silent, says_nothing) = listener(0);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_is_asked_unless_awaited() {
+    async fn no_pod_is_probed_unless_running() {
         let (_silent, pod) = listener(0);
         assert_eq!(StartupProbe::Off.missing([pod].into_iter()), []);
     }

@@ -254,7 +254,7 @@ fn neighbour(socket: &ArpSocket) -> Neighbour {
 }
 
 #[test]
-fn arp_of_strangers_is_dropped_before_the_queue() {
+fn arp_of_unknown_hosts_is_dropped_before_the_queue() {
     in_namespace(|| {
         let (socket, far) = (arp_socket(), Far::open());
         far.send(&arp(FAR_MAC, 2, PEER, NODE_MAC));

@@ -86,7 +86,7 @@ fn a_pod_sees_the_client_and_the_client_sees_the_vip() {
 }
 
 #[test]
-fn what_nobody_serves_is_refused_at_once() {
+fn an_unserved_port_is_refused_at_once() {
     let world = World::new("refused");
     world.a.nft(PROXY);
     for (plan, tcp_port, udp_port) in [(both(), 81, 54), (nobody(), 80, 53)] {
@@ -107,7 +107,7 @@ fn what_nobody_serves_is_refused_at_once() {
 }
 
 #[test]
-fn silence_where_it_was_asked_for() {
+fn udp_silent_answers_nothing() {
     let world = World::new("silent");
     world.a.apply(&Plan { udp_silent: true, ..nobody() });
     let udp = world.client_udp();
@@ -135,7 +135,7 @@ fn refusals_are_real_tcp_resets_and_redirects_are_off() {
 }
 
 #[test]
-fn a_connection_nobody_knows_is_reset_by_the_vip() {
+fn a_connection_that_no_node_knows_is_reset_by_the_vip() {
     let world = World::new("midflow");
     world.a.nft(PROXY);
     let tcp = world.client_raw(Protocol::TCP);
@@ -219,7 +219,7 @@ fn open_connections_do_not_need_another_nat_chain_while_our_table_is_missing() {
 }
 
 #[test]
-fn connections_spread_over_pods_and_clients_stick_if_asked() {
+fn connections_spread_over_pods_and_clients_stick_with_affinity() {
     let world = World::new("spread");
     let reached = || -> BTreeSet<_> { (0..24).map(|_| world.connect(VIP, 80).unwrap().pod.ip()).collect() };
     world.a.apply(&both());

@@ -109,8 +109,8 @@ fn a_flow_of_this_node_stays() {
 
 /// kube-proxy makes conntrack forget the flows of pods that do not serve by what it knows.
 #[test]
-fn a_spared_flow_finds_its_pod_again_without_its_entry() {
-    let world = pair("spared");
+fn a_pinned_flow_finds_its_pod_again_without_its_entry() {
+    let world = pair("pinned");
     let (udp, pod) = udp_flow(&world);
     let address = PODS.into_iter().find(|address| address.to_string() == pod).expect("a pod of node a");
     let port = udp.local_addr().unwrap().port();
@@ -139,7 +139,7 @@ fn a_spared_flow_finds_its_pod_again_without_its_entry() {
 }
 
 #[test]
-fn what_nobody_knows_is_reset_in_the_end() {
+fn what_no_node_knows_is_reset_in_the_end() {
     let world = pair("nobody");
     let tcp = world.client_raw(Protocol::TCP);
     for (flags, expected) in [
@@ -209,7 +209,7 @@ fn resets_and_icmp_errors_reach_the_pod() {
 }
 
 #[test]
-fn a_udp_flow_that_nobody_knows_gets_its_home_at_the_primary() {
+fn a_udp_flow_that_no_node_knows_begins_at_the_primary() {
     let world = pair("home");
     world.b().mark_searching(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, no_reset: false, slot: A });
     let udp = world.client_udp();
@@ -262,7 +262,7 @@ fn a_dispatched_segment_of_no_flow_goes_back() {
 
 /// kube-proxy's rules are there, and would make the packet a flow of one of its own pods, which would answer with a reset.
 #[test]
-fn without_our_table_nobody_takes_what_may_be_another_nodes() {
+fn without_our_table_no_node_takes_flows_of_another() {
     let world = pair("gap");
     world.a.nft(PROXY);
     let mut connection = at_b(&world, || world.connect(VIP, 80).unwrap());
@@ -392,7 +392,7 @@ fn peers_come_and_go_and_flows_stay() {
 
 /// The pod is gone with its network, the view says so, conntrack is told to forget: see `speaker/src/backend/forget.rs`.
 #[test]
-fn a_client_of_a_pod_that_is_gone_hears_of_it_with_its_next_packet() {
+fn a_client_of_a_pod_that_is_gone_is_reset_with_its_next_packet() {
     let world = pair("gone");
     let mut connection = world.connect(VIP, 80).unwrap();
     let (udp, _) = udp_flow(&world);

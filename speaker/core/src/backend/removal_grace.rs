@@ -89,7 +89,7 @@ mod tests {
     const SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, b'a', 2);
 
     #[test]
-    fn ready_pods_that_nobody_names_any_more_serve_tcp_a_moment_longer() {
+    fn ready_pods_that_are_no_longer_listed_serve_tcp_a_moment_longer() {
         let mut removal_grace = RemovalGrace::default();
         assert_eq!(served(&mut removal_grace, [ready("a", 1)].into(), 0), [vec![FIRST], vec![FIRST]]);
         assert_eq!(served(&mut removal_grace, [ready("b", 1)].into(), 5000), [vec![FIRST], vec![]]);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ended_in_good_order_or_is_unready_does_not_linger() {
+    fn terminated_or_unready_pods_have_no_grace() {
         for before in [TERMINATING, UNREADY] {
             let mut removal_grace = RemovalGrace::default();
             served(&mut removal_grace, [ready("a", 1)].into(), 0);

@@ -28,7 +28,7 @@ fn only_ready_pods_of_this_node() {
 }
 
 #[test]
-fn terminating_pods_serve_whoever_is_still_sent_here() {
+fn terminating_pods_serve_clients_that_are_still_sent_here() {
     let plan = plan([pod("a", 1, TERMINATING), pod("a", 2, UNREADY), ready("b", 1)]);
     assert_eq!(web_pods(&plan), [(Ipv4Addr::new(10, 0, b'a', 1), 8080)]);
 }
@@ -73,7 +73,7 @@ fn tcp_stays_with_a_pod_that_exists_and_udp_with_one_that_serves() {
 }
 
 #[test]
-fn in_doubt_only_a_pod_that_is_gone_loses_its_flows() {
+fn under_uncertainty_only_a_pod_that_is_gone_loses_its_flows() {
     let udp = flow(1, Protocol::Udp, 5353);
     let was_uncertain = |endpoints: Vec<Endpoint>| Endpoints::new(&view(endpoints), "a").uncertain(true);
     let silent = was_uncertain(vec![pod("a", 1, UNREADY)]);
@@ -101,7 +101,7 @@ fn flows_that_are_not_ours_to_judge() {
 }
 
 #[test]
-fn conntrack_is_looked_through_only_when_somebody_left() {
+fn conntrack_is_scanned_only_when_a_pod_left() {
     let endpoints = |endpoints: Vec<Endpoint>| Endpoints::new(&view(endpoints), "a");
     let one = endpoints(vec![ready("a", 1)]);
     let two = endpoints(vec![ready("a", 1), ready("b", 2)]);

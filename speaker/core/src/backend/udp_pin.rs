@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn while_there_is_doubt_flows_of_this_nodes_pods_are_kept_in_the_table() {
+    fn under_uncertainty_flows_of_this_nodes_pods_are_pinned() {
         let mut udp_pins = UdpPins::default();
         let serving = || plan([ready("a", 1), ready("b", 2)]);
         let silent = || plan([pod("a", 1, UNREADY), ready("b", 2)]);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn without_doubt_or_a_sign_of_life_they_are_not_kept() {
+    fn without_uncertainty_or_traffic_flows_are_not_pinned() {
         let mut udp_pins = UdpPins::default();
         let (udp, serving) = (from_port(40_000), || plan([ready("a", 1)]));
         udp_pins.uncertainty.set_lagging(true, at(0));

@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_not_heard_is_believed_a_while_after_it_is_heard() {
+    fn uncertainty_outlasts_the_return_of_the_node() {
         let node = |ready, ready_since| Node { ready, ready_since, ..Node::at([192, 0, 2, 11].into()) };
         let mut uncertainty = Uncertainty::default();
         uncertainty.set_node(Some(&node(true, 1)), at(0));
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_that_was_in_doubt_is_doubted_a_while_longer() {
+    fn uncertainty_outlasts_a_lagging_view() {
         let mut uncertainty = Uncertainty::default();
         assert!(!uncertainty.set_lagging(false, at(0)) && !uncertainty.holds(at(0)));
         assert!(uncertainty.set_lagging(true, at(10)) && !uncertainty.set_lagging(true, at(100)));

@@ -123,7 +123,7 @@ fn the_last_pods_of_a_service_are_known_after_a_restart_and_forgotten_with_their
 }
 
 #[test]
-fn what_the_api_server_says_of_a_lost_node_moves_no_row() {
+fn the_status_of_a_lost_node_moves_no_row() {
     let whole = table(&view([ready("a", 1), ready("b", 1), ready("c", 1)]), &none());
     let lost = table(&view([ready("a", 1), ready("b", 1), ready("c", 1)]), &names(["c"]));
     let told = table(&view([ready("a", 1), ready("b", 1), pod("c", 1, UNREADY)]), &names(["c"]));
@@ -135,7 +135,7 @@ fn what_the_api_server_says_of_a_lost_node_moves_no_row() {
 }
 
 #[test]
-fn unready_pods_of_a_lost_node_count_only_while_somebody_answers() {
+fn unready_pods_of_a_lost_node_count_only_while_a_node_answers() {
     let lost = names(["c"]);
     assert_eq!(ring_members([pod("c", 1, UNREADY)], &lost), [], "for its clients to get their reset");
     // Nobody else: the ring is kept, the node may be back in a moment.
@@ -154,7 +154,7 @@ fn unready_pods_of_a_lost_node_count_only_while_somebody_answers() {
 
 /// As a node sees it that does not hear the API server, and of which the others say so: nobody but itself is left.
 #[test]
-fn absent_nodes_serve_where_nobody_else_does_and_lost_ones_get_nothing() {
+fn silent_nodes_serve_where_no_other_does_and_lost_ones_get_nothing() {
     let traffic_states = TrafficStates { no_flows: names(["b"]), existing_only: names(["c"]) };
     let alone = (vec![("b".into(), 1, true), ("c".into(), 1, false)], false);
     assert_eq!(web_ring([ready("b", 1), ready("c", 1)], &traffic_states), alone);
@@ -236,7 +236,7 @@ fn reported(table: &Table, at: Instant) -> Reported {
 
 /// From a change until the former primary has said, some time later and by the same table, that it holds nothing.
 #[test]
-fn a_former_primary_is_asked_until_it_has_said_what_it_holds() {
+fn a_previous_primary_is_an_alternate_until_it_has_reported() {
     let mut planner = planner(KEY);
     let all = TrafficStates::default();
     let (before, after) = (view([ready("a", 1)]), view([ready("b", 1)]));
@@ -324,7 +324,7 @@ fn a_node_applies_additions_with_its_peers_and_after_a_restart_at_once() {
 }
 
 #[test]
-fn who_was_away_asks_those_who_served_meanwhile() {
+fn a_node_that_was_away_has_alternates_that_served_meanwhile() {
     let mut planner = planner(KEY);
     let known = view([ready("a", 1), ready("b", 1)]);
     planner.was_away("a");
@@ -346,7 +346,7 @@ fn who_was_away_asks_those_who_served_meanwhile() {
 
 /// Another affinity is another hash: flows lie in rows of which no ring tells.
 #[test]
-fn with_another_affinity_everybody_is_asked_until_all_have_spoken() {
+fn with_another_affinity_all_nodes_are_alternates_until_all_have_reported() {
     let mut planner = planner(KEY);
     let mut known = view([ready("a", 1), ready("b", 1)]);
     let mut at = |known: &View, reports: &Reports, now| planner.table(known, &TrafficStates::default(), reports, now);
@@ -368,7 +368,7 @@ fn with_another_affinity_everybody_is_asked_until_all_have_spoken() {
 
 /// Nodes without a speaker do not stand in every row for ever.
 #[test]
-fn whoever_says_nothing_is_not_asked_for_ever() {
+fn the_report_of_a_silent_node_expires() {
     let mut planner = planner(KEY);
     let known = view([ready("a", 1)]);
     planner.was_away("a");

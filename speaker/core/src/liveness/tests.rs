@@ -174,7 +174,7 @@ fn a_frame_is_no_sign_of_life() {
 }
 
 #[test]
-fn a_node_that_is_down_is_asked_with_back_off() {
+fn a_node_that_is_down_is_probed_with_back_off() {
     let mut lab = Lab::new(3);
     lab.lose(1);
     lab.run(ms(1000));
@@ -187,7 +187,7 @@ fn a_node_that_is_down_is_asked_with_back_off() {
 
 /// Nor does a node of the view that was never there cost more while this node is cut off.
 #[test]
-fn a_node_that_was_never_there_is_asked_with_back_off_while_cut_off() {
+fn a_node_that_was_never_there_is_probed_with_back_off_while_cut_off() {
     let mut lab = Lab::new(3);
     lab.event(Event::Nodes((0..4).map(name).collect()));
     (0..3).for_each(|node| lab.lose(node));

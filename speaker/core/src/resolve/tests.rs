@@ -90,7 +90,7 @@ fn a_known_node_that_answers_no_query_is_searched() {
 }
 
 #[test]
-fn a_node_that_is_down_is_left_to_liveness_and_asked_at_once_when_it_is_up() {
+fn a_node_that_is_down_is_left_to_liveness_and_queried_at_once_when_it_is_up() {
     let mut machine = started(1);
     handle(&mut machine, Event::Known(name(0)), 1);
     handle(&mut machine, Event::Down(name(0)), 1000);

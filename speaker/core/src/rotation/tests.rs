@@ -275,7 +275,7 @@ proptest! {
     /// Any order of notice, restarts in between, one node late by a minute: two nodes that are up understand each other, but for one
     /// heartbeat after one of them came back, and in the end all sign with the new key.
     #[test]
-    fn nobody_is_misunderstood(
+    fn rotations_leave_no_advert_unverified(
         noticed in proptest::collection::vec(0u32..400, 4),
         late in 0usize..4,
         restarts in proptest::collection::vec((0usize..4, 0u32..1600, 1u32..120), 0..8),
@@ -305,7 +305,7 @@ proptest! {
 
     /// The same when the Secret was deleted and made anew with another key, as long as no node is late by the time of revocation.
     #[test]
-    fn nobody_is_misunderstood_after_a_new_secret(noticed in proptest::collection::vec(0u32..2000, 4)) {
+    fn a_new_secret_leaves_no_advert_unverified(noticed in proptest::collection::vec(0u32..2000, 4)) {
         let mut cluster = Cluster::new(4);
         for beat in 0..2200 {
             for node in (0..4).filter(|node| noticed[*node] == beat) {

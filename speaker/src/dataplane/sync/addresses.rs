@@ -109,7 +109,7 @@ mod tests {
 
     /// Two nodes that swap their addresses: what is known stays until ARP says otherwise.
     #[test]
-    fn an_address_that_another_node_has_now_is_not_forgotten() {
+    fn an_address_that_another_node_has_now_stays() {
         let mut macs = BTreeMap::from([(address(1), mac(1)), (address(2), mac(2))]);
         carry_macs(&mut macs, &view(&[("a", 1), ("b", 2)]), &view(&[("a", 2), ("b", 1)]));
         assert_eq!(macs.len(), 2);

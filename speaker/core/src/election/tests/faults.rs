@@ -126,7 +126,7 @@ fn one_way_loss_at_start() {
 /// R3a: a node is cut off until just after the first of its peers would be down, and the second is the first to be heard again.
 /// The first was not dead.
 #[test]
-fn who_comes_back_from_a_hush_does_not_bury_the_others() {
+fn the_end_of_a_group_silence_expires_no_incarnation() {
     let mut cluster = Cluster::settled(4, 40);
     let to_phase = |cluster: &mut Cluster, phase: u64| {
         let at = cluster.now.as_nanos() / 1_000_000 % 50;
@@ -220,7 +220,7 @@ fn quick_restart() {
 
 /// R9: frozen between its start and its first heartbeat, it does not wake as a member.
 #[test]
-fn frozen_before_the_first_word() {
+fn frozen_before_the_first_advert() {
     let mut cluster = Cluster::settled(2, 1);
     let owner = cluster.owner(vip(1));
     cluster.isolate(owner);

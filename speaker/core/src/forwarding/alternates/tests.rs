@@ -46,7 +46,7 @@ fn former_primaries_of_rows_that_moved() {
 }
 
 #[test]
-fn nodes_that_have_told_all_are_asked_only_for_what_they_told() {
+fn nodes_with_complete_reports_are_alternates_of_reported_rows_only() {
     let (now, before) = (ring(&[("c", 1)]), ring(&[("a", 1), ("b", 1)]));
     let row_of = |node| (0..4093).find(|&row| before.0.primary(row) == Some(node)).unwrap();
     let (a, b) = (row_of("a"), row_of("b"));
@@ -57,7 +57,7 @@ fn nodes_that_have_told_all_are_asked_only_for_what_they_told() {
 }
 
 #[test]
-fn no_more_than_fit_and_those_that_said_so_first() {
+fn no_more_than_fit_and_reporters_first() {
     let now = ring(&[("z", 1)]);
     let previous: Vec<_> = ["d", "c"].map(|node| (ring(&[(node, 1)]), names(&[node]))).into();
     let reporters = vec![held("a", [7]), held("b", [7]), held("y", [7, 8])];
@@ -146,7 +146,7 @@ fn rings_of_other_sizes() {
 
 /// Rows that are told in the size of the larger ring keep the ring split; nobody's word of a smaller one does.
 #[test]
-fn a_ring_is_split_for_as_long_as_somebody_tells_larger_rows() {
+fn a_ring_is_split_for_as_long_as_a_node_reports_larger_rows() {
     let (small, large) = (ring(&[("a", 20), ("b", 20)]), ring(&[("a", 20), ("b", 21)]));
     let reported = |of| vec![(String::from("a"), ByAddress(Arc::new(Rows::new(of, [5]))))];
     assert!(Cause { reporters: reported(65488), ..cause(small.clone()) }.has_larger_rings());

@@ -72,7 +72,7 @@ fn a_service_that_is_gone_is_remembered_for_the_window() {
 }
 
 #[test]
-fn who_was_away_takes_the_ring_without_itself_for_a_former_one() {
+fn a_node_that_was_away_records_the_ring_without_itself() {
     let mut previous_rings = PreviousRings::new(HOUR);
     record(&mut previous_rings, 10, 1);
     previous_rings.was_away("a", at(20));
@@ -93,7 +93,7 @@ fn saved() -> SavedRings {
 
 /// On the same boot times are exact; after another nothing has aged while the machine was off.
 #[test]
-fn the_next_run_knows_what_this_one_knew() {
+fn the_next_run_restores_the_state_of_this_one() {
     let mut previous_rings = PreviousRings::restore(&saved(), HOUR, "boot", at(200)).unwrap();
     assert_eq!(previous(&mut previous_rings), [(Some(2), 30), (Some(1), 20)]);
     record(&mut previous_rings, 210, 4);
@@ -104,7 +104,7 @@ fn the_next_run_knows_what_this_one_knew() {
 }
 
 #[test]
-fn bad_files_are_refused_and_say_why() {
+fn bad_files_are_refused_with_the_cause() {
     let refused = |change: &dyn Fn(&mut SavedRings)| {
         let mut saved = saved();
         change(&mut saved);

@@ -103,7 +103,7 @@ impl Wire {
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn everybody_knows_what_everybody_holds() {
+fn every_node_knows_the_reports_of_all() {
     let mut wire = Wire::new(3);
     wire.run(SECOND);
     let held = report(7, (0..65488).step_by(3));
@@ -133,7 +133,7 @@ fn an_idle_node_sends_one_small_datagram_a_second() {
 
 /// What it says is as old as its last look at conntrack.
 #[test]
-fn words_are_confirmed_when_the_node_looks_again() {
+fn reports_are_confirmed_with_each_scan() {
     let mut wire = Wire::new(2);
     let held = report(7, [1]);
     wire.local(0, &held);
@@ -147,7 +147,7 @@ fn words_are_confirmed_when_the_node_looks_again() {
 }
 
 #[test]
-fn lost_parts_come_when_they_are_asked_for() {
+fn lost_parts_are_sent_again_on_request() {
     let mut wire = Wire::new(2);
     wire.run(SECOND);
     wire.lossy.insert(0, 3);
@@ -159,7 +159,7 @@ fn lost_parts_come_when_they_are_asked_for() {
 }
 
 #[test]
-fn who_starts_asks_and_learns_at_once() {
+fn a_speaker_that_starts_requests_reports_and_gets_them_at_once() {
     let mut wire = Wire::new(2);
     let held = report(7, [1, 2]);
     wire.local(0, &held);
@@ -175,7 +175,7 @@ fn who_starts_asks_and_learns_at_once() {
 }
 
 #[test]
-fn nobody_waits_for_the_silent_or_for_ever() {
+fn silent_nodes_are_not_waited_for() {
     let mut wire = Wire::new(1);
     wire.event(0, Event::Nodes([name(5)].into()));
     wire.run(SECOND);
@@ -195,7 +195,7 @@ fn nobody_waits_for_the_silent_or_for_ever() {
 
 /// Its flows live on.
 #[test]
-fn the_last_word_counts_until_the_node_is_removed() {
+fn the_last_report_counts_until_the_node_is_removed() {
     let mut wire = Wire::new(3);
     let held = report(7, [1]);
     wire.local(0, &held);
@@ -217,7 +217,7 @@ fn the_last_word_counts_until_the_node_is_removed() {
 }
 
 #[test]
-fn what_was_said_before_is_not_said_again_by_others() {
+fn replayed_reports_are_rejected() {
     let mut wire = Wire::new(2);
     wire.local(0, &report(7, [1]));
     wire.run(3 * SECOND);
@@ -313,7 +313,7 @@ fn a_silent_node_whose_pods_are_others_is_stale() {
 }
 
 #[test]
-fn whoever_leaves_the_cluster_is_not_stale_any_more() {
+fn a_node_that_left_the_cluster_is_not_stale() {
     let mut wire = Wire::new(4);
     (0..4).for_each(|node| wire.event(node, view(1, [])));
     wire.run(SECOND);
@@ -326,7 +326,7 @@ fn whoever_leaves_the_cluster_is_not_stale_any_more() {
 
 /// By its new table row 1 is its own, so it says no more that it has flows of it. By ours it is not.
 #[test]
-fn what_was_said_by_another_table_counts_until_tables_agree() {
+fn superseded_reports_count_until_tables_agree() {
     let mut wire = Wire::new(2);
     wire.local(0, &report(7, []));
     wire.local(1, &report(7, [1, 2]));

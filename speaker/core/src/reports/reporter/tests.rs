@@ -87,7 +87,7 @@ fn with_client_affinity_the_client_chooses_the_row() {
 }
 
 #[test]
-fn what_no_service_has_is_not_told() {
+fn flows_of_no_service_are_not_reported() {
     let stray = FlowTuple { dst_port: [0, 1], ..flows(1)[0] };
     let announced = Reporter::new("a", KEY, HOUR).announce(&table(&["b"]), [stray], false, at(0));
     assert!(announced.report.services.is_empty());
@@ -95,7 +95,7 @@ fn what_no_service_has_is_not_told() {
 
 /// From when the row was lost, not from when the flow began; a row that came back and is lost again counts anew.
 #[test]
-fn beyond_the_window_flows_are_counted_and_not_told() {
+fn beyond_the_window_flows_are_counted_and_not_reported() {
     let (own, lost) = (table(&["a"]), table(&["b"]));
     let mut reporter = Reporter::new("a", KEY, HOUR);
     reporter.announce(&own, flows(9), false, at(0));
