@@ -43,9 +43,9 @@ async fn remove(args: &UninstallArgs) -> Result<()> {
 
 async fn check(args: &UninstallArgs) -> Result<()> {
     let pins = args.paths.pin_dir.exists();
-    let table = Nft::new(&args.paths.nft).listing().await.context("list the nftables table")?.is_some();
-    match (pins, table) {
-        (false, false) => Ok(()),
-        _ => bail!("still there: pins {pins}, nftables table {table}"),
+    let tables = Nft::new(&args.paths.nft).tables().await.context("list the nftables tables")?;
+    if pins || !tables.is_empty() {
+        bail!("not removed: pin directory {pins}, nftables tables {tables:?}");
     }
+    Ok(())
 }

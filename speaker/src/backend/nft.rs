@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use speaker_core::backend::ruleset::{self, CONNTRACK_HOOK_TABLE, TABLE};
+use speaker_core::backend::ruleset::{self, ALL_TABLES, CONNTRACK_HOOK_TABLE, TABLE};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -79,15 +79,33 @@ impl Nft {
     /// Our tables without counter values; `None` if one is not there.
     pub async fn listing(&self) -> Result<Option<String>, NftError> {
         let mut all = String::new();
-        // One by one: nft 1.0.6 knows only the last table of several that it is asked for.
+        // One by one: nft 1.0.6 knows only the last table of several in one command.
         for table in [TABLE, CONNTRACK_HOOK_TABLE] {
-            match self.run(&["-s", "list", "table", "ip", table], "").await {
-                Ok(listing) => all.push_str(&listing),
-                Err(NftError::Refused(why)) if why.contains(NO_SUCH) => return Ok(None),
-                Err(error) => return Err(error),
+            match self.list(table).await? {
+                Some(listing) => all.push_str(&listing),
+                None => return Ok(None),
             }
         }
         Ok(Some(all))
+    }
+
+    /// Which tables of this and earlier versions are there.
+    pub async fn tables(&self) -> Result<Vec<&'static str>, NftError> {
+        let mut tables = Vec::new();
+        for table in ALL_TABLES {
+            if self.list(table).await?.is_some() {
+                tables.push(table);
+            }
+        }
+        Ok(tables)
+    }
+
+    async fn list(&self, table: &str) -> Result<Option<String>, NftError> {
+        match self.run(&["-s", "list", "table", "ip", table], "").await {
+            Ok(listing) => Ok(Some(listing)),
+            Err(NftError::Refused(why)) if why.contains(NO_SUCH) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, NftError> {

@@ -128,7 +128,7 @@ fn a_third_party_change_is_noticed_and_repaired() {
         let attacks = [
             "delete table ip sheave",
             "flush chain ip sheave prerouting",
-            "delete table ip sheave-keep",
+            "delete table ip sheave-conntrack-hook",
             "flush ruleset",
         ];
         for attack in attacks {
@@ -144,9 +144,13 @@ fn a_third_party_change_is_noticed_and_repaired() {
         // A change that meets a missing table builds it anew.
         nft.delete().await.unwrap();
         assert_eq!(backend.sync(plan(1)).await.unwrap(), Outcome::Replaced);
+        // What an earlier version left goes too, and is found until then.
+        nft.apply("add table ip sheave-keep").await.unwrap();
+        assert_eq!(nft.tables().await.unwrap(), ruleset::ALL_TABLES);
         nft.delete().await.unwrap();
         nft.delete().await.unwrap();
         assert_eq!(nft.listing().await.unwrap(), None);
+        assert!(nft.tables().await.unwrap().is_empty());
         assert!(counters::packets(ruleset::TABLE).unwrap().is_empty());
     });
 }

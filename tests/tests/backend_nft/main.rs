@@ -209,13 +209,30 @@ fn open_connections_survive_every_change() {
 /// As on a node without kube-proxy, or after somebody has flushed its rules.
 #[test]
 fn open_connections_do_not_need_another_nat_chain_while_our_table_is_missing() {
-    let world = World::new("keep");
+    let world = World::new("hook");
     world.a.apply(&both());
     let mut connection = world.connect(VIP, 80).unwrap();
     world.a.nft(&format!("delete table ip {}", ruleset::TABLE));
     assert!(connection.is_alive());
     world.a.nft(&format!("delete table ip {}", ruleset::CONNTRACK_HOOK_TABLE));
     assert!(!connection.is_alive(), "nobody asks the kernel to translate");
+}
+
+/// As a speaker does that finds the tables of an earlier version: one transaction, in which the old hook goes and the new one comes.
+#[test]
+fn an_upgrade_replaces_the_old_hook_table_and_keeps_connections() {
+    let world = World::new("upgrade");
+    world.a.apply(&both());
+    let old = ruleset::replace(&both())
+        .replace(ruleset::CONNTRACK_HOOK_TABLE, ruleset::OLD_CONNTRACK_HOOK_TABLE)
+        .replace("chain hook", "chain keep");
+    world.a.nft(&format!("{}{old}", ruleset::delete()));
+    let mut connection = world.connect(VIP, 80).unwrap();
+    world.a.apply(&both());
+    assert!(connection.is_alive());
+    assert_eq!(world.a.tables(), [ruleset::CONNTRACK_HOOK_TABLE, ruleset::TABLE].map(String::from).into());
+    world.a.nft(&ruleset::delete());
+    assert!(world.a.tables().is_empty(), "{:?}", world.a.tables());
 }
 
 #[test]

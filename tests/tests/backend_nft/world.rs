@@ -8,7 +8,7 @@
 //! The client reaches the VIPs by a route through node a: that is what a dispatcher's MAC rewrite amounts to. Before each node's
 //! chains stands a stand-in for XDP, which marks what is for a VIP, see [`Node::mark`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
@@ -265,6 +265,15 @@ impl Node {
         let mut counters = self.counters(ruleset::TABLE);
         counters.retain(|_, packets| *packets > 0);
         counters
+    }
+
+    /// Tables of family ip that a speaker of any version makes.
+    pub fn tables(&self) -> BTreeSet<String> {
+        let json = run_nft(&self.name, &["-j", "list", "tables", "ip"], "").unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let tables = json["nftables"].as_array().unwrap().iter().filter_map(|item| item.get("table"));
+        let names = tables.map(|table| table["name"].as_str().unwrap().to_owned());
+        names.filter(|name| ruleset::ALL_TABLES.contains(&name.as_str())).collect()
     }
 
     fn serve(&self, address: Ipv4Addr) -> Result<()> {

@@ -31,9 +31,13 @@ use crate::view::Affinity;
 
 /// Name of the nftables table, family ip.
 pub const TABLE: &str = "sheave";
-/// The other one: a nat chain that does nothing. The kernel follows and translates the flows that it knows only while rules of any table ask for
-/// it. Without this one, and where kube-proxy has none either, open flows would end when somebody deletes [`TABLE`].
-pub const CONNTRACK_HOOK_TABLE: &str = "sheave-keep";
+/// A nat chain that does nothing, in a table of its own. The kernel follows and translates known flows only while rules of any table need
+/// conntrack. Without this table, and on a node without kube-proxy, open flows would end when a third party deletes [`TABLE`].
+pub const CONNTRACK_HOOK_TABLE: &str = "sheave-conntrack-hook";
+/// The name of that table until November 2026. The transaction of [`replace`] deletes it, so an upgrade never leaves conntrack without a hook.
+pub const OLD_CONNTRACK_HOOK_TABLE: &str = "sheave-keep";
+/// Every table that a speaker of this or an earlier version makes.
+pub const ALL_TABLES: [&str; 3] = [TABLE, CONNTRACK_HOOK_TABLE, OLD_CONNTRACK_HOOK_TABLE];
 
 /// Brings the table to this plan, whatever is there. Counters start at 0.
 pub fn replace(plan: &Plan) -> String {
@@ -66,7 +70,7 @@ pub fn replace(plan: &Plan) -> String {
     base_chains(&mut text, plan);
     text.push_str("}\n");
     line(&mut text, format_args!("table ip {CONNTRACK_HOOK_TABLE} {{"));
-    line(&mut text, format_args!("\tchain keep {{"));
+    line(&mut text, format_args!("\tchain hook {{"));
     line(&mut text, format_args!("\t\ttype nat hook postrouting priority {CONNTRACK_HOOK_PRIORITY}; policy accept;"));
     // The chain keeps the translation, a rule that asks conntrack keeps conntrack.
     line(&mut text, format_args!("\t\tct state new"));
@@ -75,10 +79,10 @@ pub fn replace(plan: &Plan) -> String {
     text
 }
 
-/// Removes both tables, also if there are none.
+/// Removes all tables of this and earlier versions. A table that does not exist is no error.
 pub fn delete() -> String {
     // `delete` alone fails if there is none; `add` first makes it succeed always.
-    [TABLE, CONNTRACK_HOOK_TABLE].map(|table| format!("add table ip {table}\ndelete table ip {table}\n")).concat()
+    ALL_TABLES.map(|table| format!("add table ip {table}\ndelete table ip {table}\n")).concat()
 }
 
 /// Leads from one plan to another; `None` if there is nothing to do. A change of what all chains have wants [`replace`].
