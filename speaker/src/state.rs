@@ -243,6 +243,26 @@ mod tests {
         });
     }
 
+    /// As versions until November 2026 wrote it: an upgrade continues with their previous rings and ready nodes.
+    #[test]
+    fn a_forwarding_file_of_an_earlier_version_is_read() {
+        let dir = std::env::temp_dir().join(format!("sheave-old-state-{}", std::process::id()));
+        let state = StateDir::open(&dir);
+        let earlier = r#"{"history":{"version":1,"boot":"b","saved_at_nanos":9000000000,"members":[[["a",2,false]],[["b",1,false]]],
+            "services":[{"address":"192.0.2.1","port":80,"protocol":6,"current":0,"formers":[{"members":1,"age_millis":5}]}]},
+            "present":["a","b"]}"#;
+        fs::write(dir.join("forwarding.json"), earlier).expect("writes");
+        let read = state.load_forwarding().expect("reads the earlier names");
+        assert_eq!(read.ready, ["a", "b"].map(String::from).into());
+        state.save_forwarding(&read).expect("saves");
+        let written = fs::read_to_string(dir.join("forwarding.json")).expect("reads");
+        for name in ["previous_rings", "previous", "ready"] {
+            assert!(written.contains(&format!("{name:?}:")), "{name} is not in {written}");
+        }
+        assert_eq!(state.load_forwarding().expect("reads its own").previous_rings, read.previous_rings);
+        fs::remove_dir_all(&dir).expect("cleans up");
+    }
+
     #[test]
     fn epochs_grow_whatever_the_file_says() {
         let dir = std::env::temp_dir().join(format!("sheave-state-{}", std::process::id()));
