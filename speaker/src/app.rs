@@ -170,7 +170,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         pods: last_view.as_ref().map(|view| digests(view, &frontends(view).0).pods).unwrap_or_default(),
     };
     let exchange = Exchange::new(exchange, now);
-    let group = SocketAddrV4::new(args.heartbeat_group, args.holdings_port);
+    let group = SocketAddrV4::new(args.heartbeat_group, args.report_port);
     let report_udp = adverts_socket("reports", &uplink, group, &metrics)?;
 
     // (ii) Who owns a VIP.

@@ -93,10 +93,10 @@ pub struct RunArgs {
     pub heartbeat_group: Ipv4Addr,
     #[arg(long, default_value_t = 7480, value_parser = clap::value_parser!(u16).range(1..))]
     pub heartbeat_port: u16,
-    /// Port of the same group where nodes tell each other which flows they hold.
-    #[arg(long, default_value_t = 7481, value_parser = clap::value_parser!(u16).range(1..))]
-    pub holdings_port: u16,
-    /// Seconds for which a node that has lost a row goes on telling the others that it has flows there.
+    /// Port of the same group for flow reports between nodes. `--holdings-port` is the name of earlier versions.
+    #[arg(long, alias = "holdings-port", default_value_t = 7481, value_parser = clap::value_parser!(u16).range(1..))]
+    pub report_port: u16,
+    /// Drain window in seconds: for so long a node that has lost a row reports that it has flows there.
     #[arg(long, default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(60..=31_536_000))]
     pub drain_window_s: u64,
     /// Milliseconds between two heartbeats of a node.
@@ -123,5 +123,21 @@ impl RunArgs {
 
     pub fn drain_window(&self) -> Duration {
         Duration::from_secs(self.drain_window_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_port_keeps_its_earlier_flag() {
+        for flag in ["--report-port", "--holdings-port"] {
+            let line = ["speaker", "run", "--node-name", "a", "--node-ip", "192.0.2.1", flag, "9999"];
+            match Cli::try_parse_from(line).map(|cli| cli.command) {
+                Ok(Command::Run(args)) => assert_eq!(args.report_port, 9999, "{flag}"),
+                other => panic!("{flag}: {other:?}"),
+            }
+        }
     }
 }
