@@ -1,5 +1,5 @@
-//! Builds ebpf/ with rustup's nightly. Where that cannot be (or `SHEAVE_SKIP_EBPF=1`), the object is empty and the bench says so
-//! when it is run: nothing else in the workspace needs it.
+//! Builds ebpf/ with rustup's nightly. Without it (or with `SHEAVE_SKIP_EBPF=1`) the object is empty and the bench reports that
+//! when it runs: nothing else in the workspace needs it.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,12 +1,12 @@
-//! Step 2: may this node do anything about a packet to a VIP, and who sent it?
+//! Step 2: may this node act on a packet to a VIP, and which peer sent it?
 
 use ebpf_common::{Config, Verdict};
 
 use crate::parse::Link;
 use crate::tables::Tables;
 
-/// Only when we know who we are, and only frames for our own MAC address (after a takeover a switch floods the old owner's frames
-/// to everybody). With the configuration comes the slot of the node that sent the frame, `None` for everybody else.
+/// Only with a configuration, and only frames for our own MAC address (after a takeover a switch floods the old owner's frames to
+/// all ports). Returns the slot of the node that sent the frame, `None` for any other sender.
 #[inline(always)]
 pub fn admit<'a>(tables: &'a impl Tables, link: &Link) -> Result<(&'a Config, Option<u16>), Verdict> {
     let config = tables.config().ok_or(Verdict::NotReady)?;

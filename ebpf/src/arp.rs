@@ -40,7 +40,7 @@ pub fn answer(frame: &mut impl Frame, tables: &impl Tables, link: &Link) -> Resu
         return Err(Verdict::ArpAnnouncement);
     }
     may_answer(tables, config, arp.target)?;
-    // Nobody's address: an answer would go to everybody.
+    // An address of no host: the answer would go to all ports.
     if is_group(arp.sender_mac) || arp.sender_mac == [0; 6] {
         return Err(Verdict::Malformed);
     }
@@ -48,8 +48,8 @@ pub fn answer(frame: &mut impl Frame, tables: &impl Tables, link: &Link) -> Resu
     Ok(Verdict::ArpAnswered)
 }
 
-/// Another node asks this one for its program, and is one from which we would take packets: those in search of their flow begin where this is
-/// answered. Else the kernel answers, as it would without us.
+/// A peer queries our program: one whose packets this node takes, because a search for a flow passes only where the program
+/// answers. Other senders get the kernel's answer, as without us.
 #[inline(always)]
 fn program_query<'a>(tables: &'a impl Tables, link: &Link, arp: &Arp) -> Option<&'a Config> {
     if arp.operation != REQUEST || arp.target_mac != PROGRAM_QUERY || arp.sender_mac != link.src {

@@ -30,7 +30,7 @@ impl Frame for HostFrame {
     }
 }
 
-/// The maps as ordinary collections. `now_ns` stands still until somebody moves it.
+/// The maps as ordinary collections. `now_ns` stands still until the test changes it.
 #[derive(Clone, Debug, Default)]
 pub struct HostTables {
     pub config: Config,

@@ -107,8 +107,8 @@ fn word(ring: &Ring, word: u32) -> Option<u64> {
     Some(words[word as usize % RING_WORDS])
 }
 
-/// Whether a look-up found something. The value is read, though nobody wants it: without that LLVM joins two such questions
-/// into one "or" of the pointers, which the verifier refuses (seen with LLVM 22: "pointer |= pointer prohibited").
+/// Whether a look-up found something. The value is read although it is not used: without that LLVM joins two such checks into one
+/// "or" of the pointers, which the verifier refuses (seen with LLVM 22: "pointer |= pointer prohibited").
 #[inline(always)]
 fn there<V: Copy>(value: Option<*const V>) -> bool {
     // SAFETY: a pointer that the look-up returned is valid until the program ends.

@@ -1,8 +1,8 @@
 //! Step 1: Ethernet, IPv4, TCP and UDP headers.
 //!
 //! Read first: RFC 791 section 3.1 (IPv4 header), RFC 9293 section 3.1 (TCP), RFC 768 (UDP), RFC 1122 section 3.2.1.3 (addresses
-//! that are no source). The rule: a frame that is too short to say that it is for a VIP is not ours and passes; one that is for
-//! a VIP and contradicts itself is dropped as malformed.
+//! that are no source). The rule: a frame too short to name a VIP is not ours and passes; a frame to a VIP that contradicts
+//! itself is dropped as malformed.
 
 use ebpf_common::{FlowTuple, Verdict};
 
@@ -48,7 +48,7 @@ pub fn ipv4(frame: &impl Frame, link: &Link) -> Result<Header, Verdict> {
     }
     let [first, _, l0, l1, i0, i1, f0, f1, ttl, proto, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
         frame.read::<IPV4_LEN>(ETHERNET_LEN).ok_or(Verdict::NotOurs)?;
-    // Another version in an IPv4 frame: what stands where, nobody can say.
+    // Another version in an IPv4 frame: the layout is unknown.
     if first >> 4 != 4 {
         return Err(Verdict::NotOurs);
     }
@@ -108,7 +108,7 @@ pub fn packet(frame: &impl Frame, header: &Header) -> Result<Packet, Verdict> {
     })
 }
 
-/// RFC 1122 section 3.2.1.3: "this" network, loopback, multicast and reserved addresses are nobody's source. An answer to one
+/// RFC 1122 section 3.2.1.3: "this" network, loopback, multicast and reserved addresses are never a source. An answer to one
 /// would make us a reflector; RFC 9293 section 3.9.2.3 forbids it for TCP.
 #[inline(always)]
 fn may_be_source(addr: [u8; 4]) -> bool {

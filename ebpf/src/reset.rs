@@ -1,4 +1,4 @@
-//! TCP and UDP to a port that nobody serves, or to a service without a ready endpoint.
+//! TCP and UDP to an unserved port, or to a service without a ready endpoint.
 //!
 //! Read first: RFC 9293 section 3.10.7.1 (segments to a closed port) and 3.5.2 (reset generation).
 
@@ -72,8 +72,8 @@ fn refuse_tcp(
     })
 }
 
-/// A frame of 54 bytes from the VIP to whoever sent the segment, back to the router it came by. The IP header is new: no options,
-/// "don't fragment", identification 0 (RFC 6864 section 4.1 allows any value with that flag).
+/// A frame of 54 bytes from the VIP to the sender of the segment, back to the router it came by. The IP header is new: no
+/// options, "don't fragment", identification 0 (RFC 6864 section 4.1 allows any value with that flag).
 #[inline(always)]
 fn reset(config: &Config, link: &Link, flow: &FlowTuple, tcp: &Tcp) -> [u8; RESET_LEN] {
     let (seq, ack, flags) = answer_to(tcp);

@@ -1,4 +1,4 @@
-//! Step 5: whether a packet stays, and who else may know its flow if conntrack here does not: the second chance.
+//! Step 5: whether a packet stays, and which node may know its flow if conntrack here does not: the second chance.
 //!
 //! Read first: docs/dataplane.md, "Second chance". The decision is pure: it sees the row, this node, where the packet came from
 //! and what it is. The kernel's chains see only the result, a [`Mark`] in place of the source MAC address.
@@ -36,13 +36,13 @@ pub fn origin(sender: Option<u16>, packet: &Packet) -> Result<Origin, Verdict> {
 pub enum Step {
     /// To the primary of the row, which is another node.
     Dispatch,
-    /// The same with a SYN that another dispatcher sent here by an older ring, for the last time: it gets a [`SearchState`].
+    /// The same with a SYN that another dispatcher sent here by an older ring, for the last time: with a [`SearchState`].
     ForwardSyn,
     /// Up the stack.
     PassToStack(Mark),
 }
 
-/// Every packet is dispatched once; from then on it only follows its [`SearchState`], which counts: two nodes with different rings
+/// Every packet is dispatched once; from then on its [`SearchState`] limits the hops: two nodes with different rings
 /// never play ping-pong. `search_origin`: see [`search_origin`].
 #[inline(always)]
 pub fn next(
@@ -62,13 +62,13 @@ pub fn next(
         {
             Step::ForwardSyn
         }
-        // A new flow: nobody knows it yet.
+        // A new flow: no node knows it yet.
         _ if content.is_syn() => Step::PassToStack(local(origin)),
         _ => Step::PassToStack(next_hop(row, own, origin, search_origin, content)),
     }
 }
 
-/// The node of this row that began the search, as far as the packet says it, for the one that decides on the third hop.
+/// The node of this row that began the search, as far as the packet names it. The node of hop 2 needs it to choose hop 3.
 #[inline(always)]
 pub fn search_origin(tables: &impl Tables, packet: &Packet, row: Row, origin: Origin) -> u16 {
     if !matches!(origin, Origin::Search { state: SearchState { hop: 2, .. }, .. }) {
@@ -79,19 +79,19 @@ pub fn search_origin(tables: &impl Tables, packet: &Packet, row: Row, origin: Or
             return slot;
         }
     }
-    // A speaker of an earlier version does not say it: where the rings agree it was the primary.
+    // A speaker of an earlier version does not name it: where the rings agree it was the primary.
     row.primary()
 }
 
-/// Nobody else is asked: what the kernel here does not know is new, or refused.
+/// No next hop: what the kernel here does not know is new, or refused.
 #[inline(always)]
 fn local(origin: Origin) -> Mark {
     let no_reset = matches!(origin, Origin::Search { state: SearchState { no_reset: true, .. }, .. });
     Mark { no_reset, ..Mark::LOCAL }
 }
 
-/// This node knows nobody else. Of a segment of a connection the node that sent it may: the speaker here may be dead or late, and the
-/// row older than the sender's. So it goes back, once.
+/// The row here has no further alternate. The node that sent a segment may have one: the speaker here may be dead or lagging, and
+/// the row older than the sender's. So the segment returns there, once.
 #[inline(always)]
 pub fn no_alternate(origin: Origin, content: &Content) -> Mark {
     match (origin, content) {
@@ -105,15 +105,15 @@ pub fn no_alternate(origin: Origin, content: &Content) -> Mark {
     }
 }
 
-/// Who is asked next about a packet that belongs to a flow. UDP that nobody knows begins one, at the primary.
+/// The next hop of a packet that belongs to a flow. A UDP packet of an unknown flow begins one, at the primary.
 ///
-/// Nodes need not agree on the order of a row, nor on its primary: nobody is asked twice, so with the same four nodes everywhere the third
-/// hop finds the one that is left. Where they do not agree on the nodes themselves (while a change spreads) each asks whom it
-/// knows; the hops are counted.
+/// Nodes need not agree on the order of a row, nor on its primary. No node is visited twice, so with the same four nodes
+/// everywhere the third hop finds the one that is left. While a change propagates nodes may disagree on the nodes of the row;
+/// then each uses its own row, and the hop limit ends the search.
 #[inline(always)]
 fn next_hop(row: Row, own: u16, origin: Origin, search_origin: u16, content: &Content) -> Mark {
     let Origin::Search { from, state } = origin else {
-        // The dispatcher is asked like any other: it sent the packet by its row, not by what its conntrack knows.
+        // The dispatcher is a candidate like any other: it sent the packet by its row, not by its conntrack.
         return match first_unvisited(row.nodes(), [own; 3]) {
             0 => no_alternate(origin, content),
             slot => Mark { next_hop: NextHop::Alternate(1), no_reset: false, slot },
@@ -135,7 +135,7 @@ fn next_hop(row: Row, own: u16, origin: Origin, search_origin: u16, content: &Co
     }
 }
 
-/// The first of these nodes that has not been asked; 0: none.
+/// The first of these nodes that the search has not visited; 0: none.
 #[inline(always)]
 fn first_unvisited<const N: usize>(nodes: [u16; N], [own, from, first]: [u16; 3]) -> u16 {
     for slot in nodes {
@@ -146,8 +146,8 @@ fn first_unvisited<const N: usize>(nodes: [u16; N], [own, from, first]: [u16; 3]
     0
 }
 
-/// The last step of a packet that goes up the stack: its mark, and no trace of its state. One that somebody else may have to be
-/// asked about gets no further than our chains ([`Mark::GUARD_TTL`]).
+/// The last step of a packet that passes to the stack: its mark, and no trace of its search state. A packet with a next hop gets
+/// the TTL guard ([`Mark::GUARD_TTL`]).
 #[inline(always)]
 pub fn pass_to_stack(frame: &mut impl Frame, packet: &Packet, origin: Origin, mark: Mark) -> Result<(), Verdict> {
     let guarded = mark.next_hop.needs_ttl_guard();
@@ -158,7 +158,7 @@ pub fn pass_to_stack(frame: &mut impl Frame, packet: &Packet, origin: Origin, ma
     frame.write(MAC_LEN, mark.mac()).ok_or(Verdict::Malformed)
 }
 
-/// How a packet to a flow's row that goes up is counted.
+/// The counter of a packet to a flow's row that passes to the stack.
 #[inline(always)]
 pub fn verdict(origin: Origin, content: &Content, mark: Mark) -> Verdict {
     match (origin, content, mark.next_hop) {

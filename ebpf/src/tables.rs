@@ -1,4 +1,4 @@
-//! What the packet path asks of the world: the maps (docs/dataplane.md) and the clock.
+//! What the packet path reads: the maps (docs/dataplane.md) and the clock.
 
 use ebpf_common::{Config, Lease, Node, RingHead, Row, ServiceKey, ServiceValue};
 
@@ -28,6 +28,6 @@ pub trait Tables {
 /// A ring, as it was when it was looked up.
 pub trait Ring {
     fn head(&self) -> Option<RingHead>;
-    /// `head`: as it said.
+    /// `head`: of this ring.
     fn row(&self, head: RingHead, row: u32) -> Option<Row>;
 }

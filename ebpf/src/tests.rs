@@ -76,7 +76,7 @@ fn invariants(bytes: &[u8]) -> Result<Verdict, TestCaseError> {
     } else if verdict.fate() == Fate::Pass && frame.0.get(6..9) == Some(&MARK_PREFIX) {
         let mut marked = bytes.to_vec();
         marked[6..12].copy_from_slice(&frame.0[6..12]);
-        prop_assert_eq!(&frame.0, &marked, "up the stack nothing but the mark is new");
+        prop_assert_eq!(&frame.0, &marked, "to the stack nothing but the mark is new");
     } else {
         prop_assert_eq!(&frame.0[..], bytes);
     }

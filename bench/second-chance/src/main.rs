@@ -1,4 +1,4 @@
-//! What docs/decisions/0009 rests on: three ways to hand on a packet of a flow that is another node's, measured in one run.
+//! The measurements behind docs/decisions/0009: three ways to forward a packet of another node's flow, in one run.
 //!
 //! `cargo run --release -p second-chance-bench`, as root; about a minute. It makes network namespaces of its own and removes them.
 //! (a) a filter chain behind conntrack and nft's `dup` (what Sheave does), (b) a nat chain, a connection mark and a policy route,

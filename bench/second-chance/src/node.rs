@@ -59,7 +59,7 @@ impl Node {
         self.generator.inject(&self.world, program, kind, flows, packets)
     }
 
-    /// From flows that nobody saw before.
+    /// From flows that the node has not seen before.
     pub fn send_strange(&mut self, kind: Kind, packets: u32) -> Result<f64> {
         let flows = self.generator.strangers();
         self.send(kind, flows, packets)

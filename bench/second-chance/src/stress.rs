@@ -59,7 +59,7 @@ pub fn ack_flood() -> Result<()> {
         let before = node.world.sent()?;
         node.send_strange(Kind::Syn, 10_000)?;
         let new = node.world.sent_since(before)?.to_pod;
-        // A client whose packets were handed on opens a new connection from the same port: that is for this node.
+        // A client whose packets were forwarded opens a new connection from the same port: this node takes it.
         let reused = Flows { seed: 1 << 52, count: 1_000 };
         node.send(Kind::Ack, reused, 1_000)?;
         let before = node.world.sent()?;

@@ -122,7 +122,7 @@ impl Drop for World {
     }
 }
 
-/// No rule looks at connections: conntrack does not run at all.
+/// No rule matches on connections: conntrack does not run at all.
 pub const PLAIN: &str = "";
 
 /// The cheapest that the stack can do with a packet.
@@ -135,7 +135,7 @@ pub const NAT: &str = "table ip bench {
   chain nat { type nat hook prerouting priority -110; ip daddr 192.0.2.10 tcp dport 80 dnat to 10.244.0.5:8080; }
 }";
 
-/// (a) A filter chain behind conntrack hands on what conntrack does not know, and drops it here.
+/// (a) A filter chain behind conntrack forwards the packets that conntrack does not know, and drops them here.
 pub const DUP: &str = "table ip bench {
   chain known { type filter hook prerouting priority -150;
     ct status & dnat != 0 accept

@@ -40,7 +40,7 @@ impl ServiceValue {
     pub const NO_NEW_FLOWS: u32 = 4;
 }
 
-/// Nodes besides the primary that may hold flows of a row, in the order in which they are asked.
+/// Nodes besides the primary that may have flows of a row, in the order of the search.
 pub const ALTERNATES: usize = 3;
 
 /// One row of a ring: node slots, 16 bits each, the primary lowest, then the alternates (0: none). No node stands in
@@ -60,7 +60,7 @@ impl Row {
     pub const fn alternates(self) -> [u16; ALTERNATES] {
         [(self.0 >> 16) as u16, (self.0 >> 32) as u16, (self.0 >> 48) as u16]
     }
-    /// The primary, then the alternates: the order in which a packet of a flow that nobody knows is handed on.
+    /// The primary, then the alternates: the order in which a packet of an unknown flow is forwarded.
     pub const fn nodes(self) -> [u16; 1 + ALTERNATES] {
         [self.0 as u16, (self.0 >> 16) as u16, (self.0 >> 32) as u16, (self.0 >> 48) as u16]
     }
@@ -85,8 +85,9 @@ pub struct MacKey {
     pub pad: [u8; 2],
 }
 
-/// In the target hardware address of an ARP request, which nobody reads (RFC 826): the node that sends it asks whether a program of ours
-/// is there. A program that knows it as a peer answers in the kernel's place, with the same in the same field of the reply.
+/// In the target hardware address of an ARP request, which RFC 826 leaves without meaning: the sender queries whether a program
+/// of ours runs at the target. A program that knows the sender as a peer answers in the kernel's place, with the same value in
+/// the same field of the reply.
 pub const PROGRAM_QUERY: [u8; 6] = [0x02, 0x53, 0x68, 0x3f, 0, 0];
 
 const _: () = assert!(size_of::<VipValue>() == 4);

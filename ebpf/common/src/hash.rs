@@ -1,6 +1,6 @@
 //! The keyed flow hash: SipHash-1-3 over the 5-tuple, the same in the kernel and in user space.
 //!
-//! Keyed, so that nobody outside can craft flows that all land on one node. Read first: Aumasson, Bernstein, "SipHash: a fast
+//! Keyed, so that no client can craft flows that all land on one node. Read first: Aumasson, Bernstein, "SipHash: a fast
 //! short-input PRF" (2012), sections 2.1 to 2.4.
 
 /// What is hashed: network byte order throughout.

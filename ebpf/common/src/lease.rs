@@ -10,8 +10,8 @@
 pub struct Lease {
     /// ARP for VIPs in `OWN` is answered before this time.
     pub until_ns: u64,
-    /// ARP requests for VIPs that this node does not own are dropped before this time, passed to the kernel after it: an
-    /// abandoned program must not mute whoever comes after us.
+    /// The program drops ARP requests for VIPs of other nodes before this time and passes them to the kernel after it: an
+    /// abandoned program must not mute what the operator installs next.
     pub mute_until_ns: u64,
 }
 
@@ -33,14 +33,14 @@ pub struct Config {
     pub mac: [u8; 6],
     /// Bit set of [`Config::UDP_SILENT`].
     pub flags: u16,
-    /// This node's slot in `NODES`; 0 until known: then every VIP packet passes up the stack.
+    /// This node's slot in `NODES`; 0 until known: then every VIP packet passes to the stack.
     pub self_slot: u32,
     pub abi: u32,
 }
 
 impl Config {
-    /// UDP to a VIP port that nobody serves is dropped in XDP. Without it the packet passes to the guard in nftables, which
-    /// answers with ICMP port unreachable.
+    /// UDP to an unserved VIP port is dropped in XDP. Without it the packet passes to the guard in nftables, which answers with
+    /// ICMP port unreachable.
     pub const UDP_SILENT: u16 = 1;
 }
 

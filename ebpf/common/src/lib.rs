@@ -1,8 +1,8 @@
 //! The ABI between the speaker (user space) and its eBPF programs: map names, limits, keys and values.
 //!
-//! Read first: docs/dataplane.md (map table). Every type here is `repr(C)`, has no implicit padding (asserted below) and says
-//! in its type which fields are in network byte order (`[u8; N]`). A change of any layout raises [`ABI_VERSION`]: pins live
-//! below a directory named after it, so that a new speaker never reads the maps of an old one as its own.
+//! Read first: docs/dataplane.md (map table). Every type here is `repr(C)` and has no implicit padding (asserted below); `[u8;
+//! N]` fields are in network byte order. A change of any layout raises [`ABI_VERSION`]: pins live below a directory named after
+//! it, so that a new speaker never reads the maps of an old one as its own.
 #![no_std]
 
 mod forwarding;
@@ -31,7 +31,7 @@ pub const PROGRAM: &str = "sheave_xdp";
 pub mod map {
     /// Array(1): [`Config`](crate::Config). Writer: dataplane sync.
     pub const CONFIG: &str = "CONFIG";
-    /// Array(1): [`Lease`](crate::Lease). Writer: the election thread, nobody else.
+    /// Array(1): [`Lease`](crate::Lease). Writer: the election thread alone.
     pub const LEASE: &str = "LEASE";
     /// Hash: VIP (`[u8; 4]`) -> [`Own`](crate::Own). Writer: the election thread.
     pub const OWN: &str = "OWN";

@@ -1,11 +1,10 @@
 //! How a packet of a flow that may be another node's travels: the second chance.
 //!
-//! Read first: docs/dataplane.md, "Second chance". XDP knows the row (who else may have the flow), conntrack knows the flows. So XDP
-//! passes every packet to a VIP up the stack with a [`Mark`] in place of the source MAC address, which nobody reads any more at
-//! that point; a filter chain behind conntrack sends the packets of unknown flows on to the node that the mark names. Between
-//! nodes the packet carries a [`SearchState`] in two fields of its IPv4 header that no dispatched packet needs: the reserved flag
-//! (RFC 791 section 3.1: must be zero; packets from clients that have it set are dropped) says that there is one, the time to
-//! live holds it.
+//! Read first: docs/dataplane.md, "Second chance". XDP knows the row (which nodes may have the flow), conntrack knows the flows.
+//! XDP passes each VIP packet to the stack with a [`Mark`] in place of the source MAC address, which has no reader at that point.
+//! A filter chain behind conntrack forwards packets of unknown flows to the node in the mark. Between nodes the packet carries a
+//! [`SearchState`] in two fields of its IPv4 header that no dispatched packet needs: the reserved flag (RFC 791 section 3.1: must
+//! be zero; packets from clients that have it set are dropped) marks its presence, the time to live holds it.
 
 use crate::ALTERNATES;
 
@@ -57,14 +56,14 @@ impl NextHop {
     }
 }
 
-/// What XDP writes over the source MAC address of every VIP packet that it passes up the stack.
+/// What XDP writes over the source MAC address of every VIP packet that it passes to the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub next_hop: NextHop,
-    /// Of a packet that conntrack called invalid on its way: if nobody knows it, it is dropped in silence (a reset could end a
-    /// flow that lives elsewhere).
+    /// Conntrack called the packet invalid on an earlier node. If no node knows the flow, the last one drops the packet without a
+    /// reset, which could end a flow that lives elsewhere.
     pub no_reset: bool,
-    /// The node to hand it to; 0 with [`NextHop::Local`].
+    /// The node to forward it to; 0 with [`NextHop::Local`].
     pub slot: u16,
 }
 
@@ -72,11 +71,11 @@ impl Mark {
     pub const LOCAL: Self = Self { next_hop: NextHop::Local, no_reset: false, slot: 0 };
     /// In byte 3, beside [`NextHop`].
     pub const NO_RESET: u8 = 0x10;
-    /// The time to live of a packet that another node may have to be asked about, until our chains give it another one. Without
-    /// our table (somebody deleted it, and it is back in a moment) other chains would make the packet a flow of their own, and its
-    /// client would get a reset. With this time to live it is not forwarded, and the client sends it again.
+    /// The TTL guard: the time to live of a packet of a flow that another node may have, until our chains set another one. While
+    /// a third party has deleted our table, other chains would make the packet a flow of their own, and its client would get a
+    /// reset. With this time to live the kernel does not forward it, and the client retransmits.
     pub const GUARD_TTL: u8 = 1;
-    /// Given to it where its flow is known.
+    /// Set where the flow is known.
     pub const KNOWN_TTL: u8 = 64;
 
     #[inline(always)]
@@ -115,16 +114,17 @@ impl SearchState {
         (if self.no_reset { Self::TTL_BASE_NO_RESET } else { Self::TTL_BASE }) - self.hop
     }
 
-    /// The identification of a packet whose search began at the node with this address, so that nobody asks it again: 10 bits of the
-    /// address. The field means nothing in packets that are in one piece and stay so (RFC 6864 section 4.1). The 6 bits below count the
-    /// segments of one that the kernel had put together and takes apart again (each has the identification of the one before it plus one).
+    /// The identification of a packet whose search began at the node with this address, so that no node is visited twice: 10 bits
+    /// of the address. The field means nothing in packets that are in one piece and stay so (RFC 6864 section 4.1). The 6 bits
+    /// below count the segments of a packet that the kernel merged and splits again (each has the identification of the one
+    /// before it plus one).
     #[inline(always)]
     pub const fn origin_id(address: [u8; 4]) -> u16 {
         let [_, _, high, low] = address;
         u16::from_be_bytes([high, low]) << Self::SEGMENTS
     }
 
-    /// Two nodes may look the same only if their addresses are 1024 apart: then the one that was not asked is left out.
+    /// Two nodes look the same if their addresses are 1024 apart: then the search leaves one of them out.
     #[inline(always)]
     pub const fn is_origin(id: u16, address: [u8; 4]) -> bool {
         id >> Self::SEGMENTS == Self::origin_id(address) >> Self::SEGMENTS

@@ -37,7 +37,7 @@ verdicts! {
 
     /// ARP request for a VIP that this node owns: answered.
     ArpAnswered = 8, "arp_answered", Tx;
-    /// ARP request for a VIP that another node owns: nobody on this node may answer.
+    /// ARP request for a VIP that another node owns: dropped, so that no program of this node answers.
     ArpNotOwner = 9, "arp_not_owner", Drop;
     /// ARP request for a VIP in `OWN`, but the lease has run out: the speaker is dead, frozen or starved.
     ArpLeaseOver = 10, "arp_lease_over", Drop;
@@ -45,31 +45,31 @@ verdicts! {
     ArpMuteOver = 11, "arp_mute_over", Pass;
     /// ARP that names a VIP but is no request for it (an announcement of another node): passed.
     ArpAnnouncement = 12, "arp_announcement", Pass;
-    /// Another node asked whether a program of ours is here ([`crate::PROGRAM_QUERY`]): answered.
+    /// Another node queried whether a program of ours runs here ([`crate::PROGRAM_QUERY`]): answered.
     ProgramAnswered = 13, "program_answered", Tx;
 
-    /// The row names this node alone, or the packet opens a flow: up the stack, to the local pod.
+    /// The row names this node alone, or the packet opens a flow: to the stack, to the local pod.
     DispatchedLocal = 16, "dispatched_local", Pass;
     /// The row names another node: sent there.
     DispatchedPeer = 17, "dispatched_peer", Tx;
-    /// Came from another node's dispatcher and nobody else may know its flow: up the stack.
+    /// From another node's dispatcher, and no alternate may know the flow: to the stack.
     FromPeer = 18, "from_peer", Pass;
     /// An ICMP error about a flow of ours; the row of that flow names this node.
     IcmpLocal = 19, "icmp_local", Pass;
     /// An ICMP error about a flow of ours, sent to the node that has the flow.
     IcmpPeer = 20, "icmp_peer", Tx;
-    /// `CONFIG` is not filled yet: up the stack.
+    /// `CONFIG` is not filled yet: to the stack.
     NotReady = 21, "not_ready", Pass;
 
-    /// TCP to a VIP port that nobody serves: reset.
+    /// TCP to an unserved VIP port: reset.
     UnservedReset = 24, "unserved_reset", Tx;
-    /// A reset to a VIP port that nobody serves, or to an empty ring: never answered (RFC 9293 section 3.10.7.1).
+    /// A reset to an unserved VIP port, or to an empty ring: never answered (RFC 9293 section 3.10.7.1).
     UnservedRst = 25, "unserved_rst", Drop;
-    /// UDP to a VIP port that nobody serves: to the guard in nftables, which answers port unreachable.
+    /// UDP to an unserved VIP port: to the guard in nftables, which answers port unreachable.
     UnservedUnreachable = 26, "unserved_unreachable", Pass;
     /// The same with `Config::UDP_SILENT`.
     UnservedSilent = 27, "unserved_silent", Drop;
-    /// TCP to a service whose ring is empty, or a SYN to one that is closed: reset, so that clients fail fast.
+    /// TCP to a service whose ring is empty, or a SYN to a service without new flows: reset, so that clients fail fast.
     EmptyRingReset = 28, "empty_ring_reset", Tx;
     /// UDP to a service whose ring is empty: as unserved.
     EmptyRingUnreachable = 29, "empty_ring_unreachable", Pass;
@@ -78,13 +78,13 @@ verdicts! {
     /// ICMP echo request to a VIP that this node owns: answered while the lease runs.
     EchoAnswered = 31, "echo_answered", Tx;
 
-    /// The row names this node, other nodes may have the flow: up the stack, marked with the first of them.
+    /// The row names this node, other nodes may have the flow: to the stack, marked with the first of them.
     SecondChanceLocal = 32, "second_chance_local", Pass;
-    /// Came from another node's dispatcher, others may have the flow: up the stack, marked with the first of them.
+    /// Came from another node's dispatcher, others may have the flow: to the stack, marked with the first of them.
     SecondChancePeer = 33, "second_chance_peer", Pass;
-    /// Came in search of its flow: up the stack, marked with the node to ask next, if there is one.
+    /// In search of its flow: to the stack, marked with the next hop of the search, if there is one.
     SecondChanceArrived = 34, "second_chance_arrived", Pass;
-    /// A SYN that another dispatcher sent here by an older ring, and nobody serves it here: to the primary of the row.
+    /// A SYN that another dispatcher sent here by an older ring, and this node has no pod for it: to the primary of the row.
     SynPassedOn = 35, "syn_passed_on", Tx;
 
     /// A fragment to a VIP: later fragments carry no ports, so no fragment is dispatched.
@@ -97,7 +97,7 @@ verdicts! {
     Protocol = 43, "protocol", Drop;
     /// The row names a node whose MAC address is not known.
     NoNeighbour = 44, "no_neighbour", Drop;
-    /// A service names a ring that is not there, or a row names a node out of range: ours to mend.
+    /// A service names a ring that does not exist, or a row names a node out of range: a fault of the speaker.
     BadRing = 45, "bad_ring", Drop;
     /// The kernel refused to change the size of the frame for a reset or an answer.
     NoRoom = 46, "no_room", Drop;

@@ -1,6 +1,6 @@
 //! The built eBPF program as bytes, how user space fills its rings, and what became of its link.
 //!
-//! A crate of its own, so that the speaker and the packet tests use the same object and it is built once. build.rs says how.
+//! A crate of its own, so that the speaker and the packet tests use the same object and it is built once, by build.rs.
 
 pub mod link;
 mod ring;

@@ -1,5 +1,5 @@
-//! The pinned XDP link: is it still attached? Questions to the kernel that aya does not ask, for the speaker that mends the link and
-//! for the tests that break it.
+//! The pinned XDP link: is it still attached? System calls that aya lacks, for the speaker that repairs the link and for the
+//! tests that break it.
 //!
 //! Read first: include/uapi/linux/bpf.h, `BPF_OBJ_GET`, `BPF_OBJ_GET_INFO_BY_FD`, `BPF_LINK_DETACH` and `struct bpf_link_info`; kernel net/core/dev.c,
 //! `bpf_xdp_link_fill_link_info`: a link that was detached by force, or whose device is gone, names interface 0.
@@ -19,7 +19,8 @@ pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
     }
 }
 
-/// Detaches by force, as a foreign hand does: the pin stays, and names a link that is attached to nothing. The speaker never does this.
+/// Detaches by force, as a third party does: the pin stays, and names a link that is attached to nothing. The speaker never does
+/// this.
 pub fn detach(pin: &Path) -> io::Result<()> {
     let link = open(pin)?;
     bpf(BPF_LINK_DETACH, &mut Detach { link_fd: link.as_raw_fd() as u32 }).map(drop)

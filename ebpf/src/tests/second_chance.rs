@@ -1,5 +1,5 @@
-//! Packets on their way through a cluster whose rings may say anything: every walk ends, and where the rings agree it ends where
-//! the flow is. Conntrack is a set of nodes that know the flow; the kernel's chains are [`forward_to`].
+//! Packets in a cluster whose rings have any contents: every walk ends, and where the rings agree it ends where the flow is.
+//! Conntrack is a set of nodes that know the flow; the kernel's chains are [`forward_to`].
 
 use ebpf_common::{ALTERNATES, Config, Mark, NextHop, Node, RESERVED_FLAG, Row, SearchState, ServiceKey, ServiceValue};
 use proptest::prelude::*;
@@ -38,9 +38,9 @@ proptest! {
             Some(place) => {
                 prop_assert!(walk.known && walk.hops <= place && place <= ALTERNATES, "{walk:?}");
             }
-            // A new flow begins at the primary; whoever is last refuses a segment that nobody knows.
+            // A new flow begins at the primary; the last node refuses a segment of an unknown flow.
             None if kind == Kind::Datagram => prop_assert_eq!((walk.end, walk.known), (row.primary(), false)),
-            // The dispatcher may know what its row does not say.
+            // The dispatcher may know a flow that its row does not give it.
             None => prop_assert!(!walk.known || walk.end == entry),
         }
     }
@@ -209,7 +209,7 @@ fn mark(frame: &HostFrame) -> Mark {
     let next_hop = next_hops[usize::from(byte & !Mark::NO_RESET)];
     let mark =
         Mark { next_hop, no_reset: byte & Mark::NO_RESET != 0, slot: u16::from_be_bytes([frame.0[10], frame.0[11]]) };
-    assert_eq!(frame.0[6..12], mark.mac(), "up the stack there is a mark");
+    assert_eq!(frame.0[6..12], mark.mac(), "to the stack there is a mark");
     mark
 }
 
@@ -222,7 +222,7 @@ fn mac(slot: u16) -> [u8; 6] {
 }
 
 impl Kind {
-    /// From the client by way of the router. The checksums of what follows the IP header are nobody's business here.
+    /// From the client by way of the router. The checksums behind the IP header do not matter here.
     fn frame(self) -> Vec<u8> {
         const CLIENT: [u8; 4] = [198, 51, 100, 7];
         let tcp = |flags| [&[0x9c, 0x40, 0, 80][..], &[0; 8], &[0x50, flags], &[0; 6]].concat();

@@ -119,7 +119,7 @@ pub fn searching(from: Mac, state: SearchState) -> Ipv4 {
     Eth { dst: SELF, src: from }.ipv4(CLIENT, VIP).ttl(state.ttl()).fragment(0xc000)
 }
 
-/// What a frame looks like up the stack: the mark in place of the source MAC address.
+/// What a frame looks like to the stack: the mark in place of the source MAC address.
 pub fn marked(mut frame: Vec<u8>, mark: Mark) -> Vec<u8> {
     frame[6..12].copy_from_slice(&mark.mac());
     if mark.next_hop.needs_ttl_guard() {
