@@ -1,6 +1,7 @@
-//! Exponential back-off with jitter, per node: asking nodes that do not answer must not load the segment.
+//! Exponential back-off with jitter, per node: probes of nodes that do not answer must not load the segment.
 //!
-//! The jitter is a function of seed, node and attempt, so that two speakers do not ask in step and a machine needs no state for it.
+//! The jitter is a function of seed, node and attempt, so that two speakers do not probe in step and a machine needs no state for
+//! it.
 
 use ebpf_common::siphash13;
 

@@ -1,9 +1,9 @@
 //! Which VIPs are to have an owner, and which nodes may be it?
 //!
-//! externalTrafficPolicy Cluster: every node can reach every pod, so only the node's own packet path decides, and the election hears
-//! of that by itself (ready, carrier). A VIP whose services have no ready pod keeps its owner on purpose: the owner's dispatcher
-//! resets new connections, so that clients fail at once; without an owner nobody answers ARP and they hang until they time out.
-//! When the pods return nothing has to be elected first.
+//! externalTrafficPolicy Cluster: every node can reach every pod, so only the node's own packet path decides, and the election
+//! gets that as events (ready, carrier). A VIP whose services have no ready pod keeps its owner on purpose: the owner's
+//! dispatcher resets new connections, so that clients fail at once; without an owner no node answers ARP and they hang until they
+//! time out. When the pods return nothing has to be elected first.
 
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
@@ -20,9 +20,9 @@ pub fn ownable(table: &Table) -> impl Iterator<Item = Ipv4Addr> {
     table.vips.iter().copied().filter(move |vip| served.contains(vip))
 }
 
-/// The nodes among which VIPs are elected: without those that the cluster's administrator has excluded (label
-/// `node.kubernetes.io/exclude-from-external-load-balancers`, KEP-1143). If all are, the label says nothing. Of the others the ones that
-/// are not cordoned are the first choice. An owner that is not hands over, as long as a first choice can take over.
+/// The nodes among which VIPs are elected: without the nodes that the administrator excluded (label
+/// `node.kubernetes.io/exclude-from-external-load-balancers`, KEP-1143). If all are excluded, the label is ignored. Nodes that
+/// are not cordoned are the first choice. A cordoned owner hands over, as long as a first choice can take over.
 pub fn candidates(view: &View) -> Eligible {
     let excluded_counts = view.members().any(|(_, node)| !node.excluded);
     let may = || view.members().filter(|(_, node)| !(excluded_counts && node.excluded));

@@ -1,7 +1,7 @@
 //! The speaker's pure machines: no socket, no clock, no thread, no tokio; the contract is [`machine::Machine`].
 //!
-//! Flow (ii), who owns a VIP: `view` → `eligibility` → `election` → `announce`; `liveness` beside it says whose kernel lives.
-//! Flow (iii), where packets go: `forwarding` → `backend`; `holdings` beside it says which node has flows of which rows.
+//! Flow (ii), who owns a VIP: `view` → `eligibility` → `election` → `announce`; `liveness` beside it decides whose kernel lives.
+//! Flow (iii), where packets go: `forwarding` → `backend`; `reports` beside it are what nodes report of their flows.
 #![no_std]
 
 extern crate alloc;

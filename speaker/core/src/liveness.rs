@@ -1,9 +1,9 @@
 //! Is a node alive, that is, does its kernel answer? Not: does its speaker run.
 //!
-//! Read first: docs/architecture.md (two signals, never mixed), docs/election.md section Liveness. While heartbeats come nothing
-//! is asked. A node that falls silent is asked in quick succession (a unicast ARP request for its address; the kernel answers
-//! without any speaker), and is down when it owes several answers; then it is asked with back-off. When all are silent at once, it is
-//! this node that is cut off.
+//! Read first: docs/architecture.md (two signals, never mixed), docs/election.md section Liveness. While heartbeats come no node
+//! is probed. A node that falls silent is probed in quick succession (a unicast ARP request for its address; the kernel answers
+//! without any speaker), and is down when it owes several answers; then it is probed with back-off. When all are silent at once,
+//! this node is cut off.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -37,7 +37,7 @@ pub struct Config {
     /// Answers that a silent node must owe before it is down; twice as many if it had no speaker, since then these questions
     /// are the only evidence.
     pub probes: u32,
-    /// Between questions to a node that is down, and while cut off to one that has never given a sign.
+    /// Between probes of a node that is down, and while cut off of a node that has never given a sign.
     pub backoff: Backoff,
 }
 
@@ -60,12 +60,12 @@ impl Config {
 pub enum Event {
     /// All other nodes of the cluster; at most [`MAX_WATCHED`]. A new one is up until its kernel fails to answer.
     Nodes(BTreeSet<NodeName>),
-    /// A heartbeat of a verified peer (`election::Action::Heard`).
+    /// A heartbeat of a verified peer (`election::Action::Received`).
     Heartbeat(NodeName),
     /// An answer to a probe.
     ProbeReply(NodeName),
     /// The node sent a frame that answers nothing. No sign of life by itself, since it may be a forgery or a remnant, but reason
-    /// to ask a node that is down without waiting for the end of its back-off.
+    /// to probe a node that is down without waiting for the end of its back-off.
     Seen(NodeName),
     /// The link of this node.
     Carrier(bool),
@@ -80,9 +80,9 @@ pub enum Action {
     Search(NodeName),
     NodeDown(NodeName),
     NodeUp(NodeName),
-    /// Nobody answers: it is this node that is cut off. Keep the last view of who is up.
+    /// No node answers: this node is cut off. Keep the last view of which nodes are up.
     CutOff,
-    /// Somebody answers again; `NodeDown` follows for those who stay silent.
+    /// A node answers again; `NodeDown` follows for nodes that stay silent.
     Restored,
 }
 
@@ -140,7 +140,7 @@ impl Watch {
         now >= self.sign + config.dead && overdue
     }
 
-    /// A node that is down and has begun to answer again is not one that stays silent.
+    /// A node that is down and has begun to answer again no longer counts as silent.
     fn backs_off(&self, cut_off: bool) -> bool {
         if self.up { cut_off && !self.known } else { self.answers == 0 }
     }
@@ -222,7 +222,7 @@ impl Liveness {
         }
     }
 
-    /// Whoever is silent from now on for a full dead interval is down.
+    /// A node that is silent from now on for a full dead interval is down.
     fn start_over(&mut self, now: Instant) {
         for watch in self.nodes.values_mut().filter(|watch| watch.up && watch.owed > 0) {
             (watch.sign, watch.owed, watch.next_probe) = (now, 0, now);
@@ -249,8 +249,8 @@ impl Liveness {
         }
     }
 
-    /// A silent node is down if somebody else has given a sign since. If all others have fallen silent too, wait for them to
-    /// answer or to be as silent.
+    /// A silent node is down if another has given a sign since. If all others have fallen silent too, wait for them to answer or
+    /// to be as silent.
     fn judge(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let config = &self.config;
         let silent = |watch: &Watch| watch.up && watch.is_silent(config, now);
@@ -269,7 +269,7 @@ impl Liveness {
         let recent = |watch: &Watch| watch.down_at.is_some_and(|at| now.since(at) <= config.dead + slack);
         let lately = self.nodes.values().filter(|watch| recent(watch)).count();
         if waiting && !witnessed {
-            // The others are asked too, now.
+            // The others are probed too, now.
             for watch in self.nodes.values_mut().filter(|watch| watch.up && watch.owed == 0) {
                 watch.next_probe = now;
             }
@@ -335,7 +335,7 @@ impl Machine for Liveness {
         }
     }
 
-    /// Nothing is asked while the link is down.
+    /// No node is probed while the link is down.
     fn next_deadline(&self) -> Option<Instant> {
         if self.carrier { self.nodes.values().map(|watch| watch.next_probe).min() } else { None }
     }

@@ -7,11 +7,9 @@ use crate::time::Instant;
 /// A machine turns events into actions and owns nothing but its state: no socket, no clock, no thread, no source of
 /// randomness but the seed in its configuration. The same events at the same times give the same actions.
 ///
-/// The driver's loop, the only one that is right:
-/// 1. deliver everything that is pending (datagrams before anything else), each with the time read just before;
-/// 2. if `next_deadline()` is not after now, deliver the machine's tick;
-/// 3. carry out the actions in the order in which they stand;
-/// 4. wait for the next event or for `next_deadline()`, whichever is first.
+/// The driver's loop, the only correct one: 1. deliver everything that is pending (datagrams before anything else), each with the
+/// time read just before; 2. if `next_deadline()` is not after now, deliver the machine's tick; 3. carry out the actions in their
+/// order; 4. wait for the next event or for `next_deadline()`, whichever is first.
 pub trait Machine {
     type Event;
     type Action;

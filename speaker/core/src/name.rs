@@ -63,7 +63,7 @@ impl fmt::Display for Vip {
     }
 }
 
-/// How often a VIP was won. Every win is one higher than anything the winner has heard of.
+/// How often a VIP was won. Every win is one higher than any term the winner has received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Term(pub u64);
 

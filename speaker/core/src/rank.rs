@@ -11,7 +11,7 @@ pub fn weight(vip: Vip, node: &NodeName) -> u64 {
     weight_of_hash(vip, hash_name(node))
 }
 
-/// The same from [`hash_name`], for who asks for many VIPs.
+/// The same from [`hash_name`], for callers with many VIPs.
 pub fn weight_of_hash(vip: Vip, hash: u64) -> u64 {
     siphash13(&KEY, hash, u64::from(u32::from(vip.0)))
 }

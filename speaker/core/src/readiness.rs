@@ -1,15 +1,14 @@
-//! May a node be given new flows, that is, has its speaker said that its packet path is ready?
+//! Readiness of the speakers of other nodes: may a node get new flows, or flows at all?
 //!
-//! Read first: docs/architecture.md (two signals, never mixed). `liveness` tells whether a node's kernel answers: open flows follow
-//! that. New flows need more: a node that has just booted answers long before it can translate anything, and the rules of a node
-//! whose speaker has been silent for long name pods of long ago.
+//! Read first: docs/architecture.md (two signals, never mixed). `liveness` decides whether a node's kernel answers: open flows
+//! follow that. New flows need more: a node that has just booted answers long before it can translate anything, and the rules of
+//! a node whose speaker has been silent for long name pods of long ago.
 //!
-//! A node whose speaker has fallen silent is *absent*: it gets no rows, and keeps the flows that it has by the second chance. One
-//! whose speaker has not been ready since the node was new or down is *blank*: there may be no program of ours at all, and other
-//! rules (kube-proxy's) would answer a flow that lives elsewhere with a reset. Nothing is sent there before its speaker has said what
-//! it holds, which it does when the packet path is in place (`reports::exchange`), or before its program has answered our question
-//! (`PROGRAM_QUERY`): then the node is absent, whatever has become of its speaker. A speaker that is restarted is back long before its node
-//! counts as absent.
+//! *Silent*: no heartbeat of a ready speaker for a while. The node gets no rows, and keeps its flows by the second chance.
+//! *Unknown*: no speaker has been ready since the node was new or down. There may be no program of ours at all, and other rules
+//! (kube-proxy's) would answer a flow of another node with a reset. The node gets no packets before its speaker has reported,
+//! which it does when its packet path is in place (`reports::exchange`), or its program has answered a query (`PROGRAM_QUERY`):
+//! then the node is silent, whatever its speaker does. A speaker that restarts is back long before its node counts as silent.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -25,14 +24,14 @@ pub struct Readiness {
     /// Present when this process was not there yet.
     known: BTreeSet<NodeName>,
     nodes: BTreeMap<NodeName, Seen>,
-    /// The last sign of anybody.
+    /// The last sign of any node.
     anybody: Option<Instant>,
     check_at: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// A node without a ready speaker for this long is absent.
+    /// A node without a ready speaker for this long is silent.
     pub silent: Duration,
 }
 
@@ -44,13 +43,13 @@ impl Default for Config {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// All other nodes of the cluster. A new one is blank until its speaker is ready.
+    /// All other nodes of the cluster. A new one is unknown until its speaker is ready.
     Nodes(BTreeSet<NodeName>),
-    /// A heartbeat that says: ready.
+    /// A heartbeat with the flag ready.
     Ready(NodeName),
     /// Its program has answered: our packet path is in place there, and was when its speaker ended.
     Program(NodeName),
-    /// `liveness::Action::NodeDown`: whatever its speaker said has gone with its kernel.
+    /// `liveness::Action::NodeDown`: the state of its speaker ended with its kernel.
     Down(NodeName),
     Tick,
 }
@@ -192,7 +191,7 @@ mod tests {
             self.machine.handle(event, self.now, &mut self.log);
         }
 
-        /// These speak once a second.
+        /// These nodes send a heartbeat once a second.
         fn run(&mut self, seconds: u64, speak: &[usize]) {
             for _ in 0..seconds {
                 self.now += Duration::from_secs(1);

@@ -50,7 +50,7 @@ pub enum Event {
     Down(NodeName),
     /// The node answers again.
     Up(NodeName),
-    /// The MAC or IP address of this node's uplink changed: the others must learn it.
+    /// The MAC or IP address of this node's uplink changed: the others must receive it.
     OwnAddress,
     /// Nothing is queried while the link is down.
     Carrier(bool),

@@ -1,8 +1,8 @@
 //! Which key signs, and which are accepted, while the signing key is replaced: no node may sign what a peer cannot verify.
 //!
-//! Read first: docs/election.md section Keys. A node accepts a new key as soon as it knows it, and every advert names the keys that its
-//! sender accepts. So a node signs with the new key when each peer that it hears has it, and with the previous one again when a peer
-//! appears that has not. What travels is one byte; the keys themselves come from the Secret.
+//! Read first: docs/election.md section Keys. A node accepts a new key as soon as it knows it, and every advert names the keys
+//! that its sender accepts. So a node signs with the new key when each received peer has it, and with the previous one again when
+//! a peer appears that has not. One byte travels; the keys themselves come from the Secret.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -25,7 +25,7 @@ pub struct Config {
     pub window: Duration,
     /// How long all peers must have had the new key before the first node signs with it. Longer than `window`.
     pub grace: Duration,
-    /// A key that the Secret does not name is not needed by anybody after this time, whatever peers say: so a stolen key ends.
+    /// A key that the Secret does not name is refused after this time, whatever peers name: so a stolen key ends.
     pub revocation: Duration,
 }
 
@@ -54,7 +54,7 @@ pub enum Event {
 pub enum Action {
     /// Sign and verify with these from now on.
     Keys(Keyring),
-    /// Peers that have no key but the one that is to be replaced. Empty: no longer.
+    /// Peers whose only key is the one to be replaced. Empty: no longer.
     Lacking(BTreeSet<NodeName>),
 }
 
@@ -70,7 +70,7 @@ pub struct Rotation {
     changed: Instant,
     /// Since when the key that signs is not, or is, one of the Secret's.
     noticed: Instant,
-    /// When a peer was heard last that has not both keys.
+    /// When a peer without both keys was received last.
     lacked: Instant,
     peers: BTreeMap<NodeName, Peer>,
     lacking: BTreeSet<NodeName>,
@@ -168,7 +168,7 @@ impl Rotation {
         }
     }
 
-    /// Signs with the old key, or with the new one if everybody has it.
+    /// Signs with the old key, or with the new one if all peers have it.
     fn advance(&mut self, next: Key, now: Instant, actions: &mut Vec<Action>) {
         let lacking = self.without(&next);
         if !lacking.is_empty() {

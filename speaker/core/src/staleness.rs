@@ -1,18 +1,19 @@
-//! Whose view of the cluster is out of date: nodes tell each other a digest of what the API server told them.
+//! Staleness of views: nodes compare digests of the view of the API server that they have applied.
 //!
-//! A node whose connection to the API server hangs goes on serving by its last view, and does not know it: the watch is silent
-//! either way. The others know: they go by another view than it, and it does not follow. Such a node asks the API server anew; if
-//! that does not help it is *stale*: it gets no new flows (as if its speaker were absent, `readiness`) and keeps those it has.
+//! A node whose connection to the API server hangs goes on serving by its last view, and cannot notice: the watch is silent
+//! either way. The others notice: their view differs, and the node does not follow. Such a node *lags*: it connects to the API
+//! server anew. If that does not help it is *stale*: it gets no new flows (as if its speaker were silent, `readiness`) and keeps
+//! those it has.
 //!
-//! A node whose own pods have changed since it last went by the present view, and that says nothing new, hands new flows to pods that are
-//! gone, be its speaker dead, begun without an API server, or cut off. It is stale after [`Staleness::PODS_CHANGED`], or at once if it does not even speak,
-//! until it goes by the present view again. (Where the view changes all the time two nodes may never be found with the same one; there whoever
-//! says something new again and again knows what is older than that.)
+//! A node whose own pods have changed since it last had the present view, and that applies no new view, sends new flows to pods
+//! that are gone: its speaker may be dead, started without an API server, or cut off. It is stale after
+//! [`Staleness::PODS_CHANGED`], or at once if it does not report, until it has the present view again. (Where the view changes
+//! all the time two nodes may never have the same one; there a node that applies new views again and again counts as current.)
 //!
-//! The view of more than half of the nodes that speak counts as the present one. A node that follows late is not stale: it must have
-//! gone by one and the same other view all the time. For [`Staleness::LAGGING`], and it is *in doubt* and asks the API server; for
-//! [`Staleness::STALE`], and it is stale: rows move only if asking has not helped. Where no view has a majority (two nodes) all are
-//! in doubt and nobody is stale.
+//! The view of more than half of the reporting nodes is the present one. A node that follows late is not stale: it must have kept
+//! one other view all the time. For [`Staleness::LAGGING`], and it lags and connects to the API server anew; for
+//! [`Staleness::STALE`], and it is stale: rows move only if that has not helped. Where no view has a majority (two nodes) all lag
+//! and none is stale.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -21,7 +22,7 @@ use alloc::vec::Vec;
 use crate::name::NodeName;
 use crate::time::{Duration, Instant};
 
-/// What the nodes say, this one included.
+/// The views of the nodes, this one included.
 #[derive(Debug, Default)]
 pub struct Staleness {
     nodes: BTreeMap<NodeName, NodeView>,
@@ -37,26 +38,26 @@ struct NodeView {
     minority: Option<Instant>,
     /// Not a view that a majority has.
     lagging: Option<Instant>,
-    /// Began to say something new, and did so last: no longer than `PODS_CHANGED` lies between two of these.
+    /// When a series of new views began, and when the last one came: no longer than `PODS_CHANGED` lies between two of them.
     changes: Option<(Instant, Instant)>,
-    /// The digest of its pods when it last went by the present view, or was first heard of.
+    /// The digest of its pods when it last had the present view, or was first received.
     pods: u64,
-    /// They are others now, and it has said nothing new since then; or it was stale when it did.
+    /// Its pods changed, and it has applied no new view since; or it was stale when it did.
     pods_changed: Option<Instant>,
     stale: bool,
 }
 
 impl Staleness {
-    /// For how long a node goes by another view than the others before it doubts its own.
+    /// For how long a node has another view than the majority before it lags.
     pub const LAGGING: Duration = Duration::from_secs(2);
     /// For how long before it gets no new flows.
     pub const STALE: Duration = Duration::from_secs(10);
-    /// For how long it may say nothing new while its own pods are others.
+    /// For how long it may apply no new view while its own pods change.
     pub const PODS_CHANGED: Duration = Duration::from_secs(2);
-    /// Whoever has not spoken for so long does not count.
+    /// A node that has not reported for so long does not count.
     const SILENT: Duration = Duration::from_secs(3);
 
-    /// `pods`: as the speaker before this one saw them last. Whoever is not heard any more goes by them.
+    /// `pods`: as the speaker before this one had them last. They hold for nodes that report no more.
     pub fn new(pods: BTreeMap<String, u64>, now: Instant) -> Self {
         let known = pods.iter().filter_map(|(node, digest)| Some((NodeName::new(node)?, NodeView::new(*digest, now))));
         let mut staleness = Self { nodes: known.collect(), pods: BTreeMap::new() };
@@ -83,7 +84,7 @@ impl Staleness {
         node_view.reported = now;
         let changes = core::mem::replace(&mut node_view.view, view) != view;
         if changes {
-            // It hears the API server; whether it is behind is open again. One that was given up has to agree first.
+            // It reaches the API server; whether it lags is open again. A stale node has to agree first.
             (node_view.minority, node_view.lagging) = (None, None);
             node_view.pods_changed = node_view.pods_changed.filter(|_| node_view.stale);
             let began = node_view
@@ -95,14 +96,14 @@ impl Staleness {
         changes
     }
 
-    /// It is there, and has nothing new to say.
+    /// It reports the same view as before.
     pub fn reported(&mut self, node: &NodeName, now: Instant) {
         if let Some(node_view) = self.nodes.get_mut(node) {
             node_view.reported = now;
         }
     }
 
-    /// These are the nodes of the cluster, beside this one. Who was stale and is none of them.
+    /// The other nodes of the cluster. Returns stale nodes that are none of them.
     pub fn retain(&mut self, own: &NodeName, nodes: &BTreeSet<NodeName>) -> Vec<NodeName> {
         let gone = self.nodes.extract_if(.., |node, _| node != own && !nodes.contains(node));
         gone.filter(|(_, node_view)| node_view.stale).map(|(node, _)| node).collect()
@@ -113,9 +114,10 @@ impl Staleness {
         self.nodes.get(node).map_or(0, |node_view| node_view.view)
     }
 
-    /// To be called at least once a second, and after every `sees`, by the node of this name. Who is stale from now on, and who no longer.
+    /// To be called at least once a second, and after every `set_pods`, by the node of this name. Returns nodes that became
+    /// stale, and nodes that are stale no more.
     pub fn judge(&mut self, own: &NodeName, now: Instant) -> (Vec<NodeName>, Vec<NodeName>) {
-        // Whoever hears nobody may itself be the one that did not run.
+        // A node that receives no report may itself have been stopped.
         let receives = self.nodes.iter().any(|(node, node_view)| node != own && node_view.reports(now));
         let (present, own) = (self.majority(now), self.view(own));
         let (mut stale, mut up_to_date) = (Vec::new(), Vec::new());
@@ -127,7 +129,7 @@ impl Staleness {
                     node_view.minority.get_or_insert(now);
                     node_view.lagging.get_or_insert(now);
                 }
-                // Nobody knows; what was known holds.
+                // No majority; the last judgment holds.
                 None => _ = node_view.lagging.get_or_insert(now),
             }
             let (pods, since) = pods_of(&self.pods, node);
@@ -157,7 +159,7 @@ impl Staleness {
         lagging.is_some_and(|since| now.since(since) >= Self::LAGGING)
     }
 
-    /// The view of more than half of those that speak.
+    /// The view of more than half of the reporting nodes.
     fn majority(&self, now: Instant) -> Option<u64> {
         let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
         for node_view in self.nodes.values().filter(|node_view| node_view.reports(now)) {
@@ -186,7 +188,7 @@ impl NodeView {
         }
     }
 
-    /// It has said something new again and again for `PODS_CHANGED`, up to now.
+    /// It has applied new views again and again for `PODS_CHANGED`, up to now.
     fn follows(&self, now: Instant) -> bool {
         self.changes.is_some_and(|(began, last)| {
             now.since(began) >= Staleness::PODS_CHANGED && now.since(last) < Staleness::PODS_CHANGED

@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 
 use crate::time::Instant;
 
-/// Deadlines by name; at most one each. Small tables: `next` looks at all of them.
+/// Deadlines by name; at most one each. Small tables: `next` reads all of them.
 #[derive(Clone, Debug)]
 pub struct TimerTable<T: Ord + Copy> {
     deadlines: BTreeMap<T, Instant>,

@@ -1,7 +1,7 @@
-//! Which other nodes may be given new flows, and which may be asked about flows that are not known here: what `liveness`, `readiness`
-//! and `staleness` say, joined, and from `holdings` who has spoken.
+//! Which other nodes may get new flows, and which are searched for flows that are unknown here: the signals of `liveness`,
+//! `readiness`, `staleness` and `reports`, joined.
 //!
-//! Read first: docs/decisions/0010 (blank, absent, down) and 0011 (stale).
+//! Read first: docs/decisions/0010 (unknown, silent, down) and 0011 (stale).
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -20,7 +20,7 @@ pub struct PeerSignals {
 }
 
 impl PeerSignals {
-    /// All that are down (`liveness`), absent, or blank (`readiness`) now.
+    /// All nodes that are down (`liveness`), silent or unknown (`readiness`) now.
     pub fn set(
         &mut self,
         down: BTreeSet<NodeName>,
@@ -30,7 +30,7 @@ impl PeerSignals {
     ) {
         self.unknown.retain(|node, _| unknown.contains(node));
         for node in unknown {
-            // What it said before it was down it said before it was restarted.
+            // Its reports before it was down are of before its restart.
             let since = if down.contains(&node) { now } else { self.unknown.get(&node).copied().unwrap_or(now) };
             self.unknown.insert(node, since);
         }
@@ -54,8 +54,8 @@ impl PeerSignals {
         !self.down.contains(node) && !self.silent.contains(node) && !self.unknown.contains_key(node)
     }
 
-    /// For the next table. `has_spoken`: this node has said since then what it holds, so its packet path is in place (it was cut off and
-    /// not restarted, or is nearly ready). Other rules than ours would answer for a node that has not.
+    /// For the next table. `has_reported`: this node has reported since then, so its packet path is in place (it was cut off and
+    /// not restarted, or is nearly ready). On a node that has not, other rules than ours would answer.
     pub fn traffic_states(&self, has_reported: impl Fn(&NodeName, Instant) -> bool) -> TrafficStates {
         let name = |node: &NodeName| String::from(node.as_str());
         let mut no_flows: BTreeSet<String> = self.down.iter().map(name).collect();

@@ -1,9 +1,10 @@
 //! Nodes of this cluster whose adverts cannot be verified: their keys or their cluster id are not ours. They are not silent, and this
 //! node is not alone.
 //!
-//! Read first: docs/election.md section Keys. A node that has its cluster id and flow key from the Secret alone (no speaker ran on it
-//! before) may have got others than those that the cluster runs with: the Secret was lost and made anew. While it receives what it cannot
-//! verify from addresses of the cluster's nodes it must own nothing. The addresses prove nothing, so nothing else follows from them.
+//! Read first: docs/election.md section Keys. A node that has its cluster id and flow key from the Secret alone (no speaker ran
+//! on it before) may have others than the running cluster: the Secret was lost and made anew. While it receives adverts that it
+//! cannot verify from addresses of the cluster's nodes it must own nothing. The addresses prove nothing, so nothing else follows
+//! from them.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;

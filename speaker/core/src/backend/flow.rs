@@ -1,7 +1,7 @@
-//! Flows to VIPs as this node's conntrack has them, and which of them it has to forget.
+//! Flows to VIPs as this node's conntrack has them, and which entries this node has to delete.
 //!
-//! Conntrack keeps sending a flow to the pod that it was first sent to, whatever the rules say by then. So a flow is judged by
-//! its pod: [`Endpoints`] knows from the view which pods there are. Who deletes what and when: docs/backend.md.
+//! Conntrack keeps sending a flow to its first pod, whatever the rules are later. So a flow is judged by its pod: [`Endpoints`]
+//! knows the pods of the view. What deletes an entry and when: docs/backend.md.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use crate::view::{Protocol, View};
 pub struct Flow {
     /// As the client sends it: the dispatcher's hash of it is the flow's row.
     pub tuple: FlowTuple,
-    /// Who gets it.
+    /// The pod that gets it.
     pub pod: (Ipv4Addr, u16),
     /// `None` for UDP.
     pub tcp: Option<TcpState>,
@@ -35,7 +35,7 @@ pub enum TcpState {
     LastAck,
     TimeWait,
     Close,
-    /// Both ends have sent a SYN, or one that we do not know.
+    /// Both ends have sent a SYN, or an unknown state.
     Other,
 }
 
@@ -55,7 +55,7 @@ impl TcpState {
         }
     }
 
-    /// Nobody sends any more; the entry waits for its end.
+    /// No end sends any more; the entry waits for its timeout.
     pub const fn is_closed(self) -> bool {
         matches!(self, Self::TimeWait | Self::Close)
     }
@@ -82,7 +82,7 @@ pub struct Endpoints {
     /// Every pod of every service on any node, ready or not: kube-proxy's flows to a VIP, of this node's own processes, go to
     /// pods elsewhere and stay.
     pods: BTreeSet<Ipv4Addr>,
-    /// Who still answers, by UDP port of a VIP.
+    /// Pods that still answer, by UDP port of a VIP.
     udp: Targets,
     /// Whether it answers or not.
     udp_named: Targets,
@@ -90,7 +90,7 @@ pub struct Endpoints {
     here: BTreeSet<Ipv4Addr>,
     /// Which of them are named for a TCP port of a VIP, ready or not.
     tcp_here: Targets,
-    /// That a pod does not answer is not believed: see [`super::Uncertainty`].
+    /// While it is uncertain whether a pod that does not answer has ended: see [`super::Uncertainty`].
     uncertainty: bool,
 }
 
@@ -136,9 +136,9 @@ impl Endpoints {
         &self.vips
     }
 
-    /// The flow has nobody left. TCP stays with a pod for as long as the view names it: one that stops serving closes its
-    /// connections itself. UDP does not close, so it leaves a pod that stops serving (if there is no [`super::Uncertainty`] of that), or
-    /// whose port is another one now.
+    /// The flow has no pod left. TCP stays with a pod for as long as the view lists it: a pod that stops serving closes its
+    /// connections itself. UDP does not close, so it leaves a pod that stops serving (without [`super::Uncertainty`] of that) or
+    /// whose port changed.
     pub fn lost(&self, flow: &Flow) -> bool {
         let gone = !self.pods.contains(&flow.pod.0);
         let udp = if self.uncertainty { &self.udp_named } else { &self.udp };
@@ -156,7 +156,7 @@ impl Endpoints {
         self.vips.contains(&flow.vip()) && self.here.contains(&flow.pod.0) && !self.lost(flow)
     }
 
-    /// Whether [`Endpoints::lost`] may be true of a flow of which it was not before: otherwise nobody needs to look.
+    /// Whether this change can have orphaned any flow. If not, conntrack need not be scanned.
     pub fn lost_since(&self, before: &Endpoints) -> bool {
         let fewer =
             |(key, pods): (&ServiceKey, &BTreeSet<_>)| before.udp.get(key).is_none_or(|before| !before.is_subset(pods));

@@ -25,24 +25,24 @@ pub use removal_grace::RemovalGrace;
 pub use udp_pin::UdpPins;
 pub use uncertainty::Uncertainty;
 
-/// Everything that the nftables table says.
+/// Everything in the nftables table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub uplink: Uplink,
-    /// Of this node on the segment, if the view has it: what the others are told of where a search began.
+    /// Of this node on the segment, if the view has it: the origin of searches that begin here.
     pub address: Option<Ipv4Addr>,
     pub vips: BTreeSet<Ipv4Addr>,
     /// Service ports with a pod on this node. All others of a VIP run into the guard.
     pub services: BTreeMap<ServiceKey, LocalPods>,
-    /// Who a packet of a flow that is unknown here can be handed to, by the slot that its mark names. Without this node.
+    /// Next hops for packets of flows that are unknown here, by the slot in the mark. Without this node.
     pub peers: BTreeMap<u16, Ipv4Addr>,
     /// The kernel can hand packets on (`CONFIG_NFT_DUP_IPV4`). If not, [`Plan::peers`] has no effect.
     pub second_chance: bool,
-    /// UDP that nobody serves is dropped, not answered.
+    /// UDP to an unserved port is dropped, not answered.
     pub udp_silent: bool,
-    /// UDP flows that are known, and whose they are, whatever conntrack says ([`udp_pin`]).
+    /// UDP flows that keep their pod whatever conntrack has ([`udp_pin`]).
     pub udp_pins: udp_pin::Targets,
-    /// By whom conntrack's flows are judged; not in the table.
+    /// The pods by which conntrack's flows are judged; not in the table.
     pub endpoints: Endpoints,
 }
 
@@ -57,8 +57,8 @@ pub struct LocalPods {
 }
 
 impl Plan {
-    /// Chooses among this node's pods only: the dispatcher has already chosen the node. Ready ones; if there are none, those
-    /// that serve while they terminate (KEP-1669): a dispatcher whose view is older still sends new connections here.
+    /// Chooses among this node's pods only: the dispatcher has already chosen the node. Ready pods; if there are none, pods that
+    /// serve while they terminate (KEP-1669): a dispatcher with an older view still sends new connections here.
     pub fn new(view: &View, node: &str, uplink: Uplink) -> Self {
         Self::of(view, &frontends(view).0, node, uplink)
     }
@@ -135,7 +135,7 @@ impl Uplink {
 pub enum Guard {
     /// Handed to the node that its mark names.
     Forwarded,
-    /// Nobody knows it, and it was invalid where its search began: dropped.
+    /// No node knows the flow, and conntrack called the packet invalid where its search began: dropped.
     NoReset,
     /// Without a mark (XDP is not attached) and no beginning of a flow: dropped. It may be another node's.
     Unmarked,

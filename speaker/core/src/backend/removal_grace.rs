@@ -1,9 +1,9 @@
-//! New TCP connections for pods that were ready a moment ago and that nobody names any more.
+//! Endpoint removal grace: new TCP connections for pods that were ready a moment ago and that the view no longer lists.
 //!
-//! When a Service's selector or a pod's label changes, an endpoint goes without ever having been called terminating. Other nodes hear of it
-//! a moment later, or sooner, and go on sending SYNs here meanwhile. So where no other pod is left on this node, the last ones serve
-//! for a moment longer, as they do on every node that has not heard yet. (A pod that is deleted terminates first: see [`Plan::new`]. UDP flows
-//! leave such pods at once, and must not come back.)
+//! When a Service's selector or a pod's label changes, an endpoint disappears without a terminating condition. Other nodes
+//! receive the change earlier or later, and send SYNs here meanwhile. So where no other pod is left on this node, the last ones
+//! serve for a grace period. (A pod that is deleted terminates first: see [`Plan::new`]. UDP flows leave such pods at once, and
+//! must not come back.)
 
 use alloc::collections::BTreeMap;
 
@@ -25,10 +25,10 @@ struct Seen {
 }
 
 impl RemovalGrace {
-    /// For how long. A node that hears of it later than that is refused.
+    /// The grace period. SYNs from a node that receives the change later are refused.
     pub const TIME: Duration = Duration::from_secs(1);
 
-    /// Adds what lingers to a plan.
+    /// Adds pods in their grace period to a plan.
     pub fn complete(&mut self, plan: Plan, now: Instant) -> Plan {
         let is_tcp = |key: &ServiceKey| key.proto == Protocol::Tcp.number();
         for (key, pods) in plan.services.iter().filter(|(key, pods)| is_tcp(key) && !pods.last_resort) {
@@ -38,7 +38,7 @@ impl RemovalGrace {
             if plan.services.get(key) == Some(&seen.pods) {
                 return true;
             }
-            // One that is named terminates, or is not ready: it is not to be served after that either.
+            // A pod that is still listed but not ready, or terminating, gets no grace period.
             seen.pods.pods.retain(|pod| !plan.endpoints.names(key, pod));
             let since = *seen.unnamed.get_or_insert(now);
             let here = !plan.services.contains_key(key) && plan.vips.contains(&key.addr.into());
@@ -50,7 +50,7 @@ impl RemovalGrace {
         Plan { services, ..plan }
     }
 
-    /// Whether time alone has changed what [`RemovalGrace::complete`] would say.
+    /// Whether time alone has changed the result of [`RemovalGrace::complete`].
     pub fn is_due(&self, now: Instant) -> bool {
         let over = |seen: &Seen| seen.unnamed.is_some_and(|since| now.since(since) >= Self::TIME);
         self.0.values().any(over)

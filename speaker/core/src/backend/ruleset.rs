@@ -1,14 +1,14 @@
 //! The text of the nftables table: one transaction each (`nft -f -`).
 //!
-//! [`replace`] builds the table anew, whatever is there: at the start of a speaker and after a foreign hand. [`update`] says
-//! only what differs between two plans, so that a pod's coming and going costs a few lines in a cluster of thousands of
-//! services and the counters run on. Neither touches a flow that conntrack knows: nat chains see first packets only.
+//! [`replace`] builds the table anew, whatever is there: at the start of a speaker and after a third-party change. [`update`]
+//! contains only what differs between two plans, so that a pod's change costs a few lines in a cluster of thousands of services
+//! and the counters run on. Neither touches a flow that conntrack knows: nat chains see first packets only.
 //!
-//! What reaches the text: parsed addresses, numbers, a checked interface name. No name that anybody gave to an object.
+//! What reaches the text: parsed addresses, numbers, a checked interface name. No name from the API.
 //!
-//! A packet to a VIP passes three of our chains. `flow_lookup` (behind conntrack): is the flow known here? If not, the mark says who
-//! may know it, and the packet is handed on. `prerouting` (nat): a new flow gets a pod. `forward` or `input`: who is still
-//! addressed to the VIP is refused by the guard.
+//! A packet to a VIP passes three of our chains. `flow_lookup` (behind conntrack): is the flow known here? If not, the mark names
+//! the next hop, and the packet is forwarded there. `prerouting` (nat): a new flow gets a pod. `forward` or `input`: the guard
+//! refuses what is still addressed to the VIP.
 //!
 //! Read first: docs/backend.md; nft(8); kernel net/netfilter/nf_nat_core.c, `nf_nat_inet_fn`: the nat chains of a hook run in order of priority
 //! until one has bound the flow's translation. `dnat to ip daddr` binds "none", so that no later chain (kube-proxy: -100) can
@@ -72,7 +72,7 @@ pub fn replace(plan: &Plan) -> String {
     line(&mut text, format_args!("table ip {CONNTRACK_HOOK_TABLE} {{"));
     line(&mut text, format_args!("\tchain hook {{"));
     line(&mut text, format_args!("\t\ttype nat hook postrouting priority {CONNTRACK_HOOK_PRIORITY}; policy accept;"));
-    // The chain keeps the translation, a rule that asks conntrack keeps conntrack.
+    // The chain keeps the translation, a rule that matches conntrack state keeps conntrack.
     line(&mut text, format_args!("\t\tct state new"));
     line(&mut text, format_args!("\t}}"));
     text.push_str("}\n");
@@ -175,9 +175,9 @@ fn peers(text: &mut String, peers: &BTreeMap<u16, Ipv4Addr>) {
     line(text, format_args!("\tmap peers {{ type ether_addr : verdict; {}}}", elements(&peers)));
 }
 
-/// `dup` copies the packet as it is now, takes one off its time to live, and sends the copy past conntrack to this neighbour.
-/// The packet itself ends here, before anything is remembered of it. No device is named: nft would want it to exist now, and
-/// the routing table knows the way to a neighbour.
+/// `dup` copies the packet as it is now, takes one off its time to live, and sends the copy past conntrack to this neighbour. The
+/// packet itself ends here, before conntrack confirms an entry. No device is named: nft would want it to exist now, and the
+/// routing table knows the way to a neighbour.
 fn forward_to(address: Ipv4Addr) -> String {
     let [flag, _] = RESERVED_FLAG.to_be_bytes();
     let counter = Guard::Forwarded.label();
@@ -188,12 +188,12 @@ fn forward_to(address: Ipv4Addr) -> String {
 fn flow_lookup(text: &mut String, plan: &Plan) {
     let no_reset = Guard::NoReset.label();
     let unmarked = Guard::Unmarked.label();
-    // A time to live that the copy arrives with, less the one that `dup` takes.
+    // The time to live with which the copy arrives, plus the one that `dup` takes.
     let ttl = |hop, no_reset| SearchState { hop, no_reset }.ttl() + 1;
 
     line(text, format_args!("\tchain no-reset {{ counter name {no_reset} drop; }}"));
     if plan.second_chance {
-        // Without such a peer the packet goes on as if the mark had named nobody.
+        // Without such a peer the packet goes on as if it had no next hop.
         let slot = format!("ether saddr & {} vmap @peers", mac(SLOT_MASK));
         line(text, format_args!("\tchain to-peer {{ {slot}; }}"));
         line(text, format_args!("\tchain to-peer-no-reset {{ {slot}; goto no-reset; }}"));
@@ -250,9 +250,9 @@ fn flow_lookup(text: &mut String, plan: &Plan) {
     // As XDP left it, the packet would not be forwarded: see `GUARD_TTL`.
     line(text, format_args!("\t\tip ttl {} ip ttl set {}", Mark::GUARD_TTL, Mark::KNOWN_TTL));
     line(text, format_args!("\t\t{known} accept"));
-    // The client has never confirmed what a pod of this node said, and this is no confirmation either: it is an answer to
-    // another node, which got the SYN first. Since Linux 6.1 conntrack lets it pass (`tcp_in_window`: "ACK is under the lower
-    // bound"), and our pod would end the client's connection with a reset.
+    // The client has not confirmed data of a pod of this node, and this is no confirmation either: it is an answer to another
+    // node, which got the SYN first. Since Linux 6.1 conntrack lets it pass (`tcp_in_window`: "ACK is under the lower bound"),
+    // and our pod would end the client's connection with a reset.
     line(text, format_args!("\t\tct status dnat {IS_ACK} goto unknown"));
     // UDP also before the pod has answered; an ICMP error counts as the flow that it quotes.
     line(text, format_args!("\t\tct status dnat accept"));
@@ -290,7 +290,7 @@ fn base_chains(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t\t{}", drop(Guard::Other)));
     line(text, format_args!("\t}}"));
 
-    // Forward: the VIP is on no interface. Input: should somebody have put it on one all the same.
+    // Forward: the VIP is on no interface. Input: if a third party has added it to one.
     for hook in ["forward", "input"] {
         line(text, format_args!("\tchain {hook} {{"));
         line(text, format_args!("\t\ttype filter hook {hook} priority {GUARD_PRIORITY}; policy accept;"));
@@ -307,7 +307,7 @@ fn translate(key: &ServiceKey, local: &LocalPods) -> String {
     }
     let n = local.pods.len();
     let choice = match local.affinity {
-        // A flow that conntrack has forgotten while it was silent finds its pod again. TCP says when it begins and ends.
+        // A UDP flow whose conntrack entry expired finds its pod again. TCP signals its begin and end.
         Affinity::None if protocol == "udp" => format!("jhash ip saddr . udp sport mod {n} seed {AFFINITY_SEED:#x}"),
         Affinity::None => format!("numgen random mod {n}"),
         Affinity::ClientIp => format!("jhash ip saddr mod {n} seed {AFFINITY_SEED:#x}"),
@@ -363,8 +363,8 @@ fn line(text: &mut String, arguments: core::fmt::Arguments<'_>) {
     text.push('\n');
 }
 
-/// What XDP asks for, whether quietly, and the chain that does it. It never says [`NextHop::Alternate(1)`] quietly: whether a packet is
-/// invalid comes out here.
+/// Each mark: next hop, without reset or not, and its chain. XDP never sets [`NextHop::Alternate(1)`] without reset: whether a
+/// packet is invalid shows here.
 const MARKS: [(NextHop, bool, &str); 10] = [
     (NextHop::Local, false, ""),
     (NextHop::Local, true, ""),
@@ -377,7 +377,7 @@ const MARKS: [(NextHop, bool, &str); 10] = [
     (NextHop::ToPrimary, false, "to-primary"),
     (NextHop::ToPrimary, true, "to-primary-no-reset"),
 ];
-/// The parts of a mark: that it is one, what it asks for, the slot.
+/// The parts of a mark: its prefix, the next hop, the slot.
 const PREFIX_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0, 0, 0];
 const NEXT_HOP_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0, 0];
 const SLOT_MASK: [u8; 6] = [0, 0, 0, 0, 0xff, 0xff];
@@ -390,17 +390,16 @@ const NOT_SYN: &str = "tcp flags & (fin | syn | rst | ack) != syn";
 const IS_ACK: &str = "tcp flags & (fin | syn | rst | ack) == ack";
 const IS_FIN: &str = "tcp flags & (fin | syn | rst) == fin";
 
-/// Behind conntrack (-200), before our nat chain: a packet that is handed on leaves no entry.
+/// Behind conntrack (-200), before our nat chain: a packet that is forwarded leaves no entry.
 const FLOW_LOOKUP_PRIORITY: i32 = -150;
 /// Packets that go back to their dispatchers, from all of this node: a flood of segments of no flow stays spread over the nodes. A second's
 /// worth of them at once: many clients send in the same moment (with nft's own default of 5, 952 connections were reset in one run of 1,000 clients).
 const BACK_PER_SECOND: u32 = 20_000;
 /// Before kube-proxy's nat chains (dstnat, -100).
 const NAT_PRIORITY: i32 = -110;
-/// Before kube-proxy's filter chains (-110 in nftables mode), so that it is us who answer and count. After conntrack
-/// (-200).
+/// Before kube-proxy's filter chains (-110 in nftables mode), so that our guard answers and counts. After conntrack (-200).
 const GUARD_PRIORITY: i32 = -120;
-/// Behind everybody's (srcnat, 100): it says nothing to any flow.
+/// Behind all nat chains (srcnat, 100): it translates nothing.
 const CONNTRACK_HOOK_PRIORITY: i32 = 110;
 /// Fixed, so that a client stays with its pod when the table is built anew.
 const AFFINITY_SEED: u32 = 0x5368_6561;

@@ -1,9 +1,9 @@
-//! UDP flows that conntrack may be told to forget although their pod serves.
+//! UDP flows whose conntrack entries kube-proxy may delete although their pod serves.
 //!
-//! When Kubernetes has not heard this node, kube-proxy here learns that the node's pods do not serve and deletes the conntrack entries of
-//! their UDP flows, also of those to a VIP (`CleanStaleEntries`, pkg/proxy/conntrack, since 1.32). The next datagram would be that of a
-//! new flow, for any pod on any node. So while there is [`Uncertainty`] our own table says whose each flow is, and its next datagram makes the
-//! same entry again.
+//! While the API server does not receive this node's status, kube-proxy here reads that the node's pods do not serve and deletes
+//! the conntrack entries of their UDP flows, also of those to a VIP (`CleanStaleEntries`, pkg/proxy/conntrack, since 1.32). The
+//! next datagram would begin a new flow, to any pod on any node. So under [`Uncertainty`] our own table pins each flow to its
+//! pod, and its next datagram makes the same entry again.
 
 use alloc::collections::BTreeMap;
 use core::net::Ipv4Addr;
@@ -30,19 +30,19 @@ struct Seen {
     at: Instant,
 }
 
-/// What a look at conntrack changed.
+/// What a scan of conntrack changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PinChanges {
-    /// The table has to learn something.
+    /// The nftables table has to change.
     pub any: bool,
     /// Flows beyond [`UdpPins::MAX`].
     pub left_out: usize,
 }
 
 impl UdpPins {
-    /// Flows that the table is told of.
+    /// Flows that the table pins at most.
     pub const MAX: usize = 16_384;
-    /// As long as conntrack remembers a UDP flow that is silent (`nf_conntrack_udp_timeout_stream`).
+    /// The lifetime of the conntrack entry of a silent UDP flow (`nf_conntrack_udp_timeout_stream`).
     const SILENCE: Duration = Duration::from_secs(120);
 
     /// Flows as conntrack had them, judged by the present view.
@@ -56,7 +56,7 @@ impl UdpPins {
         if !self.uncertainty.holds(now) {
             return changes;
         }
-        // A question and its answer, as of DNS, need no sparing.
+        // One request and its response, as in DNS, needs no pin.
         let to_pin = flows.into_iter().filter(|flow| flow.tcp.is_none() && flow.assured && endpoints.serves_here(flow));
         for &flow in to_pin {
             if self.flows.len() >= Self::MAX && !self.flows.contains_key(&flow.tuple) {
@@ -69,7 +69,7 @@ impl UdpPins {
         changes
     }
 
-    /// Completes a plan: by what its flows are judged, and which are spared.
+    /// Completes a plan: how its flows are judged, and which are pinned.
     pub fn complete(&mut self, plan: Plan, now: Instant) -> Plan {
         self.was_uncertain = self.uncertainty.holds(now);
         let endpoints = plan.endpoints.uncertain(self.was_uncertain);
@@ -78,7 +78,7 @@ impl UdpPins {
         Plan { udp_pins: self.targets(), endpoints, ..plan }
     }
 
-    /// Whether time alone has changed what [`UdpPins::complete`] would say.
+    /// Whether time alone has changed the result of [`UdpPins::complete`].
     pub fn is_due(&self, now: Instant) -> bool {
         self.uncertainty.holds(now) != self.was_uncertain
             || self.flows.values().any(|seen| now.since(seen.at) >= Self::SILENCE)

@@ -1,7 +1,7 @@
-//! When Kubernetes calls the pods of this node unready because it did not hear the node.
+//! When Kubernetes calls the pods of this node unready because the API server did not receive the node's status.
 //!
-//! The node controller sets every pod of a node that is not heard to "not ready", and kubelet sets them right some seconds after it is
-//! heard again. On the node itself the pods serve all the while: their UDP flows stay.
+//! The node controller sets every pod of an unreachable node to "not ready", and kubelet corrects them some seconds after the
+//! node is reachable again. On the node itself the pods serve all the while: their UDP flows stay.
 
 use crate::time::{Duration, Instant};
 use crate::view::Node;
@@ -11,13 +11,13 @@ pub struct Uncertainty {
     /// Condition Ready of this node, as the view had it last, and since when: another value whenever it changed, also where the view
     /// missed that.
     node: Option<(bool, i64)>,
-    /// It is in doubt whether this node hears the API server ([`crate::staleness`]).
+    /// Whether the view of this node lags ([`crate::staleness`]).
     view: bool,
     until: Option<Instant>,
 }
 
 impl Uncertainty {
-    /// What the view says now of this node. Nothing: it is not in it.
+    /// This node as the view has it now; `None`: it is not in it.
     pub fn set_node(&mut self, node: Option<&Node>, now: Instant) {
         let Some(node) = node.map(|node| (node.ready, node.ready_since)) else { return };
         let before = self.node.replace(node);
@@ -26,7 +26,7 @@ impl Uncertainty {
         }
     }
 
-    /// Whether the view itself is in doubt. When it no longer is, the node may be listed later than its pods. Returns whether that is news.
+    /// Whether the view lags. When it no longer does, the node may be listed later than its pods. Returns whether that changed.
     pub fn set_lagging(&mut self, lagging: bool, now: Instant) -> bool {
         let changes = core::mem::replace(&mut self.view, lagging) != lagging;
         if changes && !lagging {
@@ -35,13 +35,14 @@ impl Uncertainty {
         changes
     }
 
-    /// That a pod of this node does not serve says nothing of the pod.
+    /// An unready condition of a pod of this node is no evidence about the pod.
     pub fn holds(&self, now: Instant) -> bool {
         self.view || self.node.is_some_and(|(ready, _)| !ready) || self.until.is_some_and(|until| now < until)
     }
 }
 
-/// kubelet compares its pods with the API server's every 10 s (`syncPeriod`, pkg/kubelet/status), when it hears it again.
+/// kubelet compares its pods with the API server's every 10 s (`syncPeriod`, pkg/kubelet/status), once it reaches the server
+/// again.
 const STATUS_SYNC: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
@@ -63,7 +64,7 @@ mod tests {
         uncertainty.set_node(Some(&node(true, 3)), at(20));
         uncertainty.set_node(Some(&node(true, 3)), at(49));
         assert!(uncertainty.holds(at(49)) && !uncertainty.holds(at(50)));
-        // It was cut off itself, and has seen nothing of what was said of it meanwhile.
+        // It was cut off itself, and missed the status changes of that time.
         uncertainty.set_node(Some(&node(true, 5)), at(100));
         assert!(uncertainty.holds(at(129)) && !uncertainty.holds(at(130)));
         // Not ready again before that.

@@ -1,6 +1,6 @@
-//! Two nodes claim one VIP and hear each other: who keeps it.
+//! Two nodes claim one VIP and receive each other: which one keeps it.
 //!
-//! Read first: docs/election.md rule R5. Both sides compute the same from what both have said.
+//! Read first: docs/election.md rule R5. Both sides compute the same from the adverts of both.
 
 use core::cmp::Ordering;
 
@@ -12,16 +12,16 @@ use crate::rank;
 pub(super) struct Claimant<'a> {
     pub node: &'a NodeName,
     pub term: Term,
-    /// Won or kept without hearing anybody.
+    /// Won or kept without receiving any peer.
     pub alone: bool,
-    /// Asks for a successor.
+    /// Wants a successor.
     pub steps_down: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Keep,
-    /// Keep, with a term above the other's: it gives up, but was ahead.
+    /// Keep, with a term above the other's: the rival steps down, but was ahead.
     Raise,
     Yield,
 }
@@ -35,7 +35,7 @@ impl Claimant<'_> {
     }
 }
 
-/// What `own` does about `rival`, which is up. `rival_one_way`: it has not heard `own` for a dead interval.
+/// What `own` does about `rival`, which is up. `rival_one_way`: it has not received `own` for a dead interval.
 pub(super) fn contest(vip: Vip, own: Claimant<'_>, rival: Claimant<'_>, rival_one_way: bool) -> Outcome {
     let ahead = own.order(rival, vip).is_gt();
     match (own.steps_down, rival.steps_down) {

@@ -23,7 +23,7 @@ pub(super) struct Record {
     pub owner: Option<Owner>,
     /// Desired, and without an owner that keeps it.
     pub vacancy: Option<Vacancy>,
-    /// The highest term heard while it was desired.
+    /// The highest term received while it was desired.
     term: Term,
     /// Held, but not for long: since when a successor is sought.
     stepping_down_since: Option<Instant>,
@@ -33,7 +33,7 @@ pub(super) struct Record {
     wake: Option<Instant>,
 }
 
-/// A desired VIP that has no owner, or one that asks for a successor.
+/// A desired VIP without an owner, or with an owner that steps down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Vacancy {
     since: Instant,
@@ -42,11 +42,11 @@ pub(super) struct Vacancy {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
-    /// No node is known to have held it: nodes may learn of it at different times.
+    /// No node is known to have held it: nodes may receive it at different times.
     New,
     /// Its owner fell silent: all peers notice at about the same time.
     OwnerDied,
-    /// Its owner asks for a successor.
+    /// Its owner steps down.
     SteppingDown,
 }
 
@@ -106,8 +106,8 @@ impl Election {
         }
     }
 
-    /// What concerns all VIPs. Vacancies count from the moment at which this node could claim them: else one that becomes able late
-    /// jumps the queue of ranks.
+    /// What concerns all VIPs. Vacancies count from the moment at which this node could claim them: else a node that becomes able
+    /// late jumps the queue of ranks.
     fn notice_ability(&mut self, now: Instant) {
         let ability = Ability {
             phase: self.phase,
@@ -134,7 +134,7 @@ impl Election {
         }
     }
 
-    /// VIPs whose decision depends on which peers could claim: the vacant ones, and those that this node offers.
+    /// VIPs whose decision depends on which peers could claim: the vacant ones, and those from which this node steps down.
     pub(super) fn touch_open(&mut self) {
         self.touched.extend(&self.open);
     }
@@ -323,7 +323,7 @@ impl Election {
         if before == 0 { since } else { since + head + skew * before }
     }
 
-    /// How many come before this node, up to `limit`, among those who can claim, and those who will be able to in a moment.
+    /// How many nodes come before this one, up to `limit`, among those that can claim or will be able to in a moment.
     fn outranked(&mut self, vip: Vip, why: Why, limit: u32) -> u32 {
         let node = &self.config.node;
         let own = (rank::weight_of_hash(vip, self.hash), node);

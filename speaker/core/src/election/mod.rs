@@ -42,7 +42,7 @@ pub struct Election {
 
     phase: Phase,
     joining_since: Instant,
-    /// No peer has heard this node since it last was a member.
+    /// No peer has received this node since it last was a member.
     alone: bool,
     /// When peers went down, lately: all at once means that it is this node that is cut off.
     lost: Vec<Instant>,
@@ -61,13 +61,13 @@ pub struct Election {
     held: Claims,
     /// Held, and claimed by a peer too.
     contested: BTreeSet<Vip>,
-    /// Vacant, or held and offered.
+    /// Vacant, or held while stepping down.
     open: BTreeSet<Vip>,
     /// To be decided in this turn.
     touched: BTreeSet<Vip>,
     timers: BTreeSet<(Instant, Vip)>,
     ability: Ability,
-    /// A peer that is heard has a claim list that this node does not know.
+    /// A received peer has a claim list that this node does not know.
     misses_claims: bool,
     work: Work,
 }
@@ -216,7 +216,7 @@ impl Election {
         actions.extend(down.into_iter().map(|node| Action::PeerDown { node }));
     }
 
-    /// The kernel did not take this node's entry: whoever is next in rank may have more luck.
+    /// The kernel refused this node's entry: the next node in rank may succeed.
     fn not_acquired(&mut self, vip: Vip, now: Instant, actions: &mut Vec<Action>) {
         self.release(vip, LoseReason::MapWriteFailed, actions);
         if let Some(record) = self.vips.get_mut(&vip) {
@@ -252,7 +252,7 @@ impl Election {
         }
     }
 
-    /// R8: listen until the view is full. The new challenge tells what is said from now on from what lay around.
+    /// R8: listen until the view is full. The new challenge separates adverts from now on from old ones.
     fn join(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.joining_since = now;
         self.new_challenge();

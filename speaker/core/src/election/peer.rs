@@ -1,4 +1,4 @@
-//! One peer as this node hears it: its incarnation, what it said last, its claim list.
+//! One peer as this node receives it: its incarnation, its latest adverts, its claim list.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -8,7 +8,7 @@ use crate::name::{Term, Vip};
 use crate::time::Instant;
 use crate::wire::advert::{self, Advert, Body, Claim, EMPTY_DIGEST, Flags, MAX_CLAIMS, Reject};
 
-/// The challenges by which peers prove that they hear this node now: the one that is sent, and the one before it, which peers
+/// The challenges by which peers prove that they receive this node now: the one that is sent, and the one before it, which peers
 /// may still echo (docs/election.md section Freshness).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Challenges {
@@ -16,7 +16,7 @@ pub(super) struct Challenges {
     pub previous: u32,
 }
 
-/// One run of a peer's speaker: everything that one (node, epoch) has said.
+/// One run of a peer's speaker: all adverts of one (node, epoch).
 #[derive(Clone, Debug)]
 pub(super) struct Incarnation {
     pub epoch: u64,
@@ -25,7 +25,7 @@ pub(super) struct Incarnation {
     pub flags: Flags,
     pub first_received: Instant,
     pub last_received: Instant,
-    /// Whom it heard, in its latest heartbeat, and when that came.
+    /// The challenges in its latest heartbeat, and when that came.
     echoes: Vec<u32>,
     beat_at: Instant,
     /// When it last named a challenge of this node.
@@ -52,11 +52,11 @@ pub(super) struct Held {
 pub(super) struct Change {
     /// Not overtaken by a later advert.
     pub newest: bool,
-    /// What the node says of itself is not what it said before.
+    /// The node's own flags changed.
     pub flags: bool,
     /// VIPs that it claims otherwise than before, or not any more.
     pub vips: Vec<Vip>,
-    /// It asks for a fresh proof that it is heard.
+    /// It wants a fresh proof that it is received.
     pub challenged: bool,
     /// Where the node is reached.
     pub mac: Option<[u8; 6]>,
@@ -82,7 +82,8 @@ impl Incarnation {
         }
     }
 
-    /// An advert of this incarnation. One that was overtaken tells nothing new, unless it is a missing part of the claim list.
+    /// An advert of this incarnation. An advert that was overtaken changes nothing, unless it is a missing part of the claim
+    /// list.
     pub fn take(&mut self, advert: Advert, own: Challenges, now: Instant) -> Result<Change, Reject> {
         let mut change = Change::default();
         if self.window.arrive(advert.sequence)? == Arrival::Newest {
@@ -156,17 +157,17 @@ impl Incarnation {
         now < self.silent_at(config)
     }
 
-    /// It hears this node, as far as its heartbeats tell.
+    /// It receives this node, by the echoes in its heartbeats.
     pub fn receives_us(&self, config: &Config, now: Instant) -> bool {
         self.echoed_at.is_some_and(|at| now < at + config.dead())
     }
 
-    /// It has been heard for a dead interval and has not heard this node in that time (rule R7).
+    /// It has been received for a dead interval and has not received this node in that time (rule R7).
     pub fn is_one_way(&self, config: &Config, now: Instant) -> bool {
         now >= self.echoed_at.unwrap_or(self.first_received).max(self.first_received) + config.dead()
     }
 
-    /// It has answered this challenge: what it said since is not older than the challenge.
+    /// It has answered this challenge: its adverts since then are not older than the challenge.
     pub fn has_answered(&self, challenge: u32) -> bool {
         self.answered == Some(challenge)
     }
@@ -176,7 +177,7 @@ impl Incarnation {
         self.beat_at >= since && self.echoes.contains(&challenge)
     }
 
-    /// Asks for a successor for this VIP.
+    /// Steps down from this VIP.
     pub fn steps_down(&self, held: Held) -> bool {
         held.stepping_down || self.flags.leaving || !self.flags.ready
     }

@@ -21,11 +21,11 @@ pub(super) const MAX_PEERS: usize = MAX_ECHOES;
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     peers: BTreeMap<NodeName, Peer>,
-    /// The peers of which any incarnation claims a VIP: a decision looks at these only.
+    /// The peers of which any incarnation claims a VIP: a decision reads these only.
     claimants: BTreeMap<Vip, Vec<NodeName>>,
     /// The nodes of the view; adverts of others have no effect. `None` until the first view.
     members: Option<BTreeSet<NodeName>>,
-    /// When any peer was heard last.
+    /// When any peer was received last.
     last_sound: Instant,
     /// When the next peer falls silent, at the earliest.
     expiry: Option<Instant>,
@@ -35,13 +35,13 @@ pub(super) struct Peers {
 pub(super) struct Peer {
     /// The incarnation that has proved to be alive in this node's own time.
     pub current: Option<Incarnation>,
-    /// Those that have not yet: the next one, or recordings. They are named in heartbeats, so that they can; their claims delay
+    /// Incarnations that have not yet: the next one, or recordings. Heartbeats echo them, so that they can; their claims delay
     /// this node's, nothing more.
     candidates: Vec<Incarnation>,
     /// Incarnations that were replaced: their kernels may answer until then.
     expired: Vec<Expired>,
     pub up: bool,
-    /// Silent here, but heard by a peer: taken to be up for as long as that lasts (rule R6).
+    /// Silent here, but received by a peer: taken to be up for as long as that lasts (rule R6).
     vouched: bool,
     /// Of its name, for its rank.
     pub hash: u64,
@@ -60,11 +60,11 @@ pub(super) struct Received {
     pub came_up: bool,
     /// An earlier incarnation is over: the challenge must change, so that no recording of it can answer.
     pub replaced: bool,
-    /// A peer that counts said something new of itself: who can claim, and who asks for a successor.
+    /// The flags of a verified peer changed: which nodes can claim, and which step down.
     pub flags: bool,
     /// VIPs to be decided anew.
     pub vips: Vec<Vip>,
-    /// A heartbeat of one who is new here, or has a new challenge, or the digest of a claim list that is not known.
+    /// A heartbeat of a new peer, or with a new challenge, or with the digest of an unknown claim list.
     pub answer: bool,
     /// Where the node is reached, if it is verified.
     pub mac: Option<[u8; 6]>,
@@ -196,12 +196,12 @@ impl Peers {
         Ok(())
     }
 
-    /// No peer has been heard for so long that it may be this node that is cut off (rule R3a). With one peer there is no telling.
+    /// No peer has been received for so long that this node may be cut off (rule R3a). With one peer the two cases look the same.
     fn is_group_silent(&self, config: &Config, now: Instant) -> bool {
         now > self.last_sound + config.group_silence() && self.direct().nth(1).is_some()
     }
 
-    /// A peer is heard again: the others get the time to transmit that they need.
+    /// A peer is received again: the others get the time to transmit that they need.
     fn end_group_silence(&mut self, config: &Config, now: Instant) {
         let silent_since = now + config.testimony_window() - config.dead();
         for current in self.peers.values_mut().filter(|peer| peer.up).filter_map(|peer| peer.current.as_mut()) {
@@ -209,7 +209,7 @@ impl Peers {
         }
     }
 
-    /// Declares silent peers down, unless another peer hears them (rule R6), and ends the claims of expired incarnations.
+    /// Declares silent peers down, unless another peer receives them (rule R6), and ends the claims of expired incarnations.
     pub fn expire(&mut self, config: &Config, now: Instant) -> Lapsed {
         let mut lapsed = Lapsed { down: Vec::new(), vips: self.end_expired(now) };
         if !(self.is_group_silent(config, now) && now < self.last_sound + config.dead()) {
@@ -217,7 +217,7 @@ impl Peers {
         }
         let silence = self.up().map(|(_, peer)| peer.silent_at(config));
         let expired = self.peers.values().flat_map(|peer| &peer.expired).map(|expired| expired.until);
-        // What was put off is looked at again soon.
+        // What was put off is decided again soon.
         self.expiry = silence.chain(expired).min().map(|at| if at <= now { now + config.rank_skew } else { at });
         lapsed
     }
@@ -263,7 +263,7 @@ impl Peers {
         self.expiry
     }
 
-    /// The silence was this node's own: everybody gets a fresh start.
+    /// The silence was this node's own: the silence of all peers ends.
     pub fn end_silence(&mut self, now: Instant) {
         self.last_sound = now;
         for peer in self.peers.values_mut().filter(|peer| peer.up) {
@@ -273,7 +273,7 @@ impl Peers {
         }
     }
 
-    /// Up, also on the word of others.
+    /// Up, also by the echoes of other peers.
     pub fn up(&self) -> impl Iterator<Item = (&NodeName, &Incarnation)> {
         self.peers.iter().filter(|(_, peer)| peer.up).filter_map(|(name, peer)| Some((name, peer.current.as_ref()?)))
     }
@@ -288,13 +288,13 @@ impl Peers {
         self.peers.len()
     }
 
-    /// Up and heard by this node itself.
+    /// Up and received by this node itself.
     pub fn direct(&self) -> impl Iterator<Item = (&NodeName, &Incarnation)> {
         let direct = self.peers.iter().filter(|(_, peer)| peer.up && !peer.vouched);
         direct.filter_map(|(name, peer)| Some((name, peer.current.as_ref()?)))
     }
 
-    /// Heard, and they hear this node.
+    /// Received, and they receive this node.
     pub fn mutual(&self, config: &Config, now: Instant) -> impl Iterator<Item = &NodeName> {
         self.direct().filter(move |(_, peer)| peer.receives_us(config, now)).map(|(name, _)| name)
     }
@@ -314,12 +314,12 @@ impl Peers {
         echoes.map(|peer| peer.challenge).take(MAX_ECHOES).collect()
     }
 
-    /// Somebody who is heard has a claim list that this node does not know.
+    /// A received peer has a claim list that this node does not know.
     pub fn misses_claims(&self) -> bool {
         self.direct().any(|(_, peer)| !peer.claims_known())
     }
 
-    /// Everybody who is heard has proved so since `challenge`, and has told its claims.
+    /// All received peers have proved so since `challenge`, and have sent their claims.
     pub fn view_is_full(&self, challenge: u32, config: &Config, now: Instant) -> bool {
         let mut candidates = self.peers.values().flat_map(|peer| &peer.candidates);
         self.direct().all(|(_, peer)| peer.has_answered(challenge) && peer.claims_known())
@@ -348,8 +348,8 @@ impl Peers {
             .max()
     }
 
-    /// Until when an incarnation that is not verified may hold this VIP. One with a lower epoch than is known of its node is a
-    /// recording, as far as this node can tell: it delays no claim.
+    /// Until when an incarnation that is not verified may hold this VIP. An incarnation with a lower epoch than the known one of
+    /// its node is a recording, as far as this node can judge: it delays no claim.
     pub fn unverified_until(&self, vip: Vip, config: &Config, now: Instant) -> Option<Instant> {
         let plausible = |peer: &Peer, epoch| peer.current.as_ref().is_none_or(|current| epoch > current.epoch);
         let candidates = self.claimants(vip).flat_map(|(_, peer)| peer.candidates.iter().map(move |c| (peer, c)));
@@ -435,8 +435,7 @@ impl Peer {
         })
     }
 
-    /// The candidate of this epoch; if there is no room, in place of the one that was not heard for the longest time, which is
-    /// given back.
+    /// The candidate of this epoch; if there is no room, in place of the candidate received longest ago, which is returned.
     fn candidate(&mut self, advert: &Advert, now: Instant) -> (&mut Incarnation, Option<Incarnation>) {
         let mut evicted = None;
         let known = self.candidates.iter().position(|candidate| candidate.epoch == advert.epoch);

@@ -70,14 +70,15 @@ impl Config {
         self.interval * self.dead_intervals + self.rank_skew
     }
 
-    /// Of two or more peers one is heard within this time, or it is this node that hears none (rule R3a).
+    /// Of two or more peers one is received within this time, or this node receives none (rule R3a).
     pub fn group_silence(&self) -> Duration {
         self.interval * 3 / 2
     }
 
-    /// A heartbeat names whom its sender heard within this time. With [`Self::testimony_window`] it stays within the dead
-    /// interval, so that what a witness says is never older than the silence it contradicts (rule R6). Shorter than two
-    /// intervals: else the last heartbeat before the dead interval ends still names the dead, and a takeover waits for the next.
+    /// A heartbeat echoes the peers that its sender received within this time. With [`Self::testimony_window`] it stays within
+    /// the dead interval, so that the testimony of a witness is never older than the silence it contradicts (rule R6). Shorter
+    /// than two intervals: else the last heartbeat before the dead interval ends still echoes the dead peer, and a takeover waits
+    /// for the next.
     pub fn echo_window(&self) -> Duration {
         self.interval * self.dead_intervals - self.interval * 3 / 2
     }
@@ -100,7 +101,7 @@ impl Config {
         if self.dead_intervals < 3 {
             return Err(ConfigError::DeadTooShort);
         }
-        // The last heartbeat is heard after it was sent, and clocks differ by far less than the tenth that is left.
+        // The last heartbeat arrives after it was sent, and clocks differ by far less than the tenth that is left.
         if self.lease > self.dead().mul_f32(0.9) || self.lease <= self.interval {
             return Err(ConfigError::LeaseOutOfRange);
         }
@@ -124,7 +125,7 @@ pub enum ConfigError {
     SkewTooLong,
 }
 
-/// What a node does that hears fewer than half of the others.
+/// What a node does that receives fewer than half of the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartitionPolicy {
     /// Each side serves.
@@ -174,7 +175,7 @@ pub enum Event {
     Beat,
     /// A datagram on the advert port, as it came. What it changes is decided at the next tick, which is due at once.
     Datagram(Vec<u8>),
-    /// Every VIP that is to be served, replacing what was said before. Empty at start: until the first one nothing is claimed.
+    /// Every VIP that is to be served; replaces the previous set. Empty at start: until the first one nothing is claimed.
     Desired(BTreeMap<Vip, Eligible>),
     /// All other nodes of the view: adverts in the name of others are refused. Until the first one all are taken.
     Nodes(BTreeSet<NodeName>),
@@ -184,7 +185,7 @@ pub enum Event {
     Ready(bool),
     /// The link of this node. True at start.
     Carrier(bool),
-    /// The MAC address of this node's uplink; peers are told.
+    /// The MAC address of this node's uplink; peers receive it.
     OwnMac([u8; 6]),
     /// New keys; adverts are signed with `current` from now on.
     Keys(Keyring),
@@ -199,7 +200,7 @@ pub enum Event {
 pub enum Action {
     /// To every other node (unicast to each, or multicast). Never longer than `wire::advert::MAX_DATAGRAM`.
     Send(Vec<u8>),
-    /// Write `until` to the lease in the kernel. Never extended by anybody else.
+    /// Write `until` to the lease in the kernel. This loop alone extends it.
     RenewLease {
         until: Instant,
     },
@@ -217,15 +218,15 @@ pub enum Action {
     Announce {
         vip: Vip,
     },
-    /// A verified advert of this node came: its kernel and its speaker live (`liveness::Event::Heard`), and says whether it takes
-    /// new flows (`readiness::Event::Ready`).
+    /// A verified advert of this node came: its kernel and its speaker live (`liveness::Event::Heartbeat`). It states whether the
+    /// node takes new flows (`readiness::Event::Ready`).
     Received {
         node: NodeName,
         ready: bool,
         /// It names this node in its heartbeats.
         receives_us: bool,
     },
-    /// A verified peer's MAC address, under its signature: it outranks what ARP says.
+    /// A verified peer's MAC address, under its signature: it outranks ARP.
     Address {
         node: NodeName,
         mac: [u8; 6],
@@ -264,7 +265,7 @@ pub struct Work {
     pub compared: u64,
     /// Claims of lists that changed or were sent.
     pub listed: u64,
-    /// Peers looked at in scans of all peers.
+    /// Peers visited in scans of all peers.
     pub peers: u64,
 }
 
@@ -292,7 +293,7 @@ pub enum LoseReason {
     MapWriteFailed,
     /// The link of this node is down.
     NoCarrier,
-    /// Fewer than half of the members are heard (policy quorum).
+    /// Fewer than half of the members are received (policy quorum).
     NoQuorum,
 }
 
@@ -319,7 +320,7 @@ pub enum Phase {
     Joining,
     /// Takes part.
     Member,
-    /// Was a member and hears nobody any more, or its link is down.
+    /// Was a member and receives no peer any more, or its link is down.
     Isolated,
     /// Hands over, then is gone.
     Leaving,
@@ -341,7 +342,7 @@ impl Phase {
 pub struct Status {
     pub phase: Phase,
     pub ready: bool,
-    /// Hears nobody that hears it.
+    /// Receives no peer that receives it.
     pub alone: bool,
     pub lease_until: Instant,
     /// What this node holds.
@@ -356,11 +357,11 @@ pub struct PeerStatus {
     pub node: NodeName,
     pub epoch: u64,
     pub alive: bool,
-    /// Alive on the word of another peer only.
+    /// Alive by the echo of another peer only.
     pub vouched: bool,
     /// It has proved that it is no recording.
     pub verified: bool,
-    /// It says that it hears this node.
+    /// It echoes this node's challenge.
     pub receives_us: bool,
     pub ready: bool,
     pub leaving: bool,

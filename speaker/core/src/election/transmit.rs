@@ -13,7 +13,7 @@ use crate::wire::advert::{Advert, Body, Claim, Flags, claims_per_part};
 #[derive(Debug, Default)]
 pub(super) struct Transmit {
     sequence: u64,
-    /// The list, or what the flags say of it, changed: it is sent at once and repeated.
+    /// The list or the flags of a claim changed: it is sent at once and repeated.
     pub changed: bool,
     /// A peer misses a list; it may be ours.
     pub requested: bool,
@@ -26,7 +26,7 @@ pub(super) struct Transmit {
     /// Of the list as it was sent last: adverts name no list that is not out yet.
     digest: u64,
     claims_at: Option<Instant>,
-    /// Where this node is reached; whether peers have to be told, and when they were.
+    /// This node's MAC address; whether peers have to receive it, and when they did last.
     mac: Option<[u8; 6]>,
     mac_changed: bool,
     mac_at: Option<Instant>,
@@ -45,13 +45,13 @@ impl Transmit {
         self.mac = Some(mac);
     }
 
-    /// A peer has come up: it is told what this node holds and where it is reached.
+    /// A peer has come up: it receives the claims and the address of this node.
     pub fn introduce(&mut self) {
         self.introduced = true;
         self.introduce_node();
     }
 
-    /// A speaker has restarted: it is told where this node is reached.
+    /// A speaker has restarted: it receives this node's address.
     pub fn introduce_node(&mut self) {
         self.mac_changed = self.mac.is_some();
     }
@@ -80,7 +80,8 @@ impl Election {
         self.send(Body::Heartbeat { echoes }, actions);
     }
 
-    /// A heartbeat out of turn: it names the peers that this node hears and asks for the lists that it misses. It renews no lease.
+    /// A heartbeat out of turn: it echoes the peers that this node receives and requests the lists that it misses. It renews no
+    /// lease.
     pub(super) fn answer_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.answer_due().is_some_and(|due| due <= now) {
             self.transmit.answered_at = Some(now);
@@ -135,7 +136,7 @@ impl Election {
         due.into_iter().flatten().min()
     }
 
-    /// At once after a change; repeated with the next heartbeats; when asked; else now and then.
+    /// At once after a change; repeated with the next heartbeats; on request; else now and then.
     pub(super) fn send_claims_if_due(&mut self, beat: bool, now: Instant, actions: &mut Vec<Action>) {
         let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
         let refresh = !self.held.is_empty() && beat && self.list_due(self.config.claims_refresh) <= now;

@@ -28,7 +28,7 @@ pub trait Surroundings {
 
 /// Datagrams of one turn.
 const MAX_DATAGRAMS: usize = 1024;
-/// Actions between two looks at the clock.
+/// Actions between two reads of the clock.
 const ACTIONS: usize = 32;
 
 /// The loop's own memory.

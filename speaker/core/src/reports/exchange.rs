@@ -1,9 +1,8 @@
-//! Tells the other nodes what this one holds, and keeps what they told.
+//! Sends the flow reports of this node, and keeps those of the others.
 //!
-//! Read first: docs/decisions/0008. Every second a node says its word: which version of its holdings counts, and the digest of
-//! its table. The rows themselves travel when they change, once more a second later, and when somebody asks, because it starts or
-//! because parts were lost. What a node said last counts until it says something else or is removed from the cluster: its flows
-//! outlive its speaker.
+//! Read first: docs/decisions/0008. Every second a node sends a summary: the version of its report, and the digest of its table.
+//! The rows travel when they change, once more a second later, and on request: of a node that starts, or that lost parts. The
+//! last report of a node counts until the next one, or until the node leaves the cluster: its flows outlive its speaker.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -42,7 +41,7 @@ pub struct Config {
     /// Of this run of the speaker; higher than that of any run before.
     pub epoch: u64,
     pub keys: Keyring,
-    /// Between words.
+    /// Between summaries.
     pub interval: Duration,
     /// For how long tables may differ before it is an alarm.
     pub differ: Duration,
@@ -52,16 +51,16 @@ pub struct Config {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// What this node holds, by its present table. To be repeated every second, so that it counts as looked at.
+    /// The report of this node, by its present table. To be repeated every second, as confirmation.
     Local(Arc<Report>),
-    /// What the API server says, once the packet path is as it says.
+    /// The digests of the view, once the packet path has applied it.
     Applied(Digests),
     Datagram(Vec<u8>),
     /// Sign and verify with these from now on.
     Keys(Keyring),
     /// All other nodes of the cluster.
     Nodes(BTreeSet<NodeName>),
-    /// This node was cut off: what the others said is old.
+    /// This node was cut off: the reports of the others are old.
     Rejoin,
     Tick,
 }
@@ -89,7 +88,7 @@ pub enum Action {
 pub const MAX_PEERS: usize = ebpf_common::MAX_NODES as usize - 1;
 /// Between two sendings of the same rows.
 const LIST_PAUSE: Duration = Duration::from_millis(200);
-/// Whoever has not told all it holds by then keeps nobody waiting.
+/// A node that has not sent its whole report by then is not waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -108,7 +107,7 @@ struct Peer {
     version: u64,
     digest: u64,
     reported: Option<Reported>,
-    /// Epoch and version of the word.
+    /// Epoch and version of the report.
     reported_version: (u64, u64),
     assembly: Option<Assembly>,
     differs: Option<Instant>,
@@ -141,15 +140,15 @@ impl Exchange {
         }
     }
 
-    /// What each node said last, this one included.
+    /// The last report of each node, this one included.
     pub fn reports(&self) -> Reports {
         let own = self.own.iter().map(|own| (&self.config.node, own.reported.clone()));
         let peers = self.peers.iter().filter_map(|(node, peer)| Some((node, peer.reported.clone()?)));
         own.chain(peers).map(|(node, reported)| (String::from(node.as_str()), reported)).collect()
     }
 
-    /// Since it started or rejoined this node has learned what the others hold: it has the word of all nodes, or has listened for an
-    /// interval and has the word of all it heard. Nobody is waited for longer than five seconds.
+    /// Since it started or rejoined this node has the reports of all nodes, or has listened for an interval and has the reports
+    /// of all nodes that it received. It waits for no node longer than five seconds.
     pub fn all_reported(&self, now: Instant) -> bool {
         let waited = now.since(self.started);
         let received = |peer: &Peer| peer.received >= self.started;
@@ -160,12 +159,12 @@ impl Exchange {
         all || listened && peers_known() || waited >= PATIENCE
     }
 
-    /// Since then this node has said what it holds: our program is there, and its chains.
+    /// The node has reported since then: its program and its chains are there.
     pub fn has_reported(&self, node: &NodeName, since: Instant) -> bool {
         self.peers.get(node).is_some_and(|peer| peer.version != 0 && peer.received >= since)
     }
 
-    /// Some node that speaks has had another table than this one for two intervals.
+    /// A node that reports has had another table than this one for two intervals.
     pub fn differs(&self, now: Instant) -> bool {
         self.peers.values().any(|peer| self.differs_for(peer, 2 * self.config.interval, now))
     }
@@ -175,7 +174,7 @@ impl Exchange {
             && peer.differs.is_some_and(|since| now.since(since) >= time)
     }
 
-    /// Nobody can tell whether the view of this node is out of date, or it is.
+    /// The view of this node lags, or no majority confirms it.
     pub fn is_lagging(&self, now: Instant) -> bool {
         self.staleness.is_lagging(&self.config.node, now)
     }
@@ -242,11 +241,11 @@ impl Exchange {
         Ok(())
     }
 
-    /// Whose table is another than ours, since when; and who has come to agree.
+    /// Since when each node's table differs from ours; and which nodes agree again.
     fn compare(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some(own) = &self.own else { return };
         for (node, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.version != 0) {
-            // Nobody knows what a silent node goes by; what it said before its silence is not held against it.
+            // The table of a silent node is unknown; its reports before the silence raise no alarm.
             let reports = now.since(peer.received) <= 3 * self.config.interval;
             if peer.digest == own.reported.report.digest || !reports {
                 peer.differs = None;
@@ -302,7 +301,7 @@ impl Exchange {
         actions.extend(up_to_date.into_iter().map(Action::UpToDate));
     }
 
-    /// All rows; a word, if there are none.
+    /// All rows; a summary, if there are none.
     fn send_list(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.last_list = Some(now);
         let Some(own) = self.own.as_ref().filter(|own| !own.list.is_empty()) else {
@@ -360,12 +359,12 @@ impl Peer {
         }
     }
 
-    /// Its word is the one that counts, or it has none yet.
+    /// The kept report is the latest version, or there is none yet.
     fn is_known(&self) -> bool {
         self.version == 0 || self.reported_version == (self.epoch, self.version)
     }
 
-    /// Whether its word is another now.
+    /// Whether its report changed.
     fn take(&mut self, datagram: Datagram, now: Instant) -> Result<bool, Reject> {
         let Datagram { epoch, sequence, version, digest, partial, age_millis, parts, piece, .. } = datagram;
         if epoch < self.epoch {

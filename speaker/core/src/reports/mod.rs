@@ -1,9 +1,9 @@
-//! Which node has flows of rows that are not its own: each says so itself.
+//! Flow reports: each node reports in which rows it has flows that are not its own.
 //!
-//! Conntrack is the only truth about flows. From it each node computes its [`Report`] ([`reporter`]) and tells them to the others
-//! ([`exchange`]), and with it by which view of the cluster it goes (`staleness`). What all have said are the [`Reports`], from which
-//! the alternates of rows follow (`forwarding::alternates`).
-//! Read first: docs/decisions/0008. Files: mod.rs -> rows.rs -> reporter.rs -> exchange.rs (and `wire::report`, the format).
+//! Conntrack is the only truth about flows. From it each node computes its [`Report`] ([`reporter`]) and sends it to the others
+//! ([`exchange`]), with the digest of the view that it has applied (`staleness`). The reports of all nodes are the [`Reports`],
+//! from which the alternates of rows follow (`forwarding::alternates`). Read first: docs/decisions/0008. Files: mod.rs -> rows.rs
+//! -> reporter.rs -> exchange.rs (and `wire::report`, the format).
 
 pub mod exchange;
 pub mod reporter;
@@ -25,27 +25,27 @@ use crate::time::Instant;
 pub struct Report {
     /// Of the table by which it is not the primary (`Table::digest`).
     pub digest: u64,
-    /// Some rows are left out: more than can be told.
+    /// Some rows are left out: more than fit.
     pub partial: bool,
     /// Without those of which it holds nothing.
     pub services: BTreeMap<ServiceKey, Arc<Rows>>,
 }
 
-/// What a node said last.
+/// The last report of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reported {
     pub report: Arc<Report>,
-    /// When it last said that this is so.
+    /// When the node last confirmed it.
     pub confirmed: Instant,
-    /// What it said before by other tables, since it last had the same table as this node. By another table than ours it names no
-    /// rows whose primary it is by that table, though it may have named them before.
+    /// Its earlier reports by other tables, since it last had the same table as this node. A report leaves out rows whose primary
+    /// the node is by its own table; by ours it may not be, and an earlier report names them.
     pub superseded: Arc<Superseded>,
 }
 
 /// A few of the last, newest first.
 pub type Superseded = BTreeMap<ServiceKey, Vec<Arc<Rows>>>;
 
-/// What each node said last, by name.
+/// The last report of each node, by name.
 pub type Reports = BTreeMap<String, Reported>;
 
 /// Of one service port.
@@ -58,7 +58,7 @@ impl Reported {
         superseded.into_iter().flatten()
     }
 
-    /// Says something else now.
+    /// Replaces the report and keeps the superseded one.
     fn supersede(&mut self, report: Arc<Report>) {
         if self.report.digest != report.digest {
             let superseded = Arc::make_mut(&mut self.superseded);

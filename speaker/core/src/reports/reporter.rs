@@ -1,4 +1,4 @@
-//! What this node holds: its table and the flows of conntrack -> what it tells the others.
+//! The report of this node: its table and the flows of conntrack -> the rows to report.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -11,7 +11,7 @@ use crate::forwarding::{SETTLE, Service, Table};
 use crate::time::{Duration, Instant};
 use crate::view::Affinity;
 
-/// Turns flows into holdings. Remembers since when this node has had flows of a row that is not its own.
+/// Turns flows into reports. Keeps since when this node has had flows of a row that is not its own.
 #[derive(Debug)]
 pub struct Reporter {
     own: String,
@@ -29,30 +29,30 @@ struct ReportedRows {
     /// The number of rows of its ring.
     of: u32,
     since: BTreeMap<u32, Instant>,
-    /// When rows were last taken out of what is told.
+    /// When rows were last removed from the report.
     trimmed: Instant,
 }
 
-/// What to tell, and what no longer.
+/// What to report, and how many flows no longer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
     /// The same allocation as before if nothing changed.
     pub report: Arc<Report>,
-    /// Flows whose rows this node lost longer ago than the window: nobody asks for them any more.
+    /// Flows whose rows this node lost longer ago than the drain window: it reports them no longer.
     pub expired: u64,
 }
 
 impl Reporter {
-    /// `window`: for how long rows that this node has lost are told (`--drain-window`).
+    /// `window`: for how long this node reports rows that it has lost (`--drain-window-s`).
     pub fn new(own: &str, hash_key: [u64; 2], window: Duration) -> Self {
         let (services, rings) = (BTreeMap::new(), BTreeMap::new());
         Self { own: own.into(), hash_key, window, services, rings, last: Arc::default() }
     }
 
-    /// `flows`: the flows to VIPs that end on this node, as the client sent them, closed ones left out. `differ`: some node has
-    /// another table; then rows are told as well whose primary this node is, since by the other table it may not be. So they are for a
-    /// while after the service's ring was another: pods that come up one by one make a ring each, and by the next one this node may not be
-    /// the primary any more, before it has looked and said so.
+    /// `flows`: the flows to VIPs that end on this node, as the client sent them, without closed ones. `differ`: a node has
+    /// another table; then this node also reports rows of which it is the primary, since by the other table it may not be. The
+    /// same for a while after the ring of a service port changed: pods that come up one by one make a ring each, and by the next
+    /// one this node may have lost the row before its scan and report.
     pub fn announce(
         &mut self,
         table: &Table,
@@ -143,8 +143,8 @@ impl ReportedRows {
         expired.map(|(_, flows)| flows).sum()
     }
 
-    /// While flows end one by one, nodes need not write their rings anew each time: to name a row too long costs a packet that
-    /// nobody knows one more hop.
+    /// While flows end one by one, nodes need not write their rings anew each time: a row that is reported too long costs a
+    /// packet of an unknown flow one more hop.
     fn keep_if_subset(&mut self, last: Option<&Arc<Rows>>, rows: Rows, now: Instant) -> Arc<Rows> {
         let Some(last) = last.filter(|last| last.of() == rows.of()) else { return Arc::new(rows) };
         if **last == rows {
@@ -159,7 +159,7 @@ impl ReportedRows {
     }
 }
 
-/// Between times when rows are taken out of what is told of a service port.
+/// Between removals of rows from the report of a service port.
 const TRIM: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

@@ -143,7 +143,7 @@ mod tests {
             prop_assert!(!(0..of).any(|row| set.contains(row) && !rows.contains(&row)));
         }
 
-        /// Whatever row a hash has in one ring, its row in the other is among those that overlap it.
+        /// For any hash, its row in the other ring is among those that overlap its row in this one.
         #[test]
         fn overlapping_rows_share_hashes(hash: u64, ours in prop::sample::select(vec![1u32, 5, 4093, 65488]), theirs in prop::sample::select(vec![1u32, 7, 4093, 65488])) {
             let row = row_of(hash, ours).unwrap();

@@ -40,7 +40,7 @@ pub enum Reason {
     PortTaken,
     /// A pod's address that is no unicast address, or a VIP: nothing may be sent there.
     EndpointAddress,
-    /// The endpoint names no node, or one that the view does not hold: nowhere to dispatch to.
+    /// The endpoint names no node, or a node that the view does not hold: nowhere to dispatch to.
     EndpointNode,
     /// The VIP is an address of a node: serving it would take that node off the network.
     AddressOfNode,
@@ -151,11 +151,11 @@ pub fn api_servers(view: &View) -> Vec<SocketAddrV4> {
     servers.into_iter().collect()
 }
 
-/// Of what the API server says of packets. Nodes compare it (`staleness`).
+/// Of what the view says about packets. Nodes compare it (`staleness`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Digests {
-    /// The nodes, and every frontend with its pods. Never 0. It travels: whoever changes what is hashed changes `wire::report::VERSION`
-    /// as well, so that two versions are not compared.
+    /// The nodes, and every frontend with its pods. Never 0. It travels: a change of what is hashed changes
+    /// `wire::report::VERSION` as well, so that two versions are not compared.
     pub view: u64,
     /// The pods of each node that has any, with what they serve. These do not travel.
     pub pods: BTreeMap<String, u64>,
@@ -234,7 +234,7 @@ fn pods<'a>(
                     continue;
                 };
                 let pod = Pod { address, port: listen, node, conditions: endpoint.conditions };
-                // A pod may stand in two slices while the control plane moves it; the better word for it counts.
+                // A pod may stand in two slices while the control plane moves it; the better state counts.
                 let known = pods.entry((address, listen)).or_insert(pod);
                 if rank(pod.conditions) > rank(known.conditions) {
                     *known = pod;

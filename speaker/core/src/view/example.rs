@@ -20,7 +20,7 @@ pub fn ports(http: u16, dns: u16) -> Vec<Port> {
         .into()
 }
 
-/// The nth pod on a node; its address says which.
+/// The nth pod on a node; its address has the number.
 pub fn pod(node: &str, n: u8, conditions: Conditions) -> Endpoint {
     Endpoint { address: Ipv4Addr::new(10, 0, node.as_bytes()[0], n), node: Some(node.into()), conditions }
 }

@@ -22,7 +22,7 @@ limits! {
     VirtualIps, "virtual_ips", ebpf_common::MAX_VIPS as usize;
     /// discovery/v1 allows 1000.
     EndpointsPerSlice, "endpoints_per_slice", 1000;
-    /// discovery/v1 allows 20000 in a slice; nobody runs that many.
+    /// discovery/v1 allows 20000 in a slice; real clusters stay far below.
     PortsPerObject, "ports_per_object", 250;
     ServicesPerVip, "services_per_vip", 64;
 }

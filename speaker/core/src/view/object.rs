@@ -101,7 +101,7 @@ pub struct Node {
     pub address: Ipv4Addr,
     /// Condition Ready. For people; it moves no row (the API server learns of a loss after 40 s).
     pub ready: bool,
-    /// When that changed last, in seconds as the API server has it, whose clock is anybody's: only whether it is another time counts.
+    /// When that changed last, in seconds of the API server's clock, which may be wrong: only whether it is another time counts.
     #[serde(default)]
     pub ready_since: i64,
     /// Label `node.kubernetes.io/exclude-from-external-load-balancers`: no new flows while another node serves.
@@ -210,7 +210,7 @@ pub struct Conditions {
 impl Conditions {
     pub const READY: Self = Self { ready: true, serving: true, terminating: false };
 
-    /// Absent conditions as discovery/v1 defines them: unknown readiness is ready, unknown serving is as ready, unknown
+    /// Missing conditions as discovery/v1 defines them: unknown readiness is ready, unknown serving is as ready, unknown
     /// terminating is not.
     pub fn from_optional(ready: Option<bool>, serving: Option<bool>, terminating: Option<bool>) -> Self {
         let ready = ready.unwrap_or(true);

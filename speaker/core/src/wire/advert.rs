@@ -32,7 +32,7 @@ pub const VERSION: u8 = 1;
 const MAGIC: [u8; 4] = *b"SHVE";
 const KIND_HEARTBEAT: u8 = 1;
 const KIND_CLAIMS: u8 = 2;
-/// Refused as malformed by speakers that do not know it; they learn the address by ARP alone.
+/// Refused as malformed by speakers that do not know it; they get the address by ARP alone.
 const KIND_NODE: u8 = 3;
 const FAMILY_IPV4: u8 = 4;
 
@@ -151,33 +151,33 @@ pub struct Advert {
     pub flags: Flags,
     /// Of the sender's whole claim list ([`digest`]).
     pub digest: u64,
-    /// Who lists it shows that it has heard the sender lately.
+    /// A peer that echoes it has received the sender lately.
     pub challenge: u32,
     pub body: Body,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// The challenges of the peers that the sender hears.
+    /// The challenges of the peers that the sender receives.
     Heartbeat { echoes: Vec<u32> },
     /// Part `part` (from 0) of `parts` of the claim list with the digest of the header.
     Claims { part: u16, parts: u16, claims: Vec<Claim> },
-    /// Where the sender is reached on the segment: under the HMAC, so that no ARP frame can say otherwise.
+    /// The sender's MAC address on the segment: under the HMAC, so that no ARP frame outranks it.
     Node { mac: [u8; 6] },
 }
 
-/// What a node says of itself. Bits that version 1 does not know are ignored.
+/// What a node states about itself. Bits that version 1 does not know are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     /// May own VIPs.
     pub ready: bool,
     /// Hands over, then stops.
     pub leaving: bool,
-    /// Misses the claim list of somebody.
+    /// Misses the claim list of a peer.
     pub need_claims: bool,
     /// Listens; makes no new claims.
     pub joining: bool,
-    /// Its claims were won or kept without hearing anybody.
+    /// Its claims were won or kept without receiving any peer.
     pub alone: bool,
 }
 
@@ -188,8 +188,8 @@ impl Flags {
     const JOINING: u8 = 1 << 3;
     const ALONE: u8 = 1 << 4;
 
-    /// Whether it may be given new flows: its packet path is ready, and it knows what happened meanwhile. A node that is cut off, or has
-    /// not yet heard the others again, does not know who served its rows in its place.
+    /// Whether it may get new flows: its packet path is ready, and it knows the present state. A node that is cut off, or has not
+    /// yet received the others again, does not know which nodes served its rows in its place.
     pub fn takes_flows(self) -> bool {
         self.ready && !self.joining && !self.alone
     }
@@ -220,7 +220,7 @@ impl Flags {
 pub struct Claim {
     pub vip: Vip,
     pub term: Term,
-    /// The owner may not hold it any longer and asks for a successor.
+    /// The owner steps down: it may not hold the VIP any longer and wants a successor.
     pub stepping_down: bool,
 }
 

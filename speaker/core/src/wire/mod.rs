@@ -1,6 +1,6 @@
 //! What goes over the network, twice: a window on bytes that never judges, then a validated meaning.
 //!
-//! [`advert`] and [`holdings`] are the formats, [`seal`] what makes them trustworthy, [`reject`] the names of everything that is refused.
+//! [`advert`] and [`report`] are the formats, [`seal`] what makes them trustworthy, [`reject`] the names of all refusals.
 pub mod advert;
 pub mod reject;
 pub mod report;

@@ -16,7 +16,7 @@ macro_rules! rejects {
 }
 
 rejects! {
-    /// Shorter than its own lengths say.
+    /// Shorter than its length fields.
     Truncated, "truncated";
     /// Longer than [`MAX_DATAGRAM`](super::advert::MAX_DATAGRAM).
     Oversized, "oversized";
@@ -26,7 +26,7 @@ rejects! {
     WrongCluster, "wrong_cluster";
     UnknownKey, "unknown_key";
     BadMac, "bad_mac";
-    /// A sequence number that was already seen or is too old to tell.
+    /// A sequence number that was already seen or is outside the window.
     Replayed, "replayed";
     /// Of an incarnation that is over.
     StaleEpoch, "stale_epoch";

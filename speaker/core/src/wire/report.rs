@@ -1,4 +1,4 @@
-//! What a node holds, over UDP: one small datagram each second, and the rows in parts when they change or are asked for.
+//! Flow reports over UDP: one small datagram each second, and the rows in parts when they change or on request.
 //!
 //! Read first: docs/decisions/0008. All numbers in network byte order.
 //!
@@ -25,7 +25,7 @@ pub use super::seal::{Key, Keyring};
 use crate::name::NodeName;
 use crate::reports::Rows;
 
-/// Bytes of the list of sections of one node. What does not fit is left out, and the word is marked partial.
+/// Bytes of the list of sections of one node. What does not fit is left out, and the report is marked partial.
 pub const MAX_LIST: usize = 1 << 20;
 /// Parts of it, beside the longest name.
 pub const MAX_PARTS: usize = MAX_LIST.div_ceil(piece_len(NodeName::MAX_LEN));
@@ -54,14 +54,14 @@ pub struct Datagram {
     pub cluster: u64,
     pub epoch: u64,
     pub sequence: u64,
-    /// The sender misses the word of somebody.
+    /// The sender misses the report of a node.
     pub requests: bool,
     /// Some rows are left out of the list.
     pub partial: bool,
     /// Grows with every change; 0: it does not know yet what it holds.
     pub version: u64,
     pub digest: u64,
-    /// Of what the API server said last (`View::digest`); 0: nothing yet.
+    /// Digest of the view that the sender has applied (`Digests::view`); 0: none yet.
     pub view: u64,
     /// How long ago the sender looked.
     pub age_millis: u32,
