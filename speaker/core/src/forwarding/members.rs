@@ -8,36 +8,59 @@ use super::maglev::Members;
 use crate::view::View;
 use crate::view::endpoints::Pod;
 
-/// Nodes that get no rows, and why.
+/// The traffic that a node may get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrafficState {
+    /// Rows of its own.
+    NewFlows,
+    /// Packets of flows that it has: it may be an alternate.
+    ExistingOnly,
+    None,
+}
+
+/// The traffic states of all nodes; a node that is in neither set takes new flows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrafficStates {
-    /// The kernel does not answer, or our program has given no sign since it does (not: the speaker is silent). Nothing may be sent
-    /// there.
+    /// [`TrafficState::None`]: the kernel does not answer, or it does but no program of ours has answered since (a silent speaker alone
+    /// is another state).
     pub no_flows: BTreeSet<String>,
-    /// The kernel answers, but its speaker has been silent for long. Its flows live: it may be an alternate.
+    /// [`TrafficState::ExistingOnly`]: the kernel answers, but the speaker is silent or its view stale. Its flows live.
     pub existing_only: BTreeSet<String>,
 }
 
 impl TrafficStates {
+    pub fn of(&self, node: &str) -> TrafficState {
+        match (self.no_flows.contains(node), self.existing_only.contains(node)) {
+            (true, _) => TrafficState::None,
+            (false, true) => TrafficState::ExistingOnly,
+            (false, false) => TrafficState::NewFlows,
+        }
+    }
+
     pub fn takes_new_flows(&self, node: &str) -> bool {
-        !self.no_flows.contains(node) && !self.existing_only.contains(node)
+        self.of(node) == TrafficState::NewFlows
+    }
+
+    /// The node may be searched for flows.
+    pub fn keeps_flows(&self, node: &str) -> bool {
+        self.of(node) != TrafficState::None
     }
 }
 
-/// Who takes part in a ring, and whether new flows do.
+/// Which pods take part in a ring, and whether the service port takes new flows.
 ///
 /// The first of these that there is:
-/// 1. ready pods; if there are none, those that serve while they terminate (KEP-1669). On nodes that are up.
-/// 2. The same on nodes that are absent: their kernels go on translating.
-/// 3. Any other pod whose node's kernel answers. The ring is closed: no pod is ready, so new flows are refused, but open ones live on. (All
-///    pods may fail one probe at the same moment, or the API server may not have heard their nodes.)
-/// 4. Nobody answers. The ring is kept as it is, the nodes may be back in a moment.
+/// 1. ready pods; if there are none, pods that serve while they terminate (KEP-1669). On nodes that take new flows.
+/// 2. The same on nodes that keep existing flows only: their kernels go on translating.
+/// 3. Any other pod whose node's kernel answers. The service port takes no new flows: no pod is ready, so SYNs are refused, but open flows
+///    live on. (All pods may fail one probe at the same moment, or the API server may not have received the status of their nodes.)
+/// 4. No node answers. The ring is kept as it is, the nodes may be back in a moment.
 ///
 /// The pods of a lost node stay members, so that the loss moves no row but the node's own. That must hold as well when the API server,
 /// 40 s later, calls them unready: so where a lost node has no ready pod its unready ones count.
 ///
 /// A node with the exclude label is treated as lost, so that the label as well moves no row but the node's own; unless no
-/// other node has a ready pod: then the label counts for nothing.
+/// other node has a ready pod: then the label is ignored.
 ///
 /// The pods of a node whose object was deleted take no part.
 pub(super) fn members(pods: &[Pod<'_>], view: &View, traffic_states: &TrafficStates) -> Chosen {
@@ -46,7 +69,7 @@ pub(super) fn members(pods: &[Pod<'_>], view: &View, traffic_states: &TrafficSta
     let takes_new_flows = |pod: &Pod<'_>| traffic_states.takes_new_flows(pod.node);
     let heeded = pods.iter().any(|pod| is_ready(pod) && takes_new_flows(pod) && !is_excluded(pod));
     let is_wanted = |pod: &Pod<'_>| takes_new_flows(pod) && !(heeded && is_excluded(pod));
-    let answers = |pod: &Pod<'_>| !traffic_states.no_flows.contains(pod.node);
+    let answers = |pod: &Pod<'_>| traffic_states.keeps_flows(pod.node);
 
     let serving = |has_rows: &dyn Fn(&Pod<'_>) -> bool| -> BTreeMap<&str, u32> {
         let chosen = count(pods.iter().filter(|pod| has_rows(pod) && is_ready(pod)));
@@ -75,13 +98,13 @@ pub(super) fn members(pods: &[Pod<'_>], view: &View, traffic_states: &TrafficSta
     Chosen { members: Members::new(members), no_new_flows }
 }
 
-/// Of a service that names no pod any more: the last that it named, closed. They may live (its selector was changed, or their labels), and
-/// with them their open flows; the packets of the others are refused by their nodes. `None` if no node of them is left.
-pub(super) fn last(former: &Members, view: &View, traffic_states: &TrafficStates) -> Option<Chosen> {
-    let known = || former.iter().filter(|(node, _)| view.is_member(node));
-    let answers = |node: &str| !traffic_states.no_flows.contains(node);
-    let nobody_answers = !known().any(|(node, _)| answers(node));
-    let members = known().map(|(node, member)| (node.into(), member.pods, !nobody_answers && !answers(node)));
+/// For a service without pods: its last ones, without new flows. They may live (its selector was changed, or their labels), and with them
+/// their open flows; nodes refuse the packets of pods that ended. `None` if no node of them is left.
+pub(super) fn last(last: &Members, view: &View, traffic_states: &TrafficStates) -> Option<Chosen> {
+    let known = || last.iter().filter(|(node, _)| view.is_member(node));
+    let answers = |node: &str| traffic_states.keeps_flows(node);
+    let none_answers = !known().any(|(node, _)| answers(node));
+    let members = known().map(|(node, member)| (node.into(), member.pods, !none_answers && !answers(node)));
     let members = Members::new(members);
     (members.pods() > 0).then_some(Chosen { members, no_new_flows: true })
 }

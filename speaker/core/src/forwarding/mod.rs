@@ -1,20 +1,21 @@
-//! View + nodes that are not available -> the table every dispatcher agrees on; with what nodes hold -> who else is asked.
+//! View + traffic states of nodes -> the table every dispatcher agrees on; with flow reports -> the alternates of each row.
 //!
-//! For each VIP and service port a ring: Maglev over (node, ordinal 0..ready pods on it; members.rs says who counts if none is). The ring chooses the node, the node
-//! chooses the pod. The same view, the same set of lost nodes and the same hash key give the same table on every node. Beside
-//! it the alternates of each row: nodes that may hold flows which were opened under another ring. These may differ between nodes.
+//! For each VIP and service port a ring: Maglev over (node, ordinal 0..ready pods on it; members.rs has the rule if none is ready). The ring
+//! chooses the node, the node chooses the pod. The same view, the same traffic states and the same hash key give the same table on every
+//! node. Beside it the alternates of each row: nodes that may have flows which were opened under another ring. These may differ between
+//! nodes.
 //! Reading order: mod.rs -> members.rs -> batches.rs -> maglev.rs -> previous.rs -> alternates/ -> ids.rs -> slots.rs -> diff.rs. Read first:
 //! docs/dataplane.md.
 //!
 //! ```text
-//! let mut planner = Planner::new(hash_key, history);           // PreviousRings::new(window), or PreviousRings::restore(..) from disk
+//! let mut planner = Planner::new(hash_key, previous_rings);    // PreviousRings::new(window), or PreviousRings::restore(..) from disk
 //! planner.was_away(own);                                       // at the start, and when a cut ends (then also exchange: Event::Rejoin)
 //! if exchange.differs(now) { planner.tables_differ(now) }
-//! let table = planner.table(&view, &availability, &words, now); // words: exchange.words()
+//! let table = planner.table(&view, &traffic_states, &reports, now); // reports: exchange.reports()
 //! let (want, exhausted) = layout.want(&table, &have, &macs, own, &served);   // served: service ports with pods on this node
 //! // .. then, at once when table.digest is new, else every second, from conntrack:
-//! let said = holder.announce(&table, flows, exchange.differs(), now);
-//! exchange.handle(exchange::Event::Local(said.holdings), now, &mut actions);
+//! let announced = reporter.announce(&table, flows, exchange.differs(), now);
+//! exchange.handle(exchange::Event::Local(announced.report), now, &mut actions);
 //! // Make the table again on Action::Changed, at planner.next_deadline(), and a second later as long as planner.awaits_reports().
 //! // planner.previous_rings().save(now, boot) goes to disk when planner.previous_rings().generation() has changed.
 //! ```
@@ -47,10 +48,10 @@ use batches::{Batches, Wanted};
 pub use batches::{LONGEST as LONGEST_WAIT, QUIET};
 use maglev::Members;
 use members::Chosen;
-pub use members::TrafficStates;
+pub use members::{TrafficState, TrafficStates};
 use previous::{PreviousRing, PreviousRings};
 
-/// What the maps should say, in names; [`diff::MapState`] says it in slots.
+/// The content of the maps, in names; [`diff::MapState`] has it in slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     /// Every node of the cluster and its address on the segment.
@@ -62,7 +63,7 @@ pub struct Table {
     /// Of all service ports and rings (not of the alternates, nor of what a service had that names no pod any more): equal on nodes whose
     /// tables are.
     pub digest: u64,
-    /// Of the view from which it was made; whoever is available plays no part in them.
+    /// Of the view from which it was made; traffic states play no part in them.
     pub viewed: Digests,
 }
 
@@ -82,7 +83,7 @@ pub struct Service {
     /// No pod is ready: new flows are refused.
     pub no_new_flows: bool,
     pub ring: Arc<Ring>,
-    /// `None`: nobody but the primaries has flows.
+    /// `None`: only the primaries have flows.
     pub alternates: Option<Arc<Alternates>>,
 }
 
@@ -105,8 +106,8 @@ impl Ring {
     }
 }
 
-/// Makes tables and remembers rings: a ring is filled again only if its members or their state changed, and services with the
-/// same members share one. So with the alternates.
+/// Makes tables and keeps rings: a ring is filled again only if its members or their state changed, and services with the same
+/// members share one. So with the alternates.
 #[derive(Debug)]
 pub struct Planner {
     hash_key: [u64; 2],
@@ -121,21 +122,21 @@ pub struct Planner {
     differed: Instant,
 }
 
-/// Nodes that have not said since then what they hold: by which rings they opened their flows is not known.
+/// Nodes without a complete report since then: by which rings they opened their flows is not known.
 #[derive(Debug, Default)]
 struct Unreported {
     since: Instant,
     nodes: BTreeSet<String>,
 }
 
-/// How long after a change flows may still be opened at the former primary (by dispatchers that lag). What it says it holds counts
-/// as all it holds only from then on.
+/// How long after a change flows may still be opened at the previous primary (by dispatchers that lag). A report of that node
+/// counts as complete only from then on.
 pub const SETTLE: Duration = Duration::from_secs(10);
 
-/// A node that says nothing for so long has no speaker.
+/// A node that has not reported for so long has no speaker.
 const REPORT_EXPIRY: Duration = Duration::from_secs(600);
 
-/// A node that has not said for so long what it holds is asked last.
+/// A node whose last report is older comes last in the search.
 const REPORT_LATE: Duration = Duration::from_secs(5);
 
 impl Planner {
@@ -160,13 +161,13 @@ impl Planner {
         self.away = Some(own.into());
     }
 
-    /// Some node goes by another table now. Flows that it opens there by an older ring are told when they are found, a moment later:
-    /// until all have agreed for a while nobody's word counts as all that it holds.
+    /// A node has another table now. Flows that it opens there by an older ring are reported when its scan finds them, a moment
+    /// later: until all have agreed for a while no report counts as complete.
     pub fn tables_differ(&mut self, now: Instant) {
         self.differed = now;
     }
 
-    /// Some nodes are asked only because they have not said yet what they hold: make the table again soon.
+    /// Some nodes are alternates only because their reports are missing: make the table again soon.
     pub fn awaits_reports(&self) -> bool {
         self.awaits_reports
     }
@@ -180,7 +181,7 @@ impl Planner {
         &self.previous_rings
     }
 
-    /// `words`: what the nodes said they hold, this one included.
+    /// `reports`: of all nodes, this one included.
     pub fn table(&mut self, view: &View, traffic_states: &TrafficStates, reports: &Reports, now: Instant) -> Table {
         self.table_of(view, &frontends(view), traffic_states, reports, now)
     }
@@ -266,8 +267,7 @@ impl Planner {
     }
 }
 
-/// Service ports with another affinity than before: every flow has another row, and any node may hold flows of it until it has said
-/// what it holds.
+/// Service ports whose affinity changed: every flow has another row, and any node may have flows of it until it has reported.
 #[derive(Debug, Default)]
 struct AffinityChanged {
     affinities: BTreeMap<ServiceKey, Affinity>,
@@ -324,12 +324,12 @@ struct AnyRow {
     late: Arc<BTreeSet<String>>,
 }
 
-/// Which nodes may be asked for flows.
+/// Which nodes can be alternates.
 struct Candidates<'a> {
     nodes: &'a BTreeMap<String, Ipv4Addr>,
     traffic_states: &'a TrafficStates,
     reports: &'a Reports,
-    /// Those that name any rows, of nodes that answer: most nodes have no flows of rows that are not theirs.
+    /// Reports with any rows, of nodes that answer: most nodes have no flows of rows that are not theirs.
     naming: Vec<(&'a String, &'a Reported)>,
     digest: u64,
     differed: Instant,
@@ -355,10 +355,10 @@ impl<'a> Candidates<'a> {
 
     /// Its kernel answers, as far as this node knows.
     fn answers(&self, node: &str) -> bool {
-        self.nodes.contains_key(node) && !self.traffic_states.no_flows.contains(node)
+        self.nodes.contains_key(node) && self.traffic_states.keeps_flows(node)
     }
 
-    /// Those that answer. One that goes by our table says all that it holds of it.
+    /// Those of the nodes that answer. A report by our table names all rows of that table.
     fn unreported(&self, unreported: &mut Unreported) -> BTreeSet<String> {
         let Unreported { since, nodes } = unreported;
         let has_reported =
@@ -369,7 +369,7 @@ impl<'a> Candidates<'a> {
         nodes.iter().filter(|node| self.answers(node)).cloned().collect()
     }
 
-    /// Former rings whose nodes have not all told what they hold of them. Rings that are not needed are not filled.
+    /// Previous rings whose nodes have not all reported since. Rings that are not needed are not filled.
     fn previous(
         &self,
         ring: &Arc<Ring>,
