@@ -22,10 +22,11 @@ pub const LONGEST: Duration = Duration::from_secs(15);
 /// A batch of so many times the pods that have rows is applied at once: few pods should not serve alone for long.
 const AT_ONCE: u64 = 4;
 
-/// A ring that was in force until so long ago is restored at once: nodes hold flows of it anyway, so no row gets another holder.
+/// A ring that was in force until so long ago is restored at once: nodes have flows of it anyway, so no row gets another node
+/// with flows.
 const RESTORED: Duration = Duration::from_secs(60);
 
-/// States of a batch that are remembered for following peers; the oldest are forgotten first.
+/// States of a batch that are kept for peers that follow; the oldest are dropped first.
 const MAX_STATES: usize = 32;
 
 /// What waits, by service port.
@@ -57,14 +58,14 @@ struct State {
 /// Members of a service port as the view names them now.
 pub(super) struct Wanted<'a> {
     pub members: Arc<Members>,
-    /// Those that have rows.
+    /// The members that have rows.
     pub current: Option<&'a Arc<Members>>,
     /// When the ring of the wanted members ended, if it is the one before the present one.
     pub ended: Option<Instant>,
 }
 
 impl Batches {
-    /// The members that get rows now: the wanted ones, or, while additions wait, those that have them.
+    /// The members that get rows now: the wanted ones, or, while additions wait, the present ones.
     pub fn next(&mut self, key: &ServiceKey, wanted: Wanted<'_>, hash_key: &[u64; 2], now: Instant) -> Arc<Members> {
         let Wanted { members, current, ended } = wanted;
         let port = self.0.entry(*key).or_default();
@@ -173,8 +174,8 @@ impl Port {
     }
 }
 
-/// Whether the change is one that waits: additions only, to pods that have rows. Removals, and nodes that are lost, excluded, or back, do not
-/// wait, nor does what is added together with them.
+/// Whether the change is one that waits: additions only, to pods that have rows. Removals, and nodes that are lost, excluded, or
+/// back, do not wait, nor does what is added together with them.
 fn waits(current: &Members, wanted: &Members, ended: Option<Instant>, now: Instant) -> bool {
     let restored = ended.is_some_and(|ended| now.since(ended) <= RESTORED);
     current.pods() > 0 && current.grow_into(wanted) && !restored

@@ -163,7 +163,7 @@ impl Layout {
         }
     }
 
-    /// The service ports that there is room for, and their rings. New ones have to wait until those that are gone are out of the map.
+    /// The service ports that there is room for, and their rings. New ones have to wait until removed ones are out of the map.
     fn wanted(&mut self, table: &Table, have: &MapState, exhausted: &mut Vec<Exhausted>) -> Wanted {
         let mut room = self.service_ports.saturating_sub(have.services.len());
         let mut numbers: BTreeMap<Source, usize> = BTreeMap::new();

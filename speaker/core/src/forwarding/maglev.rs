@@ -48,7 +48,7 @@ impl Members {
         self.0.iter().map(|(node, member)| (node.as_str(), *member))
     }
 
-    /// Those that have rows: all that are up, and if none is, all.
+    /// The nodes that have rows: all that are up, and if none is, all.
     pub fn serving(&self) -> impl Iterator<Item = &str> {
         let none_up = self.0.values().all(|member| member.down);
         self.iter().filter(move |(_, member)| none_up || !member.down).map(|(node, _)| node)
@@ -81,7 +81,7 @@ impl Members {
         })
     }
 
-    /// Turns of each node per round. Above [`MAX_TURNS`] all are scaled down alike, and nobody below one.
+    /// Turns of each node per round. Above [`MAX_TURNS`] all are scaled down alike, but not below one.
     fn turns(&self) -> Vec<u32> {
         let total = self.pods();
         let scale = |pods: u32| match total > MAX_TURNS {

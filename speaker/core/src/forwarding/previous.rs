@@ -1,6 +1,6 @@
-//! The rings that a service had: whoever was primary of a row lately may hold flows of it.
+//! The previous rings of each service port: a recent primary of a row may have flows of it.
 //!
-//! Kept on disk, so that it survives a restart of the speaker: what is saved are members (a few names), not rows. Times are on the
+//! Kept on disk, so that they survive a restart of the speaker: what is saved are members (a few names), not rows. Times are on the
 //! boot clock. They mean something to the next run on the same boot only; a file of an earlier boot counts its entries as old as
 //! they were when it was written. The wall clock, which steps, has no part in it.
 
@@ -15,7 +15,7 @@ use super::maglev::Members;
 pub use super::saved::{BadSavedRings, SavedRings};
 use crate::time::{Duration, Instant};
 
-/// The former members of each service port.
+/// The previous members of each service port.
 #[derive(Clone, Debug)]
 pub struct PreviousRings {
     pub(super) window: Duration,
@@ -36,12 +36,12 @@ pub(super) struct PortRings {
 pub(super) struct PreviousRing {
     pub members: Arc<Members>,
     pub ended: Instant,
-    /// Nodes that have told since all that they hold of it (not kept on disk: nor is what they told).
+    /// Nodes that have reported completely since then (not kept on disk: nor are reports).
     pub retired_by: BTreeSet<String>,
 }
 
 impl PreviousRings {
-    /// Former rings are forgotten when they ended longer ago than the window (`--drain-window`).
+    /// Rings are dropped when they ended longer ago than the window (`--drain-window-s`).
     pub fn new(window: Duration) -> Self {
         Self { window, services: BTreeMap::new(), generation: 0 }
     }
@@ -107,12 +107,12 @@ impl PreviousRings {
         current.or_else(|| port_rings.previous.first().map(|previous_ring| &previous_ring.members))
     }
 
-    /// Former rings of a service port, newest first.
+    /// Previous rings of a service port, newest first.
     pub(super) fn previous_mut(&mut self, key: &ServiceKey) -> &mut [PreviousRing] {
         self.services.get_mut(key).map_or(&mut [], |port_rings| &mut port_rings.previous)
     }
 
-    /// Services that are gone make room for those that are there.
+    /// Services that are gone make room for the present ones.
     fn forget_beyond_limit(&mut self, current: &BTreeMap<ServiceKey, Arc<Members>>) {
         let mut excess = self.services.len().saturating_sub(MAX_SERVICES as usize);
         self.services.retain(|key, _| {
@@ -144,7 +144,7 @@ impl PortRings {
         ended
     }
 
-    /// One entry for the same members: its rows are the same, and who served it last served it last.
+    /// One entry for the same members: its rows are the same, and so is their last primary.
     fn add(&mut self, members: Arc<Members>, now: Instant) {
         if members.pods() == 0 {
             return;
@@ -155,7 +155,7 @@ impl PortRings {
     }
 }
 
-/// Former rings of one service port.
+/// Previous rings of one service port.
 pub const MAX_PREVIOUS: usize = 16;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The history as it lies on disk: each set of members once, services by number. Read back whole or not at all.
+//! The previous rings on disk: each set of members once, services by number. Read back whole or not at all.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -90,7 +90,7 @@ impl SavedRings {
         at_most("sets of members", self.members.len(), MAX_SETS)?;
         let sets =
             self.members.iter().enumerate().map(|(index, set)| members(index, set)).collect::<Result<Vec<_>, _>>()?;
-        // Of another boot: nobody knows how long the machine was off, so nothing has aged meanwhile.
+        // Of another boot: how long the machine was off is unknown, so nothing has aged meanwhile.
         let away = match Instant::from_nanos(self.saved_at_nanos) {
             saved_at if boot == self.boot => now.since(saved_at),
             _ => Duration::ZERO,

@@ -64,7 +64,7 @@ impl Contents {
     /// Of a ring that an earlier speaker made. Equal to no ring that is to be.
     pub const UNKNOWN: Self = Self(None);
 
-    /// `slot_of`: of a node, 0 if it has none. Its frames are dropped as `bad_ring` and counted; as an alternate it is nobody.
+    /// `slot_of`: of a node, 0 if it has none. Its frames are dropped as `bad_ring` and counted; as an alternate it is left out.
     pub(super) fn new(source: Source, slot_of: impl Fn(&str) -> u16, alternate_slot_of: impl Fn(&str) -> u16) -> Self {
         let (ring, others) = &source;
         let others = others.iter().flat_map(|others| others.0.nodes.iter());
@@ -102,7 +102,7 @@ impl Contents {
     }
 }
 
-/// A ring is named by its length: 65488 rows help nobody in a log.
+/// A ring is named by its length: 65488 rows help no reader of a log.
 impl fmt::Debug for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
@@ -112,7 +112,7 @@ impl fmt::Debug for Contents {
     }
 }
 
-/// Different rings, by number, and who wants them: the number of the ring of each service port, in order.
+/// Different rings, by number, and their users: the number of the ring of each service port, in order.
 pub(super) struct Wanted {
     pub rings: Vec<Contents>,
     pub users: Vec<(ServiceKey, usize)>,

@@ -5,7 +5,7 @@
 //! ```text
 //!  0 "SHVE" | 4 version | 5 kind | 6 flags | 7 key id | 8 cluster (8) | 16 epoch (8) | 24 sequence (8)
 //! 32 digest of the sender's claims (8) | 40 challenge (4) | 44 name length | 45 hint | 46 count (2) | 48 name
-//! heartbeat: count x challenge (4)                                     the peers that the sender hears
+//! heartbeat: count x challenge (4)                                     the peers that the sender receives
 //! claims:    part (2) | parts (2) | count x claim                      part of its claim list
 //! node:      MAC address (6) | reserved (2)                            of the sender; more may follow in later versions
 //! claim:     family (1) | flags (1; 1: stepping down) | reserved (2) | term (8) | address (4; 16 for family 6, not in version 1)

@@ -3,10 +3,10 @@
 //! Read first: docs/decisions/0008. All numbers in network byte order.
 //!
 //! ```text
-//!  0 "SHVH" | 4 version of the format | 5 kind (1 word, 2 part) | 6 flags (1: asks for all words; 2: partial) | 7 key id
+//!  0 "SHVH" | 4 version of the format | 5 kind (1 summary, 2 part) | 6 flags (1: requests all reports; 2: partial) | 7 key id
 //!  8 cluster (8) | 16 epoch (8) | 24 sequence (8), higher in each datagram of an epoch
-//! 32 version of the holdings (8; 0: none yet) | 40 digest of the table (8) | 48 digest of the view (8; 0: none yet)
-//! 56 age in milliseconds (4) | 60 part (2), from 0 | 62 parts (2; 0: it holds nothing) | 64 name length | 65 reserved (3) | 68 name
+//! 32 version of the report (8; 0: none yet) | 40 digest of the table (8) | 48 digest of the view (8; 0: none yet)
+//! 56 age in milliseconds (4) | 60 part (2), from 0 | 62 parts (2; 0: no rows) | 64 name length | 65 reserved (3) | 68 name
 //! part: a piece of the list of sections; the list is all parts, one after the other
 //! section: address (4) | port (2) | protocol (1) | form (1; 1 list, 2 bits) | rows of the ring (2) | length (2) | rows
 //! MAC (32): HMAC-SHA256 of everything before it

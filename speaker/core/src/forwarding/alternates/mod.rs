@@ -1,18 +1,18 @@
-//! Who else may hold flows of a row: its former primaries, and the nodes that say so.
+//! Which nodes may have flows of a row: its previous primaries, and the nodes that report it.
 //!
 //! Read first: docs/decisions/0008, docs/dataplane.md section "Second chance". Files: here what goes into the answer and when an
 //! answer is still good; `rows` computes it.
 //!
-//! Where there are more than fit, nodes that said they hold flows come before former primaries, and newer ones of these before older
-//! ones. Then the order in which they are asked: it should be the same on all nodes, since each node that is asked goes on by its
-//! own row. Those that said so come first, by name: every node has heard the same of them. Former primaries follow, of which a
-//! restarted node may know fewer. Nodes whose speaker is silent come after these: the rows that they go by are old.
+//! Where there are more than fit, reporting nodes come before previous primaries, and newer ones of these before older ones. Then
+//! the order of the search: it should be the same on all nodes, since each node continues the search by its own row. Reporting
+//! nodes come first, by name: every node has received the same reports. Previous primaries follow, of which a restarted node may
+//! know fewer. Nodes with late reports come after these: the rows by which their kernels go are old.
 //!
-//! What nodes said before they went by another table comes behind all that (`Reported::earlier`), then the primary that the row gets with the next
-//! batch of additions: peers apply a batch at slightly different moments.
+//! Superseded reports by other tables come behind all that (`Reported::superseded`), then the primary that the row gets with the
+//! next batch of additions: peers apply a batch at slightly different moments.
 //!
-//! Places that are left at the end go to nodes of which it is not known what they hold: those of former rings and of the next (between two rings
-//! that this node saw there may be one that it did not see), and those that have said nothing since this node is back.
+//! Places that are left at the end go to nodes whose flows are unknown: those of previous rings and of the next (between two
+//! rings that this node saw there may be one that it did not see), and those that have not reported since this node is back.
 
 mod rows;
 
@@ -36,8 +36,9 @@ pub struct Alternates {
     different: Vec<[u16; ALTERNATES]>,
     /// One entry for each row of the ring: which of them it is.
     numbers: Vec<u16>,
-    /// Rows without a place for some node that may hold flows of them: it reported them, was their primary, or may hold flows of any row. (Not
-    /// counted: nodes of former rings, and of the next, in rows whose primary they are not there. They get the places that are left.)
+    /// Rows without a place for some node that may have flows of them: it reported them, was their primary, or may have flows of
+    /// any row. (Not counted: nodes of previous rings, and of the next, in rows whose primary they are not there. They get the
+    /// places that are left.)
     pub overflow: u32,
 }
 
@@ -53,7 +54,7 @@ impl Alternates {
         self.numbers.get(row).map_or([0; ALTERNATES], |number| self.different[usize::from(*number)])
     }
 
-    /// Of one row, in the order in which they are asked.
+    /// Of one row, in the order of the search.
     pub fn of(&self, row: u32) -> impl Iterator<Item = &str> {
         self.row(row as usize)
             .into_iter()
@@ -66,11 +67,11 @@ impl Alternates {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cause {
     pub ring: ByAddress<Ring>,
-    /// Former rings, newest first, each with those of its nodes that may hold flows of it, in order of names.
+    /// Previous rings, newest first, each with the nodes that may have flows of it, in order of names.
     pub previous: Vec<(ByAddress<Ring>, Vec<String>)>,
-    /// What each node says it holds, in order of names.
+    /// The rows that each node reports, in order of names.
     pub reporters: Vec<(String, ByAddress<Rows>)>,
-    /// What they said before, by other tables.
+    /// Rows of superseded reports.
     pub superseded: Vec<(String, ByAddress<Rows>)>,
     /// The ring of the next batch, which peers may go by already.
     pub upcoming: Option<ByAddress<Ring>>,
@@ -81,9 +82,9 @@ pub struct Cause {
 }
 
 impl Cause {
-    /// Whether nodes may hold flows by rows of the largest size, and the ring has fewer: several of its rows would have to share
-    /// their alternates. Nodes say what they hold in the rows of their own ring, so it stays split for as long as somebody has
-    /// flows of rows that are not his.
+    /// Whether nodes may have flows by rows of the largest size, and the ring has fewer: several of its rows would have to share
+    /// their alternates. Nodes report in the rows of their own ring, so it stays split for as long as a node has flows of rows
+    /// that are not its own.
     pub fn has_larger_rings(&self) -> bool {
         let previous = self
             .previous

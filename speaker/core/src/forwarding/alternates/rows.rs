@@ -51,7 +51,7 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
     found.then(|| Alternates::new(nodes, &rows, overflow))
 }
 
-/// What is being filled. Numbers of nodes: 1 and up; 0 is nobody.
+/// What is being filled. Numbers of nodes: 1 and up; 0 is no node.
 struct Sheet<'a> {
     ring: &'a Ring,
     /// The number of each of the ring's nodes.
@@ -80,7 +80,7 @@ impl<'a> Sheet<'a> {
         }
     }
 
-    /// `numbers`: of the former ring's nodes; 0 for those that hold nothing of it.
+    /// `numbers`: of the previous ring's nodes; 0 for nodes that have no flows of it.
     fn add_previous(&mut self, previous_ring: &Ring, numbers: &[u16]) {
         let (size, theirs) = (self.size(), previous_ring.rows.len() as u32);
         for row in 0..size {

@@ -16,11 +16,11 @@ pub enum Kind {
     AllRestarted,
     /// For up to 50 s.
     SpeakerDead,
-    /// From everybody, for up to 12 s.
+    /// From all others, for up to 12 s.
     CutOff,
-    /// The API server's word reaches one node up to 25 s late.
+    /// Changes of the API server reach one node up to 25 s late.
     LateView,
-    /// What one node says is lost for up to 12 s.
+    /// The reports of one node are lost for up to 12 s.
     ReportsLost,
     Excluded,
     Grown,
@@ -28,7 +28,7 @@ pub enum Kind {
     Rolled,
     /// To more pods than a ring of the smaller size has, for up to 24 s.
     Surged,
-    /// The same, one pod after the other, while now this node and now that one hears of it half a second late.
+    /// The same, one pod after the other, while changes reach now this node and now that one half a second late.
     Trickled,
     /// Those of all pods of a service, for up to 24 s.
     ProbesFail,

@@ -1,7 +1,7 @@
-//! What the second chance promises, shown by random histories of a cluster.
+//! What the second chance promises, shown by random courses of a cluster.
 //!
-//! Read first: docs/decisions/0008. A node is made of the real parts, planner, holder and exchange, fed with a view; packets walk by
-//! `sheave_ebpf::chance`, the code that runs in the kernel. Clients open flows all the time, in eight rows only, so that several
+//! Read first: docs/decisions/0008. A node is made of the real parts, planner, reporter and exchange, fed with a view; packets walk by
+//! `sheave_ebpf::second_chance`, the code that runs in the kernel. Clients open flows all the time, in eight rows only, so that several
 //! nodes get flows of the same row; every quarter of a second each living flow sends a packet through every node that may own
 //! its VIP. Files: `faults` (what happens) -> `node` (kernel and speaker) -> `world` (cluster, clients, packets) -> `sums`.
 
@@ -76,8 +76,8 @@ fn one_change_at_a_time_loses_nothing() {
 }
 
 /// Nearly every row has flows of one node, as it is where there are more rows than flows; but a dozen rings in as many seconds, and no two nodes
-/// that go by the same: former primaries fill each row, and each node has others in it. Whoever is asked must not ask again who asked first. Not one
-/// packet in a million is lost: one that comes through a node that is late itself (its row names nobody else) may be.
+/// have the same: previous primaries fill each row, and each node has others in it. A search must not visit a node twice. Not one packet in a
+/// million is lost, apart from packets through a node that lags itself (its row has no alternate).
 #[test]
 fn pods_that_come_up_one_by_one_cost_hardly_a_packet() {
     let mut all = Sums::default();

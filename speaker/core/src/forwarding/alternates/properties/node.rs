@@ -119,8 +119,8 @@ pub struct Sight {
 }
 
 impl Speaker {
-    /// `saved`: its history, from the disk. `last`: the table that the kernel goes by; none if it is the first speaker since the node booted, which
-    /// has to hear from the others anew who is there.
+    /// `saved`: its previous rings, from the disk. `last`: the table that the kernel has; none if this is the first speaker since
+    /// the node booted, which has to learn the readiness of the others anew.
     pub fn new(
         node: usize,
         epoch: u64,
@@ -189,7 +189,7 @@ impl Speaker {
         sent
     }
 
-    /// `view`: `None` if the API server's word does not come through. Returns what it sends.
+    /// `view`: `None` if the API server is not reached. Returns what the node sends.
     pub fn turn(
         &mut self,
         view: Option<&Arc<View>>,
@@ -239,7 +239,7 @@ impl Speaker {
         sent
     }
 
-    /// Liveness and presence, in short.
+    /// Liveness and readiness, in short.
     fn on_signs(&mut self, sights: &[Sight], now: Instant, actions: &mut Vec<Action>) {
         let others = || sights.iter().enumerate().filter(|(other, _)| *other != self.node);
         let answering = others().filter(|(_, sight)| sight.answers).count();
@@ -247,7 +247,7 @@ impl Speaker {
         let alone = answering == 0 && (self.cut_off || self.answering > 1);
         self.answering = answering;
         if alone {
-            // At once: its first heartbeats after the cut must not say that it is ready.
+            // At once: its first heartbeats after the cut must not state that it is ready.
             (self.cut_off, self.ready) = (true, false);
             return;
         }

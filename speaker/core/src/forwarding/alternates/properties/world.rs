@@ -31,7 +31,7 @@ pub struct World {
     pub now: Instant,
     pub random: Random,
     pub machines: Vec<Machine>,
-    /// Nodes whose heartbeats said, a turn ago, that they are ready.
+    /// Nodes whose heartbeats stated, a turn ago, that they are ready.
     heard: Vec<usize>,
     pub services: Vec<Vec<Pod>>,
     next_pod: u32,
@@ -86,7 +86,7 @@ pub enum Outcome {
         node: usize,
         hops: usize,
     },
-    /// Nobody knows it: a reset, or a new flow.
+    /// No node knows it: a reset, or a new flow.
     Refused {
         node: usize,
         hops: usize,
@@ -208,7 +208,7 @@ impl World {
         Sight { answers, program, ready: answers && machine.speaker.as_ref().is_some_and(|speaker| speaker.ready) }
     }
 
-    /// Nodes that clients' packets come to: a ready speaker answers for the VIP, and the others have heard that it is ready.
+    /// Nodes that clients' packets come to: a ready speaker answers for the VIP, and the others have received that it is ready.
     fn entries(&self) -> Vec<usize> {
         self.serving().into_iter().filter(|node| self.heard.contains(node)).collect()
     }
@@ -276,7 +276,7 @@ impl World {
         }
     }
 
-    /// Nodes that have flows of this row, or had until a moment ago (they are told of a little longer), and are not its primary.
+    /// Nodes that have flows of this row, or had until a moment ago (reports last a little longer), and are not its primary.
     fn others(&self, entry: usize, flow: Flow) -> usize {
         let kernel = self.machines[entry].kernel.as_ref();
         let primary = kernel.and_then(|kernel| kernel.primary(flow));
@@ -299,7 +299,7 @@ impl World {
         self.machines.iter().any(|machine| machine.kernel.is_some() && machine.speaker.is_none())
     }
 
-    /// All who answer for the VIP have the same table.
+    /// All nodes that answer for the VIP have the same table.
     fn agree(&self) -> bool {
         let digest = |node: usize| self.machines[node].kernel.as_ref()?.table.as_ref().map(|table| table.digest);
         let entries = self.entries();
@@ -320,7 +320,7 @@ impl World {
         out
     }
 
-    /// All views are up to date, everybody has spoken and been heard.
+    /// All views are up to date, all nodes have reported and received the reports.
     fn is_calm(&self) -> bool {
         self.now.since(self.disturbed) >= CALM
     }
@@ -333,7 +333,7 @@ impl World {
         }
         self.ended.retain(|ended| *ended != flow);
         for machine in &mut self.machines {
-            // Client ports are used again long after conntrack has forgotten them.
+            // Client ports are used again long after their conntrack entries expired.
             machine.kernel.iter_mut().for_each(|kernel| {
                 kernel.flows.remove(&flow);
             });
@@ -362,7 +362,7 @@ impl World {
     }
 }
 
-/// `holder::TRIM`, and a word.
+/// `reporter::TRIM`, and a report.
 const TOLD: Duration = Duration::from_secs(12);
 const CALM: Duration = Duration::from_secs(3);
 const SYN: Content = Content::Tcp(Tcp { seq: 0, ack: 0, flags: Tcp::SYN, data_len: 0 });
