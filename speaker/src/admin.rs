@@ -45,7 +45,7 @@ async fn livez(State(admin): State<Admin>) -> impl IntoResponse {
     verdict(admin.health.not_alive(), vec![])
 }
 
-/// Ready: has keys, is attached, synchronised, and heard by the election.
+/// Ready: has keys, is attached, synchronized, and has joined the election.
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
     verdict(admin.health.not_ready(), admin.health.notes())
 }

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 /// The configured address comes first by so much.
 const HEAD_START: Duration = Duration::from_millis(300);
-/// As many servers are asked at most.
+/// As many servers are tried at most.
 const MAX_SERVERS: usize = 8;
 
 #[derive(Clone)]
@@ -61,7 +61,7 @@ async fn try_server(wait: Duration, patience: Duration, config: Result<Config>) 
     }
 }
 
-/// The certificate must be the same as at the configured address: whoever can write EndpointSlices does not become the API server.
+/// The certificate must be the same as at the configured address: write access to EndpointSlices does not make an API server.
 fn direct(config: &Config, server: SocketAddrV4) -> Result<Config> {
     let mut direct = config.clone();
     let host = config.cluster_url.host().map(|host| host.trim_matches(['[', ']']).to_owned());

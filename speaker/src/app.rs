@@ -61,7 +61,7 @@ use crate::status::{self, Ownership};
 
 /// Without an API server the last known view is used after this time.
 const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two words of a node about the flows that it holds.
+/// Between two report summaries of a node.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Tables of two nodes that differ for longer are an alarm.
 const TABLES_DIFFER: Duration = Duration::from_secs(5);
@@ -237,7 +237,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     serving.run(&mut changes, exits, server).await
 }
 
-/// The former rings; if there are none that can be used, the other nodes tell what they hold.
+/// The previous rings; without usable ones the reports of the other nodes fill in.
 fn previous_rings(persisted: Option<&PersistedState>, window: Duration) -> PreviousRings {
     let Some(persisted) = persisted else { return PreviousRings::new(window) };
     PreviousRings::restore(&persisted.previous_rings, window, &clock::boot_id(), clock::now()).unwrap_or_else(|error| {
@@ -246,8 +246,8 @@ fn previous_rings(persisted: Option<&PersistedState>, window: Duration) -> Previ
     })
 }
 
-/// Who was there when the speaker before this one ended. Not after a boot: others may have booted meanwhile, and to ask a node that
-/// has kube-proxy's rules before it has ours costs the flow.
+/// The nodes that were ready when the speaker before this one ended. Not after a boot: others may have booted meanwhile, and a
+/// search that visits a node with kube-proxy's rules but not ours costs the flow.
 fn ready(persisted: Option<&PersistedState>) -> BTreeSet<NodeName> {
     let names = persisted.into_iter().flat_map(|persisted| &persisted.ready);
     names.filter_map(|name| NodeName::new(name)).collect()
@@ -263,7 +263,7 @@ struct Serving {
     secret: mpsc::Receiver<Update>,
     /// The view of the speaker before this one, until there is another.
     last_view: Option<View>,
-    /// Where API servers are, for those who look for one.
+    /// Addresses of API servers, for the fallback.
     servers: watch::Sender<Vec<SocketAddrV4>>,
     commands: Commands,
     /// The dataplane goes by the newest.
@@ -456,7 +456,7 @@ impl Views {
     }
 }
 
-/// Tells when a thread ends: none may while the process runs.
+/// Reports when a thread ends: none may while the process runs.
 struct ThreadExits {
     sender: mpsc::Sender<String>,
     receiver: mpsc::Receiver<String>,

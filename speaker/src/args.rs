@@ -15,8 +15,8 @@ pub struct Cli {
     /// How log lines look.
     #[arg(long, global = true, env = "SHEAVE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
-    /// What is logged: a tracing filter such as `info` or `sheave_speaker=debug`. The Kubernetes client's own complaints are
-    /// left out by default: each watch says once that it fails and once that it works again.
+    /// What is logged: a tracing filter such as `info` or `sheave_speaker=debug`. The Kubernetes client's own errors are left out
+    /// by default: each watch logs once that it fails and once that it works again.
     #[arg(long, global = true, env = "SHEAVE_LOG", default_value = "info,kube_client=off")]
     pub log: String,
 }
@@ -35,7 +35,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// What a UDP client of a port that nobody serves gets.
+/// The answer to a UDP client of an unserved port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum UdpUnserved {
     /// ICMP port unreachable (RFC 1122 section 3.2.2.1).

@@ -12,7 +12,7 @@ pub struct Departed {
     since: BTreeMap<String, Instant>,
 }
 
-/// Between two looks at whether the window of a node is over.
+/// Between two checks whether the window of a node is over.
 pub const LOOK: Duration = Duration::from_secs(10);
 
 impl Departed {
@@ -20,7 +20,7 @@ impl Departed {
         Self { window, since: BTreeMap::new() }
     }
 
-    /// Forgets those whose window is over; the own node never. Whether the view has changed.
+    /// Drops nodes whose window is over; the own node never. Whether the view has changed.
     pub fn expire(&mut self, view: &mut View, own: &str, now: Instant) -> bool {
         let departed: Vec<String> =
             view.nodes().iter().filter(|(_, node)| node.departed).map(|(name, _)| name.clone()).collect();

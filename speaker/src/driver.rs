@@ -53,7 +53,7 @@ const MAX_PER_TURN: usize = 1024;
 /// Commands that wait; the senders send changes only.
 pub const MAX_COMMANDS: usize = 256;
 
-/// What the other threads ask for.
+/// What the other threads send.
 #[derive(Debug)]
 pub enum Command {
     Desired(BTreeMap<Vip, Eligible>),
@@ -73,7 +73,7 @@ pub enum Command {
     Leave,
 }
 
-/// What the other threads hear.
+/// What the other threads receive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     Acquired {
@@ -226,7 +226,7 @@ struct State {
     nodes: BTreeMap<NodeName, Ipv4Addr>,
     by_address: BTreeMap<Ipv4Addr, NodeName>,
     macs: BTreeMap<Ipv4Addr, Mac>,
-    /// Of nodes whose speakers are heard, as they state it under their signature: it outranks ARP.
+    /// Of nodes whose speakers are received, as they state it under their signature: it outranks ARP.
     signed_macs: BTreeMap<Ipv4Addr, Mac>,
     down: BTreeSet<NodeName>,
     silent: BTreeSet<NodeName>,
@@ -234,11 +234,12 @@ struct State {
     unknown: BTreeSet<NodeName>,
     lease_until: Instant,
     mute_written: Instant,
-    /// When the nodes are asked for their MAC addresses next.
+    /// When the nodes are queried for their MAC addresses next.
     resolve_at: Instant,
     /// VIPs that this node has just released, until it is known what becomes of them.
     released_for: BTreeMap<Vip, LoseReason>,
-    /// VIPs that the kernel still has as owned, against what the election says: removing them is tried again with each heartbeat.
+    /// VIPs that the kernel still has as owned, against the election's decision: removing them is tried again with each
+    /// heartbeat.
     unreleased: BTreeSet<Vip>,
     stall: Stall,
     /// The packet path can serve.
@@ -526,7 +527,7 @@ impl State {
     }
 
     fn notify(&self, message: Message) {
-        // The dataplane thread ends only with the process, which says why.
+        // The dataplane thread ends only with the process, which logs the cause.
         if self.driver.sync.send(message).is_err() {
             error!("the dataplane thread has ended");
         }

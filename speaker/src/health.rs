@@ -1,4 +1,4 @@
-//! What the threads tell each other without waiting: the state behind readiness, liveness and some metrics.
+//! Flags that the threads share without waiting: the state behind readiness, liveness and some metrics.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -30,7 +30,7 @@ pub struct HealthFlags {
     pub attached: AtomicBool,
     pub synced: AtomicBool,
     pub carrier: AtomicBool,
-    /// The election has heard a full view (or found itself alone).
+    /// The election has received a full view (or found itself alone).
     pub joined: AtomicBool,
     /// The newest plan for nftables was refused, or takes long.
     pub nft_failing: AtomicBool,
@@ -99,7 +99,7 @@ impl HealthFlags {
         reasons
     }
 
-    /// What a ready node says beside it.
+    /// Notes of a ready node.
     pub fn notes(&self) -> Vec<&'static str> {
         let flags = [
             (self.identity_differs.load(Ordering::Relaxed), IDENTITY_DIFFERS),

@@ -1,7 +1,7 @@
 //! What all speakers of a cluster share: the keys that sign adverts, the key of the flow hash, the cluster id.
 //!
-//! Read first: docs/decisions/0014. They come from the Secret `sheave-keys` ([`source`]) and stay on this node's disk. What the disk
-//! says of cluster id and flow key counts for as long as it is of this Kubernetes cluster; signing keys follow the Secret
+//! Read first: docs/decisions/0014. They come from the Secret `sheave-keys` ([`source`]) and stay on this node's disk. The
+//! cluster id and flow key on disk count for as long as they are of this Kubernetes cluster; signing keys follow the Secret
 //! (`speaker_core::rotation`).
 
 pub mod source;
@@ -73,7 +73,7 @@ pub struct Stored {
     kubernetes: Option<String>,
     #[serde(flatten)]
     identity: Identity,
-    /// This node ran with the identity, and nothing spoke against it.
+    /// This node ran with the identity, and no evidence is against it.
     confirmed: bool,
     /// What adverts are signed with.
     #[serde(with = "entry")]
@@ -152,9 +152,9 @@ impl Keys {
         rotation::Secret { current: Key::new(self.stored.current), previous: self.stored.previous.map(Key::new) }
     }
 
-    /// The Secret was read or has changed: what the rotation is to be told. On disk before it is used, because a key that peers may
-    /// sign with since this node has acknowledged it must be there after a restart.
-    /// `held_back`: this node is new and cannot verify the others.
+    /// The Secret was read or has changed; returns the keys for the rotation. On disk before it is used, because a key that peers
+    /// may sign with since this node has acknowledged it must be there after a restart. `held_back`: this node is new and cannot
+    /// verify the others.
     pub fn take(&mut self, found: Found, held_back: bool) -> Result<rotation::Secret> {
         let Found { contents, kubernetes } = found;
         if let (Some(stored), Some(read)) = (&self.stored.kubernetes, &kubernetes)

@@ -10,8 +10,8 @@ use crate::args::{Cli, LogFormat};
 /// Lines that wait at most.
 const QUEUE: usize = 10_000;
 
-/// Off whatever the operator asks for: the Kubernetes client logs the body of an answer that it cannot read, the Secret's as well, and
-/// an error for each request that fails, without its cause. The caller of the request logs the whole chain.
+/// Off whatever filter the operator sets: the Kubernetes client logs the body of an answer that it cannot read, the Secret's as
+/// well, and an error for each request that fails, without its cause. The caller of the request logs the whole chain.
 const CLIENT: &str = "kube_client::client=off";
 
 /// The guard writes what waits when it is dropped.

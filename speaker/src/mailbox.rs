@@ -43,7 +43,7 @@ impl<K: Ord, V> Sender<K, V> {
         self.edit(key, |_| value)
     }
 
-    /// The same with a value made from the one that waits.
+    /// The same with a value made from the waiting one.
     pub fn edit(&self, key: K, value: impl FnOnce(Option<V>) -> V) -> Result<(), Undelivered> {
         {
             let mut slots = lock(&self.slots);

@@ -1,4 +1,5 @@
-//! The thread that writes to the state directory: the newest view and the newest former rings, at most once a second, whatever the disk does.
+//! The thread that writes to the state directory: the newest view and the newest previous rings, at most once a second, whatever
+//! the disk does.
 //!
 //! A speaker that restarts finds the view of at most [`PAUSE`] and the time of one write ago; behind a slow disk, of [`SHARE`] times the
 //! last write ago, at most [`Backoff::LONGEST`]. An orderly end writes what waits first ([`Saver::flush`]).
@@ -36,7 +37,7 @@ struct Waiting {
     view: Option<Arc<View>>,
     forwarding: Option<Arc<PersistedState>>,
     writing: bool,
-    /// Somebody waits for the end of it.
+    /// A caller waits for the end of it.
     hurry: bool,
 }
 
@@ -61,7 +62,7 @@ impl Saver {
         self.0.changed.notify_all();
     }
 
-    /// Replaces former rings that wait.
+    /// Replaces previous rings that wait.
     pub fn forwarding(&self, persisted: PersistedState) {
         self.0.lock().forwarding = Some(Arc::new(persisted));
         self.0.changed.notify_all();

@@ -1,4 +1,4 @@
-//! What outlives the speaker on this node's disk: the keys, the last known view, the former rings, and the boot epoch.
+//! What outlives the speaker on this node's disk: the keys, the last known view, the previous rings, and the boot epoch.
 //!
 //! The view lets a speaker that restarts without an API server go on; the epoch numbers incarnations, so that a wall clock
 //! that was set back does not make a new incarnation look like an old one.
@@ -32,7 +32,7 @@ pub struct StateDir {
 /// What the packet path has to know of the time before this speaker.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PersistedState {
-    /// Former rings of each service.
+    /// Previous rings of each service port. The aliases are the names in files of earlier versions.
     #[serde(alias = "history")]
     pub previous_rings: SavedRings,
     /// Nodes whose packet path was ready (`readiness`).
@@ -84,7 +84,7 @@ impl StateDir {
         write_atomically(&self.view_path(), &bytes)
     }
 
-    /// The last saved view. A file that cannot be read is reported and counts as absent: the API server will tell anew.
+    /// The last saved view. A file that cannot be read is reported and ignored: the API server sends it anew.
     pub fn load_view(&self) -> Option<View> {
         load(&self.view_path(), "last known view unreadable, waiting for the API server")
     }
@@ -94,8 +94,7 @@ impl StateDir {
         write_atomically(&self.forwarding_path(), &bytes)
     }
 
-    /// What the last speaker remembered. A file that cannot be read is reported and counts as absent: the other nodes know what
-    /// they hold, and say so.
+    /// The state of the last speaker. A file that cannot be read is reported and ignored: the other nodes report their flows.
     pub fn load_forwarding(&self) -> Option<PersistedState> {
         load(&self.forwarding_path(), "previous rings unreadable; continuing with what other nodes report")
     }
@@ -105,7 +104,7 @@ impl StateDir {
         write_atomically(&self.dir.join(KEYS), &bytes)
     }
 
-    /// The keys of the speaker before this one. A file that cannot be read is reported and counts as absent: the Secret has them.
+    /// The keys of the speaker before this one. A file that cannot be read is reported and ignored: the Secret has them.
     pub fn load_keys(&self) -> Option<Stored> {
         load(&self.dir.join(KEYS), "keys on disk unreadable, waiting for the Secret")
     }
@@ -143,7 +142,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// `None` for a file that is not there, and, with a warning, for one that cannot be read.
+/// `None` for a file that is not there, and, with a warning, for a file that cannot be read.
 fn load<T: DeserializeOwned>(path: &Path, consequence: &str) -> Option<T> {
     match read_bounded(path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)) {
         Ok(content) => Some(content),
@@ -167,7 +166,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("new");
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        // One that a crash left may have other rights.
+        // A file that a crash left may have other rights.
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(bytes)?;
         file.sync_all()?;

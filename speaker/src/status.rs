@@ -1,4 +1,4 @@
-//! Writes the status of VirtualIPs: the owner says that it is. Only the newest state of each VIP waits to be written.
+//! Writes the status of VirtualIPs: the owner writes that it is. Only the newest state of each VIP waits to be written.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use crate::mailbox;
 
-/// What the status shall say.
+/// The status to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
     /// This node won the VIP.
@@ -79,7 +79,7 @@ fn is_newer(known: &VirtualIPStatus, term: i64, since: Timestamp) -> bool {
     known.owner.is_some() && known.term.is_some_and(|newer| newer > term) && later()
 }
 
-/// Compares before it writes, under the object's resourceVersion: a late message of a former owner never hides a newer one.
+/// Compares before it writes, under the object's resourceVersion: a late message of a previous owner never hides a newer one.
 async fn write(api: &Api<VirtualIP>, node: &str, vip: Ipv4Addr, ownership: &Ownership) -> kube::Result<()> {
     let name = vip.to_string();
     let current = api.get(&name).await?;
@@ -98,7 +98,7 @@ async fn write(api: &Api<VirtualIP>, node: &str, vip: Ipv4Addr, ownership: &Owne
             }
             json!({ "owner": null, "since": null, "reason": reason.as_str() })
         }
-        // All speakers say the same: the first writes it.
+        // All speakers write the same: the first one does.
         Ownership::Refused(reason) => {
             let others = known.owner.as_deref().is_some_and(|owner| owner != node);
             if others || known.owner.is_none() && known.reason.as_deref() == Some(reason.as_str()) {
@@ -117,7 +117,7 @@ mod tests {
 
     use super::*;
 
-    /// The far end takes connections and says nothing: each request is given up, and the next one goes on a new connection.
+    /// The far end accepts connections and sends nothing: each request times out, and the next one uses a new connection.
     #[tokio::test]
     async fn a_connection_that_hangs_is_replaced() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -137,7 +137,7 @@ mod tests {
         let at = |text: &str| text.parse::<Timestamp>().expect("a time");
         let since = Some(MicroTime(at("2026-01-02T03:04:05.5Z")));
         let known = VirtualIPStatus { owner: Some("n1".into()), term: Some(7), since, ..Default::default() };
-        // Won before, told later.
+        // Won before, received later.
         assert!(is_newer(&known, 6, at("2026-01-02T03:04:05.4Z")));
         // Won later, by speakers that know of no term before.
         assert!(!is_newer(&known, 1, at("2026-01-02T03:04:06Z")));

@@ -29,19 +29,20 @@ use tracing::{debug, info, warn};
 
 use crate::apiserver::ApiServer;
 
-/// What the API server has for its answer, and the time until it is asked again: doubled after each attempt, since a busy one may need long.
+/// The time the API server has for its answer, and the pause before the next request: doubled after each attempt, since a busy
+/// one may need long.
 const ATTEMPT: Duration = Duration::from_secs(1);
 const ATTEMPT_MAX: Duration = Duration::from_secs(8);
-/// The same while other nodes hear it and this one may not.
+/// The same while the view of this node lags.
 const ATTEMPT_MAX_LAGGING: Duration = Duration::from_secs(2);
 /// A watch that has had no answer for so long is begun anew wherever an API server answers.
 const UNANSWERED: Duration = Duration::from_secs(5);
-/// Between renewals of the watches that do not end the doubt: somebody else is out of date, or everybody.
+/// Between renewals of the watches that do not end the lag: another node is out of date, or all are.
 const RENEWAL: Duration = Duration::from_secs(10);
 const RENEWAL_MAX: Duration = Duration::from_secs(300);
 
-/// Keeps the four watches. While it is in doubt whether they hear the API server, or they have no answer from it, they are begun anew as
-/// soon as it answers on a connection of its own.
+/// Keeps the four watches. While the view lags, or they have no answer from the API server, they are begun anew as soon as it
+/// answers on a connection of its own.
 pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: watch::Receiver<bool>) {
     let mut watches = JoinSet::new();
     let (mut unanswered, mut why) = (Unanswered::default(), "the speaker begins");
@@ -140,7 +141,7 @@ impl Watch {
                     continue;
                 }
             };
-            // `Init` says only that a list will be asked for.
+            // `Init` announces only that a list will be requested.
             if !matches!(event, watcher::Event::Init) && std::mem::take(&mut failing) {
                 self.unanswered.set(self.kind, false);
                 info!(kind = ?self.kind, "watch works again");
@@ -171,7 +172,7 @@ impl Watch {
         }
     }
 
-    /// Says so once, not at every retry.
+    /// Logs once, not at every retry.
     fn failed(&self, error: &watcher::Error, again: bool) {
         self.unanswered.set(self.kind, is_unanswered(error));
         if again {

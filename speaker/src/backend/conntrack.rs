@@ -1,4 +1,4 @@
-//! The flows to VIPs that conntrack knows: read them, forget some.
+//! The flows to VIPs that conntrack knows: read them, delete some.
 //!
 //! Conntrack keeps sending a flow to the pod that it was first sent to. If that pod is gone, TCP goes on into a hole, and so
 //! does UDP for as long as the client goes on sending from the same port (DNS resolvers, SIP, QUIC). Once the entry is gone,
@@ -6,9 +6,9 @@
 //! own UDP flows (pkg/proxy/conntrack/cleanup.go).
 //!
 //! The kernel's own filter (Linux 5.8) takes one address and saves the copying of everything else; each address costs a pass
-//! through the table. So few VIPs are asked for one by one, and for many everything is read and picked out here. An older
-//! kernel does not know the filter and gives everything too. Deleted one by one: a delete by filter exists since Linux 6.11
-//! only. All of it blocks; figures in docs/backend.md. Read first: kernel net/netfilter/nf_conntrack_netlink.c; attributes in
+//! through the table. So few VIPs are read one by one, and for many everything is read and filtered here. An older kernel does
+//! not know the filter and returns everything too. Deleted one by one: a delete by filter exists since Linux 6.11 only. All of it
+//! blocks; figures in docs/backend.md. Read first: kernel net/netfilter/nf_conntrack_netlink.c; attributes in
 //! include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 
 use std::collections::BTreeSet;
@@ -78,7 +78,7 @@ fn dump(netfilter: &Netfilter, vips: &BTreeSet<Ipv4Addr>, each: &mut dyn FnMut(&
     };
     for (only, filter) in filters {
         netfilter.request(GET, libc::NLM_F_DUMP, &filter, &mut |entry| {
-            // Most entries are none of ours: a look at the address comes first.
+            // Most entries are none of ours: the address is compared first.
             let asked_for = |address| only.map_or_else(|| vips.contains(&address), |only| only == address);
             if destination(entry).is_some_and(asked_for)
                 && let Some(flow) = flow(entry)
@@ -97,7 +97,7 @@ fn to_address(vip: Ipv4Addr) -> Vec<u8> {
     [nested(CTA_TUPLE_ORIG, &address), by].concat()
 }
 
-/// What tells an entry from all others, also from a later one of the same flow, as the kernel gave it.
+/// What identifies an entry, also against a later one of the same flow, as the kernel gave it.
 fn description(entry: &[u8]) -> Option<Vec<u8>> {
     let original = attribute(entry, CTA_TUPLE_ORIG)?;
     Some([nested(CTA_TUPLE_ORIG, original), plain(CTA_ID, attribute(entry, CTA_ID)?)].concat())
@@ -145,7 +145,7 @@ const MAX_FLOWS: usize = 524_288;
 /// Entries that are deleted between two dumps, about 70 bytes each.
 const AT_ONCE: usize = 65_536;
 
-/// VIPs that are asked for one by one. With 100,000 entries a pass costs an eighth to a fourth of reading them all.
+/// VIPs that are read one by one. With 100,000 entries a pass costs an eighth to a fourth of reading them all.
 const FEW: usize = 4;
 
 /// NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET and _DELETE.

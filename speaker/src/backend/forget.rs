@@ -1,9 +1,9 @@
-//! When conntrack's flows are looked through: who has lost its pod, and is told to be forgotten.
+//! When conntrack's flows are scanned for flows that have lost their pod, to delete their entries.
 //!
-//! A TCP flow whose pod is named by nobody any more may have a pod that lives: its label or the Service's selector was changed. Such a pod
-//! is asked; while it gives an answer its flows stay, and it is asked again.
+//! A TCP flow whose pod is no longer listed may have a pod that lives: its label or the Service's selector was changed. Such a
+//! pod is probed; while it answers its flows stay, and it is probed again.
 //!
-//! A task of its own, so that nobody waits for a dump. Who deletes what and when: docs/backend.md.
+//! A task of its own, so that no other work waits for a dump. What deletes an entry and when: docs/backend.md.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -58,7 +58,7 @@ impl Forgetter {
         self.counts.forgotten.load(Ordering::Relaxed)
     }
 
-    /// Flows that stay with pods that are named by nobody any more.
+    /// Flows that stay with pods that are no longer listed.
     pub fn unnamed(&self) -> u64 {
         self.counts.unnamed.load(Ordering::Relaxed)
     }
@@ -67,7 +67,7 @@ impl Forgetter {
 /// Ends with the sender.
 async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
     let mut judged = Endpoints::default();
-    // When pods that nobody names are asked again.
+    // When pods that are no longer listed are probed again.
     let mut again: Option<Instant> = None;
     loop {
         let first = endpoints.borrow_and_update().clone();
@@ -75,7 +75,7 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
         let changed = first.lost_since(&judged);
         if due || changed {
             sleep(GRACE).await;
-            // The node may have been listed a moment later than its pods: doubt begins late.
+            // The node may have been listed a moment later than its pods: uncertainty begins late.
             let last = endpoints.borrow().clone();
             match forget(Lost { then: first.clone(), now: last }).await {
                 Ok(Outcome { forgotten, unnamed, reading }) => {
@@ -95,7 +95,7 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
             judged = first;
         }
         let wait = again.map_or(Duration::MAX, |again| again.saturating_duration_since(Instant::now()));
-        // The time is over: somebody is to be asked again.
+        // The time is over: pods are to be probed again.
         if let Ok(Err(_)) = timeout(wait, endpoints.changed()).await {
             return;
         }
@@ -113,7 +113,7 @@ fn log_forgotten(forgotten: u64, unnamed: u64, before: u64) {
     }
 }
 
-/// The flows that had nobody left then and have nobody left now.
+/// The flows that had lost their pod then and still have none.
 struct Lost {
     then: Endpoints,
     now: Endpoints,
@@ -127,13 +127,14 @@ impl Lost {
 
 struct Outcome {
     forgotten: u64,
-    /// Flows whose pod is asked again later.
+    /// Flows whose pod is probed again later.
     unnamed: u64,
     /// How long it took to read conntrack once.
     reading: Duration,
 }
 
-/// UDP flows at once, they do well with another pod; what closed connections left as well. Open connections when their pod has not answered.
+/// UDP flows at once, they do well with another pod; entries of closed connections as well. Open connections when their pod has
+/// not answered.
 async fn forget(lost: Lost) -> io::Result<Outcome> {
     let lost = Arc::new(lost);
     let first = lost.clone();
@@ -200,9 +201,9 @@ const GRACE: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(1);
 /// Attempts before a pod counts as gone: a machine may be busy.
 const TRIES: u32 = 3;
-/// Pods that are asked at most, and at the same time. The flows of others wait for the next look.
+/// Pods that are probed at most, and at the same time. The flows of others wait for the next scan.
 const MAX_ASKED: usize = 4096;
 const ASKED_AT_ONCE: usize = 64;
-/// Between two looks for the sake of pods that nobody names; reading takes at most this part of the time.
+/// Between two scans for pods that are no longer listed; reading takes at most this part of the time.
 const AGAIN: Duration = Duration::from_secs(2);
 const SHARE: u32 = 20;

@@ -1,5 +1,5 @@
-//! The backend's hands: the nft program, conntrack, sysctls. What they should say is decided in `speaker_core::backend`.
-//! Read first: docs/backend.md.
+//! The backend's I/O: the nft program, conntrack, sysctls. `speaker_core::backend` decides their content. Read first:
+//! docs/backend.md.
 
 pub mod conntrack;
 mod counters;
@@ -21,7 +21,7 @@ use forget::Forgetter;
 use netfilter::Monitor;
 use nft::{Nft, NftError};
 
-/// Keeps the nftables table at the plan, and conntrack free of flows that have nobody left.
+/// Keeps the nftables table at the plan, and conntrack free of flows that have lost their pod.
 #[derive(Debug)]
 pub struct Backend {
     nft: Nft,
@@ -32,16 +32,16 @@ pub struct Backend {
     watch: Watch,
 }
 
-/// Who else changes the table.
+/// Watches for third-party changes of the table.
 #[derive(Debug)]
 struct Watch {
     monitor: Listening,
-    /// Our own transactions, each as the generations before and after: there is one of them in between, and perhaps somebody
-    /// else's.
+    /// Our own transactions, each as the generations before and after: there is one of them in between, and perhaps third-party
+    /// ones.
     own: VecDeque<(u32, u32)>,
     /// Not ours, and not audited yet.
     third_party: bool,
-    /// When the next change may be told.
+    /// When the next change may be reported.
     next: Instant,
 }
 
@@ -64,7 +64,7 @@ struct Applied {
 
 #[derive(Debug)]
 struct Audited {
-    /// Of the node's whole ruleset; `None` if the kernel did not say.
+    /// Of the node's whole ruleset; `None` if the kernel did not return it.
     generation: Option<u32>,
     /// The table as nft lists it, without what changes by itself.
     listing: String,
@@ -83,7 +83,7 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counter {
     pub packets: u64,
-    /// What the kernel's counter last said; it starts at 0 whenever the table is built anew.
+    /// The kernel's last value; it starts at 0 whenever the table is built anew.
     kernel: u64,
 }
 
@@ -105,7 +105,7 @@ impl Backend {
         self.second_chance
     }
 
-    /// Flows that conntrack was told to forget because they had nobody left, since the start of this speaker.
+    /// Flows whose conntrack entries were deleted because they had lost their pod, since the start of this speaker.
     pub fn flows_forgotten(&self) -> u64 {
         self.forgetter.forgotten()
     }
@@ -115,7 +115,7 @@ impl Backend {
         self.forgetter.unnamed()
     }
 
-    /// What the table says, as far as this is known: `None` before the first success.
+    /// The content of the table, as far as this is known: `None` before the first success.
     pub fn in_force(&self) -> Option<&Plan> {
         self.applied.as_ref().map(|applied| &applied.plan)
     }
@@ -145,7 +145,7 @@ impl Backend {
                     self.keep(Applied { plan, audited: None, suspect: false });
                     return Ok(Outcome::Updated);
                 }
-                // A foreign hand in our table is mended by building it anew.
+                // A third-party change of our table is repaired by building it anew.
                 Err(error @ NftError::Refused(_)) => refused = Some(error),
                 Err(error) => {
                     self.suspect_rules(&plan, &error);
@@ -165,7 +165,7 @@ impl Backend {
         Ok(Outcome::Replaced)
     }
 
-    /// The plan was refused: what it says of everything but the service ports that it changes may not be.
+    /// The plan was refused: the fault may be outside the service ports that it changes.
     async fn apply_the_rest(&mut self, plan: &Plan) {
         let Some(applied) = &self.applied else { return };
         let rest = without_changed_services(plan, &applied.plan);
@@ -183,15 +183,15 @@ impl Backend {
             // The program did not run.
             NftError::Start { .. } => {}
             NftError::Refused(_) => applied.suspect = true,
-            // It may be in force all the same: only what both plans say is certain.
+            // It may be in force all the same: only what both plans have is certain.
             NftError::Timeout(_) | NftError::Pipe(_) | NftError::TooLong => {
                 *applied = Applied { plan: common(plan, &applied.plan), audited: None, suspect: true };
             }
         }
     }
 
-    /// Returns when somebody else has changed our table, at most every [`PACE`]: [`Backend::audit`] puts it right. Never
-    /// returns if the kernel does not tell. May be dropped while it waits.
+    /// Returns when a third party has changed our table, at most every [`PACE`]: [`Backend::audit`] repairs it. Never returns if
+    /// the kernel does not report changes. May be dropped while it waits.
     pub async fn changed(&mut self) {
         sleep_until(self.watch.next).await;
         self.watch.third_party_transaction().await;
@@ -199,8 +199,8 @@ impl Backend {
         self.watch.next = Instant::now() + PACE;
     }
 
-    /// Puts right what somebody else did to the table. True: there was something. Call it when [`Backend::changed`] says so,
-    /// and every few seconds: it costs one system call while nobody on the node changes any nftables rule, else a run of nft.
+    /// Repairs third-party changes of the table. True: there was one. Call it after [`Backend::changed`], and every few seconds:
+    /// it costs one system call while no nftables rule on the node changes, else a run of nft.
     pub async fn audit(&mut self) -> Result<bool, NftError> {
         let third_party = std::mem::take(&mut self.watch.third_party);
         // A transaction that failed is repeated by `sync`.
@@ -213,7 +213,7 @@ impl Backend {
         if let Some(listing) = self.nft.listing().await? {
             let sound = match &applied.audited {
                 Some(audited) => audited.listing == listing,
-                // Nothing to compare with: ours since the last look, and then somebody else's.
+                // Nothing to compare with: our change since the last audit, and then a third-party one.
                 None => !third_party && is_whole(&listing),
             };
             if sound {
@@ -231,7 +231,7 @@ impl Backend {
     pub fn counters(&mut self) -> std::io::Result<&BTreeMap<&'static str, Counter>> {
         for (name, now) in counters::packets(ruleset::TABLE)? {
             if let Some(counter) = self.counters.get_mut(name.as_str()) {
-                // Lower than before: a foreign hand reset it.
+                // Lower than before: a third party reset it.
                 counter.packets += now.checked_sub(counter.kernel).unwrap_or(now);
                 counter.kernel = now;
             }
@@ -266,14 +266,14 @@ impl Backend {
         }
     }
 
-    /// What is in force. Flows are judged by it from now on: a flow that is forgotten before would come back with its next
+    /// What is in force. Flows are judged by it from now on: an entry that is deleted before would come back with its next
     /// packet.
     fn keep(&mut self, applied: Applied) {
         self.forgetter.judge_by(&applied.plan.endpoints);
         self.applied = Some(applied);
     }
 
-    /// One transaction, remembered as our own.
+    /// One transaction, recorded as our own.
     async fn apply(&mut self, text: &str) -> Result<(), NftError> {
         let before = netfilter::generation();
         self.nft.apply(text).await?;
@@ -311,7 +311,7 @@ impl Watch {
         std::future::pending().await
     }
 
-    /// The first transaction of our table in one of our spans is ours, whoever came first: two of them are one too many.
+    /// The first transaction of our table in one of our spans is ours, whichever came first: two of them are one too many.
     fn is_own(&mut self, generation: u32) -> bool {
         let covers = |&(before, after): &(u32, u32)| before < generation && generation <= after;
         self.own.iter().position(covers).and_then(|place| self.own.remove(place)).is_some()
@@ -332,13 +332,13 @@ fn common(plan: &Plan, other: &Plan) -> Plan {
     common
 }
 
-/// Our base chains are there: somebody who flushes or deletes between a change and its first audit is noticed all the same.
+/// Our base chains are there: a third party that flushes or deletes between a change and its first audit is noticed all the same.
 fn is_whole(listing: &str) -> bool {
     let chains = ["flow_lookup", "prerouting", "forward", "input", "hook"];
     chains.iter().all(|chain| listing.contains(&format!("chain {chain} {{\n\t\ttype ")))
 }
 
-/// Between two changes of the table by others that are told: somebody who rewrites it all the time shall not keep us busy.
+/// Between two reported changes of the table: a third party that rewrites it all the time must not keep us busy.
 const PACE: Duration = Duration::from_millis(200);
 /// Own transactions whose notice has not come yet.
 const MAX_OWN: usize = 64;

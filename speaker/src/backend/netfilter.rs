@@ -1,5 +1,5 @@
 //! Requests to netfilter over netlink, as far as nft does not offer them: conntrack entries, counters, the ruleset's generation,
-//! and who changes the ruleset.
+//! and notifications of changes.
 //!
 //! Requests block, with a time limit. Read first: kernel include/uapi/linux/netlink.h, linux/netfilter/nfnetlink.h,
 //! linux/netfilter/nf_tables.h.
@@ -23,7 +23,8 @@ impl Netfilter {
         Ok(Self(socket))
     }
 
-    /// Asks and hands over the attributes of each entry of the answer. The flags must make the kernel end it (dump or ack).
+    /// Sends a request and hands over the attributes of each entry of the answer. The flags must make the kernel end it (dump or
+    /// ack).
     pub fn request(&self, kind: u16, flags: i32, attributes: &[u8], each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         self.request_bounded(kind, flags, attributes, usize::MAX, each)
     }
@@ -53,7 +54,7 @@ impl Netfilter {
         self.0.send(&message).map(drop)
     }
 
-    /// Hands over the attributes of each entry until the kernel says that this was all, or what is wrong.
+    /// Hands over the attributes of each entry until the kernel ends the answer, or reports an error.
     fn receive(&self, most: usize, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER];
         let mut entries = 0;
@@ -75,12 +76,12 @@ impl Netfilter {
     }
 }
 
-/// Hears of every transaction of anybody in this network namespace, and tells those that touch one table of family ip.
+/// Receives every transaction in this network namespace, and reports those that touch one table of family ip.
 #[derive(Debug)]
 pub struct Monitor {
     socket: AsyncFd<Socket>,
     table: Vec<u8>,
-    /// The transaction whose end has not been told yet touches the table.
+    /// The transaction whose end has not come yet touches the table.
     touched: bool,
     buffer: Vec<u8>,
 }
@@ -134,7 +135,7 @@ impl Monitor {
     }
 }
 
-/// The number of the ruleset in force in this network namespace: every transaction of anybody raises it.
+/// The number of the ruleset in force in this network namespace: every transaction raises it.
 pub fn generation() -> io::Result<u32> {
     let mut generation = None;
     Netfilter::open()?.request(GET_GENERATION, libc::NLM_F_ACK, &[], &mut |answer| {

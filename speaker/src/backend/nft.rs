@@ -26,7 +26,7 @@ pub enum NftError {
     Timeout(Duration),
     #[error("nft: {0}")]
     Pipe(#[from] std::io::Error),
-    /// The kernel or nft said no; nothing was changed.
+    /// The kernel or nft refused it; nothing was changed.
     #[error("nft refused: {0}")]
     Refused(String),
     #[error("nft printed more than {MAX_OUTPUT} bytes")]
@@ -123,7 +123,7 @@ impl Nft {
         let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let write = async {
             if let Some(pipe) = &mut stdin {
-                // A child that stopped reading says why on stderr; that is the error to report.
+                // A child that stopped reading writes the cause to stderr; that is the error to report.
                 let _ = pipe.write_all(input.as_bytes()).await;
             }
             drop(stdin);
@@ -147,7 +147,7 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>) -> Result<String, NftError> 
     }
 }
 
-/// The first lines of what nft said: it repeats the ruleset below each complaint.
+/// The first lines of nft's output: it repeats the ruleset below each error.
 fn shorten(stderr: &str, status: &str) -> String {
     let text: String = stderr.lines().take(4).collect::<Vec<_>>().join(" | ").chars().take(400).collect();
     if text.is_empty() { status.into() } else { text }

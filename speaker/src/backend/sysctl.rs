@@ -1,12 +1,12 @@
 //! Kernel settings that the backend needs, while the speaker runs the node; put back at uninstall.
 //!
-//! ICMP redirects off: a packet that is still addressed to a VIP is routed back out of the uplink until the guard refuses it.
-//! The kernel would send the client a redirect first (net/ipv4/ip_forward.c: `ip_rt_send_redirect` runs before the forward
-//! hook). A redirect is sent if the interface's setting or that of `all` says so (`IN_DEV_TX_REDIRECTS`), so both are set.
+//! ICMP redirects off: a packet that is still addressed to a VIP is routed back out of the uplink until the guard refuses it. The
+//! kernel would send the client a redirect first (net/ipv4/ip_forward.c: `ip_rt_send_redirect` runs before the forward hook). A
+//! redirect is sent if the setting of the interface or of `all` allows it (`IN_DEV_TX_REDIRECTS`), so both are set.
 //!
-//! `nf_conntrack_tcp_loose` on, as it is by default: only then does conntrack tell a segment of a flow that it does not know
-//! (new) from one that contradicts a flow that it does know (invalid). The first is searched for and reset if nobody has it; the
-//! second must not be, so with the setting off clients of lost flows would hear nothing.
+//! `nf_conntrack_tcp_loose` on, as it is by default: only then does conntrack distinguish a segment of an unknown flow (new) from
+//! a segment that contradicts a known flow (invalid). The first is searched for and reset if no node has the flow; the second
+//! must not be, so with the setting off clients of lost flows would get no reset.
 //!
 //! The values found are kept in a file until uninstall. They are written down before anything is changed and never again in
 //! the same boot, so that a restarted speaker does not take its own value for the original. After a reboot the kernel has
@@ -62,8 +62,8 @@ impl Sysctls {
         }
     }
 
-    /// Puts back what is still as we left it, and forgets. What somebody else has changed since, and interfaces that are
-    /// gone, stay as they are.
+    /// Restores the settings that are still as we left them, and deletes the file. Settings that a third party has changed since,
+    /// and interfaces that are gone, stay as they are.
     pub fn restore(&self) -> Result<Vec<String>, SysctlError> {
         let saved = self.load()?;
         let mut restored = Vec::new();
@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(fake.sysctls().disable_redirects("eth0.5").unwrap().len(), 2);
         assert_eq!(fake.both(), ["0", "0"]);
         assert_eq!(fake.sysctls().disable_redirects("eth0.5").unwrap(), Vec::<String>::new());
-        // Somebody turned one on again: off, and the first original stays.
+        // A third party turned one on again: off, and the first original stays.
         fake.set("all", "1");
         assert_eq!(fake.sysctls().disable_redirects("eth0.5").unwrap().len(), 1);
         assert_eq!(fake.sysctls().restore().unwrap().len(), 2);

@@ -318,7 +318,7 @@ fn a_service_port_that_is_refused_stays_as_it_was_and_the_rest_changes() {
             assert_eq!((&in_force.services, &in_force.peers), (&plan(1).services, &wanted.peers));
             assert!(Nft::new("nft").listing().await.unwrap().unwrap().contains("dup to 192.0.2.12"));
         }
-        // A new one that is refused is not there, and what is removed goes.
+        // A new one that is refused is not there, and a removed one goes.
         let mut new = wanted.clone();
         let refused = new.services.remove(&dns).unwrap();
         new.services.insert(service_key(VIP, 54, Protocol::Udp), refused);
@@ -419,7 +419,7 @@ fn flows_are_read_as_the_client_sends_them() {
         let pod = TcpListener::bind((POD, 80)).unwrap();
         let client = TcpStream::connect((VIP, 80)).unwrap();
         let (served, _) = pod.accept().unwrap();
-        // Not to a VIP: not told.
+        // Not to a VIP: not read.
         let _other = TcpStream::connect((POD, 80)).unwrap();
         let udp = UdpSocket::bind((POD, 0)).unwrap();
         udp.send_to(b"x", (VIP, 53)).unwrap();
@@ -478,11 +478,11 @@ fn flows_whose_pod_is_gone_are_forgotten_and_no_others() {
         backend.sync(plan(1)).await.unwrap();
         wait(400).await;
         assert_eq!((remembered(), backend.flows_forgotten()), (2, 0));
-        // Nobody names the pod any more, but it lives: UDP does as well with another, the connection does not.
+        // The pod is no longer listed, but it lives: UDP does as well with another, the connection does not.
         backend.sync(plan(0)).await.unwrap();
         until(|| backend.flows_in_removal_grace() == 1).await;
         assert_eq!((remembered(), backend.flows_forgotten()), (1, 1));
-        // Named or not, and whether it listens or not: somebody has the address.
+        // Listed or not, and whether it listens or not: a host has the address.
         drop(pod);
         wait(1000).await;
         assert_eq!((remembered(), backend.flows_in_removal_grace()), (1, 1));
@@ -500,7 +500,7 @@ fn flows_whose_pod_is_gone_are_forgotten_and_no_others() {
     });
 }
 
-/// A node that was cut off from the API server and hears it again: its pods are called unready for some seconds.
+/// A node that was cut off from the API server and reaches it again: its pods are called unready for some seconds.
 #[test]
 fn udp_flows_stay_while_the_node_status_is_uncertain() {
     in_namespace(|| async {
@@ -516,21 +516,21 @@ fn udp_flows_stay_while_the_node_status_is_uncertain() {
         let unready = || plan_of(1, Conditions { ready: false, serving: false, terminating: false });
         let plan = unready();
         let was_uncertain = Plan { endpoints: plan.endpoints.clone().uncertain(true), ..plan };
-        // The doubt may begin a moment later than the pods are called unready.
+        // The uncertainty may begin a moment later than the pods are called unready.
         backend.sync(unready()).await.unwrap();
         wait(50).await;
         backend.sync(was_uncertain).await.unwrap();
         wait(400).await;
         assert_eq!((conntrack::flows(&vips()).unwrap().len(), backend.flows_forgotten()), (1, 0));
 
-        // The doubt has ended.
+        // The uncertainty has ended.
         backend.sync(unready()).await.unwrap();
         until(|| backend.flows_forgotten() > 0).await;
         assert!(conntrack::flows(&vips()).unwrap().is_empty());
     });
 }
 
-/// Within so many milliseconds somebody else's change of our table is told.
+/// Within so many milliseconds a third-party change of our table is reported.
 async fn reports_change(backend: &mut Backend, milliseconds: u64) -> bool {
     tokio::time::timeout(Duration::from_millis(milliseconds), backend.changed()).await.is_ok()
 }
@@ -563,7 +563,7 @@ fn third_party_changes_of_our_table_are_reported_at_once_and_nothing_else() {
                 assert!(!reports_change(&mut backend, 250).await, "putting it right is our own change");
             }
         }
-        // Somebody who does not stop is answered at a pace.
+        // A third party that does not stop is answered at a pace.
         let mut told = 0;
         let end = Instant::now() + Duration::from_secs(1);
         while Instant::now() < end {

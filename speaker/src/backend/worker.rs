@@ -195,7 +195,7 @@ impl Worker {
     }
 }
 
-/// What others learn of the worker.
+/// The worker's state, as other tasks see it.
 struct Health {
     metrics: Arc<Metrics>,
     health: Arc<HealthFlags>,
@@ -240,7 +240,7 @@ impl Health {
     }
 }
 
-/// Looks whether somebody else changed what is ours, should the kernel not have said so.
+/// Audits in case the kernel did not report a third-party change.
 const AUDIT: Duration = Duration::from_secs(5);
 /// A transaction that takes longer is a fault with a name; it goes on. (A table of 8192 services is built in 11 s.)
 const SLOW: Duration = Duration::from_secs(5);

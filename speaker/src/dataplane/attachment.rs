@@ -7,9 +7,9 @@ use tracing::{error, info, warn};
 
 use super::loader::{Attached, Loaded};
 
-/// Between looks at the link. A packet that came meanwhile is sent again by TCP after 200 ms at the earliest.
+/// Between checks of the link. A packet that came meanwhile is sent again by TCP after 200 ms at the earliest.
 pub const LOOK: Duration = Duration::from_millis(100);
-/// Looks that are left out after an attempt that failed, so that a foreign program is not contested all the time.
+/// Checks that are left out after an attempt that failed, so that a third party's program is not contested all the time.
 const PAUSE: u32 = 20;
 
 pub struct Attachment {
@@ -25,7 +25,7 @@ pub struct Attachment {
 pub enum LinkCheck {
     /// As it was: attached, or not and not to be tried yet.
     Attached,
-    /// Somebody had detached it: attached again.
+    /// A third party had detached it: attached again.
     Reattached,
     /// It is not attached any more, and could not be attached again.
     Detached,
@@ -36,8 +36,8 @@ impl Attachment {
         Self { loaded, interface: interface.into(), ifindex, attached: false, pause: 0 }
     }
 
-    /// The first time: when the maps say what the packet path shall do. Until then a program of an earlier speaker goes on with the
-    /// maps that it has, which may be of another version.
+    /// The first time: when the maps are complete. Until then a program of an earlier speaker goes on with its own maps, which
+    /// may be of another version.
     pub fn begin(&mut self) -> Result<Attached> {
         let attached = self.loaded.attach(&self.interface)?;
         info!(interface = self.interface, ?attached, "packet path attached");

@@ -1,4 +1,4 @@
-//! Looks at conntrack from time to time: what this node holds, for the others to know.
+//! Scans conntrack from time to time: the flows of this node, for its report.
 
 use std::collections::BTreeSet;
 use std::future::pending;
@@ -27,7 +27,7 @@ pub struct ConntrackScan {
     /// This node holds flows of rows that are not its own.
     pub has_foreign_rows: bool,
     changed: Instant,
-    /// When the last look began; `None`: look at once.
+    /// When the last scan began; `None`: scan at once.
     scanned: Option<Instant>,
     took: Duration,
     running: Option<JoinHandle<io::Result<Vec<Flow>>>>,
@@ -38,7 +38,7 @@ impl ConntrackScan {
         Self { has_foreign_rows: false, changed: now, scanned: None, took: Duration::ZERO, running: None }
     }
 
-    /// The table is another one: what this node holds is to be told at once.
+    /// The table is another one: this node reports at once.
     pub fn changed(&mut self, now: Instant) {
         self.changed = now;
         self.scanned = None;
@@ -60,7 +60,7 @@ impl ConntrackScan {
         now >= scanned + pause.max(self.took * SHARE)
     }
 
-    /// After a change rows may have come here whose flows meet what closed connections left: that goes first.
+    /// After a change rows may have come here whose flows meet entries of closed connections: those are deleted first.
     pub fn begin(&mut self, vips: BTreeSet<Ipv4Addr>, now: Instant) {
         let changed = self.scanned.replace(now).is_none();
         self.running = Some(tokio::task::spawn_blocking(move || {

@@ -1,4 +1,4 @@
-//! What the dataplane loop is told by other threads: the newest word on each subject.
+//! Messages to the dataplane loop from other threads: the newest one on each subject.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -29,7 +29,7 @@ pub enum Message {
         ip: Ipv4Addr,
         mac: Mac,
     },
-    /// A node's MAC address under its signature, or no longer: it outranks what the kernel's neighbour table says.
+    /// A node's MAC address under its signature, or no longer: it outranks the kernel's neighbour table.
     SignedMac {
         ip: Ipv4Addr,
         mac: Option<Mac>,
@@ -63,7 +63,7 @@ enum Subject {
     Keys,
 }
 
-/// What waits on one subject. Of nodes that were down and are not any more the loop is told all the same.
+/// What waits on one subject. The loop also receives nodes that were down only for a moment.
 type Waiting = Vec<Message>;
 
 #[derive(Clone)]

@@ -75,7 +75,7 @@ pub fn load(pins: &Pins) -> Result<Loaded> {
 
 impl Loaded {
     /// Attaches to the interface in native mode, or replaces the program of our own pinned link. The pin is the only reference to
-    /// the link: who removes it detaches, and finds it attached anew a moment later ([`Loaded::is_attached`]).
+    /// the link: removing it detaches, and the check a moment later attaches anew ([`Loaded::is_attached`]).
     pub fn attach(&mut self, interface: &str) -> Result<Attached> {
         let path = self.pins.link(interface);
         let program = xdp(&mut self.ebpf)?;

@@ -25,7 +25,7 @@ impl LeaseMaps {
         Ok(Self { lease, own })
     }
 
-    /// Ends the lease and forgets what an earlier speaker owned: what this node owns is decided anew.
+    /// Ends the lease and clears what an earlier speaker owned: ownership is decided anew.
     pub fn clear(&mut self) -> Result<()> {
         let mut lease = self.lease.get(&0, 0)?;
         lease.until_ns = 0;
@@ -112,8 +112,8 @@ impl ForwardingMaps {
         (0..head.rows()).map(|row| Ok(Row(word(head.row_at(row, word(head.number_at(row))?))?))).collect()
     }
 
-    /// Carries out writes in order and says after each that it is done. Neighbouring rings are swapped together: a swap waits until
-    /// no packet sees the old ring (16 ms), which a node with many services cannot afford for each of them.
+    /// Carries out writes in order and reports each that is done. Neighbouring rings are swapped together: a swap waits until no
+    /// packet sees the old ring (16 ms), which a node with many services cannot afford for each of them.
     pub fn execute(&mut self, ops: &[MapOp], mut done: impl FnMut(&MapOp)) -> Result<()> {
         let ring = |op: &MapOp| matches!(op, MapOp::SetRing { .. } | MapOp::DelRing { .. });
         for run in ops.chunk_by(|first, second| ring(first) && ring(second)) {
@@ -187,8 +187,8 @@ impl ForwardingMaps {
     }
 }
 
-/// Rings that are made before one swap: their memory, and their number, because each is a file descriptor meanwhile (systemd's limit for
-/// services that ask for no other is 1024).
+/// Rings that are made before one swap: their memory, and their number, because each is a file descriptor meanwhile (systemd's
+/// default limit for services is 1024).
 const BATCH_BYTES: usize = 4 << 20;
 const BATCH_RINGS: usize = 512;
 

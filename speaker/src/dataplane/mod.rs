@@ -1,5 +1,6 @@
-//! The packet path of this node: loaded, kept as the view says, counted. Read: loader.rs -> attachment.rs ->
-//! sync.rs -> writer.rs -> maps.rs; inbox.rs: what other threads tell; flows.rs and talk.rs: what this node holds, and what the others say; arrivals.rs: after a boot.
+//! The packet path of this node: loaded, kept as the view has it, counted. Read: loader.rs -> attachment.rs -> sync.rs ->
+//! writer.rs -> maps.rs; inbox.rs: messages of other threads; conntrack_scan.rs and report_socket.rs: the reports of this node
+//! and of the others; startup_probe.rs: after a boot.
 
 pub mod attachment;
 mod conntrack_scan;

@@ -1,4 +1,4 @@
-//! What nodes tell each other about the flows they hold: the machine of `speaker_core::reports` on its socket.
+//! Flow reports on the network: the machine of `speaker_core::reports` on its socket.
 
 use std::io;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub struct ReportSocket {
 
 /// Datagrams taken in one turn.
 const MAX_PER_TURN: usize = 256;
-/// A machine without a deadline is asked again after this time.
+/// A machine without a deadline gets a turn after this time.
 const IDLE: Duration = Duration::from_secs(1);
 
 impl ReportSocket {

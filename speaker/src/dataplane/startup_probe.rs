@@ -1,9 +1,10 @@
 //! After a boot: are the pods there that the API server names?
 //!
-//! The API server learns of a loss of power after 40 s. A node that is back before that has its old pods in the EndpointSlices, ready, at
-//! addresses that nobody has any more, until its kubelet says better. New flows sent to them are lost in silence. So the first speaker after a boot
-//! asks each of them for a sign of life before it says that this node is ready: whoever accepts a connection is there. A pod's address answers before its
-//! program listens, so a refusal says something of UDP ports only, which cannot be asked better.
+//! The API server notices a loss of power after 40 s. A node that is back before that has its old pods in the EndpointSlices,
+//! ready, at addresses that no pod has any more, until its kubelet corrects them. New flows to them are lost without an error. So
+//! the first speaker after a boot probes each pod before it declares this node ready: a pod that accepts a connection is there. A
+//! pod's address answers before its program listens, so a refusal is a sign of life for UDP ports only, which have no better
+//! probe.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -27,7 +28,7 @@ pub enum StartupProbe {
     /// Not after a boot, or not waited for any more.
     Off,
     Running {
-        /// Whoever was asked, and whether it has given a sign of life.
+        /// The pods that are probed, and whether each has given a sign of life.
         pods: BTreeMap<Target, bool>,
         answered_sender: UnboundedSender<Target>,
         answered: UnboundedReceiver<Target>,
@@ -40,7 +41,7 @@ impl StartupProbe {
         Self::Running { pods: BTreeMap::new(), answered_sender, answered }
     }
 
-    /// Which of these have not given a sign of life yet. Those that are new are asked from now on. Needs a runtime.
+    /// The pods without a sign of life yet. New ones are probed from now on. Needs a runtime.
     pub fn missing(&mut self, wanted: impl Iterator<Item = Target>) -> Vec<Target> {
         let Self::Running { pods, answered_sender, .. } = self else { return Vec::new() };
         let mut is_missing = |pod: &Target| {
@@ -66,7 +67,7 @@ impl StartupProbe {
     }
 }
 
-/// Until it answers, or nobody wants to know any more.
+/// Until it answers, or the receiver is dropped.
 async fn probe_until_answered(target: Target, answered_sender: UnboundedSender<Target>) {
     while !answered_sender.is_closed() {
         let is_there = match tcp_probe(target.address, target.port).await {

@@ -1,7 +1,8 @@
-//! One loop that makes the kernel say what the view says. It takes what it is told, makes the table, and hands it to workers whose completions are
-//! events: the nft program (`backend/worker.rs`), the maps (`writer.rs`), conntrack (`flows.rs`), the disk (`saver.rs`). It waits for none
-//! of them: reports, rows of lost nodes and the sign of life go on. Rules are in force before the maps of this node send packets to them.
-//! Restores from pinned maps and from disk, waits for a full view and for the others' word, adds before it removes.
+//! One loop that makes the kernel follow the view. It takes views and messages, makes the table, and hands it to workers whose
+//! completions are events: the nft program (`backend/worker.rs`), the maps (`writer.rs`), conntrack (`conntrack_scan.rs`), the
+//! disk (`saver.rs`). It waits for none of them: reports, rows of lost nodes and the sign of life go on. Rules are in force
+//! before the maps of this node send packets to them. Restores from pinned maps and from disk, waits for a full view and for the
+//! reports of the others, adds before it removes.
 
 mod addresses;
 mod converge;
@@ -44,16 +45,16 @@ use crate::io::{Mac, clock};
 use crate::metrics::Metrics;
 use crate::saver::Saver;
 
-/// Says that the loop turns; and what hangs on time alone.
+/// A turn for the liveness of the loop, and for what depends on time alone.
 const TURN: Duration = Duration::from_secs(1);
 
-/// Addresses remembered before the first view says which of them are nodes.
+/// Addresses kept before the first view names the nodes.
 const MAX_MACS: usize = 4 * MAX_NODES as usize;
 
-/// What the election is told.
+/// What the election receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Synced {
-    /// VIPs that the packet path can carry, and who may own them.
+    /// VIPs that the packet path can carry, and which nodes may own them.
     pub desired: BTreeMap<Vip, Eligible>,
     /// The packet path is attached.
     pub ready: bool,
@@ -77,9 +78,9 @@ pub struct Sync {
     pub startup_probe: StartupProbe,
     pub health: Arc<HealthFlags>,
     pub metrics: Arc<Metrics>,
-    /// Called after a change, when the packet path is as the view says.
+    /// Called after a change, when the packet path follows the view.
     pub on_synced: Box<dyn Fn(Synced) + Send>,
-    /// Called when it comes to be in doubt, or not any more, whether this node still hears the API server.
+    /// Called when the view begins to lag, or no longer does.
     pub on_lagging: Box<dyn Fn(bool) + Send>,
 }
 
@@ -89,12 +90,12 @@ pub struct Tools {
     pub backend: Backend,
 }
 
-/// What the loop is told.
+/// What the loop receives.
 pub struct Inputs {
     /// The whole view; sent only once a full one is known.
     pub view: watch::Receiver<Option<Arc<View>>>,
     pub inbox: Inbox,
-    /// Where nodes tell each other what they hold.
+    /// The socket of the flow reports.
     pub exchange: Exchange,
     pub report_udp: MulticastSocket,
 }
@@ -165,12 +166,12 @@ struct State {
     planned: Planned,
     /// As it was written last.
     table: Arc<Table>,
-    /// The same as far as rules are in force for it: what the maps say.
+    /// The same as far as rules are in force for it: the content of the maps.
     shown: Arc<Table>,
     /// What is being written.
     writing: Option<Writing>,
     scan: ConntrackScan,
-    /// What the disk holds or will hold: the generation of the history, and who was present.
+    /// What the disk has or will have: the generation of the previous rings, and the ready nodes.
     saved: Option<(u64, BTreeSet<String>)>,
     differing: BTreeSet<NodeName>,
     udp_pins: UdpPins,
@@ -198,7 +199,7 @@ struct Planned {
     plan: Option<Plan>,
 }
 
-/// What the maps say once the writer is done.
+/// The content of the maps once the writer is done.
 struct Writing {
     want: MapState,
     config: Config,
@@ -217,7 +218,7 @@ impl State {
             nodes = have.nodes.len(),
             "restored from pinned maps"
         );
-        // Whoever has just started cannot know whether it was missed.
+        // A speaker that has just started cannot know whether it was missed.
         sync.planner.was_away(&sync.node);
         let macs = have.nodes.values().map(|node| (Ipv4Addr::from(node.addr), Mac(node.mac)));
         let in_force = left_in_force(&have);
@@ -285,7 +286,7 @@ impl State {
                 if self.macs.len() < MAX_MACS && self.macs.insert(ip, mac) != Some(mac) {
                     self.dirty |= concerns;
                 }
-                // The map holds nodes only; before the first view anybody may be one.
+                // The map holds nodes only; before the first view any address may be one.
                 if self.view.is_some() && !concerns {
                     self.macs.remove(&ip);
                 }
@@ -300,7 +301,7 @@ impl State {
         Ok(())
     }
 
-    /// Lets the machine of the holdings go on, and does what follows.
+    /// Gives the report machine a turn, and carries out its actions.
     fn exchange(&mut self, event: Option<exchange::Event>) -> Result<()> {
         use exchange::Action;
         for action in self.report_socket.turn(event).context("the report socket")? {

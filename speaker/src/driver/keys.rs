@@ -1,7 +1,7 @@
 //! Adverts on their way to the election: which keys they are signed with, and whose cannot be verified.
 //!
-//! The machines `rotation` and `unverified` of `speaker-core`, on the election's thread: they need every advert that it verifies or
-//! refuses, and what they say takes effect before the next one.
+//! The machines `rotation` and `unverified` of `speaker-core`, on the election's thread: they need every advert that it verifies
+//! or refuses, and their actions take effect before the next one.
 
 use std::sync::atomic::Ordering;
 
@@ -102,7 +102,7 @@ impl State {
         }
     }
 
-    /// The packet path can serve, and nothing says that this node is a stranger here.
+    /// The packet path can serve, and no evidence is against this node's identity.
     pub(super) fn readiness(&self) -> election::Event {
         election::Event::Ready(self.ready && !self.driver.health.held_back.load(Ordering::Relaxed))
     }

@@ -77,7 +77,7 @@ impl State {
         self.on_liveness(sign, now);
     }
 
-    /// What the node states under its signature replaces what ARP says, here and in the packet path.
+    /// The address that the node states under its signature replaces that of ARP, here and in the packet path.
     pub(super) fn set_signed_mac(&mut self, node: &NodeName, mac: Mac) {
         let Some(ip) = self.nodes.get(node).copied() else { return };
         self.macs.insert(ip, mac);
@@ -86,7 +86,7 @@ impl State {
         }
     }
 
-    /// Its speaker is silent: ARP alone tells where it is reached.
+    /// Its speaker is silent: ARP alone gives its address.
     pub(super) fn forget_signed_mac(&mut self, node: &NodeName) {
         let Some(ip) = self.nodes.get(node) else { return };
         if self.signed_macs.remove(ip).is_some() {
@@ -94,7 +94,7 @@ impl State {
         }
     }
 
-    /// To the group, and to those that it does not reach.
+    /// To the group, and to nodes that the group does not reach.
     pub(super) fn send(&mut self, datagram: &[u8]) {
         match self.driver.udp.send(datagram) {
             Ok(()) => self.driver.metrics.adverts_sent.inc(),
@@ -133,8 +133,8 @@ impl State {
         self.driver.health.adverts_missing.store(unicast.receives_none(), Ordering::Relaxed);
     }
 
-    /// All that announces or queries uses the new MAC address at once, and the others learn it: the owner's VIPs by a new burst, the
-    /// node's own address by an announcement, which its kernel does not make (arp_notify is 0), and by a query to every node.
+    /// All announcements and queries use the new MAC address at once, and the others receive it: the owner's VIPs by a new burst,
+    /// the node's own address by an announcement, which its kernel does not make (arp_notify is 0), and by a query to every node.
     pub(super) fn set_own_mac(&mut self, mac: Mac, now: Instant) {
         if !self.driver.arp.set_mac(mac) {
             return;

@@ -1,4 +1,4 @@
-//! AF_PACKET socket for ARP (RFC 826): announces VIPs (RFC 5227 section 3) and asks other kernels for a sign of life.
+//! AF_PACKET socket for ARP (RFC 826): announces VIPs (RFC 5227 section 3) and probes other kernels.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -17,7 +17,7 @@ use super::{Mac, filter};
 
 const FRAME: usize = 14 + 28;
 
-/// What another host said of itself.
+/// An ARP frame of another host about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
     pub ip: Ipv4Addr,
@@ -32,7 +32,7 @@ pub struct Neighbour {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
     Neighbour(Neighbour),
-    /// It says nothing of another host; it has taken its share of the turn all the same.
+    /// Not about another host; it has taken its share of the turn all the same.
     Ignored,
 }
 
@@ -62,14 +62,14 @@ impl ArpSocket {
         std::mem::replace(&mut self.mac, mac) != mac
     }
 
-    /// Tells everybody on the segment that `vip` is at our MAC, in request and in reply form: some hosts take only one.
+    /// Announces to the segment that `vip` is at our MAC, in request and in reply form: some hosts take only one.
     pub fn announce(&self, vip: Ipv4Addr) -> io::Result<()> {
         self.send(Mac::BROADCAST, ArpOperations::Request, vip, vip, Mac::default())?;
         self.send(Mac::BROADCAST, ArpOperations::Reply, vip, vip, self.mac)
     }
 
-    /// Asks the kernel at `target` for its address, and whether there is a program of ours: unicast if its MAC is known. Without an
-    /// address of our own the request is a probe (RFC 5227 section 2.1.1), from which the others learn nothing.
+    /// Queries the kernel at `target` for its address, and whether a program of ours runs there: unicast if its MAC is known.
+    /// Without an address of our own the request is a probe (RFC 5227 section 2.1.1), from which the others take nothing.
     pub fn probe(&self, own: Option<Ipv4Addr>, target: Ipv4Addr, mac: Option<Mac>) -> io::Result<()> {
         let own = own.unwrap_or(Ipv4Addr::UNSPECIFIED);
         self.send(mac.unwrap_or(Mac::BROADCAST), ArpOperations::Request, own, target, Mac(PROGRAM_QUERY))
@@ -188,7 +188,7 @@ mod tests {
         }
     }
 
-    /// Anybody may send one of these; a sign of life it is not.
+    /// Any host may send one of these; a sign of life it is not.
     #[test]
     fn a_reply_to_all_is_an_announcement() {
         let sender = Ipv4Addr::new(192, 0, 2, 7);

@@ -18,7 +18,7 @@ pub fn thread_time() -> Duration {
     time.into()
 }
 
-/// Names this boot: times of [`now`] mean nothing to another. Empty if the kernel does not tell, which is then another one.
+/// Names this boot: times of [`now`] mean nothing to another. Empty if the kernel does not name it, which then matches no other.
 pub fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }

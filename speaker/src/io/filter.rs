@@ -21,7 +21,8 @@ pub fn datagrams(group: Ipv4Addr, peers: &BTreeSet<Ipv4Addr>) -> Vec<SockFilter>
     instructions(&program)
 }
 
-/// For a packet socket: ARP (RFC 826) for IPv4 over Ethernet, request or reply, whose sender is one of `nodes` and speaks for itself.
+/// For a packet socket: ARP (RFC 826) for IPv4 over Ethernet, request or reply, whose sender is one of `nodes` and announces
+/// itself.
 pub fn arp(nodes: &BTreeSet<Ipv4Addr>) -> Vec<SockFilter> {
     let mut program = Vec::new();
     let mut require = |size, offset, value| program.extend([load(size, offset), equal(value, 1, 0), DROP]);

@@ -5,8 +5,8 @@
 //! | clock.rs | CLOCK_BOOTTIME | none |
 //! | arp.rs | AF_PACKET socket for ARP: gratuitous announcements, signs of life of other kernels | NET_RAW |
 //! | filter.rs | classic BPF: what the sockets of arp.rs and udp.rs queue | none |
-//! | knock.rs | TCP connections to pods: is anybody there | none |
-//! | udp.rs | the sockets of heartbeats and holdings | NET_RAW (SO_BINDTODEVICE) |
+//! | tcp_probe.rs | TCP probes of pods | none |
+//! | udp.rs | the sockets of heartbeats and flow reports | NET_RAW (SO_BINDTODEVICE) |
 //! | memory.rs | free memory of the heap to the kernel | none |
 //! | netlink.rs | links, addresses, neighbours, routes | none (reading) |
 //! | random.rs | the system's random source | none |

@@ -228,7 +228,7 @@ impl Watcher {
     fn change(&mut self, message: RouteNetlinkMessage) -> Option<Change> {
         use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewNeighbour, NewRoute};
         match message {
-            // A bridge reports its ports in a family of its own: one that leaves it is not gone.
+            // A bridge reports its ports in a family of its own: a port that leaves it is not gone.
             NewLink(link) if self.is_uplink(&link) => {
                 // The kernel takes routes of a link that goes down without a message.
                 self.unread.gateways = true;
@@ -281,7 +281,7 @@ impl Watcher {
     }
 }
 
-/// The value, if it is another than the one that is known.
+/// The value, if it changed.
 fn note<T: Clone + PartialEq>(known: &mut Option<T>, value: T) -> Option<T> {
     (known.as_ref() != Some(&value)).then(|| known.insert(value).clone())
 }

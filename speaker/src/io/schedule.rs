@@ -25,8 +25,8 @@ impl Policy {
     }
 }
 
-/// Asks for the best there is. FIFO wants capability SYS_NICE, and on kernels with CONFIG_RT_GROUP_SCHED a real-time budget
-/// that a container has only if somebody grants it (the lab does); nice wants SYS_NICE; the slice (Linux 6.12) wants nothing.
+/// Requests the best policy there is. FIFO needs capability SYS_NICE, and on kernels with CONFIG_RT_GROUP_SCHED a real-time
+/// budget that a container has only if it is granted (the lab does); nice needs SYS_NICE; the slice (Linux 6.12) needs nothing.
 /// Threads started from this one are normal.
 pub fn prefer() -> io::Result<Policy> {
     let attempts = [(Policy::Fifo, libc::SCHED_FIFO, 1, 0, 0), (Policy::Nice, libc::SCHED_OTHER, 0, -20, SLICE_NS)];

@@ -1,4 +1,4 @@
-//! Is anybody at this address? One attempt at a TCP connection.
+//! Does a host have this address? One attempt at a TCP connection.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -13,7 +13,7 @@ pub enum Answer {
     Accepted,
     /// A kernel has the address. Nothing listens at this port; maybe not yet.
     Refused,
-    /// Nothing came back in time, or some other host said that there is no way.
+    /// Nothing came back in time, or another host reported that there is no route.
     Silence,
 }
 

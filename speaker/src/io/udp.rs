@@ -1,5 +1,5 @@
 //! Sockets of the adverts: multicast on the uplink, and unicast of nodes if they are named; time to live 255 in both directions
-//! (RFC 5082: nothing from beyond a router). One for heartbeats, one for holdings.
+//! (RFC 5082: nothing from beyond a router). One for heartbeats, one for flow reports.
 //!
 //! Nothing here depends on the addresses of this node: the device is bound, the kernel chooses the source of each datagram, and
 //! the membership is the device's. What strangers send is dropped before the queue (filter.rs).
@@ -21,8 +21,8 @@ use super::filter;
 /// Longer datagrams are reported as oversized by the codec: the buffer takes a little more than the largest allowed one.
 pub const RECEIVE_BUFFER: usize = 2048;
 
-/// What the kernel is asked to queue: the heartbeats and claim lists of 256 peers for as long as the loop may be late. The kernel
-/// counts about 2.3 kB for a datagram of full length.
+/// The receive buffer: the heartbeats and claim lists of 256 peers for as long as the loop may be late. The kernel counts about
+/// 2.3 kB for a datagram of full length.
 pub const QUEUE: usize = 4 << 20;
 
 pub struct MulticastSocket {
@@ -66,7 +66,7 @@ impl MulticastSocket {
         if setsockopt(&socket, sockopt::RcvBufForce, &QUEUE).is_err() {
             socket.set_recv_buffer_size(QUEUE)?;
         }
-        // The kernel doubles what it is asked for.
+        // The kernel doubles the requested size.
         let queue = socket.recv_buffer_size()? / 2;
         Ok(Self { socket, group, queue, drops: Arc::default() })
     }
@@ -76,8 +76,8 @@ impl MulticastSocket {
         self.queue
     }
 
-    /// Datagrams that the kernel dropped at this socket: strangers' (the filter), or for want of room. As of the last one that was
-    /// received.
+    /// Datagrams that the kernel dropped at this socket: of unknown senders (the filter), or for want of room. As of the last one
+    /// that was received.
     pub fn drops(&self) -> Arc<AtomicU64> {
         self.drops.clone()
     }

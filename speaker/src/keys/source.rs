@@ -54,7 +54,8 @@ pub enum Update {
 
 /// Updates that wait.
 pub const MAX_UPDATES: usize = 8;
-/// An API server has so long for its answer, and is asked again after the same time: doubled after each attempt, once there are keys.
+/// An API server has so long for its answer, and so long is the pause before the next request: doubled after each attempt, once
+/// there are keys.
 const ATTEMPT: Duration = Duration::from_secs(1);
 const ATTEMPT_MAX: Duration = Duration::from_secs(8);
 /// The API server ends the watch after this time: a connection that hangs is noticed.
@@ -62,7 +63,7 @@ const WATCH_SECONDS: u32 = 50;
 /// Nothing at all came for longer: the connection hangs.
 const HANGS: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 
-/// Runs until nobody takes updates. `has_keys`: the speaker does not wait for them.
+/// Runs until the receiver of updates is dropped. `has_keys`: the speaker does not wait for them.
 pub async fn run(server: ApiServer, namespace: String, has_keys: bool, updates: mpsc::Sender<Update>) {
     let mut source = Source { namespace, updates, kubernetes: None, last_problem: None, has_keys, pause: ATTEMPT };
     loop {
@@ -78,7 +79,7 @@ pub async fn run(server: ApiServer, namespace: String, has_keys: bool, updates: 
     }
 }
 
-/// The first keys of this node, as soon as the Secret is there. `None`: told to stop meanwhile.
+/// The first keys of this node, as soon as the Secret is there. `None`: the process was stopped meanwhile.
 pub async fn first(disk: &StateDir, secret: &mut mpsc::Receiver<Update>, health: &HealthFlags) -> Result<Option<Keys>> {
     health.wait_for_keys(Some(Problem::Awaited));
     info!("no keys on disk: waiting for the Secret sheave-keys");
@@ -113,7 +114,7 @@ struct Source {
 }
 
 impl Source {
-    /// Until the watch fails. An error: nobody takes updates.
+    /// Until the watch fails. An error: the receiver of updates was dropped.
     async fn follow(&mut self, client: Client) -> Result<()> {
         if self.kubernetes.is_none() {
             self.kubernetes = cluster(client.clone()).await;

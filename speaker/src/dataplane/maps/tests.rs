@@ -33,7 +33,7 @@ fn key(number: u32) -> ServiceKey {
     ServiceKey { addr: [192, 0, 2, (number >> 16) as u8], port: (number as u16).to_be_bytes(), proto: 6, pad: 0 }
 }
 
-/// So many service ports; `ring` says which ring each has: number n has n + 1 rows.
+/// So many service ports; `ring` gives the ring of each: number n has n + 1 rows.
 fn table(service_ports: u32, ring: impl Fn(u32) -> u32) -> Table {
     let make = |number: u32| {
         let (rows, nodes) = (vec![0; number as usize + 1], vec!["n".into()]);

@@ -12,7 +12,7 @@ use super::State;
 use crate::io::Mac;
 
 impl State {
-    /// Before the view takes the place of the former one. The own row goes by the view's address, as it does on the other nodes.
+    /// Before the view replaces the previous one. The own row goes by the view's address, as it does on the other nodes.
     pub(super) fn follow_addresses(&mut self, view: &View) {
         if let Some(former) = &self.view {
             carry_macs(&mut self.macs, former, view);
@@ -41,7 +41,7 @@ impl State {
         self.dirty |= std::mem::replace(&mut self.sync.mac, mac) != mac;
     }
 
-    /// VIPs that this host must not serve, whatever the API server says: they are its own addresses, or its way out of the segment.
+    /// VIPs that this host must not serve, whatever the API server has: they are its own addresses, or its gateways.
     pub(super) fn bar_addresses(&self, table: &mut Table) {
         let reason = |vip: &Ipv4Addr| match () {
             () if self.host.addresses.contains(vip) => Some(Reason::AddressOfHost),
@@ -55,7 +55,8 @@ impl State {
     }
 }
 
-/// A node that has another IP address is the same host on the same device until it says otherwise: its rows need not wait for ARP.
+/// A node that has another IP address is the same host on the same device until ARP shows another: its rows need not wait for
+/// ARP.
 fn carry_macs(macs: &mut BTreeMap<Ipv4Addr, Mac>, former: &View, view: &View) {
     for (name, node) in view.nodes() {
         let Some(before) = former.nodes().get(name).filter(|before| before.address != node.address) else { continue };
@@ -99,7 +100,7 @@ mod tests {
         assert_eq!(macs, BTreeMap::from([(address(77), mac(1)), (address(2), mac(2))]));
     }
 
-    /// What ARP has said of the new address counts more.
+    /// An ARP frame of the new address counts more.
     #[test]
     fn an_address_that_is_known_already_stays() {
         let mut macs = BTreeMap::from([(address(1), mac(1)), (address(77), mac(7))]);
@@ -107,7 +108,7 @@ mod tests {
         assert_eq!(macs, BTreeMap::from([(address(77), mac(7))]));
     }
 
-    /// Two nodes that swap their addresses: what is known stays until ARP says otherwise.
+    /// Two nodes that swap their addresses: what is known stays until ARP shows the swap.
     #[test]
     fn an_address_that_another_node_has_now_stays() {
         let mut macs = BTreeMap::from([(address(1), mac(1)), (address(2), mac(2))]);

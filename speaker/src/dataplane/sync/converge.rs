@@ -26,7 +26,7 @@ use crate::backend::worker::{InForce, Wanted};
 use crate::io::{clock, memory};
 use crate::state::PersistedState;
 
-/// How long after the first full view the other nodes have to speak, before this one goes on without their word.
+/// How long after the first full view this node waits for the reports of the others.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// How long after it the pods of a node that has booted have to give a sign of life, or to be called unready.
 const PODS_PATIENCE: Duration = Duration::from_secs(10);
@@ -105,8 +105,8 @@ impl State {
         Ok(())
     }
 
-    /// Service ports whose ring names this node while its rules have no pod for them: their rows stay as they are. Not so where the
-    /// rows that the maps have name a node that is lost or, while the rules do not follow, one that has no pod any more.
+    /// Service ports whose ring names this node while its rules have no pod for them: their rows stay as they are. Not so where
+    /// the rows in the maps name a node that is lost or, while the rules do not follow, a node that has no pod any more.
     fn held(&self) -> BTreeSet<ServiceKey> {
         let is_held = |(key, service): &(&ServiceKey, &Service)| {
             let waits = self.planned.services.contains(key)
@@ -117,7 +117,7 @@ impl State {
                     Some(before) => before.ring.nodes.iter().all(|node| {
                         self.is_there(node) && (!self.in_force.failing || service.ring.nodes.contains(node))
                     }),
-                    // A new one that nobody served before. Its pods on other nodes do not wait for ever.
+                    // A new one that no node served before. Its pods on other nodes do not wait for ever.
                     None => !self.in_force.failing,
                 }
         };
@@ -161,7 +161,7 @@ impl State {
         want
     }
 
-    /// Who a packet can be handed to, by the slot in its mark.
+    /// Next hops of packets, by the slot in the mark.
     fn peers(&self, table: &Table) -> BTreeMap<u16, Ipv4Addr> {
         let others = table.nodes.values().filter(|address| **address != self.sync.node_ip);
         others.filter_map(|address| Some((self.slot(*address)?, *address))).collect()
@@ -219,8 +219,7 @@ impl State {
         self.report_applied_view()
     }
 
-    /// The maps say what the view says, and so do the rules. An uplink that cannot be attached to at the start ends the process, which
-    /// says why.
+    /// The maps and the rules follow the view. An uplink that cannot be attached to at the start ends the process with the error.
     fn start(&mut self) -> Result<()> {
         if self.started || self.follow || self.in_force.viewed.is_none() {
             return Ok(());
@@ -232,7 +231,7 @@ impl State {
         Ok(())
     }
 
-    /// Tells the others which view the packet path follows.
+    /// Reports which view the packet path follows.
     fn report_applied_view(&mut self) -> Result<()> {
         let settled = self.started && !self.follow && self.writing.is_none() && self.retry.is_none();
         match self.in_force.viewed.clone().filter(|_| settled) {
@@ -241,15 +240,15 @@ impl State {
         }
     }
 
-    /// The first table moves rows in one step from what the kernel has to what is true now, so it waits until this node knows who is
-    /// there and what they hold. Meanwhile the kernel goes on as it was left.
+    /// The first table moves rows in one step from the state of the kernel to the present one, so it waits until this node knows
+    /// the others and their reports. Meanwhile the kernel goes on as it was left.
     fn may_start(&mut self, view: &View) -> bool {
         let Some(viewed) = self.viewed else { return false };
         if self.started {
             return true;
         }
         let peers_known = self.all_take_new_flows(view) && self.report_socket.exchange.all_reported(clock::now());
-        // Asked in any case: they need their time.
+        // Probed in any case: probes take time.
         let services = Plan::new(view, &self.sync.node, self.sync.uplink.clone()).services;
         let targets = services.into_iter().flat_map(|(key, local)| {
             let tcp = i32::from(key.proto) == libc::IPPROTO_TCP;
@@ -288,13 +287,13 @@ impl State {
         self.saved = Some(state);
     }
 
-    /// Tells the election what it may do, when that is something else.
+    /// Notifies the election of what it may do, when that changed.
     pub(super) fn notify_election(&mut self) {
         let attached = self.sync.attachment.is_attached();
         self.sync.health.attached.store(attached, Ordering::Relaxed);
         let Some(view) = self.view.as_ref().filter(|_| self.started) else { return };
         let eligible = eligibility::candidates(view);
-        // An owner whose packet path is detached is not ready, and hands over; of its carrier the election hears by itself.
+        // An owner whose packet path is detached is not ready, and hands over; the election gets its carrier by itself.
         let desired = eligibility::ownable(&self.shown).map(|vip| (Vip(vip), eligible.clone())).collect();
         // A node whose object was deleted hands over, and serves the flows that it has.
         let ready = attached && view.is_member(&self.sync.node);

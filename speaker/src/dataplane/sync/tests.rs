@@ -310,7 +310,7 @@ fn a_refused_transaction_keeps_its_own_change_back_and_nothing_else() {
         world.show(&[(80, &[1, 2]), (81, &[1, 2, 3])]);
         until("other changes arrive", SOON, || world.serves(80, &[1, 2], true) && world.rows(82).is_none());
         assert!(world.serves(81, &[2, 3], false));
-        // An election is told of VIPs whatever nft does.
+        // An election receives VIPs whatever nft does.
         assert!(world.synced.lock().unwrap().as_ref().is_some_and(|synced| synced.ready && synced.desired.len() == 1));
         // What does not happen has no end to wait for: 3 s are two or three attempts of up to four runs of nft.
         std::thread::sleep(Duration::from_secs(3));
@@ -328,7 +328,7 @@ fn a_disk_that_hangs_costs_persistence_alone() {
     in_namespaces(|dir| {
         let state = dir.join("state");
         fs::create_dir_all(&state).unwrap();
-        // Whoever opens a pipe to write waits for a reader: a disk that hangs.
+        // Opening a pipe to write waits for a reader: a disk that hangs.
         nix::unistd::mkfifo(&state.join("forwarding.new"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let world = World::start(dir);
         world.show(&[(80, &[1, 2, 3])]);

@@ -1,4 +1,4 @@
-//! What holds although the view did not change: the program on its link, and what conntrack and time say.
+//! What holds although the view did not change: the program on its link, conntrack, and what depends on time.
 
 use anyhow::Result;
 use speaker_core::backend::{Endpoints, Flow, UdpPins};
@@ -11,14 +11,14 @@ use crate::dataplane::attachment::LinkCheck;
 use crate::io::clock;
 
 impl State {
-    /// Begins the next look at conntrack when its time has come.
+    /// Begins the next scan of conntrack when its time has come.
     pub(super) fn begin_scan(&mut self) {
         if !self.started {
             return;
         }
         let now = clock::now();
         if self.udp_pins.is_due(now) {
-            // Uncertainty has begun: which flows are to be spared is to be known before somebody forgets them. Or it has ended.
+            // Uncertainty has begun: flows are pinned before kube-proxy deletes their entries. Or it has ended.
             self.scan.changed(now);
             self.dirty = true;
         }
@@ -27,7 +27,7 @@ impl State {
         }
     }
 
-    /// Flows as conntrack had them a moment ago: what this node holds is told to the others.
+    /// Flows as conntrack had them a moment ago: this node reports them.
     pub(super) fn on_scan(&mut self, flows: std::io::Result<Vec<Flow>>) -> Result<()> {
         let flows = match flows {
             Ok(flows) => flows,
@@ -48,7 +48,7 @@ impl State {
         self.exchange(Some(exchange::Event::Local(announced.report)))
     }
 
-    /// While there is doubt of what Kubernetes says of this node's pods.
+    /// While the status of this node's pods is uncertain.
     fn pin_udp_flows(&mut self, flows: &[Flow], now: Instant) {
         let Some(view) = self.view.as_ref().filter(|_| self.udp_pins.uncertainty.holds(now)) else { return };
         let endpoints = Endpoints::new(view, &self.sync.node).uncertain(true);

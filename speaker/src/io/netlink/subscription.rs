@@ -92,7 +92,7 @@ impl Subscription {
     }
 }
 
-/// Several messages may share a datagram. One that cannot be read is left out.
+/// Several messages may share a datagram. A message that cannot be read is left out.
 fn parse(mut datagram: &[u8], messages: &mut Vec<RouteNetlinkMessage>) {
     while let Ok(header) = NetlinkBuffer::new_checked(&datagram) {
         let length = header.length() as usize;

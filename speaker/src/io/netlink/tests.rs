@@ -86,7 +86,7 @@ fn addresses_and_gateways_follow() {
         let own = addresses(&["127.0.0.1", "192.0.2.77", "198.51.100.1"]);
         assert!(seen.contains(&Change::Addresses(own)), "{seen:?}");
         assert!(seen.contains(&Change::UplinkAddress(Some(Ipv4Addr::new(192, 0, 2, 77)))), "{seen:?}");
-        // The kernel says of the link only, not of its routes.
+        // The kernel reports the link only, not its routes.
         ip("link set node down\n");
         until(&mut changes, |change| *change == Change::Gateways(BTreeSet::new())).await;
     });
