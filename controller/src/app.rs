@@ -108,7 +108,7 @@ impl App {
             let _ = admin.await;
         };
         if tokio::time::timeout(self.drain, ordered).await.is_err() {
-            warn!("not everything was finished in time");
+            warn!("shutdown deadline reached; writes may be lost");
         }
         Ok(())
     }

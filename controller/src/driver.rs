@@ -107,11 +107,11 @@ impl Driver {
                 true
             }
             Ok(Err(error)) => {
-                warn!(error = %Chain(&error), "not everything could be read");
+                warn!(error = %Chain(&error), "objects not read; the full pass is incomplete");
                 false
             }
             Err(_) => {
-                warn!("not everything could be read in time");
+                warn!("objects not read in time; the full pass is incomplete");
                 false
             }
         }

@@ -84,11 +84,11 @@ impl Publisher {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
                     self.metrics.events_dropped.inc();
-                    warn!(error = %Chain(&error), "Event not written");
+                    warn!(error = %Chain(&error), "Event not written; dropped");
                 }
                 Err(_) => {
                     self.metrics.events_dropped.inc();
-                    warn!("Event not written in time");
+                    warn!("Event not written in time; dropped");
                 }
             }
         }

@@ -123,7 +123,7 @@ impl Keeper {
                     Ok(event) => self.known.observe(event),
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
-                            warn!(error = %of_watch(error), "watch of the Secret sheave-keys failed, trying again");
+                            warn!(error = %of_watch(error), "watch of the Secret sheave-keys failed; retrying");
                         }
                         continue;
                     }
@@ -139,7 +139,7 @@ impl Keeper {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        warn!(error = %Chain(&error), "no keys for the speakers yet, trying again");
+                        warn!(error = %Chain(&error), "Secret with the speakers' keys not created; retrying");
                     }
                 }
             }

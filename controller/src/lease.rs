@@ -109,7 +109,7 @@ impl Election {
             }
             Ok(watcher::Event::Delete(_)) => self.candidate.observe_absence(),
             Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
-            Err(error) => debug!(error = %Chain(&error), "watch of the Lease failed, trying again"),
+            Err(error) => debug!(error = %Chain(&error), "watch of the Lease failed; retrying"),
         }
     }
 
@@ -146,9 +146,9 @@ impl Election {
                 self.announce();
                 return true;
             }
-            Ok(Err(kube::Error::Api(status))) if status.code == 409 => debug!("another candidate was faster"),
-            Ok(Err(error)) => warn!(error = %Chain(&error), "Lease not written"),
-            Err(_) => warn!("Lease not written in time"),
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => debug!("Lease taken by another candidate"),
+            Ok(Err(error)) => warn!(error = %Chain(&error), "Lease not written; retrying"),
+            Err(_) => warn!("Lease not written in time; retrying"),
         }
         self.read().await;
         false
@@ -158,8 +158,8 @@ impl Election {
         match tokio::time::timeout(self.config.request, self.api.get_opt(&self.config.name)).await {
             Ok(Ok(Some(lease))) => self.candidate.observe(lease, Instant::now()),
             Ok(Ok(None)) => self.candidate.observe_absence(),
-            Ok(Err(error)) => debug!(error = %Chain(&error), "Lease not read"),
-            Err(_) => debug!("Lease not read in time"),
+            Ok(Err(error)) => debug!(error = %Chain(&error), "Lease not read; retrying"),
+            Err(_) => debug!("Lease not read in time; retrying"),
         }
     }
 
@@ -169,9 +169,11 @@ impl Election {
         let params = PostParams::default();
         let request = self.api.replace(&self.config.name, &params, &lease);
         match tokio::time::timeout(self.config.request, request).await {
-            Ok(Ok(_)) => info!("lead given up"),
-            Ok(Err(error)) => warn!(error = %Chain(&error), "lead not given up, others wait for it to expire"),
-            Err(_) => warn!("lead not given up in time, others wait for it to expire"),
+            Ok(Ok(_)) => info!("leadership released"),
+            Ok(Err(error)) => {
+                warn!(error = %Chain(&error), "leadership not released; other candidates wait for the Lease to expire")
+            }
+            Err(_) => warn!("leadership not released in time; other candidates wait for the Lease to expire"),
         }
     }
 }

@@ -46,7 +46,7 @@ async fn main() -> ExitCode {
     match run(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!("{error:#}");
+            error!("controller stopped: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -83,7 +83,7 @@ where
                 Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => convert(Seen::Here(object)),
                 Ok(watcher::Event::Delete(object)) => convert(Seen::Gone(object)),
                 Err(error) => {
-                    warn!(?kind, %server, error = %Chain(&error), "watch failed, trying again");
+                    warn!(?kind, %server, error = %Chain(&error), "watch failed; retrying");
                     None
                 }
             }
@@ -111,7 +111,7 @@ fn pool(seen: Seen<AddressPool>) -> Option<Observed> {
 fn grant(seen: Seen<VirtualIP>) -> Option<Observed> {
     let (Seen::Here(vip) | Seen::Gone(vip)) = &seen;
     let Some(view) = GrantView::new(vip) else {
-        warn!(name = %vip.name_any(), "a VirtualIP that is not named like its address grants nothing");
+        warn!(name = %vip.name_any(), "name and address of the VirtualIP differ; ignored");
         return None;
     };
     Some(match seen {

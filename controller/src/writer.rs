@@ -68,7 +68,7 @@ impl Writer {
             Ok(facts) => Outcome::Done(facts),
             Err(error) => {
                 self.metrics.write_errors.with_label_values(&[error.kind()]).inc();
-                warn!(subject = ?planned.subject, kind = error.kind(), %error, "write failed");
+                warn!(subject = ?planned.subject, kind = error.kind(), %error, "write failed; retried later");
                 Outcome::Failed(error)
             }
         };

@@ -125,10 +125,10 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let uplink = net.uplink(args.interface.as_deref(), args.node_ip).await?;
     info!(%node, interface = uplink.name, mac = %uplink.mac, carrier = uplink.carrier, epoch, "starting");
     if let Err(error) = sysctls(&args.paths).disable_redirects(&uplink.name) {
-        warn!(%error, "ICMP redirects are still on");
+        warn!(%error, "ICMP redirects not disabled; clients may receive redirects for VIPs");
     }
     if let Err(error) = sysctls(&args.paths).require_tcp_loose() {
-        warn!(%error, "clients of flows that are lost may hear nothing");
+        warn!(%error, "nf_conntrack_tcp_loose not enabled; clients of lost flows may get no reset");
     }
     // One for each VIP of the view.
     let (updates, updates_receiver) = mailbox::channel(usize::MAX);
@@ -241,7 +241,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
 fn previous_rings(persisted: Option<&PersistedState>, window: Duration) -> PreviousRings {
     let Some(persisted) = persisted else { return PreviousRings::new(window) };
     PreviousRings::restore(&persisted.previous_rings, window, &clock::boot_id(), clock::now()).unwrap_or_else(|error| {
-        warn!(%error, "previous rings not restored from disk");
+        warn!(%error, "previous rings not restored from disk; continuing with the reports of other nodes");
         PreviousRings::new(window)
     })
 }
@@ -314,7 +314,7 @@ impl Serving {
                     for notice in notices.into_values() {
                         if let Notice::HandedOver { all_taken } = notice {
                             let is_saved = self.saver.flush(FLUSH);
-                            info!(all_taken, is_saved, "handed over");
+                            info!(all_taken, is_saved, "VIPs handed over");
                             return Ok(());
                         }
                         self.on_notice(notice)?;
@@ -352,7 +352,7 @@ impl Serving {
     }
 
     fn leave(&self) -> Result<()> {
-        info!("stopping: handing over");
+        info!("stopping; handing over VIPs");
         self.commands.send(driver::Command::Leave)
     }
 
@@ -367,7 +367,7 @@ impl Serving {
         self.servers.send_replace(api_servers(&views.view));
         let first = !std::mem::replace(&mut views.published, true);
         if first {
-            info!(nodes = views.view.nodes().len(), vips = views.view.vips().len(), "full view");
+            info!(nodes = views.view.nodes().len(), vips = views.view.vips().len(), "full view received");
         }
         let view = Arc::new(views.view.clone());
         self.saver.view(view.clone());
@@ -381,13 +381,13 @@ impl Serving {
                 warn!(
                     nodes = view.nodes().len(),
                     vips = view.vips().len(),
-                    "no API server: serving the last known view"
+                    "API server unreachable; serving the last known view"
                 );
                 views.published = true;
                 self.send_view(Arc::new(view))
             }
             None => {
-                warn!("no API server and no last known view: waiting");
+                warn!("API server unreachable and no last known view; waiting");
                 Ok(())
             }
         }
@@ -411,7 +411,7 @@ impl Serving {
                 Some((vip, Ownership::Unowned(why.map_or(NoOwner::HandingOver, no_owner))))
             }
             Notice::OwnerChanged { vip, owner: Some(Owner { node, term }), .. } => {
-                info!(%vip, owner = %node, %term, "owner");
+                info!(%vip, owner = %node, %term, "VIP owner changed");
                 None
             }
             Notice::HandedOver { .. } | Notice::Keys(_) | Notice::HeldBack | Notice::IdentityConfirmed => None,
@@ -445,7 +445,7 @@ impl Views {
             Change::Changed => self.changed = true,
             Change::Refused(limit) => {
                 self.changed = true;
-                warn!(limit = limit.label(), allowed = limit.value(), "object left out: limit reached");
+                warn!(limit = limit.label(), allowed = limit.value(), "limit reached; object left out");
                 metrics.limits_reached.with_label_values(&[limit.label()]).inc();
             }
         }
@@ -517,7 +517,7 @@ fn on_synced(commands: Commands, statuses: mailbox::Sender<Ipv4Addr, Ownership>)
             .send(driver::Command::Desired(desired))
             .and_then(|()| commands.send(driver::Command::Ready(ready)));
         if let Err(error) = told {
-            warn!(%error, "the election was not told");
+            warn!(%error, "command to the election failed");
         }
     })
 }
@@ -535,7 +535,7 @@ fn adverts_socket(
         let (given, wanted) = (socket.queue(), udp::QUEUE);
         warn!(
             socket = what,
-            given, wanted, "receive buffer smaller than wanted: raise net.core.rmem_max or allow NET_ADMIN"
+            given, wanted, "receive buffer smaller than requested; raise net.core.rmem_max or grant NET_ADMIN"
         );
     }
     metrics.watch_drops(what, socket.drops());
@@ -549,6 +549,6 @@ pub fn sysctls(paths: &PathArgs) -> Sysctls {
 /// Kernels before 5.11 charge maps to RLIMIT_MEMLOCK; later ones ignore it, so a refusal matters only there.
 fn raise_memlock() {
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
-        tracing::debug!(%error, "RLIMIT_MEMLOCK stays");
+        tracing::debug!(%error, "RLIMIT_MEMLOCK not raised");
     }
 }

@@ -186,8 +186,8 @@ pub struct Driver {
 /// Runs until the process ends.
 pub fn run(election: Election, driver: Driver) -> Result<()> {
     match schedule::prefer() {
-        Ok(policy) => info!(policy = policy.label(), "election thread is preferred"),
-        Err(error) => warn!(%error, "no priority for the election thread: a busy node may oversleep its lease"),
+        Ok(policy) => info!(policy = policy.label(), "election thread runs with priority"),
+        Err(error) => warn!(%error, "no priority for the election thread; on a busy node its lease may lapse"),
     }
     let state = State {
         nodes: BTreeMap::new(),
@@ -303,7 +303,7 @@ impl Loop {
         if let Err(error) = self.state.driver.inbox.wake.read()
             && error != Errno::EAGAIN
         {
-            warn!(%error, "eventfd");
+            warn!(%error, "wake-up of the election thread not read; commands are taken with the next turn");
         }
         while let Ok(command) = self.state.driver.inbox.receiver.try_recv() {
             let now = clock::now();
@@ -409,7 +409,7 @@ impl State {
             self.driver.metrics.send_errors.with_label_values(&["own"]).inc();
             return false;
         }
-        info!(%vip, %term, "owner now");
+        info!(%vip, %term, "VIP acquired");
         self.unreleased.remove(&vip);
         self.driver.metrics.transitions.inc();
         self.driver.health.own(vip.0, term.0);
@@ -419,7 +419,7 @@ impl State {
 
     fn release(&mut self, vip: Vip, reason: LoseReason, now: Instant) {
         self.released_for.insert(vip, reason);
-        info!(%vip, reason = reason.label(), "owner no more");
+        info!(%vip, reason = reason.label(), "VIP released");
         self.driver.metrics.transitions.inc();
         self.driver.health.disown(vip.0);
         self.on_announce(announce::Event::Stop(vip), now);
@@ -446,7 +446,7 @@ impl State {
                 liveness::Action::Probe(node) => self.probe(&node),
                 liveness::Action::Search(node) => self.search(&node),
                 liveness::Action::NodeDown(node) => {
-                    warn!(%node, "its kernel does not answer: rows move");
+                    warn!(%node, "node down: its kernel does not answer; its rows move to other nodes");
                     self.down.insert(node.clone());
                     self.notify_unavailable();
                     self.on_resolve(resolve::Event::Down(node.clone()), now);
@@ -454,15 +454,15 @@ impl State {
                     self.on_readiness(readiness::Event::Down(node), now);
                 }
                 liveness::Action::NodeUp(node) => {
-                    info!(%node, "its kernel answers");
+                    info!(%node, "node up: its kernel answers");
                     self.down.remove(&node);
                     self.notify_unavailable();
                     self.on_unicast(unicast::Event::Up(node.clone()), now);
                     self.on_resolve(resolve::Event::Up(node), now);
                 }
-                liveness::Action::CutOff => warn!("nobody answers: this node is cut off, the last rows stay"),
+                liveness::Action::CutOff => warn!("cut off: no other node answers; the last rows stay in force"),
                 liveness::Action::Restored => {
-                    info!("others answer again");
+                    info!("no longer cut off: other nodes answer");
                     self.notify(Message::WasAway);
                 }
             }
@@ -475,17 +475,17 @@ impl State {
         for action in &actions {
             match action {
                 readiness::Action::Silent(node) => {
-                    info!(%node, "its speaker is silent: no new flows for it");
+                    info!(%node, "peer readiness: silent; node gets no new flows");
                     self.unknown.remove(node);
                     self.silent.insert(node.clone());
                 }
                 readiness::Action::Unknown(node) => {
-                    info!(%node, "no speaker has been ready there yet: nothing is sent to it");
+                    info!(%node, "peer readiness: unknown; node gets no packets until its speaker is ready");
                     self.silent.remove(node);
                     self.unknown.insert(node.clone());
                 }
                 readiness::Action::Ready(node) => {
-                    info!(%node, "its packet path is ready");
+                    info!(%node, "peer readiness: ready");
                     self.silent.remove(node);
                     self.unknown.remove(node);
                 }
@@ -513,7 +513,10 @@ impl State {
         self.mute_written = now;
         self.driver.health.lease_until.store(self.lease_until.as_nanos(), Ordering::Relaxed);
         if let Err(error) = self.driver.lease.renew(self.lease_until, now + MUTE) {
-            error!(error = format!("{error:#}"), "lease not renewed");
+            error!(
+                error = format!("{error:#}"),
+                "LEASE map update failed; without a renewal the kernel stops answering ARP for owned VIPs"
+            );
             self.driver.metrics.send_errors.with_label_values(&["lease"]).inc();
         }
     }
@@ -529,20 +532,20 @@ impl State {
     fn notify(&self, message: Message) {
         // The dataplane thread ends only with the process, which logs the cause.
         if self.driver.sync.send(message).is_err() {
-            error!("the dataplane thread has ended");
+            error!("message to the dataplane thread lost: the thread has ended");
         }
     }
 
     fn notify_app(&self, notice: Notice) {
         if self.driver.notices.send(notice).is_err() {
-            error!("the main loop has ended; its notices are dropped");
+            error!("notice to the main loop lost: the loop has ended");
         }
     }
 
     fn failed(&self, kind: &'static str, error: &std::io::Error) {
         let counter = self.driver.metrics.send_errors.with_label_values(&[kind]);
         if counter.get() == 0 {
-            warn!(kind, %error, "the kernel did not take it; counted from here on (sheave_send_errors_total)");
+            warn!(kind, %error, "socket operation failed; further failures are only counted (sheave_send_errors_total)");
         }
         counter.inc();
     }
@@ -608,11 +611,11 @@ impl Surroundings for State {
                 }
             }
             Action::PeerUp { node } => {
-                info!(%node, "speaker heard");
+                info!(%node, "peer up: its heartbeats arrive");
                 self.driver.metrics.peers.inc();
             }
             Action::PeerDown { node } => {
-                warn!(%node, "speaker silent");
+                warn!(%node, "peer down: no heartbeat within the dead interval");
                 self.forget_signed_mac(&node);
                 self.driver.metrics.peers.dec();
             }

@@ -65,7 +65,7 @@ impl Host {
                 self.notify_addresses()
             }
             Change::Reread(lost) => {
-                warn!(cause = lost.label(), "changes of links and addresses were lost: read again");
+                warn!(cause = lost.label(), "netlink changes lost; links and addresses read again");
                 self.metrics.netlink_rereads.with_label_values(&[lost.label()]).inc();
                 Ok(())
             }
@@ -83,7 +83,7 @@ impl Host {
         let present = self.addresses.present();
         let changed = self.present.send_if_modified(|known| std::mem::replace(known, present) != present);
         if changed {
-            info!(address = ?present, "the node's address changed");
+            info!(address = ?present, "address of this node changed");
             self.commands.send(Command::OwnAddress(present))?;
         }
         Ok(())

@@ -179,7 +179,7 @@ impl Keys {
                     "{IDENTITY_DIFFERS}: the Secret sheave-keys names another cluster id or flow key; this node keeps its own"
                 );
             } else {
-                info!("the Secret sheave-keys names the cluster id and flow key of this node again");
+                info!("Secret sheave-keys has the cluster id and flow key of this node again");
             }
         }
         let before = self.stored.clone();
@@ -191,7 +191,7 @@ impl Keys {
         }
         if (self.stored.current, self.stored.previous) != (before.current, before.previous) {
             let previous = contents.signing.previous.as_ref().map(|key| key.id);
-            info!(current = contents.signing.current.id, previous, "the Secret sheave-keys names other signing keys");
+            info!(current = contents.signing.current.id, previous, "Secret sheave-keys has other signing keys");
         }
         Ok(contents.signing)
     }
@@ -220,7 +220,10 @@ impl Keys {
 
     fn save(&self) {
         if let Err(error) = self.disk.save_keys(&self.stored) {
-            warn!(error = format!("{error:#}"), "keys not saved; a restart without an API server would wait for them");
+            warn!(
+                error = format!("{error:#}"),
+                "keys not saved; a restart without an API server will wait for the Secret"
+            );
         }
     }
 }

@@ -87,11 +87,11 @@ impl Servers {
         let bound = admin::bind(SocketAddr::from((node, port))).await;
         match bound.and_then(|listener| self.start(listener, admin)) {
             Ok(()) => {
-                info!(%node, port, "the admin port follows the node's address");
+                info!(%node, port, "admin port bound to the node's new address");
                 true
             }
             Err(error) => {
-                warn!(error = format!("{error:#}"), "the admin port does not follow the node's address: trying again");
+                warn!(error = format!("{error:#}"), "admin port not bound to the node's new address; retrying");
                 false
             }
         }

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "stopped");
+            tracing::error!(error = format!("{error:#}"), "speaker stopped");
             ExitCode::FAILURE
         }
     }

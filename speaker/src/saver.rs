@@ -143,7 +143,11 @@ impl Writer {
             failed = true;
             self.metrics.state_errors.with_label_values(&[file]).inc();
             if !std::mem::replace(&mut self.failing, true) {
-                warn!(file, error = format!("{error:#}"), "state not saved; a restart finds an older one; trying on");
+                warn!(
+                    file,
+                    error = format!("{error:#}"),
+                    "state not saved; a restart would find an older one, retrying"
+                );
             }
         }
         self.metrics.state_unsaved.set(i64::from(failed));

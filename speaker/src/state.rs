@@ -52,7 +52,7 @@ impl StateDir {
     /// A directory that cannot be made costs persistence, not the start: every write to it fails and is reported.
     pub fn open(dir: &Path) -> Self {
         if let Err(error) = fs::create_dir_all(dir) {
-            tracing::warn!(%error, path = %dir.display(), "state directory unusable: nothing will outlive this speaker");
+            tracing::warn!(%error, path = %dir.display(), "state directory not created; no state will survive a restart");
         }
         Self { dir: dir.to_path_buf() }
     }
@@ -64,7 +64,7 @@ impl StateDir {
         let read = fs::read_to_string(&path).and_then(|text| text.trim().parse().map_err(io::Error::other));
         let before: u64 = read.unwrap_or_else(|error: io::Error| {
             if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(%error, path = %path.display(), "boot epoch unreadable, starting from the wall clock");
+                tracing::warn!(%error, path = %path.display(), "boot epoch unreadable; starting from the wall clock");
             }
             0
         });
@@ -73,7 +73,7 @@ impl StateDir {
         if let Err(error) = &saved {
             tracing::warn!(
                 error = format!("{error:#}"),
-                "boot epoch not saved: if the clock is set back, peers ignore the next speaker for a while"
+                "boot epoch not saved; if the clock is set back, peers reject the next speaker's adverts for a while"
             );
         }
         Epoch { number, is_saved: saved.is_ok() }
@@ -86,7 +86,7 @@ impl StateDir {
 
     /// The last saved view. A file that cannot be read is reported and ignored: the API server sends it anew.
     pub fn load_view(&self) -> Option<View> {
-        load(&self.view_path(), "last known view unreadable, waiting for the API server")
+        load(&self.view_path(), "last known view unreadable; waiting for the API server")
     }
 
     pub fn save_forwarding(&self, persisted: &PersistedState) -> Result<()> {
@@ -96,7 +96,7 @@ impl StateDir {
 
     /// The state of the last speaker. A file that cannot be read is reported and ignored: the other nodes report their flows.
     pub fn load_forwarding(&self) -> Option<PersistedState> {
-        load(&self.forwarding_path(), "previous rings unreadable; continuing with what other nodes report")
+        load(&self.forwarding_path(), "previous rings unreadable; continuing with the reports of other nodes")
     }
 
     pub fn save_keys(&self, keys: &Stored) -> Result<()> {
@@ -106,7 +106,7 @@ impl StateDir {
 
     /// The keys of the speaker before this one. A file that cannot be read is reported and ignored: the Secret has them.
     pub fn load_keys(&self) -> Option<Stored> {
-        load(&self.dir.join(KEYS), "keys on disk unreadable, waiting for the Secret")
+        load(&self.dir.join(KEYS), "keys on disk unreadable; waiting for the Secret")
     }
 
     /// They are of another cluster.

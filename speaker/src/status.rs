@@ -55,10 +55,12 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
         for (vip, ownership) in std::mem::take(&mut waiting) {
             match write(&api, &node, vip, &ownership).await {
                 Ok(()) => debug!(%vip, ?ownership, "status written"),
-                Err(kube::Error::Api(status)) if status.code == 404 => debug!(%vip, "VirtualIP is gone"),
+                Err(kube::Error::Api(status)) if status.code == 404 => {
+                    debug!(%vip, "VirtualIP deleted; status dropped")
+                }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        warn!(%vip, error = %Chain(&error), "status of the VirtualIP not written, trying on");
+                        warn!(%vip, error = %Chain(&error), "VirtualIP status not written; retrying");
                     }
                     failed.insert(vip, ownership);
                 }

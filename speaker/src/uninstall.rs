@@ -37,7 +37,7 @@ async fn remove(args: &UninstallArgs) -> Result<()> {
     if !failed.is_empty() {
         bail!("not removed: {}", failed.join("; "));
     }
-    info!("removed: XDP link, maps, nftables table, state; sysctls as they were");
+    info!("removed XDP link, maps, nftables tables and state; sysctls restored");
     Ok(())
 }
 

@@ -50,7 +50,7 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: wa
     loop {
         match server.reach(attempt).await {
             Ok((client, url)) => {
-                info!(%url, why, "the watches begin");
+                info!(%url, why, "watches started");
                 // Nothing of the old ones may come behind the new lists.
                 watches.shutdown().await;
                 unanswered = Unanswered::default();
@@ -60,7 +60,7 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: wa
                 pause = if certain.await.is_ok() { RENEWAL } else { RENEWAL_MAX.min(2 * pause) };
             }
             Err(error) => {
-                debug!(error = format!("{error:#}"), why, "the API server does not answer");
+                debug!(error = format!("{error:#}"), why, "API server does not answer; retrying");
                 sleep(attempt).await;
                 let most = if *lagging.borrow() { ATTEMPT_MAX_LAGGING } else { ATTEMPT_MAX };
                 attempt = most.min(2 * attempt);
@@ -178,7 +178,7 @@ impl Watch {
         if again {
             debug!(kind = ?self.kind, error = %Chain(error), "watch still fails");
         } else {
-            warn!(kind = ?self.kind, error = %Chain(error), "watch failed; the last known state goes on serving");
+            warn!(kind = ?self.kind, error = %Chain(error), "watch failed; serving the last known state, retrying");
         }
     }
 }
@@ -257,11 +257,7 @@ fn slice(slice: EndpointSlice) -> Option<(Key, Option<Object>)> {
 
 fn virtual_ip(vip: VirtualIP) -> Option<(Key, Option<Object>)> {
     let Ok(address) = vip.spec.address.parse::<Ipv4Addr>() else {
-        warn!(
-            virtualip = vip.name_any(),
-            address = vip.spec.address,
-            "VirtualIP with an address that is not IPv4: left out"
-        );
+        warn!(virtualip = vip.name_any(), address = vip.spec.address, "address of the VirtualIP is not IPv4; left out");
         return None;
     };
     let services = vip.spec.services.iter().map(|service| ObjectName::new(&service.namespace, &service.name)).collect();

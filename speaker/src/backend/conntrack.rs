@@ -32,7 +32,7 @@ pub fn flows(vips: &BTreeSet<Ipv4Addr>) -> io::Result<Vec<Flow>> {
         }
     })?;
     if left_out > 0 {
-        tracing::warn!(left_out, limit = MAX_FLOWS, "more flows than are looked at");
+        tracing::warn!(left_out, limit = MAX_FLOWS, "more conntrack entries than the limit; the rest is not scanned");
     }
     Ok(flows)
 }

@@ -86,7 +86,7 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
                     again = (unnamed > 0 || changed).then(|| Instant::now() + AGAIN.max(reading * SHARE));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "flows to pods that are gone may go into a hole, trying again");
+                    tracing::warn!(%error, "conntrack entries of lost pods not deleted; their packets may be lost, retrying");
                     sleep(RETRY).await;
                     continue;
                 }
@@ -104,11 +104,13 @@ async fn run(mut endpoints: watch::Receiver<Endpoints>, counts: Arc<Counts>) {
 
 fn log_forgotten(forgotten: u64, unnamed: u64, before: u64) {
     if forgotten > 0 {
-        tracing::info!(flows = forgotten, "forgot flows whose pod is gone");
+        tracing::info!(flows = forgotten, "conntrack entries deleted: their pod is gone");
     }
     match (before, unnamed) {
-        (0, 1..) => tracing::info!(flows = unnamed, "flows stay with pods that nobody names any more and that live"),
-        (1.., 0) => tracing::info!("no flows are left with pods that nobody names"),
+        (0, 1..) => {
+            tracing::info!(flows = unnamed, "flows stay with pods that no EndpointSlice lists any more and that answer")
+        }
+        (1.., 0) => tracing::info!("no flows are left with unlisted pods"),
         _ => {}
     }
 }

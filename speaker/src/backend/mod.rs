@@ -160,7 +160,7 @@ impl Backend {
             return Err(error);
         }
         if let Some(error) = refused {
-            tracing::warn!(%error, "nftables update refused; the table was built anew");
+            tracing::warn!(%error, "nftables update refused; table replaced");
         }
         Ok(Outcome::Replaced)
     }
@@ -172,7 +172,7 @@ impl Backend {
         if ruleset::update(&applied.plan, &rest).is_some()
             && let Err(error) = self.replace(rest).await
         {
-            tracing::debug!(%error, "refused without its service ports as well");
+            tracing::debug!(%error, "nftables transaction without the changed service ports refused too");
         }
     }
 
@@ -245,9 +245,7 @@ impl Backend {
             return Err(error);
         }
         if self.second_chance && !plan.second_chance {
-            tracing::warn!(
-                "this kernel cannot hand packets on (CONFIG_NFT_DUP_IPV4): open flows end when another node serves them"
-            );
+            tracing::warn!("kernel lacks CONFIG_NFT_DUP_IPV4: no second chance; open flows end when their row moves");
         }
         self.second_chance = plan.second_chance;
         self.counters.values_mut().for_each(|counter| counter.kernel = 0);
@@ -292,7 +290,7 @@ impl Watch {
         if matches!(self.monitor, Listening::NotYet) {
             self.monitor = Monitor::open(ruleset::TABLE).map_or_else(
                 |error| {
-                    tracing::warn!(%error, "changes of the nftables table by others are noticed late");
+                    tracing::warn!(%error, "nftables monitor not opened; third-party changes are found by the audit only");
                     Listening::Never
                 },
                 Listening::Yes,
@@ -303,7 +301,7 @@ impl Watch {
                 Ok(Some(generation)) if self.is_own(generation) => {}
                 Ok(_) => return,
                 Err(error) => {
-                    tracing::warn!(%error, "changes of the nftables table by others are noticed late from now on");
+                    tracing::warn!(%error, "nftables monitor failed; third-party changes are found by the audit only");
                     self.monitor = Listening::Never;
                 }
             }

@@ -108,7 +108,7 @@ impl Sysctls {
         let boot_id = fs::read_to_string(&self.boot_id).map_err(failed("read", &self.boot_id))?.trim().to_owned();
         let saved = match fs::read(&self.file) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %self.file.display(), %error, "original sysctls are lost");
+                tracing::warn!(path = %self.file.display(), %error, "file of original sysctls unreadable; uninstall will not restore them");
                 SavedSysctls::default()
             }),
             Err(source) if source.kind() == io::ErrorKind::NotFound => SavedSysctls::default(),

@@ -65,7 +65,7 @@ impl Rules {
             .build()
         {
             Ok(runtime) => runtime.block_on(Worker::new(backend, plans, health).run()),
-            Err(error) => error!(%error, "the runtime of the nft worker does not start"),
+            Err(error) => error!(%error, "nft worker not started: no runtime; rules will not change"),
         })?;
         Ok(Self { wanted, in_force })
     }
@@ -146,7 +146,7 @@ impl Worker {
         match outcome {
             Ok(outcome) => {
                 if outcome != Outcome::Unchanged {
-                    debug!(?outcome, "nftables");
+                    debug!(?outcome, "nftables transaction applied");
                 }
                 self.backoff.succeeded();
                 self.health.works();
@@ -165,7 +165,7 @@ impl Worker {
             Ok(repaired) => {
                 self.audit_fails = false;
                 if repaired {
-                    warn!("somebody else changed our nftables table: put right");
+                    warn!("third-party change of our nftables table; repaired");
                     self.health.metrics.repairs.with_label_values(&["nftables"]).inc();
                 }
             }
@@ -179,7 +179,7 @@ impl Worker {
     fn audit_failed(&mut self, error: &NftError) {
         self.health.metrics.nft_errors.with_label_values(&[error.label()]).inc();
         if !std::mem::replace(&mut self.audit_fails, true) {
-            warn!(reason = error.label(), %error, "the nftables table was not checked, trying on");
+            warn!(reason = error.label(), %error, "nftables audit failed; retrying");
         }
     }
 
@@ -190,7 +190,7 @@ impl Worker {
         metrics.second_chance.set(i64::from(self.backend.second_chance()));
         match self.backend.counters() {
             Ok(counters) => metrics.set_guard(counters.iter().map(|(name, counter)| (*name, counter.packets))),
-            Err(error) => debug!(%error, "the guard's counters were not read"),
+            Err(error) => debug!(%error, "counters of the guard not read"),
         }
     }
 }
@@ -208,14 +208,14 @@ impl Health {
     fn fails(&mut self, reason: &'static str, error: &dyn std::fmt::Display) {
         self.metrics.nft_errors.with_label_values(&[reason]).inc();
         if self.failing.replace(reason) != Some(reason) {
-            error!(reason, %error, "nftables transaction failed; the rules stay as they are, trying again");
+            error!(reason, %error, "nftables transaction failed; previous rules stay in force, retrying");
         }
         self.show(true);
     }
 
     fn works(&mut self) {
         if let Some(reason) = self.failing.take() {
-            info!(reason, "nftables rules are as wanted again");
+            info!(reason, "nftables rules up to date again");
         }
         self.show(false);
     }

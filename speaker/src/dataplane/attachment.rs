@@ -56,7 +56,7 @@ impl Attachment {
             Ok(true) if self.attached => return LinkCheck::Attached,
             Ok(_) => {}
             Err(error) => {
-                warn!(%error, interface = self.interface, "cannot look whether the packet path is attached");
+                warn!(%error, interface = self.interface, "state of the XDP link unknown; checked again");
                 return LinkCheck::Attached;
             }
         }
@@ -66,7 +66,7 @@ impl Attachment {
         }
         match self.loaded.attach(&self.interface) {
             Ok(_) => {
-                warn!(interface = self.interface, "somebody else detached the packet path: attached again");
+                warn!(interface = self.interface, "third-party change: packet path was detached; attached again");
                 self.attached = true;
                 LinkCheck::Reattached
             }
@@ -75,7 +75,7 @@ impl Attachment {
                 if !std::mem::take(&mut self.attached) {
                     return LinkCheck::Attached;
                 }
-                error!(error = format!("{error:#}"), "the packet path is not attached any more");
+                error!(error = format!("{error:#}"), "packet path not attached; VIPs are handed over, retrying");
                 LinkCheck::Detached
             }
         }

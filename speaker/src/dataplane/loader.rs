@@ -89,7 +89,7 @@ impl Loaded {
                     }
                     // Detached by force, or its device is gone (ENOLINK): a new link.
                     Err(error) => {
-                        tracing::warn!(%error, path = %path.display(), "pinned link is of no use, attaching anew");
+                        tracing::warn!(error = format!("{:#}", anyhow::Error::new(error)), path = %path.display(), "pinned link unusable; attaching anew");
                         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
                     }
                 }

@@ -62,7 +62,7 @@ impl ReportSocket {
             {
                 let failed = self.metrics.send_errors.with_label_values(&["reports"]);
                 if failed.get() == 0 {
-                    warn!(%error, "holdings were not told; counted from here on (sheave_send_errors_total)");
+                    warn!(%error, "flow report not sent; further failures are only counted (sheave_send_errors_total)");
                 }
                 failed.inc();
             }

@@ -216,7 +216,7 @@ impl State {
             vips = have.vips.len(),
             services = have.services.len(),
             nodes = have.nodes.len(),
-            "restored from pinned maps"
+            "state restored from pinned maps"
         );
         // A speaker that has just started cannot know whether it was missed.
         sync.planner.was_away(&sync.node);
@@ -307,7 +307,7 @@ impl State {
         for action in self.report_socket.turn(event).context("the report socket")? {
             match action {
                 Action::Changed(node) => {
-                    debug!(%node, "holds other rows than before");
+                    debug!(%node, "flow report of the node changed");
                     self.dirty = true;
                 }
                 Action::Rejected(reason) => {
@@ -315,19 +315,19 @@ impl State {
                 }
                 Action::Differs { node, since } => {
                     let seconds = clock::now().since(since).as_secs();
-                    warn!(%node, seconds, "its table differs from ours: one of us does not hear the API server");
+                    warn!(%node, seconds, "forwarding table digest mismatch with peer; one of the two views lags");
                     self.differing.insert(node);
                 }
                 Action::Agrees(node) => {
-                    info!(%node, "its table agrees with ours again");
+                    info!(%node, "forwarding table digest matches peer again");
                     self.differing.remove(&node);
                 }
                 Action::Stale(node) => {
-                    warn!(%node, "goes by an old view of the cluster: no new flows for it");
+                    warn!(%node, "view of the node is stale; node gets no new flows");
                     self.signals.set_stale(node, true);
                 }
                 Action::UpToDate(node) => {
-                    info!(%node, "goes by the present view of the cluster again");
+                    info!(%node, "view of the node is up to date again");
                     self.signals.set_stale(node, false);
                 }
                 // Sent already.

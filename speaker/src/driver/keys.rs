@@ -54,13 +54,10 @@ impl State {
                 rotation::Action::Lacking(nodes) => {
                     self.driver.metrics.keys_lacking.set(nodes.len() as i64);
                     if nodes.is_empty() {
-                        info!("every peer has the current signing key");
+                        info!("all peers have the current signing key");
                     } else {
                         let nodes: Vec<&str> = nodes.iter().map(NodeName::as_str).collect();
-                        info!(
-                            ?nodes,
-                            "peers without the current signing key: adverts are signed with the previous one"
-                        );
+                        info!(?nodes, "peers lack the current signing key; signing with the previous one");
                     }
                 }
             }
@@ -86,12 +83,14 @@ impl State {
         for action in actions {
             match action {
                 Action::Unverified { node, reason } => {
-                    warn!(%node, reason = reason.label(), "peers_unverified: adverts of this node cannot be verified");
+                    warn!(%node, reason = reason.label(), "peers_unverified: adverts from the node's address fail verification");
                 }
-                Action::Resolved(node) => info!(%node, "its adverts can be verified, or come no more"),
+                Action::Resolved(node) => info!(%node, "adverts from the node's address no longer fail verification"),
                 Action::Hold(hold) => {
                     if hold {
-                        warn!("this node is new and cannot verify the others: it owns no VIP (docs/election.md, Keys)");
+                        warn!(
+                            "held back: this node is new and cannot verify its peers; it owns no VIP (docs/election.md, Keys)"
+                        );
                         self.notify_app(Notice::HeldBack);
                     }
                     self.driver.health.held_back.store(hold, Ordering::Relaxed);

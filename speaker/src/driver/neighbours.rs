@@ -61,7 +61,7 @@ impl State {
         if self.signed_macs.get(&neighbour.ip).is_some_and(|signed| *signed != neighbour.mac) {
             let refused = self.driver.metrics.arp_contradicts_advert.with_label_values(&[node.as_str()]);
             if refused.get() == 0 {
-                warn!(%node, claimed = %neighbour.mac, "arp_contradicts_advert: an ARP frame claims the node's address; ignored and counted");
+                warn!(%node, claimed = %neighbour.mac, "arp_contradicts_advert: ARP frame with another MAC for the node's address; ignored and counted");
             }
             return refused.inc();
         }
@@ -118,13 +118,15 @@ impl State {
         for action in actions {
             match action {
                 unicast::Action::Start(node) => {
-                    warn!(%node, "multicast does not pass between this node and that one: adverts go by unicast too")
+                    warn!(%node, "no multicast from or to the node; sending adverts by unicast too")
                 }
-                unicast::Action::Stop(node) => info!(%node, "multicast passes again: no adverts by unicast"),
+                unicast::Action::Stop(node) => {
+                    info!(%node, "multicast from and to the node arrives again; unicast stopped")
+                }
                 unicast::Action::Missing(node) => {
-                    warn!(%node, "adverts_missing: its program answers, but no advert of it arrives; is UDP 7480 filtered, or its speaker dead?");
+                    warn!(%node, "adverts_missing: the node's program answers, but none of its adverts arrives; check for a filter on UDP 7480 and for a dead speaker");
                 }
-                unicast::Action::Arrived(node) => info!(%node, "its adverts arrive"),
+                unicast::Action::Arrived(node) => info!(%node, "adverts of the node arrive"),
             }
         }
         let unicast = &self.driver.unicast;
@@ -139,7 +141,7 @@ impl State {
         if !self.driver.arp.set_mac(mac) {
             return;
         }
-        info!(%mac, "the uplink has another MAC address: announced");
+        info!(%mac, "MAC address of the uplink changed; announced");
         self.on_announce(announce::Event::OwnAddress, now);
         if let Some(own) = self.driver.own_ip
             && let Err(error) = self.driver.arp.announce(own)
@@ -154,7 +156,7 @@ impl State {
         if std::mem::replace(&mut self.driver.own_ip, address) == address {
             return;
         }
-        info!(?address, "this node's address on the segment");
+        info!(?address, "address of this node changed");
         self.on_resolve(resolve::Event::OwnAddress, now);
     }
 

@@ -182,7 +182,7 @@ impl Watcher {
         match self.read().await {
             Ok(changes) => self.send_all(changes).await?,
             Err(error) => {
-                warn!(error = format!("{error:#}"), "the kernel's network state was not read: trying again");
+                warn!(error = format!("{error:#}"), "links and addresses not read; retrying");
                 sleep(RETRY).await;
                 return self.reopen().await;
             }
@@ -216,7 +216,7 @@ impl Watcher {
                     return Ok(());
                 }
                 Err(error) if !self.changes.is_closed() => {
-                    warn!(error = format!("{error:#}"), "netlink was not opened: trying again");
+                    warn!(error = format!("{error:#}"), "netlink socket not opened; retrying");
                     sleep(RETRY).await;
                 }
                 Err(_) => return Err(Unwanted),

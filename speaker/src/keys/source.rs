@@ -82,7 +82,7 @@ pub async fn run(server: ApiServer, namespace: String, has_keys: bool, updates: 
 /// The first keys of this node, as soon as the Secret is there. `None`: the process was stopped meanwhile.
 pub async fn first(disk: &StateDir, secret: &mut mpsc::Receiver<Update>, health: &HealthFlags) -> Result<Option<Keys>> {
     health.wait_for_keys(Some(Problem::Awaited));
-    info!("no keys on disk: waiting for the Secret sheave-keys");
+    info!("no keys on disk; waiting for the Secret sheave-keys");
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     loop {
@@ -145,7 +145,7 @@ impl Source {
         match Contents::decode(&secret.data.unwrap_or_default()) {
             Ok(contents) => {
                 if self.last_problem.take().is_some() {
-                    info!("the Secret sheave-keys can be read");
+                    info!("Secret sheave-keys readable again");
                 }
                 (self.has_keys, self.pause) = (true, ATTEMPT);
                 self.send(Update::Found(Box::new(Found { contents, kubernetes: self.kubernetes.clone() }))).await
@@ -157,7 +157,7 @@ impl Source {
     /// Logs it when it is another one than before.
     async fn problem(&mut self, problem: Problem, detail: &str) -> Result<()> {
         if self.last_problem.replace(problem) != Some(problem) {
-            warn!(reason = problem.label(), detail, "no keys from the Secret sheave-keys, trying on");
+            warn!(reason = problem.label(), detail, "keys not read from the Secret sheave-keys; retrying");
         }
         self.send(Update::Problem(problem)).await
     }
@@ -165,7 +165,7 @@ impl Source {
     async fn send(&self, update: Update) -> Result<()> {
         match self.updates.send(update).await {
             Ok(()) => Ok(()),
-            Err(_) => bail!("nobody takes keys"),
+            Err(_) => bail!("the receiver of keys has ended"),
         }
     }
 }
@@ -175,7 +175,10 @@ async fn cluster(client: Client) -> Option<String> {
     match timeout(ATTEMPT, Api::<Namespace>::all(client).get("kube-system")).await {
         Ok(Ok(namespace)) => namespace.uid(),
         Ok(Err(error)) => {
-            warn!(error = describe_client(&error), "UID of the Namespace kube-system not read");
+            warn!(
+                error = describe_client(&error),
+                "UID of the Namespace kube-system not read; keys on disk are taken to be of this cluster"
+            );
             None
         }
         Err(_) => None,

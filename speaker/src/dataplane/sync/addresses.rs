@@ -19,7 +19,7 @@ impl State {
         }
         let own = view.nodes().get(&self.sync.node).map(|node| node.address);
         if let Some(own) = own.filter(|own| *own != self.sync.node_ip) {
-            info!(former = %self.sync.node_ip, now = %own, "the view names another address of this node");
+            info!(former = %self.sync.node_ip, now = %own, "view has another address for this node");
             self.sync.node_ip = own;
         }
     }

@@ -155,7 +155,7 @@ impl State {
         self.layout.set_peers(peers);
         let (want, exhausted) = self.layout.want(table, &self.have, &macs, &self.sync.node, &served);
         for error in exhausted {
-            warn!(%error, "left out");
+            warn!(%error, "limit of the maps reached; the rest is left out");
             self.sync.metrics.limits_reached.with_label_values(&[error.what]).inc();
         }
         want
@@ -194,13 +194,13 @@ impl State {
             self.retry = Some(Instant::now() + self.backoff.failed());
             self.sync.metrics.sync_errors.inc();
             if !self.sync.health.maps_failing.swap(true, Ordering::Relaxed) {
-                error!(reason = "maps_failing", error = format!("{error:#}"), "maps not written, trying again");
+                error!(reason = "maps_failing", error = format!("{error:#}"), "BPF map update failed; retrying");
             }
             return Ok(());
         }
         self.backoff.succeeded();
         if self.sync.health.maps_failing.swap(false, Ordering::Relaxed) {
-            info!("maps are written again");
+            info!("BPF map updates succeed again");
         }
         // The same contents, and the rings shared with the planner instead of held twice.
         self.have = want;
@@ -211,7 +211,7 @@ impl State {
         if job.ops.len() >= LARGE {
             memory::give_back();
         }
-        debug!(writes = job.ops.len(), took = ?since.elapsed(), "maps as the view says");
+        debug!(writes = job.ops.len(), took = ?since.elapsed(), "BPF maps follow the view");
         self.sync.metrics.syncs.inc();
         self.start()?;
         self.persist();
@@ -258,7 +258,7 @@ impl State {
         let waited = viewed.elapsed();
         let may_start = (peers_known || waited >= PATIENCE) && (missing.is_empty() || waited >= PODS_PATIENCE);
         if may_start && !missing.is_empty() {
-            warn!(pods = ?missing, "no sign of life from these since the boot: new flows go to them all the same");
+            warn!(pods = ?missing, "startup probe unanswered; pods get new flows nevertheless");
         }
         may_start
     }
@@ -309,7 +309,7 @@ impl State {
     fn report(&mut self, table: &Table) {
         if table.refused.len() != self.refused {
             for refusal in &table.refused {
-                warn!(vip = %refusal.vip, reason = refusal.reason.label(), "left out of the table");
+                warn!(vip = %refusal.vip, reason = refusal.reason.label(), "VIP or endpoint refused; left out of the table");
             }
             self.refused = table.refused.len();
         }

@@ -32,7 +32,7 @@ impl State {
         let flows = match flows {
             Ok(flows) => flows,
             Err(error) => {
-                warn!(%error, "conntrack was not read: what this node holds is told as it was");
+                warn!(%error, "conntrack scan failed; the last flow report is repeated");
                 return Ok(());
             }
         };
@@ -57,7 +57,7 @@ impl State {
         if news.any && news.left_out > 0 {
             let limit = UdpPins::MAX;
             self.sync.metrics.limits_reached.with_label_values(&["udp_pins"]).inc();
-            warn!(left_out = news.left_out, limit, "more UDP flows than can be spared: kube-proxy may end some");
+            warn!(left_out = news.left_out, limit, "limit of pinned UDP flows reached; kube-proxy may end the others");
         }
         self.dirty |= news.any;
     }

@@ -73,7 +73,7 @@ impl Subscription {
                     Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Err(Lost::Overrun),
                     Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                     Ok(Err(error)) => {
-                        warn!(%error, "the netlink socket does not work any more");
+                        warn!(%error, "netlink socket failed; reopening");
                         return Err(Lost::Closed);
                     }
                     Err(_) if messages.is_empty() => break,
@@ -99,7 +99,7 @@ fn parse(mut datagram: &[u8], messages: &mut Vec<RouteNetlinkMessage>) {
         match NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram) {
             Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => messages.push(message),
             Ok(_) => {}
-            Err(error) => debug!(%error, "netlink message left out"),
+            Err(error) => debug!(%error, "netlink message unreadable; left out"),
         }
         // Messages are aligned to 4 bytes.
         let Some(rest) = datagram.get(length.next_multiple_of(4).max(4)..) else { return };
