@@ -73,18 +73,25 @@ impl Metrics {
                 "Datagrams without effect, by reason.",
                 "reason",
             )?,
-            send_errors: counters("sheave_send_errors_total", "Frames and datagrams the kernel did not take.", "kind")?,
+            send_errors: counters(
+                "sheave_send_errors_total",
+                "Frames, datagrams and map writes that the kernel refused.",
+                "kind",
+            )?,
             transitions: counter("sheave_vip_transitions_total", "VIPs won and lost by this node.")?,
-            peers: gauge("sheave_peers_alive", "Speakers heard, without this one.")?,
+            peers: gauge("sheave_peers_alive", "Speakers whose heartbeats arrive, without this one.")?,
             nodes_down: gauge("sheave_nodes_down", "Nodes whose kernel gives no sign of life.")?,
             nodes_silent: gauge(
                 "sheave_nodes_silent",
-                "Nodes that answer, without a ready speaker: no new flows for them.",
+                "Nodes that answer, without a ready speaker: they get no new flows.",
             )?,
-            isolated: gauge("sheave_isolated", "1 while no other node is heard that should be.")?,
+            isolated: gauge(
+                "sheave_isolated",
+                "1 while no heartbeat of another node arrives, although there are other nodes.",
+            )?,
             peers_by_unicast: gauge(
                 "sheave_peers_by_unicast",
-                "Nodes that adverts are sent to by unicast too, because multicast does not pass.",
+                "Nodes that get adverts by unicast too, because multicast does not arrive.",
             )?,
             adverts_missing: gauge(
                 "sheave_adverts_missing",
@@ -92,7 +99,7 @@ impl Metrics {
             )?,
             arp_contradicts_advert: counters(
                 "sheave_arp_contradicts_advert_total",
-                "ARP frames that name another MAC address of a node than it states under its signature.",
+                "ARP frames with another MAC address of a node than its signed advert.",
                 "node",
             )?,
             peers_unverified: gauge(
@@ -106,15 +113,15 @@ impl Metrics {
             )?,
             keys_lacking: gauge(
                 "sheave_keys_peers_lacking",
-                "Peers that have not got the Secret's current key: nobody signs with it until they have.",
+                "Peers without the Secret's current key: no node signs with it until they have it.",
             )?,
             keys_identity_differs: gauge(
                 "sheave_keys_identity_differs",
-                "1 while the Secret names another cluster id or flow key than this node works with.",
+                "1 while the Secret has another cluster id or flow key than this node.",
             )?,
             sync_errors: counter("sheave_dataplane_sync_errors_total", "Changes of the packet path that failed.")?,
             syncs: counter("sheave_dataplane_syncs_total", "Changes of the packet path that were made.")?,
-            repairs: counters("sheave_dataplane_repairs_total", "Times somebody else's change was put right.", "what")?,
+            repairs: counters("sheave_dataplane_repairs_total", "Third-party changes that were repaired.", "what")?,
             nft_errors: counters(
                 "sheave_nft_errors_total",
                 "Transactions and audits of nftables that failed or took long, by reason.",
@@ -129,39 +136,39 @@ impl Metrics {
                 "Writes to the state directory that failed, by file.",
                 "file",
             )?,
-            state_unsaved: gauge("sheave_state_unsaved", "1 while what should outlive this speaker is not on disk.")?,
+            state_unsaved: gauge("sheave_state_unsaved", "1 while the newest state is not on disk.")?,
             table_differs: gauge(
                 "sheave_table_differs",
-                "Nodes whose table has differed from this one's for seconds.",
+                "Nodes whose forwarding table digest has differed from this one's for seconds.",
             )?,
             nodes_stale: gauge(
                 "sheave_nodes_stale",
-                "Nodes, maybe this one, that go by an old view of the cluster: no new flows for them.",
+                "Nodes, maybe this one, whose view of the cluster is stale: they get no new flows.",
             )?,
             flows: gauge("sheave_flows", "Open flows from VIPs to pods of this node.")?,
             flows_expired: gauge(
                 "sheave_flows_expired",
-                "Open flows of rows that this node lost longer ago than the drain window: not told to the others any more.",
+                "Open flows of rows that this node lost longer ago than the drain window: no longer reported.",
             )?,
             second_chance: gauge(
                 "sheave_second_chance",
-                "1 if this kernel can hand packets of unknown flows on (CONFIG_NFT_DUP_IPV4).",
+                "1 if this kernel can forward packets of unknown flows (CONFIG_NFT_DUP_IPV4).",
             )?,
             flows_forgotten: counter(
                 "sheave_flows_forgotten_total",
-                "Flows that conntrack was told to forget because their pod is gone.",
+                "Conntrack entries that were deleted because their pod is gone.",
             )?,
             flows_in_removal_grace: gauge(
                 "sheave_tcp_flows_in_removal_grace",
-                "TCP flows that stay with pods that no EndpointSlice names any more and that still answer.",
+                "TCP flows that stay with pods that no EndpointSlice lists any more and that still answer.",
             )?,
             udp_flows_pinned: gauge(
                 "sheave_udp_flows_pinned",
-                "UDP flows that stay with a pod of this node although Kubernetes may say that it does not serve: the node was not heard.",
+                "UDP flows pinned to a pod of this node while the node's status in Kubernetes is uncertain.",
             )?,
             row_alternates_overflow: gauge(
                 "sheave_row_alternates_overflow",
-                "Rows without room for a node that may hold flows of them: one of more than three besides the primary.",
+                "Rows without an alternate's place for some node that may have flows of them: there are more than three.",
             )?,
             limits_reached: counters(
                 "sheave_limits_reached_total",
@@ -175,7 +182,7 @@ impl Metrics {
             )?,
             datagrams_dropped: counters(
                 "sheave_datagrams_dropped_total",
-                "Datagrams that the kernel dropped at a socket: not from this segment's group or nodes, or no room.",
+                "Datagrams that the kernel dropped at a socket: from outside this segment's group and nodes, or no room.",
                 "socket",
             )?,
             owned: register(
@@ -187,13 +194,16 @@ impl Metrics {
             )?,
             lease_remaining: register(
                 &registry,
-                Gauge::new("sheave_lease_remaining_seconds", "Time until ARP is not answered any more.")?,
+                Gauge::new(
+                    "sheave_lease_remaining_seconds",
+                    "Time until the kernel stops answering ARP for owned VIPs.",
+                )?,
             )?,
             ready: gauge("sheave_ready", "1 if this node may own VIPs.")?,
-            frames: counters("sheave_frames_total", "Frames seen by the packet path, by verdict.", "verdict")?,
+            frames: counters("sheave_frames_total", "Frames in the packet path, by verdict.", "verdict")?,
             guard: counters(
                 "sheave_guard_packets_total",
-                "Packets still addressed to a VIP behind the chains, by fate.",
+                "Packets of unknown flows in the nftables chains, by fate.",
                 "guard",
             )?,
             registry,
