@@ -1,4 +1,4 @@
-//! HTTP on the admin ports of speaker and controller, for clients that nobody vouches for.
+//! HTTP on the admin ports of speaker and controller, for clients without authentication.
 //!
 //! Every pod and the whole segment reach these ports, and the process behind them holds the lease. So memory and descriptors are
 //! bounded whatever clients do, and a probe of kubelet is answered beside them: a connection serves one request, has

@@ -1,8 +1,8 @@
 //! CRD types, status reasons and validation of Sheave (group `sheave.dev`).
 //!
-//! Read: [`pool`] (where addresses come from) → [`virtualip`] (the ledger: who was granted what, who holds it) →
-//! [`status`] (every name a refusal can have) → [`validate`] (what an address range may look like, once in CEL and once
-//! in Rust). `src/bin/crdgen.rs` prints the CustomResourceDefinitions; `manifests/crds` is generated from it.
+//! Read: [`pool`] (where addresses come from) → [`virtualip`] (the ledger: which Service was granted which address, which node
+//! holds it) → [`status`] (every name a refusal can have) → [`validate`] (what an address range may look like, once in CEL and
+//! once in Rust). `src/bin/crdgen.rs` prints the CustomResourceDefinitions; `manifests/crds` is generated from it.
 
 mod chain;
 pub mod pool;
@@ -42,10 +42,10 @@ pub mod keys {
     pub const SECRET: &str = "sheave-keys";
     /// 32 raw random bytes: the HMAC-SHA256 key that adverts are signed with.
     pub const CURRENT: &str = "current";
-    /// Raw bytes, absent unless a rotation is under way: a key that is still accepted.
+    /// Raw bytes, only during a rotation: a key that is still accepted.
     pub const PREVIOUS: &str = "previous";
     /// 16 raw bytes: the key of the flow hash. Every node must use the same, or tables differ.
     pub const FLOW_HASH: &str = "flow-hash";
-    /// 8 raw bytes: tells the adverts of two clusters on one segment apart.
+    /// 8 raw bytes: separates the adverts of two clusters on one segment.
     pub const CLUSTER_ID: &str = "cluster-id";
 }

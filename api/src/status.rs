@@ -6,11 +6,11 @@ pub const CONDITION_ALLOCATED: &str = "sheave.dev/Allocated";
 /// Condition on an AddressPool: are new addresses granted from it?
 pub const CONDITION_READY: &str = "Ready";
 
-/// Reason of the [`CONDITION_ALLOCATED`] condition when it is True, and of the Event that says so.
+/// Reason of the [`CONDITION_ALLOCATED`] condition when it is True, and of its Event.
 pub const REASON_ALLOCATED: &str = "AddressAllocated";
 /// Reason of the Event when an address was taken back.
 pub const REASON_RELEASED: &str = "AddressReleased";
-/// Reason of the Event when a status that somebody else wrote was put right.
+/// Reason of the Event when a third-party change of a status was repaired.
 pub const REASON_CORRECTED: &str = "StatusCorrected";
 
 /// Why a Service has no address, or has one with a remark.
@@ -30,7 +30,7 @@ pub enum Refusal {
     AddressInUse,
     /// The wanted address is not one, or there is more than one of a family.
     AddressMalformed,
-    /// The Service asks for an address family that this version cannot serve.
+    /// The Service wants an address family that this version cannot serve.
     UnsupportedFamily,
 }
 
@@ -97,7 +97,7 @@ pub enum NoOwner {
     NodeFrozen,
     /// The last owner lost its link.
     NoCarrier,
-    /// The last owner hears fewer than half of the members.
+    /// The last owner receives fewer than half of the members.
     NoQuorum,
     /// The kernel of the last owner refused the entry.
     MapWriteFailed,

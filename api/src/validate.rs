@@ -235,7 +235,7 @@ mod tests {
         "0.1.0.0-1.0.0.0",
     ];
 
-    /// What the API server's rules would say; empty = accepted.
+    /// The result of the API server's rules; empty = accepted.
     fn cel(entry: &str) -> String {
         let spec = AddressPoolSpec { addresses: vec!["198.51.100.0/30".into(), entry.into()], ..Default::default() };
         match kube::core::cel::validate_cel(&AddressPool::new("p", spec)) {

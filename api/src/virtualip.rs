@@ -1,6 +1,6 @@
-//! VirtualIP: the ledger. One object per granted address, named like the address. The spec is the grant and is written
-//! by the controller alone; the status says who holds the address now and is written by the speaker that does.
-//! Speakers act on these objects only, so a foreign hand on a Service's status cannot make them claim anything.
+//! VirtualIP: the ledger. One object per granted address, named like the address. The controller alone writes the spec, which is
+//! the grant; the speaker that holds the address writes the status. Speakers act on these objects only, so a third-party change
+//! of a Service's status cannot make them claim anything.
 
 use std::net::IpAddr;
 
@@ -49,7 +49,7 @@ pub struct VirtualIPSpec {
     pub services: Vec<ServiceRef>,
 }
 
-/// A Service, and which one of those that have had its name.
+/// A Service, with the uid that separates it from others of the same name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceRef {
@@ -59,12 +59,12 @@ pub struct ServiceRef {
     /// Name of the Service.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// `metadata.uid` of the Service: one that was deleted and created again is another one.
+    /// `metadata.uid` of the Service: a Service that was deleted and created again is another one.
     #[schemars(length(min = 1, max = 64))]
     pub uid: String,
 }
 
-/// Who holds the address. Written by the speaker that won it, or by the one that let it go.
+/// The node that holds the address. Written by the speaker that won it or released it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct VirtualIPStatus {
@@ -83,15 +83,15 @@ pub struct VirtualIPStatus {
     #[schemars(range(min = 0))]
     pub term: Option<i64>,
 
-    /// Why nobody owns it: a name of [`NoOwner`](crate::NoOwner). A string, so that an older controller reads the
-    /// reasons of a newer speaker.
+    /// Why no node owns it: a name of [`NoOwner`](crate::NoOwner). A string, so that an older controller reads the reasons of a
+    /// newer speaker.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub reason: Option<String>,
 }
 
 impl VirtualIP {
-    /// The address, if the object is as the controller writes it (the name and the spec say the same).
+    /// The address, if the object is as the controller writes it (name and spec agree).
     pub fn address(&self) -> Option<IpAddr> {
         let address = self.spec.address.parse().ok()?;
         (self.name_any() == self.spec.address).then_some(address)

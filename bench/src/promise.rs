@@ -19,7 +19,7 @@ impl Promise {
     }
 }
 
-/// A node was lost: the connections whose pod lives are alive, the others were told, somebody took over soon.
+/// A node was lost: the connections whose pod lives are alive, the others were reset, another node took over soon.
 pub fn after_node_loss(loss: &NodeLoss) -> Vec<Promise> {
     let Observed { connections, claims, .. } = &loss.observed;
     let lost = &connections.pod_lost;
@@ -37,7 +37,7 @@ pub fn after_node_loss(loss: &NodeLoss) -> Vec<Promise> {
         promises.push(Promise::new(
             "another node takes over in less than half a second",
             took.is_some_and(|ms| ms < TAKEOVER_WITHIN_MS),
-            took.map_or("nobody did".to_owned(), |ms| format!("{} after {ms:.0} ms", loss.owner_after)),
+            took.map_or("no node did".to_owned(), |ms| format!("{} after {ms:.0} ms", loss.owner_after)),
         ));
     }
     promises

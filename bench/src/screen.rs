@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, stdout};
 
-/// Where the demo speaks. Silent when the output is for machines.
+/// The demo's output for people. Silent when the output is for machines.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
     colours: bool,
@@ -33,7 +33,7 @@ impl Screen {
         self.print(&format!("  {text}"));
     }
 
-    /// What happens now, for somebody who waits.
+    /// The present step, for the operator.
     pub fn progress(&self, text: &str) {
         self.line(&self.paint(Colour::Faint, &format!("… {text}")));
     }

@@ -56,7 +56,7 @@ impl Runs {
     }
 
     /// Whether every eligible connection of Sheave's lived, no other was left in silence, UDP stayed with its pods, no new
-    /// connection failed (unless anything may happen at once: then there may be nobody to answer), and nothing else went wrong.
+    /// connection failed (except where every node may be down at once), and nothing else went wrong.
     pub fn whole(&self) -> bool {
         self.runs.iter().all(|run| {
             let may_fail = SCENARIOS.iter().any(|scenario| scenario.name == run.scenario && !scenario.repeated);

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sheave_tests::scenario::Figures;
 
-/// In the order in which things were first said.
+/// In the order of first use.
 #[derive(Debug, Default)]
 pub struct Table {
     rows: Vec<Row>,

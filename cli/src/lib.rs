@@ -23,7 +23,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Who holds which address since when, and which speakers are ready.
+    /// Which node holds which address since when, and which speakers are ready.
     Status(status::Args),
 }
 

@@ -1,4 +1,4 @@
-//! `sheave status`: who holds what. Exit code 1 if an address has no owner or a speaker is not ready.
+//! `sheave status`: which node holds which address. Exit code 1 if an address has no owner or a speaker is not ready.
 
 use std::process::ExitCode;
 

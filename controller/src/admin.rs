@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// What the driver tells the probes.
+/// The driver's state for the probes.
 #[derive(Debug)]
 pub struct Health {
     started: Instant,

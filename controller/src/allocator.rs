@@ -44,7 +44,7 @@ pub enum State {
 /// What is to be done for a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It has this address; a remark says what is not as it should be.
+    /// It has this address; a remark names what is not as it should be.
     Keep { address: Ipv4Addr, remark: Option<Refused> },
     /// It is to have this address: write the ledger.
     Grant { address: Ipv4Addr, pool: String },
@@ -61,7 +61,7 @@ pub struct Usage {
 }
 
 impl Allocator {
-    /// Replaces the pools. Grants stay, whatever the pools say.
+    /// Replaces the pools. Grants stay, whatever the pools contain.
     pub fn set_pools<'a>(&mut self, views: impl Iterator<Item = &'a PoolView>) {
         self.pools = pool::parse_all(views).into_iter().map(|pool| (pool.name.clone(), pool)).collect();
     }
@@ -74,7 +74,7 @@ impl Allocator {
         !self.pools.is_empty()
     }
 
-    /// The ledger says so: true whatever we thought.
+    /// The ledger has it: true whatever was assumed before.
     pub fn granted(&mut self, address: Ipv4Addr, pool: String, services: Vec<ServiceRef>) {
         self.insert(address, Taken { pool, services, state: State::Granted });
     }
@@ -92,7 +92,7 @@ impl Allocator {
         }
     }
 
-    /// Its ledger entry is about to be deleted: nobody holds it and nobody gets it.
+    /// Its ledger entry is about to be deleted: no Service has it and none gets it.
     pub fn leave(&mut self, address: Ipv4Addr) {
         if let Some(taken) = self.taken.get_mut(&address) {
             taken.state = State::Leaving;
@@ -106,7 +106,7 @@ impl Allocator {
         }
     }
 
-    /// The ledger has it no more. Returns who held it.
+    /// The ledger has it no more. Returns its holder.
     pub fn forget(&mut self, address: Ipv4Addr) -> Vec<ServiceRef> {
         let Some(taken) = self.taken.remove(&address) else { return Vec::new() };
         for service in &taken.services {
@@ -165,14 +165,14 @@ impl Allocator {
         usage
     }
 
-    /// Whether a grant is what the Service asks for now.
+    /// Whether a grant is what the Service wants now.
     fn fits(&self, request: &Request, address: Ipv4Addr) -> bool {
         let pool = self.taken.get(&address).map(|taken| taken.pool.as_str());
         request.address.is_none_or(|wanted| wanted == address)
             && request.pool.as_deref().is_none_or(|wanted| Some(wanted) == pool)
     }
 
-    /// What is to be said about a grant that stays.
+    /// The remark about a grant that stays.
     fn remark(&self, address: Ipv4Addr) -> Option<Refused> {
         let name = &self.taken.get(&address)?.pool;
         let message = match self.pools.get(name) {
@@ -222,7 +222,7 @@ impl Allocator {
             })?;
             return Ok(vec![pool]);
         }
-        // Who names an address may have it from any pool, also from one that does not assign by itself.
+        // A Service that names an address may have it from any pool, also from a pool that does not assign by itself.
         let by_itself = |pool: &&Pool| request.address.is_some() || pool.auto_assign;
         let pools: Vec<&Pool> = self.pools.values().filter(by_itself).collect();
         if !pools.is_empty() {
@@ -236,7 +236,7 @@ impl Allocator {
         Err(Refused { reason: Refusal::NoPool, message })
     }
 
-    /// The address that was asked for, or why not.
+    /// The requested address, or why not.
     fn exactly(&self, address: Ipv4Addr, pools: &[&Pool], request: &Request) -> Result<(Ipv4Addr, String), Refused> {
         let Some(pool) = pools.iter().find(|pool| pool.contains(address)) else {
             let message = match &request.pool {

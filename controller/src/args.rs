@@ -48,7 +48,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// What the rest of the program is told.
+/// The configuration of the rest of the program.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub namespace: String,

@@ -46,13 +46,13 @@ impl<K: Ord + Clone, V> Cache<K, V> {
         true
     }
 
-    /// Forgets the object unless a newer one of the same name is known. True if it was forgotten.
+    /// Removes the object unless a newer one of the same name is known. True if it was removed.
     pub fn delete(&mut self, key: &K, version: u64) -> bool {
         let newer = self.entries.get(key).is_none_or(|known| known.version > version);
         !newer && self.remove(key)
     }
 
-    /// Forgets this very object. True if it was known.
+    /// Removes this very object. True if it was known.
     pub fn delete_uid(&mut self, key: &K, uid: &str) -> bool {
         let other = self.entries.get(key).is_none_or(|known| known.uid != uid);
         !other && self.remove(key)

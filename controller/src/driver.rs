@@ -48,7 +48,7 @@ impl Driver {
             if self.leadership.term() == term {
                 self.plan(&mut index);
             }
-            // One that has passed and could not be planned waits for something else: the lead, or room in the queue.
+            // A pass that could not be planned waits for another event: the lead, or room in the queue.
             let pause = index.next_deadline().filter(|at| *at > Instant::now());
             let wake = pause.unwrap_or_else(|| Instant::now() + BEAT);
             tokio::select! {
@@ -125,7 +125,7 @@ impl Driver {
     }
 }
 
-/// Between full passes over what we know: heals whatever was not marked to be looked at.
+/// Between full passes over what we know: they find what was not marked as changed.
 const FULL_PASS: Duration = Duration::from_secs(60);
 /// Between full readings: heals whatever we do not know. A thousand Services take some tenths of a second.
 const READ_AGAIN: Duration = Duration::from_secs(600);

@@ -63,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    /// No API server where the kubeconfig says: an operator must read why.
+    /// No API server at the address of the kubeconfig: an operator must read why.
     #[tokio::test]
     async fn the_whole_chain_is_printed() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

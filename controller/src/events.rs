@@ -1,5 +1,5 @@
-//! IO: Events for users. They travel on a queue of their own and never hold up an allocation; one that does not fit is
-//! dropped and counted.
+//! IO: Events for users. They have a queue of their own and never hold up an allocation; an Event that does not fit is dropped
+//! and counted.
 
 use std::sync::Arc;
 use std::time::Duration;

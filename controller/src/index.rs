@@ -1,5 +1,5 @@
-//! Pure: everything we know, and what has changed since it was last looked at. `observe` takes facts in any order and as
-//! often as they come; `next_write` (in [`plan`](crate::plan)) asks what follows from them; `finished` takes the result.
+//! Pure: everything we know, and what has changed since it was last planned. `observe` takes facts in any order and as often as
+//! they come; `next_write` (in [`plan`](crate::plan)) returns what follows from them; `finished` takes the result.
 //!
 //! One write at a time per subject. Nothing is planned before a full list of everything was seen, nor without the lead.
 
@@ -86,7 +86,7 @@ pub struct Index {
     pub(crate) not_before: BTreeMap<Subject, Instant>,
     failures: BTreeMap<Subject, u32>,
     corrections: BTreeMap<ServiceKey, (u32, Instant)>,
-    /// Services of ours without an address, or with another than they ask for, and why.
+    /// Services of ours without an address, or with another than they want, and why.
     pub(crate) waiting: BTreeMap<ServiceKey, Refusal>,
 }
 
@@ -131,7 +131,7 @@ impl Index {
         }
     }
 
-    /// Takes or gives up the lead. Who takes it has read everything anew, and first looks at all of it.
+    /// Takes or releases the lead. A new leader has read everything anew, and first plans all of it.
     pub fn lead(&mut self, leading: bool) {
         self.leading = leading;
         self.allocator.stay();
@@ -151,7 +151,7 @@ impl Index {
         self.services.is_synced() && self.pools.is_synced() && self.grants.is_synced()
     }
 
-    /// Takes the result of a write that [`next_write`](Index::next_write) asked for.
+    /// Takes the result of a write that [`next_write`](Index::next_write) returned.
     pub fn finished(&mut self, planned: &Planned, outcome: Outcome, now: Instant) {
         self.in_flight.remove(&planned.subject);
         self.dirty.insert(planned.subject.clone());
@@ -282,7 +282,7 @@ impl Index {
         self.mark_waiting();
     }
 
-    /// An address may have become free: everybody who waits gets a look, in order of age.
+    /// An address may have become free: all waiting Services are planned, in order of age.
     fn mark_waiting(&mut self) {
         let waiting: Vec<ServiceKey> = self.waiting.keys().cloned().collect();
         waiting.iter().for_each(|service| self.mark_service(service));
@@ -300,7 +300,7 @@ impl Index {
                     self.waiting.remove(&key);
                     self.corrections.remove(&key);
                 }
-                // Grants of Services that are gone have nobody who would mark them.
+                // Grants of Services that are gone are marked here, because no event of their Service comes.
                 self.dirty.extend(self.grants.iter().map(|(address, _)| Subject::Address(*address)));
             }
             Kind::Pools => {
@@ -316,8 +316,8 @@ impl Index {
         }
     }
 
-    /// Somebody else writes the same status. Corrected at once a few times, then ever more slowly: two controllers that
-    /// both believe a Service theirs must not keep the API server busy.
+    /// Another controller writes the same status. Corrected at once a few times, then ever more slowly: two controllers that both
+    /// claim a Service must not keep the API server busy.
     fn corrected(&mut self, subject: &Subject, write: &StatusWrite, now: Instant) {
         let (count, last) = self.corrections.entry(write.service.clone()).or_insert((0, now));
         if now.saturating_duration_since(*last) > CORRECTIONS_FORGOTTEN {
@@ -345,7 +345,7 @@ fn backoff(attempt: u32, first: Duration, most: Duration) -> Duration {
 /// Pause after the first failed write of a subject.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(30);
-/// Foreign changes of one Service's status that are undone without a pause.
+/// Third-party changes of one Service's status that are repaired without a pause.
 const CORRECTIONS_AT_ONCE: u32 = 5;
 const CORRECTION_FIRST: Duration = Duration::from_secs(1);
 const CORRECTION_MOST: Duration = Duration::from_secs(60);

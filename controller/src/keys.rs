@@ -180,8 +180,8 @@ impl Keeper {
         }
     }
 
-    /// The signing key is random. What all nodes must have alike for as long as the cluster lives follows from the cluster, so
-    /// that it is the same when nobody remembers it.
+    /// The signing key is random. The identity that all nodes must share for as long as the cluster lives follows from the
+    /// cluster, so that it is the same when no replica has it in memory.
     async fn generate(&self) -> Result<Contents, KeysError> {
         let namespaces = Api::<Namespace>::all(self.client.clone());
         let cluster = tokio::time::timeout(REQUEST, namespaces.get(CLUSTER)).await??;
@@ -216,7 +216,7 @@ fn of_watch(error: watcher::Error) -> String {
     }
 }
 
-/// Eight characters that tell two processes of one name apart.
+/// Eight characters that separate two processes of one name.
 pub fn suffix() -> Result<String, std::io::Error> {
     Ok(random(4)?.iter().map(|byte| format!("{byte:02x}")).collect())
 }

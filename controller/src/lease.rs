@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::args::LeaseConfig;
 use candidate::{Candidate, Step};
 
-/// Who leads, for those who must know. Cheap to clone.
+/// The present leader, for the other tasks. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Leadership {
     held: watch::Receiver<Option<Held>>,
@@ -43,7 +43,7 @@ impl Leadership {
         (now < held.renewed + self.config.write_until).then_some(now + self.config.request)
     }
 
-    /// The term in which we lead now. What was read in another one may be outdated.
+    /// The term in which we lead now. Facts read in another one may be out of date.
     pub fn term(&self) -> Option<i32> {
         self.request_deadline()?;
         Some((*self.held.borrow())?.term)
@@ -113,7 +113,7 @@ impl Election {
         }
     }
 
-    /// Tells the others, if something has changed.
+    /// Notifies the other tasks of a change.
     fn announce(&mut self) {
         let term = self.candidate.term();
         let leading = self.candidate.leading(Instant::now()).map(|renewed| Held { renewed, term });

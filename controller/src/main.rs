@@ -1,8 +1,8 @@
 //! sheave-controller: gives Services of type LoadBalancer addresses from pools.
 //!
-//! Read in the order of the flow: `watch` (IO: facts) → `index` (pure: what we know) → `request` (pure: what a Service
-//! asks for) → `allocator` (pure: which address) → `plan` (pure: what must be written next) → `status` (pure: the patch)
-//! → `writer` (IO: only while we lead). `lease` decides who leads, `driver` is the loop around it all.
+//! Read in the order of the flow: `watch` (IO: facts) → `index` (pure: what we know) → `request` (pure: what a Service wants) →
+//! `allocator` (pure: which address) → `plan` (pure: what must be written next) → `status` (pure: the patch) → `writer` (IO: only
+//! while we lead). `lease` decides who leads, `driver` is the loop around it all.
 
 mod admin;
 mod allocator;
@@ -63,8 +63,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     app::App::build(config).await?.run(stop).await
 }
 
-/// Without the Kubernetes client, whatever the operator asks for: it logs the body of an answer that it cannot read, the Secret's as
-/// well, and an error for each request that fails, without its cause. The caller of the request logs the whole chain.
+/// Without the Kubernetes client, whatever filter the operator sets: it logs the body of an answer that it cannot read, the
+/// Secret's as well, and an error for each request that fails, without its cause. The caller of the request logs the whole chain.
 fn log_filter(filter: &str) -> Result<EnvFilter, ParseError> {
     let filter = EnvFilter::builder().parse(filter)?;
     Ok(filter.add_directive("kube_client::client=off".parse()?))

@@ -45,15 +45,15 @@ impl Metrics {
         };
         let refusal_names = Refusal::ALL.map(Refusal::as_str);
         let waiting = IntGaugeVec::new(
-            Opts::new("services_waiting", "Services without the address they ask for, by reason"),
+            Opts::new("services_waiting", "Services without the address they want, by reason"),
             &["reason"],
         )?;
         registry.register(Box::new(waiting.clone()))?;
         Ok(Metrics {
             allocations: counter("allocations_total", "Addresses granted by this replica")?,
             releases: counter("releases_total", "Addresses taken back by this replica")?,
-            refusals: counters("refusals_total", "Refusals told to users, by reason", "reason", &refusal_names)?,
-            corrections: counter("corrections_total", "Service statuses that somebody else had changed")?,
+            refusals: counters("refusals_total", "Refusals reported to users, by reason", "reason", &refusal_names)?,
+            corrections: counter("corrections_total", "Third-party changes of Service statuses that were repaired")?,
             write_errors: counters("write_errors_total", "Failed writes, by kind", "kind", &WriteError::KINDS)?,
             events_dropped: counter("events_dropped_total", "Events that could not be written")?,
             limits_reached: counters(
@@ -64,7 +64,7 @@ impl Metrics {
             )?,
             leader: gauge("leader", "1 if this replica leads")?,
             granted: gauge("addresses_granted", "Entries of the ledger")?,
-            backlog: gauge("queue_depth", "Objects that are to be looked at, and writes under way")?,
+            backlog: gauge("queue_depth", "Objects to be planned, and writes under way")?,
             synced: gauge("synced", "1 once a full list of everything was seen")?,
             waiting,
             registry,

@@ -45,7 +45,7 @@ impl Index {
         Some(subject)
     }
 
-    /// A Service: grant, then show; or say why not.
+    /// A Service: grant, then show; or refuse with the reason.
     fn plan_service(&mut self, key: &ServiceKey) -> Option<Write> {
         let service = self.services.get(key)?.clone();
         let request = match claim(&service) {

@@ -1,4 +1,4 @@
-//! Pure: Service → what it asks for, or why it cannot be served. Knows nothing of pools or grants.
+//! Pure: Service → what it wants, or why it cannot be served. Knows nothing of pools or grants.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -11,9 +11,9 @@ use crate::view::{Ingress, ServiceView};
 pub enum Claim {
     /// Another type, or another class: not ours to touch.
     Foreign,
-    /// Ours, and it asks for an address.
+    /// Ours, and it wants an address.
     Wanted(Request),
-    /// Ours, but what it asks for cannot be.
+    /// Ours, but its request cannot be served.
     Refused(Refused),
 }
 
@@ -25,7 +25,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// The same, said of a Service that keeps what it has.
+    /// The same for a Service that keeps its address.
     pub fn keeping(self, address: Ipv4Addr) -> Self {
         Refused { message: format!("{}; {address} stays", self.message), ..self }
     }
@@ -41,9 +41,9 @@ pub struct Request {
     pub address: Option<Ipv4Addr>,
     /// The address that the status shows: decides between two grants, never makes one.
     pub shown: Option<Ipv4Addr>,
-    /// The address to prefer if there is no grant: what the status shows, provided that we have not refused this Service
-    /// before. So a lost ledger or a predecessor's address is taken up, and a foreign hand on the status of a Service
-    /// that waits gets nothing by it.
+    /// The address to prefer if there is no grant: the one in the status, provided that we have not refused this Service before.
+    /// So a lost ledger or a predecessor's address is taken up, and a third-party change of the status of a waiting Service has
+    /// no effect.
     pub adopt: Option<Ipv4Addr>,
 }
 
@@ -53,7 +53,7 @@ pub fn claim(service: &ServiceView) -> Claim {
         return Claim::Foreign;
     }
     if !service.wants_ipv4 {
-        return refused(Refusal::UnsupportedFamily, "the Service asks for IPv6 only, this version serves IPv4");
+        return refused(Refusal::UnsupportedFamily, "the Service wants IPv6 only; this version serves IPv4");
     }
     let address = match service.addresses.as_deref().map(wanted_address) {
         None => None,

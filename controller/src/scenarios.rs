@@ -1,6 +1,6 @@
-//! The whole decision path against a pretended API server: watches that lag, writes that fail or whose answer is lost,
-//! replicas that crash and follow each other, users and strangers who change things. Independent checkers look at every
-//! write and at the end state.
+//! The whole decision path against a simulated API server: watches that lag, writes that fail or whose answer is lost, replicas
+//! that crash and follow each other, users and third parties that change things. Independent checkers inspect every write and the
+//! end state.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use crate::request::{Claim, claim};
 use crate::status::{ConditionChange, IngressChange, StatusWrite};
 use crate::view::{GrantView, Ingress, PoolView, ServiceKey, ServiceView};
 
-/// The API server, and what a checker remembers of it.
+/// The API server, and the state of the checkers.
 #[derive(Default)]
 struct Api {
     version: u64,
@@ -26,7 +26,7 @@ struct Api {
     log: Vec<Observed>,
     /// The address that a Service was first shown with since its wishes last changed.
     stable: BTreeMap<String, Ipv4Addr>,
-    /// The version in which the user last changed what a Service asks for.
+    /// The version in which the user last changed the Service's request.
     changed: BTreeMap<String, u64>,
     /// What we ourselves show, by uid.
     shown: BTreeMap<String, Ipv4Addr>,
@@ -261,7 +261,7 @@ impl World {
         });
     }
 
-    /// The user changes what is asked for: from here on the address may be another one.
+    /// The user changes the request: from here on the address may be another one.
     fn change(&mut self, key: &ServiceKey, change: impl FnOnce(&mut ServiceView)) {
         if let Some(mut service) = self.api.services.get(key).cloned() {
             change(&mut service);
@@ -331,8 +331,8 @@ impl World {
             7 => {
                 let _ = self.api.apply(&planned.write);
                 if let Write::Status(write) = &planned.write {
-                    // Nobody can know. If the user changes the Service in the same instant, its ledger entry may go
-                    // before the status that came late is taken back; speakers follow the ledger, so nothing answers.
+                    // This cannot be decided. If the user changes the Service in the same instant, its ledger entry may go before
+                    // the status that came late is taken back; speakers follow the ledger, so no node answers.
                     self.api.shown.remove(&write.uid);
                 }
                 Outcome::Failed(WriteError::Timeout)
@@ -400,8 +400,8 @@ impl World {
 
 proptest! {
 
-    /// Checkers inside `apply` look at every write: never shown without a ledger entry, never released while shown,
-    /// never moved unless the user asked for it.
+    /// Checkers inside `apply` inspect every write: never shown without a ledger entry, never released while shown, never moved
+    /// unless the user wanted it.
     #[test]
     fn any_order_of_events_failures_and_failovers_ends_well(
         steps in prop::collection::vec(any::<(u8, u8, u8)>(), 1..250)

@@ -1,5 +1,5 @@
-//! Pure: decision → what a Service's or a pool's status must say, and the patch that makes it say so. Nothing if it
-//! does already, so that repeating a decision writes nothing.
+//! Pure: decision → the status of a Service or a pool, and the patch that leads to it. Nothing if it is so already, so that
+//! repeating a decision writes nothing.
 
 use std::net::Ipv4Addr;
 
@@ -21,7 +21,7 @@ pub struct StatusWrite {
     pub version: u64,
     pub ingress: IngressChange,
     pub condition: ConditionChange,
-    /// What to tell the user, if this is news.
+    /// The note for the user, if it is new.
     pub note: Option<Note>,
 }
 
@@ -70,7 +70,7 @@ pub fn allocated(
         (false, _) => Note {
             warning: true,
             reason: REASON_CORRECTED,
-            message: format!("the status was changed by somebody else; it is {address} again"),
+            message: format!("a third party changed the status; it is {address} again"),
         },
         (true, Some(remark)) => warning(remark),
         (true, None) => Note { warning: false, reason: REASON_ALLOCATED, message: condition.message.clone() },
@@ -90,7 +90,7 @@ pub fn refused(service: &ServiceView, refused: &Refused, any_pool: bool) -> Opti
     let note = if news {
         warning(refused)
     } else {
-        let message = "the status was changed by somebody else; it is empty again".to_string();
+        let message = "a third party changed the status; it is empty again".to_string();
         Note { warning: true, reason: REASON_CORRECTED, message }
     };
     let leave = service.ingress.is_empty() || (refused.reason == Refusal::NoPool && !any_pool);

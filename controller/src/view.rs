@@ -39,7 +39,7 @@ pub struct ServiceView {
     pub created: i64,
     pub load_balancer: bool,
     pub class: Option<String>,
-    /// False if the Service asks for IPv6 only.
+    /// False if the Service wants IPv6 only.
     pub wants_ipv4: bool,
     pub pool: Option<String>,
     pub addresses: Option<String>,

@@ -49,7 +49,7 @@ impl Writer {
                     None => open = false,
                 },
                 Some(result) = requests.next() => {
-                    // The receiver is gone only in a shutdown, when nobody wants to know.
+                    // The receiver is gone only in a shutdown, when the result does not matter.
                     let _ = finished.send(result).await;
                 }
             }
@@ -91,7 +91,7 @@ impl Writer {
         }
     }
 
-    /// Creating the object is the compare-and-swap: of two that grant one address, one is told that it exists.
+    /// Creating the object is the compare-and-swap: of two writers that grant one address, one gets a conflict.
     async fn grant(&self, name: &str, pool: &str, service: &ServiceRef) -> Result<Vec<Observed>, WriteError> {
         let api = Api::<VirtualIP>::all(self.client.clone());
         let spec = VirtualIPSpec { address: name.to_string(), pool: pool.to_string(), services: vec![service.clone()] };
@@ -128,7 +128,7 @@ impl Writer {
         Ok(vec![Observed::Service(ServiceView::from(&service))])
     }
 
-    /// Only the very object that was looked at; one that is gone already is as good.
+    /// Only this very object; a deleted one is as good.
     async fn release(&self, name: &str, uid: &str) -> Result<(), WriteError> {
         let api = Api::<VirtualIP>::all(self.client.clone());
         let preconditions = Preconditions { uid: Some(uid.to_string()), resource_version: None };

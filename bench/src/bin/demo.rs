@@ -154,7 +154,7 @@ fn service(screen: Screen, scene: &Scene, owner: &Owner) {
     screen.line(&format!("demo/echo, type LoadBalancer, externalTrafficPolicy Cluster: {} (TCP and UDP)", scene.vip));
     let reason = match owner.order.first() {
         Some(first) if *first == owner.node => "it is first in rank",
-        _ => "it was ready first, and nobody takes an address from a node that serves",
+        _ => "it was ready first, and there is no preemption: a node that serves keeps its address",
     };
     screen.line(&format!("{} holds the address: {reason} (term {})", owner.node, owner.term));
     screen.line(&format!("Rank, by a hash of address and node: {}", owner.order.join(", then ")));
@@ -187,7 +187,7 @@ fn lost_node(screen: Screen, report: &NodeLoss) {
         connections.longest_pause_ms
     ));
     screen.line(&format!(
-        "{} connections whose pod died with {lost} were told by a reset, the last after {:.0} ms",
+        "{} connections whose pod died with {lost} were reset, the last after {:.0} ms",
         screen.of(pods.reset, pods.opened),
         pods.slowest_reset_ms.unwrap_or_default()
     ));

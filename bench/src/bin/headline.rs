@@ -94,7 +94,7 @@ fn measure(arguments: &Arguments, lab: &Lab) -> Result<Table> {
     Ok(table)
 }
 
-/// Whatever a repetition left broken is mended.
+/// Every fault that a repetition left is repaired.
 fn recover(scene: &Scene) -> Result<()> {
     let powered = scene.lab.state()?.nodes;
     for node in scene.nodes.iter().filter(|node| !powered.contains_key(*node)) {

@@ -10,9 +10,9 @@ use sheave_tests::lab::{self, Lab, LabConfig, ProxyMode};
 use sheave_tests::scenario::survive::{SCENARIOS, Scenario, Setup};
 use sheave_tests::scenario::{self, Scene};
 
-/// Everything that changes who serves, under open connections, on a real cluster, with Sheave and with a node that answers for
-/// the address while kube-proxy forwards. All of it takes hours: --only and --json measure it in pieces, --print prints them.
-/// Exit code 0: Sheave lost nothing; 1: it did; 2: it could not be measured.
+/// Every change of the serving nodes under open connections, on a real cluster, with Sheave and with a node that answers for the
+/// address while kube-proxy forwards. All of it takes hours: --only and --json measure it in pieces, --print prints them. Exit
+/// code 0: Sheave lost nothing; 1: it did; 2: it could not be measured.
 #[derive(Parser)]
 struct Arguments {
     /// Repetitions of each scenario (random changes are made once)
@@ -124,7 +124,7 @@ fn measure(arguments: &Arguments) -> Result<Runs> {
 }
 
 fn on_lab(arguments: &Arguments, lab: &Lab, chosen: &[&Scenario], runs: &mut Runs) -> Result<()> {
-    // Every scenario waits for the whole cluster by itself, and mends one that was left in pieces.
+    // Every scenario waits for the whole cluster by itself, and repairs a broken one.
     let scene = scenario::deploy::apply(lab, 2)?;
     let proxy_mode = lab.state()?.plan.proxy_mode;
     for scenario in chosen {
@@ -163,7 +163,7 @@ fn once(arguments: &Arguments, scene: &Scene, scenario: &Scenario, proxy_mode: P
     Run { scenario: scenario.name.to_owned(), proxy_mode, repetition, survival, error }
 }
 
-/// For somebody who waits: what happened, and what is not as it should be.
+/// Progress for the operator: what happened, and what is not as it should be.
 fn summary(run: &Run) -> String {
     let Some(survival) = &run.survival else { return format!("  {}", run.error.as_deref().unwrap_or_default()) };
     let mut lines: Vec<_> = survival.story.iter().map(|line| format!("  {line}")).collect();

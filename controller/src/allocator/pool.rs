@@ -19,7 +19,7 @@ pub struct Pool {
     ranges: Vec<Span>,
 }
 
-/// An inclusive range of addresses as numbers; merging may join what no single entry says.
+/// An inclusive range of addresses as numbers; merging may join several entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Span {
     first: u32,

@@ -71,7 +71,7 @@ impl Candidate {
         self.renewed
     }
 
-    /// How often the lead has changed hands: tells one time of leading from another.
+    /// How often the lead has changed hands: separates one time of leading from another.
     pub fn term(&self) -> i32 {
         let spec = self.seen.as_ref().and_then(|(lease, _)| lease.spec.as_ref());
         spec.and_then(|spec| spec.lease_transitions).unwrap_or_default()
@@ -105,7 +105,7 @@ impl Candidate {
         Some(lease)
     }
 
-    /// What the holder promised; an unreasonable promise is cut to something that ends.
+    /// The duration in the Lease; an unreasonable one is cut.
     fn expiry(&self, lease: &Lease) -> Duration {
         let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
         match seconds.and_then(|s| u64::try_from(s).ok()) {

@@ -110,7 +110,7 @@ async fn figures(kind: Kind, ports: usize, steps: bool, pins: &Pins) -> Result<F
     };
     let nft = Nft::new("nft");
     let mut cluster = Cluster::new(kind, ports);
-    // The first start: empty maps, and nobody has said yet what it holds.
+    // The first start: empty maps, and no report yet.
     let (mut node, opened) = Node::start(pins, None, Instant::from_millis(1_000_000))?;
     let first_start = opened.and(node.pass(&cluster.view, Some(&nft)).await?);
     say("first start", &first_start);
@@ -196,7 +196,7 @@ impl Rings {
     }
 }
 
-/// All nodes have the same table, and say so once what may have come late has come.
+/// All nodes have the same table, and report it once late flows have come.
 async fn settle(node: &mut Node, cluster: &Cluster, nft: &Nft) -> Result<Pass> {
     node.wait(11);
     node.all_agree();
@@ -249,7 +249,7 @@ fn status(line: &str) -> Result<u64> {
     Ok(value.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
-/// Of this thread: what a change takes if nobody else wants the processor.
+/// Of this thread: the time of a change on an idle processor.
 pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every thread has this clock");
     Duration::new(time.tv_sec() as u64, time.tv_nsec() as u32)
