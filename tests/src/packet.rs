@@ -77,7 +77,7 @@ impl Ipv4 {
         self
     }
 
-    /// Flags and fragment offset as one word.
+    /// Flags and fragment offset as one number.
     pub fn fragment(mut self, fragment: u16) -> Self {
         self.fragment = fragment;
         self
@@ -210,7 +210,7 @@ impl Tcp {
     }
 }
 
-/// Says what is wrong with the checksums of an Ethernet frame that carries IPv4.
+/// Returns what is wrong with the checksums of an Ethernet frame that carries IPv4.
 pub fn check_sums(frame: &[u8]) -> Result<(), String> {
     let ip = Ipv4Packet::new(frame.get(14..).ok_or("no IPv4 header")?).ok_or("no IPv4 header")?;
     let header_len = usize::from(ip.get_header_length()) * 4;

@@ -10,7 +10,7 @@ use sheave_tests::packet::{Arp, BROADCAST, Eth};
 use sheave_tests::xdp::{Kernel, Outcome};
 use xdp_world::*;
 
-/// Destination address of an IPv4 header, target of an ARP body: before them a frame cannot say that it is for a VIP.
+/// Destination address of an IPv4 header, target of an ARP body: before them a frame cannot name a VIP.
 const IPV4_NAMED: usize = 34;
 const ARP_NAMED: usize = 42;
 
@@ -38,7 +38,7 @@ fn a_packet_cut_short_is_not_ours_until_it_names_a_vip_and_malformed_after() {
     }
 }
 
-/// As above, but the IPv4 header says the shorter length too: a header that is whole around a transport header that is not.
+/// As above, but the IPv4 header has the shorter length too: a header that is whole around a transport header that is not.
 #[test]
 fn a_packet_that_ends_within_its_transport_header_is_malformed() {
     let tables = world();

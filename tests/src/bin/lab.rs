@@ -59,7 +59,7 @@ enum Action {
     Install,
     /// Waits until a node that got power again is back, with its pods
     WaitBack { node: String },
-    /// Breaks something, or mends it
+    /// Breaks something, or repairs it
     #[command(subcommand)]
     Fault(Fault),
 }

@@ -9,17 +9,17 @@ use sheave_tests::traffic::{arp, connect, hold, probe, relay, serve};
 #[derive(Parser)]
 #[command(name = "sheave-traffic", version)]
 enum Command {
-    /// Says who it is and echoes: what runs in the pods
+    /// Sends a greeting and echoes: what runs in the pods
     Serve(serve::Arguments),
-    /// Keeps many TCP connections open and tells what became of them
+    /// Keeps many TCP connections open and reports what became of them
     Hold(hold::Arguments),
-    /// UDP probes at a fixed rate: how long is nobody there?
+    /// UDP probes at a fixed rate: how long does no pod answer?
     Probe(probe::Arguments),
     /// New TCP connections at a fixed rate: the first success, the failures
     Connect(connect::Arguments),
     /// One connection, the server's line
     Get(connect::GetArguments),
-    /// Who answers ARP for an address, and when
+    /// Which node answers ARP for an address, and when
     ArpWatch(arp::Arguments),
     /// Joins an inherited listening socket with a server
     #[command(hide = true)]

@@ -107,7 +107,7 @@ fn bases() -> Result<Vec<PathBuf>> {
     Ok(groups.collect())
 }
 
-/// v2: lets the groups below use the controllers. One that this machine does not have is no error.
+/// v2: lets the groups below use the controllers. A controller that this machine does not have is no error.
 fn pass_controllers(group: &Path) {
     let file = group.join("cgroup.subtree_control");
     if file.exists() {
@@ -117,7 +117,7 @@ fn pass_controllers(group: &Path) {
     }
 }
 
-/// cpuset (v1): a new group has no processors and takes no process until it is told which.
+/// cpuset (v1): a new group has no processors and takes no process until it gets some.
 fn inherit_cpuset(parent: &Path, group: &Path) -> Result<()> {
     for key in ["cpuset.cpus", "cpuset.mems"] {
         if group.join(key).exists() && !group.join("cgroup.controllers").exists() {

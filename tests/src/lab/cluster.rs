@@ -77,7 +77,7 @@ pub fn down(name: &str) -> Result<()> {
         return Ok(());
     }
     let lock = state::lock(name)?;
-    // A file that a crash left unreadable is no reason to leave anything behind: the namespaces tell the rest.
+    // A file that a crash left unreadable is no reason to leave anything behind: the namespaces name the rest.
     if let Ok(state) = State::load(name) {
         let processes: Vec<&Recorded> = state.every_process().collect();
         processes.iter().filter(|process| process.alive()).for_each(|process| drop(process.signal(KILL)));
@@ -197,7 +197,7 @@ fn wait_api(lab: &Lab, plan: &Plan) -> Result<()> {
     .map_err(|error| anyhow!("{error:#}\n{}", control_plane::explain(plan)))
 }
 
-/// The build is a no-op of some milliseconds when everything is there, and says itself how long it takes otherwise.
+/// The build is a no-op of some milliseconds when everything is there, and prints itself how long it takes otherwise.
 fn build_kubernetes() -> Result<()> {
     let script = repository().join("tests/kubernetes/build.sh");
     let status = Command::new(&script).status().with_context(|| script.display().to_string())?;

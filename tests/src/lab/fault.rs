@@ -10,7 +10,7 @@ use super::process::{self, Recorded};
 use super::state::State;
 use super::{Lab, control_plane, kube_proxy, netns, node, pinned, topology};
 
-/// One fault, or its end. `fault` of the command line has the same words.
+/// One fault, or its end. The command `fault` uses the same names.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Subcommand)]
 pub enum Fault {
     /// The node loses power: its link and everything behind it are gone at once
@@ -19,7 +19,7 @@ pub enum Fault {
     PowerOn { node: String },
     /// The cable is pulled at the switch: the node loses its carrier
     Cut { node: String },
-    /// The switch loses every frame of the node's port, the carrier stays: nobody is told
+    /// The switch loses every frame of the node's port, the carrier stays: no program notices
     Silence { node: String },
     /// Ends `cut` and `silence`
     Heal { node: String },
@@ -39,7 +39,7 @@ pub enum Fault {
     ApiStop { server: Option<String> },
     /// The API server starts again
     ApiStart { server: Option<String> },
-    /// The switch loses what the node and the API servers say to each other; everything else goes on
+    /// The switch loses all packets between the node and the API servers; everything else goes on
     ApiCut { node: String },
     /// Ends `api-cut`
     ApiHeal { node: String },
@@ -128,7 +128,7 @@ impl Lab {
         }
     }
 
-    /// Whether the speaker's XDP program is attached to the node's uplink, as the kernel says.
+    /// Whether the speaker's XDP program is attached to the node's uplink, from the kernel.
     pub fn xdp_attached(&self, node: &str) -> Result<bool> {
         pinned::attached(&self.xdp_pin(node)?)
     }
@@ -256,7 +256,7 @@ fn power_on(state: &mut State, name: &str) -> Result<()> {
 
 /// The MAC address of a node's uplink, as tests see it in ARP answers.
 pub fn uplink_mac(netns: &str) -> Result<String> {
-    // sysfs shows the devices of the namespace that mounted it, so this asks netlink.
+    // sysfs shows the devices of the namespace that mounted it, so this uses netlink.
     let text = netns::run("ip", &["-netns", netns, "-json", "link", "show", "dev", UPLINK])?;
     let links: serde_json::Value = serde_json::from_str(&text)?;
     Ok(links[0]["address"].as_str().context("address of the uplink")?.to_owned())

@@ -66,7 +66,7 @@ impl Drop for Busy {
     }
 }
 
-/// For whoever meets an error that may be the interruption's own doing: does not return once the lab is being removed.
+/// For callers with an error that may be the interruption's own doing: does not return once the lab is being removed.
 pub fn rest_if_interrupted() {
     drop(Busy::begin());
 }

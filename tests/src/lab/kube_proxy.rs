@@ -28,7 +28,7 @@ pub fn start(state: &State, name: &str) -> Result<()> {
     wait_for(&format!("kube-proxy on {name}"), STARTS_WITHIN, || process_of(state, name)).map(drop)
 }
 
-/// Starts it anew in a mode. It removes what its former mode has left by itself.
+/// Starts it anew in a mode. It removes the rules of its previous mode by itself.
 pub fn set_mode(state: &State, name: &str, mode: ProxyMode) -> Result<()> {
     node::prepare_kube_proxy(&state.plan, name, mode)?;
     start(state, name)
@@ -43,7 +43,7 @@ pub fn flush(state: &State, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The mode that its configuration says.
+/// The mode in its configuration.
 pub fn mode_of(plan: &Plan, name: &str) -> Result<ProxyMode> {
     let text = fs::read_to_string(plan.node_dir(name).join("kube-proxy.yaml"))?;
     let nftables = text.lines().any(|line| line.trim() == "mode: nftables");

@@ -106,7 +106,7 @@ impl Lab {
         Ok(Self { name: name.to_owned() })
     }
 
-    /// Removes every trace of a lab: also one that crashed half-way, and nothing happens if there is none.
+    /// Removes every trace of a lab, also of a lab that crashed half-way. No lab is no error.
     pub fn remove(name: &str) -> Result<()> {
         plan::check_name(name)?;
         cluster::down(name)

@@ -62,7 +62,7 @@ pub fn ip(name: &str, batch: &str) -> Result<()> {
     Ok(())
 }
 
-/// Takes a device up or down at once: no program is started, so that a fault happens when the caller says so.
+/// Takes a device up or down at once: no program is started, so that a fault happens at the moment of the call.
 pub fn set_link(name: &str, device: &str, up: bool) -> Result<()> {
     inside(name, || {
         // SAFETY: plain system calls with a structure that outlives them; the descriptor is ours alone.

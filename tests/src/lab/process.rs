@@ -1,6 +1,6 @@
-//! Processes of the lab: started detached with a log, remembered by pid and start time, ended for certain.
+//! Processes of the lab: started detached with a log, recorded by pid and start time, ended for certain.
 //!
-//! A pid alone is not enough: after a crash of the lab's program the number may belong to somebody else.
+//! A pid alone is not enough: after a crash of the lab's program the number may belong to another process.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::plan::kubernetes_bin;
 
-/// Gives a node's group its budget and the lab's group above it the sum. Without one (the kernel does not ration, or
-/// other labs have taken all of it) the speakers run at normal priority and say so.
+/// Gives a node's group its budget and the lab's group above it the sum. Without one (the kernel does not ration, or other labs
+/// have taken all of it) the speakers run at normal priority and log it.
 pub fn grant_node(group: &Path) {
     let budget = |group: &Path| -> Option<u32> { fs::read_to_string(group.join(BUDGET)).ok()?.trim().parse().ok() };
     let (Some(lab), Some(_)) = (group.parent(), budget(group)) else { return };

@@ -91,7 +91,7 @@ pub fn set_forwarding(plan: &Plan, node: &str, forwarding: bool) -> Result<()> {
     netns::run("bridge", &arguments).map(drop)
 }
 
-/// Whether the switch forwards what a node and the API servers say to each other. Everything else goes on.
+/// Whether the switch forwards packets between a node and the API servers. Everything else goes on.
 pub fn set_api(plan: &Plan, node: &str, reachable: bool) -> Result<()> {
     let (port, chain) = (port(node), format!("bridge {API_CUT} {node}"));
     let servers: Vec<_> = plan.control_plane().iter().map(|(_, address)| address.to_string()).collect();

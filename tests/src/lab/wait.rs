@@ -1,4 +1,4 @@
-//! Waiting for a condition, with a deadline and a message that says what did not happen.
+//! Waiting for a condition, with a deadline and a message about what did not happen.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};

@@ -16,7 +16,7 @@ use super::{http, pods};
 use crate::lab::{ClientKind, netns, plan, wait_for};
 use crate::traffic::{self, clock};
 
-/// Whom the pods saw.
+/// The client addresses that the pods saw.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ClientAddress {
     pub clients: Vec<Seen>,
@@ -64,12 +64,12 @@ pub fn client_address(scene: &Scene, connections: u16) -> Result<ClientAddress> 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FirstAnswer {
     pub address: Ipv4Addr,
-    /// Until the API server had said "created".
+    /// Until the API server had answered "created".
     pub created_ms: f64,
     pub first_answer_ms: f64,
 }
 
-/// Creates a Service with a wanted address that a client is knocking at already. `number` chooses the address.
+/// Creates a Service with a wanted address to which a client is connecting already. `number` chooses the address.
 pub fn first_answer(scene: &Scene, number: u8) -> Result<FirstAnswer> {
     let address = plan::address(plan::POOL.1.octets()[3] - number % 10);
     let name = format!("first-{number}");
@@ -88,7 +88,7 @@ pub fn first_answer(scene: &Scene, number: u8) -> Result<FirstAnswer> {
     let client = scene.lab.state()?.plan.netns("client");
     let answered =
         netns::inside(&client, || wait_for(&format!("an answer at {to}"), WITHIN, || Ok(greet(to.parse()?).ok())));
-    // The client knocks every 5 ms: its own first success may still be on its way.
+    // The client connects every 5 ms: its own first success may still be on its way.
     sleep(SOME_KNOCKS);
     let report = knocking.report()?;
     scene.api.delete(&format!("{SERVICES}/{name}"))?;

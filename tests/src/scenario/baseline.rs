@@ -1,10 +1,10 @@
 //! The same node loss on the path that a cluster has today, in the same cluster: the address is answered by one node, and
 //! kube-proxy's own LoadBalancer rules do the forwarding, as beside MetalLB in L2 mode or kube-vip.
 //!
-//! How it is made. A second Service has a load balancer class of somebody else, so Sheave leaves it alone. Its status is
-//! written here, with an address that no pool of Sheave contains, and kube-proxy serves it on every node. One node has
-//! the address on its uplink and announces it; when that node is lost, the next one takes and announces it. So that only
-//! the path is compared, the takeover happens exactly as long after the fault as Sheave's own did.
+//! How it is made. A second Service has another load balancer class, so Sheave leaves it alone. Its status is written here, with
+//! an address that no pool of Sheave contains, and kube-proxy serves it on every node. One node has the address on its uplink and
+//! announces it; when that node is lost, the next one takes and announces it. So that only the path is compared, the takeover
+//! happens exactly as long after the fault as Sheave's own did.
 
 use std::net::Ipv4Addr;
 use std::thread;
@@ -104,7 +104,7 @@ pub fn serve(scene: &Scene, owner: &str) -> Result<()> {
     .map(drop)
 }
 
-/// The node has the address and says so, as a speaker in user space does.
+/// The node has the address and announces it, as a speaker in user space does.
 pub fn claim(lab: &Lab, node: &str) -> Result<()> {
     let name = lab.state()?.plan.netns(node);
     netns::ip(&name, &format!("address replace {ADDRESS}/32 dev eth0\n"))?;

@@ -125,7 +125,7 @@ fn deployment(scene: &Scene) -> Result<Value> {
     ours.context("there is no Deployment of the controller")
 }
 
-/// Who holds the controller's Lease.
+/// The holder of the controller's Lease.
 fn leader(scene: &Scene) -> Result<String> {
     let namespace = text(&deployment(scene)?, "/metadata/namespace").to_owned();
     let leases = scene.api.list(&format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"))?;

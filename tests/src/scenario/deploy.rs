@@ -21,7 +21,7 @@ pub struct Scene {
     pub pods_per_node: usize,
 }
 
-/// Who holds the address, as the VirtualIP's status says, and why this node.
+/// The owner of the address in the VirtualIP's status, and why this node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Owner {
     pub node: String,

@@ -24,7 +24,7 @@ pub struct Forgery {
     pub sent_of_each: usize,
     pub owner_before: String,
     pub owner_after: String,
-    /// VIPs won or lost by anybody meanwhile.
+    /// VIPs won or lost by any node meanwhile.
     pub transitions: f64,
 }
 

@@ -35,7 +35,7 @@ pub fn request(stream: impl Read + Write, method: &str, path: &str, body: Option
     Ok(Answer { status, body: body.to_owned() })
 }
 
-/// What a speaker of the lab serves on its node's address, asked for by the client on the segment.
+/// A page of a speaker's admin port on its node's address, fetched by the client on the segment.
 pub fn speaker(lab: &Lab, address: Ipv4Addr, path: &str) -> Result<Answer> {
     let client = lab.state()?.plan.netns("client");
     netns::inside(&client, || {

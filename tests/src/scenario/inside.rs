@@ -12,7 +12,7 @@ pub struct Process {
     pid: i32,
 }
 
-/// The process of a pod with this command, told from those of other pods by its environment.
+/// The process of a pod with this command, separated from those of other pods by its environment.
 pub fn process_of(lab: &Lab, pod: &Pod, command: &str) -> Result<Process> {
     // The kernel keeps fifteen bytes of a name.
     let name = &command[..command.len().min(15)];

@@ -58,7 +58,7 @@ pub fn keys_replaced(scene: &Scene, connections: u16) -> Result<KeysReplaced> {
 /// How long after the Secret's creation a speaker that waited for it had its keys.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct KeysAwaited {
-    /// What /readyz and /livez of the waiting speaker said.
+    /// The answers of /readyz and /livez of the waiting speaker.
     pub waited_for: String,
     pub live: u16,
     /// Until /readyz named something else, a start of kubectl's proxy connection included.

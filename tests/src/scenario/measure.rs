@@ -1,9 +1,9 @@
-//! What clients see around a fault: open connections, UDP probes, new connections, and who claims the address.
+//! What clients see around a fault: open connections, UDP probes, new connections, and which node claims the address.
 //!
 //! How it counts. Each measurement uses source ports that were not used before (a random place) and begins with empty ARP
-//! entries, so nothing survives by accident. Connections whose pod was on a lost node cannot survive and are counted
-//! apart: they must end with a reset. *Alive* is a connection on which an echo came back for data that was sent after the
-//! fault, when the report was asked for. All times are from the moment before the fault was ordered.
+//! entries, so nothing survives by accident. Connections whose pod was on a lost node cannot survive and are counted apart: they
+//! must end with a reset. *Alive* is a connection on which an echo came back for data that was sent after the fault, when the
+//! report was requested. All times are from the moment before the fault was ordered.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -42,7 +42,7 @@ pub struct PodLost {
     pub opened: usize,
     /// Ended by a reset, as they should.
     pub reset: usize,
-    /// Nobody told the client: a defect.
+    /// The client got neither a reset nor a FIN: a defect.
     pub silent: usize,
     pub slowest_reset_ms: Option<f64>,
 }
@@ -54,14 +54,14 @@ pub struct Probes {
     pub longest_outage_ms: f64,
 }
 
-/// Who claimed the address, as its neighbours on the segment heard it.
+/// The MAC addresses that claimed the address, as seen on the segment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Claims {
     pub before: Option<String>,
     /// The first other node that claimed it.
     pub after: Option<String>,
     pub takeover_ms: Option<f64>,
-    /// The last claim of the old owner; `None` if it never claimed again after the fault, or if nobody else did.
+    /// The last claim of the old owner; `None` if it never claimed again after the fault, or if no other node did.
     pub old_owner_until_ms: Option<f64>,
 }
 
@@ -126,7 +126,7 @@ impl Measurement {
     /// The reports, when the clients have watched for a while longer. `lost`: the node whose pods are gone.
     pub fn finish(self, owner: &str, lost: Option<&str>) -> Result<Observed> {
         sleep(AFTER);
-        // New connections first: they would go on failing or not while the others are asked.
+        // New connections first: they would go on failing or not while the others report.
         let new_connections = self.connecting.map(Running::report).transpose()?;
         let probes = self.probes.report()?;
         let held = self.held.report()?;

@@ -12,10 +12,10 @@
 //! # }
 //! ```
 //!
-//! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a
-//! fault) → [`measure`] (how it counts) → the scenarios: [`node_loss`], [`speaker`], [`address`], [`controller`],
-//! [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`resources`](mod@resources), [`uninstall`](mod@uninstall); everything that
-//! changes who serves, under open connections: [`survive`].
+//! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a fault) →
+//! [`measure`] (how it counts) → the scenarios: [`node_loss`], [`speaker`], [`address`], [`controller`], [`heartbeat`], [`keys`],
+//! [`baseline`](mod@baseline), [`resources`](mod@resources), [`uninstall`](mod@uninstall); all changes of the serving nodes,
+//! under open connections: [`survive`].
 
 pub mod address;
 pub mod api;

@@ -40,13 +40,14 @@ pub fn list(api: &Api, namespace: &str) -> Result<Vec<Pod>> {
         .collect())
 }
 
-/// Whether this very pod answers at the listed address, asked from its own node.
+/// Whether this very pod answers at the listed address, to a client on its own node.
 pub fn answers(lab: &Lab, pod: &Pod, port: u16) -> bool {
     let Some(ip) = pod.ip else { return false };
     greeting_from(lab, &pod.node, &format!("{ip}:{port}")).is_ok_and(|said| said.pod == pod.name)
 }
 
-/// One connection from a network of the lab (`node1`, `client`, `far` …): who answered, and whom it saw.
+/// One connection from a network of the lab (`node1`, `client`, `far` …): the pod that answered, and the client address that it
+/// saw.
 pub fn greeting_from(lab: &Lab, role: &str, to: &str) -> Result<Greeting> {
     let mut command = lab.netns_command(role, &lab.traffic()?.to_string_lossy())?;
     let output = command.args(["get", "--to", to, "--timeout-ms", "1000"]).output().context("start sheave-traffic")?;

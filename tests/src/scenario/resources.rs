@@ -23,7 +23,7 @@ pub struct Resources {
     pub images: Vec<(String, f64)>,
 }
 
-/// To be called when the cluster is quiet. Watches the speakers for `idle`.
+/// To be called when the cluster is idle. Watches the speakers for `idle`.
 pub fn resources(scene: &Scene, idle: Duration) -> Result<Resources> {
     let speakers = scene.nodes.iter().map(|node| {
         let speaker = scene.lab.speaker(node)?.with_context(|| format!("{node} has no speaker"))?;

@@ -14,12 +14,12 @@ use super::{http, pods};
 use crate::lab::{netns, wait_for};
 use crate::traffic::report::Greeting;
 
-/// Waits until the cluster is whole: nodes Ready, pods there on all of them, speakers ready and hearing one another, one
-/// owner, and every pod reached through the address. Then empties the clients' ARP entries.
+/// Waits until the cluster is whole: nodes Ready, pods there on all of them, speakers ready and receiving one another, one owner,
+/// and every pod reached through the address. Then empties the clients' ARP entries.
 pub fn settle(scene: &Scene) -> Result<()> {
     let mut missing = String::from("nothing was looked at");
     let whole = wait_for("the cluster to be whole", WITHIN, || {
-        // What cannot be asked is not there yet.
+        // What does not answer is not there yet.
         missing = match first_missing(scene) {
             Ok(None) => return Ok(Some(())),
             Ok(Some(missing)) => missing,
@@ -31,7 +31,7 @@ pub fn settle(scene: &Scene) -> Result<()> {
     forget_neighbours(scene)
 }
 
-/// The clients ask anew who has an address.
+/// The clients resolve the address anew.
 pub fn forget_neighbours(scene: &Scene) -> Result<()> {
     let plan = scene.lab.state()?.plan;
     for role in ["client", "router"] {
@@ -40,7 +40,7 @@ pub fn forget_neighbours(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// The node that holds the address by its speaker's own word; `None` if not exactly one of `nodes` says so.
+/// The node that holds the address by its own speaker's metrics; `None` if not exactly one of `nodes` does.
 pub fn holder(scene: &Scene, nodes: &[String]) -> Result<Option<String>> {
     let series = format!("sheave_vip_owned_term{{vip=\"{}\"}}", scene.vip);
     let mut holders = Vec::new();
@@ -79,7 +79,7 @@ pub fn wait_new_speaker(scene: &Scene, node: &str, before: i32, within: Duration
     })
 }
 
-/// Waits until every speaker is ready, hears all others and counts no node as down or absent.
+/// Waits until every speaker is ready, receives all others and counts no node as down or silent.
 pub fn wait_speakers(scene: &Scene) -> Result<()> {
     let mut missing = None;
     let waited = wait_for("all speakers", WITHIN, || {
@@ -141,7 +141,7 @@ fn speaker_missing(scene: &Scene, node: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Connects through the address until every pod has answered, or says which never did or what failed.
+/// Connects through the address until every pod has answered, or returns which never did or what failed.
 fn unreached(scene: &Scene, mut pods: BTreeSet<String>) -> Result<Option<String>> {
     let tries = pods.len() * TRIES_PER_POD;
     let (client, to) = (scene.lab.state()?.plan.netns("client"), scene.tcp().parse()?);

@@ -15,14 +15,14 @@ const CONNECTED_OVERLAP_MAX: Duration = Duration::from_millis(50 + 10);
 /// The lease, and the drift of clocks.
 const LEASE_MAX: Duration = Duration::from_millis(120 + 1);
 
-/// Follows who holds what.
+/// Follows which node holds what.
 #[derive(Debug, Default)]
 pub struct Watcher {
     /// Two nodes that hold one VIP: since when.
     overlaps: BTreeMap<(Vip, usize, usize), Duration>,
-    /// VIPs that nobody holds: since when.
+    /// VIPs without a holder: since when.
     gaps: BTreeMap<Vip, Duration>,
-    /// How long nobody may hold a VIP in this run.
+    /// How long a VIP may be without a holder in this run.
     pub gap_max: Option<Duration>,
 }
 
@@ -30,7 +30,7 @@ pub struct Watcher {
 pub const GAP_MAX: Duration = Duration::from_millis(160 + 50 + 10 * 4 + 15);
 
 impl Watcher {
-    /// Looks at everything; called whenever something may have changed.
+    /// Checks everything; called whenever something may have changed.
     pub fn observe(
         &mut self,
         now: Duration,
@@ -48,7 +48,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// I3: two nodes that hear each other never both hold a VIP for longer than an interval.
+    /// I3: two nodes that receive each other never both hold a VIP for longer than an interval.
     fn overlap(
         &mut self,
         now: Duration,

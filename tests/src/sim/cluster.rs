@@ -1,4 +1,4 @@
-//! The loop: the next thing that happens, everybody's reaction, the checkers.
+//! The loop: the next event, the reaction of all nodes, the checkers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -45,7 +45,7 @@ const SETTLE_MAX: Duration = Duration::from_millis(3000);
 const STAY: Duration = Duration::from_secs(3);
 /// A datagram is under way for 120 ms at most, and waits in the socket of a node that sleeps.
 const ECHO_MAX: Duration = Duration::from_millis(2000);
-/// Whoever slept longer than the dead interval has lost what it held.
+/// A node that slept longer than the dead interval has lost what it held.
 const SLEEP_MAX: Duration = Duration::from_millis(160 + 1);
 /// The scheduler wakes a node this late at most; later is a freeze, and a fault.
 const LATE_MAX: Duration = Duration::from_millis(2);
@@ -235,7 +235,7 @@ impl Cluster {
         }
     }
 
-    /// I8: only the living are up, and what they said not long ago.
+    /// I8: only the living are up, and they sent something not long ago.
     fn raised(&mut self, name: &NodeName) {
         let silent = self.nodes.iter().find(|node| node.name == *name && node.state != State::Running);
         if let Some(since) = silent.map(|node| self.now - node.stopped_at).filter(|since| *since > ECHO_MAX) {
@@ -355,7 +355,7 @@ impl Cluster {
         self.start(node);
     }
 
-    /// What a daemon tells a new speaker.
+    /// A daemon's messages to a new speaker.
     fn start(&mut self, node: usize) {
         if !self.nodes[node].carrier {
             self.event(node, Event::Carrier(false));

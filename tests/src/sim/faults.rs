@@ -7,17 +7,17 @@ use super::random::Random;
 /// Which faults a run has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
-    /// None: nobody may move.
+    /// None: no VIP may move.
     Calm,
     /// One speaker after the other is killed and comes back, on a good network: bounds the time without an owner.
     Crashes,
-    /// One node after the other leaves in good order or loses its dataplane, and comes back: nobody notices.
+    /// One node after the other leaves in good order or loses its dataplane, and comes back: no client notices.
     HandOvers,
     /// One node after the other is cut off from all others and comes back: the others keep what they have.
     CutOffs,
-    /// One direction of one link after the other fails: the others bear witness, nobody moves.
+    /// One direction of one link after the other fails: the others bear witness, no VIP moves.
     OneWays,
-    /// One node after the other gets no processor for a while, but less than would cost it a heartbeat too many: nobody moves.
+    /// One node after the other gets no processor for a while, but less than would cost it a heartbeat too many: no VIP moves.
     Stalls,
     /// Everything at once.
     Chaos,
@@ -31,9 +31,9 @@ pub struct Planned {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Groups by bit: nodes with different bits do not hear each other.
+    /// Groups by bit: nodes with different bits do not receive each other.
     Partition(u64),
-    /// This node hears nobody, nobody hears it.
+    /// This node receives no other, and no other receives it.
     CutOff(usize),
     /// One direction of one link.
     OneWay(usize, usize),
@@ -124,7 +124,7 @@ fn cut_offs(nodes: usize, random: &mut Random) -> Vec<Planned> {
         let at =
             FIRST_FAULT + Duration::from_secs(4 * round) + random.duration(Duration::ZERO..Duration::from_millis(100));
         plan.push(Planned { at, fault: Fault::CutOff(random.below(nodes)) });
-        // From a blink that nobody notices to one that everybody does; mostly about the dead interval.
+        // From a pause without effect to one that all nodes notice; mostly about the dead interval.
         let longest = if random.chance(700) { 250 } else { 1500 };
         let heal = at + random.duration(Duration::from_millis(20)..Duration::from_millis(longest));
         plan.push(Planned { at: heal, fault: Fault::Heal });

@@ -36,7 +36,7 @@ pub struct Report {
     pub longest_overlap: Duration,
     /// The longest that two held one VIP although everything sent between them arrived, less the way there and back.
     pub longest_connected_overlap: Duration,
-    /// The longest that nobody held a VIP after a fault that took its owner, if another node could have.
+    /// The longest time without a holder of a VIP after a fault that took its owner, if another node could have held it.
     pub longest_gap: Duration,
     /// From the kill of an owner to its successor's claim.
     pub longest_takeover: Duration,

@@ -1,4 +1,4 @@
-//! One node: the election, the driver's loop around it, and a kernel that answers for what OWN and the lease say.
+//! One node: the election, the driver's loop around it, and a kernel that answers by OWN and the lease.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

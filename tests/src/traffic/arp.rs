@@ -1,7 +1,7 @@
-//! Asks the segment who has an address, again and again, and writes down who answers.
+//! Queries the segment for an address, again and again, and records which MAC addresses answer.
 //!
-//! The questions come from an address and a MAC address that nobody uses, so that neither this machine's nor the nodes'
-//! neighbour tables learn from them. Arrival times are the kernel's: a busy machine may wake this program late.
+//! The requests come from an unused address and MAC address, so that neither this machine's nor the nodes' neighbour tables take
+//! anything from them. Arrival times are the kernel's: a busy machine may wake this program late.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -21,14 +21,14 @@ use super::report::{ArpAnswer, ArpAnswerer, ArpReport};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The address that is asked for
+    /// The address that is queried
     #[arg(long)]
     ip: Ipv4Addr,
     #[arg(long, default_value_t = 10)]
     interval_ms: u64,
     #[arg(long, default_value = "eth0")]
     device: String,
-    /// Who asks: an address of the segment that nobody uses
+    /// The sender: an unused address of the segment
     #[arg(long, default_value = "192.168.77.4")]
     from: Ipv4Addr,
     #[arg(long)]
@@ -71,8 +71,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     })
 }
 
-/// The MAC addresses of those who announce an address, one after the other, until told to stop. Announcements that arrived
-/// before the socket was opened are not heard.
+/// The MAC addresses that announce an address, one after the other, until the end. Announcements from before the socket was
+/// opened are not received.
 pub fn claims(socket: &OwnedFd, ip: Ipv4Addr, stop: &AtomicBool) -> impl Iterator<Item = String> {
     let mut buffer = [0u8; 2048];
     std::iter::from_fn(move || {
@@ -88,7 +88,7 @@ pub fn claims(socket: &OwnedFd, ip: Ipv4Addr, stop: &AtomicBool) -> impl Iterato
     })
 }
 
-/// A socket that hears all ARP on a device of the calling thread's network; it waits a tenth of a second at most.
+/// A socket that receives all ARP on a device of the calling thread's network; it waits a tenth of a second at most.
 pub fn open(device: &str) -> Result<OwnedFd> {
     let index = nix::net::if_::if_nametoindex(device).with_context(|| format!("device {device}"))?;
     let protocol = (libc::ETH_P_ARP as u16).to_be();
@@ -139,7 +139,7 @@ fn receive(socket: &OwnedFd, ip: Ipv4Addr, from: Ipv4Addr, stop: &AtomicBool) ->
     let mut buffer = [0u8; 2048];
     let mut last_answers_until: Option<u64> = None;
     loop {
-        // A segment where somebody always asks for something is never quiet.
+        // A segment with constant ARP traffic is never idle.
         if stop.load(Ordering::Acquire) && now_ns() > *last_answers_until.get_or_insert_with(|| now_ns() + LATE_NS) {
             return answers;
         }
@@ -161,7 +161,7 @@ fn receive(socket: &OwnedFd, ip: Ipv4Addr, from: Ipv4Addr, stop: &AtomicBool) ->
     }
 }
 
-/// Who claims the address in this frame, and whether unasked.
+/// The MAC address that claims the address in this frame, and whether without a request.
 fn claim(frame: &EthernetPacket<'_>, ip: Ipv4Addr, from: Ipv4Addr) -> Option<(String, bool)> {
     if frame.get_ethertype() != EtherTypes::Arp {
         return None;
@@ -200,7 +200,7 @@ fn answerers(answers: &[ArpAnswer]) -> Vec<ArpAnswerer> {
     found
 }
 
-/// Locally administered, so that it is nobody's.
+/// Locally administered, so that it is no device's.
 const ASKER: [u8; 6] = [0x02, b'A', b'S', b'K', 0x00, 0x04];
 const FRAME: usize = 42;
 /// An answer that takes longer than this is not waited for.

@@ -17,7 +17,7 @@ pub fn realtime_minus_monotonic() -> i128 {
 
 pub fn sleep_until(at_ns: u64) {
     let at = Duration::from_nanos(at_ns).into();
-    // Interrupted by a signal it is only early: the callers look at the clock anyway.
+    // Interrupted by a signal it is only early: the callers read the clock anyway.
     let _ = clock_nanosleep(ClockId::CLOCK_MONOTONIC, ClockNanosleepFlags::TIMER_ABSTIME, &at);
 }
 
@@ -31,8 +31,8 @@ fn nanoseconds(clock: ClockId) -> u64 {
     u64::try_from(Duration::from(time).as_nanos()).expect("584 years")
 }
 
-/// Looks every 10 ms whether this program runs, for ever; tells each time how long it was away, and until when. Whatever it measures
-/// or answers is late by as much, with two cores for a whole cluster.
+/// Checks every 10 ms whether this program runs, for ever; reports each time how long it was away, and until when. Whatever it
+/// measures or answers is late by as much, with two cores for a whole cluster.
 pub async fn watch_itself(mut tell: impl FnMut(Late)) {
     loop {
         let before = now_ns();

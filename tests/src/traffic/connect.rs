@@ -171,7 +171,7 @@ fn is_server_late(greeted_after_ms: f64, waited_ms: f64, within: Duration) -> bo
     greeted_after_ms - waited_ms < within.as_secs_f64() * 1e3
 }
 
-/// `connected`: told when the handshake is done, whatever comes then.
+/// `connected`: receives a message when the handshake is done, whatever comes then.
 async fn greeted(to: SocketAddr, connected: &OnceLock<Connected>) -> io::Result<Greeting> {
     let stream = TcpStream::connect(to).await?;
     let local = stream.local_addr()?;
@@ -186,10 +186,10 @@ async fn greeted(to: SocketAddr, connected: &OnceLock<Connected>) -> io::Result<
     Ok(serde_json::from_str(&line)?)
 }
 
-/// How long a failed attempt is looked after: what came too late says why (after 1 s the pod repeats its SYN-ACK).
+/// How long a failed attempt is followed: a late answer shows the cause (after 1 s the pod repeats its SYN-ACK).
 const AFTERWARDS: Duration = Duration::from_secs(3);
 const FAILURES_KEPT: usize = 20_000;
-/// An attempt on a quiet machine takes a tenth of this.
+/// An attempt on an idle machine takes a tenth of this.
 const ON_ITS_WAY_NS: u64 = 50_000_000;
 const LINE_LIMIT: u64 = 4096;
 

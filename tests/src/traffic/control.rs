@@ -1,7 +1,7 @@
-//! How a measuring command is told what happens: lines on stdin, signals, a duration.
+//! How a measuring command is controlled: lines on stdin, signals, a duration.
 //!
-//! `mark` (or `mark NANOSECONDS`) says that a fault happens now (or then), as often as there are faults; `report`, the end of stdin, SIGINT, SIGTERM
-//! and the end of `--duration` ask for the report.
+//! `mark` (or `mark NANOSECONDS`): a fault happens now (or then), as often as there are faults; `report`, the end of stdin,
+//! SIGINT, SIGTERM and the end of `--duration` request the report.
 
 use std::io::{BufRead, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -65,7 +65,7 @@ impl Control {
         self.marks.lock().expect("nobody panics with the marks").first().copied()
     }
 
-    /// All faults, in the order in which they were told.
+    /// All faults, in the order of their marks.
     pub fn marks(&self) -> Vec<u64> {
         self.marks.lock().expect("nobody panics with the marks").clone()
     }
@@ -91,7 +91,7 @@ impl Control {
     }
 }
 
-/// The line that tells the caller: from now on everything is measured.
+/// The line that announces to the caller: from now on everything is measured.
 pub fn say_ready() -> Result<()> {
     print_line("ready")
 }

@@ -1,4 +1,4 @@
-//! Keeps many connections open, sends on each, and tells what became of them.
+//! Keeps many connections open, sends on each, and reports what became of them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ pub struct Arguments {
     /// programs get, so that no conntrack entry of an earlier connection is met
     #[arg(long)]
     source_port: Option<u16>,
-    /// How long after the report was asked for an echo still counts as life
+    /// How long after the request for the report an echo still counts as life
     #[arg(long, default_value_t = 5000)]
     grace_ms: u64,
     /// Opens another connection in the place of one that ended, so that the number stays
@@ -119,7 +119,7 @@ impl Holder {
         }
     }
 
-    /// One connection, and with `reopen` those that take its place. `tell` is dropped when the first has been opened.
+    /// One connection, and with `reopen` its replacements. `tell` is dropped when the first has been opened.
     async fn keep(
         self: Arc<Self>,
         first: (TcpSocket, SocketAddr),
@@ -202,7 +202,7 @@ async fn open(socket: TcpSocket, to: SocketAddr) -> io::Result<(TcpStream, Greet
         let mut stream = socket.connect(to).await?;
         stream.set_nodelay(true)?;
         let mut line = String::new();
-        // The server says nothing more until it is sent something: nothing can be lost in this buffer.
+        // The server sends nothing more until it receives something: nothing can be lost in this buffer.
         BufReader::new(&mut stream).read_line(&mut line).await?;
         let greeting = serde_json::from_str(&line)?;
         Ok((stream, greeting))
@@ -272,7 +272,7 @@ struct Track {
     longest_pause_ms: f64,
     longest_after_mark_ms: f64,
     unacknowledged_after_mark_ms: f64,
-    /// The first record that was sent after the report was asked for.
+    /// The first record that was sent after the request for the report.
     proof: Option<u64>,
     alive: bool,
     end: Option<(HeldState, u64, Option<String>)>,

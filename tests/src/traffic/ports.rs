@@ -1,4 +1,4 @@
-//! Source ports that nobody used for minutes.
+//! Source ports that were not used for minutes.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,4 +1,4 @@
-//! UDP probes at a fixed rate: how long is nobody there?
+//! UDP probes at a fixed rate: how long does no pod answer?
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ pub struct Arguments {
     /// Sockets, each with a source port of its own; every interval one probe on each
     #[arg(long, default_value_t = 1)]
     flows: u16,
-    /// Of the kind this measures anyway; kept so that a command line says what it sends
+    /// Of the kind this measures anyway; kept so that a command line shows what it sends
     #[arg(long)]
     udp: bool,
     #[arg(long)]

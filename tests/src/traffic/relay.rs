@@ -17,7 +17,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    // SAFETY: whoever started us handed this descriptor over and nobody else uses it.
+    // SAFETY: the parent process handed this descriptor over and has closed its own.
     let listener = unsafe { TcpListener::from_raw_fd(arguments.descriptor) };
     let to = arguments.to;
     loop {

@@ -34,7 +34,7 @@ pub struct HoldReport {
     pub to: String,
     pub started_ns: u64,
     pub mark_ns: Option<u64>,
-    /// When the report was asked for: only an echo of what was sent later counts as life.
+    /// When the report was requested: only an echo of what was sent later counts as life.
     pub report_ns: u64,
     pub counts: HoldCounts,
     /// Of the connections that are alive.
@@ -43,7 +43,8 @@ pub struct HoldReport {
     /// Attempts to open another connection in the place of one that ended (`--reopen`) that failed, and were repeated.
     #[serde(default)]
     pub reopen_failed: u64,
-    /// The longest after the mark that the client itself did not run (10 ms are what it waits): a part of a pause that is nobody else's.
+    /// The longest after the mark that the client itself did not run (10 ms are what it waits): a part of a pause with no other
+    /// cause.
     #[serde(default)]
     pub late_ms: f64,
     pub connections: Vec<Held>,
@@ -62,7 +63,7 @@ pub struct HoldCounts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HeldState {
-    /// A record sent after the report was asked for came back.
+    /// A record sent after the request for the report came back.
     Alive,
     /// The connection ended with an error (a reset, as a rule; see `error`).
     Reset,
@@ -96,7 +97,7 @@ pub struct Held {
     pub longest_pause_ms: f64,
     /// The longest pause that ended after the mark, or goes on.
     pub longest_pause_after_mark_ms: Option<f64>,
-    /// The longest after the mark without an acknowledgement of what was sent, looked at whenever a record is sent: the part of a
+    /// The longest after the mark without an acknowledgement of what was sent, checked whenever a record is sent: the part of a
     /// pause that is not the server's.
     #[serde(default)]
     pub unacknowledged_after_mark_ms: f64,
@@ -134,7 +135,7 @@ pub struct ProbeFlow {
     pub lost: u64,
     pub last_sent_ns: u64,
     pub outages: Vec<Outage>,
-    /// Who answered, in the order in which the answering pod changed.
+    /// The pods that answered, in the order in which the answering pod changed.
     pub answered_by: Vec<Answered>,
 }
 
@@ -195,7 +196,7 @@ pub struct Failure {
     pub server_late: bool,
 }
 
-/// `arp-watch`: who answers for an address.
+/// `arp-watch`: which MAC addresses answer for an address.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArpReport {
     pub ip: String,

@@ -62,7 +62,7 @@ fn before_all_others(command: &mut Command) {
         command.pre_exec(|| {
             let first = libc::sched_param { sched_priority: 1 };
             if libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const first) != 0 {
-                // In a control group without a real-time budget. What it is late it says itself.
+                // In a control group without a real-time budget. It reports its own delays.
                 libc::setpriority(libc::PRIO_PROCESS, 0, -20);
             }
             Ok(())
@@ -96,7 +96,7 @@ impl<R: DeserializeOwned> Running<R> {
         }
     }
 
-    /// Says that the fault happens now; returns that time (CLOCK_MONOTONIC).
+    /// Marks that the fault happens now; returns that time (CLOCK_MONOTONIC).
     pub fn mark(&mut self) -> Result<u64> {
         let now = now_ns();
         self.mark_at(now)?;
@@ -108,7 +108,7 @@ impl<R: DeserializeOwned> Running<R> {
         writeln!(self.stdin, "mark {at_ns}").with_context(|| format!("tell {}", self.what))
     }
 
-    /// Asks for the report and waits for it and for the end of the command.
+    /// Requests the report and waits for it and for the end of the command.
     pub fn report(mut self) -> Result<R> {
         writeln!(self.stdin, "report").with_context(|| format!("tell {}", self.what))?;
         let line = self.line(REPORT_WITHIN)?;

@@ -1,9 +1,9 @@
-//! The server in the pods: says who it is, then echoes. TCP and UDP, works as PID 1.
+//! The server in the pods: sends a greeting, then echoes. TCP and UDP, works as PID 1.
 //!
-//! It ends as a decent server does. On SIGTERM it goes on serving, new connections too, for `--drain-seconds`: Kubernetes
-//! counts a pod as not ready from the moment of its deletion, but whoever sends it connections hears so a little later. Then
-//! it stops listening, closes every connection (FIN) and ends when the clients have closed theirs, a second later at most.
-//! A pod's grace period must be longer than both. SIGINT ends it at once.
+//! It ends as a decent server does. On SIGTERM it goes on serving, new connections too, for `--drain-seconds`: Kubernetes counts
+//! a pod as not ready from the moment of its deletion, but clients receive that a little later. Then it stops listening, closes
+//! every connection (FIN) and ends when the clients have closed theirs, a second later at most. A pod's grace period must be
+//! longer than both. SIGINT ends it at once.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -36,7 +36,7 @@ pub struct Arguments {
     drain_seconds: f64,
 }
 
-/// Who it says it is.
+/// The name in its greeting.
 struct Identity {
     pod: String,
     node: String,
@@ -123,7 +123,7 @@ async fn accept(listener: TcpListener, me: Arc<Identity>, mut closing: watch::Re
             Ok((stream, client)) => {
                 let (me, closing) = (me.clone(), closing.clone());
                 tokio::spawn(async move {
-                    // The client sees how a connection ends; there is nobody to tell here.
+                    // The client sees how a connection ends; this side needs no report.
                     let _ = echo(stream, client, &me, closing).await;
                 });
             }

@@ -1,4 +1,4 @@
-//! What the kernel says of one TCP connection: `tcp_info` in include/uapi/linux/tcp.h.
+//! The kernel's state of one TCP connection: `tcp_info` in include/uapi/linux/tcp.h.
 
 use std::io;
 use std::os::fd::AsRawFd;

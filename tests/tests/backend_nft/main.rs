@@ -1,4 +1,4 @@
-//! The backend's nftables table with real packets: who gets them, who answers, what survives a change.
+//! The backend's nftables table with real packets: which pod gets them, who answers, what survives a change.
 //!
 //! Needs root and nft. Beside the table stands a stand-in for kube-proxy wherever its absence could hide a mistake; the real
 //! one is in the lab's tests.
@@ -125,7 +125,7 @@ fn refusals_are_real_tcp_resets_and_redirects_are_off() {
     world.a.apply(&nobody());
     let tcp = world.client_raw(Protocol::TCP);
     let syn = tcp_segment(40001, (VIP, 80), TcpFlags::SYN, true);
-    // With redirects on the kernel tells the client to go elsewhere before the guard sees the packet: hence sysctl.rs.
+    // With redirects on the kernel sends the client elsewhere before the guard sees the packet: hence sysctl.rs.
     for (setting, sent) in [("0", 0), ("1", 1)] {
         world.a.redirects(setting).unwrap();
         tcp.send_to(&syn, &SocketAddr::from((VIP, 0)).into()).unwrap();
@@ -139,7 +139,7 @@ fn a_connection_that_no_node_knows_is_reset_by_the_vip() {
     let world = World::new("midflow");
     world.a.nft(PROXY);
     let tcp = world.client_raw(Protocol::TCP);
-    // Whether there is a pod here or not: conntrack would pick the connection up (nf_conntrack_tcp_loose), nobody else shall.
+    // Whether there is a pod here or not: conntrack would pick the connection up (nf_conntrack_tcp_loose); no pod may get it.
     for (plan, port) in [(only(0), 40001), (nobody(), 40002)] {
         world.a.apply(&plan);
         let ack = tcp_segment(port, (VIP, 80), TcpFlags::ACK, true);
@@ -206,7 +206,7 @@ fn open_connections_survive_every_change() {
     assert_proxy_untouched(&world);
 }
 
-/// As on a node without kube-proxy, or after somebody has flushed its rules.
+/// As on a node without kube-proxy, or after a third party has flushed its rules.
 #[test]
 fn open_connections_do_not_need_another_nat_chain_while_our_table_is_missing() {
     let world = World::new("hook");

@@ -61,7 +61,7 @@ pub fn icmp_error(vip: (Ipv4Addr, u16), to: u16) -> Vec<u8> {
     bytes
 }
 
-/// The sequence number that the client began with, from the answer of a VIP's port that a raw socket hears too.
+/// The sequence number that the client began with, from the answer of a VIP's port that a raw socket receives too.
 pub fn initial_sequence(socket: &Socket, vip: Ipv4Addr) -> u32 {
     let mut buffer = [0; 2048];
     loop {

@@ -17,7 +17,7 @@ use crate::world::{A, B, CLIENT, PATIENCE, PODS, PODS_B, VIP, World, plan};
 
 const FIRST_B: Mark = Mark { next_hop: NextHop::Alternate(1), no_reset: false, slot: B };
 
-/// Both nodes have pods; packets go to node a, which may ask node b.
+/// Both nodes have pods; packets go to node a, whose alternate is node b.
 fn pair(test: &str) -> World {
     let world = World::pair(test);
     world.a.apply(&plan(&PODS, Affinity::None));
@@ -59,7 +59,7 @@ fn udp_flow(world: &World) -> (UdpSocket, String) {
     (udp, pod)
 }
 
-/// The flags of what a VIP's port 80 says to the port that single segments are sent from; None: silence.
+/// The flags of the answer of a VIP's port 80 to the port that single segments are sent from; None: silence.
 fn answer(tcp: &Socket) -> Option<u8> {
     loop {
         if let Reply::Tcp { from: 80, to: 40001, flags } = receive(tcp, VIP)? {
@@ -107,7 +107,7 @@ fn a_flow_of_this_node_stays() {
     assert_eq!((world.a.guards(), world.b().travelled()), (counts([]), counts([])));
 }
 
-/// kube-proxy makes conntrack forget the flows of pods that do not serve by what it knows.
+/// kube-proxy makes conntrack delete the flows of pods that do not serve by its view.
 #[test]
 fn a_pinned_flow_finds_its_pod_again_without_its_entry() {
     let world = pair("pinned");
@@ -124,7 +124,7 @@ fn a_pinned_flow_finds_its_pod_again_without_its_entry() {
     world.a.flush_conntrack();
     assert!(PODS_B.map(|pod| pod.to_string()).contains(&query(&udp).unwrap()), "nobody knows whose it is");
 
-    // No pod here serves, by what Kubernetes says.
+    // No pod here serves, by the status in Kubernetes.
     let silent = plan(&[], Affinity::None);
     let udp_pins = Plan { udp_pins: [(tuple, (address, 5353))].into(), ..silent.clone() };
     world.a.nft(&ruleset::replace(&silent));
@@ -242,7 +242,7 @@ fn a_udp_flow_without_an_answer_is_known() {
     assert_eq!((world.b().conntrack_entries(), world.b().guards()), (entries, guards));
 }
 
-/// The dispatcher (node b here) may know what this node's old rows do not say; what it does not know it resets.
+/// The dispatcher (node b here) may know flows that this node's old rows do not name; it resets what it does not know.
 #[test]
 fn a_dispatched_segment_of_no_flow_goes_back() {
     let world = pair("back");
@@ -289,7 +289,7 @@ fn a_search_of_several_hops_counts_them() {
     let end = counts([("second_chance", 2), ("guard_reset", 1), ("second_chance_no_reset", 1)]);
     assert_eq!(world.a.guards(), end);
 
-    // Quiet to the last: what was invalid stays so on its way home.
+    // No reset to the last: what was invalid stays so on its way to the primary.
     world.b().mark_searching(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, no_reset: false, slot: A });
     send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::RST, true));
     assert_eq!(answer(&tcp), None);
@@ -297,8 +297,8 @@ fn a_search_of_several_hops_counts_them() {
     assert!(no_entries(&world));
 }
 
-/// A retransmitted SYN goes by a newer ring to node a, whose pod answers too. The client confirms what node b's pod said: to
-/// node a's conntrack that is over or under the numbers of its half-open entry, by chance. Either way it is none of its own.
+/// A retransmitted SYN goes by a newer ring to node a, whose pod answers too. The client confirms data of node b's pod: to node
+/// a's conntrack that is over or under the numbers of its half-open entry, at random. Either way it is none of its own.
 #[test]
 fn a_repeated_syn_at_another_node_does_no_harm() {
     let world = pair("halfopen");
@@ -359,12 +359,12 @@ fn without_marks_only_a_syn_begins_a_flow() {
     world.client_udp().send_to(b"x", (VIP, 53)).unwrap();
     assert_eq!(world.a.guards(), counts([("guard_unmarked", 5)]));
     assert_eq!(world.a.conntrack_entries(), entries);
-    // Soon XDP is back: the flow of another node has heard nothing bad.
+    // Soon XDP is back: the flow of another node has got no reset.
     world.a.mark(FIRST_B);
     assert!(elsewhere.is_alive() && connection.is_alive());
 }
 
-/// Node b is asked no more once its slot is gone, and again when it is back; no update harms a flow.
+/// Node b is no next hop once its slot is gone, and again when it is back; no update harms a flow.
 #[test]
 fn peers_come_and_go_and_flows_stay() {
     let world = pair("peers");
@@ -390,7 +390,7 @@ fn peers_come_and_go_and_flows_stay() {
     assert!(here.is_alive() && there.is_alive());
 }
 
-/// The pod is gone with its network, the view says so, conntrack is told to forget: see `speaker/src/backend/forget.rs`.
+/// The pod is gone with its network, the view has it, its conntrack entries are deleted: see `speaker/src/backend/forget.rs`.
 #[test]
 fn a_client_of_a_pod_that_is_gone_is_reset_with_its_next_packet() {
     let world = pair("gone");
@@ -401,7 +401,7 @@ fn a_client_of_a_pod_that_is_gone_is_reset_with_its_next_packet() {
     world.a.apply(&plan(&[], Affinity::None));
     world.a.flush_conntrack();
     let started = Instant::now();
-    // TCP is not asked for a home; the mark of the stand-in sends it there all the same.
+    // TCP is never returned to the primary; the mark of the stand-in sends it there all the same.
     assert_eq!(connection.fate(), Some(ErrorKind::ConnectionReset));
     assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
     // The client keeps its port; the row's primary is node b by now.

@@ -84,7 +84,7 @@ impl World {
         self.connect_from(0, vip, port)
     }
 
-    /// From a given client port, which may be in use towards somebody else.
+    /// From a given client port, which may be in use towards another address.
     pub fn connect_from(&self, from: u16, vip: Ipv4Addr, port: u16) -> std::io::Result<Connection> {
         let connect = || {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
@@ -145,12 +145,12 @@ impl Node {
         Ipv4Addr::new(192, 0, 2, 10 + self.slot as u8)
     }
 
-    /// Stands in for XDP: packets to a VIP get this mark, SYNs and what travels get [`Mark::LOCAL`], loud or no_reset.
+    /// Stands in for XDP: packets to a VIP get this mark, SYNs and packets in search [`Mark::LOCAL`], with or without `no_reset`.
     pub fn mark(&self, mark: Mark) {
         self.mark_searching(mark, Mark::LOCAL);
     }
 
-    /// As [`Node::mark`]; what travels has this one to ask next.
+    /// As [`Node::mark`]; packets in search have this next hop.
     pub fn mark_searching(&self, mark: Mark, next: Mark) {
         let mac = |mark: Mark| mark.mac().map(|byte| format!("{byte:02x}")).join(":");
         let held = |mark: Mark| if mark.next_hop.needs_ttl_guard() { "ip ttl set 1" } else { "" };
@@ -194,8 +194,8 @@ impl Node {
         self.nft("delete table netdev xdp");
     }
 
-    /// Packets that came here with so many hops behind them, by `hop1`, `quiet1` and so on; those that did not come left out. And
-    /// `began_nowhere`: those that do not say where their search began.
+    /// Packets that came here with so many hops behind them, by `hop1`, `no_reset1` and so on; hops without packets are left out.
+    /// And `began_nowhere`: packets that do not name the origin of their search.
     pub fn travelled(&self) -> BTreeMap<String, u64> {
         let mut counters = counters(&self.name, "netdev", "xdp");
         counters.retain(|_, packets| *packets > 0);
@@ -208,7 +208,7 @@ impl Node {
         netns::inside(&self.name, read).unwrap().trim().parse().expect("a number")
     }
 
-    /// Conntrack forgets everything.
+    /// Deletes all conntrack entries.
     pub fn flush_conntrack(&self) {
         netns::inside(&self.name, packet::flush_conntrack).unwrap();
     }
@@ -217,7 +217,7 @@ impl Node {
         netns::sysctl(&self.name, &[(key, value)])
     }
 
-    /// No pod answers, and nobody says so.
+    /// No pod answers, and no kernel refuses.
     pub fn cut_pods_off(&self) {
         netns::ip(&self.pods, "link set eth0 down\n").unwrap();
     }
@@ -326,7 +326,7 @@ fn run_nft(namespace: &str, arguments: &[&str], input: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// An open connection; the pod's first line says who it is and whom it sees.
+/// An open connection; the pod's first line has its name and the client address that it sees.
 pub struct Connection {
     stream: TcpStream,
     pub pod: SocketAddr,

@@ -148,7 +148,7 @@ fn malformed_pools_are_refused(objects: &Objects) -> Result<()> {
     Ok(())
 }
 
-/// As a speaker sees it: a list of one name, which is all that it may ask for.
+/// As a speaker sees it: a list of one name, which is all that it may read.
 fn secret(objects: &Objects) -> Result<Option<Value>> {
     let speaker = format!("--as=system:serviceaccount:{NAMESPACE}:sheave-speaker");
     let only = "--field-selector=metadata.name=sheave-keys";
@@ -209,7 +209,7 @@ fn exhausted_and_freed(objects: &Objects) -> Result<()> {
     objects.wait_shown("three", "192.168.77.200")
 }
 
-/// A hand on a status neither keeps what it wrote nor makes a grant.
+/// A third-party change of a status neither stays nor makes a grant.
 fn third_party_changes(objects: &Objects) -> Result<()> {
     objects.service("waiting", "", "")?;
     objects.wait_refused("waiting", "PoolExhausted")?;
@@ -293,7 +293,7 @@ impl Pair {
         let (ledger, shown) = (objects.ledger()?, [objects.shown("two")?, objects.shown("three")?]);
         self.take_leader()?.kill()?;
         let killed = Instant::now();
-        // What happens while nobody leads is done by the next one.
+        // What happens without a leader is done by the next one.
         objects.delete("service", "three")?;
         objects.service("four", "", "")?;
         wait_for("the other replica to lead", Duration::from_secs(15), || Ok(self.replicas[0].leads()?.then_some(())))?;

@@ -10,7 +10,7 @@ use sheave_tests::lab::{Lab, wait_for};
 /// How long anything that the controller does may take here. It takes milliseconds; the machine may be busy.
 pub const SOON: Duration = Duration::from_secs(5);
 
-/// kubectl with words, and what follows from it.
+/// kubectl with arguments, and what follows from it.
 pub struct Objects<'a>(pub &'a Lab);
 
 impl Objects<'_> {
@@ -37,7 +37,7 @@ impl Objects<'_> {
         self.0.kubectl(&["delete", kind, name, "--wait=true"]).map(drop)
     }
 
-    /// A hand on a Service's status that is not ours.
+    /// A third-party change of a Service's status.
     pub fn third_party_status(&self, service: &str, ingress: &str) -> Result<()> {
         let patch = format!(r#"{{"status":{{"loadBalancer":{{"ingress":{ingress}}}}}}}"#);
         self.0.kubectl(&["patch", "service", service, "--subresource=status", "--type=merge", "-p", &patch]).map(drop)
@@ -81,7 +81,7 @@ impl Objects<'_> {
             .collect())
     }
 
-    /// Waits until the Service shows this address, as a VIP, and the ledger says the same.
+    /// Waits until the Service shows this address, as a VIP, and the ledger has the same.
     pub fn wait_shown(&self, service: &str, address: &str) -> Result<()> {
         wait_for(&format!("{service} to have {address}"), SOON, || {
             let shown = self.shown(service)? == Some((address.to_string(), "VIP".to_string()));
@@ -104,7 +104,7 @@ impl Objects<'_> {
         })
     }
 
-    /// Waits for an Event about a Service, of this type and reason, and returns what it says.
+    /// Waits for an Event about a Service, of this type and reason, and returns its message.
     pub fn wait_event(&self, service: &str, type_: &str, reason: &str) -> Result<String> {
         wait_for(&format!("an Event {reason} about {service}"), SOON, || {
             let events = self.get(&["events.events.k8s.io"])?;

@@ -35,7 +35,7 @@ fn case(name: &'static str, frame: Vec<u8>, verdict: Verdict) -> Case {
     Case { name, frame, verdict, out: None }
 }
 
-/// Up the stack, asking nobody.
+/// To the stack, without a next hop.
 fn up(name: &'static str, frame: Vec<u8>, verdict: Verdict) -> Case {
     asking(name, frame, verdict, Mark::LOCAL)
 }

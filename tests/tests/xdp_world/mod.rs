@@ -25,8 +25,7 @@ pub const VIP: Addr = [192, 0, 2, 10];
 /// Owned by another node.
 pub const OTHER: Addr = [192, 0, 2, 11];
 
-/// Ports of [`VIP`] and [`OTHER`], TCP and UDP alike, named by what their ring says.
-/// This node, then node 2.
+/// Ports of [`VIP`] and [`OTHER`], TCP and UDP alike, named after their ring. This node, then node 2.
 pub const LOCAL: u16 = 80;
 /// Node 2 alone.
 pub const REMOTE: u16 = 81;
@@ -48,7 +47,7 @@ pub const LAST: u16 = 95;
 /// As [`REMOTE`] and [`LOCAL`], and no pod is ready.
 pub const REMOTE_NO_NEW_FLOWS: u16 = 96;
 pub const LOCAL_NO_NEW_FLOWS: u16 = 97;
-/// Nobody serves it.
+/// Unserved.
 pub const UNSERVED: u16 = 9999;
 
 pub const MIXED_ROWS: u32 = 1009;
@@ -123,7 +122,7 @@ pub fn searching(from: Mac, state: SearchState) -> Ipv4 {
 pub fn marked(mut frame: Vec<u8>, mark: Mark) -> Vec<u8> {
     frame[6..12].copy_from_slice(&mark.mac());
     if mark.next_hop.needs_ttl_guard() {
-        // The sum changes with the word that holds the time to live.
+        // The sum changes with the 16 bits that hold the time to live.
         let word = |ttl: u8| u16::from_be_bytes([ttl, frame[23]]);
         let sum = u16::from_be_bytes([frame[24], frame[25]]);
         let sum = checksum::update(sum, word(frame[22]), word(Mark::GUARD_TTL));

@@ -79,7 +79,7 @@ fn under_uncertainty_only_a_pod_that_is_gone_loses_its_flows() {
     let silent = was_uncertain(vec![pod("a", 1, UNREADY)]);
     assert!(!silent.lost(&udp));
     assert!(was_uncertain(vec![]).lost(&udp) && was_uncertain(vec![ready("a", 1)]).lost(&flow(1, Protocol::Udp, 9090)));
-    // When the doubt ends, whoever was spared is looked at again.
+    // When the uncertainty ends, pinned flows are judged again.
     let certain = silent.clone().uncertain(false);
     assert!(certain.lost(&udp) && certain.lost_since(&silent) && !silent.lost_since(&certain));
 }
@@ -122,8 +122,8 @@ fn interface_names() {
     }
 }
 
-/// What the kernel is asked for; the tests with a real nft are in `speaker/src/backend/tests.rs`, those with packets in
-/// `tests/tests/backend_nft.rs`.
+/// The requests to the kernel; the tests with a real nft are in `speaker/src/backend/tests.rs`, those with packets in
+/// `tests/tests/backend_nft`.
 #[test]
 fn the_text() {
     let mut known = view([ready("a", 1), ready("a", 2)]);
@@ -161,7 +161,7 @@ fn marks_lead_to_peers() {
         "\tchain to-dispatcher { limit rate 20000/second burst 20000 packets goto alternate-1; accept; }",
         "\tchain alternate-2 { ip ttl set 15 goto to-peer; }",
         "\tchain alternate-3-no-reset { ip ttl set 30 goto to-peer-no-reset; }",
-        // Arrives as 31: the first hop, quiet.
+        // Arrives as 31: the first hop, without reset.
         "\t\tct state invalid ip ttl set 32 goto to-peer-no-reset",
         // Arrives as 12: the last hop.
         "\tchain to-primary { ip ttl set 13 goto to-peer; }",

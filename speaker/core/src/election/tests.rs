@@ -15,7 +15,7 @@ use crate::rank;
 use crate::time::Duration;
 use crate::wire::advert::{Body, Flags, Key, Keyring};
 
-/// All nodes start at once: the VIPs are spread by rank, and nobody moves afterwards.
+/// All nodes start at once: the VIPs are spread by rank, and none moves afterwards.
 #[test]
 fn all_start_at_once() {
     let mut cluster = Cluster::new(3, 30);
@@ -82,7 +82,7 @@ fn graceful_leave() {
     assert!(cluster.released().iter().all(|line| line.contains("HandedOver")));
 }
 
-/// Nobody is there to take over: go at once, and say so.
+/// No peer is there to take over: leave at once, and report it.
 #[test]
 fn the_last_one_leaves() {
     let mut cluster = Cluster::settled(1, 1);
@@ -110,7 +110,7 @@ fn not_ready_and_not_eligible_hand_over() {
     assert_eq!(cluster.acquired().iter().filter(|line| line.contains("192.0.2.1,")).count(), 2);
 }
 
-/// R4: an owner that may not hold the VIP any more holds it while nobody else could, and hands it over to the first who can.
+/// R4: an owner that may not hold the VIP any more holds it while no other could, and hands it over to the first node that can.
 #[test]
 fn not_eligible_without_a_successor_goes_on() {
     let mut cluster = Cluster::settled(3, 1);
@@ -168,7 +168,7 @@ fn a_new_vip_is_claimed_at_once() {
     assert_eq!(cluster.acquired().len(), 1);
 }
 
-/// The first in rank does not hear of the new VIP: the next one claims after a dead interval.
+/// The first in rank does not receive the new VIP: the next one claims after a dead interval.
 #[test]
 fn a_new_vip_unknown_to_the_first() {
     let mut cluster = Cluster::settled(3, 0);
@@ -246,7 +246,7 @@ fn many_vips() {
     assert!([1, 2].iter().all(|node| cluster.nodes[*node].own.len() > 200), "spread over those who are left");
 }
 
-/// The next key is distributed, made current, and the old one removed, node by node: nobody notices.
+/// The next key is distributed, made current, and the old one removed, node by node: without any effect.
 #[test]
 fn keys_rotate() {
     let mut cluster = Cluster::settled(3, 3);
@@ -266,8 +266,8 @@ fn keys_rotate() {
     assert_eq!(cluster.log, []);
 }
 
-/// Peers learn each other's MAC addresses under the signature: at once when one changes, and when a peer restarts. An unverified
-/// incarnation has no say.
+/// Peers receive each other's MAC addresses under the signature: at once when one changes, and when a peer restarts. An
+/// unverified incarnation is ignored.
 #[test]
 fn mac_addresses_travel_signed() {
     let mut cluster = Cluster::settled(3, 1);

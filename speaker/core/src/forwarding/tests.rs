@@ -28,7 +28,7 @@ fn table(view: &View, lost: &BTreeSet<String>) -> Table {
     planner(KEY).table(view, &down(lost), &Reports::new(), NOW)
 }
 
-/// (node, pods, down) of the ring of port 80, and whether it is closed.
+/// (node, pods, down) of the ring of port 80, and whether it takes no new flows.
 fn web_ring(endpoints: impl Into<Vec<Endpoint>>, traffic_states: &TrafficStates) -> (Vec<(String, u32, bool)>, bool) {
     let table = planner(KEY).table(&view(endpoints), traffic_states, &Reports::new(), NOW);
     let service = &table.services[&web_port()];
@@ -101,7 +101,7 @@ fn a_service_that_names_no_pod_any_more_keeps_its_rows_and_gets_nothing_new() {
     assert!((0..4093).all(|row| web(&lost).ring.primary(row) == Some("a")), "clients of a lost node get their reset");
     assert_eq!((web(&back).no_new_flows, web(&back).ring.primary(0)), (false, Some("c")));
     assert_eq!(web(&back).alternates.unwrap().of(0).collect::<Vec<_>>(), ["a", "b"], "those are asked");
-    // A node that is new has not seen them, and nobody is to be alarmed.
+    // A node that is new has not seen them, and no alarm is raised.
     let fresh = table(&view([]), &none());
     assert_eq!((fresh.digest, web(&fresh).ring.rows.len()), (unnamed.digest, 0));
 }
@@ -138,9 +138,9 @@ fn the_status_of_a_lost_node_moves_no_row() {
 fn unready_pods_of_a_lost_node_count_only_while_a_node_answers() {
     let lost = names(["c"]);
     assert_eq!(ring_members([pod("c", 1, UNREADY)], &lost), [], "for its clients to get their reset");
-    // Nobody else: the ring is kept, the node may be back in a moment.
+    // No node is left: the ring is kept, the nodes may be back in a moment.
     assert_eq!(ring_members([ready("c", 1)], &lost), [("c".into(), 1, true)]);
-    // There is somebody whose flows live, and who resets the others.
+    // A node is left whose flows live, and which resets the others.
     for other in [pod("c", 1, UNREADY), ready("c", 1)] {
         let no_new_flows = (vec![("a".into(), 1, false), ("c".into(), 1, true)], true);
         assert_eq!(web_ring([pod("a", 1, UNREADY), other], &down(&lost)), no_new_flows);
@@ -152,7 +152,7 @@ fn unready_pods_of_a_lost_node_count_only_while_a_node_answers() {
     assert_eq!(ring_members([ready("a", 1), pod("c", 1, TERMINATING)], &lost), [("a".into(), 1, false)]);
 }
 
-/// As a node sees it that does not hear the API server, and of which the others say so: nobody but itself is left.
+/// As a node sees it that does not reach the API server, and whose silent peers are known: only itself is left.
 #[test]
 fn silent_nodes_serve_where_no_other_does_and_lost_ones_get_nothing() {
     let traffic_states = TrafficStates { no_flows: names(["b"]), existing_only: names(["c"]) };
@@ -203,7 +203,7 @@ fn excluded_nodes_have_no_rows_while_others_are_ready() {
     let known = view([ready("a", 1), ready("b", 1), ready("c", 1)]);
     let (before, after) = (rows(&known), rows(&excluded(known, &["c"])));
     assert!(before.rows.iter().zip(&after.rows).all(|(&old, &new)| old == new || old == 2) && !after.rows.contains(&2));
-    // Nobody else is ready: the label counts for nothing.
+    // No other node is ready: the label is ignored.
     for others in [vec![ready("c", 1)], vec![ready("c", 1), pod("a", 1, UNREADY), pod("b", 1, TERMINATING)]] {
         assert!(rows(&excluded(view(others), &["c"])).primary(0) == Some("c"));
     }
@@ -234,7 +234,7 @@ fn reported(table: &Table, at: Instant) -> Reported {
     Reported { report: Arc::new(report), confirmed: at, ..Reported::default() }
 }
 
-/// From a change until the former primary has said, some time later and by the same table, that it holds nothing.
+/// From a change until the previous primary has reported, some time later and by the same table, that it has no such flows.
 #[test]
 fn a_previous_primary_is_an_alternate_until_it_has_reported() {
     let mut planner = planner(KEY);
@@ -261,7 +261,7 @@ fn a_previous_primary_is_an_alternate_until_it_has_reported() {
     assert_eq!(at(&after, &reports, 30).1, Some(names(["a"])), "by another table");
     reports.insert("a".into(), reported(&table, NOW + Duration::from_secs(31)));
     assert_eq!(at(&after, &reports, 31).1, None);
-    // What it once said of that time stays true.
+    // Its report about that time stays true.
     reports.clear();
     assert_eq!(at(&after, &reports, 32).1, None);
     let rows = [(web_port(), Arc::new(crate::reports::Rows::new(4093, [5])))];
@@ -331,7 +331,7 @@ fn a_node_that_was_away_has_alternates_that_served_meanwhile() {
     let table = planner.table(&known, &TrafficStates::default(), &Reports::new(), NOW);
     let service = &table.services[&web_port()];
     let others = service.alternates.as_ref().unwrap();
-    // c has no part in this ring, but may have flows of one that there was meanwhile.
+    // c has no part in this ring, but may have flows of a ring in between.
     let asked = |row| if service.ring.primary(row) == Some("a") { vec!["b", "c"] } else { vec!["c"] };
     assert!((0..4093).all(|row| others.of(row).eq(asked(row)) || others.of(row).eq(["c", "b"])));
     assert!(planner.awaits_reports());
@@ -344,7 +344,7 @@ fn a_node_that_was_away_has_alternates_that_served_meanwhile() {
     assert!(!planner.awaits_reports());
 }
 
-/// Another affinity is another hash: flows lie in rows of which no ring tells.
+/// Another affinity is another hash: flows lie in rows that no ring shows.
 #[test]
 fn with_another_affinity_all_nodes_are_alternates_until_all_have_reported() {
     let mut planner = planner(KEY);
@@ -440,7 +440,7 @@ proptest! {
         for object in view(pods).objects().into_iter().rev() {
             known.handle(Event::Apply(object));
         }
-        // Former rings have no say in rows, but of services that name no pod any more, nor in the digest; additions wait.
+        // Previous rings have no effect on rows, except for services without pods, nor on the digest; additions wait.
         planner.table(&known, &down(&lost), &Reports::new(), NOW);
         let applied = planner.next_deadline().unwrap_or(NOW);
         prop_assert!(applied <= NOW + QUIET);

@@ -66,7 +66,7 @@ impl Lab {
         }
     }
 
-    /// Node n speaks at 7 n ms after each full interval.
+    /// Node n sends at 7 n ms after each full interval.
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
@@ -239,7 +239,7 @@ fn one_after_the_other_are_deaths() {
     assert!(matches!(lab.log[..], [(_, Action::NodeDown(_)), (_, Action::NodeDown(_))]), "{:?}", lab.log);
 }
 
-/// With one peer there is no telling; its loss is its death, unless the link is down.
+/// With one peer the two cases look the same; its loss is its death, unless the link is down.
 #[test]
 fn the_only_peer() {
     let mut lab = Lab::new(1);
@@ -273,7 +273,7 @@ fn nodes_without_speaker() {
     assert!(matches!(&lab.log[..], [(150..=1200, Action::NodeDown(node))] if *node == name(1)), "{:?}", lab.log);
 }
 
-/// This node slept; nobody died meanwhile.
+/// This node slept; no node died meanwhile.
 #[test]
 fn frozen() {
     let mut lab = Lab::new(3);

@@ -53,7 +53,7 @@ fn an_unknown_node_is_queried_with_back_off() {
     assert!(times.len() <= 14, "{times:?}");
 }
 
-/// The former schedule queried none of the known ones while another was unknown.
+/// The previous schedule queried none of the known ones while another was unknown.
 #[test]
 fn known_nodes_keep_their_own_schedule_beside_an_unknown_one() {
     let mut machine = started(2);

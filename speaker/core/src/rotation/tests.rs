@@ -1,4 +1,4 @@
-//! A few nodes with a network in between: each sends a heartbeat every 50 ms, signed with what its machine says.
+//! A few nodes with a network in between: each sends a heartbeat every 50 ms, signed as its machine decides.
 
 use alloc::{format, vec};
 
@@ -92,7 +92,7 @@ impl Cluster {
         self.nodes[node].on_since = self.now;
     }
 
-    /// Everybody's heartbeat, then what is due.
+    /// The heartbeats of all, then what is due.
     fn beat(&mut self) {
         self.now += BEAT;
         for from in 0..self.nodes.len() {
@@ -168,7 +168,7 @@ fn a_rotation_in_one_step() {
     assert_eq!(cluster.most_lost, 0);
 }
 
-/// It is named, nobody signs with what it has not, and the key is taken into use once it has noticed.
+/// It is named, no node signs with a key that it lacks, and the key is taken into use once it has noticed.
 #[test]
 fn one_node_notices_an_hour_later() {
     let mut cluster = Cluster::new(3);
@@ -202,7 +202,7 @@ fn a_node_comes_back_with_the_previous_key() {
     assert!(cluster.all_sign_with(2));
 }
 
-/// The Secret names only the new key: the old one is accepted until nobody signs with it, and not beyond the time of revocation.
+/// The Secret names only the new key: the old one is accepted until no node signs with it, and not beyond the time of revocation.
 #[test]
 fn the_old_key_is_not_in_the_secret() {
     let mut cluster = Cluster::new(3);

@@ -233,7 +233,7 @@ fn departed_nodes_are_carried_over_a_restart() {
     assert_eq!(known.nodes().len(), 3);
 }
 
-/// Whatever the API says, no VIP is one of a node's addresses.
+/// Whatever the API has, no VIP is one of a node's addresses.
 #[test]
 fn an_address_of_a_node_is_never_served() {
     let mut known = view([ready("a", 1)]);

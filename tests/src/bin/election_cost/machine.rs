@@ -169,7 +169,7 @@ impl World {
         spent[20]
     }
 
-    /// A tick with its heartbeat, and how many peers it looked at.
+    /// A tick with its heartbeat, and how many peers it visited.
     fn beat(&mut self) -> (f64, f64) {
         let mut spent = Vec::new();
         let mut scanned = 0;

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 /// An XDP program loaded without an object file.
 pub struct Program {
     fd: OwnedFd,
-    /// A map of programs is emptied when nobody in user space holds it any more.
+    /// A map of programs is emptied when no program in user space holds it any more.
     _targets: Option<OwnedFd>,
 }
 
@@ -160,12 +160,12 @@ fn update(map: &OwnedFd, value: i32) -> io::Result<()> {
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: a new descriptor that nobody else has.
+    // SAFETY: a new descriptor without another owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: `attr` is one of the structures below, as long as it says; what it points to outlives the call, and the kernel
+    // SAFETY: `attr` is one of the structures below, of the given length; what it points to outlives the call, and the kernel
     // writes to nothing but `attr`.
     match unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) } {
         -1 => Err(io::Error::last_os_error()),

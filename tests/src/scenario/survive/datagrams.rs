@@ -27,7 +27,7 @@ pub struct Datagrams {
 }
 
 impl Datagrams {
-    /// Nothing left a pod that lives, nobody was left in silence.
+    /// No flow left a pod that lives, no client was left in silence.
     pub fn whole(&self) -> bool {
         self.stayed == self.eligible && self.silent == 0
     }

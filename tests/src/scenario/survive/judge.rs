@@ -17,11 +17,11 @@ use crate::traffic::report::{ConnectReport, Failure, Greeting, Held, HeldState};
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Side {
-    /// Those that replaced others included.
+    /// With those that replaced others.
     pub opened: usize,
     /// Not even opened at the beginning.
     pub failed: usize,
-    /// Their pod lives, and is the one that it was, or served others after their end: all of them must be alive.
+    /// Their pod lives, and is the same process, or served others after their end: all of them must be alive.
     pub eligible: usize,
     pub alive: usize,
     /// What became of the eligible ones that are not alive.
@@ -77,10 +77,11 @@ impl Side {
 /// When the server of each pod that is there now was started. Pods that are on their way out do not count.
 pub type Living = BTreeMap<String, u64>;
 
-/// Asks every pod at its own address, from its own node, who it is: what the API says of a pod may be older than a loss of power.
+/// Fetches every pod's greeting at its own address, from its own node: the API's status of a pod may be older than a loss of
+/// power.
 pub fn ask_all(scene: &Scene) -> Result<Vec<Greeting>> {
     let pods = scene.pods()?;
-    // One that does not answer is not there.
+    // A pod that does not answer is not there.
     let ask = |pod: &Pod| greeting_from(&scene.lab, &pod.node, &format!("{}:{POD_PORT}", pod.ip?)).ok();
     Ok(pods.iter().filter_map(ask).collect())
 }
@@ -89,7 +90,7 @@ pub fn living(asked: &[Greeting]) -> Living {
     asked.iter().map(|said| (said.pod.clone(), said.started_ns)).collect()
 }
 
-/// When each pod, started at a time, was last heard by anybody.
+/// When each pod, started at a time, last answered any client.
 pub type Heard = BTreeMap<(String, u64), u64>;
 
 pub fn heard<'a>(reports: impl Iterator<Item = &'a Reports>) -> Heard {
@@ -101,8 +102,8 @@ pub fn heard<'a>(reports: impl Iterator<Item = &'a Reports>) -> Heard {
     heard
 }
 
-/// `heard`: by the clients of both addresses. A connection that was reset, or fell silent, while its pod went on serving others was
-/// lost, whatever became of the pod later. A FIN is the server's own: nothing on the way makes one.
+/// `heard`: by the clients of both addresses. A connection that was reset, or fell silent, while its pod went on serving others
+/// was lost, whatever became of the pod later. A FIN is the server's own: nothing on the way makes one.
 pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
     let all = &reports.held.connections;
     let lives = |held: &&Held| {
@@ -214,7 +215,7 @@ const FEW: usize = 4;
 /// Of one for each second.
 const MANY: usize = 40;
 const SECOND_NS: u64 = 1_000_000_000;
-/// Whoever waits longer for its end is worth an example.
+/// A client that waits longer for its end is worth an example.
 const LONG_MS: f64 = 5000.0;
 /// A server closes all its connections at once; its clients notice within this time.
 const AT_ONCE_NS: u64 = 500_000_000;

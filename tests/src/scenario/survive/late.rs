@@ -1,4 +1,4 @@
-//! One node hears nothing of the API server for half a minute, and the API server nothing of it, while the pods change.
+//! One node receives nothing from the API server for half a minute, and the API server nothing from it, while the pods change.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -58,7 +58,7 @@ fn cut(watch: &mut Watch<'_>, setup: &Setup, change: impl Fn(u64) -> Result<()>)
     Ok(())
 }
 
-/// The most that any speaker says; -1 if none says anything.
+/// The highest value of any speaker; -1 if none answers.
 fn tables_that_differ(scene: &Scene) -> f64 {
     let each = scene.nodes.iter().filter_map(|node| {
         let metrics = http::metrics(&scene.lab, scene.node_address(node).ok()?).ok()?;

@@ -1,5 +1,5 @@
-//! What connections survive: everything that changes who serves, under open connections, beside the path that a cluster has
-//! today under the very same fault.
+//! What connections survive: all changes of the serving nodes, under open connections, beside the path that a cluster has today
+//! under the very same fault.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -12,12 +12,12 @@
 //! # }
 //! ```
 //!
-//! How it counts. Two addresses with the same pods behind them: Sheave's, and one that a node answers for and kube-proxy
-//! forwards ([`today`]). Each has its own connections, and clients that open new ones. At the end every pod is asked who it
-//! is: a connection is *eligible* if its pod, started when it was started then, is still there, or served other connections
-//! after this one had ended; it must be alive. The pods of the others are gone: they must have ended, by the server's FIN or
-//! by a reset; one that is silent is a defect. New connections may fail within 300 ms of a fault that nobody announced (a loss
-//! of power, a kill); else never.
+//! How it counts. Two addresses with the same pods behind them: Sheave's, and one that a node answers for and kube-proxy forwards
+//! ([`today`]). Each has its own connections, and clients that open new ones. At the end every pod sends its greeting: a
+//! connection is *eligible* if its pod, started when it was started then, is still there, or served other connections after this
+//! one had ended; it must be alive. The pods of the others are gone: they must have ended, by the server's FIN or by a reset; a
+//! silent one is a defect. New connections may fail within 300 ms of a fault without notice (a loss of power, a kill); else
+//! never.
 //!
 //! Read: [`watch`] (the clients) → [`judge`] (what became of their connections), [`datagrams`] (and of their UDP flows) → [`whole`] (what must be true before) →
 //! [`workload`] (the Deployment) → the scenarios in [`nodes`], [`pods`], [`drain`], [`speakers`], [`tables`], [`late`],
@@ -86,7 +86,7 @@ pub struct Scenario {
     pub name: &'static str,
     /// Of the lab it needs.
     pub nodes: u8,
-    /// Short ones are repeated as often as asked for, long ones once.
+    /// Short ones are repeated as often as requested, long ones once.
     pub repeated: bool,
     pub run: fn(&Scene, &Setup) -> Result<Survival>,
 }

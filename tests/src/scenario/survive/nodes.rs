@@ -35,14 +35,14 @@ pub fn one_after_the_other(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
-/// A node that boots knows nobody, and the only other one cannot tell it anything: its speaker is frozen from before the return on. What is open
-/// lives there, and the node that is back decides where its packets go.
+/// A node that boots knows no peer's state, and the only peer cannot report it: its speaker is frozen from before the return on.
+/// Open connections live there, and the node that is back decides where their packets go.
 pub fn back_beside_a_frozen_speaker(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options::REOPEN, |watch| {
         let back = &wait_holder(scene, &scene.nodes)?;
         let others: Vec<_> = scene.nodes.iter().filter(|node| *node != back).collect();
         let [frozen, lost] = others[..] else { bail!("three nodes are needed") };
-        // Not both at once: whoever hears nobody any more takes itself for cut off.
+        // Not both at once: a node that receives no other takes itself for cut off.
         for (node, down) in [(lost, 1.0), (back, 2.0)] {
             watch.power_off(&[node])?;
             wait_nodes_down(scene, slice::from_ref(frozen), down)?;

@@ -53,7 +53,7 @@ pub fn rolled_while_owner_is_lost(scene: &Scene, setup: &Setup) -> Result<Surviv
     })
 }
 
-/// Nobody is left to answer, then all are back. Every connection ends; new ones are opened only at the end.
+/// No pod is left to answer, then all are back. Every connection ends; new ones are opened only at the end.
 pub fn to_none_and_back(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options { reopen: true, new_connections: false, ..Options::default() }, |watch| {
         watch.order("no pods")?;

@@ -250,8 +250,8 @@ impl<'a> Chaos<'a> {
             || self.running.iter().any(|(running, name, _)| *running == kind && name == node)
     }
 
-    /// Whether every node with power has a speaker that is ready: what only a speaker mends is broken only then, and speakers are
-    /// killed, and nodes lose power, only then. With the last node that serves nobody's connections survive.
+    /// Whether every node with power has a ready speaker: faults that only a speaker repairs happen only then, and speakers are
+    /// killed, and nodes lose power, only then. With the last serving node no connections survive.
     fn speakers_serve(&self) -> bool {
         let ready = |node: &&String| {
             let metrics = self.scene.node_address(node).and_then(|address| http::metrics(&self.scene.lab, address));

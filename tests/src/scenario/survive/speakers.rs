@@ -28,7 +28,7 @@ pub fn in_turn(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
-/// SIGKILL for all of them: nobody hands anything over.
+/// SIGKILL for all of them: no speaker hands over.
 pub fn killed_at_once(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options::default(), |watch| {
         let before = pids(scene)?;
@@ -38,7 +38,7 @@ pub fn killed_at_once(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
-/// All pods are deleted, gracefully: nobody is there to hand over to.
+/// All pods are deleted, gracefully: no speaker is there to hand over to.
 pub fn deleted_at_once(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options::default(), |watch| {
         let before = pids(scene)?;
@@ -65,8 +65,9 @@ pub fn upgraded(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
-/// Where kube-proxy's rules are gone, nobody reaches the API server by the Service's address. There a speaker is killed, and while that one
-/// begins every pod is replaced: whoever goes by what it knew before hands new connections to pods that are gone.
+/// Where kube-proxy's rules are gone, no client reaches the API server by the Service's address. There a speaker is killed, and
+/// while its successor starts every pod is replaced: a speaker that goes by its saved view sends new connections to pods that are
+/// gone.
 pub fn without_kube_proxy(scene: &Scene, setup: &Setup) -> Result<Survival> {
     let node = &scene.nodes[setup.repetition % scene.nodes.len()];
     survive(scene, setup, Options::REOPEN, |watch| {
@@ -108,7 +109,7 @@ pub fn frozen_while_rolled(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
-/// Waits for other speakers on all nodes; one that kubelet starts later, because it died often, is helped.
+/// Waits for other speakers on all nodes; a speaker that kubelet starts later, because it died often, is helped.
 fn all_are_back(watch: &mut Watch<'_>, before: &BTreeMap<String, i32>) -> Result<()> {
     let (scene, began) = (watch.scene, Instant::now());
     for (node, pid) in before {

@@ -23,7 +23,7 @@ pub fn kube_proxy_restarted(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
-/// One node after the other gets the other mode, then all get back the one that they had.
+/// One node after the other gets the other mode, then all get their own back.
 pub fn kube_proxy_mode(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options::default(), |watch| {
         let own = scene.lab.state()?.plan.proxy_mode;

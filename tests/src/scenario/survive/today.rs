@@ -54,7 +54,7 @@ impl Today {
             return Ok(());
         }
         let stays = |node: &String| !nodes.contains(&node.as_str());
-        // Sheave's may be elsewhere since a former fault: then it does not move, and this one takes as long as usual.
+        // Sheave's may be elsewhere since a previous fault: then it does not move, and this one takes as long as usual.
         let elsewhere = holder(scene, &scene.nodes).ok().flatten().filter(stays);
         let macs: Vec<_> = scene
             .nodes
@@ -92,7 +92,7 @@ impl Today {
         Ok(self.moved_to)
     }
 
-    /// Nobody listens any more; what was found is known.
+    /// No reader is left; what was found is known.
     fn settle(&mut self) -> Result<()> {
         let Some(Follower { stop, thread }) = self.follower.take() else { return Ok(()) };
         stop.store(true, Ordering::Release);

@@ -21,7 +21,7 @@ use crate::traffic::{self, Running};
 pub struct Options {
     /// Connections that end are replaced: for scenarios in which every pod ends at some time.
     pub reopen: bool,
-    /// Whether new connections are opened all the time: not where there is nobody to answer for a while.
+    /// Whether new connections are opened all the time: not where no pod can answer for a while.
     pub new_connections: bool,
     /// Whether there are UDP flows: not where they leave pods that live, because these do not serve for a while.
     pub udp: bool,
@@ -76,7 +76,7 @@ impl<'a> Watch<'a> {
         Ok(Self { scene, sheave, today, first_fault_ns: None, dropped_before, figures, story })
     }
 
-    /// Something happens now of which nobody was told before: new connections may fail for a moment.
+    /// A fault without notice happens now: new connections may fail for a moment.
     pub fn fault(&mut self, what: &str) -> Result<()> {
         let now = now_ns();
         self.sheave.mark(now)?;
@@ -124,7 +124,7 @@ impl<'a> Watch<'a> {
         self.story.push(format!("{seconds:6.1} s: {what}"));
     }
 
-    /// Watches for a while longer, then asks the clients, then the pods who they are.
+    /// Watches for a while longer, then gets the clients' reports, then the pods' greetings.
     pub fn finish(mut self) -> Result<Survival> {
         sleep(AFTER);
         self.note("the report");
@@ -164,7 +164,7 @@ struct Clients {
     probing: Option<Running<ProbeReport>>,
 }
 
-/// What they tell.
+/// Their reports.
 pub struct Reports {
     pub held: HoldReport,
     pub connecting: Option<ConnectReport>,
@@ -195,7 +195,7 @@ impl Clients {
     }
 
     fn report(self) -> Result<Reports> {
-        // New connections first: they would go on failing or not while the others are asked.
+        // New connections first: they would go on failing or not while the others report.
         let connecting = self.connecting.map(Running::report).transpose()?;
         let held = self.held.report()?;
         Ok(Reports { held, connecting, probed: self.probing.map(Running::report).transpose()? })

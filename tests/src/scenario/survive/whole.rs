@@ -1,4 +1,4 @@
-//! Whatever a scenario has left behind is put right: every repetition begins with the same whole cluster.
+//! All that a scenario has left broken is repaired: every repetition begins with the same whole cluster.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub fn make_whole(scene: &Scene) -> Result<()> {
     settle(scene)
 }
 
-/// Waits until every node has a speaker that is ready. One that died often is started ever more slowly by kubelet: its pod is
+/// Waits until every node has a ready speaker. A speaker that died often is started ever more slowly by kubelet: its pod is
 /// replaced.
 pub fn speakers(scene: &Scene) -> Result<()> {
     set_image(scene, IMAGE)?;

@@ -79,7 +79,7 @@ pub struct Cluster {
     at: Vec<Option<Duration>>,
     now: Duration,
     order: u64,
-    /// Nodes of different sides do not hear each other.
+    /// Nodes of different sides do not receive each other.
     side: Vec<bool>,
     watched: Watched,
 }
@@ -92,7 +92,7 @@ struct Watched {
 }
 
 const DELAY: std::ops::Range<Duration> = Duration::from_micros(50)..Duration::from_micros(400);
-/// Between two looks at who holds what.
+/// Between two checks of which node holds what.
 const LOOK: Duration = Duration::from_millis(10);
 /// It must stay in order for so long.
 const STAY: Duration = Duration::from_secs(1);
@@ -200,7 +200,7 @@ impl Cluster {
         outcome
     }
 
-    /// Who holds what now. On a processor of its own a turn may be ahead of the others by its length, no more.
+    /// Which node holds what now. On a processor of its own a turn may be ahead of the others by its length, no more.
     fn look(&mut self) {
         let mut holders: BTreeMap<Vip, usize> = BTreeMap::new();
         for node in &self.nodes {

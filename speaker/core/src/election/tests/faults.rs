@@ -63,7 +63,7 @@ fn quorum() {
     assert!((1..=3).all(|last| cluster.holders(vip(last)).len() == 1));
 }
 
-/// R6: the owner is not heard by one node, but by another: nobody moves.
+/// R6: one node does not receive the owner, another does: no VIP moves.
 #[test]
 fn one_way_loss_with_a_witness() {
     let mut cluster = Cluster::settled(3, 1);
@@ -76,7 +76,7 @@ fn one_way_loss_with_a_witness() {
     assert_eq!(cluster.nodes[one_way].election.owner(vip(1)).unwrap().node, name(owner));
 }
 
-/// R6, the other side of it: the owner dies while only a witness hears it. The takeover is not lost.
+/// R6, the other side of it: the owner dies while only a witness receives it. The takeover is not lost.
 #[test]
 fn one_way_loss_then_death() {
     let mut cluster = Cluster::settled(3, 1);
@@ -90,7 +90,7 @@ fn one_way_loss_then_death() {
     assert_eq!(cluster.acquired().len(), 1);
 }
 
-/// R7: two nodes, the owner is not heard but hears. The other claims and will never yield, so the owner does.
+/// R7: two nodes, the owner is not received but receives. The other claims and will never yield, so the owner does.
 #[test]
 fn one_way_loss_of_two() {
     let mut cluster = Cluster::settled(2, 1);
@@ -107,7 +107,8 @@ fn one_way_loss_of_two() {
     assert_eq!(cluster.owner(vip(1)), one_way);
 }
 
-/// A node that starts and is heard by nobody hears the owner all the same: it cannot tell it from a recording, and leaves it alone.
+/// A node that starts and that no peer receives still receives the owner: it cannot separate it from a recording, and leaves it
+/// alone.
 #[test]
 fn one_way_loss_at_start() {
     let mut cluster = Cluster::settled(2, 1);
@@ -123,8 +124,8 @@ fn one_way_loss_at_start() {
     cluster.run_until(ms(260), |c| c.nodes[other].own.contains_key(&vip(1)));
 }
 
-/// R3a: a node is cut off until just after the first of its peers would be down, and the second is the first to be heard again.
-/// The first was not dead.
+/// R3a: a node is cut off until just after the first of its peers would be down, and the second is the first to be received
+/// again. The first was not dead.
 #[test]
 fn the_end_of_a_group_silence_expires_no_incarnation() {
     let mut cluster = Cluster::settled(4, 40);
@@ -195,7 +196,7 @@ fn restart_with_a_lower_epoch() {
     assert!((1..=3).all(|last| cluster.holders(vip(last)).len() == 1));
 }
 
-/// R1: a restart faster than the dead interval: nobody claims while the lease of the old incarnation may run.
+/// R1: a restart faster than the dead interval: no node claims while the lease of the old incarnation may run.
 #[test]
 fn quick_restart() {
     let mut cluster = Cluster::settled(3, 1);
@@ -253,7 +254,7 @@ fn frozen_and_resumed() {
     assert!(cluster.logged(|a| matches!(a, Action::PeerDown { .. })).is_empty());
 }
 
-/// R9: frozen for less than the dead interval, nobody noticed: it goes on.
+/// R9: frozen for less than the dead interval, without effect: it goes on.
 #[test]
 fn a_short_stall_costs_nothing() {
     let mut cluster = Cluster::settled(3, 6);
@@ -266,7 +267,7 @@ fn a_short_stall_costs_nothing() {
     assert_eq!(cluster.acquired(), nothing());
 }
 
-/// R9: alone and frozen: nobody took the VIP, so it is taken again after listening.
+/// R9: alone and frozen: no node took the VIP, so it is taken again after listening.
 #[test]
 fn frozen_alone() {
     let mut cluster = Cluster::settled(1, 1);
@@ -296,7 +297,7 @@ fn carrier() {
     assert_eq!(cluster.acquired(), nothing());
 }
 
-/// A claim list is lost, with its repetitions: the digest shows it, and it is asked for.
+/// A claim list is lost, with its repetitions: the digest shows it, and the peer requests it.
 #[test]
 fn lost_claim_list() {
     let mut cluster = Cluster::settled(3, 2);
@@ -317,8 +318,8 @@ fn lost_claim_list() {
     assert_eq!(cluster.acquired().len(), 1);
 }
 
-/// R9: late by its own work, it reads what is pending before its next heartbeat, and yields to who took over. It is not frozen, and
-/// keeps what no peer has claimed.
+/// R9: late by its own work, it reads what is pending before its next heartbeat, and yields to the node that took over. It is not
+/// frozen, and keeps what no peer has claimed.
 #[test]
 fn late_by_own_work() {
     let mut cluster = Cluster::settled(3, 6);

@@ -50,9 +50,9 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// Directed links that are cut.
     pub cut: BTreeSet<(usize, usize)>,
-    /// Everything but `Send`, `RenewLease` and `Heard`: when, who, what.
+    /// Everything but `Send`, `RenewLease` and `Received`: when, which node, what.
     pub log: Vec<(u64, usize, Action)>,
-    /// Every datagram that was sent: when, by whom.
+    /// Every datagram that was sent: when, by which node.
     pub sent: Vec<(Instant, usize, Vec<u8>)>,
     pub desired: BTreeMap<Vip, Eligible>,
     queue: BTreeMap<(Instant, u64), (usize, Vec<u8>)>,
@@ -83,7 +83,7 @@ impl Cluster {
         cluster
     }
 
-    /// A cluster in which everybody is a member and every VIP has an owner.
+    /// A cluster in which all nodes are members and every VIP has an owner.
     pub fn settled(nodes: usize, vips: u8) -> Self {
         let mut cluster = Self::new(nodes, vips);
         cluster.run(ms(1000));
@@ -168,7 +168,7 @@ impl Cluster {
         self.now.since(start)
     }
 
-    /// Who would answer ARP for this VIP now.
+    /// The nodes that would answer ARP for this VIP now.
     pub fn holders(&self, vip: Vip) -> Vec<usize> {
         let holds = |node: &Node| self.now < node.lease && node.own.contains_key(&vip);
         (0..self.nodes.len()).filter(|node| holds(&self.nodes[*node])).collect()

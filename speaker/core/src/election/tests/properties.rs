@@ -11,7 +11,7 @@ use crate::name::Term;
 use crate::time::Duration;
 use crate::wire::advert::{Body, Claim, Flags, MAX_DATAGRAM, digest};
 
-/// What a peer with the key could say, sense or nonsense.
+/// Any advert that a peer with the key could send, sense or nonsense.
 fn any_advert() -> impl Strategy<Value = Advert> {
     let claim = (1u8..5, 0u64..6, any::<bool>());
     let claim = claim.prop_map(|(last, term, stepping_down)| Claim { vip: vip(last), term: Term(term), stepping_down });

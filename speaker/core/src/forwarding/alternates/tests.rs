@@ -78,7 +78,7 @@ fn rows_without_room_for_a_node_that_may_hold_any_flow_overflow() {
     assert_eq!(overflow(unreported(&["a", "c", "d"])), 0, "all have a place");
     assert_eq!(overflow(unreported(&["a", "c", "d", "e"])), 4093 - primary_a, "a has its own rows");
     assert_eq!(overflow(unreported(&["c", "d", "e", "f"])), 4093);
-    // Nodes of former rings get what places there are; their own rows have one.
+    // Nodes of previous rings get what places there are; their own rows have one.
     let previous = vec![(ring(&[("c", 1), ("d", 1), ("e", 1), ("f", 1)]), names(&["c", "d", "e", "f"]))];
     assert_eq!(Cause { previous, ..cause(now.clone()) }.alternates().unwrap().overflow, 0);
 }
@@ -117,7 +117,7 @@ fn the_same_cause_gives_the_same_allocation() {
     assert!(!Arc::ptr_eq(&first, &third.get(other, &mut Cache::default()).unwrap()));
 }
 
-/// As the planner does it: nobody's row is shared by several rows of the larger ring.
+/// As the planner does it: no node's row is shared by several rows of the larger ring.
 fn split_if_larger(mut cause: Cause) -> Cause {
     if cause.has_larger_rings() {
         cause.ring = ByAddress(Arc::new(cause.ring.0.split().unwrap()));
@@ -125,7 +125,7 @@ fn split_if_larger(mut cause: Cause) -> Cause {
     cause
 }
 
-/// A row of the small ring is sixteen of the large one: everybody who may hold a flow of a row is found.
+/// A row of the small ring is sixteen of the large one: every node that may have a flow of a row is found.
 #[test]
 fn rings_of_other_sizes() {
     let small = ring(&[("a", 20), ("b", 20)]);
@@ -144,7 +144,7 @@ fn rings_of_other_sizes() {
     }
 }
 
-/// Rows that are told in the size of the larger ring keep the ring split; nobody's word of a smaller one does.
+/// Rows reported in the size of the larger ring keep the ring split; reports of a smaller one do not.
 #[test]
 fn a_ring_is_split_for_as_long_as_a_node_reports_larger_rows() {
     let (small, large) = (ring(&[("a", 20), ("b", 20)]), ring(&[("a", 20), ("b", 21)]));
@@ -161,8 +161,8 @@ fn a_ring_is_split_for_as_long_as_a_node_reports_larger_rows() {
     assert!(!Cause { reporters: reported(65488), ..cause(large) }.has_larger_rings());
 }
 
-/// Flows that a ring of another size leaves without a way to their node: right after the change (former primaries are asked), and once
-/// the holders have said so. Of `flows` flows to `nodes` nodes when the pods go from `from` to `to`.
+/// Flows that a ring of another size leaves without a way to their node: right after the change (previous primaries are
+/// alternates), and once nodes have reported. Of `flows` flows to `nodes` nodes when the pods go from `from` to `to`.
 fn lost_at_the_boundary(nodes: u32, from: u32, to: u32, flows: u64) -> (u64, u64) {
     let name = |node: u32| alloc::format!("n{node:02}");
     let with_pods = |pods: u32| {

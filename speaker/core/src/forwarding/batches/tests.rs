@@ -66,7 +66,8 @@ fn pods_that_come_one_by_one_are_one_change_every_fifteen_seconds() {
     for second in 0..41 {
         node.see(pods(21 + second), secs(second.into()));
     }
-    // The second began to wait a second after the first was applied; the third is `LONGEST` behind it, quiet though it is by then.
+    // The second began to wait a second after the first was applied; the third is `LONGEST` behind it, although no addition came
+    // lately.
     assert_eq!(node.deadline(), Some(secs(46)));
     assert_eq!(node.see(pods(61), secs(46)), 61);
     assert_eq!(node.changes, [(secs(15), 36), (secs(31), 52), (secs(46), 61)]);

@@ -224,7 +224,7 @@ fn a_full_map_is_named_and_the_rest_is_served() {
     );
 }
 
-/// The map has no room for a new service port before the one that goes is out of it. Those that are there stay, whatever comes.
+/// The map has no room for a new service port before the removed one is out of it. The present ones stay in any case.
 #[test]
 fn a_new_service_port_waits_for_room_and_takes_nothing_from_others() {
     let mut layout = Layout::limited(3, 8);
@@ -254,7 +254,7 @@ fn a_new_service_port_waits_for_room_and_takes_nothing_from_others() {
     assert!(have.services.keys().eq(first.services.keys()));
 }
 
-/// Without a slot for a ring that two service ports no longer share, both keep the one that they have.
+/// Without a slot for a ring that two service ports no longer share, both keep their present one.
 #[test]
 fn without_a_free_slot_a_service_port_keeps_its_ring() {
     let mut layout = Layout::limited(8, 1);

@@ -22,7 +22,7 @@ fn rows_of(ring: &Ring, node: &str) -> usize {
     ring.rows.iter().filter(|&&row| usize::from(row) == index).count()
 }
 
-/// Rows that name another node in `after`, among those that named `node` (or any) before.
+/// Rows that name another node in `after`, among rows that named `node` (or any) before.
 fn moved(before: &Ring, after: &Ring, among: impl Fn(&str) -> bool) -> usize {
     assert_eq!(before.rows.len(), after.rows.len());
     named(before).into_iter().zip(named(after)).filter(|(old, new)| among(old) && old != new).count()
@@ -149,7 +149,7 @@ proptest! {
         }
     }
 
-    /// Members have no order, and nothing but members and key has a say.
+    /// Members have no order, and nothing but members and key matters.
     #[test]
     fn same_input_same_table(pods in proptest::collection::btree_map(0u32..50, 1u32..4, 1..20)) {
         let forwards = fill(&members(pods.clone(), &[]), &KEY);

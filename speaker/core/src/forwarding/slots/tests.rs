@@ -96,7 +96,7 @@ proptest! {
             if step.restart {
                 have.rings = have.services.values().map(|value| (value.ring, Contents::UNKNOWN)).collect();
                 layout = Layout::restore(&have);
-                // What no service port names the speaker before this one left, and nobody knows of it.
+                // What no service port names is a remnant of the speaker before this one.
                 let known = |slot: &u32| have.rings.contains_key(slot);
                 kernel.rings.retain(|slot, _| known(slot));
             }

@@ -131,7 +131,7 @@ fn an_idle_node_sends_one_small_datagram_a_second() {
     assert_eq!(wire.log, []);
 }
 
-/// What it says is as old as its last look at conntrack.
+/// Its report is as old as its last scan of conntrack.
 #[test]
 fn reports_are_confirmed_with_each_scan() {
     let mut wire = Wire::new(2);
@@ -182,7 +182,7 @@ fn silent_nodes_are_not_waited_for() {
     assert!(!wire.nodes[&0].all_reported(wire.now));
     wire.run(SECOND / 2);
     assert!(wire.nodes[&0].all_reported(wire.now), "nobody has been heard");
-    // One that is heard and whose parts never come.
+    // A node that is received and whose parts never come.
     let mut wire = Wire::new(2);
     wire.lossy.insert(0, 2);
     wire.local(0, &report(7, (0..65488).step_by(2)));
@@ -203,7 +203,7 @@ fn the_last_report_counts_until_the_node_is_removed() {
     wire.nodes.remove(&0);
     wire.run(600 * SECOND);
     assert_eq!(wire.known(1, 0), Some(held.clone()));
-    // Its next run knows nothing at first: the word of the last one counts.
+    // Its next run knows nothing at first: the report of the last one counts.
     wire.nodes.insert(0, Exchange::new(config(0, 2), wire.now));
     wire.run(2 * SECOND);
     assert_eq!(wire.known(1, 0), Some(held));
@@ -271,7 +271,7 @@ fn tables_that_differ_for_long_are_an_alarm() {
     assert!(!wire.nodes[&0].differs(wire.now) && wire.others().len() == 2);
 }
 
-/// Everybody agrees on who is stale, the stale one included, and it hears so although nothing that it holds has changed.
+/// All nodes agree on which one is stale, the stale one included, although its report has not changed.
 #[test]
 fn a_node_that_does_not_follow_the_view_is_stale_for_all() {
     let mut wire = Wire::new(3);
@@ -324,7 +324,7 @@ fn a_node_that_left_the_cluster_is_not_stale() {
     assert_eq!(wire.log, [(0, Action::UpToDate(name(3)))]);
 }
 
-/// By its new table row 1 is its own, so it says no more that it has flows of it. By ours it is not.
+/// By its new table row 1 is its own, so it no longer reports it. By ours it is not.
 #[test]
 fn superseded_reports_count_until_tables_agree() {
     let mut wire = Wire::new(2);

@@ -37,7 +37,7 @@ fn at(seconds: u64) -> Instant {
     Instant::from_millis(seconds * 1000)
 }
 
-/// Rows of port 80 that are told.
+/// Rows of port 80 in the report.
 fn reported(announcement: &Announcement) -> Vec<u32> {
     announcement.report.services.get(&web()).map(|rows| rows.iter().collect()).unwrap_or_default()
 }
