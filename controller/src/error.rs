@@ -68,8 +68,8 @@ mod tests {
     async fn the_whole_chain_is_printed() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let client = Client::try_from(Config::new(format!("http://{closed}").parse().unwrap())).unwrap();
-        let error = Api::<Service>::all(client).get("x").await.expect_err("nobody listens");
-        assert!(!error.to_string().contains("refused"), "the client alone says why: {error}");
+        let error = Api::<Service>::all(client).get("x").await.expect_err("no server listens");
+        assert!(!error.to_string().contains("refused"), "the client alone names the cause: {error}");
         let printed = WriteError::from(error).to_string();
         assert!(printed.contains("Connection refused"), "{printed}");
     }

@@ -388,7 +388,7 @@ impl World {
                 (_, held) => panic!("{} holds {held:?}", service.key),
             }
         }
-        assert!(holders.is_empty(), "granted to nobody who exists: {holders:?}");
+        assert!(holders.is_empty(), "granted to a Service that does not exist: {holders:?}");
         let pool = &self.api.pools["p"];
         let range: sheave_api::AddressRange = pool.spec.addresses[0].parse().unwrap();
         let free = range.iter().filter(|address| !self.api.grants.contains_key(address)).count();

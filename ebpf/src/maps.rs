@@ -23,7 +23,7 @@ static OWN: HashMap<[u8; 4], Own, { MAX_VIPS as usize }> = HashMap::new();
 static VIPS: HashMap<[u8; 4], VipValue, { MAX_VIPS as usize }> = HashMap::new();
 #[btf_map]
 static SERVICES: HashMap<ServiceKey, ServiceValue, { MAX_SERVICES as usize }> = HashMap::new();
-/// `BPF_F_INNER_MAP` (Linux 5.10): the rings may have any length; that of the template here says nothing.
+/// `BPF_F_INNER_MAP` (Linux 5.10): the rings may have any length; that of the template here does not matter.
 type Ring = Array<[u64; RING_WORDS], 2, { BPF_F_INNER_MAP as usize }>;
 #[btf_map]
 static RINGS: ArrayOfMaps<Ring, { MAX_RINGS as usize }> = ArrayOfMaps::new();

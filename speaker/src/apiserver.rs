@@ -22,7 +22,7 @@ const MAX_SERVERS: usize = 8;
 #[derive(Clone)]
 pub struct ApiServer {
     config: Config,
-    /// Where else, as the view says.
+    /// Other addresses, from the view.
     known: watch::Receiver<Vec<SocketAddrV4>>,
 }
 
@@ -93,7 +93,7 @@ mod tests {
     async fn a_server_that_does_not_answer_is_named() {
         let (_sender, known) = watch::channel(vec![SocketAddrV4::new([127, 0, 0, 1].into(), 1)]);
         let server = ApiServer::new(Config::new("https://127.0.0.1:2".parse().unwrap()), known);
-        let error = server.reach(Duration::from_secs(1)).await.err().expect("nobody listens").to_string();
+        let error = server.reach(Duration::from_secs(1)).await.err().expect("no server listens").to_string();
         assert!(error.contains("https://127.0.0.1:2") && error.contains("https://127.0.0.1:1"), "{error}");
     }
 }

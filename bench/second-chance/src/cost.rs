@@ -21,7 +21,7 @@ pub fn stack() -> Result<()> {
     let mut map = Node::with("map", NAT, Program::KnownFlows, 65_536)?;
     whole.open(OWN)?;
     ensure!(whole.ask(OWN)?.to_pod == OWN.count, "a speaker's rules do not forward");
-    ensure!(whole.ask(FOREIGN)?.to_uplink == FOREIGN.count, "a speaker's rules do not hand on");
+    ensure!(whole.ask(FOREIGN)?.to_uplink == FOREIGN.count, "a speaker's rules do not forward to the alternate");
     let names = [
         "packet generator alone",
         "dropped in prerouting",
@@ -35,7 +35,7 @@ pub fn stack() -> Result<()> {
         "handed on: bare XDP_TX",
         "handed on: (c) map, XDP_TX",
         "handed on: (a) dup",
-        "the same dup, conntrack not asked",
+        "the same dup, without conntrack",
         "handed on: (b) first packet of its flow",
         "handed on: (b) further packets",
         "handed on: (a) as shipped",

@@ -179,7 +179,7 @@ impl Cluster {
 /// What the filter chain in nftables does with a packet of a flow that conntrack does not know (docs/dataplane.md).
 fn forward_to(frame: &mut HostFrame, at: u16, mark: Mark, invalid: bool) {
     let ttl = match mark.next_hop {
-        NextHop::Local => unreachable!("nobody is no node"),
+        NextHop::Local => unreachable!("local is no next hop"),
         NextHop::Alternate(1) if invalid => 32,
         NextHop::ToDispatcher if invalid => 32,
         next_hop if mark.no_reset => 33 - next_hop.hop(),

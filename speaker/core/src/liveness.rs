@@ -170,7 +170,7 @@ impl Liveness {
         Self { config, nodes: BTreeMap::new(), carrier: true, cut_off: false }
     }
 
-    /// Up as far as this node can tell; unknown nodes are not.
+    /// Up as far as this node knows; unknown nodes are not.
     pub fn is_up(&self, node: &NodeName) -> bool {
         self.nodes.get(node).is_some_and(|watch| watch.up)
     }

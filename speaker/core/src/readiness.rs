@@ -240,7 +240,7 @@ mod tests {
         lab.event(Event::Program(name(1)));
         lab.event(Event::Program(name(1)));
         lab.event(Event::Program(name(0)));
-        assert_eq!(lab.actions(), [Action::Silent(name(1))], "once, and nobody who is present");
+        assert_eq!(lab.actions(), [Action::Silent(name(1))], "once, and no ready node");
         lab.event(Event::Ready(name(1)));
         lab.event(Event::Down(name(1)));
         lab.event(Event::Program(name(1)));

@@ -161,7 +161,7 @@ impl Schedule {
         }
     }
 
-    /// A node that is down is told of a change of ours all the same: its silence may come from the change.
+    /// A node that is down receives a change of ours all the same: its silence may come from the change.
     fn is_queried(&self) -> bool {
         !self.down || self.burst.is_some()
     }
@@ -184,7 +184,7 @@ impl Machine for Resolver {
             Event::Up(node) => self.start_over(&node, now, |schedule| schedule.down = false),
             Event::OwnAddress => self.start_bursts(now),
             Event::Carrier(up) => {
-                // What changed meanwhile at either end has reached nobody.
+                // Changes meanwhile at either end have not arrived.
                 if up && !self.carrier {
                     self.start_bursts(now);
                 }

@@ -222,7 +222,7 @@ mod tests {
             Self { now: Instant::from_millis(10_000), staleness: Staleness::default(), stale: vec![] }
         }
 
-        /// Every second of these the nodes say their views.
+        /// Every second the nodes report these views.
         fn run(&mut self, seconds: usize, views: impl Fn(usize) -> Vec<u64>) {
             for second in 0..seconds {
                 self.now += Duration::from_secs(1);
@@ -254,7 +254,7 @@ mod tests {
         assert_eq!((lab.stale.len(), lab.lagging(2)), (0, false));
     }
 
-    /// During an update of many pods there is a new view all the time, and not everybody is equally quick.
+    /// During an update of many pods there is a new view all the time, and not all nodes are equally quick.
     #[test]
     fn a_node_that_follows_late_is_not_stale_and_one_that_does_not_is() {
         let mut lab = Lab::new();
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(lab.stale, [name(2)]);
     }
 
-    /// Everybody seems to have fallen silent: this node was asleep, and what they said waits to be read.
+    /// All nodes seem to have fallen silent: this node was asleep, and their reports wait to be read.
     #[test]
     fn a_node_that_slept_finds_no_other_stale_at_once() {
         let mut lab = Lab::new();
@@ -366,7 +366,7 @@ mod tests {
         lab.staleness.set_pods([("n1".into(), 1), ("n2".into(), 1)].into(), lab.now);
         lab.run(5, |_| vec![1, 1, 1]);
         lab.run(5, |_| vec![1, 2, 2]);
-        // Now we hear of pods that both have long had, and of a later change that they have not said yet.
+        // Now this node receives pods that both have long had, and a later change that they have not reported yet.
         lab.staleness.set_pods([("n1".into(), 2), ("n2".into(), 2)].into(), lab.now);
         lab.run(5, |_| vec![3, 2, 2]);
         assert_eq!(lab.stale, []);

@@ -94,7 +94,7 @@ mod tests {
         assert!(asked(&signals) && !signals.is_ready(&NodeName::new("a").unwrap()));
         signals.set(names(&["a"]), none(), names(&["a"]), at(30));
         signals.set(none(), none(), names(&["a"]), at(40));
-        assert!(!asked(&signals), "what it said, it said before it was restarted");
+        assert!(!asked(&signals), "its report is of before its restart");
         signals.set(none(), none(), none(), at(50));
         assert!(signals.is_ready(&NodeName::new("a").unwrap()));
     }

@@ -240,7 +240,7 @@ mod tests {
                 self.now += Duration::from_millis(50);
                 for from in 0..2 {
                     let to = 1 - from;
-                    // Does the sender name the receiver: has it heard it lately?
+                    // Does the sender echo the receiver: has it received it lately?
                     let receives_us =
                         self.received[from].is_some_and(|at| self.now.since(at) < Duration::from_millis(150));
                     let sends = self.nodes[from].targets().next().is_some();

@@ -156,7 +156,8 @@ mod tests {
         Event::Rejected { node: node(name), reason }
     }
 
-    /// A new node with the wrong identity beside a running cluster: it owns nothing for as long as it hears that cluster.
+    /// A new node with the wrong identity beside a running cluster: it owns nothing for as long as it receives that cluster's
+    /// adverts.
     #[test]
     fn a_new_node_among_unverified_peers_is_held() {
         let mut machine = Unverified::new(false, seconds(0));
@@ -166,7 +167,7 @@ mod tests {
         // Another new node, with the same wrong identity, proves nothing.
         assert_eq!(take(&mut machine, Event::Verified(node("b")), 2), []);
         for at in 2..100 {
-            assert_eq!(take(&mut machine, rejected("a", Reject::WrongCluster), at), [], "said once");
+            assert_eq!(take(&mut machine, rejected("a", Reject::WrongCluster), at), [], "reported once");
         }
         assert_eq!(machine.count(), 1);
         assert_eq!(machine.next_deadline(), Some(seconds(101)));

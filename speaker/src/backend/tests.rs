@@ -123,7 +123,7 @@ fn a_third_party_change_is_noticed_and_repaired() {
         let generation = netfilter::generation().unwrap();
         nft.apply("add table ip foreign").await.unwrap();
         assert_ne!(netfilter::generation().unwrap(), generation);
-        assert!(!backend.audit().await.unwrap(), "somebody else's table is not ours");
+        assert!(!backend.audit().await.unwrap(), "a third party's table is not ours");
         let whole = nft.listing().await.unwrap();
         let attacks = [
             "delete table ip sheave",
@@ -169,7 +169,7 @@ fn counters_have_the_names_of_the_guards() {
 }
 
 /// What nft lists of a table's counters, and the most memory that it took, in kB.
-#[expect(clippy::zombie_processes, reason = "wait4 waits for it and tells what it used")]
+#[expect(clippy::zombie_processes, reason = "wait4 waits for it and returns what it used")]
 fn listed_by_nft(table: &str) -> (BTreeMap<String, u64>, i64) {
     let mut nft = std::process::Command::new("nft");
     let mut nft = nft.args(["-j", "list", "counters", "table", "ip", table]);
@@ -560,7 +560,7 @@ fn third_party_changes_of_our_table_are_reported_at_once_and_nothing_else() {
                 assert!(reports_change(&mut backend, 100).await, "{attack}");
                 assert!(backend.audit().await.unwrap(), "{attack}");
                 assert!(started.elapsed() < Duration::from_millis(200), "{attack}: {:?}", started.elapsed());
-                assert!(!reports_change(&mut backend, 250).await, "putting it right is our own change");
+                assert!(!reports_change(&mut backend, 250).await, "the repair is our own change");
             }
         }
         // A third party that does not stop is answered at a pace.

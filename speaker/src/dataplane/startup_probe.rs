@@ -105,14 +105,14 @@ mod tests {
 
         let mut startup_probe = StartupProbe::running();
         let missing = |startup_probe: &mut StartupProbe| startup_probe.missing([accepts, says_nothing].into_iter());
-        assert_eq!(missing(&mut startup_probe), [accepts, says_nothing], "they have only just been asked");
+        assert_eq!(missing(&mut startup_probe), [accepts, says_nothing], "the first probes are under way");
         startup_probe.next().await;
         assert_eq!(missing(&mut startup_probe), [says_nothing]);
         assert!(timeout(3 * PATIENCE, startup_probe.next()).await.is_err(), "silence is no sign of life");
 
         silent.accept().await.unwrap();
         startup_probe.next().await;
-        assert_eq!(missing(&mut startup_probe), [], "each is asked until it answers");
+        assert_eq!(missing(&mut startup_probe), [], "each is probed until it answers");
         drop(accepting);
     }
 
@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(startup_probe.missing([tcp, udp].into_iter()), [tcp, udp]);
         startup_probe.next().await;
         assert_eq!(startup_probe.missing([tcp, udp].into_iter()), [tcp]);
-        assert!(timeout(3 * PATIENCE, startup_probe.next()).await.is_err(), "nobody listens");
+        assert!(timeout(3 * PATIENCE, startup_probe.next()).await.is_err(), "no server listens");
 
         let _listening = TcpListener::bind(SocketAddrV4::new(tcp.address, tcp.port)).await.unwrap();
         startup_probe.next().await;

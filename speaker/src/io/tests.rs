@@ -220,7 +220,7 @@ fn sends_and_membership_outlive_the_address() {
         ip("link set node down\nlink set node up\n");
         let (end, mut buffer) = (Instant::now() + PATIENCE, [0; RECEIVE_BUFFER]);
         while socket.receive(&mut buffer).unwrap().is_none() {
-            assert!(Instant::now() < end, "nothing is heard after the device went down and up");
+            assert!(Instant::now() < end, "nothing is received after the device went down and up");
             far.send(&multicast(PEER, 255, b"heard again"));
         }
     });
@@ -246,7 +246,7 @@ fn neighbour(socket: &ArpSocket) -> Neighbour {
     while Instant::now() < end {
         match socket.receive().unwrap() {
             Some(Frame::Neighbour(neighbour)) => return neighbour,
-            Some(Frame::Ignored) => panic!("the filter let through what says nothing"),
+            Some(Frame::Ignored) => panic!("the filter let through a frame without meaning"),
             None => std::thread::yield_now(),
         }
     }
@@ -287,7 +287,7 @@ fn arp_names_the_mac_of_now() {
         }
         socket.probe(None, PEER, None).unwrap();
         let is_probe = |frame: &[u8]| frame[12..14] == [0x08, 0x06] && frame[28..32] == [0; 4];
-        assert!(far.find(is_probe).is_some(), "without an address it asks all the same");
+        assert!(far.find(is_probe).is_some(), "without an address it probes all the same");
         // Replies come to the new one.
         socket.set_nodes(&BTreeSet::from([PEER])).unwrap();
         far.send(&arp(FAR_MAC, 2, PEER, other));

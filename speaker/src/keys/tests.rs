@@ -107,7 +107,7 @@ fn a_new_node_that_is_held_back_follows_the_secret() {
     assert!(Keys::load(&disk.1).is_none());
 
     let mut keys = Keys::adopt(&disk.1, found(9, 20, None));
-    keys.take(found(1, 20, None), false).expect("no other cluster is heard");
+    keys.take(found(1, 20, None), false).expect("no advert of another cluster comes");
     assert!(keys.held_back().expect_err("begins anew").to_string().contains("starting anew"));
     assert!(Keys::load(&disk.1).is_none());
 }

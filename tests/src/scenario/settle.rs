@@ -116,7 +116,7 @@ fn first_missing(scene: &Scene) -> Result<Option<String>> {
     let Some(holder) = holder(scene, &scene.nodes)? else { return Ok(Some("not exactly one owner".to_owned())) };
     let told = scene.owner()?.map(|owner| owner.node);
     if told.as_ref() != Some(&holder) {
-        return Ok(Some(format!("{holder} holds the address, the VirtualIP says {told:?}")));
+        return Ok(Some(format!("{holder} holds the address, the VirtualIP has {told:?}")));
     }
     unreached(scene, all.iter().map(|pod| pod.name.clone()).collect())
 }

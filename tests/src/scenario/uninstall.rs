@@ -1,4 +1,4 @@
-//! Sheave is taken off the nodes, as manifests/uninstall says.
+//! Sheave is removed from the nodes, as manifests/uninstall does it.
 
 use anyhow::Result;
 

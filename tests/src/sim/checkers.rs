@@ -72,7 +72,7 @@ impl Watcher {
                 report.longest_connected_overlap = report.longest_connected_overlap.max(connected);
                 if connected > CONNECTED_OVERLAP_MAX {
                     return Err(format!(
-                        "node-{a} and node-{b} hear each other and both hold {vip} for {connected:?} (I3)"
+                        "node-{a} and node-{b} receive each other and both hold {vip} for {connected:?} (I3)"
                     ));
                 }
             }
@@ -90,7 +90,7 @@ impl Watcher {
         if let Some(max) = self.gap_max {
             report.longest_gap = report.longest_gap.max(lasted);
             if lasted > max {
-                return Err(format!("nobody holds {vip} for {lasted:?} (I5)"));
+                return Err(format!("no node holds {vip} for {lasted:?} (I5)"));
             }
         }
         Ok(())

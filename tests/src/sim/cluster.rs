@@ -239,7 +239,7 @@ impl Cluster {
     fn raised(&mut self, name: &NodeName) {
         let silent = self.nodes.iter().find(|node| node.name == *name && node.state != State::Running);
         if let Some(since) = silent.map(|node| self.now - node.stopped_at).filter(|since| *since > ECHO_MAX) {
-            self.broken = Some(format!("{name} is up, but has said nothing for {since:?} (I8)"));
+            self.broken = Some(format!("{name} is up, but has sent nothing for {since:?} (I8)"));
         }
     }
 

@@ -45,7 +45,7 @@ impl Control {
                 match words.next() {
                     Some("mark") => {
                         let at = words.next().and_then(|word| word.parse().ok()).unwrap_or_else(now_ns);
-                        marked.lock().expect("nobody panics with the marks").push(at);
+                        marked.lock().expect("no holder panics with the marks").push(at);
                     }
                     Some("report") => break,
                     _ => eprintln!("stdin: {line:?} is neither mark nor report"),
@@ -62,17 +62,17 @@ impl Control {
 
     /// The first fault.
     pub fn mark_ns(&self) -> Option<u64> {
-        self.marks.lock().expect("nobody panics with the marks").first().copied()
+        self.marks.lock().expect("no holder panics with the marks").first().copied()
     }
 
     /// All faults, in the order of their marks.
     pub fn marks(&self) -> Vec<u64> {
-        self.marks.lock().expect("nobody panics with the marks").clone()
+        self.marks.lock().expect("no holder panics with the marks").clone()
     }
 
     /// Blocks until the report is wanted.
     pub fn wait(&self) {
-        let report = self.report.lock().expect("nobody panics while waiting");
+        let report = self.report.lock().expect("no holder panics while waiting");
         match self.duration {
             None => {
                 let _ = report.recv();

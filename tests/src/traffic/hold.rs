@@ -382,7 +382,7 @@ fn bind(local: SocketAddr) -> io::Result<TcpSocket> {
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().expect("nobody panics with it")
+    shared.lock().expect("no holder panics with it")
 }
 
 const RECORD: usize = 8;

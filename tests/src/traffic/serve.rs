@@ -54,7 +54,7 @@ impl Identity {
             client: client.to_string(),
             started_ns: self.started_ns,
             waited_ms: last_ack_ms.into(),
-            late: self.late.lock().expect("nobody panics with it").clone(),
+            late: self.late.lock().expect("no holder panics with it").clone(),
         }
     }
 
@@ -62,7 +62,7 @@ impl Identity {
         if late.ms < WORTH_TELLING_MS {
             return;
         }
-        let mut all = self.late.lock().expect("nobody panics with it");
+        let mut all = self.late.lock().expect("no holder panics with it");
         all.push(late);
         all.sort_by(|a, b| b.ms.total_cmp(&a.ms));
         all.truncate(LONGEST);

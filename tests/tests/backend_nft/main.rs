@@ -215,7 +215,7 @@ fn open_connections_do_not_need_another_nat_chain_while_our_table_is_missing() {
     world.a.nft(&format!("delete table ip {}", ruleset::TABLE));
     assert!(connection.is_alive());
     world.a.nft(&format!("delete table ip {}", ruleset::CONNTRACK_HOOK_TABLE));
-    assert!(!connection.is_alive(), "nobody asks the kernel to translate");
+    assert!(!connection.is_alive(), "no rule needs conntrack");
 }
 
 /// As a speaker does that finds the tables of an earlier version: one transaction, in which the old hook goes and the new one comes.

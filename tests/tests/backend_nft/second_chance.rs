@@ -122,7 +122,7 @@ fn a_pinned_flow_finds_its_pod_again_without_its_entry() {
         proto: 17,
     };
     world.a.flush_conntrack();
-    assert!(PODS_B.map(|pod| pod.to_string()).contains(&query(&udp).unwrap()), "nobody knows whose it is");
+    assert!(PODS_B.map(|pod| pod.to_string()).contains(&query(&udp).unwrap()), "no node knows the flow");
 
     // No pod here serves, by the status in Kubernetes.
     let silent = plan(&[], Affinity::None);

@@ -51,7 +51,7 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     let mut pair = Pair::start(kubeconfig, folder)?;
     keys(&objects).context("keys")?;
     deleted_keys_come_back(&objects).context("deleted keys")?;
-    pair.forgets_the_keys(&objects).context("keys that nobody remembers")?;
+    pair.forgets_the_keys(&objects).context("keys that no replica has in memory")?;
 
     an_address_and_its_ip_mode(&objects).context("an address")?;
     exhausted_and_freed(&objects).context("exhausted")?;

@@ -38,7 +38,7 @@ pub fn speaker_stop(scene: &Scene) -> Result<String> {
 pub fn graceful_delete(scene: &Scene) -> Result<String> {
     let report = scenario::graceful_delete(scene, CONNECTIONS)?;
     alive(&report.observed.connections)?;
-    ensure!(report.owner_after != report.owner_before, "nobody took over: {report:#?}");
+    ensure!(report.owner_after != report.owner_before, "no node took over: {report:#?}");
     Ok(figures(&report.observed))
 }
 
@@ -190,14 +190,14 @@ fn node_loss(report: &NodeLoss) -> Result<String> {
     let lost = &connections.pod_lost;
     ensure!(lost.all_reset(), "connections of lost pods were left in silence: {report:#?}");
     if report.lost == report.owner_before {
-        ensure!(claims.takeover_ms.is_some_and(|ms| ms < SANE_MS), "nobody took over: {report:#?}");
+        ensure!(claims.takeover_ms.is_some_and(|ms| ms < SANE_MS), "no node took over: {report:#?}");
     }
     Ok(format!("{}; pod lost: {} of {} reset", figures(&report.observed), lost.reset, lost.opened))
 }
 
 fn fenced(report: &SpeakerFault) -> Result<String> {
     alive(&report.observed.connections)?;
-    ensure!(report.owner_after != report.owner_before, "nobody took over: {report:#?}");
+    ensure!(report.owner_after != report.owner_before, "no node took over: {report:#?}");
     let until = report.observed.claims.old_owner_until_ms.unwrap_or_default();
     ensure!(until - report.struck_ms <= FENCED_MS, "the old owner claimed the address for {until:.0} ms: {report:#?}");
     Ok(figures(&report.observed))

@@ -121,7 +121,7 @@ mod tests {
         let endpoints = serving().endpoints;
         let udp = from_port(40_000);
         let changes = PinChanges { any: true, left_out: 0 };
-        assert_eq!(udp_pins.on_scan(&[udp], &endpoints, at(0)), PinChanges::default(), "nobody doubts");
+        assert_eq!(udp_pins.on_scan(&[udp], &endpoints, at(0)), PinChanges::default(), "no uncertainty");
 
         udp_pins.uncertainty.set_lagging(true, at(1));
         assert!(udp_pins.is_due(at(1)), "flows are judged otherwise from now on");

@@ -71,7 +71,7 @@ mod tests {
         uncertainty.set_node(Some(&node(false, 6)), at(110));
         assert!(uncertainty.holds(at(140)));
         uncertainty.set_node(None, at(150));
-        assert!(uncertainty.holds(at(150)), "it is the last that was said");
+        assert!(uncertainty.holds(at(150)), "the last known status counts");
     }
 
     #[test]

@@ -87,7 +87,7 @@ mod tests {
         let (a, b) = (NodeName::new("a").unwrap(), NodeName::new("b").unwrap());
         assert_eq!(contest(VIP, claimant(&a, 9), claimant(&b, 1), true), Outcome::Yield);
         let alone = Claimant { alone: true, ..claimant(&b, 1) };
-        assert_eq!(contest(VIP, claimant(&a, 1), alone, true), Outcome::Keep, "it hears nobody, we do");
+        assert_eq!(contest(VIP, claimant(&a, 1), alone, true), Outcome::Keep, "it receives no peer, we do");
         let own_alone = Claimant { alone: true, ..claimant(&a, 9) };
         assert_eq!(contest(VIP, own_alone, alone, true), Outcome::Yield);
     }

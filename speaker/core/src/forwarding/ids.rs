@@ -41,7 +41,7 @@ impl<K: Ord + Clone> Slots<K> {
         Self { what, first, end, by_key: BTreeMap::new(), by_slot: BTreeMap::new() }
     }
 
-    /// What the maps say. Of two claims to one slot or by one key the first counts; false: this was not it, or the slot is
+    /// The content of the maps. Of two claims to one slot or by one key the first counts; false: this was not it, or the slot is
     /// out of range.
     pub fn restore(&mut self, slot: u32, key: K) -> bool {
         let free = !self.by_slot.contains_key(&slot) && !self.by_key.contains_key(&key);

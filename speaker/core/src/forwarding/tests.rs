@@ -97,10 +97,14 @@ fn a_service_that_names_no_pod_any_more_keeps_its_rows_and_gets_nothing_new() {
     let back = make(vec![ready("c", 1)], &none(), later);
     let web = |table: &Table| table.services[&web_port()].clone();
     assert_eq!((web(&unnamed).no_new_flows, &web(&unnamed).ring.rows), (true, &web(&serving).ring.rows));
-    assert_eq!(web(&still).ring, web(&unnamed).ring, "nobody says for how long");
+    assert_eq!(web(&still).ring, web(&unnamed).ring, "there is no time limit");
     assert!((0..4093).all(|row| web(&lost).ring.primary(row) == Some("a")), "clients of a lost node get their reset");
     assert_eq!((web(&back).no_new_flows, web(&back).ring.primary(0)), (false, Some("c")));
-    assert_eq!(web(&back).alternates.unwrap().of(0).collect::<Vec<_>>(), ["a", "b"], "those are asked");
+    assert_eq!(
+        web(&back).alternates.unwrap().of(0).collect::<Vec<_>>(),
+        ["a", "b"],
+        "the previous members are alternates"
+    );
     // A node that is new has not seen them, and no alarm is raised.
     let fresh = table(&view([]), &none());
     assert_eq!((fresh.digest, web(&fresh).ring.rows.len()), (unnamed.digest, 0));
@@ -178,7 +182,7 @@ fn unchanged_rings_are_kept_and_equal_ones_shared() {
     known.handle(Event::Delete(Key::VirtualIp(VIP)));
     known.handle(Event::Delete(Key::VirtualIp(Ipv4Addr::new(192, 0, 2, 2))));
     assert!(planner.table(&known, &down(&none()), &Reports::new(), NOW).services.is_empty());
-    assert!(planner.rings.is_empty(), "rings that nobody uses are forgotten");
+    assert!(planner.rings.is_empty(), "unused rings are dropped");
 }
 
 #[test]
@@ -270,7 +274,7 @@ fn a_previous_primary_is_an_alternate_until_it_has_reported() {
     let table = planner.table(&after, &all, &reports, NOW + Duration::from_secs(33));
     assert_eq!(moved_rows(&table), Some(names(["a"])));
     let lost = planner.table(&after, &down(&names(["a"])), &reports, NOW + Duration::from_secs(34));
-    assert_eq!(moved_rows(&lost), None, "nobody asks a dead node");
+    assert_eq!(moved_rows(&lost), None, "a dead node is no alternate");
     let absent = TrafficStates { no_flows: none(), existing_only: names(["a"]) };
     assert_eq!(
         moved_rows(&planner.table(&after, &absent, &reports, NOW + Duration::from_secs(35))),

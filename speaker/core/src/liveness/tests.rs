@@ -170,7 +170,7 @@ fn a_frame_is_no_sign_of_life() {
         lab.run(ms(1));
     }
     assert_eq!(lab.log, []);
-    assert!(lab.probes[&name(1)] <= 11, "one that sends and never answers is asked every 100 ms: {:?}", lab.probes);
+    assert!(lab.probes[&name(1)] <= 11, "a node that sends and never answers is probed every 100 ms: {:?}", lab.probes);
 }
 
 #[test]

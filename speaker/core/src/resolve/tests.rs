@@ -142,7 +142,7 @@ fn absent_nodes_do_not_cost_a_storm() {
     }
     let (first, steady): (u32, u32) = (frames[0], frames[90..].iter().sum::<u32>() / 30);
     std::println!(
-        "{SPEAKERS} speakers, {ABSENT} absent nodes: {first} broadcasts in the first second, {steady} a second after 90 s"
+        "{SPEAKERS} speakers, {ABSENT} missing nodes: {first} broadcasts in the first second, {steady} a second after 90 s"
     );
     assert!(steady <= 60, "{frames:?}");
     assert!(first <= 10_000, "{frames:?}");

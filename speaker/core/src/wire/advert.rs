@@ -52,7 +52,7 @@ pub const fn claims_per_part(name_len: usize) -> usize {
 pub struct Packet<'a>(&'a [u8]);
 
 impl<'a> Packet<'a> {
-    /// Checks lengths, and what tells an advert of ours from other traffic. Trusts nothing.
+    /// Checks lengths, and the fields that identify an advert of ours. Trusts nothing.
     pub fn new(bytes: &'a [u8]) -> Result<Self, Reject> {
         if bytes.len() > MAX_DATAGRAM {
             return Err(Reject::Oversized);

@@ -36,7 +36,7 @@ pub fn rolled(scene: &Scene, setup: &Setup) -> Result<Survival> {
 /// `change` is called in every second of the cut.
 fn cut(watch: &mut Watch<'_>, setup: &Setup, change: impl Fn(u64) -> Result<()>) -> Result<()> {
     let (scene, node) = (watch.scene, struck(watch.scene, setup)?);
-    watch.fault(&format!("{node} and the API server do not hear each other"))?;
+    watch.fault(&format!("{node} and the API server do not reach each other"))?;
     scene.lab.fault(Fault::ApiCut { node: node.clone() })?;
     let began = Instant::now();
     let mut differs: f64 = -1.0;
@@ -47,7 +47,7 @@ fn cut(watch: &mut Watch<'_>, setup: &Setup, change: impl Fn(u64) -> Result<()>)
         sleep(Duration::from_secs(second + 1).saturating_sub(began.elapsed()));
     }
     scene.lab.fault(Fault::ApiHeal { node: node.clone() })?;
-    watch.note(&format!("{node} and the API server hear each other"));
+    watch.note(&format!("{node} and the API server reach each other"));
     watch.figure("peers whose table differs, most", differs);
     result?;
     scene.lab.wait_ready()?;

@@ -19,7 +19,7 @@ use crate::scenario::deploy::Scene;
 use crate::scenario::http;
 use crate::scenario::settle::wait_speakers;
 
-/// For as long as the setup says. Connections whose pod has ended are replaced: the number stays.
+/// For the duration in the setup. Connections whose pod has ended are replaced: the number stays.
 pub fn changes(scene: &Scene, setup: &Setup) -> Result<Survival> {
     let options = Options { reopen: true, interval_ms: INTERVAL_MS, ..Options::default() };
     survive(scene, setup, options, |watch| {
@@ -164,7 +164,7 @@ impl<'a> Chaos<'a> {
                 lab.fault(Fault::KubeProxyFlush { node })?;
             }
             13 if powered && !self.any(Kind::Api) => {
-                watch.note(&format!("{node} and the API server do not hear each other"));
+                watch.note(&format!("{node} and the API server do not reach each other"));
                 lab.fault(Fault::ApiCut { node: node.clone() })?;
                 self.ends_later(time, Kind::Api, &node, vec![Fault::ApiHeal { node: node.clone() }]);
             }

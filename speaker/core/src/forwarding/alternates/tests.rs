@@ -63,7 +63,7 @@ fn no_more_than_fit_and_reporters_first() {
     let reporters = vec![held("a", [7]), held("b", [7]), held("y", [7, 8])];
     let late = Arc::new(names(&["a"]).into_iter().collect());
     let alternates = Cause { previous, reporters, late, ..cause(now) }.alternates().unwrap();
-    assert_eq!(of(&alternates, 7), ["b", "y", "a"], "whose speaker is silent is asked last");
+    assert_eq!(of(&alternates, 7), ["b", "y", "a"], "the node with a late report comes last");
     assert_eq!(of(&alternates, 8), ["y", "d", "c"], "the newest former ring first");
     assert_eq!(of(&alternates, 9), ["d", "c"]);
     assert_eq!(alternates.overflow, 1);

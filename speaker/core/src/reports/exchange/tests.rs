@@ -113,7 +113,7 @@ fn every_node_knows_the_reports_of_all() {
         (wire.known(1, 0), wire.known(2, 0), wire.known(2, 1)),
         (Some(held.clone()), Some(held), Some(report(7, [])))
     );
-    assert_eq!(wire.known(0, 2), None, "it has not said anything yet");
+    assert_eq!(wire.known(0, 2), None, "it has not reported yet");
     let changed = |node: usize| wire.log.iter().filter(|(_, action)| *action == Action::Changed(name(node))).count();
     assert_eq!((changed(0), changed(1), changed(2)), (3, 3, 0));
 }
@@ -181,7 +181,7 @@ fn silent_nodes_are_not_waited_for() {
     wire.run(SECOND);
     assert!(!wire.nodes[&0].all_reported(wire.now));
     wire.run(SECOND / 2);
-    assert!(wire.nodes[&0].all_reported(wire.now), "nobody has been heard");
+    assert!(wire.nodes[&0].all_reported(wire.now), "no peer has been received");
     // A node that is received and whose parts never come.
     let mut wire = Wire::new(2);
     wire.lossy.insert(0, 2);

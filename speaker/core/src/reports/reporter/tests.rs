@@ -115,7 +115,7 @@ fn rows_are_added_at_once_and_taken_out_together() {
     let mut reporter = Reporter::new("a", KEY, HOUR);
     let first = reporter.announce(&table, flows(9), false, at(0));
     let fewer = reporter.announce(&table, flows(8), false, at(5));
-    assert!(Arc::ptr_eq(&first.report, &fewer.report), "nobody writes a ring for it");
+    assert!(Arc::ptr_eq(&first.report, &fewer.report), "no ring is written for it");
     assert_eq!(reported(&reporter.announce(&table, flows(10), false, at(6))).len(), 10);
     assert_eq!(reported(&reporter.announce(&table, flows(3), false, at(15))).len(), 10);
     assert_eq!(reported(&reporter.announce(&table, flows(3), false, at(16))).len(), 3);

@@ -91,7 +91,7 @@ fn pods_that_come_up_one_by_one_cost_hardly_a_packet() {
         }
         all.add(&world.sums);
     }
-    assert!(all.busy[3] > 0, "nobody came so far: {all:?}");
+    assert!(all.busy[3] > 0, "no search went so far: {all:?}");
     let packets: u64 = all.calm.iter().chain(&all.busy).sum();
     assert!(all.lost() * 1_000_000 < packets, "{} of {packets} lost: {all:?}", all.lost());
 }
