@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(lab.stale, []);
     }
 
-    /// It speaks, and says the same as before.
+    /// It reports the same view as before.
     #[test]
     fn a_node_that_lags_while_its_pods_change_is_stale_soon() {
         let mut lab = Lab::new();
