@@ -68,11 +68,13 @@ impl Batches {
     /// The members that get rows now: the wanted ones, or, while additions wait, the present ones.
     pub fn next(&mut self, key: &ServiceKey, wanted: Wanted<'_>, hash_key: &[u64; 2], now: Instant) -> Arc<Members> {
         let Wanted { members, current, ended } = wanted;
-        let port = self.0.entry(*key).or_default();
         let Some(current) = current.filter(|current| waits(current, &members, ended, now)) else {
-            port.waiting = None;
+            if let Some(port) = self.0.get_mut(key) {
+                port.waiting = None;
+            }
             return members;
         };
+        let port = self.0.entry(*key).or_default();
         let (pods, had) = (members.pods(), current.pods());
         let members = port.add(members, hash_key, now);
         if port.due().is_some_and(|due| now < due) && pods - had < AT_ONCE * had {
