@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-xdp bench-ports bench-second-chance bench-scale measure-election docs deny check
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-xdp bench-ports bench-second-chance bench-scale bench-histories measure-election docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -17,8 +17,7 @@ demo: setup images ## A cluster, a Service, its owner loses power: what happens 
 	@cargo build -q -p sheave-bench -p sheave-tests --bins
 	@target/debug/demo $(ARGS)
 
-test: setup image-next ## All tests, on real parts
-	@cargo build -q -p sheave-tests -p sheave-bench --bins
+test: setup ## All tests, on real parts, with the time of each stage
 	@scripts/test.sh
 
 fmt: ## Format
@@ -80,10 +79,14 @@ measure-election: setup ## What the election costs on this machine: what bench/c
 bench-second-chance: setup ## What it costs to know a flow: conntrack against a map of flows
 	@cargo run -q --release -p second-chance-bench
 
+bench-histories: setup ## What the second chance promises, under many more random histories than CI plays: HISTORIES=200 by default, half an hour
+	@HISTORIES=$${HISTORIES:-200} cargo test -q -p speaker-core --lib -- --nocapture alternates::properties
+
 docs: ## API documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 deny: ## Crates that must not be in the tree
 	@if cargo tree --workspace -e normal,build --prefix none | grep -E '^(aws-lc-sys|openssl-sys) '; then echo "forbidden crate in the tree" >&2; exit 1; fi
 
-check: test fmt-check lint ebpf crds-check docs deny ## What CI runs
+check: setup ## What CI runs: all tests, and fmt-check, lint, docs, crds-check, deny beside them
+	@scripts/test.sh check

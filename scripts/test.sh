@@ -1,24 +1,16 @@
 #!/usr/bin/env bash
-# All tests, stage by stage, with the time of each; what a stage printed is shown when it ends. Called by `make test`.
+# All tests, stage by stage; with `check` what else CI runs, too. Called by `make test` and `make check`.
+#
+# The stages with a Kubernetes cluster wait most of the time: they run two at a time. What only computes runs beside them at the lowest
+# priority. Each stage's output is shown in one piece when it ends, and the times of all at the end. A stage that fails
+# keeps none of the others from running, except for the build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-logs=$(mktemp -d)
-trap 'rm -rf "$logs"' EXIT
-times=()
-failed=()
-
-# A stage's name, then its command.
-stage() {
-  local name=$1 status=0; shift
-  echo "--- $name"
-  SECONDS=0
-  "$@" >"$logs/$name" 2>&1 || status=$?
-  cat "$logs/$name"
-  times+=("$(printf '%-12s %4d s' "$name" "$SECONDS")")
-  [ "$status" = 0 ] || failed+=("$name")
-}
-tests() { cargo test -q -p sheave-tests "$@"; }
+case "${1:-test}" in
+  test) computed=(properties simulation doctests) ;;
+  check) computed=(fmt-check deny properties simulation lint docs crds-check doctests) ;;
+  *) echo "$0: ${1} is neither 'test' nor 'check'" >&2; exit 1 ;;
+esac
 
 # A new test program has to be given a stage.
 staged=" e2e e2e_iptables lab_cluster controller_api sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_world backend_nft e2e_nftables "
@@ -27,17 +19,102 @@ for path in tests/tests/*; do
   case "$staged" in *" $name "*) ;; *) echo "tests/tests/$name has no stage in $0" >&2; exit 1 ;; esac
 done
 
-stage build cargo test -q --workspace --no-run
-stage units cargo test -q --workspace --exclude sheave-tests
-stage simulation tests --lib --bins --test sim_election --test sim_scale
-stage packets tests --test xdp_verdicts --test xdp_dispatch --test xdp_truncation --test backend_nft
-for name in controller_api lab_cluster e2e_iptables e2e_nftables; do
-  stage "$name" tests --test "$name"
-done
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+touch "$logs/times" "$logs/failed"
+# Every lane is a process group of its own, which ends as a whole: programs with a lab remove it on SIGTERM.
+set -m
+lanes=()
+end_lanes() {
+  trap '' INT TERM
+  for lane in "${lanes[@]}"; do kill -TERM -- "-$lane" 2>/dev/null || true; done
+  wait
+  exit 130
+}
+trap end_lanes INT TERM
 
-echo "--- time per stage"
-printf '%s\n' "${times[@]}"
-if [ ${#failed[@]} -gt 0 ]; then
-  echo "failed: ${failed[*]}" >&2
-  exit 1
-fi
+# A stage's name, then its command: one command, for `set -e` does not hold inside of it.
+stage() {
+  local name=$1 status=0 real user system; shift
+  local TIMEFORMAT='%0R %0U %0S'
+  { time "$@" </dev/null >"$logs/$name" 2>&1; } 2>"$logs/time-$name" || status=$?
+  read -r real user system < <(tail -n 1 "$logs/time-$name")
+  {
+    flock 9
+    echo "--- $name: $real s$([ "$status" = 0 ] || echo ", FAILED")"
+    cat "$logs/$name"
+  } 9>"$logs/lock"
+  printf '%-30s %9d %13d\n' "$name" "$real" "$((user + system))" >>"$logs/times"
+  [ "$status" = 0 ] || echo "$name" >>"$logs/failed"
+}
+
+# Stages one after the other, beside the other lanes.
+lane() { # PRIORITY STAGES...
+  {
+    renice -n "$1" "$BASHPID" >"$logs/renice"
+    for name in "${@:2}"; do stage "$name" "run_$name"; done
+  } &
+  lanes+=($!)
+}
+# An error in a lane itself fails the run as well.
+await() { # LANES...
+  for lane in "$@"; do wait "$lane" || echo "lane-$lane" >>"$logs/failed"; done
+}
+
+# Test programs, where `cargo test` runs them, too. Cargo would wait for the lint that is being compiled.
+programs() { # PACKAGE'S-FOLDER OPTION PROGRAM...
+  local folder=$1 option=$2 name path
+  for name in "${@:3}"; do
+    path=$(sed -n "s|^ *Executable .*(\(.*/$name-[0-9a-f]*\))\$|\1|p" "$logs/build" | head -n 1)
+    [ -n "$path" ] || { echo "the build names no program $name" >&2; return 1; }
+    path=$(realpath "$path")
+    echo "$name"
+    (cd "$folder" && "$path" "$option") || return 1
+  done
+}
+
+# One build for all: any other choice of packages gives the crates below other features, and compiles them again.
+run_build() { cargo test --workspace --no-run; }
+run_images() { make images; }
+run_units() { cargo test -q --workspace --lib --bins -- --skip "$PROPERTIES"; }
+run_properties() { programs speaker/core "$PROPERTIES" speaker_core; }
+run_simulation() { programs tests -q sim_election sim_scale; }
+run_packets() { programs tests -q xdp_verdicts xdp_dispatch xdp_truncation backend_nft; }
+run_doctests() { cargo test -q --workspace --doc; }
+# With the figures of each step, and with what could not be judged.
+run_controller_api() { programs tests --nocapture controller_api; }
+run_lab_cluster() { programs tests --nocapture lab_cluster; }
+run_e2e_iptables() { programs tests --nocapture e2e_iptables; }
+run_e2e_nftables() { programs tests --nocapture e2e_nftables; }
+run_fmt-check() { make fmt-check; }
+run_lint() { make lint; }
+run_docs() { make docs; }
+run_crds-check() { make crds-check; }
+run_deny() { make deny; }
+# Random histories: minutes of computing (speaker/core/src/forwarding/alternates/properties).
+PROPERTIES=alternates::properties
+
+finish() {
+  echo "--- time per stage             elapsed s   processor s (of what labs start: not counted)"
+  cat "$logs/times"
+  echo "all: $((SECONDS - began)) s"
+  if [ -s "$logs/failed" ]; then
+    echo "failed: $(tr '\n' ' ' <"$logs/failed")" >&2
+    exit 1
+  fi
+}
+
+began=$SECONDS
+lane 0 images
+lane 0 build
+await "${lanes[@]}"
+[ ! -s "$logs/failed" ] || finish
+
+lane 19 "${computed[@]}"
+# In real time: before the labs.
+lane 0 units
+await "${lanes[-1]}"
+lane 0 e2e_nftables
+lane 0 packets e2e_iptables controller_api lab_cluster
+await "${lanes[@]:2}"
+finish

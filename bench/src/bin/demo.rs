@@ -11,10 +11,11 @@ use sheave_bench::screen::{Colour, Screen};
 use sheave_tests::lab::{self, Lab, LabConfig, ProxyMode};
 use sheave_tests::scenario::address::ClientAddress;
 use sheave_tests::scenario::baseline::Baseline;
-use sheave_tests::scenario::{self, NodeLoss, Owner, Scene, SpeakerFault};
+use sheave_tests::scenario::{self, InTime, NodeLoss, Owner, Scene, SpeakerFault};
 
 /// Shows on a real cluster on this machine what Sheave does. It takes less than a minute and cleans up after itself.
-/// Exit code 0: every promise held; 1: one did not; 2: it could not be shown.
+/// Exit code 0: every promise held; 1: one is broken, or the lab left something behind; 2: it could not be shown; 3: the machine was
+/// too busy to judge a promise about time, the others held.
 #[derive(Parser)]
 struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
@@ -52,8 +53,9 @@ struct Report {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(InTime::Kept) => ExitCode::SUCCESS,
+        Ok(InTime::Broken) => ExitCode::FAILURE,
+        Ok(InTime::TooBusy) => ExitCode::from(3),
         Err(error) => {
             eprintln!("demo: {error:#}");
             ExitCode::from(2)
@@ -61,8 +63,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the promises held.
-fn run(arguments: &Arguments) -> Result<bool> {
+/// Whether the promises held, and nothing was left behind.
+fn run(arguments: &Arguments) -> Result<InTime> {
     let began = Instant::now();
     let screen = Screen::new(arguments.json);
     lab::down_on_interrupt(&arguments.name)?;
@@ -90,7 +92,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     }
     verdict(screen, &report.promises, began, left.as_deref());
-    Ok(report.promises.iter().all(|promise| promise.held) && left.is_none_or(|left| left.is_empty()))
+    Ok(if left.is_none_or(|left| left.is_empty()) { promise::overall(&report.promises) } else { InTime::Broken })
 }
 
 fn show(arguments: &Arguments, screen: Screen, lab: &Lab, began: Instant) -> Result<Report> {
@@ -237,7 +239,11 @@ fn compare(screen: Screen, report: &Baseline, ours: &NodeLoss) {
 fn verdict(screen: Screen, promises: &[Promise], began: Instant, left: Option<&[String]>) {
     screen.heading("Promises");
     for promise in promises {
-        let mark = if promise.held { screen.paint(Colour::Good, "held") } else { screen.paint(Colour::Bad, "BROKEN") };
+        let mark = match promise.outcome {
+            InTime::Kept => screen.paint(Colour::Good, "held"),
+            InTime::Broken => screen.paint(Colour::Bad, "BROKEN"),
+            InTime::TooBusy => screen.paint(Colour::Strong, "machine too busy to judge"),
+        };
         screen.line(&format!("{mark}  {}: {}", promise.name, promise.seen));
     }
     let seconds = began.elapsed().as_secs_f64();

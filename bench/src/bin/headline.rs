@@ -184,7 +184,7 @@ fn baseline(scene: &Scene, arguments: &Arguments, _: u8, table: &mut Table) -> R
 }
 
 fn node_loss(table: &mut Table, name: &str, report: &NodeLoss) -> Result<()> {
-    let Observed { connections, claims, probes, new_connections } = &report.observed;
+    let Observed { connections, claims, probes, new_connections, .. } = &report.observed;
     table.count(name, "connections alive", connections.alive, connections.eligible);
     table.count(name, "pod lost: reset", connections.pod_lost.reset, connections.pod_lost.opened);
     if let Some(slowest) = connections.pod_lost.slowest_reset_ms {

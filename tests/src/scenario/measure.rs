@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::deploy::Scene;
 use super::settle::forget_neighbours;
+use super::waits::{InTime, Waits, Watch, judge};
 use crate::lab::{ClientKind, plan};
 use crate::traffic::clock::milliseconds;
 use crate::traffic::report::{ArpReport, ConnectReport, Held, HeldState, HoldReport, ProbeReport};
@@ -71,6 +72,8 @@ pub struct NewConnections {
     pub failed: u64,
     /// Of those begun later than 300 ms after the fault.
     pub failed_later: u64,
+    /// From the fault to the beginning of the last of these; 0 if there is none.
+    pub failed_until_ms: f64,
     pub slowest_ms: f64,
 }
 
@@ -81,6 +84,15 @@ pub struct Observed {
     pub probes: Probes,
     pub claims: Claims,
     pub new_connections: Option<NewConnections>,
+    /// Who waited for a processor meanwhile.
+    pub waits: Waits,
+}
+
+impl Observed {
+    /// Judges a figure that is a time from the fault on.
+    pub fn in_time(&self, figure_ms: f64, limit_ms: f64) -> InTime {
+        judge(figure_ms, limit_ms, self.waits.until(figure_ms))
+    }
 }
 
 /// The measuring commands while they run.
@@ -89,6 +101,8 @@ pub struct Measurement {
     probes: Running<ProbeReport>,
     arp: Running<ArpReport>,
     connecting: Option<Running<ConnectReport>>,
+    watch: Watch,
+    mark_ns: u64,
     nodes: BTreeMap<String, String>,
 }
 
@@ -110,6 +124,8 @@ impl Measurement {
             probes: traffic::probe(lab, client, udp, PROBE_FLOWS)?,
             held: traffic::hold(lab, client, tcp, connections, RECORD_INTERVAL_MS)?,
             connecting: if new_connections { Some(traffic::connect(lab, client, tcp)?) } else { None },
+            watch: Watch::start(scene)?,
+            mark_ns: 0,
         })
     }
 
@@ -120,6 +136,7 @@ impl Measurement {
         self.probes.mark_at(at)?;
         self.arp.mark_at(at)?;
         self.connecting.as_mut().map_or(Ok(()), |running| running.mark_at(at))?;
+        self.mark_ns = at;
         Ok(at)
     }
 
@@ -139,13 +156,23 @@ impl Measurement {
                 longest_outage_ms: probes.longest_outage_after_mark_ms.unwrap_or(probes.longest_outage_ms),
             },
             claims: claims(&arp, &self.nodes, owner),
-            new_connections: new_connections.map(|report| NewConnections {
-                attempts: report.attempts,
-                failed: report.failed,
-                failed_later: report.failed_after_mark.unwrap_or(report.failed),
-                slowest_ms: report.slowest_ms,
-            }),
+            new_connections: new_connections.map(|report| NewConnections::of(&report)),
+            waits: self.watch.finish(self.mark_ns, held.late_ms)?,
         })
+    }
+}
+
+impl NewConnections {
+    fn of(report: &ConnectReport) -> Self {
+        let mark_ns = report.mark_ns.unwrap_or_default();
+        let later = report.failures.iter().filter(|failure| failure.later);
+        Self {
+            attempts: report.attempts,
+            failed: report.failed,
+            failed_later: report.failed_after_mark.unwrap_or(report.failed),
+            failed_until_ms: later.map(|one| milliseconds(mark_ns, one.begun_ns)).fold(0.0, f64::max),
+            slowest_ms: report.slowest_ms,
+        }
     }
 }
 

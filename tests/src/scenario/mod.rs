@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a fault) →
-//! [`measure`] (how it counts) → the scenarios: [`node_loss`], [`speaker`], [`address`], [`controller`], [`heartbeat`], [`keys`],
-//! [`baseline`](mod@baseline), [`resources`](mod@resources), [`uninstall`](mod@uninstall); all changes of the serving nodes,
+//! [`measure`] (how it counts) → [`waits`] (whether the machine was too busy to judge) → the scenarios: [`node_loss`], [`speaker`],
+//! [`address`], [`controller`], [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`resources`](mod@resources), [`uninstall`](mod@uninstall); all changes of the serving nodes,
 //! under open connections: [`survive`].
 
 pub mod address;
@@ -37,6 +37,7 @@ pub mod settle;
 pub mod speaker;
 pub mod survive;
 pub mod uninstall;
+pub mod waits;
 
 pub use address::{client_address, first_answer};
 pub use baseline::baseline;
@@ -52,3 +53,4 @@ pub use resources::resources;
 pub use settle::settle;
 pub use speaker::{SpeakerFault, graceful_delete, speaker_kill, speaker_restarts, speaker_stop_and_cont};
 pub use uninstall::uninstall;
+pub use waits::InTime;

@@ -1,9 +1,9 @@
-//! The promises as assertions: counts strictly, times only against limits that a busy machine keeps too.
+//! The promises as assertions: counts strictly; times against limits that a busy machine keeps too, or by what waited for a processor.
 
 use anyhow::{Context, Result, ensure};
 use sheave_tests::scenario::measure::{Connections, Observed};
 use sheave_tests::scenario::survive::{self, Setup, Survival};
-use sheave_tests::scenario::{self, NodeLoss, Scene, SpeakerFault};
+use sheave_tests::scenario::{self, InTime, NodeLoss, Scene, SpeakerFault};
 
 pub fn owner_loss(scene: &Scene) -> Result<String> {
     let report = scenario::owner_loss(scene, CONNECTIONS)?;
@@ -16,8 +16,11 @@ pub fn other_node_loss(scene: &Scene) -> Result<String> {
     scenario::restore(scene, &report.lost)?;
     let new = report.observed.new_connections.as_ref().context("new connections were opened")?;
     ensure!(report.owner_after == report.owner_before, "the address moved: {report:#?}");
-    ensure!(new.failed_later == 0, "new connections failed later than 300 ms after the loss: {new:?}");
-    node_loss(&report)
+    let in_time = report.observed.in_time(new.failed_until_ms, SETTLED_MS);
+    let failed = format!("new connections failed later than 300 ms after the loss: {new:?}");
+    ensure!(new.failed_later == 0 || in_time == InTime::TooBusy, "{failed}, {:?}", report.observed.waits);
+    let busy = if new.failed_later == 0 { String::new() } else { format!("; machine too busy to judge: {failed}") };
+    Ok(node_loss(&report)? + &busy)
 }
 
 pub fn api_server_down(scene: &Scene) -> Result<String> {
@@ -170,9 +173,11 @@ fn survived(scene: &Scene, scenario: fn(&Scene, &Setup) -> Result<Survival>) -> 
     let side = &survival.sheave;
     ensure!(survival.trouble.is_none(), "{survival:#?}");
     ensure!(side.whole() && side.eligible > 0, "connections were lost or left in silence: {survival:#?}");
-    // On a machine that stood still for longer than is promised, attempts time out whatever is there to answer them.
-    let stood_still = side.longest_pause_ms > PAUSE_MS;
-    ensure!(side.new_failed_later == 0 || stood_still, "new connections failed: {survival:#?}");
+    // What a pod's program took too late was there in time. On a machine that stood still for longer than is promised, attempts time
+    // out whatever is there to answer them.
+    let new_failed = side.new_failed_later.saturating_sub(side.new_server_late as u64);
+    let stood_still = side.longest_pause_ms > PAUSE_MS || side.client_late_ms > PAUSE_MS;
+    ensure!(new_failed == 0 || stood_still, "new connections failed: {survival:#?}");
     ensure!(side.longest_pause_ms <= SANE_MS, "a pause of {:.0} ms: {survival:#?}", side.longest_pause_ms);
     for (name, value) in survival.figures.iter().filter(|(name, _)| name.ends_with("back after, ms")) {
         ensure!(*value <= REPAIRED_MS, "{name}: {value:.0}");
@@ -199,8 +204,11 @@ fn fenced(report: &SpeakerFault) -> Result<String> {
     alive(&report.observed.connections)?;
     ensure!(report.owner_after != report.owner_before, "no node took over: {report:#?}");
     let until = report.observed.claims.old_owner_until_ms.unwrap_or_default();
-    ensure!(until - report.struck_ms <= FENCED_MS, "the old owner claimed the address for {until:.0} ms: {report:#?}");
-    Ok(figures(&report.observed))
+    let in_time = report.observed.in_time(until, report.struck_ms + FENCED_MS);
+    ensure!(in_time != InTime::Broken, "the old owner claimed the address for {until:.0} ms: {report:#?}");
+    let busy =
+        if in_time == InTime::TooBusy { "; machine too busy to judge how long the old owner claimed" } else { "" };
+    Ok(figures(&report.observed) + busy)
 }
 
 fn alive(connections: &Connections) -> Result<()> {
@@ -232,3 +240,5 @@ const REPAIRED_MS: f64 = 1000.0;
 const SANE_MS: f64 = 5000.0;
 /// A promise, kept by the kernel: the lease, and the way of one answer.
 const FENCED_MS: f64 = 150.0;
+/// A new connection that begins this long after a fault succeeds.
+const SETTLED_MS: f64 = 300.0;

@@ -21,6 +21,11 @@ use self::sums::Sums;
 use self::world::World;
 use crate::time::Duration;
 
+/// How many courses a test plays: a few, or as many as `HISTORIES` says (`make bench-histories`).
+fn courses(few: u64) -> u64 {
+    std::env::var("HISTORIES").map_or(few, |count| count.parse().expect("HISTORIES: a number of histories"))
+}
+
 /// A cluster to which things happen, often before the last one is over, and a minute of peace.
 fn course(seed: u64, kinds: &[Kind], steps: usize, count_losses: bool) -> Sums {
     let mut world = World::new(seed, 2 + seed as usize % 5, 1 + seed as usize % 3);
@@ -49,7 +54,7 @@ fn one_by_one(seed: u64, kinds: &[Kind], steps: usize) -> Sums {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(courses(16) as u32) })]
 
     /// Whatever happened before: three seconds after the last event, with the same table on all nodes and speakers that run, every
     /// packet of a living flow reaches its node, if no more nodes than a row can name have flows of that row. (The world itself
@@ -81,7 +86,7 @@ fn one_change_at_a_time_loses_nothing() {
 #[test]
 fn pods_that_come_up_one_by_one_cost_hardly_a_packet() {
     let mut all = Sums::default();
-    for seed in 0..8 {
+    for seed in 0..courses(4) {
         let mut world = World::new(seed, 4 + seed as usize % 3, 1 + seed as usize % 2);
         world.count_losses = true;
         world.fill_pool(300);
@@ -100,7 +105,7 @@ fn pods_that_come_up_one_by_one_cost_hardly_a_packet() {
 /// than it can name, nodes without a speaker. The figures of docs/decisions/0008 come from here.
 #[test]
 fn what_is_not_promised() {
-    let courses: u64 = std::env::var("HISTORIES").map_or(30, |count| count.parse().expect("a number"));
+    let courses = courses(10);
     let mut all = Sums::default();
     (0..courses).for_each(|seed| all.add(&course(seed, &Kind::ALL, 12, true)));
     println!("anything: {all:?}");
