@@ -5,10 +5,14 @@
 //! because parts were lost. What a node said last counts until it says something else or is removed from the cluster: its flows
 //! outlive its speaker.
 
+mod peer;
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+
+use peer::Peer;
 
 use super::{Holdings, Word, Words};
 use crate::freshness::Freshness;
@@ -16,7 +20,7 @@ use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::Digests;
-use crate::wire::holdings::{Datagram, Keyring, MAX_LIST, Piece, Reject, Services, decode, encode, piece_len};
+use crate::wire::holdings::{Datagram, Keyring, Piece, Reject, encode, piece_len};
 
 /// One node's part in it.
 #[derive(Debug)]
@@ -98,29 +102,6 @@ struct Own {
     version: u64,
     list: Vec<u8>,
     partial: bool,
-}
-
-#[derive(Debug)]
-struct Peer {
-    epoch: u64,
-    sequence: u64,
-    heard: Instant,
-    version: u64,
-    digest: u64,
-    word: Option<Word>,
-    /// Epoch and version of the word.
-    word_is: (u64, u64),
-    assembly: Option<Assembly>,
-    differs: Option<Instant>,
-    alarmed: bool,
-}
-
-/// Rows of which parts have come.
-#[derive(Debug)]
-struct Assembly {
-    version: u64,
-    parts: u16,
-    got: BTreeMap<u16, Vec<u8>>,
 }
 
 impl Exchange {
@@ -338,90 +319,6 @@ impl Exchange {
 
     fn piece_len(&self) -> usize {
         piece_len(self.config.node.as_str().len())
-    }
-}
-
-impl Peer {
-    fn new(now: Instant) -> Self {
-        Self {
-            epoch: 0,
-            sequence: 0,
-            heard: now,
-            version: 0,
-            digest: 0,
-            word: None,
-            word_is: (0, 0),
-            assembly: None,
-            differs: None,
-            alarmed: false,
-        }
-    }
-
-    /// Its word is the one that counts, or it has none yet.
-    fn is_known(&self) -> bool {
-        self.version == 0 || self.word_is == (self.epoch, self.version)
-    }
-
-    /// Whether its word is another now.
-    fn take(&mut self, datagram: Datagram, now: Instant) -> Result<bool, Reject> {
-        let Datagram { epoch, sequence, version, digest, partial, age_millis, parts, piece, .. } = datagram;
-        if epoch < self.epoch {
-            return Err(Reject::StaleEpoch);
-        }
-        if epoch == self.epoch && (sequence <= self.sequence || version < self.version) {
-            return Err(Reject::Replayed);
-        }
-        let looked = now - Duration::from_millis(u64::from(age_millis));
-        (self.epoch, self.sequence, self.version, self.digest, self.heard) = (epoch, sequence, version, digest, now);
-        if self.is_known() {
-            if let Some(word) = self.word.as_mut().filter(|_| version != 0) {
-                word.confirmed = word.confirmed.max(looked);
-            }
-            return Ok(false);
-        }
-        let services = match piece {
-            _ if parts == 0 => Services::new(),
-            None => return Ok(false),
-            Some(piece) => match self.assemble(parts, piece) {
-                Some(list) => decode(&list)?,
-                None => return Ok(false),
-            },
-        };
-        self.word_is = (epoch, version);
-        self.assembly = None;
-        Ok(self.set_word(Holdings { digest, partial, services }, looked))
-    }
-
-    /// The list, once all parts are there.
-    fn assemble(&mut self, parts: u16, piece: Piece) -> Option<Vec<u8>> {
-        let version = self.version;
-        if !self.assembly.as_ref().is_some_and(|assembly| assembly.version == version && assembly.parts == parts) {
-            self.assembly = Some(Assembly { version, parts, got: BTreeMap::new() });
-        }
-        let assembly = self.assembly.as_mut()?;
-        assembly.got.insert(piece.part, piece.bytes);
-        let bytes: usize = assembly.got.values().map(Vec::len).sum();
-        let whole = assembly.got.len() == usize::from(parts) && bytes <= MAX_LIST;
-        whole.then(|| assembly.got.values().flatten().copied().collect())
-    }
-
-    /// Rows that are as they were keep their allocation.
-    fn set_word(&mut self, mut holdings: Holdings, confirmed: Instant) -> bool {
-        let Some(known) = &mut self.word else {
-            self.word = Some(Word { holdings: Arc::new(holdings), confirmed, ..Word::default() });
-            return true;
-        };
-        for (key, rows) in &mut holdings.services {
-            if let Some(same) = known.holdings.services.get(key).filter(|known| *known == rows) {
-                *rows = same.clone();
-            }
-        }
-        known.confirmed = confirmed;
-        let changed = *known.holdings != holdings;
-        if changed {
-            known.say(Arc::new(holdings));
-        }
-        changed
     }
 }
 
