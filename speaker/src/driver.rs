@@ -3,6 +3,7 @@
 //! Take commands, run the election's turn (`election::turn`: heartbeat, datagrams, decision), tick what else is due, wait. Nothing
 //! here decides. The lease is renewed from this loop only: if the loop does not turn, the kernel stops answering by itself.
 
+mod commands;
 mod keys;
 mod neighbours;
 mod stall;
@@ -12,13 +13,11 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::eventfd::EventFd;
 use nix::sys::time::TimeSpec;
 use speaker_core::announce::{self, Announcer};
 use speaker_core::election::turn::{self, Surroundings, Turn};
@@ -43,6 +42,7 @@ use crate::io::{Mac, clock, schedule};
 use crate::mailbox;
 use crate::metrics::Metrics;
 use crate::shared::{Shared, turned};
+pub use commands::{Command, Commands, Inbox};
 use stall::Stall;
 
 /// ARP for VIPs of other nodes stays unanswered this long after the loop's last turn; then the kernel may answer again.
@@ -50,28 +50,6 @@ const MUTE: Duration = Duration::from_secs(5);
 const MUTE_REFRESH: Duration = Duration::from_secs(1);
 /// Frames taken in one turn: a flood must not keep the loop from its heartbeat.
 const MAX_PER_TURN: usize = 1024;
-/// Commands that wait; the senders send changes only.
-pub const MAX_COMMANDS: usize = 256;
-
-/// What the other threads ask for.
-#[derive(Debug)]
-pub enum Command {
-    Desired(BTreeMap<Vip, Eligible>),
-    Ready(bool),
-    Carrier(bool),
-    /// The uplink's.
-    OwnMac(Mac),
-    /// The node's on the segment, if it has one.
-    OwnAddress(Option<Ipv4Addr>),
-    /// All other nodes and their addresses on the segment, and those of them that have left the cluster.
-    Nodes {
-        nodes: BTreeMap<NodeName, Ipv4Addr>,
-        departed: BTreeSet<NodeName>,
-    },
-    /// The signing keys of the Secret; on disk already.
-    Keys(rotation::Secret),
-    Leave,
-}
 
 /// What the other threads hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,36 +109,6 @@ impl Reports {
         };
         self.0.send(subject, report)
     }
-}
-
-/// Sends commands and wakes the loop.
-#[derive(Clone)]
-pub struct Commands {
-    sender: mpsc::SyncSender<Command>,
-    wake: Arc<EventFd>,
-}
-
-impl Commands {
-    pub fn channel() -> Result<(Self, Inbox)> {
-        let (sender, receiver) = mpsc::sync_channel(MAX_COMMANDS);
-        let wake = Arc::new(EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK).context("eventfd")?);
-        Ok((Self { sender, wake: wake.clone() }, Inbox { receiver, wake }))
-    }
-
-    /// An error means that the loop has ended: the process is about to as well.
-    pub fn send(&self, command: Command) -> Result<()> {
-        self.sender.send(command).context("the election loop has ended")?;
-        // EAGAIN: the counter is full, so the loop is being woken anyway.
-        match self.wake.write(1) {
-            Ok(_) | Err(Errno::EAGAIN) => Ok(()),
-            Err(error) => Err(error).context("wake the election loop"),
-        }
-    }
-}
-
-pub struct Inbox {
-    receiver: mpsc::Receiver<Command>,
-    wake: Arc<EventFd>,
 }
 
 /// Everything the loop is made of.
@@ -282,7 +230,7 @@ impl Loop {
         let mut fds = [
             PollFd::new(state.driver.udp.as_fd(), PollFlags::POLLIN),
             PollFd::new(state.driver.arp.as_fd(), PollFlags::POLLIN),
-            PollFd::new(state.driver.inbox.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(state.driver.inbox.as_fd(), PollFlags::POLLIN),
         ];
         state.stall.work_ends(now);
         let polled = ppoll(&mut fds, Some(timeout), None);
@@ -298,13 +246,7 @@ impl Loop {
     }
 
     fn take_commands(&mut self) {
-        // Reading resets the counter; EAGAIN: no command came.
-        if let Err(error) = self.state.driver.inbox.wake.read()
-            && error != Errno::EAGAIN
-        {
-            warn!(%error, "eventfd");
-        }
-        while let Ok(command) = self.state.driver.inbox.receiver.try_recv() {
+        for command in self.state.driver.inbox.take() {
             let now = clock::now();
             match command {
                 Command::Desired(desired) => self.elect(election::Event::Desired(desired)),
