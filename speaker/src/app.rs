@@ -398,7 +398,7 @@ impl Serving {
         let others = view.nodes().iter().filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
         let nodes: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
         let departed = nodes.keys().filter(|name| !view.is_member(name.as_str())).cloned().collect();
-        self.commands.send(driver::Command::Nodes { nodes, departed })?;
+        self.commands.send(driver::Command::Nodes { nodes, departed, saved: view.is_saved() })?;
         self.view.send(Some(view)).context("the dataplane thread has ended")
     }
 
@@ -492,7 +492,7 @@ const fn no_owner(reason: LoseReason) -> NoOwner {
     match reason {
         LoseReason::Conflict | LoseReason::HandedOver => NoOwner::HandingOver,
         LoseReason::NoSuccessor => NoOwner::NoEligibleNode,
-        LoseReason::Undesired => NoOwner::NotServed,
+        LoseReason::Undesired | LoseReason::SavedView => NoOwner::NotServed,
         LoseReason::Frozen => NoOwner::NodeFrozen,
         LoseReason::NoCarrier => NoOwner::NoCarrier,
         LoseReason::NoQuorum => NoOwner::NoQuorum,
@@ -502,7 +502,7 @@ const fn no_owner(reason: LoseReason) -> NoOwner {
 
 /// `statuses`: where it is written that a VIP must not be served.
 fn on_synced(commands: Commands, statuses: mailbox::Sender<Ipv4Addr, Ownership>) -> Box<dyn Fn(Synced) + Send> {
-    Box::new(move |Synced { desired, ready, barred }| {
+    Box::new(move |Synced { desired, saved_view, ready, barred }| {
         for (vip, reason) in barred {
             let reason = match reason {
                 Reason::AddressOfNode => NoOwner::AddressOfNode,
@@ -514,7 +514,7 @@ fn on_synced(commands: Commands, statuses: mailbox::Sender<Ipv4Addr, Ownership>)
             let _ = statuses.send(vip, Ownership::Refused(reason));
         }
         let told = commands
-            .send(driver::Command::Desired(desired))
+            .send(driver::Command::Desired { desired, saved_view })
             .and_then(|()| commands.send(driver::Command::Ready(ready)));
         if let Err(error) = told {
             warn!(%error, "the election was not told");

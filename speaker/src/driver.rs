@@ -245,11 +245,22 @@ impl Loop {
         turn::handle(&mut self.election, event, &mut self.state);
     }
 
+    /// VIPs of a saved view are never taken for confirmed ones.
+    fn set_desired(&mut self, desired: BTreeMap<Vip, Eligible>, saved_view: bool) {
+        if saved_view {
+            self.elect(election::Event::SavedView(true));
+        }
+        self.elect(election::Event::Desired(desired));
+        if !saved_view {
+            self.elect(election::Event::SavedView(false));
+        }
+    }
+
     fn take_commands(&mut self) {
         for command in self.state.driver.inbox.take() {
             let now = clock::now();
             match command {
-                Command::Desired(desired) => self.elect(election::Event::Desired(desired)),
+                Command::Desired { desired, saved_view } => self.set_desired(desired, saved_view),
                 Command::Ready(ready) => {
                     self.state.ready = ready;
                     self.elect(self.state.readiness());
@@ -267,7 +278,11 @@ impl Loop {
                     self.state.set_own_mac(mac, now);
                 }
                 Command::OwnAddress(address) => self.state.set_own_address(address, now),
-                Command::Nodes { nodes, departed } => {
+                Command::Nodes { nodes, departed, saved } => {
+                    // That it is confirmed counts when the packet path follows it.
+                    if saved {
+                        self.elect(election::Event::SavedView(true));
+                    }
                     let members: BTreeSet<NodeName> =
                         nodes.keys().filter(|node| !departed.contains(*node)).cloned().collect();
                     self.elect(election::Event::Nodes(members.clone()));

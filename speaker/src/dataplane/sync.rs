@@ -55,6 +55,8 @@ const MAX_MACS: usize = 4 * MAX_NODES as usize;
 pub struct Synced {
     /// VIPs that the packet path can carry, and who may own them.
     pub desired: BTreeMap<Vip, Eligible>,
+    /// They are of a view from disk.
+    pub saved_view: bool,
     /// The packet path is attached.
     pub ready: bool,
     /// VIPs that are not served because of what they are.
@@ -168,6 +170,8 @@ struct State {
     /// The same as far as rules are in force for it: what the maps say.
     shown: Arc<Table>,
     /// What is being written.
+    /// The view from which it was made is one from disk.
+    saved_view: bool,
     writing: Option<Writing>,
     look: Look,
     /// What the disk holds or will hold: the generation of the history, and who was present.
@@ -195,6 +199,8 @@ struct Planned {
     services: BTreeSet<ServiceKey>,
     available: Availability,
     /// Until the nft worker has it.
+    /// It was made from a view from disk.
+    saved_view: bool,
     plan: Option<Plan>,
 }
 
@@ -205,6 +211,7 @@ struct Writing {
     table: Arc<Table>,
     shown: Arc<Table>,
     since: Instant,
+    saved_view: bool,
 }
 
 impl State {
@@ -240,6 +247,7 @@ impl State {
             table: Arc::default(),
             shown: Arc::default(),
             writing: None,
+            saved_view: false,
             look: Look::new(clock::now()),
             saved: None,
             differing: BTreeSet::new(),

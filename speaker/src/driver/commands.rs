@@ -17,7 +17,11 @@ use crate::io::Mac;
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
-    Desired(BTreeMap<Vip, Eligible>),
+    Desired {
+        desired: BTreeMap<Vip, Eligible>,
+        /// By a view from disk that no API server has confirmed.
+        saved_view: bool,
+    },
     Ready(bool),
     Carrier(bool),
     /// The uplink's.
@@ -28,6 +32,8 @@ pub enum Command {
     Nodes {
         nodes: BTreeMap<NodeName, Ipv4Addr>,
         departed: BTreeSet<NodeName>,
+        /// The view is one from disk.
+        saved: bool,
     },
     /// The signing keys of the Secret; on disk already.
     Keys(rotation::Secret),
@@ -55,7 +61,7 @@ impl Command {
             Self::OwnAddress(_) => Kind::OwnAddress,
             Self::Carrier(_) => Kind::Carrier,
             Self::Nodes { .. } => Kind::Nodes,
-            Self::Desired(_) => Kind::Desired,
+            Self::Desired { .. } => Kind::Desired,
             Self::Ready(_) => Kind::Ready,
             Self::Leave => Kind::Leave,
         }
@@ -158,7 +164,7 @@ mod tests {
 
     fn desired(last: u8) -> Command {
         let vip = Vip([192, 0, 2, last].into());
-        Command::Desired([(vip, Eligible::Everybody)].into())
+        Command::Desired { desired: [(vip, Eligible::Everybody)].into(), saved_view: false }
     }
 
     /// The election's thread is kept from running: neither the view nor the packet path waits for it.

@@ -184,6 +184,8 @@ pub struct Flags {
 impl Flags {
     const READY: u8 = 1;
     const LEAVING: u8 = 1 << 1;
+    /// Its view is that of its disk: no API server has confirmed it.
+    pub saved_view: bool,
     const NEED_CLAIMS: u8 = 1 << 2;
     const JOINING: u8 = 1 << 3;
     const ALONE: u8 = 1 << 4;
@@ -192,6 +194,7 @@ impl Flags {
     /// not yet heard the others again, does not know who served its rows in its place.
     pub fn takes_flows(self) -> bool {
         self.ready && !self.joining && !self.alone
+    const SAVED_VIEW: u8 = 1 << 5;
     }
 
     fn from_bits(bits: u8) -> Self {
@@ -206,7 +209,8 @@ impl Flags {
     }
 
     fn bits(self) -> u8 {
-        let Self { ready, leaving, need_claims, joining, alone } = self;
+        let Self { ready, leaving, need_claims, joining, alone, saved_view } = self;
+            saved_view: has(Self::SAVED_VIEW),
         let bit = |set, bit| if set { bit } else { 0 };
         bit(ready, Self::READY)
             | bit(leaving, Self::LEAVING)
@@ -218,6 +222,7 @@ impl Flags {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
+            | bit(saved_view, Self::SAVED_VIEW)
     pub vip: Vip,
     pub term: Term,
     /// The owner may not hold it any longer and asks for a successor.
