@@ -149,6 +149,8 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         resolve_at: Instant::ZERO,
         let_go: BTreeMap::new(),
         unreleased: BTreeSet::new(),
+        incarnations: BTreeMap::new(),
+        incarnations_at: Instant::ZERO,
         stall: Stall::new(clock::now()),
         ready: false,
         incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, multicast: true, signed: None },
@@ -188,6 +190,9 @@ struct State {
     let_go: BTreeMap<Vip, LoseReason>,
     /// VIPs that the kernel still has as owned, against what the election says: removing them is tried again with each heartbeat.
     unreleased: BTreeSet<Vip>,
+    /// Verified and received since the dataplane was told, and when it is told next.
+    incarnations: BTreeMap<NodeName, u64>,
+    incarnations_at: Instant,
     stall: Stall,
     /// The packet path can serve.
     ready: bool,
@@ -305,7 +310,7 @@ impl State {
             driver.unverified.next_deadline(),
             driver.announcer.next_deadline(),
         ];
-        let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at);
+        let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at).min(self.incarnations_at);
         Some(machines.into_iter().flatten().fold(own, Instant::min))
     }
 
@@ -334,6 +339,9 @@ impl State {
         }
         if now >= self.resolve_at {
             self.resolve(now);
+        }
+        if now >= self.incarnations_at {
+            self.tell_incarnations(now);
         }
     }
 
@@ -554,7 +562,8 @@ impl Surroundings for State {
             }
             Action::Announce { .. } => {}
             Action::Address { node, mac } => self.set_signed_mac(&node, Mac(mac)),
-            Action::Heard { node, ready, hears_us } => {
+            Action::Heard { node, epoch, ready, hears_us } => {
+                self.note_incarnation(&node, epoch);
                 self.verified(&node, now);
                 let multicast = self.incoming.multicast;
                 self.reach(unicast::Event::Received { node: node.clone(), multicast, hears_us }, now);

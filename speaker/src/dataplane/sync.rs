@@ -299,6 +299,7 @@ impl State {
                 }
             }
             Message::Keys(keys) => self.exchange(Some(exchange::Event::Keys(keys)))?,
+            Message::Incarnations(epochs) => self.exchange(Some(exchange::Event::Incarnations(epochs)))?,
             Message::OwnMac(mac) => self.set_own_mac(mac),
             Message::HostAddresses(host) => {
                 self.dirty |= self.host != host;

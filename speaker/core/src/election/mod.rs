@@ -163,7 +163,8 @@ impl Election {
         if advert.node == self.config.node {
             return Err(Reject::OwnEcho);
         }
-        let (node, ready, wants_claims) = (advert.node.clone(), advert.flags.takes_flows(), advert.flags.need_claims);
+        let (node, epoch) = (advert.node.clone(), advert.epoch);
+        let (ready, wants_claims) = (advert.flags.takes_flows(), advert.flags.need_claims);
         let received = self.peers.receive(advert, self.challenges, &self.config, now)?;
         self.transmit.requested |= wants_claims;
         self.work.listed += received.vips.len() as u64;
@@ -176,7 +177,7 @@ impl Election {
             self.transmit.introduce_node();
         }
         if received.verified {
-            actions.push(Action::Heard { node: node.clone(), ready, hears_us: received.hears_us });
+            actions.push(Action::Heard { node: node.clone(), epoch, ready, hears_us: received.hears_us });
         }
         if let Some(mac) = received.mac {
             actions.push(Action::Address { node: node.clone(), mac });
@@ -364,8 +365,8 @@ impl Machine for Election {
             }
             Event::Desired(desired) => self.set_desired(desired),
             Event::Nodes(nodes) => self.set_nodes(nodes, actions),
-            Event::Ready(ready) => {
             Event::SavedView(saved) => self.set_saved_view(saved, actions),
+            Event::Ready(ready) => {
                 self.transmit.changed |= self.ready != ready;
                 self.ready = ready;
             }

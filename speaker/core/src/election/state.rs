@@ -227,6 +227,8 @@ pub enum Action {
     /// new flows (`presence::Event::Ready`).
     Heard {
         node: NodeName,
+        /// Of its present incarnation.
+        epoch: u64,
         ready: bool,
         /// It names this node in its heartbeats.
         hears_us: bool,
@@ -300,10 +302,10 @@ pub enum LoseReason {
     NoCarrier,
     /// Fewer than half of the members are heard (policy quorum).
     NoQuorum,
-}
-
     /// It is of a saved view, and no peer that hears the API server has taken it.
     SavedView,
+}
+
 impl LoseReason {
     pub const fn label(self) -> &'static str {
         match self {
@@ -315,9 +317,9 @@ impl LoseReason {
             Self::MapWriteFailed => "map_write_failed",
             Self::NoCarrier => "no_carrier",
             Self::NoQuorum => "no_quorum",
+            Self::SavedView => "saved_view",
         }
     }
-            Self::SavedView => "saved_view",
 }
 
 /// The phase of a node. The label is the metric label.

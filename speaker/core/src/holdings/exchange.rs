@@ -61,6 +61,8 @@ pub enum Event {
     /// What the API server says, once the packet path is as it says.
     View(Digests),
     Datagram(Vec<u8>),
+    /// The incarnations that the election has verified and receives. To be repeated.
+    Incarnations(BTreeMap<NodeName, u64>),
     /// Sign and verify with these from now on.
     Keys(Keyring),
     /// All other nodes of the cluster.
@@ -222,6 +224,14 @@ impl Exchange {
         Ok(())
     }
 
+    fn verify(&mut self, epochs: &BTreeMap<NodeName, u64>) {
+        for (node, epoch) in epochs {
+            if let Some(peer) = self.peers.get_mut(node) {
+                peer.verify(*epoch);
+            }
+        }
+    }
+
     /// Whose table is another than ours, since when; and who has come to agree.
     fn compare(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some(own) = &self.own else { return };
@@ -335,6 +345,7 @@ impl Machine for Exchange {
                     actions.push(Action::Rejected(reject));
                 }
             }
+            Event::Incarnations(epochs) => self.verify(&epochs),
             Event::Keys(keys) => self.config.keys = keys,
             Event::Nodes(nodes) => self.set_nodes(nodes, actions),
             Event::Rejoin => (self.started, self.next_beat) = (now, now),

@@ -13,6 +13,8 @@ use crate::wire::holdings::{Datagram, MAX_LIST, Piece, Reject, Services, decode}
 #[derive(Debug)]
 pub(super) struct Peer {
     epoch: u64,
+    /// The highest epoch that was taken and then proved not to be the present one: nothing up to it is news.
+    retired: u64,
     sequence: u64,
     pub heard: Instant,
     pub version: u64,
@@ -37,6 +39,7 @@ impl Peer {
     pub fn new(now: Instant) -> Self {
         Self {
             epoch: 0,
+            retired: 0,
             sequence: 0,
             heard: now,
             version: 0,
@@ -54,10 +57,19 @@ impl Peer {
         self.version == 0 || self.word_is == (self.epoch, self.version)
     }
 
+    /// The election has verified that this incarnation runs. Its epoch may be lower than one that was taken before: the node's clock was
+    /// set back, or what was taken was a recording. A datagram alone never leads back to a lower epoch.
+    pub fn verify(&mut self, epoch: u64) {
+        if epoch < self.epoch || epoch > self.epoch && epoch <= self.retired {
+            self.retired = self.retired.max(self.epoch);
+            (self.epoch, self.sequence, self.version, self.assembly) = (epoch, 0, 0, None);
+        }
+    }
+
     /// Whether its word is another now.
     pub fn take(&mut self, datagram: Datagram, now: Instant) -> Result<bool, Reject> {
         let Datagram { epoch, sequence, version, digest, partial, age_millis, parts, piece, .. } = datagram;
-        if epoch < self.epoch {
+        if epoch != self.epoch && epoch <= self.epoch.max(self.retired) {
             return Err(Reject::StaleEpoch);
         }
         if epoch == self.epoch && (sequence <= self.sequence || version < self.version) {

@@ -235,6 +235,54 @@ fn what_was_said_before_is_not_said_again_by_others() {
     assert_eq!(wire.known(1, 0), Some(holdings(7, [2])));
 }
 
+/// A node whose clock was set back and whose disk was lost is received again once the election has verified it, and only then (audit C5).
+#[test]
+fn a_lower_epoch_counts_once_the_election_has_verified_it() {
+    let mut wire = Wire::new(2);
+    wire.nodes.insert(0, Exchange::new(config(0, 900), wire.now));
+    wire.local(0, &holdings(7, [1]));
+    wire.run(3 * SECOND);
+    let before = wire.sent[&0].clone();
+    wire.nodes.insert(0, Exchange::new(config(0, 5), wire.now));
+    wire.local(0, &holdings(7, [2]));
+    wire.run(10 * SECOND);
+    assert_eq!(wire.known(1, 0), Some(holdings(7, [1])), "it may be a recording");
+    assert!(wire.log.contains(&(1, Action::Rejected(Reject::StaleEpoch))));
+    wire.event(1, Event::Incarnations([(name(0), 5)].into()));
+    wire.run(2 * SECOND);
+    assert_eq!(wire.known(1, 0), Some(holdings(7, [2])));
+
+    // Recordings of the higher epoch lead nowhere, before the fact is repeated and after it.
+    wire.log.clear();
+    for _ in 0..2 {
+        before.iter().for_each(|datagram| wire.event(1, Event::Datagram(datagram.clone())));
+        wire.event(1, Event::Incarnations([(name(0), 5)].into()));
+    }
+    assert!(wire.log.iter().all(|(_, action)| *action == Action::Rejected(Reject::StaleEpoch)), "{:?}", wire.log);
+    let last = wire.sent[&0].last().unwrap().clone();
+    wire.event(1, Event::Datagram(last));
+    assert_eq!(wire.log.last(), Some(&(1, Action::Rejected(Reject::Replayed))), "nor do those of its own");
+    wire.local(0, &holdings(7, [3]));
+    assert_eq!(wire.known(1, 0), Some(holdings(7, [3])));
+}
+
+/// The election may say so late: the next incarnation, with an epoch between the two, is received again as soon as it is verified.
+#[test]
+fn a_verified_incarnation_is_received_whatever_was_verified_before() {
+    let mut wire = Wire::new(2);
+    for (epoch, row) in [(900, 1), (5, 2), (6, 3), (800, 4)] {
+        wire.nodes.insert(0, Exchange::new(config(0, epoch), wire.now));
+        wire.local(0, &holdings(7, [row]));
+        wire.event(1, Event::Incarnations([(name(0), epoch)].into()));
+        wire.run(2 * SECOND);
+        assert_eq!(wire.known(1, 0), Some(holdings(7, [row])));
+    }
+    // The clock is right again: a higher epoch than any needs no proof.
+    wire.nodes.insert(0, Exchange::new(config(0, 901), wire.now));
+    wire.local(0, &holdings(7, [5]));
+    assert_eq!(wire.known(1, 0), Some(holdings(7, [5])));
+}
+
 #[test]
 fn rows_that_are_as_they_were_keep_their_allocation() {
     let mut wire = Wire::new(2);
