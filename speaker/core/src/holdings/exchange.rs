@@ -15,6 +15,7 @@ use alloc::vec::Vec;
 use peer::Peer;
 
 use super::{Holdings, Word, Words};
+use crate::forwarding::LONGEST_WAIT;
 use crate::freshness::Freshness;
 use crate::machine::Machine;
 use crate::name::NodeName;
@@ -33,6 +34,8 @@ pub struct Exchange {
     nodes: Option<BTreeSet<NodeName>>,
     peers: BTreeMap<NodeName, Peer>,
     freshness: Freshness,
+    /// When its own view last changed.
+    viewed: Option<Instant>,
     next_beat: Instant,
     /// When the rows travel next, unless they change before.
     next_list: Option<Instant>,
@@ -48,7 +51,7 @@ pub struct Config {
     pub keys: Keyring,
     /// Between words.
     pub interval: Duration,
-    /// For how long tables may differ before it is an alarm.
+    /// For how long tables may differ before it is an alarm, unless the views are the same and additions may wait (decision 15).
     pub differ: Duration,
     /// The digest of each node's pods (`Digests::pods`), as the speaker before this one saw them last.
     pub pods: BTreeMap<String, u64>,
@@ -118,6 +121,7 @@ impl Exchange {
             nodes: None,
             peers: BTreeMap::new(),
             freshness,
+            viewed: None,
             next_beat: now,
             next_list: None,
             last_list: None,
@@ -165,6 +169,8 @@ impl Exchange {
     fn set_view(&mut self, viewed: Digests, now: Instant, actions: &mut Vec<Action>) {
         self.freshness.sees(viewed.pods, now);
         if self.freshness.says(&self.config.node, viewed.view, now) {
+            self.viewed = Some(now);
+            self.compare_views(now);
             self.send_word(now, actions);
         }
         self.judge(now, actions);
@@ -217,6 +223,7 @@ impl Exchange {
         let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(now));
         let changed = peer.take(datagram, now)?;
         self.freshness.says(&node, view, now);
+        self.compare_views(now);
         if changed {
             actions.push(Action::Changed(node));
         }
@@ -252,11 +259,27 @@ impl Exchange {
         }
     }
 
+    fn compare_views(&mut self, now: Instant) {
+        let own = self.freshness.view(&self.config.node);
+        for (node, peer) in &mut self.peers {
+            let differs = self.freshness.view(node) != own;
+            peer.views_differ = peer.views_differ.or(Some(now)).filter(|_| differs);
+        }
+    }
+
+    /// Views agree, or have not differed for long: each node may have applied other additions, until the last ones cannot wait any more.
+    fn may_wait(&self, peer: &Peer, now: Instant) -> bool {
+        let lately = |since: Instant, time| now.since(since) < time;
+        let agree = peer.views_differ.is_none_or(|since| lately(since, self.config.differ));
+        agree && self.viewed.is_some_and(|since| lately(since, LONGEST_WAIT + self.config.differ))
+    }
+
     fn raise_alarms(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let differing: Vec<NodeName> = self
             .peers
             .iter()
             .filter(|(_, peer)| !peer.alarmed && self.differs_for(peer, self.config.differ, now))
+            .filter(|(_, peer)| !self.may_wait(peer, now))
             .map(|(node, _)| node.clone())
             .collect();
         for node in differing {

@@ -23,7 +23,9 @@ pub(super) struct Peer {
     /// Epoch and version of the word.
     word_is: (u64, u64),
     assembly: Option<Assembly>,
+    /// Since when its table is another than ours, and its view.
     pub differs: Option<Instant>,
+    pub views_differ: Option<Instant>,
     pub alarmed: bool,
 }
 
@@ -48,6 +50,7 @@ impl Peer {
             word_is: (0, 0),
             assembly: None,
             differs: None,
+            views_differ: None,
             alarmed: false,
         }
     }

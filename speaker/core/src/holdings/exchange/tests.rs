@@ -319,6 +319,59 @@ fn tables_that_differ_for_long_are_an_alarm() {
     assert!(!wire.nodes[&0].differs(wire.now) && wire.others().len() == 2);
 }
 
+/// Additions come all the time and wait; nodes that go by the same views have applied others of them (decision 15).
+#[test]
+fn tables_that_differ_while_additions_may_wait_are_no_alarm() {
+    let mut wire = Wire::new(3);
+    let alarms = |wire: &Wire| {
+        let wanted = wire.log.iter().filter(|(_, action)| matches!(action, Action::Differs { .. } | Action::Stale(_)));
+        wanted.cloned().collect::<Vec<_>>()
+    };
+    for second in 1..=30 {
+        for node in 0..3 {
+            wire.event(node, view(second, []));
+            wire.local(node, &holdings(100 * node as u64 + second, []));
+        }
+        wire.run(SECOND);
+    }
+    assert_eq!(alarms(&wire), []);
+    // The views stay: what waited is applied in 15 s. Node 2 does not come to the table of the others.
+    let since = Instant::from_millis(10_000);
+    (0..2).for_each(|node| wire.local(node, &holdings(500, [])));
+    wire.run(18 * SECOND);
+    assert_eq!(alarms(&wire), []);
+    wire.run(4 * SECOND);
+    let differs = |node| Action::Differs { node: name(node), since };
+    let mut said = alarms(&wire);
+    said.sort_by_key(|(node, _)| *node);
+    assert_eq!(said, [(0, differs(2)), (1, differs(2)), (2, differs(0)), (2, differs(1))]);
+}
+
+/// It says the same view again and again.
+#[test]
+fn a_table_of_an_old_view_is_an_alarm_whatever_waits() {
+    let mut wire = Wire::new(3);
+    for second in 1..=10 {
+        for node in 0..3 {
+            let seen = if node == 2 { 1 } else { second };
+            wire.event(node, view(seen, []));
+            wire.local(node, &holdings(seen, []));
+        }
+        wire.run(SECOND);
+    }
+    let differs = |node| {
+        wire.log.iter().any(|(_, action)| matches!(action, Action::Differs { node: other, .. } if *other == name(node)))
+    };
+    assert!(differs(2) && differs(0) && differs(1));
+    let of_each_other = [(0, 1), (1, 0)];
+    for (node, other) in of_each_other {
+        let alarm = |(at, action): &(usize, Action)| {
+            *at == node && matches!(action, Action::Differs { node, .. } if *node == name(other))
+        };
+        assert!(!wire.log.iter().any(alarm));
+    }
+}
+
 /// Everybody agrees on who is stale, the stale one included, and it hears so although nothing that it holds has changed.
 #[test]
 fn a_node_that_does_not_follow_the_view_is_stale_for_all() {
