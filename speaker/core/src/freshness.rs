@@ -9,6 +9,10 @@
 //! until it goes by the present view again. (Where the view changes all the time two nodes may never be found with the same one; there whoever
 //! says something new again and again knows what is older than that.)
 //!
+//! A node that leaves the view of the majority for one that none of the majority ever had is *ahead*: the watches of most nodes hang, as
+//! when the API server that they are connected to is gone. It is not stale, and the majority is in doubt. For [`Freshness::AHEAD`]: by then
+//! every watch has been renewed, and who still goes by another view is behind.
+//!
 //! The view of more than half of the nodes that speak counts as the present one. A node that follows late is not stale: it must have
 //! gone by one and the same other view all the time. For [`Freshness::DOUBT`], and it is *in doubt* and asks the API server; for
 //! [`Freshness::STALE`], and it is stale: rows move only if asking has not helped. Where no view has a majority (two nodes) all are
@@ -32,6 +36,10 @@ pub struct Freshness {
 #[derive(Debug)]
 struct Said {
     view: u64,
+    /// Since when.
+    since: Instant,
+    /// The views before it, the newest last.
+    past: Vec<u64>,
     spoke: Instant,
     /// Not the view that counts, since then.
     behind: Option<Instant>,
@@ -53,6 +61,13 @@ impl Freshness {
     pub const STALE: Duration = Duration::from_secs(10);
     /// For how long it may say nothing new while its own pods are others.
     pub const OUTDATED: Duration = Duration::from_secs(2);
+    /// For how much longer the majority waits for what a node that is ahead had first: an API server that is busy is not asked by all.
+    const PATIENCE: Duration = Duration::from_secs(3);
+    /// For how long a view that the majority never had may be newer than theirs: longer than a watch goes on without a sign of the API
+    /// server, and the list that then follows.
+    pub const AHEAD: Duration = Duration::from_secs(80);
+    /// Views of each node that are remembered.
+    const PAST: usize = 16;
     /// Whoever has not spoken for so long does not count.
     const SILENT: Duration = Duration::from_secs(3);
 
@@ -81,8 +96,11 @@ impl Freshness {
         let (pods, _) = pods_of(&self.pods, node);
         let said = self.nodes.entry(node.clone()).or_insert_with(|| Said::new(pods, now));
         said.spoke = now;
-        let news = core::mem::replace(&mut said.view, view) != view;
+        let before = core::mem::replace(&mut said.view, view);
+        let news = before != view;
         if news {
+            said.since = now;
+            said.remember(before);
             // It hears the API server; whether it is behind is open again. One that was given up has to agree first.
             (said.behind, said.doubted) = (None, None);
             said.outdated = said.outdated.filter(|_| said.stale);
@@ -115,11 +133,15 @@ impl Freshness {
         // Whoever hears nobody may itself be the one that did not run.
         let hears = self.nodes.iter().any(|(node, said)| node != own && said.speaks(now));
         let (present, own) = (self.majority(now), self.view(own));
+        let ahead = present.map(|view| self.ahead(view, now)).unwrap_or_default();
         let (mut stale, mut fresh) = (Vec::new(), Vec::new());
         for (node, said) in &mut self.nodes {
             match present {
-                _ if !said.speaks(now) => (said.behind, said.doubted) = (None, None),
-                Some(view) if view == said.view => (said.behind, said.doubted) = (None, None),
+                _ if !said.speaks(now) || ahead.contains(node) => (said.behind, said.doubted) = (None, None),
+                Some(view) if view == said.view => {
+                    said.behind = None;
+                    said.doubted = said.doubted.or(Some(now + Self::PATIENCE)).filter(|_| !ahead.is_empty());
+                }
                 Some(_) => {
                     said.behind.get_or_insert(now);
                     said.doubted.get_or_insert(now);
@@ -153,6 +175,17 @@ impl Freshness {
         doubted.is_some_and(|since| now.since(since) >= Self::DOUBT)
     }
 
+    /// Nodes that had the view of the majority and left it for one that none of the majority has had, after they all had come to it.
+    fn ahead(&self, present: u64, now: Instant) -> BTreeSet<NodeName> {
+        let speak = || self.nodes.iter().filter(|(_, said)| said.speaks(now));
+        let follow = || speak().filter(|(_, said)| said.view == present).map(|(_, said)| said);
+        let known: BTreeSet<u64> = follow().flat_map(|said| &said.past).copied().collect();
+        let settled = follow().map(|said| said.since).max().unwrap_or(now);
+        let left = |said: &Said| said.view != present && said.past.contains(&present) && said.since > settled;
+        let news = |said: &Said| !known.contains(&said.view) && now.since(said.since) < Self::AHEAD;
+        speak().filter(|(_, said)| left(said) && news(said)).map(|(node, _)| node.clone()).collect()
+    }
+
     /// The view of more than half of those that speak.
     fn majority(&self, now: Instant) -> Option<u64> {
         let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
@@ -170,7 +203,28 @@ fn pods_of(pods: &BTreeMap<String, (u64, Instant)>, node: &NodeName) -> (u64, In
 
 impl Said {
     fn new(pods: u64, now: Instant) -> Self {
-        Self { view: 0, spoke: now, behind: None, doubted: None, news: None, pods, outdated: None, stale: false }
+        Self {
+            view: 0,
+            since: now,
+            past: Vec::new(),
+            spoke: now,
+            behind: None,
+            doubted: None,
+            news: None,
+            pods,
+            outdated: None,
+            stale: false,
+        }
+    }
+
+    fn remember(&mut self, view: u64) {
+        self.past.retain(|known| *known != view && *known != self.view);
+        if view != 0 {
+            self.past.push(view);
+        }
+        if self.past.len() > Freshness::PAST {
+            self.past.remove(0);
+        }
     }
 
     /// It has said something new again and again for `OUTDATED`, up to now.
@@ -237,6 +291,56 @@ mod tests {
         assert_eq!((&lab.stale, lab.doubts(0), lab.doubts(2)), (&vec![name(2)], false, true));
         lab.run(1, |_| vec![2, 2, 2]);
         assert_eq!((lab.stale.len(), lab.doubts(2)), (0, false));
+    }
+
+    /// The watches of most nodes hang together; the pods go on changing (audit C9).
+    #[test]
+    fn whoever_leaves_the_view_of_most_for_a_new_one_is_not_stale_and_the_others_doubt() {
+        let mut lab = Lab::new();
+        lab.run(60, |_| vec![1, 1, 1, 1, 1]);
+        lab.run(5, |_| vec![2, 1, 1, 1, 1]);
+        assert!(!lab.doubts(4), "it may be on its way to them");
+        lab.run(20, |second| vec![3 + second as u64 / 3, 1, 1, 1, 1]);
+        assert_eq!((&lab.stale, lab.doubts(0)), (&vec![], false));
+        assert!((1..5).all(|node| lab.doubts(node)));
+        // They hear the API server again, one after the other, and one by one the new view is that of most.
+        lab.run(2, |_| vec![9, 9, 1, 1, 1]);
+        assert!(!lab.doubts(1) && lab.doubts(2));
+        lab.run(2, |_| vec![9, 9, 9, 1, 1]);
+        assert_eq!((&lab.stale, [2, 3, 4].map(|node| lab.doubts(node))), (&vec![], [false, true, true]));
+        lab.run(10, |_| vec![9, 9, 9, 9, 1]);
+        assert_eq!(lab.stale, [name(4)]);
+    }
+
+    /// It goes by what most had before, or by what only it has made of old news: nobody has a reason to ask.
+    #[test]
+    fn whoever_comes_to_another_view_late_or_goes_back_is_behind() {
+        let mut lab = Lab::new();
+        lab.run(10, |_| vec![1, 1, 1, 1]);
+        lab.run(10, |_| vec![2, 2, 2, 2]);
+        // Its speaker began anew, by the view on its disk.
+        lab.run(11, |_| vec![2, 2, 2, 1]);
+        assert_eq!((&lab.stale, lab.doubts(0)), (&vec![name(3)], false));
+        lab.run(10, |_| vec![2, 2, 2, 2]);
+        lab.run(5, |_| vec![3, 3, 3, 2]);
+        lab.run(11, |_| vec![3, 3, 3, 7]);
+        assert_eq!((&lab.stale, lab.doubts(0)), (&vec![name(3)], false));
+        // Most went to another view and came back, while it hung at one that only it has had.
+        lab.run(10, |_| vec![3, 3, 3, 3]);
+        lab.run(2, |_| vec![4, 4, 4, 8]);
+        lab.run(11, |_| vec![3, 3, 3, 8]);
+        assert_eq!((&lab.stale, lab.doubts(0)), (&vec![name(3)], false));
+    }
+
+    /// Every watch has been renewed since, and nobody has followed: it is the one that is wrong.
+    #[test]
+    fn nobody_is_ahead_for_ever() {
+        let mut lab = Lab::new();
+        lab.run(10, |_| vec![1, 1, 1]);
+        lab.run(Freshness::AHEAD.as_secs() as usize, |_| vec![2, 1, 1]);
+        assert_eq!((&lab.stale, lab.doubts(1)), (&vec![], true));
+        lab.run(12, |_| vec![2, 1, 1]);
+        assert_eq!((&lab.stale, lab.doubts(0), lab.doubts(1)), (&vec![name(0)], true, false));
     }
 
     /// During an update of many pods there is a new view all the time, and not everybody is equally quick.
