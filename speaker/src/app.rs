@@ -215,7 +215,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    tokio::spawn(crate::watch::run(api_server, events_sender, in_doubt));
+    tokio::spawn(crate::watch::run(api_server, events_sender, in_doubt, jitter));
     tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
     let serving = Serving {
         node,
