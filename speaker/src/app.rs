@@ -191,7 +191,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         resolver: Resolver::new(resolve::Config::new(jitter)),
         unicast: Unicast::new(unicast::Config::default()),
         rotation,
-        unverified: Unverified::new(keys.is_confirmed(), now),
+        unverified: Unverified::new(node.clone(), keys.is_confirmed(), now),
         announcer: Announcer::new(announce::Config::default()),
         udp: adverts_socket("heartbeat", &uplink, group, &metrics)?,
         arp: ArpSocket::open(uplink.index, uplink.mac).context("ARP socket: capability NET_RAW is needed")?,

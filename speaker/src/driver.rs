@@ -31,7 +31,7 @@ use speaker_core::rotation::{self, Rotation};
 use speaker_core::time::Instant;
 use speaker_core::unicast::{self, Unicast};
 use speaker_core::unverified::{self, Unverified};
-use speaker_core::wire::advert::{Keyring, Signer};
+use speaker_core::wire::advert::{Keyring, Packet, Signer};
 use tracing::{error, info, warn};
 
 use crate::dataplane::LeaseMaps;
@@ -153,7 +153,8 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         incarnations_at: Instant::ZERO,
         stall: Stall::new(clock::now()),
         ready: false,
-        incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, multicast: true, signed: None },
+        yields: false,
+        incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, multicast: true, ready: false, signed: None },
         signed_macs: BTreeMap::new(),
         follow_up: Vec::new(),
         driver,
@@ -196,6 +197,8 @@ struct State {
     stall: Stall,
     /// The packet path can serve.
     ready: bool,
+    /// The nodes that cannot be verified are more than those that can.
+    yields: bool,
     /// The datagram that the election handles.
     incoming: Incoming,
     /// For the election, found while its actions were carried out: the next in this turn.
@@ -206,6 +209,8 @@ struct State {
 struct Incoming {
     source: Ipv4Addr,
     multicast: bool,
+    /// It says, verified or not, that its sender may own VIPs.
+    ready: bool,
     /// The key that it is signed with and the hint of the sender's other one, while there are two keys.
     signed: Option<(Signer, u8)>,
 }
@@ -536,7 +541,8 @@ impl Surroundings for State {
             if received.ttl == 255 {
                 let bytes = received.bytes.to_vec();
                 let (source, multicast) = (received.source, received.multicast);
-                self.incoming = Incoming { source, multicast, signed: self.signer(&bytes) };
+                let ready = Packet::new(&bytes).is_ok_and(|packet| packet.says_ready());
+                self.incoming = Incoming { source, multicast, ready, signed: self.signer(&bytes) };
                 return Some(bytes);
             }
             self.driver.metrics.adverts_rejected.with_label_values(&["ttl"]).inc();

@@ -28,14 +28,14 @@ impl State {
         if let Some((signer, other_hint)) = self.incoming.signed {
             self.rotate(rotation::Event::Heard { node: node.clone(), signer, other_hint }, now);
         }
-        if self.driver.unverified.count() > 0 {
+        if self.driver.unverified.is_news(node, now) {
             self.judge_unverified(unverified::Event::Verified(node.clone()), now);
         }
     }
 
     pub(super) fn rejected(&mut self, reason: Reject, now: Instant) {
         if let Some(node) = self.by_address.get(&self.incoming.source).cloned() {
-            self.judge_unverified(unverified::Event::Rejected { node, reason }, now);
+            self.judge_unverified(unverified::Event::Rejected { node, reason, ready: self.incoming.ready }, now);
         }
     }
 
@@ -97,13 +97,24 @@ impl State {
                     self.driver.shared.held_back.store(hold, Ordering::Relaxed);
                     self.follow_up.push(self.readiness());
                 }
+                Action::Yield(yields) => {
+                    self.yields = yields;
+                    self.driver.shared.outnumbered.store(yields, Ordering::Relaxed);
+                    if yields {
+                        warn!("peers_unverified: most nodes of the cluster cannot be verified: this node owns no VIP");
+                    } else {
+                        info!("this node may own VIPs again, whether or not it can verify the others");
+                    }
+                    self.follow_up.push(self.readiness());
+                }
                 Action::Confirmed => self.report(Report::IdentityConfirmed),
             }
         }
     }
 
-    /// The packet path can serve, and nothing says that this node is a stranger here.
+    /// The packet path can serve, and nothing says that this node is a stranger here, or on the smaller side of a cluster with two keys.
     pub(super) fn readiness(&self) -> election::Event {
-        election::Event::Ready(self.ready && !self.driver.shared.held_back.load(Ordering::Relaxed))
+        let held_back = self.driver.shared.held_back.load(Ordering::Relaxed);
+        election::Event::Ready(self.ready && !self.yields && !held_back)
     }
 }

@@ -105,6 +105,11 @@ impl<'a> Packet<'a> {
         self.u64_at(8)
     }
 
+    /// What the sender says, verified or not.
+    pub fn says_ready(&self) -> bool {
+        Flags::from_bits(self.flags()).ready
+    }
+
     fn challenge(&self) -> u32 {
         u32::from_be_bytes(self.array_at(40))
     }
@@ -179,22 +184,22 @@ pub struct Flags {
     pub joining: bool,
     /// Its claims were won or kept without hearing anybody.
     pub alone: bool,
+    /// Its view is that of its disk: no API server has confirmed it.
+    pub saved_view: bool,
 }
 
 impl Flags {
     const READY: u8 = 1;
     const LEAVING: u8 = 1 << 1;
-    /// Its view is that of its disk: no API server has confirmed it.
-    pub saved_view: bool,
     const NEED_CLAIMS: u8 = 1 << 2;
     const JOINING: u8 = 1 << 3;
     const ALONE: u8 = 1 << 4;
+    const SAVED_VIEW: u8 = 1 << 5;
 
     /// Whether it may be given new flows: its packet path is ready, and it knows what happened meanwhile. A node that is cut off, or has
     /// not yet heard the others again, does not know who served its rows in its place.
     pub fn takes_flows(self) -> bool {
         self.ready && !self.joining && !self.alone
-    const SAVED_VIEW: u8 = 1 << 5;
     }
 
     fn from_bits(bits: u8) -> Self {
@@ -205,24 +210,24 @@ impl Flags {
             need_claims: has(Self::NEED_CLAIMS),
             joining: has(Self::JOINING),
             alone: has(Self::ALONE),
+            saved_view: has(Self::SAVED_VIEW),
         }
     }
 
     fn bits(self) -> u8 {
         let Self { ready, leaving, need_claims, joining, alone, saved_view } = self;
-            saved_view: has(Self::SAVED_VIEW),
         let bit = |set, bit| if set { bit } else { 0 };
         bit(ready, Self::READY)
             | bit(leaving, Self::LEAVING)
             | bit(need_claims, Self::NEED_CLAIMS)
             | bit(joining, Self::JOINING)
             | bit(alone, Self::ALONE)
+            | bit(saved_view, Self::SAVED_VIEW)
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
-            | bit(saved_view, Self::SAVED_VIEW)
     pub vip: Vip,
     pub term: Term,
     /// The owner may not hold it any longer and asks for a successor.
