@@ -38,6 +38,7 @@ use crate::backend::nft::Nft;
 use crate::backend::sysctl::Sysctls;
 use crate::dataplane::arrivals::Arrivals;
 use crate::dataplane::attachment::Attachment;
+use crate::dataplane::flows;
 use crate::dataplane::inbox;
 use crate::dataplane::loader::{self, Pins};
 use crate::dataplane::sync::{self, Inputs, Sync, Synced, Tools};
@@ -145,7 +146,6 @@ async fn run_async(args: RunArgs) -> Result<()> {
         udp_silent: args.udp_unserved == UdpUnserved::Silent,
         attachment: Attachment::new(loaded, &uplink.name, uplink.index),
         planner: Planner::new(identity.flow_key(), history(remembered.as_ref(), window)),
-        holder: Holder::new(&args.node_name, identity.flow_key(), window),
         saver: saver.clone(),
         arrivals: if booted { Arrivals::awaited() } else { Arrivals::NotAwaited },
         shared: shared.clone(),
@@ -154,7 +154,12 @@ async fn run_async(args: RunArgs) -> Result<()> {
         on_doubt: Box::new(move |doubt| _ = doubt_sender.send_replace(doubt)),
     };
 
-    let tools = Tools { maps: ForwardingMaps::open(&pins)?, backend: Backend::new(Nft::new(&args.paths.nft)) };
+    let tools = Tools {
+        holder: Holder::new(&args.node_name, identity.flow_key(), window),
+        flows: flows::conntrack(),
+        maps: ForwardingMaps::open(&pins)?,
+        backend: Backend::new(Nft::new(&args.paths.nft)),
+    };
 
     let now = clock::now();
     let dead = args.interval() * (args.dead_intervals + 1);

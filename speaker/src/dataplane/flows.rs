@@ -1,14 +1,22 @@
 //! Looks at conntrack from time to time: what this node holds, for the others to know.
+//!
+//! Reading the flows, and finding the rows of hundreds of thousands, is work of the blocking pool; both completions are events of the
+//! dataplane loop.
 
 use std::collections::BTreeSet;
 use std::future::pending;
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context, Result};
+use ebpf_common::FlowTuple;
 use speaker_core::backend::Flow;
+use speaker_core::forwarding::Table;
+use speaker_core::holdings::holder::{Announcement, Holder};
 use speaker_core::time::Instant;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::backend::conntrack;
 use crate::io::clock;
@@ -22,20 +30,64 @@ const RARELY: Duration = Duration::from_secs(30);
 /// A look takes at most this part of the time: with 100,000 entries it lasts a tenth of a second.
 const SHARE: u32 = 20;
 
+/// Where flows to these addresses are read. `true`: what closed connections left is deleted first.
+pub type Source = Arc<dyn Fn(&BTreeSet<Ipv4Addr>, bool) -> io::Result<Vec<Flow>> + Send + Sync>;
+
+/// The kernel's.
+pub fn conntrack() -> Source {
+    Arc::new(|vips, forget_closed| {
+        if forget_closed {
+            conntrack::forget_closed(vips)?;
+        }
+        conntrack::flows(vips)
+    })
+}
+
+/// A part of a look that is done.
+pub enum Done {
+    Read(io::Result<Vec<Flow>>),
+    Found(Found),
+}
+
+/// What this node holds.
+pub struct Found {
+    pub said: Announcement,
+    /// Open ones.
+    pub flows: usize,
+}
+
+/// Flows whose rows are to be found.
+pub struct Flows {
+    pub flows: Vec<Flow>,
+    /// Open ones that conntrack does not have.
+    pub missed: Vec<FlowTuple>,
+    pub table: Arc<Table>,
+    pub differ: bool,
+}
+
 /// When to look, and the look that is under way.
 pub struct Look {
+    source: Source,
+    /// Away while rows are found.
+    holder: Option<Holder>,
     /// This node holds flows of rows that are not its own.
     pub holding: bool,
     changed: Instant,
     /// When the last look began; `None`: look at once.
     looked: Option<Instant>,
     took: Duration,
-    running: Option<JoinHandle<io::Result<Vec<Flow>>>>,
+    running: Option<Running>,
+}
+
+enum Running {
+    Read(JoinHandle<io::Result<Vec<Flow>>>),
+    Find(JoinHandle<(Holder, Found)>),
 }
 
 impl Look {
-    pub fn new(now: Instant) -> Self {
-        Self { holding: false, changed: now, looked: None, took: Duration::ZERO, running: None }
+    pub fn new(source: Source, holder: Holder, now: Instant) -> Self {
+        let (looked, took, running) = (None, Duration::ZERO, None);
+        Self { source, holder: Some(holder), holding: false, changed: now, looked, took, running }
     }
 
     /// The table is another one: what this node holds is to be told at once.
@@ -63,23 +115,41 @@ impl Look {
     /// After a change rows may have come here whose flows meet what closed connections left: that goes first.
     pub fn begin(&mut self, vips: BTreeSet<Ipv4Addr>, now: Instant) {
         let changed = self.looked.replace(now).is_none();
-        self.running = Some(tokio::task::spawn_blocking(move || {
-            if changed {
-                conntrack::forget_closed(&vips)?;
-            }
-            conntrack::flows(&vips)
-        }));
+        let source = self.source.clone();
+        self.running = Some(Running::Read(spawn_blocking(move || source(&vips, changed))));
     }
 
-    /// The result of the look that is under way; never, if there is none.
-    pub async fn done(&mut self) -> io::Result<Vec<Flow>> {
-        let Some(running) = &mut self.running else { return pending().await };
-        let result = running.await;
+    /// The flows of the look that has just been read.
+    pub fn find(&mut self, flows: Flows, now: Instant) {
+        let Some(mut holder) = self.holder.take() else { return };
+        let find = move || {
+            let Flows { flows, missed, table, differ } = flows;
+            let open = || flows.iter().filter(|flow| !flow.is_closed()).map(|flow| flow.tuple);
+            let said = holder.announce(&table, open().chain(missed), differ, now);
+            (holder, Found { said, flows: open().count() })
+        };
+        self.running = Some(Running::Find(spawn_blocking(find)));
+    }
+
+    /// The part that is under way; never, if there is none. An error: the thread that found rows has ended, and with it what was known. May be
+    /// dropped while it waits.
+    pub async fn done(&mut self) -> Result<Done> {
+        let done = match &mut self.running {
+            None => pending().await,
+            Some(Running::Read(running)) => {
+                Done::Read(running.await.unwrap_or_else(|error| Err(io::Error::other(error))))
+            }
+            Some(Running::Find(running)) => {
+                let (holder, found) = running.await.context("rows of this node's flows")?;
+                self.holder = Some(holder);
+                Done::Found(found)
+            }
+        };
         self.running = None;
         if let Some(looked) = self.looked {
             self.took = clock::now().since(looked);
         }
-        result.unwrap_or_else(|error| Err(io::Error::other(error)))
+        Ok(done)
     }
 }
 
@@ -90,7 +160,8 @@ mod tests {
     #[test]
     fn often_after_a_change_and_rarely_at_rest() {
         let at = |seconds: u64| Instant::from_millis(1000 * seconds);
-        let mut look = Look::new(at(0));
+        let holder = Holder::new("n1", [1, 2], Duration::from_secs(3600));
+        let mut look = Look::new(conntrack(), holder, at(0));
         assert!(look.is_due(false, at(0)));
         look.looked = Some(at(0));
         assert!(!look.is_due(false, at(0)) && look.is_due(false, at(1)));

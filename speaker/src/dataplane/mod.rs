@@ -3,7 +3,7 @@
 
 pub mod arrivals;
 pub mod attachment;
-mod flows;
+pub mod flows;
 pub mod inbox;
 pub mod loader;
 mod maps;

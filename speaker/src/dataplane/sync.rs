@@ -30,7 +30,7 @@ use tracing::{debug, info, warn};
 
 use super::arrivals::Arrivals;
 use super::attachment::{Attachment, LOOK};
-use super::flows::Look;
+use super::flows::{self, Look};
 use super::inbox::{HostAddresses, Inbox, Message};
 use super::maps::ForwardingMaps;
 use super::talk::Talk;
@@ -73,7 +73,6 @@ pub struct Sync {
     pub udp_silent: bool,
     pub attachment: Attachment,
     pub planner: Planner,
-    pub holder: Holder,
     pub saver: Saver,
     /// Awaited if the node has booted since the last speaker.
     pub arrivals: Arrivals,
@@ -87,6 +86,8 @@ pub struct Sync {
 
 /// What the workers work with.
 pub struct Tools {
+    pub holder: Holder,
+    pub flows: flows::Source,
     pub maps: ForwardingMaps,
     pub backend: Backend,
 }
@@ -127,7 +128,7 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
             }
             due = state.talk.due() => { due.context("the socket of the holdings")?; state.exchange(None)?; }
             () = batch_due(&state.sync.planner) => state.dirty = true,
-            looked = state.look.done() => state.looked(looked)?,
+            done = state.look.done() => state.looked(done?)?,
             rules = state.rules.changed() => state.in_force(rules.context("the nft worker has ended")?)?,
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
             () = state.sync.arrivals.next() => {}
@@ -169,9 +170,9 @@ struct State {
     table: Arc<Table>,
     /// The same as far as rules are in force for it: what the maps say.
     shown: Arc<Table>,
-    /// What is being written.
     /// The view from which it was made is one from disk.
     saved_view: bool,
+    /// What is being written.
     writing: Option<Writing>,
     look: Look,
     /// What the disk holds or will hold: the generation of the history, and who was present.
@@ -198,9 +199,9 @@ struct Planned {
     /// Service ports with pods on this node.
     services: BTreeSet<ServiceKey>,
     available: Availability,
-    /// Until the nft worker has it.
     /// It was made from a view from disk.
     saved_view: bool,
+    /// Until the nft worker has it.
     plan: Option<Plan>,
 }
 
@@ -210,13 +211,13 @@ struct Writing {
     config: Config,
     table: Arc<Table>,
     shown: Arc<Table>,
-    since: Instant,
     saved_view: bool,
+    since: Instant,
 }
 
 impl State {
     fn restore(mut sync: Sync, tools: Tools, talk: Talk) -> Result<Self> {
-        let Tools { maps, backend } = tools;
+        let Tools { holder, flows, maps, backend } = tools;
         let have = maps.restore().context("read the pinned maps")?;
         info!(
             vips = have.vips.len(),
@@ -246,9 +247,9 @@ impl State {
             planned: Planned::default(),
             table: Arc::default(),
             shown: Arc::default(),
-            writing: None,
             saved_view: false,
-            look: Look::new(clock::now()),
+            writing: None,
+            look: Look::new(flows, holder, clock::now()),
             saved: None,
             differing: BTreeSet::new(),
             spared: Spared::default(),
@@ -298,8 +299,8 @@ impl State {
                     self.macs.remove(&ip);
                 }
             }
-            Message::Keys(keys) => self.exchange(Some(exchange::Event::Keys(keys)))?,
             Message::Incarnations(epochs) => self.exchange(Some(exchange::Event::Incarnations(epochs)))?,
+            Message::Keys(keys) => self.exchange(Some(exchange::Event::Keys(keys)))?,
             Message::OwnMac(mac) => self.set_own_mac(mac),
             Message::HostAddresses(host) => {
                 self.dirty |= self.host != host;

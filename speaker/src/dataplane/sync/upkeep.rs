@@ -8,6 +8,7 @@ use tracing::warn;
 
 use super::State;
 use crate::dataplane::attachment::Kept;
+use crate::dataplane::flows::{Done, Flows, Found};
 use crate::io::clock;
 
 impl State {
@@ -27,22 +28,32 @@ impl State {
         }
     }
 
-    /// Flows as conntrack had them a moment ago: what this node holds is told to the others.
-    pub(super) fn looked(&mut self, flows: std::io::Result<Vec<Flow>>) -> Result<()> {
-        let flows = match flows {
-            Ok(flows) => flows,
-            Err(error) => {
-                warn!(%error, "conntrack was not read: what this node holds is told as it was");
-                return Ok(());
+    pub(super) fn looked(&mut self, done: Done) -> Result<()> {
+        match done {
+            Done::Read(Ok(flows)) => {
+                self.read(flows);
+                Ok(())
             }
-        };
+            Done::Read(Err(error)) => {
+                warn!(%error, "conntrack was not read: what this node holds is told as it was");
+                Ok(())
+            }
+            Done::Found(found) => self.found(found),
+        }
+    }
+
+    /// Flows as conntrack had them a moment ago.
+    fn read(&mut self, flows: Vec<Flow>) {
         let now = clock::now();
         self.spare(&flows, now);
-        let open = flows.iter().filter(|flow| !flow.is_closed()).map(|flow| flow.tuple);
-        self.sync.metrics.flows.set(open.clone().count() as i64);
+        let missed = self.spared.missed(now).collect();
         let differ = self.talk.exchange.differs(now);
-        let held = open.chain(self.spared.missed(now));
-        let said = self.sync.holder.announce(&self.table, held, differ, now);
+        self.look.find(Flows { flows, missed, table: self.table.clone(), differ }, now);
+    }
+
+    /// What this node holds is told to the others.
+    fn found(&mut self, Found { said, flows }: Found) -> Result<()> {
+        self.sync.metrics.flows.set(flows as i64);
         self.sync.metrics.flows_expired.set(i64::try_from(said.expired).unwrap_or(i64::MAX));
         self.look.holding = !said.holdings.services.is_empty();
         self.exchange(Some(exchange::Event::Local(said.holdings)))
