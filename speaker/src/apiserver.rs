@@ -16,6 +16,8 @@ use tokio::time::{sleep, timeout};
 
 /// The configured address comes first by so much.
 const HEAD_START: Duration = Duration::from_millis(300);
+/// A connection through which nothing comes for so long hangs. Every watch brings something sooner (`watch::SECONDS`).
+pub const SILENCE: Duration = Duration::from_secs(60);
 /// As many servers are tried at most.
 const MAX_SERVERS: usize = 8;
 
@@ -28,6 +30,11 @@ pub struct ApiServer {
 
 impl ApiServer {
     pub fn new(config: Config, known: watch::Receiver<Vec<SocketAddrV4>>) -> Self {
+        Self::with_silence(config, known, SILENCE)
+    }
+
+    fn with_silence(mut config: Config, known: watch::Receiver<Vec<SocketAddrV4>>, silence: Duration) -> Self {
+        config.read_timeout = Some(silence);
         Self { config, known }
     }
 
@@ -87,6 +94,35 @@ mod tests {
         let mut named = Config::new("https://10.96.0.1".parse().unwrap());
         named.tls_server_name = Some("kubernetes".into());
         assert_eq!(direct(&named, server).unwrap().tls_server_name.as_deref(), Some("kubernetes"));
+    }
+
+    /// As when the machine of an API server loses power: its kernel takes back nothing, and says nothing.
+    #[tokio::test]
+    async fn a_connection_through_which_nothing_comes_is_given_up() {
+        use kube::api::WatchParams;
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            for head in ["Content-Length: 19\r\n\r\n{\"gitVersion\":\"v1\"}", "Transfer-Encoding: chunked\r\n\r\n"] {
+                assert!(stream.read(&mut request).await.unwrap() > 0);
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{head}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        let (_sender, known) = watch::channel(Vec::new());
+        let silence = Duration::from_millis(500);
+        let server = ApiServer::with_silence(Config::new(url.parse().unwrap()), known, silence);
+        let (client, _) = server.reach(Duration::from_secs(5)).await.unwrap();
+        let nodes: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(client);
+        let params = WatchParams::default();
+        let watched = async { std::pin::pin!(nodes.watch(&params, "0").await.unwrap()).next().await };
+        let item = timeout(Duration::from_secs(5), watched).await.expect("it ends");
+        assert!(item.is_none_or(|item| item.is_err()), "nothing came");
     }
 
     #[tokio::test]

@@ -37,6 +37,7 @@ use crate::backend::Backend;
 use crate::backend::nft::Nft;
 use crate::backend::sysctl::Sysctls;
 use crate::dataplane::attachment::Attachment;
+use crate::dataplane::conntrack_scan;
 use crate::dataplane::inbox;
 use crate::dataplane::loader::{self, Pins};
 use crate::dataplane::startup_probe::StartupProbe;
@@ -145,7 +146,6 @@ async fn run_async(args: RunArgs) -> Result<()> {
         udp_silent: args.udp_unserved == UdpUnserved::Silent,
         attachment: Attachment::new(loaded, &uplink.name, uplink.index),
         planner: Planner::new(identity.flow_key(), previous_rings(persisted.as_ref(), window)),
-        reporter: Reporter::new(&args.node_name, identity.flow_key(), window),
         saver: saver.clone(),
         startup_probe: if booted { StartupProbe::running() } else { StartupProbe::Off },
         health: health.clone(),
@@ -154,7 +154,12 @@ async fn run_async(args: RunArgs) -> Result<()> {
         on_lagging: Box::new(move |lagging| _ = lagging_sender.send_replace(lagging)),
     };
 
-    let tools = Tools { maps: ForwardingMaps::open(&pins)?, backend: Backend::new(Nft::new(&args.paths.nft)) };
+    let tools = Tools {
+        reporter: Reporter::new(&args.node_name, identity.flow_key(), window),
+        flows: conntrack_scan::conntrack(),
+        maps: ForwardingMaps::open(&pins)?,
+        backend: Backend::new(Nft::new(&args.paths.nft)),
+    };
 
     let now = clock::now();
     let dead = args.interval() * (args.dead_intervals + 1);
@@ -191,7 +196,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
         resolver: Resolver::new(resolve::Config::new(jitter)),
         unicast: Unicast::new(unicast::Config::default()),
         rotation,
-        unverified: Unverified::new(keys.is_confirmed(), now),
+        unverified: Unverified::new(node.clone(), keys.is_confirmed(), now),
         announcer: Announcer::new(announce::Config::default()),
         udp: adverts_socket("heartbeat", &uplink, group, &metrics)?,
         arp: ArpSocket::open(uplink.index, uplink.mac).context("ARP socket: capability NET_RAW is needed")?,
@@ -215,7 +220,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
 
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    tokio::spawn(crate::watch::run(api_server, events_sender, lagging));
+    tokio::spawn(crate::watch::run(api_server, events_sender, lagging, jitter));
     tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
     let serving = Serving {
         node,
@@ -398,7 +403,7 @@ impl Serving {
         let others = view.nodes().iter().filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
         let nodes: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
         let departed = nodes.keys().filter(|name| !view.is_member(name.as_str())).cloned().collect();
-        self.commands.send(driver::Command::Nodes { nodes, departed })?;
+        self.commands.send(driver::Command::Nodes { nodes, departed, saved: view.is_saved() })?;
         self.view.send(Some(view)).context("the dataplane thread has ended")
     }
 
@@ -492,7 +497,7 @@ const fn no_owner(reason: LoseReason) -> NoOwner {
     match reason {
         LoseReason::Conflict | LoseReason::HandedOver => NoOwner::HandingOver,
         LoseReason::NoSuccessor => NoOwner::NoEligibleNode,
-        LoseReason::Undesired => NoOwner::NotServed,
+        LoseReason::Undesired | LoseReason::SavedView => NoOwner::NotServed,
         LoseReason::Frozen => NoOwner::NodeFrozen,
         LoseReason::NoCarrier => NoOwner::NoCarrier,
         LoseReason::NoQuorum => NoOwner::NoQuorum,
@@ -502,7 +507,7 @@ const fn no_owner(reason: LoseReason) -> NoOwner {
 
 /// `statuses`: where it is written that a VIP must not be served.
 fn on_synced(commands: Commands, statuses: mailbox::Sender<Ipv4Addr, Ownership>) -> Box<dyn Fn(Synced) + Send> {
-    Box::new(move |Synced { desired, ready, barred }| {
+    Box::new(move |Synced { desired, saved_view, ready, barred }| {
         for (vip, reason) in barred {
             let reason = match reason {
                 Reason::AddressOfNode => NoOwner::AddressOfNode,
@@ -513,10 +518,10 @@ fn on_synced(commands: Commands, statuses: mailbox::Sender<Ipv4Addr, Ownership>)
             // The writer ends only with the process.
             let _ = statuses.send(vip, Ownership::Refused(reason));
         }
-        let told = commands
-            .send(driver::Command::Desired(desired))
+        let sent = commands
+            .send(driver::Command::Desired { desired, saved_view })
             .and_then(|()| commands.send(driver::Command::Ready(ready)));
-        if let Err(error) = told {
+        if let Err(error) = sent {
             warn!(%error, "command to the election failed");
         }
     })

@@ -3,6 +3,7 @@
 //! Take commands, run the election's turn (`election::turn`: heartbeat, datagrams, decision), tick what else is due, wait. Nothing
 //! here decides. The lease is renewed from this loop only: if the loop does not turn, the kernel stops answering by itself.
 
+mod commands;
 mod keys;
 mod neighbours;
 mod stall;
@@ -12,13 +13,11 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::eventfd::EventFd;
 use nix::sys::time::TimeSpec;
 use speaker_core::announce::{self, Announcer};
 use speaker_core::election::turn::{self, Surroundings, Turn};
@@ -32,7 +31,7 @@ use speaker_core::rotation::{self, Rotation};
 use speaker_core::time::Instant;
 use speaker_core::unicast::{self, Unicast};
 use speaker_core::unverified::{self, Unverified};
-use speaker_core::wire::advert::{Keyring, Signer};
+use speaker_core::wire::advert::{Keyring, Packet, Signer};
 use tracing::{error, info, warn};
 
 use crate::dataplane::LeaseMaps;
@@ -43,6 +42,7 @@ use crate::io::udp::{MulticastSocket, RECEIVE_BUFFER};
 use crate::io::{Mac, clock, schedule};
 use crate::mailbox;
 use crate::metrics::Metrics;
+pub use commands::{Command, Commands, Inbox};
 use stall::Stall;
 
 /// ARP for VIPs of other nodes stays unanswered this long after the loop's last turn; then the kernel may answer again.
@@ -50,28 +50,6 @@ const MUTE: Duration = Duration::from_secs(5);
 const MUTE_REFRESH: Duration = Duration::from_secs(1);
 /// Frames taken in one turn: a flood must not keep the loop from its heartbeat.
 const MAX_PER_TURN: usize = 1024;
-/// Commands that wait; the senders send changes only.
-pub const MAX_COMMANDS: usize = 256;
-
-/// What the other threads send.
-#[derive(Debug)]
-pub enum Command {
-    Desired(BTreeMap<Vip, Eligible>),
-    Ready(bool),
-    Carrier(bool),
-    /// The uplink's.
-    OwnMac(Mac),
-    /// The node's on the segment, if it has one.
-    OwnAddress(Option<Ipv4Addr>),
-    /// All other nodes and their addresses on the segment, and those of them that have left the cluster.
-    Nodes {
-        nodes: BTreeMap<NodeName, Ipv4Addr>,
-        departed: BTreeSet<NodeName>,
-    },
-    /// The signing keys of the Secret; on disk already.
-    Keys(rotation::Secret),
-    Leave,
-}
 
 /// What the other threads receive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,36 +111,6 @@ impl Notices {
     }
 }
 
-/// Sends commands and wakes the loop.
-#[derive(Clone)]
-pub struct Commands {
-    sender: mpsc::SyncSender<Command>,
-    wake: Arc<EventFd>,
-}
-
-impl Commands {
-    pub fn channel() -> Result<(Self, Inbox)> {
-        let (sender, receiver) = mpsc::sync_channel(MAX_COMMANDS);
-        let wake = Arc::new(EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK).context("eventfd")?);
-        Ok((Self { sender, wake: wake.clone() }, Inbox { receiver, wake }))
-    }
-
-    /// An error means that the loop has ended: the process is about to as well.
-    pub fn send(&self, command: Command) -> Result<()> {
-        self.sender.send(command).context("the election loop has ended")?;
-        // EAGAIN: the counter is full, so the loop is being woken anyway.
-        match self.wake.write(1) {
-            Ok(_) | Err(Errno::EAGAIN) => Ok(()),
-            Err(error) => Err(error).context("wake the election loop"),
-        }
-    }
-}
-
-pub struct Inbox {
-    receiver: mpsc::Receiver<Command>,
-    wake: Arc<EventFd>,
-}
-
 /// Everything the loop is made of.
 pub struct Driver {
     pub liveness: Liveness,
@@ -201,9 +149,12 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         resolve_at: Instant::ZERO,
         released_for: BTreeMap::new(),
         unreleased: BTreeSet::new(),
+        incarnations: BTreeMap::new(),
+        incarnations_at: Instant::ZERO,
         stall: Stall::new(clock::now()),
         ready: false,
-        incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, multicast: true, signed: None },
+        yields: false,
+        incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, multicast: true, ready: false, signed: None },
         signed_macs: BTreeMap::new(),
         follow_up: Vec::new(),
         driver,
@@ -241,9 +192,14 @@ struct State {
     /// VIPs that the kernel still has as owned, against the election's decision: removing them is tried again with each
     /// heartbeat.
     unreleased: BTreeSet<Vip>,
+    /// Verified and received since the dataplane was told, and when it is told next.
+    incarnations: BTreeMap<NodeName, u64>,
+    incarnations_at: Instant,
     stall: Stall,
     /// The packet path can serve.
     ready: bool,
+    /// The nodes that cannot be verified are more than those that can.
+    yields: bool,
     /// The datagram that the election handles.
     incoming: Incoming,
     /// For the election, found while its actions were carried out: the next in this turn.
@@ -254,6 +210,8 @@ struct State {
 struct Incoming {
     source: Ipv4Addr,
     multicast: bool,
+    /// It says, verified or not, that its sender may own VIPs.
+    ready: bool,
     /// The key that it is signed with and the hint of the sender's other one, while there are two keys.
     signed: Option<(Signer, u8)>,
 }
@@ -283,7 +241,7 @@ impl Loop {
         let mut fds = [
             PollFd::new(state.driver.udp.as_fd(), PollFlags::POLLIN),
             PollFd::new(state.driver.arp.as_fd(), PollFlags::POLLIN),
-            PollFd::new(state.driver.inbox.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(state.driver.inbox.as_fd(), PollFlags::POLLIN),
         ];
         state.stall.work_ends(now);
         let polled = ppoll(&mut fds, Some(timeout), None);
@@ -298,17 +256,22 @@ impl Loop {
         turn::handle(&mut self.election, event, &mut self.state);
     }
 
-    fn take_commands(&mut self) {
-        // Reading resets the counter; EAGAIN: no command came.
-        if let Err(error) = self.state.driver.inbox.wake.read()
-            && error != Errno::EAGAIN
-        {
-            warn!(%error, "wake-up of the election thread not read; commands are taken with the next turn");
+    /// VIPs of a saved view are never taken for confirmed ones.
+    fn set_desired(&mut self, desired: BTreeMap<Vip, Eligible>, saved_view: bool) {
+        if saved_view {
+            self.elect(election::Event::SavedView(true));
         }
-        while let Ok(command) = self.state.driver.inbox.receiver.try_recv() {
+        self.elect(election::Event::Desired(desired));
+        if !saved_view {
+            self.elect(election::Event::SavedView(false));
+        }
+    }
+
+    fn take_commands(&mut self) {
+        for command in self.state.driver.inbox.take() {
             let now = clock::now();
             match command {
-                Command::Desired(desired) => self.elect(election::Event::Desired(desired)),
+                Command::Desired { desired, saved_view } => self.set_desired(desired, saved_view),
                 Command::Ready(ready) => {
                     self.state.ready = ready;
                     self.elect(self.state.readiness());
@@ -326,7 +289,11 @@ impl Loop {
                     self.state.set_own_mac(mac, now);
                 }
                 Command::OwnAddress(address) => self.state.set_own_address(address, now),
-                Command::Nodes { nodes, departed } => {
+                Command::Nodes { nodes, departed, saved } => {
+                    // That it is confirmed counts when the packet path follows it.
+                    if saved {
+                        self.elect(election::Event::SavedView(true));
+                    }
                     let members: BTreeSet<NodeName> =
                         nodes.keys().filter(|node| !departed.contains(*node)).cloned().collect();
                     self.elect(election::Event::Nodes(members.clone()));
@@ -349,7 +316,7 @@ impl State {
             driver.unverified.next_deadline(),
             driver.announcer.next_deadline(),
         ];
-        let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at);
+        let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at).min(self.incarnations_at);
         Some(machines.into_iter().flatten().fold(own, Instant::min))
     }
 
@@ -378,6 +345,9 @@ impl State {
         }
         if now >= self.resolve_at {
             self.resolve(now);
+        }
+        if now >= self.incarnations_at {
+            self.tell_incarnations(now);
         }
     }
 
@@ -575,7 +545,8 @@ impl Surroundings for State {
             if received.ttl == 255 {
                 let bytes = received.bytes.to_vec();
                 let (source, multicast) = (received.source, received.multicast);
-                self.incoming = Incoming { source, multicast, signed: self.signer(&bytes) };
+                let ready = Packet::new(&bytes).is_ok_and(|packet| packet.says_ready());
+                self.incoming = Incoming { source, multicast, ready, signed: self.signer(&bytes) };
                 return Some(bytes);
             }
             self.driver.metrics.adverts_rejected.with_label_values(&["ttl"]).inc();
@@ -601,7 +572,8 @@ impl Surroundings for State {
             }
             Action::Announce { .. } => {}
             Action::Address { node, mac } => self.set_signed_mac(&node, Mac(mac)),
-            Action::Received { node, ready, receives_us } => {
+            Action::Received { node, epoch, ready, receives_us } => {
+                self.note_incarnation(&node, epoch);
                 self.verified(&node, now);
                 let multicast = self.incoming.multicast;
                 self.on_unicast(unicast::Event::Received { node: node.clone(), multicast, receives_us }, now);

@@ -25,6 +25,8 @@ pub struct HealthFlags {
     pub unverified: AtomicU64,
     /// For the same reason this node, which is new, owns nothing.
     pub held_back: AtomicBool,
+    /// This node can verify fewer nodes than it cannot.
+    pub outnumbered: AtomicBool,
     /// The programs of other nodes answer, and no advert arrives.
     pub adverts_missing: AtomicBool,
     pub attached: AtomicBool,
@@ -81,7 +83,7 @@ impl HealthFlags {
             return vec![problem.label()];
         }
         let mut reasons = self.not_alive();
-        if self.held_back.load(Ordering::Relaxed) {
+        if self.held_back.load(Ordering::Relaxed) || self.outnumbered.load(Ordering::Relaxed) {
             reasons.push("peers_unverified");
         }
         if self.adverts_missing.load(Ordering::Relaxed) {

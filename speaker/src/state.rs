@@ -86,7 +86,7 @@ impl StateDir {
 
     /// The last saved view. A file that cannot be read is reported and ignored: the API server sends it anew.
     pub fn load_view(&self) -> Option<View> {
-        load(&self.view_path(), "last known view unreadable; waiting for the API server")
+        load(&self.view_path(), "last known view unreadable; waiting for the API server").map(View::saved)
     }
 
     pub fn save_forwarding(&self, persisted: &PersistedState) -> Result<()> {

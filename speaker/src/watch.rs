@@ -1,12 +1,13 @@
 //! Kubernetes watches into view events. The API server is only a source of desired state: when it is gone, nothing is sent
 //! and the last view goes on serving.
 //!
-//! Where an API server answers, [`ApiServer`] finds out. A watch whose connection hangs looks like one on which nothing happens, until TCP sends again: 20 s after a cut of 30 s. The
-//! other nodes notice (`speaker_core::staleness`); then new connections are made.
+//! Where an API server answers, [`ApiServer`] finds out. A watch whose connection hangs looks like one on which nothing happens, for up to
+//! a minute ([`crate::apiserver::SILENCE`]). The other nodes notice sooner (`speaker_core::staleness`); then new connections are made.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,9 +42,14 @@ const UNANSWERED: Duration = Duration::from_secs(5);
 const RENEWAL: Duration = Duration::from_secs(10);
 const RENEWAL_MAX: Duration = Duration::from_secs(300);
 
+/// The API server ends a watch after so many seconds, and it is resumed: a connection through which nothing comes for longer hangs. Each node
+/// draws its own number, so that they do not all come back at once.
+const SECONDS: RangeInclusive<u32> = 40..=50;
+
 /// Keeps the four watches. While the view lags, or they have no answer from the API server, they are begun anew as soon as it
 /// answers on a connection of its own.
-pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: watch::Receiver<bool>) {
+/// `jitter`: a random number.
+pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: watch::Receiver<bool>, jitter: u64) {
     let mut watches = JoinSet::new();
     let (mut unanswered, mut why) = (Unanswered::default(), "the speaker begins");
     let (mut attempt, mut pause) = (ATTEMPT, RENEWAL);
@@ -54,7 +60,7 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: wa
                 // Nothing of the old ones may come behind the new lists.
                 watches.shutdown().await;
                 unanswered = Unanswered::default();
-                watches = start(&client, &events, &unanswered);
+                watches = start(&client, &events, &unanswered, jitter);
                 attempt = ATTEMPT;
                 let certain = timeout(pause, lagging.wait_for(|lagging| !*lagging));
                 pause = if certain.await.is_ok() { RENEWAL } else { RENEWAL_MAX.min(2 * pause) };
@@ -82,8 +88,14 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: wa
 
 /// Each first sends a full list ([`Event::Relisted`]). They end when the set is dropped.
 #[must_use]
-fn start(client: &Client, events: &mpsc::Sender<Event>, unanswered: &Unanswered) -> JoinSet<()> {
-    let with = |kind| Watch { kind, client: client.clone(), events: events.clone(), unanswered: unanswered.clone() };
+fn start(client: &Client, events: &mpsc::Sender<Event>, unanswered: &Unanswered, jitter: u64) -> JoinSet<()> {
+    let with = |kind| Watch {
+        kind,
+        client: client.clone(),
+        events: events.clone(),
+        unanswered: unanswered.clone(),
+        seconds: seconds(kind, jitter),
+    };
     let mut watches = JoinSet::new();
     watches.spawn(with(Kind::Node).follow::<Node>(node));
     watches.spawn(with(Kind::Service).follow::<Service>(service));
@@ -119,6 +131,12 @@ struct Watch {
     client: Client,
     events: mpsc::Sender<Event>,
     unanswered: Unanswered,
+    seconds: u32,
+}
+
+fn seconds(kind: Kind, jitter: u64) -> u32 {
+    let number = jitter.rotate_right(8 * kind as u32) as u32;
+    SECONDS.start() + number % (SECONDS.end() - SECONDS.start() + 1)
 }
 
 /// What an object means to the view: its key, and the object unless it does not concern us.
@@ -129,7 +147,8 @@ impl Watch {
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {
-        let stream = watcher(Api::<K>::all(self.client.clone()), watcher::Config::default()).default_backoff();
+        let config = watcher::Config::default().timeout(self.seconds);
+        let stream = watcher(Api::<K>::all(self.client.clone()), config).default_backoff();
         let mut stream = std::pin::pin!(stream);
         let mut listed = Vec::new();
         let mut failing = false;
@@ -285,6 +304,17 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
     use super::*;
+
+    /// The server's end must come before the client takes the connection for dead, and not on all nodes at once.
+    #[test]
+    fn a_watch_ends_before_its_connection_counts_as_dead() {
+        let kinds = unlisted();
+        let all: BTreeSet<u32> = (0..1000)
+            .flat_map(|node| kinds.iter().map(move |kind| seconds(*kind, node * 0x9e37_79b9_7f4a_7c15)))
+            .collect();
+        assert_eq!(all, SECONDS.collect());
+        assert!(Duration::from_secs(u64::from(*SECONDS.end())) + Duration::from_secs(5) < crate::apiserver::SILENCE);
+    }
 
     #[test]
     fn the_exclude_label_counts_whatever_its_value() {

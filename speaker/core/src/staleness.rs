@@ -10,6 +10,10 @@
 //! [`Staleness::PODS_CHANGED`], or at once if it does not report, until it has the present view again. (Where the view changes
 //! all the time two nodes may never have the same one; there a node that applies new views again and again counts as current.)
 //!
+//! A node that leaves the view of the majority for one that none of the majority ever had is *ahead*: the watches of most nodes hang,
+//! as when the API server that they are connected to is gone. It is not stale, and the majority lags. For [`Staleness::AHEAD`]: by then
+//! every watch has been renewed, and a node that still has another view is the one that lags.
+//!
 //! The view of more than half of the reporting nodes is the present one. A node that follows late is not stale: it must have kept
 //! one other view all the time. For [`Staleness::LAGGING`], and it lags and connects to the API server anew; for
 //! [`Staleness::STALE`], and it is stale: rows move only if that has not helped. Where no view has a majority (two nodes) all lag
@@ -33,6 +37,10 @@ pub struct Staleness {
 #[derive(Debug)]
 struct NodeView {
     view: u64,
+    /// Since when.
+    since: Instant,
+    /// The views before it, the newest last.
+    past: Vec<u64>,
     reported: Instant,
     /// Not the view that counts, since then.
     minority: Option<Instant>,
@@ -54,6 +62,13 @@ impl Staleness {
     pub const STALE: Duration = Duration::from_secs(10);
     /// For how long it may apply no new view while its own pods change.
     pub const PODS_CHANGED: Duration = Duration::from_secs(2);
+    /// For how much longer the majority waits for the view of a node that is ahead: not all nodes connect anew to a busy API server.
+    const PATIENCE: Duration = Duration::from_secs(3);
+    /// For how long a view that the majority never had may be newer than theirs: longer than a watch goes on without a sign of the API
+    /// server, and the list that then follows.
+    pub const AHEAD: Duration = Duration::from_secs(80);
+    /// Views of each node that are remembered.
+    const PAST: usize = 16;
     /// A node that has not reported for so long does not count.
     const SILENT: Duration = Duration::from_secs(3);
 
@@ -82,8 +97,11 @@ impl Staleness {
         let (pods, _) = pods_of(&self.pods, node);
         let node_view = self.nodes.entry(node.clone()).or_insert_with(|| NodeView::new(pods, now));
         node_view.reported = now;
-        let changes = core::mem::replace(&mut node_view.view, view) != view;
+        let before = core::mem::replace(&mut node_view.view, view);
+        let changes = before != view;
         if changes {
+            node_view.since = now;
+            node_view.remember(before);
             // It reaches the API server; whether it lags is open again. A stale node has to agree first.
             (node_view.minority, node_view.lagging) = (None, None);
             node_view.pods_changed = node_view.pods_changed.filter(|_| node_view.stale);
@@ -120,11 +138,17 @@ impl Staleness {
         // A node that receives no report may itself have been stopped.
         let receives = self.nodes.iter().any(|(node, node_view)| node != own && node_view.reports(now));
         let (present, own) = (self.majority(now), self.view(own));
+        let ahead = present.map(|view| self.ahead(view, now)).unwrap_or_default();
         let (mut stale, mut up_to_date) = (Vec::new(), Vec::new());
         for (node, node_view) in &mut self.nodes {
             match present {
-                _ if !node_view.reports(now) => (node_view.minority, node_view.lagging) = (None, None),
-                Some(view) if view == node_view.view => (node_view.minority, node_view.lagging) = (None, None),
+                _ if !node_view.reports(now) || ahead.contains(node) => {
+                    (node_view.minority, node_view.lagging) = (None, None)
+                }
+                Some(view) if view == node_view.view => {
+                    node_view.minority = None;
+                    node_view.lagging = node_view.lagging.or(Some(now + Self::PATIENCE)).filter(|_| !ahead.is_empty());
+                }
                 Some(_) => {
                     node_view.minority.get_or_insert(now);
                     node_view.lagging.get_or_insert(now);
@@ -159,6 +183,23 @@ impl Staleness {
         lagging.is_some_and(|since| now.since(since) >= Self::LAGGING)
     }
 
+    /// Nodes that had the view of the majority and left it for one that none of the majority has had, after they all had come to it.
+    fn ahead(&self, present: u64, now: Instant) -> BTreeSet<NodeName> {
+        let reporting = || self.nodes.iter().filter(|(_, node_view)| node_view.reports(now));
+        let follow = || reporting().filter(|(_, node_view)| node_view.view == present).map(|(_, node_view)| node_view);
+        let known: BTreeSet<u64> = follow().flat_map(|node_view| &node_view.past).copied().collect();
+        let settled = follow().map(|node_view| node_view.since).max().unwrap_or(now);
+        let left = |node_view: &NodeView| {
+            node_view.view != present && node_view.past.contains(&present) && node_view.since > settled
+        };
+        let changes =
+            |node_view: &NodeView| !known.contains(&node_view.view) && now.since(node_view.since) < Self::AHEAD;
+        reporting()
+            .filter(|(_, node_view)| left(node_view) && changes(node_view))
+            .map(|(node, _)| node.clone())
+            .collect()
+    }
+
     /// The view of more than half of the reporting nodes.
     fn majority(&self, now: Instant) -> Option<u64> {
         let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
@@ -178,6 +219,8 @@ impl NodeView {
     fn new(pods: u64, now: Instant) -> Self {
         Self {
             view: 0,
+            since: now,
+            past: Vec::new(),
             reported: now,
             minority: None,
             lagging: None,
@@ -185,6 +228,16 @@ impl NodeView {
             pods,
             pods_changed: None,
             stale: false,
+        }
+    }
+
+    fn remember(&mut self, view: u64) {
+        self.past.retain(|known| *known != view && *known != self.view);
+        if view != 0 {
+            self.past.push(view);
+        }
+        if self.past.len() > Staleness::PAST {
+            self.past.remove(0);
         }
     }
 
@@ -252,6 +305,56 @@ mod tests {
         assert_eq!((&lab.stale, lab.lagging(0), lab.lagging(2)), (&vec![name(2)], false, true));
         lab.run(1, |_| vec![2, 2, 2]);
         assert_eq!((lab.stale.len(), lab.lagging(2)), (0, false));
+    }
+
+    /// The watches of most nodes hang together; the pods go on changing (audit C9).
+    #[test]
+    fn a_node_that_leaves_the_view_of_most_for_a_new_one_is_not_stale_and_the_others_lag() {
+        let mut lab = Lab::new();
+        lab.run(60, |_| vec![1, 1, 1, 1, 1]);
+        lab.run(5, |_| vec![2, 1, 1, 1, 1]);
+        assert!(!lab.lagging(4), "it may be on its way to them");
+        lab.run(20, |second| vec![3 + second as u64 / 3, 1, 1, 1, 1]);
+        assert_eq!((&lab.stale, lab.lagging(0)), (&vec![], false));
+        assert!((1..5).all(|node| lab.lagging(node)));
+        // They reach the API server again, one after the other, until the new view is that of most.
+        lab.run(2, |_| vec![9, 9, 1, 1, 1]);
+        assert!(!lab.lagging(1) && lab.lagging(2));
+        lab.run(2, |_| vec![9, 9, 9, 1, 1]);
+        assert_eq!((&lab.stale, [2, 3, 4].map(|node| lab.lagging(node))), (&vec![], [false, true, true]));
+        lab.run(10, |_| vec![9, 9, 9, 9, 1]);
+        assert_eq!(lab.stale, [name(4)]);
+    }
+
+    /// It has the view that most had before, or one of its own made of old events: no node has a reason to connect anew.
+    #[test]
+    fn a_node_that_comes_to_another_view_late_or_goes_back_lags() {
+        let mut lab = Lab::new();
+        lab.run(10, |_| vec![1, 1, 1, 1]);
+        lab.run(10, |_| vec![2, 2, 2, 2]);
+        // Its speaker began anew, by the view on its disk.
+        lab.run(11, |_| vec![2, 2, 2, 1]);
+        assert_eq!((&lab.stale, lab.lagging(0)), (&vec![name(3)], false));
+        lab.run(10, |_| vec![2, 2, 2, 2]);
+        lab.run(5, |_| vec![3, 3, 3, 2]);
+        lab.run(11, |_| vec![3, 3, 3, 7]);
+        assert_eq!((&lab.stale, lab.lagging(0)), (&vec![name(3)], false));
+        // Most went to another view and came back, while it hung at one that only it has had.
+        lab.run(10, |_| vec![3, 3, 3, 3]);
+        lab.run(2, |_| vec![4, 4, 4, 8]);
+        lab.run(11, |_| vec![3, 3, 3, 8]);
+        assert_eq!((&lab.stale, lab.lagging(0)), (&vec![name(3)], false));
+    }
+
+    /// Every watch has been renewed since, and no node has followed: it is the one that is wrong.
+    #[test]
+    fn no_node_is_ahead_for_ever() {
+        let mut lab = Lab::new();
+        lab.run(10, |_| vec![1, 1, 1]);
+        lab.run(Staleness::AHEAD.as_secs() as usize, |_| vec![2, 1, 1]);
+        assert_eq!((&lab.stale, lab.lagging(1)), (&vec![], true));
+        lab.run(12, |_| vec![2, 1, 1]);
+        assert_eq!((&lab.stale, lab.lagging(0), lab.lagging(1)), (&vec![name(0)], true, false));
     }
 
     /// During an update of many pods there is a new view all the time, and not all nodes are equally quick.

@@ -1,10 +1,12 @@
 //! Nodes of this cluster whose adverts cannot be verified: their keys or their cluster id are not ours. They are not silent, and this
 //! node is not alone.
 //!
-//! Read first: docs/election.md section Keys. A node that has its cluster id and flow key from the Secret alone (no speaker ran
-//! on it before) may have others than the running cluster: the Secret was lost and made anew. While it receives adverts that it
-//! cannot verify from addresses of the cluster's nodes it must own nothing. The addresses prove nothing, so nothing else follows
-//! from them.
+//! Read first: docs/election.md section Keys. A node that has its cluster id and flow key from the Secret alone (no speaker ran on it
+//! before) may have others than the running cluster: the Secret was lost and made anew. While it receives adverts that it cannot verify
+//! from addresses of the cluster's nodes it must own nothing.
+//!
+//! A node that ran before yields only to a side that is larger than its own (decision 14): the nodes that it cannot verify and that advertise
+//! themselves as ready, against itself and those that it verifies. The addresses prove nothing, so this ends after a while.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -16,6 +18,8 @@ use crate::wire::advert::Reject;
 
 /// A node counts for this long after such an advert.
 const WINDOW: Duration = Duration::from_secs(2);
+/// A node that ran before yields for so long at most: what it receives may be forged.
+const YIELD: Duration = Duration::from_secs(600);
 /// Without any for so long, the cluster id and the flow key of a new node are taken to be those of the cluster.
 const PROBATION: Duration = Duration::from_secs(10);
 
@@ -25,6 +29,8 @@ pub enum Event {
     Rejected {
         node: NodeName,
         reason: Reject,
+        /// It says that it may own VIPs.
+        ready: bool,
     },
     /// An advert of this node was verified.
     Verified(NodeName),
@@ -39,8 +45,10 @@ pub enum Action {
     Unverified { node: NodeName, reason: Reject },
     /// No longer: they can, or they do not come any more.
     Resolved(NodeName),
-    /// Whether this node must own nothing.
+    /// Whether this node, which is new, must own nothing.
     Hold(bool),
+    /// Whether this node, which ran before, must own nothing: the nodes that it cannot verify are more.
+    Yield(bool),
     /// The cluster id and the flow key are those of the cluster.
     Confirmed,
 }
@@ -49,18 +57,34 @@ pub enum Action {
 pub struct Unverified {
     /// Since when this node is on probation; `None`: it is not.
     probation: Option<Instant>,
-    nodes: BTreeMap<NodeName, Instant>,
+    own: NodeName,
+    nodes: BTreeMap<NodeName, Refused>,
+    /// When an advert of each node was last verified.
+    verified: BTreeMap<NodeName, Instant>,
+    /// Since when the others are more, without a pause.
+    outnumbered: Option<Instant>,
+    yields: bool,
     known: BTreeSet<NodeName>,
     /// The nodes are known: before that nothing that comes is of one.
     viewed: bool,
     held: bool,
 }
 
+#[derive(Debug)]
+struct Refused {
+    at: Instant,
+    ready: bool,
+}
+
 impl Unverified {
     /// `confirmed`: this node ran with its cluster id and flow key before.
-    pub fn new(confirmed: bool, now: Instant) -> Self {
+    pub fn new(own: NodeName, confirmed: bool, now: Instant) -> Self {
         Self {
             probation: (!confirmed).then_some(now),
+            own,
+            verified: BTreeMap::new(),
+            outnumbered: None,
+            yields: false,
             nodes: BTreeMap::new(),
             known: BTreeSet::new(),
             viewed: false,
@@ -73,9 +97,47 @@ impl Unverified {
         self.nodes.len()
     }
 
+    /// Whether [`Event::Verified`] of this node changes anything: not every heartbeat does.
+    pub fn is_news(&self, node: &NodeName, now: Instant) -> bool {
+        self.nodes.contains_key(node) || self.verified.get(node).is_none_or(|at| now.since(*at) >= WINDOW / 4)
+    }
+
+    fn is_verified(&self, node: &NodeName, now: Instant) -> bool {
+        self.verified.get(node).is_some_and(|at| now.since(*at) < WINDOW)
+    }
+
+    fn refused(&mut self, node: NodeName, reason: Reject, ready: bool, now: Instant, actions: &mut Vec<Action>) {
+        let is_key = matches!(reason, Reject::UnknownKey | Reject::BadMac | Reject::WrongCluster);
+        // Beside a node that is heard somebody uses its address.
+        if !is_key || !self.known.contains(&node) || self.is_verified(&node, now) {
+            return;
+        }
+        if self.nodes.insert(node.clone(), Refused { at: now, ready }).is_none() {
+            actions.push(Action::Unverified { node, reason });
+        }
+    }
+
+    /// Of sides that are equally large, the one with the first name serves.
+    fn is_outnumbered(&self, now: Instant) -> bool {
+        let theirs: BTreeSet<&NodeName> =
+            self.nodes.iter().filter(|(_, refused)| refused.ready).map(|(node, _)| node).collect();
+        let verified = self.known.iter().filter(|node| self.is_verified(node, now));
+        let ours: BTreeSet<&NodeName> = verified.chain([&self.own]).collect();
+        (theirs.len(), ours.first()) > (ours.len(), theirs.first())
+    }
+
+    fn judge_sides(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let outnumbered = !self.nodes.is_empty() && self.probation.is_none() && self.is_outnumbered(now);
+        self.outnumbered = self.outnumbered.or(Some(now)).filter(|_| outnumbered);
+        let yields = self.outnumbered.is_some_and(|since| now.since(since) < YIELD);
+        if core::mem::replace(&mut self.yields, yields) != yields {
+            actions.push(Action::Yield(yields));
+        }
+    }
+
     fn forget(&mut self, gone: impl Fn(&NodeName, Instant) -> bool, actions: &mut Vec<Action>) {
         let gone: Vec<_> =
-            self.nodes.iter().filter(|(node, at)| gone(node, **at)).map(|(node, _)| node.clone()).collect();
+            self.nodes.iter().filter(|(node, refused)| gone(node, refused.at)).map(|(node, _)| node.clone()).collect();
         for node in gone {
             self.nodes.remove(&node);
             actions.push(Action::Resolved(node));
@@ -106,29 +168,30 @@ impl Machine for Unverified {
 
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
-            Event::Rejected { node, reason } => {
-                let is_key = matches!(reason, Reject::UnknownKey | Reject::BadMac | Reject::WrongCluster);
-                if is_key && self.known.contains(&node) && self.nodes.insert(node.clone(), now).is_none() {
-                    actions.push(Action::Unverified { node, reason });
-                }
+            Event::Rejected { node, reason, ready } => self.refused(node, reason, ready, now, actions),
+            Event::Verified(node) => {
+                self.forget(|other, _| *other == node, actions);
+                self.verified.insert(node, now);
             }
-            Event::Verified(node) => self.forget(|other, _| *other == node, actions),
             Event::Nodes(nodes) => {
                 self.forget(|node, _| !nodes.contains(node), actions);
                 let first = !core::mem::replace(&mut self.viewed, true);
                 self.probation = self.probation.map(|since| if first { now } else { since });
+                self.verified.retain(|node, _| nodes.contains(node));
                 self.known = nodes;
             }
             Event::Tick => {}
         }
         self.forget(|_, at| now.since(at) >= WINDOW, actions);
         self.judge(now, actions);
+        self.judge_sides(now, actions);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let expiry = self.nodes.values().min().map(|at| *at + WINDOW);
+        let expiry = self.nodes.values().map(|refused| refused.at + WINDOW).min();
         let confirmed = self.probation.filter(|_| self.viewed && self.nodes.is_empty()).map(|since| since + PROBATION);
-        [expiry, confirmed].into_iter().flatten().min()
+        let yielded = self.outnumbered.filter(|_| self.yields).map(|since| since + YIELD);
+        [expiry, confirmed, yielded].into_iter().flatten().min()
     }
 }
 
@@ -153,14 +216,14 @@ mod tests {
     }
 
     fn rejected(name: &str, reason: Reject) -> Event {
-        Event::Rejected { node: node(name), reason }
+        Event::Rejected { node: node(name), reason, ready: true }
     }
 
     /// A new node with the wrong identity beside a running cluster: it owns nothing for as long as it receives that cluster's
     /// adverts.
     #[test]
     fn a_new_node_among_unverified_peers_is_held() {
-        let mut machine = Unverified::new(false, seconds(0));
+        let mut machine = Unverified::new(node("0"), false, seconds(0));
         assert_eq!(take(&mut machine, Event::Nodes([node("a"), node("b")].into()), 1), []);
         let actions = take(&mut machine, rejected("a", Reject::WrongCluster), 1);
         assert_eq!(actions, [Action::Unverified { node: node("a"), reason: Reject::WrongCluster }, Action::Hold(true)]);
@@ -179,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_node_that_ran_before_is_never_held() {
-        let mut machine = Unverified::new(true, seconds(0));
+        let mut machine = Unverified::new(node("0"), true, seconds(0));
         take(&mut machine, Event::Nodes([node("a")].into()), 0);
         let said = [Action::Unverified { node: node("a"), reason: Reject::UnknownKey }];
         assert_eq!(take(&mut machine, rejected("a", Reject::UnknownKey), 1), said);
@@ -187,9 +250,61 @@ mod tests {
         assert_eq!(machine.next_deadline(), None);
     }
 
+    /// Node c boots with keys of long ago beside a and b, which run on.
+    #[test]
+    fn a_node_that_ran_before_yields_to_the_larger_side_for_ten_minutes() {
+        let mut machine = Unverified::new(node("c"), true, seconds(0));
+        take(&mut machine, Event::Nodes(["a", "b", "d"].map(node).into()), 0);
+        take(&mut machine, Event::Verified(node("d")), 1);
+        let unverified = |name| Action::Unverified { node: node(name), reason: Reject::UnknownKey };
+        // Two against c and d, whose first name is a.
+        assert_eq!(take(&mut machine, rejected("b", Reject::UnknownKey), 1), [unverified("b")]);
+        assert_eq!(take(&mut machine, rejected("a", Reject::UnknownKey), 1), [unverified("a"), Action::Yield(true)]);
+        assert_eq!(machine.next_deadline(), Some(seconds(3)));
+        for at in 2..601 {
+            take(&mut machine, Event::Verified(node("d")), at);
+            assert_eq!(take(&mut machine, rejected("a", Reject::UnknownKey), at), []);
+            assert_eq!(take(&mut machine, rejected("b", Reject::UnknownKey), at), []);
+        }
+        assert_eq!(
+            take(&mut machine, Event::Verified(node("d")), 601),
+            [Action::Yield(false)],
+            "or nobody would serve"
+        );
+        assert_eq!(take(&mut machine, rejected("a", Reject::UnknownKey), 601), []);
+        let gone = [Action::Resolved(node("a")), Action::Resolved(node("b"))];
+        assert_eq!(take(&mut machine, Event::Tick, 604), gone);
+        assert_eq!(
+            take(&mut machine, rejected("a", Reject::UnknownKey), 605),
+            [unverified("a"), Action::Yield(true)],
+            "c alone, after a"
+        );
+        assert_eq!(
+            take(&mut machine, Event::Verified(node("a")), 605),
+            [Action::Resolved(node("a")), Action::Yield(false)]
+        );
+    }
+
+    /// Of two nodes exactly one serves; new ones that hold back, and addresses of nodes that are heard, count for nothing.
+    #[test]
+    fn sides_are_counted_alike_from_both() {
+        let serves = |own: &str, other: &str, ready| {
+            let mut machine = Unverified::new(node(own), true, seconds(0));
+            take(&mut machine, Event::Nodes([node(other)].into()), 0);
+            let event = Event::Rejected { node: node(other), reason: Reject::BadMac, ready };
+            !take(&mut machine, event, 1).contains(&Action::Yield(true))
+        };
+        assert!(serves("a", "b", true) && !serves("b", "a", true));
+        assert!(serves("b", "a", false), "it is new, and owns nothing");
+        let mut machine = Unverified::new(node("b"), true, seconds(0));
+        take(&mut machine, Event::Verified(node("a")), 0);
+        take(&mut machine, Event::Nodes([node("a")].into()), 0);
+        assert_eq!(take(&mut machine, rejected("a", Reject::BadMac), 1), [], "somebody uses its address");
+    }
+
     #[test]
     fn other_clusters_and_other_refusals_do_not_count() {
-        let mut machine = Unverified::new(false, seconds(0));
+        let mut machine = Unverified::new(node("0"), false, seconds(0));
         take(&mut machine, Event::Nodes([node("a")].into()), 0);
         assert_eq!(take(&mut machine, rejected("of-another-cluster", Reject::WrongCluster), 1), []);
         assert_eq!(take(&mut machine, rejected("a", Reject::Replayed), 1), []);

@@ -31,6 +31,8 @@ pub struct View {
     slices: BTreeMap<ObjectName, EndpointSlice>,
     vips: BTreeMap<Ipv4Addr, VirtualIp>,
     refused: Refused,
+    /// It was on disk: no API server has confirmed it since.
+    saved: bool,
 }
 
 impl View {
@@ -56,6 +58,16 @@ impl View {
 
     pub fn vips(&self) -> &BTreeMap<Ipv4Addr, VirtualIp> {
         &self.vips
+    }
+
+    /// As it was read from disk.
+    #[must_use]
+    pub fn saved(self) -> Self {
+        Self { saved: true, ..self }
+    }
+
+    pub fn is_saved(&self) -> bool {
+        self.saved
     }
 
     /// How often a limit was reached, by limit.
@@ -191,7 +203,7 @@ impl View {
 /// A VIP with its grant.
 pub type Granted<'a> = (Ipv4Addr, &'a VirtualIp);
 
-/// What is known, not how often a limit was reached on the way there.
+/// What is known, not how often a limit was reached on the way there, nor from where.
 impl PartialEq for View {
     fn eq(&self, other: &Self) -> bool {
         self.nodes == other.nodes

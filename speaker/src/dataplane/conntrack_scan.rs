@@ -1,14 +1,22 @@
 //! Scans conntrack from time to time: the flows of this node, for its report.
+//!
+//! Reading the flows, and finding the rows of hundreds of thousands, is work of the blocking pool; both completions are events of the
+//! dataplane loop.
 
 use std::collections::BTreeSet;
 use std::future::pending;
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context, Result};
+use ebpf_common::FlowTuple;
 use speaker_core::backend::Flow;
+use speaker_core::forwarding::Table;
+use speaker_core::reports::reporter::{Announcement, Reporter};
 use speaker_core::time::Instant;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::backend::conntrack;
 use crate::io::clock;
@@ -22,20 +30,64 @@ const RARELY: Duration = Duration::from_secs(30);
 /// A look takes at most this part of the time: with 100,000 entries it lasts a tenth of a second.
 const SHARE: u32 = 20;
 
+/// Where flows to these addresses are read. `true`: what closed connections left is deleted first.
+pub type Source = Arc<dyn Fn(&BTreeSet<Ipv4Addr>, bool) -> io::Result<Vec<Flow>> + Send + Sync>;
+
+/// The kernel's.
+pub fn conntrack() -> Source {
+    Arc::new(|vips, forget_closed| {
+        if forget_closed {
+            conntrack::forget_closed(vips)?;
+        }
+        conntrack::flows(vips)
+    })
+}
+
+/// A part of a look that is done.
+pub enum Done {
+    Read(io::Result<Vec<Flow>>),
+    Found(Found),
+}
+
+/// What this node holds.
+pub struct Found {
+    pub announced: Announcement,
+    /// Open ones.
+    pub flows: usize,
+}
+
+/// Flows whose rows are to be found.
+pub struct Flows {
+    pub flows: Vec<Flow>,
+    /// Open ones that conntrack does not have.
+    pub missed: Vec<FlowTuple>,
+    pub table: Arc<Table>,
+    pub differ: bool,
+}
+
 /// When to look, and the look that is under way.
 pub struct ConntrackScan {
+    source: Source,
+    /// Away while rows are found.
+    reporter: Option<Reporter>,
     /// This node holds flows of rows that are not its own.
     pub has_foreign_rows: bool,
     changed: Instant,
     /// When the last scan began; `None`: scan at once.
     scanned: Option<Instant>,
     took: Duration,
-    running: Option<JoinHandle<io::Result<Vec<Flow>>>>,
+    running: Option<Running>,
+}
+
+enum Running {
+    Read(JoinHandle<io::Result<Vec<Flow>>>),
+    Find(JoinHandle<(Reporter, Found)>),
 }
 
 impl ConntrackScan {
-    pub fn new(now: Instant) -> Self {
-        Self { has_foreign_rows: false, changed: now, scanned: None, took: Duration::ZERO, running: None }
+    pub fn new(source: Source, reporter: Reporter, now: Instant) -> Self {
+        let (scanned, took, running) = (None, Duration::ZERO, None);
+        Self { source, reporter: Some(reporter), has_foreign_rows: false, changed: now, scanned, took, running }
     }
 
     /// The table is another one: this node reports at once.
@@ -63,23 +115,41 @@ impl ConntrackScan {
     /// After a change rows may have come here whose flows meet entries of closed connections: those are deleted first.
     pub fn begin(&mut self, vips: BTreeSet<Ipv4Addr>, now: Instant) {
         let changed = self.scanned.replace(now).is_none();
-        self.running = Some(tokio::task::spawn_blocking(move || {
-            if changed {
-                conntrack::forget_closed(&vips)?;
-            }
-            conntrack::flows(&vips)
-        }));
+        let source = self.source.clone();
+        self.running = Some(Running::Read(spawn_blocking(move || source(&vips, changed))));
     }
 
-    /// The result of the look that is under way; never, if there is none.
-    pub async fn done(&mut self) -> io::Result<Vec<Flow>> {
-        let Some(running) = &mut self.running else { return pending().await };
-        let result = running.await;
+    /// The flows of the scan that has just been read.
+    pub fn find(&mut self, flows: Flows, now: Instant) {
+        let Some(mut reporter) = self.reporter.take() else { return };
+        let find = move || {
+            let Flows { flows, missed, table, differ } = flows;
+            let open = || flows.iter().filter(|flow| !flow.is_closed()).map(|flow| flow.tuple);
+            let announced = reporter.announce(&table, open().chain(missed), differ, now);
+            (reporter, Found { announced, flows: open().count() })
+        };
+        self.running = Some(Running::Find(spawn_blocking(find)));
+    }
+
+    /// The part that is under way; never, if there is none. An error: the thread that found rows has ended, and with it what was known. May be
+    /// dropped while it waits.
+    pub async fn done(&mut self) -> Result<Done> {
+        let done = match &mut self.running {
+            None => pending().await,
+            Some(Running::Read(running)) => {
+                Done::Read(running.await.unwrap_or_else(|error| Err(io::Error::other(error))))
+            }
+            Some(Running::Find(running)) => {
+                let (reporter, found) = running.await.context("rows of this node's flows")?;
+                self.reporter = Some(reporter);
+                Done::Found(found)
+            }
+        };
         self.running = None;
         if let Some(scanned) = self.scanned {
             self.took = clock::now().since(scanned);
         }
-        result.unwrap_or_else(|error| Err(io::Error::other(error)))
+        Ok(done)
     }
 }
 
@@ -90,7 +160,8 @@ mod tests {
     #[test]
     fn often_after_a_change_and_rarely_at_rest() {
         let at = |seconds: u64| Instant::from_millis(1000 * seconds);
-        let mut scan = ConntrackScan::new(at(0));
+        let reporter = Reporter::new("n1", [1, 2], Duration::from_secs(3600));
+        let mut scan = ConntrackScan::new(conntrack(), reporter, at(0));
         assert!(scan.is_due(false, at(0)));
         scan.scanned = Some(at(0));
         assert!(!scan.is_due(false, at(0)) && scan.is_due(false, at(1)));

@@ -38,6 +38,8 @@ pub enum Message {
     OwnMac(Mac),
     /// What this host is itself, and how it leaves the segment.
     HostAddresses(HostAddresses),
+    /// The speakers' runs that the election has verified and receives.
+    Incarnations(BTreeMap<NodeName, u64>),
     /// Reports are signed and verified with these from now on.
     Keys(Keyring),
 }
@@ -60,6 +62,7 @@ enum Subject {
     Neighbour(Ipv4Addr),
     OwnMac,
     HostAddresses,
+    Incarnations,
     Keys,
 }
 
@@ -89,6 +92,7 @@ impl Outbox {
             Message::SignedMac { ip, .. } => Subject::SignedMac(*ip),
             Message::OwnMac(_) => Subject::OwnMac,
             Message::HostAddresses(_) => Subject::HostAddresses,
+            Message::Incarnations(_) => Subject::Incarnations,
             Message::Keys(_) => Subject::Keys,
         };
         match self.sender.edit(subject, |waiting| after(waiting.unwrap_or_default(), message)) {

@@ -3,7 +3,7 @@
 //! and of the others; startup_probe.rs: after a boot.
 
 pub mod attachment;
-mod conntrack_scan;
+pub mod conntrack_scan;
 pub mod inbox;
 pub mod loader;
 mod maps;

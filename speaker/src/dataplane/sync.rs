@@ -30,7 +30,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::attachment::{Attachment, LOOK};
-use super::conntrack_scan::ConntrackScan;
+use super::conntrack_scan::{self, ConntrackScan};
 use super::inbox::{HostAddresses, Inbox, Message};
 use super::maps::ForwardingMaps;
 use super::report_socket::ReportSocket;
@@ -56,6 +56,8 @@ const MAX_MACS: usize = 4 * MAX_NODES as usize;
 pub struct Synced {
     /// VIPs that the packet path can carry, and which nodes may own them.
     pub desired: BTreeMap<Vip, Eligible>,
+    /// They are of a view from disk.
+    pub saved_view: bool,
     /// The packet path is attached.
     pub ready: bool,
     /// VIPs that are not served because of what they are.
@@ -72,7 +74,6 @@ pub struct Sync {
     pub udp_silent: bool,
     pub attachment: Attachment,
     pub planner: Planner,
-    pub reporter: Reporter,
     pub saver: Saver,
     /// Awaited if the node has booted since the last speaker.
     pub startup_probe: StartupProbe,
@@ -86,6 +87,8 @@ pub struct Sync {
 
 /// What the workers work with.
 pub struct Tools {
+    pub reporter: Reporter,
+    pub flows: conntrack_scan::Source,
     pub maps: ForwardingMaps,
     pub backend: Backend,
 }
@@ -126,7 +129,7 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
             }
             due = state.report_socket.due() => { due.context("the report socket")?; state.exchange(None)?; }
             () = batch_due(&state.sync.planner) => state.dirty = true,
-            looked = state.scan.done() => state.on_scan(looked)?,
+            done = state.scan.done() => state.on_scan(done?)?,
             rules = state.rules.changed() => state.in_force(rules.context("the nft worker has ended")?)?,
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
             () = state.sync.startup_probe.next() => {}
@@ -168,6 +171,8 @@ struct State {
     table: Arc<Table>,
     /// The same as far as rules are in force for it: the content of the maps.
     shown: Arc<Table>,
+    /// The view from which it was made is one from disk.
+    saved_view: bool,
     /// What is being written.
     writing: Option<Writing>,
     scan: ConntrackScan,
@@ -195,6 +200,8 @@ struct Planned {
     /// Service ports with pods on this node.
     services: BTreeSet<ServiceKey>,
     traffic_states: TrafficStates,
+    /// It was made from a view from disk.
+    saved_view: bool,
     /// Until the nft worker has it.
     plan: Option<Plan>,
 }
@@ -205,12 +212,13 @@ struct Writing {
     config: Config,
     table: Arc<Table>,
     shown: Arc<Table>,
+    saved_view: bool,
     since: Instant,
 }
 
 impl State {
     fn restore(mut sync: Sync, tools: Tools, report_socket: ReportSocket) -> Result<Self> {
-        let Tools { maps, backend } = tools;
+        let Tools { reporter, flows, maps, backend } = tools;
         let have = maps.restore().context("read the pinned maps")?;
         info!(
             vips = have.vips.len(),
@@ -240,8 +248,9 @@ impl State {
             planned: Planned::default(),
             table: Arc::default(),
             shown: Arc::default(),
+            saved_view: false,
             writing: None,
-            scan: ConntrackScan::new(clock::now()),
+            scan: ConntrackScan::new(flows, reporter, clock::now()),
             saved: None,
             differing: BTreeSet::new(),
             udp_pins: UdpPins::default(),
@@ -291,6 +300,7 @@ impl State {
                     self.macs.remove(&ip);
                 }
             }
+            Message::Incarnations(epochs) => self.exchange(Some(exchange::Event::Incarnations(epochs)))?,
             Message::Keys(keys) => self.exchange(Some(exchange::Event::Keys(keys)))?,
             Message::OwnMac(mac) => self.set_own_mac(mac),
             Message::HostAddresses(host) => {

@@ -28,14 +28,14 @@ impl State {
         if let Some((signer, other_hint)) = self.incoming.signed {
             self.on_rotation(rotation::Event::Received { node: node.clone(), signer, other_hint }, now);
         }
-        if self.driver.unverified.count() > 0 {
+        if self.driver.unverified.is_news(node, now) {
             self.on_unverified(unverified::Event::Verified(node.clone()), now);
         }
     }
 
     pub(super) fn rejected(&mut self, reason: Reject, now: Instant) {
         if let Some(node) = self.by_address.get(&self.incoming.source).cloned() {
-            self.on_unverified(unverified::Event::Rejected { node, reason }, now);
+            self.on_unverified(unverified::Event::Rejected { node, reason, ready: self.incoming.ready }, now);
         }
     }
 
@@ -96,13 +96,24 @@ impl State {
                     self.driver.health.held_back.store(hold, Ordering::Relaxed);
                     self.follow_up.push(self.readiness());
                 }
+                Action::Yield(yields) => {
+                    self.yields = yields;
+                    self.driver.health.outnumbered.store(yields, Ordering::Relaxed);
+                    if yields {
+                        warn!("peers_unverified: most nodes of the cluster cannot be verified: this node owns no VIP");
+                    } else {
+                        info!("this node may own VIPs again, whether or not it can verify the others");
+                    }
+                    self.follow_up.push(self.readiness());
+                }
                 Action::Confirmed => self.notify_app(Notice::IdentityConfirmed),
             }
         }
     }
 
-    /// The packet path can serve, and no evidence is against this node's identity.
+    /// The packet path can serve, no evidence is against this node's identity, and it is not on the smaller side of a cluster with two keys.
     pub(super) fn readiness(&self) -> election::Event {
-        election::Event::Ready(self.ready && !self.driver.health.held_back.load(Ordering::Relaxed))
+        let held_back = self.driver.health.held_back.load(Ordering::Relaxed);
+        election::Event::Ready(self.ready && !self.yields && !held_back)
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use speaker_core::announce;
 use speaker_core::liveness;
@@ -20,6 +21,9 @@ use super::State;
 use crate::dataplane::inbox::Message;
 use crate::io::Mac;
 use crate::io::arp::Neighbour;
+
+/// Between two statements of which incarnations are verified.
+const INCARNATIONS: Duration = Duration::from_secs(1);
 
 /// No query is due.
 const NEVER: Instant = Instant::from_nanos(u64::MAX);
@@ -53,6 +57,22 @@ impl State {
         }
         if changed {
             self.notify_unavailable();
+        }
+    }
+
+    pub(super) fn note_incarnation(&mut self, node: &NodeName, epoch: u64) {
+        match self.incarnations.get_mut(node) {
+            Some(known) => *known = epoch,
+            None => drop(self.incarnations.insert(node.clone(), epoch)),
+        }
+    }
+
+    /// Again and again: reports of other incarnations must not count for long.
+    pub(super) fn tell_incarnations(&mut self, now: Instant) {
+        self.incarnations_at = now + INCARNATIONS;
+        if !self.incarnations.is_empty() {
+            let incarnations = std::mem::take(&mut self.incarnations);
+            self.notify(Message::Incarnations(incarnations));
         }
     }
 

@@ -58,6 +58,9 @@ pub(super) struct Ability {
     leaving: bool,
     carrier: bool,
     quorum: bool,
+    pub saved_view: bool,
+    /// It offers what peers with a confirmed view could hold.
+    pub concedes: bool,
 }
 
 impl Ability {
@@ -115,9 +118,11 @@ impl Election {
             leaving: self.leaving,
             carrier: self.carrier,
             quorum: self.has_quorum(now),
+            saved_view: self.saved_view,
+            concedes: self.concedes(now),
         };
         let before = core::mem::replace(&mut self.ability, ability);
-        if ability.can_claim() && !before.can_claim() {
+        if ability.can_claim() && (!before.can_claim() || before.saved_view && !ability.saved_view) {
             for vip in &self.open {
                 if let Some(vacancy) = self.vips.get_mut(vip).and_then(|record| record.vacancy.as_mut()) {
                     vacancy.since = vacancy.since.max(now);
@@ -150,7 +155,9 @@ impl Election {
         if self.phase != Phase::Joining && !self.ability.quorum {
             return self.release(vip, LoseReason::NoQuorum, actions);
         }
-        let stepping_down = self.leaving || !self.ready || !eligible.contains(&self.config.node);
+        let second_choice = !eligible.contains(&self.config.node);
+        let stepping_down =
+            self.leaving || !self.ready || second_choice || self.ability.concedes && self.is_preceded(vip);
         match self.contest_all(vip, held.term, stepping_down, now, actions) {
             Err(Lost) if stepping_down => return self.release(vip, LoseReason::HandedOver, actions),
             Err(Lost) => return self.release(vip, LoseReason::Conflict, actions),
@@ -216,7 +223,8 @@ impl Election {
         self.set_stepping_down_since(vip, Some(since));
         let end = since + self.config.leave_timeout;
         if now >= end || self.leaving && !successor {
-            self.release(vip, LoseReason::NoSuccessor, actions);
+            let conceded = self.ability.concedes && self.ready && !self.leaving;
+            self.release(vip, if conceded { LoseReason::SavedView } else { LoseReason::NoSuccessor }, actions);
         } else {
             self.wake_at(vip, end);
         }
@@ -228,16 +236,7 @@ impl Election {
         }
     }
 
-    fn has_successor(&self, vip: Vip) -> bool {
-        let eligible = self.eligible(vip);
-        self.peers.up().any(|(name, peer)| {
-            (peer.flags.ready || peer.flags.joining)
-                && !peer.flags.leaving
-                && eligible.is_some_and(|e| e.contains(name))
-        })
-    }
-
-    fn eligible(&self, vip: Vip) -> Option<&Eligible> {
+    pub(super) fn eligible(&self, vip: Vip) -> Option<&Eligible> {
         self.vips.get(&vip)?.eligible.as_ref()
     }
 
@@ -284,10 +283,7 @@ impl Election {
 
     /// R3: the best-ranked claims, the others later, each if no peer has by then.
     fn decide_vacant(&mut self, vip: Vip, vacancy: Vacancy, now: Instant, actions: &mut Vec<Action>) {
-        let Some(eligible) = self.eligible(vip) else { return };
-        let first_choice = eligible.contains(&self.config.node);
-        let falls_back = !first_choice && eligible.falls_back_to(&self.config.node) && !self.has_successor(vip);
-        if !self.ability.can_claim() || !(first_choice || falls_back) || self.held.len() >= MAX_CLAIMS {
+        if !self.ability.can_claim() || self.is_preceded(vip) || self.held.len() >= MAX_CLAIMS {
             return;
         }
         let mut due = self.due(vip, vacancy, now);
@@ -328,14 +324,14 @@ impl Election {
         let node = &self.config.node;
         let own = (rank::weight_of_hash(vip, self.hash), node);
         let eligible = self.vips.get(&vip).and_then(|record| record.eligible.as_ref());
-        let first_choice = eligible.is_some_and(|eligible| eligible.contains(node));
-        let competes = |name: &NodeName| {
-            eligible.is_some_and(|e| if first_choice { e.contains(name) } else { e.falls_back_to(name) })
+        let precedence = eligible.and_then(|eligible| self.own_precedence(eligible));
+        let competes = |name: &NodeName, peer: &Incarnation| {
+            precedence.is_some() && eligible.and_then(|e| self.precedence(e, name, peer)) == precedence
         };
         let (mut before, mut compared) = (0, 0);
         for (name, peer, hash) in self.peers.ranked() {
             let soon = peer.flags.ready || why == Why::New && peer.flags.joining;
-            if !soon || peer.flags.leaving || !competes(name) {
+            if !soon || peer.flags.leaving || !competes(name, peer) {
                 continue;
             }
             compared += 1;

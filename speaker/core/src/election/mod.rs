@@ -2,12 +2,13 @@
 //!
 //! Read first: docs/election.md (phases, rules R1.., invariants I1..); RFC 9568 for what it grew from.
 //! Files: `state` (configuration, events, actions) → `turn` (the loop that drives it) → `peer`, `peers` (what is received) → `claims`
-//! (which claim wins a conflict) → `decide` (what to hold) → `transmit` (what is sent).
+//! (which claim wins a conflict) → `precedence` (who may claim before whom) → `decide` (what to hold) → `transmit` (what is sent).
 
 mod claims;
 mod decide;
 mod peer;
 mod peers;
+mod precedence;
 mod state;
 mod transmit;
 pub mod turn;
@@ -49,6 +50,9 @@ pub struct Election {
     ready: bool,
     carrier: bool,
     leaving: bool,
+    /// No API server has confirmed the view, and since when a peer whose view is confirmed could hold VIPs.
+    saved_view: bool,
+    confirmed_peer: Option<Instant>,
     handed_over: bool,
     all_taken: bool,
 
@@ -97,6 +101,8 @@ impl Election {
             ready: false,
             carrier: true,
             leaving: false,
+            saved_view: false,
+            confirmed_peer: None,
             handed_over: false,
             all_taken: true,
             last_tick: Instant::ZERO,
@@ -157,7 +163,8 @@ impl Election {
         if advert.node == self.config.node {
             return Err(Reject::OwnEcho);
         }
-        let (node, ready, wants_claims) = (advert.node.clone(), advert.flags.takes_flows(), advert.flags.need_claims);
+        let (node, epoch) = (advert.node.clone(), advert.epoch);
+        let (ready, wants_claims) = (advert.flags.takes_flows(), advert.flags.need_claims);
         let received = self.peers.receive(advert, self.challenges, &self.config, now)?;
         self.transmit.requested |= wants_claims;
         self.work.listed += received.vips.len() as u64;
@@ -170,7 +177,7 @@ impl Election {
             self.transmit.introduce_node();
         }
         if received.verified {
-            actions.push(Action::Received { node: node.clone(), ready, receives_us: received.receives_us });
+            actions.push(Action::Received { node: node.clone(), epoch, ready, receives_us: received.receives_us });
         }
         if let Some(mac) = received.mac {
             actions.push(Action::Address { node: node.clone(), mac });
@@ -358,6 +365,7 @@ impl Machine for Election {
             }
             Event::Desired(desired) => self.set_desired(desired),
             Event::Nodes(nodes) => self.set_nodes(nodes, actions),
+            Event::SavedView(saved) => self.set_saved_view(saved, actions),
             Event::Ready(ready) => {
                 self.transmit.changed |= self.ready != ready;
                 self.ready = ready;
@@ -397,8 +405,9 @@ impl Machine for Election {
         let joined = joined.filter(|at| *at > self.last_tick);
         let touched = (!self.touched.is_empty()).then_some(self.last_tick);
         let timer = self.timers.first().map(|(at, _)| *at);
-        let own = [Some(self.next_beat), joined, touched, timer, self.peers.next_expiry(), self.next_transmission()];
-        own.into_iter().flatten().min()
+        let own = [Some(self.next_beat), joined, touched, timer, self.concedes_at()];
+        let theirs = [self.peers.next_expiry(), self.next_transmission()];
+        own.into_iter().chain(theirs).flatten().min()
     }
 }
 

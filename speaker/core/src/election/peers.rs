@@ -23,8 +23,10 @@ pub(super) struct Peers {
     peers: BTreeMap<NodeName, Peer>,
     /// The peers of which any incarnation claims a VIP: a decision reads these only.
     claimants: BTreeMap<Vip, Vec<NodeName>>,
-    /// The nodes of the view; adverts of others have no effect. `None` until the first view.
+    /// The nodes of the view. `None` until the first one.
     members: Option<BTreeSet<NodeName>>,
+    /// The view is a saved one, and there may be newer nodes; else adverts of nodes that it does not have have no effect.
+    open: bool,
     /// When any peer was received last.
     last_sound: Instant,
     /// When the next peer falls silent, at the earliest.
@@ -88,7 +90,7 @@ impl Peers {
         config: &Config,
         now: Instant,
     ) -> Result<Received, Reject> {
-        if self.members.as_ref().is_some_and(|members| !members.contains(&advert.node)) {
+        if !self.open && !self.is_member(&advert.node) {
             return Err(Reject::UnknownNode);
         }
         self.make_room(&advert.node, config, now)?;
@@ -106,10 +108,26 @@ impl Peers {
         Ok(received)
     }
 
-    /// The nodes of the view. Adverts of others have no effect from now on, and what they claimed no longer counts.
+    /// The nodes of the view. Adverts of others have no effect from now on, and what they claimed no longer counts; except while the view
+    /// is a saved one.
     pub fn set_members(&mut self, members: BTreeSet<NodeName>) -> Lapsed {
-        let gone: Vec<NodeName> = self.peers.keys().filter(|name| !members.contains(*name)).cloned().collect();
         self.members = Some(members);
+        self.remove_strangers()
+    }
+
+    pub fn set_open(&mut self, open: bool) -> Lapsed {
+        self.open = open;
+        self.remove_strangers()
+    }
+
+    /// Of the view; before there is one, everybody may be.
+    pub fn is_member(&self, node: &NodeName) -> bool {
+        self.members.as_ref().is_none_or(|members| members.contains(node))
+    }
+
+    fn remove_strangers(&mut self) -> Lapsed {
+        let strangers = self.peers.keys().filter(|name| !self.open && !self.is_member(name));
+        let gone: Vec<NodeName> = strangers.cloned().collect();
         let mut lapsed = Lapsed::default();
         for name in gone {
             let Some(peer) = self.remove(&name) else { continue };

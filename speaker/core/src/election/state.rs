@@ -28,6 +28,8 @@ pub struct Config {
     pub join_timeout: Duration,
     /// A node that leaves waits no longer than this for its successors.
     pub leave_timeout: Duration,
+    /// A node with a saved view keeps what it holds for so long beside a peer whose view an API server has confirmed (R14).
+    pub concede: Duration,
     /// Between repetitions of an unchanged claim list.
     pub claims_refresh: Duration,
     /// A VIP whose entry the kernel refused is not claimed again before this time.
@@ -51,6 +53,7 @@ impl Config {
             lease: Duration::from_millis(120),
             join_timeout: Duration::from_secs(1),
             leave_timeout: Duration::from_secs(1),
+            concede: Duration::from_secs(10),
             claims_refresh: Duration::from_secs(1),
             retry: Duration::from_secs(10),
             partition: PartitionPolicy::Availability,
@@ -177,8 +180,11 @@ pub enum Event {
     Datagram(Vec<u8>),
     /// Every VIP that is to be served; replaces the previous set. Empty at start: until the first one nothing is claimed.
     Desired(BTreeMap<Vip, Eligible>),
-    /// All other nodes of the view: adverts in the name of others are refused. Until the first one all are taken.
+    /// All other nodes of the view: adverts in the name of others are refused. Until the first one all are taken, and while the view is a
+    /// saved one: there may be newer nodes.
     Nodes(BTreeSet<NodeName>),
+    /// Whether the view is that of the disk: no API server has confirmed it (R14). False at start.
+    SavedView(bool),
     /// The kernel refused the entry of [`Action::Acquire`]: the VIP is released, and not announced.
     NotAcquired(Vip),
     /// The dataplane of this node can serve. False at start; an owner that is not ready hands over.
@@ -222,6 +228,8 @@ pub enum Action {
     /// node takes new flows (`readiness::Event::Ready`).
     Received {
         node: NodeName,
+        /// Of its present incarnation.
+        epoch: u64,
         ready: bool,
         /// It names this node in its heartbeats.
         receives_us: bool,
@@ -295,6 +303,8 @@ pub enum LoseReason {
     NoCarrier,
     /// Fewer than half of the members are received (policy quorum).
     NoQuorum,
+    /// It is of a saved view, and no peer that hears the API server has taken it.
+    SavedView,
 }
 
 impl LoseReason {
@@ -308,6 +318,7 @@ impl LoseReason {
             Self::MapWriteFailed => "map_write_failed",
             Self::NoCarrier => "no_carrier",
             Self::NoQuorum => "no_quorum",
+            Self::SavedView => "saved_view",
         }
     }
 }

@@ -3,6 +3,7 @@
 mod faults;
 mod harness;
 mod properties;
+mod saved_view;
 
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;

@@ -195,6 +195,7 @@ impl Election {
             need_claims: self.peers.misses_claims(),
             joining: self.phase == Phase::Joining,
             alone: self.alone,
+            saved_view: self.saved_view,
         }
     }
 }

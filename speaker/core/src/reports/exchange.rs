@@ -4,18 +4,23 @@
 //! The rows travel when they change, once more a second later, and on request: of a node that starts, or that lost parts. The
 //! last report of a node counts until the next one, or until the node leaves the cluster: its flows outlive its speaker.
 
+mod peer;
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use peer::Peer;
+
 use super::{Report, Reported, Reports};
+use crate::forwarding::LONGEST_WAIT;
 use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::staleness::Staleness;
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::Digests;
-use crate::wire::report::{Datagram, Keyring, MAX_LIST, Piece, Reject, Services, decode, encode, piece_len};
+use crate::wire::report::{Datagram, Keyring, Piece, Reject, encode, piece_len};
 
 /// One node's part in it.
 #[derive(Debug)]
@@ -28,6 +33,8 @@ pub struct Exchange {
     nodes: Option<BTreeSet<NodeName>>,
     peers: BTreeMap<NodeName, Peer>,
     staleness: Staleness,
+    /// When its own view last changed.
+    viewed: Option<Instant>,
     next_beat: Instant,
     /// When the rows travel next, unless they change before.
     next_list: Option<Instant>,
@@ -43,7 +50,7 @@ pub struct Config {
     pub keys: Keyring,
     /// Between summaries.
     pub interval: Duration,
-    /// For how long tables may differ before it is an alarm.
+    /// For how long tables may differ before it is an alarm, unless the views are the same and additions may wait (decision 15).
     pub differ: Duration,
     /// The digest of each node's pods (`Digests::pods`), as the speaker before this one saw them last.
     pub pods: BTreeMap<String, u64>,
@@ -56,6 +63,8 @@ pub enum Event {
     /// The digests of the view, once the packet path has applied it.
     Applied(Digests),
     Datagram(Vec<u8>),
+    /// The incarnations that the election has verified and receives. To be repeated.
+    Incarnations(BTreeMap<NodeName, u64>),
     /// Sign and verify with these from now on.
     Keys(Keyring),
     /// All other nodes of the cluster.
@@ -99,29 +108,6 @@ struct Own {
     partial: bool,
 }
 
-#[derive(Debug)]
-struct Peer {
-    epoch: u64,
-    sequence: u64,
-    received: Instant,
-    version: u64,
-    digest: u64,
-    reported: Option<Reported>,
-    /// Epoch and version of the report.
-    reported_version: (u64, u64),
-    assembly: Option<Assembly>,
-    differs: Option<Instant>,
-    alarmed: bool,
-}
-
-/// Rows of which parts have come.
-#[derive(Debug)]
-struct Assembly {
-    version: u64,
-    parts: u16,
-    got: BTreeMap<u16, Vec<u8>>,
-}
-
 impl Exchange {
     /// Sends nothing before the first `Event::Tick`, which is due at once.
     pub fn new(mut config: Config, now: Instant) -> Self {
@@ -134,6 +120,7 @@ impl Exchange {
             nodes: None,
             peers: BTreeMap::new(),
             staleness,
+            viewed: None,
             next_beat: now,
             next_list: None,
             last_list: None,
@@ -182,6 +169,8 @@ impl Exchange {
     fn set_applied(&mut self, viewed: Digests, now: Instant, actions: &mut Vec<Action>) {
         self.staleness.set_pods(viewed.pods, now);
         if self.staleness.applied(&self.config.node, viewed.view, now) {
+            self.viewed = Some(now);
+            self.compare_views(now);
             self.send_summary(now, actions);
         }
         self.judge(now, actions);
@@ -234,11 +223,20 @@ impl Exchange {
         let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(now));
         let changed = peer.take(datagram, now)?;
         self.staleness.applied(&node, view, now);
+        self.compare_views(now);
         if changed {
             actions.push(Action::Changed(node));
         }
         self.compare(now, actions);
         Ok(())
+    }
+
+    fn verify(&mut self, epochs: &BTreeMap<NodeName, u64>) {
+        for (node, epoch) in epochs {
+            if let Some(peer) = self.peers.get_mut(node) {
+                peer.verify(*epoch);
+            }
+        }
     }
 
     /// Since when each node's table differs from ours; and which nodes agree again.
@@ -263,11 +261,27 @@ impl Exchange {
         }
     }
 
+    fn compare_views(&mut self, now: Instant) {
+        let own = self.staleness.view(&self.config.node);
+        for (node, peer) in &mut self.peers {
+            let differs = self.staleness.view(node) != own;
+            peer.views_differ = peer.views_differ.or(Some(now)).filter(|_| differs);
+        }
+    }
+
+    /// Views agree, or have not differed for long: each node may have applied other additions, until the last ones cannot wait any more.
+    fn may_wait(&self, peer: &Peer, now: Instant) -> bool {
+        let lately = |since: Instant, time| now.since(since) < time;
+        let agree = peer.views_differ.is_none_or(|since| lately(since, self.config.differ));
+        agree && self.viewed.is_some_and(|since| lately(since, LONGEST_WAIT + self.config.differ))
+    }
+
     fn raise_alarms(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let differing: Vec<NodeName> = self
             .peers
             .iter()
             .filter(|(_, peer)| !peer.alarmed && self.differs_for(peer, self.config.differ, now))
+            .filter(|(_, peer)| !self.may_wait(peer, now))
             .map(|(node, _)| node.clone())
             .collect();
         for node in differing {
@@ -343,90 +357,6 @@ impl Exchange {
     }
 }
 
-impl Peer {
-    fn new(now: Instant) -> Self {
-        Self {
-            epoch: 0,
-            sequence: 0,
-            received: now,
-            version: 0,
-            digest: 0,
-            reported: None,
-            reported_version: (0, 0),
-            assembly: None,
-            differs: None,
-            alarmed: false,
-        }
-    }
-
-    /// The kept report is the latest version, or there is none yet.
-    fn is_known(&self) -> bool {
-        self.version == 0 || self.reported_version == (self.epoch, self.version)
-    }
-
-    /// Whether its report changed.
-    fn take(&mut self, datagram: Datagram, now: Instant) -> Result<bool, Reject> {
-        let Datagram { epoch, sequence, version, digest, partial, age_millis, parts, piece, .. } = datagram;
-        if epoch < self.epoch {
-            return Err(Reject::StaleEpoch);
-        }
-        if epoch == self.epoch && (sequence <= self.sequence || version < self.version) {
-            return Err(Reject::Replayed);
-        }
-        let scanned = now - Duration::from_millis(u64::from(age_millis));
-        (self.epoch, self.sequence, self.version, self.digest, self.received) = (epoch, sequence, version, digest, now);
-        if self.is_known() {
-            if let Some(reported) = self.reported.as_mut().filter(|_| version != 0) {
-                reported.confirmed = reported.confirmed.max(scanned);
-            }
-            return Ok(false);
-        }
-        let services = match piece {
-            _ if parts == 0 => Services::new(),
-            None => return Ok(false),
-            Some(piece) => match self.assemble(parts, piece) {
-                Some(list) => decode(&list)?,
-                None => return Ok(false),
-            },
-        };
-        self.reported_version = (epoch, version);
-        self.assembly = None;
-        Ok(self.set_reported(Report { digest, partial, services }, scanned))
-    }
-
-    /// The list, once all parts are there.
-    fn assemble(&mut self, parts: u16, piece: Piece) -> Option<Vec<u8>> {
-        let version = self.version;
-        if !self.assembly.as_ref().is_some_and(|assembly| assembly.version == version && assembly.parts == parts) {
-            self.assembly = Some(Assembly { version, parts, got: BTreeMap::new() });
-        }
-        let assembly = self.assembly.as_mut()?;
-        assembly.got.insert(piece.part, piece.bytes);
-        let bytes: usize = assembly.got.values().map(Vec::len).sum();
-        let whole = assembly.got.len() == usize::from(parts) && bytes <= MAX_LIST;
-        whole.then(|| assembly.got.values().flatten().copied().collect())
-    }
-
-    /// Rows that are as they were keep their allocation.
-    fn set_reported(&mut self, mut report: Report, confirmed: Instant) -> bool {
-        let Some(known) = &mut self.reported else {
-            self.reported = Some(Reported { report: Arc::new(report), confirmed, ..Reported::default() });
-            return true;
-        };
-        for (key, rows) in &mut report.services {
-            if let Some(same) = known.report.services.get(key).filter(|known| *known == rows) {
-                *rows = same.clone();
-            }
-        }
-        known.confirmed = confirmed;
-        let changed = *known.report != report;
-        if changed {
-            known.supersede(Arc::new(report));
-        }
-        changed
-    }
-}
-
 impl Machine for Exchange {
     type Event = Event;
     type Action = Action;
@@ -440,6 +370,7 @@ impl Machine for Exchange {
                     actions.push(Action::Rejected(reject));
                 }
             }
+            Event::Incarnations(epochs) => self.verify(&epochs),
             Event::Keys(keys) => self.config.keys = keys,
             Event::Nodes(nodes) => self.set_nodes(nodes, actions),
             Event::Rejoin => (self.started, self.next_beat) = (now, now),

@@ -105,6 +105,11 @@ impl<'a> Packet<'a> {
         self.u64_at(8)
     }
 
+    /// What the sender says, verified or not.
+    pub fn says_ready(&self) -> bool {
+        Flags::from_bits(self.flags()).ready
+    }
+
     fn challenge(&self) -> u32 {
         u32::from_be_bytes(self.array_at(40))
     }
@@ -179,6 +184,8 @@ pub struct Flags {
     pub joining: bool,
     /// Its claims were won or kept without receiving any peer.
     pub alone: bool,
+    /// Its view is that of its disk: no API server has confirmed it.
+    pub saved_view: bool,
 }
 
 impl Flags {
@@ -187,6 +194,7 @@ impl Flags {
     const NEED_CLAIMS: u8 = 1 << 2;
     const JOINING: u8 = 1 << 3;
     const ALONE: u8 = 1 << 4;
+    const SAVED_VIEW: u8 = 1 << 5;
 
     /// Whether it may get new flows: its packet path is ready, and it knows the present state. A node that is cut off, or has not
     /// yet received the others again, does not know which nodes served its rows in its place.
@@ -202,17 +210,19 @@ impl Flags {
             need_claims: has(Self::NEED_CLAIMS),
             joining: has(Self::JOINING),
             alone: has(Self::ALONE),
+            saved_view: has(Self::SAVED_VIEW),
         }
     }
 
     fn bits(self) -> u8 {
-        let Self { ready, leaving, need_claims, joining, alone } = self;
+        let Self { ready, leaving, need_claims, joining, alone, saved_view } = self;
         let bit = |set, bit| if set { bit } else { 0 };
         bit(ready, Self::READY)
             | bit(leaving, Self::LEAVING)
             | bit(need_claims, Self::NEED_CLAIMS)
             | bit(joining, Self::JOINING)
             | bit(alone, Self::ALONE)
+            | bit(saved_view, Self::SAVED_VIEW)
     }
 }
 

@@ -71,7 +71,7 @@ impl State {
         let services = plan.services.keys().copied().collect();
         let plan = self.udp_pins.complete(Plan { udp_silent: self.sync.udp_silent, ..plan }, now);
         self.sync.metrics.udp_flows_pinned.set(plan.udp_pins.len() as i64);
-        self.planned = Planned { table, services, traffic_states, plan: Some(plan) };
+        self.planned = Planned { table, services, traffic_states, saved_view: view.is_saved(), plan: Some(plan) };
         (self.dirty, self.follow) = (false, true);
     }
 
@@ -100,7 +100,8 @@ impl State {
         let job = Job { config: (config != self.config).then_some(config), ops: diff(&self.have, &want) };
         self.writer.write(job)?;
         let table = self.planned.table.clone();
-        self.writing = Some(Writing { want, config, table, shown, since: Instant::now() });
+        let saved_view = self.planned.saved_view;
+        self.writing = Some(Writing { want, config, table, shown, saved_view, since: Instant::now() });
         self.retry = None;
         Ok(())
     }
@@ -182,7 +183,9 @@ impl State {
 
     /// The map writer is done.
     pub(super) fn written(&mut self, written: Written) -> Result<()> {
-        let Some(Writing { want, config, table, shown, since }) = self.writing.take() else { return Ok(()) };
+        let Some(Writing { want, config, table, shown, saved_view, since }) = self.writing.take() else {
+            return Ok(());
+        };
         let Written { job, config: configured, ops, result } = written;
         if configured {
             self.config = config;
@@ -207,7 +210,7 @@ impl State {
         if self.table.digest != table.digest {
             self.scan.changed(clock::now());
         }
-        (self.table, self.shown) = (table, shown);
+        (self.table, self.shown, self.saved_view) = (table, shown, saved_view);
         if job.ops.len() >= LARGE {
             memory::give_back();
         }
@@ -299,7 +302,7 @@ impl State {
         let ready = attached && view.is_member(&self.sync.node);
         let barred = |refusal: &&Refusal| refusal.reason.bars_vip();
         let barred = self.shown.refused.iter().filter(barred).map(|refusal| (refusal.vip, refusal.reason)).collect();
-        let synced = Synced { desired, ready, barred };
+        let synced = Synced { desired, saved_view: self.saved_view, ready, barred };
         if self.notified.as_ref() != Some(&synced) {
             (self.sync.on_synced)(synced.clone());
             self.notified = Some(synced);

@@ -1,6 +1,7 @@
 //! The loop with real maps, the real nft and its own socket, in network and mount namespaces that only a test's threads are in.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::SocketAddrV4;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -122,6 +123,21 @@ fn wrapper(dir: &Path) -> PathBuf {
     program
 }
 
+/// The kernel's flows, after a wait while the file `hold-conntrack` is locked; its begin and its end are noted.
+fn held_conntrack(dir: &Path) -> conntrack_scan::Source {
+    let (kernel, dir) = (conntrack_scan::conntrack(), dir.to_path_buf());
+    File::create(dir.join("hold-conntrack")).unwrap();
+    Arc::new(move |vips, forget_closed| {
+        let note = |what| writeln!(fs::OpenOptions::new().create(true).append(true).open(dir.join(what))?);
+        note("looks-begun")?;
+        let hold = Flock::lock(File::open(dir.join("hold-conntrack"))?, FlockArg::LockShared);
+        let flows = kernel(vips, forget_closed);
+        drop(hold.map_err(|(_, error)| error)?);
+        note("looks-done")?;
+        flows
+    })
+}
+
 impl World {
     fn start(dir: &Path) -> Self {
         ip("link add eth0 type veth peer name peer0");
@@ -156,7 +172,6 @@ impl World {
             udp_silent: false,
             attachment: Attachment::new(loaded, "eth0", index("eth0")),
             planner: Planner::new([1, 2], PreviousRings::new(hour)),
-            reporter: Reporter::new(&node_name(1), [1, 2], hour),
             saver: Saver::start(StateDir::open(&dir.join("state")), metrics.clone()).unwrap(),
             startup_probe: StartupProbe::Off,
             health: health.clone(),
@@ -164,7 +179,12 @@ impl World {
             on_synced: Box::new(move |synced| *told.lock().unwrap() = Some(synced)),
             on_lagging: Box::new(|_| {}),
         };
-        let tools = Tools { maps: ForwardingMaps::open(&pins).unwrap(), backend: Backend::new(Nft::new(wrapper(dir))) };
+        let tools = Tools {
+            reporter: Reporter::new(&node_name(1), [1, 2], hour),
+            flows: held_conntrack(dir),
+            maps: ForwardingMaps::open(&pins).unwrap(),
+            backend: Backend::new(Nft::new(wrapper(dir))),
+        };
         let exchange = exchange::Config {
             node: NodeName::new(&node_name(1)).unwrap(),
             cluster: CLUSTER,
@@ -190,13 +210,14 @@ impl World {
         self.view.send(Some(Arc::new(view(services)))).unwrap();
     }
 
-    /// Holds every transaction until the value is dropped.
-    fn hold_nft(&self) -> Flock<File> {
-        Flock::lock(File::open(self.dir.join("hold")).unwrap(), FlockArg::LockExclusive).unwrap()
+    /// Holds every transaction (`hold`), or every look at conntrack (`hold-conntrack`), until the value is dropped.
+    fn hold(&self, what: &str) -> Flock<File> {
+        Flock::lock(File::open(self.dir.join(what)).unwrap(), FlockArg::LockExclusive).unwrap()
     }
 
-    fn attempts(&self) -> usize {
-        fs::read_to_string(self.dir.join("attempts")).unwrap_or_default().lines().count()
+    /// Of runs of nft (`attempts`), or of looks at conntrack (`looks-begun`, `looks-done`).
+    fn count(&self, what: &str) -> usize {
+        fs::read_to_string(self.dir.join(what)).unwrap_or_default().lines().count()
     }
 
     /// The nodes that rows of a service port name, by the maps in the kernel, and whether it is served here; `None`: it is not there.
@@ -266,7 +287,7 @@ fn while_nft_hangs_rows_of_a_lost_node_move_and_reports_go_on() {
             viewed = world.newest_report().view;
             viewed != 0
         });
-        let hold = world.hold_nft();
+        let hold = world.hold("hold");
         // Port 81 gets its first pod here, port 90 is new, port 82 goes: only what depends on rules waits.
         world.show(&[(80, &[1, 2, 3]), (81, &[1, 2, 3]), (90, &[1, 2]), (91, &[2])]);
         until("a removed port goes, a new one elsewhere comes", SOON, || {
@@ -294,6 +315,29 @@ fn while_nft_hangs_rows_of_a_lost_node_move_and_reports_go_on() {
 }
 
 #[test]
+fn while_conntrack_is_not_read_rows_of_a_lost_node_move_and_reports_go_on() {
+    in_namespaces(|dir| {
+        let world = World::start(dir);
+        world.show(&[(80, &[1, 2, 3])]);
+        until("the start", START, || world.faults().is_empty() && world.serves(80, &[1, 2, 3], true));
+        let hold = world.hold("hold-conntrack");
+        // After a change of the table conntrack is read at once.
+        world.show(&[(80, &[1, 2, 3]), (81, &[2, 3])]);
+        until("the table is another", SOON, || world.serves(81, &[2, 3], false));
+        until("a look has begun", SOON, || world.count("looks-begun") > world.count("looks-done"));
+        let looks = world.count("looks-begun");
+        world.outbox.send(down(&[3])).unwrap();
+        let took = until("rows of the lost node move", SOON, || world.serves(80, &[1, 2], true));
+        println!("rows moved after {took:.0?} while conntrack was held");
+        let before = world.newest_report();
+        assert!(world.report().sequence > before.sequence);
+        assert_eq!((world.faults(), world.count("looks-begun")), (vec![], looks), "one look at a time");
+        drop(hold);
+        until("conntrack is read again", SOON, || world.count("looks-done") > looks);
+    });
+}
+
+#[test]
 fn a_refused_transaction_keeps_its_own_change_back_and_nothing_else() {
     in_namespaces(|dir| {
         let world = World::start(dir);
@@ -306,7 +350,7 @@ fn a_refused_transaction_keeps_its_own_change_back_and_nothing_else() {
         assert_eq!(world.metrics.nft_failing.get(), 1);
         until("a port without pods here comes", SOON, || world.serves(82, &[3], false));
         assert!(world.serves(81, &[2, 3], false), "its rules are not in force");
-        let before = world.attempts();
+        let before = world.count("attempts");
         world.show(&[(80, &[1, 2]), (81, &[1, 2, 3])]);
         until("other changes arrive", SOON, || world.serves(80, &[1, 2], true) && world.rows(82).is_none());
         assert!(world.serves(81, &[2, 3], false));
@@ -314,7 +358,7 @@ fn a_refused_transaction_keeps_its_own_change_back_and_nothing_else() {
         assert!(world.synced.lock().unwrap().as_ref().is_some_and(|synced| synced.ready && synced.desired.len() == 1));
         // What does not happen has no end to wait for: 3 s are two or three attempts of up to four runs of nft.
         std::thread::sleep(Duration::from_secs(3));
-        let attempts = world.attempts() - before;
+        let attempts = world.count("attempts") - before;
         println!("{attempts} runs of nft in 3 s");
         assert!((1..=16).contains(&attempts), "{attempts}");
         fs::remove_file(dir.join("refuse")).unwrap();

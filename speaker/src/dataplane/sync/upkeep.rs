@@ -8,6 +8,7 @@ use tracing::warn;
 
 use super::State;
 use crate::dataplane::attachment::LinkCheck;
+use crate::dataplane::conntrack_scan::{Done, Flows, Found};
 use crate::io::clock;
 
 impl State {
@@ -27,22 +28,32 @@ impl State {
         }
     }
 
-    /// Flows as conntrack had them a moment ago: this node reports them.
-    pub(super) fn on_scan(&mut self, flows: std::io::Result<Vec<Flow>>) -> Result<()> {
-        let flows = match flows {
-            Ok(flows) => flows,
-            Err(error) => {
-                warn!(%error, "conntrack scan failed; the last flow report is repeated");
-                return Ok(());
+    pub(super) fn on_scan(&mut self, done: Done) -> Result<()> {
+        match done {
+            Done::Read(Ok(flows)) => {
+                self.read(flows);
+                Ok(())
             }
-        };
+            Done::Read(Err(error)) => {
+                warn!(%error, "conntrack scan failed; the last flow report is repeated");
+                Ok(())
+            }
+            Done::Found(found) => self.found(found),
+        }
+    }
+
+    /// Flows as conntrack had them a moment ago.
+    fn read(&mut self, flows: Vec<Flow>) {
         let now = clock::now();
         self.pin_udp_flows(&flows, now);
-        let open = flows.iter().filter(|flow| !flow.is_closed()).map(|flow| flow.tuple);
-        self.sync.metrics.flows.set(open.clone().count() as i64);
+        let missed = self.udp_pins.missed(now).collect();
         let differ = self.report_socket.exchange.differs(now);
-        let held = open.chain(self.udp_pins.missed(now));
-        let announced = self.sync.reporter.announce(&self.table, held, differ, now);
+        self.scan.find(Flows { flows, missed, table: self.table.clone(), differ }, now);
+    }
+
+    /// This node reports its flows.
+    fn found(&mut self, Found { announced, flows }: Found) -> Result<()> {
+        self.sync.metrics.flows.set(flows as i64);
         self.sync.metrics.flows_expired.set(i64::try_from(announced.expired).unwrap_or(i64::MAX));
         self.scan.has_foreign_rows = !announced.report.services.is_empty();
         self.exchange(Some(exchange::Event::Local(announced.report)))

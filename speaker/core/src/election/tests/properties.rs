@@ -18,13 +18,13 @@ fn any_advert() -> impl Strategy<Value = Advert> {
     let claims = prop::collection::btree_map(1u8..5, claim, 0..4).prop_map(|claims| {
         claims.into_iter().map(|(last, claim)| Claim { vip: vip(last), ..claim }).collect::<Vec<_>>()
     });
-    (0usize..4, 0u64..4, 0u64..200, prop::array::uniform5(any::<bool>()), claims, any::<(bool, bool, u8, u32)>())
+    (0usize..4, 0u64..4, 0u64..200, prop::array::uniform6(any::<bool>()), claims, any::<(bool, bool, u8, u32)>())
         .prop_map(
             |(
                 node,
                 epoch,
                 sequence,
-                [ready, leaving, need_claims, joining, alone],
+                [ready, leaving, need_claims, joining, alone, saved_view],
                 claims,
                 (list, whole, part, tag),
             )| {
@@ -35,7 +35,7 @@ fn any_advert() -> impl Strategy<Value = Advert> {
                 } else {
                     Body::Heartbeat { echoes: alloc::vec![tag] }
                 };
-                let flags = Flags { ready, leaving, need_claims, joining, alone };
+                let flags = Flags { ready, leaving, need_claims, joining, alone, saved_view };
                 Advert { node: name(node), cluster: 1, epoch, sequence, flags, digest, challenge: tag, body }
             },
         )
@@ -49,6 +49,7 @@ enum Step {
     Bytes(Vec<u8>),
     Desired(u8),
     Ready(bool),
+    SavedView(bool),
     Carrier(bool),
     Leave,
 }
@@ -60,6 +61,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => prop::collection::vec(any::<u8>(), 0..200).prop_map(Step::Bytes),
         1 => (0u8..6).prop_map(Step::Desired),
         1 => prop::bool::weighted(0.8).prop_map(Step::Ready),
+        1 => prop::bool::weighted(0.5).prop_map(Step::SavedView),
         1 => prop::bool::weighted(0.8).prop_map(Step::Carrier),
         1 => prop::bool::weighted(0.05).prop_map(|leave| if leave { Step::Leave } else { Step::Ready(true) }),
     ]
@@ -125,6 +127,7 @@ impl Driven {
                 self.handle(Event::Desired((1..=count).map(|last| (vip(last), Eligible::All)).collect()));
             }
             Step::Ready(ready) => self.handle(Event::Ready(ready)),
+            Step::SavedView(saved) => self.handle(Event::SavedView(saved)),
             Step::Carrier(carrier) => self.handle(Event::Carrier(carrier)),
             Step::Leave => self.handle(Event::Leave),
         }

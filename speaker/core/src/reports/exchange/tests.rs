@@ -235,6 +235,54 @@ fn replayed_reports_are_rejected() {
     assert_eq!(wire.known(1, 0), Some(report(7, [2])));
 }
 
+/// A node whose clock was set back and whose disk was lost is received again once the election has verified it, and only then (audit C5).
+#[test]
+fn a_lower_epoch_counts_once_the_election_has_verified_it() {
+    let mut wire = Wire::new(2);
+    wire.nodes.insert(0, Exchange::new(config(0, 900), wire.now));
+    wire.local(0, &report(7, [1]));
+    wire.run(3 * SECOND);
+    let before = wire.sent[&0].clone();
+    wire.nodes.insert(0, Exchange::new(config(0, 5), wire.now));
+    wire.local(0, &report(7, [2]));
+    wire.run(10 * SECOND);
+    assert_eq!(wire.known(1, 0), Some(report(7, [1])), "it may be a recording");
+    assert!(wire.log.contains(&(1, Action::Rejected(Reject::StaleEpoch))));
+    wire.event(1, Event::Incarnations([(name(0), 5)].into()));
+    wire.run(2 * SECOND);
+    assert_eq!(wire.known(1, 0), Some(report(7, [2])));
+
+    // Recordings of the higher epoch lead nowhere, before the fact is repeated and after it.
+    wire.log.clear();
+    for _ in 0..2 {
+        before.iter().for_each(|datagram| wire.event(1, Event::Datagram(datagram.clone())));
+        wire.event(1, Event::Incarnations([(name(0), 5)].into()));
+    }
+    assert!(wire.log.iter().all(|(_, action)| *action == Action::Rejected(Reject::StaleEpoch)), "{:?}", wire.log);
+    let last = wire.sent[&0].last().unwrap().clone();
+    wire.event(1, Event::Datagram(last));
+    assert_eq!(wire.log.last(), Some(&(1, Action::Rejected(Reject::Replayed))), "nor do those of its own");
+    wire.local(0, &report(7, [3]));
+    assert_eq!(wire.known(1, 0), Some(report(7, [3])));
+}
+
+/// The election may say so late: the next incarnation, with an epoch between the two, is received again as soon as it is verified.
+#[test]
+fn a_verified_incarnation_is_received_whatever_was_verified_before() {
+    let mut wire = Wire::new(2);
+    for (epoch, row) in [(900, 1), (5, 2), (6, 3), (800, 4)] {
+        wire.nodes.insert(0, Exchange::new(config(0, epoch), wire.now));
+        wire.local(0, &report(7, [row]));
+        wire.event(1, Event::Incarnations([(name(0), epoch)].into()));
+        wire.run(2 * SECOND);
+        assert_eq!(wire.known(1, 0), Some(report(7, [row])));
+    }
+    // The clock is right again: a higher epoch than any needs no proof.
+    wire.nodes.insert(0, Exchange::new(config(0, 901), wire.now));
+    wire.local(0, &report(7, [5]));
+    assert_eq!(wire.known(1, 0), Some(report(7, [5])));
+}
+
 #[test]
 fn rows_that_are_as_they_were_keep_their_allocation() {
     let mut wire = Wire::new(2);
@@ -271,7 +319,60 @@ fn tables_that_differ_for_long_are_an_alarm() {
     assert!(!wire.nodes[&0].differs(wire.now) && wire.others().len() == 2);
 }
 
-/// All nodes agree on which one is stale, the stale one included, although its report has not changed.
+/// Additions come all the time and wait; nodes that go by the same views have applied others of them (decision 15).
+#[test]
+fn tables_that_differ_while_additions_may_wait_are_no_alarm() {
+    let mut wire = Wire::new(3);
+    let alarms = |wire: &Wire| {
+        let wanted = wire.log.iter().filter(|(_, action)| matches!(action, Action::Differs { .. } | Action::Stale(_)));
+        wanted.cloned().collect::<Vec<_>>()
+    };
+    for second in 1..=30 {
+        for node in 0..3 {
+            wire.event(node, view(second, []));
+            wire.local(node, &report(100 * node as u64 + second, []));
+        }
+        wire.run(SECOND);
+    }
+    assert_eq!(alarms(&wire), []);
+    // The views stay: what waited is applied in 15 s. Node 2 does not come to the table of the others.
+    let since = Instant::from_millis(10_000);
+    (0..2).for_each(|node| wire.local(node, &report(500, [])));
+    wire.run(18 * SECOND);
+    assert_eq!(alarms(&wire), []);
+    wire.run(4 * SECOND);
+    let differs = |node| Action::Differs { node: name(node), since };
+    let mut said = alarms(&wire);
+    said.sort_by_key(|(node, _)| *node);
+    assert_eq!(said, [(0, differs(2)), (1, differs(2)), (2, differs(0)), (2, differs(1))]);
+}
+
+/// It says the same view again and again.
+#[test]
+fn a_table_of_an_old_view_is_an_alarm_whatever_waits() {
+    let mut wire = Wire::new(3);
+    for second in 1..=10 {
+        for node in 0..3 {
+            let seen = if node == 2 { 1 } else { second };
+            wire.event(node, view(seen, []));
+            wire.local(node, &report(seen, []));
+        }
+        wire.run(SECOND);
+    }
+    let differs = |node| {
+        wire.log.iter().any(|(_, action)| matches!(action, Action::Differs { node: other, .. } if *other == name(node)))
+    };
+    assert!(differs(2) && differs(0) && differs(1));
+    let of_each_other = [(0, 1), (1, 0)];
+    for (node, other) in of_each_other {
+        let alarm = |(at, action): &(usize, Action)| {
+            *at == node && matches!(action, Action::Differs { node, .. } if *node == name(other))
+        };
+        assert!(!wire.log.iter().any(alarm));
+    }
+}
+
+/// Everybody agrees on who is stale, the stale one included, and it hears so although nothing that it holds has changed.
 #[test]
 fn a_node_that_does_not_follow_the_view_is_stale_for_all() {
     let mut wire = Wire::new(3);

@@ -1,0 +1,83 @@
+//! Who may claim a VIP before whom: nodes that the administrator prefers, and nodes whose view an API server has confirmed.
+//!
+//! Read first: docs/election.md rule R14. A node that starts without an API server goes by the view on its disk. What that view serves
+//! may have been taken back long ago, and the address may be another machine's. The peers know, if one of them hears the API server.
+
+use alloc::vec::Vec;
+
+use super::Election;
+use super::peer::Incarnation;
+use super::state::{Action, Eligible};
+use crate::name::{NodeName, Vip};
+use crate::time::Instant;
+
+/// A node claims a vacant VIP while no peer of higher precedence can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Precedence {
+    confirmed: bool,
+    first_choice: bool,
+}
+
+impl Precedence {
+    const HIGHEST: Self = Self { confirmed: true, first_choice: true };
+}
+
+impl Election {
+    pub(super) fn set_saved_view(&mut self, saved: bool, actions: &mut Vec<Action>) {
+        self.transmit.changed |= self.saved_view != saved;
+        self.saved_view = saved;
+        let lapsed = self.peers.set_open(saved);
+        self.lapsed(lapsed, actions);
+    }
+
+    /// A peer that has a confirmed view has been able to hold VIPs for a while, and this node has none yet.
+    pub(super) fn concedes(&mut self, now: Instant) -> bool {
+        let confirmed = |peer: &Incarnation| could_hold(peer) && !peer.flags.saved_view;
+        let peer = self.saved_view && self.peers.up().any(|(_, peer)| confirmed(peer));
+        self.confirmed_peer = self.confirmed_peer.or(Some(now)).filter(|_| peer);
+        self.confirmed_peer.is_some_and(|since| now.since(since) >= self.config.concede)
+    }
+
+    /// When [`Self::concedes`] comes to be true.
+    pub(super) fn concedes_at(&self) -> Option<Instant> {
+        self.confirmed_peer.filter(|_| !self.ability.concedes).map(|since| since + self.config.concede)
+    }
+
+    /// This node must not claim the VIP, or must leave it to a peer that could hold it.
+    pub(super) fn is_preceded(&self, vip: Vip) -> bool {
+        let Some(eligible) = self.eligible(vip) else { return true };
+        match self.own_precedence(eligible) {
+            None => true,
+            Some(Precedence::HIGHEST) => false,
+            own => self.peers.up().any(|(name, peer)| could_hold(peer) && self.precedence(eligible, name, peer) > own),
+        }
+    }
+
+    /// A peer will claim the VIP if this node offers it.
+    pub(super) fn has_successor(&self, vip: Vip) -> bool {
+        let Some(eligible) = self.eligible(vip) else { return false };
+        if self.ready && !self.leaving && self.own_precedence(eligible).is_some() {
+            return self.is_preceded(vip);
+        }
+        self.peers.up().any(|(name, peer)| could_hold(peer) && eligible.contains(name))
+    }
+
+    pub(super) fn own_precedence(&self, eligible: &Eligible) -> Option<Precedence> {
+        let first_choice = eligible.contains(&self.config.node);
+        let any = first_choice || eligible.falls_back_to(&self.config.node);
+        any.then_some(Precedence { confirmed: !self.saved_view, first_choice })
+    }
+
+    /// Nodes that a saved view does not have are newer than it.
+    pub(super) fn precedence(&self, eligible: &Eligible, node: &NodeName, peer: &Incarnation) -> Option<Precedence> {
+        let newer = || self.saved_view && !self.peers.is_member(node);
+        let first_choice = eligible.contains(node) || newer();
+        let any = first_choice || eligible.falls_back_to(node);
+        any.then_some(Precedence { confirmed: !peer.flags.saved_view, first_choice })
+    }
+}
+
+/// Now or in a moment.
+fn could_hold(peer: &Incarnation) -> bool {
+    (peer.flags.ready || peer.flags.joining) && !peer.flags.leaving
+}
