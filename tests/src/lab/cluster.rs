@@ -161,26 +161,29 @@ pub fn install_sheave(lab: &Lab) -> Result<()> {
             bail!("{} is missing: `make images` builds it (or start the lab with --no-sheave)", binary.display());
         }
     }
-    install(lab, &overlay, &["--server-side", "--force-conflicts"])
+    apply(lab, &overlay, &["--server-side", "--force-conflicts"])?;
+    wait_rolled_out(lab)
 }
 
-/// `kubectl apply -k`, and waits until everything is rolled out.
-pub fn install(lab: &Lab, overlay: &Path, how: &[&str]) -> Result<()> {
+/// `kubectl apply -k`.
+pub fn apply(lab: &Lab, overlay: &Path, how: &[&str]) -> Result<()> {
     // Objects of a kind can be created only some moments after its definition.
     let overlay = overlay.to_string_lossy().into_owned();
     let apply = [&["apply", "-k", &overlay], how].concat();
     let mut last = None;
-    wait_for(&format!("kubectl apply -k {overlay} to succeed"), Duration::from_secs(30), || {
-        match lab.kubectl(&apply) {
-            Ok(_) => Ok(Some(())),
-            Err(error) if error.to_string().contains("no matches for kind") => Ok(None),
-            Err(error) => {
-                last = Some(error);
-                bail!("apply")
-            }
+    wait_for(&format!("kubectl apply -k {overlay} to succeed"), Duration::from_secs(30), || match lab.kubectl(&apply) {
+        Ok(_) => Ok(Some(())),
+        Err(error) if error.to_string().contains("no matches for kind") => Ok(None),
+        Err(error) => {
+            last = Some(error);
+            bail!("apply")
         }
     })
-    .map_err(|error| last.unwrap_or(error))?;
+    .map_err(|error| last.unwrap_or(error))
+}
+
+/// Waits until every Deployment and DaemonSet is as it was ordered.
+pub fn wait_rolled_out(lab: &Lab) -> Result<()> {
     let workloads = lab.kubectl(&["get", "deployments,daemonsets", "--all-namespaces", "-o", WORKLOADS])?;
     for line in workloads.lines() {
         let Some((namespace, workload)) = line.split_once(' ') else { continue };

@@ -222,9 +222,14 @@ impl Lab {
         cluster::import(self, images)
     }
 
-    /// `kubectl apply -k` of an overlay, as a user installs or upgrades; waits until everything is rolled out.
+    /// `kubectl apply -k` of an overlay, as a user installs or upgrades.
     pub fn apply_overlay(&self, overlay: &Path) -> Result<()> {
-        cluster::install(self, overlay, &[])
+        cluster::apply(self, overlay, &[])
+    }
+
+    /// Waits until every Deployment and DaemonSet is rolled out.
+    pub fn wait_rolled_out(&self) -> Result<()> {
+        cluster::wait_rolled_out(self)
     }
 
     /// Installs Sheave from `manifests/overlays/lab` and waits until it is rolled out.

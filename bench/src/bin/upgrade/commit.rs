@@ -63,14 +63,34 @@ fn make_images(source: &Path) -> Result<()> {
 /// The lab's overlay names images by the tag `lab`, which is that of the version to upgrade to.
 fn write_overlay(source: &Path, tag: &str) -> Result<PathBuf> {
     let overlay = source.join("target/overlay");
-    fs::create_dir_all(&overlay).with_context(|| overlay.display().to_string())?;
     let images: String = OURS.iter().map(|image| format!("- name: {image}\n  newTag: {tag}\n")).collect();
     let text = format!(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n- ../../manifests/overlays/lab\nimages:\n{images}"
     );
-    let file = overlay.join("kustomization.yaml");
-    fs::write(&file, text).with_context(|| file.display().to_string())?;
+    write(&overlay, &text)?;
     Ok(overlay)
+}
+
+/// The lab's overlay of the files as they are, with speakers that are replaced only when their pods are deleted.
+pub fn write_on_delete() -> Result<PathBuf> {
+    let overlay = repository().join("target/upgrade/on-delete");
+    let text = "apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources:
+- ../../../manifests/overlays/lab
+patches:
+- target: {kind: DaemonSet, name: sheave-speaker}
+  patch: |-
+    - {op: replace, path: /spec/updateStrategy, value: {type: OnDelete}}
+";
+    write(&overlay, text)?;
+    Ok(overlay)
+}
+
+fn write(overlay: &Path, text: &str) -> Result<()> {
+    fs::create_dir_all(overlay).with_context(|| overlay.display().to_string())?;
+    let file = overlay.join("kustomization.yaml");
+    fs::write(&file, text).with_context(|| file.display().to_string())
 }
 
 fn git(arguments: &[&str]) -> Result<String> {

@@ -11,7 +11,8 @@ use commit::Commit;
 use sheave_bench::survival::{Run, Runs};
 use sheave_tests::lab::plan::repository;
 use sheave_tests::lab::{self, Lab, LabConfig, ProxyMode};
-use sheave_tests::scenario::{self, Scene, survive};
+use sheave_tests::scenario::survive::{Setup, Survival, version};
+use sheave_tests::scenario::{self, Scene};
 
 /// A cluster with the images and manifests of another commit, open connections through a VIP, and then `kubectl apply` of those of
 /// this one. Exit code 0: nothing was lost; 1: something was; 2: it could not be measured.
@@ -25,6 +26,9 @@ struct Arguments {
     /// Repetitions in each mode, on a new cluster each
     #[arg(long, default_value_t = 2)]
     times: usize,
+    /// Only this one
+    #[arg(long, value_enum)]
+    only: Option<Way>,
     /// And back to that commit, under other connections; what is lost then is printed and decides nothing
     #[arg(long)]
     back: bool,
@@ -43,9 +47,17 @@ struct Arguments {
     /// Name of the lab
     #[arg(long, default_value = "upgrade")]
     name: String,
-    /// Leaves the lab up after the first repetition
-    #[arg(long)]
+    /// Leaves the lab up: for one repetition of one way in one mode
+    #[arg(long, requires = "only")]
     keep: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Way {
+    /// All speakers, one after the other.
+    Rolled,
+    /// One speaker; then everything that changes rings and owners; then the others.
+    HalfWay,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -78,18 +90,11 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let (mut there, mut back) = (Runs::default(), Runs::default());
     for proxy_mode in arguments.proxy_mode.each() {
         for repetition in 0..arguments.times {
-            let config = LabConfig { name: arguments.name.clone(), proxy_mode, sheave: false, ..LabConfig::default() };
-            let lab = Lab::up(config)?;
-            let measured = on_lab(arguments, &before, &lab, proxy_mode, repetition);
-            lab::rest_if_interrupted();
-            if !arguments.keep {
-                lab.down()?;
-            }
-            let mut measured = measured?.into_iter();
-            there.runs.extend(measured.next());
-            back.runs.extend(measured);
-            if arguments.keep {
-                break;
+            for way in arguments.ways() {
+                for run in on_new_lab(arguments, &before, proxy_mode, repetition, way)? {
+                    let runs = if run.scenario.starts_with(BACK) { &mut back } else { &mut there };
+                    runs.runs.push(run);
+                }
             }
         }
     }
@@ -101,28 +106,42 @@ fn run(arguments: &Arguments) -> Result<bool> {
 }
 
 /// The upgrade, and the way back if it is asked for.
+fn on_new_lab(
+    arguments: &Arguments,
+    before: &Commit,
+    proxy_mode: ProxyMode,
+    repetition: usize,
+    way: Way,
+) -> Result<Vec<Run>> {
+    let config = LabConfig { name: arguments.name.clone(), proxy_mode, sheave: false, ..LabConfig::default() };
+    let lab = Lab::up(config)?;
+    let measured = on_lab(arguments, before, &lab, proxy_mode, repetition, way);
+    lab::rest_if_interrupted();
+    if !arguments.keep {
+        lab.down()?;
+    }
+    measured
+}
+
 fn on_lab(
     arguments: &Arguments,
     before: &Commit,
     lab: &Lab,
     proxy_mode: ProxyMode,
     repetition: usize,
+    way: Way,
 ) -> Result<Vec<Run>> {
     lab.import(&before.images)?;
     lab.apply_overlay(&before.overlay)?;
+    lab.wait_rolled_out()?;
     let scene = scenario::deploy::apply(lab, PODS_PER_NODE)?;
-    let now = repository().join("manifests/overlays/lab");
-    let mut steps = vec![(format!("upgrade from {}", before.name), &now)];
-    if arguments.back {
-        steps.push((format!("back to {}", before.name), &before.overlay));
-    }
+    let setup = Setup { connections: arguments.connections, compare: !arguments.alone, repetition, ..Setup::default() };
+    let upgrade = format!("upgrade from {}", before.name);
     let mut runs = Vec::new();
-    for (what, overlay) in steps {
-        eprintln!("{what} {} ({proxy_mode})", repetition + 1);
-        let setup =
-            survive::Setup { connections: arguments.connections, compare: !arguments.alone, ..Default::default() };
-        let survival = survive::version::applied(&scene, &setup, overlay, &what)?;
-        let run = Run { scenario: what, proxy_mode, repetition, survival: Some(survival), error: None };
+    let mut add = |scenario: String, measure: &dyn Fn(&str) -> Result<Survival>| -> Result<()> {
+        eprintln!("{scenario} {} ({proxy_mode})", repetition + 1);
+        let survival = Some(measure(&scenario)?);
+        let run = Run { scenario, proxy_mode, repetition, survival, error: None };
         if let Some(file) = &arguments.json {
             Runs::append(file, &run)?;
         }
@@ -131,6 +150,22 @@ fn on_lab(
             print_logs(&scene);
         }
         runs.push(run);
+        Ok(())
+    };
+    match way {
+        Way::Rolled => {
+            let now = repository().join("manifests/overlays/lab");
+            add(upgrade, &|what| version::applied(&scene, &setup, &now, what))?;
+            if arguments.back {
+                add(format!("{BACK} {}", before.name), &|what| {
+                    version::applied(&scene, &setup, &before.overlay, what)
+                })?;
+            }
+        }
+        Way::HalfWay => {
+            let now = commit::write_on_delete()?;
+            add(format!("{upgrade}, stopped half-way"), &|what| version::half_way(&scene, &setup, &now, what))?;
+        }
     }
     Ok(runs)
 }
@@ -146,6 +181,12 @@ fn print_logs(scene: &Scene) {
     }
 }
 
+impl Arguments {
+    fn ways(&self) -> Vec<Way> {
+        self.only.map_or_else(|| Way::value_variants().to_vec(), |only| vec![only])
+    }
+}
+
 impl Modes {
     fn each(self) -> Vec<ProxyMode> {
         match self {
@@ -156,4 +197,6 @@ impl Modes {
     }
 }
 
+/// How the names of scenarios on the way back begin.
+const BACK: &str = "back to";
 const PODS_PER_NODE: usize = 2;

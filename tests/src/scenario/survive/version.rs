@@ -4,13 +4,16 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
+use super::nodes::{power_on, struck};
 use super::watch::{Options, Watch};
+use super::workload::{restart, scale, wait_rolled_out};
 use super::{Setup, Survival, observe};
+use crate::lab::Fault;
 use crate::scenario::deploy::Scene;
 use crate::scenario::inside::on_node;
-use crate::scenario::settle::{settle, wait_speakers};
+use crate::scenario::settle::{settle, wait_holder, wait_new_speaker, wait_speakers};
 
 /// `kubectl apply -k` of an overlay under open connections. Speakers are replaced one after the other, so that both versions run side
 /// by side meanwhile. The images of the overlay are on the nodes.
@@ -21,6 +24,7 @@ pub fn applied(scene: &Scene, setup: &Setup, overlay: &Path, what: &str) -> Resu
         watch.order(what)?;
         let began = Instant::now();
         scene.lab.apply_overlay(overlay)?;
+        scene.lab.wait_rolled_out()?;
         watch.figure("rolled out after, s", began.elapsed().as_secs_f64());
         wait_speakers(scene)?;
         watch.figure("all speakers settled after, s", began.elapsed().as_secs_f64());
@@ -28,6 +32,47 @@ pub fn applied(scene: &Scene, setup: &Setup, overlay: &Path, what: &str) -> Resu
         sleep(AFTERWARDS);
         Ok(())
     })
+}
+
+/// The upgrade stops after the first node, and goes on when everything has happened that changes rings and owners: every pod is replaced,
+/// twice as many come and go, the owner's node loses power and is back. `overlay` replaces a speaker only when its pod is deleted.
+pub fn half_way(scene: &Scene, setup: &Setup, overlay: &Path, what: &str) -> Result<Survival> {
+    settle(scene)?;
+    observe(scene, setup, Options::REOPEN, |watch| {
+        let first = struck(scene, setup)?;
+        watch.order(what)?;
+        scene.lab.apply_overlay(overlay)?;
+        scene.lab.kubectl(&["--namespace=sheave-system", "rollout", "status", CONTROLLER, "--timeout=90s"])?;
+        replace_speaker(watch, &first)?;
+        note_running(watch)?;
+        watch.order("every pod is replaced")?;
+        restart(scene)?;
+        wait_rolled_out(scene)?;
+        let pods = scene.nodes.len() * scene.pods_per_node;
+        for pods in [2 * pods, pods] {
+            watch.order(&format!("{pods} pods"))?;
+            scale(scene, pods)?;
+            wait_rolled_out(scene)?;
+            // Until the last version that takes pods in batches has taken them.
+            sleep(AFTERWARDS);
+        }
+        let owner = wait_holder(scene, &scene.nodes)?;
+        watch.power_off(&[&owner])?;
+        sleep(LOST_FOR);
+        power_on(watch, &[&owner])?;
+        scene.nodes.iter().filter(|node| **node != first).try_for_each(|node| replace_speaker(watch, node))?;
+        note_running(watch)?;
+        sleep(AFTERWARDS);
+        Ok(())
+    })
+}
+
+fn replace_speaker(watch: &mut Watch<'_>, node: &str) -> Result<()> {
+    let (scene, node) = (watch.scene, node.to_owned());
+    let before = scene.lab.speaker(&node)?.with_context(|| format!("{node} has no speaker"))?.pid;
+    watch.order(&format!("the speaker of {node} is upgraded"))?;
+    scene.lab.fault(Fault::DeleteSpeakerPod { node: node.clone() })?;
+    wait_new_speaker(scene, &node, before, STARTS_WITHIN)
 }
 
 /// The images of all pods of Sheave, and what is pinned on each node.
@@ -43,7 +88,11 @@ fn note_running(watch: &mut Watch<'_>) -> Result<()> {
 }
 
 const IMAGES: &str = "jsonpath={range .items[*]}{.spec.nodeName}/{.spec.containers[0].image} {end}";
+const CONTROLLER: &str = "deployment/sheave-controller";
 const PINS: &str = "/sys/fs/bpf/sheave";
 /// How long clients are watched on: what must not happen has nothing to be waited for. Longer than a batch of additions waits for more
 /// (`speaker_core::forwarding`, LONGEST).
 const AFTERWARDS: Duration = Duration::from_secs(20);
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// The length of the fault.
+const LOST_FOR: Duration = Duration::from_secs(3);
