@@ -267,5 +267,9 @@ mod tests {
         fs::remove_file(&file).unwrap();
         assert!(text.contains("259 of 260 (99.6 %)") && text.contains("120 of 260 (46.2 %)"), "{text}");
         assert!(text.contains("XDP link back after") && !text.contains("iptables"), "{text}");
+        let error = Some("no cluster".to_owned());
+        let (scenario, proxy_mode) = ("of another command".to_owned(), ProxyMode::Iptables);
+        let runs = Runs { runs: vec![Run { scenario, proxy_mode, repetition: 0, survival: None, error }] };
+        assert!(!runs.whole() && runs.to_string().contains("of another command 1 NOT MEASURED: no cluster"), "{runs}");
     }
 }

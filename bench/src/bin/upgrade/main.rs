@@ -11,7 +11,8 @@ use commit::Commit;
 use sheave_bench::survival::{Run, Runs};
 use sheave_tests::lab::plan::repository;
 use sheave_tests::lab::{self, Lab, LabConfig, ProxyMode};
-use sheave_tests::scenario::survive::{Setup, Survival, version};
+use sheave_tests::scenario::survive::version::{self, Version};
+use sheave_tests::scenario::survive::{Setup, Survival};
 use sheave_tests::scenario::{self, Scene};
 
 /// A cluster with the images and manifests of another commit, open connections through a VIP, and then `kubectl apply` of those of
@@ -105,7 +106,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     Ok(there.whole())
 }
 
-/// The upgrade, and the way back if it is asked for.
+/// A cluster of its own for each repetition: the upgrade, and the way back if it is asked for.
 fn on_new_lab(
     arguments: &Arguments,
     before: &Commit,
@@ -115,7 +116,11 @@ fn on_new_lab(
 ) -> Result<Vec<Run>> {
     let config = LabConfig { name: arguments.name.clone(), proxy_mode, sheave: false, ..LabConfig::default() };
     let lab = Lab::up(config)?;
-    let measured = on_lab(arguments, before, &lab, proxy_mode, repetition, way);
+    let measured = install(&lab, before).and_then(|scene| {
+        let setup =
+            Setup { connections: arguments.connections, compare: !arguments.alone, repetition, ..Setup::default() };
+        measure(arguments, before, &scene, &setup, proxy_mode, way)
+    });
     lab::rest_if_interrupted();
     if !arguments.keep {
         lab.down()?;
@@ -123,54 +128,52 @@ fn on_new_lab(
     measured
 }
 
-fn on_lab(
-    arguments: &Arguments,
-    before: &Commit,
-    lab: &Lab,
-    proxy_mode: ProxyMode,
-    repetition: usize,
-    way: Way,
-) -> Result<Vec<Run>> {
+fn install(lab: &Lab, before: &Commit) -> Result<Scene> {
     lab.import(&before.images)?;
     lab.apply_overlay(&before.overlay)?;
     lab.wait_rolled_out()?;
-    let scene = scenario::deploy::apply(lab, PODS_PER_NODE)?;
-    let setup = Setup { connections: arguments.connections, compare: !arguments.alone, repetition, ..Setup::default() };
+    scenario::deploy::apply(lab, PODS_PER_NODE)
+}
+
+fn measure(
+    arguments: &Arguments,
+    before: &Commit,
+    scene: &Scene,
+    setup: &Setup,
+    proxy_mode: ProxyMode,
+    way: Way,
+) -> Result<Vec<Run>> {
+    let old = Version { overlay: &before.overlay, tag: &before.name };
+    let (manifests, on_delete) = (repository().join("manifests/overlays/lab"), commit::write_on_delete()?);
+    let new = |overlay| Version { overlay, tag: TAG };
     let upgrade = format!("upgrade from {}", before.name);
+    let mut steps: Vec<(String, Scenario, [Version<'_>; 2])> = Vec::new();
+    match way {
+        Way::Rolled => steps.push((upgrade, version::applied, [old, new(&manifests)])),
+        Way::HalfWay => steps.push((format!("{upgrade}, stopped half-way"), version::half_way, [old, new(&on_delete)])),
+    }
+    if arguments.back && way == Way::Rolled {
+        let old = Version { overlay: &before.overlay, tag: &before.name };
+        steps.push((format!("{BACK} {}", before.name), version::applied, [new(&manifests), old]));
+    }
     let mut runs = Vec::new();
-    let mut add = |scenario: String, measure: &dyn Fn(&str) -> Result<Survival>| -> Result<()> {
-        eprintln!("{scenario} {} ({proxy_mode})", repetition + 1);
-        let survival = Some(measure(&scenario)?);
-        let run = Run { scenario, proxy_mode, repetition, survival, error: None };
+    for (scenario, run, [from, to]) in steps {
+        eprintln!("{scenario} {} ({proxy_mode})", setup.repetition + 1);
+        let survival = Some(run(scene, setup, &from, &to)?);
+        let run = Run { scenario, proxy_mode, repetition: setup.repetition, survival, error: None };
         if let Some(file) = &arguments.json {
             Runs::append(file, &run)?;
         }
         eprintln!("{}", run.summary());
         if !run.is_whole() {
-            print_logs(&scene);
+            print_logs(scene);
         }
         runs.push(run);
-        Ok(())
-    };
-    match way {
-        Way::Rolled => {
-            let now = repository().join("manifests/overlays/lab");
-            add(upgrade, &|what| version::applied(&scene, &setup, &now, what))?;
-            if arguments.back {
-                add(format!("{BACK} {}", before.name), &|what| {
-                    version::applied(&scene, &setup, &before.overlay, what)
-                })?;
-            }
-        }
-        Way::HalfWay => {
-            let now = commit::write_on_delete()?;
-            add(format!("{upgrade}, stopped half-way"), &|what| version::half_way(&scene, &setup, &now, what))?;
-        }
     }
     Ok(runs)
 }
 
-/// Warnings of all speakers and controllers, for whoever has to find out why.
+/// What speakers and controllers logged last, for whoever has to find out why.
 fn print_logs(scene: &Scene) {
     for workload in ["daemonset/sheave-speaker", "deployment/sheave-controller"] {
         let logs = ["--namespace=sheave-system", "logs", workload, "--all-pods", "--prefix", "--tail=200"];
@@ -197,6 +200,10 @@ impl Modes {
     }
 }
 
+type Scenario = fn(&Scene, &Setup, &Version<'_>, &Version<'_>) -> Result<Survival>;
+
+/// Of the images of this version.
+const TAG: &str = "lab";
 /// How the names of scenarios on the way back begin.
 const BACK: &str = "back to";
 const PODS_PER_NODE: usize = 2;
