@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-xdp bench-ports bench-second-chance bench-scale bench-histories measure-election docs deny check
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories measure-election docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -63,6 +63,10 @@ bench-headline: setup images ## The promises, with counts: a table and JSON
 bench-survive: setup image-next ## What connections survive, beside the path that a cluster has today: hours; ARGS="--only drain --times 1"
 	@cargo build -q -p sheave-bench -p sheave-tests --bins
 	@target/debug/survive $(ARGS)
+
+bench-upgrade: setup images ## An upgrade from an earlier commit under open connections; ARGS="--from f452a5a --times 1 --back"
+	@cargo build -q -p sheave-bench -p sheave-tests --bins
+	@target/debug/upgrade $(ARGS)
 
 bench-xdp: setup ## What the packet path costs a packet: a table, and the memory of its maps
 	@cargo run -q --release -p sheave-tests --bin xdp_cost

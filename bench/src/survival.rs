@@ -28,6 +28,57 @@ pub struct Runs {
     pub runs: Vec<Run>,
 }
 
+impl Run {
+    /// See [`Runs::whole`].
+    pub fn is_whole(&self) -> bool {
+        let may_fail = SCENARIOS.iter().any(|scenario| scenario.name == self.scenario && !scenario.repeated);
+        let survival = self.survival.as_ref().filter(|survival| survival.trouble.is_none());
+        survival.is_some_and(|survival| survival.sheave.whole() && (may_fail || survival.sheave.new_failed_later == 0))
+    }
+
+    /// For somebody who waits: what happened, and what is not as it should be.
+    pub fn summary(&self) -> String {
+        let Some(survival) = &self.survival else { return format!("  {}", self.error.as_deref().unwrap_or_default()) };
+        let mut lines: Vec<_> = survival.story.iter().map(|line| format!("  {line}")).collect();
+        for (name, side) in [("Sheave", Some(&survival.sheave)), ("today ", survival.today.as_ref())] {
+            let Some(side) = side else { continue };
+            lines.push(format!(
+                "  {name}: {} of {} alive (lost: {:?}), gone {} ({:?}, last after {:.0} ms), pause {:.0} ms \
+                 (unacknowledged {:.0}, client late {:.0}), new {} failed of {}, later {}",
+                side.alive,
+                side.eligible,
+                side.lost,
+                side.gone,
+                side.ended,
+                side.longest_wait_ms,
+                side.longest_pause_ms,
+                side.longest_unacknowledged_ms,
+                side.client_late_ms,
+                side.new_failed,
+                side.new,
+                side.new_failed_later
+            ));
+            let udp = &side.udp;
+            lines.push(format!(
+                "  {name}: UDP {} of {} stayed, {} silent, longest gap {:.0} ms, to the next pod {:.0} ms",
+                udp.stayed, udp.eligible, udp.silent, udp.longest_gap_ms, udp.longest_gap_to_next_ms
+            ));
+        }
+        lines.extend(survival.sheave.udp.examples.iter().map(|line| format!("    {line}")));
+        lines.extend(survival.sheave.examples.iter().map(|line| format!("    {line}")));
+        let by_second = [
+            ("lost", &survival.sheave.lost_at),
+            ("new ones failed, other than by a late program", &survival.sheave.new_failed_at),
+        ];
+        for (what, counts) in by_second.into_iter().filter(|(_, counts)| !counts.is_empty()) {
+            lines.push(format!("  Sheave: {what}, by second: {counts:?}"));
+        }
+        lines.extend(survival.figures.iter().map(|(name, value)| format!("  {name}: {value:.1}")));
+        lines.extend(survival.trouble.iter().map(|trouble| format!("  TROUBLE: {trouble}")));
+        lines.join("\n")
+    }
+}
+
 impl Runs {
     /// Nothing, if there is no such file.
     pub fn read(file: &Path) -> Result<Self> {
@@ -58,12 +109,18 @@ impl Runs {
     /// Whether every eligible connection of Sheave's lived, no other was left in silence, UDP stayed with its pods, no new
     /// connection failed (except where every node may be down at once), and nothing else went wrong.
     pub fn whole(&self) -> bool {
-        self.runs.iter().all(|run| {
-            let may_fail = SCENARIOS.iter().any(|scenario| scenario.name == run.scenario && !scenario.repeated);
-            let survival = run.survival.as_ref().filter(|survival| survival.trouble.is_none());
-            survival
-                .is_some_and(|survival| survival.sheave.whole() && (may_fail || survival.sheave.new_failed_later == 0))
-        })
+        self.runs.iter().all(Run::is_whole)
+    }
+
+    /// Names, in the order of the list; then those of other commands.
+    fn scenarios(&self) -> Vec<&str> {
+        let mut names: Vec<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        for run in &self.runs {
+            if !names.contains(&run.scenario.as_str()) {
+                names.push(&run.scenario);
+            }
+        }
+        names
     }
 
     fn of(&self, scenario: &str, proxy_mode: ProxyMode) -> impl Iterator<Item = &Run> {
@@ -81,13 +138,12 @@ impl fmt::Display for Runs {
             writeln!(f, "\n{head:<43} {:>2}  {:^36}  {:^36}", "n", "Sheave", "today's path")?;
             let columns = format!("{:>11} {:>11} {:>12}", "min", "median", "max");
             writeln!(f, "{:<43} {:>2}  {columns}  {columns}", "", "")?;
-            for scenario in SCENARIOS {
-                let measured: Vec<_> =
-                    self.of(scenario.name, proxy_mode).filter_map(|run| run.survival.as_ref()).collect();
+            for scenario in self.scenarios() {
+                let measured: Vec<_> = self.of(scenario, proxy_mode).filter_map(|run| run.survival.as_ref()).collect();
                 if !measured.is_empty() {
-                    write_scenario(f, scenario.name, &measured)?;
+                    write_scenario(f, scenario, &measured)?;
                 }
-                for run in self.of(scenario.name, proxy_mode) {
+                for run in self.of(scenario, proxy_mode) {
                     write_trouble(f, run)?;
                 }
             }
@@ -211,5 +267,9 @@ mod tests {
         fs::remove_file(&file).unwrap();
         assert!(text.contains("259 of 260 (99.6 %)") && text.contains("120 of 260 (46.2 %)"), "{text}");
         assert!(text.contains("XDP link back after") && !text.contains("iptables"), "{text}");
+        let error = Some("no cluster".to_owned());
+        let (scenario, proxy_mode) = ("of another command".to_owned(), ProxyMode::Iptables);
+        let runs = Runs { runs: vec![Run { scenario, proxy_mode, repetition: 0, survival: None, error }] };
+        assert!(!runs.whole() && runs.to_string().contains("of another command 1 NOT MEASURED: no cluster"), "{runs}");
     }
 }

@@ -138,7 +138,7 @@ fn on_lab(arguments: &Arguments, lab: &Lab, chosen: &[&Scenario], runs: &mut Run
             if let Some(file) = &arguments.json {
                 Runs::append(file, &run)?;
             }
-            eprintln!("{}", summary(&run));
+            eprintln!("{}", run.summary());
             runs.runs.push(run);
         }
     }
@@ -161,48 +161,6 @@ fn once(arguments: &Arguments, scene: &Scene, scenario: &Scenario, proxy_mode: P
         Err(error) => (None, Some(format!("{error:#}"))),
     };
     Run { scenario: scenario.name.to_owned(), proxy_mode, repetition, survival, error }
-}
-
-/// Progress for the operator: what happened, and what is not as it should be.
-fn summary(run: &Run) -> String {
-    let Some(survival) = &run.survival else { return format!("  {}", run.error.as_deref().unwrap_or_default()) };
-    let mut lines: Vec<_> = survival.story.iter().map(|line| format!("  {line}")).collect();
-    for (name, side) in [("Sheave", Some(&survival.sheave)), ("today ", survival.today.as_ref())] {
-        let Some(side) = side else { continue };
-        lines.push(format!(
-            "  {name}: {} of {} alive (lost: {:?}), gone {} ({:?}, last after {:.0} ms), pause {:.0} ms \
-             (unacknowledged {:.0}, client late {:.0}), new {} failed of {}, later {}",
-            side.alive,
-            side.eligible,
-            side.lost,
-            side.gone,
-            side.ended,
-            side.longest_wait_ms,
-            side.longest_pause_ms,
-            side.longest_unacknowledged_ms,
-            side.client_late_ms,
-            side.new_failed,
-            side.new,
-            side.new_failed_later
-        ));
-        let udp = &side.udp;
-        lines.push(format!(
-            "  {name}: UDP {} of {} stayed, {} silent, longest gap {:.0} ms, to the next pod {:.0} ms",
-            udp.stayed, udp.eligible, udp.silent, udp.longest_gap_ms, udp.longest_gap_to_next_ms
-        ));
-    }
-    lines.extend(survival.sheave.udp.examples.iter().map(|line| format!("    {line}")));
-    lines.extend(survival.sheave.examples.iter().map(|line| format!("    {line}")));
-    let by_second = [
-        ("lost", &survival.sheave.lost_at),
-        ("new ones failed, other than by a late program", &survival.sheave.new_failed_at),
-    ];
-    for (what, counts) in by_second.into_iter().filter(|(_, counts)| !counts.is_empty()) {
-        lines.push(format!("  Sheave: {what}, by second: {counts:?}"));
-    }
-    lines.extend(survival.figures.iter().map(|(name, value)| format!("  {name}: {value:.1}")));
-    lines.extend(survival.trouble.iter().map(|trouble| format!("  TROUBLE: {trouble}")));
-    lines.join("\n")
 }
 
 impl Arguments {

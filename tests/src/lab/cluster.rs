@@ -132,11 +132,22 @@ pub fn wait_back(lab: &Lab, name: &str) -> Result<()> {
 pub fn import_images(lab: &Lab) -> Result<Vec<Image>> {
     let state = lab.state()?;
     let images = link_images(&state.plan)?;
-    thread::scope(|scope| {
-        let nodes: Vec<_> = state.nodes.keys().map(|name| scope.spawn(|| import_on(&state, name, &images))).collect();
-        nodes.into_iter().try_for_each(|node| node.join().map_err(|_| anyhow!("an import panicked"))?)
-    })?;
+    import_everywhere(&state, &images)?;
     Ok(images)
+}
+
+/// Images that were packed for this lab alone, on every node that has power.
+pub fn import(lab: &Lab, images: &[Image]) -> Result<()> {
+    let state = lab.state()?;
+    copy_images(&state.plan, images)?;
+    import_everywhere(&state, images)
+}
+
+fn import_everywhere(state: &State, images: &[Image]) -> Result<()> {
+    thread::scope(|scope| {
+        let nodes: Vec<_> = state.nodes.keys().map(|name| scope.spawn(|| import_on(state, name, images))).collect();
+        nodes.into_iter().try_for_each(|node| node.join().map_err(|_| anyhow!("an import panicked"))?)
+    })
 }
 
 pub fn install_sheave(lab: &Lab) -> Result<()> {
@@ -150,20 +161,29 @@ pub fn install_sheave(lab: &Lab) -> Result<()> {
             bail!("{} is missing: `make images` builds it (or start the lab with --no-sheave)", binary.display());
         }
     }
+    apply(lab, &overlay, &["--server-side", "--force-conflicts"])?;
+    wait_rolled_out(lab)
+}
+
+/// `kubectl apply -k`.
+pub fn apply(lab: &Lab, overlay: &Path, how: &[&str]) -> Result<()> {
     // Objects of a kind can be created only some moments after its definition.
     let overlay = overlay.to_string_lossy().into_owned();
+    let apply = [&["apply", "-k", &overlay], how].concat();
     let mut last = None;
-    wait_for("kubectl apply -k manifests/overlays/lab to succeed", Duration::from_secs(30), || {
-        match lab.kubectl(&["apply", "--server-side", "--force-conflicts", "-k", &overlay]) {
-            Ok(_) => Ok(Some(())),
-            Err(error) if error.to_string().contains("no matches for kind") => Ok(None),
-            Err(error) => {
-                last = Some(error);
-                bail!("apply")
-            }
+    wait_for(&format!("kubectl apply -k {overlay} to succeed"), Duration::from_secs(30), || match lab.kubectl(&apply) {
+        Ok(_) => Ok(Some(())),
+        Err(error) if error.to_string().contains("no matches for kind") => Ok(None),
+        Err(error) => {
+            last = Some(error);
+            bail!("apply")
         }
     })
-    .map_err(|error| last.unwrap_or(error))?;
+    .map_err(|error| last.unwrap_or(error))
+}
+
+/// Waits until every Deployment and DaemonSet is as it was ordered.
+pub fn wait_rolled_out(lab: &Lab) -> Result<()> {
     let workloads = lab.kubectl(&["get", "deployments,daemonsets", "--all-namespaces", "-o", WORKLOADS])?;
     for line in workloads.lines() {
         let Some((namespace, workload)) = line.split_once(' ') else { continue };
@@ -209,17 +229,22 @@ fn build_kubernetes() -> Result<()> {
 
 /// The images of `target/images` below the lab's folder, which the nodes see.
 fn link_images(plan: &Plan) -> Result<Vec<Image>> {
+    let images = image::pack_all(&kubernetes_bin().join("pause"))?;
+    copy_images(plan, &images)?;
+    Ok(images)
+}
+
+fn copy_images(plan: &Plan, images: &[Image]) -> Result<()> {
     let folder = plan.dir().join("images");
     fs::create_dir_all(&folder)?;
-    let images = image::pack_all(&kubernetes_bin().join("pause"))?;
-    for image in &images {
+    for image in images {
         let copy = folder.join(image.tar.file_name().context("a file")?);
         let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
         if modified(&copy).is_none_or(|copied| modified(&image.tar).is_some_and(|packed| packed > copied)) {
             fs::copy(&image.tar, &copy).with_context(|| copy.display().to_string())?;
         }
     }
-    Ok(images)
+    Ok(())
 }
 
 fn import_on(state: &State, name: &str, images: &[Image]) -> Result<()> {

@@ -51,14 +51,19 @@ pub struct Image {
 pub fn pack_all(pause: &Path) -> Result<Vec<Image>> {
     let folder = repository().join("target/images");
     fs::create_dir_all(&folder)?;
-    let mut images = vec![pack_one(&folder, "pause", &[("/pause".into(), pause.to_path_buf())])?];
+    let mut images = vec![pack_one(&folder, "pause", LAB, &[("/pause".into(), pause.to_path_buf())])?];
     for name in OURS {
-        let root = folder.join("rootfs").join(name);
-        if root.exists() {
-            images.push(pack_one(&folder, name, &files_below(&root, &root)?)?);
+        if folder.join("rootfs").join(name).exists() {
+            images.push(pack_laid_out(&folder, name, LAB)?);
         }
     }
     Ok(images)
+}
+
+/// Packs `rootfs/<name>` of a folder as image `<name>:<tag>` into a tar beside `rootfs`.
+pub fn pack_laid_out(folder: &Path, name: &str, tag: &str) -> Result<Image> {
+    let root = folder.join("rootfs").join(name);
+    pack_one(folder, name, tag, &files_below(&root, &root)?)
 }
 
 /// Every file below `folder`: its path in the image (relative to `root`) and here, in order.
@@ -80,18 +85,20 @@ pub fn static_binary(name: &str) -> PathBuf {
     repository().join("target/static").join(TARGET).join("release").join(name)
 }
 
-fn pack_one(folder: &Path, name: &str, files: &[(String, PathBuf)]) -> Result<Image> {
-    let tar = folder.join(format!("{name}.tar"));
+fn pack_one(folder: &Path, name: &str, tag: &str, files: &[(String, PathBuf)]) -> Result<Image> {
+    // Images of other versions are imported beside those of the lab.
+    let file = if tag == LAB { format!("{name}.tar") } else { format!("{name}-{tag}.tar") };
+    let (tar, image) = (folder.join(file), format!("{name}:{tag}"));
     let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
     let newest = files.iter().filter_map(|(_, path)| modified(path)).max();
     if modified(&tar).is_none_or(|packed| newest.is_some_and(|built| built > packed)) {
         let files: Vec<(&str, &Path)> =
             files.iter().map(|(inside, outside)| (inside.as_str(), outside.as_path())).collect();
         // The next speaker is the same program by name, too.
-        pack(&tar, &format!("{name}:lab"), &files, &format!("/{}", name.trim_end_matches("-next")))?;
+        pack(&tar, &image, &files, &format!("/{}", name.trim_end_matches("-next")))?;
     }
     let bytes = fs::metadata(&tar)?.len();
-    Ok(Image { name: format!("{name}:lab"), tar, bytes })
+    Ok(Image { name: image, tar, bytes })
 }
 
 /// POSIX ustar, as much of it as images need.
@@ -129,6 +136,8 @@ impl Archive {
     }
 }
 
+/// The tag of what was built from the files as they are.
+const LAB: &str = "lab";
 const BLOCK: usize = 512;
 /// Binaries that become images, as far as they have been built.
 const OURS: [&str; 4] = ["sheave-traffic", "sheave-controller", "sheave-speaker", "sheave-speaker-next"];

@@ -50,7 +50,7 @@ pub mod wait;
 mod xdp;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -215,6 +215,21 @@ impl Lab {
     /// Packs what was built since and imports it on every node that has power.
     pub fn import_images(&self) -> Result<Vec<image::Image>> {
         cluster::import_images(self)
+    }
+
+    /// Imports images that were packed for this lab alone on every node that has power.
+    pub fn import(&self, images: &[image::Image]) -> Result<()> {
+        cluster::import(self, images)
+    }
+
+    /// `kubectl apply -k` of an overlay, as a user installs or upgrades.
+    pub fn apply_overlay(&self, overlay: &Path) -> Result<()> {
+        cluster::apply(self, overlay, &[])
+    }
+
+    /// Waits until every Deployment and DaemonSet is rolled out.
+    pub fn wait_rolled_out(&self) -> Result<()> {
+        cluster::wait_rolled_out(self)
     }
 
     /// Installs Sheave from `manifests/overlays/lab` and waits until it is rolled out.

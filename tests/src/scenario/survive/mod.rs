@@ -21,7 +21,7 @@
 //!
 //! Read: [`watch`] (the clients) → [`judge`] (what became of their connections), [`datagrams`] (and of their UDP flows) → [`whole`] (what must be true before) →
 //! [`workload`] (the Deployment) → the scenarios in [`nodes`], [`pods`], [`drain`], [`speakers`], [`tables`], [`late`],
-//! [`random`].
+//! [`random`]; [`version`], which `make bench-upgrade` alone makes happen.
 
 pub mod datagrams;
 pub mod drain;
@@ -33,6 +33,7 @@ pub mod random;
 pub mod speakers;
 pub mod tables;
 pub mod today;
+pub mod version;
 pub mod watch;
 pub mod whole;
 pub mod workload;
@@ -137,6 +138,16 @@ fn survive(
     work: impl FnOnce(&mut Watch<'_>) -> Result<()>,
 ) -> Result<Survival> {
     whole::make_whole(scene)?;
+    observe(scene, setup, options, work)
+}
+
+/// Watches clients of a cluster that is whole while `work` makes things happen, and judges.
+fn observe(
+    scene: &Scene,
+    setup: &Setup,
+    options: watch::Options,
+    work: impl FnOnce(&mut Watch<'_>) -> Result<()>,
+) -> Result<Survival> {
     let mut watch = Watch::start(scene, setup, options)?;
     let worked = work(&mut watch);
     // What the clients saw is worth more than a sentence about what was waited for.
