@@ -35,7 +35,7 @@ ebpf: ## The eBPF program alone
 crds: ## Write manifests/crds from the API types
 	cargo run -q -p sheave-api --bin crdgen -- --write manifests/crds
 
-crds-check: ## manifests/crds is what the API types say
+crds-check: ## manifests/crds follows the API types
 	cargo run -q -p sheave-api --bin crdgen -- --check manifests/crds
 
 images: ## Static release binaries and what else goes into the images

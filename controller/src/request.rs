@@ -163,6 +163,6 @@ mod tests {
         assert!(matches!(claim(&shown), Claim::Wanted(Request { adopt: Some(_), .. })), "never seen before");
         assert!(adopts(true, "AddressAllocated"), "its ledger entry was lost");
         assert!(adopts(false, "NoPool"), "the pools came later");
-        assert!(!adopts(false, "PoolExhausted"), "a foreign hand");
+        assert!(!adopts(false, "PoolExhausted"), "a third-party change");
     }
 }

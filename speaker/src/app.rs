@@ -292,7 +292,7 @@ impl Serving {
         let mut views = Views::new();
         let fallback = tokio::time::sleep(VIEW_TIMEOUT);
         tokio::pin!(fallback);
-        let mut departed = tokio::time::interval(departed::LOOK);
+        let mut departed = tokio::time::interval(departed::CHECK);
         let mut leaving = false;
         loop {
             tokio::select! {

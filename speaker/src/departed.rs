@@ -13,7 +13,7 @@ pub struct Departed {
 }
 
 /// Between two checks whether the window of a node is over.
-pub const LOOK: Duration = Duration::from_secs(10);
+pub const CHECK: Duration = Duration::from_secs(10);
 
 impl Departed {
     pub fn new(window: Duration) -> Self {

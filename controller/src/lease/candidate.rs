@@ -196,7 +196,7 @@ mod tests {
         turn(&mut a, &mut server, start);
         assert!(a.leading(start + Duration::from_millis(5999)).is_some());
         assert!(a.leading(start + Duration::from_secs(6)).is_none());
-        assert!(matches!(a.step(start + Duration::from_secs(6), WALL), Step::Wait(_)), "and waits like anybody");
+        assert!(matches!(a.step(start + Duration::from_secs(6), WALL), Step::Wait(_)), "and waits like the others");
     }
 
     #[test]

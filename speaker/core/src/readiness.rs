@@ -25,7 +25,7 @@ pub struct Readiness {
     known: BTreeSet<NodeName>,
     nodes: BTreeMap<NodeName, Seen>,
     /// The last sign of any node.
-    anybody: Option<Instant>,
+    last_ready: Option<Instant>,
     check_at: Option<Instant>,
 }
 
@@ -83,7 +83,7 @@ impl Seen {
 impl Readiness {
     /// `known`: the nodes that were present when the speaker before this one ended; none if this node has booted since.
     pub fn new(config: Config, known: BTreeSet<NodeName>) -> Self {
-        Self { config, known, nodes: BTreeMap::new(), anybody: None, check_at: None }
+        Self { config, known, nodes: BTreeMap::new(), last_ready: None, check_at: None }
     }
 
     /// The nodes that are present, for the next process.
@@ -109,7 +109,7 @@ impl Readiness {
     fn on_ready(&mut self, name: NodeName, now: Instant, actions: &mut Vec<Action>) {
         let Some(seen) = self.nodes.get_mut(&name) else { return };
         seen.ready = now;
-        self.anybody = Some(now);
+        self.last_ready = Some(now);
         if core::mem::replace(&mut seen.state, State::Ready) != State::Ready {
             actions.push(Action::Ready(name));
         }
@@ -118,7 +118,7 @@ impl Readiness {
     /// All silent at once is this node's own trouble, or the only peer's: no reason to move its rows.
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let silent = self.config.silent;
-        if self.anybody.is_some_and(|at| now.since(at) < silent / 2) {
+        if self.last_ready.is_some_and(|at| now.since(at) < silent / 2) {
             let ends = |seen: &Seen| seen.is_ready() && now >= seen.ready + silent;
             for (name, seen) in self.nodes.iter_mut().filter(|(_, seen)| ends(seen)) {
                 seen.state = State::Silent;
@@ -192,10 +192,10 @@ mod tests {
         }
 
         /// These nodes send a heartbeat once a second.
-        fn run(&mut self, seconds: u64, speak: &[usize]) {
+        fn run(&mut self, seconds: u64, sending: &[usize]) {
             for _ in 0..seconds {
                 self.now += Duration::from_secs(1);
-                speak.iter().for_each(|node| self.event(Event::Ready(name(*node))));
+                sending.iter().for_each(|node| self.event(Event::Ready(name(*node))));
                 if self.machine.next_deadline().is_some_and(|due| due <= self.now) {
                     self.event(Event::Tick);
                 }

@@ -80,7 +80,7 @@ mod tests {
     }
 
     /// The node speaks at second 20.
-    fn asked(signals: &PeerSignals) -> bool {
+    fn keeps_flows(signals: &PeerSignals) -> bool {
         let TrafficStates { no_flows, existing_only } = signals.traffic_states(|_, since| at(20) >= since);
         assert!(no_flows.contains("a") != existing_only.contains("a"));
         existing_only.contains("a")
@@ -91,10 +91,10 @@ mod tests {
         let mut signals = PeerSignals::default();
         let none = BTreeSet::new;
         signals.set(none(), none(), names(&["a"]), at(10));
-        assert!(asked(&signals) && !signals.is_ready(&NodeName::new("a").unwrap()));
+        assert!(keeps_flows(&signals) && !signals.is_ready(&NodeName::new("a").unwrap()));
         signals.set(names(&["a"]), none(), names(&["a"]), at(30));
         signals.set(none(), none(), names(&["a"]), at(40));
-        assert!(!asked(&signals), "its report is of before its restart");
+        assert!(!keeps_flows(&signals), "its report is of before its restart");
         signals.set(none(), none(), none(), at(50));
         assert!(signals.is_ready(&NodeName::new("a").unwrap()));
     }
@@ -104,7 +104,7 @@ mod tests {
         let mut signals = PeerSignals::default();
         let a = NodeName::new("a").unwrap();
         signals.set_stale(a.clone(), true);
-        assert!(asked(&signals) && signals.is_ready(&a) && signals.stale() == 1);
+        assert!(keeps_flows(&signals) && signals.is_ready(&a) && signals.stale() == 1);
         signals.set_stale(a, false);
         assert_eq!(signals.traffic_states(|_, _| true), TrafficStates::default());
     }

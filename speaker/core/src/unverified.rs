@@ -244,8 +244,8 @@ mod tests {
     fn a_node_that_ran_before_is_never_held() {
         let mut machine = Unverified::new(node("0"), true, seconds(0));
         take(&mut machine, Event::Nodes([node("a")].into()), 0);
-        let said = [Action::Unverified { node: node("a"), reason: Reject::UnknownKey }];
-        assert_eq!(take(&mut machine, rejected("a", Reject::UnknownKey), 1), said);
+        let unverified = [Action::Unverified { node: node("a"), reason: Reject::UnknownKey }];
+        assert_eq!(take(&mut machine, rejected("a", Reject::UnknownKey), 1), unverified);
         assert_eq!(take(&mut machine, Event::Verified(node("a")), 1), [Action::Resolved(node("a"))]);
         assert_eq!(machine.next_deadline(), None);
     }

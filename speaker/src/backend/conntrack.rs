@@ -79,8 +79,8 @@ fn dump(netfilter: &Netfilter, vips: &BTreeSet<Ipv4Addr>, each: &mut dyn FnMut(&
     for (only, filter) in filters {
         netfilter.request(GET, libc::NLM_F_DUMP, &filter, &mut |entry| {
             // Most entries are none of ours: the address is compared first.
-            let asked_for = |address| only.map_or_else(|| vips.contains(&address), |only| only == address);
-            if destination(entry).is_some_and(asked_for)
+            let requested = |address| only.map_or_else(|| vips.contains(&address), |only| only == address);
+            if destination(entry).is_some_and(requested)
                 && let Some(flow) = flow(entry)
             {
                 each(&flow, entry);

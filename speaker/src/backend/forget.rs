@@ -145,7 +145,7 @@ async fn forget(lost: Lost) -> io::Result<Outcome> {
         let mut pods = BTreeSet::new();
         let forgotten = conntrack::forget(first.now.vips(), |flow| {
             let (lost, open) = (first.has(flow), is_open(flow));
-            if lost && open && pods.len() < MAX_ASKED {
+            if lost && open && pods.len() < MAX_PROBED {
                 pods.insert(flow.pod);
             }
             lost && !open
@@ -159,7 +159,7 @@ async fn forget(lost: Lost) -> io::Result<Outcome> {
     }
     let silent: BTreeSet<_> = stream::iter(pods)
         .map(|pod| async move { (pod, is_there(pod).await) })
-        .buffer_unordered(ASKED_AT_ONCE)
+        .buffer_unordered(PROBED_AT_ONCE)
         .filter_map(async |(pod, is_there)| (!is_there).then_some(pod))
         .collect()
         .await;
@@ -184,11 +184,11 @@ fn is_open(flow: &Flow) -> bool {
 /// A kernel with this address answers its clients itself, one way or the other.
 async fn is_there((address, port): (Ipv4Addr, u16)) -> bool {
     for _ in 0..TRIES {
-        let asked = Instant::now();
+        let probed = Instant::now();
         if tcp_probe(address, port).await != Answer::Silence {
             return true;
         }
-        sleep(PATIENCE.saturating_sub(asked.elapsed())).await;
+        sleep(PATIENCE.saturating_sub(probed.elapsed())).await;
     }
     false
 }
@@ -204,8 +204,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Attempts before a pod counts as gone: a machine may be busy.
 const TRIES: u32 = 3;
 /// Pods that are probed at most, and at the same time. The flows of others wait for the next scan.
-const MAX_ASKED: usize = 4096;
-const ASKED_AT_ONCE: usize = 64;
+const MAX_PROBED: usize = 4096;
+const PROBED_AT_ONCE: usize = 64;
 /// Between two scans for pods that are no longer listed; reading takes at most this part of the time.
 const AGAIN: Duration = Duration::from_secs(2);
 const SHARE: u32 = 20;

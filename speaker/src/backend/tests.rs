@@ -98,9 +98,9 @@ fn as_many_udp_pins_as_there_may_be_are_written_and_audited() {
         for (what, flows) in [("all", most), ("one less", most - 1), ("none", 0)] {
             let started = Instant::now();
             assert_eq!(backend.sync(udp_pins(flows)).await.unwrap(), Outcome::Updated);
-            let told = started.elapsed();
+            let reported = started.elapsed();
             assert!(!backend.audit().await.unwrap(), "{what}");
-            println!("{what}: told {told:.0?}, audited {:.0?}", started.elapsed() - told);
+            println!("{what}: told {reported:.0?}, audited {:.0?}", started.elapsed() - reported);
         }
     });
 }
@@ -469,30 +469,30 @@ fn flows_whose_pod_is_gone_are_forgotten_and_no_others() {
         let _client = TcpStream::connect((VIP, 80)).unwrap();
         let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         udp.send_to(b"x", (VIP, 53)).unwrap();
-        let remembered = || conntrack::flows(&vips()).unwrap().len();
+        let entries = || conntrack::flows(&vips()).unwrap().len();
         let wait = |ms| tokio::time::sleep(Duration::from_millis(ms));
 
         let mut backend = Backend::new(Nft::new("nft"));
         backend.sync(plan(1)).await.unwrap();
         wait(400).await;
-        assert_eq!((remembered(), backend.flows_forgotten()), (2, 0));
+        assert_eq!((entries(), backend.flows_forgotten()), (2, 0));
         // An endpoint that moves from one slice to another is in neither for a moment.
         backend.sync(plan(0)).await.unwrap();
         wait(50).await;
         backend.sync(plan(1)).await.unwrap();
         wait(400).await;
-        assert_eq!((remembered(), backend.flows_forgotten()), (2, 0));
+        assert_eq!((entries(), backend.flows_forgotten()), (2, 0));
         // The pod is no longer listed, but it lives: UDP does as well with another, the connection does not.
         backend.sync(plan(0)).await.unwrap();
         until(|| backend.flows_in_removal_grace() == 1).await;
-        assert_eq!((remembered(), backend.flows_forgotten()), (1, 1));
+        assert_eq!((entries(), backend.flows_forgotten()), (1, 1));
         // Listed or not, and whether it listens or not: a host has the address.
         drop(pod);
         wait(1000).await;
-        assert_eq!((remembered(), backend.flows_in_removal_grace()), (1, 1));
+        assert_eq!((entries(), backend.flows_in_removal_grace()), (1, 1));
         ip("addr del 10.0.0.1/32 dev lo");
         until(|| backend.flows_forgotten() == 2).await;
-        assert_eq!((remembered(), backend.flows_in_removal_grace()), (0, 0));
+        assert_eq!((entries(), backend.flows_in_removal_grace()), (0, 0));
 
         // A new speaker looks for what an earlier one left.
         ip("addr add 10.0.0.1/32 dev lo");
@@ -500,7 +500,7 @@ fn flows_whose_pod_is_gone_are_forgotten_and_no_others() {
         let mut backend = Backend::new(Nft::new("nft"));
         backend.sync(plan(0)).await.unwrap();
         wait(400).await;
-        assert_eq!((remembered(), backend.flows_forgotten()), (0, 1));
+        assert_eq!((entries(), backend.flows_forgotten()), (0, 1));
     });
 }
 
@@ -568,13 +568,13 @@ fn third_party_changes_of_our_table_are_reported_at_once_and_nothing_else() {
             }
         }
         // A third party that does not stop is answered at a pace.
-        let mut told = 0;
+        let mut reported = 0;
         let end = Instant::now() + Duration::from_secs(1);
         while Instant::now() < end {
             nft.apply("add rule ip sheave flow_lookup drop").await.unwrap();
-            told += u32::from(reports_change(&mut backend, 10).await);
+            reported += u32::from(reports_change(&mut backend, 10).await);
         }
-        assert!((1..=6).contains(&told), "{told}");
+        assert!((1..=6).contains(&reported), "{reported}");
         assert!(backend.audit().await.unwrap());
     });
 }

@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 use super::loader::{Attached, Loaded};
 
 /// Between checks of the link. A packet that came meanwhile is sent again by TCP after 200 ms at the earliest.
-pub const LOOK: Duration = Duration::from_millis(100);
+pub const CHECK: Duration = Duration::from_millis(100);
 /// Checks that are left out after an attempt that failed, so that a third party's program is not contested all the time.
 const PAUSE: u32 = 20;
 

@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
-use super::attachment::{Attachment, LOOK};
+use super::attachment::{Attachment, CHECK};
 use super::conntrack_scan::{self, ConntrackScan};
 use super::inbox::{HostAddresses, Inbox, Message};
 use super::maps::ForwardingMaps;
@@ -108,8 +108,8 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
     let Inputs { mut view, mut inbox, exchange, report_udp } = inputs;
     let report_socket = ReportSocket::new(exchange, report_udp, sync.metrics.clone()).context("the report socket")?;
     let mut state = State::restore(sync, tools, report_socket)?;
-    let [mut turn, mut look] = [TURN, LOOK].map(interval);
-    for ticks in [&mut turn, &mut look] {
+    let [mut turn, mut check] = [TURN, CHECK].map(interval);
+    for ticks in [&mut turn, &mut check] {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     loop {
@@ -133,7 +133,7 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
             rules = state.rules.changed() => state.in_force(rules.context("the nft worker has ended")?)?,
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
             () = state.sync.startup_probe.next() => {}
-            _ = look.tick() => state.check_attachment(),
+            _ = check.tick() => state.check_attachment(),
             _ = turn.tick() => state.dirty |= state.sync.planner.awaits_reports() || state.removal_grace.is_due(clock::now()),
             () = sleep_until(state.retry.unwrap_or_else(Instant::now)), if state.retry.is_some() => {}
         }

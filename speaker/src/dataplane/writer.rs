@@ -37,10 +37,10 @@ impl MapWriter {
     /// The thread ends with this value.
     pub fn start(mut maps: ForwardingMaps) -> io::Result<Self> {
         let (jobs, mut inbox) = mpsc::channel(1);
-        let (tell, written) = mpsc::channel(1);
+        let (completions, written) = mpsc::channel(1);
         thread::Builder::new().name("maps".into()).spawn(move || {
             while let Some(job) = inbox.blocking_recv() {
-                if tell.blocking_send(write(&mut maps, job)).is_err() {
+                if completions.blocking_send(write(&mut maps, job)).is_err() {
                     return;
                 }
             }

@@ -64,8 +64,8 @@ fn the_disk_outlives_the_secret() {
     let mut keys = Keys::load(&disk.1).expect("on disk");
     assert!(keys.identity() == identity);
     keys.confirm();
-    let told = keys.take(found(9, 20, None), false).expect("of this Kubernetes cluster");
-    assert_eq!(told.current, Key::new([20; 32]));
+    let secret = keys.take(found(9, 20, None), false).expect("of this Kubernetes cluster");
+    assert_eq!(secret.current, Key::new([20; 32]));
     assert!(keys.identity() == identity && keys.identity_differs());
 
     // The speaker restarts in the middle: it signs as before and knows the new key.

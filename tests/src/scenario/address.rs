@@ -75,7 +75,7 @@ pub fn first_answer(scene: &Scene, number: u8) -> Result<FirstAnswer> {
     let name = format!("first-{number}");
     forget_neighbours(scene)?;
     let to = format!("{address}:{TCP_PORT}");
-    let knocking = traffic::connect(&scene.lab, ClientKind::Segment, &to)?;
+    let connecting = traffic::connect(&scene.lab, ClientKind::Segment, &to)?;
     let service = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": name, "namespace": NAMESPACE, "annotations": {"sheave.dev/loadBalancerIPs": address.to_string()}},
@@ -89,15 +89,15 @@ pub fn first_answer(scene: &Scene, number: u8) -> Result<FirstAnswer> {
     let answered =
         netns::inside(&client, || wait_for(&format!("an answer at {to}"), WITHIN, || Ok(greet(to.parse()?).ok())));
     // The client connects every 5 ms: its own first success may still be on its way.
-    sleep(SOME_KNOCKS);
-    let report = knocking.report()?;
+    sleep(SOME_ATTEMPTS);
+    let report = connecting.report()?;
     scene.api.delete(&format!("{SERVICES}/{name}"))?;
     wait_for(&format!("{address} to be released"), WITHIN, || {
         Ok(scene.api.find(&format!("{VIRTUALIPS}/{address}"))?.is_none().then_some(()))
     })?;
     answered?;
     let first =
-        report.first_success_ns.with_context(|| format!("nobody answered at {to}: {:?}", report.failures.first()))?;
+        report.first_success_ns.with_context(|| format!("no pod answered at {to}: {:?}", report.failures.first()))?;
     Ok(FirstAnswer {
         address,
         created_ms: clock::milliseconds(began, created),
@@ -114,5 +114,5 @@ pub fn counted(scene: &Scene, series: &str) -> Result<f64> {
     each.sum()
 }
 
-const SOME_KNOCKS: Duration = Duration::from_millis(50);
+const SOME_ATTEMPTS: Duration = Duration::from_millis(50);
 const WITHIN: Duration = Duration::from_secs(20);

@@ -36,8 +36,8 @@ pub fn forged_heartbeats(scene: &Scene) -> Result<Forgery> {
     let client = scene.lab.state()?.plan.netns("client");
     netns::inside(&client, || {
         let socket = open()?;
-        let heard = overhear(&socket)?;
-        for (ttl, datagram) in forgeries(&heard).into_iter().flat_map(|forgery| vec![forgery; OF_EACH]) {
+        let recorded = record(&socket)?;
+        for (ttl, datagram) in forgeries(&recorded).into_iter().flat_map(|forgery| vec![forgery; OF_EACH]) {
             socket.set_multicast_ttl_v4(ttl)?;
             socket.send_to(&datagram, (GROUP, PORT)).context("send to the group")?;
         }
@@ -73,19 +73,19 @@ fn refusals(scene: &Scene) -> Result<BTreeMap<&'static str, f64>> {
 }
 
 /// One for each of [`REASONS`], in that order, with its TTL. Offsets: speaker/core/src/wire/advert.rs.
-fn forgeries(heard: &[u8]) -> Vec<(u32, Vec<u8>)> {
+fn forgeries(recorded: &[u8]) -> Vec<(u32, Vec<u8>)> {
     let changed = |at: usize| {
-        let mut copy = heard.to_vec();
+        let mut copy = recorded.to_vec();
         copy[at] ^= 0x01;
         (NEIGHBOUR, copy)
     };
-    let mut oversized = heard.to_vec();
+    let mut oversized = recorded.to_vec();
     oversized.resize(MAX_DATAGRAM + 1, 0);
     let (magic, version, key, cluster, epoch) = (0, 4, 7, 8, 16);
     vec![
         // As if a router had forwarded it.
-        (NEIGHBOUR - 1, heard.to_vec()),
-        (NEIGHBOUR, heard[..heard.len() / 2].to_vec()),
+        (NEIGHBOUR - 1, recorded.to_vec()),
+        (NEIGHBOUR, recorded[..recorded.len() / 2].to_vec()),
         (NEIGHBOUR, oversized),
         changed(magic),
         changed(version),
@@ -93,7 +93,7 @@ fn forgeries(heard: &[u8]) -> Vec<(u32, Vec<u8>)> {
         changed(cluster),
         // A claim to be of a later incarnation, which only the key could make true.
         changed(epoch),
-        (NEIGHBOUR, heard.to_vec()),
+        (NEIGHBOUR, recorded.to_vec()),
     ]
 }
 
@@ -108,9 +108,9 @@ fn open() -> Result<UdpSocket> {
     Ok(socket.into())
 }
 
-fn overhear(socket: &UdpSocket) -> Result<Vec<u8>> {
+fn record(socket: &UdpSocket) -> Result<Vec<u8>> {
     let mut buffer = [0; 2048];
-    let length = socket.recv(&mut buffer).context("no heartbeat was heard")?;
+    let length = socket.recv(&mut buffer).context("no heartbeat was received")?;
     Ok(buffer[..length].to_vec())
 }
 

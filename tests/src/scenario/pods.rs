@@ -43,7 +43,7 @@ pub fn list(api: &Api, namespace: &str) -> Result<Vec<Pod>> {
 /// Whether this very pod answers at the listed address, to a client on its own node.
 pub fn answers(lab: &Lab, pod: &Pod, port: u16) -> bool {
     let Some(ip) = pod.ip else { return false };
-    greeting_from(lab, &pod.node, &format!("{ip}:{port}")).is_ok_and(|said| said.pod == pod.name)
+    greeting_from(lab, &pod.node, &format!("{ip}:{port}")).is_ok_and(|greeting| greeting.pod == pod.name)
 }
 
 /// One connection from a network of the lab (`node1`, `client`, `far` …): the pod that answered, and the client address that it

@@ -17,7 +17,7 @@ use crate::traffic::report::Greeting;
 /// Waits until the cluster is whole: nodes Ready, pods there on all of them, speakers ready and receiving one another, one owner,
 /// and every pod reached through the address. Then empties the clients' ARP entries.
 pub fn settle(scene: &Scene) -> Result<()> {
-    let mut missing = String::from("nothing was looked at");
+    let mut missing = String::from("nothing was checked");
     let whole = wait_for("the cluster to be whole", WITHIN, || {
         // What does not answer is not there yet.
         missing = match first_missing(scene) {
@@ -114,9 +114,9 @@ fn first_missing(scene: &Scene) -> Result<Option<String>> {
         }
     }
     let Some(holder) = holder(scene, &scene.nodes)? else { return Ok(Some("not exactly one owner".to_owned())) };
-    let told = scene.owner()?.map(|owner| owner.node);
-    if told.as_ref() != Some(&holder) {
-        return Ok(Some(format!("{holder} holds the address, the VirtualIP has {told:?}")));
+    let shown = scene.owner()?.map(|owner| owner.node);
+    if shown.as_ref() != Some(&holder) {
+        return Ok(Some(format!("{holder} holds the address, the VirtualIP has {shown:?}")));
     }
     unreached(scene, all.iter().map(|pod| pod.name.clone()).collect())
 }
@@ -130,7 +130,7 @@ fn speaker_missing(scene: &Scene, node: &str) -> Result<Option<String>> {
     let metrics = http::metrics(&scene.lab, address)?;
     let peers = http::value(&metrics, "sheave_peers_alive");
     if peers != Some(scene.nodes.len() as f64 - 1.0) {
-        return Ok(Some(format!("the speaker of {node} hears {peers:?} others")));
+        return Ok(Some(format!("the speaker of {node} receives {peers:?} others")));
     }
     for names in NONE_OF_THESE {
         let nodes = names.iter().find_map(|gauge| http::value(&metrics, gauge));
@@ -148,7 +148,7 @@ fn unreached(scene: &Scene, mut pods: BTreeSet<String>) -> Result<Option<String>
     netns::inside(&client, || {
         for _ in 0..tries {
             match greet(to) {
-                Ok(said) => drop(pods.remove(&said.pod)),
+                Ok(greeting) => drop(pods.remove(&greeting.pod)),
                 Err(error) => return Ok(Some(format!("a connection to {to}: {error:#}"))),
             }
         }

@@ -81,7 +81,7 @@ mod tests {
         })
     }
 
-    fn nobody() -> [Vec<Ipv4Addr>; 2] {
+    fn no_pods() -> [Vec<Ipv4Addr>; 2] {
         [vec![], vec![]]
     }
 
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(served(&mut removal_grace, [ready("b", 1)].into(), 5000), [vec![FIRST], vec![]]);
         assert!(!removal_grace.is_due(at(5999)) && removal_grace.is_due(at(6000)));
         assert_eq!(served(&mut removal_grace, [ready("b", 1)].into(), 5999), [vec![FIRST], vec![]]);
-        assert_eq!(served(&mut removal_grace, [ready("b", 1)].into(), 6000), nobody());
+        assert_eq!(served(&mut removal_grace, [ready("b", 1)].into(), 6000), no_pods());
         assert!(!removal_grace.is_due(at(100_000)));
     }
 
@@ -116,7 +116,7 @@ mod tests {
             served(&mut removal_grace, [ready("a", 1)].into(), 0);
             let named = served(&mut removal_grace, [pod("a", 1, before), ready("b", 1)].into(), 10);
             assert_eq!(named[0].len(), usize::from(before == TERMINATING));
-            assert_eq!(served(&mut removal_grace, [ready("b", 1)].into(), 20), nobody(), "{before:?}");
+            assert_eq!(served(&mut removal_grace, [ready("b", 1)].into(), 20), no_pods(), "{before:?}");
         }
     }
 

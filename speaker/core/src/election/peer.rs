@@ -173,7 +173,7 @@ impl Incarnation {
     }
 
     /// Its latest heartbeat, not older than `since`, named this challenge.
-    pub fn hears(&self, challenge: u32, since: Instant) -> bool {
+    pub fn echoes_challenge(&self, challenge: u32, since: Instant) -> bool {
         self.beat_at >= since && self.echoes.contains(&challenge)
     }
 

@@ -263,8 +263,9 @@ impl Peers {
         for (name, challenge, vouched) in silent {
             // Once vouched for, a peer is not given up for one lost heartbeat of its witness.
             let since = if vouched { now - config.dead() } else { now - config.testimony_window() };
-            let witnessed =
-                self.direct().any(|(_, witness)| witness.is_fresh(config, now) && witness.hears(challenge, since));
+            let witnessed = self
+                .direct()
+                .any(|(_, witness)| witness.is_fresh(config, now) && witness.echoes_challenge(challenge, since));
             if let Some(peer) = self.peers.get_mut(&name) {
                 peer.vouched = witnessed;
                 peer.up = witnessed;

@@ -274,25 +274,25 @@ fn mac_addresses_travel_signed() {
     let mut cluster = Cluster::settled(3, 1);
     cluster.event(0, Event::OwnMac([2, 0, 0, 0, 0, 1]));
     cluster.run(ms(1));
-    let told = |c: &Cluster| c.logged(|action| matches!(action, Action::Address { .. }));
+    let addresses = |c: &Cluster| c.logged(|action| matches!(action, Action::Address { .. }));
     let address = |node: usize, last: u8| format!("{node} Address {{ node: node-0, mac: [2, 0, 0, 0, 0, {last}] }}");
-    assert_eq!(told(&cluster), [address(1, 1), address(2, 1)]);
+    assert_eq!(addresses(&cluster), [address(1, 1), address(2, 1)]);
     cluster.run(ms(50));
     cluster.log.clear();
     cluster.event(0, Event::OwnMac([2, 0, 0, 0, 0, 2]));
     cluster.run(ms(1));
-    assert_eq!(told(&cluster), [address(1, 2), address(2, 2)]);
+    assert_eq!(addresses(&cluster), [address(1, 2), address(2, 2)]);
     cluster.crash(1);
     cluster.restart(1, 200);
     cluster.log.clear();
     cluster.run(ms(300));
-    assert!(told(&cluster).contains(&address(1, 2)), "{:?}", cluster.log);
+    assert!(addresses(&cluster).contains(&address(1, 2)), "{:?}", cluster.log);
     // A recording of another run of that node.
     let mut forged = Advert::open(&cluster.sent.iter().rfind(|sent| sent.1 == 0).unwrap().2, 1, &keyring()).unwrap();
     (forged.epoch, forged.sequence, forged.body) = (500, 1, Body::Node { mac: [2, 0, 0, 0, 0, 9] });
     cluster.log.clear();
     cluster.event(2, Event::Datagram(forged.seal(&keyring())));
-    assert_eq!(told(&cluster), nothing());
+    assert_eq!(addresses(&cluster), nothing());
 }
 
 /// A heartbeat can name 256 peers; the 257th is refused until one of them is down.

@@ -130,8 +130,8 @@ fn the_last_pods_of_a_service_are_known_after_a_restart_and_forgotten_with_their
 fn the_status_of_a_lost_node_moves_no_row() {
     let whole = table(&view([ready("a", 1), ready("b", 1), ready("c", 1)]), &none());
     let lost = table(&view([ready("a", 1), ready("b", 1), ready("c", 1)]), &names(["c"]));
-    let told = table(&view([ready("a", 1), ready("b", 1), pod("c", 1, UNREADY)]), &names(["c"]));
-    assert_eq!(lost.services, told.services);
+    let late_status = table(&view([ready("a", 1), ready("b", 1), pod("c", 1, UNREADY)]), &names(["c"]));
+    assert_eq!(lost.services, late_status.services);
     let rows = |table: &Table| table.services[&web_port()].ring.rows.clone();
     let (before, after) = (rows(&whole), rows(&lost));
     assert!(before.iter().zip(&after).all(|(&old, &new)| old == new || old == 2));
@@ -336,14 +336,14 @@ fn a_node_that_was_away_has_alternates_that_served_meanwhile() {
     let service = &table.services[&web_port()];
     let others = service.alternates.as_ref().unwrap();
     // c has no part in this ring, but may have flows of a ring in between.
-    let asked = |row| if service.ring.primary(row) == Some("a") { vec!["b", "c"] } else { vec!["c"] };
-    assert!((0..4093).all(|row| others.of(row).eq(asked(row)) || others.of(row).eq(["c", "b"])));
+    let alternates_of = |row| if service.ring.primary(row) == Some("a") { vec!["b", "c"] } else { vec!["c"] };
+    assert!((0..4093).all(|row| others.of(row).eq(alternates_of(row)) || others.of(row).eq(["c", "b"])));
     assert!(planner.awaits_reports());
     // By this table b has nothing that is not its own.
     let reports = |at| Reports::from(["b", "c"].map(|node| (String::from(node), reported(&table, at))));
     let later = NOW + SETTLE;
-    let heard = planner.table(&known, &TrafficStates::default(), &reports(NOW), later);
-    assert_eq!(moved_rows(&heard), Some(names(["b"])), "of the ring without a");
+    let one_reported = planner.table(&known, &TrafficStates::default(), &reports(NOW), later);
+    assert_eq!(moved_rows(&one_reported), Some(names(["b"])), "of the ring without a");
     assert_eq!(moved_rows(&planner.table(&known, &TrafficStates::default(), &reports(later), later)), None);
     assert!(!planner.awaits_reports());
 }
@@ -358,9 +358,9 @@ fn with_another_affinity_all_nodes_are_alternates_until_all_have_reported() {
     known.handle(Event::Apply(service(ObjectName::new("default", "web"), Affinity::ClientIp)));
     let table = at(&known, &Reports::new(), NOW);
     let web = &table.services[&web_port()];
-    let asked = |row| web.alternates.as_ref().unwrap().of(row).collect::<BTreeSet<_>>();
+    let alternates_of = |row| web.alternates.as_ref().unwrap().of(row).collect::<BTreeSet<_>>();
     let others = |row| ["a", "b", "c"].into_iter().filter(move |node| web.ring.primary(row) != Some(node)).collect();
-    assert!((0..4093).all(|row| asked(row) == others(row)));
+    assert!((0..4093).all(|row| alternates_of(row) == others(row)));
     let reports = |now| Reports::from(["a", "b", "c"].map(|node| (String::from(node), reported(&table, now))));
     let (soon, later) = (NOW + SETTLE / 2, NOW + SETTLE);
     assert!(

@@ -18,7 +18,7 @@ fn name(node: usize) -> NodeName {
 struct Lab {
     now: Instant,
     machine: Liveness,
-    speaks: BTreeSet<usize>,
+    sending: BTreeSet<usize>,
     answers: BTreeSet<usize>,
     /// Milliseconds since the last `mark`, and what was done, but for probes.
     log: Vec<(u64, Action)>,
@@ -31,10 +31,10 @@ struct Lab {
 impl Lab {
     fn new(nodes: usize) -> Self {
         let now = Instant::from_millis(1000);
-        let (speaks, answers) = ((0..nodes).collect(), (0..nodes).collect());
+        let (sending, answers) = ((0..nodes).collect(), (0..nodes).collect());
         let machine = Liveness::new(Config::new(1));
         let mut lab =
-            Self { now, machine, speaks, answers, log: vec![], probes: BTreeMap::new(), searches: 0, marked: now };
+            Self { now, machine, sending, answers, log: vec![], probes: BTreeMap::new(), searches: 0, marked: now };
         lab.event(Event::Nodes((0..nodes).map(name).collect()));
         lab.run(ms(1000));
         assert_eq!(lab.log, []);
@@ -72,7 +72,7 @@ impl Lab {
         while self.now < end {
             self.now += ms(1);
             let at = self.now.as_nanos() / 1_000_000 % 50;
-            for node in self.speaks.clone() {
+            for node in self.sending.clone() {
                 if at == 7 * node as u64 % 50 {
                     self.event(Event::Heartbeat(name(node)));
                 }
@@ -84,12 +84,12 @@ impl Lab {
     }
 
     fn lose(&mut self, node: usize) {
-        self.speaks.remove(&node);
+        self.sending.remove(&node);
         self.answers.remove(&node);
     }
 
     fn gain(&mut self, node: usize) {
-        self.speaks.insert(node);
+        self.sending.insert(node);
         self.answers.insert(node);
     }
 }
@@ -105,7 +105,7 @@ fn heartbeats_make_questions_needless() {
 #[test]
 fn a_dead_speaker_is_not_a_dead_node() {
     let mut lab = Lab::new(3);
-    lab.speaks.remove(&1);
+    lab.sending.remove(&1);
     lab.run(ms(5000));
     assert_eq!((&lab.log[..], lab.searches), (&[][..], 0));
     assert!((45..60).contains(&lab.probes[&name(1)]), "{:?}", lab.probes);
@@ -262,7 +262,7 @@ fn the_only_peer() {
 #[test]
 fn nodes_without_speaker() {
     let mut lab = Lab::new(3);
-    lab.speaks.clear();
+    lab.sending.clear();
     lab.run(ms(70_000));
     lab.mark();
     lab.run(ms(10_000));

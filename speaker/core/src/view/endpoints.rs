@@ -164,12 +164,12 @@ pub struct Digests {
 pub fn digests(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Digests {
     let mut hash = Sha256::new();
     let mut pods_of: BTreeMap<&str, Sha256> = BTreeMap::new();
-    for (node, said) in view.members() {
-        hash.update(node);
+    for (name, node) in view.members() {
+        hash.update(name);
         // No name has a 0 in it.
         hash.update([0]);
-        hash.update(said.address.octets());
-        hash.update([said.excluded.into()]);
+        hash.update(node.address.octets());
+        hash.update([node.excluded.into()]);
     }
     for (key, Frontend { affinity, pods, .. }) in frontends {
         let frontend = frontend_bytes(key, *affinity);
@@ -178,11 +178,11 @@ pub fn digests(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> D
         let pods = || pods.iter().filter(|pod| view.is_member(pod.node));
         hash.update((pods().count() as u64).to_be_bytes());
         for pod in pods() {
-            let said = pod_bytes(pod);
+            let bytes = pod_bytes(pod);
             let of_node = pods_of.entry(pod.node).or_default();
             of_node.update(frontend);
-            of_node.update(said);
-            hash.update(said);
+            of_node.update(bytes);
+            hash.update(bytes);
             hash.update(pod.node);
             hash.update([0]);
         }

@@ -161,7 +161,7 @@ impl World {
         let (outbox, inbox) = inbox::channel(metrics.clone());
         let (view_sender, view) = watch::channel(None);
         let synced = Arc::new(Mutex::new(None));
-        let told = synced.clone();
+        let last_synced = synced.clone();
         let hour = Duration::from_secs(3600);
         let sync = Sync {
             node: node_name(1),
@@ -176,7 +176,7 @@ impl World {
             startup_probe: StartupProbe::Off,
             health: health.clone(),
             metrics: metrics.clone(),
-            on_synced: Box::new(move |synced| *told.lock().unwrap() = Some(synced)),
+            on_synced: Box::new(move |synced| *last_synced.lock().unwrap() = Some(synced)),
             on_lagging: Box::new(|_| {}),
         };
         let tools = Tools {

@@ -79,35 +79,35 @@ pub type Living = BTreeMap<String, u64>;
 
 /// Fetches every pod's greeting at its own address, from its own node: the API's status of a pod may be older than a loss of
 /// power.
-pub fn ask_all(scene: &Scene) -> Result<Vec<Greeting>> {
+pub fn greet_all(scene: &Scene) -> Result<Vec<Greeting>> {
     let pods = scene.pods()?;
     // A pod that does not answer is not there.
-    let ask = |pod: &Pod| greeting_from(&scene.lab, &pod.node, &format!("{}:{POD_PORT}", pod.ip?)).ok();
-    Ok(pods.iter().filter_map(ask).collect())
+    let greet = |pod: &Pod| greeting_from(&scene.lab, &pod.node, &format!("{}:{POD_PORT}", pod.ip?)).ok();
+    Ok(pods.iter().filter_map(greet).collect())
 }
 
-pub fn living(asked: &[Greeting]) -> Living {
-    asked.iter().map(|said| (said.pod.clone(), said.started_ns)).collect()
+pub fn living(greetings: &[Greeting]) -> Living {
+    greetings.iter().map(|greeting| (greeting.pod.clone(), greeting.started_ns)).collect()
 }
 
 /// When each pod, started at a time, last answered any client.
-pub type Heard = BTreeMap<(String, u64), u64>;
+pub type LastServed = BTreeMap<(String, u64), u64>;
 
-pub fn heard<'a>(reports: impl Iterator<Item = &'a Reports>) -> Heard {
-    let mut heard = Heard::new();
+pub fn last_served<'a>(reports: impl Iterator<Item = &'a Reports>) -> LastServed {
+    let mut last_served = LastServed::new();
     for held in reports.flat_map(|reports| &reports.held.connections) {
-        let last = heard.entry((held.pod.clone(), held.started_ns)).or_default();
+        let last = last_served.entry((held.pod.clone(), held.started_ns)).or_default();
         *last = held.last_echo_ns.max(*last);
     }
-    heard
+    last_served
 }
 
 /// `heard`: by the clients of both addresses. A connection that was reset, or fell silent, while its pod went on serving others
 /// was lost, whatever became of the pod later. A FIN is the server's own: nothing on the way makes one.
-pub fn judge(reports: &Reports, living: &Living, heard: &Heard) -> Side {
+pub fn judge(reports: &Reports, living: &Living, last_served: &LastServed) -> Side {
     let all = &reports.held.connections;
     let lives = |held: &&Held| {
-        let last = heard.get(&(held.pod.clone(), held.started_ns)).copied().unwrap_or_default();
+        let last = last_served.get(&(held.pod.clone(), held.started_ns)).copied().unwrap_or_default();
         let outlived = held.ended_ns.is_some_and(|ended| last > ended + AT_ONCE_NS);
         outlived && held.state != HeldState::Closed || living.get(&held.pod) == Some(&held.started_ns)
     };
@@ -260,7 +260,7 @@ mod tests {
         let held = HoldReport { connections, ..HoldReport::default() };
         let reports = Reports { held, connecting: None, probed: None };
         let living = Living::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
-        let side = judge(&reports, &living, &heard([&reports].into_iter()));
+        let side = judge(&reports, &living, &last_served([&reports].into_iter()));
         assert_eq!((side.opened, side.failed, side.eligible, side.alive, side.gone), (8, 1, 5, 1, 3));
         assert_eq!(side.lost, Ends { closed: 0, reset: 3, silent: 1 });
         assert_eq!(side.lost_by_kube_proxy, 1, "it is lost all the same");

@@ -198,7 +198,7 @@ impl<'a> Chaos<'a> {
     fn help_speakers(&mut self, watch: &mut Watch<'_>) {
         let pods = match self.scene.api.list(SPEAKER_PODS) {
             Ok(pods) => pods,
-            Err(error) => return watch.note(&format!("speakers could not be looked at: {error:#}")),
+            Err(error) => return watch.note(&format!("speakers could not be checked: {error:#}")),
         };
         for node in pods.iter().filter(|pod| is_made_to_wait(pod)).map(|pod| text(pod, "/spec/nodeName").to_owned()) {
             if !self.busy(&node, Kind::Api) && !self.busy(&node, Kind::Pod) && !self.busy(&node, Kind::Power) {

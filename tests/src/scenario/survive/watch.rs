@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
-use super::judge::{Side, ask_all, heard, judge, living};
+use super::judge::{Side, greet_all, judge, last_served, living};
 use super::today::Today;
 use super::{Setup, Survival};
 use crate::lab::{ClientKind, Fault, Lab};
@@ -143,18 +143,20 @@ impl<'a> Watch<'a> {
             });
             anyhow::Ok((sheave, joined.transpose()?))
         })?;
-        let asked = ask_all(scene)?;
+        let greetings = greet_all(scene)?;
         let first = first_fault_ns.unwrap_or_default();
-        let late = asked.iter().flat_map(|pod| &pod.late).filter(|late| late.until_ns > first);
+        let late = greetings.iter().flat_map(|pod| &pod.late).filter(|late| late.until_ns > first);
         let late = late.map(|late| late.ms).fold(0.0, f64::max);
         figures.insert("longest that a pod did not run, ms".to_owned(), late);
-        let living = living(&asked);
-        let heard = heard(today.iter().map(|(reports, _)| reports).chain([&sheave]));
+        let living = living(&greetings);
+        let last_served = last_served(today.iter().map(|(reports, _)| reports).chain([&sheave]));
         let today = match today {
-            Some((reports, today)) => Some(Side { moved_to: today.finish()?, ..judge(&reports, &living, &heard) }),
+            Some((reports, today)) => {
+                Some(Side { moved_to: today.finish()?, ..judge(&reports, &living, &last_served) })
+            }
             None => None,
         };
-        Ok(Survival { sheave: judge(&sheave, &living, &heard), today, figures, story, trouble: None })
+        Ok(Survival { sheave: judge(&sheave, &living, &last_served), today, figures, story, trouble: None })
     }
 }
 

@@ -48,7 +48,7 @@ pub fn speakers(scene: &Scene) -> Result<()> {
         if there().is_err() {
             scene.lab.fault(Fault::DeleteSpeakerPod { node: node.clone() })?;
         }
-        wait_new_speaker(scene, node, 0, SPEAKS_WITHIN)?;
+        wait_new_speaker(scene, node, 0, READY_AGAIN_WITHIN)?;
     }
     Ok(())
 }
@@ -98,5 +98,5 @@ pub const IMAGE: &str = "sheave-speaker:lab";
 const DAEMON_SET: &str = "/apis/apps/v1/namespaces/sheave-system/daemonsets/sheave-speaker";
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 const KUBELET_RESTARTS_WITHIN: Duration = Duration::from_secs(3);
-const SPEAKS_WITHIN: Duration = Duration::from_secs(60);
+const READY_AGAIN_WITHIN: Duration = Duration::from_secs(60);
 const TRIES: usize = 3;

@@ -139,8 +139,8 @@ fn the_end_of_a_group_silence_expires_no_incarnation() {
         cluster.run(ms(1000));
     }
     let held = cluster.nodes[1].own.clone();
-    let everybody = [name(0), name(1), name(2), name(3)];
-    assert!(held.keys().any(|vip| rank::rank(*vip, &name(0), everybody.iter().filter(|n| **n != name(1))) == 0));
+    let members = [name(0), name(1), name(2), name(3)];
+    assert!(held.keys().any(|vip| rank::rank(*vip, &name(0), members.iter().filter(|n| **n != name(1))) == 0));
     to_phase(&mut cluster, 31);
     cluster.isolate(0);
     cluster.run(ms(132));

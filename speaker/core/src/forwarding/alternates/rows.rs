@@ -16,8 +16,8 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
     let previous_nodes = previous.iter().flat_map(|(_, nodes)| nodes);
     let upcoming_nodes = upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes);
     let any_row: BTreeSet<&String> = previous_nodes.chain(upcoming_nodes).chain(&**unreported).collect();
-    let holding = reporters.iter().chain(superseded).map(|(node, _)| node);
-    let names: BTreeSet<&String> = holding.chain(any_row.iter().copied()).collect();
+    let reporting = reporters.iter().chain(superseded).map(|(node, _)| node);
+    let names: BTreeSet<&String> = reporting.chain(any_row.iter().copied()).collect();
     let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| late.contains(*name));
     let nodes: Vec<String> = first.iter().chain(&last).map(|name| String::from(*name)).collect();
     let numbers: BTreeMap<&str, u16> = nodes.iter().zip(1..).map(|(name, number)| (name.as_str(), number)).collect();
@@ -27,8 +27,8 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
         sheet.add_reporter(number(node), &rows.0);
     }
     for (previous_ring, nodes) in previous {
-        let may_hold = |name: &String| if nodes.binary_search(name).is_ok() { number(name) } else { 0 };
-        let numbers: Vec<u16> = previous_ring.0.nodes.iter().map(may_hold).collect();
+        let may_have_flows = |name: &String| if nodes.binary_search(name).is_ok() { number(name) } else { 0 };
+        let numbers: Vec<u16> = previous_ring.0.nodes.iter().map(may_have_flows).collect();
         sheet.add_previous(&previous_ring.0, &numbers);
     }
     for (node, rows) in superseded {

@@ -154,16 +154,16 @@ fn alternates_are_slots() {
         let table = planner.table(known, &TrafficStates::default(), &Reports::new(), Instant::ZERO);
         layout.want(&table, have, &macs(), "a", served).0
     };
-    let nobody = BTreeSet::new();
-    let mut have = want(&full(), &MapState::default(), &nobody);
+    let none = BTreeSet::new();
+    let mut have = want(&full(), &MapState::default(), &none);
     assert!(have.rings[&0].rows().all(|row| row.alternates() == [0; 3]));
     let scaled = view([pod("a", 1, Conditions::READY)]);
-    let state = want(&scaled, &have, &nobody);
+    let state = want(&scaled, &have, &none);
     // b is slot 2.
     let moved = |row: Row| row.nodes() == [1, 2, 0, 0];
     assert!(state.rings[&0].rows().all(moved));
     execute(&mut have, &diff(&MapState::default(), &state));
-    let again = want(&scaled, &have, &nobody);
+    let again = want(&scaled, &have, &none);
     assert_eq!(again.rings, state.rings);
     let key = service_key(VIP, 80, Protocol::Tcp);
     let served = want(&scaled, &have, &[key].into());

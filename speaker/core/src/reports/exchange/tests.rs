@@ -140,10 +140,10 @@ fn reports_are_confirmed_with_each_scan() {
     wire.run(5 * SECOND);
     let confirmed = |wire: &Wire| wire.nodes[&1].reports()["n0"].confirmed;
     assert_eq!(confirmed(&wire), Instant::from_millis(10_000));
-    let looked = wire.now;
+    let scanned = wire.now;
     wire.local(0, &held);
     wire.run(2 * SECOND);
-    assert_eq!(confirmed(&wire), looked);
+    assert_eq!(confirmed(&wire), scanned);
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub struct World {
     pub random: Random,
     pub machines: Vec<Machine>,
     /// Nodes whose heartbeats stated, a turn ago, that they are ready.
-    heard: Vec<usize>,
+    received_ready: Vec<usize>,
     pub services: Vec<Vec<Pod>>,
     next_pod: u32,
     view: Arc<View>,
@@ -111,7 +111,7 @@ impl World {
         let mut world = Self {
             now,
             random: Random(seed.wrapping_mul(1 << 32)),
-            heard: Vec::new(),
+            received_ready: Vec::new(),
             machines: (0..nodes).map(|_| Machine::new()).collect(),
             services: vec![Vec::new(); services],
             next_pod: 1,
@@ -176,7 +176,7 @@ impl World {
 
     fn turn_speakers(&mut self) {
         let nodes = self.machines.len();
-        self.heard = self.serving();
+        self.received_ready = self.serving();
         let mut sent = Vec::new();
         // A heartbeat reaches all in the same moment.
         let sights = |node| -> Vec<Sight> { (0..nodes).map(|other| self.sight(node, other)).collect() };
@@ -210,7 +210,7 @@ impl World {
 
     /// Nodes that clients' packets come to: a ready speaker answers for the VIP, and the others have received that it is ready.
     fn entries(&self) -> Vec<usize> {
-        self.serving().into_iter().filter(|node| self.heard.contains(node)).collect()
+        self.serving().into_iter().filter(|node| self.received_ready.contains(node)).collect()
     }
 
     fn serving(&self) -> Vec<usize> {
@@ -282,7 +282,7 @@ impl World {
         let primary = kernel.and_then(|kernel| kernel.primary(flow));
         let ring = kernel.and_then(|kernel| Some(&kernel.table.as_ref()?.services.get(&key_of(flow))?.ring));
         let rows = ring.map_or(0, |ring| ring.rows.len() as u32);
-        let recent = |at: Instant| self.now.since(at) <= TOLD;
+        let recent = |at: Instant| self.now.since(at) <= REPORTED_FOR;
         let nodes = self.held.get(&place(flow, rows)).into_iter().flatten();
         nodes.filter(|(node, at)| Some(**node) != primary && recent(**at)).count()
     }
@@ -363,7 +363,7 @@ impl World {
 }
 
 /// `reporter::TRIM`, and a report.
-const TOLD: Duration = Duration::from_secs(12);
+const REPORTED_FOR: Duration = Duration::from_secs(12);
 const CALM: Duration = Duration::from_secs(3);
 const SYN: Content = Content::Tcp(Tcp { seq: 0, ack: 0, flags: Tcp::SYN, data_len: 0 });
 const MID_FLOW: Content = Content::Tcp(Tcp { seq: 1, ack: 1, flags: Tcp::ACK, data_len: 1 });
