@@ -27,6 +27,7 @@ pub mod addresses;
 pub mod datagrams;
 pub mod deleted;
 pub mod drain;
+mod draw;
 pub mod judge;
 pub mod late;
 pub mod nodes;

@@ -1,15 +1,15 @@
 //! Whatever can happen, at random moments, with many connections: the same seed makes the same choices.
 //!
-//! At most one node is without power at a time, and at most one is cut off from the API server, drained, or has a frozen
-//! speaker. What takes time (the return of a node, a drain) goes on while other things happen.
+//! At most one node is without power or without its Node object at a time, and at most one is cut off from the API server, drained, has
+//! a frozen speaker, or one whose nft is held. What takes time (the return of a node, a drain) goes on while other things happen.
 
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
+use super::draw::Random;
 use super::watch::{Options, Watch};
 use super::workload::{restart, scale, wait_rolled_out};
 use super::{Setup, Survival, survive, whole};
@@ -25,7 +25,7 @@ pub fn changes(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, options, |watch| {
         let mut chaos = Chaos::new(scene, setup.seed + setup.repetition as u64);
         let until = Instant::now() + Duration::from_secs_f64(setup.minutes * 60.0);
-        watch.fault(&format!("seed {}", chaos.random.seed))?;
+        watch.fault(&format!("seed {}", chaos.random.seed()))?;
         while Instant::now() < until {
             chaos.step(watch)?;
             sleep(Duration::from_millis(chaos.random.between(500, 5000)));
@@ -68,11 +68,15 @@ enum Kind {
     Drain,
     Frozen,
     Pod,
+    /// The Node object is deleted.
+    Deleted,
+    Multicast,
+    Nft,
 }
 
 impl<'a> Chaos<'a> {
     fn new(scene: &'a Scene, seed: u64) -> Self {
-        let random = Random { seed, drawn: 0 };
+        let random = Random::new(seed);
         Self { scene, random, pending: Vec::new(), running: Vec::new(), done: 0, failed: 0 }
     }
 
@@ -103,11 +107,11 @@ impl<'a> Chaos<'a> {
     /// Whether it can be done now.
     fn act(&mut self, watch: &mut Watch<'_>, choice: Choice) -> Result<bool> {
         let (scene, lab, Choice { action, node, time, number }) = (self.scene, &self.scene.lab, choice);
-        let powered = !self.busy(&node, Kind::Power);
+        let powered = !self.is_away(&node);
         let whole = powered && self.speakers_serve();
         let even = number.is_multiple_of(2);
         match action {
-            0 | 1 if !self.any(Kind::Power) && self.speakers_serve() => {
+            0 | 1 if !self.any_away() && self.speakers_serve() => {
                 watch.power_off(&[&node])?;
                 self.ends_later(time, Kind::Power, &node, vec![Fault::PowerOn { node: node.clone() }]);
             }
@@ -132,7 +136,7 @@ impl<'a> Chaos<'a> {
                 watch.fault(&format!("the speaker of {node} is killed"))?;
                 lab.fault(Fault::KillSpeaker { node })?;
             }
-            6 if whole && !self.any(Kind::Power) => {
+            6 if whole && !self.any_away() => {
                 watch.fault("every speaker is killed")?;
                 lab.fault(Fault::KillAllSpeakers)?;
             }
@@ -168,6 +172,43 @@ impl<'a> Chaos<'a> {
                 lab.fault(Fault::ApiCut { node: node.clone() })?;
                 self.ends_later(time, Kind::Api, &node, vec![Fault::ApiHeal { node: node.clone() }]);
             }
+            _ => return self.act_on_what_a_node_is(watch, action, node, time),
+        }
+        Ok(true)
+    }
+
+    /// Its addresses, its Node object, what its speaker needs.
+    fn act_on_what_a_node_is(
+        &mut self,
+        watch: &mut Watch<'_>,
+        action: usize,
+        node: String,
+        time: Duration,
+    ) -> Result<bool> {
+        let lab = &self.scene.lab;
+        let whole = !self.is_away(&node) && self.speakers_serve();
+        let undisturbed = !self.any_away() && ![Kind::Drain, Kind::Api, Kind::Pod].iter().any(|kind| self.any(*kind));
+        match action {
+            14 if whole => {
+                watch.fault(&format!("{node} gets another MAC address"))?;
+                lab.fault(Fault::ChangeMac { node })?;
+            }
+            15 if whole && !self.any(Kind::Multicast) => {
+                watch.fault("the switch loses the speakers' multicast")?;
+                lab.fault(Fault::FilterMulticast)?;
+                self.ends_later(time, Kind::Multicast, &node, vec![Fault::PassMulticast]);
+            }
+            16 if whole && undisturbed => {
+                watch.note(&format!("the Node {node} is deleted"));
+                watch.leaving(&[&node])?;
+                lab.fault(Fault::DeleteNode { node: node.clone() })?;
+                self.ends_later(time, Kind::Deleted, &node, vec![Fault::RestartKubelet { node: node.clone() }]);
+            }
+            17 if whole && !self.any(Kind::Nft) => {
+                let seconds = time.min(HELD_AT_MOST).as_secs();
+                watch.note(&format!("nft is held on {node} for {seconds} s"));
+                self.goes_on(Kind::Nft, &node, Fault::HoldNft { node: node.clone(), seconds });
+            }
             _ => return Ok(false),
         }
         Ok(true)
@@ -185,7 +226,7 @@ impl<'a> Chaos<'a> {
                     watch.note(&format!("{node}: {error:#}"));
                 }
             }
-            if kind == Kind::Power {
+            if matches!(kind, Kind::Power | Kind::Deleted) {
                 let (lab, name) = (self.scene.lab.clone(), node.clone());
                 self.running.push((kind, node, thread::spawn(move || lab.wait_back(&name))));
             }
@@ -201,7 +242,7 @@ impl<'a> Chaos<'a> {
             Err(error) => return watch.note(&format!("speakers could not be looked at: {error:#}")),
         };
         for node in pods.iter().filter(|pod| is_made_to_wait(pod)).map(|pod| text(pod, "/spec/nodeName").to_owned()) {
-            if !self.busy(&node, Kind::Api) && !self.busy(&node, Kind::Pod) && !self.busy(&node, Kind::Power) {
+            if ![Kind::Api, Kind::Pod, Kind::Power, Kind::Deleted].iter().any(|kind| self.busy(&node, *kind)) {
                 watch.note(&format!("the speaker pod of {node} is replaced"));
                 self.goes_on(Kind::Pod, &node, Fault::DeleteSpeakerPod { node: node.clone() });
             }
@@ -250,6 +291,15 @@ impl<'a> Chaos<'a> {
             || self.running.iter().any(|(running, name, _)| *running == kind && name == node)
     }
 
+    /// Without power, or without its Node.
+    fn is_away(&self, node: &str) -> bool {
+        self.busy(node, Kind::Power) || self.busy(node, Kind::Deleted)
+    }
+
+    fn any_away(&self) -> bool {
+        self.scene.nodes.iter().any(|node| self.is_away(node))
+    }
+
     /// Whether every node with power has a speaker that is ready: what only a speaker mends is broken only then, and speakers are
     /// killed, and nodes lose power, only then. With the last node that serves nobody's connections survive.
     fn speakers_serve(&self) -> bool {
@@ -257,8 +307,7 @@ impl<'a> Chaos<'a> {
             let metrics = self.scene.node_address(node).and_then(|address| http::metrics(&self.scene.lab, address));
             metrics.is_ok_and(|metrics| http::value(&metrics, "sheave_ready") == Some(1.0))
         };
-        let powered = self.scene.nodes.iter().filter(|node| !self.busy(node, Kind::Power));
-        !self.any(Kind::Frozen) && powered.into_iter().all(|node| ready(&node))
+        !self.any(Kind::Frozen) && self.scene.nodes.iter().filter(|node| !self.is_away(node)).all(|node| ready(&node))
     }
 }
 
@@ -268,25 +317,7 @@ fn is_made_to_wait(pod: &Value) -> bool {
     containers.into_iter().flatten().any(|one| text(one, "/state/waiting/reason") == "CrashLoopBackOff")
 }
 
-/// The hash of a seed and a count.
-struct Random {
-    seed: u64,
-    drawn: u64,
-}
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.drawn += 1;
-        let hash = Sha256::digest([self.seed.to_be_bytes(), self.drawn.to_be_bytes()].concat());
-        (u64::from_be_bytes(hash[..8].try_into().expect("eight bytes")) % end as u64) as usize
-    }
-
-    fn between(&mut self, from: u64, to: u64) -> u64 {
-        from + self.below((to - from) as usize) as u64
-    }
-}
-
-const ACTIONS: usize = 14;
+const ACTIONS: usize = 18;
 const CHOICES: usize = 8;
 /// A thousand connections make 10 000 packets a second at the clients, each way.
 const INTERVAL_MS: u64 = 100;
@@ -294,4 +325,5 @@ const SPEAKER_PODS: &str =
     "/api/v1/namespaces/sheave-system/pods?labelSelector=app.kubernetes.io%2Fname%3Dsheave-speaker";
 /// Longer, and its liveness probe ends it.
 const FROZEN_AT_MOST: Duration = Duration::from_secs(10);
+const HELD_AT_MOST: Duration = Duration::from_secs(10);
 const AFTERWARDS: Duration = Duration::from_secs(5);
