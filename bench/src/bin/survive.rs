@@ -200,6 +200,13 @@ fn summary(run: &Run) -> String {
     for (what, counts) in by_second.into_iter().filter(|(_, counts)| !counts.is_empty()) {
         lines.push(format!("  Sheave: {what}, by second: {counts:?}"));
     }
+    if let Some(causes) = &survival.sheave.new_failed_causes {
+        lines.push(format!(
+            "  Sheave: of these {} while the speaker of their pod's node ran; by cause: {:?}",
+            causes.outside, causes.by
+        ));
+        lines.extend(causes.examples.iter().map(|line| format!("    {line}")));
+    }
     lines.extend(survival.figures.iter().map(|(name, value)| format!("  {name}: {value:.1}")));
     lines.extend(survival.trouble.iter().map(|trouble| format!("  TROUBLE: {trouble}")));
     lines.join("\n")

@@ -19,11 +19,12 @@
 //! by a reset; one that is silent is a defect. New connections may fail within 300 ms of a fault that nobody announced (a loss
 //! of power, a kill); else never.
 //!
-//! Read: [`watch`] (the clients) → [`judge`] (what became of their connections), [`datagrams`] (and of their UDP flows) → [`whole`] (what must be true before) →
+//! Read: [`watch`] (the clients) → [`judge`] (what became of their connections), [`datagrams`] (and of their UDP flows), [`causes`] (why new ones failed) → [`whole`] (what must be true before) →
 //! [`workload`] (the Deployment) → the scenarios in [`nodes`], [`pods`], [`drain`], [`speakers`], [`tables`], [`late`],
 //! [`addresses`], [`deleted`], [`stuck`], [`random`].
 
 pub mod addresses;
+pub mod causes;
 pub mod datagrams;
 pub mod deleted;
 pub mod drain;
@@ -39,6 +40,7 @@ pub mod tables;
 pub mod today;
 pub mod watch;
 pub mod whole;
+mod witness;
 pub mod workload;
 
 use std::collections::BTreeMap;

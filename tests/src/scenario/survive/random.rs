@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::Value;
 
+use super::causes::{FROZEN, NO_POWER};
 use super::draw::Random;
 use super::watch::{Options, Watch};
 use super::workload::{restart, scale, wait_rolled_out};
@@ -21,7 +22,7 @@ use crate::scenario::settle::wait_speakers;
 
 /// For as long as the setup says. Connections whose pod has ended are replaced: the number stays.
 pub fn changes(scene: &Scene, setup: &Setup) -> Result<Survival> {
-    let options = Options { reopen: true, interval_ms: INTERVAL_MS, ..Options::default() };
+    let options = Options { reopen: true, interval_ms: INTERVAL_MS, witness: true, ..Options::default() };
     survive(scene, setup, options, |watch| {
         let mut chaos = Chaos::new(scene, setup.seed + setup.repetition as u64);
         let until = Instant::now() + Duration::from_secs_f64(setup.minutes * 60.0);
@@ -91,7 +92,9 @@ impl<'a> Chaos<'a> {
                 time: Duration::from_millis(self.random.between(1000, 25_000)),
                 number: self.random.below(usize::MAX),
             };
-            match self.act(watch, choice) {
+            let acted = self.act(watch, choice);
+            self.tell(watch);
+            match acted {
                 Ok(false) => continue,
                 Ok(true) => self.done += 1,
                 Err(error) => {
@@ -232,6 +235,16 @@ impl<'a> Chaos<'a> {
             }
         }
         self.running.retain(|(_, _, thread)| !thread.is_finished());
+        self.tell(watch);
+    }
+
+    /// What goes on where, for the causes of failures.
+    fn tell(&self, watch: &mut Watch<'_>) {
+        for node in &self.scene.nodes {
+            for (kind, what) in WHAT {
+                if self.busy(node, kind) { watch.begins(node, what) } else { watch.ends(node, what) }
+            }
+        }
     }
 
     /// kubelet starts what dies often ever more slowly. Here it dies so often because it is killed: a pod that kubelet waits with is
@@ -317,6 +330,15 @@ fn is_made_to_wait(pod: &Value) -> bool {
     containers.into_iter().flatten().any(|one| text(one, "/state/waiting/reason") == "CrashLoopBackOff")
 }
 
+const WHAT: [(Kind, &str); 7] = [
+    (Kind::Power, NO_POWER),
+    (Kind::Frozen, FROZEN),
+    (Kind::Deleted, "its Node is deleted"),
+    (Kind::Api, "no API server"),
+    (Kind::Drain, "drained"),
+    (Kind::Nft, "nft is held"),
+    (Kind::Pod, "the speaker is deleted"),
+];
 const ACTIONS: usize = 18;
 const CHOICES: usize = 8;
 /// A thousand connections make 10 000 packets a second at the clients, each way.
