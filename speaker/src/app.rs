@@ -412,7 +412,8 @@ impl Serving {
             }
             Report::OwnerChanged { vip, owner: Some(Owner { node, term }), .. } => {
                 info!(%vip, owner = %node, %term, "owner");
-                None
+                let (owner, since) = (node.as_str().to_owned(), k8s_openapi::jiff::Timestamp::now());
+                (node != self.node).then_some((vip, Ownership::Elsewhere { owner, term: term.0, since }))
             }
             Report::HandedOver { .. } | Report::Keys(_) | Report::HeldBack | Report::IdentityConfirmed => None,
         };
