@@ -417,7 +417,8 @@ impl Serving {
             }
             Notice::OwnerChanged { vip, owner: Some(Owner { node, term }), .. } => {
                 info!(%vip, owner = %node, %term, "VIP owner changed");
-                None
+                let (owner, since) = (node.as_str().to_owned(), k8s_openapi::jiff::Timestamp::now());
+                (node != self.node).then_some((vip, Ownership::Elsewhere { owner, term: term.0, since }))
             }
             Notice::HandedOver { .. } | Notice::Keys(_) | Notice::HeldBack | Notice::IdentityConfirmed => None,
         };

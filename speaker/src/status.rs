@@ -1,6 +1,6 @@
 //! Writes the status of VirtualIPs: the owner writes that it is. Only the newest state of each VIP waits to be written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use futures::FutureExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
 use sheave_api::{Chain, NoOwner, VirtualIP, VirtualIPStatus};
 use tracing::{debug, warn};
 
@@ -19,6 +19,8 @@ use crate::mailbox;
 pub enum Ownership {
     /// This node won the VIP.
     Owned { term: u64, since: Timestamp },
+    /// Another node owns it. An owner that kept its VIP in a conflict writes nothing: the loser takes back what it has written.
+    Elsewhere { owner: String, term: u64, since: Timestamp },
     /// This node let go and knows of no other owner.
     Unowned(NoOwner),
     /// It must not be served.
@@ -42,6 +44,8 @@ pub fn client(mut config: kube::Config) -> kube::Result<Client> {
 pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ipv4Addr, Ownership>) {
     let api: Api<VirtualIP> = Api::all(client);
     let mut waiting = Updates::new();
+    // Whose status may name this node by its own hand.
+    let mut named = BTreeSet::new();
     let mut failing = false;
     loop {
         // What failed waits behind what is newer.
@@ -53,10 +57,24 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
         waiting.extend(newer);
         let mut failed = Updates::new();
         for (vip, ownership) in std::mem::take(&mut waiting) {
+            match ownership {
+                Ownership::Owned { .. } => {
+                    named.insert(vip);
+                }
+                // Every node is told of every owner.
+                Ownership::Elsewhere { .. } if !named.contains(&vip) => continue,
+                _ => {}
+            }
             match write(&api, &node, vip, &ownership).await {
-                Ok(()) => debug!(%vip, ?ownership, "status written"),
+                Ok(()) => {
+                    debug!(%vip, ?ownership, "status written");
+                    if !matches!(ownership, Ownership::Owned { .. }) {
+                        named.remove(&vip);
+                    }
+                }
                 Err(kube::Error::Api(status)) if status.code == 404 => {
-                    debug!(%vip, "VirtualIP deleted; status dropped")
+                    debug!(%vip, "VirtualIP deleted; status dropped");
+                    named.remove(&vip);
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
@@ -86,31 +104,31 @@ async fn write(api: &Api<VirtualIP>, node: &str, vip: Ipv4Addr, ownership: &Owne
     let name = vip.to_string();
     let current = api.get(&name).await?;
     let known = current.status.clone().unwrap_or_default();
-    let status = match ownership {
-        Ownership::Owned { term, since } => {
-            let term = i64::try_from(*term).unwrap_or(i64::MAX);
-            if is_newer(&known, term, *since) {
-                return Ok(());
-            }
-            json!({ "owner": node, "term": term, "since": since.to_string(), "reason": null })
-        }
-        Ownership::Unowned(reason) => {
-            if known.owner.as_deref() != Some(node) {
-                return Ok(());
-            }
-            json!({ "owner": null, "since": null, "reason": reason.as_str() })
-        }
-        // All speakers write the same: the first one does.
-        Ownership::Refused(reason) => {
-            let others = known.owner.as_deref().is_some_and(|owner| owner != node);
-            if others || known.owner.is_none() && known.reason.as_deref() == Some(reason.as_str()) {
-                return Ok(());
-            }
-            json!({ "owner": null, "since": null, "reason": reason.as_str() })
-        }
-    };
+    let Some(status) = status(&known, node, ownership) else { return Ok(()) };
     let patch = json!({ "metadata": { "resourceVersion": current.metadata.resource_version }, "status": status });
     api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
+}
+
+/// What is to be written over the known status; `None`: it stays.
+fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership) -> Option<Value> {
+    let names_us = known.owner.as_deref() == Some(node);
+    let owned = |owner: &str, term: u64, since: &Timestamp| {
+        let term = i64::try_from(term).unwrap_or(i64::MAX);
+        (owner != node || !is_newer(known, term, *since))
+            .then(|| json!({ "owner": owner, "term": term, "since": since.to_string(), "reason": null }))
+    };
+    let unowned = |reason: &NoOwner| json!({ "owner": null, "since": null, "reason": reason.as_str() });
+    match ownership {
+        Ownership::Owned { term, since } => owned(node, *term, since),
+        Ownership::Elsewhere { owner, term, since } => names_us.then(|| owned(owner, *term, since)).flatten(),
+        Ownership::Unowned(reason) => names_us.then(|| unowned(reason)),
+        // All speakers say the same: the first writes it.
+        Ownership::Refused(reason) => {
+            let others = known.owner.is_some() && !names_us;
+            let written = known.owner.is_none() && known.reason.as_deref() == Some(reason.as_str());
+            (!others && !written).then(|| unowned(reason))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -145,5 +163,19 @@ mod tests {
         assert!(!is_newer(&known, 1, at("2026-01-02T03:04:06Z")));
         assert!(!is_newer(&known, 8, at("2026-01-02T03:04:05Z")));
         assert!(!is_newer(&VirtualIPStatus { owner: None, ..known }, 1, at("2026-01-02T03:04:05Z")));
+    }
+
+    /// Multicast is filtered: this node hears nobody, wins what it thinks free, hears the owner again and loses. The owner never let go,
+    /// so it has nothing to write.
+    #[test]
+    fn who_loses_a_conflict_takes_its_own_name_back() {
+        let since: Timestamp = "2026-01-02T03:04:06Z".parse().expect("a time");
+        let elsewhere = Ownership::Elsewhere { owner: "owner".into(), term: 3, since };
+        let named = |owner: &str| VirtualIPStatus { owner: Some(owner.into()), term: Some(4), ..Default::default() };
+        let written = status(&named("us"), "us", &elsewhere).expect("our own name");
+        assert_eq!((written["owner"].as_str(), written["term"].as_i64()), (Some("owner"), Some(3)));
+        assert_eq!(status(&named("owner"), "us", &elsewhere), None);
+        assert_eq!(status(&named("third"), "us", &elsewhere), None);
+        assert_eq!(status(&VirtualIPStatus::default(), "us", &elsewhere), None, "nobody's name");
     }
 }

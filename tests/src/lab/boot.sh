@@ -72,8 +72,13 @@ keep containerd --config "$NODE/containerd.toml" &
     done
 } >>"$logs/$NAME-boot.log" 2>&1
 
-keep kubelet --config="$NODE/kubelet.yaml" --kubeconfig="$NODE/kubelet.kubeconfig" --hostname-override="$NAME" \
-    --node-ip="$ADDRESS" --root-dir=/var/lib/kubelet --cert-dir=/var/lib/kubelet/pki &
+# The address may have changed when it starts again.
+echo "$ADDRESS" >/run/node-ip
+kubelet() {
+    command kubelet --config="$NODE/kubelet.yaml" --kubeconfig="$NODE/kubelet.kubeconfig" --hostname-override="$NAME" \
+        --node-ip="$(</run/node-ip)" --root-dir=/var/lib/kubelet --cert-dir=/var/lib/kubelet/pki
+}
+keep kubelet &
 
 # bash reaps whatever is handed to it while it waits.
 while :; do wait; sleep 1; done

@@ -51,7 +51,7 @@ pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
         say(&format!("nodes: containerd, kubelet, kube-proxy ({})", plan.proxy_mode));
         for name in plan.node_names() {
             node::prepare(&plan, &pki, &name)?;
-            let node = node::power_on(&plan, &name)?;
+            let node = node::power_on(&state, &name)?;
             state.nodes.insert(name, node);
             state.save()?;
         }

@@ -1,14 +1,18 @@
 //! What can go wrong with a node, a speaker or the control plane, as commands.
 
 use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
+use super::hold::NftHold;
 use super::plan::{POD_RANGE, ProxyMode, UPLINK};
 use super::process::{self, Recorded};
+use super::refuse::NftRefusal;
 use super::state::State;
-use super::{Lab, control_plane, kube_proxy, netns, node, pinned, topology};
+use super::{Lab, address, control_plane, disk, kube_proxy, kubelet, netns, node, pinned, topology};
 
 /// One fault, or its end. The command `fault` uses the same names.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Subcommand)]
@@ -27,6 +31,14 @@ pub enum Fault {
     LinkDown { node: String },
     /// Ends `link-down`: the device and the routes are back
     LinkUp { node: String },
+    /// The node's uplink gets another MAC address; the next time the one of before
+    ChangeMac { node: String },
+    /// The node's uplink gets another IP address, the next time the one of before; kubelet starts anew with it
+    ChangeAddress { node: String },
+    /// The switch loses everything that goes to the speakers' multicast group
+    FilterMulticast,
+    /// Ends `filter-multicast`
+    PassMulticast,
     /// SIGKILL for the node's speaker; kubelet starts it again
     KillSpeaker { node: String },
     /// SIGSTOP for the node's speaker
@@ -61,6 +73,14 @@ pub enum Fault {
     XdpDetach { node: String },
     /// The pin of Sheave's XDP link is removed, which was the only reference to it
     XdpUnpin { node: String },
+    /// Every nft that the node's speaker starts is held for so long; returns when it is over
+    HoldNft { node: String, seconds: u64 },
+    /// Every change of Sheave's nftables table is refused for so long, its rules stay in force; returns when it is over
+    RefuseNft { node: String, seconds: u64 },
+    /// The disk of the node's state directory is full, for every container that starts from now on
+    FillDisk { node: String },
+    /// Ends `fill-disk`, for every container that starts from now on; for those that run there is room again
+    FreeDisk { node: String },
     /// Every TCP probe of the node's pods by its kubelet is refused; whatever else goes to them passes
     ProbesFail { node: String },
     /// Ends `probes-fail`
@@ -73,6 +93,10 @@ pub enum Fault {
     Drain { node: String },
     /// Ends `drain`: pods may be placed on the node again
     Uncordon { node: String },
+    /// The Node object is deleted; the machine and all that is on it go on
+    DeleteNode { node: String },
+    /// The node's kubelet starts anew, and registers the node if it is not there
+    RestartKubelet { node: String },
 }
 
 impl Lab {
@@ -89,8 +113,12 @@ impl Lab {
                 topology::set_port(&state.plan, &node, true)?;
                 topology::set_forwarding(&state.plan, &node, true)
             }),
-            Fault::LinkDown { node } => self.on_powered(&node, |state| topology::set_uplink(&state.plan, &node, false)),
-            Fault::LinkUp { node } => self.on_powered(&node, |state| topology::set_uplink(&state.plan, &node, true)),
+            Fault::LinkDown { node } => self.on_powered(&node, |state| topology::set_uplink(state, &node, false)),
+            Fault::LinkUp { node } => self.on_powered(&node, |state| topology::set_uplink(state, &node, true)),
+            Fault::ChangeMac { node } => self.on_powered(&node, |state| address::change_mac(&state.plan, &node)),
+            Fault::ChangeAddress { node } => self.change(|state| address::change_address(state, &node)),
+            Fault::FilterMulticast => self.change(|state| topology::set_multicast(&state.plan, false)),
+            Fault::PassMulticast => self.change(|state| topology::set_multicast(&state.plan, true)),
             Fault::KillSpeaker { node } => self.signal_speaker(&node, Signal::SIGKILL),
             Fault::StopSpeaker { node } => self.signal_speaker(&node, Signal::SIGSTOP),
             Fault::ContSpeaker { node } => self.signal_speaker(&node, Signal::SIGCONT),
@@ -111,6 +139,18 @@ impl Lab {
             }
             Fault::KubeProxyFlush { node } => self.on_powered(&node, |state| kube_proxy::flush(state, &node)),
             Fault::NftDelete { node } => self.nft(&node, "delete table ip sheave"),
+            Fault::HoldNft { node, seconds } => {
+                let hold = NftHold::begin(self, &node)?;
+                sleep(Duration::from_secs(seconds));
+                hold.end().map(drop)
+            }
+            Fault::RefuseNft { node, seconds } => {
+                let refusal = NftRefusal::begin(self, &node)?;
+                sleep(Duration::from_secs(seconds));
+                refusal.end()
+            }
+            Fault::FillDisk { node } => self.on_powered(&node, |state| disk::fill(state, &node)),
+            Fault::FreeDisk { node } => self.on_powered(&node, |state| disk::free(state, &node)),
             Fault::ProbesFail { node } => self.nft(&node, &refuse_probes()),
             Fault::ProbesPass { node } => self.nft(&node, &format!("delete table ip {PROBES}")),
             Fault::XdpDetach { node } => pinned::detach(&self.xdp_pin(&node)?),
@@ -125,6 +165,8 @@ impl Lab {
             }
             Fault::Drain { node } => self.kubectl(&[&["drain", &node], &DRAIN_FLAGS[..]].concat()).map(drop),
             Fault::Uncordon { node } => self.kubectl(&["uncordon", &node]).map(drop),
+            Fault::DeleteNode { node } => self.kubectl(&["delete", "node", &node]).map(drop),
+            Fault::RestartKubelet { node } => self.on_powered(&node, |state| kubelet::restart(state, &node)),
         }
     }
 
@@ -249,9 +291,10 @@ fn power_on(state: &mut State, name: &str) -> Result<()> {
     }
     // What an interrupted power-on left.
     topology::remove_node(&plan, name)?;
-    let node = node::power_on(&plan, name)?;
+    let node = node::power_on(state, name)?;
     state.nodes.insert(name.to_owned(), node);
-    Ok(())
+    // It may have lost power with another address.
+    topology::way_to_pods(state, name)
 }
 
 /// The MAC address of a node's uplink, as tests see it in ARP answers.

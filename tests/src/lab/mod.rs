@@ -29,14 +29,18 @@
 //! Each node is a real node for what runs on it: own /run, /var/lib, /var/log, /sys/fs/bpf (a bpffs), /proc, cut off from
 //! the machine and from the other nodes, so manifests need nothing special. Logs: /run/sheave-lab/NAME/logs.
 
+mod address;
 mod certs;
 mod cgroup;
 mod cluster;
 mod control_plane;
+mod disk;
 pub mod fault;
+pub mod hold;
 pub mod image;
 mod interrupt;
 mod kube_proxy;
+mod kubelet;
 mod needs;
 pub mod netns;
 mod node;
@@ -44,6 +48,7 @@ mod pinned;
 pub mod plan;
 pub mod process;
 mod realtime;
+pub mod refuse;
 mod state;
 mod topology;
 pub mod wait;
@@ -56,8 +61,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 pub use fault::Fault;
+pub use hold::NftHold;
 pub use interrupt::{down_on_interrupt, rest_if_interrupted};
 pub use plan::{LabConfig, ProxyMode, quiet, to_stderr};
+pub use refuse::NftRefusal;
 pub use state::State;
 pub use wait::wait_for;
 

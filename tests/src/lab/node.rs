@@ -38,8 +38,9 @@ pub fn prepare(plan: &Plan, pki: &Pki, name: &str) -> Result<()> {
 }
 
 /// Creates the node's network and starts its first process. The node is Ready some seconds later.
-pub fn power_on(plan: &Plan, name: &str) -> Result<Node> {
-    topology::create_node(plan, name)?;
+pub fn power_on(state: &State, name: &str) -> Result<Node> {
+    let plan = &state.plan;
+    topology::create_node(state, name)?;
     let since = SystemTime::now().duration_since(UNIX_EPOCH).context("a clock before 1970")?.as_secs();
     let dir = plan.node_dir(name);
     let mut command = Command::new("unshare");
@@ -51,7 +52,7 @@ pub fn power_on(plan: &Plan, name: &str) -> Result<Node> {
         .env("NODE", &dir)
         .env("NAME", name)
         .env("BIN", kubernetes_bin())
-        .env("ADDRESS", plan::node_address(plan.node_number(name)?).to_string())
+        .env("ADDRESS", state.node_address(name)?.to_string())
         .env("PATH", std::env::var_os("PATH").unwrap_or_default());
     netns::enter(&mut command, &plan.netns(name))?;
     cgroup::enter(&mut command, &plan.name, name)?;
@@ -64,7 +65,7 @@ pub fn power_on(plan: &Plan, name: &str) -> Result<Node> {
         Ok(children_of(keeper.pid).first().copied())
     })?;
     cgroup::set_aside(keeper.pid, &plan.name)?;
-    Ok(Node { init: Recorded::of(init)?, keeper, since })
+    Ok(Node { init: Recorded::of(init)?, keeper, since, address: None })
 }
 
 /// The loss of power as the others see it: the link first, then everything behind it.

@@ -88,7 +88,7 @@ impl Plan {
     }
 
     pub fn node_names(&self) -> Vec<String> {
-        (1..=self.nodes).map(|number| format!("node{number}")).collect()
+        (1..=self.nodes).map(node_name).collect()
     }
 
     /// The number of a node, or an error that names the valid ones.
@@ -99,6 +99,12 @@ impl Plan {
                 bail!("node: there is no {name:?} in lab {:?}; its nodes: {}", self.name, self.node_names().join(", "))
             }
         }
+    }
+
+    /// Of a node's uplink: see [`mac_of`]. The first byte may change.
+    pub fn node_of_mac(&self, mac: &[u8; 6]) -> Option<String> {
+        let node = |number: &u8| mac_of(node_address(*number))[1..] == mac[1..];
+        (1..=self.nodes).find(node).map(node_name)
     }
 
     pub fn netns(&self, role: &str) -> String {
@@ -135,6 +141,16 @@ pub const fn address(last: u8) -> Ipv4Addr {
 
 pub const fn node_address(number: u8) -> Ipv4Addr {
     address(10 + number)
+}
+
+/// A network card has the same address after a loss of power: it is made of the IP address that the plan gives.
+pub const fn mac_of(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [2, 0, a, b, c, d]
+}
+
+pub fn node_name(number: u8) -> String {
+    format!("node{number}")
 }
 
 pub fn pod_range(number: u8) -> String {

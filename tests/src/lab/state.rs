@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::interrupt::Busy;
-use super::plan::{Plan, lab_dir};
+use super::plan::{Plan, lab_dir, node_address, node_name};
 use super::process::Recorded;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,6 +36,9 @@ pub struct Node {
     pub init: Recorded,
     /// When it got power, in seconds of the day's clock as Kubernetes writes it.
     pub since: u64,
+    /// The address of its uplink, if that has changed since.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
 }
 
 impl State {
@@ -61,6 +65,16 @@ impl State {
         let new = path.with_extension("new");
         fs::write(&new, serde_json::to_vec_pretty(self)?).with_context(|| new.display().to_string())?;
         fs::rename(&new, &path).with_context(|| path.display().to_string())
+    }
+
+    /// Of a node's uplink now; without power, the one that it will have.
+    pub fn node_address(&self, name: &str) -> Result<Ipv4Addr> {
+        self.plan.node_number(name).map(|number| self.address_of(number))
+    }
+
+    pub fn address_of(&self, number: u8) -> Ipv4Addr {
+        let changed = self.nodes.get(&node_name(number)).and_then(|node| node.address);
+        changed.unwrap_or(node_address(number))
     }
 
     pub fn every_process(&self) -> impl Iterator<Item = &Recorded> {

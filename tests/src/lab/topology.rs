@@ -12,6 +12,7 @@ use anyhow::Result;
 
 use super::netns;
 use super::plan::{self, CLIENT, FAR_CLIENT, Plan, ROUTER, ROUTER_FAR_SIDE, UPLINK, port};
+use super::state::State;
 use super::xdp;
 
 /// Everything but the nodes.
@@ -28,41 +29,60 @@ pub fn create(plan: &Plan) -> Result<()> {
         connect(plan, &role, address)?;
         default_route(plan, &role, ROUTER)?;
         // Pods talk to the API server with their own addresses.
-        netns::ip(&plan.netns(&role), &pod_routes(plan, None))?;
+        netns::ip(&plan.netns(&role), &pod_routes(plan, None, plan::node_address))?;
     }
     connect(plan, "client", CLIENT)?;
     default_route(plan, "client", ROUTER)?;
     connect(plan, "router", ROUTER)?;
-    netns::ip(&plan.netns("router"), &pod_routes(plan, None))?;
+    netns::ip(&plan.netns("router"), &pod_routes(plan, None, plan::node_address))?;
     behind_the_router(plan)
 }
 
 /// The namespace of a node with its cable and routes: the direct ways to the pods of the other nodes included.
-pub fn create_node(plan: &Plan, node: &str) -> Result<()> {
-    let number = plan.node_number(node)?;
-    connect(plan, node, plan::node_address(number))?;
+pub fn create_node(state: &State, node: &str) -> Result<()> {
+    let plan = &state.plan;
+    connect(plan, node, state.node_address(node)?)?;
     let name = plan.netns(node);
     netns::sysctl(&name, &[("ipv4/ip_forward", "1"), ("ipv4/conf/all/rp_filter", "0")])?;
-    node_routes(plan, node)?;
+    node_routes(state, node)?;
     let switch = plan.netns(SWITCH);
     let switch_port = port(node);
     netns::inside(&switch, || xdp::attach_pass(&switch_port))
 }
 
 /// Also after the node's own device went down and up, which empties its routes.
-pub fn node_routes(plan: &Plan, node: &str) -> Result<()> {
-    let routes = pod_routes(plan, Some(plan.node_number(node)?));
-    netns::ip(&plan.netns(node), &format!("route replace default via {ROUTER} dev {UPLINK}\n{routes}"))
+pub fn node_routes(state: &State, node: &str) -> Result<()> {
+    let routes = pod_routes(&state.plan, Some(state.plan.node_number(node)?), |number| state.address_of(number));
+    netns::ip(&state.plan.netns(node), &format!("route replace default via {ROUTER} dev {UPLINK}\n{routes}"))
+}
+
+/// The node has another address; everybody else's way to its pods follows.
+pub fn set_address(state: &State, node: &str, old: Ipv4Addr, new: Ipv4Addr) -> Result<()> {
+    // Not the other way round: an address of the same subnet that came later goes with the first one.
+    let batch = format!("address delete {old}/24 dev {UPLINK}\naddress add {new}/24 dev {UPLINK}\n");
+    netns::ip(&state.plan.netns(node), &batch)?;
+    node_routes(state, node)?;
+    way_to_pods(state, node)
+}
+
+/// From the API servers, the router and all other nodes that have power.
+pub fn way_to_pods(state: &State, node: &str) -> Result<()> {
+    let plan = &state.plan;
+    let number = plan.node_number(node)?;
+    let others = state.nodes.keys().filter(|name| *name != node).cloned();
+    let servers = plan.control_plane().into_iter().map(|(role, _)| role);
+    let route = pod_route(number, state.address_of(number));
+    others.chain(servers).chain(["router".to_owned()]).try_for_each(|role| netns::ip(&plan.netns(&role), &route))
 }
 
 /// The direct ways to the pods of all nodes but one.
-fn pod_routes(plan: &Plan, except: Option<u8>) -> String {
+fn pod_routes(plan: &Plan, except: Option<u8>, address: impl Fn(u8) -> Ipv4Addr) -> String {
     let others = (1..=plan.nodes).filter(|number| Some(*number) != except);
-    let route = |number| {
-        let (range, gateway) = (plan::pod_range(number), plan::node_address(number));
-        format!("route replace {range} via {gateway} dev {UPLINK}\n")
-    };
-    others.map(route).collect()
+    others.map(|number| pod_route(number, address(number))).collect()
+}
+
+fn pod_route(number: u8, gateway: Ipv4Addr) -> String {
+    format!("route replace {} via {gateway} dev {UPLINK}\n", plan::pod_range(number))
 }
 
 /// Removes a node's namespace and its cable.
@@ -113,21 +133,34 @@ pub fn set_api(plan: &Plan, node: &str, reachable: bool) -> Result<()> {
     netns::inside(&plan.netns(SWITCH), || netns::run("nft", &[&rules]).map(drop))
 }
 
+/// Whether the switch forwards what goes to the speakers' multicast group. Everything else goes on.
+pub fn set_multicast(plan: &Plan, passes: bool) -> Result<()> {
+    // Added first, so that removing works in any case.
+    let mut rules = format!("add table bridge {NO_MULTICAST}\ndelete table bridge {NO_MULTICAST}\n");
+    if !passes {
+        rules += &format!(
+            "add table bridge {NO_MULTICAST}\n\
+             add chain bridge {NO_MULTICAST} speakers {{ type filter hook forward priority 0; }}\n\
+             add rule bridge {NO_MULTICAST} speakers ip daddr {SPEAKERS} drop\n"
+        );
+    }
+    netns::inside(&plan.netns(SWITCH), || netns::run("nft", &[&rules]).map(drop))
+}
+
 /// The node's own device.
-pub fn set_uplink(plan: &Plan, node: &str, up: bool) -> Result<()> {
-    netns::set_link(&plan.netns(node), UPLINK, up)?;
-    if up { node_routes(plan, node) } else { Ok(()) }
+pub fn set_uplink(state: &State, node: &str, up: bool) -> Result<()> {
+    netns::set_link(&state.plan.netns(node), UPLINK, up)?;
+    if up { node_routes(state, node) } else { Ok(()) }
 }
 
 fn connect(plan: &Plan, role: &str, address: Ipv4Addr) -> Result<()> {
-    // A network card has the same address after a loss of power.
-    let mac: String = address.octets().map(|byte| format!(":{byte:02x}")).concat();
+    let mac = plan::mac_of(address).map(|byte| format!("{byte:02x}")).join(":");
     let (switch, name, switch_port) = (plan.netns(SWITCH), plan.netns(role), port(role));
     netns::create(&name)?;
     netns::ip(
         &switch,
         &format!(
-            "link add {switch_port} type veth peer name {UPLINK} address 02:00{mac} netns {name}\n\
+            "link add {switch_port} type veth peer name {UPLINK} address {mac} netns {name}\n\
              link set {switch_port} master br0\n"
         ),
     )?;
@@ -169,6 +202,9 @@ fn behind_the_router(plan: &Plan) -> Result<()> {
 
 pub const SWITCH: &str = "sw";
 const API_CUT: &str = "api-cut";
+const NO_MULTICAST: &str = "no-multicast";
+/// docs/decisions/0005-multicast-group.md.
+const SPEAKERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 254);
 const BRIDGE_WITHOUT_NETFILTER: [(&str, &str); 3] = [
     ("bridge/bridge-nf-call-iptables", "0"),
     ("bridge/bridge-nf-call-ip6tables", "0"),

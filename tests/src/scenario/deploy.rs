@@ -67,7 +67,7 @@ impl Scene {
     }
 
     pub fn node_address(&self, node: &str) -> Result<Ipv4Addr> {
-        Ok(plan::node_address(self.lab.state()?.plan.node_number(node)?))
+        self.lab.state()?.node_address(node)
     }
 
     /// The owner by the VirtualIP's status; `None` while it names none.

@@ -1,13 +1,13 @@
 //! Opens new connections at a fixed rate: when does the first one succeed, does any fail?
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use anyhow::Result;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::clock::{milliseconds, now_ns};
@@ -42,7 +42,10 @@ pub struct GetArguments {
 pub fn get(arguments: &GetArguments) -> Result<()> {
     let within = Duration::from_millis(arguments.timeout_ms);
     let connected = OnceLock::new();
-    let attempt = async { timeout(within, greeted(arguments.to, &connected)).await.map_err(io::Error::from)? };
+    let attempt = async {
+        let socket = bound(arguments.to)?;
+        timeout(within, greeted(socket, arguments.to, &connected)).await.map_err(io::Error::from)?
+    };
     print_report(&super::single_threaded()?.block_on(attempt)?)
 }
 
@@ -93,13 +96,18 @@ struct Attempt {
     error: Option<String>,
     /// See [`Failure::server_late`].
     server_late: bool,
+    local_port: u16,
 }
 
 impl Attempt {
     async fn make(to: SocketAddr, within: Duration) -> Self {
         let connected = OnceLock::new();
         let begun_ns = now_ns();
-        let greeted = greeted(to, &connected);
+        let socket = bound(to);
+        // Known before anything is sent: an attempt that is not answered has one too.
+        let local_port =
+            socket.as_ref().ok().and_then(|socket| socket.local_addr().ok()).map_or(0, |local| local.port());
+        let greeted = async { greeted(socket?, to, &connected).await };
         tokio::pin!(greeted);
         let outcome = timeout(within, &mut greeted).await;
         let ended_ns = now_ns();
@@ -124,7 +132,14 @@ impl Attempt {
             }
             None => format!("{error}; not connected"),
         });
-        Self { begun_ns, connected_ns: connected.get().map(|connected| connected.at_ns), ended_ns, error, server_late }
+        Self {
+            begun_ns,
+            connected_ns: connected.get().map(|connected| connected.at_ns),
+            ended_ns,
+            error,
+            server_late,
+            local_port,
+        }
     }
 }
 
@@ -155,6 +170,7 @@ fn report(arguments: &Arguments, started_ns: u64, marks: &[u64], mut attempts: V
                 error: one.error.clone().unwrap_or_default(),
                 later: later(one),
                 server_late: one.server_late,
+                local_port: one.local_port,
             })
             .collect(),
     }
@@ -171,9 +187,19 @@ fn is_server_late(greeted_after_ms: f64, waited_ms: f64, within: Duration) -> bo
     greeted_after_ms - waited_ms < within.as_secs_f64() * 1e3
 }
 
+/// A socket with a port of its own.
+fn bound(to: SocketAddr) -> io::Result<TcpSocket> {
+    let (socket, any) = match to {
+        SocketAddr::V4(_) => (TcpSocket::new_v4()?, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+        SocketAddr::V6(_) => (TcpSocket::new_v6()?, IpAddr::from(Ipv6Addr::UNSPECIFIED)),
+    };
+    socket.bind(SocketAddr::new(any, 0))?;
+    Ok(socket)
+}
+
 /// `connected`: receives a message when the handshake is done, whatever comes then.
-async fn greeted(to: SocketAddr, connected: &OnceLock<Connected>) -> io::Result<Greeting> {
-    let stream = TcpStream::connect(to).await?;
+async fn greeted(socket: TcpSocket, to: SocketAddr, connected: &OnceLock<Connected>) -> io::Result<Greeting> {
+    let stream = socket.connect(to).await?;
     let local = stream.local_addr()?;
     connected.get_or_init(|| Connected { at_ns: now_ns(), local });
     // Ends with a reset: thousands of sockets in TIME_WAIT would use up the source ports.
@@ -206,6 +232,7 @@ mod tests {
             ended_ns: ended * MS,
             error: None,
             server_late: false,
+            local_port: 0,
         };
         let excused = |one| is_excused(&one, 10_000 * MS, 300 * MS);
         assert!(excused(attempt(9960, None, 10_960)) && excused(attempt(10_299, None, 11_299)));

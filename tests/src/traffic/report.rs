@@ -194,6 +194,9 @@ pub struct Failure {
     /// It was greeted after all, and would have been in time if the server had not let it wait ([`Greeting::waited_ms`]).
     #[serde(default)]
     pub server_late: bool,
+    /// The client's own; 0: it had none.
+    #[serde(default)]
+    pub local_port: u16,
 }
 
 /// `arp-watch`: which MAC addresses answer for an address.

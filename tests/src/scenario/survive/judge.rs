@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::causes::Causes;
 use super::datagrams::{self, Datagrams};
 use super::watch::Reports;
 use crate::scenario::deploy::{POD_PORT, Scene};
@@ -52,6 +53,8 @@ pub struct Side {
     pub new_server_late: usize,
     /// All others of these, by the second in which they began, from the first fault.
     pub new_failed_at: BTreeMap<u64, usize>,
+    /// The same ones by cause, where that was looked for.
+    pub new_failed_causes: Option<Causes>,
     pub udp: Datagrams,
     /// Where the address went meanwhile, if it is today's.
     pub moved_to: Vec<String>,
@@ -143,6 +146,7 @@ pub fn judge(reports: &Reports, living: &Living, last_served: &LastServed) -> Si
         new_failed_later: new.map_or(0, |new| new.failed_after_mark.unwrap_or(new.failed)),
         new_server_late: new.map_or(0, |new| later(new).filter(|failure| failure.server_late).count()),
         new_failed_at: new.map(|new| failed_at(new, mark)).unwrap_or_default(),
+        new_failed_causes: None,
         udp: reports.probed.as_ref().map(|probed| datagrams::judge(probed, living)).unwrap_or_default(),
         moved_to: Vec::new(),
         examples: one_a_second(wrong.into_iter().copied(), |held| held.last_echo_ns)
@@ -190,7 +194,7 @@ fn later(report: &ConnectReport) -> impl Iterator<Item = &Failure> {
 }
 
 /// Whatever it was, it was not that the pod's program was late.
-fn unanswered(report: &ConnectReport) -> impl Iterator<Item = &Failure> {
+pub(super) fn unanswered(report: &ConnectReport) -> impl Iterator<Item = &Failure> {
     later(report).filter(|failure| !failure.server_late)
 }
 

@@ -19,23 +19,29 @@
 //! silent one is a defect. New connections may fail within 300 ms of a fault without notice (a loss of power, a kill); else
 //! never.
 //!
-//! Read: [`watch`] (the clients) → [`judge`] (what became of their connections), [`datagrams`] (and of their UDP flows) → [`whole`] (what must be true before) →
+//! Read: [`watch`] (the clients) → [`judge`] (what became of their connections), [`datagrams`] (and of their UDP flows), [`causes`] (why new ones failed) → [`whole`] (what must be true before) →
 //! [`workload`] (the Deployment) → the scenarios in [`nodes`], [`pods`], [`drain`], [`speakers`], [`tables`], [`late`],
-//! [`random`]; [`version`], which `make bench-upgrade` alone makes happen.
+//! [`addresses`], [`deleted`], [`stuck`], [`random`]; [`version`], which `make bench-upgrade` alone makes happen.
 
+pub mod addresses;
+pub mod causes;
 pub mod datagrams;
+pub mod deleted;
 pub mod drain;
+mod draw;
 pub mod judge;
 pub mod late;
 pub mod nodes;
 pub mod pods;
 pub mod random;
 pub mod speakers;
+pub mod stuck;
 pub mod tables;
 pub mod today;
 pub mod version;
 pub mod watch;
 pub mod whole;
+mod witness;
 pub mod workload;
 
 use std::collections::BTreeMap;
@@ -93,7 +99,7 @@ pub struct Scenario {
 }
 
 /// In the order of the list in issue 4; then what it does not name.
-pub const SCENARIOS: [Scenario; 30] = [
+pub const SCENARIOS: [Scenario; 38] = [
     scenario("node back after 5 s", nodes::back_after_5_s),
     scenario("node back after 30 s", nodes::back_after_30_s),
     scenario("three nodes, one after the other", nodes::one_after_the_other),
@@ -123,6 +129,14 @@ pub const SCENARIOS: [Scenario; 30] = [
     scenario("speaker killed where kube-proxy's rules are gone", speakers::without_kube_proxy),
     scenario("speaker frozen, pods rolled", speakers::frozen_while_rolled),
     scenario("node back beside a frozen speaker", nodes::back_beside_a_frozen_speaker),
+    scenario("MAC address of the owner changes", addresses::mac_of_owner),
+    scenario("MAC address of another node changes", addresses::mac_of_backend),
+    scenario("IP address of a node changes", addresses::ip_of_node),
+    scenario("owner deleted and registered again", deleted::owner),
+    scenario("disk full, speaker killed", stuck::disk_full),
+    scenario("multicast filtered on the switch", addresses::multicast_filtered),
+    scenario("nft held while a node is lost", stuck::nft_held),
+    scenario("nft refused, pods replaced", stuck::nft_refused),
     Scenario { repeated: false, ..scenario("random changes", random::changes) },
 ];
 

@@ -1,15 +1,16 @@
 //! Whatever can happen, at random moments, with many connections: the same seed makes the same choices.
 //!
-//! At most one node is without power at a time, and at most one is cut off from the API server, drained, or has a frozen
-//! speaker. What takes time (the return of a node, a drain) goes on while other things happen.
+//! At most one node is without power or without its Node object at a time, and at most one is cut off from the API server, drained, has
+//! a frozen speaker, or one whose nft is held. What takes time (the return of a node, a drain) goes on while other things happen.
 
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
+use super::causes::{FROZEN, NO_POWER};
+use super::draw::Random;
 use super::watch::{Options, Watch};
 use super::workload::{restart, scale, wait_rolled_out};
 use super::{Setup, Survival, survive, whole};
@@ -21,11 +22,11 @@ use crate::scenario::settle::wait_speakers;
 
 /// For the duration in the setup. Connections whose pod has ended are replaced: the number stays.
 pub fn changes(scene: &Scene, setup: &Setup) -> Result<Survival> {
-    let options = Options { reopen: true, interval_ms: INTERVAL_MS, ..Options::default() };
+    let options = Options { reopen: true, interval_ms: INTERVAL_MS, witness: true, ..Options::default() };
     survive(scene, setup, options, |watch| {
         let mut chaos = Chaos::new(scene, setup.seed + setup.repetition as u64);
         let until = Instant::now() + Duration::from_secs_f64(setup.minutes * 60.0);
-        watch.fault(&format!("seed {}", chaos.random.seed))?;
+        watch.fault(&format!("seed {}", chaos.random.seed()))?;
         while Instant::now() < until {
             chaos.step(watch)?;
             sleep(Duration::from_millis(chaos.random.between(500, 5000)));
@@ -68,11 +69,15 @@ enum Kind {
     Drain,
     Frozen,
     Pod,
+    /// The Node object is deleted.
+    Deleted,
+    Multicast,
+    Nft,
 }
 
 impl<'a> Chaos<'a> {
     fn new(scene: &'a Scene, seed: u64) -> Self {
-        let random = Random { seed, drawn: 0 };
+        let random = Random::new(seed);
         Self { scene, random, pending: Vec::new(), running: Vec::new(), done: 0, failed: 0 }
     }
 
@@ -87,7 +92,9 @@ impl<'a> Chaos<'a> {
                 time: Duration::from_millis(self.random.between(1000, 25_000)),
                 number: self.random.below(usize::MAX),
             };
-            match self.act(watch, choice) {
+            let acted = self.act(watch, choice);
+            self.tell(watch);
+            match acted {
                 Ok(false) => continue,
                 Ok(true) => self.done += 1,
                 Err(error) => {
@@ -103,11 +110,11 @@ impl<'a> Chaos<'a> {
     /// Whether it can be done now.
     fn act(&mut self, watch: &mut Watch<'_>, choice: Choice) -> Result<bool> {
         let (scene, lab, Choice { action, node, time, number }) = (self.scene, &self.scene.lab, choice);
-        let powered = !self.busy(&node, Kind::Power);
+        let powered = !self.is_away(&node);
         let whole = powered && self.speakers_serve();
         let even = number.is_multiple_of(2);
         match action {
-            0 | 1 if !self.any(Kind::Power) && self.speakers_serve() => {
+            0 | 1 if !self.any_away() && self.speakers_serve() => {
                 watch.power_off(&[&node])?;
                 self.ends_later(time, Kind::Power, &node, vec![Fault::PowerOn { node: node.clone() }]);
             }
@@ -132,7 +139,7 @@ impl<'a> Chaos<'a> {
                 watch.fault(&format!("the speaker of {node} is killed"))?;
                 lab.fault(Fault::KillSpeaker { node })?;
             }
-            6 if whole && !self.any(Kind::Power) => {
+            6 if whole && !self.any_away() => {
                 watch.fault("every speaker is killed")?;
                 lab.fault(Fault::KillAllSpeakers)?;
             }
@@ -168,6 +175,43 @@ impl<'a> Chaos<'a> {
                 lab.fault(Fault::ApiCut { node: node.clone() })?;
                 self.ends_later(time, Kind::Api, &node, vec![Fault::ApiHeal { node: node.clone() }]);
             }
+            _ => return self.act_on_what_a_node_is(watch, action, node, time),
+        }
+        Ok(true)
+    }
+
+    /// Its addresses, its Node object, what its speaker needs.
+    fn act_on_what_a_node_is(
+        &mut self,
+        watch: &mut Watch<'_>,
+        action: usize,
+        node: String,
+        time: Duration,
+    ) -> Result<bool> {
+        let lab = &self.scene.lab;
+        let whole = !self.is_away(&node) && self.speakers_serve();
+        let undisturbed = !self.any_away() && ![Kind::Drain, Kind::Api, Kind::Pod].iter().any(|kind| self.any(*kind));
+        match action {
+            14 if whole => {
+                watch.fault(&format!("{node} gets another MAC address"))?;
+                lab.fault(Fault::ChangeMac { node })?;
+            }
+            15 if whole && !self.any(Kind::Multicast) => {
+                watch.fault("the switch loses the speakers' multicast")?;
+                lab.fault(Fault::FilterMulticast)?;
+                self.ends_later(time, Kind::Multicast, &node, vec![Fault::PassMulticast]);
+            }
+            16 if whole && undisturbed => {
+                watch.note(&format!("the Node {node} is deleted"));
+                watch.leaving(&[&node])?;
+                lab.fault(Fault::DeleteNode { node: node.clone() })?;
+                self.ends_later(time, Kind::Deleted, &node, vec![Fault::RestartKubelet { node: node.clone() }]);
+            }
+            17 if whole && !self.any(Kind::Nft) => {
+                let seconds = time.min(HELD_AT_MOST).as_secs();
+                watch.note(&format!("nft is held on {node} for {seconds} s"));
+                self.goes_on(Kind::Nft, &node, Fault::HoldNft { node: node.clone(), seconds });
+            }
             _ => return Ok(false),
         }
         Ok(true)
@@ -185,12 +229,22 @@ impl<'a> Chaos<'a> {
                     watch.note(&format!("{node}: {error:#}"));
                 }
             }
-            if kind == Kind::Power {
+            if matches!(kind, Kind::Power | Kind::Deleted) {
                 let (lab, name) = (self.scene.lab.clone(), node.clone());
                 self.running.push((kind, node, thread::spawn(move || lab.wait_back(&name))));
             }
         }
         self.running.retain(|(_, _, thread)| !thread.is_finished());
+        self.tell(watch);
+    }
+
+    /// What goes on where, for the causes of failures.
+    fn tell(&self, watch: &mut Watch<'_>) {
+        for node in &self.scene.nodes {
+            for (kind, what) in WHAT {
+                if self.busy(node, kind) { watch.begins(node, what) } else { watch.ends(node, what) }
+            }
+        }
     }
 
     /// kubelet starts what dies often ever more slowly. Here it dies so often because it is killed: a pod that kubelet waits with is
@@ -201,7 +255,7 @@ impl<'a> Chaos<'a> {
             Err(error) => return watch.note(&format!("speakers could not be checked: {error:#}")),
         };
         for node in pods.iter().filter(|pod| is_made_to_wait(pod)).map(|pod| text(pod, "/spec/nodeName").to_owned()) {
-            if !self.busy(&node, Kind::Api) && !self.busy(&node, Kind::Pod) && !self.busy(&node, Kind::Power) {
+            if ![Kind::Api, Kind::Pod, Kind::Power, Kind::Deleted].iter().any(|kind| self.busy(&node, *kind)) {
                 watch.note(&format!("the speaker pod of {node} is replaced"));
                 self.goes_on(Kind::Pod, &node, Fault::DeleteSpeakerPod { node: node.clone() });
             }
@@ -250,6 +304,15 @@ impl<'a> Chaos<'a> {
             || self.running.iter().any(|(running, name, _)| *running == kind && name == node)
     }
 
+    /// Without power, or without its Node.
+    fn is_away(&self, node: &str) -> bool {
+        self.busy(node, Kind::Power) || self.busy(node, Kind::Deleted)
+    }
+
+    fn any_away(&self) -> bool {
+        self.scene.nodes.iter().any(|node| self.is_away(node))
+    }
+
     /// Whether every node with power has a ready speaker: faults that only a speaker repairs happen only then, and speakers are
     /// killed, and nodes lose power, only then. With the last serving node no connections survive.
     fn speakers_serve(&self) -> bool {
@@ -257,8 +320,7 @@ impl<'a> Chaos<'a> {
             let metrics = self.scene.node_address(node).and_then(|address| http::metrics(&self.scene.lab, address));
             metrics.is_ok_and(|metrics| http::value(&metrics, "sheave_ready") == Some(1.0))
         };
-        let powered = self.scene.nodes.iter().filter(|node| !self.busy(node, Kind::Power));
-        !self.any(Kind::Frozen) && powered.into_iter().all(|node| ready(&node))
+        !self.any(Kind::Frozen) && self.scene.nodes.iter().filter(|node| !self.is_away(node)).all(|node| ready(&node))
     }
 }
 
@@ -268,25 +330,16 @@ fn is_made_to_wait(pod: &Value) -> bool {
     containers.into_iter().flatten().any(|one| text(one, "/state/waiting/reason") == "CrashLoopBackOff")
 }
 
-/// The hash of a seed and a count.
-struct Random {
-    seed: u64,
-    drawn: u64,
-}
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.drawn += 1;
-        let hash = Sha256::digest([self.seed.to_be_bytes(), self.drawn.to_be_bytes()].concat());
-        (u64::from_be_bytes(hash[..8].try_into().expect("eight bytes")) % end as u64) as usize
-    }
-
-    fn between(&mut self, from: u64, to: u64) -> u64 {
-        from + self.below((to - from) as usize) as u64
-    }
-}
-
-const ACTIONS: usize = 14;
+const WHAT: [(Kind, &str); 7] = [
+    (Kind::Power, NO_POWER),
+    (Kind::Frozen, FROZEN),
+    (Kind::Deleted, "its Node is deleted"),
+    (Kind::Api, "no API server"),
+    (Kind::Drain, "drained"),
+    (Kind::Nft, "nft is held"),
+    (Kind::Pod, "the speaker is deleted"),
+];
+const ACTIONS: usize = 18;
 const CHOICES: usize = 8;
 /// A thousand connections make 10 000 packets a second at the clients, each way.
 const INTERVAL_MS: u64 = 100;
@@ -294,4 +347,5 @@ const SPEAKER_PODS: &str =
     "/api/v1/namespaces/sheave-system/pods?labelSelector=app.kubernetes.io%2Fname%3Dsheave-speaker";
 /// Longer, and its liveness probe ends it.
 const FROZEN_AT_MOST: Duration = Duration::from_secs(10);
+const HELD_AT_MOST: Duration = Duration::from_secs(10);
 const AFTERWARDS: Duration = Duration::from_secs(5);

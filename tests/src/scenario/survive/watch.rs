@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
-use super::judge::{Side, greet_all, judge, last_served, living};
+use super::causes::explain;
+use super::judge::{Side, greet_all, judge, last_served, living, unanswered};
 use super::today::Today;
+use super::witness::Witness;
 use super::{Setup, Survival};
 use crate::lab::{ClientKind, Fault, Lab};
 use crate::scenario::deploy::Scene;
@@ -26,10 +28,13 @@ pub struct Options {
     /// Whether there are UDP flows: not where they leave pods that live, because these do not serve for a while.
     pub udp: bool,
     pub interval_ms: u64,
+    /// Whether the causes of failed new connections are looked for ([`super::causes`]).
+    pub witness: bool,
 }
 
 impl Options {
-    pub const DEFAULT: Self = Self { reopen: false, new_connections: true, udp: true, interval_ms: RECORD_INTERVAL_MS };
+    pub const DEFAULT: Self =
+        Self { reopen: false, new_connections: true, udp: true, interval_ms: RECORD_INTERVAL_MS, witness: false };
     pub const REOPEN: Self = Self { reopen: true, ..Self::DEFAULT };
 }
 
@@ -44,6 +49,7 @@ pub struct Watch<'a> {
     pub scene: &'a Scene,
     sheave: Clients,
     today: Option<(Clients, Today)>,
+    witness: Option<Witness>,
     first_fault_ns: Option<u64>,
     dropped_before: u64,
     figures: BTreeMap<String, f64>,
@@ -58,6 +64,7 @@ impl<'a> Watch<'a> {
             false => None,
         };
         forget_neighbours(scene)?;
+        let witness = options.witness.then(|| Witness::start(scene)).transpose()?;
         // One after the other: they choose their source ports by the clock.
         let sheave = Clients::start(&scene.lab, [&scene.tcp(), &scene.udp()], setup.connections, options)?;
         let today = match today {
@@ -73,7 +80,7 @@ impl<'a> Watch<'a> {
         sleep(BEFORE);
         let dropped_before = Lab::machine_dropped()?;
         let (figures, story) = (BTreeMap::new(), Vec::new());
-        Ok(Self { scene, sheave, today, first_fault_ns: None, dropped_before, figures, story })
+        Ok(Self { scene, sheave, today, witness, first_fault_ns: None, dropped_before, figures, story })
     }
 
     /// A fault without notice happens now: new connections may fail for a moment.
@@ -115,6 +122,15 @@ impl<'a> Watch<'a> {
         self.today.as_mut().map_or(Ok(()), |(_, today)| today.leaving(scene, nodes))
     }
 
+    /// For the causes of failed new connections: from now on this is so on the node.
+    pub fn begins(&mut self, node: &str, what: &'static str) {
+        self.witness.iter_mut().for_each(|witness| witness.begins(node, what));
+    }
+
+    pub fn ends(&mut self, node: &str, what: &'static str) {
+        self.witness.iter_mut().for_each(|witness| witness.ends(node, what));
+    }
+
     pub fn figure(&mut self, name: &str, value: f64) {
         self.figures.insert(name.to_owned(), value);
     }
@@ -132,7 +148,7 @@ impl<'a> Watch<'a> {
         if dropped > 0 {
             self.figure("packets that the machine dropped", dropped as f64);
         }
-        let Self { scene, sheave, today, mut figures, story, first_fault_ns, .. } = self;
+        let Self { scene, sheave, today, witness, mut figures, story, first_fault_ns, .. } = self;
         // At the same time: a connection that is silent is waited for.
         let (sheave, today) = thread::scope(|scope| {
             let today = today.map(|(clients, today)| (scope.spawn(move || clients.report()), today));
@@ -156,7 +172,11 @@ impl<'a> Watch<'a> {
             }
             None => None,
         };
-        Ok(Survival { sheave: judge(&sheave, &living, &last_served), today, figures, story, trouble: None })
+        let mut judged = judge(&sheave, &living, &last_served);
+        if let (Some(witness), Some(new)) = (witness, &sheave.connecting) {
+            judged.new_failed_causes = Some(explain(unanswered(new), &witness.finish()?, first));
+        }
+        Ok(Survival { sheave: judged, today, figures, story, trouble: None })
     }
 }
 

@@ -6,12 +6,13 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::workload;
+use crate::lab::plan::node_address;
 use crate::lab::{Fault, ProxyMode, wait_for};
 use crate::scenario::api::text;
 use crate::scenario::deploy::{SERVICE, Scene};
 use crate::scenario::settle::{settle, wait_new_speaker};
 
-/// Power for all nodes, no cut, no cordon, no label, a Service that names all pods, kube-proxy in the lab's mode, Sheave's own image, as many pods as at the
+/// Power for all nodes, their own addresses, room on their disks, no cut, no filter, no Node deleted, no cordon, no label, a Service that names all pods, kube-proxy in the lab's mode, Sheave's own image, as many pods as at the
 /// beginning and evenly spread. What is as it should be is left alone.
 pub fn make_whole(scene: &Scene) -> Result<()> {
     let lab = &scene.lab;
@@ -19,11 +20,19 @@ pub fn make_whole(scene: &Scene) -> Result<()> {
     for node in scene.nodes.iter().filter(|node| !state.nodes.contains_key(*node)) {
         lab.fault(Fault::PowerOn { node: node.clone() })?;
     }
+    lab.fault(Fault::PassMulticast)?;
+    let registered = scene.api.list(NODES)?;
     for node in &scene.nodes {
         lab.fault(Fault::ApiHeal { node: node.clone() })?;
+        lab.fault(Fault::FreeDisk { node: node.clone() })?;
         kube_proxy(scene, node, state.plan.proxy_mode)?;
+        if scene.node_address(node)? != node_address(state.plan.node_number(node)?) {
+            lab.fault(Fault::ChangeAddress { node: node.clone() })?;
+        } else if !registered.iter().any(|object| text(object, "/metadata/name") == node) {
+            lab.fault(Fault::RestartKubelet { node: node.clone() })?;
+        }
     }
-    for object in scene.api.list("/api/v1/nodes")? {
+    for object in registered {
         let node = text(&object, "/metadata/name").to_owned();
         if object.pointer("/spec/unschedulable") == Some(&json!(true)) {
             lab.fault(Fault::Uncordon { node: node.clone() })?;
@@ -95,6 +104,7 @@ fn spread(scene: &Scene) -> Result<()> {
 
 /// What the DaemonSet of the lab runs.
 pub const IMAGE: &str = "sheave-speaker:lab";
+const NODES: &str = "/api/v1/nodes";
 const DAEMON_SET: &str = "/apis/apps/v1/namespaces/sheave-system/daemonsets/sheave-speaker";
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 const KUBELET_RESTARTS_WITHIN: Duration = Duration::from_secs(3);

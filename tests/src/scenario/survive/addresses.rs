@@ -1,0 +1,107 @@
+//! A node's uplink gets another MAC address, or another IP address; or the switch loses what the speakers send to all.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::nodes::struck;
+use super::watch::{Options, Watch};
+use super::{Setup, Survival, survive};
+use crate::lab::{Fault, wait_for};
+use crate::scenario::address::counted;
+use crate::scenario::api::text;
+use crate::scenario::deploy::Scene;
+use crate::scenario::http;
+use crate::scenario::settle::{wait_holder, wait_speakers};
+
+/// Clients send what goes to the VIPs to the MAC address that they know.
+pub fn mac_of_owner(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options::default(), |watch| change_mac(watch, &wait_holder(scene, &scene.nodes)?))
+}
+
+/// The owner sends what goes to the node's pods to the MAC address that it knows.
+pub fn mac_of_backend(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options::default(), |watch| {
+        let owner = wait_holder(scene, &scene.nodes)?;
+        let others: Vec<_> = scene.nodes.iter().filter(|node| **node != owner).collect();
+        change_mac(watch, others[setup.repetition % others.len()])
+    })
+}
+
+/// As by DHCP, there and back: the owner in one repetition, another node in the next.
+pub fn ip_of_node(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options::default(), |watch| {
+        let node = struck(scene, setup)?;
+        for _ in 0..2 {
+            watch.fault(&format!("{node} gets another IP address"))?;
+            scene.lab.fault(Fault::ChangeAddress { node: node.clone() })?;
+            let began = Instant::now();
+            wait_reported(scene, &node)?;
+            watch.note(&format!("the Node follows after {:.1} s", began.elapsed().as_secs_f64()));
+            wait_speakers(scene)?;
+            watch.note(&format!("all speakers hear each other after {:.1} s", began.elapsed().as_secs_f64()));
+            sleep(AFTERWARDS);
+        }
+        Ok(())
+    })
+}
+
+/// For longer than anything that waits for multicast can wait.
+pub fn multicast_filtered(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options::default(), |watch| {
+        let before = counted(scene, TRANSITIONS)?;
+        watch.fault("the switch loses the speakers' multicast")?;
+        scene.lab.fault(Fault::FilterMulticast)?;
+        let began = Instant::now();
+        let unicast = wait_unicast(scene);
+        watch.note(&format!("by unicast after {:.1} s", began.elapsed().as_secs_f64()));
+        sleep(FILTERED.saturating_sub(began.elapsed()));
+        watch.note("the switch forwards it again");
+        scene.lab.fault(Fault::PassMulticast)?;
+        unicast?;
+        wait_speakers(scene)?;
+        sleep(AFTERWARDS);
+        watch.figure("VIPs won and lost", counted(scene, TRANSITIONS)? - before);
+        Ok(())
+    })
+}
+
+fn change_mac(watch: &mut Watch<'_>, node: &str) -> Result<()> {
+    watch.fault(&format!("{node} gets another MAC address"))?;
+    watch.scene.lab.fault(Fault::ChangeMac { node: node.to_owned() })?;
+    sleep(AFTERWARDS);
+    wait_speakers(watch.scene)
+}
+
+/// Waits until the Node has the address that its uplink has.
+fn wait_reported(scene: &Scene, node: &str) -> Result<()> {
+    let address = scene.node_address(node)?.to_string();
+    wait_for(&format!("the Node {node} to have {address}"), REPORTED_WITHIN, || {
+        let object = scene.api.get(&format!("/api/v1/nodes/{node}"))?;
+        let addresses = object.pointer("/status/addresses").and_then(|all| all.as_array()).context("addresses")?;
+        Ok(addresses.iter().any(|one| text(one, "/address") == address).then_some(()))
+    })
+}
+
+/// Waits until every speaker sends to all others one by one: proof that nothing else arrives.
+fn wait_unicast(scene: &Scene) -> Result<()> {
+    let others = scene.nodes.len() as f64 - 1.0;
+    wait_for("adverts by unicast", FILTERED, || {
+        for node in &scene.nodes {
+            // What cannot be asked is not there yet.
+            let metrics = http::metrics(&scene.lab, scene.node_address(node)?).unwrap_or_default();
+            if http::value(&metrics, "sheave_peers_by_unicast") != Some(others) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    })
+}
+
+const TRANSITIONS: &str = "sheave_vip_transitions_total";
+/// How long clients are watched on: an entry of a kernel's neighbor table that is not renewed is in use for as long as this.
+const AFTERWARDS: Duration = Duration::from_secs(10);
+/// The length of the fault.
+const FILTERED: Duration = Duration::from_secs(15);
+const REPORTED_WITHIN: Duration = Duration::from_secs(60);
