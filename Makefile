@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories measure-election docs deny check
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories measure-election docs check-docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -86,8 +86,12 @@ bench-second-chance: setup ## What it costs to know a flow: conntrack against a 
 bench-histories: setup ## What the second chance promises, under many more random histories than CI plays: HISTORIES=200 by default, half an hour
 	@HISTORIES=$${HISTORIES:-200} cargo test -q -p speaker-core --lib -- --nocapture alternates::properties
 
-docs: ## API documentation, warnings are errors
+docs: check-docs ## API documentation, warnings are errors; and every reference in the documents resolves
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+check-docs: ## Every link, section, path, symbol and command that documents and comments name exists
+	@cargo test -q -p check-docs
+	@cargo run -q -p check-docs
 
 deny: ## Crates that must not be in the tree
 	@if cargo tree --workspace -e normal,build --prefix none | grep -E '^(aws-lc-sys|openssl-sys) '; then echo "forbidden crate in the tree" >&2; exit 1; fi
