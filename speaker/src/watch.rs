@@ -310,7 +310,9 @@ mod tests {
     fn a_watch_ends_before_its_connection_counts_as_dead() {
         let kinds = unlisted();
         let all: BTreeSet<u32> = (0..1000)
-            .flat_map(|node| kinds.iter().map(move |kind| seconds(*kind, node * 0x9e37_79b9_7f4a_7c15)))
+            .flat_map(|node| {
+                kinds.iter().map(move |kind| seconds(*kind, u64::wrapping_mul(node, 0x9e37_79b9_7f4a_7c15)))
+            })
             .collect();
         assert_eq!(all, SECONDS.collect());
         assert!(Duration::from_secs(u64::from(*SECONDS.end())) + Duration::from_secs(5) < crate::apiserver::SILENCE);

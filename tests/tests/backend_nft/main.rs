@@ -225,7 +225,7 @@ fn an_upgrade_replaces_the_old_hook_table_and_keeps_connections() {
     world.a.apply(&both());
     let old = ruleset::replace(&both())
         .replace(ruleset::CONNTRACK_HOOK_TABLE, ruleset::OLD_CONNTRACK_HOOK_TABLE)
-        .replace("chain hook", "chain keep");
+        .replace("chain postrouting {\n\t\ttype nat", "chain keep {\n\t\ttype nat");
     world.a.nft(&format!("{}{old}", ruleset::delete()));
     let mut connection = world.connect(VIP, 80).unwrap();
     world.a.apply(&both());

@@ -70,7 +70,7 @@ pub fn replace(plan: &Plan) -> String {
     base_chains(&mut text, plan);
     text.push_str("}\n");
     line(&mut text, format_args!("table ip {CONNTRACK_HOOK_TABLE} {{"));
-    line(&mut text, format_args!("\tchain hook {{"));
+    line(&mut text, format_args!("\tchain postrouting {{"));
     line(&mut text, format_args!("\t\ttype nat hook postrouting priority {CONNTRACK_HOOK_PRIORITY}; policy accept;"));
     // The chain keeps the translation, a rule that matches conntrack state keeps conntrack.
     line(&mut text, format_args!("\t\tct state new"));
