@@ -169,7 +169,7 @@ fn what_is_invalid_where_its_search_begins_is_never_answered() {
     send(&world.client_raw(Protocol::ICMPV4), &icmp_error((VIP, 80), 40001));
     assert_eq!(answer(&tcp), None);
     assert_eq!(world.a.guards(), counts([("second_chance", 6)]));
-    assert_eq!(world.b().travelled(), counts([("quiet1", 6)]));
+    assert_eq!(world.b().travelled(), counts([("no_reset1", 6)]));
     assert_eq!(world.b().guards(), counts([("second_chance_no_reset", 6)]));
 
     // Beyond the window of a flow that this node has: it goes round and ends, and the flow goes on.
@@ -202,9 +202,9 @@ fn resets_and_icmp_errors_reach_the_pod() {
     let connection = at_b(&world, || world.connect(VIP, 80).unwrap());
     let port = connection.local().port();
     send(&world.client_raw(Protocol::ICMPV4), &icmp_error((VIP, 80), port));
-    assert_eq!((world.b().travelled(), world.b().guards()), (counts([("quiet1", 1)]), counts([])));
+    assert_eq!((world.b().travelled(), world.b().guards()), (counts([("no_reset1", 1)]), counts([])));
     connection.abort();
-    assert_eq!(world.b().travelled(), counts([("quiet1", 2)]));
+    assert_eq!(world.b().travelled(), counts([("no_reset1", 2)]));
     assert_eq!((world.b().guards(), world.a.conntrack_entries()), (counts([]), 0));
 }
 
@@ -284,8 +284,8 @@ fn a_search_of_several_hops_counts_them() {
     assert_eq!(answer(&tcp), Some(TcpFlags::RST));
     send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::RST, true));
     assert_eq!(answer(&tcp), None);
-    assert_eq!(world.b().travelled(), counts([("hop1", 1), ("quiet1", 1)]));
-    assert_eq!(world.a.travelled(), counts([("hop2", 1), ("quiet2", 1)]));
+    assert_eq!(world.b().travelled(), counts([("hop1", 1), ("no_reset1", 1)]));
+    assert_eq!(world.a.travelled(), counts([("hop2", 1), ("no_reset2", 1)]));
     let end = counts([("second_chance", 2), ("guard_reset", 1), ("second_chance_no_reset", 1)]);
     assert_eq!(world.a.guards(), end);
 
@@ -293,7 +293,7 @@ fn a_search_of_several_hops_counts_them() {
     world.b().mark_searching(Mark::LOCAL, Mark { next_hop: NextHop::ToPrimary, no_reset: false, slot: A });
     send(&tcp, &tcp_segment(40001, (VIP, 80), TcpFlags::RST, true));
     assert_eq!(answer(&tcp), None);
-    assert_eq!(world.a.travelled(), counts([("hop2", 1), ("quiet2", 1), ("quiet4", 1)]));
+    assert_eq!(world.a.travelled(), counts([("hop2", 1), ("no_reset2", 1), ("no_reset4", 1)]));
     assert!(no_entries(&world));
 }
 
@@ -318,7 +318,7 @@ fn a_repeated_syn_at_another_node_does_no_harm() {
     }
     assert!(world.a.guards().keys().eq(["second_chance"]));
     assert_eq!(world.b().guards(), counts([]));
-    assert!(world.b().travelled().keys().eq(["hop1", "quiet1"]), "over and under: {:?}", world.b().travelled());
+    assert!(world.b().travelled().keys().eq(["hop1", "no_reset1"]), "over and under: {:?}", world.b().travelled());
 }
 
 /// The same at the node that the client did confirm: the other one's entry does not matter.
