@@ -98,9 +98,9 @@ fn as_many_udp_pins_as_there_may_be_are_written_and_audited() {
         for (what, flows) in [("all", most), ("one less", most - 1), ("none", 0)] {
             let started = Instant::now();
             assert_eq!(backend.sync(udp_pins(flows)).await.unwrap(), Outcome::Updated);
-            let reported = started.elapsed();
+            let written = started.elapsed();
             assert!(!backend.audit().await.unwrap(), "{what}");
-            println!("{what}: told {reported:.0?}, audited {:.0?}", started.elapsed() - reported);
+            println!("{what}: written {written:.0?}, audited {:.0?}", started.elapsed() - written);
         }
     });
 }
