@@ -28,14 +28,14 @@ impl Promise {
             InTime::Kept => seen,
             InTime::Broken => format!("{seen}; everything ran (no wait for a processor above {waited:.0} ms)"),
             InTime::TooBusy => {
-                format!("{seen}; this says nothing: {waited:.0} ms of it one of them waited for a processor")
+                format!("{seen}; not judged: one program waited {waited:.0} ms of it for a processor")
             }
         };
         Self { name, outcome, seen }
     }
 }
 
-/// What all of them together say.
+/// The outcome of all of them together.
 pub fn overall(promises: &[Promise]) -> InTime {
     let any = |outcome| promises.iter().any(|promise| promise.outcome == outcome);
     match () {
@@ -85,7 +85,7 @@ pub fn after_speaker_loss(fault: &SpeakerFault) -> Vec<Promise> {
         survive("connections survive the death of the owner's speaker", &fault.observed.connections),
         match fault.owner_after != fault.owner_before {
             true => Promise::timed(name, until, fault.struck_ms + FENCED_WITHIN_MS, &fault.observed, seen),
-            false => Promise::counted(name, false, format!("{seen}; nobody took over")),
+            false => Promise::counted(name, false, format!("{seen}; no node took over")),
         },
     ]
 }
@@ -170,8 +170,8 @@ mod tests {
         let mut in_silence = loss(180.0, 190.0, 5000.0);
         in_silence.observed.connections.pod_lost.reset -= 1;
         assert_eq!(outcome(&in_silence), InTime::Broken);
-        let mut nobody = loss(180.0, 190.0, 5000.0);
-        nobody.observed.claims.takeover_ms = None;
-        assert_eq!(outcome(&nobody), InTime::Broken);
+        let mut no_takeover = loss(180.0, 190.0, 5000.0);
+        no_takeover.observed.claims.takeover_ms = None;
+        assert_eq!(outcome(&no_takeover), InTime::Broken);
     }
 }

@@ -1,4 +1,4 @@
-//! The packet path outside the kernel: the same decisions for tests, the simulator and `sheave explain`.
+//! The packet path outside the kernel: the same decisions for tests and the simulator.
 
 use std::collections::{BTreeMap, BTreeSet};
 

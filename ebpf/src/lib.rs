@@ -2,8 +2,8 @@
 //!
 //! The modules stand in the order in which a packet meets them; [`walk`] is the whole path on one page. The code is a `no_std`
 //! core over two small traits, [`Frame`] (a bounds-checked window on the bytes) and [`Tables`] (the maps and the clock): the
-//! XDP program in main.rs runs it on the kernel's, host tests, the simulator and `sheave explain` on their own (host.rs), so that
-//! they see the very decisions that are made in the kernel.
+//! XDP program in main.rs runs it on the kernel's, host tests and the simulator on their own (host.rs), so that they see the very
+//! decisions that are made in the kernel.
 //!
 //! Read first: docs/dataplane.md (packet walk, map table, stated rules).
 #![cfg_attr(target_arch = "bpf", no_std)]

@@ -1,7 +1,7 @@
 //! How the API server is reached: by the address that every pod is given, which is a Service's and needs kube-proxy, or directly.
 //!
-//! Read first: docs/decisions/0013. A speaker must be able to begin on a node whose kube-proxy is not there: it would go by what its
-//! predecessor knew, and hand new connections to pods that are gone. The addresses behind the Service `default/kubernetes` are part
+//! Read first: docs/decisions/0013. A speaker must be able to begin on a node whose kube-proxy is not there: else it would serve the view of
+//! its predecessor, and send new connections to pods that are gone. The addresses behind the Service `default/kubernetes` are part
 //! of the view, which is on disk.
 
 use std::net::SocketAddrV4;
@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 /// The configured address comes first by so much.
 const HEAD_START: Duration = Duration::from_millis(300);
-/// A connection through which nothing comes for so long hangs. Every watch brings something sooner (`watch::SECONDS`).
+/// A connection that is silent for so long hangs. Every watch brings something sooner (`watch::SECONDS`).
 pub const SILENCE: Duration = Duration::from_secs(60);
 /// As many servers are tried at most.
 const MAX_SERVERS: usize = 8;
@@ -96,9 +96,9 @@ mod tests {
         assert_eq!(direct(&named, server).unwrap().tls_server_name.as_deref(), Some("kubernetes"));
     }
 
-    /// As when the machine of an API server loses power: its kernel takes back nothing, and says nothing.
+    /// As when the machine of an API server loses power: its kernel closes nothing and sends nothing.
     #[tokio::test]
-    async fn a_connection_through_which_nothing_comes_is_given_up() {
+    async fn a_silent_connection_is_closed() {
         use kube::api::WatchParams;
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

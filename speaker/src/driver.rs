@@ -192,13 +192,13 @@ struct State {
     /// VIPs that the kernel still has as owned, against the election's decision: removing them is tried again with each
     /// heartbeat.
     unreleased: BTreeSet<Vip>,
-    /// Verified and received since the dataplane was told, and when it is told next.
+    /// Verified and received since the dataplane was notified, and when it is notified next.
     incarnations: BTreeMap<NodeName, u64>,
     incarnations_at: Instant,
     stall: Stall,
     /// The packet path can serve.
     ready: bool,
-    /// The nodes that cannot be verified are more than those that can.
+    /// The unverified side is larger (`unverified::Action::Yield`).
     yields: bool,
     /// The datagram that the election handles.
     incoming: Incoming,
@@ -210,7 +210,7 @@ struct State {
 struct Incoming {
     source: Ipv4Addr,
     multicast: bool,
-    /// It says, verified or not, that its sender may own VIPs.
+    /// It has READY, verified or not.
     ready: bool,
     /// The key that it is signed with and the hint of the sender's other one, while there are two keys.
     signed: Option<(Signer, u8)>,
@@ -290,7 +290,7 @@ impl Loop {
                 }
                 Command::OwnAddress(address) => self.state.set_own_address(address, now),
                 Command::Nodes { nodes, departed, saved } => {
-                    // That it is confirmed counts when the packet path follows it.
+                    // A view counts as confirmed once the packet path has applied it.
                     if saved {
                         self.elect(election::Event::SavedView(true));
                     }
@@ -347,7 +347,7 @@ impl State {
             self.resolve(now);
         }
         if now >= self.incarnations_at {
-            self.tell_incarnations(now);
+            self.notify_incarnations(now);
         }
     }
 
@@ -545,7 +545,7 @@ impl Surroundings for State {
             if received.ttl == 255 {
                 let bytes = received.bytes.to_vec();
                 let (source, multicast) = (received.source, received.multicast);
-                let ready = Packet::new(&bytes).is_ok_and(|packet| packet.says_ready());
+                let ready = Packet::new(&bytes).is_ok_and(|packet| packet.advertises_ready());
                 self.incoming = Incoming { source, multicast, ready, signed: self.signer(&bytes) };
                 return Some(bytes);
             }

@@ -19,9 +19,9 @@ use crate::mailbox;
 pub enum Ownership {
     /// This node won the VIP.
     Owned { term: u64, since: Timestamp },
-    /// Another node owns it. An owner that kept its VIP in a conflict writes nothing: the loser takes back what it has written.
+    /// Another node owns it. An owner that kept its VIP in a conflict writes nothing: the loser corrects what it has written.
     Elsewhere { owner: String, term: u64, since: Timestamp },
-    /// This node let go and knows of no other owner.
+    /// This node released the VIP and knows of no other owner.
     Unowned(NoOwner),
     /// It must not be served.
     Refused(NoOwner),
@@ -44,7 +44,7 @@ pub fn client(mut config: kube::Config) -> kube::Result<Client> {
 pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ipv4Addr, Ownership>) {
     let api: Api<VirtualIP> = Api::all(client);
     let mut waiting = Updates::new();
-    // Whose status may name this node by its own hand.
+    // VIPs whose status this node may have written its own name into.
     let mut named = BTreeSet::new();
     let mut failing = false;
     loop {
@@ -61,7 +61,7 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
                 Ownership::Owned { .. } => {
                     named.insert(vip);
                 }
-                // Every node is told of every owner.
+                // Every node receives the claims of every owner.
                 Ownership::Elsewhere { .. } if !named.contains(&vip) => continue,
                 _ => {}
             }
@@ -122,7 +122,7 @@ fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership) -> Option<
         Ownership::Owned { term, since } => owned(node, *term, since),
         Ownership::Elsewhere { owner, term, since } => names_us.then(|| owned(owner, *term, since)).flatten(),
         Ownership::Unowned(reason) => names_us.then(|| unowned(reason)),
-        // All speakers say the same: the first writes it.
+        // All speakers have the same reason: the first writes it.
         Ownership::Refused(reason) => {
             let others = known.owner.is_some() && !names_us;
             let written = known.owner.is_none() && known.reason.as_deref() == Some(reason.as_str());
@@ -165,10 +165,10 @@ mod tests {
         assert!(!is_newer(&VirtualIPStatus { owner: None, ..known }, 1, at("2026-01-02T03:04:05Z")));
     }
 
-    /// Multicast is filtered: this node hears nobody, wins what it thinks free, hears the owner again and loses. The owner never let go,
-    /// so it has nothing to write.
+    /// Multicast is filtered: this node receives no peer, claims a VIP, receives the owner again and loses. The owner never released the
+    /// VIP, so it has nothing to write.
     #[test]
-    fn who_loses_a_conflict_takes_its_own_name_back() {
+    fn the_loser_of_a_conflict_removes_its_own_name() {
         let since: Timestamp = "2026-01-02T03:04:06Z".parse().expect("a time");
         let elsewhere = Ownership::Elsewhere { owner: "owner".into(), term: 3, since };
         let named = |owner: &str| VirtualIPStatus { owner: Some(owner.into()), term: Some(4), ..Default::default() };
@@ -176,6 +176,6 @@ mod tests {
         assert_eq!((written["owner"].as_str(), written["term"].as_i64()), (Some("owner"), Some(3)));
         assert_eq!(status(&named("owner"), "us", &elsewhere), None);
         assert_eq!(status(&named("third"), "us", &elsewhere), None);
-        assert_eq!(status(&VirtualIPStatus::default(), "us", &elsewhere), None, "nobody's name");
+        assert_eq!(status(&VirtualIPStatus::default(), "us", &elsewhere), None, "no owner is named");
     }
 }

@@ -1,8 +1,8 @@
 //! Kubernetes watches into view events. The API server is only a source of desired state: when it is gone, nothing is sent
 //! and the last view goes on serving.
 //!
-//! Where an API server answers, [`ApiServer`] finds out. A watch whose connection hangs looks like one on which nothing happens, for up to
-//! a minute ([`crate::apiserver::SILENCE`]). The other nodes notice sooner (`speaker_core::staleness`); then new connections are made.
+//! [`ApiServer`] finds out where an API server answers. A watch whose connection hangs is silent, like one without events, for up to
+//! a minute ([`crate::apiserver::SILENCE`]). The other nodes detect that sooner (`speaker_core::staleness`); then new connections are made.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -42,8 +42,8 @@ const UNANSWERED: Duration = Duration::from_secs(5);
 const RENEWAL: Duration = Duration::from_secs(10);
 const RENEWAL_MAX: Duration = Duration::from_secs(300);
 
-/// The API server ends a watch after so many seconds, and it is resumed: a connection through which nothing comes for longer hangs. Each node
-/// draws its own number, so that they do not all come back at once.
+/// The API server ends a watch after so many seconds, and it is resumed: a connection that is silent for longer hangs. Each node
+/// draws its own number, so that not all watches are renewed at once.
 const SECONDS: RangeInclusive<u32> = 40..=50;
 
 /// Keeps the four watches. While the view lags, or they have no answer from the API server, they are begun anew as soon as it
@@ -78,7 +78,7 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: wa
         }
         why = tokio::select! {
             lagging = lagging.wait_for(|lagging| *lagging) => match lagging {
-                Ok(_) => "other nodes go by another view",
+                Ok(_) => "other nodes have another view",
                 Err(_) => return,
             },
             () = unanswered.lasts() => "no answer",
@@ -305,7 +305,7 @@ mod tests {
 
     use super::*;
 
-    /// The server's end must come before the client takes the connection for dead, and not on all nodes at once.
+    /// The server must end a watch before the client closes its connection as silent, and not on all nodes at once.
     #[test]
     fn a_watch_ends_before_its_connection_counts_as_dead() {
         let kinds = unlisted();

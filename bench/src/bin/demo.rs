@@ -14,8 +14,8 @@ use sheave_tests::scenario::baseline::Baseline;
 use sheave_tests::scenario::{self, InTime, NodeLoss, Owner, Scene, SpeakerFault};
 
 /// Shows on a real cluster on this machine what Sheave does. It takes less than a minute and cleans up after itself.
-/// Exit code 0: every promise held; 1: one is broken, or the lab left something behind; 2: it could not be shown; 3: the machine was
-/// too busy to judge a promise about time, the others held.
+/// Exit code 0: every promise held; 1: one is broken, or the lab left something behind; 2: the demo could not be carried out; 3: the
+/// machine was too busy to judge a promise about time, the others held.
 #[derive(Parser)]
 struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]

@@ -19,7 +19,7 @@ macro_rules! verdicts {
 
         impl Verdict {
             pub const ALL: &'static [Verdict] = &[$(Verdict::$name),*];
-            /// The name in metrics, logs and `sheave trace`.
+            /// The name in metrics and logs.
             pub const fn label(self) -> &'static str { match self { $(Verdict::$name => $label),* } }
             #[inline(always)]
             pub const fn fate(self) -> Fate { match self { $(Verdict::$name => Fate::$fate),* } }

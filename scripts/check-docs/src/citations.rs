@@ -63,7 +63,7 @@ pub fn comments(path: &str, text: &str) -> Vec<At> {
     comments
 }
 
-/// Every path of a document in a text, with the text behind it.
+/// Every path of a document in a text, with the text after it.
 fn cited_documents(text: &str) -> Vec<(String, &str)> {
     let mut found = Vec::new();
     let starts = ["docs/", "bench/README.md"].into_iter().flat_map(|start| text.match_indices(start));
@@ -144,7 +144,7 @@ fn is_rule(word: &str) -> bool {
     }
 }
 
-/// Numbers behind "decision" or "decisions": one, or two with "and" between them.
+/// Numbers after "decision" or "decisions": one, or two with "and" between them.
 fn decisions(text: &str) -> Vec<u32> {
     let mut numbers = Vec::new();
     let text = text.to_lowercase();

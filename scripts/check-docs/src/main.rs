@@ -1,7 +1,7 @@
 //! Checks that what the documents and the comments of the code name exists. `make docs` runs it.
 //!
-//! Reading order: tree.rs (files) -> markdown.rs (what a document says) -> citations.rs (sections, rules, decisions) -> symbols.rs (what
-//! stands in backticks) -> verdicts.rs (the verdict table) -> check.rs (all of it together). The tests feed each check a wrong input.
+//! Reading order: tree.rs (files) -> markdown.rs (what is in a document) -> citations.rs (sections, rules, decisions) -> symbols.rs (what
+//! is in backticks) -> verdicts.rs (the verdict table) -> check.rs (all of it together). The tests feed each check a wrong input.
 
 mod check;
 mod citations;

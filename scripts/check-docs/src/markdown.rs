@@ -1,4 +1,4 @@
-//! What a Markdown document says: headings, links, code spans, commands, prose. As much of Markdown as our documents use.
+//! What is in a Markdown document: headings, links, code spans, commands, prose. As much of Markdown as our documents use.
 
 /// A piece of a document, and the line that it is on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,10 +13,10 @@ pub struct Document {
     pub headings: Vec<String>,
     /// What `#…` in a link may name.
     pub anchors: Vec<String>,
-    /// What stands between `**`.
+    /// Text between `**`.
     pub terms: Vec<String>,
     pub links: Vec<At>,
-    /// What stands between backticks.
+    /// Text between backticks.
     pub spans: Vec<At>,
     /// Lines of blocks that are marked as `sh`.
     pub commands: Vec<At>,
@@ -63,7 +63,7 @@ impl Document {
         self.headings.push(plain);
     }
 
-    /// A paragraph is over: takes out of it what is looked at, and leaves it empty.
+    /// A paragraph is over: takes out of it what is checked, and leaves it empty.
     fn paragraph(&mut self, paragraph: &mut At) {
         let At { line, text } = std::mem::replace(paragraph, At { line: 0, text: String::new() });
         let line_at = |at: usize| line + text[..at].matches('\n').count();

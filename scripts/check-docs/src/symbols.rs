@@ -1,4 +1,4 @@
-//! What stands in backticks: paths, commands, flags, names of the code.
+//! What is in backticks: paths, commands, flags, names of the code.
 
 use std::collections::BTreeSet;
 

@@ -82,7 +82,7 @@ fn a_log_line_that_cites() {
 
 #[test]
 fn rules_invariants_and_decisions_that_are_not_there() {
-    assert_eq!(in_readme("R9 says so"), ["docs/election.md has no rule or invariant R9"]);
+    assert_eq!(in_readme("R9 applies"), ["docs/election.md has no rule or invariant R9"]);
     assert_eq!(in_code("broken (I4)"), ["docs/election.md has no rule or invariant I4"]);
     let twice = ["docs/election.md has no rule or invariant R9", "docs/election.md has no section or rule \"R9\""];
     assert_eq!(in_code("docs/election.md rules R1 to R9."), twice);
@@ -129,7 +129,7 @@ fn a_verdict_that_differs() {
             .collect::<Vec<_>>()
     };
     assert_eq!(found("|0|`not_ours`|pass|x|\n|2|`vlan`|pass|x|\n"), [""; 0]);
-    let differs = "verdict 2: ebpf/common/src/verdict.rs says vlan pass, the table";
+    let differs = "verdict 2: ebpf/common/src/verdict.rs has vlan pass, the table";
     assert_eq!(found("|0|`not_ours`|pass|x|\n|2|`vlan`|drop|x|\n"), [format!("{differs} vlan drop")]);
     assert_eq!(found("|0|`not_ours`|pass|x|\n"), [format!("{differs} nothing")]);
 }

@@ -1,4 +1,4 @@
-//! The table of verdicts says what the code says: number, label and fate of each.
+//! The table of verdicts agrees with the code: number, label and fate of each.
 
 use std::collections::BTreeMap;
 
@@ -15,13 +15,13 @@ pub fn differences(tree: &Tree) -> Vec<String> {
     let (code, table) = (in_code(code), in_table(table));
     let numbers = code.keys().chain(table.keys().filter(|number| !code.contains_key(*number)));
     let differs = |number: &&u32| code.get(*number) != table.get(*number);
-    let says = |verdict: Option<&(String, String)>| {
+    let shown = |verdict: Option<&(String, String)>| {
         verdict.map_or("nothing".into(), |(label, fate)| format!("{label} {fate}"))
     };
     numbers
         .filter(differs)
         .map(|number| {
-            format!("verdict {number}: {CODE} says {}, the table {}", says(code.get(number)), says(table.get(number)))
+            format!("verdict {number}: {CODE} has {}, the table {}", shown(code.get(number)), shown(table.get(number)))
         })
         .collect()
 }
@@ -36,7 +36,7 @@ fn in_code(text: &str) -> Verdicts {
     text.lines().filter_map(verdict).collect()
 }
 
-/// ``|0|`not_ours`|pass|when|``
+/// ``|0|`not_ours`|pass|``
 fn in_table(text: &str) -> Verdicts {
     let verdict = |line: &str| {
         let mut cells = line.strip_prefix('|')?.split('|').map(str::trim);

@@ -1,7 +1,7 @@
 //! Staleness of views: nodes compare digests of the view of the API server that they have applied.
 //!
-//! A node whose connection to the API server hangs goes on serving by its last view, and cannot notice: the watch is silent
-//! either way. The others notice: their view differs, and the node does not follow. Such a node *lags*: it connects to the API
+//! A node whose connection to the API server hangs goes on serving its last view, and cannot detect it: the watch is silent
+//! either way. The other nodes can: their view differs, and the node does not follow. Such a node *lags*: it connects to the API
 //! server anew. If that does not help it is *stale*: it gets no new flows (as if its speaker were silent, `readiness`) and keeps
 //! those it has.
 //!
@@ -12,7 +12,7 @@
 //!
 //! A node that leaves the view of the majority for one that none of the majority ever had is *ahead*: the watches of most nodes hang,
 //! as when the API server that they are connected to is gone. It is not stale, and the majority lags. For [`Staleness::AHEAD`]: by then
-//! every watch has been renewed, and a node that still has another view is the one that lags.
+//! every watch has been renewed, so a node that still has another view lags.
 //!
 //! The view of more than half of the reporting nodes is the present one. A node that follows late is not stale: it must have kept
 //! one other view all the time. For [`Staleness::LAGGING`], and it lags and connects to the API server anew; for
@@ -37,14 +37,14 @@ pub struct Staleness {
 #[derive(Debug)]
 struct NodeView {
     view: u64,
-    /// Since when.
+    /// Since when it has this view.
     since: Instant,
     /// The views before it, the newest last.
     past: Vec<u64>,
     reported: Instant,
-    /// Not the view that counts, since then.
+    /// Since when the node has another view than the majority.
     minority: Option<Instant>,
-    /// Not a view that a majority has.
+    /// Since when no majority is known to have its view.
     lagging: Option<Instant>,
     /// When a series of new views began, and when the last one came: no longer than `PODS_CHANGED` lies between two of them.
     changes: Option<(Instant, Instant)>,
@@ -58,14 +58,14 @@ struct NodeView {
 impl Staleness {
     /// For how long a node has another view than the majority before it lags.
     pub const LAGGING: Duration = Duration::from_secs(2);
-    /// For how long before it gets no new flows.
+    /// For how long before it is stale and gets no new flows.
     pub const STALE: Duration = Duration::from_secs(10);
     /// For how long it may apply no new view while its own pods change.
     pub const PODS_CHANGED: Duration = Duration::from_secs(2);
     /// For how much longer the majority waits for the view of a node that is ahead: not all nodes connect anew to a busy API server.
     const PATIENCE: Duration = Duration::from_secs(3);
-    /// For how long a view that the majority never had may be newer than theirs: longer than a watch goes on without a sign of the API
-    /// server, and the list that then follows.
+    /// For how long a view that the majority never had may be newer than theirs: longer than a watch lasts without an event of the API
+    /// server, and the list that follows.
     pub const AHEAD: Duration = Duration::from_secs(80);
     /// Views of each node that are remembered.
     const PAST: usize = 16;
@@ -89,7 +89,7 @@ impl Staleness {
         self.pods = pods.into_iter().map(|(node, digest)| (node.clone(), (digest, since(&node, digest)))).collect();
     }
 
-    /// A node goes by this view now; 0: by none yet. Whether that is news.
+    /// A node has applied this view; 0: none yet. Whether that is news.
     pub fn applied(&mut self, node: &NodeName, view: u64, now: Instant) -> bool {
         if view == 0 {
             return false;
@@ -127,7 +127,7 @@ impl Staleness {
         gone.filter(|(_, node_view)| node_view.stale).map(|(node, _)| node).collect()
     }
 
-    /// By which this node goes; 0: by none yet.
+    /// The view that this node has applied; 0: none yet.
     pub fn view(&self, node: &NodeName) -> u64 {
         self.nodes.get(node).map_or(0, |node_view| node_view.view)
     }
@@ -183,14 +183,14 @@ impl Staleness {
         lagging.is_some_and(|since| now.since(since) >= Self::LAGGING)
     }
 
-    /// Nodes that had the view of the majority and left it for one that none of the majority has had, after they all had come to it.
+    /// Nodes that left the view of the majority, after the whole majority had applied it, for one that none of the majority has had.
     fn ahead(&self, present: u64, now: Instant) -> BTreeSet<NodeName> {
         let reporting = || self.nodes.iter().filter(|(_, node_view)| node_view.reports(now));
         let follow = || reporting().filter(|(_, node_view)| node_view.view == present).map(|(_, node_view)| node_view);
         let known: BTreeSet<u64> = follow().flat_map(|node_view| &node_view.past).copied().collect();
-        let settled = follow().map(|node_view| node_view.since).max().unwrap_or(now);
+        let complete_since = follow().map(|node_view| node_view.since).max().unwrap_or(now);
         let left = |node_view: &NodeView| {
-            node_view.view != present && node_view.past.contains(&present) && node_view.since > settled
+            node_view.view != present && node_view.past.contains(&present) && node_view.since > complete_since
         };
         let changes =
             |node_view: &NodeView| !known.contains(&node_view.view) && now.since(node_view.since) < Self::AHEAD;
@@ -307,9 +307,9 @@ mod tests {
         assert_eq!((lab.stale.len(), lab.lagging(2)), (0, false));
     }
 
-    /// The watches of most nodes hang together; the pods go on changing (audit C9).
+    /// The watches of most nodes hang together; the pods go on changing.
     #[test]
-    fn a_node_that_leaves_the_view_of_most_for_a_new_one_is_not_stale_and_the_others_lag() {
+    fn a_node_that_leaves_the_majority_for_a_new_view_is_not_stale_and_the_majority_lags() {
         let mut lab = Lab::new();
         lab.run(60, |_| vec![1, 1, 1, 1, 1]);
         lab.run(5, |_| vec![2, 1, 1, 1, 1]);
@@ -317,7 +317,7 @@ mod tests {
         lab.run(20, |second| vec![3 + second as u64 / 3, 1, 1, 1, 1]);
         assert_eq!((&lab.stale, lab.lagging(0)), (&vec![], false));
         assert!((1..5).all(|node| lab.lagging(node)));
-        // They reach the API server again, one after the other, until the new view is that of most.
+        // They reach the API server again, one after the other, until a majority has the new view.
         lab.run(2, |_| vec![9, 9, 1, 1, 1]);
         assert!(!lab.lagging(1) && lab.lagging(2));
         lab.run(2, |_| vec![9, 9, 9, 1, 1]);
@@ -326,27 +326,27 @@ mod tests {
         assert_eq!(lab.stale, [name(4)]);
     }
 
-    /// It has the view that most had before, or one of its own made of old events: no node has a reason to connect anew.
+    /// Its view is an earlier one of the majority, or one that it made of old events: no other node needs to connect anew.
     #[test]
     fn a_node_that_comes_to_another_view_late_or_goes_back_lags() {
         let mut lab = Lab::new();
         lab.run(10, |_| vec![1, 1, 1, 1]);
         lab.run(10, |_| vec![2, 2, 2, 2]);
-        // Its speaker began anew, by the view on its disk.
+        // Its speaker restarted with the view on its disk.
         lab.run(11, |_| vec![2, 2, 2, 1]);
         assert_eq!((&lab.stale, lab.lagging(0)), (&vec![name(3)], false));
         lab.run(10, |_| vec![2, 2, 2, 2]);
         lab.run(5, |_| vec![3, 3, 3, 2]);
         lab.run(11, |_| vec![3, 3, 3, 7]);
         assert_eq!((&lab.stale, lab.lagging(0)), (&vec![name(3)], false));
-        // Most went to another view and came back, while it hung at one that only it has had.
+        // Most applied another view and returned to the last one, while node 3 kept one that only it has had.
         lab.run(10, |_| vec![3, 3, 3, 3]);
         lab.run(2, |_| vec![4, 4, 4, 8]);
         lab.run(11, |_| vec![3, 3, 3, 8]);
         assert_eq!((&lab.stale, lab.lagging(0)), (&vec![name(3)], false));
     }
 
-    /// Every watch has been renewed since, and no node has followed: it is the one that is wrong.
+    /// Every watch has been renewed since, and no node has followed: the node that was ahead is wrong.
     #[test]
     fn no_node_is_ahead_for_ever() {
         let mut lab = Lab::new();
@@ -462,7 +462,7 @@ mod tests {
         assert_eq!(lab.stale, [name(2)]);
     }
 
-    /// Our own view is the old one: others are not held for stale because they go by another.
+    /// Our own view is the old one: others do not count as stale because they have applied another.
     #[test]
     fn a_node_with_the_view_of_the_majority_is_not_stale() {
         let mut lab = Lab::new();

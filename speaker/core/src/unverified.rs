@@ -1,4 +1,4 @@
-//! Nodes of this cluster whose adverts cannot be verified: their keys or their cluster id are not ours. They are not silent, and this
+//! Nodes of this cluster whose adverts cannot be verified, because their keys or their cluster id differ. They are not silent, so this
 //! node is not alone.
 //!
 //! Read first: docs/election.md section Keys. A node that has its cluster id and flow key from the Secret alone (no speaker ran on it
@@ -29,7 +29,7 @@ pub enum Event {
     Rejected {
         node: NodeName,
         reason: Reject,
-        /// It says that it may own VIPs.
+        /// The advert has READY: its sender may own VIPs.
         ready: bool,
     },
     /// An advert of this node was verified.
@@ -47,7 +47,7 @@ pub enum Action {
     Resolved(NodeName),
     /// Whether this node, which is new, must own nothing.
     Hold(bool),
-    /// Whether this node, which ran before, must own nothing: the nodes that it cannot verify are more.
+    /// Whether this node, which ran before, must own nothing: the side that it cannot verify is larger.
     Yield(bool),
     /// The cluster id and the flow key are those of the cluster.
     Confirmed,
@@ -61,7 +61,7 @@ pub struct Unverified {
     nodes: BTreeMap<NodeName, Refused>,
     /// When an advert of each node was last verified.
     verified: BTreeMap<NodeName, Instant>,
-    /// Since when the others are more, without a pause.
+    /// Since when the unverified side has been larger, without a pause.
     outnumbered: Option<Instant>,
     yields: bool,
     known: BTreeSet<NodeName>,
@@ -108,7 +108,7 @@ impl Unverified {
 
     fn refused(&mut self, node: NodeName, reason: Reject, ready: bool, now: Instant, actions: &mut Vec<Action>) {
         let is_key = matches!(reason, Reject::UnknownKey | Reject::BadMac | Reject::WrongCluster);
-        // Beside a node that is heard somebody uses its address.
+        // The node itself is received, so another machine uses its address.
         if !is_key || !self.known.contains(&node) || self.is_verified(&node, now) {
             return;
         }
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(machine.next_deadline(), None);
     }
 
-    /// Node c boots with keys of long ago beside a and b, which run on.
+    /// Node c boots with old keys beside a and b, which run on.
     #[test]
     fn a_node_that_ran_before_yields_to_the_larger_side_for_ten_minutes() {
         let mut machine = Unverified::new(node("c"), true, seconds(0));
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(
             take(&mut machine, Event::Verified(node("d")), 601),
             [Action::Yield(false)],
-            "or nobody would serve"
+            "or no node would serve"
         );
         assert_eq!(take(&mut machine, rejected("a", Reject::UnknownKey), 601), []);
         let gone = [Action::Resolved(node("a")), Action::Resolved(node("b"))];
@@ -285,7 +285,7 @@ mod tests {
         );
     }
 
-    /// Of two nodes exactly one serves; new ones that hold back, and addresses of nodes that are heard, count for nothing.
+    /// Of two nodes exactly one serves; nodes on probation, and addresses of nodes that are received, do not count.
     #[test]
     fn sides_are_counted_alike_from_both() {
         let serves = |own: &str, other: &str, ready| {
@@ -299,7 +299,7 @@ mod tests {
         let mut machine = Unverified::new(node("b"), true, seconds(0));
         take(&mut machine, Event::Verified(node("a")), 0);
         take(&mut machine, Event::Nodes([node("a")].into()), 0);
-        assert_eq!(take(&mut machine, rejected("a", Reject::BadMac), 1), [], "somebody uses its address");
+        assert_eq!(take(&mut machine, rejected("a", Reject::BadMac), 1), [], "another machine uses its address");
     }
 
     #[test]

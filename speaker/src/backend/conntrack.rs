@@ -8,7 +8,7 @@
 //! The kernel's own filter (Linux 5.8) takes one address and saves the copying of everything else; each address costs a pass
 //! through the table. So few VIPs are read one by one, and for many everything is read and filtered here. An older kernel does
 //! not know the filter and returns everything too. Deleted one by one: a delete by filter exists since Linux 6.11 only. All of it
-//! blocks; figures in docs/backend.md. Read first: kernel net/netfilter/nf_conntrack_netlink.c; attributes in
+//! blocks; figures in bench/README.md, Conntrack. Read first: kernel net/netfilter/nf_conntrack_netlink.c; attributes in
 //! include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 
 use std::collections::BTreeSet;

@@ -84,7 +84,7 @@ fn updates_end_where_a_replacement_ends() {
     });
 }
 
-/// The figures in docs/backend.md are what this prints with `--nocapture`.
+/// The figures of bench/README.md, Conntrack, are what this prints with `--nocapture`.
 #[test]
 fn as_many_udp_pins_as_there_may_be_are_written_and_audited() {
     in_namespace(|| async {
@@ -98,9 +98,9 @@ fn as_many_udp_pins_as_there_may_be_are_written_and_audited() {
         for (what, flows) in [("all", most), ("one less", most - 1), ("none", 0)] {
             let started = Instant::now();
             assert_eq!(backend.sync(udp_pins(flows)).await.unwrap(), Outcome::Updated);
-            let reported = started.elapsed();
+            let written = started.elapsed();
             assert!(!backend.audit().await.unwrap(), "{what}");
-            println!("{what}: told {reported:.0?}, audited {:.0?}", started.elapsed() - reported);
+            println!("{what}: written {written:.0?}, audited {:.0?}", started.elapsed() - written);
         }
     });
 }
@@ -622,7 +622,7 @@ fn insert(netfilter: &Netfilter, (address, port): (Ipv4Addr, u16), vip: Ipv4Addr
     netfilter.request(0x0100, flags, &entry.concat(), &mut |_| {}).unwrap();
 }
 
-/// The figures in docs/backend.md are what this prints with `--nocapture`.
+/// The figures of bench/README.md, Conntrack, are what this prints with `--nocapture`.
 #[test]
 fn a_table_of_100_000_entries_is_read_and_cleared_in_time() {
     in_namespace(|| async {

@@ -23,17 +23,17 @@ use crate::io::clock;
 
 /// After a change of the table: flows go on being opened by dispatchers that lag.
 const BUSY: Duration = Duration::from_secs(15);
-/// Between looks while something changes, while this node holds flows of others' rows, and at rest.
+/// Between scans while something changes, while this node has flows of others' rows, and at rest.
 const OFTEN: Duration = Duration::from_secs(1);
 const SOMETIMES: Duration = Duration::from_secs(5);
 const RARELY: Duration = Duration::from_secs(30);
-/// A look takes at most this part of the time: with 100,000 entries it lasts a tenth of a second.
+/// Scans take at most this part of the time: with 100,000 entries it lasts a tenth of a second.
 const SHARE: u32 = 20;
 
 /// Where flows to these addresses are read. `true`: what closed connections left is deleted first.
 pub type Source = Arc<dyn Fn(&BTreeSet<Ipv4Addr>, bool) -> io::Result<Vec<Flow>> + Send + Sync>;
 
-/// The kernel's.
+/// Flows of the kernel's conntrack.
 pub fn conntrack() -> Source {
     Arc::new(|vips, forget_closed| {
         if forget_closed {
@@ -43,34 +43,34 @@ pub fn conntrack() -> Source {
     })
 }
 
-/// A part of a look that is done.
+/// A part of a scan that is done.
 pub enum Done {
     Read(io::Result<Vec<Flow>>),
     Found(Found),
 }
 
-/// What this node holds.
+/// The flows of this node.
 pub struct Found {
     pub announced: Announcement,
-    /// Open ones.
+    /// How many open flows.
     pub flows: usize,
 }
 
 /// Flows whose rows are to be found.
 pub struct Flows {
     pub flows: Vec<Flow>,
-    /// Open ones that conntrack does not have.
+    /// Open flows that conntrack does not have.
     pub missed: Vec<FlowTuple>,
     pub table: Arc<Table>,
     pub differ: bool,
 }
 
-/// When to look, and the look that is under way.
+/// When to scan, and the scan that is under way.
 pub struct ConntrackScan {
     source: Source,
-    /// Away while rows are found.
+    /// `None` while the blocking pool finds rows with it.
     reporter: Option<Reporter>,
-    /// This node holds flows of rows that are not its own.
+    /// This node has flows of rows that are not its own.
     pub has_foreign_rows: bool,
     changed: Instant,
     /// When the last scan began; `None`: scan at once.
@@ -131,7 +131,7 @@ impl ConntrackScan {
         self.running = Some(Running::Find(spawn_blocking(find)));
     }
 
-    /// The part that is under way; never, if there is none. An error: the thread that found rows has ended, and with it what was known. May be
+    /// The part that is under way; never, if there is none. An error: the thread that found rows has ended, and its state is lost. May be
     /// dropped while it waits.
     pub async fn done(&mut self) -> Result<Done> {
         let done = match &mut self.running {

@@ -1,4 +1,4 @@
-//! What the other threads ask of the election's: the newest of each kind. They never wait for it.
+//! Commands of the other threads to the election thread: a mailbox with the newest of each kind. Senders never wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -24,9 +24,9 @@ pub enum Command {
     },
     Ready(bool),
     Carrier(bool),
-    /// The uplink's.
+    /// The MAC address of the uplink.
     OwnMac(Mac),
-    /// The node's on the segment, if it has one.
+    /// The node's address on the segment, if it has one.
     OwnAddress(Option<Ipv4Addr>),
     /// All other nodes and their addresses on the segment, and those of them that have left the cluster.
     Nodes {
@@ -40,7 +40,7 @@ pub enum Command {
     Leave,
 }
 
-/// In the order in which the loop takes what waits: what a returning link makes this node announce names its present address.
+/// In the order in which the loop takes waiting commands: announcements after a link returns must name the present address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Keys,
@@ -71,23 +71,23 @@ impl Command {
 #[derive(Debug, Default)]
 struct Waiting {
     newest: BTreeMap<Kind, Command>,
-    /// The link was lost since the loop looked, whatever it is now: others may own what this node did (R11).
+    /// The link was lost since the loop last took commands, even if it is back: others may own this node's VIPs (R11).
     link_lost: bool,
     ended: bool,
 }
 
-type HealthFlags = Arc<Mutex<Waiting>>;
+type Mailbox = Arc<Mutex<Waiting>>;
 
 /// Leaves commands and wakes the loop.
 #[derive(Clone)]
 pub struct Commands {
-    waiting: HealthFlags,
+    waiting: Mailbox,
     wake: Arc<EventFd>,
 }
 
 impl Commands {
     pub fn channel() -> Result<(Self, Inbox)> {
-        let (waiting, wake) = (HealthFlags::default(), EventFd::from_flags(EfdFlags::EFD_NONBLOCK).context("eventfd")?);
+        let (waiting, wake) = (Mailbox::default(), EventFd::from_flags(EfdFlags::EFD_NONBLOCK).context("eventfd")?);
         let wake = Arc::new(wake);
         Ok((Self { waiting: waiting.clone(), wake: wake.clone() }, Inbox { waiting, wake }))
     }
@@ -112,12 +112,12 @@ impl Commands {
 
 /// The loop's end.
 pub struct Inbox {
-    waiting: HealthFlags,
+    waiting: Mailbox,
     wake: Arc<EventFd>,
 }
 
 impl Inbox {
-    /// All that waits.
+    /// All commands that wait.
     pub fn take(&self) -> Vec<Command> {
         // Reading resets the counter; EAGAIN: no command came.
         if let Err(error) = self.wake.read()

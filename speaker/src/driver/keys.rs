@@ -100,9 +100,13 @@ impl State {
                     self.yields = yields;
                     self.driver.health.outnumbered.store(yields, Ordering::Relaxed);
                     if yields {
-                        warn!("peers_unverified: most nodes of the cluster cannot be verified: this node owns no VIP");
+                        warn!(
+                            "peers_unverified: the nodes that cannot be verified are the larger side; this node owns no VIP"
+                        );
                     } else {
-                        info!("this node may own VIPs again, whether or not it can verify the others");
+                        info!(
+                            "the unverified side is no longer larger, or ten minutes are over; this node may own VIPs again"
+                        );
                     }
                     self.follow_up.push(self.readiness());
                 }

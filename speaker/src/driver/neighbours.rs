@@ -67,8 +67,8 @@ impl State {
         }
     }
 
-    /// Again and again: reports of other incarnations must not count for long.
-    pub(super) fn tell_incarnations(&mut self, now: Instant) {
+    /// Repeated, because reports of other incarnations must not count for long.
+    pub(super) fn notify_incarnations(&mut self, now: Instant) {
         self.incarnations_at = now + INCARNATIONS;
         if !self.incarnations.is_empty() {
             let incarnations = std::mem::take(&mut self.incarnations);

@@ -36,7 +36,7 @@ fn other_mac(mac: &str) -> Result<String> {
     Ok(format!("{:02x}:{rest}", first ^ MAC_BIT))
 }
 
-/// The one of the plan, or one that no other part of the segment has.
+/// The address of the plan, or one that no other part of the segment has.
 fn other_address(number: u8, now: Ipv4Addr) -> Ipv4Addr {
     let own = plan::node_address(number);
     if now == own { plan::address(LEASES + number) } else { own }

@@ -1,4 +1,4 @@
-//! The disk behind a node's state directory is full: a small file system is mounted over it, with what the directory held, and filled.
+//! The disk of a node's state directory is full: a small file system is mounted over it, with what the directory held, and filled.
 
 use anyhow::{Result, bail};
 
@@ -23,7 +23,7 @@ fn script(state: &State, name: &str, script: &str) -> Result<()> {
     Ok(())
 }
 
-/// `dd` ends with an error when nothing more fits, and that there is no room for a single byte is what is wanted.
+/// `dd` ends with an error when nothing more fits, which is intended: no room for a single byte is left.
 const FILL: &str = "
 mkdir -p /run/full /var/lib/sheave
 mount -t tmpfs -o size=4m,mode=0755 full /run/full

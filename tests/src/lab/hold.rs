@@ -1,4 +1,4 @@
-//! Every nft that a node's speaker starts is held before its first instruction: the program and its input are real, it only does not get on.
+//! Every nft that a node's speaker starts is held before its first instruction: the program and its input are real, it only does not run.
 //!
 //! By ptrace(2), of the one thread of the speaker that starts nft: a signal sent after the start would come too late for a program that
 //! needs some milliseconds.
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::Lab;
 
-/// Dropping it lets all of them go on.
+/// Dropping it resumes all of them.
 pub struct NftHold {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<usize>>>,
@@ -28,11 +28,11 @@ impl NftHold {
         let worker = thread_of(speaker.pid, WORKER)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, (ready, begun)) = (stop.clone(), mpsc::channel());
-        // Tracing belongs to a thread: when it ends, the kernel lets go of all that it traced.
+        // Tracing belongs to a thread: when it ends, the kernel detaches all that it traced.
         let thread = thread::spawn(move || {
             let seized = seize(worker);
             let failed = seized.is_err();
-            // Nobody waits for it any more only if this process ends.
+            // The receiver is gone only if this process ends.
             let _ = ready.send(seized);
             if failed { Ok(0) } else { hold(worker, &stopped) }
         });
@@ -68,8 +68,8 @@ fn hold(worker: i32, stop: &AtomicBool) -> Result<usize> {
     let (mut held, mut count) = (Vec::new(), 0);
     while !stop.load(Ordering::Acquire) {
         let Some((pid, status)) = next_stop()? else {
-            // waitpid has no deadline, and what is held is not in a hurry.
-            sleep(LOOK);
+            // waitpid has no deadline, and a held process need not be handled at once.
+            sleep(PAUSE);
             continue;
         };
         if !libc::WIFSTOPPED(status) {
@@ -105,7 +105,7 @@ fn next_stop() -> Result<Option<(i32, i32)>> {
     }
 }
 
-/// One that was killed meanwhile needs nothing.
+/// A process that was killed meanwhile needs nothing.
 fn go_on(request: libc::c_uint, pid: i32, data: usize) -> Result<()> {
     match trace(request, pid, data) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
@@ -129,4 +129,4 @@ fn thread_of(pid: i32, name: &str) -> Result<i32> {
 
 /// The thread of the speaker that starts nft (speaker/src/backend/worker.rs).
 const WORKER: &str = "nft";
-const LOOK: Duration = Duration::from_millis(1);
+const PAUSE: Duration = Duration::from_millis(1);

@@ -39,7 +39,7 @@ impl NftRefusal {
         Ok(refusal)
     }
 
-    /// The table belongs to nobody again, with the rules that it had.
+    /// The table has no owner again, and the rules that it had.
     pub fn end(mut self) -> Result<()> {
         let ruleset = self.ruleset.clone();
         self.replace(&ruleset, false)?;

@@ -67,7 +67,7 @@ impl State {
         fs::rename(&new, &path).with_context(|| path.display().to_string())
     }
 
-    /// Of a node's uplink now; without power, the one that it will have.
+    /// Of a node's uplink now; without power, the address that it will have.
     pub fn node_address(&self, name: &str) -> Result<Ipv4Addr> {
         self.plan.node_number(name).map(|number| self.address_of(number))
     }

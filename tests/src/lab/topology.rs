@@ -56,7 +56,7 @@ pub fn node_routes(state: &State, node: &str) -> Result<()> {
     netns::ip(&state.plan.netns(node), &format!("route replace default via {ROUTER} dev {UPLINK}\n{routes}"))
 }
 
-/// The node has another address; everybody else's way to its pods follows.
+/// The node has another address; the other nodes' routes to its pods follow.
 pub fn set_address(state: &State, node: &str, old: Ipv4Addr, new: Ipv4Addr) -> Result<()> {
     // Not the other way round: an address of the same subnet that came later goes with the first one.
     let batch = format!("address delete {old}/24 dev {UPLINK}\naddress add {new}/24 dev {UPLINK}\n");

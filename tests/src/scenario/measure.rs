@@ -84,7 +84,7 @@ pub struct Observed {
     pub probes: Probes,
     pub claims: Claims,
     pub new_connections: Option<NewConnections>,
-    /// Who waited for a processor meanwhile.
+    /// Which programs waited for a processor meanwhile.
     pub waits: Waits,
 }
 

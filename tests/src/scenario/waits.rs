@@ -1,7 +1,7 @@
 //! How long programs waited for a processor after a fault: a late figure is judged by it.
 //!
 //! Everything of a lab shares this machine. What is promised holds for nodes that run; a speaker that waits for a processor because
-//! compilers run beside it is late whatever it does. Two things are measured: how long the client itself did not run
+//! compilers run beside it is late through no fault of its own. Two things are measured: how long the client itself did not run
 //! ([`super::measure`] takes it from its report), and how long the threads of each speaker were ready to run and did not: the second
 //! number of /proc/PID/task/TID/schedstat, read every [`EVERY`] by a thread of this program.
 
@@ -18,18 +18,18 @@ use serde::{Deserialize, Serialize};
 use super::deploy::Scene;
 use crate::traffic::clock::{milliseconds, now_ns};
 
-/// What a figure says of a promise about time.
+/// How a figure judges a promise about time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InTime {
     Kept,
     Broken,
-    /// Late, and those that make the figure waited for a processor for so long that it says nothing about them.
+    /// Late, and the programs that make the figure waited for a processor for so long that it does not judge them.
     TooBusy,
 }
 
 /// Judges a figure by its limit. `waited_ms`: by [`Waits::until`]. A fault is answered by several programs, one after the other,
-/// and `waited_ms` is the wait of one of them: half of the excess is enough to say no more than that the machine was busy.
+/// and `waited_ms` is the wait of one of them: half of the excess is enough to judge no more than that the machine was busy.
 pub fn judge(figure_ms: f64, limit_ms: f64, waited_ms: f64) -> InTime {
     if figure_ms <= limit_ms {
         InTime::Kept
@@ -40,7 +40,7 @@ pub fn judge(figure_ms: f64, limit_ms: f64, waited_ms: f64) -> InTime {
     }
 }
 
-/// Who waited for a processor after the fault.
+/// Which programs waited for a processor after the fault.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Waits {
     /// The longest that the client itself did not run.
@@ -72,7 +72,7 @@ impl fmt::Debug for Waits {
     }
 }
 
-/// Reads what the speakers wait, until it is asked for.
+/// Reads how long the speakers wait, until the result is taken.
 pub struct Watch {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Vec<Sample>>,
@@ -85,7 +85,7 @@ struct Sample {
 }
 
 impl Watch {
-    /// Of the speakers that run now: one that starts later has nothing to do with how a fault is noticed.
+    /// Of the speakers that run now: one that starts later has no part in detecting the fault.
     pub fn start(scene: &Scene) -> Result<Self> {
         let running = scene.lab.state()?.nodes;
         let mut speakers = BTreeMap::new();
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(
             judge(619.0, 300.0, 12.0),
             InTime::Broken,
-            "a client that looks every 10 ms is never less than that late"
+            "a client that measures every 10 ms is never less than that late"
         );
         assert_eq!(judge(619.0, 300.0, 159.0), InTime::Broken);
         assert_eq!(judge(619.0, 300.0, 160.0), InTime::TooBusy);

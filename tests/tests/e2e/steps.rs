@@ -174,7 +174,7 @@ fn survived(scene: &Scene, scenario: fn(&Scene, &Setup) -> Result<Survival>) -> 
     ensure!(survival.trouble.is_none(), "{survival:#?}");
     ensure!(side.whole() && side.eligible > 0, "connections were lost or left in silence: {survival:#?}");
     // What a pod's program took too late was there in time. On a machine that stood still for longer than is promised, attempts time
-    // out whatever is there to answer them.
+    // out although a pod is there to answer them.
     let new_failed = side.new_failed_later.saturating_sub(side.new_server_late as u64);
     let stood_still = side.longest_pause_ms > PAUSE_MS || side.client_late_ms > PAUSE_MS;
     ensure!(new_failed == 0 || stood_still, "new connections failed: {survival:#?}");

@@ -37,11 +37,11 @@ impl Commit {
     }
 }
 
-/// A working tree whose files are those of the commit, whatever an earlier attempt left.
+/// A working tree whose files are those of the commit, even after an earlier attempt that failed.
 fn check_out(source: &Path, full: &str) -> Result<()> {
     let path = source.to_str().context("the path of the repository is no UTF-8")?;
     if !source.join(".git").exists() {
-        // Forced: `target` may have been removed without telling git.
+        // Forced: `target` may have been removed without git.
         git(&["worktree", "add", "--force", "--detach", path, full])?;
     }
     git(&["-C", path, "checkout", "--quiet", "--force", "--detach", full]).map(drop)

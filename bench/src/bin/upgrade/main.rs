@@ -106,7 +106,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     Ok(there.whole())
 }
 
-/// A cluster of its own for each repetition: the upgrade, and the way back if it is asked for.
+/// A cluster of its own for each repetition: the upgrade, and with `--back` the way back.
 fn on_new_lab(
     arguments: &Arguments,
     before: &Commit,
@@ -173,7 +173,7 @@ fn measure(
     Ok(runs)
 }
 
-/// What speakers and controllers logged last, for whoever has to find out why.
+/// What speakers and controllers logged last: the reader needs it to find out why.
 fn print_logs(scene: &Scene) {
     for workload in ["daemonset/sheave-speaker", "deployment/sheave-controller"] {
         let logs = ["--namespace=sheave-system", "logs", workload, "--all-pods", "--prefix", "--tail=200"];

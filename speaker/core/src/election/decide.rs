@@ -59,7 +59,7 @@ pub(super) struct Ability {
     carrier: bool,
     quorum: bool,
     pub saved_view: bool,
-    /// It offers what peers with a confirmed view could hold.
+    /// It steps down from VIPs that peers with a confirmed view could hold.
     pub concedes: bool,
 }
 

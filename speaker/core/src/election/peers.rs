@@ -120,7 +120,7 @@ impl Peers {
         self.remove_strangers()
     }
 
-    /// Of the view; before there is one, everybody may be.
+    /// Of the view; before there is one, every node may be.
     pub fn is_member(&self, node: &NodeName) -> bool {
         self.members.as_ref().is_none_or(|members| members.contains(node))
     }

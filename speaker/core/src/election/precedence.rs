@@ -1,7 +1,7 @@
 //! Who may claim a VIP before whom: nodes that the administrator prefers, and nodes whose view an API server has confirmed.
 //!
-//! Read first: docs/election.md rule R14. A node that starts without an API server goes by the view on its disk. What that view serves
-//! may have been taken back long ago, and the address may be another machine's. The peers know, if one of them hears the API server.
+//! Read first: docs/election.md rule R14. A node that starts without an API server serves the view on its disk. The VIPs of that view
+//! may have been taken back long ago, and the address may be another machine's. A peer that reaches the API server has the present view.
 
 use alloc::vec::Vec;
 
@@ -38,7 +38,7 @@ impl Election {
         self.confirmed_peer.is_some_and(|since| now.since(since) >= self.config.concede)
     }
 
-    /// When [`Self::concedes`] comes to be true.
+    /// When [`Self::concedes`] becomes true.
     pub(super) fn concedes_at(&self) -> Option<Instant> {
         self.confirmed_peer.filter(|_| !self.ability.concedes).map(|since| since + self.config.concede)
     }
@@ -53,7 +53,7 @@ impl Election {
         }
     }
 
-    /// A peer will claim the VIP if this node offers it.
+    /// A peer will claim the VIP if this node steps down from it.
     pub(super) fn has_successor(&self, vip: Vip) -> bool {
         let Some(eligible) = self.eligible(vip) else { return false };
         if self.ready && !self.leaving && self.own_precedence(eligible).is_some() {
@@ -77,7 +77,7 @@ impl Election {
     }
 }
 
-/// Now or in a moment.
+/// The peer can hold VIPs now, or will in a moment.
 fn could_hold(peer: &Incarnation) -> bool {
     (peer.flags.ready || peer.flags.joining) && !peer.flags.leaving
 }

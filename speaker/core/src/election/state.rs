@@ -303,7 +303,7 @@ pub enum LoseReason {
     NoCarrier,
     /// Fewer than half of the members are received (policy quorum).
     NoQuorum,
-    /// It is of a saved view, and no peer that hears the API server has taken it.
+    /// The VIP is of a saved view, and no peer with a confirmed view has claimed it.
     SavedView,
 }
 

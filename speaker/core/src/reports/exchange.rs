@@ -77,7 +77,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Send(Vec<u8>),
-    /// A node, maybe this one, holds something else than before: make the table again.
+    /// The report of a node, maybe this one, has changed: make the table again.
     Changed(NodeName),
     Rejected(Reject),
     /// The table of this node has differed from ours for longer than `Config::differ`.
@@ -87,13 +87,13 @@ pub enum Action {
     },
     /// No longer.
     Agrees(NodeName),
-    /// The view by which this node, maybe this one itself, goes is out of date.
+    /// The view that this node, maybe this one itself, has applied is out of date.
     Stale(NodeName),
     /// No longer.
     UpToDate(NodeName),
 }
 
-/// Nodes that are listened to at most.
+/// Nodes whose reports are kept at most.
 pub const MAX_PEERS: usize = ebpf_common::MAX_NODES as usize - 1;
 /// Between two sendings of the same rows.
 const LIST_PAUSE: Duration = Duration::from_millis(200);

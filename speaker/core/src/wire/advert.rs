@@ -105,8 +105,8 @@ impl<'a> Packet<'a> {
         self.u64_at(8)
     }
 
-    /// What the sender says, verified or not.
-    pub fn says_ready(&self) -> bool {
+    /// The flag of the sender, verified or not.
+    pub fn advertises_ready(&self) -> bool {
         Flags::from_bits(self.flags()).ready
     }
 

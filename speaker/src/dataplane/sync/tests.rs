@@ -129,11 +129,11 @@ fn held_conntrack(dir: &Path) -> conntrack_scan::Source {
     File::create(dir.join("hold-conntrack")).unwrap();
     Arc::new(move |vips, forget_closed| {
         let note = |what| writeln!(fs::OpenOptions::new().create(true).append(true).open(dir.join(what))?);
-        note("looks-begun")?;
+        note("scans-begun")?;
         let hold = Flock::lock(File::open(dir.join("hold-conntrack"))?, FlockArg::LockShared);
         let flows = kernel(vips, forget_closed);
         drop(hold.map_err(|(_, error)| error)?);
-        note("looks-done")?;
+        note("scans-done")?;
         flows
     })
 }
@@ -210,12 +210,12 @@ impl World {
         self.view.send(Some(Arc::new(view(services)))).unwrap();
     }
 
-    /// Holds every transaction (`hold`), or every look at conntrack (`hold-conntrack`), until the value is dropped.
+    /// Holds every transaction (`hold`), or every scan of conntrack (`hold-conntrack`), until the value is dropped.
     fn hold(&self, what: &str) -> Flock<File> {
         Flock::lock(File::open(self.dir.join(what)).unwrap(), FlockArg::LockExclusive).unwrap()
     }
 
-    /// Of runs of nft (`attempts`), or of looks at conntrack (`looks-begun`, `looks-done`).
+    /// Of runs of nft (`attempts`), or of scans of conntrack (`scans-begun`, `scans-done`).
     fn count(&self, what: &str) -> usize {
         fs::read_to_string(self.dir.join(what)).unwrap_or_default().lines().count()
     }
@@ -324,16 +324,16 @@ fn while_conntrack_is_not_read_rows_of_a_lost_node_move_and_reports_go_on() {
         // After a change of the table conntrack is read at once.
         world.show(&[(80, &[1, 2, 3]), (81, &[2, 3])]);
         until("the table is another", SOON, || world.serves(81, &[2, 3], false));
-        until("a look has begun", SOON, || world.count("looks-begun") > world.count("looks-done"));
-        let looks = world.count("looks-begun");
+        until("a scan has begun", SOON, || world.count("scans-begun") > world.count("scans-done"));
+        let scans = world.count("scans-begun");
         world.outbox.send(down(&[3])).unwrap();
         let took = until("rows of the lost node move", SOON, || world.serves(80, &[1, 2], true));
         println!("rows moved after {took:.0?} while conntrack was held");
         let before = world.newest_report();
         assert!(world.report().sequence > before.sequence);
-        assert_eq!((world.faults(), world.count("looks-begun")), (vec![], looks), "one look at a time");
+        assert_eq!((world.faults(), world.count("scans-begun")), (vec![], scans), "one scan at a time");
         drop(hold);
-        until("conntrack is read again", SOON, || world.count("looks-done") > looks);
+        until("conntrack is read again", SOON, || world.count("scans-done") > scans);
     });
 }
 

@@ -40,7 +40,7 @@ pub fn ip_of_node(scene: &Scene, setup: &Setup) -> Result<Survival> {
             wait_reported(scene, &node)?;
             watch.note(&format!("the Node follows after {:.1} s", began.elapsed().as_secs_f64()));
             wait_speakers(scene)?;
-            watch.note(&format!("all speakers hear each other after {:.1} s", began.elapsed().as_secs_f64()));
+            watch.note(&format!("all speakers receive each other after {:.1} s", began.elapsed().as_secs_f64()));
             sleep(AFTERWARDS);
         }
         Ok(())
@@ -89,7 +89,7 @@ fn wait_unicast(scene: &Scene) -> Result<()> {
     let others = scene.nodes.len() as f64 - 1.0;
     wait_for("adverts by unicast", FILTERED, || {
         for node in &scene.nodes {
-            // What cannot be asked is not there yet.
+            // A speaker that does not answer is not there yet.
             let metrics = http::metrics(&scene.lab, scene.node_address(node)?).unwrap_or_default();
             if http::value(&metrics, "sheave_peers_by_unicast") != Some(others) {
                 return Ok(None);

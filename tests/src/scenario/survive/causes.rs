@@ -1,7 +1,7 @@
-//! Why new connections failed: each by the node that its pod would have been on, and by what was the matter there.
+//! Why new connections failed: each by the node that its pod would have been on, and by what happened there.
 //!
-//! The node is the one that the switch saw the SYN go to last, before the client gave up: from the owner on to the node that the ring
-//! names, or no further than the owner. If no node was sent the SYN (nobody answered for the address), the node is not known.
+//! The node is the one that the switch saw the SYN go to last, before the client gave up: the node that the ring names,
+//! or the owner if the SYN went no further. If the switch sent no node the SYN (no node answered for the address), the node is not known.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ pub struct Syn {
     pub node: String,
 }
 
-/// For how long something was so on a node.
+/// For how long a condition lasted on a node.
 #[derive(Clone, Debug)]
 pub struct Period {
     pub node: String,
@@ -29,7 +29,7 @@ pub struct Period {
     pub until_ns: u64,
 }
 
-/// All that is known of a run.
+/// All records of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     pub syns: Vec<Syn>,

@@ -44,7 +44,7 @@ fn wait_ended(scene: &Scene, node: &str) -> Result<()> {
     })
 }
 
-/// The garbage collector looks every 20 s, and waits for 40 s after it has first seen that the node is gone.
+/// The garbage collector runs every 20 s, and waits for 40 s after it has first seen that the node is gone.
 const ENDED_WITHIN: Duration = Duration::from_secs(120);
 /// How long clients are watched on: what must not happen has nothing to be waited for.
 const AFTERWARDS: Duration = Duration::from_secs(5);

@@ -53,7 +53,7 @@ pub struct Side {
     pub new_server_late: usize,
     /// All others of these, by the second in which they began, from the first fault.
     pub new_failed_at: BTreeMap<u64, usize>,
-    /// The same ones by cause, where that was looked for.
+    /// The same ones by cause, where causes were recorded.
     pub new_failed_causes: Option<Causes>,
     pub udp: Datagrams,
     /// Where the address went meanwhile, if it is today's.

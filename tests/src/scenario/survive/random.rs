@@ -93,7 +93,7 @@ impl<'a> Chaos<'a> {
                 number: self.random.below(usize::MAX),
             };
             let acted = self.act(watch, choice);
-            self.tell(watch);
+            self.note_states(watch);
             match acted {
                 Ok(false) => continue,
                 Ok(true) => self.done += 1,
@@ -235,11 +235,11 @@ impl<'a> Chaos<'a> {
             }
         }
         self.running.retain(|(_, _, thread)| !thread.is_finished());
-        self.tell(watch);
+        self.note_states(watch);
     }
 
-    /// What goes on where, for the causes of failures.
-    fn tell(&self, watch: &mut Watch<'_>) {
+    /// What happens on which node, for the causes of failures.
+    fn note_states(&self, watch: &mut Watch<'_>) {
         for node in &self.scene.nodes {
             for (kind, what) in WHAT {
                 if self.busy(node, kind) { watch.begins(node, what) } else { watch.ends(node, what) }

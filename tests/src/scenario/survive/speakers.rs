@@ -66,7 +66,7 @@ pub fn upgraded(scene: &Scene, setup: &Setup) -> Result<Survival> {
 }
 
 /// Where kube-proxy's rules are gone, no client reaches the API server by the Service's address. There a speaker is killed, and
-/// while its successor starts every pod is replaced: a speaker that goes by its saved view sends new connections to pods that are
+/// while its successor starts every pod is replaced: a speaker that serves its saved view sends new connections to pods that are
 /// gone.
 pub fn without_kube_proxy(scene: &Scene, setup: &Setup) -> Result<Survival> {
     let node = &scene.nodes[setup.repetition % scene.nodes.len()];

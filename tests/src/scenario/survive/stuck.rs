@@ -15,7 +15,7 @@ use crate::scenario::http;
 use crate::scenario::settle::{wait_holder, wait_new_speaker, wait_nodes_down, wait_speakers};
 
 /// The owner's speaker is killed and starts on a full disk; every pod is replaced, of which nothing can be saved; it is killed again, and
-/// starts with what it knew long ago.
+/// starts with an old saved view.
 pub fn disk_full(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options::REOPEN, |watch| {
         let owner = wait_holder(scene, &scene.nodes)?;
@@ -42,7 +42,7 @@ pub fn disk_full(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
-/// nft does not get on where power stays, while there are more pods: the rows of the lost node must not wait for it.
+/// nft does not run on the nodes that keep power, while there are more pods: the rows of the lost node must not wait for it.
 pub fn nft_held(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options::default(), |watch| {
         let lost = struck(scene, setup)?;
@@ -64,15 +64,15 @@ pub fn nft_held(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
-/// Removing a node takes longer than noticing it: both at the same time.
+/// Removing a node takes longer than detecting it: both at the same time.
 fn lose(watch: &mut Watch<'_>, lost: &String, others: &[String]) -> Result<()> {
     let (scene, began) = (watch.scene, Instant::now());
-    let noticed = thread::scope(|scope| {
-        let noticed = scope.spawn(|| wait_nodes_down(scene, others, 1.0).map(|()| began.elapsed()));
+    let detected = thread::scope(|scope| {
+        let detected = scope.spawn(|| wait_nodes_down(scene, others, 1.0).map(|()| began.elapsed()));
         watch.power_off(&[lost])?;
-        noticed.join().map_err(|_| anyhow!("waiting for the lost node panicked"))?
+        detected.join().map_err(|_| anyhow!("waiting for the lost node panicked"))?
     })?;
-    watch.figure("lost node given up after, ms", noticed.as_secs_f64() * 1e3);
+    watch.figure("lost node declared down after, ms", detected.as_secs_f64() * 1e3);
     Ok(())
 }
 
@@ -84,7 +84,7 @@ pub fn nft_refused(scene: &Scene, setup: &Setup) -> Result<Survival> {
         let refusal = NftRefusal::begin(&scene.lab, &node)?;
         watch.order(&format!("nft is refused on {node}"))?;
         let changed = more_then_others(watch);
-        let noticed = wait_metric(scene, &node, "sheave_nft_failing", 1.0);
+        let detected = wait_metric(scene, &node, "sheave_nft_failing", 1.0);
         watch.note("nft is not refused any more");
         refusal.end()?;
         let began = Instant::now();
@@ -92,7 +92,7 @@ pub fn nft_refused(scene: &Scene, setup: &Setup) -> Result<Survival> {
         watch.figure("rules as wanted after, ms", began.elapsed().as_secs_f64() * 1e3);
         wait_speakers(scene)?;
         sleep(AFTERWARDS);
-        changed.and(noticed)
+        changed.and(detected)
     })
 }
 
@@ -125,7 +125,7 @@ fn pid(scene: &Scene, node: &str) -> Result<i32> {
 
 fn wait_metric(scene: &Scene, node: &str, series: &str, value: f64) -> Result<()> {
     wait_for(&format!("{series} of {node} to be {value}"), SHOWN_WITHIN, || {
-        // What cannot be asked is not there yet.
+        // A speaker that does not answer is not there yet.
         let metrics = http::metrics(&scene.lab, scene.node_address(node)?).unwrap_or_default();
         Ok((http::value(&metrics, series) == Some(value)).then_some(()))
     })

@@ -28,7 +28,7 @@ pub struct Options {
     /// Whether there are UDP flows: not where they leave pods that live, because these do not serve for a while.
     pub udp: bool,
     pub interval_ms: u64,
-    /// Whether the causes of failed new connections are looked for ([`super::causes`]).
+    /// Whether the causes of failed new connections are recorded ([`super::causes`]).
     pub witness: bool,
 }
 
@@ -122,7 +122,7 @@ impl<'a> Watch<'a> {
         self.today.as_mut().map_or(Ok(()), |(_, today)| today.leaving(scene, nodes))
     }
 
-    /// For the causes of failed new connections: from now on this is so on the node.
+    /// For the causes of failed new connections: from now on this condition lasts on the node.
     pub fn begins(&mut self, node: &str, what: &'static str) {
         self.witness.iter_mut().for_each(|witness| witness.begins(node, what));
     }

@@ -44,7 +44,7 @@ impl Witness {
         Ok(Self { stop, syns, speakers, open: BTreeMap::new(), ordered: Vec::new() })
     }
 
-    /// From now on this is so on the node, by order.
+    /// From now on this condition lasts on the node, by order.
     pub fn begins(&mut self, node: &str, what: &'static str) {
         self.open.entry((node.to_owned(), what)).or_insert_with(now_ns);
     }
@@ -77,15 +77,15 @@ fn watch_speaker(lab: &Lab, node: &str, stop: &AtomicBool) -> Vec<Period> {
         periods.push(Period { node: node.to_owned(), what: "did not run", from_ns, until_ns });
     };
     while !stop.load(Ordering::Acquire) {
-        let asked_ns = now_ns();
+        let queried_ns = now_ns();
         let answer = lab.state().and_then(|state| http::speaker(lab, state.node_address(node)?, "/readyz"));
         match (answer, down_since) {
             (Ok(answer), Some(from_ns)) if answer.status == 200 => {
                 end(from_ns, now_ns());
                 down_since = None;
-                answered_ns = asked_ns;
+                answered_ns = queried_ns;
             }
-            (Ok(_), None) => answered_ns = asked_ns,
+            (Ok(_), None) => answered_ns = queried_ns,
             (Err(_), None) => down_since = Some(answered_ns),
             _ => {}
         }
@@ -130,7 +130,7 @@ fn listen(vip: Ipv4Addr) -> Result<OwnedFd> {
     let wait = libc::timeval { tv_sec: 0, tv_usec: 100_000 };
     // SAFETY: plain system calls with structures that outlive them; the descriptor is ours alone.
     unsafe {
-        // What arrives before the filter is there would be something else: no protocol until then.
+        // Without a protocol no frames arrive before the filter is set.
         let raw = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
         if raw < 0 {
             bail!("AF_PACKET socket: {}", io::Error::last_os_error());
@@ -151,7 +151,7 @@ fn listen(vip: Ipv4Addr) -> Result<OwnedFd> {
 }
 
 /// # Safety
-/// `value` is what the option wants.
+/// `value` is of the type that the option takes.
 unsafe fn set<T>(socket: i32, option: i32, value: &T) -> Result<()> {
     let (value, length) = ((&raw const *value).cast(), size_of::<T>() as u32);
     // SAFETY: the value outlives the call.

@@ -396,7 +396,7 @@ fn a_deleted_node_is_out_at_once() {
     assert!(!cluster.rejected(others[0]).is_empty());
 }
 
-/// Recordings of a node that has left the view delay no claim (audit C12).
+/// Recordings of a node that has left the view delay no claim.
 #[test]
 fn recordings_of_a_deleted_node_delay_nothing() {
     let mut cluster = Cluster::settled(3, 1);

@@ -1,11 +1,11 @@
-//! R14: nodes that go by the view on their disk beside nodes whose view an API server has confirmed.
+//! R14: nodes that serve the view on their disk beside nodes whose view an API server has confirmed.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 
 use super::*;
 
-/// A speaker that finds no API server: the saved view has the VIPs 192.0.2.1 to .`vips`, and these other nodes.
+/// A speaker that reaches no API server: the saved view has the VIPs 192.0.2.1 to .`vips`, and these other nodes.
 fn boot(cluster: &mut Cluster, node: usize, vips: u8, others: &[usize]) {
     cluster.restart(node, 200);
     cluster.event(node, Event::SavedView(true));
@@ -22,7 +22,7 @@ fn confirm(cluster: &mut Cluster, node: usize) {
     cluster.event(node, Event::SavedView(false));
 }
 
-/// A node is off while a VIP is taken back, and boots without an API server (audit C10).
+/// A node is off while a VIP is taken back, and boots without an API server.
 #[test]
 fn an_address_that_was_taken_back_is_not_claimed_by_a_saved_view() {
     let mut cluster = Cluster::settled(3, 2);
@@ -64,7 +64,7 @@ fn nodes_that_all_boot_without_an_api_server_serve_their_saved_views() {
     (0..3).for_each(|node| boot(&mut cluster, node, 6, &[0, 1, 2]));
     cluster.run_until(ms(1500), |c| (1..=6).all(|last| c.holders(vip(last)).len() == 1));
     cluster.run(ms(60_000));
-    // One after the other hears it: nobody gives up what is served.
+    // One node after the other reaches it: no node releases a VIP.
     cluster.log.clear();
     for node in [1, 0, 2] {
         confirm(&mut cluster, node);
@@ -83,10 +83,10 @@ fn a_saved_view_serves_when_no_confirmed_one_can() {
     let owner = cluster.owner(vip(1));
     cluster.crash(owner);
     cluster.run(ms(400));
-    assert_eq!(cluster.owner(vip(1)), 1 - owner, "the other one that hears the API server");
+    assert_eq!(cluster.owner(vip(1)), 1 - owner, "the other node with a confirmed view");
     cluster.crash(1 - owner);
     cluster.run(ms(400));
-    assert_eq!(cluster.owner(vip(1)), 2, "nobody else is there");
+    assert_eq!(cluster.owner(vip(1)), 2, "no other node is there");
 }
 
 /// Two nodes started while the third, whose view is confirmed, was cut off from them.
@@ -103,7 +103,7 @@ fn what_a_saved_view_holds_goes_to_a_confirmed_one_after_a_while() {
     boot(&mut cluster, 1, 2, &[0, 2]);
     boot(&mut cluster, 2, 2, &[0, 1]);
     cluster.run(ms(3000));
-    assert!([1, 2].iter().all(|last| cluster.holders(vip(*last)).len() == 1), "they are alone");
+    assert!([1, 2].iter().all(|last| cluster.holders(vip(*last)).len() == 1), "nodes 1 and 2 receive no other node");
     cluster.cut.clear();
     cluster.run(ms(3000));
     cluster.event(0, Event::Ready(true));
@@ -122,7 +122,7 @@ fn what_a_saved_view_holds_goes_to_a_confirmed_one_after_a_while() {
     assert_eq!(cluster.acquired(), nothing());
 }
 
-/// Neither waits for the other: the cordoned one knows.
+/// Neither waits for the other: the cordoned node has the confirmed view.
 #[test]
 fn a_cordoned_node_with_a_confirmed_view_comes_before_a_first_choice_with_a_saved_one() {
     let mut cluster = Cluster::settled(2, 1);
@@ -140,5 +140,5 @@ fn a_cordoned_node_with_a_confirmed_view_comes_before_a_first_choice_with_a_save
     assert_eq!((cluster.owner(vip(1)), cluster.released()), (0, nothing()));
     confirm(&mut cluster, 1);
     cluster.run(ms(2000));
-    assert_eq!(cluster.owner(vip(1)), 1, "a first choice that hears the API server as well");
+    assert_eq!(cluster.owner(vip(1)), 1, "a first choice with a confirmed view as well");
 }

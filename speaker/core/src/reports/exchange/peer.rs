@@ -23,7 +23,7 @@ pub(super) struct Peer {
     /// Epoch and version of the report.
     reported_version: (u64, u64),
     assembly: Option<Assembly>,
-    /// Since when its table is another than ours, and its view.
+    /// Since when its table differs from ours, and since when its view does.
     pub differs: Option<Instant>,
     pub views_differ: Option<Instant>,
     pub alarmed: bool,
@@ -78,11 +78,11 @@ impl Peer {
         if epoch == self.epoch && (sequence <= self.sequence || version < self.version) {
             return Err(Reject::Replayed);
         }
-        let looked = now - Duration::from_millis(u64::from(age_millis));
+        let scanned = now - Duration::from_millis(u64::from(age_millis));
         (self.epoch, self.sequence, self.version, self.digest, self.received) = (epoch, sequence, version, digest, now);
         if self.is_known() {
             if let Some(reported) = self.reported.as_mut().filter(|_| version != 0) {
-                reported.confirmed = reported.confirmed.max(looked);
+                reported.confirmed = reported.confirmed.max(scanned);
             }
             return Ok(false);
         }
@@ -96,7 +96,7 @@ impl Peer {
         };
         self.reported_version = (epoch, version);
         self.assembly = None;
-        Ok(self.set_reported(Report { digest, partial, services }, looked))
+        Ok(self.set_reported(Report { digest, partial, services }, scanned))
     }
 
     /// The list, once all parts are there.

@@ -235,7 +235,7 @@ fn replayed_reports_are_rejected() {
     assert_eq!(wire.known(1, 0), Some(report(7, [2])));
 }
 
-/// A node whose clock was set back and whose disk was lost is received again once the election has verified it, and only then (audit C5).
+/// A node whose clock was set back and whose disk was lost is received again once the election has verified it, and only then.
 #[test]
 fn a_lower_epoch_counts_once_the_election_has_verified_it() {
     let mut wire = Wire::new(2);
@@ -266,9 +266,9 @@ fn a_lower_epoch_counts_once_the_election_has_verified_it() {
     assert_eq!(wire.known(1, 0), Some(report(7, [3])));
 }
 
-/// The election may say so late: the next incarnation, with an epoch between the two, is received again as soon as it is verified.
+/// The election may verify late: the next incarnation, with an epoch between the two, is received again as soon as it is verified.
 #[test]
-fn a_verified_incarnation_is_received_whatever_was_verified_before() {
+fn a_verified_incarnation_is_received_after_any_earlier_one() {
     let mut wire = Wire::new(2);
     for (epoch, row) in [(900, 1), (5, 2), (6, 3), (800, 4)] {
         wire.nodes.insert(0, Exchange::new(config(0, epoch), wire.now));
@@ -277,7 +277,7 @@ fn a_verified_incarnation_is_received_whatever_was_verified_before() {
         wire.run(2 * SECOND);
         assert_eq!(wire.known(1, 0), Some(report(7, [row])));
     }
-    // The clock is right again: a higher epoch than any needs no proof.
+    // The clock is right again: an epoch above all others needs no verification.
     wire.nodes.insert(0, Exchange::new(config(0, 901), wire.now));
     wire.local(0, &report(7, [5]));
     assert_eq!(wire.known(1, 0), Some(report(7, [5])));
@@ -319,7 +319,7 @@ fn tables_that_differ_for_long_are_an_alarm() {
     assert!(!wire.nodes[&0].differs(wire.now) && wire.others().len() == 2);
 }
 
-/// Additions come all the time and wait; nodes that go by the same views have applied others of them (decision 15).
+/// Additions come all the time and wait; nodes with equal views have applied different ones of them (decision 15).
 #[test]
 fn tables_that_differ_while_additions_may_wait_are_no_alarm() {
     let mut wire = Wire::new(3);
@@ -335,21 +335,21 @@ fn tables_that_differ_while_additions_may_wait_are_no_alarm() {
         wire.run(SECOND);
     }
     assert_eq!(alarms(&wire), []);
-    // The views stay: what waited is applied in 15 s. Node 2 does not come to the table of the others.
+    // The views stay: what waited is applied in 15 s. Node 2 does not reach the table of the others.
     let since = Instant::from_millis(10_000);
     (0..2).for_each(|node| wire.local(node, &report(500, [])));
     wire.run(18 * SECOND);
     assert_eq!(alarms(&wire), []);
     wire.run(4 * SECOND);
     let differs = |node| Action::Differs { node: name(node), since };
-    let mut said = alarms(&wire);
-    said.sort_by_key(|(node, _)| *node);
-    assert_eq!(said, [(0, differs(2)), (1, differs(2)), (2, differs(0)), (2, differs(1))]);
+    let mut raised = alarms(&wire);
+    raised.sort_by_key(|(node, _)| *node);
+    assert_eq!(raised, [(0, differs(2)), (1, differs(2)), (2, differs(0)), (2, differs(1))]);
 }
 
-/// It says the same view again and again.
+/// Node 2 reports the same view again and again.
 #[test]
-fn a_table_of_an_old_view_is_an_alarm_whatever_waits() {
+fn a_table_of_an_old_view_is_an_alarm_while_additions_wait() {
     let mut wire = Wire::new(3);
     for second in 1..=10 {
         for node in 0..3 {
@@ -372,7 +372,7 @@ fn a_table_of_an_old_view_is_an_alarm_whatever_waits() {
     }
 }
 
-/// Everybody agrees on who is stale, the stale one included, and it hears so although nothing that it holds has changed.
+/// All nodes agree on which node is stale, the stale one included, although none of its flows has changed.
 #[test]
 fn a_node_that_does_not_follow_the_view_is_stale_for_all() {
     let mut wire = Wire::new(3);

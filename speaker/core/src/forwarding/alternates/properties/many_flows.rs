@@ -261,7 +261,7 @@ fn scale_out(flows: &[u16], to: usize, pace: Pace) -> Outcome {
     Outcome { lost, worst, rings: rings.len(), differed, overflow: scaling.overflow() }
 }
 
-/// The figures of decision 15 come from here (`--nocapture`).
+/// The figures of bench/README.md, Additions to a ring, come from here (`--nocapture`).
 fn measured(flows: &[u16], to: usize, millis: u64, together: usize) -> Outcome {
     let outcome = scale_out(flows, to, Pace { gap: Duration::from_millis(millis), together });
     println!("3 to {to} pods, {together} every {millis} ms: {outcome:?}");

@@ -102,7 +102,7 @@ fn pods_that_come_up_one_by_one_cost_hardly_a_packet() {
 }
 
 /// What is not promised, measured (`--nocapture`): packets sent while several things happen at once, more nodes with flows of a row
-/// than it can name, nodes without a speaker. The figures of docs/decisions/0008 come from here.
+/// than it can name, nodes without a speaker. The figures of bench/README.md, Random histories, come from here.
 #[test]
 fn what_is_not_promised() {
     let courses = courses(10);
