@@ -5,8 +5,12 @@
 
 mod commands;
 mod keys;
+mod lease;
 mod neighbours;
+mod notices;
+mod signals;
 mod stall;
+mod surroundings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -20,29 +24,29 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use speaker_core::announce::{self, Announcer};
-use speaker_core::election::turn::{self, Surroundings, Turn};
-use speaker_core::election::{self, Election, Eligible, LoseReason, Owner, Phase};
+use speaker_core::election::turn::{self, Turn};
+use speaker_core::election::{self, Election, Eligible, LoseReason};
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::machine::Machine;
-use speaker_core::name::{NodeName, Term, Vip};
+use speaker_core::name::{NodeName, Vip};
 use speaker_core::readiness::{self, Readiness};
 use speaker_core::resolve::{self, Resolver};
 use speaker_core::rotation::{self, Rotation};
 use speaker_core::time::Instant;
 use speaker_core::unicast::{self, Unicast};
 use speaker_core::unverified::{self, Unverified};
-use speaker_core::wire::advert::{Keyring, Packet, Signer};
+use speaker_core::wire::advert::Signer;
 use tracing::{error, info, warn};
 
 use crate::dataplane::LeaseMaps;
 use crate::dataplane::inbox::{Message, Outbox};
 use crate::health::{HealthFlags, turned};
 use crate::io::arp::{ArpSocket, Frame};
-use crate::io::udp::{MulticastSocket, RECEIVE_BUFFER};
+use crate::io::udp::MulticastSocket;
 use crate::io::{Mac, clock, schedule};
-use crate::mailbox;
 use crate::metrics::Metrics;
 pub use commands::{Command, Commands, Inbox};
+pub use notices::{Notice, Notices, Subject};
 use stall::Stall;
 
 /// ARP for VIPs of other nodes stays unanswered this long after the loop's last turn; then the kernel may answer again.
@@ -50,66 +54,6 @@ const MUTE: Duration = Duration::from_secs(5);
 const MUTE_REFRESH: Duration = Duration::from_secs(1);
 /// Frames taken in one turn: a flood must not keep the loop from its heartbeat.
 const MAX_PER_TURN: usize = 1024;
-
-/// What the other threads receive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    Acquired {
-        vip: Ipv4Addr,
-        term: Term,
-    },
-    /// `why`: without an owner, the reason for which this node was the last to let it go, if it was.
-    OwnerChanged {
-        vip: Ipv4Addr,
-        owner: Option<Owner>,
-        why: Option<LoseReason>,
-    },
-    HandedOver {
-        all_taken: bool,
-    },
-    /// Adverts are signed and verified with these from now on.
-    Keys(Keyring),
-    /// This node is new and cannot verify the others: it owns nothing.
-    HeldBack,
-    /// This node's cluster id and flow key are those of the cluster.
-    IdentityConfirmed,
-}
-
-/// Where the loop puts its reports: it never waits. Of what is not taken yet the newest of each kind and VIP counts.
-pub struct Notices(mailbox::Sender<Subject, Notice>);
-
-/// In the order in which they are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Subject {
-    /// That this node owns the VIP, or that it has no owner.
-    Owned(Ipv4Addr),
-    /// Which other node owns it.
-    Owner(Ipv4Addr),
-    Keys,
-    HeldBack,
-    IdentityConfirmed,
-    HandedOver,
-}
-
-impl Notices {
-    /// At most two for each VIP of the view, and the last.
-    pub fn channel() -> (Self, mailbox::Receiver<Subject, Notice>) {
-        let (sender, receiver) = mailbox::channel(usize::MAX);
-        (Self(sender), receiver)
-    }
-
-    pub fn send(&self, notice: Notice) -> Result<(), mailbox::Undelivered> {
-        let subject = match notice {
-            Notice::Acquired { vip, .. } | Notice::OwnerChanged { vip, owner: None, .. } => Subject::Owned(vip),
-            Notice::OwnerChanged { vip, owner: Some(_), .. } => Subject::Owner(vip),
-            Notice::Keys(_) => Subject::Keys,
-            Notice::HeldBack => Subject::HeldBack,
-            Notice::IdentityConfirmed => Subject::IdentityConfirmed,
-            Notice::HandedOver { .. } => Subject::HandedOver,
-        };
-        self.0.send(subject, notice)
-    }
-}
 
 /// Everything the loop is made of.
 pub struct Driver {
@@ -372,100 +316,6 @@ impl State {
         }
     }
 
-    /// Whether the kernel has this node as the VIP's owner now.
-    fn acquire(&mut self, vip: Vip, term: Term) -> bool {
-        if let Err(error) = self.driver.lease.acquire(vip.0, term.0) {
-            error!(%vip, error = format!("{error:#}"), "OWN map update failed; VIP not announced");
-            self.driver.metrics.send_errors.with_label_values(&["own"]).inc();
-            return false;
-        }
-        info!(%vip, %term, "VIP acquired");
-        self.unreleased.remove(&vip);
-        self.driver.metrics.transitions.inc();
-        self.driver.health.own(vip.0, term.0);
-        self.notify_app(Notice::Acquired { vip: vip.0, term });
-        true
-    }
-
-    fn release(&mut self, vip: Vip, reason: LoseReason, now: Instant) {
-        self.released_for.insert(vip, reason);
-        info!(%vip, reason = reason.label(), "VIP released");
-        self.driver.metrics.transitions.inc();
-        self.driver.health.disown(vip.0);
-        self.on_announce(announce::Event::Stop(vip), now);
-        self.remove_own(vip);
-    }
-
-    fn remove_own(&mut self, vip: Vip) {
-        match self.driver.lease.release(vip.0) {
-            Ok(()) => drop(self.unreleased.remove(&vip)),
-            Err(error) => {
-                self.driver.metrics.send_errors.with_label_values(&["own"]).inc();
-                if self.unreleased.insert(vip) {
-                    error!(%vip, error = format!("{error:#}"), "OWN map removal failed; retrying with each heartbeat");
-                }
-            }
-        }
-    }
-
-    fn on_liveness(&mut self, event: liveness::Event, now: Instant) {
-        let mut actions = Vec::new();
-        self.driver.liveness.handle(event, now, &mut actions);
-        for action in actions {
-            match action {
-                liveness::Action::Probe(node) => self.probe(&node),
-                liveness::Action::Search(node) => self.search(&node),
-                liveness::Action::NodeDown(node) => {
-                    warn!(%node, "node down: its kernel does not answer; its rows move to other nodes");
-                    self.down.insert(node.clone());
-                    self.notify_unavailable();
-                    self.on_resolve(resolve::Event::Down(node.clone()), now);
-                    self.on_unicast(unicast::Event::Down(node.clone()), now);
-                    self.on_readiness(readiness::Event::Down(node), now);
-                }
-                liveness::Action::NodeUp(node) => {
-                    info!(%node, "node up: its kernel answers");
-                    self.down.remove(&node);
-                    self.notify_unavailable();
-                    self.on_unicast(unicast::Event::Up(node.clone()), now);
-                    self.on_resolve(resolve::Event::Up(node), now);
-                }
-                liveness::Action::CutOff => warn!("cut off: no other node answers; the last rows stay in force"),
-                liveness::Action::Restored => {
-                    info!("no longer cut off: other nodes answer");
-                    self.notify(Message::WasAway);
-                }
-            }
-        }
-    }
-
-    fn on_readiness(&mut self, event: readiness::Event, now: Instant) {
-        let mut actions = Vec::new();
-        self.driver.readiness.handle(event, now, &mut actions);
-        for action in &actions {
-            match action {
-                readiness::Action::Silent(node) => {
-                    info!(%node, "peer readiness: silent; node gets no new flows");
-                    self.unknown.remove(node);
-                    self.silent.insert(node.clone());
-                }
-                readiness::Action::Unknown(node) => {
-                    info!(%node, "peer readiness: unknown; node gets no packets until its speaker is ready");
-                    self.silent.remove(node);
-                    self.unknown.insert(node.clone());
-                }
-                readiness::Action::Ready(node) => {
-                    info!(%node, "peer readiness: ready");
-                    self.silent.remove(node);
-                    self.unknown.remove(node);
-                }
-            }
-        }
-        if !actions.is_empty() {
-            self.notify_unavailable();
-        }
-    }
-
     fn on_announce(&mut self, event: announce::Event, now: Instant) {
         let mut actions = Vec::new();
         self.driver.announcer.handle(event, now, &mut actions);
@@ -474,29 +324,6 @@ impl State {
                 self.failed("announcement", &error);
             }
         }
-    }
-
-    fn write_lease(&mut self, now: Instant) {
-        for vip in self.unreleased.clone() {
-            self.remove_own(vip);
-        }
-        self.mute_written = now;
-        self.driver.health.lease_until.store(self.lease_until.as_nanos(), Ordering::Relaxed);
-        if let Err(error) = self.driver.lease.renew(self.lease_until, now + MUTE) {
-            error!(
-                error = format!("{error:#}"),
-                "LEASE map update failed; without a renewal the kernel stops answering ARP for owned VIPs"
-            );
-            self.driver.metrics.send_errors.with_label_values(&["lease"]).inc();
-        }
-    }
-
-    fn notify_unavailable(&self) {
-        self.driver.metrics.nodes_down.set(self.down.len() as i64);
-        let silent = self.silent.union(&self.unknown).filter(|node| !self.down.contains(*node));
-        self.driver.metrics.nodes_silent.set(silent.count() as i64);
-        let (down, silent, unknown) = (self.down.clone(), self.silent.clone(), self.unknown.clone());
-        self.notify(Message::Unavailable { down, silent, unknown });
     }
 
     fn notify(&self, message: Message) {
@@ -518,95 +345,5 @@ impl State {
             warn!(kind, %error, "socket operation failed; further failures are only counted (sheave_send_errors_total)");
         }
         counter.inc();
-    }
-}
-
-impl Surroundings for State {
-    fn now(&mut self) -> Instant {
-        clock::now()
-    }
-
-    fn stalled(&mut self) -> Duration {
-        self.stall.since_heartbeat(clock::now())
-    }
-
-    fn receive(&mut self) -> Option<Vec<u8>> {
-        let mut buffer = [0; RECEIVE_BUFFER];
-        loop {
-            let received = match self.driver.udp.receive(&mut buffer) {
-                Ok(received) => received?,
-                Err(error) => {
-                    self.failed("receive", &error);
-                    return None;
-                }
-            };
-            self.driver.metrics.adverts_received.inc();
-            // RFC 5082: what crossed a router is not from this segment.
-            if received.ttl == 255 {
-                let bytes = received.bytes.to_vec();
-                let (source, multicast) = (received.source, received.multicast);
-                let ready = Packet::new(&bytes).is_ok_and(|packet| packet.advertises_ready());
-                self.incoming = Incoming { source, multicast, ready, signed: self.signer(&bytes) };
-                return Some(bytes);
-            }
-            self.driver.metrics.adverts_rejected.with_label_values(&["ttl"]).inc();
-        }
-    }
-
-    fn act(&mut self, action: election::Action, now: Instant) -> Option<election::Event> {
-        use election::Action;
-        match action {
-            Action::Send(datagram) => self.send(&datagram),
-            Action::RenewLease { until } => {
-                self.lease_until = until;
-                self.write_lease(now);
-                self.stall.heartbeat_sent();
-            }
-            Action::Acquire { vip, term } => {
-                return (!self.acquire(vip, term)).then_some(election::Event::NotAcquired(vip));
-            }
-            Action::Release { vip, reason } => self.release(vip, reason, now),
-            // Of the VIPs whose entry the kernel has just refused, none is announced.
-            Action::Announce { vip } if self.driver.health.owns(vip.0) => {
-                self.on_announce(announce::Event::Announce(vip), now);
-            }
-            Action::Announce { .. } => {}
-            Action::Address { node, mac } => self.set_signed_mac(&node, Mac(mac)),
-            Action::Received { node, epoch, ready, receives_us } => {
-                self.note_incarnation(&node, epoch);
-                self.verified(&node, now);
-                let multicast = self.incoming.multicast;
-                self.on_unicast(unicast::Event::Received { node: node.clone(), multicast, receives_us }, now);
-                self.on_liveness(liveness::Event::Heartbeat(node.clone()), now);
-                if ready {
-                    self.on_readiness(readiness::Event::Ready(node), now);
-                }
-            }
-            Action::PeerUp { node } => {
-                info!(%node, "peer up: its heartbeats arrive");
-                self.driver.metrics.peers.inc();
-            }
-            Action::PeerDown { node } => {
-                warn!(%node, "peer down: no heartbeat within the dead interval");
-                self.forget_signed_mac(&node);
-                self.driver.metrics.peers.dec();
-            }
-            Action::Phase(phase) => {
-                info!(phase = phase.label(), "phase");
-                let joined = matches!(phase, Phase::Member | Phase::Isolated);
-                self.driver.health.joined.store(joined, Ordering::Relaxed);
-                self.driver.metrics.isolated.set(i64::from(phase == Phase::Isolated));
-            }
-            Action::OwnerChanged { vip, owner } => {
-                let why = self.released_for.remove(&vip);
-                self.notify_app(Notice::OwnerChanged { vip: vip.0, owner, why });
-            }
-            Action::Rejected { reason } => {
-                self.rejected(reason, now);
-                self.driver.metrics.adverts_rejected.with_label_values(&[reason.label()]).inc();
-            }
-            Action::HandedOver { all_taken } => self.notify_app(Notice::HandedOver { all_taken }),
-        }
-        None
     }
 }
