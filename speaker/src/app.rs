@@ -1,18 +1,16 @@
 //! Builds everything once and in order, connects the three flows, and drains.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, setrlimit};
 use sheave_api::NoOwner;
 use speaker_core::announce::{self, Announcer};
 use speaker_core::backend::Uplink;
-use speaker_core::election::{self, Election, LoseReason, Owner};
+use speaker_core::election::{self, Election};
 use speaker_core::forwarding::Planner;
 use speaker_core::forwarding::previous::PreviousRings;
 use speaker_core::liveness::{self, Liveness};
@@ -25,8 +23,6 @@ use speaker_core::rotation::{self, Rotation};
 use speaker_core::unicast::{self, Unicast};
 use speaker_core::unverified::Unverified;
 use speaker_core::view::endpoints::{Reason, api_servers, digests, frontends};
-use speaker_core::view::{Change, Event, Kind, View};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -43,33 +39,30 @@ use crate::dataplane::loader::{self, Pins};
 use crate::dataplane::startup_probe::StartupProbe;
 use crate::dataplane::sync::{self, Inputs, Sync, Synced, Tools};
 use crate::dataplane::{Counters, ForwardingMaps, LeaseMaps};
-use crate::departed::{self, Departed};
-use crate::driver::{self, Commands, Driver, Notice};
+use crate::departed::Departed;
+use crate::driver::{self, Commands, Driver};
 use crate::health::HealthFlags;
 use crate::host::Host;
 use crate::io::arp::ArpSocket;
 use crate::io::netlink::{self, Netlink};
 use crate::io::udp::{self, MulticastSocket};
 use crate::io::{self, clock};
-use crate::keys::source::Update;
-use crate::keys::{self, Found, Keys};
+use crate::keys::{self, Keys};
 use crate::listeners::Listeners;
 use crate::mailbox;
 use crate::metrics::Metrics;
 use crate::saver::Saver;
+use crate::serving::Serving;
 use crate::state::{Epoch, PersistedState, StateDir};
 use crate::status::{self, Ownership};
+use crate::thread_exits::ThreadExits;
 
-/// Without an API server the last known view is used after this time.
-const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two report summaries of a node.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Tables of two nodes that differ for longer are an alarm.
 const TABLES_DIFFER: Duration = Duration::from_secs(5);
 /// 7472 is MetalLB's, which may run beside us during a move.
 const ADMIN_PORT: u16 = 7473;
-/// The last state may take so long to get to the disk when this speaker ends.
-const FLUSH: Duration = Duration::from_millis(500);
 /// Events that wait between the watches and the view.
 const MAX_EVENTS: usize = 1024;
 
@@ -256,254 +249,6 @@ fn previous_rings(persisted: Option<&PersistedState>, window: Duration) -> Previ
 fn ready(persisted: Option<&PersistedState>) -> BTreeSet<NodeName> {
     let names = persisted.into_iter().flat_map(|persisted| &persisted.ready);
     names.filter_map(|name| NodeName::new(name)).collect()
-}
-
-/// The main loop's ends of all channels.
-struct Serving {
-    node: NodeName,
-    host: Host,
-    saver: Saver,
-    departed: Departed,
-    keys: Keys,
-    secret: mpsc::Receiver<Update>,
-    /// The view of the speaker before this one, until there is another.
-    last_view: Option<View>,
-    /// Addresses of API servers, for the fallback.
-    servers: watch::Sender<Vec<SocketAddrV4>>,
-    commands: Commands,
-    /// The dataplane goes by the newest.
-    view: watch::Sender<Option<Arc<View>>>,
-    health: Arc<HealthFlags>,
-    metrics: Arc<Metrics>,
-    updates: mailbox::Sender<Ipv4Addr, Ownership>,
-    notices: mailbox::Receiver<driver::Subject, Notice>,
-    events: mpsc::Receiver<Event>,
-}
-
-impl Serving {
-    async fn run(
-        mut self,
-        changes: &mut mpsc::Receiver<netlink::Change>,
-        mut exits: ThreadExits,
-        mut server: tokio::task::JoinHandle<Result<()>>,
-    ) -> Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-        let mut views = Views::new();
-        let fallback = tokio::time::sleep(VIEW_TIMEOUT);
-        tokio::pin!(fallback);
-        let mut departed = tokio::time::interval(departed::CHECK);
-        let mut leaving = false;
-        loop {
-            tokio::select! {
-                Some(event) = self.events.recv() => {
-                    views.take(event, &self.metrics);
-                    while let Ok(event) = self.events.try_recv() {
-                        views.take(event, &self.metrics);
-                    }
-                    self.publish(&mut views)?;
-                }
-                _ = departed.tick(), if views.published => {
-                    views.changed |= self.departed.expire(&mut views.view, self.node.as_str(), clock::now());
-                    self.publish(&mut views)?;
-                }
-                () = &mut fallback, if !views.published => {
-                    self.fall_back(&mut views)?;
-                    fallback.as_mut().reset(tokio::time::Instant::now() + VIEW_TIMEOUT);
-                }
-                change = changes.recv() => {
-                    let Some(change) = change else { bail!("links and addresses are not watched any more") };
-                    self.host.on_change(change)?;
-                }
-                Some(notices) = self.notices.recv() => {
-                    for notice in notices.into_values() {
-                        if let Notice::HandedOver { all_taken } = notice {
-                            let is_saved = self.saver.flush(FLUSH);
-                            info!(all_taken, is_saved, "VIPs handed over");
-                            return Ok(());
-                        }
-                        self.on_notice(notice)?;
-                    }
-                }
-                Some(update) = self.secret.recv() => match update {
-                    Update::Found(found) => self.take_secret(*found)?,
-                    // It was logged; the keys that this node has go on.
-                    Update::Problem(_) => {}
-                },
-                _ = terminate.recv(), if !leaving => { leaving = true; self.leave()?; }
-                _ = interrupt.recv(), if !leaving => { leaving = true; self.leave()?; }
-                ended = &mut server => return ended.context("admin server")?,
-                ended = exits.receiver.recv() => bail!("{}", ended.unwrap_or_else(|| "all threads ended".into())),
-            }
-        }
-    }
-
-    fn on_notice(&mut self, notice: Notice) -> Result<()> {
-        match notice {
-            Notice::Keys(ring) => self.keys.set_ring(&ring),
-            Notice::IdentityConfirmed => self.keys.confirm(),
-            Notice::HeldBack => self.keys.held_back()?,
-            notice => self.write_status(notice),
-        }
-        Ok(())
-    }
-
-    fn take_secret(&mut self, found: Found) -> Result<()> {
-        let secret = self.keys.take(found, self.health.held_back.load(Ordering::Relaxed))?;
-        let differs = self.keys.identity_differs();
-        self.health.identity_differs.store(differs, Ordering::Relaxed);
-        self.metrics.keys_identity_differs.set(i64::from(differs));
-        self.commands.send(driver::Command::Keys(secret))
-    }
-
-    fn leave(&self) -> Result<()> {
-        info!("stopping; handing over VIPs");
-        self.commands.send(driver::Command::Leave)
-    }
-
-    fn publish(&mut self, views: &mut Views) -> Result<()> {
-        if !views.complete() || !std::mem::take(&mut views.changed) {
-            return Ok(());
-        }
-        if let Some(last) = self.last_view.take() {
-            views.view.carry_departed(&last);
-        }
-        self.departed.expire(&mut views.view, self.node.as_str(), clock::now());
-        self.servers.send_replace(api_servers(&views.view));
-        let first = !std::mem::replace(&mut views.published, true);
-        if first {
-            info!(nodes = views.view.nodes().len(), vips = views.view.vips().len(), "full view received");
-        }
-        let view = Arc::new(views.view.clone());
-        self.saver.view(view.clone());
-        self.send_view(view)
-    }
-
-    /// The API server has not answered: what was true when it last did is the best there is.
-    fn fall_back(&mut self, views: &mut Views) -> Result<()> {
-        match self.last_view.take() {
-            Some(view) => {
-                warn!(
-                    nodes = view.nodes().len(),
-                    vips = view.vips().len(),
-                    "API server unreachable; serving the last known view"
-                );
-                views.published = true;
-                self.send_view(Arc::new(view))
-            }
-            None => {
-                warn!("API server unreachable and no last known view; waiting");
-                Ok(())
-            }
-        }
-    }
-
-    fn send_view(&mut self, view: Arc<View>) -> Result<()> {
-        self.host.on_view(view.nodes().get(self.node.as_str()).map(|node| node.address))?;
-        let others = view.nodes().iter().filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
-        let nodes: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
-        let departed = nodes.keys().filter(|name| !view.is_member(name.as_str())).cloned().collect();
-        self.commands.send(driver::Command::Nodes { nodes, departed, saved: view.is_saved() })?;
-        self.view.send(Some(view)).context("the dataplane thread has ended")
-    }
-
-    fn write_status(&self, notice: Notice) {
-        let update = match notice {
-            Notice::Acquired { vip, term } => {
-                Some((vip, Ownership::Owned { term: term.0, since: k8s_openapi::jiff::Timestamp::now() }))
-            }
-            Notice::OwnerChanged { vip, owner: None, why } => {
-                Some((vip, Ownership::Unowned(why.map_or(NoOwner::HandingOver, no_owner))))
-            }
-            Notice::OwnerChanged { vip, owner: Some(Owner { node, term }), .. } => {
-                info!(%vip, owner = %node, %term, "VIP owner changed");
-                let (owner, since) = (node.as_str().to_owned(), k8s_openapi::jiff::Timestamp::now());
-                (node != self.node).then_some((vip, Ownership::Elsewhere { owner, term: term.0, since }))
-            }
-            Notice::HandedOver { .. } | Notice::Keys(_) | Notice::HeldBack | Notice::IdentityConfirmed => None,
-        };
-        if let Some((vip, ownership)) = update {
-            // The writer ends only with the process.
-            let _ = self.updates.send(vip, ownership);
-        }
-    }
-}
-
-/// The view, and which kinds have been listed.
-struct Views {
-    view: View,
-    unlisted: BTreeSet<Kind>,
-    changed: bool,
-    published: bool,
-}
-
-impl Views {
-    fn new() -> Self {
-        Self { view: View::default(), unlisted: crate::watch::unlisted(), changed: true, published: false }
-    }
-
-    fn take(&mut self, event: Event, metrics: &Metrics) {
-        if let Event::Relisted(kind, _) = &event {
-            self.unlisted.remove(kind);
-        }
-        match self.view.handle(event) {
-            Change::None => {}
-            Change::Changed => self.changed = true,
-            Change::Refused(limit) => {
-                self.changed = true;
-                warn!(limit = limit.label(), allowed = limit.value(), "limit reached; object left out");
-                metrics.limits_reached.with_label_values(&[limit.label()]).inc();
-            }
-        }
-    }
-
-    fn complete(&self) -> bool {
-        self.unlisted.is_empty()
-    }
-}
-
-/// Reports when a thread ends: none may while the process runs.
-struct ThreadExits {
-    sender: mpsc::Sender<String>,
-    receiver: mpsc::Receiver<String>,
-}
-
-impl Default for ThreadExits {
-    fn default() -> Self {
-        // The first end is the process's; others have no room and need none.
-        let (sender, receiver) = mpsc::channel(1);
-        Self { sender, receiver }
-    }
-}
-
-impl ThreadExits {
-    fn spawn(&mut self, name: &'static str, body: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
-        let sender = self.sender.clone();
-        let named = thread::Builder::new().name(name.into());
-        named
-            .spawn(move || {
-                let end = match body() {
-                    Ok(()) => format!("the {name} thread ended"),
-                    Err(error) => format!("the {name} thread ended: {error:#}"),
-                };
-                // Full or closed: the process is ending.
-                let _ = sender.try_send(end);
-            })
-            .with_context(|| format!("start the {name} thread"))?;
-        Ok(())
-    }
-}
-
-const fn no_owner(reason: LoseReason) -> NoOwner {
-    match reason {
-        LoseReason::Conflict | LoseReason::HandedOver => NoOwner::HandingOver,
-        LoseReason::NoSuccessor => NoOwner::NoEligibleNode,
-        LoseReason::Undesired | LoseReason::SavedView => NoOwner::NotServed,
-        LoseReason::Frozen => NoOwner::NodeFrozen,
-        LoseReason::NoCarrier => NoOwner::NoCarrier,
-        LoseReason::NoQuorum => NoOwner::NoQuorum,
-        LoseReason::MapWriteFailed => NoOwner::MapWriteFailed,
-    }
 }
 
 /// `statuses`: where it is written that a VIP must not be served.

@@ -21,8 +21,10 @@ mod logging;
 mod mailbox;
 mod metrics;
 mod saver;
+mod serving;
 mod state;
 mod status;
+mod thread_exits;
 mod uninstall;
 mod watch;
 

@@ -1,0 +1,251 @@
+//! The main loop: watches, notices of the election and netlink events in; views, commands and statuses out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use sheave_api::NoOwner;
+use speaker_core::election::{LoseReason, Owner};
+use speaker_core::name::NodeName;
+use speaker_core::view::endpoints::api_servers;
+use speaker_core::view::{Change, Event, Kind, View};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::departed::{self, Departed};
+use crate::driver::{self, Commands, Notice};
+use crate::health::HealthFlags;
+use crate::host::Host;
+use crate::io::{clock, netlink};
+use crate::keys::source::Update;
+use crate::keys::{Found, Keys};
+use crate::mailbox;
+use crate::metrics::Metrics;
+use crate::saver::Saver;
+use crate::status::Ownership;
+use crate::thread_exits::ThreadExits;
+
+/// Without an API server the last known view is used after this time.
+const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// The last state may take so long to get to the disk when this speaker ends.
+const FLUSH: Duration = Duration::from_millis(500);
+
+/// The main loop's ends of all channels.
+pub struct Serving {
+    pub node: NodeName,
+    pub host: Host,
+    pub saver: Saver,
+    pub departed: Departed,
+    pub keys: Keys,
+    pub secret: mpsc::Receiver<Update>,
+    /// The view of the speaker before this one, until there is another.
+    pub last_view: Option<View>,
+    /// Addresses of API servers, for the fallback.
+    pub servers: watch::Sender<Vec<SocketAddrV4>>,
+    pub commands: Commands,
+    /// The dataplane goes by the newest.
+    pub view: watch::Sender<Option<Arc<View>>>,
+    pub health: Arc<HealthFlags>,
+    pub metrics: Arc<Metrics>,
+    pub updates: mailbox::Sender<Ipv4Addr, Ownership>,
+    pub notices: mailbox::Receiver<driver::Subject, Notice>,
+    pub events: mpsc::Receiver<Event>,
+}
+
+impl Serving {
+    pub async fn run(
+        mut self,
+        changes: &mut mpsc::Receiver<netlink::Change>,
+        mut exits: ThreadExits,
+        mut server: tokio::task::JoinHandle<Result<()>>,
+    ) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+        let mut views = Views::new();
+        let fallback = tokio::time::sleep(VIEW_TIMEOUT);
+        tokio::pin!(fallback);
+        let mut departed = tokio::time::interval(departed::CHECK);
+        let mut leaving = false;
+        loop {
+            tokio::select! {
+                Some(event) = self.events.recv() => {
+                    views.take(event, &self.metrics);
+                    while let Ok(event) = self.events.try_recv() {
+                        views.take(event, &self.metrics);
+                    }
+                    self.publish(&mut views)?;
+                }
+                _ = departed.tick(), if views.published => {
+                    views.changed |= self.departed.expire(&mut views.view, self.node.as_str(), clock::now());
+                    self.publish(&mut views)?;
+                }
+                () = &mut fallback, if !views.published => {
+                    self.fall_back(&mut views)?;
+                    fallback.as_mut().reset(tokio::time::Instant::now() + VIEW_TIMEOUT);
+                }
+                change = changes.recv() => {
+                    let Some(change) = change else { bail!("links and addresses are not watched any more") };
+                    self.host.on_change(change)?;
+                }
+                Some(notices) = self.notices.recv() => {
+                    for notice in notices.into_values() {
+                        if let Notice::HandedOver { all_taken } = notice {
+                            let is_saved = self.saver.flush(FLUSH);
+                            info!(all_taken, is_saved, "VIPs handed over");
+                            return Ok(());
+                        }
+                        self.on_notice(notice)?;
+                    }
+                }
+                Some(update) = self.secret.recv() => match update {
+                    Update::Found(found) => self.take_secret(*found)?,
+                    // It was logged; the keys that this node has go on.
+                    Update::Problem(_) => {}
+                },
+                _ = terminate.recv(), if !leaving => { leaving = true; self.leave()?; }
+                _ = interrupt.recv(), if !leaving => { leaving = true; self.leave()?; }
+                ended = &mut server => return ended.context("admin server")?,
+                ended = exits.first() => bail!("{ended}"),
+            }
+        }
+    }
+
+    fn on_notice(&mut self, notice: Notice) -> Result<()> {
+        match notice {
+            Notice::Keys(ring) => self.keys.set_ring(&ring),
+            Notice::IdentityConfirmed => self.keys.confirm(),
+            Notice::HeldBack => self.keys.held_back()?,
+            notice => self.write_status(notice),
+        }
+        Ok(())
+    }
+
+    fn take_secret(&mut self, found: Found) -> Result<()> {
+        let secret = self.keys.take(found, self.health.held_back.load(Ordering::Relaxed))?;
+        let differs = self.keys.identity_differs();
+        self.health.identity_differs.store(differs, Ordering::Relaxed);
+        self.metrics.keys_identity_differs.set(i64::from(differs));
+        self.commands.send(driver::Command::Keys(secret))
+    }
+
+    fn leave(&self) -> Result<()> {
+        info!("stopping; handing over VIPs");
+        self.commands.send(driver::Command::Leave)
+    }
+
+    fn publish(&mut self, views: &mut Views) -> Result<()> {
+        if !views.complete() || !std::mem::take(&mut views.changed) {
+            return Ok(());
+        }
+        if let Some(last) = self.last_view.take() {
+            views.view.carry_departed(&last);
+        }
+        self.departed.expire(&mut views.view, self.node.as_str(), clock::now());
+        self.servers.send_replace(api_servers(&views.view));
+        let first = !std::mem::replace(&mut views.published, true);
+        if first {
+            info!(nodes = views.view.nodes().len(), vips = views.view.vips().len(), "full view received");
+        }
+        let view = Arc::new(views.view.clone());
+        self.saver.view(view.clone());
+        self.send_view(view)
+    }
+
+    /// The API server has not answered: what was true when it last did is the best there is.
+    fn fall_back(&mut self, views: &mut Views) -> Result<()> {
+        match self.last_view.take() {
+            Some(view) => {
+                warn!(
+                    nodes = view.nodes().len(),
+                    vips = view.vips().len(),
+                    "API server unreachable; serving the last known view"
+                );
+                views.published = true;
+                self.send_view(Arc::new(view))
+            }
+            None => {
+                warn!("API server unreachable and no last known view; waiting");
+                Ok(())
+            }
+        }
+    }
+
+    fn send_view(&mut self, view: Arc<View>) -> Result<()> {
+        self.host.on_view(view.nodes().get(self.node.as_str()).map(|node| node.address))?;
+        let others = view.nodes().iter().filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
+        let nodes: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
+        let departed = nodes.keys().filter(|name| !view.is_member(name.as_str())).cloned().collect();
+        self.commands.send(driver::Command::Nodes { nodes, departed, saved: view.is_saved() })?;
+        self.view.send(Some(view)).context("the dataplane thread has ended")
+    }
+
+    fn write_status(&self, notice: Notice) {
+        let update = match notice {
+            Notice::Acquired { vip, term } => {
+                Some((vip, Ownership::Owned { term: term.0, since: k8s_openapi::jiff::Timestamp::now() }))
+            }
+            Notice::OwnerChanged { vip, owner: None, why } => {
+                Some((vip, Ownership::Unowned(why.map_or(NoOwner::HandingOver, no_owner))))
+            }
+            Notice::OwnerChanged { vip, owner: Some(Owner { node, term }), .. } => {
+                info!(%vip, owner = %node, %term, "VIP owner changed");
+                let (owner, since) = (node.as_str().to_owned(), k8s_openapi::jiff::Timestamp::now());
+                (node != self.node).then_some((vip, Ownership::Elsewhere { owner, term: term.0, since }))
+            }
+            Notice::HandedOver { .. } | Notice::Keys(_) | Notice::HeldBack | Notice::IdentityConfirmed => None,
+        };
+        if let Some((vip, ownership)) = update {
+            // The writer ends only with the process.
+            let _ = self.updates.send(vip, ownership);
+        }
+    }
+}
+
+/// The view, and which kinds have been listed.
+struct Views {
+    view: View,
+    unlisted: BTreeSet<Kind>,
+    changed: bool,
+    published: bool,
+}
+
+impl Views {
+    fn new() -> Self {
+        Self { view: View::default(), unlisted: crate::watch::unlisted(), changed: true, published: false }
+    }
+
+    fn take(&mut self, event: Event, metrics: &Metrics) {
+        if let Event::Relisted(kind, _) = &event {
+            self.unlisted.remove(kind);
+        }
+        match self.view.handle(event) {
+            Change::None => {}
+            Change::Changed => self.changed = true,
+            Change::Refused(limit) => {
+                self.changed = true;
+                warn!(limit = limit.label(), allowed = limit.value(), "limit reached; object left out");
+                metrics.limits_reached.with_label_values(&[limit.label()]).inc();
+            }
+        }
+    }
+
+    fn complete(&self) -> bool {
+        self.unlisted.is_empty()
+    }
+}
+
+const fn no_owner(reason: LoseReason) -> NoOwner {
+    match reason {
+        LoseReason::Conflict | LoseReason::HandedOver => NoOwner::HandingOver,
+        LoseReason::NoSuccessor => NoOwner::NoEligibleNode,
+        LoseReason::Undesired | LoseReason::SavedView => NoOwner::NotServed,
+        LoseReason::Frozen => NoOwner::NodeFrozen,
+        LoseReason::NoCarrier => NoOwner::NoCarrier,
+        LoseReason::NoQuorum => NoOwner::NoQuorum,
+        LoseReason::MapWriteFailed => NoOwner::MapWriteFailed,
+    }
+}
