@@ -97,7 +97,7 @@ pub enum NoOwner {
     NodeFrozen,
     /// The last owner lost its link.
     NoCarrier,
-    /// The last owner receives fewer than half of the members.
+    /// The last owner received half of the members or fewer.
     NoQuorum,
     /// The kernel of the last owner refused the entry.
     MapWriteFailed,

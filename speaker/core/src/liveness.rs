@@ -28,13 +28,13 @@ pub struct Config {
     pub interval: Duration,
     /// Silence after which a node may be declared down.
     pub dead: Duration,
-    /// Between questions to a node that has fallen silent.
+    /// Between queries to a node that has fallen silent.
     pub probe_fast: Duration,
-    /// Between questions to a node whose speaker has stopped, and while cut off to all that have ever given a sign.
+    /// Between queries to a node whose speaker has stopped, and while cut off to all that have ever given a sign.
     pub probe_steady: Duration,
-    /// Between questions to a node without a speaker.
+    /// Between queries to a node without a speaker.
     pub probe_slow: Duration,
-    /// Answers that a silent node must owe before it is down; twice as many if it had no speaker, since then these questions
+    /// Answers that a silent node must owe before it is down; twice as many if it had no speaker, since then these queries
     /// are the only evidence.
     pub probes: u32,
     /// Between probes of a node that is down, and while cut off of a node that has never given a sign.
@@ -42,7 +42,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults; `seed` spreads the questions of different speakers.
+    /// The defaults; `seed` spreads the queries of different speakers.
     pub fn new(seed: u64) -> Self {
         Self {
             interval: Duration::from_millis(50),
@@ -74,7 +74,7 @@ pub enum Event {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// NextHop the kernel of this node: a unicast ARP request for its address.
+    /// Query the kernel of this node: a unicast ARP request for its address.
     Probe(NodeName),
     /// The same by broadcast: the node has not answered for long, and may come back with another MAC address.
     Search(NodeName),
@@ -93,7 +93,7 @@ pub const MAX_WATCHED: usize = ebpf_common::MAX_NODES as usize - 1;
 const SPEAKER_GONE: Duration = Duration::from_secs(60);
 /// A node that is down is up again after this many answers (or one heartbeat).
 const ANSWERS_TO_RISE: u32 = 2;
-/// A node that is down is searched by broadcast from this question on.
+/// A node that is down is searched by broadcast from this query on.
 const SEARCH_FROM: u32 = 4;
 
 #[derive(Clone, Debug)]
@@ -135,7 +135,7 @@ impl Watch {
     fn is_silent(&self, config: &Config, now: Instant) -> bool {
         let by_heartbeat = self.heartbeat.is_some_and(|heartbeat| heartbeat == self.sign);
         let owed = if by_heartbeat { config.probes } else { 2 * config.probes };
-        // The last question that counts has had time to be answered.
+        // The last query that counts has had time to be answered.
         let overdue = self.owed > owed || self.owed == owed && now >= self.next_probe;
         now >= self.sign + config.dead && overdue
     }
@@ -155,7 +155,7 @@ impl Watch {
         }
     }
 
-    /// Between a sign and the next question.
+    /// Between a sign and the next query.
     fn rest(&self, config: &Config) -> Duration {
         match self.heartbeat {
             Some(heartbeat) if heartbeat == self.sign => config.interval * 3 / 2,

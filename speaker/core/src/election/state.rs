@@ -128,7 +128,7 @@ pub enum ConfigError {
     SkewTooLong,
 }
 
-/// What a node does that receives fewer than half of the others.
+/// What a node does that receives half of the members or fewer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartitionPolicy {
     /// Each side serves.

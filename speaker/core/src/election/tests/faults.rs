@@ -38,7 +38,7 @@ fn what_was_won_alone_is_lost_at_the_heal() {
     assert_eq!(cluster.owner(vip(1)), owner);
 }
 
-/// Policy quorum: the side with fewer than half serves nothing.
+/// Policy quorum: the side with half or fewer serves nothing.
 #[test]
 fn quorum() {
     let mut cluster = Cluster::new(3, 3);
