@@ -26,8 +26,9 @@ fmt: ## Format
 fmt-check:
 	cargo fmt --all --check
 
-lint: ## Clippy, warnings are errors
+lint: ## Clippy, warnings are errors; the speaker with another map layout, which tests upgrade to, too
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p sheave-speaker --features next-abi --bin sheave-speaker-next -- -D warnings
 
 ebpf: ## The eBPF program alone
 	cargo build -p ebpf-object
