@@ -20,7 +20,7 @@ pub struct Attachment {
     pause: u32,
 }
 
-/// What [`Attachment::keep`] found.
+/// What [`Attachment::check`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkCheck {
     /// As it was: attached, or not and not to be tried yet.

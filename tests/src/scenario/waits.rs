@@ -3,7 +3,7 @@
 //! Everything of a lab shares this machine. What is promised holds for nodes that run; a speaker that waits for a processor because
 //! compilers run beside it is late through no fault of its own. Two things are measured: how long the client itself did not run
 //! ([`super::measure`] takes it from its report), and how long the threads of each speaker were ready to run and did not: the second
-//! number of /proc/PID/task/TID/schedstat, read every [`EVERY`] by a thread of this program.
+//! number of /proc/PID/task/TID/schedstat, read every `EVERY` by a thread of this program.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

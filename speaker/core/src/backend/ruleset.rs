@@ -363,7 +363,7 @@ fn line(text: &mut String, arguments: core::fmt::Arguments<'_>) {
     text.push('\n');
 }
 
-/// Each mark: next hop, without reset or not, and its chain. XDP never sets [`NextHop::Alternate(1)`] without reset: whether a
+/// Each mark: next hop, without reset or not, and its chain. XDP never sets `NextHop::Alternate(1)` without reset: whether a
 /// packet is invalid shows here.
 const MARKS: [(NextHop, bool, &str); 10] = [
     (NextHop::Local, false, ""),

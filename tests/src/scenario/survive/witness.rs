@@ -161,7 +161,7 @@ unsafe fn set<T>(socket: i32, option: i32, value: &T) -> Result<()> {
     Ok(())
 }
 
-/// tcpdump -d "tcp[13] & 0x12 == 2 and dst host VIP"
+/// `tcpdump -d "tcp[13] & 0x12 == 2 and dst host VIP"`
 fn syns_to(vip: Ipv4Addr) -> Vec<libc::sock_filter> {
     let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let (load, equal) = (libc::BPF_LD | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
