@@ -168,7 +168,7 @@ pub fn greet(to: SocketAddr) -> Result<Greeting> {
 }
 
 /// Gauges that are 0 when all is well, each under all names that it has had: `make bench-upgrade` reads earlier versions too.
-const NONE_OF_THESE: [&[&str]; 2] = [&["sheave_nodes_down"], &["sheave_nodes_silent", "sheave_nodes_silent"]];
+const NONE_OF_THESE: [&[&str]; 2] = [&["sheave_nodes_down"], &["sheave_nodes_silent", "sheave_nodes_absent"]];
 const WITHIN: Duration = Duration::from_secs(90);
 const CONNECT_WITHIN: Duration = Duration::from_millis(500);
 /// That one of six equally likely pods is missed by accident: 6 · (5/6)^72, one in 80 000.
