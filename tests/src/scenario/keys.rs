@@ -67,11 +67,18 @@ pub struct KeysAwaited {
 
 /// A node without keys on disk, a cluster without the Secret and without a controller: a first installation. Then the Secret comes.
 pub fn keys_awaited(scene: &Scene) -> Result<KeysAwaited> {
+    scale_controllers(scene, 0)?;
+    let report = without_controllers(scene);
+    // Also after a failure: the next step wants controllers.
+    scale_controllers(scene, 2)?;
+    report
+}
+
+fn without_controllers(scene: &Scene) -> Result<KeysAwaited> {
     let owner = wait_holder(scene, &scene.nodes)?;
     let node = scene.nodes.iter().find(|node| **node != owner).context("labs have two nodes")?;
     let pid = scene.lab.speaker(node)?.with_context(|| format!("{node} has no speaker"))?.pid;
     let first = scene.api.get(SECRET)?;
-    scale_controllers(scene, 0)?;
     scene.api.delete(SECRET)?;
     on_node(&scene.lab, node, "rm", &["/var/lib/sheave/keys.json"])?;
     let waited = wait_without_keys(scene, node);
@@ -88,7 +95,6 @@ pub fn keys_awaited(scene: &Scene) -> Result<KeysAwaited> {
     })?;
     let created_to_keys_ms = created.elapsed().as_secs_f64() * 1e3;
     wait_new_speaker(scene, node, pid, RESTARTS_WITHIN)?;
-    scale_controllers(scene, 2)?;
     let (waited_for, live) = waited?;
     Ok(KeysAwaited { waited_for, live, created_to_keys_ms })
 }
@@ -105,9 +111,10 @@ fn wait_without_keys(scene: &Scene, node: &str) -> Result<(String, u16)> {
 
 fn scale_controllers(scene: &Scene, replicas: usize) -> Result<()> {
     scene.api.patch(CONTROLLERS, &json!({ "spec": { "replicas": replicas } }))?;
-    // One that ends is not ready any more, and creates a Secret that is deleted all the same.
+    // One that is being deleted counts: until it has ended it creates a Secret that is deleted again.
     wait_for("the controllers", RESTARTS_WITHIN, || {
-        let running = pods::list(&scene.api, "")?.iter().filter(|pod| pod.image.contains("sheave-controller")).count();
+        let all = pods::with_terminating(&scene.api, "")?;
+        let running = all.iter().filter(|pod| pod.image.contains("sheave-controller")).count();
         Ok((running == replicas && ready_controllers(scene)?.len() == replicas).then_some(()))
     })
 }

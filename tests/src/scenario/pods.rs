@@ -16,25 +16,34 @@ pub struct Pod {
     pub node: String,
     pub ip: Option<Ipv4Addr>,
     pub ready: bool,
+    pub terminating: bool,
     /// Of the first container.
     pub image: String,
 }
 
 /// Pods of a namespace, or of all with an empty one. Those that are being deleted are left out.
 pub fn list(api: &Api, namespace: &str) -> Result<Vec<Pod>> {
+    let mut pods = with_terminating(api, namespace)?;
+    pods.retain(|pod| !pod.terminating);
+    Ok(pods)
+}
+
+/// Also those that are being deleted, whose programs may run until they are gone from the list.
+pub fn with_terminating(api: &Api, namespace: &str) -> Result<Vec<Pod>> {
     let path = match namespace {
         "" => "/api/v1/pods".to_owned(),
         one => format!("/api/v1/namespaces/{one}/pods"),
     };
-    let items = api.list(&path)?;
-    let pods = items.iter().filter(|item| item.pointer("/metadata/deletionTimestamp").is_none());
-    Ok(pods
+    Ok(api
+        .list(&path)?
+        .iter()
         .map(|item| Pod {
             namespace: text(item, "/metadata/namespace").to_owned(),
             name: text(item, "/metadata/name").to_owned(),
             node: text(item, "/spec/nodeName").to_owned(),
             ip: text(item, "/status/podIP").parse().ok(),
             ready: condition(item, "Ready"),
+            terminating: item.pointer("/metadata/deletionTimestamp").is_some(),
             image: text(item, "/spec/containers/0/image").to_owned(),
         })
         .collect())
