@@ -160,6 +160,7 @@ fn resources(scene: &Scene, _: &Arguments, _: u8, table: &mut Table) -> Result<(
     table.value("resources", "speaker, memory (goal <= 25)", "MB", report.speaker_mb);
     table.value("resources", "controller, memory (goal <= 40)", "MB", report.controller_mb);
     table.value("resources", "idle speaker, of a core (goal <= 1)", "%", report.idle_speaker_percent);
+    table.value("resources", "speaker just after a change, of a core", "%", report.changed_speaker_percent);
     for (name, size) in &report.images {
         table.value("resources", &format!("image {name}"), "MB", *size);
     }
