@@ -57,6 +57,8 @@ pub enum Action {
     /// Adverts go to this node by unicast too, or not any more.
     Start(NodeName),
     Stop(NodeName),
+    /// Unicast of this node arrives where multicast does not: its speaker runs, and multicast is filtered in one direction at least.
+    Filtered(NodeName),
     /// Its program answers, and its adverts do not arrive.
     Missing(NodeName),
     Arrived(NodeName),
@@ -73,6 +75,7 @@ struct Node {
     /// It did not name this node.
     one_way: bool,
     sending: bool,
+    filtered: bool,
     missing: bool,
 }
 
@@ -110,6 +113,7 @@ impl Unicast {
                 program: false,
                 one_way: false,
                 sending: false,
+                filtered: false,
                 missing: false,
             });
         }
@@ -149,6 +153,11 @@ impl Unicast {
             if core::mem::replace(&mut node.sending, send) != send {
                 actions.push(if send { Action::Start(name.clone()) } else { Action::Stop(name.clone()) });
             }
+            let filtered = send && node.unicast.is_some_and(|at| now.since(at) < config.patience);
+            if filtered && !node.filtered {
+                actions.push(Action::Filtered(name.clone()));
+            }
+            node.filtered = send && (filtered || node.filtered);
             let missing = node.up && node.program && now.since(node.any) >= config.missing;
             if missing && !core::mem::replace(&mut node.missing, true) {
                 actions.push(Action::Missing(name.clone()));
@@ -209,6 +218,10 @@ mod tests {
         unicast: bool,
         received: [Option<Instant>; 2],
         starts: usize,
+        /// How often multicast was called filtered.
+        filtered: usize,
+        /// Whose speakers run.
+        runs: [bool; 2],
     }
 
     impl World {
@@ -226,6 +239,8 @@ mod tests {
                 unicast: true,
                 received: [None; 2],
                 starts: 0,
+                filtered: 0,
+                runs: [true; 2],
             }
         }
 
@@ -238,7 +253,7 @@ mod tests {
             let end = self.now + time;
             while self.now < end {
                 self.now += Duration::from_millis(50);
-                for from in 0..2 {
+                for from in (0..2).filter(|node| self.runs[*node]) {
                     let to = 1 - from;
                     // Does the sender echo the receiver: has it received it lately?
                     let receives_us =
@@ -246,19 +261,20 @@ mod tests {
                     let sends = self.nodes[from].targets().next().is_some();
                     for multicast in [true, false] {
                         let arrives = if multicast { self.multicast[from] } else { sends && self.unicast };
-                        if arrives {
+                        if arrives && self.runs[to] {
                             self.received[to] = Some(self.now);
                             let event = Event::Received { node: Self::other(to), multicast, receives_us };
                             self.nodes[to].handle(event, self.now, &mut Vec::new());
                         }
                     }
                 }
-                for node in &mut self.nodes {
+                for (node, _) in self.nodes.iter_mut().zip(self.runs).filter(|(_, runs)| *runs) {
                     let mut actions = Vec::new();
                     if node.next_deadline().is_some_and(|due| due <= self.now) {
                         node.handle(Event::Tick, self.now, &mut actions);
                     }
                     self.starts += actions.iter().filter(|action| matches!(action, Action::Start(_))).count();
+                    self.filtered += actions.iter().filter(|action| matches!(action, Action::Filtered(_))).count();
                 }
             }
         }
@@ -288,7 +304,7 @@ mod tests {
         world.run(Duration::from_millis(1500));
         assert!(world.both_receive());
         world.run(LONG);
-        assert_eq!((world.sending(), world.starts), ([true; 2], 2), "no flapping");
+        assert_eq!((world.sending(), world.starts, world.filtered), ([true; 2], 2, 2), "no flapping, and said once");
         world.multicast = [true; 2];
         world.run(Duration::from_secs(7));
         assert_eq!(world.sending(), [false; 2]);
@@ -310,6 +326,21 @@ mod tests {
         world.multicast = [true; 2];
         world.run(Duration::from_secs(10));
         assert_eq!(world.sending(), [false; 2]);
+    }
+
+    /// Its speaker restarts: the filter is what it would be called, and there is none.
+    #[test]
+    fn a_speaker_that_does_not_run_is_no_filter() {
+        let mut world = World::new();
+        world.run(Duration::from_secs(5));
+        world.runs[1] = false;
+        world.run(Duration::from_secs(5));
+        assert_eq!(world.sending(), [true, false]);
+        world.runs[1] = true;
+        world.nodes[1] = Unicast::new(Config::default());
+        world.nodes[1].handle(Event::Nodes([name("a")].into()), world.now, &mut Vec::new());
+        world.run(Duration::from_secs(7));
+        assert_eq!((world.sending(), world.filtered), ([false; 2], 0));
     }
 
     /// The program answers, adverts take no way: named after ten seconds, until one arrives.

@@ -138,10 +138,13 @@ impl State {
         for action in actions {
             match action {
                 unicast::Action::Start(node) => {
-                    warn!(%node, "no multicast from or to the node; sending adverts by unicast too")
+                    info!(%node, "no adverts by multicast from or to the node; sending them by unicast too")
+                }
+                unicast::Action::Filtered(node) => {
+                    warn!(%node, "multicast_filtered: adverts of the node arrive by unicast only; check for a filter of 224.0.0.254 and for IGMP snooping without a querier")
                 }
                 unicast::Action::Stop(node) => {
-                    info!(%node, "multicast from and to the node arrives again; unicast stopped")
+                    info!(%node, "adverts arrive by multicast from and to the node; unicast stopped")
                 }
                 unicast::Action::Missing(node) => {
                     warn!(%node, "adverts_missing: the node's program answers, but none of its adverts arrives; check for a filter on UDP 7480 and for a dead speaker");
