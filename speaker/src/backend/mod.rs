@@ -240,6 +240,10 @@ impl Backend {
     }
 
     async fn replace(&mut self, mut plan: Plan) -> Result<(), NftError> {
+        // What the guards have counted ends with the table.
+        if let Err(error) = self.counters() {
+            tracing::debug!(%error, "counters not read before the table is replaced");
+        }
         if let Err(error) = self.try_replace(&mut plan).await {
             self.suspect_rules(&plan, &error);
             return Err(error);
@@ -255,8 +259,10 @@ impl Backend {
 
     async fn try_replace(&mut self, plan: &mut Plan) -> Result<(), NftError> {
         plan.second_chance = true;
+        // A kernel does not lose an expression: once it was in force, a refusal has another cause.
+        let is_known = self.applied.as_ref().is_some_and(|applied| applied.plan.second_chance);
         match self.apply(&ruleset::replace(plan)).await {
-            Err(NftError::Refused(_)) if self.nft.lacks_dup().await? => {
+            Err(NftError::Refused(_)) if !is_known && self.nft.lacks_dup().await? => {
                 plan.second_chance = false;
                 self.apply(&ruleset::replace(plan)).await
             }

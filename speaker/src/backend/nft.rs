@@ -64,7 +64,13 @@ impl Nft {
 
     /// Whether the kernel refuses a table for no other reason than that it cannot duplicate packets.
     pub async fn lacks_dup(&self) -> Result<bool, NftError> {
-        match self.run(&["-c", "-f", "-"], PROBE).await {
+        Ok(self.refuses("dup to 127.0.0.1").await? && !self.refuses("accept").await?)
+    }
+
+    /// Whether a chain with this statement, in a table of its own, would be refused. Nothing is changed.
+    async fn refuses(&self, statement: &str) -> Result<bool, NftError> {
+        let probe = format!("table ip sheave-probe {{\n\tchain probe {{\n\t\t{statement}\n\t}}\n}}\n");
+        match self.run(&["-c", "-f", "-"], &probe).await {
             Ok(_) => Ok(false),
             Err(NftError::Refused(_)) => Ok(true),
             Err(error) => Err(error),
@@ -157,7 +163,6 @@ fn shorten(stderr: &str, status: &str) -> String {
 const TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_OUTPUT: u64 = 16 << 20;
 /// Checked, never applied.
-const PROBE: &str = "table ip sheave-probe { chain probe { dup to 127.0.0.1; } }";
 /// strerror(ENOENT) in the C locale.
 pub(super) const NO_SUCH: &str = "No such file or directory";
 

@@ -340,3 +340,39 @@ fn a_kernel_that_cannot_hand_packets_on_gets_the_rest() {
         assert!(backend.second_chance());
     });
 }
+
+/// For a while the whole table is refused, as when another program owns it: that is no kernel without `dup`, and without the second
+/// chance open flows would end.
+#[test]
+fn a_refused_table_does_not_cost_the_second_chance() {
+    in_namespace(|| async {
+        assert!(!Nft::new("nft").lacks_dup().await.unwrap(), "this kernel has it");
+        let refused = std::env::temp_dir().join(format!("sheave-nft-refused-{}", std::process::id()));
+        let wrapper = Wrapper::new(
+            "refuses-once",
+            &format!(
+                "text=$(cat)\ncase \"$text\" in *sheave-probe*) ;; *) [ -e {0} ] || {{ touch {0}; echo 'Operation not permitted' >&2; \
+                 exit 1; }};; esac\nprintf '%s\\n' \"$text\" | exec nft \"$@\"",
+                refused.display()
+            ),
+        );
+        for applied_before in [false, true] {
+            let _ = std::fs::remove_file(&refused);
+            let mut backend = Backend::new(Nft::new(&wrapper.0));
+            let with_peers = |pods| plan(pods).with_peers([(2, Ipv4Addr::new(192, 0, 2, 12))].into());
+            if applied_before {
+                backend.nft = Nft::new("nft");
+                backend.sync(with_peers(1)).await.unwrap();
+                backend.nft = Nft::new(&wrapper.0);
+                // The refused update is followed by the whole table, which is accepted.
+                assert_eq!(backend.sync(with_peers(2)).await.unwrap(), Outcome::Replaced);
+            } else {
+                assert_eq!(backend.sync(with_peers(2)).await.unwrap_err().label(), "refused");
+                assert_eq!(backend.sync(with_peers(2)).await.unwrap(), Outcome::Replaced);
+            }
+            assert!(backend.second_chance(), "{applied_before}");
+            assert!(Nft::new("nft").listing().await.unwrap().unwrap().contains("dup to"), "{applied_before}");
+        }
+        std::fs::remove_file(&refused).unwrap();
+    });
+}
