@@ -81,7 +81,7 @@ impl Run {
                 "  Sheave: of these {} while the speaker of their pod's node ran; by cause: {:?}",
                 causes.outside, causes.by
             ));
-            lines.extend(causes.examples.iter().map(|line| format!("    {line}")));
+            lines.extend(causes.examples.iter().take(EXAMPLES).map(|line| format!("    {line}")));
         }
         lines.extend(survival.figures.iter().map(|(name, value)| format!("  {name}: {value:.1}")));
         lines.extend(survival.trouble.iter().map(|trouble| format!("  TROUBLE: {trouble}")));
@@ -226,6 +226,8 @@ fn few_outside(side: &Side) -> bool {
 }
 
 /// At most ten of thirty thousand attempts.
+/// Printed; the JSON has all.
+const EXAMPLES: usize = 20;
 const OUTSIDE_AT_MOST: u64 = 10;
 const OUTSIDE_OF: u64 = 30_000;
 

@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,9 +13,12 @@ use serde_json::Value;
 use super::http::{self, Answer};
 use crate::lab::{Lab, plan, wait_for};
 
-/// Dropping it ends the proxy; so does the end of this program.
-pub struct Api {
-    proxy: Child,
+/// Dropping the last clone ends the proxy; so does the end of this program.
+#[derive(Clone)]
+pub struct Api(Arc<Proxy>);
+
+struct Proxy {
+    process: Child,
     socket: PathBuf,
 }
 
@@ -31,8 +35,8 @@ impl Api {
                 nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(std::io::Error::from)
             });
         }
-        let proxy = command.spawn().context("start kubectl proxy")?;
-        let api = Self { proxy, socket };
+        let process = command.spawn().context("start kubectl proxy")?;
+        let api = Self(Arc::new(Proxy { process, socket }));
         wait_for("kubectl proxy", Duration::from_secs(10), || Ok(api.get("/version").ok()))?;
         Ok(api)
     }
@@ -75,17 +79,17 @@ impl Api {
     }
 
     fn ask(&self, method: &str, path: &str, body: Option<(&str, &str)>) -> Result<Answer> {
-        let stream = UnixStream::connect(&self.socket).with_context(|| self.socket.display().to_string())?;
+        let stream = UnixStream::connect(&self.0.socket).with_context(|| self.0.socket.display().to_string())?;
         stream.set_read_timeout(Some(WITHIN))?;
         http::request(stream, method, path, body)
     }
 }
 
-impl Drop for Api {
+impl Drop for Proxy {
     fn drop(&mut self) {
         // Both fail when it has ended, which is as well.
-        let _ = self.proxy.kill();
-        let _ = self.proxy.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
         let _ = std::fs::remove_file(&self.socket);
     }
 }

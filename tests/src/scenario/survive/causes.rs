@@ -2,6 +2,10 @@
 //!
 //! The node is the one that the switch saw the SYN go to last, before the client gave up: the node that the ring names,
 //! or the owner if the SYN went no further. If the switch sent no node the SYN (no node answered for the address), the node is not known.
+//!
+//! A connection that is refused is refused by a pod or by a node: what a pod sends, its node has forwarded, with a time to live less by one.
+//! A pod refuses when it has closed its port. While an EndpointSlice goes on naming such a pod on that node, nothing that routes by
+//! EndpointSlices can know better: that is a cause of its own.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +14,25 @@ use serde::{Deserialize, Serialize};
 use super::judge::seconds;
 use crate::traffic::report::Failure;
 
-/// A SYN on its way through the switch.
-#[derive(Clone, Debug)]
-pub struct Syn {
-    pub at_ns: u64,
-    /// The client's.
-    pub port: u16,
-    /// Where it was sent.
-    pub node: String,
+/// What passes the switch; the port is the client's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// Sent to the node.
+    Syn { at_ns: u64, port: u16, node: String },
+    /// Sent by the node; `forwarded`: by a pod on it.
+    Reset { at_ns: u64, port: u16, node: String, forwarded: bool },
+}
+
+impl Frame {
+    fn at_ns(&self) -> u64 {
+        let (Self::Syn { at_ns, .. } | Self::Reset { at_ns, .. }) = self;
+        *at_ns
+    }
+
+    fn port(&self) -> u16 {
+        let (Self::Syn { port, .. } | Self::Reset { port, .. }) = self;
+        *port
+    }
 }
 
 /// For how long a condition lasted on a node.
@@ -32,9 +47,12 @@ pub struct Period {
 /// All records of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    pub syns: Vec<Syn>,
+    /// In the order of their times.
+    pub frames: Vec<Frame>,
     /// The speaker did not answer, or was not ready yet after that.
     pub down: Vec<Period>,
+    /// An EndpointSlice named a pod as ready that had closed.
+    pub late: Vec<Period>,
     pub ordered: Vec<Period>,
 }
 
@@ -46,30 +64,23 @@ pub struct Causes {
     pub outside: usize,
     /// All, by cause.
     pub by: BTreeMap<String, usize>,
-    /// The first few of those outside.
+    /// Those outside, in the order in which they began.
     pub examples: Vec<String>,
 }
 
 pub fn explain<'a>(failures: impl Iterator<Item = &'a Failure>, seen: &Seen, mark_ns: u64) -> Causes {
     let mut causes = Causes::default();
     for failure in failures {
-        let node = target(failure, &seen.syns);
-        let (outside, cause) = match node {
-            Some(node) => cause(failure, node, seen),
-            None => match during(failure, &seen.down).next() {
-                Some(_) => (false, "node not known, a speaker did not run".to_owned()),
-                None => (true, "node not known, all speakers ran".to_owned()),
-            },
-        };
+        let Target { node, refused_by } = target(failure, &seen.frames);
+        let (outside, cause) = cause(failure, node, seen);
         if outside {
             causes.outside += 1;
-            if causes.examples.len() < FEW {
-                let node = node.unwrap_or("a node not known");
-                let (begun, ms, error) = (seconds(mark_ns, failure.begun_ns), failure.ms, &failure.error);
-                causes.examples.push(format!(
-                    "a new one for {node} while its speaker ran ({cause}), begun at {begun:.1} s, failed after {ms:.0} ms: {error}"
-                ));
-            }
+            let node = node.unwrap_or("a node not known");
+            let (begun, ms, error) = (seconds(mark_ns, failure.begun_ns), failure.ms, &failure.error);
+            let refused_by = refused_by.map(|by| format!(", refused by {by}")).unwrap_or_default();
+            causes.examples.push(format!(
+                "a new one for {node} while its speaker ran ({cause}), begun at {begun:.1} s, failed after {ms:.0} ms{refused_by}: {error}"
+            ));
         }
         *causes.by.entry(cause).or_default() += 1;
     }
@@ -77,26 +88,47 @@ pub fn explain<'a>(failures: impl Iterator<Item = &'a Failure>, seen: &Seen, mar
 }
 
 /// Whether it is outside, and its cause.
-fn cause(failure: &Failure, node: &str, seen: &Seen) -> (bool, String) {
-    let here = |period: &&Period| period.node == node;
+fn cause(failure: &Failure, node: Option<&str>, seen: &Seen) -> (bool, String) {
+    let here = |period: &&Period| node.is_none_or(|node| period.node == node);
     let ordered = |what: &str| during(failure, &seen.ordered).filter(here).any(|period| period.what == what);
-    if during(failure, &seen.down).any(|period| period.node == node) {
+    let place = if node.is_some() { "its node" } else { "node not known, a node" };
+    if during(failure, &seen.down).any(|period| here(&period)) {
         let known = [NO_POWER, FROZEN].into_iter().find(|what| ordered(what));
-        return (false, format!("its node: {}", known.unwrap_or("the speaker did not run")));
+        return (false, format!("{place}: {}", known.unwrap_or("the speaker did not run")));
+    }
+    if during(failure, &seen.late).any(|period| here(&period)) {
+        return (false, format!("{place}: {LATE_SLICE}"));
     }
     let cause = match (during(failure, &seen.ordered).find(here), during(failure, &seen.down).next()) {
-        (Some(period), _) => format!("its node: {}", period.what),
+        (Some(period), _) => format!("{place}: {}", period.what),
         (None, Some(_)) => "its speaker ran, another did not".to_owned(),
-        (None, None) => "all speakers ran".to_owned(),
+        (None, None) if node.is_some() => "all speakers ran".to_owned(),
+        (None, None) => "node not known, all speakers ran".to_owned(),
     };
     (true, cause)
 }
 
-fn target<'a>(failure: &Failure, syns: &'a [Syn]) -> Option<&'a str> {
-    let until = until_ns(failure);
-    let from = syns.partition_point(|syn| syn.at_ns < failure.begun_ns);
-    let its_own = syns[from..].iter().take_while(|syn| syn.at_ns <= until).filter(|syn| syn.port == failure.local_port);
-    its_own.last().map(|syn| syn.node.as_str())
+/// What the switch saw of an attempt.
+struct Target<'a> {
+    node: Option<&'a str>,
+    refused_by: Option<String>,
+}
+
+fn target<'a>(failure: &Failure, frames: &'a [Frame]) -> Target<'a> {
+    let until = until_ns(failure) + SEEN_WITHIN;
+    let from = frames.partition_point(|frame| frame.at_ns() < failure.begun_ns);
+    let its_own = frames[from..].iter().take_while(|frame| frame.at_ns() <= until);
+    let mut target = Target { node: None, refused_by: None };
+    for frame in its_own.filter(|frame| frame.port() == failure.local_port) {
+        match frame {
+            Frame::Syn { node, .. } => target.node = Some(node),
+            Frame::Reset { node, forwarded, .. } => {
+                target.node = Some(node);
+                target.refused_by = Some(if *forwarded { format!("a pod on {node}") } else { node.clone() });
+            }
+        }
+    }
+    target
 }
 
 fn during<'a>(failure: &Failure, periods: &'a [Period]) -> impl Iterator<Item = &'a Period> {
@@ -110,7 +142,9 @@ fn until_ns(failure: &Failure) -> u64 {
 
 pub const NO_POWER: &str = "no power";
 pub const FROZEN: &str = "the speaker was frozen";
-const FEW: usize = 20;
+pub const LATE_SLICE: &str = "an EndpointSlice named a pod that had closed";
+/// A frame has its time when the thread that reads frames runs, which may be after the client has failed. No port is used again so soon.
+const SEEN_WITHIN: u64 = 100_000_000;
 
 #[cfg(test)]
 mod tests {
@@ -135,8 +169,8 @@ mod tests {
 
     #[test]
     fn a_failure_is_outside_unless_the_speaker_of_its_node_did_not_run() {
-        let syn = |at_ns, port, node: &str| Syn { at_ns, port, node: node.to_owned() };
-        let syns = vec![
+        let syn = |at_ns, port, node: &str| Frame::Syn { at_ns, port, node: node.to_owned() };
+        let frames = vec![
             // By the owner to the node of the ring; later the port belongs to another attempt.
             syn(10 * SECOND, 1, "node1"),
             syn(10 * SECOND + 1000, 1, "node2"),
@@ -145,7 +179,7 @@ mod tests {
         ];
         let down = vec![period("node2", "did not run", 9, 11), period("node3", "did not run", 19, 25)];
         let ordered = vec![period("node3", NO_POWER, 19, 24), period("node1", "nft is held", 12, 13)];
-        let seen = Seen { syns, down, ordered };
+        let seen = Seen { frames, down, ordered, ..Seen::default() };
         let failures = [failure(10, 1), failure(12, 2), failure(20, 1), failure(15, 9), failure(21, 9)];
         let causes = explain(failures.iter(), &seen, 0);
         assert_eq!(causes.outside, 2, "{causes:?}");
@@ -155,6 +189,26 @@ mod tests {
         assert_eq!(count("its node: no power"), 1);
         assert_eq!(count("its node: nft is held"), 1);
         assert_eq!(count("node not known, all speakers ran"), 1);
-        assert_eq!(count("node not known, a speaker did not run"), 1);
+        assert_eq!(count("node not known, a node: no power"), 1);
+    }
+
+    #[test]
+    fn a_pod_that_a_slice_names_after_it_closed_is_a_cause_of_its_own() {
+        let refused =
+            |at_ns, port, node: &str, forwarded| Frame::Reset { at_ns, port, node: node.to_owned(), forwarded };
+        let seen = Seen {
+            frames: vec![
+                refused(10 * SECOND, 1, "node1", true),
+                refused(11 * SECOND, 2, "node1", true),
+                refused(11 * SECOND + 1, 3, "node2", false),
+            ],
+            late: vec![period("node1", LATE_SLICE, 9, 10)],
+            ..Seen::default()
+        };
+        let failures = [failure(10, 1), failure(11, 2), failure(11, 3)];
+        let causes = explain(failures.iter(), &seen, 0);
+        assert_eq!((causes.outside, causes.by[&format!("its node: {LATE_SLICE}")]), (2, 1), "{causes:?}");
+        assert!(causes.examples[0].contains("refused by a pod on node1"), "{causes:?}");
+        assert!(causes.examples[1].contains("refused by node2"), "{causes:?}");
     }
 }

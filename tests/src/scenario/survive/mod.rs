@@ -34,6 +34,7 @@ pub mod late;
 pub mod nodes;
 pub mod pods;
 pub mod random;
+mod slices;
 pub mod speakers;
 pub mod stuck;
 pub mod tables;

@@ -1,5 +1,5 @@
-//! What is seen from outside while clients open connections: the node that each SYN was sent to, as the switch sees it, and the times in
-//! which a node's speaker did not run. For [`super::causes`].
+//! What is seen from outside while clients open connections: the node that each SYN was sent to and who reset it, as the switch sees it, the
+//! times in which a node's speaker did not run, and those in which an EndpointSlice named a pod that had closed. For [`super::causes`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::causes::{Period, Seen, Syn};
+use super::causes::{Frame, Period, Seen};
+use super::slices;
 use crate::lab::plan::Plan;
 use crate::lab::{Lab, netns};
 use crate::scenario::deploy::Scene;
@@ -21,7 +22,8 @@ use crate::traffic::clock::now_ns;
 
 pub struct Witness {
     stop: Arc<AtomicBool>,
-    syns: JoinHandle<Result<Vec<Syn>>>,
+    frames: JoinHandle<Result<Vec<Frame>>>,
+    slices: JoinHandle<Vec<Period>>,
     speakers: BTreeMap<String, JoinHandle<Vec<Period>>>,
     /// What was ordered, and has not ended yet.
     open: BTreeMap<(String, &'static str), u64>,
@@ -35,13 +37,15 @@ impl Witness {
         let stop = Arc::new(AtomicBool::new(false));
         let socket = netns::inside(&plan.netns("sw"), || listen(scene.vip))?;
         let stopped = stop.clone();
-        let syns = thread::spawn(move || watch_syns(&socket, &plan, &stopped));
+        let frames = thread::spawn(move || watch_frames(&socket, &plan, &stopped));
+        let (api, stopped) = (scene.api.clone(), stop.clone());
+        let slices = thread::spawn(move || slices::watch(&api, &stopped));
         let watch = |node: &String| {
             let (lab, name, stopped) = (scene.lab.clone(), node.clone(), stop.clone());
             (node.clone(), thread::spawn(move || watch_speaker(&lab, &name, &stopped)))
         };
         let speakers = scene.nodes.iter().map(watch).collect();
-        Ok(Self { stop, syns, speakers, open: BTreeMap::new(), ordered: Vec::new() })
+        Ok(Self { stop, frames, slices, speakers, open: BTreeMap::new(), ordered: Vec::new() })
     }
 
     /// From now on this condition lasts on the node, by order.
@@ -60,12 +64,13 @@ impl Witness {
         for (node, what) in self.open.keys().cloned().collect::<Vec<_>>() {
             self.ends(&node, what);
         }
-        let syns = self.syns.join().map_err(|_| anyhow!("the thread that watches SYNs panicked"))??;
+        let frames = self.frames.join().map_err(|_| anyhow!("the thread that watches SYNs panicked"))??;
+        let late = self.slices.join().map_err(|_| anyhow!("the thread that watches EndpointSlices panicked"))?;
         let mut down = Vec::new();
         for (node, speaker) in self.speakers {
             down.extend(speaker.join().map_err(|_| anyhow!("the thread that watches the speaker of {node} panicked"))?);
         }
-        Ok(Seen { syns, down, ordered: self.ordered })
+        Ok(Seen { frames, down, late, ordered: self.ordered })
     }
 }
 
@@ -97,8 +102,8 @@ fn watch_speaker(lab: &Lab, node: &str, stop: &AtomicBool) -> Vec<Period> {
     periods
 }
 
-fn watch_syns(socket: &OwnedFd, plan: &Plan, stop: &AtomicBool) -> Result<Vec<Syn>> {
-    let (mut syns, mut buffer) = (Vec::<Syn>::new(), [0u8; HEADERS]);
+fn watch_frames(socket: &OwnedFd, plan: &Plan, stop: &AtomicBool) -> Result<Vec<Frame>> {
+    let (mut frames, mut buffer) = (Vec::<Frame>::new(), [0u8; HEADERS]);
     while !stop.load(Ordering::Acquire) {
         // SAFETY: the buffer outlives the call and has the length given.
         let length = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
@@ -108,24 +113,25 @@ fn watch_syns(socket: &OwnedFd, plan: &Plan, stop: &AtomicBool) -> Result<Vec<Sy
                 _ => bail!("SYNs at the switch: {}", io::Error::last_os_error()),
             }
         };
-        if let Some((port, node)) = read(&buffer[..length], plan) {
-            syns.push(Syn { at_ns: now_ns(), port, node });
-        }
+        frames.extend(read(&buffer[..length], plan, now_ns()));
     }
-    Ok(syns)
+    Ok(frames)
 }
 
-/// The client's port and the node that has the destination MAC address.
-fn read(frame: &[u8], plan: &Plan) -> Option<(u16, String)> {
-    let mac = frame.first_chunk()?;
-    let port = ETHERNET + usize::from(*frame.get(ETHERNET)? & 0x0f) * 4;
-    let port = u16::from_be_bytes(frame.get(port..port + 2)?.try_into().ok()?);
-    Some((port, plan.node_of_mac(mac)?))
+/// A SYN and the node that it is sent to, or a reset and the node that sends it.
+fn read(frame: &[u8], plan: &Plan, at_ns: u64) -> Option<Frame> {
+    let tcp = ETHERNET + usize::from(*frame.get(ETHERNET)? & 0x0f) * 4;
+    let port = |at: usize| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
+    if frame.get(tcp + 13)? & RST == 0 {
+        return Some(Frame::Syn { at_ns, port: port(tcp)?, node: plan.node_of_mac(frame.first_chunk()?)? });
+    }
+    let node = plan.node_of_mac(frame.get(6..)?.first_chunk()?)?;
+    Some(Frame::Reset { at_ns, port: port(tcp + 2)?, node, forwarded: *frame.get(ETHERNET + 8)? < TTL })
 }
 
-/// All ports of the switch, each frame as often as it passes one; SYNs to the address only.
+/// All ports of the switch, each frame as often as it passes one; SYNs to the address and resets from it only.
 fn listen(vip: Ipv4Addr) -> Result<OwnedFd> {
-    let filter = syns_to(vip);
+    let filter = syns_and_resets(vip);
     let program = libc::sock_fprog { len: u16::try_from(filter.len())?, filter: filter.as_ptr().cast_mut() };
     let wait = libc::timeval { tv_sec: 0, tv_usec: 100_000 };
     // SAFETY: plain system calls with structures that outlive them; the descriptor is ours alone.
@@ -161,27 +167,35 @@ unsafe fn set<T>(socket: i32, option: i32, value: &T) -> Result<()> {
     Ok(())
 }
 
-/// `tcpdump -d "tcp[13] & 0x12 == 2 and dst host VIP"`
-fn syns_to(vip: Ipv4Addr) -> Vec<libc::sock_filter> {
+/// `tcpdump -d "(tcp[13] & 0x12 == 2 and dst host VIP) or (tcp[13] & 4 != 0 and src host VIP)"`
+fn syns_and_resets(vip: Ipv4Addr) -> Vec<libc::sock_filter> {
     let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-    let (load, equal) = (libc::BPF_LD | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
+    let (load, jump) = (libc::BPF_LD | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_K);
+    let flags = libc::BPF_LD | libc::BPF_IND | libc::BPF_B;
     vec![
         step(load | libc::BPF_H, 0, 0, 12),
-        step(equal, 0, 9, 0x0800),
+        step(jump | libc::BPF_JEQ, 0, 13, 0x0800),
         step(load | libc::BPF_B, 0, 0, 23),
-        step(equal, 0, 7, 6),
-        step(load | libc::BPF_W, 0, 0, 30),
-        step(equal, 0, 5, u32::from(vip)),
+        step(jump | libc::BPF_JEQ, 0, 11, 6),
         step(libc::BPF_LDX | libc::BPF_MSH | libc::BPF_B, 0, 0, 14),
-        step(libc::BPF_LD | libc::BPF_IND | libc::BPF_B, 0, 0, 14 + 13),
+        step(load | libc::BPF_W, 0, 0, 30),
+        step(jump | libc::BPF_JEQ, 0, 3, u32::from(vip)),
+        step(flags, 0, 0, 14 + 13),
         step(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 0x12),
-        step(equal, 0, 1, 0x02),
+        step(jump | libc::BPF_JEQ, 4, 5, 0x02),
+        step(load | libc::BPF_W, 0, 0, 26),
+        step(jump | libc::BPF_JEQ, 0, 3, u32::from(vip)),
+        step(flags, 0, 0, 14 + 13),
+        step(jump | libc::BPF_JSET, 0, 1, u32::from(RST)),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, HEADERS as u32),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
     ]
 }
 
 const ETHERNET: usize = 14;
+const RST: u8 = 0x04;
+/// Of what a node itself sends: its kernel's and our program's. What a pod sends has been forwarded.
+const TTL: u8 = 64;
 const HEADERS: usize = 96;
 const BETWEEN_QUESTIONS: Duration = Duration::from_millis(250);
 
@@ -197,9 +211,23 @@ mod tests {
         frame[..6].copy_from_slice(&[0x06, 0, 192, 168, 77, 12]);
         frame[14] = 0x45;
         frame[34..36].copy_from_slice(&40_001u16.to_be_bytes());
-        assert_eq!(read(&frame, &plan), Some((40_001, "node2".to_owned())));
+        let syn = Frame::Syn { at_ns: 7, port: 40_001, node: "node2".to_owned() };
+        assert_eq!(read(&frame, &plan, 7), Some(syn));
         frame[5] = 5;
-        assert_eq!(read(&frame, &plan), None, "the client's own");
-        assert_eq!(read(&frame[..20], &plan), None);
+        assert_eq!(read(&frame, &plan, 7), None, "the client's own");
+        assert_eq!(read(&frame[..20], &plan, 7), None);
+    }
+
+    #[test]
+    fn a_reset_names_its_node_and_whether_a_pod_sent_it() {
+        let plan = Plan::new(&LabConfig::default()).unwrap();
+        let mut frame = vec![0u8; 54];
+        frame[6..12].copy_from_slice(&[0x06, 0, 192, 168, 77, 13]);
+        (frame[14], frame[22], frame[47]) = (0x45, 63, 0x14);
+        frame[36..38].copy_from_slice(&40_001u16.to_be_bytes());
+        let reset = |forwarded| Frame::Reset { at_ns: 7, port: 40_001, node: "node3".to_owned(), forwarded };
+        assert_eq!(read(&frame, &plan, 7), Some(reset(true)));
+        frame[22] = 64;
+        assert_eq!(read(&frame, &plan, 7), Some(reset(false)));
     }
 }
