@@ -10,14 +10,25 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use hyper_timeout::TimeoutConnector;
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{ClientBuilder, ConfigExt};
 use kube::{Client, Config};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
+use tower::ServiceBuilder;
 
 /// The configured address comes first by so much.
 const HEAD_START: Duration = Duration::from_millis(300);
 /// A connection that is silent for so long hangs. Every watch brings something sooner (`watch::SECONDS`).
 pub const SILENCE: Duration = Duration::from_secs(60);
+/// A kernel that acknowledges nothing for so long is gone, or the way to it is cut: the connection ends, and the next one is not
+/// delayed by the retransmission timeout of this one, which grows with the cut.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(4);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// As many servers are tried at most.
 const MAX_SERVERS: usize = 8;
 
@@ -60,12 +71,34 @@ async fn try_server(wait: Duration, patience: Duration, config: Result<Config>) 
     let config = config?;
     let url = config.cluster_url.to_string();
     sleep(wait).await;
-    let client = Client::try_from(config).context("Kubernetes client")?;
+    let client = client(config).context("Kubernetes client")?;
     match timeout(patience, client.apiserver_version()).await.with_context(|| url.clone())? {
         // A refusal is an answer.
         Ok(_) | Err(kube::Error::Api(_)) => Ok((client, url)),
         Err(error) => Err(error).context(url),
     }
+}
+
+/// What `Client::try_from` makes, with keepalive: a watch that waits sends nothing by itself.
+fn client(config: Config) -> kube::Result<Client> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_keepalive(Some(KEEPALIVE_IDLE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    // Longer than the user timeout, which ends a connection both while it waits and while it sends (tcp(7)).
+    tcp.set_keepalive_retries(Some(UNACKNOWLEDGED.as_secs() as u32));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(tower::BoxError::from)
+        .service(legacy::Client::builder(TokioExecutor::new()).build(connector));
+    Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
 
 /// The certificate must be the same as at the configured address: write access to EndpointSlices does not make an API server.
@@ -79,6 +112,8 @@ fn direct(config: &Config, server: SocketAddrV4) -> Result<Config> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     #[test]
@@ -96,14 +131,12 @@ mod tests {
         assert_eq!(direct(&named, server).unwrap().tls_server_name.as_deref(), Some("kubernetes"));
     }
 
-    /// As when the machine of an API server loses power: its kernel closes nothing and sends nothing.
-    #[tokio::test]
-    async fn a_silent_connection_is_closed() {
-        use kube::api::WatchParams;
+    /// A server that answers one request, begins to answer a watch, and then says nothing.
+    async fn silent_server() -> SocketAddrV4 {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { panic!("IPv4") };
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = [0; 4096];
@@ -114,15 +147,54 @@ mod tests {
             }
             std::future::pending::<()>().await;
         });
+        address
+    }
+
+    /// Watches with this patience for silence; `then` happens when the watch has begun. The watch must end.
+    async fn watch_ends(silence: Duration, then: impl FnOnce(SocketAddrV4), within: Duration) {
+        use kube::api::WatchParams;
+
+        let address = silent_server().await;
         let (_sender, known) = watch::channel(Vec::new());
-        let silence = Duration::from_millis(500);
+        let url = format!("http://{address}");
         let server = ApiServer::with_silence(Config::new(url.parse().unwrap()), known, silence);
         let (client, _) = server.reach(Duration::from_secs(5)).await.unwrap();
         let nodes: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(client);
         let params = WatchParams::default();
-        let watched = async { std::pin::pin!(nodes.watch(&params, "0").await.unwrap()).next().await };
-        let item = timeout(Duration::from_secs(5), watched).await.expect("it ends");
+        let mut watched = std::pin::pin!(nodes.watch(&params, "0").await.unwrap());
+        then(address);
+        let item = timeout(within, watched.next()).await.expect("it ends");
         assert!(item.is_none_or(|item| item.is_err()), "nothing came");
+    }
+
+    /// As when an API server hangs: its kernel acknowledges what arrives.
+    #[tokio::test]
+    async fn a_silent_connection_is_closed() {
+        watch_ends(Duration::from_millis(500), |_| (), Duration::from_secs(5)).await;
+    }
+
+    /// As when the machine of an API server loses power, or the way to it is cut: nothing is acknowledged.
+    #[test]
+    fn a_connection_that_is_cut_is_closed_long_before_it_counts_as_silent() {
+        let test = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace needs CAP_SYS_ADMIN");
+            run("ip link set lo up");
+            let cut = |server: SocketAddrV4| {
+                run("nft add table ip cut");
+                run("nft add chain ip cut input { type filter hook input priority 0; }");
+                run(&format!("nft add rule ip cut input tcp sport {} drop", server.port()));
+                run(&format!("nft add rule ip cut input tcp dport {} drop", server.port()));
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(watch_ends(SILENCE, cut, SILENCE / 2));
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
+
+    fn run(command: &str) {
+        let mut words = command.split(' ');
+        let status = std::process::Command::new(words.next().unwrap()).args(words).status().unwrap();
+        assert!(status.success(), "{command}");
     }
 
     #[tokio::test]
