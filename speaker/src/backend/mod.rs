@@ -338,7 +338,7 @@ fn common(plan: &Plan, other: &Plan) -> Plan {
 
 /// Our base chains are there: a third party that flushes or deletes between a change and its first audit is noticed all the same.
 fn is_whole(listing: &str) -> bool {
-    let chains = ["flow_lookup", "prerouting", "forward", "input", "postrouting"];
+    let chains = ["flow_lookup", "prerouting", "forward", "input", "clear_accept_mark", "postrouting"];
     chains.iter().all(|chain| listing.contains(&format!("chain {chain} {{\n\t\ttype ")))
 }
 

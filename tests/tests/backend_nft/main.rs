@@ -85,6 +85,42 @@ fn a_pod_sees_the_client_and_the_client_sees_the_vip() {
     assert!(world.a.counters("proxy").into_iter().all(|(name, packets)| name == "refused" || packets > 0));
 }
 
+/// iptables as Docker and ufw leave it, with what kube-proxy in iptables mode adds: real iptables, of either kind.
+const FORWARD_DROP: &[&str] = &[
+    "-P FORWARD DROP",
+    "-N KUBE-FORWARD",
+    "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP",
+    "-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT",
+    "-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    "-I FORWARD 1 -j KUBE-FORWARD",
+    "-t nat -N KUBE-POSTROUTING",
+    "-t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
+    "-t nat -A KUBE-POSTROUTING -j MARK --xor-mark 0x4000",
+    "-t nat -A KUBE-POSTROUTING -j MASQUERADE",
+    "-t nat -A POSTROUTING -j KUBE-POSTROUTING",
+];
+
+#[test]
+fn a_forward_policy_that_drops_is_passed_as_kube_proxy_passes_it() {
+    for (test, iptables) in [("drop-nft", "iptables-nft"), ("drop-legacy", "iptables-legacy")] {
+        let world = World::new(test);
+        FORWARD_DROP.iter().for_each(|rule| world.a.run(iptables, rule));
+        world.a.apply(&only(0));
+        let mut connection = world.connect(VIP, 80).unwrap();
+        assert_eq!(connection.seen, connection.local(), "the mark does not masquerade ({iptables})");
+        assert!(connection.is_alive());
+        let udp = world.client_udp();
+        udp.send_to(b"hello", (VIP, 53)).unwrap();
+        let (length, from) = udp.recv_from(&mut [0; 64]).unwrap();
+        assert_eq!((length > 0, from), (true, SocketAddr::from((VIP, 53))));
+
+        // The policy is not there for show: what is not a VIP's is dropped, and so is a VIP's without the mark.
+        world.a.nft("flush chain ip sheave forward");
+        assert_eq!(world.connect(VIP, 80).err().map(|error| error.kind()), Some(ErrorKind::TimedOut));
+        assert!(connection.is_alive(), "{iptables}");
+    }
+}
+
 #[test]
 fn an_unserved_port_is_refused_at_once() {
     let world = World::new("refused");

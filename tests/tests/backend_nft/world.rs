@@ -189,6 +189,14 @@ impl Node {
         ));
     }
 
+    /// A program on the node.
+    pub fn run(&self, program: &str, arguments: &str) {
+        let mut command = Command::new(program);
+        netns::enter(command.args(arguments.split(' ')), &self.name).unwrap();
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// As if XDP were not attached.
     pub fn unmark(&self) {
         self.nft("delete table netdev xdp");

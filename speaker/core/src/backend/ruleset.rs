@@ -295,8 +295,16 @@ fn base_chains(text: &mut String, plan: &Plan) {
         line(text, format_args!("\tchain {hook} {{"));
         line(text, format_args!("\t\ttype filter hook {hook} priority {GUARD_PRIORITY}; policy accept;"));
         line(text, format_args!("\t\t{to_vip} goto guard"));
+        if hook == "forward" {
+            line(text, format_args!("\t\tct state new {OURS} meta mark set meta mark | {ACCEPT_MARK:#x}"));
+        }
         line(text, format_args!("\t}}"));
     }
+    // A nat chain: it sees first packets only, and costs all others nothing.
+    line(text, format_args!("\tchain clear_accept_mark {{"));
+    line(text, format_args!("\t\ttype nat hook postrouting priority {CLEAR_MARK_PRIORITY}; policy accept;"));
+    line(text, format_args!("\t\t{OURS} meta mark set meta mark & {:#x}", !ACCEPT_MARK));
+    line(text, format_args!("\t}}"));
 }
 
 /// The rule of one service port. `meta l4proto` comes first because nft wants to know that there are ports.
@@ -390,6 +398,13 @@ const NOT_SYN: &str = "tcp flags & (fin | syn | rst | ack) != syn";
 const IS_ACK: &str = "tcp flags & (fin | syn | rst | ack) == ack";
 const IS_FIN: &str = "tcp flags & (fin | syn | rst) == fin";
 
+/// What our chain in prerouting has translated.
+const OURS: &str = "ct status dnat ct original ip daddr @vips";
+/// Docker and ufw set the policy of iptables' FORWARD to drop. What kube-proxy in iptables mode forwards itself carries this mark, which its
+/// chain KUBE-FORWARD accepts (`--iptables-masquerade-bit`, 14 by default). Where no one asks for the mark it changes nothing.
+const ACCEPT_MARK: u32 = 1 << 14;
+/// Behind FORWARD (filter, 0), and before the nat chains (srcnat, 100) that masquerade what carries the mark.
+const CLEAR_MARK_PRIORITY: i32 = 90;
 /// Behind conntrack (-200), before our nat chain: a packet that is forwarded leaves no entry.
 const FLOW_LOOKUP_PRIORITY: i32 = -150;
 /// Packets that go back to their dispatchers, from all of this node: a flood of segments of no flow stays spread over the nodes. A second's
