@@ -39,6 +39,9 @@ pub struct Metrics {
     pub nodes_stale: IntGauge,
     pub flows: IntGauge,
     pub flows_expired: IntGauge,
+    pub conntrack_entries: IntGauge,
+    pub conntrack_limit: IntGauge,
+    pub conntrack_dropped: IntCounter,
     pub second_chance: IntGauge,
     flows_forgotten: IntCounter,
     pub flows_in_removal_grace: IntGauge,
@@ -149,6 +152,15 @@ impl Metrics {
             flows_expired: gauge(
                 "sheave_flows_expired",
                 "Open flows of rows that this node lost longer ago than the drain window: no longer reported.",
+            )?,
+            conntrack_entries: gauge("sheave_conntrack_entries", "Entries of the node's conntrack table.")?,
+            conntrack_limit: gauge(
+                "sheave_conntrack_limit",
+                "As many it takes (net.netfilter.nf_conntrack_max); 0: no limit.",
+            )?,
+            conntrack_dropped: counter(
+                "sheave_conntrack_dropped_total",
+                "First packets of flows, also to what is no VIP, that the kernel dropped because the table was full.",
             )?,
             second_chance: gauge(
                 "sheave_second_chance",

@@ -2,6 +2,7 @@
 //! docs/backend.md.
 
 pub mod conntrack;
+mod conntrack_room;
 mod counters;
 mod forget;
 mod netfilter;

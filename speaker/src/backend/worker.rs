@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
+use super::conntrack_room::{self, Change, Room};
 use super::nft::NftError;
 use super::{Backend, Outcome};
 use crate::backoff::Backoff;
@@ -91,12 +93,24 @@ struct Worker {
     /// When the newest plan is to be tried (again); `None`: it is in force.
     due: Option<Instant>,
     audit_fails: bool,
+    room: conntrack_room::Watch,
+    room_unknown: bool,
 }
 
 impl Worker {
     fn new(backend: Backend, plans: watch::Receiver<Option<Arc<Wanted>>>, health: Health) -> Self {
-        let backoff = Backoff::default();
-        Self { backend, plans, health, backoff, attempted: None, due: None, audit_fails: false }
+        let (backoff, room) = (Backoff::default(), conntrack_room::Watch::default());
+        Self {
+            backend,
+            plans,
+            health,
+            backoff,
+            attempted: None,
+            due: None,
+            audit_fails: false,
+            room,
+            room_unknown: false,
+        }
     }
 
     /// Until the loop's end is gone.
@@ -119,7 +133,7 @@ impl Worker {
                     self.due = Some(due.map_or(earliest, |due| due.min(earliest)));
                 }
                 () = self.backend.changed() => self.audit().await,
-                _ = audit.tick() => { self.audit().await; self.count(); }
+                _ = audit.tick() => { self.audit().await; self.count(); self.look_for_room(); }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             if self.due.is_some_and(|due| due <= Instant::now()) {
@@ -191,6 +205,38 @@ impl Worker {
         match self.backend.counters() {
             Ok(counters) => metrics.set_guard(counters.iter().map(|(name, counter)| (*name, counter.packets))),
             Err(error) => debug!(%error, "counters of the guard not read"),
+        }
+    }
+
+    /// A full table is the node's, and concerns every new flow to its pods, also those that are not ours.
+    fn look_for_room(&mut self) {
+        let room = match Room::read(Path::new("/proc")) {
+            Ok(room) => room,
+            Err(error) => {
+                if !std::mem::replace(&mut self.room_unknown, true) {
+                    warn!(%error, "it is not known how full conntrack is");
+                }
+                return;
+            }
+        };
+        self.room_unknown = false;
+        let Room { entries, limit, .. } = room;
+        let metrics = &self.health.metrics;
+        metrics.conntrack_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        metrics.conntrack_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+        for change in self.room.look(room) {
+            match change {
+                Change::NearlyFull => warn!(
+                    entries,
+                    limit,
+                    "conntrack_nearly_full: when it is full, new connections to pods of this node get no answer; raise net.netfilter.nf_conntrack_max"
+                ),
+                Change::RoomAgain => info!(entries, limit, "conntrack has room again"),
+                Change::Dropped(packets) => {
+                    metrics.conntrack_dropped.inc_by(packets);
+                    warn!(packets, entries, limit, "conntrack_full: first packets of new flows were dropped");
+                }
+            }
         }
     }
 }
