@@ -5,6 +5,7 @@
 
 mod packet;
 mod second_chance;
+mod timeouts;
 mod world;
 
 use std::collections::BTreeSet;

@@ -189,6 +189,11 @@ impl Node {
         ));
     }
 
+    /// A setting of the node's network, below /proc/sys/net.
+    pub fn sysctl(&self, name: &str, value: &str) {
+        netns::sysctl(&self.name, &[(name, value)]).unwrap();
+    }
+
     /// A program on the node.
     pub fn run(&self, program: &str, arguments: &str) {
         let mut command = Command::new(program);
@@ -362,6 +367,16 @@ impl Connection {
         let mut received = vec![0; bytes];
         let complete = self.stream.read_exact(&mut received).is_ok() && received.iter().all(|&byte| byte == 7);
         sent.join().unwrap().is_ok() && complete
+    }
+
+    /// The client has said all it has to say; the pod may go on.
+    pub fn half_close(&self) {
+        self.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
+    /// What comes next: `Ok(0)` is the end.
+    pub fn read(&mut self) -> std::io::Result<usize> {
+        self.stream.read(&mut [0; 64])
     }
 
     /// Ends it with a reset.
