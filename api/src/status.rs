@@ -13,7 +13,7 @@ pub const REASON_RELEASED: &str = "AddressReleased";
 /// Reason of the Event when a third-party change of a status was repaired.
 pub const REASON_CORRECTED: &str = "StatusCorrected";
 
-/// Why a Service has no address, or has one with a remark.
+/// Why a Service has no address, or has one with a remark: it is elsewhere than the Service wants it, or serves a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Refusal {
     /// No pool exists, or none assigns automatically.
@@ -30,13 +30,15 @@ pub enum Refusal {
     AddressInUse,
     /// The wanted address is not one, or there is more than one of a family.
     AddressMalformed,
-    /// The Service wants an address family that this version cannot serve.
-    UnsupportedFamily,
+    /// The Service wants IPv6, alone or beside IPv4.
+    IPv6NotServed,
+    /// Ports of a protocol that the packet path does not carry (SCTP).
+    ProtocolNotServed,
 }
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 8] = [
+    pub const ALL: [Refusal; 9] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -44,7 +46,8 @@ impl Refusal {
         Refusal::AddressNotInPool,
         Refusal::AddressInUse,
         Refusal::AddressMalformed,
-        Refusal::UnsupportedFamily,
+        Refusal::IPv6NotServed,
+        Refusal::ProtocolNotServed,
     ];
 
     /// The one name.
@@ -57,8 +60,15 @@ impl Refusal {
             Refusal::AddressNotInPool => "AddressNotInPool",
             Refusal::AddressInUse => "AddressInUse",
             Refusal::AddressMalformed => "AddressMalformed",
-            Refusal::UnsupportedFamily => "UnsupportedFamily",
+            Refusal::IPv6NotServed => "IPv6NotServed",
+            Refusal::ProtocolNotServed => "ProtocolNotServed",
         }
+    }
+
+    /// The name as an error of a port in `status.loadBalancer.ingress[].ports`: below a domain, because Kubernetes keeps plain
+    /// names for its own (KEP-1435).
+    pub fn port_error(self) -> String {
+        format!("{}/{self}", crate::GROUP)
     }
 }
 
@@ -160,6 +170,7 @@ mod tests {
     fn the_name_is_the_variant() {
         for refusal in Refusal::ALL {
             assert_eq!(refusal.as_str(), format!("{refusal:?}"));
+            assert_eq!(refusal.port_error(), format!("sheave.dev/{refusal:?}"));
         }
         for reason in [PoolReason::Valid, PoolReason::Malformed, PoolReason::Overlapping] {
             assert_eq!(reason.as_str(), format!("{reason:?}"));

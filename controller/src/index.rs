@@ -88,6 +88,8 @@ pub struct Index {
     corrections: BTreeMap<ServiceKey, (u32, Instant)>,
     /// Services of ours without an address, or with another than they want, and why.
     pub(crate) waiting: BTreeMap<ServiceKey, Refusal>,
+    /// Services that have an address, and which parts of them are not served.
+    pub(crate) partly: BTreeMap<ServiceKey, Vec<Refusal>>,
 }
 
 impl Index {
@@ -175,7 +177,7 @@ impl Index {
                 self.allocator.unreserve(*address);
                 self.mark_waiting();
             }
-            (Write::Status(write), None) if write.is_correction() => self.corrected(&planned.subject, write, now),
+            (Write::Status(write), None) if write.is_repetition() => self.corrected(&planned.subject, write, now),
             _ => {}
         }
         match failure {
@@ -205,11 +207,12 @@ impl Index {
 
     /// How many Services wait for which reason.
     pub fn waiting(&self) -> BTreeMap<Refusal, i64> {
-        let mut counts: BTreeMap<Refusal, i64> = Refusal::ALL.into_iter().map(|reason| (reason, 0)).collect();
-        for reason in self.waiting.values() {
-            *counts.entry(*reason).or_default() += 1;
-        }
-        counts
+        counts(self.waiting.values())
+    }
+
+    /// Of how many Services a part is not served, by reason.
+    pub fn partly_served(&self) -> BTreeMap<Refusal, i64> {
+        counts(self.partly.values().flatten())
     }
 
     pub fn granted(&self) -> usize {
@@ -241,8 +244,7 @@ impl Index {
     }
 
     fn service_gone(&mut self, key: &ServiceKey, view: Option<ServiceView>) {
-        self.waiting.remove(key);
-        self.corrections.remove(key);
+        self.forget_standing(key);
         if let Some(view) = view {
             let subject = Subject::Service(view.created, key.clone());
             self.forget_retries(&subject);
@@ -297,8 +299,7 @@ impl Index {
         match kind {
             Kind::Services => {
                 for key in self.services.complete(version) {
-                    self.waiting.remove(&key);
-                    self.corrections.remove(&key);
+                    self.forget_standing(&key);
                 }
                 // Grants of Services that are gone are marked here, because no event of their Service comes.
                 self.dirty.extend(self.grants.iter().map(|(address, _)| Subject::Address(*address)));
@@ -331,10 +332,25 @@ impl Index {
         }
     }
 
+    fn forget_standing(&mut self, service: &ServiceKey) {
+        self.waiting.remove(service);
+        self.partly.remove(service);
+        self.corrections.remove(service);
+    }
+
     fn forget_retries(&mut self, subject: &Subject) {
         self.failures.remove(subject);
         self.not_before.remove(subject);
     }
+}
+
+/// Every reason has a count, so that "never" reads as 0.
+fn counts<'a>(reasons: impl Iterator<Item = &'a Refusal>) -> BTreeMap<Refusal, i64> {
+    let mut counts: BTreeMap<Refusal, i64> = Refusal::ALL.into_iter().map(|reason| (reason, 0)).collect();
+    for reason in reasons {
+        *counts.entry(*reason).or_default() += 1;
+    }
+    counts
 }
 
 /// Doubles with every attempt.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::allocator::{Decision, State};
+use crate::coverage;
 use crate::index::{Index, Planned, Subject, Write};
 use crate::request::{Claim, Refused, claim};
 use crate::status;
@@ -52,6 +53,7 @@ impl Index {
             Claim::Wanted(request) => request,
             Claim::Foreign => {
                 self.waiting.remove(key);
+                self.partly.remove(key);
                 return self.withdraw(&service).map(Write::Status);
             }
             Claim::Refused(refused) => return self.refuse(&service, &refused),
@@ -63,7 +65,7 @@ impl Index {
                     None => self.waiting.remove(key),
                 };
                 self.mark_others(&service.uid, address);
-                self.show(&service, address, remark.as_ref())
+                self.show(&service, address, remark)
             }
             Decision::Grant { address, pool } => {
                 self.waiting.remove(key);
@@ -119,14 +121,22 @@ impl Index {
     fn refuse(&mut self, service: &ServiceView, refused: &Refused) -> Option<Write> {
         self.waiting.insert(service.key.clone(), refused.reason);
         match self.held_first(service) {
-            Some(address) => self.show(service, address, Some(&refused.clone().keeping(address))),
-            None => status::refused(service, refused, self.allocator.has_pools()).map(Write::Status),
+            Some(address) => self.show(service, address, Some(refused.clone().keeping(address))),
+            None => {
+                self.partly.remove(&service.key);
+                status::refused(service, refused, self.allocator.has_pools()).map(Write::Status)
+            }
         }
     }
 
-    fn show(&self, service: &ServiceView, address: Ipv4Addr, remark: Option<&Refused>) -> Option<Write> {
+    fn show(&mut self, service: &ServiceView, address: Ipv4Addr, remark: Option<Refused>) -> Option<Write> {
+        let parts = coverage::remarks(service);
+        self.partly.insert(service.key.clone(), parts.iter().map(|part| part.reason).collect());
         let pool = self.allocator.taken(address).map_or("", |taken| taken.pool.as_str());
-        status::allocated(service, address, pool, remark).map(Write::Status)
+        let said = remark.as_ref().map(|remark| remark.reason);
+        let parts = parts.into_iter().filter(|part| Some(part.reason) != said);
+        let remarks: Vec<Refused> = remark.into_iter().chain(parts).collect();
+        status::allocated(service, address, pool, &remarks).map(Write::Status)
     }
 
     fn withdraw(&self, service: &ServiceView) -> Option<status::StatusWrite> {

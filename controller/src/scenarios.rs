@@ -10,11 +10,12 @@ use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
 use sheave_api::{AddressPoolSpec, AddressPoolStatus};
 
+use crate::coverage;
 use crate::error::WriteError;
 use crate::index::{Index, Kind, Observed, Outcome, Planned, Write};
-use crate::request::{Claim, claim};
+use crate::request::{Claim, Refused, claim};
 use crate::status::{ConditionChange, IngressChange, StatusWrite};
-use crate::view::{GrantView, Ingress, PoolView, ServiceKey, ServiceView};
+use crate::view::{GrantView, Ingress, PoolView, Port, ServiceKey, ServiceView, example};
 
 /// The API server, and the state of the checkers.
 #[derive(Default)]
@@ -120,7 +121,7 @@ impl Api {
         if service.uid != write.uid {
             return Err(WriteError::Conflict("uid".into()));
         }
-        match write.ingress {
+        match &write.ingress {
             IngressChange::Leave => {}
             IngressChange::Clear if service.version != write.version => {
                 return Err(WriteError::Conflict("resourceVersion".into()));
@@ -129,17 +130,17 @@ impl Api {
                 service.ingress.clear();
                 self.shown.remove(&service.uid);
             }
-            IngressChange::Set(address) => {
-                let holder = self.grants.get(&address).map(|grant| grant.services[0].uid.as_str());
+            IngressChange::Set(address, ports) => {
+                let holder = self.grants.get(address).map(|grant| grant.services[0].uid.as_str());
                 assert_eq!(holder, Some(service.uid.as_str()), "{address} shown without a ledger entry");
                 // A wish that cannot be granted at once may move it later; so may a write from before the wish.
                 let changed = self.changed.get(&service.uid).copied().unwrap_or_default();
                 if service.addresses.is_none() && write.version >= changed {
-                    let first = *self.stable.entry(service.uid.clone()).or_insert(address);
-                    assert_eq!(first, address, "the address of {} moved", service.key);
+                    let first = *self.stable.entry(service.uid.clone()).or_insert(*address);
+                    assert_eq!(first, *address, "the address of {} moved", service.key);
                 }
-                service.ingress = vec![Ingress::Vip(address)];
-                self.shown.insert(service.uid.clone(), address);
+                service.ingress = vec![Ingress::Vip(*address, ports.clone())];
+                self.shown.insert(service.uid.clone(), *address);
             }
         }
         match &write.condition {
@@ -222,7 +223,7 @@ impl World {
     fn step(&mut self, (what, who, how): (u8, u8, u8)) {
         self.now += Duration::from_millis(u64::from(how));
         let key = ServiceKey { namespace: "default".into(), name: format!("s{}", who % 12) };
-        match what % 16 {
+        match what % 17 {
             0..=2 => self.create(key, None),
             3 => self.create(key, Some(how % 12)),
             4 => self.api.delete_service(&key),
@@ -237,6 +238,7 @@ impl World {
                 self.replicas[usize::from(who % 2)].deliver(&self.api, kind, usize::from(how % 7));
             }
             13 => self.plan(usize::from(how % 4)),
+            14 => self.change(&key, |service| service.ports = ports(how)),
             _ => self.finish_one(how),
         }
     }
@@ -251,13 +253,8 @@ impl World {
             uid: format!("uid-{}", self.born),
             version: 0,
             created: i64::try_from(self.born / 3).unwrap(),
-            load_balancer: true,
-            class: None,
-            wants_ipv4: true,
-            pool: None,
             addresses: wish.map(|last| format!("192.0.2.{last}")),
-            ingress: vec![],
-            condition: None,
+            ..example()
         });
     }
 
@@ -276,7 +273,7 @@ impl World {
             self.api.shown.remove(&service.uid);
             service.ingress = match how % 3 {
                 0 => vec![],
-                1 => vec![Ingress::Vip(Ipv4Addr::new(192, 0, 2, how % 12))],
+                1 => vec![Ingress::Vip(Ipv4Addr::new(192, 0, 2, how % 12), vec![])],
                 _ => vec![Ingress::Other],
             };
             self.api.put_service(service);
@@ -377,13 +374,16 @@ impl World {
                 (Claim::Foreign, []) => assert!(service.condition.is_none(), "{service:?}"),
                 (Claim::Foreign, held) => panic!("{} is not ours and holds {held:?}", service.key),
                 (_, [address]) => {
-                    assert_eq!(service.ingress, [Ingress::Vip(*address)], "{}", service.key);
-                    assert!(service.condition.as_ref().unwrap().allocated);
+                    assert_eq!(service.ingress, [Ingress::Vip(*address, coverage::ports(service))], "{}", service.key);
+                    let condition = service.condition.as_ref().unwrap();
+                    assert!(condition.allocated);
+                    let named = |part: &Refused| condition.message.contains(&part.message);
+                    assert!(coverage::remarks(service).iter().all(named), "{condition:?}");
                 }
-                (_, []) => {
+                (claimed, []) => {
                     assert!(service.ingress.is_empty(), "{service:?}");
                     assert!(!service.condition.as_ref().unwrap().allocated);
-                    waits |= service.addresses.is_none();
+                    waits |= service.addresses.is_none() && matches!(claimed, Claim::Wanted(_));
                 }
                 (_, held) => panic!("{} holds {held:?}", service.key),
             }
@@ -396,6 +396,13 @@ impl World {
         assert_eq!(pool.status.available, i64::try_from(free).unwrap());
         assert_eq!(pool.status.assigned, i64::try_from(self.api.grants.len()).unwrap());
     }
+}
+
+/// All served, some, or none.
+fn ports(how: u8) -> Vec<Port> {
+    let protocols: &[&str] =
+        [&["TCP"][..], &["TCP", "SCTP"], &["SCTP", "UDP", "SCTP"], &["SCTP"]][usize::from(how % 4)];
+    (1..).zip(protocols).map(|(number, protocol)| Port::new(number, Some(protocol))).collect()
 }
 
 proptest! {
@@ -429,7 +436,7 @@ fn who_waits_longest_is_served_first() {
     assert!(shows(&world, "z-third").is_empty() && shows(&world, "a-fourth").is_empty());
     world.api.delete_service(&key("first"));
     assert!(world.settle());
-    assert_eq!(shows(&world, "z-third"), [Ingress::Vip(Ipv4Addr::new(192, 0, 2, 1))]);
+    assert_eq!(shows(&world, "z-third"), [Ingress::Vip(Ipv4Addr::new(192, 0, 2, 1), vec![])]);
     assert!(shows(&world, "a-fourth").is_empty());
 }
 

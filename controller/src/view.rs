@@ -1,6 +1,8 @@
 //! Pure: the few fields of Kubernetes objects that decisions depend on. Everything else is dropped at the door, so a
 //! thousand Services cost a megabyte, not ten.
 
+mod port;
+
 use std::net::Ipv4Addr;
 
 use k8s_openapi::api::core::v1::Service;
@@ -9,6 +11,8 @@ use sheave_api::status::CONDITION_ALLOCATED;
 use sheave_api::{
     ADDRESS_ANNOTATIONS, AddressPool, AddressPoolSpec, AddressPoolStatus, POOL_ANNOTATIONS, ServiceRef, VirtualIP,
 };
+
+pub use port::{Port, PortStatus, Protocol};
 
 /// Namespace and name of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +45,8 @@ pub struct ServiceView {
     pub class: Option<String>,
     /// False if the Service wants IPv6 only.
     pub wants_ipv4: bool,
+    pub wants_ipv6: bool,
+    pub ports: Vec<Port>,
     pub pool: Option<String>,
     pub addresses: Option<String>,
     pub ingress: Vec<Ingress>,
@@ -50,9 +56,9 @@ pub struct ServiceView {
 /// One entry of `status.loadBalancer.ingress`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ingress {
-    /// An address with ipMode VIP (or none, as API servers before 1.29 have it) and nothing else.
-    Vip(Ipv4Addr),
-    /// Whatever else: a name, IPv6, ipMode Proxy, ports.
+    /// An address with ipMode VIP (or none, as API servers before 1.29 have it), and its ports if they are listed.
+    Vip(Ipv4Addr, Vec<PortStatus>),
+    /// Whatever else: a name, IPv6, ipMode Proxy.
     Other,
 }
 
@@ -71,7 +77,15 @@ impl ServiceView {
 
     /// Whether the status shows this address, among others perhaps.
     pub fn shows(&self, address: Ipv4Addr) -> bool {
-        self.ingress.contains(&Ingress::Vip(address))
+        self.ingress.iter().any(|entry| matches!(entry, Ingress::Vip(shown, _) if *shown == address))
+    }
+
+    /// The address that the status shows, if it shows one and nothing else.
+    pub fn shown(&self) -> Option<Ipv4Addr> {
+        match self.ingress[..] {
+            [Ingress::Vip(address, _)] => Some(address),
+            _ => None,
+        }
     }
 }
 
@@ -82,6 +96,8 @@ impl From<&Service> for ServiceView {
         let ingress = status.and_then(|s| s.load_balancer.as_ref()).and_then(|lb| lb.ingress.as_deref());
         let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
         let annotation = |names: &[&str]| names.iter().find_map(|name| service.annotations().get(*name).cloned());
+        let families = spec.and_then(|s| s.ip_families.as_deref()).unwrap_or_default();
+        let ports = spec.and_then(|s| s.ports.as_deref()).unwrap_or_default();
         ServiceView {
             key: ServiceKey { namespace: service.namespace().unwrap_or_default(), name: service.name_any() },
             uid: service.uid().unwrap_or_default(),
@@ -89,9 +105,9 @@ impl From<&Service> for ServiceView {
             created: service.creation_timestamp().map_or(0, |t| t.0.as_second()),
             load_balancer: spec.and_then(|s| s.type_.as_deref()) == Some("LoadBalancer"),
             class: spec.and_then(|s| s.load_balancer_class.clone()),
-            wants_ipv4: spec
-                .and_then(|s| s.ip_families.as_ref())
-                .is_none_or(|f| f.is_empty() || f.iter().any(|f| f == "IPv4")),
+            wants_ipv4: families.is_empty() || families.iter().any(|family| family == "IPv4"),
+            wants_ipv6: families.iter().any(|family| family == "IPv6"),
+            ports: ports.iter().map(|port| Port::new(port.port, port.protocol.as_deref())).collect(),
             pool: annotation(&POOL_ANNOTATIONS),
             addresses: annotation(&ADDRESS_ANNOTATIONS).or_else(|| spec.and_then(|s| s.load_balancer_ip.clone())),
             ingress: ingress.unwrap_or_default().iter().map(ingress_view).collect(),
@@ -105,11 +121,15 @@ impl From<&Service> for ServiceView {
 }
 
 fn ingress_view(entry: &k8s_openapi::api::core::v1::LoadBalancerIngress) -> Ingress {
-    let plain = entry.hostname.as_deref().unwrap_or_default().is_empty()
-        && entry.ports.as_deref().unwrap_or_default().is_empty()
-        && entry.ip_mode.as_deref().unwrap_or("VIP") == "VIP";
+    let plain =
+        entry.hostname.as_deref().unwrap_or_default().is_empty() && entry.ip_mode.as_deref().unwrap_or("VIP") == "VIP";
+    let ports = entry.ports.as_deref().unwrap_or_default().iter();
+    let ports = ports.map(|status| PortStatus {
+        port: Port::new(status.port, Some(&status.protocol)),
+        error: status.error.clone().filter(|error| !error.is_empty()),
+    });
     match entry.ip.as_deref().map(str::parse) {
-        Some(Ok(address)) if plain => Ingress::Vip(address),
+        Some(Ok(address)) if plain => Ingress::Vip(address, ports.collect()),
         _ => Ingress::Other,
     }
 }
@@ -169,6 +189,26 @@ pub fn version(text: Option<String>) -> u64 {
     text.and_then(|v| v.parse().ok()).unwrap_or_default()
 }
 
+/// A Service of ours that has nothing yet.
+#[cfg(test)]
+pub fn example() -> ServiceView {
+    ServiceView {
+        key: ServiceKey { namespace: "default".into(), name: "web".into() },
+        uid: "u".into(),
+        version: 7,
+        created: 0,
+        load_balancer: true,
+        class: None,
+        wants_ipv4: true,
+        wants_ipv6: false,
+        ports: vec![Port::new(80, None)],
+        pool: None,
+        addresses: None,
+        ingress: vec![],
+        condition: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,11 +242,15 @@ mod tests {
             "metadata": {"name": "a", "namespace": "b"},
             "status": {"loadBalancer": {"ingress": [
                 {"ip": "192.0.2.1", "ipMode": "VIP"}, {"ip": "192.0.2.2"}, {"ip": "192.0.2.3", "ipMode": "Proxy"},
-                {"hostname": "x"}, {"ip": "2001:db8::1", "ipMode": "VIP"}
+                {"hostname": "x"}, {"ip": "2001:db8::1", "ipMode": "VIP"},
+                {"ip": "192.0.2.4", "ipMode": "VIP", "ports": [{"port": 9, "protocol": "SCTP", "error": "example.com/No"}]}
             ]}},
         }));
-        let vip = |n| Ingress::Vip(Ipv4Addr::new(192, 0, 2, n));
-        assert_eq!(view.ingress, [vip(1), vip(2), Ingress::Other, Ingress::Other, Ingress::Other]);
+        let vip = |n, ports| Ingress::Vip(Ipv4Addr::new(192, 0, 2, n), ports);
+        let refused = PortStatus { port: Port::new(9, Some("SCTP")), error: Some("example.com/No".into()) };
+        let (first, second, fourth) = (vip(1, vec![]), vip(2, vec![]), vip(4, vec![refused]));
+        assert_eq!(view.ingress, [first, second, Ingress::Other, Ingress::Other, Ingress::Other, fourth]);
+        assert!(view.shows(Ipv4Addr::new(192, 0, 2, 4)) && view.shown().is_none());
         assert!(view.shows(Ipv4Addr::new(192, 0, 2, 2)));
     }
 }

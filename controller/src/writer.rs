@@ -118,7 +118,7 @@ impl Writer {
         if write.is_correction() {
             self.metrics.corrections.inc();
         }
-        if let Some(note) = &write.note {
+        for note in &write.notes {
             info!(service = %write.service, reason = note.reason, message = %note.message, "status written");
             if note.warning && !write.is_correction() {
                 self.metrics.refusals.with_label_values(&[note.reason]).inc();
