@@ -30,15 +30,23 @@ pub enum Refusal {
     AddressInUse,
     /// The wanted address is not one, or there is more than one of a family.
     AddressMalformed,
+    /// An entry of the source ranges is no range: no client is admitted.
+    SourceRangesMalformed,
+    /// The source ranges have no range of IPv4: no IPv4 client is admitted.
+    SourceRangesWithoutIPv4,
     /// The Service wants IPv6, alone or beside IPv4.
     IPv6NotServed,
     /// Ports of a protocol that the packet path does not carry (SCTP).
     ProtocolNotServed,
+    /// Ports beyond the first [`MAX_PORTS`](crate::MAX_PORTS).
+    TooManyPorts,
+    /// All EndpointSlices hold names, not addresses. Speakers find it ([`Partly`]).
+    FQDNNotServed,
 }
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 9] = [
+    pub const ALL: [Refusal; 13] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -46,8 +54,12 @@ impl Refusal {
         Refusal::AddressNotInPool,
         Refusal::AddressInUse,
         Refusal::AddressMalformed,
+        Refusal::SourceRangesMalformed,
+        Refusal::SourceRangesWithoutIPv4,
         Refusal::IPv6NotServed,
         Refusal::ProtocolNotServed,
+        Refusal::TooManyPorts,
+        Refusal::FQDNNotServed,
     ];
 
     /// The one name.
@@ -60,8 +72,12 @@ impl Refusal {
             Refusal::AddressNotInPool => "AddressNotInPool",
             Refusal::AddressInUse => "AddressInUse",
             Refusal::AddressMalformed => "AddressMalformed",
+            Refusal::SourceRangesMalformed => "SourceRangesMalformed",
+            Refusal::SourceRangesWithoutIPv4 => "SourceRangesWithoutIPv4",
             Refusal::IPv6NotServed => "IPv6NotServed",
             Refusal::ProtocolNotServed => "ProtocolNotServed",
+            Refusal::TooManyPorts => "TooManyPorts",
+            Refusal::FQDNNotServed => "FQDNNotServed",
         }
     }
 
@@ -150,6 +166,27 @@ impl NoOwner {
     }
 }
 
+/// What is not served of a VirtualIP that has an owner: `status.reason` beside `status.owner`, written by the owner's speaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Partly {
+    /// Ports of a Service beyond the first [`MAX_PORTS`](crate::MAX_PORTS).
+    TooManyPorts,
+    /// A Service all of whose EndpointSlices hold names (address type FQDN).
+    FQDNNotServed,
+}
+
+impl Partly {
+    pub const ALL: [Self; 2] = [Self::TooManyPorts, Self::FQDNNotServed];
+
+    /// The one name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Partly::TooManyPorts => "TooManyPorts",
+            Partly::FQDNNotServed => "FQDNNotServed",
+        }
+    }
+}
+
 macro_rules! display_as_str {
     ($($reason:ty),*) => {$(
         impl std::fmt::Display for $reason {
@@ -159,7 +196,7 @@ macro_rules! display_as_str {
         }
     )*};
 }
-display_as_str!(Refusal, PoolReason, NoOwner);
+display_as_str!(Refusal, PoolReason, NoOwner, Partly);
 
 #[cfg(test)]
 mod tests {
@@ -173,6 +210,9 @@ mod tests {
             assert_eq!(refusal.port_error(), format!("sheave.dev/{refusal:?}"));
         }
         for reason in [PoolReason::Valid, PoolReason::Malformed, PoolReason::Overlapping] {
+            assert_eq!(reason.as_str(), format!("{reason:?}"));
+        }
+        for reason in Partly::ALL {
             assert_eq!(reason.as_str(), format!("{reason:?}"));
         }
         for reason in NoOwner::ALL {
