@@ -258,10 +258,13 @@ impl Index {
         if !self.grants.apply(address, &view.uid, view.version, view.clone()) {
             return;
         }
-        // The owner reports itself in the status every now and then: nothing for us.
-        if known
-            .is_some_and(|known| known.uid == view.uid && known.pool == view.pool && known.services == view.services)
+        // The owner reports itself in the status every now and then: nothing for us, except what it does not serve.
+        if let Some(known) = known
+            && (known.uid == view.uid && known.pool == view.pool && known.services == view.services)
         {
+            if known.partly != view.partly {
+                view.services.iter().for_each(|service| self.mark_service(&ServiceKey::from(service)));
+            }
             return;
         }
         let before = self.allocator.forget(address);

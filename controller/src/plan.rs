@@ -130,7 +130,8 @@ impl Index {
     }
 
     fn show(&mut self, service: &ServiceView, address: Ipv4Addr, remark: Option<Refused>) -> Option<Write> {
-        let parts = coverage::remarks(service);
+        let partly = self.grants.get(&address).and_then(|grant| grant.partly);
+        let parts = coverage::remarks(service, partly);
         self.partly.insert(service.key.clone(), parts.iter().map(|part| part.reason).collect());
         let pool = self.allocator.taken(address).map_or("", |taken| taken.pool.as_str());
         let said = remark.as_ref().map(|remark| remark.reason);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
-use sheave_api::{AddressPoolSpec, AddressPoolStatus};
+use sheave_api::{AddressPoolSpec, AddressPoolStatus, Partly};
 
 use crate::coverage;
 use crate::error::WriteError;
@@ -83,6 +83,7 @@ impl Api {
                     version,
                     pool: pool.clone(),
                     services: vec![service.clone()],
+                    partly: None,
                 };
                 self.log.push(Observed::Grant(view.clone()));
                 self.grants.insert(*address, view.clone());
@@ -223,7 +224,7 @@ impl World {
     fn step(&mut self, (what, who, how): (u8, u8, u8)) {
         self.now += Duration::from_millis(u64::from(how));
         let key = ServiceKey { namespace: "default".into(), name: format!("s{}", who % 12) };
-        match what % 17 {
+        match what % 18 {
             0..=2 => self.create(key, None),
             3 => self.create(key, Some(how % 12)),
             4 => self.api.delete_service(&key),
@@ -239,6 +240,7 @@ impl World {
             }
             13 => self.plan(usize::from(how % 4)),
             14 => self.change(&key, |service| service.ports = ports(how)),
+            15 => self.owner_reports(how),
             _ => self.finish_one(how),
         }
     }
@@ -277,6 +279,16 @@ impl World {
                 _ => vec![Ingress::Other],
             };
             self.api.put_service(service);
+        }
+    }
+
+    /// A speaker writes the status of a VirtualIP.
+    fn owner_reports(&mut self, how: u8) {
+        let version = self.api.next();
+        if let Some(grant) = self.api.grants.values_mut().nth(usize::from(how % 5)) {
+            grant.version = version;
+            grant.partly = (how % 2 == 0).then_some(Partly::FQDNNotServed);
+            self.api.log.push(Observed::Grant(grant.clone()));
         }
     }
 
@@ -378,7 +390,7 @@ impl World {
                     let condition = service.condition.as_ref().unwrap();
                     assert!(condition.allocated);
                     let named = |part: &Refused| condition.message.contains(&part.message);
-                    assert!(coverage::remarks(service).iter().all(named), "{condition:?}");
+                    assert!(coverage::remarks(service, self.api.grants[address].partly).iter().all(named), "{condition:?}");
                 }
                 (claimed, []) => {
                     assert!(service.ingress.is_empty(), "{service:?}");

@@ -1,6 +1,7 @@
 //! Pure: the few fields of Kubernetes objects that decisions depend on. Everything else is dropped at the door, so a
 //! thousand Services cost a megabyte, not ten.
 
+mod clients;
 mod port;
 
 use std::net::Ipv4Addr;
@@ -9,9 +10,11 @@ use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use sheave_api::status::CONDITION_ALLOCATED;
 use sheave_api::{
-    ADDRESS_ANNOTATIONS, AddressPool, AddressPoolSpec, AddressPoolStatus, POOL_ANNOTATIONS, ServiceRef, VirtualIP,
+    ADDRESS_ANNOTATIONS, AddressPool, AddressPoolSpec, AddressPoolStatus, POOL_ANNOTATIONS, Partly, ServiceRef, VirtualIP,
+    VirtualIPStatus,
 };
 
+pub use clients::Clients;
 pub use port::{Port, PortStatus, Protocol};
 
 /// Namespace and name of a Service.
@@ -47,6 +50,7 @@ pub struct ServiceView {
     pub wants_ipv4: bool,
     pub wants_ipv6: bool,
     pub ports: Vec<Port>,
+    pub clients: Clients,
     pub pool: Option<String>,
     pub addresses: Option<String>,
     pub ingress: Vec<Ingress>,
@@ -108,6 +112,7 @@ impl From<&Service> for ServiceView {
             wants_ipv4: families.is_empty() || families.iter().any(|family| family == "IPv4"),
             wants_ipv6: families.iter().any(|family| family == "IPv6"),
             ports: ports.iter().map(|port| Port::new(port.port, port.protocol.as_deref())).collect(),
+            clients: Clients::of(service),
             pool: annotation(&POOL_ANNOTATIONS),
             addresses: annotation(&ADDRESS_ANNOTATIONS).or_else(|| spec.and_then(|s| s.load_balancer_ip.clone())),
             ingress: ingress.unwrap_or_default().iter().map(ingress_view).collect(),
@@ -168,6 +173,8 @@ pub struct GrantView {
     pub version: u64,
     pub pool: String,
     pub services: Vec<ServiceRef>,
+    /// What its owner does not serve of it.
+    pub partly: Option<Partly>,
 }
 
 impl GrantView {
@@ -180,8 +187,15 @@ impl GrantView {
             version: version(vip.resource_version()),
             pool: vip.spec.pool.clone(),
             services: vip.spec.services.clone(),
+            partly: vip.status.as_ref().and_then(partly),
         })
     }
+}
+
+/// A name of another time, or of a VirtualIP without owner, is none of these.
+fn partly(status: &VirtualIPStatus) -> Option<Partly> {
+    let reason = status.reason.as_deref().filter(|_| status.owner.is_some())?;
+    Partly::ALL.into_iter().find(|partly| partly.as_str() == reason)
 }
 
 /// Kubernetes promises since 1.35 what has been true of etcd all along: versions of one kind compare as numbers.
@@ -202,6 +216,7 @@ pub fn example() -> ServiceView {
         wants_ipv4: true,
         wants_ipv6: false,
         ports: vec![Port::new(80, None)],
+        clients: Clients::All,
         pool: None,
         addresses: None,
         ingress: vec![],
