@@ -38,6 +38,9 @@ pub const POOL_ANNOTATIONS: [&str; 3] =
 pub const ADDRESS_ANNOTATIONS: [&str; 3] =
     ["sheave.dev/loadBalancerIPs", "metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"];
 
+/// The finalizer of Services that have an address: Kubernetes' own name for it, so that its tools know what is waited for.
+pub const CLEANUP_FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+
 /// Ports of a Service that are served: the first so many of `spec.ports` whose protocol is served.
 pub const MAX_PORTS: usize = 1000;
 

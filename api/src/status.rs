@@ -8,6 +8,12 @@ pub const CONDITION_READY: &str = "Ready";
 
 /// Reason of the [`CONDITION_ALLOCATED`] condition when it is True, and of its Event.
 pub const REASON_ALLOCATED: &str = "AddressAllocated";
+/// Reason of the [`CONDITION_ALLOCATED`] condition when it is False because the address is being granted: from here on the
+/// finalizer is ours.
+pub const REASON_GRANTING: &str = "Granting";
+/// Reason of the [`CONDITION_ALLOCATED`] condition when it is False because the address is being taken back: the finalizer is
+/// ours still.
+pub const REASON_RELEASING: &str = "Releasing";
 /// Reason of the Event when an address was taken back.
 pub const REASON_RELEASED: &str = "AddressReleased";
 /// Reason of the Event when a third-party change of a status was repaired.

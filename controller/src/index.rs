@@ -51,6 +51,8 @@ pub enum Subject {
 /// One write to the API server.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
+    /// What must be so before this address is granted: the Service has the finalizer.
+    Prepare { address: Ipv4Addr, write: StatusWrite },
     Grant { address: Ipv4Addr, pool: String, service: ServiceRef },
     Status(StatusWrite),
     Release { address: Ipv4Addr, uid: String },
@@ -90,6 +92,8 @@ pub struct Index {
     pub(crate) waiting: BTreeMap<ServiceKey, Refusal>,
     /// Services that have an address, and which parts of them are not served.
     pub(crate) partly: BTreeMap<ServiceKey, Vec<Refusal>>,
+    /// Services that were prepared for this address, until they are planned again: it is preferred.
+    pub(crate) prepared: BTreeMap<ServiceKey, Ipv4Addr>,
 }
 
 impl Index {
@@ -137,6 +141,7 @@ impl Index {
     pub fn lead(&mut self, leading: bool) {
         self.leading = leading;
         self.allocator.stay();
+        self.prepared.clear();
         self.look_at_everything();
     }
 
@@ -159,9 +164,9 @@ impl Index {
         self.dirty.insert(planned.subject.clone());
         match &planned.write {
             // Releases wait for what is under way about their Service.
-            Write::Status(StatusWrite { uid, .. }) | Write::Grant { service: ServiceRef { uid, .. }, .. } => {
-                self.mark_held(uid);
-            }
+            Write::Status(StatusWrite { uid, .. })
+            | Write::Prepare { write: StatusWrite { uid, .. }, .. }
+            | Write::Grant { service: ServiceRef { uid, .. }, .. } => self.mark_held(uid),
             Write::Release { .. } | Write::PoolStatus { .. } => {}
         }
         let failure = match outcome {
@@ -176,6 +181,13 @@ impl Index {
             (Write::Grant { address, .. }, _) => {
                 self.allocator.unreserve(*address);
                 self.mark_waiting();
+            }
+            (Write::Prepare { address, write }, _) => {
+                self.allocator.unreserve(*address);
+                self.mark_waiting();
+                if failure.is_none() {
+                    self.prepared.insert(write.service.clone(), *address);
+                }
             }
             (Write::Status(write), None) if write.is_repetition() => self.corrected(&planned.subject, write, now),
             _ => {}
@@ -338,6 +350,7 @@ impl Index {
     fn forget_standing(&mut self, service: &ServiceKey) {
         self.waiting.remove(service);
         self.partly.remove(service);
+        self.prepared.remove(service);
         self.corrections.remove(service);
     }
 

@@ -13,6 +13,7 @@ pub struct Metrics {
     pub releases: IntCounter,
     pub refusals: IntCounterVec,
     pub corrections: IntCounter,
+    pub finalizers: IntCounterVec,
     pub write_errors: IntCounterVec,
     pub events_dropped: IntCounter,
     pub limits_reached: IntCounterVec,
@@ -55,6 +56,12 @@ impl Metrics {
             releases: counter("releases_total", "Addresses taken back by this replica")?,
             refusals: counters("refusals_total", "Refusals reported to users, by reason", "reason", &refusal_names)?,
             corrections: counter("corrections_total", "Third-party changes of Service statuses that were repaired")?,
+            finalizers: counters(
+                "finalizers_total",
+                "Finalizers of Services that this replica has added or removed",
+                "change",
+                &["added", "removed"],
+            )?,
             write_errors: counters("write_errors_total", "Failed writes, by kind", "kind", &WriteError::KINDS)?,
             events_dropped: counter("events_dropped_total", "Events that could not be written")?,
             limits_reached: counters(

@@ -1,5 +1,5 @@
-//! Pure: what must be written next. The order of writes makes a crash between any two of them harmless: the ledger comes
-//! before the status that shows the address, and the status is cleared before the ledger entry goes.
+//! Pure: what must be written next. The order of writes makes a crash between any two of them harmless: the finalizer comes before
+//! the ledger entry, and the ledger entry before the status that shows the address. They go in the reverse order.
 
 use std::net::Ipv4Addr;
 use std::time::Instant;
@@ -46,10 +46,11 @@ impl Index {
         Some(subject)
     }
 
-    /// A Service: grant, then show; or refuse with the reason.
+    /// A Service: prepare, grant, then show; or refuse with the reason.
     fn plan_service(&mut self, key: &ServiceKey) -> Option<Write> {
+        let prepared = self.prepared.remove(key);
         let service = self.services.get(key)?.clone();
-        let request = match claim(&service) {
+        let mut request = match claim(&service) {
             Claim::Wanted(request) => request,
             Claim::Foreign => {
                 self.waiting.remove(key);
@@ -58,6 +59,7 @@ impl Index {
             }
             Claim::Refused(refused) => return self.refuse(&service, &refused),
         };
+        request.adopt = prepared.or(request.adopt);
         match self.allocator.decide(&request) {
             Decision::Keep { address, remark } => {
                 match &remark {
@@ -70,7 +72,10 @@ impl Index {
             Decision::Grant { address, pool } => {
                 self.waiting.remove(key);
                 self.allocator.reserve(address, pool.clone(), request.service.clone());
-                Some(Write::Grant { address, pool, service: request.service })
+                if service.finalizer_is_ours() {
+                    return Some(Write::Grant { address, pool, service: request.service });
+                }
+                Some(Write::Prepare { address, write: status::granting(&service, address, &pool) })
             }
             Decision::Refuse(refused) => self.refuse(&service, &refused),
         }
@@ -88,8 +93,10 @@ impl Index {
                 continue;
             };
             let shown_by_us = service.condition.is_some() && service.shows(address);
+            // Without the ledger entry nothing would say whose the finalizer is.
+            let unmarked = service.finalizer && !service.finalizer_is_ours();
             let may_be_shown = self.in_flight.contains(&Subject::Service(service.created, service.key.clone()));
-            if shown_by_us || may_be_shown || self.keeps(service, address) {
+            if shown_by_us || unmarked || may_be_shown || self.keeps(service, address) {
                 return None;
             }
         }
@@ -122,6 +129,8 @@ impl Index {
         self.waiting.insert(service.key.clone(), refused.reason);
         match self.held_first(service) {
             Some(address) => self.show(service, address, Some(refused.clone().keeping(address))),
+            // The finalizer goes with this write, so not before the ledger entry; when that is gone the Service is planned again.
+            None if self.allocator.is_listed(&service.uid) => None,
             None => {
                 self.partly.remove(&service.key);
                 status::refused(service, refused, self.allocator.has_pools()).map(Write::Status)
@@ -142,7 +151,7 @@ impl Index {
 
     fn withdraw(&self, service: &ServiceView) -> Option<status::StatusWrite> {
         let held: Vec<Ipv4Addr> = self.allocator.held_by(&service.uid).collect();
-        status::withdrawn(service, &held)
+        status::withdrawn(service, &held, self.allocator.is_listed(&service.uid))
     }
 
     /// Of what the Service holds, the address that its status shows, else the lowest.

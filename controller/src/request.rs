@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use sheave_api::status::REASON_GRANTING;
 use sheave_api::{LOAD_BALANCER_CLASS, Refusal, ServiceRef};
 
 use crate::coverage;
@@ -10,7 +11,7 @@ use crate::view::ServiceView;
 /// What a Service is to us.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// Another type, or another class: not ours to touch.
+    /// Another type, another class, or being deleted: nothing of ours may stay.
     Foreign,
     /// Ours, and it wants an address.
     Wanted(Request),
@@ -50,7 +51,10 @@ pub struct Request {
 
 /// Reads a Service.
 pub fn claim(service: &ServiceView) -> Claim {
-    if !service.load_balancer || service.class.as_deref().is_some_and(|class| class != LOAD_BALANCER_CLASS) {
+    if service.deleting || !service.load_balancer {
+        return Claim::Foreign;
+    }
+    if service.class.as_deref().is_some_and(|class| class != LOAD_BALANCER_CLASS) {
         return Claim::Foreign;
     }
     if let Some(refused) = coverage::refusal(service) {
@@ -62,8 +66,8 @@ pub fn claim(service: &ServiceView) -> Claim {
         Some(Err(refused)) => return Claim::Refused(refused),
     };
     let shown = service.shown();
-    let refused_before =
-        service.condition.as_ref().is_some_and(|c| !c.allocated && c.reason != Refusal::NoPool.as_str());
+    let refused = |reason: &str| ![Refusal::NoPool.as_str(), REASON_GRANTING].contains(&reason);
+    let refused_before = service.condition.as_ref().is_some_and(|c| !c.allocated && refused(&c.reason));
     Claim::Wanted(Request {
         service: service.reference(),
         pool: service.pool.clone(),
@@ -111,6 +115,7 @@ mod tests {
         assert_eq!(claim(&ServiceView { class: Some("example.com/lb".into()), ..service() }), Claim::Foreign);
         let ours = ServiceView { class: Some("sheave.dev/sheave".into()), ..service() };
         assert!(matches!(claim(&ours), Claim::Wanted(_)));
+        assert_eq!(claim(&ServiceView { deleting: true, ..ours }), Claim::Foreign);
     }
 
     #[test]
@@ -141,6 +146,7 @@ mod tests {
         assert!(matches!(claim(&shown), Claim::Wanted(Request { adopt: Some(_), .. })), "never seen before");
         assert!(adopts(true, "AddressAllocated"), "its ledger entry was lost");
         assert!(adopts(false, "NoPool"), "the pools came later");
+        assert!(adopts(false, "Granting"), "the leader ended before it granted what it had adopted");
         assert!(!adopts(false, "PoolExhausted"), "a third-party change");
     }
 }

@@ -7,8 +7,10 @@ use std::net::Ipv4Addr;
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
-use sheave_api::Refusal;
-use sheave_api::status::{CONDITION_ALLOCATED, REASON_ALLOCATED, REASON_CORRECTED, REASON_RELEASED};
+use sheave_api::status::{
+    CONDITION_ALLOCATED, REASON_ALLOCATED, REASON_CORRECTED, REASON_GRANTING, REASON_RELEASED, REASON_RELEASING,
+};
+use sheave_api::{CLEANUP_FINALIZER, Refusal};
 
 use crate::coverage;
 use crate::request::Refused;
@@ -24,6 +26,7 @@ pub struct StatusWrite {
     pub version: u64,
     pub ingress: IngressChange,
     pub condition: ConditionChange,
+    pub finalizer: FinalizerChange,
     /// What is new to the user.
     pub notes: Vec<Note>,
 }
@@ -47,12 +50,40 @@ pub enum ConditionChange {
     Remove,
 }
 
+/// A change of the Service's finalizer, in the same patch as the condition that says whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinalizerChange {
+    Leave,
+    /// Only as long as the Service is as we saw it: one that is being deleted takes no finalizer.
+    Add,
+    Remove,
+}
+
 /// An Event on a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
     pub warning: bool,
     pub reason: &'static str,
     pub message: String,
+}
+
+/// The Service is to have this address: before the ledger says so its deletion waits for us.
+pub fn granting(service: &ServiceView, address: Ipv4Addr, pool: &str) -> StatusWrite {
+    let shown = service.condition.clone().filter(|condition| condition.allocated);
+    let condition = shown.unwrap_or_else(|| ConditionView {
+        allocated: false,
+        reason: REASON_GRANTING.to_string(),
+        message: format!("{address} from pool '{pool}' is being granted"),
+    });
+    StatusWrite {
+        service: service.key.clone(),
+        uid: service.uid.clone(),
+        version: service.version,
+        ingress: IngressChange::Leave,
+        condition: change(service, condition),
+        finalizer: if service.finalizer { FinalizerChange::Leave } else { FinalizerChange::Add },
+        notes: vec![],
+    }
 }
 
 /// The Service has this address. The remarks name what is not as the Service wants it, the most important one first.
@@ -77,7 +108,8 @@ pub fn allocated(service: &ServiceView, address: Ipv4Addr, pool: &str, remarks: 
     }
     let shown = matches!(&service.ingress[..], [Ingress::Vip(shown, listed)] if *shown == address && *listed == ports);
     let ingress = if shown { IngressChange::Leave } else { IngressChange::Set(address, ports) };
-    write(service, ingress, condition, notes)
+    let finalizer = if service.finalizer { FinalizerChange::Leave } else { FinalizerChange::Add };
+    write(service, ingress, condition, finalizer, notes)
 }
 
 /// The Service has no address. Without any pool we are not (yet) in charge and leave what a predecessor wrote.
@@ -94,44 +126,73 @@ pub fn refused(service: &ServiceView, refused: &Refused, any_pool: bool) -> Opti
         Note { warning: true, reason: REASON_CORRECTED, message }
     };
     let leave = service.ingress.is_empty() || (refused.reason == Refusal::NoPool && !any_pool);
-    write(service, if leave { IngressChange::Leave } else { IngressChange::Clear }, condition, vec![note])
+    let ingress = if leave { IngressChange::Leave } else { IngressChange::Clear };
+    write(service, ingress, condition, no_finalizer(service), vec![note])
 }
 
-/// The Service is no longer ours: take back what we wrote, and only that.
-pub fn withdrawn(service: &ServiceView, held: &[Ipv4Addr]) -> Option<StatusWrite> {
-    service.condition.as_ref()?;
-    let ours = service.shown().is_some_and(|address| held.contains(&address));
+/// The Service is no longer ours: take back what we wrote, and only that. `listed`: the ledger names it, so the address goes first;
+/// the finalizer and the condition that tells whose it is go together, last.
+pub fn withdrawn(service: &ServiceView, held: &[Ipv4Addr], listed: bool) -> Option<StatusWrite> {
+    if listed {
+        let ours = service.shown().is_some_and(|address| held.contains(&address));
+        let unmarked = service.finalizer && !service.finalizer_is_ours();
+        if !ours && !unmarked {
+            return None;
+        }
+        let condition = ConditionView {
+            allocated: false,
+            reason: REASON_RELEASING.to_string(),
+            message: "the address is being taken back".to_string(),
+        };
+        let ingress = if ours { IngressChange::Clear } else { IngressChange::Leave };
+        return write(service, ingress, condition, FinalizerChange::Leave, vec![]);
+    }
+    let finalizer = no_finalizer(service);
+    if service.condition.is_none() && finalizer == FinalizerChange::Leave {
+        return None;
+    }
+    let note = Note {
+        warning: false,
+        reason: REASON_RELEASED,
+        message: "the Service is no longer of type LoadBalancer with a class of ours".to_string(),
+    };
     Some(StatusWrite {
         service: service.key.clone(),
         uid: service.uid.clone(),
         version: service.version,
-        ingress: if ours { IngressChange::Clear } else { IngressChange::Leave },
-        condition: ConditionChange::Remove,
-        notes: vec![Note {
-            warning: false,
-            reason: REASON_RELEASED,
-            message: "the Service is no longer of type LoadBalancer with a class of ours".to_string(),
-        }],
+        ingress: IngressChange::Leave,
+        condition: if service.condition.is_some() { ConditionChange::Remove } else { ConditionChange::Leave },
+        finalizer,
+        // A Service that goes needs none, and its namespace may take none any more.
+        notes: if service.deleting { vec![] } else { vec![note] },
     })
+}
+
+fn no_finalizer(service: &ServiceView) -> FinalizerChange {
+    if service.finalizer_is_ours() { FinalizerChange::Remove } else { FinalizerChange::Leave }
 }
 
 fn warning(refused: &Refused) -> Note {
     Note { warning: true, reason: refused.reason.as_str(), message: refused.message.clone() }
 }
 
+fn change(service: &ServiceView, wanted: ConditionView) -> ConditionChange {
+    if service.condition.as_ref() == Some(&wanted) {
+        return ConditionChange::Leave;
+    }
+    let flips = service.condition.as_ref().is_none_or(|c| c.allocated != wanted.allocated);
+    ConditionChange::Set { condition: wanted, flips }
+}
+
 fn write(
     service: &ServiceView,
     ingress: IngressChange,
     wanted: ConditionView,
+    finalizer: FinalizerChange,
     notes: Vec<Note>,
 ) -> Option<StatusWrite> {
-    let condition = if service.condition.as_ref() == Some(&wanted) {
-        ConditionChange::Leave
-    } else {
-        let flips = service.condition.as_ref().is_none_or(|c| c.allocated != wanted.allocated);
-        ConditionChange::Set { condition: wanted, flips }
-    };
-    if ingress == IngressChange::Leave && condition == ConditionChange::Leave {
+    let condition = change(service, wanted);
+    if ingress == IngressChange::Leave && condition == ConditionChange::Leave && finalizer == FinalizerChange::Leave {
         return None;
     }
     Some(StatusWrite {
@@ -140,6 +201,7 @@ fn write(
         version: service.version,
         ingress,
         condition,
+        finalizer,
         notes,
     })
 }
@@ -152,15 +214,22 @@ impl StatusWrite {
 
     /// Whether the status was as it is written now before a third party, or the Service's own ports, changed it.
     pub fn is_repetition(&self) -> bool {
-        self.ingress != IngressChange::Leave && self.condition == ConditionChange::Leave
+        let sets = self.ingress != IngressChange::Leave || self.finalizer == FinalizerChange::Add;
+        sets && self.condition == ConditionChange::Leave
     }
 
-    /// A strategic merge patch of `services/status`: other conditions and other fields are left alone.
+    /// A strategic merge patch of `services/status`: other conditions, finalizers and fields are left alone. The subresource takes
+    /// changes of finalizers as well, and a Service goes with its last one.
     pub fn patch(&self, now: Timestamp) -> Value {
         // Both are preconditions: the API server answers 409 if the Service is another one.
         let mut metadata = json!({ "uid": self.uid });
-        if self.ingress == IngressChange::Clear {
+        if self.ingress == IngressChange::Clear || self.finalizer == FinalizerChange::Add {
             metadata["resourceVersion"] = json!(self.version.to_string());
+        }
+        match self.finalizer {
+            FinalizerChange::Leave => {}
+            FinalizerChange::Add => metadata["finalizers"] = json!([CLEANUP_FINALIZER]),
+            FinalizerChange::Remove => metadata["$deleteFromPrimitiveList/finalizers"] = json!([CLEANUP_FINALIZER]),
         }
         let mut status = json!({});
         match &self.ingress {

@@ -7,11 +7,12 @@ mod port;
 use std::net::Ipv4Addr;
 
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::ResourceExt;
-use sheave_api::status::CONDITION_ALLOCATED;
+use sheave_api::status::{CONDITION_ALLOCATED, REASON_GRANTING, REASON_RELEASING};
 use sheave_api::{
-    ADDRESS_ANNOTATIONS, AddressPool, AddressPoolSpec, AddressPoolStatus, POOL_ANNOTATIONS, Partly, ServiceRef, VirtualIP,
-    VirtualIPStatus,
+    ADDRESS_ANNOTATIONS, AddressPool, AddressPoolSpec, AddressPoolStatus, CLEANUP_FINALIZER, CONTROLLER_NAME,
+    POOL_ANNOTATIONS, Partly, ServiceRef, VirtualIP, VirtualIPStatus,
 };
 
 pub use clients::Clients;
@@ -44,6 +45,12 @@ pub struct ServiceView {
     pub version: u64,
     /// Seconds since 1970; orders Services that wait.
     pub created: i64,
+    /// Its deletion was requested; it stays for as long as it has a finalizer.
+    pub deleting: bool,
+    /// It has [`CLEANUP_FINALIZER`], whoever set it.
+    pub finalizer: bool,
+    /// The API server has recorded that this controller set it.
+    pub managed: bool,
     pub load_balancer: bool,
     pub class: Option<String>,
     /// False if the Service wants IPv6 only.
@@ -84,6 +91,13 @@ impl ServiceView {
         self.ingress.iter().any(|entry| matches!(entry, Ingress::Vip(shown, _) if *shown == address))
     }
 
+    /// Whether the finalizer is there because of us; its name is shared with other controllers. Either kind of evidence can be lost:
+    /// our condition to a third party, the record in `managedFields` where more than ten managers have written.
+    pub fn finalizer_is_ours(&self) -> bool {
+        let is_ours = |c: &ConditionView| c.allocated || [REASON_GRANTING, REASON_RELEASING].contains(&c.reason.as_str());
+        self.finalizer && (self.managed || self.condition.as_ref().is_some_and(is_ours))
+    }
+
     /// The address that the status shows, if it shows one and nothing else.
     pub fn shown(&self) -> Option<Ipv4Addr> {
         match self.ingress[..] {
@@ -107,6 +121,9 @@ impl From<&Service> for ServiceView {
             uid: service.uid().unwrap_or_default(),
             version: version(service.resource_version()),
             created: service.creation_timestamp().map_or(0, |t| t.0.as_second()),
+            deleting: service.metadata.deletion_timestamp.is_some(),
+            finalizer: service.finalizers().iter().any(|name| name == CLEANUP_FINALIZER),
+            managed: service.managed_fields().iter().any(has_set_finalizer),
             load_balancer: spec.and_then(|s| s.type_.as_deref()) == Some("LoadBalancer"),
             class: spec.and_then(|s| s.load_balancer_class.clone()),
             wants_ipv4: families.is_empty() || families.iter().any(|family| family == "IPv4"),
@@ -137,6 +154,13 @@ fn ingress_view(entry: &k8s_openapi::api::core::v1::LoadBalancerIngress) -> Ingr
         Some(Ok(address)) if plain => Ingress::Vip(address, ports.collect()),
         _ => Ingress::Other,
     }
+}
+
+/// Whether an entry of `managedFields` says that this controller set the finalizer.
+fn has_set_finalizer(entry: &ManagedFieldsEntry) -> bool {
+    let field = format!("v:\"{CLEANUP_FINALIZER}\"");
+    let fields = entry.fields_v1.as_ref().map(|fields| &fields.0["f:metadata"]["f:finalizers"][&field]);
+    entry.manager.as_deref() == Some(CONTROLLER_NAME) && fields.is_some_and(|field| !field.is_null())
 }
 
 /// A pool as the allocation sees it.
@@ -211,6 +235,9 @@ pub fn example() -> ServiceView {
         uid: "u".into(),
         version: 7,
         created: 0,
+        deleting: false,
+        finalizer: false,
+        managed: false,
         load_balancer: true,
         class: None,
         wants_ipv4: true,
@@ -249,6 +276,24 @@ mod tests {
         }));
         assert_eq!(view.addresses.as_deref(), Some("192.0.2.1"));
         assert_eq!(view.pool.as_deref(), Some("p"));
+    }
+
+    /// The name of the finalizer is shared; who set it is recorded.
+    #[test]
+    fn a_finalizer_is_ours_if_we_have_set_it() {
+        let set_by = |manager: &str| {
+            let view = service(serde_json::json!({
+                "metadata": {"name": "a", "namespace": "b", "finalizers": ["x", CLEANUP_FINALIZER], "managedFields": [
+                    {"manager": CONTROLLER_NAME, "operation": "Update", "fieldsV1": {"f:status": {}}},
+                    {"manager": manager, "operation": "Update", "subresource": "status", "fieldsV1": {"f:metadata": {
+                        "f:finalizers": {".": {}, "v:\"service.kubernetes.io/load-balancer-cleanup\"": {}}
+                    }}},
+                ]},
+            }));
+            assert!(view.finalizer && !view.deleting);
+            view.finalizer_is_ours()
+        };
+        assert!(set_by("sheave.dev/controller") && !set_by("cloud-controller-manager"));
     }
 
     #[test]

@@ -20,6 +20,11 @@ fn after(service: &ServiceView, write: &StatusWrite) -> ServiceView {
         ConditionChange::Remove => service.condition = None,
         ConditionChange::Set { condition, .. } => service.condition = Some(condition.clone()),
     }
+    match write.finalizer {
+        FinalizerChange::Leave => {}
+        FinalizerChange::Add => service.finalizer = true,
+        FinalizerChange::Remove => service.finalizer = false,
+    }
     service
 }
 
@@ -49,11 +54,53 @@ fn a_refusal_empties_the_status_unless_there_is_no_pool_at_all() {
 
 #[test]
 fn what_we_did_not_write_is_left_when_a_service_is_no_longer_ours() {
-    assert_eq!(withdrawn(&service(), &[VIP]), None, "we never touched it");
+    assert_eq!(withdrawn(&service(), &[VIP], true), None, "we never touched it");
+    let theirs = ServiceView { finalizer: true, ..service() };
+    assert_eq!(withdrawn(&theirs, &[], false), None, "another controller's finalizer");
     let ours = after(&service(), &allocated(&service(), VIP, "p", &[]).unwrap());
-    assert_eq!(withdrawn(&ours, &[VIP]).unwrap().ingress, IngressChange::Clear);
+    assert_eq!(withdrawn(&ours, &[VIP], true).unwrap().ingress, IngressChange::Clear);
     let foreign = ServiceView { ingress: vec![Ingress::Other], ..ours };
-    assert_eq!(withdrawn(&foreign, &[VIP]).unwrap().ingress, IngressChange::Leave);
+    assert_eq!(withdrawn(&foreign, &[VIP], true), None, "the ledger entry goes first");
+    assert_eq!(withdrawn(&foreign, &[], false).unwrap().ingress, IngressChange::Leave);
+    let write = refused(&theirs, &exhausted(), true).unwrap();
+    assert_eq!(write.finalizer, FinalizerChange::Leave);
+    assert_eq!(withdrawn(&after(&theirs, &write), &[], false).unwrap().finalizer, FinalizerChange::Leave);
+}
+
+#[test]
+fn the_finalizer_comes_first_and_goes_last() {
+    let first = granting(&service(), VIP, "p");
+    let patch = first.patch(Timestamp::UNIX_EPOCH);
+    assert_eq!(patch["metadata"]["finalizers"], json!(["service.kubernetes.io/load-balancer-cleanup"]));
+    assert_eq!(patch["metadata"]["resourceVersion"], "7", "a Service that is being deleted takes none");
+    let prepared = after(&service(), &first);
+    assert!(prepared.finalizer_is_ours() && prepared.ingress.is_empty());
+    let shown = after(&prepared, &allocated(&prepared, VIP, "p", &[]).unwrap());
+    assert!(shown.finalizer_is_ours());
+
+    let deleted = ServiceView { deleting: true, ..shown.clone() };
+    let cleared = after(&deleted, &withdrawn(&deleted, &[VIP], true).unwrap());
+    assert!(cleared.finalizer_is_ours() && cleared.ingress.is_empty());
+    assert_eq!(withdrawn(&cleared, &[VIP], true), None, "the ledger entry goes first");
+    let last = withdrawn(&cleared, &[], false).unwrap();
+    let metadata = &last.patch(Timestamp::UNIX_EPOCH)["metadata"];
+    assert_eq!(metadata["$deleteFromPrimitiveList/finalizers"], json!(["service.kubernetes.io/load-balancer-cleanup"]));
+    assert!(last.notes.is_empty(), "no Event for a Service that goes");
+    let gone = after(&cleared, &last);
+    assert!(!gone.finalizer && gone.condition.is_none());
+
+    // A third party takes the condition away: it is written again before the address goes.
+    let unmarked = ServiceView { condition: None, ingress: vec![], ..deleted };
+    let marked = after(&unmarked, &withdrawn(&unmarked, &[VIP], true).unwrap());
+    assert!(marked.finalizer_is_ours());
+    let unmarked = ServiceView { managed: true, ..unmarked };
+    assert_eq!(withdrawn(&unmarked, &[], false).unwrap().finalizer, FinalizerChange::Remove, "or the record says whose it is");
+    // A refusal leaves no finalizer behind.
+    assert_eq!(refused(&shown, &exhausted(), true).unwrap().finalizer, FinalizerChange::Remove);
+    // A Service of a version without finalizer gets it, and nothing else.
+    let old = ServiceView { finalizer: false, ..shown };
+    let added = allocated(&old, VIP, "p", &[]).unwrap();
+    assert!(added.is_repetition() && !added.is_correction() && added.finalizer == FinalizerChange::Add);
 }
 
 #[test]
