@@ -2,17 +2,20 @@
 //!
 //! Read: [`pool`] (where addresses come from) → [`virtualip`] (the ledger: which Service was granted which address, which node
 //! holds it) → [`status`] (every name a refusal can have) → [`validate`] (what an address range may look like, once in CEL and
-//! once in Rust). `src/bin/crdgen.rs` prints the CustomResourceDefinitions; `manifests/crds` is generated from it.
+//! once in Rust) → [`source_ranges`] (which clients a Service admits). `src/bin/crdgen.rs` prints the CustomResourceDefinitions;
+//! `manifests/crds` is generated from it.
 
 mod chain;
 pub mod pool;
+pub mod source_ranges;
 pub mod status;
 pub mod validate;
 pub mod virtualip;
 
 pub use chain::Chain;
 pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus};
-pub use status::{NoOwner, PoolReason, Refusal};
+pub use source_ranges::{RangeError, SourceRanges};
+pub use status::{NoOwner, Partly, PoolReason, Refusal};
 pub use validate::{AddressRange, MalformedRange};
 pub use virtualip::{ServiceRef, VirtualIP, VirtualIPSpec, VirtualIPStatus};
 
@@ -34,6 +37,12 @@ pub const POOL_ANNOTATIONS: [&str; 3] =
 /// Annotations of a Service that name the wanted address(es), separated by commas. MetalLB's are understood.
 pub const ADDRESS_ANNOTATIONS: [&str; 3] =
     ["sheave.dev/loadBalancerIPs", "metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"];
+
+/// The finalizer of Services that have an address: Kubernetes' own name for it, so that its tools know what is waited for.
+pub const CLEANUP_FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+
+/// Ports of a Service that are served: the first so many of `spec.ports` whose protocol is served.
+pub const MAX_PORTS: usize = 1000;
 
 /// The Secret with the speakers' keys, in the namespace that Sheave is installed in; created by the leading controller
 /// if there is none, never changed afterwards.

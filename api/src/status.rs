@@ -8,12 +8,18 @@ pub const CONDITION_READY: &str = "Ready";
 
 /// Reason of the [`CONDITION_ALLOCATED`] condition when it is True, and of its Event.
 pub const REASON_ALLOCATED: &str = "AddressAllocated";
+/// Reason of the [`CONDITION_ALLOCATED`] condition when it is False because the address is being granted: from here on the
+/// finalizer is ours.
+pub const REASON_GRANTING: &str = "Granting";
+/// Reason of the [`CONDITION_ALLOCATED`] condition when it is False because the address is being taken back: the finalizer is
+/// ours still.
+pub const REASON_RELEASING: &str = "Releasing";
 /// Reason of the Event when an address was taken back.
 pub const REASON_RELEASED: &str = "AddressReleased";
 /// Reason of the Event when a third-party change of a status was repaired.
 pub const REASON_CORRECTED: &str = "StatusCorrected";
 
-/// Why a Service has no address, or has one with a remark.
+/// Why a Service has no address, or has one with a remark: it is elsewhere than the Service wants it, or serves a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Refusal {
     /// No pool exists, or none assigns automatically.
@@ -30,13 +36,23 @@ pub enum Refusal {
     AddressInUse,
     /// The wanted address is not one, or there is more than one of a family.
     AddressMalformed,
-    /// The Service wants an address family that this version cannot serve.
-    UnsupportedFamily,
+    /// An entry of the source ranges is no range: no client is admitted.
+    SourceRangesMalformed,
+    /// The source ranges have no range of IPv4: no IPv4 client is admitted.
+    SourceRangesWithoutIPv4,
+    /// The Service wants IPv6, alone or beside IPv4.
+    IPv6NotServed,
+    /// Ports of a protocol that the packet path does not carry (SCTP).
+    ProtocolNotServed,
+    /// Ports beyond the first [`MAX_PORTS`](crate::MAX_PORTS).
+    TooManyPorts,
+    /// All EndpointSlices hold names, not addresses. Speakers find it ([`Partly`]).
+    FQDNNotServed,
 }
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 8] = [
+    pub const ALL: [Refusal; 13] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -44,7 +60,12 @@ impl Refusal {
         Refusal::AddressNotInPool,
         Refusal::AddressInUse,
         Refusal::AddressMalformed,
-        Refusal::UnsupportedFamily,
+        Refusal::SourceRangesMalformed,
+        Refusal::SourceRangesWithoutIPv4,
+        Refusal::IPv6NotServed,
+        Refusal::ProtocolNotServed,
+        Refusal::TooManyPorts,
+        Refusal::FQDNNotServed,
     ];
 
     /// The one name.
@@ -57,8 +78,19 @@ impl Refusal {
             Refusal::AddressNotInPool => "AddressNotInPool",
             Refusal::AddressInUse => "AddressInUse",
             Refusal::AddressMalformed => "AddressMalformed",
-            Refusal::UnsupportedFamily => "UnsupportedFamily",
+            Refusal::SourceRangesMalformed => "SourceRangesMalformed",
+            Refusal::SourceRangesWithoutIPv4 => "SourceRangesWithoutIPv4",
+            Refusal::IPv6NotServed => "IPv6NotServed",
+            Refusal::ProtocolNotServed => "ProtocolNotServed",
+            Refusal::TooManyPorts => "TooManyPorts",
+            Refusal::FQDNNotServed => "FQDNNotServed",
         }
+    }
+
+    /// The name as an error of a port in `status.loadBalancer.ingress[].ports`: below a domain, because Kubernetes keeps plain
+    /// names for its own (KEP-1435).
+    pub fn port_error(self) -> String {
+        format!("{}/{self}", crate::GROUP)
     }
 }
 
@@ -140,6 +172,27 @@ impl NoOwner {
     }
 }
 
+/// What is not served of a VirtualIP that has an owner: `status.reason` beside `status.owner`, written by the owner's speaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Partly {
+    /// Ports of a Service beyond the first [`MAX_PORTS`](crate::MAX_PORTS).
+    TooManyPorts,
+    /// A Service all of whose EndpointSlices hold names (address type FQDN).
+    FQDNNotServed,
+}
+
+impl Partly {
+    pub const ALL: [Self; 2] = [Self::TooManyPorts, Self::FQDNNotServed];
+
+    /// The one name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Partly::TooManyPorts => "TooManyPorts",
+            Partly::FQDNNotServed => "FQDNNotServed",
+        }
+    }
+}
+
 macro_rules! display_as_str {
     ($($reason:ty),*) => {$(
         impl std::fmt::Display for $reason {
@@ -149,7 +202,7 @@ macro_rules! display_as_str {
         }
     )*};
 }
-display_as_str!(Refusal, PoolReason, NoOwner);
+display_as_str!(Refusal, PoolReason, NoOwner, Partly);
 
 #[cfg(test)]
 mod tests {
@@ -160,8 +213,12 @@ mod tests {
     fn the_name_is_the_variant() {
         for refusal in Refusal::ALL {
             assert_eq!(refusal.as_str(), format!("{refusal:?}"));
+            assert_eq!(refusal.port_error(), format!("sheave.dev/{refusal:?}"));
         }
         for reason in [PoolReason::Valid, PoolReason::Malformed, PoolReason::Overlapping] {
+            assert_eq!(reason.as_str(), format!("{reason:?}"));
+        }
+        for reason in Partly::ALL {
             assert_eq!(reason.as_str(), format!("{reason:?}"));
         }
         for reason in NoOwner::ALL {

@@ -83,8 +83,8 @@ pub struct VirtualIPStatus {
     #[schemars(range(min = 0))]
     pub term: Option<i64>,
 
-    /// Why no node owns it: a name of [`NoOwner`](crate::NoOwner). A string, so that an older controller reads the reasons of a
-    /// newer speaker.
+    /// Why no node owns it, a name of [`NoOwner`](crate::NoOwner), or which part of it the owner does not serve, a name of
+    /// [`Partly`](crate::Partly). A string, so that an older controller reads the reasons of a newer speaker.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub reason: Option<String>,

@@ -1,7 +1,9 @@
 //! The command line of Sheave: `sheave`, and `kubectl sheave` (kubectl finds a program called kubectl-sheave).
 //!
-//! Reads the API server only; what the packet path of a node does is in that node's metrics.
+//! Reads the API server only; what the packet path of a node does is in that node's metrics. The one command that changes something
+//! says what it would do unless it is told `--yes`.
 
+mod finalizers;
 mod status;
 
 use std::process::ExitCode;
@@ -25,6 +27,9 @@ struct Cli {
 enum Command {
     /// Which node holds which address since when, and which speakers are ready.
     Status(status::Args),
+    /// The finalizers that hold Services with an address until the controller has taken it back.
+    #[command(subcommand)]
+    Finalizers(finalizers::Command),
 }
 
 /// Both programs.
@@ -45,6 +50,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         let client = client(cli.kubeconfig).await?;
         match cli.command {
             Command::Status(args) => status::run(client, &args).await,
+            Command::Finalizers(finalizers::Command::Remove(args)) => finalizers::remove(client, &args).await,
         }
     })
 }

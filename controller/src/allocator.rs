@@ -130,6 +130,11 @@ impl Allocator {
         addresses.filter(|address| self.taken.get(address).is_some_and(|taken| taken.state == State::Granted))
     }
 
+    /// Whether the ledger names the Service with this uid, also in an entry that is being written or deleted.
+    pub fn is_listed(&self, uid: &str) -> bool {
+        self.held.contains_key(uid)
+    }
+
     /// Decides for one Service. Changes nothing.
     pub fn decide(&self, request: &Request) -> Decision {
         let held: Vec<Ipv4Addr> = self.held_by(&request.service.uid).collect();
@@ -152,10 +157,11 @@ impl Allocator {
         let Some(pool) = self.pools.get(name) else { return Usage::default() };
         let mut usage = Usage::default();
         let mut inside = 0;
-        for (address, taken) in &self.taken {
+        // What is reserved the ledger may never have.
+        for (address, taken) in self.taken.iter().filter(|(_, taken)| taken.state != State::Reserved) {
             let contained = pool.contains(*address);
             inside += i64::from(contained);
-            if taken.pool == name && taken.state != State::Reserved {
+            if taken.pool == name {
                 usage.assigned += 1;
                 usage.outside += i64::from(!contained);
             }

@@ -51,6 +51,8 @@ pub enum Subject {
 /// One write to the API server.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
+    /// What must be so before this address is granted: the Service has the finalizer.
+    Prepare { address: Ipv4Addr, write: StatusWrite },
     Grant { address: Ipv4Addr, pool: String, service: ServiceRef },
     Status(StatusWrite),
     Release { address: Ipv4Addr, uid: String },
@@ -88,6 +90,10 @@ pub struct Index {
     corrections: BTreeMap<ServiceKey, (u32, Instant)>,
     /// Services of ours without an address, or with another than they want, and why.
     pub(crate) waiting: BTreeMap<ServiceKey, Refusal>,
+    /// Services that have an address, and which parts of them are not served.
+    pub(crate) partly: BTreeMap<ServiceKey, Vec<Refusal>>,
+    /// Services that were prepared for this address, until they are planned again: it is preferred.
+    pub(crate) prepared: BTreeMap<ServiceKey, Ipv4Addr>,
 }
 
 impl Index {
@@ -135,6 +141,7 @@ impl Index {
     pub fn lead(&mut self, leading: bool) {
         self.leading = leading;
         self.allocator.stay();
+        self.prepared.clear();
         self.look_at_everything();
     }
 
@@ -157,9 +164,9 @@ impl Index {
         self.dirty.insert(planned.subject.clone());
         match &planned.write {
             // Releases wait for what is under way about their Service.
-            Write::Status(StatusWrite { uid, .. }) | Write::Grant { service: ServiceRef { uid, .. }, .. } => {
-                self.mark_held(uid);
-            }
+            Write::Status(StatusWrite { uid, .. })
+            | Write::Prepare { write: StatusWrite { uid, .. }, .. }
+            | Write::Grant { service: ServiceRef { uid, .. }, .. } => self.mark_held(uid),
             Write::Release { .. } | Write::PoolStatus { .. } => {}
         }
         let failure = match outcome {
@@ -175,7 +182,14 @@ impl Index {
                 self.allocator.unreserve(*address);
                 self.mark_waiting();
             }
-            (Write::Status(write), None) if write.is_correction() => self.corrected(&planned.subject, write, now),
+            (Write::Prepare { address, write }, _) => {
+                self.allocator.unreserve(*address);
+                self.mark_waiting();
+                if failure.is_none() {
+                    self.prepared.insert(write.service.clone(), *address);
+                }
+            }
+            (Write::Status(write), None) if write.is_repetition() => self.corrected(&planned.subject, write, now),
             _ => {}
         }
         match failure {
@@ -205,11 +219,12 @@ impl Index {
 
     /// How many Services wait for which reason.
     pub fn waiting(&self) -> BTreeMap<Refusal, i64> {
-        let mut counts: BTreeMap<Refusal, i64> = Refusal::ALL.into_iter().map(|reason| (reason, 0)).collect();
-        for reason in self.waiting.values() {
-            *counts.entry(*reason).or_default() += 1;
-        }
-        counts
+        counts(self.waiting.values())
+    }
+
+    /// Of how many Services a part is not served, by reason.
+    pub fn partly_served(&self) -> BTreeMap<Refusal, i64> {
+        counts(self.partly.values().flatten())
     }
 
     pub fn granted(&self) -> usize {
@@ -241,8 +256,7 @@ impl Index {
     }
 
     fn service_gone(&mut self, key: &ServiceKey, view: Option<ServiceView>) {
-        self.waiting.remove(key);
-        self.corrections.remove(key);
+        self.forget_standing(key);
         if let Some(view) = view {
             let subject = Subject::Service(view.created, key.clone());
             self.forget_retries(&subject);
@@ -256,10 +270,13 @@ impl Index {
         if !self.grants.apply(address, &view.uid, view.version, view.clone()) {
             return;
         }
-        // The owner reports itself in the status every now and then: nothing for us.
-        if known
-            .is_some_and(|known| known.uid == view.uid && known.pool == view.pool && known.services == view.services)
+        // The owner reports itself in the status every now and then: nothing for us, except what it does not serve.
+        if let Some(known) = known
+            && (known.uid == view.uid && known.pool == view.pool && known.services == view.services)
         {
+            if known.partly != view.partly {
+                view.services.iter().for_each(|service| self.mark_service(&ServiceKey::from(service)));
+            }
             return;
         }
         let before = self.allocator.forget(address);
@@ -297,8 +314,7 @@ impl Index {
         match kind {
             Kind::Services => {
                 for key in self.services.complete(version) {
-                    self.waiting.remove(&key);
-                    self.corrections.remove(&key);
+                    self.forget_standing(&key);
                 }
                 // Grants of Services that are gone are marked here, because no event of their Service comes.
                 self.dirty.extend(self.grants.iter().map(|(address, _)| Subject::Address(*address)));
@@ -331,10 +347,26 @@ impl Index {
         }
     }
 
+    fn forget_standing(&mut self, service: &ServiceKey) {
+        self.waiting.remove(service);
+        self.partly.remove(service);
+        self.prepared.remove(service);
+        self.corrections.remove(service);
+    }
+
     fn forget_retries(&mut self, subject: &Subject) {
         self.failures.remove(subject);
         self.not_before.remove(subject);
     }
+}
+
+/// Every reason has a count, so that "never" reads as 0.
+fn counts<'a>(reasons: impl Iterator<Item = &'a Refusal>) -> BTreeMap<Refusal, i64> {
+    let mut counts: BTreeMap<Refusal, i64> = Refusal::ALL.into_iter().map(|reason| (reason, 0)).collect();
+    for reason in reasons {
+        *counts.entry(*reason).or_default() += 1;
+    }
+    counts
 }
 
 /// Doubles with every attempt.

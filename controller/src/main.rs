@@ -1,6 +1,7 @@
 //! sheave-controller: gives Services of type LoadBalancer addresses from pools.
 //!
-//! Read in the order of the flow: `watch` (IO: facts) → `index` (pure: what we know) → `request` (pure: what a Service wants) →
+//! Read in the order of the flow: `watch` (IO: facts) → `index` (pure: what we know) → `request` (pure: what a Service wants; `coverage`: how much of
+//! it is served) →
 //! `allocator` (pure: which address) → `plan` (pure: what must be written next) → `status` (pure: the patch) → `writer` (IO: only
 //! while we lead). `lease` decides who leads, `driver` is the loop around it all.
 
@@ -9,6 +10,7 @@ mod allocator;
 mod app;
 mod args;
 mod cache;
+mod coverage;
 mod driver;
 mod error;
 mod events;

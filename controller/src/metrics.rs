@@ -13,11 +13,13 @@ pub struct Metrics {
     pub releases: IntCounter,
     pub refusals: IntCounterVec,
     pub corrections: IntCounter,
+    pub finalizers: IntCounterVec,
     pub write_errors: IntCounterVec,
     pub events_dropped: IntCounter,
     pub limits_reached: IntCounterVec,
     pub leader: IntGauge,
     waiting: IntGaugeVec,
+    partly_served: IntGaugeVec,
     granted: IntGauge,
     backlog: IntGauge,
     synced: IntGauge,
@@ -44,16 +46,22 @@ impl Metrics {
             Ok::<_, prometheus::Error>(counters)
         };
         let refusal_names = Refusal::ALL.map(Refusal::as_str);
-        let waiting = IntGaugeVec::new(
-            Opts::new("services_waiting", "Services without the address they want, by reason"),
-            &["reason"],
-        )?;
-        registry.register(Box::new(waiting.clone()))?;
+        let by_reason = |name: &str, help: &str| -> Result<IntGaugeVec, prometheus::Error> {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), &["reason"])?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok(gauges)
+        };
         Ok(Metrics {
             allocations: counter("allocations_total", "Addresses granted by this replica")?,
             releases: counter("releases_total", "Addresses taken back by this replica")?,
             refusals: counters("refusals_total", "Refusals reported to users, by reason", "reason", &refusal_names)?,
             corrections: counter("corrections_total", "Third-party changes of Service statuses that were repaired")?,
+            finalizers: counters(
+                "finalizers_total",
+                "Finalizers of Services that this replica has added or removed",
+                "change",
+                &["added", "removed"],
+            )?,
             write_errors: counters("write_errors_total", "Failed writes, by kind", "kind", &WriteError::KINDS)?,
             events_dropped: counter("events_dropped_total", "Events that could not be written")?,
             limits_reached: counters(
@@ -66,7 +74,8 @@ impl Metrics {
             granted: gauge("addresses_granted", "Entries of the ledger")?,
             backlog: gauge("queue_depth", "Objects to be planned, and writes under way")?,
             synced: gauge("synced", "1 once a full list of everything was seen")?,
-            waiting,
+            waiting: by_reason("services_waiting", "Services without the address they want, by reason")?,
+            partly_served: by_reason("services_partly_served", "Services of which a part is not served, by reason")?,
             registry,
         })
     }
@@ -78,6 +87,9 @@ impl Metrics {
         self.synced.set(index.is_synced().into());
         for (reason, count) in index.waiting() {
             self.waiting.with_label_values(&[reason.as_str()]).set(count);
+        }
+        for (reason, count) in index.partly_served() {
+            self.partly_served.with_label_values(&[reason.as_str()]).set(count);
         }
     }
 
@@ -100,6 +112,7 @@ mod tests {
             "sheave_controller_allocations_total 0",
             "sheave_controller_refusals_total{reason=\"PoolExhausted\"} 0",
             "sheave_controller_services_waiting{reason=\"NoPool\"} 0",
+            "sheave_controller_services_partly_served{reason=\"ProtocolNotServed\"} 0",
             "sheave_controller_write_errors_total{kind=\"Conflict\"} 0",
             "sheave_controller_leader 0",
         ] {

@@ -1,5 +1,5 @@
-//! Pure: what must be written next. The order of writes makes a crash between any two of them harmless: the ledger comes
-//! before the status that shows the address, and the status is cleared before the ledger entry goes.
+//! Pure: what must be written next. The order of writes makes a crash between any two of them harmless: the finalizer comes before
+//! the ledger entry, and the ledger entry before the status that shows the address. They go in the reverse order.
 
 use std::net::Ipv4Addr;
 use std::time::Instant;
@@ -7,6 +7,7 @@ use std::time::Instant;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::allocator::{Decision, State};
+use crate::coverage;
 use crate::index::{Index, Planned, Subject, Write};
 use crate::request::{Claim, Refused, claim};
 use crate::status;
@@ -45,17 +46,20 @@ impl Index {
         Some(subject)
     }
 
-    /// A Service: grant, then show; or refuse with the reason.
+    /// A Service: prepare, grant, then show; or refuse with the reason.
     fn plan_service(&mut self, key: &ServiceKey) -> Option<Write> {
+        let prepared = self.prepared.remove(key);
         let service = self.services.get(key)?.clone();
-        let request = match claim(&service) {
+        let mut request = match claim(&service) {
             Claim::Wanted(request) => request,
             Claim::Foreign => {
                 self.waiting.remove(key);
+                self.partly.remove(key);
                 return self.withdraw(&service).map(Write::Status);
             }
             Claim::Refused(refused) => return self.refuse(&service, &refused),
         };
+        request.adopt = prepared.or(request.adopt);
         match self.allocator.decide(&request) {
             Decision::Keep { address, remark } => {
                 match &remark {
@@ -63,12 +67,15 @@ impl Index {
                     None => self.waiting.remove(key),
                 };
                 self.mark_others(&service.uid, address);
-                self.show(&service, address, remark.as_ref())
+                self.show(&service, address, remark)
             }
             Decision::Grant { address, pool } => {
                 self.waiting.remove(key);
                 self.allocator.reserve(address, pool.clone(), request.service.clone());
-                Some(Write::Grant { address, pool, service: request.service })
+                if service.finalizer_is_ours() {
+                    return Some(Write::Grant { address, pool, service: request.service });
+                }
+                Some(Write::Prepare { address, write: status::granting(&service, address, &pool) })
             }
             Decision::Refuse(refused) => self.refuse(&service, &refused),
         }
@@ -86,8 +93,10 @@ impl Index {
                 continue;
             };
             let shown_by_us = service.condition.is_some() && service.shows(address);
+            // Without the ledger entry nothing would say whose the finalizer is.
+            let unmarked = service.finalizer && !service.finalizer_is_ours();
             let may_be_shown = self.in_flight.contains(&Subject::Service(service.created, service.key.clone()));
-            if shown_by_us || may_be_shown || self.keeps(service, address) {
+            if shown_by_us || unmarked || may_be_shown || self.keeps(service, address) {
                 return None;
             }
         }
@@ -119,19 +128,30 @@ impl Index {
     fn refuse(&mut self, service: &ServiceView, refused: &Refused) -> Option<Write> {
         self.waiting.insert(service.key.clone(), refused.reason);
         match self.held_first(service) {
-            Some(address) => self.show(service, address, Some(&refused.clone().keeping(address))),
-            None => status::refused(service, refused, self.allocator.has_pools()).map(Write::Status),
+            Some(address) => self.show(service, address, Some(refused.clone().keeping(address))),
+            // The finalizer goes with this write, so not before the ledger entry; when that is gone the Service is planned again.
+            None if self.allocator.is_listed(&service.uid) => None,
+            None => {
+                self.partly.remove(&service.key);
+                status::refused(service, refused, self.allocator.has_pools()).map(Write::Status)
+            }
         }
     }
 
-    fn show(&self, service: &ServiceView, address: Ipv4Addr, remark: Option<&Refused>) -> Option<Write> {
+    fn show(&mut self, service: &ServiceView, address: Ipv4Addr, remark: Option<Refused>) -> Option<Write> {
+        let partly = self.grants.get(&address).and_then(|grant| grant.partly);
+        let parts = coverage::remarks(service, partly);
+        self.partly.insert(service.key.clone(), parts.iter().map(|part| part.reason).collect());
         let pool = self.allocator.taken(address).map_or("", |taken| taken.pool.as_str());
-        status::allocated(service, address, pool, remark).map(Write::Status)
+        let said = remark.as_ref().map(|remark| remark.reason);
+        let parts = parts.into_iter().filter(|part| Some(part.reason) != said);
+        let remarks: Vec<Refused> = remark.into_iter().chain(parts).collect();
+        status::allocated(service, address, pool, &remarks).map(Write::Status)
     }
 
     fn withdraw(&self, service: &ServiceView) -> Option<status::StatusWrite> {
         let held: Vec<Ipv4Addr> = self.allocator.held_by(&service.uid).collect();
-        status::withdrawn(service, &held)
+        status::withdrawn(service, &held, self.allocator.is_listed(&service.uid))
     }
 
     /// Of what the Service holds, the address that its status shows, else the lowest.

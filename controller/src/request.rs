@@ -2,14 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use sheave_api::status::REASON_GRANTING;
 use sheave_api::{LOAD_BALANCER_CLASS, Refusal, ServiceRef};
 
-use crate::view::{Ingress, ServiceView};
+use crate::coverage;
+use crate::view::ServiceView;
 
 /// What a Service is to us.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// Another type, or another class: not ours to touch.
+    /// Another type, another class, or being deleted: nothing of ours may stay.
     Foreign,
     /// Ours, and it wants an address.
     Wanted(Request),
@@ -49,23 +51,23 @@ pub struct Request {
 
 /// Reads a Service.
 pub fn claim(service: &ServiceView) -> Claim {
-    if !service.load_balancer || service.class.as_deref().is_some_and(|class| class != LOAD_BALANCER_CLASS) {
+    if service.deleting || !service.load_balancer {
         return Claim::Foreign;
     }
-    if !service.wants_ipv4 {
-        return refused(Refusal::UnsupportedFamily, "the Service wants IPv6 only; this version serves IPv4");
+    if service.class.as_deref().is_some_and(|class| class != LOAD_BALANCER_CLASS) {
+        return Claim::Foreign;
+    }
+    if let Some(refused) = coverage::refusal(service) {
+        return Claim::Refused(refused);
     }
     let address = match service.addresses.as_deref().map(wanted_address) {
         None => None,
         Some(Ok(address)) => Some(address),
         Some(Err(refused)) => return Claim::Refused(refused),
     };
-    let shown = match service.ingress[..] {
-        [Ingress::Vip(address)] => Some(address),
-        _ => None,
-    };
-    let refused_before =
-        service.condition.as_ref().is_some_and(|c| !c.allocated && c.reason != Refusal::NoPool.as_str());
+    let shown = service.shown();
+    let refused = |reason: &str| ![Refusal::NoPool.as_str(), REASON_GRANTING].contains(&reason);
+    let refused_before = service.condition.as_ref().is_some_and(|c| !c.allocated && refused(&c.reason));
     Claim::Wanted(Request {
         service: service.reference(),
         pool: service.pool.clone(),
@@ -75,7 +77,7 @@ pub fn claim(service: &ServiceView) -> Claim {
     })
 }
 
-/// The one IPv4 address in a list separated by commas; IPv6 entries beside it are left for a version that serves them.
+/// The one IPv4 address in a list separated by commas. IPv6 addresses beside it are a remark ([`coverage::remarks`]).
 fn wanted_address(list: &str) -> Result<Ipv4Addr, Refused> {
     let mut found = Vec::new();
     let mut other_family = false;
@@ -92,8 +94,8 @@ fn wanted_address(list: &str) -> Result<Ipv4Addr, Refused> {
     match found[..] {
         [address] => Ok(address),
         [] if other_family => Err(Refused {
-            reason: Refusal::UnsupportedFamily,
-            message: format!("'{list}' names IPv6 addresses only, this version serves IPv4"),
+            reason: Refusal::IPv6NotServed,
+            message: format!("'{list}' names IPv6 addresses only; IPv4 is served"),
         }),
         _ => Err(Refused {
             reason: Refusal::AddressMalformed,
@@ -102,30 +104,10 @@ fn wanted_address(list: &str) -> Result<Ipv4Addr, Refused> {
     }
 }
 
-fn refused(reason: Refusal, message: &str) -> Claim {
-    Claim::Refused(Refused { reason, message: message.to_string() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::{ConditionView, ServiceKey};
-
-    fn service() -> ServiceView {
-        ServiceView {
-            key: ServiceKey { namespace: "default".into(), name: "web".into() },
-            uid: "u".into(),
-            version: 1,
-            created: 0,
-            load_balancer: true,
-            class: None,
-            wants_ipv4: true,
-            pool: None,
-            addresses: None,
-            ingress: vec![],
-            condition: None,
-        }
-    }
+    use crate::view::{ConditionView, Ingress, example as service};
 
     #[test]
     fn another_type_or_class_is_foreign() {
@@ -133,6 +115,7 @@ mod tests {
         assert_eq!(claim(&ServiceView { class: Some("example.com/lb".into()), ..service() }), Claim::Foreign);
         let ours = ServiceView { class: Some("sheave.dev/sheave".into()), ..service() };
         assert!(matches!(claim(&ours), Claim::Wanted(_)));
+        assert_eq!(claim(&ServiceView { deleting: true, ..ours }), Claim::Foreign);
     }
 
     #[test]
@@ -144,7 +127,7 @@ mod tests {
         };
         assert_eq!(reason(" 192.0.2.1 "), Ok(Some("192.0.2.1".into())));
         assert_eq!(reason("192.0.2.1,2001:db8::1"), Ok(Some("192.0.2.1".into())));
-        assert_eq!(reason("2001:db8::1"), Err(Refusal::UnsupportedFamily));
+        assert_eq!(reason("2001:db8::1"), Err(Refusal::IPv6NotServed));
         assert_eq!(reason("192.0.2.1,192.0.2.2"), Err(Refusal::AddressMalformed));
         assert_eq!(reason("192.0.2.256"), Err(Refusal::AddressMalformed));
         assert_eq!(reason(""), Err(Refusal::AddressMalformed));
@@ -152,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_status_is_adopted_only_if_we_have_not_refused() {
-        let shown = ServiceView { ingress: vec![Ingress::Vip(Ipv4Addr::new(192, 0, 2, 1))], ..service() };
+        let shown = ServiceView { ingress: vec![Ingress::Vip(Ipv4Addr::new(192, 0, 2, 1), vec![])], ..service() };
         let adopts = |allocated: bool, reason: &str| {
             let condition = Some(ConditionView { allocated, reason: reason.into(), message: String::new() });
             match claim(&ServiceView { condition, ..shown.clone() }) {
@@ -163,6 +146,7 @@ mod tests {
         assert!(matches!(claim(&shown), Claim::Wanted(Request { adopt: Some(_), .. })), "never seen before");
         assert!(adopts(true, "AddressAllocated"), "its ledger entry was lost");
         assert!(adopts(false, "NoPool"), "the pools came later");
+        assert!(adopts(false, "Granting"), "the leader ended before it granted what it had adopted");
         assert!(!adopts(false, "PoolExhausted"), "a third-party change");
     }
 }

@@ -2,19 +2,20 @@
 //! that crash and follow each other, users and third parties that change things. Independent checkers inspect every write and the
 //! end state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
-use sheave_api::{AddressPoolSpec, AddressPoolStatus};
+use sheave_api::{AddressPoolSpec, AddressPoolStatus, Partly};
 
+use crate::coverage;
 use crate::error::WriteError;
 use crate::index::{Index, Kind, Observed, Outcome, Planned, Write};
-use crate::request::{Claim, claim};
-use crate::status::{ConditionChange, IngressChange, StatusWrite};
-use crate::view::{GrantView, Ingress, PoolView, ServiceKey, ServiceView};
+use crate::request::{Claim, Refused, claim};
+use crate::status::{ConditionChange, FinalizerChange, IngressChange, StatusWrite};
+use crate::view::{GrantView, Ingress, PoolView, Port, ServiceKey, ServiceView, example};
 
 /// The API server, and the state of the checkers.
 #[derive(Default)]
@@ -30,6 +31,8 @@ struct Api {
     changed: BTreeMap<String, u64>,
     /// What we ourselves show, by uid.
     shown: BTreeMap<String, Ipv4Addr>,
+    /// Services whose grant got no answer.
+    unanswered: BTreeSet<String>,
 }
 
 impl Api {
@@ -44,7 +47,15 @@ impl Api {
         self.services.insert(service.key.clone(), service);
     }
 
+    /// With a finalizer it stays, and is being deleted.
     fn delete_service(&mut self, key: &ServiceKey) {
+        match self.services.get(key).cloned() {
+            Some(waits) if waits.finalizer => self.put_service(ServiceView { deleting: true, ..waits }),
+            _ => self.remove_service(key),
+        }
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) {
         if let Some(gone) = self.services.remove(key) {
             let version = self.next();
             self.shown.remove(&gone.uid);
@@ -82,6 +93,7 @@ impl Api {
                     version,
                     pool: pool.clone(),
                     services: vec![service.clone()],
+                    partly: None,
                 };
                 self.log.push(Observed::Grant(view.clone()));
                 self.grants.insert(*address, view.clone());
@@ -103,7 +115,7 @@ impl Api {
                 self.log.push(Observed::GrantGone(*address, version));
                 Ok(vec![Observed::Released(*address, uid.clone())])
             }
-            Write::Status(write) => self.apply_status(write),
+            Write::Status(write) | Write::Prepare { write, .. } => self.apply_status(write),
             Write::PoolStatus { pool, status } => {
                 let version = self.next();
                 let view = self.pools.get_mut(pool).ok_or(WriteError::Gone)?;
@@ -120,26 +132,27 @@ impl Api {
         if service.uid != write.uid {
             return Err(WriteError::Conflict("uid".into()));
         }
-        match write.ingress {
+        let exact = write.ingress == IngressChange::Clear || write.finalizer == FinalizerChange::Add;
+        if exact && service.version != write.version {
+            return Err(WriteError::Conflict("resourceVersion".into()));
+        }
+        match &write.ingress {
             IngressChange::Leave => {}
-            IngressChange::Clear if service.version != write.version => {
-                return Err(WriteError::Conflict("resourceVersion".into()));
-            }
             IngressChange::Clear => {
                 service.ingress.clear();
                 self.shown.remove(&service.uid);
             }
-            IngressChange::Set(address) => {
-                let holder = self.grants.get(&address).map(|grant| grant.services[0].uid.as_str());
+            IngressChange::Set(address, ports) => {
+                let holder = self.grants.get(address).map(|grant| grant.services[0].uid.as_str());
                 assert_eq!(holder, Some(service.uid.as_str()), "{address} shown without a ledger entry");
                 // A wish that cannot be granted at once may move it later; so may a write from before the wish.
                 let changed = self.changed.get(&service.uid).copied().unwrap_or_default();
                 if service.addresses.is_none() && write.version >= changed {
-                    let first = *self.stable.entry(service.uid.clone()).or_insert(address);
-                    assert_eq!(first, address, "the address of {} moved", service.key);
+                    let first = *self.stable.entry(service.uid.clone()).or_insert(*address);
+                    assert_eq!(first, *address, "the address of {} moved", service.key);
                 }
-                service.ingress = vec![Ingress::Vip(address)];
-                self.shown.insert(service.uid.clone(), address);
+                service.ingress = vec![Ingress::Vip(*address, ports.clone())];
+                self.shown.insert(service.uid.clone(), *address);
             }
         }
         match &write.condition {
@@ -150,8 +163,31 @@ impl Api {
             }
             ConditionChange::Set { condition, .. } => service.condition = Some(condition.clone()),
         }
+        self.apply_finalizer(&mut service, write.finalizer);
         self.put_service(service.clone());
+        if service.deleting && !service.finalizer {
+            self.remove_service(&service.key);
+            return Ok(vec![Observed::ServiceGone(service.key, self.version)]);
+        }
         Ok(vec![Observed::Service(self.services[&service.key].clone())])
+    }
+}
+
+impl Api {
+    fn apply_finalizer(&self, service: &mut ServiceView, change: FinalizerChange) {
+        match change {
+            FinalizerChange::Leave => {}
+            FinalizerChange::Add => {
+                assert!(!service.deleting, "a finalizer for {}, which is being deleted", service.key);
+                (service.finalizer, service.managed) = (true, true);
+            }
+            FinalizerChange::Remove => {
+                let granted = self.grants.values().any(|grant| grant.services[0].uid == service.uid);
+                let unknown = self.unanswered.contains(&service.uid);
+                assert!(!granted || unknown, "the finalizer of {} goes before its ledger entry", service.key);
+                (service.finalizer, service.managed) = (false, false);
+            }
+        }
     }
 }
 
@@ -222,7 +258,7 @@ impl World {
     fn step(&mut self, (what, who, how): (u8, u8, u8)) {
         self.now += Duration::from_millis(u64::from(how));
         let key = ServiceKey { namespace: "default".into(), name: format!("s{}", who % 12) };
-        match what % 16 {
+        match what % 18 {
             0..=2 => self.create(key, None),
             3 => self.create(key, Some(how % 12)),
             4 => self.api.delete_service(&key),
@@ -237,6 +273,8 @@ impl World {
                 self.replicas[usize::from(who % 2)].deliver(&self.api, kind, usize::from(how % 7));
             }
             13 => self.plan(usize::from(how % 4)),
+            14 => self.change(&key, |service| service.ports = ports(how)),
+            15 => self.owner_reports(how),
             _ => self.finish_one(how),
         }
     }
@@ -251,13 +289,8 @@ impl World {
             uid: format!("uid-{}", self.born),
             version: 0,
             created: i64::try_from(self.born / 3).unwrap(),
-            load_balancer: true,
-            class: None,
-            wants_ipv4: true,
-            pool: None,
             addresses: wish.map(|last| format!("192.0.2.{last}")),
-            ingress: vec![],
-            condition: None,
+            ..example()
         });
     }
 
@@ -274,12 +307,26 @@ impl World {
     fn third_party_change(&mut self, key: &ServiceKey, how: u8) {
         if let Some(mut service) = self.api.services.get(key).cloned() {
             self.api.shown.remove(&service.uid);
+            // Unless it waits for its deletion: that would be over.
+            service.finalizer &= service.deleting || how % 5 > 0;
+            service.managed &= service.finalizer;
+            service.condition = service.condition.filter(|_| how % 7 > 0);
             service.ingress = match how % 3 {
                 0 => vec![],
-                1 => vec![Ingress::Vip(Ipv4Addr::new(192, 0, 2, how % 12))],
+                1 => vec![Ingress::Vip(Ipv4Addr::new(192, 0, 2, how % 12), vec![])],
                 _ => vec![Ingress::Other],
             };
             self.api.put_service(service);
+        }
+    }
+
+    /// A speaker writes the status of a VirtualIP.
+    fn owner_reports(&mut self, how: u8) {
+        let version = self.api.next();
+        if let Some(grant) = self.api.grants.values_mut().nth(usize::from(how % 5)) {
+            grant.version = version;
+            grant.partly = (how % 2 == 0).then_some(Partly::FQDNNotServed);
+            self.api.log.push(Observed::Grant(grant.clone()));
         }
     }
 
@@ -330,6 +377,10 @@ impl World {
             6 => Outcome::Failed(WriteError::Unavailable("broken".into())),
             7 => {
                 let _ = self.api.apply(&planned.write);
+                if let Write::Grant { service, .. } = &planned.write {
+                    // Nor can this: until the watch shows the ledger entry nothing says that there is one.
+                    self.api.unanswered.insert(service.uid.clone());
+                }
                 if let Write::Status(write) = &planned.write {
                     // This cannot be decided. If the user changes the Service in the same instant, its ledger entry may go before
                     // the status that came late is taken back; speakers follow the ledger, so no node answers.
@@ -374,16 +425,19 @@ impl World {
         for service in self.api.services.values() {
             let held = holders.remove(service.uid.as_str()).unwrap_or_default();
             match (claim(service), &held[..]) {
-                (Claim::Foreign, []) => assert!(service.condition.is_none(), "{service:?}"),
+                (Claim::Foreign, []) => assert!(service.condition.is_none() && !service.finalizer, "{service:?}"),
                 (Claim::Foreign, held) => panic!("{} is not ours and holds {held:?}", service.key),
                 (_, [address]) => {
-                    assert_eq!(service.ingress, [Ingress::Vip(*address)], "{}", service.key);
-                    assert!(service.condition.as_ref().unwrap().allocated);
+                    assert_eq!(service.ingress, [Ingress::Vip(*address, coverage::ports(service))], "{}", service.key);
+                    let condition = service.condition.as_ref().unwrap();
+                    assert!(condition.allocated && service.finalizer_is_ours(), "{service:?}");
+                    let named = |part: &Refused| condition.message.contains(&part.message);
+                    assert!(coverage::remarks(service, self.api.grants[address].partly).iter().all(named), "{condition:?}");
                 }
-                (_, []) => {
+                (claimed, []) => {
                     assert!(service.ingress.is_empty(), "{service:?}");
-                    assert!(!service.condition.as_ref().unwrap().allocated);
-                    waits |= service.addresses.is_none();
+                    assert!(!service.condition.as_ref().unwrap().allocated && !service.finalizer, "{service:?}");
+                    waits |= service.addresses.is_none() && matches!(claimed, Claim::Wanted(_));
                 }
                 (_, held) => panic!("{} holds {held:?}", service.key),
             }
@@ -396,6 +450,13 @@ impl World {
         assert_eq!(pool.status.available, i64::try_from(free).unwrap());
         assert_eq!(pool.status.assigned, i64::try_from(self.api.grants.len()).unwrap());
     }
+}
+
+/// All served, some, or none.
+fn ports(how: u8) -> Vec<Port> {
+    let protocols: &[&str] =
+        [&["TCP"][..], &["TCP", "SCTP"], &["SCTP", "UDP", "SCTP"], &["SCTP"]][usize::from(how % 4)];
+    (1..).zip(protocols).map(|(number, protocol)| Port::new(number, Some(protocol))).collect()
 }
 
 proptest! {
@@ -429,7 +490,8 @@ fn who_waits_longest_is_served_first() {
     assert!(shows(&world, "z-third").is_empty() && shows(&world, "a-fourth").is_empty());
     world.api.delete_service(&key("first"));
     assert!(world.settle());
-    assert_eq!(shows(&world, "z-third"), [Ingress::Vip(Ipv4Addr::new(192, 0, 2, 1))]);
+    assert!(!world.api.services.contains_key(&key("first")), "its deletion waits no longer");
+    assert_eq!(shows(&world, "z-third"), [Ingress::Vip(Ipv4Addr::new(192, 0, 2, 1), vec![])]);
     assert!(shows(&world, "a-fourth").is_empty());
 }
 

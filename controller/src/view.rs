@@ -1,14 +1,22 @@
 //! Pure: the few fields of Kubernetes objects that decisions depend on. Everything else is dropped at the door, so a
 //! thousand Services cost a megabyte, not ten.
 
+mod clients;
+mod port;
+
 use std::net::Ipv4Addr;
 
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::ResourceExt;
-use sheave_api::status::CONDITION_ALLOCATED;
+use sheave_api::status::{CONDITION_ALLOCATED, REASON_GRANTING, REASON_RELEASING};
 use sheave_api::{
-    ADDRESS_ANNOTATIONS, AddressPool, AddressPoolSpec, AddressPoolStatus, POOL_ANNOTATIONS, ServiceRef, VirtualIP,
+    ADDRESS_ANNOTATIONS, AddressPool, AddressPoolSpec, AddressPoolStatus, CLEANUP_FINALIZER, CONTROLLER_NAME,
+    POOL_ANNOTATIONS, Partly, ServiceRef, VirtualIP, VirtualIPStatus,
 };
+
+pub use clients::Clients;
+pub use port::{Port, PortStatus, Protocol};
 
 /// Namespace and name of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,10 +45,19 @@ pub struct ServiceView {
     pub version: u64,
     /// Seconds since 1970; orders Services that wait.
     pub created: i64,
+    /// Its deletion was requested; it stays for as long as it has a finalizer.
+    pub deleting: bool,
+    /// It has [`CLEANUP_FINALIZER`], whoever set it.
+    pub finalizer: bool,
+    /// The API server has recorded that this controller set it.
+    pub managed: bool,
     pub load_balancer: bool,
     pub class: Option<String>,
     /// False if the Service wants IPv6 only.
     pub wants_ipv4: bool,
+    pub wants_ipv6: bool,
+    pub ports: Vec<Port>,
+    pub clients: Clients,
     pub pool: Option<String>,
     pub addresses: Option<String>,
     pub ingress: Vec<Ingress>,
@@ -50,9 +67,9 @@ pub struct ServiceView {
 /// One entry of `status.loadBalancer.ingress`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ingress {
-    /// An address with ipMode VIP (or none, as API servers before 1.29 have it) and nothing else.
-    Vip(Ipv4Addr),
-    /// Whatever else: a name, IPv6, ipMode Proxy, ports.
+    /// An address with ipMode VIP (or none, as API servers before 1.29 have it), and its ports if they are listed.
+    Vip(Ipv4Addr, Vec<PortStatus>),
+    /// Whatever else: a name, IPv6, ipMode Proxy.
     Other,
 }
 
@@ -71,7 +88,22 @@ impl ServiceView {
 
     /// Whether the status shows this address, among others perhaps.
     pub fn shows(&self, address: Ipv4Addr) -> bool {
-        self.ingress.contains(&Ingress::Vip(address))
+        self.ingress.iter().any(|entry| matches!(entry, Ingress::Vip(shown, _) if *shown == address))
+    }
+
+    /// Whether the finalizer is there because of us; its name is shared with other controllers. Either kind of evidence can be lost:
+    /// our condition to a third party, the record in `managedFields` where more than ten managers have written.
+    pub fn finalizer_is_ours(&self) -> bool {
+        let is_ours = |c: &ConditionView| c.allocated || [REASON_GRANTING, REASON_RELEASING].contains(&c.reason.as_str());
+        self.finalizer && (self.managed || self.condition.as_ref().is_some_and(is_ours))
+    }
+
+    /// The address that the status shows, if it shows one and nothing else.
+    pub fn shown(&self) -> Option<Ipv4Addr> {
+        match self.ingress[..] {
+            [Ingress::Vip(address, _)] => Some(address),
+            _ => None,
+        }
     }
 }
 
@@ -82,16 +114,22 @@ impl From<&Service> for ServiceView {
         let ingress = status.and_then(|s| s.load_balancer.as_ref()).and_then(|lb| lb.ingress.as_deref());
         let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
         let annotation = |names: &[&str]| names.iter().find_map(|name| service.annotations().get(*name).cloned());
+        let families = spec.and_then(|s| s.ip_families.as_deref()).unwrap_or_default();
+        let ports = spec.and_then(|s| s.ports.as_deref()).unwrap_or_default();
         ServiceView {
             key: ServiceKey { namespace: service.namespace().unwrap_or_default(), name: service.name_any() },
             uid: service.uid().unwrap_or_default(),
             version: version(service.resource_version()),
             created: service.creation_timestamp().map_or(0, |t| t.0.as_second()),
+            deleting: service.metadata.deletion_timestamp.is_some(),
+            finalizer: service.finalizers().iter().any(|name| name == CLEANUP_FINALIZER),
+            managed: service.managed_fields().iter().any(has_set_finalizer),
             load_balancer: spec.and_then(|s| s.type_.as_deref()) == Some("LoadBalancer"),
             class: spec.and_then(|s| s.load_balancer_class.clone()),
-            wants_ipv4: spec
-                .and_then(|s| s.ip_families.as_ref())
-                .is_none_or(|f| f.is_empty() || f.iter().any(|f| f == "IPv4")),
+            wants_ipv4: families.is_empty() || families.iter().any(|family| family == "IPv4"),
+            wants_ipv6: families.iter().any(|family| family == "IPv6"),
+            ports: ports.iter().map(|port| Port::new(port.port, port.protocol.as_deref())).collect(),
+            clients: Clients::of(service),
             pool: annotation(&POOL_ANNOTATIONS),
             addresses: annotation(&ADDRESS_ANNOTATIONS).or_else(|| spec.and_then(|s| s.load_balancer_ip.clone())),
             ingress: ingress.unwrap_or_default().iter().map(ingress_view).collect(),
@@ -105,13 +143,24 @@ impl From<&Service> for ServiceView {
 }
 
 fn ingress_view(entry: &k8s_openapi::api::core::v1::LoadBalancerIngress) -> Ingress {
-    let plain = entry.hostname.as_deref().unwrap_or_default().is_empty()
-        && entry.ports.as_deref().unwrap_or_default().is_empty()
-        && entry.ip_mode.as_deref().unwrap_or("VIP") == "VIP";
+    let plain =
+        entry.hostname.as_deref().unwrap_or_default().is_empty() && entry.ip_mode.as_deref().unwrap_or("VIP") == "VIP";
+    let ports = entry.ports.as_deref().unwrap_or_default().iter();
+    let ports = ports.map(|status| PortStatus {
+        port: Port::new(status.port, Some(&status.protocol)),
+        error: status.error.clone().filter(|error| !error.is_empty()),
+    });
     match entry.ip.as_deref().map(str::parse) {
-        Some(Ok(address)) if plain => Ingress::Vip(address),
+        Some(Ok(address)) if plain => Ingress::Vip(address, ports.collect()),
         _ => Ingress::Other,
     }
+}
+
+/// Whether an entry of `managedFields` says that this controller set the finalizer.
+fn has_set_finalizer(entry: &ManagedFieldsEntry) -> bool {
+    let field = format!("v:\"{CLEANUP_FINALIZER}\"");
+    let fields = entry.fields_v1.as_ref().map(|fields| &fields.0["f:metadata"]["f:finalizers"][&field]);
+    entry.manager.as_deref() == Some(CONTROLLER_NAME) && fields.is_some_and(|field| !field.is_null())
 }
 
 /// A pool as the allocation sees it.
@@ -148,6 +197,8 @@ pub struct GrantView {
     pub version: u64,
     pub pool: String,
     pub services: Vec<ServiceRef>,
+    /// What its owner does not serve of it.
+    pub partly: Option<Partly>,
 }
 
 impl GrantView {
@@ -160,13 +211,44 @@ impl GrantView {
             version: version(vip.resource_version()),
             pool: vip.spec.pool.clone(),
             services: vip.spec.services.clone(),
+            partly: vip.status.as_ref().and_then(partly),
         })
     }
+}
+
+/// A name of another time, or of a VirtualIP without owner, is none of these.
+fn partly(status: &VirtualIPStatus) -> Option<Partly> {
+    let reason = status.reason.as_deref().filter(|_| status.owner.is_some())?;
+    Partly::ALL.into_iter().find(|partly| partly.as_str() == reason)
 }
 
 /// Kubernetes promises since 1.35 what has been true of etcd all along: versions of one kind compare as numbers.
 pub fn version(text: Option<String>) -> u64 {
     text.and_then(|v| v.parse().ok()).unwrap_or_default()
+}
+
+/// A Service of ours that has nothing yet.
+#[cfg(test)]
+pub fn example() -> ServiceView {
+    ServiceView {
+        key: ServiceKey { namespace: "default".into(), name: "web".into() },
+        uid: "u".into(),
+        version: 7,
+        created: 0,
+        deleting: false,
+        finalizer: false,
+        managed: false,
+        load_balancer: true,
+        class: None,
+        wants_ipv4: true,
+        wants_ipv6: false,
+        ports: vec![Port::new(80, None)],
+        clients: Clients::All,
+        pool: None,
+        addresses: None,
+        ingress: vec![],
+        condition: None,
+    }
 }
 
 #[cfg(test)]
@@ -196,17 +278,39 @@ mod tests {
         assert_eq!(view.pool.as_deref(), Some("p"));
     }
 
+    /// The name of the finalizer is shared; who set it is recorded.
+    #[test]
+    fn a_finalizer_is_ours_if_we_have_set_it() {
+        let set_by = |manager: &str| {
+            let view = service(serde_json::json!({
+                "metadata": {"name": "a", "namespace": "b", "finalizers": ["x", CLEANUP_FINALIZER], "managedFields": [
+                    {"manager": CONTROLLER_NAME, "operation": "Update", "fieldsV1": {"f:status": {}}},
+                    {"manager": manager, "operation": "Update", "subresource": "status", "fieldsV1": {"f:metadata": {
+                        "f:finalizers": {".": {}, "v:\"service.kubernetes.io/load-balancer-cleanup\"": {}}
+                    }}},
+                ]},
+            }));
+            assert!(view.finalizer && !view.deleting);
+            view.finalizer_is_ours()
+        };
+        assert!(set_by("sheave.dev/controller") && !set_by("cloud-controller-manager"));
+    }
+
     #[test]
     fn an_ingress_is_a_vip_or_something_else() {
         let view = service(serde_json::json!({
             "metadata": {"name": "a", "namespace": "b"},
             "status": {"loadBalancer": {"ingress": [
                 {"ip": "192.0.2.1", "ipMode": "VIP"}, {"ip": "192.0.2.2"}, {"ip": "192.0.2.3", "ipMode": "Proxy"},
-                {"hostname": "x"}, {"ip": "2001:db8::1", "ipMode": "VIP"}
+                {"hostname": "x"}, {"ip": "2001:db8::1", "ipMode": "VIP"},
+                {"ip": "192.0.2.4", "ipMode": "VIP", "ports": [{"port": 9, "protocol": "SCTP", "error": "example.com/No"}]}
             ]}},
         }));
-        let vip = |n| Ingress::Vip(Ipv4Addr::new(192, 0, 2, n));
-        assert_eq!(view.ingress, [vip(1), vip(2), Ingress::Other, Ingress::Other, Ingress::Other]);
+        let vip = |n, ports| Ingress::Vip(Ipv4Addr::new(192, 0, 2, n), ports);
+        let refused = PortStatus { port: Port::new(9, Some("SCTP")), error: Some("example.com/No".into()) };
+        let (first, second, fourth) = (vip(1, vec![]), vip(2, vec![]), vip(4, vec![refused]));
+        assert_eq!(view.ingress, [first, second, Ingress::Other, Ingress::Other, Ingress::Other, fourth]);
+        assert!(view.shows(Ipv4Addr::new(192, 0, 2, 4)) && view.shown().is_none());
         assert!(view.shows(Ipv4Addr::new(192, 0, 2, 2)));
     }
 }

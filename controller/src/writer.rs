@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 use sheave_api::{AddressPool, CONTROLLER_NAME, ServiceRef, VirtualIP, VirtualIPSpec};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -18,7 +18,7 @@ use crate::events::Events;
 use crate::index::{Observed, Outcome, Planned, Write};
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
-use crate::status::StatusWrite;
+use crate::status::{FinalizerChange, StatusWrite};
 use crate::view::{GrantView, PoolView, ServiceView};
 
 /// A write that is over.
@@ -78,7 +78,7 @@ impl Writer {
     async fn apply(&self, write: &Write) -> Result<Vec<Observed>, WriteError> {
         match write {
             Write::Grant { address, pool, service } => self.grant(&address.to_string(), pool, service).await,
-            Write::Status(write) => self.status(write).await,
+            Write::Status(write) | Write::Prepare { write, .. } => self.status(write).await,
             Write::Release { address, uid } => {
                 self.release(&address.to_string(), uid).await?;
                 Ok(vec![Observed::Released(*address, uid.clone())])
@@ -118,14 +118,29 @@ impl Writer {
         if write.is_correction() {
             self.metrics.corrections.inc();
         }
-        if let Some(note) = &write.note {
+        for note in &write.notes {
             info!(service = %write.service, reason = note.reason, message = %note.message, "status written");
             if note.warning && !write.is_correction() {
                 self.metrics.refusals.with_label_values(&[note.reason]).inc();
             }
             self.events.send(&write.service, &write.uid, note.clone());
         }
-        Ok(vec![Observed::Service(ServiceView::from(&service))])
+        match write.finalizer {
+            FinalizerChange::Leave => {}
+            FinalizerChange::Add => self.finalizer(write, "added"),
+            FinalizerChange::Remove => self.finalizer(write, "removed"),
+        }
+        let view = ServiceView::from(&service);
+        // The API server has removed it with its last finalizer.
+        if view.deleting && service.finalizers().is_empty() {
+            return Ok(vec![Observed::ServiceGone(view.key, view.version)]);
+        }
+        Ok(vec![Observed::Service(view)])
+    }
+
+    fn finalizer(&self, write: &StatusWrite, change: &str) {
+        info!(service = %write.service, change, "finalizer written");
+        self.metrics.finalizers.with_label_values(&[change]).inc();
     }
 
     /// Only this very object; a deleted one is as good.

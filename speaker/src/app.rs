@@ -203,6 +203,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     };
     health.begin(now);
 
+    let views = view.clone();
     let inputs = Inputs { view, inbox: sync_inbox, exchange, report_udp };
     let mut exits = ThreadExits::default();
     exits.spawn("dataplane", move || runtime()?.block_on(sync::run(sync, tools, inputs)))?;
@@ -214,7 +215,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     // (i) What is to be served.
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
     tokio::spawn(crate::watch::run(api_server, events_sender, lagging, jitter));
-    tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver));
+    tokio::spawn(status::run(writer, args.node_name.clone(), updates_receiver, views));
     let serving = Serving {
         node,
         host,

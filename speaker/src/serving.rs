@@ -222,12 +222,16 @@ impl Views {
         if let Event::Relisted(kind, _) = &event {
             self.unlisted.remove(kind);
         }
+        let object = match &event {
+            Event::Apply(object) => Some(object.key()),
+            Event::Delete(_) | Event::Relisted(..) => None,
+        };
         match self.view.handle(event) {
             Change::None => {}
             Change::Changed => self.changed = true,
             Change::Refused(limit) => {
                 self.changed = true;
-                warn!(limit = limit.label(), allowed = limit.value(), "limit reached; object left out");
+                warn!(limit = limit.label(), allowed = limit.value(), ?object, "limit reached; what exceeds it is left out");
                 metrics.limits_reached.with_label_values(&[limit.label()]).inc();
             }
         }

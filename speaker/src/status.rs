@@ -1,7 +1,9 @@
-//! Writes the status of VirtualIPs: the owner writes that it is. Only the newest state of each VIP waits to be written.
+//! Writes the status of VirtualIPs: the owner writes that it is, and what of the VIP is not served. Only the newest state of each VIP
+//! waits to be written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -9,7 +11,9 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
-use sheave_api::{Chain, NoOwner, VirtualIP, VirtualIPStatus};
+use sheave_api::{Chain, NoOwner, Partly, VirtualIP, VirtualIPStatus};
+use speaker_core::view::{Part, View};
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::mailbox;
@@ -40,41 +44,42 @@ pub fn client(mut config: kube::Config) -> kube::Result<Client> {
     Client::try_from(config)
 }
 
+/// The newest view, if there is one.
+pub type Views = watch::Receiver<Option<Arc<View>>>;
+
 /// Runs until the sender is gone.
-pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ipv4Addr, Ownership>) {
+pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ipv4Addr, Ownership>, mut views: Views) {
     let api: Api<VirtualIP> = Api::all(client);
     let mut waiting = Updates::new();
-    // VIPs whose status this node may have written its own name into.
-    let mut named = BTreeSet::new();
+    let mut written = Written::default();
     let mut failing = false;
     loop {
         // What failed waits behind what is newer.
         let newer = match waiting.is_empty() {
-            true => updates.recv().await,
+            true => tokio::select! {
+                newer = updates.recv() => newer,
+                Ok(()) = views.changed() => Some(written.outdated(&views)),
+            },
             false => updates.recv().now_or_never().unwrap_or(Some(Updates::new())),
         };
         let Some(newer) = newer else { return };
         waiting.extend(newer);
         let mut failed = Updates::new();
         for (vip, ownership) in std::mem::take(&mut waiting) {
-            match ownership {
-                Ownership::Owned { .. } => {
-                    named.insert(vip);
-                }
-                // Every node receives the claims of every owner.
-                Ownership::Elsewhere { .. } if !named.contains(&vip) => continue,
-                _ => {}
+            // Every node receives the claims of every owner.
+            if matches!(ownership, Ownership::Elsewhere { .. }) && !written.named.contains(&vip) {
+                continue;
             }
-            match write(&api, &node, vip, &ownership).await {
+            let part = partly(&views, vip);
+            written.begin(vip, &ownership);
+            match write(&api, &node, vip, &ownership, part).await {
                 Ok(()) => {
-                    debug!(%vip, ?ownership, "status written");
-                    if !matches!(ownership, Ownership::Owned { .. }) {
-                        named.remove(&vip);
-                    }
+                    debug!(%vip, ?ownership, ?part, "status written");
+                    written.done(vip, ownership, part);
                 }
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     debug!(%vip, "VirtualIP deleted; status dropped");
-                    named.remove(&vip);
+                    written.forget(vip);
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
@@ -93,6 +98,51 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
     }
 }
 
+/// What of a VIP is not served, in the words of the API.
+fn partly(views: &Views, vip: Ipv4Addr) -> Option<Partly> {
+    let part = views.borrow().as_ref().and_then(|view| view.part(vip))?;
+    Some(match part {
+        Part::TooManyPorts => Partly::TooManyPorts,
+        Part::NamesOnly => Partly::FQDNNotServed,
+    })
+}
+
+/// What this node has written.
+#[derive(Default)]
+struct Written {
+    /// VIPs whose status this node may have written its own name into.
+    named: BTreeSet<Ipv4Addr>,
+    /// Those that it owns, and what it wrote of each.
+    owned: BTreeMap<Ipv4Addr, (Ownership, Option<Partly>)>,
+}
+
+impl Written {
+    fn begin(&mut self, vip: Ipv4Addr, ownership: &Ownership) {
+        if matches!(ownership, Ownership::Owned { .. }) {
+            self.named.insert(vip);
+        }
+    }
+
+    fn done(&mut self, vip: Ipv4Addr, ownership: Ownership, part: Option<Partly>) {
+        if matches!(ownership, Ownership::Owned { .. }) {
+            self.owned.insert(vip, (ownership, part));
+        } else {
+            self.forget(vip);
+        }
+    }
+
+    fn forget(&mut self, vip: Ipv4Addr) {
+        self.named.remove(&vip);
+        self.owned.remove(&vip);
+    }
+
+    /// VIPs of this node of which another part is not served now.
+    fn outdated(&self, views: &Views) -> Updates {
+        let outdated = self.owned.iter().filter(|(vip, (_, part))| partly(views, **vip) != *part);
+        outdated.map(|(vip, (ownership, _))| (*vip, ownership.clone())).collect()
+    }
+}
+
 /// Whether the status names an owner that won later. Terms start again when all speakers have gone; then the time decides.
 fn is_newer(known: &VirtualIPStatus, term: i64, since: Timestamp) -> bool {
     let later = || known.since.as_ref().is_some_and(|at| at.0 > since);
@@ -100,22 +150,29 @@ fn is_newer(known: &VirtualIPStatus, term: i64, since: Timestamp) -> bool {
 }
 
 /// Compares before it writes, under the object's resourceVersion: a late message of a previous owner never hides a newer one.
-async fn write(api: &Api<VirtualIP>, node: &str, vip: Ipv4Addr, ownership: &Ownership) -> kube::Result<()> {
+async fn write(
+    api: &Api<VirtualIP>,
+    node: &str,
+    vip: Ipv4Addr,
+    ownership: &Ownership,
+    part: Option<Partly>,
+) -> kube::Result<()> {
     let name = vip.to_string();
     let current = api.get(&name).await?;
     let known = current.status.clone().unwrap_or_default();
-    let Some(status) = status(&known, node, ownership) else { return Ok(()) };
+    let Some(status) = status(&known, node, ownership, part) else { return Ok(()) };
     let patch = json!({ "metadata": { "resourceVersion": current.metadata.resource_version }, "status": status });
     api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
 }
 
 /// What is to be written over the known status; `None`: it stays.
-fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership) -> Option<Value> {
+fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership, part: Option<Partly>) -> Option<Value> {
     let names_us = known.owner.as_deref() == Some(node);
+    let reason = part.map(Partly::as_str);
     let owned = |owner: &str, term: u64, since: &Timestamp| {
         let term = i64::try_from(term).unwrap_or(i64::MAX);
         (owner != node || !is_newer(known, term, *since))
-            .then(|| json!({ "owner": owner, "term": term, "since": since.to_string(), "reason": null }))
+            .then(|| json!({ "owner": owner, "term": term, "since": since.to_string(), "reason": reason }))
     };
     let unowned = |reason: &NoOwner| json!({ "owner": null, "since": null, "reason": reason.as_str() });
     match ownership {
@@ -172,10 +229,44 @@ mod tests {
         let since: Timestamp = "2026-01-02T03:04:06Z".parse().expect("a time");
         let elsewhere = Ownership::Elsewhere { owner: "owner".into(), term: 3, since };
         let named = |owner: &str| VirtualIPStatus { owner: Some(owner.into()), term: Some(4), ..Default::default() };
-        let written = status(&named("us"), "us", &elsewhere).expect("our own name");
+        let written = status(&named("us"), "us", &elsewhere, None).expect("our own name");
         assert_eq!((written["owner"].as_str(), written["term"].as_i64()), (Some("owner"), Some(3)));
-        assert_eq!(status(&named("owner"), "us", &elsewhere), None);
-        assert_eq!(status(&named("third"), "us", &elsewhere), None);
-        assert_eq!(status(&VirtualIPStatus::default(), "us", &elsewhere), None, "no owner is named");
+        assert_eq!(status(&named("owner"), "us", &elsewhere, None), None);
+        assert_eq!(status(&named("third"), "us", &elsewhere, None), None);
+        assert_eq!(status(&VirtualIPStatus::default(), "us", &elsewhere, None), None, "no owner is named");
+    }
+
+    /// The owner says what it leaves out, and takes it back when the view has changed.
+    #[test]
+    fn the_owner_names_the_part_that_is_not_served() {
+        use speaker_core::view::{Event, Object, ObjectName, VirtualIp};
+
+        let vip = Ipv4Addr::new(192, 0, 2, 1);
+        let web = ObjectName::new("default", "web");
+        let mut view = View::default();
+        view.handle(Event::Apply(Object::VirtualIp(vip, VirtualIp { pool: "p".into(), services: vec![web.clone()] })));
+        view.handle(Event::Apply(Object::NameSlice(ObjectName::new("default", "web-1"), "web".into())));
+        let (sender, views) = watch::channel(Some(Arc::new(view.clone())));
+        let part = partly(&views, vip);
+        assert_eq!(part, Some(Partly::FQDNNotServed));
+        let owned = Ownership::Owned { term: 3, since: Timestamp::UNIX_EPOCH };
+        let status = |part| status(&VirtualIPStatus::default(), "us", &owned, part).expect("we own it");
+        assert_eq!((status(part)["reason"].as_str(), status(None)["reason"].is_null()), (Some("FQDNNotServed"), true));
+
+        let mut written = Written::default();
+        written.begin(vip, &owned);
+        written.done(vip, owned.clone(), part);
+        assert_eq!(written.outdated(&views), Updates::new());
+        view.handle(Event::Relisted(speaker_core::view::Kind::EndpointSlice, vec![]));
+        sender.send_replace(Some(Arc::new(view)));
+        assert_eq!(written.outdated(&views), Updates::from([(vip, owned)]));
+        written.done(vip, Ownership::Unowned(NoOwner::HandingOver), None);
+        assert_eq!(written.outdated(&views), Updates::new(), "the new owner writes");
+    }
+
+    /// Controller and speaker leave out the same ports.
+    #[test]
+    fn the_limit_of_ports_is_that_of_the_api() {
+        assert_eq!(speaker_core::view::Limit::PortsPerObject.value(), sheave_api::MAX_PORTS);
     }
 }

@@ -255,8 +255,10 @@ fn slice(slice: EndpointSlice) -> Option<(Key, Option<Object>)> {
     let name = object_name(&slice);
     let key = Key::EndpointSlice(name.clone());
     let Some(service) = slice.labels().get("kubernetes.io/service-name").cloned() else { return Some((key, None)) };
-    if slice.address_type != "IPv4" {
-        return Some((key, None));
+    match slice.address_type.as_str() {
+        "IPv4" => {}
+        "FQDN" => return Some((key, Some(Object::NameSlice(name, service)))),
+        _ => return Some((key, None)),
     }
     let ports = slice.ports.unwrap_or_default().into_iter().filter_map(|port| {
         let protocol = Protocol::parse(port.protocol.as_deref().unwrap_or("TCP"))?;

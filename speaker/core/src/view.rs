@@ -8,6 +8,7 @@
 pub mod endpoints;
 mod limit;
 mod object;
+mod parts;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -16,11 +17,14 @@ use core::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use parts::Parts;
+
 pub use limit::{Limit, Refused};
 pub use object::{
     Affinity, Conditions, Endpoint, EndpointSlice, Key, Kind, Node, Object, ObjectName, Port, Protocol, Service,
     VirtualIp,
 };
+pub use parts::Part;
 
 /// The cluster as the API server last described it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -30,6 +34,8 @@ pub struct View {
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
     vips: BTreeMap<Ipv4Addr, VirtualIp>,
+    /// What is left out of Services that are served. Not on disk: it moves no packet.
+    parts: Parts,
     refused: Refused,
     /// It was on disk: no API server has confirmed it since.
     saved: bool,
@@ -84,12 +90,17 @@ impl View {
         nodes.chain(services).chain(slices).chain(vips).collect()
     }
 
-    fn apply(&mut self, object: Object) -> Change {
+    fn apply(&mut self, mut object: Object) -> Change {
+        let cut = object.cut();
         if let Some(limit) = object.oversized() {
             // What was known of it is out of date, and what is true does not fit: leave it out altogether.
             self.remove(&object.key());
             return self.refuse(limit);
         }
+        let noted = match self.parts.note(&object, cut) {
+            Ok(noted) => noted,
+            Err(limit) => return self.refuse(limit),
+        };
         let kept = match object {
             Object::Node(name, node) => {
                 self.make_room(&name, &node);
@@ -97,11 +108,12 @@ impl View {
             }
             Object::Service(name, service) => insert(&mut self.services, name, service, Limit::Services),
             Object::EndpointSlice(name, slice) => insert(&mut self.slices, name, slice, Limit::EndpointSlices),
+            Object::NameSlice(name, _) => Ok(self.slices.remove(&name).is_some()),
             Object::VirtualIp(address, vip) => insert(&mut self.vips, address, vip, Limit::VirtualIps),
         };
-        match kept {
-            Ok(changed) => Change::from_difference(changed),
-            Err(limit) => self.refuse(limit),
+        match kept.map_or_else(Some, |_| cut) {
+            None => Change::from_difference(noted | kept.unwrap_or_default()),
+            Some(limit) => self.refuse(limit),
         }
     }
 
@@ -158,7 +170,8 @@ impl View {
     }
 
     fn remove(&mut self, key: &Key) -> bool {
-        match key {
+        let noted = self.parts.forget(key);
+        noted | match key {
             Key::Node(name) => {
                 self.nodes.get_mut(name).is_some_and(|node| !core::mem::replace(&mut node.departed, true))
             }
@@ -189,7 +202,10 @@ impl View {
         match kind {
             Kind::Node => self.nodes.keys().cloned().map(Key::Node).collect(),
             Kind::Service => self.services.keys().cloned().map(Key::Service).collect(),
-            Kind::EndpointSlice => self.slices.keys().cloned().map(Key::EndpointSlice).collect(),
+            Kind::EndpointSlice => {
+                let names = self.slices.keys().chain(self.parts.name_slices());
+                names.cloned().map(Key::EndpointSlice).collect()
+            }
             Kind::VirtualIp => self.vips.keys().copied().map(Key::VirtualIp).collect(),
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! One lab, one story: every chapter starts from the state that the one before has left.
 
+mod attributes;
+mod finalizer;
 mod objects;
 mod replica;
 
@@ -63,7 +65,15 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     released(&objects).context("released")?;
     a_malformed_pool_that_slipped_through(&objects).context("a pool that slipped through")?;
     latency(&objects).context("latency")?;
-    pair.in_bounds()
+    attributes::chapters(&objects, &pair).context("attributes")?;
+    finalizer::chapters(&objects, &mut pair).context("finalizer")?;
+    pair.in_bounds()?;
+
+    finalizer::sheave_removed(lab, &objects, &mut pair).context("Sheave removed")?;
+    install(lab)?;
+    pair.kubeconfig = replica::kubeconfig(lab, folder)?;
+    pair.fill()?;
+    finalizer::sheave_returned(&objects).context("Sheave installed again")
 }
 
 /// Everything of `manifests/` except what would run pods.
@@ -260,20 +270,34 @@ impl Pair {
         Ok(())
     }
 
-    /// Takes the leader out; exactly one of the two leads.
+    /// kill -9 of all.
+    fn stop(&mut self) {
+        self.replicas.clear();
+    }
+
+    fn leader(&self) -> Result<&Replica> {
+        Ok(&self.replicas[self.position()?])
+    }
+
+    /// Takes the leader out.
     fn take_leader(&mut self) -> Result<Replica> {
-        let leader = wait_for("one leader", Duration::from_secs(10), || {
+        let leader = self.position()?;
+        Ok(self.replicas.remove(leader))
+    }
+
+    /// Exactly one of the two leads.
+    fn position(&self) -> Result<usize> {
+        wait_for("one leader", Duration::from_secs(10), || {
             let leads: Vec<bool> = self.replicas.iter().map(Replica::leads).collect::<Result<_>>()?;
             ensure!(leads != [true, true], "two leaders");
             Ok(leads.iter().position(|leads| *leads))
-        })?;
-        Ok(self.replicas.remove(leader))
+        })
     }
 
     /// The Secret goes while no controller runs, as with its Namespace: what must not change follows from the cluster.
     fn forgets_the_keys(&mut self, objects: &Objects) -> Result<()> {
         let before = secret(objects)?.context("the Secret")?;
-        self.replicas.clear();
+        self.stop();
         objects.0.kubectl(&["-n", NAMESPACE, "delete", "secret", "sheave-keys", "--wait=true"])?;
         self.fill()?;
         let again = wait_for("new keys", Duration::from_secs(15), || secret(objects))?;

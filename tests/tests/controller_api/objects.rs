@@ -29,6 +29,19 @@ impl Objects<'_> {
         ))
     }
 
+    /// The same with these ports.
+    pub fn service_with(&self, name: &str, ports: &str, more: &str) -> Result<String> {
+        self.0.apply(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+             spec: {{type: LoadBalancer, selector: {{app: {name}}}, ports: {ports}{more}}}"
+        ))
+    }
+
+    /// `status.loadBalancer.ingress[0].ports` of a Service.
+    pub fn ports(&self, service: &str) -> Result<Value> {
+        Ok(self.get(&["service", service])?["status"]["loadBalancer"]["ingress"][0]["ports"].take())
+    }
+
     pub fn get(&self, what: &[&str]) -> Result<Value> {
         Ok(serde_json::from_str(&self.0.kubectl(&[&["get", "-o", "json"], what].concat())?)?)
     }

@@ -26,7 +26,7 @@ impl Replica {
     pub fn start(name: &str, kubeconfig: &Path, folder: &Path) -> Result<Self> {
         let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let log = folder.join(format!("{name}.log"));
-        let child = Command::new(binary()?)
+        let child = Command::new(binary("sheave-controller")?)
             .args(["--admin-address", &admin.to_string(), "--log", "info,sheave_controller=debug"])
             .env("KUBECONFIG", kubeconfig)
             .env("POD_NAME", name)
@@ -101,17 +101,18 @@ impl Drop for Replica {
     }
 }
 
-/// The newest `sheave-controller` there is: named, beside this program, or the static one of `make images`.
-fn binary() -> Result<PathBuf> {
-    if let Some(named) = std::env::var_os("SHEAVE_CONTROLLER") {
+/// The newest program of this name there is: named, beside this program, or the static one of `make images`.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let variable = name.to_uppercase().replace('-', "_");
+    if let Some(named) = std::env::var_os(&variable) {
         return Ok(PathBuf::from(named));
     }
     let running = std::env::current_exe()?;
-    let beside = running.ancestors().skip(1).take(2).map(|folder| folder.join("sheave-controller"));
-    let candidates = beside.chain([sheave_tests::lab::image::static_binary("sheave-controller")]);
+    let beside = running.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let candidates = beside.chain([sheave_tests::lab::image::static_binary(name)]);
     let built = |path: &PathBuf| path.metadata().and_then(|found| found.modified()).ok();
     let newest = candidates.filter(|path| built(path).is_some()).max_by_key(built);
-    newest.context("no sheave-controller: `cargo build -p sheave-controller`, or set SHEAVE_CONTROLLER")
+    newest.with_context(|| format!("no {name}: build it with cargo, or set {variable}"))
 }
 
 /// A kubeconfig that is the controller's ServiceAccount, as its pod would have it.

@@ -22,8 +22,8 @@ limits! {
     VirtualIps, "virtual_ips", ebpf_common::MAX_VIPS as usize;
     /// discovery/v1 allows 1000.
     EndpointsPerSlice, "endpoints_per_slice", 1000;
-    /// discovery/v1 allows 20000 in a slice; real clusters stay far below.
-    PortsPerObject, "ports_per_object", 250;
+    /// Of a Service or a slice, in their order: the first ones are served. discovery/v1 allows 20000 in a slice.
+    PortsPerObject, "ports_per_object", 1000;
     ServicesPerVip, "services_per_vip", 64;
 }
 

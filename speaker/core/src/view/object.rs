@@ -17,6 +17,8 @@ pub enum Object {
     Node(String, Node),
     Service(ObjectName, Service),
     EndpointSlice(ObjectName, EndpointSlice),
+    /// An EndpointSlice of address type FQDN, and the Service that it is of. Nothing can be dispatched to a name.
+    NameSlice(ObjectName, String),
     VirtualIp(Ipv4Addr, VirtualIp),
 }
 
@@ -25,19 +27,26 @@ impl Object {
         match self {
             Self::Node(name, _) => Key::Node(name.clone()),
             Self::Service(name, _) => Key::Service(name.clone()),
-            Self::EndpointSlice(name, _) => Key::EndpointSlice(name.clone()),
+            Self::EndpointSlice(name, _) | Self::NameSlice(name, _) => Key::EndpointSlice(name.clone()),
             Self::VirtualIp(address, _) => Key::VirtualIp(*address),
         }
     }
 
+    /// Leaves out what exceeds its limit where the rest is whole without it: one port too many never takes the others down.
+    pub(super) fn cut(&mut self) -> Option<Limit> {
+        let ports = match self {
+            Self::Service(_, service) => &mut service.ports,
+            Self::EndpointSlice(_, slice) => &mut slice.ports,
+            _ => return None,
+        };
+        let limit = Limit::PortsPerObject;
+        let exceeds = ports.len() > limit.value();
+        ports.truncate(limit.value());
+        exceeds.then_some(limit)
+    }
+
     pub(super) fn oversized(&self) -> Option<Limit> {
         match self {
-            Self::Service(_, service) if service.ports.len() > Limit::PortsPerObject.value() => {
-                Some(Limit::PortsPerObject)
-            }
-            Self::EndpointSlice(_, slice) if slice.ports.len() > Limit::PortsPerObject.value() => {
-                Some(Limit::PortsPerObject)
-            }
             Self::EndpointSlice(_, slice) if slice.endpoints.len() > Limit::EndpointsPerSlice.value() => {
                 Some(Limit::EndpointsPerSlice)
             }

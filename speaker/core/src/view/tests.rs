@@ -54,13 +54,10 @@ fn an_object_that_outgrows_its_limit_is_left_out_altogether() {
     let many = vec![ready("a", 1); Limit::EndpointsPerSlice.value() + 1];
     assert_eq!(known.handle(Event::Apply(slice(many))), Change::Refused(Limit::EndpointsPerSlice));
     assert!(known.slices().is_empty());
-    let ports = vec![ports(1, 1).remove(0); Limit::PortsPerObject.value() + 1];
-    let service = Object::Service(web(), Service { ports, affinity: Affinity::None });
-    assert_eq!(known.handle(Event::Apply(service)), Change::Refused(Limit::PortsPerObject));
     let services = vec![web(); Limit::ServicesPerVip.value() + 1];
     assert_eq!(known.handle(Event::Apply(vip(VIP, services))), Change::Refused(Limit::ServicesPerVip));
-    assert!(known.services().is_empty() && known.vips().is_empty());
-    assert_eq!(Limit::ALL.iter().map(|&limit| known.refused().get(limit)).sum::<u64>(), 3);
+    assert!(known.vips().is_empty());
+    assert_eq!(Limit::ALL.iter().map(|&limit| known.refused().get(limit)).sum::<u64>(), 2);
 }
 
 #[test]

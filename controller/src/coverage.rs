@@ -1,0 +1,194 @@
+//! Pure: how much of a Service is served. What is not has a name, whether it is the whole Service or a part of it.
+
+use std::net::IpAddr;
+
+use sheave_api::{MAX_PORTS, Partly, Refusal};
+
+use crate::request::Refused;
+use crate::view::{Clients, Port, PortStatus, Protocol, ServiceView};
+
+/// Why nothing of this Service can be served: it is granted no address.
+pub fn refusal(service: &ServiceView) -> Option<Refused> {
+    if !service.wants_ipv4 {
+        return Some(named(Refusal::IPv6NotServed, "spec.ipFamilies is IPv6 only; IPv4 is served"));
+    }
+    if !service.ports.is_empty() && judged(service).all(|(_, refusal)| refusal.is_some()) {
+        let message = format!("no port is served: {} (TCP and UDP are)", listed(service.ports.iter()));
+        return Some(named(Refusal::ProtocolNotServed, message));
+    }
+    if let Clients::Malformed(what) = &service.clients {
+        let message = format!("{what}; until it is corrected no client is admitted");
+        return Some(named(Refusal::SourceRangesMalformed, message));
+    }
+    None
+}
+
+/// What is not served of a Service that has an address. `partly`: what the owner of the address says.
+pub fn remarks(service: &ServiceView, partly: Option<Partly>) -> Vec<Refused> {
+    if refusal(service).is_some() {
+        return Vec::new();
+    }
+    let ports = |reason| {
+        let mut ports = judged(service).filter(move |(_, refusal)| *refusal == Some(reason)).map(|(port, _)| port).peekable();
+        ports.peek().is_some().then(|| listed(ports))
+    };
+    let mut remarks = Vec::new();
+    if service.clients == Clients::NoIPv4 {
+        let message = "the source ranges have no range of IPv4: no IPv4 client is admitted";
+        remarks.push(named(Refusal::SourceRangesWithoutIPv4, message));
+    }
+    if service.wants_ipv6 {
+        remarks.push(named(Refusal::IPv6NotServed, "spec.ipFamilies also has IPv6, which is not served"));
+    } else if let Some(address) = service.addresses.as_deref().and_then(ipv6) {
+        remarks.push(named(Refusal::IPv6NotServed, format!("{address} is not served: IPv6")));
+    }
+    if let Some(ports) = ports(Refusal::ProtocolNotServed) {
+        remarks.push(named(Refusal::ProtocolNotServed, format!("not served: {ports} (TCP and UDP are)")));
+    }
+    if let Some(ports) = ports(Refusal::TooManyPorts) {
+        let message = format!("not served: {ports} (the first {MAX_PORTS} ports of a Service are)");
+        remarks.push(named(Refusal::TooManyPorts, message));
+    }
+    if partly == Some(Partly::FQDNNotServed) {
+        let message = "all EndpointSlices hold names (addressType FQDN); addresses are served";
+        remarks.push(named(Refusal::FQDNNotServed, message));
+    }
+    remarks
+}
+
+/// The ports for `status.loadBalancer.ingress[].ports`: all of them, or none where nothing is to be said (KEP-1435).
+pub fn ports(service: &ServiceView) -> Vec<PortStatus> {
+    if judged(service).all(|(_, refusal)| refusal.is_none()) {
+        return Vec::new();
+    }
+    let status = |(port, refusal): (&Port, Option<Refusal>)| PortStatus {
+        port: port.clone(),
+        error: refusal.map(Refusal::port_error),
+    };
+    judged(service).map(status).collect()
+}
+
+/// Every port in order, and why it is not served. Of TCP and UDP the first ones are, as the speakers have it.
+fn judged(service: &ServiceView) -> impl Iterator<Item = (&Port, Option<Refusal>)> {
+    let mut served = 0;
+    service.ports.iter().map(move |port| match port.protocol {
+        Protocol::Other(_) => (port, Some(Refusal::ProtocolNotServed)),
+        Protocol::Tcp | Protocol::Udp if served < MAX_PORTS => {
+            served += 1;
+            (port, None)
+        }
+        Protocol::Tcp | Protocol::Udp => (port, Some(Refusal::TooManyPorts)),
+    })
+}
+
+fn named(reason: Refusal, message: impl Into<String>) -> Refused {
+    Refused { reason, message: message.into() }
+}
+
+fn ipv6(list: &str) -> Option<IpAddr> {
+    list.split(',').filter_map(|entry| entry.trim().parse().ok()).find(IpAddr::is_ipv6)
+}
+
+/// The first few of them, so that a message stays a sentence.
+fn listed<'a>(ports: impl Iterator<Item = &'a Port>) -> String {
+    let mut names: Vec<String> = ports.map(Port::to_string).collect();
+    let more = names.len().saturating_sub(LISTED);
+    names.truncate(LISTED);
+    match more {
+        0 => format!("port {}", names.join(", ")),
+        more => format!("port {} and {more} more", names.join(", ")),
+    }
+}
+
+/// Ports that a message names.
+const LISTED: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::example;
+
+    fn service(ports: &[(i32, &str)]) -> ServiceView {
+        let ports = ports.iter().map(|(number, protocol)| Port::new(*number, Some(protocol))).collect();
+        ServiceView { ports, ..example() }
+    }
+
+    fn reasons(refused: &[Refused]) -> Vec<Refusal> {
+        refused.iter().map(|refused| refused.reason).collect()
+    }
+
+    #[test]
+    fn an_ordinary_service_is_served_without_a_word() {
+        let plain = service(&[(80, "TCP"), (53, "UDP")]);
+        assert_eq!((refusal(&plain), remarks(&plain, None), ports(&plain)), (None, vec![], vec![]));
+    }
+
+    #[test]
+    fn a_service_with_sctp_ports_only_is_refused() {
+        let refused = refusal(&service(&[(38412, "SCTP"), (38413, "SCTP")])).unwrap();
+        assert_eq!(refused.reason, Refusal::ProtocolNotServed);
+        assert!(refused.message.contains("port 38412/SCTP, 38413/SCTP"), "{}", refused.message);
+        assert_eq!(remarks(&service(&[(38412, "SCTP")]), None), [], "said once");
+    }
+
+    #[test]
+    fn a_mixed_service_lists_every_port_and_the_error_of_those_that_are_not_served() {
+        let mixed = service(&[(80, "TCP"), (38412, "SCTP"), (53, "UDP")]);
+        assert_eq!(refusal(&mixed), None);
+        assert_eq!(reasons(&remarks(&mixed, None)), [Refusal::ProtocolNotServed]);
+        let errors: Vec<_> = ports(&mixed).into_iter().map(|status| (status.port.to_string(), status.error)).collect();
+        let error = Some("sheave.dev/ProtocolNotServed".to_string());
+        assert_eq!(errors, [("80/TCP".into(), None), ("38412/SCTP".into(), error), ("53/UDP".into(), None)]);
+    }
+
+    #[test]
+    fn many_refused_ports_make_no_long_message() {
+        let many: Vec<(i32, &str)> = (1..=900).map(|number| (number, "SCTP")).collect();
+        let message = refusal(&service(&many)).unwrap().message;
+        assert!(message.contains("5/SCTP and 895 more") && message.len() < 200, "{message}");
+    }
+
+    #[test]
+    fn ipv6_alone_is_refused_and_beside_ipv4_it_is_a_remark() {
+        let only = ServiceView { wants_ipv4: false, wants_ipv6: true, ..example() };
+        assert_eq!(refusal(&only).unwrap().reason, Refusal::IPv6NotServed);
+        assert_eq!(remarks(&only, None), []);
+        for dual in [
+            ServiceView { wants_ipv6: true, ..example() },
+            ServiceView { addresses: Some("192.0.2.1, 2001:db8::1".into()), ..example() },
+        ] {
+            assert_eq!((refusal(&dual), reasons(&remarks(&dual, None))), (None, vec![Refusal::IPv6NotServed]));
+        }
+    }
+
+    #[test]
+    fn one_port_too_many_leaves_the_others_served() {
+        let count = |count: i32| service(&(1..=count).map(|number| (number, "TCP")).collect::<Vec<_>>());
+        assert_eq!((remarks(&count(1000), None), ports(&count(1000))), (vec![], vec![]));
+        let mut many = count(1001);
+        many.ports.insert(0, Port::new(9, Some("SCTP")));
+        assert_eq!(refusal(&many), None);
+        assert_eq!(reasons(&remarks(&many, None)), [Refusal::ProtocolNotServed, Refusal::TooManyPorts]);
+        assert!(remarks(&many, None)[1].message.contains("port 1001/TCP (the first 1000"));
+        let (refused, served): (Vec<_>, Vec<_>) = ports(&many).into_iter().partition(|status| status.error.is_some());
+        assert_eq!((served.len(), served[999].port.number), (1000, 1000));
+        assert_eq!(refused[1].error.as_deref(), Some("sheave.dev/TooManyPorts"));
+    }
+
+    #[test]
+    fn malformed_source_ranges_refuse_and_ranges_without_ipv4_are_said() {
+        let malformed = ServiceView { clients: Clients::Malformed("field: 'x'".into()), ..example() };
+        let refused = refusal(&malformed).unwrap();
+        assert_eq!(refused.reason, Refusal::SourceRangesMalformed);
+        assert!(refused.message.starts_with("field: 'x'; "), "{}", refused.message);
+        let closed = ServiceView { clients: Clients::NoIPv4, ..example() };
+        assert_eq!((refusal(&closed), reasons(&remarks(&closed, None))), (None, vec![Refusal::SourceRangesWithoutIPv4]));
+        assert_eq!(remarks(&ServiceView { clients: Clients::Ranges, ..example() }, None), []);
+    }
+
+    #[test]
+    fn what_the_owner_finds_is_said_on_the_service() {
+        assert_eq!(reasons(&remarks(&example(), Some(Partly::FQDNNotServed))), [Refusal::FQDNNotServed]);
+        assert_eq!(remarks(&example(), Some(Partly::TooManyPorts)), [], "found here");
+    }
+}

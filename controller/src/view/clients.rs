@@ -1,0 +1,54 @@
+//! Which clients a Service admits, as far as its condition says it. The speakers enforce it.
+
+use k8s_openapi::api::core::v1::Service;
+use kube::ResourceExt;
+use sheave_api::source_ranges;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clients {
+    All,
+    /// Those of the ranges, some of which are IPv4.
+    Ranges,
+    /// There are ranges, and none of IPv4.
+    NoIPv4,
+    /// Field or annotation, the entry that is no range, and what is allowed.
+    Malformed(String),
+}
+
+impl Clients {
+    pub fn of(service: &Service) -> Self {
+        let ranges = service.spec.as_ref().and_then(|spec| spec.load_balancer_source_ranges.as_deref());
+        let annotation = service.annotations().get(source_ranges::ANNOTATION);
+        match source_ranges::of_service(ranges.unwrap_or_default(), annotation.map(String::as_str)) {
+            Ok(ranges) if !ranges.is_restricted() => Clients::All,
+            Ok(ranges) if ranges.v4().is_empty() => Clients::NoIPv4,
+            Ok(_) => Clients::Ranges,
+            Err(error) => Clients::Malformed(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clients(ranges: &[&str], annotation: Option<&str>) -> Clients {
+        let annotations = annotation.map(|value| serde_json::json!({ source_ranges::ANNOTATION: value }));
+        let service = serde_json::json!({
+            "metadata": {"name": "a", "namespace": "b", "annotations": annotations},
+            "spec": {"type": "LoadBalancer", "loadBalancerSourceRanges": ranges},
+        });
+        Clients::of(&serde_json::from_value(service).unwrap())
+    }
+
+    #[test]
+    fn field_and_annotation_are_read_and_a_mistake_is_no_open_service() {
+        assert_eq!(clients(&[], None), Clients::All);
+        assert_eq!(clients(&["192.0.2.0/24", "2001:db8::/32"], None), Clients::Ranges);
+        assert_eq!(clients(&["2001:db8::/32"], None), Clients::NoIPv4);
+        assert_eq!(clients(&[], Some("2001:db8::/32")), Clients::NoIPv4);
+        assert_eq!(clients(&["192.0.2.0/24"], Some("nonsense")), Clients::Ranges, "the field counts");
+        let Clients::Malformed(message) = clients(&[], Some("192.0.2.0/24,nonsense")) else { panic!("not refused") };
+        assert!(message.contains("service.beta.kubernetes.io/load-balancer-source-ranges: 'nonsense'"), "{message}");
+    }
+}

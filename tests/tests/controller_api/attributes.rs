@@ -1,0 +1,140 @@
+//! What a Service asks for beside its address is served, or refused by name: in its condition, an Event and a metric.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use sheave_tests::lab::wait_for;
+
+use super::Pair;
+use super::objects::{Objects, SOON};
+use super::replica::NAMESPACE;
+
+/// The ledger has one address and room for three when this begins, and when it ends.
+pub fn chapters(objects: &Objects, pair: &Pair) -> Result<()> {
+    source_ranges(objects, pair)?;
+    sctp(objects, pair)?;
+    ipv6(objects)?;
+    too_many_ports(objects)?;
+    names_instead_of_addresses(objects)
+}
+
+/// Waits until the Service has an address and this reason beside it, and returns the message.
+fn wait_remark(objects: &Objects, service: &str, reason: &str) -> Result<String> {
+    wait_for(&format!("{service} to have an address and the remark {reason}"), SOON, || {
+        let (status, found, message) = objects.condition(service)?;
+        Ok((status == "True" && found == reason && objects.shown(service)?.is_some()).then_some(message))
+    })
+}
+
+fn wait_metric(pair: &Pair, name: &str, reason: &str, value: f64) -> Result<()> {
+    let name = format!("sheave_controller_{name}{{reason=\"{reason}\"}}");
+    wait_for(&format!("{name} {value}"), SOON, || Ok((pair.leader()?.metric(&name)? == value).then_some(())))
+}
+
+fn patch(objects: &Objects, service: &str, patch: &Value) -> Result<()> {
+    objects.0.kubectl(&["patch", "service", service, "--type=merge", "-p", &patch.to_string()]).map(drop)
+}
+
+/// The API server admits a malformed annotation where it does not count yet, and lets it stand when the field goes.
+fn source_ranges(objects: &Objects, pair: &Pair) -> Result<()> {
+    const ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+    let malformed = format!("{ANNOTATION}: '10.0.0.0/8,10.1.0.0/99', sheave.dev/address-pool: none");
+    objects.service("closed", &malformed, ", loadBalancerSourceRanges: [10.0.0.0/8]")?;
+    objects.wait_refused("closed", "UnknownPool")?;
+    let no_field = json!({ "spec": { "loadBalancerSourceRanges": null } });
+    let no_pool = json!({ "metadata": { "annotations": { "sheave.dev/address-pool": null } } });
+    patch(objects, "closed", &no_field)?;
+    patch(objects, "closed", &no_pool)?;
+    objects.wait_refused("closed", "SourceRangesMalformed")?;
+    let note = objects.wait_event("closed", "Warning", "SourceRangesMalformed")?;
+    ensure!(note.contains(ANNOTATION) && note.contains("'10.1.0.0/99' is no address range; allowed are CIDRs"), "{note}");
+    wait_metric(pair, "services_waiting", "SourceRangesMalformed", 1.0)?;
+    let log = pair.leader()?.log();
+    ensure!(log.contains("SourceRangesMalformed") && log.contains("default/closed"), "not in the log:\n{log}");
+
+    patch(objects, "closed", &json!({ "metadata": { "annotations": { ANNOTATION: "10.0.0.0/8" } } }))?;
+    objects.wait_shown("closed", "192.168.77.201")?;
+    patch(objects, "closed", &json!({ "spec": { "loadBalancerSourceRanges": ["2001:db8::/32"] } }))?;
+    let message = wait_remark(objects, "closed", "SourceRangesWithoutIPv4")?;
+    ensure!(message.contains("192.168.77.201") && message.contains("no IPv4 client is admitted"), "{message}");
+    wait_metric(pair, "services_partly_served", "SourceRangesWithoutIPv4", 1.0)?;
+
+    // The field hides the annotation again while it becomes malformed. A refusal takes no address away.
+    patch(objects, "closed", &json!({ "metadata": { "annotations": { ANNOTATION: "nonsense" } } }))?;
+    patch(objects, "closed", &no_field)?;
+    let message = wait_remark(objects, "closed", "SourceRangesMalformed")?;
+    ensure!(message.contains("no client is admitted; 192.168.77.201 stays"), "{message}");
+    objects.delete("service", "closed")
+}
+
+fn sctp(objects: &Objects, pair: &Pair) -> Result<()> {
+    objects.service_with("signal", "[{port: 38412, protocol: SCTP}]", "")?;
+    objects.wait_refused("signal", "ProtocolNotServed")?;
+    ensure!(objects.wait_event("signal", "Warning", "ProtocolNotServed")?.contains("port 38412/SCTP"));
+    wait_metric(pair, "services_waiting", "ProtocolNotServed", 1.0)?;
+    let mixed = "[{name: web, port: 80}, {name: signal, port: 38412, protocol: SCTP}]";
+    objects.service_with("signal", mixed, "")?;
+    objects.wait_shown("signal", "192.168.77.201")?;
+    let message = wait_remark(objects, "signal", "ProtocolNotServed")?;
+    ensure!(message.contains("not served: port 38412/SCTP"), "{message}");
+    let error = "sheave.dev/ProtocolNotServed";
+    let expected = json!([{"port": 80, "protocol": "TCP"}, {"port": 38412, "protocol": "SCTP", "error": error}]);
+    ensure!(objects.ports("signal")? == expected, "{}", objects.ports("signal")?);
+    wait_metric(pair, "services_partly_served", "ProtocolNotServed", 1.0)?;
+    wait_metric(pair, "services_waiting", "ProtocolNotServed", 0.0)?;
+    objects.service_with("signal", "[{name: web, port: 80}]", "")?;
+    wait_remark(objects, "signal", "AddressAllocated")?;
+    ensure!(objects.ports("signal")?.is_null(), "{}", objects.ports("signal")?);
+    objects.delete("service", "signal")
+}
+
+/// The lab's cluster has IPv4 only: the annotation is where IPv6 can be asked for.
+fn ipv6(objects: &Objects) -> Result<()> {
+    objects.service("six", "sheave.dev/loadBalancerIPs: '2001:db8::1'", "")?;
+    objects.wait_refused("six", "IPv6NotServed")?;
+    objects.wait_event("six", "Warning", "IPv6NotServed")?;
+    objects.service("six", "sheave.dev/loadBalancerIPs: '192.168.77.202,2001:db8::1'", "")?;
+    objects.wait_shown("six", "192.168.77.202")?;
+    let message = wait_remark(objects, "six", "IPv6NotServed")?;
+    ensure!(message.contains("2001:db8::1 is not served"), "{message}");
+    objects.delete("service", "six")
+}
+
+fn too_many_ports(objects: &Objects) -> Result<()> {
+    let ports = |count: usize| {
+        let ports = (1..=count).map(|port| format!("{{name: p{port}, port: {port}}}"));
+        format!("[{}]", ports.collect::<Vec<_>>().join(","))
+    };
+    let no_node_ports = ", allocateLoadBalancerNodePorts: false";
+    objects.service_with("wide", &ports(1000), no_node_ports)?;
+    objects.wait_shown("wide", "192.168.77.201")?;
+    wait_remark(objects, "wide", "AddressAllocated")?;
+    let entry = objects.ledger()?["192.168.77.201"].clone();
+    objects.service_with("wide", &ports(1001), no_node_ports)?;
+    let message = wait_remark(objects, "wide", "TooManyPorts")?;
+    ensure!(message.contains("not served: port 1001/TCP (the first 1000 ports"), "{message}");
+    ensure!(objects.wait_event("wide", "Warning", "TooManyPorts")?.contains("1001/TCP"));
+    let listed = objects.ports("wide")?;
+    let refused = listed.as_array().into_iter().flatten().filter(|port| !port["error"].is_null());
+    let refused: Vec<&Value> = refused.collect();
+    ensure!(refused == [&json!({"port": 1001, "protocol": "TCP", "error": "sheave.dev/TooManyPorts"})], "{refused:?}");
+    ensure!(objects.ledger()?["192.168.77.201"] == entry, "the grant was written anew");
+    objects.delete("service", "wide")
+}
+
+/// Speakers see EndpointSlices. What one writes into the VirtualIP's status is said on the Service.
+fn names_instead_of_addresses(objects: &Objects) -> Result<()> {
+    objects.service("names", "", "")?;
+    objects.wait_shown("names", "192.168.77.201")?;
+    let write = |status: &str| {
+        let speaker = format!("--as=system:serviceaccount:{NAMESPACE}:sheave-speaker");
+        let patch = ["patch", "virtualip", "192.168.77.201", "--subresource=status", "--type=merge", "-p", status];
+        objects.0.kubectl(&[&patch[..], &[&speaker]].concat())
+    };
+    write(r#"{"status":{"owner":"node1","term":1,"reason":"FQDNNotServed"}}"#)?;
+    wait_remark(objects, "names", "FQDNNotServed")?;
+    ensure!(objects.wait_event("names", "Warning", "FQDNNotServed")?.contains("addressType FQDN"));
+    write(r#"{"status":{"reason":null}}"#)?;
+    wait_remark(objects, "names", "AddressAllocated")?;
+    objects.delete("service", "names")?;
+    objects.wait_ledger(&["192.168.77.200"])
+}
