@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lays out the images of `make conformance`: target/conformance/rootfs/<image>/. agnhost, which is what the suite's pods run, as its own
-# Dockerfile does, with Debian's programs instead of Alpine's: busybox (shell, wget that tries once, nslookup), curl, OpenBSD's nc, ss.
+# Dockerfile does, with Debian's programs instead of Alpine's: dash, busybox (nslookup, seq …), curl, wget, OpenBSD's nc, ss.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=target/conformance
@@ -23,9 +23,15 @@ root=$out/rootfs/pause put "${SHEAVE_KUBERNETES_BIN:-target/kubernetes}/pause" /
 put "$out/agnhost" /agnhost
 put "$(command -v busybox)" /bin/busybox
 for applet in $(busybox --list); do
-  case "$applet" in busybox | nc) continue ;; esac
+  case "$applet" in busybox | nc | sh | wget) continue ;; esac
   [ -L "$root/bin/$applet" ] || ln -s busybox "$root/bin/$applet"
 done
+# Not busybox: the shell of Debian's prefers its own programs to those in PATH, and its nc knows no -v.
+put_with_libraries dash /bin/sh
+# Nor busybox' wget, which crashes where the C library has to read /etc/nsswitch.conf. Alpine's tries once, and the suite counts on it.
+put_with_libraries wget /usr/bin/wget
+printf 'tries = 1\n' >"$out/wgetrc"
+put "$out/wgetrc" /etc/wgetrc
 put_with_libraries curl /usr/bin/curl
 put_with_libraries nc.openbsd /bin/nc
 put_with_libraries ss /bin/ss

@@ -115,3 +115,74 @@ fn file_name(spec: &str) -> String {
     let words = spec.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPEC: &str = "[sig-network] LoadBalancers [Slow] should a (b)";
+
+    /// A folder of its own for each test, removed with it.
+    struct Known(Results);
+
+    impl Known {
+        fn new(name: &str) -> Self {
+            let folder = std::env::temp_dir().join(format!("sheave-results-{name}-{}", std::process::id()));
+            Self(Results { folder, commit: String::new() })
+        }
+
+        /// What an attempt that ended so leaves.
+        fn attempt(&self, status: &str) {
+            let attempt = self.0.next(Side::With, SPEC).unwrap();
+            fs::create_dir_all(attempt.junit().parent().unwrap()).unwrap();
+            fs::write(attempt.junit(), format!(r#"<testcase name="{SPEC}" status="{status}" time="1"></testcase>"#))
+                .unwrap();
+            fs::write(attempt.log(), "").unwrap();
+        }
+
+        fn state(&self) -> State {
+            self.0.state(Side::With, SPEC).unwrap()
+        }
+
+        fn passed(&self) -> bool {
+            self.0.is_passed(Side::With, SPEC).unwrap()
+        }
+    }
+
+    impl Drop for Known {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0.folder).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_passed_is_not_run_again() {
+        let known = Known::new("passed");
+        assert!(!known.passed());
+        assert!(matches!(known.state(), State::NotRun { .. }));
+        known.attempt("passed");
+        assert!(known.passed());
+        assert_eq!(known.state(), State::Passed { seconds: 1.0 });
+        assert!(matches!(known.0.state(Side::Without, SPEC).unwrap(), State::NotRun { .. }));
+    }
+
+    #[test]
+    fn what_passed_after_a_failure_has_failed() {
+        let known = Known::new("repeated");
+        known.attempt("failed");
+        assert!(!known.passed());
+        known.attempt("passed");
+        assert!(known.passed());
+        assert!(matches!(known.state(), State::Failed { message, .. } if message.contains("attempt 2")));
+        known.0.forget(Side::With, SPEC).unwrap();
+        assert!(matches!(known.state(), State::NotRun { .. }));
+    }
+
+    #[test]
+    fn an_interruption_is_no_attempt() {
+        let known = Known::new("interrupted");
+        known.attempt("interrupted");
+        known.attempt("passed");
+        assert_eq!(known.state(), State::Passed { seconds: 1.0 });
+    }
+}
