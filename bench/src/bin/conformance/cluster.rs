@@ -41,6 +41,22 @@ impl Cluster {
         Ok(Self { lab, side: Side::Without })
     }
 
+    /// One that was left up.
+    pub fn attach(name: &str, proxy_mode: ProxyMode) -> Result<Self> {
+        let lab = Lab::attach(name)?;
+        let plan = lab.state()?.plan;
+        if plan.proxy_mode != proxy_mode || plan.dns != Some(DNS) || plan.nodes != NODES {
+            bail!(
+                "name: lab {name:?} has kube-proxy {}, {} nodes and cluster DNS {:?}; needed: {proxy_mode}, {NODES}, {DNS}",
+                plan.proxy_mode,
+                plan.nodes,
+                plan.dns
+            );
+        }
+        let sheave = lab.kubectl(&["get", "namespace", "sheave-system", "--ignore-not-found", "--output=name"])?;
+        Ok(Self { lab, side: if sheave.is_empty() { Side::Without } else { Side::With } })
+    }
+
     /// There is no way back: what Sheave leaves behind is the subject of other tests.
     pub fn to(&mut self, side: Side) -> Result<()> {
         match (self.side, side) {

@@ -41,6 +41,9 @@ struct Arguments {
     /// Leaves the lab up: for one mode
     #[arg(long)]
     keep: bool,
+    /// On a lab that an earlier run has left up, which stays up: for its mode
+    #[arg(long)]
+    attach: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -70,8 +73,9 @@ fn main() -> ExitCode {
 
 /// Whether every mode is as it must be.
 fn run(arguments: &Arguments) -> Result<bool> {
-    if arguments.keep && arguments.mode == Modes::Both {
-        bail!("keep: only one lab can stay up; mode must be nftables or iptables");
+    let stays = arguments.keep || arguments.attach;
+    if stays && arguments.mode == Modes::Both {
+        bail!("mode: \"both\" needs two labs; with --keep or --attach it must be nftables or iptables");
     }
     let suite = Suite::open()?;
     let only: Vec<&str> = arguments.only.split('|').collect();
@@ -82,7 +86,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             arguments.only
         );
     }
-    if !arguments.keep {
+    if !stays {
         lab::down_on_interrupt(&arguments.name)?;
     }
     let mut good = true;
@@ -122,7 +126,8 @@ fn run_mode(
     if wanted.is_empty() {
         return Ok(());
     }
-    let mut cluster = Cluster::up(&arguments.name, mode)?;
+    let mut cluster =
+        if arguments.attach { Cluster::attach(&arguments.name, mode)? } else { Cluster::up(&arguments.name, mode)? };
     let count = wanted.len();
     let ran = wanted.into_iter().enumerate().try_for_each(|(index, (side, spec))| {
         cluster.to(side)?;
@@ -133,7 +138,7 @@ fn run_mode(
         Ok(())
     });
     lab::rest_if_interrupted();
-    if !arguments.keep {
+    if !arguments.keep && !arguments.attach {
         cluster.down()?;
     }
     ran
