@@ -72,6 +72,10 @@ impl Cluster {
         Ok(())
     }
 
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
     /// A program behind the router, which takes nothing but packets from there to the nodes: its address is not of the nodes' range.
     pub fn outside(&self, program: &str) -> Result<Command> {
         let mut command = self.lab.client_command(ClientKind::BehindRouter, program)?;

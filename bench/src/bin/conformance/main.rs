@@ -128,6 +128,11 @@ fn run_mode(
     }
     let mut cluster =
         if arguments.attach { Cluster::attach(&arguments.name, mode)? } else { Cluster::up(&arguments.name, mode)? };
+    if cluster.side() == Side::With {
+        let all = wanted.len();
+        wanted.retain(|(side, _)| *side == Side::With);
+        eprintln!("Sheave is installed: {} specs without it are left out", all - wanted.len());
+    }
     let count = wanted.len();
     let ran = wanted.into_iter().enumerate().try_for_each(|(index, (side, spec))| {
         cluster.to(side)?;
