@@ -45,7 +45,8 @@ step "e2e.test of Kubernetes $version, the network's specs"
 (cd "$here" && go test -c "${flags[@]}" -o "$out/e2e.test" ./e2e)
 # The names by which the suite asks for what we build.
 agnhost=$(<"$(cd "$here" && go list -m -f '{{.Dir}}' k8s.io/kubernetes)/test/images/agnhost/VERSION")
-"$out/e2e.test" --list-images | grep -E "^registry\.k8s\.io/(e2e-test-images/agnhost:${agnhost//./\\.}|pause:[0-9.]+)\$" | sort >"$out/images"
+ours="^registry\.k8s\.io/(e2e-test-images/agnhost:${agnhost//./\\.}|pause:[0-9.]+)\$"
+"$out/e2e.test" --list-images | sort | sed -nE "\@$ours@p" >"$out/images"
 [[ $(wc -l <"$out/images") == 2 ]] || { echo "the suite asks for other images than agnhost and pause: $(<"$out/images")" >&2; exit 1; }
 echo "$stamp" >"$out/stamp"
 step "done: $out ($(du -sh "$out" | cut -f1))"
