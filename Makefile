@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories measure-election docs check-docs deny check
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories measure-election conformance docs check-docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -86,6 +86,12 @@ bench-second-chance: setup ## What it costs to know a flow: conntrack against a 
 
 bench-histories: setup ## What the second chance promises, under many more random histories than CI plays: HISTORIES=200 by default, half an hour
 	@HISTORIES=$${HISTORIES:-200} cargo test -q -p speaker-core --lib -- --nocapture alternates::properties
+
+conformance: setup images ## Kubernetes' own specs of LoadBalancers and Services: hours; MODE=nftables|iptables|both ONLY="source ranges|finalizer" ARGS=--print
+	@tests/conformance/build.sh
+	@tests/conformance/rootfs.sh
+	@cargo build -q -p sheave-bench -p sheave-tests --bins
+	@target/debug/conformance --mode "$(or $(MODE),both)" --only "$(ONLY)" $(ARGS)
 
 docs: check-docs ## API documentation, warnings are errors; and every reference in the documents resolves
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items

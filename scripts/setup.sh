@@ -23,6 +23,7 @@ packages=(
   build-essential "llvm-$LLVM-dev" "libpolly-$LLVM-dev" "llvm-$LLVM" zlib1g-dev libzstd-dev libxml2-dev # bpf-linker
   iproute2 nftables iptables conntrack ethtool tcpdump procps util-linux                                # namespaces
   runc containernetworking-plugins busybox-static openssl                                               # the lab's nodes
+  curl wget netcat-openbsd                                                                              # the suite's pods
 )
 missing=()
 installed=" $(dpkg-query -W -f='${Package}:${Status} ' "${packages[@]}" 2>/dev/null || true)"

@@ -1,5 +1,6 @@
-//! What the demo and the benchmarks share: promises and how they are judged, figures, text for a terminal.
+//! What the demo and the benchmarks share: the commit, promises and how they are judged, figures, text for a terminal.
 
+pub mod commit;
 pub mod promise;
 pub mod screen;
 pub mod survival;

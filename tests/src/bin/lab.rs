@@ -86,7 +86,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
                 lab::down_on_interrupt(&name)?;
             }
             let sheave = !no_sheave;
-            let lab = Lab::up(LabConfig { name, nodes, proxy_mode, api_servers, sheave, progress: lab::to_stderr })?;
+            let lab = Lab::up(LabConfig { name, nodes, proxy_mode, api_servers, sheave, ..LabConfig::default() })?;
             print_next(&lab);
         }
         Action::Down => Lab::remove(&name)?,

@@ -9,23 +9,40 @@ use sha2::{Digest, Sha256};
 
 use super::plan::repository;
 
-/// Packs files into an image `docker.io/library/<name>` (with its tag) and writes it to `tar`.
-pub fn pack(tar: &Path, name: &str, files: &[(&str, &Path)], entrypoint: &str) -> Result<()> {
+/// What is known of an image beside its files.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    /// With registry and tag.
+    pub reference: &'a str,
+    pub entrypoint: &'a str,
+    /// Its arguments where the pod gives none.
+    pub command: &'a [&'a str],
+    /// Where a shell in it looks for programs.
+    pub path: &'a str,
+}
+
+/// Packs files and symbolic links (path in the image, path here) into an image and writes it to `tar`.
+pub fn pack(tar: &Path, about: &About<'_>, files: &[(String, PathBuf)]) -> Result<()> {
     let mut layer = Archive::default();
     for (inside, outside) in files {
-        let content = fs::read(outside).with_context(|| format!("image {name}: {}", outside.display()))?;
-        layer.add(inside.trim_start_matches('/'), 0o755, &content)?;
+        let inside = inside.trim_start_matches('/');
+        let context = || format!("image {}: {}", about.reference, outside.display());
+        if outside.is_symlink() {
+            layer.link(inside, &fs::read_link(outside).with_context(context)?.to_string_lossy())?;
+        } else {
+            layer.add(inside, 0o755, &fs::read(outside).with_context(context)?)?;
+        }
     }
     let layer = layer.finish();
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": {"Entrypoint": [entrypoint], "Env": ["PATH=/"]},
+        "config": {"Entrypoint": [about.entrypoint], "Cmd": about.command, "Env": [format!("PATH={}", about.path)]},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{:x}", Sha256::digest(&layer))]},
     });
     let manifest = json!([{
         "Config": "config.json",
-        "RepoTags": [format!("docker.io/library/{name}")],
+        "RepoTags": [about.reference],
         "Layers": ["layer.tar"],
     }]);
     let mut image = Archive::default();
@@ -51,7 +68,7 @@ pub struct Image {
 pub fn pack_all(pause: &Path) -> Result<Vec<Image>> {
     let folder = repository().join("target/images");
     fs::create_dir_all(&folder)?;
-    let mut images = vec![pack_one(&folder, "pause", LAB, &[("/pause".into(), pause.to_path_buf())])?];
+    let mut images = vec![pack_one(&folder, "pause", LAB, &[("/pause".into(), fs::canonicalize(pause)?)])?];
     for name in OURS {
         if folder.join("rootfs").join(name).exists() {
             images.push(pack_laid_out(&folder, name, LAB)?);
@@ -66,12 +83,21 @@ pub fn pack_laid_out(folder: &Path, name: &str, tag: &str) -> Result<Image> {
     pack_one(folder, name, tag, &files_below(&root, &root)?)
 }
 
-/// Every file below `folder`: its path in the image (relative to `root`) and here, in order.
+/// Packs a whole folder as an image with the name that a registry gives it.
+pub fn pack_as(tar: &Path, about: &About<'_>, root: &Path) -> Result<Image> {
+    let files = files_below(root, root)?;
+    if is_older(tar, &files) {
+        pack(tar, about, &files)?;
+    }
+    Ok(Image { name: about.reference.to_owned(), tar: tar.to_owned(), bytes: fs::metadata(tar)?.len() })
+}
+
+/// Every file and symbolic link below `folder`: its path in the image (relative to `root`) and here, in order.
 fn files_below(folder: &Path, root: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
-        if path.is_dir() {
+        if path.is_dir() && !path.is_symlink() {
             files.extend(files_below(&path, root)?);
         } else {
             files.push((format!("/{}", path.strip_prefix(root)?.display()), path));
@@ -89,16 +115,22 @@ fn pack_one(folder: &Path, name: &str, tag: &str, files: &[(String, PathBuf)]) -
     // Images of other versions are imported beside those of the lab.
     let file = if tag == LAB { format!("{name}.tar") } else { format!("{name}-{tag}.tar") };
     let (tar, image) = (folder.join(file), format!("{name}:{tag}"));
-    let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
-    let newest = files.iter().filter_map(|(_, path)| modified(path)).max();
-    if modified(&tar).is_none_or(|packed| newest.is_some_and(|built| built > packed)) {
-        let files: Vec<(&str, &Path)> =
-            files.iter().map(|(inside, outside)| (inside.as_str(), outside.as_path())).collect();
+    if is_older(&tar, files) {
         // The next speaker is the same program by name, too.
-        pack(&tar, &image, &files, &format!("/{}", name.trim_end_matches("-next")))?;
+        let (reference, entrypoint) =
+            (format!("docker.io/library/{image}"), format!("/{}", name.trim_end_matches("-next")));
+        let about = About { reference: &reference, entrypoint: &entrypoint, command: &[], path: "/" };
+        pack(&tar, &about, files)?;
     }
     let bytes = fs::metadata(&tar)?.len();
     Ok(Image { name: image, tar, bytes })
+}
+
+/// Whether a file has changed since the image was packed, or it never was.
+fn is_older(tar: &Path, files: &[(String, PathBuf)]) -> bool {
+    let modified = |path: &Path| fs::symlink_metadata(path).and_then(|found| found.modified()).ok();
+    let newest = files.iter().filter_map(|(_, path)| modified(path)).max();
+    modified(tar).is_none_or(|packed| newest.is_some_and(|built| built > packed))
 }
 
 /// POSIX ustar, as much of it as images need.
@@ -107,26 +139,38 @@ struct Archive(Vec<u8>);
 
 impl Archive {
     fn add(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<()> {
-        if path.len() > 100 {
-            bail!("path {path:?} is longer than the 100 bytes of a tar header");
+        self.header(path, mode, content.len(), b'0', "")?;
+        self.0.extend_from_slice(content);
+        self.0.resize(self.0.len().next_multiple_of(BLOCK), 0);
+        Ok(())
+    }
+
+    fn link(&mut self, path: &str, target: &str) -> Result<()> {
+        self.header(path, 0o777, 0, b'2', target)
+    }
+
+    fn header(&mut self, path: &str, mode: u32, size: usize, kind: u8, target: &str) -> Result<()> {
+        for text in [path, target] {
+            if text.len() > 100 {
+                bail!("path {text:?} is longer than the 100 bytes of a tar header");
+            }
         }
         let mut header = [0u8; BLOCK];
         header[..path.len()].copy_from_slice(path.as_bytes());
         header[100..108].copy_from_slice(format!("{mode:07o}\0").as_bytes());
         header[108..116].copy_from_slice(b"0000000\0");
         header[116..124].copy_from_slice(b"0000000\0");
-        header[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
+        header[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
         // No time: the same binary makes the same image.
         header[136..148].copy_from_slice(b"00000000000\0");
-        header[156] = b'0';
+        header[156] = kind;
+        header[157..157 + target.len()].copy_from_slice(target.as_bytes());
         header[257..265].copy_from_slice(b"ustar\x0000");
         // The checksum is taken with its own field filled with spaces.
         header[148..156].fill(b' ');
         let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
         header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         self.0.extend_from_slice(&header);
-        self.0.extend_from_slice(content);
-        self.0.resize(self.0.len().next_multiple_of(BLOCK), 0);
         Ok(())
     }
 
@@ -153,6 +197,7 @@ mod tests {
         let mut archive = Archive::default();
         archive.add("bin/one", 0o755, b"hello").unwrap();
         archive.add("two", 0o644, &[7; 600]).unwrap();
+        archive.link("three", "bin/one").unwrap();
         let path = std::env::temp_dir().join(format!("sheave-tar-{}", std::process::id()));
         fs::write(&path, archive.finish()).unwrap();
         let listed = crate::lab::netns::run("tar", &["-tvf", &path.to_string_lossy()]).unwrap();
@@ -162,5 +207,6 @@ mod tests {
             "{listed}"
         );
         assert!(listed.contains("600") && listed.contains("two"), "{listed}");
+        assert!(listed.contains("three -> bin/one"), "{listed}");
     }
 }

@@ -150,6 +150,11 @@ impl Lab {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// The administrator's kubeconfig for programs of the lab's clients and nodes: it names the API server's own address.
+    pub fn kubeconfig_inside(&self) -> PathBuf {
+        plan::lab_dir(&self.name).join("kubeconfig.segment")
+    }
+
     /// kubectl as a command to be run by the caller.
     pub fn kubectl_command(&self) -> Command {
         let mut command = Command::new(plan::kubernetes_bin().join("kubectl"));

@@ -28,7 +28,7 @@ pub fn prepare(plan: &Plan, pki: &Pki, name: &str) -> Result<()> {
     let files = [
         ("containerd.toml", containerd(&dir.join("cni").to_string_lossy(), base.as_deref())),
         ("cni/10-lab.conflist", cni(number)),
-        ("kubelet.yaml", KUBELET.to_owned()),
+        ("kubelet.yaml", kubelet(plan)),
         ("boot.sh", BOOT.to_owned()),
     ];
     for (file, text) in files {
@@ -207,6 +207,11 @@ fn kube_proxy(name: &str, mode: ProxyMode, kubeconfig: &str) -> String {
          nftables: {{minSyncPeriod: 100ms, syncPeriod: 30s}}\n\
          iptables: {{minSyncPeriod: 100ms, syncPeriod: 30s}}\n"
     )
+}
+
+fn kubelet(plan: &Plan) -> String {
+    let dns = plan.dns.map_or(String::new(), |address| format!("clusterDNS: [{address}]\n"));
+    format!("{KUBELET}{dns}")
 }
 
 /// Without QoS groups and evictions: several kubelets share one machine and its control groups.

@@ -20,6 +20,8 @@ pub struct LabConfig {
     pub api_servers: u8,
     /// Install Sheave from `manifests/overlays/lab` and wait until it is rolled out.
     pub sheave: bool,
+    /// The address of the cluster's DNS, where pods ask for names; the lab itself runs none.
+    pub dns: Option<Ipv4Addr>,
     /// Called with the seconds since the start and what happens now; [`to_stderr`] or [`quiet`] fit most callers.
     pub progress: fn(f64, &str),
 }
@@ -32,6 +34,7 @@ impl Default for LabConfig {
             proxy_mode: ProxyMode::Nftables,
             api_servers: 1,
             sheave: true,
+            dns: None,
             progress: to_stderr,
         }
     }
@@ -68,6 +71,7 @@ pub struct Plan {
     pub nodes: u8,
     pub api_servers: u8,
     pub proxy_mode: ProxyMode,
+    pub dns: Option<Ipv4Addr>,
 }
 
 impl Plan {
@@ -84,6 +88,7 @@ impl Plan {
             nodes: config.nodes,
             api_servers: config.api_servers,
             proxy_mode: config.proxy_mode,
+            dns: config.dns,
         })
     }
 

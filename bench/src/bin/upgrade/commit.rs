@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use sheave_bench::commit::git;
 use sheave_tests::lab::image::{self, Image};
 use sheave_tests::lab::plan::repository;
 
@@ -91,14 +92,6 @@ fn write(overlay: &Path, text: &str) -> Result<()> {
     fs::create_dir_all(overlay).with_context(|| overlay.display().to_string())?;
     let file = overlay.join("kustomization.yaml");
     fs::write(&file, text).with_context(|| file.display().to_string())
-}
-
-fn git(arguments: &[&str]) -> Result<String> {
-    let output = Command::new("git").arg("-C").arg(repository()).args(arguments).output().context("start git")?;
-    if !output.status.success() {
-        bail!("git {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 const OURS: [&str; 2] = ["sheave-controller", "sheave-speaker"];
