@@ -189,11 +189,6 @@ impl Node {
         ));
     }
 
-    /// A setting of the node's network, below /proc/sys/net.
-    pub fn sysctl(&self, name: &str, value: &str) {
-        netns::sysctl(&self.name, &[(name, value)]).unwrap();
-    }
-
     /// A program on the node.
     pub fn run(&self, program: &str, arguments: &str) {
         let mut command = Command::new(program);

@@ -46,7 +46,10 @@ fn source_ranges(objects: &Objects, pair: &Pair) -> Result<()> {
     patch(objects, "closed", &no_pool)?;
     objects.wait_refused("closed", "SourceRangesMalformed")?;
     let note = objects.wait_event("closed", "Warning", "SourceRangesMalformed")?;
-    ensure!(note.contains(ANNOTATION) && note.contains("'10.1.0.0/99' is no address range; allowed are CIDRs"), "{note}");
+    ensure!(
+        note.contains(ANNOTATION) && note.contains("'10.1.0.0/99' is no address range; allowed are CIDRs"),
+        "{note}"
+    );
     wait_metric(pair, "services_waiting", "SourceRangesMalformed", 1.0)?;
     let log = pair.leader()?.log();
     ensure!(log.contains("SourceRangesMalformed") && log.contains("default/closed"), "not in the log:\n{log}");
