@@ -2,16 +2,18 @@
 //!
 //! Read: [`pool`] (where addresses come from) → [`virtualip`] (the ledger: which Service was granted which address, which node
 //! holds it) → [`status`] (every name a refusal can have) → [`validate`] (what an address range may look like, once in CEL and
-//! once in Rust). `src/bin/crdgen.rs` prints the CustomResourceDefinitions; `manifests/crds` is generated from it.
+//! once in Rust) → [`source_ranges`] (which clients a Service admits). `src/bin/crdgen.rs` prints the CustomResourceDefinitions; `manifests/crds` is generated from it.
 
 mod chain;
 pub mod pool;
+pub mod source_ranges;
 pub mod status;
 pub mod validate;
 pub mod virtualip;
 
 pub use chain::Chain;
 pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus};
+pub use source_ranges::{RangeError, SourceRanges};
 pub use status::{NoOwner, PoolReason, Refusal};
 pub use validate::{AddressRange, MalformedRange};
 pub use virtualip::{ServiceRef, VirtualIP, VirtualIPSpec, VirtualIPStatus};
