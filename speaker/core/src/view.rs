@@ -16,10 +16,10 @@ use core::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::attributes::{Affinity, ServiceAttributes};
 pub use limit::{Limit, Refused};
 pub use object::{
-    Affinity, Conditions, Endpoint, EndpointSlice, Key, Kind, Node, Object, ObjectName, Port, Protocol, Service,
-    VirtualIp,
+    Conditions, Endpoint, EndpointSlice, Key, Kind, Node, Object, ObjectName, Port, Protocol, Service, VirtualIp,
 };
 
 /// The cluster as the API server last described it.

@@ -50,7 +50,7 @@ fn plan_of(pods: u8, conditions: Conditions) -> Plan {
     let address = Ipv4Addr::new(192, 0, 2, 11);
     for object in [
         Object::Node("n1".into(), Node::at(address)),
-        Object::Service(name.clone(), Service { ports: ports.clone(), affinity: Affinity::ClientIp }),
+        Object::Service(name.clone(), Service { ports: ports.clone(), attributes: Affinity::ClientIp.into() }),
         Object::EndpointSlice(name.clone(), EndpointSlice { service: "web".into(), ports, endpoints }),
         Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services: vec![name] }),
     ] {

@@ -18,7 +18,7 @@ use ebpf_common::ServiceKey;
 use thiserror::Error;
 
 use crate::view::endpoints::{Frontend, Pod, frontends};
-use crate::view::{Affinity, View};
+use crate::view::{ServiceAttributes, View};
 
 pub use flow::{Endpoints, Flow, TcpState};
 pub use removal_grace::RemovalGrace;
@@ -49,7 +49,7 @@ pub struct Plan {
 /// The pods of this node that serve a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalPods {
-    pub affinity: Affinity,
+    pub attributes: ServiceAttributes,
     /// In order of address, never empty.
     pub pods: Vec<(Ipv4Addr, u16)>,
     /// None is ready: these serve while they terminate.
@@ -78,7 +78,8 @@ impl Plan {
             }
             pods.truncate(MAX_LOCAL_PODS);
             if !pods.is_empty() {
-                services.insert(*key, LocalPods { affinity: frontend.affinity, pods, last_resort: none_ready });
+                let attributes = frontend.attributes.clone();
+                services.insert(*key, LocalPods { attributes, pods, last_resort: none_ready });
             }
         }
         Self {

@@ -27,7 +27,7 @@ use ebpf_common::{FlowTuple, Mark, NextHop, RESERVED_FLAG, SearchState, ServiceK
 
 use super::udp_pin::Targets;
 use super::{Guard, LocalPods, Plan};
-use crate::view::Affinity;
+use crate::view::Protocol;
 
 /// Name of the nftables table, family ip.
 pub const TABLE: &str = "sheave";
@@ -305,13 +305,8 @@ fn translate(key: &ServiceKey, local: &LocalPods) -> String {
     if let [(address, port)] = local.pods[..] {
         return format!("meta l4proto {protocol} dnat to {address}:{port}");
     }
-    let n = local.pods.len();
-    let choice = match local.affinity {
-        // A UDP flow whose conntrack entry expired finds its pod again. TCP signals its begin and end.
-        Affinity::None if protocol == "udp" => format!("jhash ip saddr . udp sport mod {n} seed {AFFINITY_SEED:#x}"),
-        Affinity::None => format!("numgen random mod {n}"),
-        Affinity::ClientIp => format!("jhash ip saddr mod {n} seed {AFFINITY_SEED:#x}"),
-    };
+    let of = if protocol == "udp" { Protocol::Udp } else { Protocol::Tcp };
+    let choice = local.attributes.choice(of, local.pods.len());
     let pods = local.pods.iter().enumerate();
     let pods: Vec<String> = pods.map(|(i, (address, port))| format!("{i} : {address} . {port}")).collect();
     format!("meta l4proto {protocol} dnat ip to {choice} map {{ {} }}", pods.join(", "))
@@ -401,5 +396,3 @@ const NAT_PRIORITY: i32 = -110;
 const GUARD_PRIORITY: i32 = -120;
 /// Behind all nat chains (srcnat, 100): it translates nothing.
 const CONNTRACK_HOOK_PRIORITY: i32 = 110;
-/// Fixed, so that a client stays with its pod when the table is built anew.
-const AFFINITY_SEED: u32 = 0x5368_6561;

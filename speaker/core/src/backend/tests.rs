@@ -6,7 +6,7 @@ use super::ruleset::{replace, update};
 use super::*;
 use crate::view::endpoints::service_key;
 use crate::view::example::*;
-use crate::view::{Conditions, Endpoint, Event, Protocol};
+use crate::view::{Affinity, Conditions, Endpoint, Event, Protocol};
 
 pub fn plan(endpoints: impl Into<Vec<Endpoint>>) -> Plan {
     Plan::new(&view(endpoints), "a", Uplink::new("eth0").unwrap())
@@ -243,7 +243,7 @@ fn names_given_by_people_do_not_reach_the_text() {
     let slice = crate::view::EndpointSlice { service: evil.into(), ports: ports.clone(), endpoints };
     for object in [
         crate::view::Object::Node(evil.into(), crate::view::Node::at([192, 0, 2, 250].into())),
-        crate::view::Object::Service(name.clone(), crate::view::Service { ports, affinity: Affinity::None }),
+        crate::view::Object::Service(name.clone(), crate::view::Service { ports, ..Default::default() }),
         crate::view::Object::EndpointSlice(name.clone(), slice),
         vip(VIP, [name]),
     ] {

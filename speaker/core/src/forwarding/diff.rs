@@ -17,7 +17,6 @@ use super::alternates::ByAddress;
 use super::ids::{Exhausted, NodeSlots};
 pub use super::slots::Contents;
 use super::slots::{ByDigest, Source, Wanted};
-use crate::view::Affinity;
 
 /// The maps that follow the view, as they are or as they should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -204,10 +203,9 @@ impl Layout {
 
 fn flags(key: &ServiceKey, table: &Table, served: &BTreeSet<ServiceKey>) -> u32 {
     let Some(service) = table.services.get(key) else { return 0 };
-    let affinity = if service.affinity == Affinity::ClientIp { ServiceValue::CLIENT_AFFINITY } else { 0 };
     let served = if served.contains(key) { ServiceValue::SERVED_HERE } else { 0 };
     let no_new_flows = if service.no_new_flows { ServiceValue::NO_NEW_FLOWS } else { 0 };
-    affinity | served | no_new_flows
+    service.attributes.flags() | served | no_new_flows
 }
 
 /// The writes that lead from `have` to `want`, in order.

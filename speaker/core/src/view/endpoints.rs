@@ -12,13 +12,13 @@ use core::net::{Ipv4Addr, SocketAddrV4};
 use ebpf_common::ServiceKey;
 use sha2::{Digest, Sha256};
 
-use super::{Affinity, Conditions, EndpointSlice, ObjectName, Port, Protocol, View};
+use super::{Conditions, EndpointSlice, ObjectName, Port, Protocol, ServiceAttributes, View};
 
 /// One port of one VIP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend<'a> {
     pub service: &'a ObjectName,
-    pub affinity: Affinity,
+    pub attributes: &'a ServiceAttributes,
     pub pods: Vec<Pod<'a>>,
 }
 
@@ -122,7 +122,7 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
                     continue;
                 }
                 let pods = pods(view, slices, port, &mut refuse);
-                frontends.insert(key, Frontend { service: name, affinity: service.affinity, pods });
+                frontends.insert(key, Frontend { service: name, attributes: &service.attributes, pods });
             }
         }
     }
@@ -171,8 +171,8 @@ pub fn digests(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> D
         hash.update(node.address.octets());
         hash.update([node.excluded.into()]);
     }
-    for (key, Frontend { affinity, pods, .. }) in frontends {
-        let frontend = frontend_bytes(key, *affinity);
+    for (key, Frontend { attributes, pods, .. }) in frontends {
+        let frontend = frontend_bytes(key, attributes);
         hash.update(frontend);
         // Departed nodes are known only to those that have seen them go.
         let pods = || pods.iter().filter(|pod| view.is_member(pod.node));
@@ -191,9 +191,9 @@ pub fn digests(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> D
     Digests { view: first_bytes(hash).max(1), pods }
 }
 
-fn frontend_bytes(key: &ServiceKey, affinity: Affinity) -> [u8; 8] {
+fn frontend_bytes(key: &ServiceKey, attributes: &ServiceAttributes) -> [u8; 8] {
     let ServiceKey { addr: [a, b, c, d], port: [high, low], proto, pad: _ } = *key;
-    [a, b, c, d, high, low, proto, (affinity == Affinity::ClientIp).into()]
+    [a, b, c, d, high, low, proto, attributes.digest()]
 }
 
 fn pod_bytes(pod: &Pod<'_>) -> [u8; 9] {

@@ -11,6 +11,7 @@ use core::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::Limit;
+use crate::attributes::ServiceAttributes;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Object {
@@ -137,7 +138,8 @@ impl Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     pub ports: Vec<Port>,
-    pub affinity: Affinity,
+    #[serde(flatten)]
+    pub attributes: ServiceAttributes,
 }
 
 /// A port of a Service (`port`, what clients use) or of an EndpointSlice (`port`, where the pod listens). The names match.
@@ -172,14 +174,6 @@ impl Protocol {
             Self::Udp => 17,
         }
     }
-}
-
-/// sessionAffinity of a Service. Its timeout is not used: the choice is a hash, so it holds as long as the pods stay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Affinity {
-    #[default]
-    None,
-    ClientIp,
 }
 
 /// One EndpointSlice of address type IPv4.

@@ -55,7 +55,7 @@ fn an_object_that_outgrows_its_limit_is_left_out_altogether() {
     assert_eq!(known.handle(Event::Apply(slice(many))), Change::Refused(Limit::EndpointsPerSlice));
     assert!(known.slices().is_empty());
     let ports = vec![ports(1, 1).remove(0); Limit::PortsPerObject.value() + 1];
-    let service = Object::Service(web(), Service { ports, affinity: Affinity::None });
+    let service = Object::Service(web(), Service { ports, attributes: ServiceAttributes::default() });
     assert_eq!(known.handle(Event::Apply(service)), Change::Refused(Limit::PortsPerObject));
     let services = vec![web(); Limit::ServicesPerVip.value() + 1];
     assert_eq!(known.handle(Event::Apply(vip(VIP, services))), Change::Refused(Limit::ServicesPerVip));
@@ -243,4 +243,18 @@ fn an_address_of_a_node_is_never_served() {
     let (frontends, refused) = frontends(&known);
     assert_eq!(frontends.len(), 0);
     assert_eq!(refused.iter().map(|refusal| refusal.reason).collect::<Vec<_>>(), [Reason::AddressOfNode]);
+}
+
+/// Speakers of two versions stand side by side during an upgrade: what a Service had in November 2026 keeps its digests.
+#[test]
+fn a_service_without_new_attributes_is_the_same_to_an_earlier_version() {
+    let of = |attributes: Affinity| {
+        let mut known = view([ready("a", 1), ready("b", 1)]);
+        known.handle(Event::Apply(service(web(), attributes)));
+        let (frontends, _) = frontends(&known);
+        let digests = digests(&known, &frontends);
+        (digests.view, digests.pods["a"])
+    };
+    assert_eq!(of(Affinity::None), (18_113_589_229_606_401_225, 10_443_869_060_431_551_957));
+    assert_eq!(of(Affinity::ClientIp), (4_386_693_914_373_994_741, 7_567_546_955_576_997_594));
 }

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use speaker_core::forwarding::diff::{Layout, diff};
 use speaker_core::forwarding::{Ring, Service, Table};
-use speaker_core::view::Affinity;
+use speaker_core::view::ServiceAttributes;
 
 use super::*;
 use crate::dataplane::loader;
@@ -43,7 +43,7 @@ fn table(service_ports: u32, ring: impl Fn(u32) -> u32) -> Table {
         (0..service_ports).map(&ring).collect::<BTreeSet<_>>().into_iter().map(|n| (n, make(n))).collect();
     let service = |number: u32| {
         let ring = rings[&ring(number)].clone();
-        (key(number), Service { affinity: Affinity::None, no_new_flows: false, ring, alternates: None })
+        (key(number), Service { attributes: ServiceAttributes::default(), no_new_flows: false, ring, alternates: None })
     };
     let nodes = [("n".into(), Ipv4Addr::new(192, 0, 2, 101))].into();
     Table { nodes, services: (0..service_ports).map(service).collect(), ..Table::default() }
