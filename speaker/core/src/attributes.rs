@@ -1,8 +1,10 @@
 //! What a Service asks for beside its ports: the one place where an attribute is added.
 //!
 //! An attribute is a field here. What else knows of it is derived by the methods below: the digests by which nodes compare their
-//! views and tables, the bits that the packet path reads, the row of a flow, the rule that chooses a pod. The daemon reads the fields
-//! from the Kubernetes object (speaker/src/attributes.rs).
+//! views and tables, the bits that the packet path reads, the row of a flow, the rules of nftables. The daemon reads the fields from
+//! the Kubernetes object (speaker/src/attributes.rs). What each does: docs/services.md.
+
+mod source_ranges;
 
 use alloc::format;
 use alloc::string::String;
@@ -12,10 +14,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::view::Protocol;
 
+pub use source_ranges::{Prefix, SourceRanges};
+
 /// The attributes of one Service. On disk its fields stand beside the ports, as they always have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceAttributes {
     pub affinity: Affinity,
+    /// Which clients are admitted; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_ranges: Option<SourceRanges>,
 }
 
 /// sessionAffinity of a Service. Its timeout is not used: the choice is a hash, so it holds as long as the pods stay.
@@ -26,17 +33,27 @@ pub enum Affinity {
     ClientIp,
 }
 
+/// What digests of views and tables have of a Service's attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttributesDigest {
+    /// sessionAffinity ClientIP.
+    pub affinity: bool,
+    /// Of all younger attributes, if the Service has any.
+    pub more: Option<u64>,
+}
+
 impl ServiceAttributes {
-    /// For the digests of views and tables. Two speakers compare these, also during an upgrade: a Service without an attribute that
-    /// one of them does not know has the same byte on both.
-    pub fn digest(&self) -> u8 {
-        let Self { affinity } = self;
-        u8::from(*affinity == Affinity::ClientIp)
+    /// Two speakers compare digests, also during an upgrade: of a Service without an attribute that one of them does not know, both have
+    /// the same. So an attribute that is added belongs to `more`, which is `None` for a Service that has none of them.
+    pub fn digest(&self) -> AttributesDigest {
+        let Self { affinity, source_ranges } = self;
+        let more = source_ranges.as_ref().map(SourceRanges::digest);
+        AttributesDigest { affinity: *affinity == Affinity::ClientIp, more }
     }
 
-    /// In the value of `SERVICES`.
+    /// In the value of `SERVICES`. (Where the source ranges are is the layout's to say: forwarding/restricted.rs.)
     pub fn flags(&self) -> u32 {
-        let Self { affinity } = self;
+        let Self { affinity, source_ranges: _ } = self;
         if *affinity == Affinity::ClientIp { ServiceValue::CLIENT_AFFINITY } else { 0 }
     }
 
@@ -66,7 +83,7 @@ impl ServiceAttributes {
 
 impl From<Affinity> for ServiceAttributes {
     fn from(affinity: Affinity) -> Self {
-        Self { affinity }
+        Self { affinity, ..Self::default() }
     }
 }
 

@@ -16,7 +16,7 @@ use core::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::attributes::{Affinity, ServiceAttributes};
+pub use crate::attributes::{Affinity, Prefix, ServiceAttributes, SourceRanges};
 pub use limit::{Limit, Refused};
 pub use object::{
     Conditions, Endpoint, EndpointSlice, Key, Kind, Node, Object, ObjectName, Port, Protocol, Service, VirtualIp,

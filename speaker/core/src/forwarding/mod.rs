@@ -27,6 +27,7 @@ pub mod ids;
 pub mod maglev;
 mod members;
 pub mod previous;
+mod restricted;
 mod saved;
 mod slots;
 
@@ -39,6 +40,7 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{ServiceKey, siphash13};
 
+use crate::attributes::AttributesDigest;
 use crate::reports::{Reported, Reports, Rows};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::{self, Digests, Frontend, Pod, Reason, Refusal, frontends};
@@ -50,6 +52,7 @@ use maglev::Members;
 use members::Chosen;
 pub use members::{TrafficState, TrafficStates};
 use previous::{PreviousRing, PreviousRings};
+pub use restricted::Restricted;
 
 /// The content of the maps, in names; [`diff::MapState`] has it in slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +61,8 @@ pub struct Table {
     pub nodes: BTreeMap<String, Ipv4Addr>,
     pub vips: BTreeSet<Ipv4Addr>,
     pub services: BTreeMap<ServiceKey, Service>,
+    /// Services with source ranges. They hold at once, whatever else of a service port waits.
+    pub restricted: BTreeMap<ObjectName, Restricted>,
     /// What had to be left out.
     pub refused: Vec<Refusal>,
     /// Of all service ports and rings (not of the alternates, nor of what a service had that names no pod any more): equal on nodes whose
@@ -72,6 +77,7 @@ impl Table {
     pub fn bar(&mut self, vip: Ipv4Addr, reason: Reason) {
         self.vips.remove(&vip);
         self.services.retain(|key, _| key.addr != vip.octets());
+        self.restricted.retain(|_, restricted| restricted.bar(vip));
         let (service, subject) = (ObjectName::new("", ""), format!("{vip}"));
         self.refused.push(Refusal { vip, service, reason, subject });
     }
@@ -264,7 +270,8 @@ impl Planner {
         self.rings = rings.used;
         self.alternates = cache;
         let vips = view.served_vips();
-        Table { nodes, vips, services, refused: refused.clone(), digest, viewed }
+        let restricted = Restricted::of(frontends);
+        Table { nodes, vips, services, restricted, refused: refused.clone(), digest, viewed }
     }
 }
 
@@ -465,7 +472,9 @@ fn digest(services: &BTreeMap<ServiceKey, Service>, others: &BTreeMap<ServiceKey
         let port = u64::from(u16::from_be_bytes(port));
         let key = u64::from(u32::from_be_bytes(addr)) | port << 32 | u64::from(proto) << 48;
         let no_new_flows = u64::from(service.no_new_flows) << 57;
-        siphash13(&[digest, 0], key | u64::from(service.attributes.digest()) << 56 | no_new_flows, ring)
+        let AttributesDigest { affinity, more } = service.attributes.digest();
+        let digest = siphash13(&[digest, 0], key | u64::from(affinity) << 56 | no_new_flows, ring);
+        more.map_or(digest, |more| siphash13(&[digest, 1], more, 0))
     })
 }
 

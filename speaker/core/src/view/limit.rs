@@ -25,6 +25,7 @@ limits! {
     /// discovery/v1 allows 20000 in a slice; real clusters stay far below.
     PortsPerObject, "ports_per_object", 250;
     ServicesPerVip, "services_per_vip", 64;
+    RangesPerService, "source_ranges_per_service", 1024;
 }
 
 /// How often each limit was reached.

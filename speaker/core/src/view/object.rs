@@ -11,7 +11,7 @@ use core::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::Limit;
-use crate::attributes::ServiceAttributes;
+use crate::attributes::{ServiceAttributes, SourceRanges};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Object {
@@ -35,6 +35,9 @@ impl Object {
         match self {
             Self::Service(_, service) if service.ports.len() > Limit::PortsPerObject.value() => {
                 Some(Limit::PortsPerObject)
+            }
+            Self::Service(_, service) if service.source_ranges() > Limit::RangesPerService.value() => {
+                Some(Limit::RangesPerService)
             }
             Self::EndpointSlice(_, slice) if slice.ports.len() > Limit::PortsPerObject.value() => {
                 Some(Limit::PortsPerObject)
@@ -140,6 +143,12 @@ pub struct Service {
     pub ports: Vec<Port>,
     #[serde(flatten)]
     pub attributes: ServiceAttributes,
+}
+
+impl Service {
+    fn source_ranges(&self) -> usize {
+        self.attributes.source_ranges.as_ref().map_or(0, SourceRanges::len)
+    }
 }
 
 /// A port of a Service (`port`, what clients use) or of an EndpointSlice (`port`, where the pod listens). The names match.
