@@ -134,6 +134,8 @@ impl Uplink {
 /// label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Guard {
+    /// Begins a flow of a client outside the Service's source ranges: dropped.
+    Source,
     /// Handed to the node that its mark names.
     Forwarded,
     /// No node knows the flow, and conntrack called the packet invalid where its search began: dropped.
@@ -154,6 +156,7 @@ pub enum Guard {
 
 impl Guard {
     pub const ALL: &'static [Guard] = &[
+        Self::Source,
         Self::Forwarded,
         Self::NoReset,
         Self::Unmarked,
@@ -166,6 +169,7 @@ impl Guard {
 
     pub const fn label(self) -> &'static str {
         match self {
+            Self::Source => "source_denied",
             Self::Forwarded => "second_chance",
             Self::NoReset => "second_chance_no_reset",
             Self::Unmarked => "guard_unmarked",
