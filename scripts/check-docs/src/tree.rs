@@ -11,6 +11,7 @@ pub struct Tree(BTreeMap<String, String>);
 const SKIPPED: [&str; 2] = ["target", ".git"];
 /// This program names wrong references on purpose.
 const OWN: &str = "scripts/check-docs/";
+const SERVICES: &str = "docs/services.md";
 
 impl Tree {
     pub fn read(root: &Path) -> io::Result<Self> {
@@ -49,9 +50,10 @@ impl Tree {
         self.files().filter(move |(path, _)| is_document(path))
     }
 
-    /// What counts for the limit of words.
+    /// What counts for the limit of words: all but the table of what Services ask for, which grows with Kubernetes.
     pub fn specifications(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.files().filter(|(path, _)| *path == "README.md" || is_specification(path))
+        let counts = |path: &str| path == "README.md" || is_specification(path) && path != SERVICES;
+        self.files().filter(move |(path, _)| counts(path))
     }
 
     /// Everything in which a name may be defined, and whose comments cite documents. Not tables of measured figures.
