@@ -13,7 +13,7 @@ case "${1:-test}" in
 esac
 
 # A new test program has to be given a stage.
-staged=" e2e e2e_iptables lab_cluster controller_api sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_world backend_nft e2e_nftables "
+staged=" e2e e2e_iptables lab_cluster controller_api sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges xdp_world backend_nft e2e_nftables "
 for path in tests/tests/*; do
   name=$(basename "$path" .rs)
   case "$staged" in *" $name "*) ;; *) echo "tests/tests/$name has no stage in $0" >&2; exit 1 ;; esac
@@ -79,7 +79,7 @@ run_images() { make images; }
 run_units() { cargo test -q --workspace --lib --bins -- --skip "$PROPERTIES"; }
 run_properties() { programs speaker/core "$PROPERTIES" speaker_core; }
 run_simulation() { programs tests -q sim_election sim_scale; }
-run_packets() { programs tests -q xdp_verdicts xdp_dispatch xdp_truncation backend_nft; }
+run_packets() { programs tests -q xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges backend_nft; }
 run_doctests() { cargo test -q --workspace --doc; }
 # With the figures of each step, and with what could not be judged.
 run_controller_api() { programs tests --nocapture controller_api; }

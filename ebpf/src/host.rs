@@ -39,6 +39,8 @@ pub struct HostTables {
     pub vips: BTreeSet<[u8; 4]>,
     pub own: BTreeSet<[u8; 4]>,
     pub services: BTreeMap<ServiceKey, ServiceValue>,
+    /// Networks and prefix lengths by slot.
+    pub source_ranges: BTreeMap<u16, Vec<([u8; 4], u8)>>,
     pub rings: BTreeMap<u32, Vec<Row>>,
     pub nodes: BTreeMap<u32, Node>,
     pub peers: BTreeMap<Mac, u16>,
@@ -68,6 +70,16 @@ impl Tables for HostTables {
     fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
         self.services.get(key).copied()
     }
+
+    /// Naively: bits above the prefix length shifted away.
+    fn admits(&self, slot: u16, client: [u8; 4]) -> bool {
+        let bits = |address: [u8; 4], length: u8| u64::from(u32::from_be_bytes(address)) >> (32 - u32::from(length));
+        let has = |(network, length): &([u8; 4], u8)| bits(*network, *length) == bits(client, *length);
+        self.source_ranges.get(&slot).is_some_and(|ranges| ranges.iter().any(has))
+    }
+
+    /// Only the kernel counts.
+    fn count_denied(&self, _: u16) {}
 
     fn ring(&self, slot: u32) -> Option<impl Ring> {
         self.rings.get(&slot).map(Vec::as_slice)

@@ -19,6 +19,8 @@ pub mod admit;
 
 pub mod service;
 
+pub mod source_ranges;
+
 pub mod select;
 
 pub mod reset;
@@ -39,7 +41,7 @@ pub mod maps;
 #[cfg(test)]
 mod tests;
 
-use ebpf_common::{Config, Verdict};
+use ebpf_common::{Config, ServiceValue, Verdict};
 
 pub use frame::Frame;
 pub use tables::Tables;
@@ -93,6 +95,9 @@ fn follow(
     let Some(service) = service::find(tables, &subject.flow) else {
         return reset::refuse(frame, config, link, packet, origin, subject, Refused::Unserved);
     };
+    if service.flags & ServiceValue::SOURCE_RANGES != 0 {
+        source_ranges::admit(frame, tables, config, link, service, origin, subject)?;
+    }
     let row = match service::takes(service, &subject.content) {
         true => select::row(tables, config, service, &subject.flow)?,
         false => None,

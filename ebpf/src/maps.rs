@@ -2,12 +2,13 @@
 //! values: `ebpf-common`.
 
 use aya_ebpf::bindings::BPF_F_INNER_MAP;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use ebpf_common::{
-    Config, Lease, MAX_NODES, MAX_RINGS, MAX_SERVICES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RING_WORDS, RingHead,
-    Row, ServiceKey, ServiceValue, Verdict, VipValue,
+    Config, Lease, MAX_NODES, MAX_RESTRICTED, MAX_RINGS, MAX_SERVICES, MAX_SOURCE_RANGES, MAX_VERDICTS, MAX_VIPS,
+    MacKey, Node, Own, RING_WORDS, RangeKey, RingHead, Row, ServiceKey, ServiceValue, Verdict, VipValue,
 };
 
 use crate::frame::Mac;
@@ -23,6 +24,10 @@ static OWN: HashMap<[u8; 4], Own, { MAX_VIPS as usize }> = HashMap::new();
 static VIPS: HashMap<[u8; 4], VipValue, { MAX_VIPS as usize }> = HashMap::new();
 #[btf_map]
 static SERVICES: HashMap<ServiceKey, ServiceValue, { MAX_SERVICES as usize }> = HashMap::new();
+#[btf_map]
+static SOURCE_RANGES: LpmTrie<RangeKey, u32, { MAX_SOURCE_RANGES as usize }> = LpmTrie::new();
+#[btf_map]
+static DENIED: PerCpuArray<u64, { MAX_RESTRICTED as usize }> = PerCpuArray::new();
 /// `BPF_F_INNER_MAP` (Linux 5.10): the rings may have any length; that of the template here does not matter.
 type Ring = Array<[u64; RING_WORDS], 2, { BPF_F_INNER_MAP as usize }>;
 #[btf_map]
@@ -69,6 +74,20 @@ impl Tables for KernelTables {
     fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
         // SAFETY: copied at once.
         unsafe { SERVICES.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn admits(&self, slot: u16, client: [u8; 4]) -> bool {
+        let key = Key::new(RangeKey::BITS, RangeKey::new(slot, client));
+        there(SOURCE_RANGES.get(&key).map(|value| value as *const u32))
+    }
+
+    #[inline(always)]
+    fn count_denied(&self, slot: u16) {
+        if let Some(counter) = DENIED.get_ptr_mut(u32::from(slot)) {
+            // SAFETY: as in `count`.
+            unsafe { *counter += 1 };
+        }
     }
 
     #[inline(always)]

@@ -34,7 +34,13 @@ pub fn refuse(
         return Ok(second_chance::verdict(origin, &subject.content, mark));
     }
     match subject.content {
-        Content::Tcp(tcp) => refuse_tcp(frame, config, link, subject, &tcp, why),
+        Content::Tcp(tcp) => {
+            let reset = match why {
+                Refused::Unserved => Verdict::UnservedReset,
+                Refused::EmptyRing => Verdict::EmptyRingReset,
+            };
+            refuse_tcp(frame, config, link, subject, &tcp, reset)
+        }
         Content::Udp if config.flags & Config::UDP_SILENT != 0 => Err(match why {
             Refused::Unserved => Verdict::UnservedSilent,
             Refused::EmptyRing => Verdict::EmptyRingSilent,
@@ -50,14 +56,15 @@ pub fn refuse(
     }
 }
 
+/// The segment becomes its reset, counted with this verdict.
 #[inline(always)]
-fn refuse_tcp(
+pub fn refuse_tcp(
     frame: &mut impl Frame,
     config: &Config,
     link: &Link,
     subject: &Subject,
     tcp: &Tcp,
-    why: Refused,
+    verdict: Verdict,
 ) -> Result<Verdict, Verdict> {
     // RFC 9293 section 3.10.7.1: "If a segment contains a RST, it is discarded."
     if tcp.flags & Tcp::RST != 0 {
@@ -66,10 +73,7 @@ fn refuse_tcp(
     let bytes = reset(config, link, &subject.flow, tcp);
     frame.truncate(RESET_LEN).ok_or(Verdict::NoRoom)?;
     frame.write(0, bytes).ok_or(Verdict::NoRoom)?;
-    Ok(match why {
-        Refused::Unserved => Verdict::UnservedReset,
-        Refused::EmptyRing => Verdict::EmptyRingReset,
-    })
+    Ok(verdict)
 }
 
 /// A frame of 54 bytes from the VIP to the sender of the segment, back to the router it came by. The IP header is new: no

@@ -17,6 +17,10 @@ pub trait Tables {
     fn is_own(&self, vip: [u8; 4]) -> bool;
     /// Map `SERVICES`.
     fn service(&self, key: &ServiceKey) -> Option<ServiceValue>;
+    /// Map `SOURCE_RANGES`: a range of the Service in this slot has the client.
+    fn admits(&self, slot: u16, client: [u8; 4]) -> bool;
+    /// Map `DENIED`: one more packet of a client that the Service does not admit.
+    fn count_denied(&self, slot: u16);
     /// Map `RINGS`. One look-up for all reads of a decision: the slot may be swapped at any time.
     fn ring(&self, slot: u32) -> Option<impl Ring>;
     /// Map `NODES`.

@@ -7,6 +7,7 @@ mod admin;
 mod apiserver;
 mod app;
 mod args;
+mod attributes;
 mod backend;
 mod backoff;
 mod dataplane;

@@ -1,10 +1,18 @@
 //! Prometheus metrics. Names and labels are those of the enums in `speaker-core` and `ebpf-common`.
 
+mod denied;
+
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use speaker_core::view::ObjectName;
+use tracing::warn;
+
+use denied::Denied;
 
 use crate::dataplane::Counters;
 use crate::health::HealthFlags;
@@ -55,6 +63,7 @@ pub struct Metrics {
     ready: IntGauge,
     frames: IntCounterVec,
     guard: IntCounterVec,
+    denied: Denied,
     /// Read at each scrape.
     counters: Counters,
     drops: Mutex<Vec<(&'static str, Arc<AtomicU64>)>>,
@@ -218,6 +227,16 @@ impl Metrics {
                 "Packets of unknown flows in the nftables chains, by fate.",
                 "guard",
             )?,
+            denied: Denied::new(register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "sheave_denied_packets_total",
+                        "Packets of clients outside the Service's source ranges that came in here, dropped or answered with a reset.",
+                    ),
+                    &["namespace", "name"],
+                )?,
+            )?),
             registry,
             counters: kernel,
             drops: Mutex::default(),
@@ -236,6 +255,18 @@ impl Metrics {
         }
     }
 
+    /// Services with source ranges, by their slot in the maps.
+    pub fn follow_denied(&self, services: BTreeMap<u16, ObjectName>) {
+        if let Err(error) = self.denied.follow(services, |slot| self.counters.denied(slot)) {
+            warn!(error = format!("{error:#}"), "denied packets of a Service not counted");
+        }
+    }
+
+    /// Also without a scrape: for the log.
+    pub fn count_denied(&self) -> Result<()> {
+        self.denied.count(|slot| self.counters.denied(slot), Instant::now())
+    }
+
     /// The kernel's counter of a socket.
     pub fn watch_drops(&self, socket: &'static str, drops: Arc<AtomicU64>) {
         self.drops.lock().unwrap_or_else(PoisonError::into_inner).push((socket, drops));
@@ -245,6 +276,7 @@ impl Metrics {
         for (verdict, frames) in self.counters.read().context("read the packet path's counters")? {
             raise(&self.frames.with_label_values(&[verdict.label()]), frames);
         }
+        self.count_denied()?;
         for (socket, drops) in self.drops.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             raise(&self.datagrams_dropped.with_label_values(&[socket]), drops.load(Ordering::Relaxed));
         }

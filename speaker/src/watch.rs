@@ -20,8 +20,8 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use sheave_api::{Chain, VirtualIP};
 use speaker_core::view::{
-    Affinity, Conditions, Endpoint, EndpointSlice as Slice, Event, Key, Kind, Node as NodeView, Object, ObjectName,
-    Port, Protocol, Service as ServiceView, VirtualIp,
+    Conditions, Endpoint, EndpointSlice as Slice, Event, Key, Kind, Node as NodeView, Object, ObjectName, Port,
+    Protocol, Service as ServiceView, VirtualIp,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -29,6 +29,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::apiserver::ApiServer;
+use crate::attributes;
 
 /// The time the API server has for its answer, and the pause before the next request: doubled after each attempt, since a busy
 /// one may need long.
@@ -234,7 +235,7 @@ fn node(node: Node) -> Option<(Key, Option<Object>)> {
 }
 
 fn service(service: Service) -> Option<(Key, Option<Object>)> {
-    let name = object_name(&service);
+    let (name, attributes) = (object_name(&service), attributes::of(&service));
     let spec = service.spec.unwrap_or_default();
     if spec.type_.as_deref() != Some("LoadBalancer") {
         return Some((Key::Service(name), None));
@@ -243,11 +244,7 @@ fn service(service: Service) -> Option<(Key, Option<Object>)> {
         let protocol = Protocol::parse(port.protocol.as_deref().unwrap_or("TCP"))?;
         Some(Port { name: port.name.unwrap_or_default(), port: u16::try_from(port.port).ok()?, protocol })
     });
-    let affinity = match spec.session_affinity.as_deref() {
-        Some("ClientIP") => Affinity::ClientIp,
-        _ => Affinity::None,
-    };
-    let object = Object::Service(name.clone(), ServiceView { ports: ports.collect(), affinity });
+    let object = Object::Service(name.clone(), ServiceView { ports: ports.collect(), attributes });
     Some((Key::Service(name), Some(object)))
 }
 

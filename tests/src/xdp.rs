@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapInfo, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::{
-    Config, Lease, MacKey, Node, Own, RING_WORDS, RingHead, Row, ServiceKey, ServiceValue, Verdict, VipValue, map,
+    Config, Lease, MacKey, Node, Own, RING_WORDS, RangeKey, RingHead, Row, ServiceKey, ServiceValue, Verdict, VipValue,
+    map,
 };
 use ebpf_object::Ring;
 use sheave_ebpf::host::HostTables;
@@ -65,6 +67,13 @@ impl Kernel {
         for (key, value) in &tables.services {
             services.insert(key, value, 0)?;
         }
+        let mut ranges: LpmTrie<_, RangeKey, u32> = self.map(map::SOURCE_RANGES)?.try_into()?;
+        for (slot, list) in &tables.source_ranges {
+            for (network, length) in list {
+                let bits = RangeKey::SLOT_BITS + u32::from(*length);
+                ranges.insert(&Key::new(bits, RangeKey::new(*slot, *network)), 1, 0)?;
+            }
+        }
         let mut nodes = self.array::<Node>(map::NODES)?;
         for (slot, node) in &tables.nodes {
             nodes.set(*slot, node, 0)?;
@@ -74,6 +83,12 @@ impl Kernel {
             peers.insert(MacKey { mac: *mac, pad: [0; 2] }, u32::from(*slot), 0)?;
         }
         Ok(())
+    }
+
+    /// Changes one service port.
+    pub fn serve(&mut self, key: &ServiceKey, value: ServiceValue) -> Result<()> {
+        let mut services: HashMap<_, ServiceKey, ServiceValue> = self.map(map::SERVICES)?.try_into()?;
+        Ok(services.insert(key, value, 0)?)
     }
 
     /// Puts rings in place. Needs no exclusive access: the maps are the kernel's.
@@ -120,6 +135,12 @@ impl Kernel {
     pub fn counters(&self) -> Result<Vec<u64>> {
         let counters: PerCpuArray<_, u64> = self.ebpf.map(map::COUNTERS).context("no map COUNTERS")?.try_into()?;
         (0..counters.len()).map(|index| Ok(counters.get(&index, 0)?.iter().sum())).collect()
+    }
+
+    /// `DENIED` of a slot, summed over the CPUs.
+    pub fn denied(&self, slot: u16) -> Result<u64> {
+        let denied: PerCpuArray<_, u64> = self.ebpf.map(map::DENIED).context("no map DENIED")?.try_into()?;
+        Ok(denied.get(&u32::from(slot), 0)?.iter().sum())
     }
 
     /// The program, for a map of programs.

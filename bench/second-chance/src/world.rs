@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use ebpf_common::ServiceKey;
 use sheave_tests::lab::netns;
 use speaker_core::backend::{Endpoints, LocalPods, Plan, Uplink, ruleset};
-use speaker_core::view::Affinity;
+use speaker_core::view::ServiceAttributes;
 
 pub const VIP: [u8; 4] = [192, 0, 2, 10];
 pub const POD: [u8; 4] = [10, 244, 0, 5];
@@ -169,7 +169,7 @@ pub fn shipped() -> Result<String> {
         vips: [VIP.into()].into(),
         services: [(
             ServiceKey { addr: VIP, port: 80_u16.to_be_bytes(), proto: 6, pad: 0 },
-            LocalPods { affinity: Affinity::None, pods: vec![(POD.into(), 8080)], last_resort: false },
+            LocalPods { attributes: ServiceAttributes::default(), pods: vec![(POD.into(), 8080)], last_resort: false },
         )]
         .into(),
         peers: [(ALTERNATE, [10, 99, 0, 2].into())].into(),

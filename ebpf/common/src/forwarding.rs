@@ -27,7 +27,8 @@ pub struct ServiceKey {
 pub struct ServiceValue {
     /// Slot in `RINGS`.
     pub ring: u32,
-    /// Bit set of [`ServiceValue::CLIENT_AFFINITY`], [`ServiceValue::SERVED_HERE`], [`ServiceValue::NO_NEW_FLOWS`].
+    /// Bit set of [`ServiceValue::CLIENT_AFFINITY`], [`ServiceValue::SERVED_HERE`], [`ServiceValue::NO_NEW_FLOWS`],
+    /// [`ServiceValue::SOURCE_RANGES`]; the upper half is [`ServiceValue::ranges_slot`].
     pub flags: u32,
 }
 
@@ -38,6 +39,41 @@ impl ServiceValue {
     pub const SERVED_HERE: u32 = 2;
     /// There are pods but none is ready: a SYN is refused as if the ring were empty, open flows go on.
     pub const NO_NEW_FLOWS: u32 = 4;
+    /// Only clients within the Service's source ranges are admitted.
+    pub const SOURCE_RANGES: u32 = 8;
+
+    /// The flags of a service port whose Service has its source ranges in this slot.
+    pub const fn restricted_to(slot: u16) -> u32 {
+        Self::SOURCE_RANGES | (slot as u32) << 16
+    }
+
+    /// Where the source ranges of the Service are, with [`ServiceValue::SOURCE_RANGES`].
+    pub const fn ranges_slot(self) -> u16 {
+        (self.flags >> 16) as u16
+    }
+}
+
+/// What is matched in map `SOURCE_RANGES`: a Service and a client of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RangeKey {
+    /// Network byte order, so that it comes first in a comparison of bits.
+    pub slot: [u8; 2],
+    pub pad: [u8; 2],
+    /// Network byte order.
+    pub client: [u8; 4],
+}
+
+impl RangeKey {
+    /// Bits of the key that stand before the client's address and always count.
+    pub const SLOT_BITS: u32 = 32;
+    /// Length of the key of one client.
+    pub const BITS: u32 = Self::SLOT_BITS + 32;
+
+    #[inline(always)]
+    pub const fn new(slot: u16, client: [u8; 4]) -> Self {
+        Self { slot: slot.to_be_bytes(), pad: [0; 2], client }
+    }
 }
 
 /// Nodes besides the primary that may have flows of a row, in the order of the search.
@@ -93,6 +129,7 @@ pub const PROGRAM_QUERY: [u8; 6] = [0x02, 0x53, 0x68, 0x3f, 0, 0];
 const _: () = assert!(size_of::<VipValue>() == 4);
 const _: () = assert!(size_of::<ServiceKey>() == 8);
 const _: () = assert!(size_of::<ServiceValue>() == 8);
+const _: () = assert!(size_of::<RangeKey>() == 8);
 const _: () = assert!(size_of::<Row>() == 8);
 const _: () = assert!(size_of::<Node>() == 12);
 const _: () = assert!(size_of::<MacKey>() == 8);
@@ -100,6 +137,16 @@ const _: () = assert!(size_of::<MacKey>() == 8);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_slot_of_source_ranges_stands_beside_all_other_flags() {
+        let others = ServiceValue::CLIENT_AFFINITY | ServiceValue::SERVED_HERE | ServiceValue::NO_NEW_FLOWS;
+        for slot in [0, 1, 0x8001, u16::MAX] {
+            let value = ServiceValue { ring: 7, flags: others | ServiceValue::restricted_to(slot) };
+            assert_eq!(value.ranges_slot(), slot);
+            assert_eq!(value.flags & 0xffff, others | ServiceValue::SOURCE_RANGES);
+        }
+    }
 
     #[test]
     fn a_row_gives_back_what_it_was_made_of() {

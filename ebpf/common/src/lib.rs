@@ -12,7 +12,7 @@ mod ring;
 mod second_chance;
 mod verdict;
 
-pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_QUERY, Row, ServiceKey, ServiceValue, VipValue};
+pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_QUERY, RangeKey, Row, ServiceKey, ServiceValue, VipValue};
 pub use hash::{FlowTuple, row_of, siphash13};
 pub use lease::{Config, Lease, Own};
 pub use ring::{RING_WORDS, RingHead};
@@ -45,6 +45,10 @@ pub mod map {
     pub const NODES: &str = "NODES";
     /// Hash: [`MacKey`](crate::MacKey) -> u32 node slot. Frames from these come from a peer's dispatcher.
     pub const PEERS: &str = "PEERS";
+    /// LPM trie: prefix of a [`RangeKey`](crate::RangeKey) -> u32, which means nothing: these clients are admitted. Writer: dataplane sync.
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+    /// Per-CPU array: slot of source ranges -> u64 packets of clients that are not admitted.
+    pub const DENIED: &str = "DENIED";
     /// Per-CPU array: [`Verdict`](crate::Verdict) as index -> u64 frames.
     pub const COUNTERS: &str = "COUNTERS";
 }
@@ -59,6 +63,10 @@ pub const MAX_SERVICES: u32 = 16_384;
 pub const MAX_RINGS: u32 = 2 * MAX_SERVICES;
 /// Rows of the largest ring.
 pub const MAX_ROWS: u32 = 16 * 4093;
+/// Services with source ranges. Slot 0 stays without ranges: it admits no client, and is for Services beyond a limit.
+pub const MAX_RESTRICTED: u32 = 4096;
+/// Source ranges of all Services together.
+pub const MAX_SOURCE_RANGES: u32 = 65_536;
 /// Counter slots; verdict numbers stay below this.
 pub const MAX_VERDICTS: u32 = 64;
 
@@ -77,6 +85,8 @@ mod user {
     unsafe impl aya::Pod for crate::ServiceKey {}
     // SAFETY: see above.
     unsafe impl aya::Pod for crate::ServiceValue {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::RangeKey {}
     // SAFETY: see above.
     unsafe impl aya::Pod for crate::Node {}
     // SAFETY: see above.

@@ -87,6 +87,9 @@ verdicts! {
     /// A SYN that another dispatcher sent here by an older ring, and this node has no pod for it: to the primary of the row.
     SynPassedOn = 35, "syn_passed_on", Tx;
 
+    /// TCP without SYN of a client outside the Service's source ranges: reset.
+    SourceReset = 36, "source_reset", Tx;
+
     /// A fragment to a VIP: later fragments carry no ports, so no fragment is dispatched.
     Fragment = 40, "fragment", Drop;
     /// TTL 1 (or 0) and the row names another node.
@@ -101,6 +104,8 @@ verdicts! {
     BadRing = 45, "bad_ring", Drop;
     /// The kernel refused to change the size of the frame for a reset or an answer.
     NoRoom = 46, "no_room", Drop;
+    /// Any other packet of a client outside the Service's source ranges.
+    SourceDenied = 47, "source_denied", Drop;
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
     use crate::forwarding::Service;
     use crate::view::endpoints::service_key;
-    use crate::view::{Affinity, Node, Object, Protocol};
+    use crate::view::{Node, Object, Protocol, ServiceAttributes};
 
     const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
@@ -55,8 +55,8 @@ mod tests {
         let mut table = Table::default();
         table.vips.insert(VIP);
         if with_service {
-            let service =
-                Service { affinity: Affinity::None, no_new_flows: false, ring: Arc::default(), alternates: None };
+            let attributes = ServiceAttributes::default();
+            let service = Service { attributes, no_new_flows: false, ring: Arc::default(), alternates: None };
             table.services.insert(service_key(VIP, 80, Protocol::Tcp), service);
         }
         table

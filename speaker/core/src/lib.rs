@@ -9,6 +9,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod announce;
+pub mod attributes;
 pub mod backend;
 pub mod backoff;
 pub mod election;

@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use parts::Parts;
 
+pub use crate::attributes::{Affinity, Prefix, ServiceAttributes, SourceRanges};
 pub use limit::{Limit, Refused};
 pub use object::{
-    Affinity, Conditions, Endpoint, EndpointSlice, Key, Kind, Node, Object, ObjectName, Port, Protocol, Service,
-    VirtualIp,
+    Conditions, Endpoint, EndpointSlice, Key, Kind, Node, Object, ObjectName, Port, Protocol, Service, VirtualIp,
 };
 pub use parts::Part;
 

@@ -10,8 +10,8 @@ use nix::sched::{CloneFlags, unshare};
 use speaker_core::backend::{Flow, TcpState, UdpPins, Uplink};
 use speaker_core::view::endpoints::service_key;
 use speaker_core::view::{
-    Affinity, Conditions, Endpoint, EndpointSlice, Event, Node, Object, ObjectName, Port, Protocol, Service, View,
-    VirtualIp,
+    Affinity, Conditions, Endpoint, EndpointSlice, Event, Node, Object, ObjectName, Port, Prefix, Protocol, Service,
+    SourceRanges, View, VirtualIp,
 };
 
 use super::netfilter::{Netfilter, nested, plain};
@@ -50,7 +50,7 @@ fn plan_of(pods: u8, conditions: Conditions) -> Plan {
     let address = Ipv4Addr::new(192, 0, 2, 11);
     for object in [
         Object::Node("n1".into(), Node::at(address)),
-        Object::Service(name.clone(), Service { ports: ports.clone(), affinity: Affinity::ClientIp }),
+        Object::Service(name.clone(), Service { ports: ports.clone(), attributes: Affinity::ClientIp.into() }),
         Object::EndpointSlice(name.clone(), EndpointSlice { service: "web".into(), ports, endpoints }),
         Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services: vec![name] }),
     ] {
@@ -74,7 +74,8 @@ fn updates_end_where_a_replacement_ends() {
             let peers = (1..=pods).map(|slot| (u16::from(slot), Ipv4Addr::new(192, 0, 2, slot + pods % 2))).collect();
             let target = (Ipv4Addr::new(10, 0, 0, 1 + pods % 2), 53);
             let udp_pins = (1..=pods).map(|port| (udp_flow(port.into()), target)).collect();
-            Plan { udp_pins, ..plan(pods).with_peers(peers) }
+            let ranges = (0..pods % 4).map(|n| (Ipv4Addr::new(10, n * pods, 0, 0), 8 + pods)).collect();
+            Plan { udp_pins, ..restricted(plan(pods), (pods != 3).then_some(ranges)).with_peers(peers) }
         };
         for pods in [1, 3, 2, 0, 5] {
             assert_eq!(backend.sync(plan(pods)).await.unwrap(), Outcome::Updated);
@@ -84,6 +85,42 @@ fn updates_end_where_a_replacement_ends() {
             assert_eq!(updated, sorted(&nft.listing().await.unwrap().unwrap()), "{pods} pods");
         }
         assert_eq!(plan(5).services[&service_key(VIP, 80, Protocol::Tcp)].pods.len(), 5);
+    });
+}
+
+/// All service ports have these source ranges.
+fn restricted(mut plan: Plan, ranges: Option<Vec<(Ipv4Addr, u8)>>) -> Plan {
+    let prefix = |(network, length)| Prefix { network, length };
+    let ranges: Option<SourceRanges> = ranges.map(|list| list.into_iter().map(prefix).collect::<Vec<_>>().into());
+    for local in plan.services.values_mut() {
+        local.attributes.source_ranges.clone_from(&ranges);
+    }
+    plan
+}
+
+/// The figures of docs/services.md are what this prints with `--nocapture`.
+#[test]
+fn a_thousand_services_with_ten_ranges_are_two_sets_and_one_rule() {
+    in_namespace(|| async {
+        let nft = Nft::new("nft");
+        let mut backend = Backend::new(nft.clone());
+        let of = |shift: u8| {
+            let mut plan = plan(1);
+            let (key, local) = plan.services.pop_first().unwrap();
+            let port = |n: u16| (ServiceKey { port: n.to_be_bytes(), ..key }, local.clone());
+            plan.services = (1..=1000).map(port).collect();
+            restricted(plan, Some((0..10).map(|n| (Ipv4Addr::new(10, n * 3 + shift, 0, 0), 16)).collect()))
+        };
+        backend.sync(plan(1)).await.unwrap();
+        for (what, plan) in [("all", of(0)), ("all others", of(1))] {
+            let began = Instant::now();
+            assert_eq!(backend.sync(plan).await.unwrap(), Outcome::Updated);
+            let written = began.elapsed();
+            assert!(!backend.audit().await.unwrap(), "{what}");
+            println!("{what}: written {written:.0?}, audited {:.0?}", began.elapsed() - written);
+        }
+        let listing = nft.listing().await.unwrap().unwrap();
+        assert_eq!(listing.matches("@admitted").count(), 1);
     });
 }
 

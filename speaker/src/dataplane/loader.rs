@@ -15,8 +15,19 @@ use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::{ABI_VERSION, PROGRAM, map};
 
-pub const MAPS: [&str; 9] =
-    [map::CONFIG, map::LEASE, map::OWN, map::VIPS, map::SERVICES, map::RINGS, map::NODES, map::PEERS, map::COUNTERS];
+pub const MAPS: [&str; 11] = [
+    map::CONFIG,
+    map::LEASE,
+    map::OWN,
+    map::VIPS,
+    map::SERVICES,
+    map::SOURCE_RANGES,
+    map::DENIED,
+    map::RINGS,
+    map::NODES,
+    map::PEERS,
+    map::COUNTERS,
+];
 
 /// Directory of pinned maps, before the version.
 const MAPS_DIR: &str = "maps-v";
@@ -56,7 +67,8 @@ pub struct Loaded {
     pins: Pins,
 }
 
-/// Loads the program. Pinned maps of this ABI version are taken over with what they hold.
+/// Loads the program. Pinned maps of this ABI version are taken over with what they hold; one that an earlier speaker did not have is
+/// made.
 pub fn load(pins: &Pins) -> Result<Loaded> {
     let object = ebpf_object::object()?;
     let dir = pins.maps_dir();

@@ -3,11 +3,12 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ebpf_common::{
-    Config, Lease, MacKey, Node, Own, RING_WORDS, Row, ServiceKey, ServiceValue, Verdict, VipValue, map,
+    Config, Lease, MacKey, Node, Own, RING_WORDS, RangeKey, Row, ServiceKey, ServiceValue, Verdict, VipValue, map,
 };
-use speaker_core::forwarding::diff::{Contents, MapOp, MapState};
+use speaker_core::forwarding::diff::{Contents, MapOp, MapState, Range};
 use speaker_core::time::Instant;
 
 use super::loader::Pins;
@@ -56,6 +57,7 @@ pub struct ForwardingMaps {
     config: Array<MapData, Config>,
     vips: HashMap<MapData, [u8; 4], VipValue>,
     services: HashMap<MapData, ServiceKey, ServiceValue>,
+    source_ranges: LpmTrie<MapData, RangeKey, u32>,
     rings: MapData,
     nodes: Array<MapData, Node>,
     peers: HashMap<MapData, MacKey, u32>,
@@ -67,6 +69,7 @@ impl ForwardingMaps {
             config: Array::try_from(open(pins, map::CONFIG, Map::Array)?)?,
             vips: HashMap::try_from(open(pins, map::VIPS, Map::HashMap)?)?,
             services: HashMap::try_from(open(pins, map::SERVICES, Map::HashMap)?)?,
+            source_ranges: LpmTrie::try_from(open(pins, map::SOURCE_RANGES, Map::LpmTrie)?)?,
             rings: pinned(pins, map::RINGS)?,
             nodes: Array::try_from(open(pins, map::NODES, Map::Array)?)?,
             peers: HashMap::try_from(open(pins, map::PEERS, Map::HashMap)?)?,
@@ -84,6 +87,9 @@ impl ForwardingMaps {
             let (key, value) = entry?;
             state.rings.insert(value.ring, Contents::UNKNOWN);
             state.services.insert(key, value);
+        }
+        for key in self.source_ranges.keys() {
+            state.ranges.insert(range(&key?));
         }
         for entry in self.peers.iter() {
             let (mac, slot) = entry?;
@@ -136,6 +142,8 @@ impl ForwardingMaps {
             MapOp::DelPeer { mac } => absent_is_fine(self.peers.remove(mac))?,
             MapOp::SetService { key, value } => self.services.insert(*key, *value, 0)?,
             MapOp::DelService { key } => absent_is_fine(self.services.remove(key))?,
+            MapOp::SetRange(range) => self.source_ranges.insert(&range_key(range), 1, 0)?,
+            MapOp::DelRange(range) => absent_is_fine(self.source_ranges.remove(&range_key(range)))?,
             MapOp::SetVip { addr } => self.vips.insert(*addr, VipValue::default(), 0)?,
             MapOp::DelVip { addr } => absent_is_fine(self.vips.remove(addr))?,
             MapOp::SetRing { .. } | MapOp::DelRing { .. } => self.put_rings(std::slice::from_ref(op), |_| {})?,
@@ -192,22 +200,43 @@ impl ForwardingMaps {
 const BATCH_BYTES: usize = 4 << 20;
 const BATCH_RINGS: usize = 512;
 
-/// Frames by verdict, summed over CPUs.
+/// What the packet path counts, summed over CPUs.
 pub struct Counters {
     counters: PerCpuArray<MapData, u64>,
+    denied: PerCpuArray<MapData, u64>,
 }
 
 impl Counters {
     pub fn open(pins: &Pins) -> Result<Self> {
-        Ok(Self { counters: PerCpuArray::try_from(open(pins, map::COUNTERS, Map::PerCpuArray)?)? })
+        Ok(Self {
+            counters: PerCpuArray::try_from(open(pins, map::COUNTERS, Map::PerCpuArray)?)?,
+            denied: PerCpuArray::try_from(open(pins, map::DENIED, Map::PerCpuArray)?)?,
+        })
     }
 
+    /// Packets of clients that the Service in this slot does not admit.
+    pub fn denied(&self, slot: u16) -> Result<u64> {
+        Ok(self.denied.get(&u32::from(slot), 0)?.iter().sum())
+    }
+
+    /// Frames by verdict.
     pub fn read(&self) -> Result<Vec<(Verdict, u64)>> {
         let sum = |verdict: &Verdict| -> Result<(Verdict, u64)> {
             Ok((*verdict, self.counters.get(&(*verdict as u32), 0)?.iter().sum()))
         };
         Verdict::ALL.iter().map(sum).collect()
     }
+}
+
+fn range_key(range: &Range) -> Key<RangeKey> {
+    let Range { slot, network, length } = *range;
+    Key::new(RangeKey::SLOT_BITS + u32::from(length), RangeKey::new(slot, network))
+}
+
+fn range(key: &Key<RangeKey>) -> Range {
+    let (bits, RangeKey { slot, client, pad: _ }) = (key.prefix_len(), key.data());
+    // Longer than 32 it is none of ours; it goes with the first synchronization.
+    Range { slot: u16::from_be_bytes(slot), network: client, length: bits.saturating_sub(RangeKey::SLOT_BITS) as u8 }
 }
 
 fn open(pins: &Pins, name: &str, wrap: fn(MapData) -> Map) -> Result<Map> {

@@ -134,7 +134,7 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
             () = state.sync.startup_probe.next() => {}
             _ = check.tick() => state.check_attachment(),
-            _ = turn.tick() => state.dirty |= state.sync.planner.awaits_reports() || state.removal_grace.is_due(clock::now()),
+            _ = turn.tick() => state.on_turn(),
             () = sleep_until(state.retry.unwrap_or_else(Instant::now)), if state.retry.is_some() => {}
         }
         turned(&state.sync.health.dataplane_turned, clock::now());

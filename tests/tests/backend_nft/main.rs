@@ -5,6 +5,7 @@
 
 mod packet;
 mod second_chance;
+mod source_ranges;
 mod timeouts;
 mod world;
 

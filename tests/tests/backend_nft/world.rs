@@ -421,7 +421,7 @@ pub fn plan(pods: &[Ipv4Addr], affinity: Affinity) -> Plan {
     let vip = VirtualIp { pool: "pool".into(), services: vec![name.clone()] };
     let view = View::from(vec![
         Object::Node("node".into(), NodeView::at(ADDRESS)),
-        Object::Service(name.clone(), Service { ports: ports(80, 53), affinity }),
+        Object::Service(name.clone(), Service { ports: ports(80, 53), attributes: affinity.into() }),
         Object::EndpointSlice(name, slice),
         Object::VirtualIp(VIP, vip.clone()),
         Object::VirtualIp(OTHER_VIP, vip),

@@ -315,6 +315,14 @@ fn refused() -> Vec<Case> {
         ),
         case("empty ring, RST", inbound(VIP).tcp(40000, EMPTY).flags(Tcp::RST).build(), Verdict::UnservedRst),
         up("empty ring, UDP", inbound(VIP).udp(40000, EMPTY, b"x"), Verdict::EmptyRingUnreachable),
+        case("no source range, SYN", inbound(VIP).tcp(40000, NO_RANGE).syn().build(), Verdict::SourceDenied),
+        case("no source range, UDP", inbound(VIP).udp(40000, NO_RANGE, b"x"), Verdict::SourceDenied),
+        changed(
+            "no source range, segment",
+            inbound(VIP).tcp(40000, NO_RANGE).ack(7).flags(Tcp::ACK).data(b"abc").build(),
+            Verdict::SourceReset,
+            reset(NO_RANGE, 7, 0, Tcp::RST),
+        ),
     ]
 }
 

@@ -47,6 +47,17 @@ pub const LAST: u16 = 95;
 /// As [`REMOTE`] and [`LOCAL`], and no pod is ready.
 pub const REMOTE_NO_NEW_FLOWS: u16 = 96;
 pub const LOCAL_NO_NEW_FLOWS: u16 = 97;
+/// As [`LOCAL`], [`REMOTE`] and [`EMPTY`], for clients within [`RANGES`] alone.
+pub const LOCAL_RANGES: u16 = 101;
+pub const REMOTE_RANGES: u16 = 102;
+pub const EMPTY_RANGES: u16 = 103;
+/// As [`LOCAL_RANGES`], with a slot that has no range, and with that of another Service, which admits every client.
+pub const NO_RANGE: u16 = 104;
+pub const ANY_RANGE: u16 = 105;
+/// The slot of the source ranges, and what is in it.
+pub const RANGES: u16 = 300;
+pub const RANGES_OF: [([u8; 4], u8); 4] =
+    [([198, 51, 100, 0], 29), ([198, 51, 100, 128], 25), ([203, 0, 113, 77], 32), ([10, 0, 0, 0], 8)];
 /// Unserved.
 pub const UNSERVED: u16 = 9999;
 
@@ -92,6 +103,17 @@ pub fn world() -> HostTables {
     serve(&mut world, REMOTE_SERVED, ServiceValue { ring: 2, flags: ServiceValue::SERVED_HERE });
     serve(&mut world, REMOTE_NO_NEW_FLOWS, ServiceValue { ring: 2, flags: ServiceValue::NO_NEW_FLOWS });
     serve(&mut world, LOCAL_NO_NEW_FLOWS, ServiceValue { ring: 1, flags: ServiceValue::NO_NEW_FLOWS });
+    let restricted = ServiceValue::restricted_to;
+    for (port, ring, slot) in [
+        (LOCAL_RANGES, 1, RANGES),
+        (REMOTE_RANGES, 2, RANGES),
+        (EMPTY_RANGES, 3, RANGES),
+        (NO_RANGE, 1, 0),
+        (ANY_RANGE, 1, RANGES + 1),
+    ] {
+        serve(&mut world, port, ServiceValue { ring, flags: restricted(slot) });
+    }
+    world.source_ranges.extend([(RANGES, RANGES_OF.to_vec()), (RANGES + 1, vec![([0; 4], 0)])]);
     serve(&mut world, MIXED, ServiceValue { ring: 7, flags: 0 });
     serve(&mut world, AFFINITY, ServiceValue { ring: 7, flags: ServiceValue::CLIENT_AFFINITY });
     world

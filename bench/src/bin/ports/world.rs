@@ -3,8 +3,7 @@
 use std::net::Ipv4Addr;
 
 use speaker_core::view::{
-    Affinity, Conditions, Endpoint, EndpointSlice, Event, Node, Object, ObjectName, Port, Protocol, Service, View,
-    VirtualIp,
+    Conditions, Endpoint, EndpointSlice, Event, Node, Object, ObjectName, Port, Protocol, Service, View, VirtualIp,
 };
 
 /// Nodes of every world.
@@ -63,7 +62,7 @@ pub fn view(kind: Kind, ports: usize) -> View {
     for number in 0..services(kind, ports) {
         let service = object_name(number);
         // More Services than a view has addresses share them, each with ports of its own.
-        let listed = Service { ports: named(kind, (number / VIPS) as u16), affinity: Affinity::None };
+        let listed = Service { ports: named(kind, (number / VIPS) as u16), ..Service::default() };
         view.handle(Event::Apply(Object::Service(service.clone(), listed)));
         let sharing = (number % VIPS..=number).step_by(VIPS).map(object_name).collect();
         let vip = VirtualIp { pool: "pool".into(), services: sharing };

@@ -18,7 +18,7 @@ use ebpf_common::ServiceKey;
 use thiserror::Error;
 
 use crate::view::endpoints::{Frontend, Pod, frontends};
-use crate::view::{Affinity, View};
+use crate::view::{ServiceAttributes, View};
 
 pub use flow::{Endpoints, Flow, TcpState};
 pub use removal_grace::RemovalGrace;
@@ -49,7 +49,7 @@ pub struct Plan {
 /// The pods of this node that serve a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalPods {
-    pub affinity: Affinity,
+    pub attributes: ServiceAttributes,
     /// In order of address, never empty.
     pub pods: Vec<(Ipv4Addr, u16)>,
     /// None is ready: these serve while they terminate.
@@ -78,7 +78,8 @@ impl Plan {
             }
             pods.truncate(MAX_LOCAL_PODS);
             if !pods.is_empty() {
-                services.insert(*key, LocalPods { affinity: frontend.affinity, pods, last_resort: none_ready });
+                let attributes = frontend.attributes.clone();
+                services.insert(*key, LocalPods { attributes, pods, last_resort: none_ready });
             }
         }
         Self {
@@ -133,6 +134,8 @@ impl Uplink {
 /// label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Guard {
+    /// Begins a flow of a client outside the Service's source ranges: dropped.
+    Source,
     /// Handed to the node that its mark names.
     Forwarded,
     /// No node knows the flow, and conntrack called the packet invalid where its search began: dropped.
@@ -153,6 +156,7 @@ pub enum Guard {
 
 impl Guard {
     pub const ALL: &'static [Guard] = &[
+        Self::Source,
         Self::Forwarded,
         Self::NoReset,
         Self::Unmarked,
@@ -165,6 +169,7 @@ impl Guard {
 
     pub const fn label(self) -> &'static str {
         match self {
+            Self::Source => "source_denied",
             Self::Forwarded => "second_chance",
             Self::NoReset => "second_chance_no_reset",
             Self::Unmarked => "guard_unmarked",

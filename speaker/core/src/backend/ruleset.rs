@@ -16,6 +16,8 @@
 //! filter chains at -110 in input, forward and output (pkg/proxy/nftables, `filterForwardChain` and others), in iptables mode
 //! at 0. The guard is before both.
 
+mod source_ranges;
+
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -27,7 +29,7 @@ use ebpf_common::{FlowTuple, Mark, NextHop, RESERVED_FLAG, SearchState, ServiceK
 
 use super::udp_pin::Targets;
 use super::{Guard, LocalPods, Plan};
-use crate::view::Affinity;
+use crate::view::Protocol;
 
 /// Name of the nftables table, family ip.
 pub const TABLE: &str = "sheave";
@@ -53,8 +55,8 @@ pub fn replace(plan: &Plan) -> String {
     }
     let services: Vec<String> =
         plan.services.keys().map(|key| format!("{} : goto {}", tuple(key), chain(key))).collect();
-    let services_type = "type ipv4_addr . inet_proto . inet_service : verdict";
-    line(&mut text, format_args!("\tmap services {{ {services_type}; {}}}", elements(&services)));
+    line(&mut text, format_args!("\tmap services {{ type {PORT_TYPE} : verdict; {}}}", elements(&services)));
+    source_ranges::sets(&mut text, plan);
     let known: Vec<String> = plan.udp_pins.keys().map(flow).collect();
     line(&mut text, format_args!("\tset udp_pin {{ type {FLOW_TYPE}; {}}}", elements(&known)));
     let targets: Vec<String> = plan.udp_pins.iter().map(udp_pin_target).collect();
@@ -92,6 +94,7 @@ pub fn update(from: &Plan, to: &Plan) -> Option<String> {
         return Some(replace(to));
     }
     let mut text = String::new();
+    source_ranges::update(&mut text, from, to);
     update_services(&mut text, from, to);
     update_udp_pins(&mut text, &from.udp_pins, &to.udp_pins);
     if to.second_chance {
@@ -265,10 +268,11 @@ fn base_chains(text: &mut String, plan: &Plan) {
     let to_vip = format!("iifname \"{}\" ip daddr @vips", plan.uplink.as_str());
     line(text, format_args!("\tchain prerouting {{"));
     line(text, format_args!("\t\ttype nat hook prerouting priority {NAT_PRIORITY}; policy accept;"));
+    line(text, format_args!("\t\t{to_vip} {}", source_ranges::rule()));
     // A TCP flow begins with a SYN: conntrack would pick up any other segment too (nf_conntrack_tcp_loose) and make it a pod's.
     line(text, format_args!("\t\t{to_vip} {NOT_SYN} dnat to ip daddr"));
     line(text, format_args!("\t\t{to_vip} meta l4proto udp dnat ip to {FLOW} map @udp_pin_targets"));
-    line(text, format_args!("\t\t{to_vip} ip daddr . meta l4proto . th dport vmap @services"));
+    line(text, format_args!("\t\t{to_vip} {PORT} vmap @services"));
     line(text, format_args!("\t\t{to_vip} dnat to ip daddr"));
     line(text, format_args!("\t}}"));
 
@@ -313,13 +317,8 @@ fn translate(key: &ServiceKey, local: &LocalPods) -> String {
     if let [(address, port)] = local.pods[..] {
         return format!("meta l4proto {protocol} dnat to {address}:{port}");
     }
-    let n = local.pods.len();
-    let choice = match local.affinity {
-        // A UDP flow whose conntrack entry expired finds its pod again. TCP signals its begin and end.
-        Affinity::None if protocol == "udp" => format!("jhash ip saddr . udp sport mod {n} seed {AFFINITY_SEED:#x}"),
-        Affinity::None => format!("numgen random mod {n}"),
-        Affinity::ClientIp => format!("jhash ip saddr mod {n} seed {AFFINITY_SEED:#x}"),
-    };
+    let of = if protocol == "udp" { Protocol::Udp } else { Protocol::Tcp };
+    let choice = local.attributes.choice(of, local.pods.len());
     let pods = local.pods.iter().enumerate();
     let pods: Vec<String> = pods.map(|(i, (address, port))| format!("{i} : {address} . {port}")).collect();
     format!("meta l4proto {protocol} dnat ip to {choice} map {{ {} }}", pods.join(", "))
@@ -390,6 +389,8 @@ const PREFIX_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0, 0, 0];
 const NEXT_HOP_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0, 0];
 const SLOT_MASK: [u8; 6] = [0, 0, 0, 0, 0xff, 0xff];
 
+const PORT: &str = "ip daddr . meta l4proto . th dport";
+const PORT_TYPE: &str = "ipv4_addr . inet_proto . inet_service";
 const FLOW: &str = "ip saddr . udp sport . ip daddr . udp dport";
 const FLOW_TYPE: &str = "ipv4_addr . inet_service . ipv4_addr . inet_service";
 
@@ -416,5 +417,3 @@ const NAT_PRIORITY: i32 = -110;
 const GUARD_PRIORITY: i32 = -120;
 /// Behind all nat chains (srcnat, 100): it translates nothing.
 const CONNTRACK_HOOK_PRIORITY: i32 = 110;
-/// Fixed, so that a client stays with its pod when the table is built anew.
-const AFFINITY_SEED: u32 = 0x5368_6561;

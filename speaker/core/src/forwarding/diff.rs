@@ -15,9 +15,11 @@ use ebpf_common::{MAX_RINGS, MAX_SERVICES, MacKey, Node, ServiceKey, ServiceValu
 use super::Table;
 use super::alternates::ByAddress;
 use super::ids::{Exhausted, NodeSlots};
+pub use super::restricted::Range;
+use super::restricted::RangeSlots;
 pub use super::slots::Contents;
 use super::slots::{ByDigest, Source, Wanted};
-use crate::view::Affinity;
+use crate::view::ObjectName;
 
 /// The maps that follow the view, as they are or as they should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,7 @@ pub struct MapState {
     pub rings: BTreeMap<u32, Contents>,
     pub services: BTreeMap<ServiceKey, ServiceValue>,
     pub vips: BTreeSet<[u8; 4]>,
+    pub ranges: BTreeSet<Range>,
 }
 
 /// One write to one map.
@@ -36,6 +39,8 @@ pub enum MapOp {
     SetNode { slot: u32, node: Node },
     SetPeer { mac: MacKey, slot: u32 },
     SetRing { slot: u32, contents: Contents },
+    SetRange(Range),
+    DelRange(Range),
     SetService { key: ServiceKey, value: ServiceValue },
     SetVip { addr: [u8; 4] },
     DelVip { addr: [u8; 4] },
@@ -49,6 +54,7 @@ pub enum MapOp {
 #[derive(Clone, Debug)]
 pub struct Layout {
     node_slots: NodeSlots,
+    range_slots: RangeSlots,
     service_ports: usize,
     rings: u32,
     /// As of the last table: the slot of each node by name, and the contents of each ring.
@@ -67,7 +73,8 @@ impl Default for Layout {
 impl Layout {
     fn limited(service_ports: usize, rings: u32) -> Self {
         let (names, contents) = (BTreeMap::new(), BTreeMap::new());
-        Self { node_slots: NodeSlots::nodes(), service_ports, rings, names, contents, peers: None }
+        let range_slots = RangeSlots::default();
+        Self { node_slots: NodeSlots::nodes(), range_slots, service_ports, rings, names, contents, peers: None }
     }
 
     /// Slots as a previous speaker left them. Contradictory entries are left out: they count as to be removed.
@@ -82,6 +89,11 @@ impl Layout {
     /// The slot of the node with this address: `Config::self_slot`.
     pub fn node_slot(&self, address: Ipv4Addr) -> Option<u32> {
         self.node_slots.get(&address)
+    }
+
+    /// Services with source ranges, by their slot.
+    pub fn restricted(&self) -> BTreeMap<u16, ObjectName> {
+        self.range_slots.names()
     }
 
     /// From now on only these are alternates, by slot: a mark with another slot has no effect in the rules that are in force.
@@ -107,6 +119,8 @@ impl Layout {
         let mut state = MapState { vips: table.vips.iter().map(Ipv4Addr::octets).collect(), ..Default::default() };
         let mut exhausted = Vec::new();
         self.want_nodes(table, have, macs, own, &mut state, &mut exhausted);
+        let restricted = self.range_slots.want(&table.restricted, have, &mut exhausted);
+        state.ranges = restricted.ranges;
         let wanted = self.wanted(table, have, &mut exhausted);
         let slots = wanted.slots(have, self.rings);
         if slots.contains(&None) {
@@ -115,10 +129,16 @@ impl Layout {
         let mut services = Vec::with_capacity(wanted.users.len());
         for (key, ring) in &wanted.users {
             match slots[*ring] {
-                Some(ring) => services.push((*key, ServiceValue { ring, flags: flags(key, table, served) })),
+                Some(ring) => {
+                    let flags = flags(key, table, served) | restricted.flags.get(key).copied().unwrap_or(0);
+                    services.push((*key, ServiceValue { ring, flags }));
+                }
                 None => {
                     let Some(value) = have.services.get(key) else { continue };
-                    services.push((*key, *value));
+                    // It stays as it is, but for the clients that are admitted.
+                    let others = value.flags & !ServiceValue::restricted_to(u16::MAX);
+                    let flags = others | restricted.flags.get(key).copied().unwrap_or(0);
+                    services.push((*key, ServiceValue { flags, ..*value }));
                     let contents = have.rings.get(&value.ring).unwrap_or(&Contents::UNKNOWN);
                     state.rings.insert(value.ring, contents.clone());
                 }
@@ -204,10 +224,15 @@ impl Layout {
 
 fn flags(key: &ServiceKey, table: &Table, served: &BTreeSet<ServiceKey>) -> u32 {
     let Some(service) = table.services.get(key) else { return 0 };
-    let affinity = if service.affinity == Affinity::ClientIp { ServiceValue::CLIENT_AFFINITY } else { 0 };
     let served = if served.contains(key) { ServiceValue::SERVED_HERE } else { 0 };
     let no_new_flows = if service.no_new_flows { ServiceValue::NO_NEW_FLOWS } else { 0 };
-    affinity | served | no_new_flows
+    service.attributes.flags() | served | no_new_flows
+}
+
+/// The slots of Services that keep or get source ranges.
+fn restricted(want: &MapState) -> BTreeSet<u16> {
+    let flagged = want.services.values().filter(|value| value.flags & ServiceValue::SOURCE_RANGES != 0);
+    flagged.map(|value| value.ranges_slot()).collect()
 }
 
 /// The writes that lead from `have` to `want`, in order.
@@ -215,6 +240,12 @@ pub fn diff(have: &MapState, want: &MapState) -> Vec<MapOp> {
     let mut ops = Vec::new();
     ops.extend(news(&have.nodes, &want.nodes).map(|(&slot, &node)| MapOp::SetNode { slot, node }));
     ops.extend(news(&have.peers, &want.peers).map(|(&mac, &slot)| MapOp::SetPeer { mac, slot }));
+    ops.extend(want.ranges.difference(&have.ranges).map(|&range| MapOp::SetRange(range)));
+    let kept = restricted(want);
+    // A client that is no longer admitted does not wait for what else changes.
+    let (narrowed, left): (Vec<Range>, Vec<Range>) =
+        have.ranges.difference(&want.ranges).partition(|range| kept.contains(&range.slot));
+    ops.extend(narrowed.into_iter().map(MapOp::DelRange));
     let rings = news(&have.rings, &want.rings);
     ops.extend(rings.map(|(&slot, contents)| MapOp::SetRing { slot, contents: contents.clone() }));
     ops.extend(news(&have.services, &want.services).map(|(&key, &value)| MapOp::SetService { key, value }));
@@ -222,6 +253,7 @@ pub fn diff(have: &MapState, want: &MapState) -> Vec<MapOp> {
 
     ops.extend(have.vips.difference(&want.vips).map(|&addr| MapOp::DelVip { addr }));
     ops.extend(gone(&have.services, &want.services).map(|&key| MapOp::DelService { key }));
+    ops.extend(left.into_iter().map(MapOp::DelRange));
     ops.extend(gone(&have.rings, &want.rings).map(|&slot| MapOp::DelRing { slot }));
     ops.extend(gone(&have.peers, &want.peers).map(|&mac| MapOp::DelPeer { mac }));
     ops.extend(gone(&have.nodes, &want.nodes).map(|&slot| MapOp::DelNode { slot }));
@@ -235,6 +267,8 @@ impl MapState {
             MapOp::SetNode { slot, node } => drop(self.nodes.insert(*slot, *node)),
             MapOp::SetPeer { mac, slot } => drop(self.peers.insert(*mac, *slot)),
             MapOp::SetRing { slot, contents } => drop(self.rings.insert(*slot, contents.clone())),
+            MapOp::SetRange(range) => drop(self.ranges.insert(*range)),
+            MapOp::DelRange(range) => drop(self.ranges.remove(range)),
             MapOp::SetService { key, value } => drop(self.services.insert(*key, *value)),
             MapOp::SetVip { addr } => drop(self.vips.insert(*addr)),
             MapOp::DelVip { addr } => drop(self.vips.remove(addr)),
@@ -252,6 +286,8 @@ impl fmt::Debug for MapOp {
             Self::SetNode { slot, node } => write!(f, "SetNode({slot}, {})", Ipv4Addr::from(node.addr)),
             Self::SetPeer { mac, slot } => write!(f, "SetPeer({:02x?}, {slot})", mac.mac),
             Self::SetRing { slot, contents } => write!(f, "SetRing({slot}, {contents:?})"),
+            Self::SetRange(range) => write!(f, "SetRange({})", ShowRange(range)),
+            Self::DelRange(range) => write!(f, "DelRange({})", ShowRange(range)),
             Self::SetService { key, value } => write!(f, "SetService({}, ring {})", ShowKey(key), value.ring),
             Self::SetVip { addr } => write!(f, "SetVip({})", Ipv4Addr::from(*addr)),
             Self::DelVip { addr } => write!(f, "DelVip({})", Ipv4Addr::from(*addr)),
@@ -269,6 +305,15 @@ impl fmt::Display for ShowKey<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ServiceKey { addr, port, proto, pad: _ } = self.0;
         write!(f, "{}:{}/{proto}", Ipv4Addr::from(*addr), u16::from_be_bytes(*port))
+    }
+}
+
+struct ShowRange<'a>(&'a Range);
+
+impl fmt::Display for ShowRange<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Range { slot, network, length } = self.0;
+        write!(f, "{slot}, {}/{length}", Ipv4Addr::from(*network))
     }
 }
 

@@ -27,6 +27,7 @@ pub mod ids;
 pub mod maglev;
 mod members;
 pub mod previous;
+mod restricted;
 mod saved;
 mod slots;
 
@@ -39,10 +40,11 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{ServiceKey, siphash13};
 
+use crate::attributes::AttributesDigest;
 use crate::reports::{Reported, Reports, Rows};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::{self, Digests, Frontend, Pod, Reason, Refusal, frontends};
-use crate::view::{Affinity, ObjectName, View};
+use crate::view::{ObjectName, ServiceAttributes, View};
 use alternates::{Alternates, ByAddress, Cache, Cause};
 use batches::{Batches, Wanted};
 pub use batches::{LONGEST as LONGEST_WAIT, QUIET};
@@ -50,6 +52,7 @@ use maglev::Members;
 use members::Chosen;
 pub use members::{TrafficState, TrafficStates};
 use previous::{PreviousRing, PreviousRings};
+pub use restricted::Restricted;
 
 /// The content of the maps, in names; [`diff::MapState`] has it in slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +61,8 @@ pub struct Table {
     pub nodes: BTreeMap<String, Ipv4Addr>,
     pub vips: BTreeSet<Ipv4Addr>,
     pub services: BTreeMap<ServiceKey, Service>,
+    /// Services with source ranges. They hold at once, whatever else of a service port waits.
+    pub restricted: BTreeMap<ObjectName, Restricted>,
     /// What had to be left out.
     pub refused: Vec<Refusal>,
     /// Of all service ports and rings (not of the alternates, nor of what a service had that names no pod any more): equal on nodes whose
@@ -72,6 +77,7 @@ impl Table {
     pub fn bar(&mut self, vip: Ipv4Addr, reason: Reason) {
         self.vips.remove(&vip);
         self.services.retain(|key, _| key.addr != vip.octets());
+        self.restricted.retain(|_, restricted| restricted.bar(vip));
         let (service, subject) = (ObjectName::new("", ""), format!("{vip}"));
         self.refused.push(Refusal { vip, service, reason, subject });
     }
@@ -79,7 +85,7 @@ impl Table {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    pub affinity: Affinity,
+    pub attributes: ServiceAttributes,
     /// No pod is ready: new flows are refused.
     pub no_new_flows: bool,
     pub ring: Arc<Ring>,
@@ -117,7 +123,7 @@ pub struct Planner {
     alternates: Cache,
     away: Option<String>,
     unreported: Unreported,
-    affinity_changed: AffinityChanged,
+    rows_moved: RowsMoved,
     awaits_reports: bool,
     differed: Instant,
 }
@@ -150,7 +156,7 @@ impl Planner {
             alternates: Cache::default(),
             away: None,
             unreported: Unreported::default(),
-            affinity_changed: AffinityChanged::default(),
+            rows_moved: RowsMoved::default(),
             awaits_reports: false,
             differed: Instant::ZERO,
         }
@@ -219,7 +225,8 @@ impl Planner {
             let current = self.previous_rings.current(key).filter(|_| self.away.is_none());
             let wanted = Wanted { ended: self.previous_rings.ended(key, &members), members, current };
             let ring = rings.get(&self.batches.next(key, wanted, &self.hash_key, now));
-            services.insert(*key, Service { affinity: frontend.affinity, no_new_flows, ring, alternates: None });
+            let attributes = frontend.attributes.clone();
+            services.insert(*key, Service { attributes, no_new_flows, ring, alternates: None });
         }
         let digest = follow(&mut self.batches, &mut services, &mut rings, reports, now);
         for (key, service) in services.iter_mut().filter(|(_, service)| service.ring.rows.is_empty()) {
@@ -237,7 +244,7 @@ impl Planner {
             self.unreported =
                 Unreported { since: now, nodes: nodes.keys().filter(|node| **node != own).cloned().collect() };
         }
-        self.affinity_changed.record(&services, &nodes, now);
+        self.rows_moved.record(&services, &nodes, now);
         let candidates = Candidates::new(&nodes, traffic_states, reports, digest, self.differed, now);
         let mut cache = Cache::default();
         let unreported = Arc::new(candidates.unreported(&mut self.unreported));
@@ -247,8 +254,8 @@ impl Planner {
         for (key, service) in &mut services {
             let previous = candidates.previous(&service.ring, self.previous_rings.previous_mut(key), &mut rings);
             let mut unreported = any_row.unreported.clone();
-            if let Some(affinity_changed) = self.affinity_changed.unreported.get_mut(key) {
-                Arc::make_mut(&mut unreported).append(&mut candidates.unreported(affinity_changed));
+            if let Some(rows_moved) = self.rows_moved.unreported.get_mut(key) {
+                Arc::make_mut(&mut unreported).append(&mut candidates.unreported(rows_moved));
             }
             self.awaits_reports |= !previous.is_empty() || !unreported.is_empty();
             let upcoming = self.batches.upcoming(key).map(|members| ByAddress(rings.get(members)));
@@ -259,30 +266,31 @@ impl Planner {
             }
             service.alternates = self.alternates.get(cause, &mut cache);
         }
-        self.affinity_changed.unreported.retain(|_, unreported| !unreported.nodes.is_empty());
+        self.rows_moved.unreported.retain(|_, unreported| !unreported.nodes.is_empty());
         self.rings = rings.used;
         self.alternates = cache;
         let vips = view.served_vips();
-        Table { nodes, vips, services, refused: refused.clone(), digest, viewed }
+        let restricted = Restricted::of(frontends);
+        Table { nodes, vips, services, restricted, refused: refused.clone(), digest, viewed }
     }
 }
 
-/// Service ports whose affinity changed: every flow has another row, and any node may have flows of it until it has reported.
+/// Service ports whose attributes give every flow another row: any node may have flows of it until it has reported.
 #[derive(Debug, Default)]
-struct AffinityChanged {
-    affinities: BTreeMap<ServiceKey, Affinity>,
+struct RowsMoved {
+    attributes: BTreeMap<ServiceKey, ServiceAttributes>,
     unreported: BTreeMap<ServiceKey, Unreported>,
 }
 
-impl AffinityChanged {
+impl RowsMoved {
     fn record(&mut self, services: &BTreeMap<ServiceKey, Service>, nodes: &BTreeMap<String, Ipv4Addr>, now: Instant) {
         for (key, service) in services {
-            if self.affinities.get(key).is_some_and(|before| *before != service.affinity) {
+            if self.attributes.get(key).is_some_and(|before| service.attributes.moves_rows(before)) {
                 let unreported = Unreported { since: now + SETTLE, nodes: nodes.keys().cloned().collect() };
                 self.unreported.insert(*key, unreported);
             }
         }
-        self.affinities = services.iter().map(|(key, service)| (*key, service.affinity)).collect();
+        self.attributes = services.iter().map(|(key, service)| (*key, service.attributes.clone())).collect();
         self.unreported.retain(|key, _| services.contains_key(key));
     }
 }
@@ -463,9 +471,10 @@ fn digest(services: &BTreeMap<ServiceKey, Service>, others: &BTreeMap<ServiceKey
         let ServiceKey { addr, port, proto, pad: _ } = *key;
         let port = u64::from(u16::from_be_bytes(port));
         let key = u64::from(u32::from_be_bytes(addr)) | port << 32 | u64::from(proto) << 48;
-        let affinity = u64::from(service.affinity == Affinity::ClientIp) << 56;
         let no_new_flows = u64::from(service.no_new_flows) << 57;
-        siphash13(&[digest, 0], key | affinity | no_new_flows, ring)
+        let AttributesDigest { affinity, more } = service.attributes.digest();
+        let digest = siphash13(&[digest, 0], key | u64::from(affinity) << 56 | no_new_flows, ring);
+        more.map_or(digest, |more| siphash13(&[digest, 1], more, 0))
     })
 }
 

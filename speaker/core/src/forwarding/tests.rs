@@ -6,7 +6,7 @@ use super::*;
 use crate::reports::Reported;
 use crate::view::endpoints::service_key;
 use crate::view::example::*;
-use crate::view::{Conditions, Endpoint, EndpointSlice, Event, Key, Object, ObjectName, Protocol};
+use crate::view::{Affinity, Conditions, Endpoint, EndpointSlice, Event, Key, Object, ObjectName, Protocol};
 
 const KEY: [u64; 2] = [1, 2];
 
@@ -455,4 +455,19 @@ proptest! {
             prop_assert_eq!(&late.services[&key].ring, &service.ring);
         }
     }
+}
+
+/// Speakers of two versions stand side by side during an upgrade: what a Service had in November 2026 keeps its digest.
+#[test]
+fn the_digest_of_a_table_without_new_attributes_is_that_of_an_earlier_version() {
+    let of = |affinity: Affinity| {
+        let ports = [(53, Protocol::Udp, 0x1111), (80, Protocol::Tcp, 0x2222)];
+        let services = ports.map(|(port, protocol, digest)| {
+            let ring = Arc::new(Ring { digest, ..Ring::default() });
+            let service = Service { attributes: affinity.into(), no_new_flows: false, ring, alternates: None };
+            (service_key(VIP, port, protocol), service)
+        });
+        digest(&services.into(), &BTreeMap::new())
+    };
+    assert_eq!([of(Affinity::None), of(Affinity::ClientIp)], [15_396_362_144_224_917_164, 3_777_289_604_438_760_753]);
 }

@@ -9,7 +9,6 @@ use ebpf_common::{FlowTuple, ServiceKey, row_of};
 use super::{Report, Rows};
 use crate::forwarding::{SETTLE, Service, Table};
 use crate::time::{Duration, Instant};
-use crate::view::Affinity;
 
 /// Turns flows into reports. Keeps since when this node has had flows of a row that is not its own.
 #[derive(Debug)]
@@ -108,10 +107,7 @@ impl Reporter {
 
     /// The row of a flow, and whether this node is its primary.
     fn row_of(&self, service: &Service, flow: FlowTuple) -> Option<(u32, bool)> {
-        let flow = match service.affinity {
-            Affinity::None => flow,
-            Affinity::ClientIp => flow.client_only(),
-        };
+        let flow = service.attributes.hashed(flow);
         let row = row_of(flow.hash(&self.hash_key), service.ring.rows.len() as u32)?;
         Some((row, service.ring.primary(row) == Some(&self.own)))
     }

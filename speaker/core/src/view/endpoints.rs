@@ -12,13 +12,14 @@ use core::net::{Ipv4Addr, SocketAddrV4};
 use ebpf_common::ServiceKey;
 use sha2::{Digest, Sha256};
 
-use super::{Affinity, Conditions, EndpointSlice, ObjectName, Port, Protocol, View};
+use super::{Conditions, EndpointSlice, ObjectName, Port, Protocol, ServiceAttributes, View};
+use crate::attributes::AttributesDigest;
 
 /// One port of one VIP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend<'a> {
     pub service: &'a ObjectName,
-    pub affinity: Affinity,
+    pub attributes: &'a ServiceAttributes,
     pub pods: Vec<Pod<'a>>,
 }
 
@@ -122,7 +123,7 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
                     continue;
                 }
                 let pods = pods(view, slices, port, &mut refuse);
-                frontends.insert(key, Frontend { service: name, affinity: service.affinity, pods });
+                frontends.insert(key, Frontend { service: name, attributes: &service.attributes, pods });
             }
         }
     }
@@ -171,9 +172,10 @@ pub fn digests(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> D
         hash.update(node.address.octets());
         hash.update([node.excluded.into()]);
     }
-    for (key, Frontend { affinity, pods, .. }) in frontends {
-        let frontend = frontend_bytes(key, *affinity);
+    for (key, Frontend { attributes, pods, .. }) in frontends {
+        let (frontend, more) = frontend_bytes(key, attributes);
         hash.update(frontend);
+        hash.update(&more);
         // Departed nodes are known only to those that have seen them go.
         let pods = || pods.iter().filter(|pod| view.is_member(pod.node));
         hash.update((pods().count() as u64).to_be_bytes());
@@ -181,6 +183,7 @@ pub fn digests(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> D
             let bytes = pod_bytes(pod);
             let of_node = pods_of.entry(pod.node).or_default();
             of_node.update(frontend);
+            of_node.update(&more);
             of_node.update(bytes);
             hash.update(bytes);
             hash.update(pod.node);
@@ -191,9 +194,12 @@ pub fn digests(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> D
     Digests { view: first_bytes(hash).max(1), pods }
 }
 
-fn frontend_bytes(key: &ServiceKey, affinity: Affinity) -> [u8; 8] {
+/// The second part is empty for a Service without younger attributes, and the first one says so.
+fn frontend_bytes(key: &ServiceKey, attributes: &ServiceAttributes) -> ([u8; 8], Vec<u8>) {
     let ServiceKey { addr: [a, b, c, d], port: [high, low], proto, pad: _ } = *key;
-    [a, b, c, d, high, low, proto, (affinity == Affinity::ClientIp).into()]
+    let AttributesDigest { affinity, more } = attributes.digest();
+    let bits = u8::from(affinity) | u8::from(more.is_some()) << 1;
+    ([a, b, c, d, high, low, proto, bits], more.map_or(Vec::new(), |more| more.to_be_bytes().into()))
 }
 
 fn pod_bytes(pod: &Pod<'_>) -> [u8; 9] {

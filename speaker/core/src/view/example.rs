@@ -38,8 +38,8 @@ pub fn vip(address: Ipv4Addr, services: impl Into<Vec<ObjectName>>) -> Object {
     Object::VirtualIp(address, VirtualIp { pool: "pool".into(), services: services.into() })
 }
 
-pub fn service(name: ObjectName, affinity: Affinity) -> Object {
-    Object::Service(name, Service { ports: ports(80, 53), affinity })
+pub fn service(name: ObjectName, attributes: impl Into<ServiceAttributes>) -> Object {
+    Object::Service(name, Service { ports: ports(80, 53), attributes: attributes.into() })
 }
 
 pub fn node(name: &str) -> Object {

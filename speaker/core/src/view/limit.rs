@@ -25,6 +25,7 @@ limits! {
     /// Of a Service or a slice, in their order: the first ones are served. discovery/v1 allows 20000 in a slice.
     PortsPerObject, "ports_per_object", 1000;
     ServicesPerVip, "services_per_vip", 64;
+    RangesPerService, "source_ranges_per_service", 1024;
 }
 
 /// How often each limit was reached.

@@ -11,6 +11,7 @@ use core::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::Limit;
+use crate::attributes::{ServiceAttributes, SourceRanges};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Object {
@@ -47,6 +48,9 @@ impl Object {
 
     pub(super) fn oversized(&self) -> Option<Limit> {
         match self {
+            Self::Service(_, service) if service.source_ranges() > Limit::RangesPerService.value() => {
+                Some(Limit::RangesPerService)
+            }
             Self::EndpointSlice(_, slice) if slice.endpoints.len() > Limit::EndpointsPerSlice.value() => {
                 Some(Limit::EndpointsPerSlice)
             }
@@ -146,7 +150,14 @@ impl Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     pub ports: Vec<Port>,
-    pub affinity: Affinity,
+    #[serde(flatten)]
+    pub attributes: ServiceAttributes,
+}
+
+impl Service {
+    fn source_ranges(&self) -> usize {
+        self.attributes.source_ranges.as_ref().map_or(0, SourceRanges::len)
+    }
 }
 
 /// A port of a Service (`port`, what clients use) or of an EndpointSlice (`port`, where the pod listens). The names match.
@@ -181,14 +192,6 @@ impl Protocol {
             Self::Udp => 17,
         }
     }
-}
-
-/// sessionAffinity of a Service. Its timeout is not used: the choice is a hash, so it holds as long as the pods stay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Affinity {
-    #[default]
-    None,
-    ClientIp,
 }
 
 /// One EndpointSlice of address type IPv4.

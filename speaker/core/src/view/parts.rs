@@ -76,7 +76,7 @@ mod tests {
     use alloc::vec::Vec;
 
     use super::super::example::{VIP, pod, ports, slice, view, web};
-    use super::super::{Affinity, Change, Conditions, Endpoint, Event, Kind, Port, Service};
+    use super::super::{Change, Conditions, Endpoint, Event, Kind, Port, Service, ServiceAttributes};
     use super::*;
 
     fn ready() -> [Endpoint; 1] {
@@ -86,7 +86,10 @@ mod tests {
     fn service_with(count: usize) -> Object {
         let first = ports(80, 53).remove(0);
         let port = |n: usize| Port { name: alloc::format!("p{n}"), port: u16::try_from(n).unwrap(), ..first.clone() };
-        Object::Service(web(), Service { ports: (1..=count).map(port).collect(), affinity: Affinity::None })
+        Object::Service(
+            web(),
+            Service { ports: (1..=count).map(port).collect(), attributes: ServiceAttributes::default() },
+        )
     }
 
     #[test]

@@ -6,6 +6,7 @@ use alloc::vec;
 use super::endpoints::{Reason, api_servers, digests, frontends, service_key};
 use super::example::*;
 use super::*;
+use crate::time::{Duration, Instant};
 
 fn ready(node: &str, n: u8) -> Endpoint {
     pod(node, n, Conditions::READY)
@@ -240,4 +241,56 @@ fn an_address_of_a_node_is_never_served() {
     let (frontends, refused) = frontends(&known);
     assert_eq!(frontends.len(), 0);
     assert_eq!(refused.iter().map(|refusal| refusal.reason).collect::<Vec<_>>(), [Reason::AddressOfNode]);
+}
+
+/// Speakers of two versions stand side by side during an upgrade: what a Service had in November 2026 keeps its digests.
+#[test]
+fn a_service_without_new_attributes_is_the_same_to_an_earlier_version() {
+    let of = |attributes: Affinity| {
+        let mut known = view([ready("a", 1), ready("b", 1)]);
+        known.handle(Event::Apply(service(web(), attributes)));
+        let (frontends, _) = frontends(&known);
+        let digests = digests(&known, &frontends);
+        (digests.view, digests.pods["a"])
+    };
+    assert_eq!(of(Affinity::None), (18_113_589_229_606_401_225, 10_443_869_060_431_551_957));
+    assert_eq!(of(Affinity::ClientIp), (4_386_693_914_373_994_741, 7_567_546_955_576_997_594));
+}
+
+/// Nodes compare them to find one that follows the API server no more: then its lists are old.
+#[test]
+fn source_ranges_count_in_the_digests_of_view_and_table() {
+    let of = |ranges: Option<&[(u8, u8)]>| {
+        let prefix = |(a, length): &(u8, u8)| Prefix { network: Ipv4Addr::new(*a, 0, 0, 0), length: *length };
+        let list = |ranges: &[(u8, u8)]| ranges.iter().map(prefix).collect::<Vec<_>>().into();
+        let mut known = view([ready("a", 1)]);
+        known.handle(Event::Apply(service(
+            web(),
+            ServiceAttributes { source_ranges: ranges.map(list), ..Default::default() },
+        )));
+        let (frontends, _) = frontends(&known);
+        let digests = digests(&known, &frontends);
+        let mut planner =
+            crate::forwarding::Planner::new([1, 2], crate::forwarding::previous::PreviousRings::new(Duration::ZERO));
+        let table = planner.table(&known, &Default::default(), &Default::default(), Instant::ZERO);
+        (digests.view, digests.pods["a"], table.digest)
+    };
+    let lists: [Option<&[(u8, u8)]>; 5] =
+        [None, Some(&[]), Some(&[(10, 8)]), Some(&[(10, 9)]), Some(&[(10, 8), (11, 8)])];
+    let all = lists.map(of);
+    let different = |digests: BTreeSet<u64>| assert_eq!(digests.len(), lists.len());
+    different(all.iter().map(|(view, ..)| *view).collect());
+    different(all.iter().map(|(_, pods, _)| *pods).collect());
+    different(all.iter().map(|(.., table)| *table).collect());
+    assert_eq!(of(lists[2]), all[2]);
+}
+
+#[test]
+fn a_service_with_more_source_ranges_than_the_limit_is_left_out_and_so_admits_no_client() {
+    let mut known = view([ready("a", 1)]);
+    let ranges: Vec<Prefix> =
+        (0..=Limit::RangesPerService.value() as u32).map(|n| Prefix { network: (n << 8).into(), length: 24 }).collect();
+    let attributes = ServiceAttributes { source_ranges: Some(ranges.into()), ..Default::default() };
+    assert_eq!(known.handle(Event::Apply(service(web(), attributes))), Change::Refused(Limit::RangesPerService));
+    assert!(frontends(&known).0.is_empty());
 }

@@ -1,17 +1,19 @@
 //! Real maps in a BPF file system that only the test's thread sees; the kernel removes both with the thread.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::sync::Arc;
 
 use aya::maps::ArrayOfMaps;
-use ebpf_common::{MAX_SERVICES, RING_WORDS, RingHead, Row};
+use aya::maps::IterableMap as _;
+use ebpf_common::{MAX_SERVICES, MAX_SOURCE_RANGES, RING_WORDS, RingHead, Row};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use speaker_core::forwarding::diff::{Layout, diff};
-use speaker_core::forwarding::{Ring, Service, Table};
-use speaker_core::view::Affinity;
+use speaker_core::forwarding::{Restricted, Ring, Service, Table};
+use speaker_core::view::{ObjectName, Prefix, ServiceAttributes};
 
 use super::*;
 use crate::dataplane::loader;
@@ -43,7 +45,7 @@ fn table(service_ports: u32, ring: impl Fn(u32) -> u32) -> Table {
         (0..service_ports).map(&ring).collect::<BTreeSet<_>>().into_iter().map(|n| (n, make(n))).collect();
     let service = |number: u32| {
         let ring = rings[&ring(number)].clone();
-        (key(number), Service { affinity: Affinity::None, no_new_flows: false, ring, alternates: None })
+        (key(number), Service { attributes: ServiceAttributes::default(), no_new_flows: false, ring, alternates: None })
     };
     let nodes = [("n".into(), Ipv4Addr::new(192, 0, 2, 101))].into();
     Table { nodes, services: (0..service_ports).map(service).collect(), ..Table::default() }
@@ -111,5 +113,93 @@ fn a_full_map_of_service_ports_names_what_is_left_out_and_serves_the_rest() {
         assert_eq!(follow(&mut maps, &mut layout, &mut have, &last), ["service_port"]);
         assert!(follow(&mut maps, &mut layout, &mut have, &last).is_empty());
         assert_eq!(rows(pins, &maps, MAX_SERVICES).0, MAX_SERVICES % 7 + 1);
+    });
+}
+
+/// Each of these service ports is a Service of its own, with so many ranges: 10.<number>.<range>/24, as many bits as the map can tell.
+fn with_ranges(table: Table, ranges: u32) -> Table {
+    let list = |number: u32| -> Vec<Prefix> {
+        let network = |range: u32| Ipv4Addr::from(number << 18 | range << 8);
+        (0..ranges).map(|range| Prefix { network: network(range), length: 24 }).collect()
+    };
+    let restricted = table.services.keys().zip(0..).map(|(key, number)| {
+        let restricted = Restricted { ranges: list(number).into(), ports: [*key].into() };
+        (ObjectName::new("default", format!("service-{number}")), restricted)
+    });
+    Table { restricted: restricted.collect(), ..table }
+}
+
+/// By the kernel's own count, which leaves out the nodes between two entries: of them there are fewer than entries.
+fn memory(map: &MapData) -> u64 {
+    let info = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", map.fd().as_fd().as_raw_fd())).unwrap();
+    let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:")).unwrap();
+    bytes.trim().parse().unwrap()
+}
+
+/// The figures of docs/services.md are what this prints with `--nocapture`.
+#[test]
+fn a_thousand_services_with_ten_ranges_fit_and_a_restarted_speaker_goes_on_with_them() {
+    with_maps(|pins| {
+        let mut maps = ForwardingMaps::open(pins).unwrap();
+        let (mut layout, mut have) = (Layout::default(), MapState::default());
+        let all = with_ranges(table(1000, |_| 7), 10);
+        let began = std::time::Instant::now();
+        assert!(follow(&mut maps, &mut layout, &mut have, &all).is_empty());
+        assert_eq!((have.ranges.len(), layout.restricted().len()), (10_000, 1000));
+        let bytes = memory(maps.source_ranges.map());
+        println!("10,000 ranges in {:?}, {bytes} bytes", began.elapsed());
+        assert!(bytes < 1 << 20, "{bytes}");
+        let slots = |layout: &Layout| layout.restricted();
+        let before = slots(&layout);
+
+        let mut restored = maps.restore().unwrap();
+        assert_eq!((&restored.ranges, &restored.services), (&have.ranges, &have.services));
+        let mut layout = Layout::restore(&restored);
+        assert!(follow(&mut maps, &mut layout, &mut restored, &all).is_empty());
+        assert_eq!((restored, slots(&layout)), (have.clone(), before));
+
+        // Without ranges nothing of them stays.
+        follow(&mut maps, &mut layout, &mut have, &table(1000, |_| 7));
+        assert!(maps.restore().unwrap().ranges.is_empty() && have.services.values().all(|value| value.flags == 0));
+    });
+}
+
+#[test]
+fn more_ranges_than_there_is_room_for_are_named_and_their_service_admits_no_client() {
+    with_maps(|pins| {
+        let mut maps = ForwardingMaps::open(pins).unwrap();
+        let (mut layout, mut have) = (Layout::default(), MapState::default());
+        const EACH: u32 = 1024;
+        let fit = MAX_SOURCE_RANGES / EACH;
+        let all = with_ranges(table(fit + 1, |_| 7), EACH);
+        assert_eq!(follow(&mut maps, &mut layout, &mut have, &all), ["source_range"]);
+        assert_eq!(maps.restore().unwrap().ranges.len(), MAX_SOURCE_RANGES as usize);
+        let of = |slot: u16| have.ranges.iter().filter(|range| range.slot == slot).count();
+        let mut sizes: Vec<usize> = have.services.values().map(|value| of(value.ranges_slot())).collect();
+        sizes.sort_unstable();
+        assert_eq!((sizes[0], sizes[1], sizes.len()), (0, EACH as usize, fit as usize + 1));
+        println!("{MAX_SOURCE_RANGES} ranges, {} bytes", memory(maps.source_ranges.map()));
+    });
+}
+
+/// As an upgrade finds them: the maps of the same layout, without those that came later.
+#[test]
+fn pins_of_a_version_without_source_ranges_are_taken_over() {
+    with_maps(|pins| {
+        let (mut layout, mut have) = (Layout::default(), MapState::default());
+        let plain = table(20, |number| number);
+        follow(&mut ForwardingMaps::open(pins).unwrap(), &mut layout, &mut have, &plain);
+        for name in [map::SOURCE_RANGES, map::DENIED] {
+            std::fs::remove_file(pins.map(name)).unwrap();
+        }
+        assert!(ForwardingMaps::open(pins).is_err());
+        let _next = loader::load(pins).expect("the maps that are missing are made");
+        let mut maps = ForwardingMaps::open(pins).unwrap();
+        let mut restored = maps.restore().unwrap();
+        assert_eq!((&restored.services, restored.ranges.len()), (&have.services, 0));
+        let mut layout = Layout::restore(&restored);
+        assert!(follow(&mut maps, &mut layout, &mut restored, &with_ranges(plain, 3)).is_empty());
+        assert_eq!((restored.ranges.len(), restored.services.len()), (60, 20));
+        assert_eq!(Counters::open(pins).unwrap().denied(1).unwrap(), 0);
     });
 }

@@ -211,6 +211,7 @@ impl State {
             self.scan.changed(clock::now());
         }
         (self.table, self.shown, self.saved_view) = (table, shown, saved_view);
+        self.sync.metrics.follow_denied(self.layout.restricted());
         if job.ops.len() >= LARGE {
             memory::give_back();
         }

@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use speaker_core::forwarding::previous::PreviousRings;
 use speaker_core::view::endpoints::service_key;
 use speaker_core::view::{
-    Affinity, Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, VirtualIp,
+    Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, VirtualIp,
 };
 use speaker_core::wire::report::{Datagram, Key, Keyring};
 
@@ -58,7 +58,7 @@ fn view(services: &[(u16, &[u8])]) -> View {
         };
         let endpoints = nodes.iter().map(endpoint).collect();
         let slice = EndpointSlice { service: name.name.clone(), ports: ports.clone(), endpoints };
-        objects.push(Object::Service(name.clone(), Service { ports, affinity: Affinity::None }));
+        objects.push(Object::Service(name.clone(), Service { ports, ..Service::default() }));
         objects.push(Object::EndpointSlice(name.clone(), slice));
         names.push(name);
     }

@@ -12,6 +12,14 @@ use crate::dataplane::conntrack_scan::{Done, Flows, Found};
 use crate::io::clock;
 
 impl State {
+    /// What depends on time alone.
+    pub(super) fn on_turn(&mut self) {
+        self.dirty |= self.sync.planner.awaits_reports() || self.removal_grace.is_due(clock::now());
+        if let Err(error) = self.sync.metrics.count_denied() {
+            warn!(error = format!("{error:#}"), "denied packets not counted; retrying");
+        }
+    }
+
     /// Begins the next scan of conntrack when its time has come.
     pub(super) fn begin_scan(&mut self) {
         if !self.started {

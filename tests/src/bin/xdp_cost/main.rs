@@ -128,6 +128,8 @@ fn cases() -> Vec<Case> {
         case("second chance, to this node", segment(client(VIP), SHARED), SecondChanceLocal),
         case("second chance, from a peer", segment(peer(), SHARED), SecondChancePeer),
         case("second chance, in search", segment(search(), BEHIND), SecondChanceArrived),
+        case("established, to this node, source ranges", segment(client(VIP), RANGES), DispatchedLocal),
+        case("SYN, denied", syn(client(VIP), OUTSIDE), SourceDenied),
     ]
 }
 
@@ -155,6 +157,20 @@ fn world(rows: usize) -> HostTables {
     ] {
         serve(&mut world, VIP, port, u32::from(port));
         world.rings.insert(u32::from(port), vec![row; rows]);
+    }
+    // A thousand Services with ten ranges each.
+    for slot in 1..=1000u16 {
+        let [high, low] = slot.to_be_bytes();
+        let mut list: Vec<(Addr, u8)> = (0..10).map(|range| ([10 + range, high, low, 0], 24)).collect();
+        if slot == 500 {
+            list[0] = (CLIENT, 10);
+        }
+        world.source_ranges.insert(slot, list);
+    }
+    for (port, slot) in [(RANGES, 500), (OUTSIDE, 501)] {
+        let key = ServiceKey { addr: VIP, port: port.to_be_bytes(), proto: 6, pad: 0 };
+        let flags = ServiceValue::restricted_to(slot);
+        world.services.insert(key, ServiceValue { ring: u32::from(ALONE), flags });
     }
     let vips: Vec<Addr> = world.vips.iter().copied().collect();
     for number in world.services.len()..MAX_SERVICES as usize {
@@ -191,3 +207,6 @@ const ALONE: u16 = 80;
 const REMOTE: u16 = 81;
 const SHARED: u16 = 82;
 const BEHIND: u16 = 83;
+/// As [`ALONE`], with source ranges that the client is in, and is not.
+const RANGES: u16 = 84;
+const OUTSIDE: u16 = 85;

@@ -11,7 +11,7 @@ use crate::reports::Reports;
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::service_key;
 use crate::view::example::*;
-use crate::view::{Conditions, Event, Key, Protocol, View};
+use crate::view::{Affinity, Conditions, Event, Key, Protocol, View};
 
 type Macs = BTreeMap<String, [u8; 6]>;
 

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::forwarding::diff::{Layout, MapOp, diff};
 use crate::forwarding::{Service, Table};
-use crate::view::Affinity;
+use crate::view::ServiceAttributes;
 
 const KEYS: usize = 8;
 const RINGS: usize = 5;
@@ -34,7 +34,10 @@ type Choice = [Option<usize>; KEYS];
 fn table(rings: &[Arc<Ring>], choice: &Choice) -> Table {
     let service = |(number, ring): (usize, &Option<usize>)| {
         let ring = rings[(*ring)?].clone();
-        Some((key(number), Service { affinity: Affinity::None, no_new_flows: false, ring, alternates: None }))
+        Some((
+            key(number),
+            Service { attributes: ServiceAttributes::default(), no_new_flows: false, ring, alternates: None },
+        ))
     };
     let node = |number: usize| (format!("n{number}"), Ipv4Addr::new(192, 0, 2, 100 + number as u8));
     let services = choice.iter().enumerate().filter_map(service).collect();

@@ -81,7 +81,7 @@ fn another_ring_begins_the_time_anew_and_another_service_does_not() {
 #[test]
 fn with_client_affinity_the_client_chooses_the_row() {
     let mut table = table(&["b"]);
-    table.services.get_mut(&web()).unwrap().affinity = Affinity::ClientIp;
+    table.services.get_mut(&web()).unwrap().attributes.affinity = Affinity::ClientIp;
     let announced = Reporter::new("a", KEY, HOUR).announce(&table, flows(50), false, at(0));
     assert_eq!(reported(&announced), [row(&table, flows(1)[0].client_only())]);
 }

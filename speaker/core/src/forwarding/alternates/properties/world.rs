@@ -17,7 +17,7 @@ use super::sums::Sums;
 use crate::forwarding::previous::SavedRings;
 use crate::time::{Duration, Instant};
 use crate::view::{
-    Affinity, Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, View, VirtualIp,
+    Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, View, VirtualIp,
 };
 
 /// Of a ring of up to 40 pods, and of one of more.
@@ -470,8 +470,7 @@ impl World {
                 |pod: &Pod| Endpoint { address: pod.address, node: Some(name(pod.node)), conditions: pod.conditions };
             let endpoints = pods.iter().map(endpoint).collect();
             let slice = EndpointSlice { service: object_name(service).name, ports: vec![port.clone()], endpoints };
-            objects
-                .push(Object::Service(object_name(service), Service { ports: vec![port], affinity: Affinity::None }));
+            objects.push(Object::Service(object_name(service), Service { ports: vec![port], ..Service::default() }));
             objects.push(Object::EndpointSlice(object_name(service), slice));
         }
         let services = (0..self.services.len()).map(object_name).collect();

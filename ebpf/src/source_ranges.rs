@@ -1,0 +1,46 @@
+//! Step 3b, only for Services with source ranges: is this client admitted?
+//!
+//! Judged where the client's packet arrives. A packet from another node was judged there, and by that node's own list. (The backend
+//! judges new flows once more: speaker/core/src/backend/ruleset.rs.)
+//!
+//! A connection whose client is no longer admitted ends with a reset, at the first segment that either end sends: the client gets it
+//! here. Its resets pass, so that the pod gets one from the client's kernel; a reset can end a flow, and never begins one.
+
+use ebpf_common::{Config, ServiceValue, Verdict};
+
+use crate::frame::Frame;
+use crate::parse::{Content, Link, Subject, Tcp};
+use crate::reset;
+use crate::second_chance::Origin;
+use crate::tables::Tables;
+
+#[inline(always)]
+pub fn admit(
+    frame: &mut impl Frame,
+    tables: &impl Tables,
+    config: &Config,
+    link: &Link,
+    service: ServiceValue,
+    origin: Origin,
+    subject: &Subject,
+) -> Result<(), Verdict> {
+    let slot = service.ranges_slot();
+    if origin != Origin::Client || tables.admits(slot, subject.flow.src) {
+        return Ok(());
+    }
+    match subject.content {
+        Content::Tcp(tcp) if tcp.flags & Tcp::RST != 0 => Ok(()),
+        Content::Tcp(tcp) => {
+            tables.count_denied(slot);
+            if tcp.flags & Tcp::SYN != 0 {
+                return Err(Verdict::SourceDenied);
+            }
+            Err(reset::refuse_tcp(frame, config, link, subject, &tcp, Verdict::SourceReset)?)
+        }
+        // An ICMP error counts as the flow that it quotes.
+        Content::Udp | Content::Error => {
+            tables.count_denied(slot);
+            Err(Verdict::SourceDenied)
+        }
+    }
+}

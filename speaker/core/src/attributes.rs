@@ -1,0 +1,91 @@
+//! What a Service asks for beside its ports: the one place where an attribute is added.
+//!
+//! An attribute is a field here. What else knows of it is derived by the methods below: the digests by which nodes compare their
+//! views and tables, the bits that the packet path reads, the row of a flow, the rules of nftables. The daemon reads the fields from
+//! the Kubernetes object (speaker/src/attributes.rs). What each does: docs/services.md.
+
+mod source_ranges;
+
+use alloc::format;
+use alloc::string::String;
+
+use ebpf_common::{FlowTuple, ServiceValue};
+use serde::{Deserialize, Serialize};
+
+use crate::view::Protocol;
+
+pub use source_ranges::{Prefix, SourceRanges};
+
+/// The attributes of one Service. On disk its fields stand beside the ports, as they always have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceAttributes {
+    pub affinity: Affinity,
+    /// Which clients are admitted; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_ranges: Option<SourceRanges>,
+}
+
+/// sessionAffinity of a Service. Its timeout is not used: the choice is a hash, so it holds as long as the pods stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Affinity {
+    #[default]
+    None,
+    ClientIp,
+}
+
+/// What digests of views and tables have of a Service's attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttributesDigest {
+    /// sessionAffinity ClientIP.
+    pub affinity: bool,
+    /// Of all younger attributes, if the Service has any.
+    pub more: Option<u64>,
+}
+
+impl ServiceAttributes {
+    /// Two speakers compare digests, also during an upgrade: of a Service without an attribute that one of them does not know, both have
+    /// the same. So an attribute that is added belongs to `more`, which is `None` for a Service that has none of them.
+    pub fn digest(&self) -> AttributesDigest {
+        let Self { affinity, source_ranges } = self;
+        let more = source_ranges.as_ref().map(SourceRanges::digest);
+        AttributesDigest { affinity: *affinity == Affinity::ClientIp, more }
+    }
+
+    /// In the value of `SERVICES`. (Where the source ranges are is the layout's to say: forwarding/restricted.rs.)
+    pub fn flags(&self) -> u32 {
+        let Self { affinity, source_ranges: _ } = self;
+        if *affinity == Affinity::ClientIp { ServiceValue::CLIENT_AFFINITY } else { 0 }
+    }
+
+    /// What of a flow chooses its row, as in the packet path.
+    pub fn hashed(&self, flow: FlowTuple) -> FlowTuple {
+        match self.affinity {
+            Affinity::None => flow,
+            Affinity::ClientIp => flow.client_only(),
+        }
+    }
+
+    /// Whether flows have other rows than with those attributes.
+    pub fn moves_rows(&self, before: &Self) -> bool {
+        self.affinity != before.affinity
+    }
+
+    /// The expression by which nftables chooses one of `pods` pods for a new flow.
+    pub fn choice(&self, protocol: Protocol, pods: usize) -> String {
+        match (self.affinity, protocol) {
+            // A UDP flow whose conntrack entry expired finds its pod again. TCP signals its begin and end.
+            (Affinity::None, Protocol::Udp) => format!("jhash ip saddr . udp sport mod {pods} seed {SEED:#x}"),
+            (Affinity::None, Protocol::Tcp) => format!("numgen random mod {pods}"),
+            (Affinity::ClientIp, _) => format!("jhash ip saddr mod {pods} seed {SEED:#x}"),
+        }
+    }
+}
+
+impl From<Affinity> for ServiceAttributes {
+    fn from(affinity: Affinity) -> Self {
+        Self { affinity, ..Self::default() }
+    }
+}
+
+/// Fixed, so that a client stays with its pod when the table is built anew.
+const SEED: u32 = 0x5368_6561;

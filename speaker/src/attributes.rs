@@ -1,0 +1,80 @@
+//! Reads the attributes of a Service from the Kubernetes object.
+
+use k8s_openapi::api::core::v1::Service;
+use kube::ResourceExt;
+use sheave_api::source_ranges;
+use speaker_core::attributes::{Affinity, Prefix, ServiceAttributes, SourceRanges};
+use tracing::warn;
+
+pub fn of(service: &Service) -> ServiceAttributes {
+    let spec = service.spec.as_ref();
+    let affinity = match spec.and_then(|spec| spec.session_affinity.as_deref()) {
+        Some("ClientIP") => Affinity::ClientIp,
+        _ => Affinity::None,
+    };
+    ServiceAttributes { affinity, source_ranges: source_ranges(service) }
+}
+
+/// Ranges that cannot be read admit no client: a mistake never opens a Service. The controller refuses it by name.
+fn source_ranges(service: &Service) -> Option<SourceRanges> {
+    let field = service.spec.as_ref().and_then(|spec| spec.load_balancer_source_ranges.as_deref()).unwrap_or_default();
+    let annotation = service.annotations().get(source_ranges::ANNOTATION);
+    let ranges = match source_ranges::of_service(field, annotation.map(String::as_str)) {
+        Ok(ranges) if !ranges.is_restricted() => return None,
+        Ok(ranges) => {
+            ranges.v4().iter().map(|net| Prefix { network: net.network(), length: net.prefix_len() }).collect()
+        }
+        Err(error) => {
+            let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
+            warn!(%namespace, name, %error, "source ranges of the Service unreadable; it admits no client");
+            Vec::new()
+        }
+    };
+    Some(ranges.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use k8s_openapi::api::core::v1::ServiceSpec;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    fn ranges(field: &[&str], annotation: Option<&str>) -> Option<Vec<String>> {
+        let annotations = annotation.map(|text| BTreeMap::from([(source_ranges::ANNOTATION.into(), text.into())]));
+        let field = (!field.is_empty()).then(|| field.iter().map(ToString::to_string).collect());
+        let spec = ServiceSpec { load_balancer_source_ranges: field, ..ServiceSpec::default() };
+        let metadata = ObjectMeta { annotations, ..ObjectMeta::default() };
+        let of = of(&Service { metadata, spec: Some(spec), ..Service::default() });
+        of.source_ranges.map(|ranges| ranges.iter().map(ToString::to_string).collect())
+    }
+
+    /// Today's file is read by this version, and of a Service without ranges an earlier version reads what it always read.
+    #[test]
+    fn on_disk_a_service_without_ranges_is_as_it_always_was() {
+        let earlier = r#"{"ports":[],"affinity":"ClientIp"}"#;
+        let mut service: speaker_core::view::Service = serde_json::from_str(earlier).unwrap();
+        assert_eq!(service.attributes, Affinity::ClientIp.into());
+        assert_eq!(serde_json::to_string(&service).unwrap(), earlier);
+        let prefix = Prefix { network: [10, 0, 0, 0].into(), length: 8 };
+        for ranges in [vec![], vec![prefix]] {
+            service.attributes.source_ranges = Some(ranges.into());
+            let text = serde_json::to_string(&service).unwrap();
+            assert_eq!(serde_json::from_str::<speaker_core::view::Service>(&text).unwrap(), service, "{text}");
+        }
+    }
+
+    #[test]
+    fn source_ranges_of_a_service() {
+        let list = |ranges: &[&str]| Some(ranges.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(ranges(&[], None), None);
+        assert_eq!(ranges(&[], Some(" ")), None);
+        assert_eq!(ranges(&["10.1.2.3/8"], Some("192.0.2.0/24")), list(&["10.0.0.0/8"]));
+        assert_eq!(ranges(&[], Some("192.0.2.0/24, 10.0.0.0/8")), list(&["10.0.0.0/8", "192.0.2.0/24"]));
+        // A family without a range admits no client, nor does what cannot be read.
+        assert_eq!(ranges(&["2001:db8::/32"], None), list(&[]));
+        assert_eq!(ranges(&["192.0.2.0/24", "everyone"], None), list(&[]));
+    }
+}
