@@ -6,7 +6,6 @@ use sheave_tests::lab::wait_for;
 
 use super::Pair;
 use super::objects::{Objects, SOON};
-use super::replica::NAMESPACE;
 
 /// The ledger has one address and room for three when this begins, and when it ends.
 pub fn chapters(objects: &Objects, pair: &Pair) -> Result<()> {
@@ -46,7 +45,10 @@ fn source_ranges(objects: &Objects, pair: &Pair) -> Result<()> {
     patch(objects, "closed", &no_pool)?;
     objects.wait_refused("closed", "SourceRangesMalformed")?;
     let note = objects.wait_event("closed", "Warning", "SourceRangesMalformed")?;
-    ensure!(note.contains(ANNOTATION) && note.contains("'10.1.0.0/99' is no address range; allowed are CIDRs"), "{note}");
+    ensure!(
+        note.contains(ANNOTATION) && note.contains("'10.1.0.0/99' is no address range; allowed are CIDRs"),
+        "{note}"
+    );
     wait_metric(pair, "services_waiting", "SourceRangesMalformed", 1.0)?;
     let log = pair.leader()?.log();
     ensure!(log.contains("SourceRangesMalformed") && log.contains("default/closed"), "not in the log:\n{log}");
@@ -126,9 +128,15 @@ fn names_instead_of_addresses(objects: &Objects) -> Result<()> {
     objects.service("names", "", "")?;
     objects.wait_shown("names", "192.168.77.201")?;
     let write = |status: &str| {
-        let speaker = format!("--as=system:serviceaccount:{NAMESPACE}:sheave-speaker");
-        let patch = ["patch", "virtualip", "192.168.77.201", "--subresource=status", "--type=merge", "-p", status];
-        objects.0.kubectl(&[&patch[..], &[&speaker]].concat())
+        objects.0.kubectl(&[
+            "patch",
+            "virtualip",
+            "192.168.77.201",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            status,
+        ])
     };
     write(r#"{"status":{"owner":"node1","term":1,"reason":"FQDNNotServed"}}"#)?;
     wait_remark(objects, "names", "FQDNNotServed")?;

@@ -58,7 +58,13 @@ fn only_with_an_address(objects: &Objects) -> Result<()> {
     objects.service("refused", "sheave.dev/loadBalancerIPs: 192.168.77.99", "")?;
     objects.wait_refused("refused", "AddressNotInPool")?;
     ensure!(!has(&service(objects, "refused")?), "a Service without address has it");
-    objects.0.kubectl(&["annotate", "service", "refused", "sheave.dev/loadBalancerIPs=192.168.77.202", "--overwrite"])?;
+    objects.0.kubectl(&[
+        "annotate",
+        "service",
+        "refused",
+        "sheave.dev/loadBalancerIPs=192.168.77.202",
+        "--overwrite",
+    ])?;
     objects.wait_shown("refused", "192.168.77.202")?;
     ensure!(has(&service(objects, "refused")?), "no finalizer");
     // Who takes it away by hand is corrected: the address is still there.
@@ -141,7 +147,13 @@ pub fn sheave_removed(lab: &Lab, objects: &Objects, pair: &mut Pair) -> Result<(
     ensure!(has(&service(objects, "stuck")?), "the refusal took it off");
 
     pair.stop();
-    lab.kubectl(&["delete", "namespace", NAMESPACE, "--wait=true", &format!("--timeout={}s", NAMESPACE_GONE.as_secs())])?;
+    lab.kubectl(&[
+        "delete",
+        "namespace",
+        NAMESPACE,
+        "--wait=true",
+        &format!("--timeout={}s", NAMESPACE_GONE.as_secs()),
+    ])?;
     deletion_waits(objects, "stuck")?;
     let dry = sheave(lab, &["finalizers", "remove"])?;
     let text = said(&dry);

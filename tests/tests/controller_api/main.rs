@@ -389,7 +389,8 @@ fn a_pool_that_shrinks(objects: &Objects) -> Result<()> {
 fn released(objects: &Objects) -> Result<()> {
     objects.0.kubectl(&["patch", "service", "two", "-p", r#"{"spec":{"type":"ClusterIP"}}"#])?;
     objects.wait_ledger(&["192.168.77.200"])?;
-    ensure!(objects.shown("two")?.is_none() && objects.condition("two")?.0.is_empty());
+    ensure!(objects.shown("two")?.is_none());
+    wait_for("the condition to go", SOON, || Ok(objects.condition("two")?.0.is_empty().then_some(())))?;
     objects.0.kubectl(&["patch", "service", "two", "-p", r#"{"spec":{"type":"LoadBalancer"}}"#])?;
     objects.wait_shown("two", "192.168.77.201")?;
     objects.delete("service", "two")?;
