@@ -106,7 +106,9 @@ async fn no_controller_leads(client: &Client, namespace: &str) -> Result<()> {
     while let Some(event) = events.next().await {
         match event.with_context(|| format!("watch Lease {namespace}/{LEASE}"))? {
             WatchEvent::Added(_) | WatchEvent::Modified(_) => {
-                bail!("a controller leads ({holder} renews Lease {namespace}/{LEASE}) and would put the finalizers back; stop it first")
+                bail!(
+                    "a controller leads ({holder} renews Lease {namespace}/{LEASE}) and would put the finalizers back; stop it first"
+                )
             }
             WatchEvent::Error(status) => bail!("watch Lease {namespace}/{LEASE}: {}", status.message),
             WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => {}

@@ -29,7 +29,8 @@ pub fn remarks(service: &ServiceView, partly: Option<Partly>) -> Vec<Refused> {
         return Vec::new();
     }
     let ports = |reason| {
-        let mut ports = judged(service).filter(move |(_, refusal)| *refusal == Some(reason)).map(|(port, _)| port).peekable();
+        let mut ports =
+            judged(service).filter(move |(_, refusal)| *refusal == Some(reason)).map(|(port, _)| port).peekable();
         ports.peek().is_some().then(|| listed(ports))
     };
     let mut remarks = Vec::new();
@@ -182,7 +183,10 @@ mod tests {
         assert_eq!(refused.reason, Refusal::SourceRangesMalformed);
         assert!(refused.message.starts_with("field: 'x'; "), "{}", refused.message);
         let closed = ServiceView { clients: Clients::NoIPv4, ..example() };
-        assert_eq!((refusal(&closed), reasons(&remarks(&closed, None))), (None, vec![Refusal::SourceRangesWithoutIPv4]));
+        assert_eq!(
+            (refusal(&closed), reasons(&remarks(&closed, None))),
+            (None, vec![Refusal::SourceRangesWithoutIPv4])
+        );
         assert_eq!(remarks(&ServiceView { clients: Clients::Ranges, ..example() }, None), []);
     }
 

@@ -52,11 +52,24 @@ pub enum Subject {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
     /// What must be so before this address is granted: the Service has the finalizer.
-    Prepare { address: Ipv4Addr, write: StatusWrite },
-    Grant { address: Ipv4Addr, pool: String, service: ServiceRef },
+    Prepare {
+        address: Ipv4Addr,
+        write: StatusWrite,
+    },
+    Grant {
+        address: Ipv4Addr,
+        pool: String,
+        service: ServiceRef,
+    },
     Status(StatusWrite),
-    Release { address: Ipv4Addr, uid: String },
-    PoolStatus { pool: String, status: serde_json::Value },
+    Release {
+        address: Ipv4Addr,
+        uid: String,
+    },
+    PoolStatus {
+        pool: String,
+        status: serde_json::Value,
+    },
 }
 
 /// A write with what it is about, to be handed back with the result.

@@ -432,7 +432,10 @@ impl World {
                     let condition = service.condition.as_ref().unwrap();
                     assert!(condition.allocated && service.finalizer_is_ours(), "{service:?}");
                     let named = |part: &Refused| condition.message.contains(&part.message);
-                    assert!(coverage::remarks(service, self.api.grants[address].partly).iter().all(named), "{condition:?}");
+                    assert!(
+                        coverage::remarks(service, self.api.grants[address].partly).iter().all(named),
+                        "{condition:?}"
+                    );
                 }
                 (claimed, []) => {
                     assert!(service.ingress.is_empty(), "{service:?}");

@@ -94,7 +94,8 @@ impl ServiceView {
     /// Whether the finalizer is there because of us; its name is shared with other controllers. Either kind of evidence can be lost:
     /// our condition to a third party, the record in `managedFields` where more than ten managers have written.
     pub fn finalizer_is_ours(&self) -> bool {
-        let is_ours = |c: &ConditionView| c.allocated || [REASON_GRANTING, REASON_RELEASING].contains(&c.reason.as_str());
+        let is_ours =
+            |c: &ConditionView| c.allocated || [REASON_GRANTING, REASON_RELEASING].contains(&c.reason.as_str());
         self.finalizer && (self.managed || self.condition.as_ref().is_some_and(is_ours))
     }
 

@@ -231,7 +231,12 @@ impl Views {
             Change::Changed => self.changed = true,
             Change::Refused(limit) => {
                 self.changed = true;
-                warn!(limit = limit.label(), allowed = limit.value(), ?object, "limit reached; what exceeds it is left out");
+                warn!(
+                    limit = limit.label(),
+                    allowed = limit.value(),
+                    ?object,
+                    "limit reached; what exceeds it is left out"
+                );
                 metrics.limits_reached.with_label_values(&[limit.label()]).inc();
             }
         }

@@ -94,7 +94,11 @@ fn the_finalizer_comes_first_and_goes_last() {
     let marked = after(&unmarked, &withdrawn(&unmarked, &[VIP], true).unwrap());
     assert!(marked.finalizer_is_ours());
     let unmarked = ServiceView { managed: true, ..unmarked };
-    assert_eq!(withdrawn(&unmarked, &[], false).unwrap().finalizer, FinalizerChange::Remove, "or the record says whose it is");
+    assert_eq!(
+        withdrawn(&unmarked, &[], false).unwrap().finalizer,
+        FinalizerChange::Remove,
+        "or the record says whose it is"
+    );
     // A refusal leaves no finalizer behind.
     assert_eq!(refused(&shown, &exhausted(), true).unwrap().finalizer, FinalizerChange::Remove);
     // A Service of a version without finalizer gets it, and nothing else.

@@ -171,14 +171,15 @@ impl View {
 
     fn remove(&mut self, key: &Key) -> bool {
         let noted = self.parts.forget(key);
-        noted | match key {
-            Key::Node(name) => {
-                self.nodes.get_mut(name).is_some_and(|node| !core::mem::replace(&mut node.departed, true))
+        noted
+            | match key {
+                Key::Node(name) => {
+                    self.nodes.get_mut(name).is_some_and(|node| !core::mem::replace(&mut node.departed, true))
+                }
+                Key::Service(name) => self.services.remove(name).is_some(),
+                Key::EndpointSlice(name) => self.slices.remove(name).is_some(),
+                Key::VirtualIp(address) => self.vips.remove(address).is_some(),
             }
-            Key::Service(name) => self.services.remove(name).is_some(),
-            Key::EndpointSlice(name) => self.slices.remove(name).is_some(),
-            Key::VirtualIp(address) => self.vips.remove(address).is_some(),
-        }
     }
 
     /// Deletes first, so that a full view has room for what replaced it.
