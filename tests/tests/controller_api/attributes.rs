@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use sheave_tests::lab::wait_for;
 
-use super::Pair;
 use super::objects::{Objects, SOON};
+use super::pair::Pair;
 
 /// The ledger has one address and room for three when this begins, and when it ends.
 pub fn chapters(objects: &Objects, pair: &Pair) -> Result<()> {
