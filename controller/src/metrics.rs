@@ -18,6 +18,7 @@ pub struct Metrics {
     pub events_dropped: IntCounter,
     pub limits_reached: IntCounterVec,
     pub leader: IntGauge,
+    pub kubernetes_too_old: IntGauge,
     waiting: IntGaugeVec,
     partly_served: IntGaugeVec,
     granted: IntGauge,
@@ -71,6 +72,10 @@ impl Metrics {
                 &["admin_connections"],
             )?,
             leader: gauge("leader", "1 if this replica leads")?,
+            kubernetes_too_old: gauge(
+                "kubernetes_too_old",
+                "1 if the API server is older than Sheave is made for, or does not say a version that can be read",
+            )?,
             granted: gauge("addresses_granted", "Entries of the ledger")?,
             backlog: gauge("queue_depth", "Objects to be planned, and writes under way")?,
             synced: gauge("synced", "1 once a full list of everything was seen")?,
