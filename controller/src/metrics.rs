@@ -118,6 +118,8 @@ mod tests {
             "sheave_controller_refusals_total{reason=\"PoolExhausted\"} 0",
             "sheave_controller_services_waiting{reason=\"NoPool\"} 0",
             "sheave_controller_services_partly_served{reason=\"ProtocolNotServed\"} 0",
+            "sheave_controller_finalizers_total{change=\"added\"} 0",
+            "sheave_controller_kubernetes_too_old 0",
             "sheave_controller_write_errors_total{kind=\"Conflict\"} 0",
             "sheave_controller_leader 0",
         ] {

@@ -308,9 +308,9 @@ impl World {
         if let Some(mut service) = self.api.services.get(key).cloned() {
             self.api.shown.remove(&service.uid);
             // Unless it waits for its deletion: that would be over.
-            service.finalizer &= service.deleting || how % 5 > 0;
+            service.finalizer &= service.deleting || !how.is_multiple_of(5);
             service.managed &= service.finalizer;
-            service.condition = service.condition.filter(|_| how % 7 > 0);
+            service.condition = service.condition.filter(|_| !how.is_multiple_of(7));
             service.ingress = match how % 3 {
                 0 => vec![],
                 1 => vec![Ingress::Vip(Ipv4Addr::new(192, 0, 2, how % 12), vec![])],
@@ -325,7 +325,7 @@ impl World {
         let version = self.api.next();
         if let Some(grant) = self.api.grants.values_mut().nth(usize::from(how % 5)) {
             grant.version = version;
-            grant.partly = (how % 2 == 0).then_some(Partly::FQDNNotServed);
+            grant.partly = how.is_multiple_of(2).then_some(Partly::FQDNNotServed);
             self.api.log.push(Observed::Grant(grant.clone()));
         }
     }
