@@ -6,6 +6,7 @@
 //! `manifests/crds` is generated from it.
 
 mod chain;
+pub mod kubernetes;
 pub mod pool;
 pub mod source_ranges;
 pub mod status;

@@ -18,7 +18,7 @@ use crate::keys::Keeper;
 use crate::lease::Election;
 use crate::metrics::Metrics;
 use crate::writer::Writer;
-use crate::{admin, events, keys, watch, writer};
+use crate::{admin, events, keys, version, watch, writer};
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -30,6 +30,7 @@ pub struct App {
     election_stop: CancellationToken,
     writer: Task,
     publisher: Task,
+    version: Task,
     keeper: Task,
     driver: Task,
     driver_stop: CancellationToken,
@@ -60,6 +61,7 @@ impl App {
         let writer = Writer::new(client.clone(), leadership.clone(), events, metrics.clone());
         let keeper = Keeper::new(client.clone(), &namespace, leadership.clone());
         let facts = watch::all(&client, &server);
+        let version = version::check(client.clone(), metrics.clone());
         let driver =
             Driver { client, leadership, queue, finished: results, health: health.clone(), metrics: metrics.clone() };
 
@@ -72,6 +74,7 @@ impl App {
             election: Box::pin(election.run(election_stop.clone())),
             writer: Box::pin(writer.run(planned, finished)),
             publisher: Box::pin(publisher.run()),
+            version: Box::pin(version),
             keeper: Box::pin(keeper.run(driver_stop.clone())),
             driver: Box::pin(driver.run(facts, driver_stop.clone())),
             admin_stop,
@@ -87,6 +90,7 @@ impl App {
         let mut election = tokio::spawn(self.election);
         let mut writer = tokio::spawn(self.writer);
         let publisher = tokio::spawn(self.publisher);
+        let version = tokio::spawn(self.version);
         let mut keeper = tokio::spawn(self.keeper);
         let mut driver = tokio::spawn(self.driver);
         tokio::select! {
@@ -96,6 +100,7 @@ impl App {
             _ = &mut writer => anyhow::bail!("the writer ended by itself"),
             _ = &mut election => anyhow::bail!("the election ended by itself"),
         }
+        version.abort();
         let ordered = async {
             self.driver_stop.cancel();
             let _ = (&mut driver).await;

@@ -23,6 +23,7 @@ mod request;
 #[cfg(test)]
 mod scenarios;
 mod status;
+mod version;
 mod view;
 mod watch;
 mod writer;

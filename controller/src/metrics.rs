@@ -18,6 +18,7 @@ pub struct Metrics {
     pub events_dropped: IntCounter,
     pub limits_reached: IntCounterVec,
     pub leader: IntGauge,
+    pub kubernetes_too_old: IntGauge,
     waiting: IntGaugeVec,
     partly_served: IntGaugeVec,
     granted: IntGauge,
@@ -71,6 +72,10 @@ impl Metrics {
                 &["admin_connections"],
             )?,
             leader: gauge("leader", "1 if this replica leads")?,
+            kubernetes_too_old: gauge(
+                "kubernetes_too_old",
+                "1 if the API server is older than Sheave is made for, or does not say a version that can be read",
+            )?,
             granted: gauge("addresses_granted", "Entries of the ledger")?,
             backlog: gauge("queue_depth", "Objects to be planned, and writes under way")?,
             synced: gauge("synced", "1 once a full list of everything was seen")?,
@@ -113,6 +118,8 @@ mod tests {
             "sheave_controller_refusals_total{reason=\"PoolExhausted\"} 0",
             "sheave_controller_services_waiting{reason=\"NoPool\"} 0",
             "sheave_controller_services_partly_served{reason=\"ProtocolNotServed\"} 0",
+            "sheave_controller_finalizers_total{change=\"added\"} 0",
+            "sheave_controller_kubernetes_too_old 0",
             "sheave_controller_write_errors_total{kind=\"Conflict\"} 0",
             "sheave_controller_leader 0",
         ] {

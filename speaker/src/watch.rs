@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use sheave_api::{Chain, VirtualIP};
+use sheave_api::{Chain, VirtualIP, kubernetes};
 use speaker_core::view::{
     Conditions, Endpoint, EndpointSlice as Slice, Event, Key, Kind, Node as NodeView, Object, ObjectName, Port,
     Protocol, Service as ServiceView, VirtualIp,
@@ -54,9 +54,13 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: wa
     let mut watches = JoinSet::new();
     let (mut unanswered, mut why) = (Unanswered::default(), "the speaker begins");
     let (mut attempt, mut pause) = (ATTEMPT, RENEWAL);
+    let mut asked = false;
     loop {
         match server.reach(attempt).await {
             Ok((client, url)) => {
+                if !std::mem::replace(&mut asked, true) {
+                    tokio::spawn(log_version(client.clone()));
+                }
                 info!(%url, why, "watches started");
                 // Nothing of the old ones may come behind the new lists.
                 watches.shutdown().await;
@@ -84,6 +88,17 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: wa
             },
             () = unanswered.lasts() => "no answer",
         };
+    }
+}
+
+/// Whether the API server is new enough. An older one is named; what works on it, works.
+async fn log_version(client: Client) {
+    match client.apiserver_version().await {
+        Ok(found) => match kubernetes::check(&found.major, &found.minor) {
+            Ok(()) => info!(version = %found.git_version, "API server"),
+            Err(error) => warn!(version = %found.git_version, "{error}"),
+        },
+        Err(error) => warn!(error = %Chain(&error), "version of the API server not read"),
     }
 }
 

@@ -4,9 +4,8 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use sheave_tests::lab::wait_for;
 
-use super::Pair;
 use super::objects::{Objects, SOON};
-use super::replica::NAMESPACE;
+use super::pair::Pair;
 
 /// The ledger has one address and room for three when this begins, and when it ends.
 pub fn chapters(objects: &Objects, pair: &Pair) -> Result<()> {
@@ -129,9 +128,15 @@ fn names_instead_of_addresses(objects: &Objects) -> Result<()> {
     objects.service("names", "", "")?;
     objects.wait_shown("names", "192.168.77.201")?;
     let write = |status: &str| {
-        let speaker = format!("--as=system:serviceaccount:{NAMESPACE}:sheave-speaker");
-        let patch = ["patch", "virtualip", "192.168.77.201", "--subresource=status", "--type=merge", "-p", status];
-        objects.0.kubectl(&[&patch[..], &[&speaker]].concat())
+        objects.0.kubectl(&[
+            "patch",
+            "virtualip",
+            "192.168.77.201",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            status,
+        ])
     };
     write(r#"{"status":{"owner":"node1","term":1,"reason":"FQDNNotServed"}}"#)?;
     wait_remark(objects, "names", "FQDNNotServed")?;

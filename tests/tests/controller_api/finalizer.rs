@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sheave_tests::lab::{Lab, wait_for};
 
-use super::Pair;
 use super::objects::{Objects, SOON};
+use super::pair::Pair;
 use super::replica::{self, NAMESPACE};
 
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";

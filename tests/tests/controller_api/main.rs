@@ -5,9 +5,10 @@
 mod attributes;
 mod finalizer;
 mod objects;
+mod pair;
 mod replica;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,7 +16,8 @@ use serde_json::Value;
 use sheave_tests::lab::{Lab, LabConfig, quiet, wait_for};
 
 use objects::{Objects, SOON};
-use replica::{NAMESPACE, Replica};
+use pair::Pair;
+use replica::NAMESPACE;
 
 #[test]
 fn controller_on_a_real_api_server() -> Result<()> {
@@ -246,114 +248,6 @@ fn third_party_changes(objects: &Objects) -> Result<()> {
     objects.delete("service", "marker")
 }
 
-/// Two replicas.
-struct Pair {
-    kubeconfig: PathBuf,
-    folder: PathBuf,
-    replicas: Vec<Replica>,
-    started: usize,
-}
-
-impl Pair {
-    fn start(kubeconfig: PathBuf, folder: &Path) -> Result<Self> {
-        let mut pair = Pair { kubeconfig, folder: folder.to_path_buf(), replicas: vec![], started: 0 };
-        pair.fill()?;
-        Ok(pair)
-    }
-
-    fn fill(&mut self) -> Result<()> {
-        while self.replicas.len() < 2 {
-            self.started += 1;
-            let name = format!("replica-{}", self.started);
-            self.replicas.push(Replica::start(&name, &self.kubeconfig, &self.folder)?);
-        }
-        Ok(())
-    }
-
-    /// kill -9 of all.
-    fn stop(&mut self) {
-        self.replicas.clear();
-    }
-
-    fn leader(&self) -> Result<&Replica> {
-        Ok(&self.replicas[self.position()?])
-    }
-
-    /// Takes the leader out.
-    fn take_leader(&mut self) -> Result<Replica> {
-        let leader = self.position()?;
-        Ok(self.replicas.remove(leader))
-    }
-
-    /// Exactly one of the two leads.
-    fn position(&self) -> Result<usize> {
-        wait_for("one leader", Duration::from_secs(10), || {
-            let leads: Vec<bool> = self.replicas.iter().map(Replica::leads).collect::<Result<_>>()?;
-            ensure!(leads != [true, true], "two leaders");
-            Ok(leads.iter().position(|leads| *leads))
-        })
-    }
-
-    /// The Secret goes while no controller runs, as with its Namespace: what must not change follows from the cluster.
-    fn forgets_the_keys(&mut self, objects: &Objects) -> Result<()> {
-        let before = secret(objects)?.context("the Secret")?;
-        self.stop();
-        objects.0.kubectl(&["-n", NAMESPACE, "delete", "secret", "sheave-keys", "--wait=true"])?;
-        self.fill()?;
-        let again = wait_for("new keys", Duration::from_secs(15), || secret(objects))?;
-        for entry in ["cluster-id", "flow-hash"] {
-            ensure!(again["data"][entry] == before["data"][entry], "{entry} changed");
-        }
-        ensure!(again["data"]["current"] != before["data"]["current"], "the signing key is random");
-        let log = self.replicas.iter().map(Replica::log).collect::<String>();
-        for key in [&before["data"]["current"], &again["data"]["current"], &again["data"]["flow-hash"]] {
-            ensure!(!log.contains(key.as_str().context("an entry")?), "a key is in the log");
-        }
-        Ok(())
-    }
-
-    /// kill -9: nothing moves, and the other one takes over.
-    fn killed(&mut self, objects: &Objects) -> Result<()> {
-        let (ledger, shown) = (objects.ledger()?, [objects.shown("two")?, objects.shown("three")?]);
-        self.take_leader()?.kill()?;
-        let killed = Instant::now();
-        // What happens without a leader is done by the next one.
-        objects.delete("service", "three")?;
-        objects.service("four", "", "")?;
-        wait_for("the other replica to lead", Duration::from_secs(15), || Ok(self.replicas[0].leads()?.then_some(())))?;
-        eprintln!("kill -9 of the leader: the other one leads after {:?}", killed.elapsed());
-        objects.wait_shown("four", "192.168.77.200")?;
-        ensure!(objects.shown("two")? == shown[0] && shown[1].is_some());
-        ensure!(objects.ledger()?["192.168.77.201"] == ledger["192.168.77.201"], "the entry was written anew");
-        self.fill()
-    }
-
-    /// SIGTERM: the other one has the lead at once.
-    fn terminated(&mut self, objects: &Objects) -> Result<()> {
-        let ledger = objects.ledger()?;
-        let leader = self.take_leader()?;
-        let began = Instant::now();
-        let took = leader.terminate()?;
-        wait_for("the other replica to lead", Duration::from_secs(2), || Ok(self.replicas[0].leads()?.then_some(())))?;
-        eprintln!("SIGTERM: ended after {took:?}, the other one leads after {:?}", began.elapsed());
-        ensure!(objects.ledger()? == ledger);
-        self.fill()
-    }
-
-    fn in_bounds(&mut self) -> Result<()> {
-        let leader = self.take_leader()?;
-        for kind in ["Forbidden", "Invalid"] {
-            let count = leader.metric(&format!("sheave_controller_write_errors_total{{kind=\"{kind}\"}}"))?;
-            ensure!(count == 0.0, "{count} writes were {kind}:\n{}", leader.log());
-        }
-        ensure!(leader.metric("sheave_controller_events_dropped_total")? == 0.0, "{}", leader.log());
-        let memory = leader.memory()?;
-        eprintln!("memory of the leader: {memory} kB");
-        ensure!(memory < 40 * 1024, "{memory} kB");
-        Ok(())
-    }
-}
-
 /// Annotations, MetalLB's too; a wish that cannot be granted takes nothing away.
 fn wishes(objects: &Objects) -> Result<()> {
     objects.pool("default", "192.168.77.200-192.168.77.203")?;
@@ -389,7 +283,8 @@ fn a_pool_that_shrinks(objects: &Objects) -> Result<()> {
 fn released(objects: &Objects) -> Result<()> {
     objects.0.kubectl(&["patch", "service", "two", "-p", r#"{"spec":{"type":"ClusterIP"}}"#])?;
     objects.wait_ledger(&["192.168.77.200"])?;
-    ensure!(objects.shown("two")?.is_none() && objects.condition("two")?.0.is_empty());
+    ensure!(objects.shown("two")?.is_none());
+    wait_for("the condition to go", SOON, || Ok(objects.condition("two")?.0.is_empty().then_some(())))?;
     objects.0.kubectl(&["patch", "service", "two", "-p", r#"{"spec":{"type":"LoadBalancer"}}"#])?;
     objects.wait_shown("two", "192.168.77.201")?;
     objects.delete("service", "two")?;

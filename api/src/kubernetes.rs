@@ -1,0 +1,43 @@
+//! The oldest Kubernetes that Sheave is made for, compared with what an API server says of itself at `/version`.
+
+/// Major and minor of the oldest Kubernetes that is served: ValidatingAdmissionPolicy, and tokens that name the node of a pod.
+pub const FLOOR: (u32, u32) = (1, 31);
+
+/// What is wrong with the version of an API server.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VersionError {
+    #[error("KubernetesTooOld: the API server is Kubernetes {major}.{minor}; {}.{} or newer is needed", FLOOR.0, FLOOR.1)]
+    TooOld { major: u32, minor: u32 },
+    #[error("KubernetesUnknown: the API server says major '{major}', minor '{minor}'; numbers are allowed, {}.{} or newer", FLOOR.0, FLOOR.1)]
+    Unknown { major: String, minor: String },
+}
+
+/// `major` and `minor` as `/version` has them; some providers write a minor of `31+`.
+pub fn check(major: &str, minor: &str) -> Result<(), VersionError> {
+    let number = |text: &str| text.trim_end_matches('+').parse::<u32>().ok();
+    let unknown = || VersionError::Unknown { major: major.to_string(), minor: minor.to_string() };
+    let (found_major, found_minor) = number(major).zip(number(minor)).ok_or_else(unknown)?;
+    if (found_major, found_minor) < FLOOR {
+        return Err(VersionError::TooOld { major: found_major, minor: found_minor });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_versions_and_texts_that_are_no_version_are_named() {
+        assert_eq!(
+            (check("1", "31"), check("1", "36"), check("1", "31+"), check("2", "0")),
+            (Ok(()), Ok(()), Ok(()), Ok(()))
+        );
+        let old = check("1", "30").unwrap_err().to_string();
+        assert_eq!(old, "KubernetesTooOld: the API server is Kubernetes 1.30; 1.31 or newer is needed");
+        assert_eq!(check("0", "99"), Err(VersionError::TooOld { major: 0, minor: 99 }));
+        for (major, minor) in [("", ""), ("1", "x"), ("1", "-31")] {
+            assert!(check(major, minor).unwrap_err().to_string().starts_with("KubernetesUnknown"), "{major} {minor}");
+        }
+    }
+}
