@@ -4,7 +4,7 @@
 
 mod xdp_world;
 
-use ebpf_common::{Fate, MARK_PREFIX, Verdict};
+use ebpf_common::{Fate, Mark, NextHop, Verdict};
 use sheave_ebpf::host::HostTables;
 use sheave_tests::packet::{Arp, BROADCAST, Eth};
 use sheave_tests::xdp::{Kernel, Outcome};
@@ -95,13 +95,23 @@ fn random_frames_are_judged_alike_by_kernel_and_host() {
         let outcome = both(&mut kernel, &tables, &frame);
         fates[outcome.verdict.fate() as usize] += 1;
         if outcome.verdict.fate() != Fate::Tx {
-            if outcome.frame[6..9] == MARK_PREFIX {
-                frame[6..12].copy_from_slice(&outcome.frame[6..12]);
-            }
-            assert_eq!(outcome.frame, frame, "only a frame that is sent is changed, but for its mark");
+            let expected = match mark_of(&outcome.frame) {
+                Some(mark) => marked(frame, mark),
+                None => frame,
+            };
+            assert_eq!(outcome.frame, expected, "only a frame that is sent is changed, but for its mark");
         }
     }
     assert!(fates.iter().all(|count| *count > 100), "one-sided: {fates:?}");
+}
+
+/// The mark that a frame carries.
+fn mark_of(frame: &[u8]) -> Option<Mark> {
+    let slot = u16::from_be_bytes([frame[10], frame[11]]);
+    let hops = [1, 2, 3].map(NextHop::Alternate);
+    let next_hops = hops.into_iter().chain([NextHop::Local, NextHop::ToPrimary, NextHop::ToDispatcher]);
+    let mut marks = next_hops.flat_map(|next_hop| [false, true].map(|no_reset| Mark { next_hop, no_reset, slot }));
+    marks.find(|mark| frame[6..12] == mark.mac())
 }
 
 fn at_length(kernel: &mut Kernel, tables: &HostTables, frame: &[u8]) -> Outcome {
