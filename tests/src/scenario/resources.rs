@@ -16,7 +16,7 @@ pub struct Resources {
     /// Resident, the largest of all nodes.
     pub speaker_mb: f64,
     pub controller_mb: f64,
-    /// Of one core, the largest of all nodes, while nothing happens and nothing has for [`AT_REST`].
+    /// Of one core, the largest of all nodes, while nothing happens and nothing has for 20 s.
     pub idle_speaker_percent: f64,
     /// The same from the call on, when something may just have changed.
     pub changed_speaker_percent: f64,
