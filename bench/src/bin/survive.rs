@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use sheave_bench::measure::{self, Modes};
 use sheave_bench::survival::{Run, Runs};
 use sheave_tests::lab::{self, Lab, LabConfig, ProxyMode};
 use sheave_tests::scenario::survive::{SCENARIOS, Scenario, Setup};
@@ -55,22 +56,8 @@ struct Arguments {
     attach: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Modes {
-    Nftables,
-    Iptables,
-    Both,
-}
-
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("survive: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    measure::exit("survive", run(&Arguments::parse()))
 }
 
 /// Whether Sheave lost nothing.
@@ -166,15 +153,5 @@ fn once(arguments: &Arguments, scene: &Scene, scenario: &Scenario, proxy_mode: P
 impl Arguments {
     fn wants(&self, scenario: &Scenario) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| scenario.name.contains(only.as_str()))
-    }
-}
-
-impl Modes {
-    fn each(self) -> Vec<ProxyMode> {
-        match self {
-            Self::Nftables => vec![ProxyMode::Nftables],
-            Self::Iptables => vec![ProxyMode::Iptables],
-            Self::Both => vec![ProxyMode::Nftables, ProxyMode::Iptables],
-        }
     }
 }

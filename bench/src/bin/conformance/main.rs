@@ -9,10 +9,11 @@ mod suite;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use cluster::Cluster;
 use report::Report;
 use results::Results;
+use sheave_bench::measure::{self, Modes};
 use sheave_tests::lab::{self, ProxyMode};
 use suite::{Group, Suite};
 
@@ -46,13 +47,6 @@ struct Arguments {
     attach: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Modes {
-    Nftables,
-    Iptables,
-    Both,
-}
-
 /// Whether Sheave is installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
@@ -61,14 +55,7 @@ enum Side {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("conformance: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    measure::exit("conformance", run(&Arguments::parse()))
 }
 
 /// Whether every mode is as it must be.
@@ -147,16 +134,6 @@ fn run_mode(
         cluster.down()?;
     }
     ran
-}
-
-impl Modes {
-    fn each(self) -> Vec<ProxyMode> {
-        match self {
-            Self::Nftables => vec![ProxyMode::Nftables],
-            Self::Iptables => vec![ProxyMode::Iptables],
-            Self::Both => vec![ProxyMode::Nftables, ProxyMode::Iptables],
-        }
-    }
 }
 
 impl std::fmt::Display for Side {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use commit::Commit;
+use sheave_bench::measure::{self, Modes};
 use sheave_bench::survival::{Run, Runs};
 use sheave_tests::lab::plan::repository;
 use sheave_tests::lab::{self, Lab, LabConfig, ProxyMode};
@@ -61,22 +62,8 @@ enum Way {
     HalfWay,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Modes {
-    Nftables,
-    Iptables,
-    Both,
-}
-
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("upgrade: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    measure::exit("upgrade", run(&Arguments::parse()))
 }
 
 /// Whether the upgrade lost nothing.
@@ -187,16 +174,6 @@ fn print_logs(scene: &Scene) {
 impl Arguments {
     fn ways(&self) -> Vec<Way> {
         self.only.map_or_else(|| Way::value_variants().to_vec(), |only| vec![only])
-    }
-}
-
-impl Modes {
-    fn each(self) -> Vec<ProxyMode> {
-        match self {
-            Self::Nftables => vec![ProxyMode::Nftables],
-            Self::Iptables => vec![ProxyMode::Iptables],
-            Self::Both => vec![ProxyMode::Nftables, ProxyMode::Iptables],
-        }
     }
 }
 
