@@ -8,12 +8,11 @@ use std::time::Duration;
 use speaker_core::backend::Guard;
 use speaker_core::view::Affinity;
 
-use crate::world::{PODS, PODS_B, World, plan};
+use crate::world::{Node, PODS, PODS_B, VIP, World, plan};
 
 const ESTABLISHED: &str = "netfilter/nf_conntrack_tcp_timeout_established";
 const CLOSE_WAIT: &str = "netfilter/nf_conntrack_tcp_timeout_close_wait";
 const FIN_WAIT: &str = "netfilter/nf_conntrack_tcp_timeout_fin_wait";
-const VIP: std::net::Ipv4Addr = crate::world::VIP;
 
 /// Longer than the shortened timeout. Time must pass: the end of an entry is no event, the kernel ignores it from then on and counts it
 /// until its garbage collection comes by.
@@ -33,13 +32,13 @@ fn an_idle_connection_lives_as_long_as_its_entry_and_is_then_reset_at_its_next_s
         let mut connection = world.connect(VIP, 80).unwrap();
         assert!(PODS.map(IpAddr::from).contains(&connection.pod.ip()));
         for _ in 0..4 {
-            // Each segment renews it.
+            // Each segment renews it: less than the timeout must pass, and more than it in all.
             std::thread::sleep(Duration::from_millis(700));
             assert!(connection.is_alive(), "{test}: it is not idle");
         }
         be_idle();
         assert_eq!(connection.fate(), Some(ErrorKind::ConnectionReset), "{test}");
-        let resets = |node: &crate::world::Node| node.guard(Guard::Reset);
+        let resets = |node: &Node| node.guard(Guard::Reset);
         assert_eq!(resets(&world.a) + world.b.as_ref().map_or(0, resets), 1, "{test}: by our guard, once");
         assert!(world.connect(VIP, 80).unwrap().is_alive(), "{test}");
     }
