@@ -24,10 +24,16 @@ pub fn to_node(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Ma
     ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
 }
 
-/// The same with a state, as if it had made one hop in search of its flow: the node that gets it keeps it.
+/// The same with a state, as if it had made so many hops in search of its flow.
 #[inline(always)]
-pub fn with_search_state(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Mac) -> Result<(), Verdict> {
-    let ttl = SearchState { hop: 1, no_reset: false }.ttl();
+pub fn with_search_state(
+    frame: &mut impl Frame,
+    config: &Config,
+    packet: &Packet,
+    mac: Mac,
+    hop: u8,
+) -> Result<(), Verdict> {
+    let ttl = SearchState { hop, no_reset: false }.ttl();
     flags_and_ttl(frame, packet, packet.flags | RESERVED_FLAG, ttl)?;
     ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
 }

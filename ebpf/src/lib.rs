@@ -111,8 +111,8 @@ fn follow(
             forward::to_node(frame, config, packet, select::primary(tables, row)?)?;
             Ok(if matches!(subject.content, Content::Error) { Verdict::IcmpPeer } else { Verdict::DispatchedPeer })
         }
-        Step::ForwardSyn => {
-            forward::with_search_state(frame, config, packet, select::primary(tables, row)?)?;
+        Step::ForwardSyn { hop } => {
+            forward::with_search_state(frame, config, packet, select::primary(tables, row)?, hop)?;
             Ok(Verdict::SynPassedOn)
         }
         Step::PassToStack(mark) => {

@@ -36,8 +36,8 @@ pub fn origin(sender: Option<u16>, packet: &Packet) -> Result<Origin, Verdict> {
 pub enum Step {
     /// To the primary of the row, which is another node.
     Dispatch,
-    /// The same with a SYN that another dispatcher sent here by an older ring, for the last time: with a [`SearchState`].
-    ForwardSyn,
+    /// The same with a SYN that a node sent here by another ring: with a [`SearchState`] of this hop.
+    ForwardSyn { hop: u8 },
     /// Up the stack.
     PassToStack(Mark),
 }
@@ -55,13 +55,13 @@ pub fn next(
 ) -> Step {
     let own = config.self_slot as u16;
     let elsewhere = row.primary() != own;
+    let syn_elsewhere = elsewhere && content.is_syn() && service.flags & ServiceValue::SERVED_HERE == 0;
     match origin {
         Origin::Client if elsewhere => Step::Dispatch,
-        Origin::Dispatcher { .. }
-            if elsewhere && content.is_syn() && service.flags & ServiceValue::SERVED_HERE == 0 =>
-        {
-            Step::ForwardSyn
-        }
+        Origin::Dispatcher { .. } if syn_elsewhere => Step::ForwardSyn { hop: 1 },
+        // The node that sent it may have the newer view, and this one no rules for its pods yet: if the rows name each other,
+        // the first one takes it after all.
+        Origin::Search { state: SearchState { hop: 1, .. }, .. } if syn_elsewhere => Step::ForwardSyn { hop: 2 },
         // A new flow: no node knows it yet.
         _ if content.is_syn() => Step::PassToStack(local(origin)),
         _ => Step::PassToStack(next_hop(row, own, origin, search_origin, content)),

@@ -16,7 +16,7 @@ proptest! {
         let walk = cluster.send(kind, entry, invalid)?;
         prop_assert!(walk.hops <= usize::from(SearchState::LAST_HOP), "{walk:?}");
         if kind == Kind::Syn {
-            prop_assert!(walk.hops <= 1, "{walk:?}");
+            prop_assert!(walk.hops <= 2, "{walk:?}");
         }
         prop_assert_eq!(walk.no_reset, invalid && walk.hops > 0 && !walk.known && kind != Kind::Syn);
     }

@@ -199,6 +199,8 @@ struct Planned {
     table: Arc<Table>,
     /// Service ports with pods on this node.
     services: BTreeSet<ServiceKey>,
+    /// Those among them whose pods on this node all end ([`speaker_core::backend::LocalPods::last_resort`]).
+    ending: BTreeSet<ServiceKey>,
     traffic_states: TrafficStates,
     /// It was made from a view from disk.
     saved_view: bool,

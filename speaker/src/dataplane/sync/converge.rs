@@ -69,9 +69,10 @@ impl State {
         let plan = Plan::of(view, &frontends.0, &self.sync.node, self.sync.uplink.clone()).serving(&table.vips);
         let plan = self.removal_grace.complete(plan, now);
         let services = plan.services.keys().copied().collect();
+        let ending = plan.services.iter().filter(|(_, pods)| pods.last_resort).map(|(key, _)| *key).collect();
         let plan = self.udp_pins.complete(Plan { udp_silent: self.sync.udp_silent, ..plan }, now);
         self.sync.metrics.udp_flows_pinned.set(plan.udp_pins.len() as i64);
-        self.planned = Planned { table, services, traffic_states, saved_view: view.is_saved(), plan: Some(plan) };
+        self.planned = Planned { table, services, ending, traffic_states, saved_view: view.is_saved(), plan: Some(plan) };
         (self.dirty, self.follow) = (false, true);
     }
 
@@ -145,7 +146,7 @@ impl State {
     }
 
     fn want(&mut self, view: &View, table: &Table) -> MapState {
-        let served = self.planned.services.intersection(&self.in_force.services).copied().collect();
+        let served = self.served(table);
         let nodes = view.nodes().iter();
         let mut macs: BTreeMap<String, [u8; 6]> =
             nodes.filter_map(|(name, node)| Some((name.clone(), self.macs.get(&node.address)?.0))).collect();
@@ -160,6 +161,15 @@ impl State {
             self.sync.metrics.limits_reached.with_label_values(&[error.what]).inc();
         }
         want
+    }
+
+    /// Service ports whose new flows may stay here, whatever ring brought them. While other nodes have ready pods, those that end
+    /// here may have closed already.
+    fn served(&self, table: &Table) -> BTreeSet<ServiceKey> {
+        let Planned { services, ending, .. } = &self.planned;
+        let names_this_node = |service: &Service| service.ring.nodes.contains(&self.sync.node);
+        let takes = |key: &&ServiceKey| !ending.contains(key) || table.services.get(key).is_some_and(names_this_node);
+        services.intersection(&self.in_force.services).filter(takes).copied().collect()
     }
 
     /// Next hops of packets, by the slot in the mark.

@@ -415,6 +415,29 @@ fn a_view_is_saved_at_most_once_a_second_and_the_last_one_is() {
     });
 }
 
+const TERMINATING: Conditions = Conditions { ready: false, serving: true, terminating: true };
+
+/// Another node's dispatcher still sends SYNs here by an older ring, and a pod that ends may have closed.
+#[test]
+fn pods_that_end_do_not_keep_new_flows_from_ready_ones_elsewhere() {
+    in_namespaces(|dir| {
+        let world = World::start(dir);
+        world.show(&[(80, &[1, 2]), (81, &[1])]);
+        until("the start", START, || world.serves(80, &[1, 2], true) && world.serves(81, &[1], true));
+        let mut view = view(&[(80, &[1, 2]), (81, &[1])]);
+        for (name, mut slice) in view.slices().clone() {
+            let here = slice.endpoints.iter_mut().filter(|endpoint| endpoint.node == Some(node_name(1)));
+            here.for_each(|endpoint| endpoint.conditions = TERMINATING);
+            view.handle(Event::Apply(Object::EndpointSlice(name, slice)));
+        }
+        world.view.send(Some(Arc::new(view))).unwrap();
+        until("the ready one gets them", SOON, || world.serves(80, &[2], false));
+        assert!(world.serves(81, &[1], true), "it is the only one");
+        world.show(&[(80, &[1, 2]), (81, &[1])]);
+        until("it is ready again", 2 * SOON, || world.serves(80, &[1, 2], true));
+    });
+}
+
 /// The source ranges of a service port, by the maps in the kernel; `None`: every client is admitted.
 fn ranges(world: &World, port: u16) -> Option<Vec<String>> {
     let maps = ForwardingMaps::open(&world.pins).unwrap().restore().unwrap();

@@ -380,8 +380,8 @@ impl World {
             let (slot, next) = match kernel.xdp(at, flow, origin, search_origin, content) {
                 None => return Outcome::Refused { node: at, hops },
                 Some((Step::Dispatch, primary)) => (primary, Origin::Dispatcher { from }),
-                Some((Step::ForwardSyn, primary)) => {
-                    (primary, Origin::Search { from, state: SearchState { hop: 1, no_reset: false } })
+                Some((Step::ForwardSyn { hop }, primary)) => {
+                    (primary, Origin::Search { from, state: SearchState { hop, no_reset: false } })
                 }
                 Some((Step::PassToStack(_), _)) if kernel.flows.contains_key(&flow) => {
                     return Outcome::Known { node: at, hops };
