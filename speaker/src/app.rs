@@ -94,7 +94,8 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let saver = Saver::start(disk.clone(), metrics.clone()).context("start the disk thread")?;
     let (commands, inbox) = Commands::channel()?;
     let (sync_sender, sync_inbox) = inbox::channel(metrics.clone());
-    let (host, node_address) = Host::new(args.node_ip, commands.clone(), sync_sender.clone(), metrics.clone());
+    let (host, node_address) =
+        Host::new(args.node_ip, commands.clone(), sync_sender.clone(), sysctls(&args.paths), metrics.clone());
     let admin = Admin { health: health.clone(), metrics: metrics.clone() };
     let server = tokio::spawn(listeners.serve(admin, node_address));
 

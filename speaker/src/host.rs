@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::backend::sysctl::Sysctls;
 use crate::dataplane::inbox::{HostAddresses, Message, Outbox};
 use crate::driver::{Command, Commands};
 use crate::io::netlink::Change;
@@ -24,6 +25,7 @@ pub struct Host {
     sync: Outbox,
     /// The node's address, for the admin port.
     present: watch::Sender<Option<Ipv4Addr>>,
+    sysctls: Sysctls,
     metrics: Arc<Metrics>,
 }
 
@@ -33,11 +35,12 @@ impl Host {
         start: Ipv4Addr,
         commands: Commands,
         sync: Outbox,
+        sysctls: Sysctls,
         metrics: Arc<Metrics>,
     ) -> (Self, watch::Receiver<Option<Ipv4Addr>>) {
         let (present, receiver) = watch::channel(Some(start));
         let addresses = NodeAddress { start, view: None, host: BTreeSet::from([start]), uplink: None };
-        (Self { addresses, gateways: BTreeSet::new(), commands, sync, present, metrics }, receiver)
+        (Self { addresses, gateways: BTreeSet::new(), commands, sync, present, sysctls, metrics }, receiver)
     }
 
     pub fn on_change(&mut self, change: Change) -> Result<()> {
@@ -55,6 +58,20 @@ impl Host {
                 self.addresses.host = host;
                 self.notify_addresses()?;
                 self.notify_present()
+            }
+            // It stays hidden when kube-proxy's mode changes: until uninstall, like the other settings.
+            Change::VipsAreLocal(false) => Ok(()),
+            Change::VipsAreLocal(true) => {
+                match self.sysctls.hide_local_vips() {
+                    Ok(changed) if changed.is_empty() => {}
+                    Ok(changed) => {
+                        info!(?changed, "kube-proxy in IPVS mode: the kernel keeps silent about VIPs in ARP")
+                    }
+                    Err(error) => {
+                        warn!(reason = "arp_of_local_vips", %error, "the kernel may answer ARP for VIPs of other nodes");
+                    }
+                }
+                Ok(())
             }
             Change::UplinkAddress(uplink) => {
                 self.addresses.uplink = uplink;

@@ -8,6 +8,11 @@
 //! a segment that contradicts a known flow (invalid). The first is searched for and reset if no node has the flow; the second
 //! must not be, so with the setting off clients of lost flows would get no reset.
 //!
+//! ARP for VIPs, beside kube-proxy in IPVS mode: it gives every VIP to a device of every node, so each node's kernel would answer ARP for
+//! all of them once our program does not, and ask for neighbors with a VIP as its own address, which moves the VIP in their tables. So
+//! `arp_ignore` 1 and `arp_announce` 2, of `all` (the larger value of `all` and the interface counts), as kube-proxy's own
+//! `--ipvs-strict-arp`. Stricter values stay.
+//!
 //! The values found are kept in a file until uninstall. They are written down before anything is changed and never again in
 //! the same boot, so that a restarted speaker does not take its own value for the original. After a reboot the kernel has
 //! its own values back and they are read anew.
@@ -62,6 +67,11 @@ impl Sysctls {
         }
     }
 
+    /// Idempotent, as above. VIPs are addresses of this host.
+    pub fn hide_local_vips(&self) -> Result<Vec<String>, SysctlError> {
+        self.set(&[ARP_IGNORE, ARP_ANNOUNCE].map(|name| format!("ipv4/conf/all/{name}")))
+    }
+
     /// Restores the settings that are still as we left them, and deletes the file. Settings that a third party has changed since,
     /// and interfaces that are gone, stay as they are.
     pub fn restore(&self) -> Result<Vec<String>, SysctlError> {
@@ -89,7 +99,7 @@ impl Sysctls {
         let mut differing = Vec::new();
         for name in names {
             let value = self.read(name)?;
-            if value != needed(name) {
+            if !suffices(name, &value) {
                 saved.original.entry(name.clone()).or_insert(value);
                 differing.push(name.clone());
             }
@@ -150,10 +160,22 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sysctl
 
 /// What a setting is set to.
 fn needed(name: &str) -> &'static str {
-    if name == TCP_LOOSE { "1" } else { "0" }
+    match name.rsplit('/').next() {
+        Some(ARP_ANNOUNCE) => "2",
+        Some(ARP_IGNORE) => "1",
+        _ if name == TCP_LOOSE => "1",
+        _ => "0",
+    }
+}
+
+/// `arp_ignore` 2 and 8 answer for even fewer addresses than 1 (kernel Documentation/networking/ip-sysctl.rst).
+fn suffices(name: &str, value: &str) -> bool {
+    value == needed(name) || (name.ends_with(ARP_IGNORE) && ["2", "8"].contains(&value))
 }
 
 const REDIRECTS: &str = "send_redirects";
+const ARP_IGNORE: &str = "arp_ignore";
+const ARP_ANNOUNCE: &str = "arp_announce";
 const TCP_LOOSE: &str = "netfilter/nf_conntrack_tcp_loose";
 
 #[cfg(test)]
@@ -234,6 +256,22 @@ mod tests {
         assert_eq!(fake.sysctls().require_tcp_loose().unwrap(), Vec::<String>::new());
         assert_eq!(fake.sysctls().restore().unwrap().len(), 2);
         assert_eq!((fs::read_to_string(&file).unwrap().as_str(), fake.get("all").as_str()), ("0", "1"));
+    }
+
+    /// The effect: `io/tests.rs`.
+    #[test]
+    fn a_stricter_arp_setting_stays() {
+        let fake = Fake::new("arp", "1", "1");
+        let file = |name: &str| fake.0.join("net/ipv4/conf/all").join(name);
+        for (ignore, announce, changed) in [("2", "2", 0), ("8", "0", 1), ("3", "1", 2)] {
+            fs::write(file(ARP_IGNORE), ignore).unwrap();
+            fs::write(file(ARP_ANNOUNCE), announce).unwrap();
+            assert_eq!(fake.sysctls().hide_local_vips().unwrap().len(), changed, "{ignore} {announce}");
+            assert_eq!(fs::read_to_string(file(ARP_ANNOUNCE)).unwrap(), "2");
+            assert_eq!(fake.sysctls().restore().unwrap().len(), changed);
+            assert_eq!(fs::read_to_string(file(ARP_IGNORE)).unwrap(), ignore);
+            assert_eq!(fs::read_to_string(file(ARP_ANNOUNCE)).unwrap(), announce);
+        }
     }
 
     #[test]

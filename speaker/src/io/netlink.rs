@@ -46,6 +46,8 @@ pub enum Change {
     },
     /// All of this host, on any device but kube-proxy's own ([`IPVS_DEVICE`]).
     Addresses(BTreeSet<Ipv4Addr>),
+    /// VIPs are addresses of this host: kube-proxy runs in IPVS mode ([`IPVS_DEVICE`]).
+    VipsAreLocal(bool),
     /// The uplink's first primary address.
     UplinkAddress(Option<Ipv4Addr>),
     /// Of default routes over the uplink, in any table.
@@ -158,6 +160,7 @@ impl Unread {
 #[derive(Debug, Default)]
 struct Known {
     addresses: Option<BTreeSet<Ipv4Addr>>,
+    vips_are_local: Option<bool>,
     uplink: Option<Option<Ipv4Addr>>,
     gateways: Option<BTreeSet<Ipv4Addr>>,
 }
@@ -267,6 +270,9 @@ impl Watcher {
             let addresses = self.net.addresses().await?;
             let (host, uplink) = (host_addresses(&addresses, &links), uplink_address(&addresses, self.ifindex));
             changes.extend(note(&mut self.known.addresses, host).map(Change::Addresses));
+            let ipvs = ipvs_device(&links);
+            let vips_are_local = addresses.iter().any(|address| Some(address.header.index) == ipvs);
+            changes.extend(note(&mut self.known.vips_are_local, vips_are_local).map(Change::VipsAreLocal));
             changes.extend(note(&mut self.known.uplink, uplink).map(Change::UplinkAddress));
         }
         if unread.gateways {
@@ -287,9 +293,13 @@ fn note<T: Clone + PartialEq>(known: &mut Option<T>, value: T) -> Option<T> {
 }
 
 fn host_addresses(addresses: &[AddressMessage], links: &[LinkMessage]) -> BTreeSet<Ipv4Addr> {
-    let ipvs = links.iter().find(|link| link_name(link).as_deref() == Some(IPVS_DEVICE));
-    let ipvs = ipvs.map(|link| link.header.index);
+    let ipvs = ipvs_device(links);
     addresses.iter().filter(|address| Some(address.header.index) != ipvs).filter_map(local).collect()
+}
+
+fn ipvs_device(links: &[LinkMessage]) -> Option<u32> {
+    let ipvs = links.iter().find(|link| link_name(link).as_deref() == Some(IPVS_DEVICE));
+    ipvs.map(|link| link.header.index)
 }
 
 fn uplink_address(addresses: &[AddressMessage], ifindex: u32) -> Option<Ipv4Addr> {

@@ -18,6 +18,7 @@ use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use super::Mac;
 use super::arp::{ArpSocket, Frame, Neighbour};
 use super::udp::{MulticastSocket, QUEUE, RECEIVE_BUFFER};
+use crate::backend::sysctl::Sysctls;
 
 const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 254), 7480);
 const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -292,5 +293,53 @@ fn arp_names_the_mac_of_now() {
         socket.set_nodes(&BTreeSet::from([PEER])).unwrap();
         far.send(&arp(FAR_MAC, 2, PEER, other));
         assert!(neighbour(&socket).reply);
+    });
+}
+
+const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
+
+/// The kernel's answer to a request for `target`, if one comes before its answer for its own address, which is requested after it.
+fn answers_for(far: &Far, target: Ipv4Addr) -> bool {
+    for asked in [target, NODE] {
+        let mut request = arp(FAR_MAC, 1, PEER, Mac::BROADCAST);
+        let at = request.len() - 4;
+        request[at..].copy_from_slice(&asked.octets());
+        far.send(&request);
+    }
+    let is_reply = |frame: &[u8]| frame[12..14] == [8, 6] && frame[20..22] == [0, 2];
+    let reply = far.find(is_reply).expect("an answer for the node's own address");
+    let about: [u8; 4] = reply[28..32].try_into().unwrap();
+    Ipv4Addr::from(about) == target
+}
+
+/// Which address the kernel gives as its own when a process at the VIP sends to a neighbor that it does not know.
+fn asks_as(far: &Far, neighbor: Ipv4Addr) -> Ipv4Addr {
+    let socket = std::net::UdpSocket::bind((VIP, 0)).unwrap();
+    socket.send_to(b"x", (neighbor, 9)).unwrap();
+    let is_request =
+        |frame: &[u8]| frame[12..14] == [8, 6] && frame[20..22] == [0, 1] && frame[38..42] == neighbor.octets();
+    let request = far.find(is_request).expect("a request");
+    <[u8; 4]>::try_from(&request[28..32]).unwrap().into()
+}
+
+/// kube-proxy in IPVS mode has every VIP on a device of each node.
+#[test]
+fn the_kernel_keeps_silent_about_vips_of_this_host() {
+    in_namespace(|| {
+        ip(
+            "link add kube-ipvs0 type veth peer name other\naddr add 192.0.2.200/32 dev kube-ipvs0\nlink set kube-ipvs0 up\n",
+        );
+        let far = Far::open();
+        assert!(answers_for(&far, VIP), "else there is nothing to hide");
+        assert_eq!(asks_as(&far, Ipv4Addr::new(192, 0, 2, 77)), VIP);
+        let dir = std::env::temp_dir().join(format!("sheave-arp-{}", std::process::id()));
+        let sysctls = Sysctls::new("/proc/sys/net", dir.join("sysctl.json"));
+        assert_eq!(sysctls.hide_local_vips().unwrap().len(), 2);
+        assert!(!answers_for(&far, VIP));
+        assert_eq!(asks_as(&far, Ipv4Addr::new(192, 0, 2, 78)), NODE);
+        assert_eq!(sysctls.hide_local_vips().unwrap(), Vec::<String>::new());
+        assert_eq!(sysctls.restore().unwrap().len(), 2);
+        assert!(answers_for(&far, VIP));
+        std::fs::remove_dir_all(dir).unwrap();
     });
 }

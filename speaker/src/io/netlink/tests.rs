@@ -100,6 +100,9 @@ fn addresses_of_ipvs_are_not_the_hosts() {
         let mut changes = net.watch(ifindex);
         let own = addresses(&["127.0.0.1", "192.0.2.1"]);
         until(&mut changes, |change| *change == Change::Addresses(own.clone())).await;
+        until(&mut changes, |change| *change == Change::VipsAreLocal(true)).await;
+        ip("addr del 192.0.2.200/32 dev kube-ipvs0\n");
+        until(&mut changes, |change| *change == Change::VipsAreLocal(false)).await;
     });
 }
 
