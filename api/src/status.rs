@@ -48,11 +48,13 @@ pub enum Refusal {
     TooManyPorts,
     /// All EndpointSlices hold names, not addresses. Speakers find it ([`Partly`]).
     FQDNNotServed,
+    /// Endpoints stand on no node: they see the address of the node that translates for them. Speakers find it ([`Partly`]).
+    ClientAddressLost,
 }
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 13] = [
+    pub const ALL: [Refusal; 14] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -66,6 +68,7 @@ impl Refusal {
         Refusal::ProtocolNotServed,
         Refusal::TooManyPorts,
         Refusal::FQDNNotServed,
+        Refusal::ClientAddressLost,
     ];
 
     /// The one name.
@@ -84,6 +87,7 @@ impl Refusal {
             Refusal::ProtocolNotServed => "ProtocolNotServed",
             Refusal::TooManyPorts => "TooManyPorts",
             Refusal::FQDNNotServed => "FQDNNotServed",
+            Refusal::ClientAddressLost => "ClientAddressLost",
         }
     }
 
@@ -179,16 +183,19 @@ pub enum Partly {
     TooManyPorts,
     /// A Service all of whose EndpointSlices hold names (address type FQDN).
     FQDNNotServed,
+    /// A Service with endpoints of no node.
+    ClientAddressLost,
 }
 
 impl Partly {
-    pub const ALL: [Self; 2] = [Self::TooManyPorts, Self::FQDNNotServed];
+    pub const ALL: [Self; 3] = [Self::TooManyPorts, Self::FQDNNotServed, Self::ClientAddressLost];
 
     /// The one name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Partly::TooManyPorts => "TooManyPorts",
             Partly::FQDNNotServed => "FQDNNotServed",
+            Partly::ClientAddressLost => "ClientAddressLost",
         }
     }
 }

@@ -54,6 +54,11 @@ pub fn remarks(service: &ServiceView, partly: Option<Partly>) -> Vec<Refused> {
         let message = "all EndpointSlices hold names (addressType FQDN); addresses are served";
         remarks.push(named(Refusal::FQDNNotServed, message));
     }
+    if partly == Some(Partly::ClientAddressLost) {
+        let message = "endpoints without a node: two nodes translate for each; it does not see the client's address, and open \
+                       connections end with the node that translates";
+        remarks.push(named(Refusal::ClientAddressLost, message));
+    }
     remarks
 }
 
@@ -193,6 +198,7 @@ mod tests {
     #[test]
     fn what_the_owner_finds_is_said_on_the_service() {
         assert_eq!(reasons(&remarks(&example(), Some(Partly::FQDNNotServed))), [Refusal::FQDNNotServed]);
+        assert_eq!(reasons(&remarks(&example(), Some(Partly::ClientAddressLost))), [Refusal::ClientAddressLost]);
         assert_eq!(remarks(&example(), Some(Partly::TooManyPorts)), [], "found here");
     }
 }

@@ -104,6 +104,7 @@ fn partly(views: &Views, vip: Ipv4Addr) -> Option<Partly> {
     Some(match part {
         Part::TooManyPorts => Partly::TooManyPorts,
         Part::NamesOnly => Partly::FQDNNotServed,
+        Part::Via => Partly::ClientAddressLost,
     })
 }
 
@@ -239,7 +240,7 @@ mod tests {
     /// The owner says what it leaves out, and takes it back when the view has changed.
     #[test]
     fn the_owner_names_the_part_that_is_not_served() {
-        use speaker_core::view::{Event, Object, ObjectName, VirtualIp};
+        use speaker_core::view::{Conditions, Endpoint, EndpointSlice, Event, Object, ObjectName, VirtualIp};
 
         let vip = Ipv4Addr::new(192, 0, 2, 1);
         let web = ObjectName::new("default", "web");
@@ -257,6 +258,11 @@ mod tests {
         written.begin(vip, &owned);
         written.done(vip, owned.clone(), part);
         assert_eq!(written.outdated(&views), Updates::new());
+        let outside = Endpoint { address: Ipv4Addr::new(198, 51, 100, 1), node: None, conditions: Conditions::READY };
+        let slice = EndpointSlice { service: "web".into(), ports: vec![], endpoints: vec![outside] };
+        view.handle(Event::Apply(Object::EndpointSlice(ObjectName::new("default", "web-1"), slice)));
+        sender.send_replace(Some(Arc::new(view.clone())));
+        assert_eq!(partly(&views, vip), Some(Partly::ClientAddressLost));
         view.handle(Event::Relisted(speaker_core::view::Kind::EndpointSlice, vec![]));
         sender.send_replace(Some(Arc::new(view)));
         assert_eq!(written.outdated(&views), Updates::from([(vip, owned)]));

@@ -3,6 +3,7 @@
 //! `<name>`: up0 (10.99.0.1) and pod0; `<name>-out`: their other ends, which count what arrives and drop it (it is addressed to
 //! others). The VIP is no address of the node, as on a real one.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -169,7 +170,12 @@ pub fn shipped() -> Result<String> {
         vips: [VIP.into()].into(),
         services: [(
             ServiceKey { addr: VIP, port: 80_u16.to_be_bytes(), proto: 6, pad: 0 },
-            LocalPods { attributes: ServiceAttributes::default(), pods: vec![(POD.into(), 8080)], last_resort: false },
+            LocalPods {
+                attributes: ServiceAttributes::default(),
+                pods: vec![(POD.into(), 8080)],
+                last_resort: false,
+                via: BTreeSet::new(),
+            },
         )]
         .into(),
         peers: [(ALTERNATE, [10, 99, 0, 2].into())].into(),

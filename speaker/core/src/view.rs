@@ -9,6 +9,7 @@ pub mod endpoints;
 mod limit;
 mod object;
 mod parts;
+pub mod via;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;

@@ -14,7 +14,7 @@
 //!
 //! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a fault) →
 //! [`measure`] (how it counts) → [`waits`] (whether the machine was too busy to judge) → the scenarios: [`node_loss`], [`speaker`],
-//! [`address`], [`controller`], [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`resources`](mod@resources), [`uninstall`](mod@uninstall); all changes of the serving nodes,
+//! [`address`], [`controller`], [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`outside`](mod@outside), [`resources`](mod@resources), [`uninstall`](mod@uninstall); all changes of the serving nodes,
 //! under open connections: [`survive`].
 
 pub mod address;
@@ -31,6 +31,7 @@ pub mod keys;
 pub mod leftovers;
 pub mod measure;
 pub mod node_loss;
+pub mod outside;
 pub mod pods;
 pub mod resources;
 pub mod settle;
@@ -49,6 +50,7 @@ pub use keys::{keys_awaited, keys_replaced};
 pub use leftovers::leftovers;
 pub use measure::Observed;
 pub use node_loss::{NodeLoss, api_server_down_then_owner_loss, other_node_loss, owner_loss, restore};
+pub use outside::outside;
 pub use resources::resources;
 pub use settle::settle;
 pub use speaker::{SpeakerFault, graceful_delete, speaker_kill, speaker_restarts, speaker_stop_and_cont};

@@ -7,6 +7,7 @@ mod packet;
 mod second_chance;
 mod source_ranges;
 mod timeouts;
+mod via;
 mod world;
 
 use std::collections::BTreeSet;

@@ -405,18 +405,22 @@ fn answer_tcp(listener: TcpListener) {
     });
 }
 
-/// What a node's speaker would have: both VIPs serve 80 TCP and 53 UDP, with these pods on this node.
 /// Of the node in every view here.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
 
+/// What a node's speaker would have: both VIPs serve 80 TCP and 53 UDP, with these pods on this node.
 pub fn plan(pods: &[Ipv4Addr], affinity: Affinity) -> Plan {
+    let endpoint = |&address| Endpoint { address, node: Some("node".into()), conditions: Conditions::READY };
+    plan_of(pods.iter().map(endpoint).collect(), affinity)
+}
+
+/// The same with any endpoints.
+pub fn plan_of(endpoints: Vec<Endpoint>, affinity: Affinity) -> Plan {
     let name = ObjectName::new("default", "web");
     let ports = |tcp, udp| {
         let port = |name: &str, port, protocol| Port { name: name.into(), port, protocol };
         vec![port("http", tcp, Ip::Tcp), port("dns", udp, Ip::Udp)]
     };
-    let endpoint = |&address| Endpoint { address, node: Some("node".into()), conditions: Conditions::READY };
-    let endpoints = pods.iter().map(endpoint).collect();
     let slice = EndpointSlice { service: "web".into(), ports: ports(8080, 5353), endpoints };
     let vip = VirtualIp { pool: "pool".into(), services: vec![name.clone()] };
     let view = View::from(vec![

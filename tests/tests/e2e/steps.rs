@@ -65,6 +65,14 @@ pub fn client_address(scene: &Scene) -> Result<String> {
     Ok(format!("both clients seen; {} other ways work", report.other_ways_worked))
 }
 
+pub fn endpoints_of_no_node(scene: &Scene) -> Result<String> {
+    let report = scenario::outside(scene, 30)?;
+    let nodes: Vec<_> = scene.nodes.iter().map(|node| scene.node_address(node)).collect::<Result<_>>()?;
+    let translated = report.seen.iter().all(|address| nodes.iter().any(|node| node == address));
+    ensure!(translated && report.seen.len() == 2, "the server saw somebody else than two nodes: {report:#?}");
+    Ok(format!("{} of 30 answered, through {:?}; {}", report.answered, report.seen, report.reason))
+}
+
 pub fn controller_failover(scene: &Scene) -> Result<String> {
     let report = scenario::controller_failover(scene)?;
     ensure!(report.moved.is_empty(), "addresses moved: {:#?}", report.moved);

@@ -86,7 +86,7 @@ pub struct Endpoints {
     udp: Targets,
     /// Whether it answers or not.
     udp_named: Targets,
-    /// Addresses of this node's pods.
+    /// Addresses of this node's pods, and of those that stand on no node: any node may translate for them.
     here: BTreeSet<Ipv4Addr>,
     /// Which of them are named for a TCP port of a VIP, ready or not.
     tcp_here: Targets,
@@ -103,7 +103,7 @@ impl Endpoints {
 
     pub(super) fn from_frontends(view: &View, node: &str, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Self {
         let endpoints = || view.slices().values().flat_map(|slice| &slice.endpoints);
-        let here = endpoints().filter(|endpoint| endpoint.node.as_deref() == Some(node));
+        let here = endpoints().filter(|endpoint| endpoint.node.as_deref().is_none_or(|of| of == node));
         let targets = |protocol: Protocol, chosen: &dyn Fn(&Pod<'_>) -> bool| -> Targets {
             let ports = frontends.iter().filter(|(key, _)| key.proto == protocol.number());
             let pods = |frontend: &Frontend<'_>| {

@@ -54,6 +54,8 @@ pub struct LocalPods {
     pub pods: Vec<(Ipv4Addr, u16)>,
     /// None is ready: these serve while they terminate.
     pub last_resort: bool,
+    /// Those that stand on no node: they get this node's address in place of the client's ([`crate::view::via`]).
+    pub via: BTreeSet<(Ipv4Addr, u16)>,
 }
 
 impl Plan {
@@ -79,7 +81,8 @@ impl Plan {
             pods.truncate(MAX_LOCAL_PODS);
             if !pods.is_empty() {
                 let attributes = frontend.attributes.clone();
-                services.insert(*key, LocalPods { attributes, pods, last_resort: none_ready });
+                let via = local().filter(|pod| pod.via).map(target).filter(|pod| pods.contains(pod)).collect();
+                services.insert(*key, LocalPods { attributes, pods, last_resort: none_ready, via });
             }
         }
         Self {

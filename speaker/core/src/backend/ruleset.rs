@@ -17,6 +17,7 @@
 //! at 0. The guard is before both.
 
 mod source_ranges;
+mod via;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -57,6 +58,7 @@ pub fn replace(plan: &Plan) -> String {
         plan.services.keys().map(|key| format!("{} : goto {}", tuple(key), chain(key))).collect();
     line(&mut text, format_args!("\tmap services {{ type {PORT_TYPE} : verdict; {}}}", elements(&services)));
     source_ranges::sets(&mut text, plan);
+    via::set(&mut text, plan);
     let known: Vec<String> = plan.udp_pins.keys().map(flow).collect();
     line(&mut text, format_args!("\tset udp_pin {{ type {FLOW_TYPE}; {}}}", elements(&known)));
     let targets: Vec<String> = plan.udp_pins.iter().map(udp_pin_target).collect();
@@ -95,6 +97,7 @@ pub fn update(from: &Plan, to: &Plan) -> Option<String> {
     }
     let mut text = String::new();
     source_ranges::update(&mut text, from, to);
+    via::update(&mut text, from, to);
     update_services(&mut text, from, to);
     update_udp_pins(&mut text, &from.udp_pins, &to.udp_pins);
     if to.second_chance {
@@ -308,6 +311,7 @@ fn base_chains(text: &mut String, plan: &Plan) {
     line(text, format_args!("\tchain clear_accept_mark {{"));
     line(text, format_args!("\t\ttype nat hook postrouting priority {CLEAR_MARK_PRIORITY}; policy accept;"));
     line(text, format_args!("\t\t{OURS} meta mark set meta mark & {:#x}", !ACCEPT_MARK));
+    line(text, format_args!("\t\t{}", via::rule()));
     line(text, format_args!("\t}}"));
 }
 

@@ -206,7 +206,7 @@ fn gcd(a: u32, b: u32) -> u32 {
 }
 
 /// The keyed hash of the ABI, chained over the bytes; the length goes first, so that padding cannot make two names equal.
-fn digest(key: &[u64; 2], bytes: &[u8]) -> u64 {
+pub(crate) fn digest(key: &[u64; 2], bytes: &[u8]) -> u64 {
     bytes.chunks(8).fold(siphash13(key, bytes.len() as u64, 0), |state, chunk| {
         let mut block = [0; 8];
         block[..chunk.len()].copy_from_slice(chunk);

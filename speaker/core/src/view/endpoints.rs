@@ -12,7 +12,8 @@ use core::net::{Ipv4Addr, SocketAddrV4};
 use ebpf_common::ServiceKey;
 use sha2::{Digest, Sha256};
 
-use super::{Conditions, EndpointSlice, ObjectName, Port, Protocol, ServiceAttributes, View};
+use super::via::Via;
+use super::{Conditions, Endpoint, EndpointSlice, ObjectName, Port, Protocol, ServiceAttributes, View};
 use crate::attributes::AttributesDigest;
 
 /// One port of one VIP.
@@ -30,6 +31,8 @@ pub struct Pod<'a> {
     pub port: u16,
     pub node: &'a str,
     pub conditions: Conditions,
+    /// It stands on no node: this one translates for it, with its own address ([`super::via`]).
+    pub via: bool,
 }
 
 /// Why a service port or an endpoint has no part in it. The label is log field and metric label.
@@ -41,7 +44,7 @@ pub enum Reason {
     PortTaken,
     /// A pod's address that is no unicast address, or a VIP: nothing may be sent there.
     EndpointAddress,
-    /// The endpoint names no node, or a node that the view does not hold: nowhere to dispatch to.
+    /// The endpoint names a node that the view does not hold, or none and there is no node to translate for it.
     EndpointNode,
     /// The VIP is an address of a node: serving it would take that node off the network.
     AddressOfNode,
@@ -92,6 +95,7 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
     for (name, slice) in view.slices() {
         slices.entry((&name.namespace, &slice.service)).or_default().push(slice);
     }
+    let places = Places::new(view);
     let mut frontends = BTreeMap::new();
     let mut refusals = BTreeSet::new();
     let (served, taken) = view.divided_vips();
@@ -122,7 +126,7 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
                     refuse(Reason::PortTaken, &port.port);
                     continue;
                 }
-                let pods = pods(view, slices, port, &mut refuse);
+                let pods = places.pods(slices, port, &mut refuse);
                 frontends.insert(key, Frontend { service: name, attributes: &service.attributes, pods });
             }
         }
@@ -203,7 +207,7 @@ fn frontend_bytes(key: &ServiceKey, attributes: &ServiceAttributes) -> ([u8; 8],
 }
 
 fn pod_bytes(pod: &Pod<'_>) -> [u8; 9] {
-    let Pod { address, port, conditions, node: _ } = pod;
+    let Pod { address, port, conditions, node: _, via: _ } = pod;
     let ([a, b, c, d], [high, low]) = (address.octets(), port.to_be_bytes());
     let [ready, serving, terminating] = [conditions.ready, conditions.serving, conditions.terminating].map(u8::from);
     [a, b, c, d, high, low, ready, serving, terminating]
@@ -219,40 +223,77 @@ pub fn service_key(vip: Ipv4Addr, port: u16, protocol: Protocol) -> ServiceKey {
     ServiceKey { addr: vip.octets(), port: port.to_be_bytes(), proto: protocol.number(), pad: 0 }
 }
 
-fn pods<'a>(
-    view: &View,
-    slices: &[&'a EndpointSlice],
-    port: &Port,
-    refuse: &mut dyn FnMut(Reason, &dyn fmt::Display),
-) -> Vec<Pod<'a>> {
-    let mut pods: BTreeMap<(Ipv4Addr, u16), Pod<'a>> = BTreeMap::new();
-    for slice in slices {
-        let listens = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
-        for listen in listens.map(|p| p.port) {
-            for endpoint in &slice.endpoints {
-                let address = endpoint.address;
-                if !is_pod_address(address) || view.vips().contains_key(&address) || listen == 0 {
-                    refuse(Reason::EndpointAddress, &address);
-                    continue;
-                }
-                let Some(node) = endpoint.node.as_deref().filter(|&node| view.nodes().contains_key(node)) else {
-                    refuse(Reason::EndpointNode, &address);
-                    continue;
-                };
-                let pod = Pod { address, port: listen, node, conditions: endpoint.conditions };
-                // A pod may stand in two slices while the control plane moves it; the better state counts.
-                let known = pods.entry((address, listen)).or_insert(pod);
-                if rank(pod.conditions) > rank(known.conditions) {
-                    *known = pod;
+/// Where endpoints stand.
+struct Places<'a> {
+    view: &'a View,
+    by_address: BTreeMap<Ipv4Addr, &'a str>,
+    via: Via<'a>,
+}
+
+impl<'a> Places<'a> {
+    fn new(view: &'a View) -> Self {
+        let by_address = view.members().map(|(name, node)| (node.address, name.as_str())).collect();
+        Self { view, by_address, via: Via::new(view) }
+    }
+
+    /// The node of an endpoint. One that names none may have the address of a node, as those of the API servers.
+    fn node(&self, endpoint: &'a Endpoint) -> Option<&'a str> {
+        match endpoint.node.as_deref() {
+            Some(named) => Some(named),
+            None => self.by_address.get(&endpoint.address).copied(),
+        }
+    }
+
+    fn pods(
+        &self,
+        slices: &[&'a EndpointSlice],
+        port: &Port,
+        refuse: &mut dyn FnMut(Reason, &dyn fmt::Display),
+    ) -> Vec<Pod<'a>> {
+        let mut endpoints: BTreeMap<(Ipv4Addr, u16), &Endpoint> = BTreeMap::new();
+        for slice in slices {
+            let listens = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
+            for listen in listens.map(|p| p.port) {
+                for endpoint in &slice.endpoints {
+                    let address = endpoint.address;
+                    if !is_pod_address(address) || self.view.vips().contains_key(&address) || listen == 0 {
+                        refuse(Reason::EndpointAddress, &address);
+                        continue;
+                    }
+                    if self.node(endpoint).is_some_and(|node| !self.view.nodes().contains_key(node)) {
+                        refuse(Reason::EndpointNode, &address);
+                        continue;
+                    }
+                    // A pod may stand in two slices while the control plane moves it; the better state counts.
+                    let known = endpoints.entry((address, listen)).or_insert(endpoint);
+                    if self.rank(endpoint) > self.rank(known) {
+                        *known = endpoint;
+                    }
                 }
             }
         }
+        let mut pods = Vec::with_capacity(endpoints.len());
+        for ((address, port), endpoint) in endpoints {
+            let pod = |node, via| Pod { address, port, node, conditions: endpoint.conditions, via };
+            match self.node(endpoint) {
+                Some(node) => pods.push(pod(node, false)),
+                None => {
+                    let before = pods.len();
+                    pods.extend(self.via.nodes(address).map(|node| pod(node, true)));
+                    if pods.len() == before {
+                        refuse(Reason::EndpointNode, &address);
+                    }
+                }
+            }
+        }
+        pods
     }
-    pods.into_values().collect()
-}
 
-fn rank(conditions: Conditions) -> (bool, bool, bool) {
-    (conditions.ready && !conditions.terminating, conditions.serving, !conditions.terminating)
+    fn rank(&self, endpoint: &'a Endpoint) -> (bool, bool, bool, bool) {
+        let conditions = endpoint.conditions;
+        let names_node = self.node(endpoint).is_some();
+        (conditions.ready && !conditions.terminating, conditions.serving, !conditions.terminating, names_node)
+    }
 }
 
 /// Kubernetes refuses these too (validation of EndpointSlice); what reaches the kernel's tables is checked here again.

@@ -206,7 +206,7 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     pub address: Ipv4Addr,
-    /// `nodeName`; an endpoint without one cannot be dispatched to.
+    /// `nodeName`; for an endpoint without one, nodes translate ([`super::via`]).
     pub node: Option<String>,
     pub conditions: Conditions,
 }

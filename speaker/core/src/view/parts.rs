@@ -13,6 +13,8 @@ pub enum Part {
     TooManyPorts,
     /// All EndpointSlices of a Service hold names.
     NamesOnly,
+    /// Endpoints of a Service stand on no node: nodes translate for them ([`super::via`]).
+    Via,
 }
 
 /// Services with more ports than the limit, and EndpointSlices of names.
@@ -66,7 +68,15 @@ impl View {
         let is_of = |(name, slice): (&ObjectName, &super::EndpointSlice)| {
             name.namespace == service.namespace && slice.service == service.name
         };
-        (self.parts.has_names(service) && !self.slices.iter().any(is_of)).then_some(Part::NamesOnly)
+        if self.parts.has_names(service) && !self.slices.iter().any(is_of) {
+            return Some(Part::NamesOnly);
+        }
+        let mut endpoints = self.slices.iter().filter(|slice| is_of(*slice)).flat_map(|(_, slice)| &slice.endpoints);
+        endpoints.any(|endpoint| self.needs_via(endpoint)).then_some(Part::Via)
+    }
+
+    fn needs_via(&self, endpoint: &super::Endpoint) -> bool {
+        endpoint.node.is_none() && !self.members().any(|(_, node)| node.address == endpoint.address)
     }
 }
 

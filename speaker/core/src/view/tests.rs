@@ -3,7 +3,7 @@ use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
 
-use super::endpoints::{Reason, api_servers, digests, frontends, service_key};
+use super::endpoints::{Reason, Refusal, api_servers, digests, frontends, service_key};
 use super::example::*;
 use super::*;
 use crate::time::{Duration, Instant};
@@ -111,7 +111,6 @@ fn what_cannot_be_sent_to_is_left_out_and_named() {
     let addresses = ["127.0.0.1", "0.0.0.0", "169.254.1.1", "224.0.0.1", "255.255.255.255", "192.0.2.1"];
     let mut bad: Vec<Endpoint> =
         addresses.iter().map(|text| Endpoint { address: text.parse().unwrap(), ..ready("a", 1) }).collect();
-    bad.push(Endpoint { node: None, ..ready("a", 7) });
     bad.push(ready("z", 8));
     let mut known = view(bad);
     known.handle(Event::Apply(vip(VIP, [web(), ObjectName::new("default", "nobody")])));
@@ -119,9 +118,39 @@ fn what_cannot_be_sent_to_is_left_out_and_named() {
     assert!(frontends.values().all(|frontend| frontend.pods.is_empty()));
     let count = |reason| refused.iter().filter(|refusal| refusal.reason == reason).count();
     assert_eq!(count(Reason::EndpointAddress), addresses.len());
-    assert_eq!(count(Reason::EndpointNode), 2);
+    assert_eq!(count(Reason::EndpointNode), 1);
     assert_eq!(count(Reason::ServiceUnknown), 1);
-    assert_eq!(refused.last().unwrap().to_string(), "default/web of 192.0.2.1 (10.0.97.7): endpoint_node");
+    assert_eq!(refused.last().unwrap().to_string(), "default/web of 192.0.2.1 (10.0.122.8): endpoint_node");
+}
+
+#[test]
+fn two_nodes_translate_for_an_endpoint_of_no_node() {
+    let outside = |n| Endpoint { address: Ipv4Addr::new(198, 51, 100, n), node: None, conditions: Conditions::READY };
+    let node_b = Endpoint { address: Ipv4Addr::new(192, 0, 2, b'b'), ..outside(0) };
+    let mut known = view([outside(1), ready("a", 1), node_b]);
+    // A second slice names the node of one of them.
+    let on_c = Endpoint { node: Some("c".into()), ..outside(2) };
+    known.handle(Event::Apply(slice_named("web-2", [outside(2), on_c.clone(), outside(2)])));
+    let places = |view: &View| {
+        let (frontends, refused) = frontends(view);
+        assert_eq!(refused, []);
+        let pods = frontends[&service_key(VIP, 80, Protocol::Tcp)].pods.clone();
+        pods.into_iter().map(|pod| (pod.address, String::from(pod.node), pod.via)).collect::<Vec<_>>()
+    };
+    let all = places(&known);
+    let of = |address| all.iter().filter(|place| place.0 == address).collect::<Vec<_>>();
+    let (first, second) = (of(outside(1).address), of(on_c.address));
+    assert!(first.len() == 2 && first[0].1 != first[1].1 && first.iter().all(|place| place.2), "{all:?}");
+    assert_eq!((second.len(), &*second[0].1, second[0].2), (1, "c", false));
+    assert_eq!(of(Ipv4Addr::new(192, 0, 2, b'b'))[0].1, "b", "by its address");
+    assert_eq!(all.len(), 5);
+    for node in ["a", "b", "c"] {
+        known.handle(Event::Delete(Key::Node(node.into())));
+    }
+    let (frontends, refused) = frontends(&known);
+    assert!(!frontends.values().flat_map(|frontend| &frontend.pods).any(|pod| pod.via));
+    let left_out = |refusal: &&Refusal| refusal.reason == Reason::EndpointNode && refusal.subject == "198.51.100.1";
+    assert_eq!(refused.iter().filter(left_out).count(), 1, "{refused:?}");
 }
 
 /// Nodes of different versions compare it: when this vector changes, so does `wire::report::VERSION`.
