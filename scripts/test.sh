@@ -87,7 +87,7 @@ run_lab_cluster() { programs tests --nocapture lab_cluster; }
 run_e2e_iptables() { programs tests --nocapture e2e_iptables; }
 run_e2e_nftables() { programs tests --nocapture e2e_nftables; }
 # Kubernetes' own specs that take less than 80 s each; all of them are `make conformance`.
-run_conformance() { make conformance MODE=nftables ONLY="$FAST_SPECS" ARGS="--selected --again --name ci-conformance"; }
+run_conformance() { make conformance MODE=nftables ONLY="$FAST_SPECS" ARGS="--selected --again --name ciconform"; }
 run_fmt-check() { make fmt-check; }
 run_lint() { make lint; }
 run_docs() { make docs; }
