@@ -5,8 +5,10 @@ pub mod conntrack;
 mod conntrack_room;
 mod counters;
 mod forget;
+mod legacy_iptables;
 mod netfilter;
 pub mod nft;
+pub mod service_proxy;
 pub mod sysctl;
 pub mod worker;
 

@@ -144,6 +144,15 @@ pub fn generation() -> io::Result<u32> {
     number(generation.as_deref())
 }
 
+/// Whether there is what this request for one object of family ip names, in this network namespace.
+pub fn exists(kind: u16, attributes: &[u8]) -> io::Result<bool> {
+    match Netfilter::open()?.request(kind, libc::NLM_F_ACK, attributes, &mut |_| ()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn open() -> io::Result<Socket> {
     Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(libc::NETLINK_NETFILTER)))
 }
