@@ -12,6 +12,7 @@ fn promises_hold_beside_kube_proxy_iptables() {
         ProxyMode::Iptables,
         &[
             ("client address", 1, steps::client_address),
+            ("SpeakerStates", 1, steps::speaker_states),
             ("owner loss", 1, steps::owner_loss),
             ("speaker SIGKILL", 1, steps::speaker_kill),
             ("speaker restarts", 1, steps::speaker_restarts),

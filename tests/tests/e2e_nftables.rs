@@ -12,6 +12,7 @@ fn promises_hold_beside_kube_proxy_nftables() {
         ProxyMode::Nftables,
         &[
             ("client address", 1, steps::client_address),
+            ("SpeakerStates", 1, steps::speaker_states),
             ("first answer", 2, steps::first_answer),
             ("forged heartbeats", 1, steps::forged_heartbeats),
             ("Secret replaced, speaker restarted", 1, steps::keys_replaced),
