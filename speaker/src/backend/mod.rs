@@ -4,6 +4,7 @@
 pub mod conntrack;
 mod conntrack_room;
 mod counters;
+mod foreign_chains;
 mod forget;
 mod legacy_iptables;
 mod netfilter;
@@ -19,6 +20,8 @@ use ebpf_common::ServiceKey;
 use speaker_core::backend::ruleset;
 use speaker_core::backend::{Guard, Plan};
 use tokio::time::{Instant, sleep_until};
+
+pub use foreign_chains::{Chain, ForeignChains};
 
 use forget::Forgetter;
 use netfilter::Monitor;
