@@ -57,6 +57,7 @@ pub struct Metrics {
     pub udp_flows_pinned: IntGauge,
     pub row_alternates_overflow: IntGauge,
     pub limits_reached: IntCounterVec,
+    pub forward_policy_drop: IntGauge,
     pub speaker_state_errors: IntCounterVec,
     pub speaker_state_writes: IntCounter,
     pub netlink_rereads: IntCounterVec,
@@ -198,6 +199,10 @@ impl Metrics {
                 "sheave_limits_reached_total",
                 "Objects left out because a limit was reached.",
                 "limit",
+            )?,
+            forward_policy_drop: gauge(
+                "sheave_forward_policy_drop",
+                "Chains of others that drop packets to pods unless a rule of theirs accepts them.",
             )?,
             speaker_state_errors: counters(
                 "sheave_speaker_state_errors_total",

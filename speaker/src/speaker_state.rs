@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use prometheus::{IntCounter, IntCounterVec};
 use sheave_api::SpeakerStateStatus;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
@@ -35,7 +36,8 @@ const REREAD: Duration = Duration::from_secs(60);
 
 /// Runs as long as the process.
 pub async fn run(server: ApiServer, node: String, mut survey: Survey, health: Arc<HealthFlags>, metrics: Arc<Metrics>) {
-    let mut writer = Writer::new(Object::new(server, node), metrics.clone());
+    let counts = (metrics.speaker_state_writes.clone(), metrics.speaker_state_errors.clone());
+    let mut writer = Writer::new(Object::new(server, node), counts);
     let mut host = HostFacts::default();
     let mut surveyed: Option<Instant> = None;
     let mut ticks = interval(PACE);
@@ -45,6 +47,7 @@ pub async fn run(server: ApiServer, node: String, mut survey: Survey, health: Ar
         if surveyed.is_none_or(|at| now - at >= SURVEY) {
             host = survey.read().await;
             surveyed = Some(now);
+            metrics.forward_policy_drop.set(i64::try_from(host.dropping.len()).unwrap_or(i64::MAX));
         }
         let facts = Facts {
             host: &host,
@@ -60,7 +63,9 @@ pub async fn run(server: ApiServer, node: String, mut survey: Survey, health: Ar
 /// What is known of the object, and when it is asked for again.
 struct Writer {
     object: Object,
-    metrics: Arc<Metrics>,
+    writes: IntCounter,
+    /// By reason.
+    errors: IntCounterVec,
     /// As the API server has it; `None`: not read yet, or a write failed, after which anything may be there.
     known: Option<SpeakerStateStatus>,
     read: Instant,
@@ -72,9 +77,9 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(object: Object, metrics: Arc<Metrics>) -> Self {
+    fn new(object: Object, (writes, errors): (IntCounter, IntCounterVec)) -> Self {
         let now = Instant::now();
-        Self { object, metrics, known: None, read: now, backoff: Backoff::default(), retry: now, failing: None }
+        Self { object, writes, errors, known: None, read: now, backoff: Backoff::default(), retry: now, failing: None }
     }
 
     async fn look(&mut self, facts: &Facts<'_>) {
@@ -92,7 +97,7 @@ impl Writer {
                 self.known = None;
                 self.retry = Instant::now() + self.backoff.failed();
                 let reason = failure.label();
-                self.metrics.speaker_state_errors.with_label_values(&[reason]).inc();
+                self.errors.with_label_values(&[reason]).inc();
                 if self.failing.replace(reason) != Some(reason) {
                     warn!(reason, error = %failure, "SpeakerState not written; retrying");
                 }
@@ -112,10 +117,46 @@ impl Writer {
         let wanted = content::status(facts, &known.conditions, Timestamp::now());
         if wanted != known {
             self.object.write(&wanted).await?;
-            self.metrics.speaker_state_writes.inc();
+            self.writes.inc();
             debug!("SpeakerState written");
         }
         self.known = Some(wanted);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Opts;
+    use tokio::sync::watch;
+
+    use super::*;
+
+    /// No server listens: a failure has a name, and the next attempt waits longer each time.
+    #[tokio::test]
+    async fn an_api_server_that_is_away_costs_a_retry() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (_sender, known) = watch::channel(Vec::new());
+        let server = ApiServer::new(kube::Config::new(format!("http://{closed}").parse().unwrap()), known);
+        let errors = IntCounterVec::new(Opts::new("errors", "Failures."), &["reason"]).unwrap();
+        let counts = (IntCounter::new("writes", "Writes.").unwrap(), errors.clone());
+        let mut writer = Writer::new(Object::new(server, "n1".into()), counts);
+        let host = HostFacts::default();
+        let facts = Facts { host: &host, attached: false, not_ready: vec![], notes: vec![], limits: vec![] };
+        let failures = || errors.with_label_values(&["unreachable"]).get();
+        let mut pause = Duration::ZERO;
+        for attempt in 1..=4 {
+            writer.retry = Instant::now();
+            writer.look(&facts).await;
+            assert_eq!(failures(), attempt);
+            let next = writer.retry - Instant::now();
+            assert!(next > pause, "{next:?} after {pause:?}");
+            pause = next;
+            // However busy this machine is.
+            writer.retry += Duration::from_secs(60);
+            writer.look(&facts).await;
+            assert_eq!(failures(), attempt, "not before the pause has passed");
+        }
+        assert_eq!((writer.failing, writer.writes.get()), (Some("unreachable"), 0));
     }
 }

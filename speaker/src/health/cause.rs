@@ -19,6 +19,7 @@ pub enum Cause {
     Joining,
     ConntrackNearlyFull,
     ConntrackFull,
+    ForwardPolicyDrop,
 }
 
 /// What is looked at: the type of a condition. True is in order.
@@ -30,6 +31,7 @@ pub enum Check {
     PacketPathAttached,
     ViewApplied,
     ConntrackHasRoom,
+    ForwardingAllowed,
 }
 
 impl Cause {
@@ -50,6 +52,7 @@ impl Cause {
             Self::Joining => "joining",
             Self::ConntrackNearlyFull => "conntrack_nearly_full",
             Self::ConntrackFull => "conntrack_full",
+            Self::ForwardPolicyDrop => "forward_policy_drop",
         }
     }
 
@@ -61,6 +64,7 @@ impl Cause {
             Self::NotAttached => Check::PacketPathAttached,
             Self::DataplaneStalled | Self::NftFailing | Self::MapsFailing | Self::NotSynced => Check::ViewApplied,
             Self::ConntrackNearlyFull | Self::ConntrackFull => Check::ConntrackHasRoom,
+            Self::ForwardPolicyDrop => Check::ForwardingAllowed,
         }
     }
 
@@ -95,18 +99,22 @@ impl Cause {
             Self::ConntrackFull => {
                 "first packets of new flows to pods of this node were dropped: raise net.netfilter.nf_conntrack_max"
             }
+            Self::ForwardPolicyDrop => {
+                "Sheave cannot overrule a chain that drops packets to pods unless a rule of its own accepts them (such as: ct status dnat accept)"
+            }
         }
     }
 }
 
 impl Check {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::KeysValid,
         Self::PeersReached,
         Self::LinkUp,
         Self::PacketPathAttached,
         Self::ViewApplied,
         Self::ConntrackHasRoom,
+        Self::ForwardingAllowed,
     ];
 
     /// Its type in the API.
@@ -118,6 +126,7 @@ impl Check {
             Self::PacketPathAttached => "PacketPathAttached",
             Self::ViewApplied => "ViewApplied",
             Self::ConntrackHasRoom => "ConntrackHasRoom",
+            Self::ForwardingAllowed => "ForwardingAllowed",
         }
     }
 }

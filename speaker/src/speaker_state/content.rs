@@ -50,9 +50,11 @@ fn conditions(facts: &Facts) -> Vec<Finding> {
         let all = facts.not_ready.iter().chain(&facts.notes);
         all.copied().filter(|cause| cause.check() == check).collect::<Vec<_>>()
     };
+    let host = &facts.host.dropping;
     let no_keys = facts.not_ready.iter().copied().find(|cause| matches!(cause, Cause::Keys(_)));
     let ready = finding("Ready", &facts.not_ready);
     let checks = Check::ALL.into_iter().map(|check| match no_keys {
+        _ if check == Check::ForwardingAllowed => forwarding(host),
         // Nothing has begun that could be in order or not.
         Some(cause) if cause.check() != check => Finding {
             kind: check.as_str(),
@@ -63,6 +65,21 @@ fn conditions(facts: &Facts) -> Vec<Finding> {
         _ => finding(check.as_str(), &causes(check)),
     });
     std::iter::once(ready).chain(checks).collect()
+}
+
+/// A chain's own rules may accept our packets: that is not known.
+fn forwarding(dropping: &[String]) -> Finding {
+    let kind = Check::ForwardingAllowed.as_str();
+    if dropping.is_empty() {
+        return finding(kind, &[]);
+    }
+    let cause = Cause::ForwardPolicyDrop;
+    let mut named = dropping.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
+    if let Some(more @ 1..) = dropping.len().checked_sub(NAMED) {
+        named.push_str(&format!("; and {more} more"));
+    }
+    let message = format!("{}: {}: {named}", cause.label(), cause.meaning());
+    Finding { kind, status: "Unknown", reason: cause.label(), message }
 }
 
 /// The first cause gives the reason, and the message has all.
@@ -96,6 +113,8 @@ impl Finding {
     }
 }
 
+/// Chains that a message names. A name of nftables has at most 255 bytes.
+const NAMED: usize = 8;
 /// As `/readyz` says it.
 const OK: &str = "ok";
 /// The loader asks for the driver's hook and takes no other.
@@ -119,6 +138,7 @@ mod tests {
             uplink: Some(UplinkState { name: "eth0".into(), ..UplinkState::default() }),
             service_proxy: Some("nftables".into()),
             cni: Some("flannel"),
+            dropping: vec![],
         }
     }
 
@@ -203,10 +223,21 @@ mod tests {
         assert_eq!(ready.conditions[0].last_transition_time.0, at("2026-11-27T00:00:09Z"));
     }
 
+    #[test]
+    fn a_chain_that_drops_is_named_and_the_node_stays_ready() {
+        let chain = "chain f of table inet somebody (hook forward, priority 5, handle 1)";
+        let host = HostFacts { dropping: vec![chain.into()], ..host() };
+        let status = status(&facts(&host, &[], &[]), &[], at("2026-11-27T00:00:00Z"));
+        let (allowed, reason, message) = condition(&status, "ForwardingAllowed");
+        assert_eq!((allowed, reason), ("Unknown", "forward_policy_drop"));
+        assert!(message.ends_with(chain), "{message}");
+        assert_eq!(condition(&status, "Ready").0, "True");
+    }
+
     /// The API server refuses longer ones, and with them the whole status.
     #[test]
     fn with_all_causes_at_once_it_is_within_the_limits() {
-        let host = host();
+        let host = HostFacts { dropping: vec!["x".repeat(600); 100], ..host() };
         let mut facts = facts(&host, &[Cause::NotAttached, Cause::NotSynced], &[Cause::ConntrackFull]);
         facts.limits = (0..100).map(|number| format!("limit_{number}")).collect();
         let status = status(&facts, &[], at("2026-11-27T00:00:00Z"));

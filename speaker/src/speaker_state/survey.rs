@@ -11,7 +11,9 @@ use sheave_api::speakerstate::most;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::backend::service_proxy;
+use crate::backend::service_proxy::{self, Mode};
+use crate::backend::{Chain, ForeignChains};
+use crate::health::Cause;
 use crate::io::netlink::{Reader, UplinkDevice};
 
 /// What was found; `None`: it could not be read, or there is nothing to be told.
@@ -21,6 +23,8 @@ pub struct HostFacts {
     pub uplink: Option<UplinkState>,
     pub service_proxy: Option<String>,
     pub cni: Option<&'static str>,
+    /// Chains of others that drop packets to pods unless a rule of theirs accepts them, and that we cannot overrule.
+    pub dropping: Vec<String>,
 }
 
 /// Looks at the host.
@@ -29,6 +33,9 @@ pub struct Survey {
     interface: Option<String>,
     node_ip: Ipv4Addr,
     reader: Option<Reader>,
+    chains: ForeignChains,
+    /// The chains that were logged.
+    dropping: Vec<String>,
     /// What could not be read at the last look.
     failing: BTreeMap<&'static str, String>,
 }
@@ -36,7 +43,14 @@ pub struct Survey {
 impl Survey {
     /// `interface`: the uplink, if it was named.
     pub fn new(interface: Option<String>, node_ip: Ipv4Addr) -> Self {
-        Self { interface, node_ip, reader: None, failing: BTreeMap::new() }
+        Self {
+            interface,
+            node_ip,
+            reader: None,
+            chains: ForeignChains::default(),
+            dropping: Vec::new(),
+            failing: BTreeMap::new(),
+        }
     }
 
     pub async fn read(&mut self) -> HostFacts {
@@ -45,10 +59,39 @@ impl Survey {
         let Some((names, uplink)) = self.note("devices", devices) else { return facts };
         facts.cni = cni(&names);
         facts.uplink = uplink.map(uplink_state);
-        let modes = tokio::task::spawn_blocking(move || service_proxy::modes(&names, Path::new("/proc"))).await;
-        let modes = modes.context("the task ended").and_then(|modes| modes.context("ask for kube-proxy's rules"));
-        facts.service_proxy = self.note("service_proxy", modes).map(|modes| proxy(&modes));
+        let rules = self.rules(names).await;
+        if let Some((modes, dropping)) = self.note("rules", rules) {
+            facts.service_proxy = Some(proxy(&modes));
+            facts.dropping = dropping;
+            self.note_dropping(&facts.dropping);
+        }
         facts
+    }
+
+    /// kube-proxy's mode, and the chains that drop. Netfilter's answers are waited for elsewhere than in the runtime.
+    async fn rules(&mut self, devices: BTreeSet<String>) -> Result<(BTreeSet<Mode>, Vec<String>)> {
+        let mut chains = std::mem::take(&mut self.chains);
+        let read = move || {
+            let modes = service_proxy::modes(&devices, Path::new("/proc")).context("ask for kube-proxy's rules")?;
+            let dropping = chains.read().context("list chains")?;
+            anyhow::Ok((chains, modes, dropping))
+        };
+        let (chains, modes, dropping) = tokio::task::spawn_blocking(read).await.context("the task ended")??;
+        self.chains = chains;
+        let dropping = dropping.iter().filter(|chain| !is_passed(chain, &modes)).map(Chain::to_string).collect();
+        Ok((modes, dropping))
+    }
+
+    fn note_dropping(&mut self, dropping: &[String]) {
+        if self.dropping == dropping {
+            return;
+        }
+        self.dropping = dropping.to_vec();
+        let name = Cause::ForwardPolicyDrop.label();
+        match dropping {
+            [] => info!("{name}: no chain of others drops packets to pods any more"),
+            _ => warn!(chains = dropping.join("; "), "{name}: {}", Cause::ForwardPolicyDrop.meaning()),
+        }
     }
 
     async fn devices(&mut self) -> Result<(BTreeSet<String>, Option<UplinkDevice>)> {
@@ -91,7 +134,12 @@ fn kernel() -> Option<String> {
     Some(names.release().to_string_lossy().chars().take(64).collect())
 }
 
-fn proxy(modes: &BTreeSet<service_proxy::Mode>) -> String {
+/// In iptables mode kube-proxy has the rule that accepts what we mark.
+fn is_passed(chain: &Chain, modes: &BTreeSet<Mode>) -> bool {
+    chain.is_iptables_forward() && modes.contains(&Mode::Iptables)
+}
+
+fn proxy(modes: &BTreeSet<Mode>) -> String {
     let names: Vec<&str> = modes.iter().map(|mode| mode.label()).collect();
     if names.is_empty() { "none".to_owned() } else { names.join("+") }
 }
@@ -129,7 +177,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
-    use super::service_proxy::Mode;
     use super::*;
     use crate::io::tests::{in_namespace, ip};
 
@@ -150,6 +197,22 @@ mod tests {
         assert_eq!(proxy(&BTreeSet::new()), "none");
         assert_eq!(proxy(&BTreeSet::from([Mode::Ipvs])), "ipvs");
         assert_eq!(proxy(&BTreeSet::from([Mode::Iptables, Mode::Nftables])), "nftables+iptables");
+    }
+
+    #[test]
+    fn iptables_forward_is_passed_where_kube_proxy_accepts_our_mark() {
+        let forward = Chain {
+            family: "ip",
+            table: "filter".into(),
+            name: "FORWARD".into(),
+            handle: 4,
+            hook: "forward",
+            priority: 0,
+        };
+        assert!(is_passed(&forward, &BTreeSet::from([Mode::Iptables])));
+        assert!(!is_passed(&forward, &BTreeSet::from([Mode::Nftables])));
+        let other = Chain { table: "somebody".into(), ..forward };
+        assert!(!is_passed(&other, &BTreeSet::from([Mode::Iptables])));
     }
 
     /// The node's address goes to another device, as with DHCP; the uplink stays.
