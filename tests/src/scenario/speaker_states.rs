@@ -104,6 +104,6 @@ fn truth(scene: &Scene, node: &str) -> Result<Value> {
 }
 
 /// Ready, and one for each check of the speaker.
-const CONDITIONS: usize = 7;
+const CONDITIONS: usize = 8;
 /// The host is surveyed every 10 s, and what differs is written within 1 s.
 const FOLLOWS: Duration = Duration::from_secs(15);
