@@ -1,14 +1,15 @@
 //! CRD types, status reasons and validation of Sheave (group `sheave.dev`).
 //!
 //! Read: [`pool`] (where addresses come from) → [`virtualip`] (the ledger: which Service was granted which address, which node
-//! holds it) → [`status`] (every name a refusal can have) → [`validate`] (what an address range may look like, once in CEL and
-//! once in Rust) → [`source_ranges`] (which clients a Service admits). `src/bin/crdgen.rs` prints the CustomResourceDefinitions;
-//! `manifests/crds` is generated from it.
+//! holds it) → [`speakerstate`] (a node as its speaker finds it) → [`status`] (every name a refusal can have) → [`validate`]
+//! (what an address range may look like, once in CEL and once in Rust) → [`source_ranges`] (which clients a Service admits).
+//! `src/bin/crdgen.rs` prints the CustomResourceDefinitions; `manifests/crds` is generated from it.
 
 mod chain;
 pub mod kubernetes;
 pub mod pool;
 pub mod source_ranges;
+pub mod speakerstate;
 pub mod status;
 pub mod validate;
 pub mod virtualip;
@@ -16,6 +17,7 @@ pub mod virtualip;
 pub use chain::Chain;
 pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus};
 pub use source_ranges::{RangeError, SourceRanges};
+pub use speakerstate::{SpeakerState, SpeakerStateSpec, SpeakerStateStatus, UplinkState};
 pub use status::{NoOwner, Partly, PoolReason, Refusal};
 pub use validate::{AddressRange, MalformedRange};
 pub use virtualip::{ServiceRef, VirtualIP, VirtualIPSpec, VirtualIPStatus};
@@ -30,6 +32,9 @@ pub const LOAD_BALANCER_CLASS: &str = "sheave.dev/sheave";
 
 /// Name of the component in Events (`reportingController`) and of the field manager in `managedFields`.
 pub const CONTROLLER_NAME: &str = "sheave.dev/controller";
+
+/// Name of the speaker as field manager.
+pub const SPEAKER_NAME: &str = "sheave.dev/speaker";
 
 /// Annotations of a Service that name the pool its address must come from, ours first. MetalLB's are understood.
 pub const POOL_ANNOTATIONS: [&str; 3] =

@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use crate::health::HealthFlags;
+use crate::health::{Cause, HealthFlags};
 use crate::metrics::Metrics;
 
 /// Prometheus text exposition format.
@@ -61,12 +61,12 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     }
 }
 
-/// Every reason against it on a line, or "ok"; then what is worth knowing anyway.
-fn verdict(reasons: Vec<&'static str>, notes: Vec<&'static str>) -> (StatusCode, String) {
-    let (status, mut lines) = match reasons.is_empty() {
+/// Every cause against it on a line, or "ok"; then what is worth knowing anyway.
+fn verdict(causes: Vec<Cause>, notes: Vec<Cause>) -> (StatusCode, String) {
+    let (status, mut lines) = match causes.is_empty() {
         true => (StatusCode::OK, vec!["ok".to_owned()]),
-        false => (StatusCode::SERVICE_UNAVAILABLE, reasons.iter().map(|reason| (*reason).to_owned()).collect()),
+        false => (StatusCode::SERVICE_UNAVAILABLE, causes.iter().map(|cause| cause.label().to_owned()).collect()),
     };
-    lines.extend(notes.into_iter().filter(|note| !reasons.contains(note)).map(|note| format!("note: {note}")));
+    lines.extend(notes.into_iter().filter(|note| !causes.contains(note)).map(|note| format!("note: {}", note.label())));
     (status, lines.join("\n") + "\n")
 }

@@ -53,6 +53,7 @@ use crate::mailbox;
 use crate::metrics::Metrics;
 use crate::saver::Saver;
 use crate::serving::Serving;
+use crate::speaker_state::{self, Survey};
 use crate::state::{Epoch, PersistedState, StateDir};
 use crate::status::{self, Ownership};
 use crate::thread_exits::ThreadExits;
@@ -104,6 +105,9 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let (servers, known) = watch::channel(last_view.as_ref().map(api_servers).unwrap_or_default());
     let api_server = ApiServer::new(kube, known);
     let (updates, mut secret) = mpsc::channel(keys::source::MAX_UPDATES);
+    let survey = Survey::new(args.interface.clone(), args.node_ip);
+    let (name, flags) = (args.node_name.clone(), health.clone());
+    tokio::spawn(speaker_state::run(api_server.clone(), name, survey, flags, metrics.clone()));
     let keys = Keys::load(&disk);
     tokio::spawn(keys::source::run(api_server.clone(), args.namespace.clone(), keys.is_some(), updates));
     let keys = match keys {

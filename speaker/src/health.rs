@@ -1,4 +1,6 @@
-//! Flags that the threads share without waiting: the state behind readiness, liveness and some metrics.
+//! Flags that the threads share without waiting: the state behind readiness, liveness, the SpeakerState and some metrics.
+
+mod cause;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -9,8 +11,9 @@ use std::time::Duration;
 use speaker_core::time::Instant;
 
 use crate::io::clock;
-use crate::keys::IDENTITY_DIFFERS;
 use crate::keys::source::Problem;
+
+pub use cause::{Cause, Check};
 
 /// A loop that has not turned for this long is not alive.
 const LOOP_STALLED: Duration = Duration::from_secs(5);
@@ -38,6 +41,9 @@ pub struct HealthFlags {
     pub nft_failing: AtomicBool,
     /// The kernel refused the last writes to the maps.
     pub maps_failing: AtomicBool,
+    /// The node's conntrack table has little room; packets were dropped because it had none.
+    pub conntrack_nearly_full: AtomicBool,
+    pub conntrack_full: AtomicBool,
     /// Boot clock, nanoseconds: the last turn of each loop.
     pub election_turned: AtomicU64,
     pub dataplane_turned: AtomicU64,
@@ -64,48 +70,50 @@ impl HealthFlags {
         *self.lock_no_keys() = problem;
     }
 
-    pub fn not_alive(&self) -> Vec<&'static str> {
-        let mut reasons = Vec::new();
+    pub fn not_alive(&self) -> Vec<Cause> {
+        let mut causes = Vec::new();
         if self.lock_no_keys().is_some() {
-            return reasons;
+            return causes;
         }
         if stalled(&self.election_turned) {
-            reasons.push("election_stalled");
+            causes.push(Cause::ElectionStalled);
         }
         if stalled(&self.dataplane_turned) {
-            reasons.push("dataplane_stalled");
+            causes.push(Cause::DataplaneStalled);
         }
-        reasons
+        causes
     }
 
-    pub fn not_ready(&self) -> Vec<&'static str> {
+    pub fn not_ready(&self) -> Vec<Cause> {
         if let Some(problem) = *self.lock_no_keys() {
-            return vec![problem.label()];
+            return vec![Cause::Keys(problem)];
         }
-        let mut reasons = self.not_alive();
+        let mut causes = self.not_alive();
         if self.held_back.load(Ordering::Relaxed) || self.outnumbered.load(Ordering::Relaxed) {
-            reasons.push("peers_unverified");
+            causes.push(Cause::PeersUnverified);
         }
         if self.adverts_missing.load(Ordering::Relaxed) {
-            reasons.push("adverts_missing");
+            causes.push(Cause::AdvertsMissing);
         }
         let flags = [
-            (&self.attached, "not_attached"),
-            (&self.synced, "not_synced"),
-            (&self.carrier, "no_carrier"),
-            (&self.joined, "joining"),
+            (&self.attached, Cause::NotAttached),
+            (&self.synced, Cause::NotSynced),
+            (&self.carrier, Cause::NoCarrier),
+            (&self.joined, Cause::Joining),
         ];
-        let faults = [(&self.nft_failing, "nft_failing"), (&self.maps_failing, "maps_failing")];
-        reasons.extend(faults.iter().filter(|(fault, _)| fault.load(Ordering::Relaxed)).map(|(_, reason)| *reason));
-        reasons.extend(flags.iter().filter(|(flag, _)| !flag.load(Ordering::Relaxed)).map(|(_, reason)| *reason));
-        reasons
+        let faults = [(&self.nft_failing, Cause::NftFailing), (&self.maps_failing, Cause::MapsFailing)];
+        causes.extend(faults.iter().filter(|(fault, _)| fault.load(Ordering::Relaxed)).map(|(_, cause)| *cause));
+        causes.extend(flags.iter().filter(|(flag, _)| !flag.load(Ordering::Relaxed)).map(|(_, cause)| *cause));
+        causes
     }
 
     /// Notes of a ready node.
-    pub fn notes(&self) -> Vec<&'static str> {
+    pub fn notes(&self) -> Vec<Cause> {
         let flags = [
-            (self.identity_differs.load(Ordering::Relaxed), IDENTITY_DIFFERS),
-            (self.unverified.load(Ordering::Relaxed) > 0, "peers_unverified"),
+            (self.identity_differs.load(Ordering::Relaxed), Cause::KeysIdentityDiffers),
+            (self.unverified.load(Ordering::Relaxed) > 0, Cause::PeersUnverified),
+            (self.conntrack_full.load(Ordering::Relaxed), Cause::ConntrackFull),
+            (self.conntrack_nearly_full.load(Ordering::Relaxed), Cause::ConntrackNearlyFull),
         ];
         flags.into_iter().filter(|(set, _)| *set).map(|(_, note)| note).collect()
     }

@@ -23,6 +23,7 @@ mod mailbox;
 mod metrics;
 mod saver;
 mod serving;
+mod speaker_state;
 mod state;
 mod status;
 mod thread_exits;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use prometheus::core::Collector;
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use speaker_core::view::ObjectName;
 use tracing::warn;
@@ -56,6 +57,9 @@ pub struct Metrics {
     pub udp_flows_pinned: IntGauge,
     pub row_alternates_overflow: IntGauge,
     pub limits_reached: IntCounterVec,
+    pub forward_policy_drop: IntGauge,
+    pub speaker_state_errors: IntCounterVec,
+    pub speaker_state_writes: IntCounter,
     pub netlink_rereads: IntCounterVec,
     datagrams_dropped: IntCounterVec,
     owned: IntGaugeVec,
@@ -196,6 +200,19 @@ impl Metrics {
                 "Objects left out because a limit was reached.",
                 "limit",
             )?,
+            forward_policy_drop: gauge(
+                "sheave_forward_policy_drop",
+                "Chains of others that drop packets to pods unless a rule of theirs accepts them.",
+            )?,
+            speaker_state_errors: counters(
+                "sheave_speaker_state_errors_total",
+                "Attempts to read or write this node's SpeakerState that failed, by reason.",
+                "reason",
+            )?,
+            speaker_state_writes: counter(
+                "sheave_speaker_state_writes_total",
+                "Times this node's SpeakerState was written.",
+            )?,
             netlink_rereads: counters(
                 "sheave_netlink_rereads_total",
                 "Times links, addresses and neighbours were read again because changes were lost.",
@@ -253,6 +270,17 @@ impl Metrics {
         for (name, packets) in counters {
             raise(&self.guard.with_label_values(&[name]), packets);
         }
+    }
+
+    /// Of every limit that this speaker has reached since it started, in order.
+    pub fn names_of_limits_reached(&self) -> Vec<String> {
+        let families = self.limits_reached.collect();
+        let reached =
+            families.iter().flat_map(|family| family.get_metric()).filter(|one| one.get_counter().get_value() > 0.0);
+        let mut names: Vec<String> =
+            reached.flat_map(|one| one.get_label()).map(|label| label.value().to_owned()).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Services with source ranges, by their slot in the maps.

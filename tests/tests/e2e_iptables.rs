@@ -13,6 +13,7 @@ fn promises_hold_beside_kube_proxy_iptables() {
         &[
             ("client address", 1, steps::client_address),
             ("endpoints of no node", 1, steps::endpoints_of_no_node),
+            ("SpeakerStates", 1, steps::speaker_states),
             ("owner loss", 1, steps::owner_loss),
             ("speaker SIGKILL", 1, steps::speaker_kill),
             ("speaker restarts", 1, steps::speaker_restarts),

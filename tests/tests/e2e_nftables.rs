@@ -13,6 +13,7 @@ fn promises_hold_beside_kube_proxy_nftables() {
         &[
             ("client address", 1, steps::client_address),
             ("endpoints of no node", 1, steps::endpoints_of_no_node),
+            ("SpeakerStates", 1, steps::speaker_states),
             ("first answer", 2, steps::first_answer),
             ("forged heartbeats", 1, steps::forged_heartbeats),
             ("Secret replaced, speaker restarted", 1, steps::keys_replaced),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
-use sheave_api::{AddressPool, VirtualIP};
+use sheave_api::{AddressPool, SpeakerState, VirtualIP};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -27,8 +27,12 @@ fn main() -> ExitCode {
 }
 
 /// File name and definition of every type.
-fn crds() -> [(&'static str, CustomResourceDefinition); 2] {
-    [("sheave.dev_addresspools.yaml", AddressPool::crd()), ("sheave.dev_virtualips.yaml", VirtualIP::crd())]
+fn crds() -> [(&'static str, CustomResourceDefinition); 3] {
+    [
+        ("sheave.dev_addresspools.yaml", AddressPool::crd()),
+        ("sheave.dev_speakerstates.yaml", SpeakerState::crd()),
+        ("sheave.dev_virtualips.yaml", VirtualIP::crd()),
+    ]
 }
 
 fn render(crd: &CustomResourceDefinition) -> Result<String, String> {

@@ -69,6 +69,10 @@ pub struct Watch {
 }
 
 impl Watch {
+    pub fn is_nearly_full(&self) -> bool {
+        self.nearly_full
+    }
+
     /// Packets that were dropped before the first look are not ours to report.
     pub fn look(&mut self, room: Room) -> Vec<Change> {
         let mut changes = Vec::new();

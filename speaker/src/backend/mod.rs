@@ -4,9 +4,12 @@
 pub mod conntrack;
 mod conntrack_room;
 mod counters;
+mod foreign_chains;
 mod forget;
+mod legacy_iptables;
 mod netfilter;
 pub mod nft;
+pub mod service_proxy;
 pub mod sysctl;
 pub mod worker;
 
@@ -17,6 +20,8 @@ use ebpf_common::ServiceKey;
 use speaker_core::backend::ruleset;
 use speaker_core::backend::{Guard, Plan};
 use tokio::time::{Instant, sleep_until};
+
+pub use foreign_chains::{Chain, ForeignChains};
 
 use forget::Forgetter;
 use netfilter::Monitor;

@@ -38,23 +38,23 @@ impl Netfilter {
         most: usize,
         each: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
-        self.send(kind, flags, attributes)?;
-        self.receive(most, each)
+        self.send(kind, flags, libc::AF_INET, attributes)?;
+        self.receive(most, &mut |entry| each(entry.get(GENERIC..).unwrap_or_default()))
     }
 
     /// One request: nlmsghdr, nfgenmsg, attributes.
-    fn send(&self, kind: u16, flags: i32, attributes: &[u8]) -> io::Result<()> {
+    fn send(&self, kind: u16, flags: i32, family: i32, attributes: &[u8]) -> io::Result<()> {
         let mut message = Vec::with_capacity(HEADERS + attributes.len());
         message.extend(((HEADERS + attributes.len()) as u32).to_ne_bytes());
         message.extend(kind.to_ne_bytes());
         message.extend(((flags | libc::NLM_F_REQUEST) as u16).to_ne_bytes());
         message.extend([0; 8]);
-        message.extend([libc::AF_INET as u8, 0, 0, 0]);
+        message.extend([family as u8, 0, 0, 0]);
         message.extend(attributes);
         self.0.send(&message).map(drop)
     }
 
-    /// Hands over the attributes of each entry until the kernel ends the answer, or reports an error.
+    /// Hands over each entry (nfgenmsg, attributes) until the kernel ends the answer, or reports an error.
     fn receive(&self, most: usize, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER];
         let mut entries = 0;
@@ -68,7 +68,7 @@ impl Netfilter {
                     _ if entries == most => return Err(io::Error::other(format!("more than {most} entries"))),
                     _ => {
                         entries += 1;
-                        each(body.get(GENERIC..).unwrap_or_default());
+                        each(body);
                     }
                 }
             }
@@ -142,6 +142,27 @@ pub fn generation() -> io::Result<u32> {
         generation = attribute(answer, NFTA_GEN_ID).map(<[u8]>::to_vec);
     })?;
     number(generation.as_deref())
+}
+
+/// All objects of this kind in this network namespace, of every family: hands over family and attributes of each. A dump that meets a
+/// transaction may miss some.
+pub fn dump(kind: u16, most: usize, each: &mut dyn FnMut(u8, &[u8])) -> io::Result<()> {
+    let netfilter = Netfilter::open()?;
+    netfilter.send(kind, libc::NLM_F_DUMP, libc::AF_UNSPEC, &[])?;
+    netfilter.receive(most, &mut |entry| {
+        if let Some((generic, attributes)) = entry.split_at_checked(GENERIC) {
+            each(generic[0], attributes);
+        }
+    })
+}
+
+/// Whether there is what this request for one object of family ip names, in this network namespace.
+pub fn exists(kind: u16, attributes: &[u8]) -> io::Result<bool> {
+    match Netfilter::open()?.request(kind, libc::NLM_F_ACK, attributes, &mut |_| ()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn open() -> io::Result<Socket> {

@@ -224,7 +224,14 @@ impl Worker {
         let metrics = &self.health.metrics;
         metrics.conntrack_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
         metrics.conntrack_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
-        for change in self.room.look(room) {
+        let changes = self.room.look(room);
+        let flags = &self.health.health;
+        flags.conntrack_nearly_full.store(self.room.is_nearly_full(), Ordering::Relaxed);
+        // Dropped packets are told until there is room again.
+        let was_full = flags.conntrack_full.load(Ordering::Relaxed) && self.room.is_nearly_full();
+        let dropped = changes.iter().any(|change| matches!(change, Change::Dropped(_)));
+        flags.conntrack_full.store(dropped || was_full, Ordering::Relaxed);
+        for change in changes {
             match change {
                 Change::NearlyFull => warn!(
                     entries,

@@ -44,4 +44,4 @@ impl std::fmt::Debug for Mac {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,7 @@
-//! Links, addresses, neighbours and routes through rtnetlink. With subscription.rs the only file that names netlink types: they
-//! change with every release.
+//! Links, addresses, neighbours and routes through rtnetlink. With reader.rs and subscription.rs the only file that names netlink
+//! types: they change with every release.
 
+mod reader;
 mod subscription;
 
 use std::collections::BTreeSet;
@@ -8,20 +9,20 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
-use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::warn;
 
 use super::Mac;
 use subscription::{Lost, Subscription};
+
+pub use reader::{Reader, UplinkDevice};
 
 /// The interface that carries VIP traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +66,7 @@ const IPVS_DEVICE: &str = "kube-ipvs0";
 
 /// A subscription to changes. Opened before the first look, so that nothing between the two is lost.
 pub struct Netlink {
-    handle: Handle,
+    reader: Reader,
     subscription: Subscription,
 }
 
@@ -73,18 +74,16 @@ impl Netlink {
     /// Must be called inside a tokio runtime: the connection is a task of it.
     pub fn open() -> Result<Self> {
         let subscription = Subscription::open().context("netlink subscription")?;
-        let (connection, handle, _) = rtnetlink::new_connection().context("netlink socket")?;
-        tokio::spawn(connection);
-        Ok(Self { handle, subscription })
+        Ok(Self { reader: Reader::open()?, subscription })
     }
 
     /// The interface called `name`, or the one that carries `node_ip`.
     pub async fn uplink(&self, name: Option<&str>, node_ip: Ipv4Addr) -> Result<Uplink> {
         let index = match name {
             Some(_) => None,
-            None => Some(self.index_of_address(node_ip).await?),
+            None => Some(self.reader.index_of_address(node_ip).await?),
         };
-        let links = self.links().await?;
+        let links = self.reader.links().await?;
         let names = || links.iter().filter_map(link_name).collect::<Vec<_>>().join(", ");
         let found = links.iter().find(|link| match (name, index) {
             (Some(name), _) => link_name(link).as_deref() == Some(name),
@@ -105,42 +104,6 @@ impl Netlink {
         let watcher = Watcher { net: self, ifindex, changes, unread: Unread::ALL, known: Known::default() };
         tokio::spawn(watcher.run());
         receiver
-    }
-
-    async fn index_of_address(&self, ip: Ipv4Addr) -> Result<u32> {
-        let addresses = self.addresses().await?;
-        let found = addresses.iter().find(|address| local(address) == Some(ip));
-        let Some(address) = found else {
-            bail!(
-                "no interface carries the node address {ip} (from NODE_IP or --node-ip); name the uplink with --interface"
-            )
-        };
-        Ok(address.header.index)
-    }
-
-    async fn links(&self) -> Result<Vec<LinkMessage>> {
-        self.handle.link().get().execute().try_collect().await.context("list links")
-    }
-
-    async fn addresses(&self) -> Result<Vec<AddressMessage>> {
-        let all: Vec<AddressMessage> =
-            self.handle.address().get().execute().try_collect().await.context("list addresses")?;
-        Ok(all.into_iter().filter(|address| local(address).is_some()).collect())
-    }
-
-    async fn neighbours(&self, ifindex: u32) -> Result<Vec<Change>> {
-        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
-        let entries: Vec<NeighbourMessage> = request.execute().try_collect().await.context("list neighbours")?;
-        Ok(entries.iter().filter_map(|entry| neighbour(entry, ifindex)).collect())
-    }
-
-    async fn gateways(&self, ifindex: u32) -> Result<BTreeSet<Ipv4Addr>> {
-        let mut routes = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
-        let mut gateways = BTreeSet::new();
-        while let Some(route) = routes.try_next().await.context("list routes")? {
-            gateways.extend(default_gateways(&route, ifindex));
-        }
-        Ok(gateways)
     }
 }
 
@@ -258,7 +221,7 @@ impl Watcher {
     async fn read(&mut self) -> Result<Vec<Change>> {
         let mut changes = Vec::new();
         let unread = self.unread;
-        let links = if unread.link || unread.addresses { self.net.links().await? } else { Vec::new() };
+        let links = if unread.link || unread.addresses { self.net.reader.links().await? } else { Vec::new() };
         if unread.link {
             let Some(link) = links.iter().find(|link| link.header.index == self.ifindex) else {
                 self.unread = Unread::default();
@@ -267,7 +230,7 @@ impl Watcher {
             changes.extend(link_mac(link).map(|mac| Change::Link { carrier: carrier(link), mac }));
         }
         if unread.addresses {
-            let addresses = self.net.addresses().await?;
+            let addresses = self.net.reader.addresses().await?;
             let (host, uplink) = (host_addresses(&addresses, &links), uplink_address(&addresses, self.ifindex));
             changes.extend(note(&mut self.known.addresses, host).map(Change::Addresses));
             let ipvs = ipvs_device(&links);
@@ -276,11 +239,11 @@ impl Watcher {
             changes.extend(note(&mut self.known.uplink, uplink).map(Change::UplinkAddress));
         }
         if unread.gateways {
-            let gateways = self.net.gateways(self.ifindex).await?;
+            let gateways = self.net.reader.gateways(self.ifindex).await?;
             changes.extend(note(&mut self.known.gateways, gateways).map(Change::Gateways));
         }
         if unread.link {
-            changes.extend(self.net.neighbours(self.ifindex).await?);
+            changes.extend(self.net.reader.neighbours(self.ifindex).await?);
         }
         self.unread = Unread::default();
         Ok(changes)

@@ -14,7 +14,7 @@
 //!
 //! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a fault) →
 //! [`measure`] (how it counts) → [`waits`] (whether the machine was too busy to judge) → the scenarios: [`node_loss`], [`speaker`],
-//! [`address`], [`controller`], [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`outside`](mod@outside), [`resources`](mod@resources), [`uninstall`](mod@uninstall); all changes of the serving nodes,
+//! [`address`], [`controller`], [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`outside`](mod@outside), [`resources`](mod@resources), [`speaker_states`](mod@speaker_states), [`uninstall`](mod@uninstall); all changes of the serving nodes,
 //! under open connections: [`survive`].
 
 pub mod address;
@@ -36,6 +36,7 @@ pub mod pods;
 pub mod resources;
 pub mod settle;
 pub mod speaker;
+pub mod speaker_states;
 pub mod survive;
 pub mod uninstall;
 pub mod waits;
@@ -54,5 +55,6 @@ pub use outside::outside;
 pub use resources::resources;
 pub use settle::settle;
 pub use speaker::{SpeakerFault, graceful_delete, speaker_kill, speaker_restarts, speaker_stop_and_cont};
+pub use speaker_states::speaker_states;
 pub use uninstall::uninstall;
 pub use waits::InTime;

@@ -7,6 +7,7 @@ mod finalizer;
 mod objects;
 mod pair;
 mod replica;
+mod speaker_state;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -50,6 +51,7 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     let objects = Objects(lab);
     install(lab)?;
     rights(lab).context("rights")?;
+    speaker_state::chapters(lab, &objects, folder).context("SpeakerStates")?;
     malformed_pools_are_refused(&objects).context("malformed pools")?;
     let kubeconfig = replica::kubeconfig(lab, folder)?;
     let mut pair = Pair::start(kubeconfig, folder)?;
@@ -89,7 +91,7 @@ fn install(lab: &Lab) -> Result<()> {
     };
     let objects: Vec<&str> = all.split("\n---\n").filter(runs).collect();
     lab.apply(&objects.join("\n---\n"))?;
-    for plural in ["addresspools", "virtualips"] {
+    for plural in ["addresspools", "speakerstates", "virtualips"] {
         lab.kubectl(&["wait", "--for=condition=Established", &format!("crd/{plural}.sheave.dev"), "--timeout=10s"])?;
     }
     Ok(())
@@ -109,6 +111,9 @@ fn rights(lab: &Lab) -> Result<()> {
         (controller, "get secrets/sheave-keys -n sheave-system"),
         (speaker, "patch virtualips.sheave.dev --subresource=status"),
         (speaker, "watch endpointslices.discovery.k8s.io"),
+        (speaker, "create speakerstates.sheave.dev"),
+        (speaker, "patch speakerstates.sheave.dev"),
+        (speaker, "patch speakerstates.sheave.dev --subresource=status"),
         (controller, "watch secrets/sheave-keys -n sheave-system"),
         (controller, "get namespaces/kube-system"),
         (speaker, "watch secrets/sheave-keys -n sheave-system"),
@@ -123,6 +128,9 @@ fn rights(lab: &Lab) -> Result<()> {
         (controller, "patch services"),
         (controller, "patch virtualips.sheave.dev --subresource=status"),
         (controller, "patch addresspools.sheave.dev"),
+        (controller, "patch speakerstates.sheave.dev --subresource=status"),
+        (speaker, "delete speakerstates.sheave.dev"),
+        (speaker, "update speakerstates.sheave.dev"),
         (speaker, "create virtualips.sheave.dev"),
         (speaker, "patch virtualips.sheave.dev"),
         (speaker, "patch services --subresource=status"),

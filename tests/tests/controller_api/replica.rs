@@ -117,13 +117,18 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 
 /// A kubeconfig that is the controller's ServiceAccount, as its pod would have it.
 pub fn kubeconfig(lab: &Lab, folder: &Path) -> Result<PathBuf> {
-    let path = folder.join("controller.kubeconfig");
-    std::fs::write(&path, lab.kubectl(&["config", "view", "--raw", "--minify"])?)?;
     let token = lab.kubectl(&["-n", NAMESPACE, "create", "token", "sheave-controller"])?;
+    account(lab, folder, "controller", "sheave-controller", token.trim())
+}
+
+/// A kubeconfig, called `name`, that is a ServiceAccount with this token.
+pub fn account(lab: &Lab, folder: &Path, name: &str, account: &str, token: &str) -> Result<PathBuf> {
+    let path = folder.join(format!("{name}.kubeconfig"));
+    std::fs::write(&path, lab.kubectl(&["config", "view", "--raw", "--minify"])?)?;
     let file = format!("--kubeconfig={}", path.display());
-    lab.kubectl(&[&file, "config", "set-credentials", "account", &format!("--token={}", token.trim())])?;
+    lab.kubectl(&[&file, "config", "set-credentials", "account", &format!("--token={token}")])?;
     lab.kubectl(&[&file, "config", "set-context", "--current", "--user=account"])?;
     let who = lab.kubectl(&[&file, "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"])?;
-    assert_eq!(who, format!("system:serviceaccount:{NAMESPACE}:sheave-controller"));
+    assert_eq!(who, format!("system:serviceaccount:{NAMESPACE}:{account}"));
     Ok(path)
 }

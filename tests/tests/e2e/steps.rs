@@ -116,6 +116,13 @@ pub fn keys_awaited(scene: &Scene) -> Result<String> {
     Ok(format!("{}, keys after {:.0} ms", report.waited_for.trim(), report.created_to_keys_ms))
 }
 
+pub fn speaker_states(scene: &Scene) -> Result<String> {
+    let report = scenario::speaker_states(scene)?;
+    ensure!(report.untrue.is_empty(), "{:#?}", report.untrue);
+    ensure!(report.written_at_rest.is_empty(), "written while nothing happened: {:?}", report.written_at_rest);
+    Ok(format!("\n{}", report.table))
+}
+
 pub fn resources(scene: &Scene) -> Result<String> {
     let report = scenario::resources(scene, std::time::Duration::from_secs(5))?;
     ensure!(report.speaker_mb < 100.0 && report.controller_mb < 100.0, "{report:#?}");

@@ -26,6 +26,7 @@ use super::super::loader::{self, Pins};
 use super::super::maps::Counters;
 use super::*;
 use crate::backend::nft::Nft;
+use crate::health::Cause;
 use crate::io::udp::RECEIVE_BUFFER;
 use crate::state::StateDir;
 
@@ -240,7 +241,8 @@ impl World {
     /// Everything but what belongs to other threads.
     fn faults(&self) -> Vec<&'static str> {
         let others = ["no_carrier", "joining", "election_stalled"];
-        self.health.not_ready().into_iter().filter(|reason| !others.contains(reason)).collect()
+        let reasons = self.health.not_ready().into_iter().map(Cause::label);
+        reasons.filter(|reason| !others.contains(reason)).collect()
     }
 
     /// The next report that this node sends.
@@ -305,7 +307,7 @@ fn while_nft_hangs_rows_of_a_lost_node_move_and_reports_go_on() {
         assert_eq!(after.view, viewed, "the rules do not follow the new view yet");
 
         until("it has a name", Duration::from_secs(10), || world.faults() == ["nft_failing"]);
-        assert_eq!(world.health.not_alive(), ["election_stalled"]);
+        assert_eq!(world.health.not_alive(), [Cause::ElectionStalled]);
         assert_eq!(world.metrics.nft_errors.with_label_values(&["slow"]).get(), 1);
         until("a new port does not wait for ever", SOON, || world.serves(90, &[1, 2], false));
         drop(hold);

@@ -1,0 +1,49 @@
+//! Chains of `iptables-legacy`: xtables' own tables, which nftables neither has nor shows.
+//!
+//! Read first: kernel include/uapi/linux/netfilter_ipv4/ip_tables.h (`ipt_getinfo`, `ipt_get_entries`). A chain begins with an entry
+//! whose target is `ERROR` and holds the chain's name; jumps are offsets.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Whether this thread's network namespace has the chain. Needs the capabilities NET_ADMIN and NET_RAW.
+pub fn has_chain(table: &str, chain: &str) -> io::Result<bool> {
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+    let mut info = [0; INFO];
+    info[..table.len()].copy_from_slice(table.as_bytes());
+    ask(socket.as_raw_fd(), GET_INFO, &mut info)?;
+    let size = info[INFO - 4..].try_into().map(u32::from_ne_bytes).unwrap_or_default();
+    if size as usize > MAX_SIZE {
+        return Err(io::Error::other(format!("table {table} has {size} bytes; {MAX_SIZE} are read at most")));
+    }
+    let mut entries = vec![0; ENTRIES + size as usize];
+    entries[..table.len()].copy_from_slice(table.as_bytes());
+    entries[NAME..NAME + 4].copy_from_slice(&size.to_ne_bytes());
+    ask(socket.as_raw_fd(), GET_ENTRIES, &mut entries)?;
+    let head = [ERROR_TARGET, chain.as_bytes(), b"\0"].concat();
+    Ok(entries.windows(head.len()).any(|window| window == head))
+}
+
+fn ask(socket: RawFd, what: libc::c_int, buffer: &mut [u8]) -> io::Result<()> {
+    let mut length = libc::socklen_t::try_from(buffer.len()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `length` bytes, and the buffer has as many.
+    let result =
+        unsafe { libc::getsockopt(socket, libc::IPPROTO_IP, what, buffer.as_mut_ptr().cast(), &raw mut length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// IPT_SO_GET_INFO and IPT_SO_GET_ENTRIES.
+const GET_INFO: libc::c_int = 64;
+const GET_ENTRIES: libc::c_int = 65;
+/// XT_TABLE_MAXNAMELEN.
+const NAME: usize = 32;
+/// `ipt_getinfo`: name, hooks, five entries, five underflows, number, size.
+const INFO: usize = NAME + 4 * 13;
+/// `ipt_get_entries`: name, size, and what aligns the entries to eight bytes.
+const ENTRIES: usize = NAME + 8;
+/// The end of `xt_entry_target`'s name and its revision, before the chain's name: name[29] from offset 2.
+const ERROR_TARGET: &[u8] = b"ERROR\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+/// kube-proxy's share of the filter table is one rule for each port without endpoint.
+const MAX_SIZE: usize = 16 << 20;

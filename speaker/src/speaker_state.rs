@@ -1,0 +1,162 @@
+//! Keeps this node's SpeakerState in the API as the node is: a task of its own, which nothing waits for.
+//!
+//! Read: `survey` (what is read of the host) → `content` (pure: what the object says) → `object` (the API server). It looks once a second,
+//! so that a second's changes are one write, and writes only what differs. An API server that is away costs a retry.
+
+mod content;
+mod object;
+mod survey;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use prometheus::{IntCounter, IntCounterVec};
+use sheave_api::SpeakerStateStatus;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{debug, info, warn};
+
+use crate::apiserver::ApiServer;
+use crate::backoff::Backoff;
+use crate::health::HealthFlags;
+use crate::metrics::Metrics;
+use content::Facts;
+use object::{Failure, Object};
+use survey::HostFacts;
+
+pub use survey::Survey;
+
+/// Between two looks, and so between two writes.
+const PACE: Duration = Duration::from_secs(1);
+/// Between two surveys of the host: flags need none.
+const SURVEY: Duration = Duration::from_secs(10);
+/// Between two readings of the object when nothing is to be written: it goes with its Node, and may be there again.
+const REREAD: Duration = Duration::from_secs(60);
+
+/// Runs as long as the process.
+pub async fn run(server: ApiServer, node: String, mut survey: Survey, health: Arc<HealthFlags>, metrics: Arc<Metrics>) {
+    let counts = (metrics.speaker_state_writes.clone(), metrics.speaker_state_errors.clone());
+    let mut writer = Writer::new(Object::new(server, node), counts);
+    let mut host = HostFacts::default();
+    let mut surveyed: Option<Instant> = None;
+    let mut ticks = interval(PACE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let now = ticks.tick().await;
+        if surveyed.is_none_or(|at| now - at >= SURVEY) {
+            host = survey.read().await;
+            surveyed = Some(now);
+            metrics.forward_policy_drop.set(i64::try_from(host.dropping.len()).unwrap_or(i64::MAX));
+        }
+        let facts = Facts {
+            host: &host,
+            attached: health.attached.load(Ordering::Relaxed),
+            not_ready: health.not_ready(),
+            notes: health.notes(),
+            limits: metrics.names_of_limits_reached(),
+        };
+        writer.look(&facts).await;
+    }
+}
+
+/// What is known of the object, and when it is asked for again.
+struct Writer {
+    object: Object,
+    writes: IntCounter,
+    /// By reason.
+    errors: IntCounterVec,
+    /// As the API server has it; `None`: not read yet, or a write failed, after which anything may be there.
+    known: Option<SpeakerStateStatus>,
+    read: Instant,
+    backoff: Backoff,
+    /// Not before.
+    retry: Instant,
+    /// The failure that was logged.
+    failing: Option<&'static str>,
+}
+
+impl Writer {
+    fn new(object: Object, (writes, errors): (IntCounter, IntCounterVec)) -> Self {
+        let now = Instant::now();
+        Self { object, writes, errors, known: None, read: now, backoff: Backoff::default(), retry: now, failing: None }
+    }
+
+    async fn look(&mut self, facts: &Facts<'_>) {
+        if Instant::now() < self.retry {
+            return;
+        }
+        match self.follow(facts).await {
+            Ok(()) => {
+                self.backoff.succeeded();
+                if let Some(reason) = self.failing.take() {
+                    info!(reason, "SpeakerState up to date again");
+                }
+            }
+            Err(failure) => {
+                self.known = None;
+                self.retry = Instant::now() + self.backoff.failed();
+                let reason = failure.label();
+                self.errors.with_label_values(&[reason]).inc();
+                if self.failing.replace(reason) != Some(reason) {
+                    warn!(reason, error = %failure, "SpeakerState not written; retrying");
+                }
+            }
+        }
+    }
+
+    async fn follow(&mut self, facts: &Facts<'_>) -> Result<(), Failure> {
+        let known = match self.known.take().filter(|_| self.read.elapsed() < REREAD) {
+            Some(known) => known,
+            None => {
+                let found = self.object.read().await?;
+                self.read = Instant::now();
+                found
+            }
+        };
+        let wanted = content::status(facts, &known.conditions, Timestamp::now());
+        if wanted != known {
+            self.object.write(&wanted).await?;
+            self.writes.inc();
+            debug!("SpeakerState written");
+        }
+        self.known = Some(wanted);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Opts;
+    use tokio::sync::watch;
+
+    use super::*;
+
+    /// No server listens: a failure has a name, and the next attempt waits longer each time.
+    #[tokio::test]
+    async fn an_api_server_that_is_away_costs_a_retry() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (_sender, known) = watch::channel(Vec::new());
+        let server = ApiServer::new(kube::Config::new(format!("http://{closed}").parse().unwrap()), known);
+        let errors = IntCounterVec::new(Opts::new("errors", "Failures."), &["reason"]).unwrap();
+        let counts = (IntCounter::new("writes", "Writes.").unwrap(), errors.clone());
+        let mut writer = Writer::new(Object::new(server, "n1".into()), counts);
+        let host = HostFacts::default();
+        let facts = Facts { host: &host, attached: false, not_ready: vec![], notes: vec![], limits: vec![] };
+        let failures = || errors.with_label_values(&["unreachable"]).get();
+        let mut pause = Duration::ZERO;
+        for attempt in 1..=4 {
+            writer.retry = Instant::now();
+            writer.look(&facts).await;
+            assert_eq!(failures(), attempt);
+            let next = writer.retry - Instant::now();
+            assert!(next > pause, "{next:?} after {pause:?}");
+            pause = next;
+            // However busy this machine is.
+            writer.retry += Duration::from_secs(60);
+            writer.look(&facts).await;
+            assert_eq!(failures(), attempt, "not before the pause has passed");
+        }
+        assert_eq!((writer.failing, writer.writes.get()), (Some("unreachable"), 0));
+    }
+}
