@@ -169,7 +169,12 @@ pub fn shipped() -> Result<String> {
         vips: [VIP.into()].into(),
         services: [(
             ServiceKey { addr: VIP, port: 80_u16.to_be_bytes(), proto: 6, pad: 0 },
-            LocalPods { attributes: ServiceAttributes::default(), pods: vec![(POD.into(), 8080)], last_resort: false },
+            LocalPods {
+                attributes: ServiceAttributes::default(),
+                pods: vec![(POD.into(), 8080)],
+                last_resort: false,
+                service: 0,
+            },
         )]
         .into(),
         peers: [(ALTERNATE, [10, 99, 0, 2].into())].into(),

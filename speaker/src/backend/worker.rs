@@ -133,7 +133,7 @@ impl Worker {
                     self.due = Some(due.map_or(earliest, |due| due.min(earliest)));
                 }
                 () = self.backend.changed() => self.audit().await,
-                _ = audit.tick() => { self.audit().await; self.count(); self.look_for_room(); }
+                _ = audit.tick() => { self.audit().await; self.backend.remember_clients(); self.count(); self.look_for_room(); }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             if self.due.is_some_and(|due| due <= Instant::now()) {

@@ -86,17 +86,27 @@ impl World {
 
     /// From a given client port, which may be in use towards another address.
     pub fn connect_from(&self, from: u16, vip: Ipv4Addr, port: u16) -> std::io::Result<Connection> {
+        self.connect_as(SocketAddrV4::new(CLIENT, from), vip, port)
+    }
+
+    /// From a given address of the client.
+    pub fn connect_as(&self, from: SocketAddrV4, vip: Ipv4Addr, port: u16) -> std::io::Result<Connection> {
         let connect = || {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
-            socket.bind(&SocketAddrV4::new(CLIENT, from).into())?;
+            socket.bind(&from.into())?;
             Ok(socket.connect_timeout(&SocketAddrV4::new(vip, port).into(), PATIENCE).map(|()| socket))
         };
         Connection::greet(netns::inside(&self.client, connect).expect("a client socket")?.into())
     }
 
     pub fn client_udp(&self) -> UdpSocket {
-        let socket = netns::inside(&self.client, || Ok(UdpSocket::bind((CLIENT, 0))?)).unwrap();
+        self.client_udp_as(CLIENT)
+    }
+
+    /// From a given address of the client.
+    pub fn client_udp_as(&self, from: Ipv4Addr) -> UdpSocket {
+        let socket = netns::inside(&self.client, || Ok(UdpSocket::bind((from, 0))?)).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket
     }
@@ -107,6 +117,12 @@ impl World {
         let socket = netns::inside(&self.client, open).expect("CAP_NET_RAW");
         socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         socket
+    }
+
+    /// The client has these addresses too.
+    pub fn add_clients(&self, addresses: &[Ipv4Addr]) {
+        let add: String = addresses.iter().map(|address| format!("addr add {address}/24 dev eth0\n")).collect();
+        netns::ip(&self.client, &add).unwrap();
     }
 
     /// What the client sends to a VIP goes to this node from now on.
@@ -139,6 +155,14 @@ impl Node {
         self.redirects("0")?;
         self.mark(Mark::LOCAL);
         addresses.into_iter().try_for_each(|address| self.serve(address))
+    }
+
+    /// More pods of this node.
+    pub fn add_pods(&self, addresses: &[Ipv4Addr]) {
+        for address in addresses {
+            netns::ip(&self.pods, &format!("addr add {address}/24 dev eth0\n")).unwrap();
+            self.serve(*address).unwrap();
+        }
     }
 
     pub fn address(&self) -> Ipv4Addr {

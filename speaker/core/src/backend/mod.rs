@@ -3,6 +3,7 @@
 //! [`Plan`] is the meaning, [`ruleset`] the text. Compare plans to learn whether anything changed.
 //! Read first: docs/backend.md.
 
+pub mod affinity;
 pub mod flow;
 pub mod removal_grace;
 pub mod ruleset;
@@ -54,6 +55,8 @@ pub struct LocalPods {
     pub pods: Vec<(Ipv4Addr, u16)>,
     /// None is ready: these serve while they terminate.
     pub last_resort: bool,
+    /// The Service, as its clients are recorded ([`affinity::service_hash`]).
+    pub service: u64,
 }
 
 impl Plan {
@@ -78,8 +81,8 @@ impl Plan {
             }
             pods.truncate(MAX_LOCAL_PODS);
             if !pods.is_empty() {
-                let attributes = frontend.attributes.clone();
-                services.insert(*key, LocalPods { attributes, pods, last_resort: none_ready });
+                let (attributes, service) = (frontend.attributes.clone(), affinity::service_hash(frontend.service));
+                services.insert(*key, LocalPods { attributes, pods, last_resort: none_ready, service });
             }
         }
         Self {
@@ -130,12 +133,14 @@ impl Uplink {
     }
 }
 
-/// A packet of a flow that this node does not know, by what became of it. The label is the counter in nftables and the metric
-/// label.
+/// A packet that begins a flow or is of one that this node does not know, by what became of it. The label is the counter in nftables
+/// and the metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Guard {
     /// Begins a flow of a client outside the Service's source ranges: dropped.
     Source,
+    /// Begins a flow of a client that could not be recorded ([`affinity::MAX_CLIENTS`]): its pod is the one of its hash.
+    Unrecorded,
     /// Handed to the node that its mark names.
     Forwarded,
     /// No node knows the flow, and conntrack called the packet invalid where its search began: dropped.
@@ -157,6 +162,7 @@ pub enum Guard {
 impl Guard {
     pub const ALL: &'static [Guard] = &[
         Self::Source,
+        Self::Unrecorded,
         Self::Forwarded,
         Self::NoReset,
         Self::Unmarked,
@@ -170,6 +176,7 @@ impl Guard {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Source => "source_denied",
+            Self::Unrecorded => "affinity_unrecorded",
             Self::Forwarded => "second_chance",
             Self::NoReset => "second_chance_no_reset",
             Self::Unmarked => "guard_unmarked",

@@ -473,7 +473,9 @@ fn digest(services: &BTreeMap<ServiceKey, Service>, others: &BTreeMap<ServiceKey
         let key = u64::from(u32::from_be_bytes(addr)) | port << 32 | u64::from(proto) << 48;
         let no_new_flows = u64::from(service.no_new_flows) << 57;
         let AttributesDigest { affinity, more } = service.attributes.digest();
-        let digest = siphash13(&[digest, 0], key | u64::from(affinity) << 56 | no_new_flows, ring);
+        // Bit 58: rows by the client's address and the VIP alone; before 2026-12 also by the port, and the same ring meant other rows.
+        let affinity = u64::from(affinity) << 56 | u64::from(affinity) << 58;
+        let digest = siphash13(&[digest, 0], key | affinity | no_new_flows, ring);
         more.map_or(digest, |more| siphash13(&[digest, 1], more, 0))
     })
 }

@@ -458,6 +458,7 @@ proptest! {
 }
 
 /// Speakers of two versions stand side by side during an upgrade: what a Service had in November 2026 keeps its digest.
+/// (With affinity it has another one since: its rows are no longer chosen by the port.)
 #[test]
 fn the_digest_of_a_table_without_new_attributes_is_that_of_an_earlier_version() {
     let of = |affinity: Affinity| {
@@ -469,5 +470,5 @@ fn the_digest_of_a_table_without_new_attributes_is_that_of_an_earlier_version() 
         });
         digest(&services.into(), &BTreeMap::new())
     };
-    assert_eq!([of(Affinity::None), of(Affinity::ClientIp)], [15_396_362_144_224_917_164, 3_777_289_604_438_760_753]);
+    assert_eq!([of(Affinity::None), of(Affinity::ClientIp)], [15_396_362_144_224_917_164, 12_843_928_512_731_508_430]);
 }
