@@ -1,14 +1,16 @@
 //! sessionAffinity ClientIP at the backend: a client keeps its pod while the pod serves here, through every port, for the timeout.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use ebpf_common::{Mark, NextHop};
 use speaker_core::attributes::AffinityTimeout;
 use speaker_core::backend::affinity::MAX_CLIENTS;
 use speaker_core::backend::{Guard, Plan, ruleset};
 use speaker_core::view::Affinity;
 
-use crate::world::{OTHER_VIP, PODS, VIP, World, plan};
+use crate::world::{A, B, OTHER_VIP, PODS, PODS_B, VIP, World, plan};
 
 /// Node a with so many pods more than it has, and a client with a hundred addresses.
 fn world(test: &str) -> World {
@@ -134,4 +136,58 @@ fn a_client_beyond_the_limit_is_served_and_counted() {
     world.a.nft(&format!("add element ip {} {} {{ {} }}", ruleset::TABLE, set.name(), others.join(", ")));
     assert_eq!(tcp(&world, &clients()[..3], VIP), [IpAddr::from(PODS[0]); 3]);
     assert_eq!(world.a.guard(Guard::Unrecorded), 3);
+}
+
+/// The rows of node b have moved to node a, whose marks name node b.
+fn pair_after_a_move(test: &str) -> (World, Vec<Ipv4Addr>, Vec<IpAddr>) {
+    let (world, clients) = (World::pair(test), clients());
+    world.add_clients(&clients[..20]);
+    world.a.apply(&affine(&PODS));
+    world.b().apply(&affine(&PODS_B));
+    world.dispatch_to(world.b());
+    let first = tcp(&world, &clients[..10], VIP);
+    world.dispatch_to(&world.a);
+    let mark = |next_hop, slot| Mark { next_hop, no_reset: false, slot };
+    world.a.mark_seeking_client(mark(NextHop::Alternate(1), B), mark(NextHop::Alternate(2), B));
+    world.b().mark_seeking_client(mark(NextHop::Alternate(1), A), mark(NextHop::ToPrimary, A));
+    (world, clients, first)
+}
+
+fn is_of(pods: [Ipv4Addr; 2], reached: &[IpAddr]) -> bool {
+    reached.iter().all(|pod| pods.map(IpAddr::from).contains(pod))
+}
+
+#[test]
+fn a_client_of_another_node_is_led_there_and_a_stranger_comes_home() {
+    let (world, clients, first) = pair_after_a_move("affine-pair");
+    assert!(is_of(PODS_B, &first));
+    let (known, strangers) = (&clients[..10], &clients[10..20]);
+    assert_eq!(tcp(&world, known, VIP), first);
+    assert_eq!(udp(&world, known), first, "the first datagram of a flow");
+    assert_eq!(world.a.travelled(), BTreeMap::new(), "none came back");
+    let new = tcp(&world, strangers, VIP);
+    assert!(is_of(PODS, &new));
+    assert_eq!(world.a.travelled(), BTreeMap::from([("hop4".into(), 10)]), "each came back once");
+    assert_eq!(udp(&world, strangers), new);
+    assert_eq!(tcp(&world, strangers, VIP), new);
+    assert_eq!(world.a.travelled()["hop4"], 10, "node a knows them now");
+}
+
+#[test]
+fn clients_of_a_pod_that_is_gone_come_home_and_stay() {
+    let (world, clients, first) = pair_after_a_move("affine-home");
+    let known = &clients[..10];
+    let all = affine(&PODS_B);
+    assert_eq!(tcp(&world, known, VIP), first);
+    world.b().nft(&ruleset::update(&all, &affine(&[])).unwrap());
+    let moved = tcp(&world, known, VIP);
+    assert!(is_of(PODS, &moved));
+    world.b().nft(&ruleset::update(&affine(&[]), &all).unwrap());
+    assert_eq!(tcp(&world, known, VIP), moved);
+    // Pods that serve only until they end take none back: their clients are this node's when the ready ones are here.
+    let mut ending = all.clone();
+    ending.services.values_mut().for_each(|local| local.last_resort = true);
+    let (world, clients, _) = pair_after_a_move("affine-ends");
+    world.b().nft(&ruleset::update(&all, &ending).unwrap());
+    assert!(is_of(PODS, &tcp(&world, &clients[..10], VIP)));
 }

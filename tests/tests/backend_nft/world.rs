@@ -176,6 +176,15 @@ impl Node {
 
     /// As [`Node::mark`]; packets in search have this next hop.
     pub fn mark_searching(&self, mark: Mark, next: Mark) {
+        self.stand_in(mark, next, false);
+    }
+
+    /// The same for a Service with affinity: SYNs search too, until the last hop.
+    pub fn mark_seeking_client(&self, mark: Mark, next: Mark) {
+        self.stand_in(mark, next, true);
+    }
+
+    fn stand_in(&self, mark: Mark, next: Mark, affinity: bool) {
         let mac = |mark: Mark| mark.mac().map(|byte| format!("{byte:02x}")).join(":");
         let held = |mark: Mark| if mark.next_hop.needs_ttl_guard() { "ip ttl set 1" } else { "" };
         let (local, first, held_first) = (mac(Mark::LOCAL), mac(mark), held(mark));
@@ -185,6 +194,11 @@ impl Node {
             format!("ip ttl {may_reset} counter name hop{hop}\nip ttl {no_reset} counter name no_reset{hop}\n")
         });
         let hops: String = hops.collect();
+        let last = SearchState { hop: SearchState::LAST_HOP, no_reset: false }.ttl();
+        let [new, last] = match affinity {
+            true => [String::new(), format!("ip ttl {last} ether saddr set {local} accept")],
+            false => [format!("tcp flags & (syn | ack) == syn ether saddr set {local} accept"), String::new()],
+        };
         // Every plan here is that of one and the same node.
         let began = SearchState::origin_id(ADDRESS.octets());
         let counters: String =
@@ -199,6 +213,7 @@ impl Node {
                      ip id & 0xffc0 != {began} counter name began_nowhere
                      {hops}
                      ip frag-off set ip frag-off & 0x7fff
+                     {last}
                      ip ttl <= 16 ether saddr set {may_reset} {held} accept
                      ether saddr set {no_reset} {held} accept
                  }}
@@ -206,7 +221,7 @@ impl Node {
                      type filter hook ingress device \"eth0\" priority 0; policy accept;
                      ip daddr != {{ {VIP}, {OTHER_VIP} }} accept
                      ether type ip ip frag-off & 0x8000 != 0 goto travelling
-                     tcp flags & (syn | ack) == syn ether saddr set {local} accept
+                     {new}
                      ether saddr set {first} {held_first}
                  }}
              }}"

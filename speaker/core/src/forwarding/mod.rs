@@ -59,6 +59,8 @@ pub use restricted::Restricted;
 pub struct Table {
     /// Every node of the cluster and its address on the segment.
     pub nodes: BTreeMap<String, Ipv4Addr>,
+    /// Nodes that take no new flows.
+    pub existing_only: BTreeSet<String>,
     pub vips: BTreeSet<Ipv4Addr>,
     pub services: BTreeMap<ServiceKey, Service>,
     /// Services with source ranges. They hold at once, whatever else of a service port waits.
@@ -271,7 +273,8 @@ impl Planner {
         self.alternates = cache;
         let vips = view.served_vips();
         let restricted = Restricted::of(frontends);
-        Table { nodes, vips, services, restricted, refused: refused.clone(), digest, viewed }
+        let existing_only = members::existing_only(view, traffic_states);
+        Table { nodes, existing_only, vips, services, restricted, refused: refused.clone(), digest, viewed }
     }
 }
 

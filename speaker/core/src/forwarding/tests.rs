@@ -200,6 +200,19 @@ fn excluded(mut known: View, nodes: &[&str]) -> View {
     known
 }
 
+#[test]
+fn nodes_that_take_no_new_flows_are_not_asked_for_clients() {
+    let known = view([ready("a", 1), ready("b", 1), ready("c", 1)]);
+    let closed = |known: &View, traffic_states: &TrafficStates| {
+        planner(KEY).table(known, traffic_states, &Reports::new(), NOW).existing_only
+    };
+    assert!(closed(&known, &TrafficStates::default()).is_empty());
+    let silent = TrafficStates { existing_only: ["b".into()].into(), no_flows: none() };
+    assert_eq!(closed(&known, &silent), ["b".into()].into());
+    assert_eq!(closed(&excluded(known.clone(), &["c"]), &silent), ["b".into(), "c".into()].into());
+    assert!(closed(&excluded(known, &["a", "b", "c"]), &TrafficStates::default()).is_empty(), "the label is ignored");
+}
+
 /// The label moves the rows of its node, and no others.
 #[test]
 fn excluded_nodes_have_no_rows_while_others_are_ready() {
