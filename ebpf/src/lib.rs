@@ -98,14 +98,21 @@ fn follow(
     if service.flags & ServiceValue::SOURCE_RANGES != 0 {
         source_ranges::admit(frame, tables, config, link, service, origin, subject)?;
     }
-    let row = match service::takes(service, &subject.content) {
+    let is_asked = service::is_asked(service, &subject.content, origin);
+    let row = match is_asked || service::takes(service, &subject.content) {
         true => select::row(tables, config, service, &subject.flow)?,
         false => None,
     };
-    let Some(row) = row else {
+    let known = row.unwrap_or_default();
+    let search_origin = second_chance::search_origin(tables, packet, known, origin, is_asked);
+    // Who only asks is answered also by a node that has not heard of a pod.
+    let Some(row) = row.or((is_asked && search_origin != 0).then_some(known)) else {
         return reset::refuse(frame, config, link, packet, origin, subject, Refused::EmptyRing);
     };
-    let search_origin = second_chance::search_origin(tables, packet, row, origin);
+    let row = match second_chance::seeks_client(service, &subject.content) {
+        true => second_chance::with_takers(tables, row),
+        false => row,
+    };
     match second_chance::next(config, service, row, origin, search_origin, &subject.content) {
         Step::Dispatch => {
             forward::to_node(frame, config, packet, select::primary(tables, row)?)?;

@@ -3,7 +3,7 @@
 //! Read first: docs/dataplane.md, "Second chance". The decision is pure: it sees the row, this node, where the packet came from
 //! and what it is. The kernel's chains see only the result, a [`Mark`] in place of the source MAC address.
 
-use ebpf_common::{Config, Mark, NextHop, RESERVED_FLAG, Row, SearchState, ServiceValue, Verdict};
+use ebpf_common::{Config, Mark, NextHop, Node, RESERVED_FLAG, Row, SearchState, ServiceValue, Verdict};
 
 use crate::forward;
 use crate::frame::Frame;
@@ -55,32 +55,72 @@ pub fn next(
 ) -> Step {
     let own = config.self_slot as u16;
     let elsewhere = row.primary() != own;
-    let syn_elsewhere = elsewhere && content.is_syn() && service.flags & ServiceValue::SERVED_HERE == 0;
+    let is_syn = content.is_syn();
+    let syn_elsewhere = elsewhere && is_syn && service.flags & ServiceValue::SERVED_HERE == 0;
+    let seeks_client = seeks_client(service, content);
     match origin {
         Origin::Client if elsewhere => Step::Dispatch,
         Origin::Dispatcher { .. } if syn_elsewhere => Step::ForwardSyn { hop: 1 },
+        Origin::Search { .. } if seeks_client && search_origin != 0 => {
+            Step::PassToStack(next_hop(row, own, origin, search_origin, content))
+        }
+        // The row here lacks the node where the search began, which would take the client. This one's primary has pods.
+        Origin::Search { state: SearchState { hop: 2 | 3, no_reset }, .. } if seeks_client && syn_elsewhere => {
+            Step::PassToStack(Mark { next_hop: NextHop::ToPrimary, no_reset, slot: row.primary() })
+        }
         // The node that sent it may have the newer view, and this one no rules for its pods yet: if the rows name each other,
         // the first one takes it after all.
         Origin::Search { state: SearchState { hop: 1, .. }, .. } if syn_elsewhere => Step::ForwardSyn { hop: 2 },
         // A new flow: no node knows it yet.
-        _ if content.is_syn() => Step::PassToStack(local(origin)),
+        Origin::Search { .. } if is_syn => Step::PassToStack(local(origin)),
+        // With affinity another node may know the client.
+        _ if is_syn && !seeks_client => Step::PassToStack(local(origin)),
         _ => Step::PassToStack(next_hop(row, own, origin, search_origin, content)),
     }
 }
 
-/// The node of this row that began the search, as far as the packet names it. The node of hop 2 needs it to choose hop 3.
+/// A SYN of a service with sessionAffinity ClientIP: the node that has the client's record is to take it, if there is one.
 #[inline(always)]
-pub fn search_origin(tables: &impl Tables, packet: &Packet, row: Row, origin: Origin) -> u16 {
-    if !matches!(origin, Origin::Search { state: SearchState { hop: 2, .. }, .. }) {
-        return 0;
+pub fn seeks_client(service: ServiceValue, content: &Content) -> bool {
+    service.flags & ServiceValue::CLIENT_AFFINITY != 0 && content.is_syn()
+}
+
+/// The row without alternates that take no new flows: they have flows, and their rules may name pods that are not ready any more.
+#[inline(always)]
+pub fn with_takers(tables: &impl Tables, mut row: Row) -> Row {
+    let alternates = row.alternates();
+    for (place, slot) in alternates.into_iter().enumerate() {
+        let node = tables.node(u32::from(slot)).unwrap_or_default();
+        if node.flags & Node::EXISTING_FLOWS_ONLY != 0 {
+            row = row.without(place);
+        }
+    }
+    row
+}
+
+/// The node that began the search, as far as the packet names it; 0: none. The node of hop 2 needs it to choose hop 3. A SYN in search
+/// of its client's node ([`seeks_client`]) returns to it; one that names none was sent on because two rings differ.
+#[inline(always)]
+pub fn search_origin(tables: &impl Tables, packet: &Packet, row: Row, origin: Origin, seeks_client: bool) -> u16 {
+    let Origin::Search { from, state } = origin else { return 0 };
+    let began = |slot: u16| {
+        let node = tables.node(u32::from(slot)).unwrap_or_default();
+        // A slot without a node has no address, and many packets of clients have no identification.
+        slot != 0 && node.addr != [0; 4] && SearchState::is_origin(packet.id, node.addr)
+    };
+    match state.hop {
+        1 if seeks_client && began(from) => return from,
+        2 => {}
+        3 if seeks_client => {}
+        _ => return 0,
     }
     for slot in row.nodes() {
-        if tables.node(u32::from(slot)).is_some_and(|node| slot != 0 && SearchState::is_origin(packet.id, node.addr)) {
+        if began(slot) {
             return slot;
         }
     }
     // A speaker of an earlier version does not name it: where the rings agree it was the primary.
-    row.primary()
+    if seeks_client { 0 } else { row.primary() }
 }
 
 /// No next hop: what the kernel here does not know is new, or refused.
@@ -105,7 +145,8 @@ pub fn no_alternate(origin: Origin, content: &Content) -> Mark {
     }
 }
 
-/// The next hop of a packet that belongs to a flow. A UDP packet of an unknown flow begins one, at the primary.
+/// The next hop of a packet that belongs to a flow, or of a SYN that seeks its client's node. A UDP packet of an unknown flow begins
+/// one, at the primary; the SYN of an unknown client where its search began.
 ///
 /// Nodes need not agree on the order of a row, nor on its primary. No node is visited twice, so with the same four nodes
 /// everywhere the third hop finds the one that is left. While a change propagates nodes may disagree on the nodes of the row;
@@ -119,16 +160,19 @@ fn next_hop(row: Row, own: u16, origin: Origin, search_origin: u16, content: &Co
             slot => Mark { next_hop: NextHop::Alternate(1), no_reset: false, slot },
         };
     };
-    let primary = row.primary();
-    let homeless = matches!(content, Content::Udp);
+    let home = match content {
+        Content::Udp => row.primary(),
+        _ if content.is_syn() => search_origin,
+        _ => 0,
+    };
     let (next_hop, next) = match state.hop {
         1 => (NextHop::Alternate(2), first_unvisited(row.nodes(), [own, from, from])),
         2 => (NextHop::Alternate(3), first_unvisited(row.nodes(), [own, from, search_origin])),
         _ => (NextHop::Local, 0),
     };
     match next {
-        0 if homeless && state.hop < SearchState::LAST_HOP && primary != own && primary != 0 => {
-            Mark { next_hop: NextHop::ToPrimary, no_reset: state.no_reset, slot: primary }
+        0 if home != 0 && home != own && state.hop < SearchState::LAST_HOP => {
+            Mark { next_hop: NextHop::ToPrimary, no_reset: state.no_reset, slot: home }
         }
         0 => no_alternate(origin, content),
         slot => Mark { next_hop, no_reset: state.no_reset, slot },

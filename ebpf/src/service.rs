@@ -3,6 +3,7 @@
 use ebpf_common::{FlowTuple, ServiceKey, ServiceValue};
 
 use crate::parse::Content;
+use crate::second_chance::Origin;
 use crate::tables::Tables;
 
 #[inline(always)]
@@ -14,4 +15,11 @@ pub fn find(tables: &impl Tables, flow: &FlowTuple) -> Option<ServiceValue> {
 #[inline(always)]
 pub fn takes(service: ServiceValue, content: &Content) -> bool {
     service.flags & ServiceValue::NO_NEW_FLOWS == 0 || !content.is_syn()
+}
+
+/// A SYN that another node sent here in search of its client's node ([`crate::second_chance::seeks_client`]). This node is only asked: by
+/// the other one's view the service has pods.
+#[inline(always)]
+pub fn is_asked(service: ServiceValue, content: &Content, origin: Origin) -> bool {
+    matches!(origin, Origin::Search { .. }) && crate::second_chance::seeks_client(service, content)
 }

@@ -29,7 +29,7 @@ fn tables() -> HostTables {
             .services
             .insert(ServiceKey { addr: VIP, port: [0, 80], proto, pad: 0 }, ServiceValue { ring: 1, flags: 0 });
     }
-    tables.nodes.insert(2, Node { addr: [192, 0, 2, 2], mac: PEER, pad: [0; 2] });
+    tables.nodes.insert(2, Node { addr: [192, 0, 2, 2], mac: PEER, flags: 0 });
     tables
 }
 

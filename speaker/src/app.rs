@@ -155,6 +155,7 @@ async fn run_async(args: RunArgs) -> Result<()> {
     let tools = Tools {
         reporter: Reporter::new(&args.node_name, identity.flow_key(), window),
         flows: conntrack_scan::conntrack(),
+        clients: conntrack_scan::nftables(),
         maps: ForwardingMaps::open(&pins)?,
         backend: Backend::new(Nft::new(&args.paths.nft)),
     };

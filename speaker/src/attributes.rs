@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use sheave_api::source_ranges;
-use speaker_core::attributes::{Affinity, Prefix, ServiceAttributes, SourceRanges};
+use speaker_core::attributes::{Affinity, AffinityTimeout, Prefix, ServiceAttributes, SourceRanges};
 use tracing::warn;
 
 pub fn of(service: &Service) -> ServiceAttributes {
@@ -12,7 +12,25 @@ pub fn of(service: &Service) -> ServiceAttributes {
         Some("ClientIP") => Affinity::ClientIp,
         _ => Affinity::None,
     };
-    ServiceAttributes { affinity, source_ranges: source_ranges(service) }
+    let affinity_timeout = match affinity {
+        Affinity::None => AffinityTimeout::DEFAULT,
+        Affinity::ClientIp => affinity_timeout(service),
+    };
+    ServiceAttributes { affinity, affinity_timeout, source_ranges: source_ranges(service) }
+}
+
+/// The API server admits no other value than ours; what comes all the same counts as the default.
+fn affinity_timeout(service: &Service) -> AffinityTimeout {
+    let config = service.spec.as_ref().and_then(|spec| spec.session_affinity_config.as_ref());
+    let Some(seconds) = config.and_then(|config| config.client_ip.as_ref()?.timeout_seconds) else {
+        return AffinityTimeout::DEFAULT;
+    };
+    AffinityTimeout::new(seconds.into()).unwrap_or_else(|error| {
+        let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
+        let default = AffinityTimeout::DEFAULT.seconds();
+        warn!(%namespace, name, %error, default, "affinity timeout of the Service refused; the default counts");
+        AffinityTimeout::DEFAULT
+    })
 }
 
 /// Ranges that cannot be read admit no client: a mistake never opens a Service. The controller refuses it by name.
@@ -37,7 +55,7 @@ fn source_ranges(service: &Service) -> Option<SourceRanges> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use k8s_openapi::api::core::v1::ServiceSpec;
+    use k8s_openapi::api::core::v1::{ClientIPConfig, ServiceSpec, SessionAffinityConfig};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
     use super::*;
@@ -64,6 +82,38 @@ mod tests {
             let text = serde_json::to_string(&service).unwrap();
             assert_eq!(serde_json::from_str::<speaker_core::view::Service>(&text).unwrap(), service, "{text}");
         }
+    }
+
+    fn with_affinity(affinity: &str, timeout_seconds: Option<i32>) -> ServiceAttributes {
+        let client_ip = Some(ClientIPConfig { timeout_seconds });
+        let spec = ServiceSpec {
+            session_affinity: Some(affinity.into()),
+            session_affinity_config: Some(SessionAffinityConfig { client_ip }),
+            ..ServiceSpec::default()
+        };
+        of(&Service { spec: Some(spec), ..Service::default() })
+    }
+
+    #[test]
+    fn affinity_timeout_of_a_service() {
+        let seconds = |timeout| with_affinity("ClientIP", timeout).affinity_timeout.seconds();
+        assert_eq!(
+            [None, Some(1), Some(86_400), Some(0), Some(86_401)].map(seconds),
+            [10_800, 1, 86_400, 10_800, 10_800]
+        );
+        assert_eq!(with_affinity("None", Some(60)), ServiceAttributes::default());
+    }
+
+    #[test]
+    fn on_disk_a_timeout_stands_beside_the_affinity() {
+        let mut service =
+            speaker_core::view::Service { ports: vec![], attributes: with_affinity("ClientIP", Some(60)) };
+        let text = serde_json::to_string(&service).unwrap();
+        assert_eq!(text, r#"{"ports":[],"affinity":"ClientIp","affinity_timeout":60}"#);
+        assert_eq!(serde_json::from_str::<speaker_core::view::Service>(&text).unwrap(), service);
+        service.attributes = with_affinity("ClientIP", Some(10_800));
+        assert_eq!(serde_json::to_string(&service).unwrap(), r#"{"ports":[],"affinity":"ClientIp"}"#);
+        assert!(serde_json::from_str::<speaker_core::view::Service>(&text.replace("60", "0")).is_err());
     }
 
     #[test]

@@ -32,6 +32,7 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("nftables table and XDP link deleted", 1, steps::nft_and_xdp_deleted),
             ("no pod ready", 1, steps::no_pod_ready),
             ("selector to other pods and back", 1, steps::selector_changes),
+            ("session affinity, 6 to 9 to 12 pods", 1, steps::session_affinity),
             ("API server lost on one node", 1, steps::api_lost_on_one_node),
             ("controller failover", 1, steps::controller_failover),
             ("pool exhaustion", 1, steps::pool_exhaustion),

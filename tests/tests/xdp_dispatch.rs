@@ -89,7 +89,7 @@ fn the_largest_ring_is_read_to_its_last_row() {
     let mut tables = world();
     let nodes = ebpf_common::MAX_NODES - 1;
     for slot in 2..=nodes {
-        tables.nodes.insert(slot, Node { addr: [10, 0, 0, 0], mac: mac_of(slot), pad: [0; 2] });
+        tables.nodes.insert(slot, Node { addr: [10, 0, 0, 0], mac: mac_of(slot), flags: 0 });
     }
     tables.rings.insert(7, (0..MAX_ROWS).map(|row| Row::new(2 + (row % (nodes - 1)) as u16, [0; 3])).collect());
     let mut kernel = Kernel::load(&tables).expect("loading the XDP program");

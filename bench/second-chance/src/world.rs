@@ -175,6 +175,7 @@ pub fn shipped() -> Result<String> {
                 pods: vec![(POD.into(), 8080)],
                 last_resort: false,
                 via: BTreeSet::new(),
+                service: 0,
             },
         )]
         .into(),

@@ -33,7 +33,7 @@ pub struct ServiceValue {
 }
 
 impl ServiceValue {
-    /// sessionAffinity ClientIP: the row is chosen by the client address only.
+    /// sessionAffinity ClientIP: the row is chosen by the client's address and the VIP only, and SYNs search for the client's node.
     pub const CLIENT_AFFINITY: u32 = 1;
     /// The nftables table of this node has a pod for it: a SYN that a peer sent here by an older ring is taken.
     pub const SERVED_HERE: u32 = 2;
@@ -96,6 +96,10 @@ impl Row {
     pub const fn alternates(self) -> [u16; ALTERNATES] {
         [(self.0 >> 16) as u16, (self.0 >> 32) as u16, (self.0 >> 48) as u16]
     }
+    /// Without this alternate.
+    pub const fn without(self, alternate: usize) -> Self {
+        Self(self.0 & !(0xffff << (16 * (alternate + 1))))
+    }
     /// The primary, then the alternates: the order in which a packet of an unknown flow is forwarded.
     pub const fn nodes(self) -> [u16; 1 + ALTERNATES] {
         [self.0 as u16, (self.0 >> 16) as u16, (self.0 >> 32) as u16, (self.0 >> 48) as u16]
@@ -110,7 +114,13 @@ pub struct Node {
     pub addr: [u8; 4],
     /// Where to send frames for it. All zero: not known (yet), see `Verdict::NoNeighbour`.
     pub mac: [u8; 6],
-    pub pad: [u8; 2],
+    /// Bit set of [`Node::EXISTING_FLOWS_ONLY`].
+    pub flags: u16,
+}
+
+impl Node {
+    /// It is an alternate for its flows alone: SYNs do not ask it for their client.
+    pub const EXISTING_FLOWS_ONLY: u16 = 1;
 }
 
 /// Key of map `PEERS`.
@@ -155,5 +165,7 @@ mod tests {
             (row.primary(), row.alternates(), row.nodes()),
             (0xffff, [1, 0x8000, 1023], [0xffff, 1, 0x8000, 1023])
         );
+        let without = [0, 1, 2].map(|alternate| row.without(alternate).nodes());
+        assert_eq!(without, [[0xffff, 0, 0x8000, 1023], [0xffff, 1, 0, 1023], [0xffff, 1, 0x8000, 0]]);
     }
 }

@@ -15,11 +15,10 @@ pub struct FlowTuple {
 }
 
 impl FlowTuple {
-    /// With sessionAffinity ClientIP only the client's address (and the VIP and its port) choose the row.
+    /// With sessionAffinity ClientIP only the client's address and the VIP choose the row: ports of equal rings lead a client to one node.
     #[inline(always)]
-    pub fn client_only(mut self) -> Self {
-        self.src_port = [0; 2];
-        self
+    pub fn client_only(self) -> Self {
+        Self { src: self.src, dst: self.dst, ..Self::default() }
     }
 
     #[inline(always)]
@@ -105,9 +104,10 @@ mod tests {
         }
 
         #[test]
-        fn with_affinity_the_source_port_does_not(key: [u64; 2], bytes: [u8; 13], port: [u8; 2]) {
+        fn with_affinity_ports_and_protocol_do_not(key: [u64; 2], bytes: [u8; 13], ports: [[u8; 2]; 2], proto: u8) {
             let flow = tuple(bytes);
-            let other = FlowTuple { src_port: port, ..flow };
+            let [src_port, dst_port] = ports;
+            let other = FlowTuple { src_port, dst_port, proto, ..flow };
             prop_assert_eq!(flow.client_only().hash(&key), other.client_only().hash(&key));
         }
     }

@@ -17,11 +17,12 @@ pub const RESERVED_FLAG: u16 = 0x8000;
 /// Where the kernel's chains send a packet of a flow that conntrack does not know. The number is byte 3 of the mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NextHop {
-    /// It stays: a new flow, a reset, or no other node may have the flow.
+    /// It stays: a new flow, a reset, or no other node may have the flow (with sessionAffinity ClientIP: the client).
     Local,
     /// Forward to alternate 1 to [`ALTERNATES`].
     Alternate(u8),
-    /// Return to the primary, which takes it: no node had the flow, and UDP needs one that has it.
+    /// Return to the primary, which takes it: no node had the flow, and UDP needs one that has it. A SYN of a service with
+    /// sessionAffinity ClientIP returns to the node where its search began: no node had its client.
     ToPrimary,
     /// This node knows no alternate: return to the dispatcher, whose row may be newer. The rate is limited, so that a flood of segments
     /// of no flow does not load the dispatcher with the work of all nodes.

@@ -18,7 +18,60 @@ proptest! {
         if kind == Kind::Syn {
             prop_assert!(walk.hops <= 2, "{walk:?}");
         }
-        prop_assert_eq!(walk.no_reset, invalid && walk.hops > 0 && !walk.known && kind != Kind::Syn);
+        if kind == Kind::AffineSyn {
+            prop_assert!(invalid || !walk.no_reset, "{walk:?}");
+        } else {
+            prop_assert_eq!(walk.no_reset, invalid && walk.hops > 0 && !walk.known && kind != Kind::Syn);
+        }
+    }
+
+    /// Nodes may order the row differently. Where no node knows the client, the SYN ends where one without affinity ends.
+    #[test]
+    fn with_the_same_nodes_in_each_row_the_syn_of_an_unknown_client_comes_home(
+        mut cluster in clusters(),
+        orders in proptest::collection::vec(Just([1u16, 2, 3, 4]).prop_shuffle(), usize::from(NODES)),
+        entry in 1..=NODES,
+    ) {
+        cluster.rows = orders.into_iter().map(|[primary, rest @ ..]| Row::new(primary, rest)).collect();
+        cluster.known.fill(false);
+        let [affine, plain] = [Kind::AffineSyn, Kind::Syn].map(|kind| cluster.send(kind, entry, false));
+        let (affine, plain) = (affine?, plain?);
+        // Two nodes that are neither primary nor have a pod sent it on.
+        if plain.hops < 2 {
+            prop_assert_eq!(affine.end, plain.end, "{:?} {:?}", affine, plain);
+        }
+    }
+
+    /// Its rules may name pods that are not ready any more. Its open flows are found all the same.
+    #[test]
+    fn a_node_that_takes_no_new_flows_is_not_asked_for_clients(mut cluster in clusters(), entry in 1..=NODES, closed in 2..=4u16) {
+        cluster.rows.fill(Row::new(1, [2, 3, 4]));
+        cluster.known = (1..=NODES).map(|slot| slot == closed).collect();
+        cluster.existing_only = closed;
+        let [syn, segment] = [Kind::AffineSyn, Kind::Segment].map(|kind| cluster.send(kind, entry, false));
+        prop_assert_eq!(syn?.end, 1);
+        prop_assert_eq!(segment?.end, closed);
+    }
+
+    /// It is only asked: by the view of the node where the search began there are pods.
+    #[test]
+    fn a_node_with_an_empty_ring_sends_the_syn_home(mut cluster in clusters(), entry in prop_oneof![Just(1u16), 3..=NODES]) {
+        cluster.rows.fill(Row::new(1, [2, 3, 4]));
+        cluster.known.fill(false);
+        cluster.empty = 2;
+        prop_assert_eq!(cluster.send(Kind::AffineSyn, entry, false)?.end, 1);
+    }
+
+    /// With any rows: a node that has no pod and is not its row's primary keeps no SYN, unless one without affinity ends there too, or
+    /// another node takes it for the primary.
+    #[test]
+    fn the_syn_of_an_unknown_client_ends_where_there_may_be_a_pod(mut cluster in clusters(), entry in 1..=NODES) {
+        cluster.known.fill(false);
+        let [affine, plain] = [Kind::AffineSyn, Kind::Syn].map(|kind| cluster.send(kind, entry, false));
+        let (affine, plain) = (affine?, plain?);
+        let primary = cluster.rows.iter().any(|row| row.primary() == affine.end);
+        let served = cluster.served[usize::from(affine.end) - 1];
+        prop_assert!(served || primary || affine.end == plain.end, "{affine:?} {plain:?}");
     }
 
     #[test]
@@ -34,6 +87,8 @@ proptest! {
         let place = row.nodes().iter().position(|slot| cluster.knows(*slot));
         match place {
             _ if kind == Kind::Syn => prop_assert_eq!((walk.end, walk.hops), (row.primary(), 0)),
+            // Nobody knows the client: the primary takes it.
+            None if kind == Kind::AffineSyn => prop_assert_eq!((walk.end, walk.known), (row.primary(), false)),
             // The first in the row is 0 hops away, the last alternate 3.
             Some(place) => {
                 prop_assert!(walk.known && walk.hops <= place && place <= ALTERNATES, "{walk:?}");
@@ -57,11 +112,17 @@ struct Cluster {
     known: Vec<bool>,
     /// Whether it has a pod.
     served: Vec<bool>,
+    /// A node that takes no new flows; 0: none.
+    existing_only: u16,
+    /// A node whose ring is empty; 0: none.
+    empty: u16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Syn,
+    /// Of a service with sessionAffinity ClientIP: known is its client.
+    AffineSyn,
     Segment,
     Datagram,
     Error,
@@ -85,6 +146,8 @@ fn clusters() -> impl Strategy<Value = Cluster> {
         rows,
         known,
         served,
+        existing_only: 0,
+        empty: 0,
     })
 }
 
@@ -102,7 +165,7 @@ fn distinct(row: Row) -> Row {
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    prop_oneof![Just(Kind::Syn), Just(Kind::Segment), Just(Kind::Datagram), Just(Kind::Error)]
+    prop_oneof![Just(Kind::Syn), Just(Kind::AffineSyn), Just(Kind::Segment), Just(Kind::Datagram), Just(Kind::Error)]
 }
 
 impl Cluster {
@@ -114,7 +177,7 @@ impl Cluster {
         let (mut at, mut frames, mut dispatched) = (entry, 0, 0);
         loop {
             prop_assert!(frames <= 1 + usize::from(SearchState::LAST_HOP), "no end at node {at}");
-            let verdict = walk(&mut frame, &self.tables(at));
+            let verdict = walk(&mut frame, &self.tables(at, kind));
             let header: [u8; 20] = frame.0[14..34].try_into().expect("a header");
             prop_assert_eq!(checksum::finish(checksum::sum(&header)), 0, "node {} breaks the checksum", at);
             match verdict.fate() {
@@ -151,25 +214,33 @@ impl Cluster {
         }
     }
 
+    fn flags(&self, slot: u16) -> u16 {
+        if slot == self.existing_only { Node::EXISTING_FLOWS_ONLY } else { 0 }
+    }
+
     fn knows(&self, slot: u16) -> bool {
         slot != 0 && self.known[usize::from(slot) - 1]
     }
 
-    fn tables(&self, slot: u16) -> HostTables {
+    fn tables(&self, slot: u16, kind: Kind) -> HostTables {
         let mut tables = HostTables {
             config: Config { mac: mac(slot), self_slot: u32::from(slot), ..Config::default() },
             ..HostTables::default()
         };
         tables.vips.insert(VIP);
         let at = usize::from(slot) - 1;
-        tables.rings.insert(1, vec![self.rows[at]]);
-        let flags = if self.served[at] { ServiceValue::SERVED_HERE } else { 0 };
+        // A node may not have heard of a pod yet.
+        let row = Some(self.rows[at]).filter(|_| self.empty != slot);
+        tables.rings.insert(1, row.into_iter().collect());
+        let served = if self.served[at] { ServiceValue::SERVED_HERE } else { 0 };
+        let affinity = if kind == Kind::AffineSyn { ServiceValue::CLIENT_AFFINITY } else { 0 };
+        let flags = served | affinity;
         for proto in [6, 17] {
             let key = ServiceKey { addr: VIP, port: [0, 80], proto, pad: 0 };
             tables.services.insert(key, ServiceValue { ring: 1, flags });
         }
         for peer in (1..=NODES).filter(|peer| *peer != slot) {
-            tables.nodes.insert(u32::from(peer), Node { addr: address(peer), mac: mac(peer), pad: [0; 2] });
+            tables.nodes.insert(u32::from(peer), Node { addr: address(peer), mac: mac(peer), flags: self.flags(peer) });
             tables.peers.insert(mac(peer), peer);
         }
         tables
@@ -227,7 +298,7 @@ impl Kind {
         const CLIENT: [u8; 4] = [198, 51, 100, 7];
         let tcp = |flags| [&[0x9c, 0x40, 0, 80][..], &[0; 8], &[0x50, flags], &[0; 6]].concat();
         let (proto, rest) = match self {
-            Kind::Syn => (6, tcp(0x02)),
+            Kind::Syn | Kind::AffineSyn => (6, tcp(0x02)),
             Kind::Segment => (6, tcp(0x10)),
             Kind::Datagram => (17, vec![0x9c, 0x40, 0, 80, 0, 8, 0, 0]),
             // It quotes a datagram from the VIP to the client.

@@ -4,33 +4,30 @@
 //! views and tables, the bits that the packet path reads, the row of a flow, the rules of nftables. The daemon reads the fields from
 //! the Kubernetes object (speaker/src/attributes.rs). What each does: docs/services.md.
 
+mod affinity;
 mod source_ranges;
 
 use alloc::format;
 use alloc::string::String;
 
-use ebpf_common::{FlowTuple, ServiceValue};
+use ebpf_common::{FlowTuple, ServiceValue, siphash13};
 use serde::{Deserialize, Serialize};
 
 use crate::view::Protocol;
 
+pub use affinity::{Affinity, AffinityTimeout, BadTimeout};
 pub use source_ranges::{Prefix, SourceRanges};
 
 /// The attributes of one Service. On disk its fields stand beside the ports, as they always have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceAttributes {
     pub affinity: Affinity,
+    /// The default without affinity.
+    #[serde(default, skip_serializing_if = "AffinityTimeout::is_default")]
+    pub affinity_timeout: AffinityTimeout,
     /// Which clients are admitted; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_ranges: Option<SourceRanges>,
-}
-
-/// sessionAffinity of a Service. Its timeout is not used: the choice is a hash, so it holds as long as the pods stay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Affinity {
-    #[default]
-    None,
-    ClientIp,
 }
 
 /// What digests of views and tables have of a Service's attributes.
@@ -46,14 +43,22 @@ impl ServiceAttributes {
     /// Two speakers compare digests, also during an upgrade: of a Service without an attribute that one of them does not know, both have
     /// the same. So an attribute that is added belongs to `more`, which is `None` for a Service that has none of them.
     pub fn digest(&self) -> AttributesDigest {
-        let Self { affinity, source_ranges } = self;
-        let more = source_ranges.as_ref().map(SourceRanges::digest);
+        let Self { affinity, affinity_timeout, source_ranges } = self;
+        let ranges = source_ranges.as_ref().map(SourceRanges::digest);
+        let more = match affinity_timeout.is_default() {
+            true => ranges,
+            false => Some(siphash13(
+                &[ranges.unwrap_or_default(), 2 + u64::from(ranges.is_some())],
+                affinity_timeout.seconds().into(),
+                0,
+            )),
+        };
         AttributesDigest { affinity: *affinity == Affinity::ClientIp, more }
     }
 
     /// In the value of `SERVICES`. (Where the source ranges are is the layout's to say: forwarding/restricted.rs.)
     pub fn flags(&self) -> u32 {
-        let Self { affinity, source_ranges: _ } = self;
+        let Self { affinity, affinity_timeout: _, source_ranges: _ } = self;
         if *affinity == Affinity::ClientIp { ServiceValue::CLIENT_AFFINITY } else { 0 }
     }
 
@@ -65,12 +70,17 @@ impl ServiceAttributes {
         }
     }
 
+    /// Whether a client stays with its pod.
+    pub fn keeps_clients(&self) -> bool {
+        self.affinity == Affinity::ClientIp
+    }
+
     /// Whether flows have other rows than with those attributes.
     pub fn moves_rows(&self, before: &Self) -> bool {
         self.affinity != before.affinity
     }
 
-    /// The expression by which nftables chooses one of `pods` pods for a new flow.
+    /// The expression by which nftables chooses one of `pods` pods for a new flow; with affinity: of a client without a record.
     pub fn choice(&self, protocol: Protocol, pods: usize) -> String {
         match (self.affinity, protocol) {
             // A UDP flow whose conntrack entry expired finds its pod again. TCP signals its begin and end.

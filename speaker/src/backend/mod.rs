@@ -1,6 +1,7 @@
 //! The backend's I/O: the nft program, conntrack, sysctls. `speaker_core::backend` decides their content. Read first:
 //! docs/backend.md.
 
+pub mod clients;
 pub mod conntrack;
 mod conntrack_room;
 mod counters;
@@ -9,6 +10,7 @@ mod forget;
 mod legacy_iptables;
 mod netfilter;
 pub mod nft;
+mod recorded;
 pub mod service_proxy;
 pub mod sysctl;
 pub mod worker;
@@ -26,6 +28,7 @@ pub use foreign_chains::{Chain, ForeignChains};
 use forget::Forgetter;
 use netfilter::Monitor;
 use nft::{Nft, NftError};
+use recorded::Recorded;
 
 /// Keeps the nftables table at the plan, and conntrack free of flows that have lost their pod.
 #[derive(Debug)]
@@ -36,6 +39,7 @@ pub struct Backend {
     second_chance: bool,
     forgetter: Forgetter,
     watch: Watch,
+    recorded: Recorded,
 }
 
 /// Watches for third-party changes of the table.
@@ -103,6 +107,7 @@ impl Backend {
             second_chance: true,
             forgetter: Forgetter::default(),
             watch: Watch { monitor: Listening::NotYet, own: VecDeque::new(), third_party: false, next: Instant::now() },
+            recorded: Recorded::default(),
         }
     }
 
@@ -140,7 +145,7 @@ impl Backend {
         };
         plan.second_chance = applied.plan.second_chance;
         let mut refused = None;
-        if !applied.suspect {
+        if !applied.suspect && !ruleset::needs_replace(&applied.plan, &plan) {
             let Some(text) = ruleset::update(&applied.plan, &plan) else {
                 let audited = applied.audited.take();
                 self.keep(Applied { plan, audited, suspect: false });
@@ -245,6 +250,13 @@ impl Backend {
         Ok(&self.counters)
     }
 
+    /// Remembers which clients have which pods, in case a third party deletes the table. Blocks for the time of a netlink dump.
+    pub fn remember_clients(&mut self) {
+        if let Some(applied) = self.applied.as_ref().filter(|applied| !applied.suspect) {
+            self.recorded.read(&applied.plan, Instant::now());
+        }
+    }
+
     async fn replace(&mut self, mut plan: Plan) -> Result<(), NftError> {
         // What the guards have counted ends with the table.
         if let Err(error) = self.counters() {
@@ -267,10 +279,12 @@ impl Backend {
         plan.second_chance = true;
         // A kernel does not lose an expression: once it was in force, a refusal has another cause.
         let is_known = self.applied.as_ref().is_some_and(|applied| applied.plan.second_chance);
-        match self.apply(&ruleset::replace(plan)).await {
+        let known = self.applied.as_ref().map(|applied| &applied.plan);
+        let records = self.recorded.for_replacement(plan, known, Instant::now());
+        match self.apply(&ruleset::replace_with(plan, &records)).await {
             Err(NftError::Refused(_)) if !is_known && self.nft.lacks_dup().await? => {
                 plan.second_chance = false;
-                self.apply(&ruleset::replace(plan)).await
+                self.apply(&ruleset::replace_with(plan, &records)).await
             }
             outcome => outcome,
         }
@@ -280,6 +294,7 @@ impl Backend {
     /// packet.
     fn keep(&mut self, applied: Applied) {
         self.forgetter.judge_by(&applied.plan.endpoints);
+        self.recorded.retain(&applied.plan);
         self.applied = Some(applied);
     }
 

@@ -196,16 +196,20 @@ fn outcome(message: &[u8]) -> io::Result<()> {
 }
 
 /// The first attribute of this kind.
-pub fn attribute(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    loop {
+pub fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(other, _)| *other == kind).map(|(_, value)| value)
+}
+
+/// The attributes with their kinds, until one is cut off.
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    core::iter::from_fn(move || {
         let (header, _) = bytes.split_at_checked(4)?;
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
         let value = bytes.get(4..length)?;
-        if u16::from_ne_bytes([header[2], header[3]]) & ATTRIBUTE_KIND == kind {
-            return Some(value);
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..)?;
-    }
+        let kind = u16::from_ne_bytes([header[2], header[3]]) & ATTRIBUTE_KIND;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }
 
 pub fn nested(kind: u16, value: &[u8]) -> Vec<u8> {

@@ -17,6 +17,7 @@ use speaker_core::view::{
 use super::netfilter::{Netfilter, nested, plain};
 use super::*;
 
+mod clients;
 mod flows;
 mod third_party;
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use ebpf_common::ServiceKey;
 use speaker_core::backend::Plan;
+use speaker_core::backend::affinity::{ClientSet, Kept};
 use speaker_core::view::endpoints::Digests;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
@@ -38,6 +39,8 @@ pub struct InForce {
     /// Service ports that have a pod in the rules.
     pub services: BTreeSet<ServiceKey>,
     pub peers: BTreeMap<u16, Ipv4Addr>,
+    /// Where clients of sessionAffinity are recorded.
+    pub client_sets: BTreeMap<ClientSet, Kept>,
     /// The newest view whose plan is in force as a whole; `None`: of this speaker none has been yet.
     pub viewed: Option<Digests>,
     /// The newest plan was refused, or takes long.
@@ -133,7 +136,7 @@ impl Worker {
                     self.due = Some(due.map_or(earliest, |due| due.min(earliest)));
                 }
                 () = self.backend.changed() => self.audit().await,
-                _ = audit.tick() => { self.audit().await; self.count(); self.look_for_room(); }
+                _ = audit.tick() => { self.audit().await; self.backend.remember_clients(); self.count(); self.look_for_room(); }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             if self.due.is_some_and(|due| due <= Instant::now()) {
@@ -285,7 +288,8 @@ impl Health {
         self.publisher.send_if_modified(|known| {
             let services = plan.services.keys().copied().collect();
             let viewed = viewed.or_else(|| known.viewed.clone());
-            let now = InForce { services, peers: plan.peers.clone(), viewed, failing: known.failing };
+            let (peers, client_sets) = (plan.peers.clone(), plan.client_sets());
+            let now = InForce { services, peers, client_sets, viewed, failing: known.failing };
             let differs = *known != now;
             *known = now;
             differs

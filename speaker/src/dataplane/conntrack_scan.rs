@@ -1,9 +1,9 @@
-//! Scans conntrack from time to time: the flows of this node, for its report.
+//! Scans conntrack and the clients of sessionAffinity from time to time: what this node reports.
 //!
 //! Reading the flows, and finding the rows of hundreds of thousands, is work of the blocking pool; both completions are events of the
 //! dataplane loop.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::io;
 use std::net::Ipv4Addr;
@@ -11,14 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ebpf_common::FlowTuple;
+use ebpf_common::{FlowTuple, ServiceKey};
 use speaker_core::backend::Flow;
+use speaker_core::backend::affinity::{ClientSet, Clients, Kept};
 use speaker_core::forwarding::Table;
 use speaker_core::reports::reporter::{Announcement, Reporter};
 use speaker_core::time::Instant;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::backend::conntrack;
+use crate::backend::{clients, conntrack};
 use crate::io::clock;
 
 /// After a change of the table: flows go on being opened by dispatchers that lag.
@@ -33,6 +34,14 @@ const SHARE: u32 = 20;
 /// Where flows to these addresses are read. `true`: what closed connections left is deleted first.
 pub type Source = Arc<dyn Fn(&BTreeSet<Ipv4Addr>, bool) -> io::Result<Vec<Flow>> + Send + Sync>;
 
+/// Where the clients of a set are read; `None`: there is no such set (any more).
+pub type ClientSource = Arc<dyn Fn(&ClientSet) -> io::Result<Option<Clients>> + Send + Sync>;
+
+/// Clients that the kernel's rules have recorded.
+pub fn nftables() -> ClientSource {
+    Arc::new(clients::read)
+}
+
 /// Flows of the kernel's conntrack.
 pub fn conntrack() -> Source {
     Arc::new(|vips, forget_closed| {
@@ -45,8 +54,15 @@ pub fn conntrack() -> Source {
 
 /// A part of a scan that is done.
 pub enum Done {
-    Read(io::Result<Vec<Flow>>),
+    Read(io::Result<Read>),
     Found(Found),
+}
+
+/// What the kernel had.
+pub struct Read {
+    pub flows: Vec<Flow>,
+    /// Known clients, one for each service port that takes them ([`Reporter::announce_with`]).
+    pub clients: Vec<FlowTuple>,
 }
 
 /// The flows of this node.
@@ -61,6 +77,7 @@ pub struct Flows {
     pub flows: Vec<Flow>,
     /// Open flows that conntrack does not have.
     pub missed: Vec<FlowTuple>,
+    pub clients: Vec<FlowTuple>,
     pub table: Arc<Table>,
     pub differ: bool,
 }
@@ -68,6 +85,7 @@ pub struct Flows {
 /// When to scan, and the scan that is under way.
 pub struct ConntrackScan {
     source: Source,
+    clients: ClientSource,
     /// `None` while the blocking pool finds rows with it.
     reporter: Option<Reporter>,
     /// This node has flows of rows that are not its own.
@@ -80,14 +98,15 @@ pub struct ConntrackScan {
 }
 
 enum Running {
-    Read(JoinHandle<io::Result<Vec<Flow>>>),
+    Read(JoinHandle<io::Result<Read>>),
     Find(JoinHandle<(Reporter, Found)>),
 }
 
 impl ConntrackScan {
-    pub fn new(source: Source, reporter: Reporter, now: Instant) -> Self {
+    pub fn new(source: Source, clients: ClientSource, reporter: Reporter, now: Instant) -> Self {
         let (scanned, took, running) = (None, Duration::ZERO, None);
-        Self { source, reporter: Some(reporter), has_foreign_rows: false, changed: now, scanned, took, running }
+        let reporter = Some(reporter);
+        Self { source, clients, reporter, has_foreign_rows: false, changed: now, scanned, took, running }
     }
 
     /// The table is another one: this node reports at once.
@@ -113,19 +132,22 @@ impl ConntrackScan {
     }
 
     /// After a change rows may have come here whose flows meet entries of closed connections: those are deleted first.
-    pub fn begin(&mut self, vips: BTreeSet<Ipv4Addr>, now: Instant) {
+    pub fn begin(&mut self, vips: BTreeSet<Ipv4Addr>, sets: BTreeMap<ClientSet, Kept>, now: Instant) {
         let changed = self.scanned.replace(now).is_none();
-        let source = self.source.clone();
-        self.running = Some(Running::Read(spawn_blocking(move || source(&vips, changed))));
+        let (source, clients) = (self.source.clone(), self.clients.clone());
+        self.running = Some(Running::Read(spawn_blocking(move || {
+            let clients = known_clients(&clients, &sets)?;
+            Ok(Read { flows: source(&vips, changed)?, clients })
+        })));
     }
 
     /// The flows of the scan that has just been read.
     pub fn find(&mut self, flows: Flows, now: Instant) {
         let Some(mut reporter) = self.reporter.take() else { return };
         let find = move || {
-            let Flows { flows, missed, table, differ } = flows;
+            let Flows { flows, missed, clients, table, differ } = flows;
             let open = || flows.iter().filter(|flow| !flow.is_closed()).map(|flow| flow.tuple);
-            let announced = reporter.announce(&table, open().chain(missed), differ, now);
+            let announced = reporter.announce_with(&table, open().chain(missed), clients, differ, now);
             (reporter, Found { announced, flows: open().count() })
         };
         self.running = Some(Running::Find(spawn_blocking(find)));
@@ -153,6 +175,23 @@ impl ConntrackScan {
     }
 }
 
+fn known_clients(source: &ClientSource, sets: &BTreeMap<ClientSet, Kept>) -> io::Result<Vec<FlowTuple>> {
+    let mut known = Vec::new();
+    for (set, Kept { ports, .. }) in sets.iter().filter(|(_, kept)| !kept.ports.is_empty()) {
+        let clients = source(set)?.unwrap_or_default();
+        let to = |port: &ServiceKey| FlowTuple {
+            dst: port.addr,
+            dst_port: port.port,
+            proto: port.proto,
+            ..FlowTuple::default()
+        };
+        for port in ports.iter().map(to) {
+            known.extend(clients.keys().map(|client| FlowTuple { src: client.octets(), ..port }));
+        }
+    }
+    Ok(known)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,7 +200,7 @@ mod tests {
     fn often_after_a_change_and_rarely_at_rest() {
         let at = |seconds: u64| Instant::from_millis(1000 * seconds);
         let reporter = Reporter::new("n1", [1, 2], Duration::from_secs(3600));
-        let mut scan = ConntrackScan::new(conntrack(), reporter, at(0));
+        let mut scan = ConntrackScan::new(conntrack(), nftables(), reporter, at(0));
         assert!(scan.is_due(false, at(0)));
         scan.scanned = Some(at(0));
         assert!(!scan.is_due(false, at(0)) && scan.is_due(false, at(1)));

@@ -89,6 +89,7 @@ pub struct Sync {
 pub struct Tools {
     pub reporter: Reporter,
     pub flows: conntrack_scan::Source,
+    pub clients: conntrack_scan::ClientSource,
     pub maps: ForwardingMaps,
     pub backend: Backend,
 }
@@ -220,7 +221,7 @@ struct Writing {
 
 impl State {
     fn restore(mut sync: Sync, tools: Tools, report_socket: ReportSocket) -> Result<Self> {
-        let Tools { reporter, flows, maps, backend } = tools;
+        let Tools { reporter, flows, clients, maps, backend } = tools;
         let have = maps.restore().context("read the pinned maps")?;
         info!(
             vips = have.vips.len(),
@@ -252,7 +253,7 @@ impl State {
             shown: Arc::default(),
             saved_view: false,
             writing: None,
-            scan: ConntrackScan::new(flows, reporter, clock::now()),
+            scan: ConntrackScan::new(flows, clients, reporter, clock::now()),
             saved: None,
             differing: BTreeSet::new(),
             udp_pins: UdpPins::default(),
@@ -361,7 +362,7 @@ impl State {
 fn left_in_force(have: &MapState) -> InForce {
     let served = have.services.iter().filter(|(_, value)| value.flags & ServiceValue::SERVED_HERE != 0);
     let peers = have.nodes.iter().filter_map(|(slot, node)| Some((u16::try_from(*slot).ok()?, node.addr.into())));
-    InForce { services: served.map(|(key, _)| *key).collect(), peers: peers.collect(), viewed: None, failing: false }
+    InForce { services: served.map(|(key, _)| *key).collect(), peers: peers.collect(), ..InForce::default() }
 }
 
 #[cfg(test)]

@@ -14,10 +14,11 @@
 //!
 //! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a fault) →
 //! [`measure`] (how it counts) → [`waits`] (whether the machine was too busy to judge) → the scenarios: [`node_loss`], [`speaker`],
-//! [`address`], [`controller`], [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`outside`](mod@outside), [`resources`](mod@resources), [`speaker_states`](mod@speaker_states), [`uninstall`](mod@uninstall); all changes of the serving nodes,
+//! [`address`], [`affinity`](mod@affinity), [`controller`], [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`outside`](mod@outside), [`resources`](mod@resources), [`speaker_states`](mod@speaker_states), [`uninstall`](mod@uninstall); all changes of the serving nodes,
 //! under open connections: [`survive`].
 
 pub mod address;
+pub mod affinity;
 pub mod api;
 pub mod baseline;
 pub mod controller;
@@ -42,6 +43,7 @@ pub mod uninstall;
 pub mod waits;
 
 pub use address::{client_address, first_answer};
+pub use affinity::session_affinity;
 pub use baseline::baseline;
 pub use controller::{controller_failover, pool_exhaustion};
 pub use deploy::{Owner, Scene, deploy};

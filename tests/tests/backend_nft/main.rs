@@ -3,6 +3,7 @@
 //! Needs root and nft. Beside the table stands a stand-in for kube-proxy wherever its absence could hide a mistake; the real
 //! one is in the lab's tests.
 
+mod affinity;
 mod host_rules;
 mod packet;
 mod second_chance;

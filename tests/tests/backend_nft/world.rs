@@ -86,17 +86,27 @@ impl World {
 
     /// From a given client port, which may be in use towards another address.
     pub fn connect_from(&self, from: u16, vip: Ipv4Addr, port: u16) -> std::io::Result<Connection> {
+        self.connect_as(SocketAddrV4::new(CLIENT, from), vip, port)
+    }
+
+    /// From a given address of the client.
+    pub fn connect_as(&self, from: SocketAddrV4, vip: Ipv4Addr, port: u16) -> std::io::Result<Connection> {
         let connect = || {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
-            socket.bind(&SocketAddrV4::new(CLIENT, from).into())?;
+            socket.bind(&from.into())?;
             Ok(socket.connect_timeout(&SocketAddrV4::new(vip, port).into(), PATIENCE).map(|()| socket))
         };
         Connection::greet(netns::inside(&self.client, connect).expect("a client socket")?.into())
     }
 
     pub fn client_udp(&self) -> UdpSocket {
-        let socket = netns::inside(&self.client, || Ok(UdpSocket::bind((CLIENT, 0))?)).unwrap();
+        self.client_udp_as(CLIENT)
+    }
+
+    /// From a given address of the client.
+    pub fn client_udp_as(&self, from: Ipv4Addr) -> UdpSocket {
+        let socket = netns::inside(&self.client, || Ok(UdpSocket::bind((from, 0))?)).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket
     }
@@ -107,6 +117,12 @@ impl World {
         let socket = netns::inside(&self.client, open).expect("CAP_NET_RAW");
         socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         socket
+    }
+
+    /// The client has these addresses too.
+    pub fn add_clients(&self, addresses: &[Ipv4Addr]) {
+        let add: String = addresses.iter().map(|address| format!("addr add {address}/24 dev eth0\n")).collect();
+        netns::ip(&self.client, &add).unwrap();
     }
 
     /// What the client sends to a VIP goes to this node from now on.
@@ -141,6 +157,14 @@ impl Node {
         addresses.into_iter().try_for_each(|address| self.serve(address))
     }
 
+    /// More pods of this node.
+    pub fn add_pods(&self, addresses: &[Ipv4Addr]) {
+        for address in addresses {
+            netns::ip(&self.pods, &format!("addr add {address}/24 dev eth0\n")).unwrap();
+            self.serve(*address).unwrap();
+        }
+    }
+
     pub fn address(&self) -> Ipv4Addr {
         Ipv4Addr::new(192, 0, 2, 10 + self.slot as u8)
     }
@@ -152,6 +176,15 @@ impl Node {
 
     /// As [`Node::mark`]; packets in search have this next hop.
     pub fn mark_searching(&self, mark: Mark, next: Mark) {
+        self.stand_in(mark, next, false);
+    }
+
+    /// The same for a Service with affinity: SYNs search too, until the last hop.
+    pub fn mark_seeking_client(&self, mark: Mark, next: Mark) {
+        self.stand_in(mark, next, true);
+    }
+
+    fn stand_in(&self, mark: Mark, next: Mark, affinity: bool) {
         let mac = |mark: Mark| mark.mac().map(|byte| format!("{byte:02x}")).join(":");
         let held = |mark: Mark| if mark.next_hop.needs_ttl_guard() { "ip ttl set 1" } else { "" };
         let (local, first, held_first) = (mac(Mark::LOCAL), mac(mark), held(mark));
@@ -161,6 +194,11 @@ impl Node {
             format!("ip ttl {may_reset} counter name hop{hop}\nip ttl {no_reset} counter name no_reset{hop}\n")
         });
         let hops: String = hops.collect();
+        let last = SearchState { hop: SearchState::LAST_HOP, no_reset: false }.ttl();
+        let [new, last] = match affinity {
+            true => [String::new(), format!("ip ttl {last} ether saddr set {local} accept")],
+            false => [format!("tcp flags & (syn | ack) == syn ether saddr set {local} accept"), String::new()],
+        };
         // Every plan here is that of one and the same node.
         let began = SearchState::origin_id(ADDRESS.octets());
         let counters: String =
@@ -175,6 +213,7 @@ impl Node {
                      ip id & 0xffc0 != {began} counter name began_nowhere
                      {hops}
                      ip frag-off set ip frag-off & 0x7fff
+                     {last}
                      ip ttl <= 16 ether saddr set {may_reset} {held} accept
                      ether saddr set {no_reset} {held} accept
                  }}
@@ -182,7 +221,7 @@ impl Node {
                      type filter hook ingress device \"eth0\" priority 0; policy accept;
                      ip daddr != {{ {VIP}, {OTHER_VIP} }} accept
                      ether type ip ip frag-off & 0x8000 != 0 goto travelling
-                     tcp flags & (syn | ack) == syn ether saddr set {local} accept
+                     {new}
                      ether saddr set {first} {held_first}
                  }}
              }}"

@@ -165,6 +165,19 @@ pub fn selector_changes(scene: &Scene) -> Result<String> {
     survived(scene, survive::pods::selector)
 }
 
+pub fn session_affinity(scene: &Scene) -> Result<String> {
+    let report = scenario::session_affinity(scene)?;
+    survive::whole::make_whole(scene)?;
+    ensure!(report.clients == 100 && report.nodes.len() == scene.nodes.len(), "{report:#?}");
+    ensure!(report.changed.is_empty(), "clients whose pod lives got another: {report:#?}");
+    ensure!(report.failed.is_empty(), "connections failed: {report:#?}");
+    ensure!(report.searched > 0.0, "no row with a client moved: {report:#?}");
+    Ok(format!(
+        "{} connections of {} clients, {} of them moved with their pod",
+        report.connections, report.clients, report.moved
+    ))
+}
+
 /// UDP too: kube-proxy deletes the entries of flows whose pods it takes for dead.
 pub fn api_lost_on_one_node(scene: &Scene) -> Result<String> {
     survived(scene, survive::late::scaled)

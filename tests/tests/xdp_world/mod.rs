@@ -81,7 +81,7 @@ pub fn world() -> HostTables {
     world.own.insert(VIP);
     world.peers.extend([(PEER, 2), (FOURTH, 4)]);
     for (slot, mac) in [(1, SELF), (2, PEER), (3, [0; 6]), (4, FOURTH)] {
-        world.nodes.insert(slot, Node { addr: [192, 0, 2, slot as u8], mac, pad: [0; 2] });
+        world.nodes.insert(slot, Node { addr: [192, 0, 2, slot as u8], mac, flags: 0 });
     }
     let rings: [(u16, u32, Vec<Row>); 9] = [
         (LOCAL, 1, vec![Row::new(1, [2, 0, 0]); 3]),

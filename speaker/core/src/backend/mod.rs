@@ -3,6 +3,7 @@
 //! [`Plan`] is the meaning, [`ruleset`] the text. Compare plans to learn whether anything changed.
 //! Read first: docs/backend.md.
 
+pub mod affinity;
 pub mod flow;
 pub mod removal_grace;
 pub mod ruleset;
@@ -56,6 +57,8 @@ pub struct LocalPods {
     pub last_resort: bool,
     /// Those that stand on no node: they get this node's address in place of the client's ([`crate::view::via`]).
     pub via: BTreeSet<(Ipv4Addr, u16)>,
+    /// The Service, as its clients are recorded ([`affinity::service_hash`]).
+    pub service: u64,
 }
 
 impl Plan {
@@ -80,9 +83,9 @@ impl Plan {
             }
             pods.truncate(MAX_LOCAL_PODS);
             if !pods.is_empty() {
-                let attributes = frontend.attributes.clone();
                 let via = local().filter(|pod| pod.via).map(target).filter(|pod| pods.contains(pod)).collect();
-                services.insert(*key, LocalPods { attributes, pods, last_resort: none_ready, via });
+                let (attributes, service) = (frontend.attributes.clone(), affinity::service_hash(frontend.service));
+                services.insert(*key, LocalPods { attributes, pods, last_resort: none_ready, via, service });
             }
         }
         Self {
@@ -133,12 +136,14 @@ impl Uplink {
     }
 }
 
-/// A packet of a flow that this node does not know, by what became of it. The label is the counter in nftables and the metric
-/// label.
+/// A packet that begins a flow or is of one that this node does not know, by what became of it. The label is the counter in nftables
+/// and the metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Guard {
     /// Begins a flow of a client outside the Service's source ranges: dropped.
     Source,
+    /// Begins a flow of a client that could not be recorded ([`affinity::MAX_CLIENTS`]): its pod is the one of its hash.
+    Unrecorded,
     /// Handed to the node that its mark names.
     Forwarded,
     /// No node knows the flow, and conntrack called the packet invalid where its search began: dropped.
@@ -160,6 +165,7 @@ pub enum Guard {
 impl Guard {
     pub const ALL: &'static [Guard] = &[
         Self::Source,
+        Self::Unrecorded,
         Self::Forwarded,
         Self::NoReset,
         Self::Unmarked,
@@ -173,6 +179,7 @@ impl Guard {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Source => "source_denied",
+            Self::Unrecorded => "affinity_unrecorded",
             Self::Forwarded => "second_chance",
             Self::NoReset => "second_chance_no_reset",
             Self::Unmarked => "guard_unmarked",

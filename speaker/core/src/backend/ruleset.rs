@@ -16,6 +16,7 @@
 //! filter chains at -110 in input, forward and output (pkg/proxy/nftables, `filterForwardChain` and others), in iptables mode
 //! at 0. The guard is before both.
 
+mod affinity;
 mod source_ranges;
 mod via;
 
@@ -28,6 +29,7 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::{FlowTuple, Mark, NextHop, RESERVED_FLAG, SearchState, ServiceKey};
 
+use super::affinity::Records;
 use super::udp_pin::Targets;
 use super::{Guard, LocalPods, Plan};
 use crate::view::Protocol;
@@ -42,8 +44,13 @@ pub const OLD_CONNTRACK_HOOK_TABLE: &str = "sheave-keep";
 /// Every table that a speaker of this or an earlier version makes.
 pub const ALL_TABLES: [&str; 3] = [TABLE, CONNTRACK_HOOK_TABLE, OLD_CONNTRACK_HOOK_TABLE];
 
-/// Brings the table to this plan, whatever is there. Counters start at 0.
+/// Brings the table to this plan, whatever is there. Counters start at 0, and no client is recorded.
 pub fn replace(plan: &Plan) -> String {
+    replace_with(plan, &Records::new())
+}
+
+/// The same with clients that keep their pods.
+pub fn replace_with(plan: &Plan, records: &Records) -> String {
     let mut text = delete();
     line(&mut text, format_args!("table ip {TABLE} {{"));
     for guard in Guard::ALL {
@@ -51,8 +58,10 @@ pub fn replace(plan: &Plan) -> String {
     }
     let vips: Vec<String> = plan.vips.iter().map(Ipv4Addr::to_string).collect();
     line(&mut text, format_args!("\tset vips {{ type ipv4_addr; {}}}", elements(&vips)));
-    for (key, local) in &plan.services {
-        line(&mut text, format_args!("\tchain {} {{ {}; }}", chain(key), translate(key, local)));
+    affinity::sets(&mut text, plan, records);
+    let pods = affinity::Pods::of(plan);
+    for (chain, rules) in plan.services.iter().flat_map(|(key, local)| chains(key, local, &pods)) {
+        line(&mut text, format_args!("\tchain {chain} {{ {}; }}", rules.join("; ")));
     }
     let services: Vec<String> =
         plan.services.keys().map(|key| format!("{} : goto {}", tuple(key), chain(key))).collect();
@@ -89,16 +98,23 @@ pub fn delete() -> String {
     ALL_TABLES.map(|table| format!("add table ip {table}\ndelete table ip {table}\n")).concat()
 }
 
-/// Leads from one plan to another; `None` if there is nothing to do. A change of what all chains have wants [`replace`].
-pub fn update(from: &Plan, to: &Plan) -> Option<String> {
+/// Whether the plans differ in what all chains have: then [`replace`] leads from one to the other, and [`update`] does not.
+pub fn needs_replace(from: &Plan, to: &Plan) -> bool {
     let of_all = |plan: &Plan| (plan.uplink.clone(), plan.address, plan.second_chance, plan.udp_silent);
-    if of_all(from) != of_all(to) {
+    of_all(from) != of_all(to)
+}
+
+/// Leads from one plan to another; `None` if there is nothing to do. Records of clients stay with their pods.
+pub fn update(from: &Plan, to: &Plan) -> Option<String> {
+    if needs_replace(from, to) {
         return Some(replace(to));
     }
     let mut text = String::new();
     source_ranges::update(&mut text, from, to);
     via::update(&mut text, from, to);
+    affinity::update_before(&mut text, from, to);
     update_services(&mut text, from, to);
+    affinity::update_after(&mut text, from, to);
     update_udp_pins(&mut text, &from.udp_pins, &to.udp_pins);
     if to.second_chance {
         update_peers(&mut text, &from.peers, &to.peers);
@@ -107,32 +123,50 @@ pub fn update(from: &Plan, to: &Plan) -> Option<String> {
 }
 
 fn update_services(text: &mut String, from: &Plan, to: &Plan) {
-    let gone = from.services.keys().filter(|key| !to.services.contains_key(key));
-    for key in gone {
+    let (pods_before, pods) = (affinity::Pods::of(from), affinity::Pods::of(to));
+    let gone = from.services.iter().filter(|(key, _)| !to.services.contains_key(key));
+    for (key, local) in gone {
         line(text, format_args!("delete element ip {TABLE} services {{ {} }}", tuple(key)));
-        line(text, format_args!("flush chain ip {TABLE} {}", chain(key)));
-        line(text, format_args!("delete chain ip {TABLE} {}", chain(key)));
+        update_chains(text, &chains(key, local, &pods_before), &[]);
     }
     for vip in from.vips.difference(&to.vips) {
         line(text, format_args!("delete element ip {TABLE} vips {{ {vip} }}"));
     }
     for (key, local) in &to.services {
         let known = from.services.get(key);
-        if known == Some(local) {
+        // With affinity it depends on the pods of the Service's other ports too.
+        if known == Some(local) && !local.attributes.keeps_clients() {
             continue;
         }
-        let chain = chain(key);
-        match known {
-            Some(_) => line(text, format_args!("flush chain ip {TABLE} {chain}")),
-            None => line(text, format_args!("add chain ip {TABLE} {chain}")),
-        }
-        line(text, format_args!("add rule ip {TABLE} {chain} {}", translate(key, local)));
+        let before = known.map_or_else(Vec::new, |local| chains(key, local, &pods_before));
+        update_chains(text, &before, &chains(key, local, &pods));
         if known.is_none() {
-            line(text, format_args!("add element ip {TABLE} services {{ {} : goto {chain} }}", tuple(key)));
+            line(text, format_args!("add element ip {TABLE} services {{ {} : goto {} }}", tuple(key), chain(key)));
         }
     }
     for vip in to.vips.difference(&from.vips) {
         line(text, format_args!("add element ip {TABLE} vips {{ {vip} }}"));
+    }
+}
+
+/// The chains of one service port. The last of each leads to the others, so it is emptied first and filled last.
+fn update_chains(text: &mut String, from: &[affinity::Chain], to: &[affinity::Chain]) {
+    let in_to = |name: &String| to.iter().find(|(other, _)| other == name);
+    let in_from = |name: &String| from.iter().find(|(other, _)| other == name);
+    for (name, _) in from.iter().rev().filter(|(name, rules)| in_to(name).is_none_or(|(_, others)| others != rules)) {
+        line(text, format_args!("flush chain ip {TABLE} {name}"));
+    }
+    for (name, _) in from.iter().rev().filter(|(name, _)| in_to(name).is_none()) {
+        line(text, format_args!("delete chain ip {TABLE} {name}"));
+    }
+    for (name, rules) in to {
+        let before = in_from(name);
+        if before.is_none() {
+            line(text, format_args!("add chain ip {TABLE} {name}"));
+        }
+        if before.is_none_or(|(_, others)| others != rules) {
+            rules.iter().for_each(|rule| line(text, format_args!("add rule ip {TABLE} {name} {rule}")));
+        }
     }
 }
 
@@ -206,9 +240,11 @@ fn flow_lookup(text: &mut String, plan: &Plan) {
         let later = [NextHop::Alternate(2), NextHop::Alternate(3), NextHop::ToPrimary];
         for (next_hop, no_reset, chain) in MARKS.into_iter().filter(|(next_hop, ..)| later.contains(next_hop)) {
             let (ttl, next) = (ttl(next_hop.hop(), no_reset), if no_reset { "to-peer-no-reset" } else { "to-peer" });
-            line(text, format_args!("\tchain {chain} {{ ip ttl set {ttl} goto {next}; }}"));
+            let known = affinity::KNOWN_CLIENT;
+            line(text, format_args!("\tchain {chain} {{ jump {known}; ip ttl set {ttl} goto {next}; }}"));
         }
         line(text, format_args!("\tchain alternate-1 {{"));
+        line(text, format_args!("\t\tjump {}", affinity::KNOWN_CLIENT));
         if let Some(address) = plan.address {
             line(text, format_args!("\t\tip id set {}", SearchState::origin_id(address.octets())));
         }
@@ -315,17 +351,28 @@ fn base_chains(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t}}"));
 }
 
+/// The chains of one service port, its own last.
+fn chains(key: &ServiceKey, local: &LocalPods, pods: &affinity::Pods) -> Vec<affinity::Chain> {
+    match local.attributes.keeps_clients() {
+        true => affinity::chains(key, local, pods),
+        false => [(chain(key), [translate(key, local)].into())].into(),
+    }
+}
+
 /// The rule of one service port. `meta l4proto` comes first because nft wants to know that there are ports.
 fn translate(key: &ServiceKey, local: &LocalPods) -> String {
     let protocol = protocol(key.proto);
     if let [(address, port)] = local.pods[..] {
         return format!("meta l4proto {protocol} dnat to {address}:{port}");
     }
-    let of = if protocol == "udp" { Protocol::Udp } else { Protocol::Tcp };
-    let choice = local.attributes.choice(of, local.pods.len());
+    let choice = local.attributes.choice(protocol_of(key), local.pods.len());
+    format!("meta l4proto {protocol} dnat ip to {choice} map {{ {} }}", pods_by_number(local))
+}
+
+fn pods_by_number(local: &LocalPods) -> String {
     let pods = local.pods.iter().enumerate();
     let pods: Vec<String> = pods.map(|(i, (address, port))| format!("{i} : {address} . {port}")).collect();
-    format!("meta l4proto {protocol} dnat ip to {choice} map {{ {} }}", pods.join(", "))
+    pods.join(", ")
 }
 
 /// Name of a service's chain. nft takes letters, digits and `/\_.-` after a letter.
@@ -357,6 +404,10 @@ fn slot_key(slot: u16) -> String {
 fn mac(bytes: [u8; 6]) -> String {
     let [a, b, c, d, e, f] = bytes;
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+fn protocol_of(key: &ServiceKey) -> Protocol {
+    if key.proto == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp }
 }
 
 fn protocol(number: u8) -> &'static str {

@@ -1,3 +1,4 @@
+use alloc::format;
 use alloc::vec;
 
 use ebpf_common::FlowTuple;
@@ -139,7 +140,25 @@ fn the_text() {
     }
     known.handle(Event::Apply(service(web(), Affinity::ClientIp)));
     let text = replace(&Plan::new(&known, "a", Uplink::new("eth0").unwrap()));
-    assert!(text.contains("dnat ip to jhash ip saddr mod 2 seed 0x53686561 map {"), "{text}");
+    let set = |n| format!("affinity-{:016x}-10.0.97.{n}", affinity::service_hash(&web()));
+    for line in [
+        format!("\tset {} {{ type ipv4_addr; size 16384; flags dynamic,timeout; }}", set(1)),
+        format!(
+            "\tchain tcp-192.0.2.1-80-10.0.97.1-8080 {{ update @{0} {{ ip saddr timeout 10800s }}; ip saddr != @{0} counter name \
+             affinity_unrecorded; meta l4proto tcp dnat to 10.0.97.1:8080; }}",
+            set(1)
+        ),
+        format!("\tchain known-tcp-192.0.2.1-80 {{ ip saddr @{} accept; ip saddr @{} accept; }}", set(1), set(2)),
+        format!(
+            "\tchain tcp-192.0.2.1-80 {{ ip saddr @{} goto tcp-192.0.2.1-80-10.0.97.1-8080; ip saddr @{} goto \
+             tcp-192.0.2.1-80-10.0.97.2-8080; jhash ip saddr mod 2 seed 0x53686561 vmap {{ 0 : goto tcp-192.0.2.1-80-10.0.97.1-8080, 1 : \
+             goto tcp-192.0.2.1-80-10.0.97.2-8080 }}; }}",
+            set(1),
+            set(2)
+        ),
+    ] {
+        assert!(text.contains(&line), "{line}\nis not in\n{text}");
+    }
 }
 
 #[test]
@@ -188,13 +207,13 @@ fn marks_lead_to_peers() {
          02:53:68:04:00:00 : goto to-primary, 02:53:68:14:00:00 : goto to-primary-no-reset }",
         "\t\tip ttl 1 ip ttl set 64",
         "\tchain to-dispatcher { limit rate 20000/second burst 20000 packets goto alternate-1; accept; }",
-        "\tchain alternate-2 { ip ttl set 15 goto to-peer; }",
-        "\tchain alternate-3-no-reset { ip ttl set 30 goto to-peer-no-reset; }",
+        "\tchain alternate-2 { jump known-client; ip ttl set 15 goto to-peer; }",
+        "\tchain alternate-3-no-reset { jump known-client; ip ttl set 30 goto to-peer-no-reset; }",
         // Arrives as 31: the first hop, without reset.
         "\t\tct state invalid ip ttl set 32 goto to-peer-no-reset",
         // Arrives as 12: the last hop.
-        "\tchain to-primary { ip ttl set 13 goto to-peer; }",
-        "\tchain to-primary-no-reset { ip ttl set 29 goto to-peer-no-reset; }",
+        "\tchain to-primary { jump known-client; ip ttl set 13 goto to-peer; }",
+        "\tchain to-primary-no-reset { jump known-client; ip ttl set 29 goto to-peer-no-reset; }",
     ] {
         assert!(text.contains(line), "{line}\nis not in\n{text}");
     }

@@ -171,7 +171,8 @@ impl Layout {
                 }
             };
             let mac = macs.get(name).copied().unwrap_or_default();
-            state.nodes.insert(slot, Node { addr: address.octets(), mac, pad: [0; 2] });
+            let flags = if table.existing_only.contains(name) { Node::EXISTING_FLOWS_ONLY } else { 0 };
+            state.nodes.insert(slot, Node { addr: address.octets(), mac, flags });
             if mac != [0; 6] && name != own {
                 state.peers.insert(MacKey { mac, pad: [0; 2] }, slot);
             }

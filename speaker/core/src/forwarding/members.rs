@@ -5,8 +5,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::maglev::Members;
-use crate::view::View;
 use crate::view::endpoints::Pod;
+use crate::view::{Node, View};
 
 /// The traffic that a node may get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,16 @@ impl TrafficStates {
     pub fn keeps_flows(&self, node: &str) -> bool {
         self.of(node) != TrafficState::None
     }
+}
+
+/// Nodes that keep what they have and take no new flows: by their traffic state, because of the exclude label (unless all have it), or
+/// because their object was deleted.
+pub(super) fn existing_only(view: &View, traffic_states: &TrafficStates) -> BTreeSet<String> {
+    let heeded = view.members().any(|(_, node)| !node.excluded);
+    let closed = |(name, node): &(&String, &Node)| {
+        !traffic_states.takes_new_flows(name) || heeded && node.excluded || !view.is_member(name)
+    };
+    view.nodes().iter().filter(closed).map(|(name, _)| name.clone()).collect()
 }
 
 /// Which pods take part in a ring, and whether the service port takes new flows.

@@ -59,6 +59,8 @@ pub use restricted::Restricted;
 pub struct Table {
     /// Every node of the cluster and its address on the segment.
     pub nodes: BTreeMap<String, Ipv4Addr>,
+    /// Nodes that take no new flows.
+    pub existing_only: BTreeSet<String>,
     pub vips: BTreeSet<Ipv4Addr>,
     pub services: BTreeMap<ServiceKey, Service>,
     /// Services with source ranges. They hold at once, whatever else of a service port waits.
@@ -271,7 +273,8 @@ impl Planner {
         self.alternates = cache;
         let vips = view.served_vips();
         let restricted = Restricted::of(frontends);
-        Table { nodes, vips, services, restricted, refused: refused.clone(), digest, viewed }
+        let existing_only = members::existing_only(view, traffic_states);
+        Table { nodes, existing_only, vips, services, restricted, refused: refused.clone(), digest, viewed }
     }
 }
 
@@ -473,7 +476,9 @@ fn digest(services: &BTreeMap<ServiceKey, Service>, others: &BTreeMap<ServiceKey
         let key = u64::from(u32::from_be_bytes(addr)) | port << 32 | u64::from(proto) << 48;
         let no_new_flows = u64::from(service.no_new_flows) << 57;
         let AttributesDigest { affinity, more } = service.attributes.digest();
-        let digest = siphash13(&[digest, 0], key | u64::from(affinity) << 56 | no_new_flows, ring);
+        // Bit 58: rows by the client's address and the VIP alone; before 2026-12 also by the port, and the same ring meant other rows.
+        let affinity = u64::from(affinity) << 56 | u64::from(affinity) << 58;
+        let digest = siphash13(&[digest, 0], key | affinity | no_new_flows, ring);
         more.map_or(digest, |more| siphash13(&[digest, 1], more, 0))
     })
 }

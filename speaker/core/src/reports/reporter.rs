@@ -1,4 +1,4 @@
-//! The report of this node: its table and the flows of conntrack -> the rows to report.
+//! The report of this node: its table, the flows of conntrack and the clients of sessionAffinity -> the rows to report.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -59,9 +59,23 @@ impl Reporter {
         differ: bool,
         now: Instant,
     ) -> Announcement {
+        self.announce_with(table, flows, [], differ, now)
+    }
+
+    /// `clients`: those that this node has a record of, one for each service port that takes them, without a port of their own. Their
+    /// next connection is to find this node as the next segment of a flow does.
+    pub fn announce_with(
+        &mut self,
+        table: &Table,
+        flows: impl IntoIterator<Item = FlowTuple>,
+        clients: impl IntoIterator<Item = FlowTuple>,
+        differ: bool,
+        now: Instant,
+    ) -> Announcement {
         self.note_rings(table, now);
         let mut found: BTreeMap<ServiceKey, Found> = BTreeMap::new();
-        for flow in flows {
+        let open = flows.into_iter().map(|flow| (flow, 1)).chain(clients.into_iter().map(|client| (client, 0)));
+        for (flow, flows) in open {
             let key = ServiceKey { addr: flow.dst, port: flow.dst_port, proto: flow.proto, pad: 0 };
             let Some((row, primary)) = table.services.get(&key).and_then(|service| self.row_of(service, flow)) else {
                 continue;
@@ -71,7 +85,7 @@ impl Reporter {
                 let changed = self.rings.get(&key).is_some_and(|(_, since)| now.since(*since) < SETTLE);
                 found.own.extend((differ || changed).then_some(row));
             } else {
-                *found.others.entry(row).or_default() += 1;
+                *found.others.entry(row).or_default() += flows;
             }
         }
         self.services.retain(|key, _| found.contains_key(key));

@@ -184,6 +184,7 @@ impl World {
         let tools = Tools {
             reporter: Reporter::new(&node_name(1), [1, 2], hour),
             flows: held_conntrack(dir),
+            clients: conntrack_scan::nftables(),
             maps: ForwardingMaps::open(&pins).unwrap(),
             backend: Backend::new(Nft::new(wrapper(dir))),
         };

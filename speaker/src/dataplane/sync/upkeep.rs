@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::State;
 use crate::dataplane::attachment::LinkCheck;
-use crate::dataplane::conntrack_scan::{Done, Flows, Found};
+use crate::dataplane::conntrack_scan::{Done, Flows, Found, Read};
 use crate::io::clock;
 
 impl State {
@@ -32,31 +32,31 @@ impl State {
             self.dirty = true;
         }
         if self.scan.is_due(self.report_socket.exchange.differs(now) || self.udp_pins.uncertainty.holds(now), now) {
-            self.scan.begin(self.table.vips.clone(), now);
+            self.scan.begin(self.table.vips.clone(), self.in_force.client_sets.clone(), now);
         }
     }
 
     pub(super) fn on_scan(&mut self, done: Done) -> Result<()> {
         match done {
-            Done::Read(Ok(flows)) => {
-                self.read(flows);
+            Done::Read(Ok(read)) => {
+                self.read(read);
                 Ok(())
             }
             Done::Read(Err(error)) => {
-                warn!(%error, "conntrack scan failed; the last flow report is repeated");
+                warn!(%error, "scan of conntrack and clients failed; the last flow report is repeated");
                 Ok(())
             }
             Done::Found(found) => self.found(found),
         }
     }
 
-    /// Flows as conntrack had them a moment ago.
-    fn read(&mut self, flows: Vec<Flow>) {
+    /// Flows and clients as the kernel had them a moment ago.
+    fn read(&mut self, Read { flows, clients }: Read) {
         let now = clock::now();
         self.pin_udp_flows(&flows, now);
         let missed = self.udp_pins.missed(now).collect();
         let differ = self.report_socket.exchange.differs(now);
-        self.scan.find(Flows { flows, missed, table: self.table.clone(), differ }, now);
+        self.scan.find(Flows { flows, missed, clients, table: self.table.clone(), differ }, now);
     }
 
     /// This node reports its flows.

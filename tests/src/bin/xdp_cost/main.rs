@@ -146,7 +146,7 @@ fn world(rows: usize) -> HostTables {
     for slot in 2..MAX_NODES as u16 {
         let [high, low] = slot.to_be_bytes();
         let mac = if slot == 2 { PEER } else { [0x02, 1, 0, 0, high, low] };
-        world.nodes.insert(u32::from(slot), Node { addr: [10, 0, high, low], mac, pad: [0; 2] });
+        world.nodes.insert(u32::from(slot), Node { addr: [10, 0, high, low], mac, flags: 0 });
         world.peers.insert(mac, slot);
     }
     for (port, row) in [

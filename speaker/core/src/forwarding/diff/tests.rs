@@ -191,6 +191,14 @@ fn a_node_that_the_rules_do_not_know_is_no_alternate() {
 }
 
 #[test]
+fn a_node_that_takes_no_new_flows_is_marked() {
+    let closed = Table { existing_only: ["b".into()].into(), ..table(&full()) };
+    let (state, _) = Layout::default().want(&closed, &MapState::default(), &macs(), "a", &BTreeSet::new());
+    let marked = state.nodes.values().filter(|node| node.flags == ebpf_common::Node::EXISTING_FLOWS_ONLY);
+    assert_eq!(marked.map(|node| node.addr).collect::<Vec<_>>(), [closed.nodes["b"].octets()]);
+}
+
+#[test]
 fn affinity_is_a_flag_and_equal_rings_are_one_slot() {
     let mut known = full();
     known.handle(Event::Apply(service(web(), Affinity::ClientIp)));

@@ -86,6 +86,20 @@ fn with_client_affinity_the_client_chooses_the_row() {
     assert_eq!(reported(&announced), [row(&table, flows(1)[0].client_only())]);
 }
 
+/// A record is no open flow: no change ends it.
+#[test]
+fn rows_of_known_clients_are_reported_and_their_ends_not_counted() {
+    let mut table = table(&["b"]);
+    table.services.get_mut(&web()).unwrap().attributes.affinity = Affinity::ClientIp;
+    let mut reporter = Reporter::new("a", KEY, HOUR);
+    let client = flows(1)[0].client_only();
+    let known = || [FlowTuple { dst_port: 80u16.to_be_bytes(), proto: 6, ..client }];
+    let announced = reporter.announce_with(&table, [], known(), false, at(0));
+    assert_eq!((reported(&announced), announced.expired), ([row(&table, client)].into(), 0));
+    let late = reporter.announce_with(&table, flows(2), known(), false, at(3601));
+    assert_eq!((reported(&late).len(), late.expired), (0, 2), "the two flows");
+}
+
 #[test]
 fn flows_of_no_service_are_not_reported() {
     let stray = FlowTuple { dst_port: [0, 1], ..flows(1)[0] };

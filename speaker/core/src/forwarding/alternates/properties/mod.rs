@@ -5,6 +5,7 @@
 //! nodes get flows of the same row; every quarter of a second each living flow sends a packet through every node that may own
 //! its VIP. Files: `faults` (what happens) -> `node` (kernel and speaker) -> `world` (cluster, clients, packets) -> `sums`.
 
+mod affinity;
 mod faults;
 mod many_flows;
 mod node;

@@ -39,6 +39,8 @@ pub struct Kernel {
     pub backends: BTreeMap<ServiceKey, Vec<core::net::Ipv4Addr>>,
     /// Conntrack: flow and the pod it goes to.
     pub flows: BTreeMap<Flow, core::net::Ipv4Addr>,
+    /// Clients of services with affinity, and the pod of each.
+    pub clients: BTreeMap<[u8; 4], core::net::Ipv4Addr>,
 }
 
 /// A flow as a key of maps.
@@ -56,7 +58,8 @@ impl Kernel {
     /// The row of a flow in the maps: slots are numbers of nodes, from 1.
     fn row(&self, flow: Flow) -> Option<(ServiceValue, Row)> {
         let service = self.table.as_ref()?.services.get(&key_of(flow))?;
-        let row = row_of(tuple(flow).hash(&HASH_KEY), service.ring.rows.len() as u32)?;
+        let hashed = service.attributes.hashed(tuple(flow));
+        let row = row_of(hashed.hash(&HASH_KEY), service.ring.rows.len() as u32)?;
         let slot = |name: &str| name[1..].parse::<u16>().map_or(0, |number| number + 1);
         let mut alternates = [0; 3];
         for (place, name) in alternates.iter_mut().zip(service.alternates.iter().flat_map(|all| all.of(row))) {
@@ -64,8 +67,14 @@ impl Kernel {
         }
         let served = self.backends.get(&key_of(flow)).is_some_and(|pods| !pods.is_empty());
         let served = if served { ServiceValue::SERVED_HERE } else { 0 };
-        let flags = served | if service.no_new_flows { ServiceValue::NO_NEW_FLOWS } else { 0 };
+        let flags =
+            service.attributes.flags() | served | if service.no_new_flows { ServiceValue::NO_NEW_FLOWS } else { 0 };
         Some((ServiceValue { ring: 0, flags }, Row::new(slot(service.ring.primary(row)?), alternates)))
+    }
+
+    /// Whether this node's row of the flow has that node.
+    pub fn row_has(&self, flow: Flow, slot: u16) -> bool {
+        self.row(flow).is_some_and(|(_, row)| row.nodes().contains(&slot))
     }
 
     pub fn primary(&self, flow: Flow) -> Option<usize> {
@@ -81,7 +90,8 @@ impl Kernel {
         search_origin: u16,
         content: &Content,
     ) -> Option<(Step, u16)> {
-        let (service, row) = self.row(flow).filter(|(flags, _)| service::takes(*flags, content))?;
+        let taken = |flags| service::is_asked(flags, content, origin) || service::takes(flags, content);
+        let (service, row) = self.row(flow).filter(|(flags, _)| taken(*flags))?;
         let config = XdpConfig { self_slot: own as u32 + 1, ..XdpConfig::default() };
         Some((second_chance::next(&config, service, row, origin, search_origin, content), row.primary()))
     }
@@ -230,7 +240,8 @@ impl Speaker {
         {
             (self.announced, self.digest) = (now, table.digest);
             let flows: Vec<FlowTuple> = kernel.flows.keys().map(|flow| tuple(*flow)).collect();
-            let announced = self.reporter.announce(table, flows, self.exchange.differs(now), now);
+            let clients = known_clients(kernel, table);
+            let announced = self.reporter.announce_with(table, flows, clients, self.exchange.differs(now), now);
             assert_eq!(announced.expired, 0);
             let mut actions = Vec::new();
             self.exchange.handle(Event::Local(announced.report), now, &mut actions);
@@ -296,6 +307,8 @@ impl Speaker {
         }
         // Entries to endpoints that are gone go with them.
         kernel.flows.retain(|_, pod| known.contains(pod));
+        // The set of a pod goes with it.
+        kernel.clients.retain(|_, pod| kernel.backends.values().flatten().any(|serving| serving == pod));
         if self.exchange.differs(now) {
             self.planner.tables_differ(now);
         }
@@ -309,6 +322,13 @@ impl Speaker {
     pub fn save(&self, now: Instant) -> SavedRings {
         self.planner.previous_rings().save(BOOT, now)
     }
+}
+
+/// Of each service port with affinity.
+fn known_clients(kernel: &Kernel, table: &Table) -> Vec<FlowTuple> {
+    let ports = table.services.iter().filter(|(_, service)| service.attributes.keeps_clients());
+    let ports = ports.map(|(key, _)| tuple(([0; 4], key.addr, [0; 2], key.port, key.proto)));
+    ports.flat_map(|port| kernel.clients.keys().map(move |client| FlowTuple { src: *client, ..port })).collect()
 }
 
 pub fn node_name(node: usize) -> NodeName {
