@@ -29,6 +29,8 @@ pub mod icmp;
 
 pub mod second_chance;
 
+pub mod fragments;
+
 pub mod forward;
 
 pub mod checksum;
@@ -71,6 +73,9 @@ fn path(frame: &mut impl Frame, tables: &impl Tables) -> Result<Verdict, Verdict
     }
     let (config, sender) = admit::admit(tables, &link)?;
     let packet = parse::packet(frame, &header)?;
+    if packet.is_fragment() {
+        return fragments::follow(frame, tables, config, &link, packet, sender);
+    }
     let origin = second_chance::origin(sender, &packet)?;
     if packet.proto == PROTO_ICMP {
         let subject = icmp::subject(frame, tables, config, &link, &packet)?;

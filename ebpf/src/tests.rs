@@ -1,6 +1,7 @@
 //! The path on the host: any bytes at all, and the invariants that hold for every frame. The table of verdicts runs in
 //! tests/tests/xdp_verdicts/, on the kernel and here alike.
 
+mod fragments;
 mod second_chance;
 
 use ebpf_common::{Config, Fate, Lease, MARK_PREFIX, Node, Row, ServiceKey, ServiceValue, Verdict};

@@ -6,6 +6,7 @@
 #![no_std]
 
 mod forwarding;
+mod fragment;
 mod hash;
 mod lease;
 mod ring;
@@ -13,6 +14,7 @@ mod second_chance;
 mod verdict;
 
 pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_QUERY, RangeKey, Row, ServiceKey, ServiceValue, VipValue};
+pub use fragment::{FragmentKey, FragmentValue};
 pub use hash::{FlowTuple, row_of, siphash13};
 pub use lease::{Config, Lease, Own};
 pub use ring::{RING_WORDS, RingHead};
@@ -49,6 +51,8 @@ pub mod map {
     pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
     /// Per-CPU array: slot of source ranges -> u64 packets of clients that are not admitted.
     pub const DENIED: &str = "DENIED";
+    /// LRU hash: [`FragmentKey`](crate::FragmentKey) -> [`FragmentValue`](crate::FragmentValue). Writer: the program.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Per-CPU array: [`Verdict`](crate::Verdict) as index -> u64 frames.
     pub const COUNTERS: &str = "COUNTERS";
 }
@@ -67,6 +71,8 @@ pub const MAX_ROWS: u32 = 16 * 4093;
 pub const MAX_RESTRICTED: u32 = 4096;
 /// Source ranges of all Services together.
 pub const MAX_SOURCE_RANGES: u32 = 65_536;
+/// Datagrams in fragments whose later fragments find their way. Beyond it those used least recently make room.
+pub const MAX_FRAGMENTED: u32 = 16_384;
 /// Counter slots; verdict numbers stay below this.
 pub const MAX_VERDICTS: u32 = 64;
 
@@ -87,6 +93,10 @@ mod user {
     unsafe impl aya::Pod for crate::ServiceValue {}
     // SAFETY: see above.
     unsafe impl aya::Pod for crate::RangeKey {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::FragmentKey {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::FragmentValue {}
     // SAFETY: see above.
     unsafe impl aya::Pod for crate::Node {}
     // SAFETY: see above.

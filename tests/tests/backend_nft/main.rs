@@ -3,7 +3,9 @@
 //! Needs root and nft. Beside the table stands a stand-in for kube-proxy wherever its absence could hide a mistake; the real
 //! one is in the lab's tests.
 
+mod fragments;
 mod packet;
+mod packet_path;
 mod second_chance;
 mod source_ranges;
 mod timeouts;
