@@ -6,6 +6,7 @@
 mod fragments;
 mod packet;
 mod packet_path;
+mod path_mtu;
 mod second_chance;
 mod source_ranges;
 mod timeouts;
