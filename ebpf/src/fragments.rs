@@ -18,7 +18,7 @@ use crate::parse::{self, Content, Link, MAC_LEN, PROTO_UDP, Packet};
 use crate::reset::{self, Refused};
 use crate::second_chance::{self, Origin, Step};
 use crate::tables::Tables;
-use crate::{select, service, source_ranges};
+use crate::{select, service, source_ranges, traffic};
 
 #[inline(always)]
 pub fn follow(
@@ -42,10 +42,10 @@ pub fn follow(
     if packet.is_later_fragment() {
         return later(frame, tables, config, &packet, origin);
     }
-    let (verdict, slot) = first(frame, tables, config, link, &packet, origin)?;
+    let (verdict, slot, counters) = first(frame, tables, config, link, &packet, origin)?;
     if origin == Origin::Client {
         let until_ns = tables.now_ns() + FragmentValue::LIFETIME_NS;
-        tables.keep_fragment(&key(&packet), FragmentValue { until_ns, slot, pad: 0 });
+        tables.keep_fragment(&key(&packet), FragmentValue { until_ns, slot, counters });
     }
     Ok(verdict)
 }
@@ -65,7 +65,7 @@ fn origin(sender: Option<u16>, packet: &Packet) -> Result<Origin, Verdict> {
     }
 }
 
-/// The way of a whole datagram. Also returns the node that it leads to.
+/// The way of a whole datagram. Also returns the node that it leads to, and where its Service is counted.
 #[inline(always)]
 fn first(
     frame: &mut impl Frame,
@@ -74,18 +74,21 @@ fn first(
     link: &Link,
     packet: &Packet,
     origin: Origin,
-) -> Result<(Verdict, u32), Verdict> {
+) -> Result<(Verdict, u32, u32), Verdict> {
     let subject = parse::first_fragment(frame, packet)?;
     let own = config.self_slot;
     let Some(service) = service::find(tables, &subject.flow) else {
-        return Ok((reset::refuse(frame, config, link, packet, origin, &subject, Refused::Unserved)?, own));
+        let verdict = reset::refuse(frame, config, link, packet, origin, &subject, Refused::Unserved)?;
+        return Ok((verdict, own, FragmentValue::UNCOUNTED));
     };
     if service.flags & ServiceValue::SOURCE_RANGES != 0 {
         source_ranges::admit(frame, tables, config, link, service, origin, &subject)?;
     }
+    let counters = u32::from(service.counter_slot());
     let Some(row) = select::row(tables, config, service, &subject.flow)? else {
-        return Ok((reset::refuse(frame, config, link, packet, origin, &subject, Refused::EmptyRing)?, own));
+        return Ok((crate::refuse(frame, tables, config, link, service, packet, origin, &subject)?, own, counters));
     };
+    traffic::count(tables, service, packet, origin, &Content::Udp);
     // Where the search began the fragments do not say: their identification is the client's.
     match second_chance::next(config, service, row, origin, row.primary(), &Content::Udp) {
         Step::PassToStack(mut mark) => {
@@ -93,12 +96,12 @@ fn first(
                 mark.next_hop = NextHop::InFragments;
             }
             second_chance::pass_to_stack(frame, packet, origin, mark)?;
-            Ok((second_chance::verdict(origin, &Content::Udp, mark), own))
+            Ok((second_chance::verdict(origin, &Content::Udp, mark), own, counters))
         }
         // A datagram is no SYN.
         Step::Dispatch | Step::ForwardSyn { .. } => {
             forward::fragment_to_node(frame, config, packet, select::primary(tables, row)?)?;
-            Ok((Verdict::DispatchedPeer, u32::from(row.primary())))
+            Ok((Verdict::DispatchedPeer, u32::from(row.primary()), counters))
         }
     }
 }
@@ -116,6 +119,7 @@ fn later(
         if tables.now_ns() >= first.until_ns {
             return Err(Verdict::FragmentWithoutFirst);
         }
+        traffic::count_packet(tables, first.counters, packet);
         if first.slot != config.self_slot {
             forward::fragment_to_node(frame, config, packet, select::node(tables, first.slot)?)?;
             return Ok(Verdict::FragmentPeer);

@@ -23,6 +23,8 @@ pub mod source_ranges;
 
 pub mod select;
 
+pub mod traffic;
+
 pub mod reset;
 
 pub mod icmp;
@@ -108,8 +110,9 @@ fn follow(
         false => None,
     };
     let Some(row) = row else {
-        return reset::refuse(frame, config, link, packet, origin, subject, Refused::EmptyRing);
+        return refuse(frame, tables, config, link, service, packet, origin, subject);
     };
+    traffic::count(tables, service, packet, origin, &subject.content);
     let search_origin = second_chance::search_origin(tables, packet, row, origin);
     match second_chance::next(config, service, row, origin, search_origin, &subject.content) {
         Step::Dispatch => {
@@ -125,4 +128,27 @@ fn follow(
             Ok(second_chance::verdict(origin, &subject.content, mark))
         }
     }
+}
+
+/// A Service without a node for the packet.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a part of `follow`")]
+fn refuse(
+    frame: &mut impl Frame,
+    tables: &impl Tables,
+    config: &Config,
+    link: &Link,
+    service: ServiceValue,
+    packet: &Packet,
+    origin: Origin,
+    subject: &parse::Subject,
+) -> Result<Verdict, Verdict> {
+    if origin == Origin::Client {
+        traffic::count_packet(tables, u32::from(service.counter_slot()), packet);
+    }
+    let verdict = reset::refuse(frame, config, link, packet, origin, subject, Refused::EmptyRing)?;
+    if verdict == Verdict::EmptyRingReset {
+        traffic::count_reset(tables, service);
+    }
+    Ok(verdict)
 }

@@ -7,9 +7,9 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCp
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use ebpf_common::{
-    Config, FragmentKey, FragmentValue, Lease, MAX_FRAGMENTED, MAX_NODES, MAX_RESTRICTED, MAX_RINGS, MAX_SERVICES,
-    MAX_SOURCE_RANGES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RING_WORDS, RangeKey, RingHead, Row, ServiceKey,
-    ServiceValue, Verdict, VipValue,
+    Config, FragmentKey, FragmentValue, Lease, MAX_COUNTED, MAX_FRAGMENTED, MAX_NODES, MAX_RESTRICTED, MAX_RINGS,
+    MAX_SERVICES, MAX_SOURCE_RANGES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RING_WORDS, RangeKey, RingHead, Row,
+    ServiceCounters, ServiceKey, ServiceValue, Verdict, VipValue,
 };
 
 use crate::frame::Mac;
@@ -29,6 +29,8 @@ static SERVICES: HashMap<ServiceKey, ServiceValue, { MAX_SERVICES as usize }> = 
 static SOURCE_RANGES: LpmTrie<RangeKey, u32, { MAX_SOURCE_RANGES as usize }> = LpmTrie::new();
 #[btf_map]
 static DENIED: PerCpuArray<u64, { MAX_RESTRICTED as usize }> = PerCpuArray::new();
+#[btf_map]
+static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { MAX_COUNTED as usize }> = PerCpuArray::new();
 #[btf_map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, { MAX_FRAGMENTED as usize }> = LruHashMap::new();
 /// `BPF_F_INNER_MAP` (Linux 5.10): the rings may have any length; that of the template here does not matter.
@@ -90,6 +92,14 @@ impl Tables for KernelTables {
         if let Some(counter) = DENIED.get_ptr_mut(u32::from(slot)) {
             // SAFETY: as in `count`.
             unsafe { *counter += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_in(&self, slot: u32, change: impl FnOnce(&mut ServiceCounters)) {
+        if let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(slot) {
+            // SAFETY: as in `count`.
+            change(unsafe { &mut *counters });
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod fragments;
 mod second_chance;
+mod traffic;
 
 use ebpf_common::{Config, Fate, Lease, MARK_PREFIX, Node, Row, ServiceKey, ServiceValue, Verdict};
 use proptest::prelude::*;

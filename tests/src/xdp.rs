@@ -12,8 +12,8 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapInfo, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::{
-    Config, FragmentKey, FragmentValue, Lease, MacKey, Node, Own, RING_WORDS, RangeKey, RingHead, Row, ServiceKey, ServiceValue, Verdict, VipValue,
-    map,
+    Config, FragmentKey, FragmentValue, Lease, MacKey, Node, Own, RING_WORDS, RangeKey, RingHead, Row, ServiceCounters,
+    ServiceKey, ServiceValue, Verdict, VipValue, map,
 };
 use ebpf_object::Ring;
 use sheave_ebpf::host::HostTables;
@@ -152,6 +152,13 @@ impl Kernel {
     pub fn denied(&self, slot: u16) -> Result<u64> {
         let denied: PerCpuArray<_, u64> = self.ebpf.map(map::DENIED).context("no map DENIED")?.try_into()?;
         Ok(denied.get(&u32::from(slot), 0)?.iter().sum())
+    }
+
+    /// `SERVICE_COUNTERS` of a slot, one per CPU.
+    pub fn service_counters(&self, slot: u16) -> Result<Vec<ServiceCounters>> {
+        let counters: PerCpuArray<_, ServiceCounters> =
+            self.ebpf.map(map::SERVICE_COUNTERS).context("no map SERVICE_COUNTERS")?.try_into()?;
+        Ok(counters.get(&u32::from(slot), 0)?.to_vec())
     }
 
     /// The program, for a map of programs.

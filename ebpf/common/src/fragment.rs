@@ -20,10 +20,12 @@ pub struct FragmentValue {
     pub until_ns: u64,
     /// The node that the first fragment went to, this one included.
     pub slot: u32,
-    pub pad: u32,
+    /// Slot in `SERVICE_COUNTERS`; [`FragmentValue::UNCOUNTED`] if there is no such Service.
+    pub counters: u32,
 }
 
 impl FragmentValue {
+    pub const UNCOUNTED: u32 = u32::MAX;
     /// As long as Linux waits for the rest of a datagram (`net.ipv4.ipfrag_time`).
     pub const LIFETIME_NS: u64 = 30_000_000_000;
 }

@@ -5,6 +5,7 @@
 //! it, so that a new speaker never reads the maps of an old one as its own.
 #![no_std]
 
+mod counters;
 mod forwarding;
 mod fragment;
 mod hash;
@@ -13,6 +14,7 @@ mod ring;
 mod second_chance;
 mod verdict;
 
+pub use counters::ServiceCounters;
 pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_QUERY, RangeKey, Row, ServiceKey, ServiceValue, VipValue};
 pub use fragment::{FragmentKey, FragmentValue};
 pub use hash::{FlowTuple, row_of, siphash13};
@@ -53,6 +55,8 @@ pub mod map {
     pub const DENIED: &str = "DENIED";
     /// LRU hash: [`FragmentKey`](crate::FragmentKey) -> [`FragmentValue`](crate::FragmentValue). Writer: the program.
     pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Per-CPU array: slot of a Service's counters -> [`ServiceCounters`](crate::ServiceCounters).
+    pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
     /// Per-CPU array: [`Verdict`](crate::Verdict) as index -> u64 frames.
     pub const COUNTERS: &str = "COUNTERS";
 }
@@ -71,6 +75,8 @@ pub const MAX_ROWS: u32 = 16 * 4093;
 pub const MAX_RESTRICTED: u32 = 4096;
 /// Source ranges of all Services together.
 pub const MAX_SOURCE_RANGES: u32 = 65_536;
+/// Services and VIPs that are counted. In slot 0 all those beyond the limit are counted together.
+pub const MAX_COUNTED: u32 = 2048;
 /// Datagrams in fragments whose later fragments find their way. Beyond it those used least recently make room.
 pub const MAX_FRAGMENTED: u32 = 16_384;
 /// Counter slots; verdict numbers stay below this.
@@ -93,6 +99,8 @@ mod user {
     unsafe impl aya::Pod for crate::ServiceValue {}
     // SAFETY: see above.
     unsafe impl aya::Pod for crate::RangeKey {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::ServiceCounters {}
     // SAFETY: see above.
     unsafe impl aya::Pod for crate::FragmentKey {}
     // SAFETY: see above.

@@ -77,7 +77,7 @@ pub fn from_client() -> Vec<Case> {
 pub fn earlier(now_ns: u64) -> [(FragmentKey, FragmentValue); 3] {
     let entry = |id: u16, until_ns, slot| {
         let key = FragmentKey { src: CLIENT, dst: VIP, id: id.to_be_bytes(), proto: 17, pad: 0 };
-        (key, FragmentValue { until_ns, slot, pad: 0 })
+        (key, FragmentValue { until_ns, slot, counters: 0 })
     };
     [entry(1, now_ns - 1, 2), entry(2, now_ns + HOUR, 2), entry(3, now_ns + HOUR, 3)]
 }
