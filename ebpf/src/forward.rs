@@ -24,7 +24,17 @@ pub fn to_node(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Ma
     ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
 }
 
-/// The same with a state, as if it had made so many hops in search of its flow.
+/// A fragment, with the reserved flag: else the receiver would take it for one in search.
+#[inline(always)]
+pub fn fragment_to_node(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Mac) -> Result<(), Verdict> {
+    if packet.ttl <= 1 {
+        return Err(Verdict::TtlExpired);
+    }
+    flags_and_ttl(frame, packet, packet.flags | RESERVED_FLAG, packet.ttl - 1)?;
+    ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
+}
+
+/// A packet in one piece with a state, as if it had made so many hops in search of its flow.
 #[inline(always)]
 pub fn with_search_state(
     frame: &mut impl Frame,

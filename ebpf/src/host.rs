@@ -1,8 +1,11 @@
 //! The packet path outside the kernel: the same decisions for tests and the simulator.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf_common::{Config, Lease, Node, RingHead, Row, ServiceKey, ServiceValue};
+use ebpf_common::{
+    Config, FragmentKey, FragmentValue, Lease, Node, RingHead, Row, ServiceCounters, ServiceKey, ServiceValue,
+};
 
 use crate::frame::{Frame, Mac};
 use crate::tables::{Ring, Tables};
@@ -41,6 +44,10 @@ pub struct HostTables {
     pub services: BTreeMap<ServiceKey, ServiceValue>,
     /// Networks and prefix lengths by slot.
     pub source_ranges: BTreeMap<u16, Vec<([u8; 4], u8)>>,
+    /// The path writes here.
+    pub counters: RefCell<BTreeMap<u32, ServiceCounters>>,
+    /// And here.
+    pub fragments: RefCell<BTreeMap<FragmentKey, FragmentValue>>,
     pub rings: BTreeMap<u32, Vec<Row>>,
     pub nodes: BTreeMap<u32, Node>,
     pub peers: BTreeMap<Mac, u16>,
@@ -80,6 +87,20 @@ impl Tables for HostTables {
 
     /// Only the kernel counts.
     fn count_denied(&self, _: u16) {}
+
+    fn count_in(&self, slot: u32, change: impl FnOnce(&mut ServiceCounters)) {
+        if slot < ebpf_common::MAX_COUNTED {
+            change(self.counters.borrow_mut().entry(slot).or_default());
+        }
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey, value: FragmentValue) {
+        self.fragments.borrow_mut().insert(*key, value);
+    }
 
     fn ring(&self, slot: u32) -> Option<impl Ring> {
         self.rings.get(&slot).map(Vec::as_slice)

@@ -8,7 +8,7 @@ use ebpf_common::{Config, FlowTuple, Verdict};
 use crate::checksum;
 use crate::forward::{self, CHECKSUM_AT, TTL_AT};
 use crate::frame::Frame;
-use crate::parse::{Content, IPV4_LEN, Link, PROTO_TCP, PROTO_UDP, Packet, Subject};
+use crate::parse::{Content, FRAGMENT_OFFSET, IPV4_LEN, Link, PROTO_TCP, PROTO_UDP, Packet, Subject};
 use crate::reset::TTL;
 use crate::tables::Tables;
 
@@ -92,7 +92,6 @@ fn echo(
 
 const ICMP_LEN: usize = 8;
 const QUOTED_DATA: usize = 8;
-const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 const ECHO_REPLY: u8 = 0;
 const DESTINATION_UNREACHABLE: u8 = 3;

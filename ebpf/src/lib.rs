@@ -23,11 +23,15 @@ pub mod source_ranges;
 
 pub mod select;
 
+pub mod traffic;
+
 pub mod reset;
 
 pub mod icmp;
 
 pub mod second_chance;
+
+pub mod fragments;
 
 pub mod forward;
 
@@ -71,6 +75,9 @@ fn path(frame: &mut impl Frame, tables: &impl Tables) -> Result<Verdict, Verdict
     }
     let (config, sender) = admit::admit(tables, &link)?;
     let packet = parse::packet(frame, &header)?;
+    if packet.is_fragment() {
+        return fragments::follow(frame, tables, config, &link, packet, sender);
+    }
     let origin = second_chance::origin(sender, &packet)?;
     if packet.proto == PROTO_ICMP {
         let subject = icmp::subject(frame, tables, config, &link, &packet)?;
@@ -107,8 +114,9 @@ fn follow(
     let search_origin = second_chance::search_origin(tables, packet, known, origin, is_asked);
     // Who only asks is answered also by a node that has not heard of a pod.
     let Some(row) = row.or((is_asked && search_origin != 0).then_some(known)) else {
-        return reset::refuse(frame, config, link, packet, origin, subject, Refused::EmptyRing);
+        return refuse(frame, tables, config, link, service, packet, origin, subject);
     };
+    traffic::count(tables, service, packet, origin, &subject.content);
     let row = match second_chance::seeks_client(service, &subject.content) {
         true => second_chance::with_takers(tables, row),
         false => row,
@@ -127,4 +135,27 @@ fn follow(
             Ok(second_chance::verdict(origin, &subject.content, mark))
         }
     }
+}
+
+/// A Service without a node for the packet.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a part of `follow`")]
+fn refuse(
+    frame: &mut impl Frame,
+    tables: &impl Tables,
+    config: &Config,
+    link: &Link,
+    service: ServiceValue,
+    packet: &Packet,
+    origin: Origin,
+    subject: &parse::Subject,
+) -> Result<Verdict, Verdict> {
+    if origin == Origin::Client {
+        traffic::count_packet(tables, u32::from(service.counter_slot()), packet);
+    }
+    let verdict = reset::refuse(frame, config, link, packet, origin, subject, Refused::EmptyRing)?;
+    if verdict == Verdict::EmptyRingReset {
+        traffic::count_reset(tables, service);
+    }
+    Ok(verdict)
 }

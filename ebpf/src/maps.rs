@@ -3,12 +3,13 @@
 
 use aya_ebpf::bindings::BPF_F_INNER_MAP;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use ebpf_common::{
-    Config, Lease, MAX_NODES, MAX_RESTRICTED, MAX_RINGS, MAX_SERVICES, MAX_SOURCE_RANGES, MAX_VERDICTS, MAX_VIPS,
-    MacKey, Node, Own, RING_WORDS, RangeKey, RingHead, Row, ServiceKey, ServiceValue, Verdict, VipValue,
+    Config, FragmentKey, FragmentValue, Lease, MAX_COUNTED, MAX_FRAGMENTED, MAX_NODES, MAX_RESTRICTED, MAX_RINGS,
+    MAX_SERVICES, MAX_SOURCE_RANGES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RING_WORDS, RangeKey, RingHead, Row,
+    ServiceCounters, ServiceKey, ServiceValue, Verdict, VipValue,
 };
 
 use crate::frame::Mac;
@@ -28,6 +29,10 @@ static SERVICES: HashMap<ServiceKey, ServiceValue, { MAX_SERVICES as usize }> = 
 static SOURCE_RANGES: LpmTrie<RangeKey, u32, { MAX_SOURCE_RANGES as usize }> = LpmTrie::new();
 #[btf_map]
 static DENIED: PerCpuArray<u64, { MAX_RESTRICTED as usize }> = PerCpuArray::new();
+#[btf_map]
+static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { MAX_COUNTED as usize }> = PerCpuArray::new();
+#[btf_map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, { MAX_FRAGMENTED as usize }> = LruHashMap::new();
 /// `BPF_F_INNER_MAP` (Linux 5.10): the rings may have any length; that of the template here does not matter.
 type Ring = Array<[u64; RING_WORDS], 2, { BPF_F_INNER_MAP as usize }>;
 #[btf_map]
@@ -88,6 +93,27 @@ impl Tables for KernelTables {
             // SAFETY: as in `count`.
             unsafe { *counter += 1 };
         }
+    }
+
+    #[inline(always)]
+    fn count_in(&self, slot: u32, change: impl FnOnce(&mut ServiceCounters)) {
+        if let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(slot) {
+            // SAFETY: as in `count`.
+            change(unsafe { &mut *counters });
+        }
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue> {
+        // SAFETY: copied at once. Another fragment with this key, seen at the same time on another CPU, has the same contents or is a new
+        // datagram's: either is a whole answer, for the kernel replaces entries and does not write into them.
+        unsafe { FRAGMENTS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey, value: FragmentValue) {
+        // Without room for it the later fragments are dropped by name: `FragmentWithoutFirst` counts that.
+        let _ = FRAGMENTS.insert(key, value, 0);
     }
 
     #[inline(always)]

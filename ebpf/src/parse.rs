@@ -64,7 +64,7 @@ pub fn ipv4(frame: &impl Frame, link: &Link) -> Result<Header, Verdict> {
     })
 }
 
-/// An IPv4 packet to a VIP: whole, in one piece, its lengths within the frame.
+/// An IPv4 packet to a VIP, or a fragment of one, its lengths within the frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet {
     pub src: [u8; 4],
@@ -73,7 +73,7 @@ pub struct Packet {
     pub ttl: u8,
     /// Identification.
     pub id: u16,
-    /// Flags and fragment offset as one word; of a packet in one piece only the flags.
+    /// Flags and fragment offset as one word.
     pub flags: u16,
     /// The header has options (RFC 791 section 3.1). They are carried along and not read.
     pub options: bool,
@@ -92,9 +92,6 @@ pub fn packet(frame: &impl Frame, header: &Header) -> Result<Packet, Verdict> {
     {
         return Err(Verdict::Malformed);
     }
-    if header.fragment & FRAGMENT_MASK != 0 {
-        return Err(Verdict::Fragment);
-    }
     Ok(Packet {
         src: header.src,
         dst: header.dst,
@@ -106,6 +103,19 @@ pub fn packet(frame: &impl Frame, header: &Header) -> Result<Packet, Verdict> {
         transport: ETHERNET_LEN + header.header_len,
         transport_len: header.total_len - header.header_len,
     })
+}
+
+impl Packet {
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        self.flags & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0
+    }
+
+    /// Any but the first: it has no ports.
+    #[inline(always)]
+    pub fn is_later_fragment(&self) -> bool {
+        self.flags & FRAGMENT_OFFSET != 0
+    }
 }
 
 /// RFC 1122 section 3.2.1.3: "this" network, loopback, multicast and reserved addresses are never a source. An answer to one
@@ -161,12 +171,23 @@ pub fn subject(frame: &impl Frame, packet: &Packet) -> Result<Subject, Verdict> 
         PROTO_UDP => udp(frame, packet).map(|()| Content::Udp)?,
         _ => return Err(Verdict::Protocol),
     };
+    Ok(Subject { flow: flow(frame, packet)?, content })
+}
+
+/// Of the first fragment of a datagram. What its header says of the length is about the whole.
+#[inline(always)]
+pub fn first_fragment(frame: &impl Frame, packet: &Packet) -> Result<Subject, Verdict> {
+    if packet.transport_len < UDP_LEN {
+        return Err(Verdict::Malformed);
+    }
+    Ok(Subject { flow: flow(frame, packet)?, content: Content::Udp })
+}
+
+#[inline(always)]
+fn flow(frame: &impl Frame, packet: &Packet) -> Result<FlowTuple, Verdict> {
     let [s0, s1, d0, d1] = frame.read::<4>(packet.transport).ok_or(Verdict::Malformed)?;
     let (src_port, dst_port) = ([s0, s1], [d0, d1]);
-    Ok(Subject {
-        flow: FlowTuple { src: packet.src, dst: packet.dst, src_port, dst_port, proto: packet.proto },
-        content,
-    })
+    Ok(FlowTuple { src: packet.src, dst: packet.dst, src_port, dst_port, proto: packet.proto })
 }
 
 #[inline(always)]
@@ -218,5 +239,6 @@ pub const PROTO_ICMP: u8 = 1;
 pub const PROTO_TCP: u8 = 6;
 pub const PROTO_UDP: u8 = 17;
 
-/// "More fragments" and the fragment offset (RFC 791 section 3.1); "don't fragment" and the reserved bit stay out.
-pub const FRAGMENT_MASK: u16 = 0x3fff;
+/// RFC 791 section 3.1, beside "don't fragment" and the reserved bit.
+const MORE_FRAGMENTS: u16 = 0x2000;
+pub const FRAGMENT_OFFSET: u16 = 0x1fff;

@@ -28,6 +28,11 @@ pub fn primary(tables: &impl Tables, row: Row) -> Result<Mac, Verdict> {
     if row.primary() == 0 {
         return Err(Verdict::BadRing);
     }
-    let node = tables.node(u32::from(row.primary())).ok_or(Verdict::BadRing)?;
+    node(tables, u32::from(row.primary()))
+}
+
+#[inline(always)]
+pub fn node(tables: &impl Tables, slot: u32) -> Result<Mac, Verdict> {
+    let node = tables.node(slot).ok_or(Verdict::BadRing)?;
     if node.mac == [0; 6] { Err(Verdict::NoNeighbour) } else { Ok(node.mac) }
 }

@@ -13,6 +13,7 @@ use crate::parse::{Content, Link, Subject, Tcp};
 use crate::reset;
 use crate::second_chance::Origin;
 use crate::tables::Tables;
+use crate::traffic;
 
 #[inline(always)]
 pub fn admit(
@@ -35,7 +36,9 @@ pub fn admit(
             if tcp.flags & Tcp::SYN != 0 {
                 return Err(Verdict::SourceDenied);
             }
-            Err(reset::refuse_tcp(frame, config, link, subject, &tcp, Verdict::SourceReset)?)
+            let verdict = reset::refuse_tcp(frame, config, link, subject, &tcp, Verdict::SourceReset)?;
+            traffic::count_reset(tables, service);
+            Err(verdict)
         }
         // An ICMP error counts as the flow that it quotes.
         Content::Udp | Content::Error => {

@@ -1,6 +1,8 @@
 //! What the packet path reads: the maps (docs/dataplane.md) and the clock.
 
-use ebpf_common::{Config, Lease, Node, RingHead, Row, ServiceKey, ServiceValue};
+use ebpf_common::{
+    Config, FragmentKey, FragmentValue, Lease, Node, RingHead, Row, ServiceCounters, ServiceKey, ServiceValue,
+};
 
 use crate::frame::Mac;
 
@@ -21,6 +23,11 @@ pub trait Tables {
     fn admits(&self, slot: u16, client: [u8; 4]) -> bool;
     /// Map `DENIED`: one more packet of a client that the Service does not admit.
     fn count_denied(&self, slot: u16);
+    /// Map `SERVICE_COUNTERS`; nothing happens if there is no such slot.
+    fn count_in(&self, slot: u32, change: impl FnOnce(&mut ServiceCounters));
+    /// Map `FRAGMENTS`.
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue>;
+    fn keep_fragment(&self, key: &FragmentKey, value: FragmentValue);
     /// Map `RINGS`. One look-up for all reads of a decision: the slot may be swapped at any time.
     fn ring(&self, slot: u32) -> Option<impl Ring>;
     /// Map `NODES`.

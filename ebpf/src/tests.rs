@@ -1,7 +1,9 @@
 //! The path on the host: any bytes at all, and the invariants that hold for every frame. The table of verdicts runs in
 //! tests/tests/xdp_verdicts/, on the kernel and here alike.
 
+mod fragments;
 mod second_chance;
+mod traffic;
 
 use ebpf_common::{Config, Fate, Lease, MARK_PREFIX, Node, Row, ServiceKey, ServiceValue, Verdict};
 use proptest::prelude::*;

@@ -1,6 +1,7 @@
 //! Prometheus metrics. Names and labels are those of the enums in `speaker-core` and `ebpf-common`.
 
 mod denied;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +11,12 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use prometheus::core::Collector;
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use speaker_core::forwarding::Counted;
 use speaker_core::view::ObjectName;
 use tracing::warn;
 
 use denied::Denied;
+use traffic::Traffic;
 
 use crate::dataplane::Counters;
 use crate::health::HealthFlags;
@@ -68,6 +71,7 @@ pub struct Metrics {
     frames: IntCounterVec,
     guard: IntCounterVec,
     denied: Denied,
+    traffic: Traffic,
     /// Read at each scrape.
     counters: Counters,
     drops: Mutex<Vec<(&'static str, Arc<AtomicU64>)>>,
@@ -254,6 +258,7 @@ impl Metrics {
                     &["namespace", "name"],
                 )?,
             )?),
+            traffic: Traffic::new(&registry)?,
             registry,
             counters: kernel,
             drops: Mutex::default(),
@@ -290,6 +295,13 @@ impl Metrics {
         }
     }
 
+    /// Services and VIPs that are counted, by their slot in the maps.
+    pub fn follow_traffic(&self, services: BTreeMap<u16, Counted>) {
+        if let Err(error) = self.traffic.follow(services, |slot| self.counters.service(slot)) {
+            warn!(error = format!("{error:#}"), "traffic of a Service not counted");
+        }
+    }
+
     /// Also without a scrape: for the log.
     pub fn count_denied(&self) -> Result<()> {
         self.denied.count(|slot| self.counters.denied(slot), Instant::now())
@@ -305,6 +317,7 @@ impl Metrics {
             raise(&self.frames.with_label_values(&[verdict.label()]), frames);
         }
         self.count_denied()?;
+        self.traffic.count(|slot| self.counters.service(slot))?;
         for (socket, drops) in self.drops.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             raise(&self.datagrams_dropped.with_label_values(&[socket]), drops.load(Ordering::Relaxed));
         }

@@ -1,6 +1,6 @@
 //! The packet path on the real verifier: loads the object, fills its maps from a [`HostTables`], runs frames through it.
 //!
-//! Nothing is attached or pinned: all of it ends with the process. The way rings are created and put in place here is the one
+//! Nothing is pinned, and attached only by [`Kernel::attach`]: all of it ends with the process. The way rings are created and put in place here is the one
 //! that user space uses (docs/dataplane.md, "Rings").
 
 use std::collections::BTreeMap;
@@ -9,11 +9,11 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapInfo, PerCpuArray};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::{
-    Config, Lease, MacKey, Node, Own, RING_WORDS, RangeKey, RingHead, Row, ServiceKey, ServiceValue, Verdict, VipValue,
-    map,
+    Config, FragmentKey, FragmentValue, Lease, MacKey, Node, Own, RING_WORDS, RangeKey, RingHead, Row, ServiceCounters,
+    ServiceKey, ServiceValue, Verdict, VipValue, map,
 };
 use ebpf_object::Ring;
 use sheave_ebpf::host::HostTables;
@@ -45,6 +45,13 @@ impl Kernel {
         Ok(kernel)
     }
 
+    /// Attaches to a device of the calling thread's network namespace, in driver mode, until the value is dropped.
+    pub fn attach(&mut self, device: &str) -> Result<()> {
+        let program: &mut Xdp = self.ebpf.program_mut(ebpf_common::PROGRAM).context("no program")?.try_into()?;
+        program.attach(device, XdpMode::Driver).with_context(|| format!("attach to {device}"))?;
+        Ok(())
+    }
+
     /// Puts the tables into the maps (added to what is there). `now_ns` stays the kernel's own clock: see [`boot_ns`].
     pub fn fill(&mut self, tables: &HostTables) -> Result<()> {
         self.array::<Config>(map::CONFIG)?.set(0, tables.config, 0)?;
@@ -73,6 +80,10 @@ impl Kernel {
                 let bits = RangeKey::SLOT_BITS + u32::from(*length);
                 ranges.insert(&Key::new(bits, RangeKey::new(*slot, *network)), 1, 0)?;
             }
+        }
+        let mut fragments: HashMap<_, FragmentKey, FragmentValue> = self.map(map::FRAGMENTS)?.try_into()?;
+        for (key, value) in tables.fragments.borrow().iter() {
+            fragments.insert(key, value, 0)?;
         }
         let mut nodes = self.array::<Node>(map::NODES)?;
         for (slot, node) in &tables.nodes {
@@ -141,6 +152,13 @@ impl Kernel {
     pub fn denied(&self, slot: u16) -> Result<u64> {
         let denied: PerCpuArray<_, u64> = self.ebpf.map(map::DENIED).context("no map DENIED")?.try_into()?;
         Ok(denied.get(&u32::from(slot), 0)?.iter().sum())
+    }
+
+    /// `SERVICE_COUNTERS` of a slot, one per CPU.
+    pub fn service_counters(&self, slot: u16) -> Result<Vec<ServiceCounters>> {
+        let counters: PerCpuArray<_, ServiceCounters> =
+            self.ebpf.map(map::SERVICE_COUNTERS).context("no map SERVICE_COUNTERS")?.try_into()?;
+        Ok(counters.get(&u32::from(slot), 0)?.to_vec())
     }
 
     /// The program, for a map of programs.

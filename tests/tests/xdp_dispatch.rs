@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ebpf_common::{FlowTuple, MAX_ROWS, Node, Row, Verdict, row_of};
+use ebpf_common::{FlowTuple, MAX_ROWS, Node, Row, ServiceCounters, ServiceValue, Verdict, row_of};
 use sheave_tests::packet::{Addr, Eth};
 use sheave_tests::xdp::Kernel;
 use xdp_world::*;
@@ -32,6 +32,58 @@ fn kernel_and_host_send_every_flow_to_the_same_node() {
     let rows = tables.rings[&7].iter().filter(|row| row.primary() == 2).count();
     let want = FLOWS * rows / MIXED_ROWS as usize;
     assert!(peers.abs_diff(want) < FLOWS / 50, "{peers} of {FLOWS} to the peer, {want} expected");
+}
+
+/// Each port has counters of its own, beside its other flags. The kernel's are compared with the host's, whose rules have tests of their own.
+#[test]
+fn kernel_and_host_count_the_same_traffic() {
+    let mut tables = world();
+    let ports = [LOCAL, REMOTE, EMPTY, MIXED, AFFINITY, REMOTE_RANGES, LOCAL_RANGES];
+    let slots = [1, 2, 3, 700, 1024, 2046, 2047];
+    for (port, slot) in ports.into_iter().zip(slots) {
+        for (_, value) in tables.services.iter_mut().filter(|(key, _)| key.port == port.to_be_bytes()) {
+            value.flags |= ServiceValue::counted_in(slot);
+        }
+    }
+    let mut kernel = Kernel::load(&tables).expect("loading the XDP program");
+    let mut random = Random(7);
+    for _ in 0..10_000 {
+        let port = ports[random.below(ports.len())];
+        let src = if random.below(2) == 0 { CLIENT } else { client(&mut random) };
+        let from = [ROUTER, PEER, FOURTH][random.below(3)];
+        let ip = Eth { dst: SELF, src: from }.ipv4(src, VIP).ttl(10 + random.below(8) as u8);
+        let word = [0x4000, 0x2000, 0x0010, 0xc000, 0xa000][random.below(5)];
+        let ip = ip.id(random.below(4) as u16).fragment(word);
+        let frame = match random.below(2) {
+            0 => ip.udp(random.next() as u16, port, &vec![0; 8 * random.below(100)]),
+            _ => ip.tcp(random.next() as u16, port).flags([2, 16, 17, 4][random.below(4)]).data(b"hello").build(),
+        };
+        both(&mut kernel, &tables, &frame);
+    }
+    let sum = |slot: u16| {
+        kernel.service_counters(slot).expect("SERVICE_COUNTERS").into_iter().fold(
+            ServiceCounters::default(),
+            |sum, cpu| ServiceCounters {
+                packets: sum.packets + cpu.packets,
+                bytes: sum.bytes + cpu.bytes,
+                new_flows: sum.new_flows + cpu.new_flows,
+                resets: sum.resets + cpu.resets,
+                second_chances: sum.second_chances + cpu.second_chances,
+            },
+        )
+    };
+    let host = tables.counters.borrow();
+    for slot in slots {
+        let counted = sum(slot);
+        assert_eq!(counted, host[&slot.into()], "slot {slot}");
+        assert!(counted.packets > 100 && counted.bytes > 28 * counted.packets, "{counted:?}");
+    }
+    for (of, name) in
+        [(sum(1).new_flows, "new flows"), (sum(3).resets, "resets"), (sum(1).second_chances, "second chances")]
+    {
+        assert!(of > 10, "{name}: {of}");
+    }
+    assert_eq!(sum(0), ServiceCounters::default(), "none that is not counted apart");
 }
 
 #[test]

@@ -25,6 +25,7 @@ fn a_packet_cut_short_is_not_ours_until_it_names_a_vip_and_malformed_after() {
         inbound(VIP).tcp(40000, UNSERVED).syn().build(),
         inbound(VIP).options(&[1; 40]).tcp(40000, REMOTE).data(&[5; 100]).build(),
         inbound(OTHER).udp(40000, REMOTE, b"some data"),
+        inbound(OTHER).fragment(0x2000).udp(40000, REMOTE, b"some data"),
         inbound(VIP).icmp(8, 0, [0; 4], b"ping"),
         inbound(VIP).icmp(3, 4, [0; 4], &quoted[14..]),
     ] {
@@ -81,6 +82,8 @@ fn random_frames_are_judged_alike_by_kernel_and_host() {
     let templates = [
         inbound(VIP).tcp(40000, REMOTE).data(&[0; 60]).build(),
         inbound(VIP).options(&[1; 12]).udp(40000, MIXED, &[0; 60]),
+        inbound(VIP).fragment(0x2000).udp(40000, MIXED, &[0; 60]),
+        inbound(VIP).fragment(0x2010).payload(17, &[0; 60]),
         inbound(VIP).icmp(3, 4, [0; 4], &inbound(VIP).udp(1, 2, &[0; 60])[14..]),
         Eth { dst: BROADCAST, src: ROUTER }.arp(Arp::request(ROUTER, CLIENT, VIP)),
     ];
@@ -96,6 +99,7 @@ fn random_frames_are_judged_alike_by_kernel_and_host() {
         fates[outcome.verdict.fate() as usize] += 1;
         if outcome.verdict.fate() != Fate::Tx {
             let expected = match mark_of(&outcome.frame) {
+                Some(mark) if outcome.verdict == Verdict::FragmentLocal => guarded(marked(frame, mark)),
                 Some(mark) => marked(frame, mark),
                 None => frame,
             };
@@ -109,7 +113,8 @@ fn random_frames_are_judged_alike_by_kernel_and_host() {
 fn mark_of(frame: &[u8]) -> Option<Mark> {
     let slot = u16::from_be_bytes([frame[10], frame[11]]);
     let hops = [1, 2, 3].map(NextHop::Alternate);
-    let next_hops = hops.into_iter().chain([NextHop::Local, NextHop::ToPrimary, NextHop::ToDispatcher]);
+    let others = [NextHop::Local, NextHop::ToPrimary, NextHop::ToDispatcher, NextHop::InFragments];
+    let next_hops = hops.into_iter().chain(others);
     let mut marks = next_hops.flat_map(|next_hop| [false, true].map(|no_reset| Mark { next_hop, no_reset, slot }));
     marks.find(|mark| frame[6..12] == mark.mac())
 }

@@ -28,7 +28,8 @@ pub struct ServiceValue {
     /// Slot in `RINGS`.
     pub ring: u32,
     /// Bit set of [`ServiceValue::CLIENT_AFFINITY`], [`ServiceValue::SERVED_HERE`], [`ServiceValue::NO_NEW_FLOWS`],
-    /// [`ServiceValue::SOURCE_RANGES`]; the upper half is [`ServiceValue::ranges_slot`].
+    /// [`ServiceValue::SOURCE_RANGES`]; bits 5 to 15 are [`ServiceValue::counter_slot`], the upper half is
+    /// [`ServiceValue::ranges_slot`].
     pub flags: u32,
 }
 
@@ -46,6 +47,19 @@ impl ServiceValue {
     pub const fn restricted_to(slot: u16) -> u32 {
         Self::SOURCE_RANGES | (slot as u32) << 16
     }
+
+    /// The flags of a service port whose Service is counted in this slot.
+    pub const fn counted_in(slot: u16) -> u32 {
+        (slot as u32) << Self::COUNTERS_AT & Self::COUNTERS
+    }
+
+    /// Where the traffic of the Service is counted.
+    pub const fn counter_slot(self) -> u16 {
+        ((self.flags & Self::COUNTERS) >> Self::COUNTERS_AT) as u16
+    }
+
+    const COUNTERS_AT: u32 = 5;
+    const COUNTERS: u32 = (crate::MAX_COUNTED - 1) << Self::COUNTERS_AT;
 
     /// Where the source ranges of the Service are, with [`ServiceValue::SOURCE_RANGES`].
     pub const fn ranges_slot(self) -> u16 {
@@ -149,12 +163,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_slot_of_source_ranges_stands_beside_all_other_flags() {
+    fn slots_stand_beside_all_other_flags() {
         let others = ServiceValue::CLIENT_AFFINITY | ServiceValue::SERVED_HERE | ServiceValue::NO_NEW_FLOWS;
         for slot in [0, 1, 0x8001, u16::MAX] {
             let value = ServiceValue { ring: 7, flags: others | ServiceValue::restricted_to(slot) };
-            assert_eq!(value.ranges_slot(), slot);
+            assert_eq!((value.ranges_slot(), value.counter_slot()), (slot, 0));
             assert_eq!(value.flags & 0xffff, others | ServiceValue::SOURCE_RANGES);
+            for counters in [0, 1, 1024, crate::MAX_COUNTED as u16 - 1] {
+                let both = ServiceValue { flags: value.flags | ServiceValue::counted_in(counters), ..value };
+                assert_eq!((both.ranges_slot(), both.counter_slot()), (slot, counters));
+                assert_eq!(both.flags & 0x1f, others | ServiceValue::SOURCE_RANGES);
+            }
         }
     }
 

@@ -5,14 +5,18 @@
 //! it, so that a new speaker never reads the maps of an old one as its own.
 #![no_std]
 
+mod counters;
 mod forwarding;
+mod fragment;
 mod hash;
 mod lease;
 mod ring;
 mod second_chance;
 mod verdict;
 
+pub use counters::ServiceCounters;
 pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_QUERY, RangeKey, Row, ServiceKey, ServiceValue, VipValue};
+pub use fragment::{FragmentKey, FragmentValue};
 pub use hash::{FlowTuple, row_of, siphash13};
 pub use lease::{Config, Lease, Own};
 pub use ring::{RING_WORDS, RingHead};
@@ -49,6 +53,10 @@ pub mod map {
     pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
     /// Per-CPU array: slot of source ranges -> u64 packets of clients that are not admitted.
     pub const DENIED: &str = "DENIED";
+    /// LRU hash: [`FragmentKey`](crate::FragmentKey) -> [`FragmentValue`](crate::FragmentValue). Writer: the program.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Per-CPU array: slot of a Service's counters -> [`ServiceCounters`](crate::ServiceCounters).
+    pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
     /// Per-CPU array: [`Verdict`](crate::Verdict) as index -> u64 frames.
     pub const COUNTERS: &str = "COUNTERS";
 }
@@ -67,6 +75,10 @@ pub const MAX_ROWS: u32 = 16 * 4093;
 pub const MAX_RESTRICTED: u32 = 4096;
 /// Source ranges of all Services together.
 pub const MAX_SOURCE_RANGES: u32 = 65_536;
+/// Services and VIPs that are counted. In slot 0 all those beyond the limit are counted together.
+pub const MAX_COUNTED: u32 = 2048;
+/// Datagrams in fragments whose later fragments find their way. Beyond it those used least recently make room.
+pub const MAX_FRAGMENTED: u32 = 16_384;
 /// Counter slots; verdict numbers stay below this.
 pub const MAX_VERDICTS: u32 = 64;
 
@@ -87,6 +99,12 @@ mod user {
     unsafe impl aya::Pod for crate::ServiceValue {}
     // SAFETY: see above.
     unsafe impl aya::Pod for crate::RangeKey {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::ServiceCounters {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::FragmentKey {}
+    // SAFETY: see above.
+    unsafe impl aya::Pod for crate::FragmentValue {}
     // SAFETY: see above.
     unsafe impl aya::Pod for crate::Node {}
     // SAFETY: see above.

@@ -5,6 +5,10 @@
 //! A filter chain behind conntrack forwards packets of unknown flows to the node in the mark. Between nodes the packet carries a
 //! [`SearchState`] in two fields of its IPv4 header that no dispatched packet needs: the reserved flag (RFC 791 section 3.1: must
 //! be zero; packets from clients that have it set are dropped) marks its presence, the time to live holds it.
+//!
+//! Between fragments it is the other way round. The kernel puts a datagram together before conntrack, and makes fragments again of
+//! the copy that is forwarded: they lose the flag (net/ipv4/ip_output.c, `ip_frag_next`) and keep the time to live. So fragments
+//! that a dispatcher sends carry the flag, and fragments in search do not.
 
 use crate::ALTERNATES;
 
@@ -27,6 +31,8 @@ pub enum NextHop {
     /// This node knows no alternate: return to the dispatcher, whose row may be newer. The rate is limited, so that a flood of segments
     /// of no flow does not load the dispatcher with the work of all nodes.
     ToDispatcher,
+    /// As `Alternate(1)`, for a datagram that came in fragments. It is forwarded in fragments: they need their identification.
+    InFragments,
 }
 
 impl NextHop {
@@ -38,6 +44,7 @@ impl NextHop {
             Self::Alternate(n) => n,
             Self::ToPrimary => SearchState::LAST_HOP,
             Self::ToDispatcher => SearchState::LAST_HOP + 1,
+            Self::InFragments => SearchState::LAST_HOP + 2,
         }
     }
 
@@ -45,7 +52,7 @@ impl NextHop {
     #[inline(always)]
     pub const fn hop(self) -> u8 {
         match self {
-            Self::ToDispatcher => 1,
+            Self::ToDispatcher | Self::InFragments => 1,
             _ => self.number(),
         }
     }
@@ -115,6 +122,13 @@ impl SearchState {
         (if self.no_reset { Self::TTL_BASE_NO_RESET } else { Self::TTL_BASE }) - self.hop
     }
 
+    /// From the time to live of a fragment without the reserved flag; `None`: it is not in search.
+    #[inline(always)]
+    pub const fn of_fragment(ttl: u8) -> Option<Self> {
+        let state = Self::from_ttl(ttl);
+        if state.ttl() == ttl { Some(state) } else { None }
+    }
+
     /// The identification of a packet whose search began at the node with this address, so that no node is visited twice: 10 bits
     /// of the address. The field means nothing in packets that are in one piece and stay so (RFC 6864 section 4.1). The 6 bits
     /// below count the segments of a packet that the kernel merged and splits again (each has the identification of the one
@@ -145,11 +159,13 @@ mod tests {
             for hop in 1..=SearchState::LAST_HOP {
                 let state = SearchState { hop, no_reset };
                 assert_eq!(SearchState::from_ttl(state.ttl()), state);
+                assert_eq!(SearchState::of_fragment(state.ttl()), Some(state));
             }
         }
         for ttl in 0..=u8::MAX {
             let hop = SearchState::from_ttl(ttl).hop;
             assert!((1..=SearchState::LAST_HOP).contains(&hop));
+            assert_eq!(SearchState::of_fragment(ttl).is_some(), matches!(ttl, 12..=15 | 28..=31));
             // What counts down ends: the next hop is later, or it was the last one.
             assert!(hop == SearchState::LAST_HOP || SearchState::from_ttl(ttl - 1).hop > hop);
         }

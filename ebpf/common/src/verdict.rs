@@ -90,7 +90,12 @@ verdicts! {
     /// TCP without SYN of a client outside the Service's source ranges: reset.
     SourceReset = 36, "source_reset", Tx;
 
-    /// A fragment to a VIP: later fragments carry no ports, so no fragment is dispatched.
+    /// A later fragment of a datagram, sent to the node that the first one went to.
+    FragmentPeer = 37, "fragment_peer", Tx;
+    /// A later fragment of a datagram that stays here, or one from another node: to the stack, which puts it together.
+    FragmentLocal = 38, "fragment_local", Pass;
+
+    /// A fragment of TCP or ICMP, or an ICMP error about a later fragment: not served.
     Fragment = 40, "fragment", Drop;
     /// TTL 1 (or 0) and the row names another node.
     TtlExpired = 41, "ttl_expired", Drop;
@@ -106,6 +111,8 @@ verdicts! {
     NoRoom = 46, "no_room", Drop;
     /// Any other packet of a client outside the Service's source ranges.
     SourceDenied = 47, "source_denied", Drop;
+    /// A later fragment that overtook the first one, or whose first one was refused, or came too long ago, or made room for others.
+    FragmentWithoutFirst = 48, "fragment_without_first", Drop;
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ proptest! {
                 prop_assert!(walk.known && walk.hops <= place && place <= ALTERNATES, "{walk:?}");
             }
             // A new flow begins at the primary; the last node refuses a segment of an unknown flow.
-            None if kind == Kind::Datagram => prop_assert_eq!((walk.end, walk.known), (row.primary(), false)),
+            None if matches!(kind, Kind::Datagram | Kind::Fragment) => prop_assert_eq!((walk.end, walk.known), (row.primary(), false)),
             // The dispatcher may know a flow that its row does not give it.
             None => prop_assert!(!walk.known || walk.end == entry),
         }
@@ -125,6 +125,8 @@ enum Kind {
     AffineSyn,
     Segment,
     Datagram,
+    /// The first fragment of one.
+    Fragment,
     Error,
 }
 
@@ -165,7 +167,8 @@ fn distinct(row: Row) -> Row {
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    prop_oneof![Just(Kind::Syn), Just(Kind::AffineSyn), Just(Kind::Segment), Just(Kind::Datagram), Just(Kind::Error)]
+    let syns = prop_oneof![Just(Kind::Syn), Just(Kind::AffineSyn)];
+    prop_oneof![syns, Just(Kind::Segment), Just(Kind::Datagram), Just(Kind::Fragment), Just(Kind::Error)]
 }
 
 impl Cluster {
@@ -251,14 +254,22 @@ impl Cluster {
 fn forward_to(frame: &mut HostFrame, at: u16, mark: Mark, invalid: bool) {
     let ttl = match mark.next_hop {
         NextHop::Local => unreachable!("local is no next hop"),
-        NextHop::Alternate(1) if invalid => 32,
-        NextHop::ToDispatcher if invalid => 32,
+        NextHop::Alternate(1) | NextHop::ToDispatcher | NextHop::InFragments if invalid => 32,
         next_hop if mark.no_reset => 33 - next_hop.hop(),
         next_hop => 17 - next_hop.hop(),
     };
     frame.0[..6].copy_from_slice(&mac(mark.slot));
     frame.0[6..12].copy_from_slice(&mac(at));
-    frame.0[20] |= RESERVED_FLAG.to_be_bytes()[0];
+    // The kernel makes fragments anew, without the flag.
+    let fragment = frame.0[20] & 0x20 != 0;
+    assert_eq!(
+        mark.next_hop == NextHop::InFragments,
+        fragment && mark.next_hop.hop() == 1,
+        "they keep their identification"
+    );
+    if !fragment {
+        frame.0[20] |= RESERVED_FLAG.to_be_bytes()[0];
+    }
     if matches!(mark.next_hop, NextHop::Alternate(1) | NextHop::ToDispatcher) {
         frame.0[18..20].copy_from_slice(&SearchState::origin_id(address(at)).to_be_bytes());
     }
@@ -276,6 +287,7 @@ fn mark(frame: &HostFrame) -> Mark {
         NextHop::Alternate(3),
         NextHop::ToPrimary,
         NextHop::ToDispatcher,
+        NextHop::InFragments,
     ];
     let next_hop = next_hops[usize::from(byte & !Mark::NO_RESET)];
     let mark =
@@ -301,13 +313,17 @@ impl Kind {
             Kind::Syn | Kind::AffineSyn => (6, tcp(0x02)),
             Kind::Segment => (6, tcp(0x10)),
             Kind::Datagram => (17, vec![0x9c, 0x40, 0, 80, 0, 8, 0, 0]),
+            Kind::Fragment => (17, vec![0x9c, 0x40, 0, 80, 0x1f, 0x48, 0, 0]),
             // It quotes a datagram from the VIP to the client.
             Kind::Error => {
                 let quoted = [&[0x45, 0, 0, 28, 0, 0, 0x40, 0, 60, 17, 0, 0][..], &VIP, &CLIENT].concat();
                 (1, [&[3, 4, 0, 0, 0, 0, 5, 0][..], &quoted, &[0, 80, 0x9c, 0x40, 0, 8, 0, 0]].concat())
             }
         };
-        let header = [&[0x45, 0, 0, 20 + rest.len() as u8, 0, 0, 0x40, 0, 64, proto, 0, 0][..], &CLIENT, &VIP].concat();
+        // Don't fragment; more fragments.
+        let flags = if self == Kind::Fragment { 0x20 } else { 0x40 };
+        let header =
+            [&[0x45, 0, 0, 20 + rest.len() as u8, 0, 0, flags, 0, 64, proto, 0, 0][..], &CLIENT, &VIP].concat();
         let mut frame = [&mac(0)[..], &mac(99), &[8, 0], &header, &rest].concat();
         fill_checksum(&mut frame);
         frame

@@ -15,7 +15,7 @@ use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::{ABI_VERSION, PROGRAM, map};
 
-pub const MAPS: [&str; 11] = [
+pub const MAPS: [&str; 13] = [
     map::CONFIG,
     map::LEASE,
     map::OWN,
@@ -23,6 +23,8 @@ pub const MAPS: [&str; 11] = [
     map::SERVICES,
     map::SOURCE_RANGES,
     map::DENIED,
+    map::SERVICE_COUNTERS,
+    map::FRAGMENTS,
     map::RINGS,
     map::NODES,
     map::PEERS,

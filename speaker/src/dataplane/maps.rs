@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ebpf_common::{
-    Config, Lease, MacKey, Node, Own, RING_WORDS, RangeKey, Row, ServiceKey, ServiceValue, Verdict, VipValue, map,
+    Config, Lease, MacKey, Node, Own, RING_WORDS, RangeKey, Row, ServiceCounters, ServiceKey, ServiceValue, Verdict,
+    VipValue, map,
 };
 use speaker_core::forwarding::diff::{Contents, MapOp, MapState, Range};
 use speaker_core::time::Instant;
@@ -204,6 +205,7 @@ const BATCH_RINGS: usize = 512;
 pub struct Counters {
     counters: PerCpuArray<MapData, u64>,
     denied: PerCpuArray<MapData, u64>,
+    services: PerCpuArray<MapData, ServiceCounters>,
 }
 
 impl Counters {
@@ -211,12 +213,28 @@ impl Counters {
         Ok(Self {
             counters: PerCpuArray::try_from(open(pins, map::COUNTERS, Map::PerCpuArray)?)?,
             denied: PerCpuArray::try_from(open(pins, map::DENIED, Map::PerCpuArray)?)?,
+            services: PerCpuArray::try_from(open(pins, map::SERVICE_COUNTERS, Map::PerCpuArray)?)?,
         })
     }
 
     /// Packets of clients that the Service in this slot does not admit.
     pub fn denied(&self, slot: u16) -> Result<u64> {
         Ok(self.denied.get(&u32::from(slot), 0)?.iter().sum())
+    }
+
+    /// The traffic of the Service that is counted in this slot.
+    pub fn service(&self, slot: u16) -> Result<ServiceCounters> {
+        let mut sum = ServiceCounters::default();
+        for ServiceCounters { packets, bytes, new_flows, resets, second_chances } in
+            self.services.get(&u32::from(slot), 0)?.iter()
+        {
+            sum.packets += packets;
+            sum.bytes += bytes;
+            sum.new_flows += new_flows;
+            sum.resets += resets;
+            sum.second_chances += second_chances;
+        }
+        Ok(sum)
     }
 
     /// Frames by verdict.

@@ -52,7 +52,7 @@ pub mod refuse;
 mod state;
 mod topology;
 pub mod wait;
-mod xdp;
+pub mod xdp;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

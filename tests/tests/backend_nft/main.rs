@@ -4,8 +4,11 @@
 //! one is in the lab's tests.
 
 mod affinity;
+mod fragments;
 mod host_rules;
 mod packet;
+mod packet_path;
+mod path_mtu;
 mod second_chance;
 mod source_ranges;
 mod timeouts;

@@ -39,15 +39,15 @@ pub const B: u16 = 2;
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
 pub struct World {
-    client: String,
+    pub client: String,
     pub a: Node,
     pub b: Option<Node>,
 }
 
 pub struct Node {
-    name: String,
-    pods: String,
-    slot: u16,
+    pub name: String,
+    pub pods: String,
+    pub slot: u16,
 }
 
 impl World {
@@ -328,7 +328,7 @@ impl Node {
         let udp = netns::inside(&self.pods, || Ok(UdpSocket::bind((address, 5353))?))?;
         answer_tcp(tcp);
         std::thread::spawn(move || {
-            let mut buffer = [0; 64];
+            let mut buffer = vec![0; 65_536];
             while let Ok((length, from)) = udp.recv_from(&mut buffer) {
                 let said = String::from_utf8_lossy(&buffer[..length]);
                 let _ = udp.send_to(format!("{address} {from} {said}").as_bytes(), from);
@@ -381,7 +381,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn greet(stream: TcpStream) -> std::io::Result<Self> {
+    pub fn greet(stream: TcpStream) -> std::io::Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut line = String::new();
         BufReader::with_capacity(1, &stream).read_line(&mut line)?;

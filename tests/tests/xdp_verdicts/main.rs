@@ -3,6 +3,7 @@
 //! Needs root. Each frame also runs on the host core, which must agree byte for byte.
 
 mod arp;
+mod fragments;
 mod second_chance;
 #[path = "../xdp_world/mod.rs"]
 mod xdp_world;
@@ -159,6 +160,14 @@ fn scenes() -> Vec<Scene> {
         Scene { name: "from a client", tables: world(), cases: second_chance::from_client() },
         Scene { name: "from a dispatcher", tables: world(), cases: second_chance::from_dispatcher() },
         Scene { name: "in search", tables: world(), cases: second_chance::in_search() },
+        Scene { name: "fragments", tables: world(), cases: fragments::from_client() },
+        Scene {
+            name: "fragments of earlier datagrams",
+            tables: with(|tables| tables.fragments.get_mut().extend(fragments::earlier(tables.now_ns))),
+            cases: fragments::after_a_while(),
+        },
+        Scene { name: "fragments of denied clients", tables: world(), cases: fragments::denied() },
+        Scene { name: "fragments from nodes", tables: world(), cases: fragments::from_nodes() },
         Scene {
             name: "from nodes, silent",
             tables: with(|tables| tables.config.flags |= Config::UDP_SILENT),
@@ -261,8 +270,6 @@ fn dispatch() -> Vec<Case> {
         case("the ring is not there", syn(NO_RING), Verdict::BadRing),
         case("a row without a node", syn(ROW_ZERO), Verdict::BadRing),
         case("a row out of range", syn(ROW_OUT_OF_RANGE), Verdict::BadRing),
-        case("first fragment", inbound(VIP).fragment(0x2000).tcp(40000, LOCAL).build(), Verdict::Fragment),
-        case("later fragment", inbound(VIP).fragment(0x00b9).payload(17, &[1; 40]), Verdict::Fragment),
     ]
 }
 

@@ -31,7 +31,6 @@ pub fn from_client() -> Vec<Case> {
         up("segment, no alternate", inbound(VIP).tcp(40000, ALONE).flags(Tcp::ACK).build(), DispatchedLocal),
         case("with the reserved flag", reserved().tcp(40000, LOCAL).flags(Tcp::ACK).build(), Malformed),
         case("with the reserved flag, to a peer", reserved().udp(40000, REMOTE, b"x"), Malformed),
-        case("with the reserved flag, a fragment", inbound(VIP).fragment(0xa000).udp(1, LOCAL, b""), Fragment),
     ]
 }
 
@@ -78,7 +77,6 @@ pub fn from_dispatcher() -> Vec<Case> {
         asking("segment, empty ring", segment(PEER, EMPTY), FromPeer, back(2)),
         up("datagram, empty ring", datagram(PEER, EMPTY), FromPeer),
         case("the ring is not there", segment(PEER, NO_RING), BadRing),
-        case("fragment", dispatched(PEER).fragment(0x2000).udp(1, LOCAL, b""), Fragment),
         case("GRE", dispatched(PEER).payload(47, &[0; 40]), Protocol),
         changed(
             "echo: a node pings",
@@ -165,7 +163,6 @@ pub fn in_search() -> Vec<Case> {
         error("error", BETWEEN, second(4)),
         error("error, no alternate", REMOTE, local),
         error("error, unserved", UNSERVED, local),
-        case("fragment", searching(PEER, hop(1)).fragment(0xa000).udp(1, BETWEEN, b""), Verdict::Fragment),
     ]
 }
 

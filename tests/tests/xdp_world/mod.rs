@@ -143,14 +143,17 @@ pub fn searching(from: Mac, state: SearchState) -> Ipv4 {
 /// What a frame looks like to the stack: the mark in place of the source MAC address.
 pub fn marked(mut frame: Vec<u8>, mark: Mark) -> Vec<u8> {
     frame[6..12].copy_from_slice(&mark.mac());
-    if mark.next_hop.needs_ttl_guard() {
-        // The sum changes with the 16 bits that hold the time to live.
-        let word = |ttl: u8| u16::from_be_bytes([ttl, frame[23]]);
-        let sum = u16::from_be_bytes([frame[24], frame[25]]);
-        let sum = checksum::update(sum, word(frame[22]), word(Mark::GUARD_TTL));
-        frame[22] = Mark::GUARD_TTL;
-        frame[24..26].copy_from_slice(&sum.to_be_bytes());
-    }
+    if mark.next_hop.needs_ttl_guard() { guarded(frame) } else { frame }
+}
+
+/// With the TTL guard.
+pub fn guarded(mut frame: Vec<u8>) -> Vec<u8> {
+    // The sum changes with the 16 bits that hold the time to live.
+    let word = |ttl: u8| u16::from_be_bytes([ttl, frame[23]]);
+    let sum = u16::from_be_bytes([frame[24], frame[25]]);
+    let sum = checksum::update(sum, word(frame[22]), word(Mark::GUARD_TTL));
+    frame[22] = Mark::GUARD_TTL;
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
     frame
 }
 

@@ -243,17 +243,24 @@ fn flow_lookup(text: &mut String, plan: &Plan) {
             let known = affinity::KNOWN_CLIENT;
             line(text, format_args!("\tchain {chain} {{ jump {known}; ip ttl set {ttl} goto {next}; }}"));
         }
-        line(text, format_args!("\tchain alternate-1 {{"));
+        line(text, format_args!("\tchain alternate-1-in-fragments {{"));
         line(text, format_args!("\t\tjump {}", affinity::KNOWN_CLIENT));
-        if let Some(address) = plan.address {
-            line(text, format_args!("\t\tip id set {}", SearchState::origin_id(address.octets())));
-        }
         // Conntrack calls a FIN invalid whenever it does not know the flow; it deserves its reset all the same.
         line(text, format_args!("\t\t{IS_FIN} ip ttl set {} goto to-peer", ttl(1, false)));
         // Invalid also where the flow is: out of its window, damaged. A reset from elsewhere could end it.
         line(text, format_args!("\t\tct state invalid ip ttl set {} goto to-peer-no-reset", ttl(1, true)));
         line(text, format_args!("\t\tip ttl set {} goto to-peer", ttl(1, false)));
         line(text, format_args!("\t}}"));
+        // Not for fragments: the next node puts them together by their identification.
+        let origin = plan.address.map(|address| format!("ip id set {} ", SearchState::origin_id(address.octets())));
+        line(
+            text,
+            format_args!(
+                "\tchain alternate-1 {{ jump {}; {}goto alternate-1-in-fragments; }}",
+                affinity::KNOWN_CLIENT,
+                origin.unwrap_or_default()
+            ),
+        );
         line(
             text,
             format_args!(
@@ -427,10 +434,11 @@ fn line(text: &mut String, arguments: core::fmt::Arguments<'_>) {
 
 /// Each mark: next hop, without reset or not, and its chain. XDP never sets `NextHop::Alternate(1)` without reset: whether a
 /// packet is invalid shows here.
-const MARKS: [(NextHop, bool, &str); 10] = [
+const MARKS: [(NextHop, bool, &str); 11] = [
     (NextHop::Local, false, ""),
     (NextHop::Local, true, ""),
     (NextHop::Alternate(1), false, "alternate-1"),
+    (NextHop::InFragments, false, "alternate-1-in-fragments"),
     (NextHop::ToDispatcher, false, "to-dispatcher"),
     (NextHop::Alternate(2), false, "alternate-2"),
     (NextHop::Alternate(2), true, "alternate-2-no-reset"),

@@ -202,11 +202,12 @@ fn marks_lead_to_peers() {
         "\tchain peer-2 { @nh,48,8 set @nh,48,8 | 0x80 dup to 192.0.2.12 counter name second_chance drop; }",
         "elements = { 00:00:00:00:00:02 : goto peer-2, 00:00:00:00:01:03 : goto peer-259 }; }",
         "02:53:68:00:00:00 : accept, 02:53:68:10:00:00 : goto no-reset, 02:53:68:01:00:00 : goto alternate-1, \
-         02:53:68:05:00:00 : goto to-dispatcher, 02:53:68:02:00:00 : goto alternate-2, 02:53:68:12:00:00 : goto alternate-2-no-reset, \
+         02:53:68:06:00:00 : goto alternate-1-in-fragments, 02:53:68:05:00:00 : goto to-dispatcher, 02:53:68:02:00:00 : goto alternate-2, 02:53:68:12:00:00 : goto alternate-2-no-reset, \
          02:53:68:03:00:00 : goto alternate-3, 02:53:68:13:00:00 : goto alternate-3-no-reset, \
          02:53:68:04:00:00 : goto to-primary, 02:53:68:14:00:00 : goto to-primary-no-reset }",
         "\t\tip ttl 1 ip ttl set 64",
         "\tchain to-dispatcher { limit rate 20000/second burst 20000 packets goto alternate-1; accept; }",
+        "\tchain alternate-1 { jump known-client; ip id set 38976 goto alternate-1-in-fragments; }",
         "\tchain alternate-2 { jump known-client; ip ttl set 15 goto to-peer; }",
         "\tchain alternate-3-no-reset { jump known-client; ip ttl set 30 goto to-peer-no-reset; }",
         // Arrives as 31: the first hop, without reset.
@@ -220,7 +221,7 @@ fn marks_lead_to_peers() {
     plan.second_chance = false;
     let text = replace(&plan);
     assert!(!text.contains("peer") && !text.contains("dup"), "{text}");
-    assert!(text.contains("02:53:68:05:00:00 : accept, 02:53:68:02:00:00 : accept, 02:53:68:12:00:00 : goto no-reset"));
+    assert!(text.contains("02:53:68:06:00:00 : accept, 02:53:68:05:00:00 : accept, 02:53:68:02:00:00 : accept, 02:53:68:12:00:00 : goto no-reset"));
 }
 
 #[test]

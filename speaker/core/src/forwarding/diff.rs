@@ -14,6 +14,7 @@ use ebpf_common::{MAX_RINGS, MAX_SERVICES, MacKey, Node, ServiceKey, ServiceValu
 
 use super::Table;
 use super::alternates::ByAddress;
+use super::counted::{Counted, CounterSlots};
 use super::ids::{Exhausted, NodeSlots};
 pub use super::restricted::Range;
 use super::restricted::RangeSlots;
@@ -55,6 +56,7 @@ pub enum MapOp {
 pub struct Layout {
     node_slots: NodeSlots,
     range_slots: RangeSlots,
+    counter_slots: CounterSlots,
     service_ports: usize,
     rings: u32,
     /// As of the last table: the slot of each node by name, and the contents of each ring.
@@ -73,8 +75,9 @@ impl Default for Layout {
 impl Layout {
     fn limited(service_ports: usize, rings: u32) -> Self {
         let (names, contents) = (BTreeMap::new(), BTreeMap::new());
-        let range_slots = RangeSlots::default();
-        Self { node_slots: NodeSlots::nodes(), range_slots, service_ports, rings, names, contents, peers: None }
+        let (node_slots, range_slots, counter_slots) =
+            (NodeSlots::nodes(), RangeSlots::default(), CounterSlots::default());
+        Self { node_slots, range_slots, counter_slots, service_ports, rings, names, contents, peers: None }
     }
 
     /// Slots as a previous speaker left them. Contradictory entries are left out: they count as to be removed.
@@ -94,6 +97,11 @@ impl Layout {
     /// Services with source ranges, by their slot.
     pub fn restricted(&self) -> BTreeMap<u16, ObjectName> {
         self.range_slots.names()
+    }
+
+    /// Services and VIPs that are counted, by their slot.
+    pub fn counted(&self) -> BTreeMap<u16, Counted> {
+        self.counter_slots.names()
     }
 
     /// From now on only these are alternates, by slot: a mark with another slot has no effect in the rules that are in force.
@@ -121,6 +129,9 @@ impl Layout {
         self.want_nodes(table, have, macs, own, &mut state, &mut exhausted);
         let restricted = self.range_slots.want(&table.restricted, have, &mut exhausted);
         state.ranges = restricted.ranges;
+        let counted = self.counter_slots.want(&table.counted, have, &mut exhausted);
+        let slots_of =
+            |key: &ServiceKey| restricted.flags.get(key).copied().unwrap_or(0) | counted.get(key).copied().unwrap_or(0);
         let wanted = self.wanted(table, have, &mut exhausted);
         let slots = wanted.slots(have, self.rings);
         if slots.contains(&None) {
@@ -130,14 +141,14 @@ impl Layout {
         for (key, ring) in &wanted.users {
             match slots[*ring] {
                 Some(ring) => {
-                    let flags = flags(key, table, served) | restricted.flags.get(key).copied().unwrap_or(0);
+                    let flags = flags(key, table, served) | slots_of(key);
                     services.push((*key, ServiceValue { ring, flags }));
                 }
                 None => {
                     let Some(value) = have.services.get(key) else { continue };
-                    // It stays as it is, but for the clients that are admitted.
-                    let others = value.flags & !ServiceValue::restricted_to(u16::MAX);
-                    let flags = others | restricted.flags.get(key).copied().unwrap_or(0);
+                    // It stays as it is, but for the clients that are admitted, and where it is counted.
+                    let slots = ServiceValue::restricted_to(u16::MAX) | ServiceValue::counted_in(u16::MAX);
+                    let flags = value.flags & !slots | slots_of(key);
                     services.push((*key, ServiceValue { flags, ..*value }));
                     let contents = have.rings.get(&value.ring).unwrap_or(&Contents::UNKNOWN);
                     state.rings.insert(value.ring, contents.clone());

@@ -37,7 +37,7 @@ impl NodeSlots {
 }
 
 impl<K: Ord + Clone> Slots<K> {
-    fn new(what: &'static str, first: u32, end: u32) -> Self {
+    pub(super) fn new(what: &'static str, first: u32, end: u32) -> Self {
         Self { what, first, end, by_key: BTreeMap::new(), by_slot: BTreeMap::new() }
     }
 

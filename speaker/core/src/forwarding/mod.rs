@@ -22,6 +22,7 @@
 
 pub mod alternates;
 mod batches;
+mod counted;
 pub mod diff;
 pub mod ids;
 pub mod maglev;
@@ -48,6 +49,7 @@ use crate::view::{ObjectName, ServiceAttributes, View};
 use alternates::{Alternates, ByAddress, Cache, Cause};
 use batches::{Batches, Wanted};
 pub use batches::{LONGEST as LONGEST_WAIT, QUIET};
+pub use counted::Counted;
 use maglev::Members;
 use members::Chosen;
 pub use members::{TrafficState, TrafficStates};
@@ -65,6 +67,8 @@ pub struct Table {
     pub services: BTreeMap<ServiceKey, Service>,
     /// Services with source ranges. They hold at once, whatever else of a service port waits.
     pub restricted: BTreeMap<ObjectName, Restricted>,
+    /// The service ports that are counted together.
+    pub counted: BTreeMap<Counted, BTreeSet<ServiceKey>>,
     /// What had to be left out.
     pub refused: Vec<Refusal>,
     /// Of all service ports and rings (not of the alternates, nor of what a service had that names no pod any more): equal on nodes whose
@@ -80,6 +84,7 @@ impl Table {
         self.vips.remove(&vip);
         self.services.retain(|key, _| key.addr != vip.octets());
         self.restricted.retain(|_, restricted| restricted.bar(vip));
+        self.counted.retain(|(_, counted), _| *counted != vip);
         let (service, subject) = (ObjectName::new("", ""), format!("{vip}"));
         self.refused.push(Refusal { vip, service, reason, subject });
     }
@@ -272,9 +277,9 @@ impl Planner {
         self.rings = rings.used;
         self.alternates = cache;
         let vips = view.served_vips();
-        let restricted = Restricted::of(frontends);
+        let (restricted, counted) = (Restricted::of(frontends), counted::counted(frontends));
         let existing_only = members::existing_only(view, traffic_states);
-        Table { nodes, existing_only, vips, services, restricted, refused: refused.clone(), digest, viewed }
+        Table { nodes, existing_only, vips, services, restricted, counted, refused: refused.clone(), digest, viewed }
     }
 }
 

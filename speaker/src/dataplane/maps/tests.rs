@@ -184,12 +184,12 @@ fn more_ranges_than_there_is_room_for_are_named_and_their_service_admits_no_clie
 
 /// As an upgrade finds them: the maps of the same layout, without those that came later.
 #[test]
-fn pins_of_a_version_without_source_ranges_are_taken_over() {
+fn pins_of_a_version_without_later_maps_are_taken_over() {
     with_maps(|pins| {
         let (mut layout, mut have) = (Layout::default(), MapState::default());
         let plain = table(20, |number| number);
         follow(&mut ForwardingMaps::open(pins).unwrap(), &mut layout, &mut have, &plain);
-        for name in [map::SOURCE_RANGES, map::DENIED] {
+        for name in [map::SOURCE_RANGES, map::DENIED, map::FRAGMENTS, map::SERVICE_COUNTERS] {
             std::fs::remove_file(pins.map(name)).unwrap();
         }
         assert!(ForwardingMaps::open(pins).is_err());
@@ -201,5 +201,7 @@ fn pins_of_a_version_without_source_ranges_are_taken_over() {
         assert!(follow(&mut maps, &mut layout, &mut restored, &with_ranges(plain, 3)).is_empty());
         assert_eq!((restored.ranges.len(), restored.services.len()), (60, 20));
         assert_eq!(Counters::open(pins).unwrap().denied(1).unwrap(), 0);
+        assert_eq!(Counters::open(pins).unwrap().service(1).unwrap(), Default::default());
+        assert!(pins.map(map::FRAGMENTS).exists());
     });
 }

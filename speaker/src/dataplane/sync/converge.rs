@@ -223,6 +223,7 @@ impl State {
         }
         (self.table, self.shown, self.saved_view) = (table, shown, saved_view);
         self.sync.metrics.follow_denied(self.layout.restricted());
+        self.sync.metrics.follow_traffic(self.layout.counted());
         if job.ops.len() >= LARGE {
             memory::give_back();
         }

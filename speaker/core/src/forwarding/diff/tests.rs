@@ -167,7 +167,9 @@ fn alternates_are_slots() {
     assert_eq!(again.rings, state.rings);
     let key = service_key(VIP, 80, Protocol::Tcp);
     let served = want(&scaled, &have, &[key].into());
-    assert_eq!((served.services[&key].flags, have.services[&key].flags), (ServiceValue::SERVED_HERE, 0));
+    let counted = ServiceValue::counted_in(1);
+    let flags = (served.services[&key].flags, have.services[&key].flags);
+    assert_eq!(flags, (ServiceValue::SERVED_HERE | counted, counted));
     assert_eq!(diff(&have, &served).len(), 1);
 }
 
@@ -205,7 +207,8 @@ fn affinity_is_a_flag_and_equal_rings_are_one_slot() {
     let (state, _) = Layout::default().want(&table(&known), &MapState::default(), &macs(), "a", &BTreeSet::new());
     let values =
         [(80, Protocol::Tcp), (53, Protocol::Udp)].map(|(port, of)| state.services[&service_key(VIP, port, of)]);
-    assert_eq!(values, [ServiceValue { ring: 0, flags: ServiceValue::CLIENT_AFFINITY }; 2]);
+    let flags = ServiceValue::CLIENT_AFFINITY | ServiceValue::counted_in(1);
+    assert_eq!(values, [ServiceValue { ring: 0, flags }; 2]);
     assert_eq!(state.rings.len(), 1);
     assert_eq!(state.rings[&0].len(), 4093);
 }
