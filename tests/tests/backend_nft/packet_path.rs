@@ -77,7 +77,7 @@ fn tables(slot: u16, row: Row) -> HostTables {
         }
     }
     for node in [A, B] {
-        tables.nodes.insert(node.into(), Peer { addr: [192, 0, 2, 10 + node as u8], mac: mac(node), pad: [0; 2] });
+        tables.nodes.insert(node.into(), Peer { addr: [192, 0, 2, 10 + node as u8], mac: mac(node), flags: 0 });
         if node != slot {
             tables.peers.insert(mac(node), node);
         }
