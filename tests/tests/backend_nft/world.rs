@@ -397,6 +397,7 @@ impl Connection {
     /// Whether so many bytes come back, sent in one go: more than fit into a packet, so that the kernel handles them in lumps.
     pub fn carries(&mut self, bytes: usize) -> bool {
         let mut sender = self.stream.try_clone().unwrap();
+        sender.set_write_timeout(Some(PATIENCE)).unwrap();
         let sent = std::thread::spawn(move || sender.write_all(&vec![7; bytes]));
         let mut received = vec![0; bytes];
         let complete = self.stream.read_exact(&mut received).is_ok() && received.iter().all(|&byte| byte == 7);
