@@ -38,6 +38,8 @@ pub enum Refusal {
     AddressMalformed,
     /// An entry of the source ranges is no range: no client is admitted.
     SourceRangesMalformed,
+    /// More source ranges than [`MAX_SOURCE_RANGES`](crate::MAX_SOURCE_RANGES): no client is admitted.
+    SourceRangesTooMany,
     /// The source ranges have no range of IPv4: no IPv4 client is admitted.
     SourceRangesWithoutIPv4,
     /// The Service wants IPv6, alone or beside IPv4.
@@ -52,7 +54,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 13] = [
+    pub const ALL: [Refusal; 14] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -61,6 +63,7 @@ impl Refusal {
         Refusal::AddressInUse,
         Refusal::AddressMalformed,
         Refusal::SourceRangesMalformed,
+        Refusal::SourceRangesTooMany,
         Refusal::SourceRangesWithoutIPv4,
         Refusal::IPv6NotServed,
         Refusal::ProtocolNotServed,
@@ -79,6 +82,7 @@ impl Refusal {
             Refusal::AddressInUse => "AddressInUse",
             Refusal::AddressMalformed => "AddressMalformed",
             Refusal::SourceRangesMalformed => "SourceRangesMalformed",
+            Refusal::SourceRangesTooMany => "SourceRangesTooMany",
             Refusal::SourceRangesWithoutIPv4 => "SourceRangesWithoutIPv4",
             Refusal::IPv6NotServed => "IPv6NotServed",
             Refusal::ProtocolNotServed => "ProtocolNotServed",

@@ -264,9 +264,12 @@ mod tests {
         assert_eq!(written.outdated(&views), Updates::new(), "the new owner writes");
     }
 
-    /// Controller and speaker leave out the same ports.
+    /// Controller and speaker leave out the same.
     #[test]
-    fn the_limit_of_ports_is_that_of_the_api() {
-        assert_eq!(speaker_core::view::Limit::PortsPerObject.value(), sheave_api::MAX_PORTS);
+    fn the_limits_are_those_of_the_api() {
+        use speaker_core::view::Limit;
+
+        assert_eq!(Limit::PortsPerObject.value(), sheave_api::MAX_PORTS);
+        assert_eq!(Limit::RangesPerService.value(), sheave_api::MAX_SOURCE_RANGES);
     }
 }
