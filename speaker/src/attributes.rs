@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use sheave_api::source_ranges;
-use speaker_core::attributes::{Affinity, Prefix, ServiceAttributes, SourceRanges};
+use speaker_core::attributes::{Affinity, Prefix, ServiceAttributes, SourceRanges, TrafficPolicy};
 use tracing::warn;
 
 pub fn of(service: &Service) -> ServiceAttributes {
@@ -12,7 +12,11 @@ pub fn of(service: &Service) -> ServiceAttributes {
         Some("ClientIP") => Affinity::ClientIp,
         _ => Affinity::None,
     };
-    ServiceAttributes { affinity, source_ranges: source_ranges(service) }
+    let traffic_policy = match spec.and_then(|spec| spec.external_traffic_policy.as_deref()) {
+        Some("Local") => TrafficPolicy::Local,
+        _ => TrafficPolicy::Cluster,
+    };
+    ServiceAttributes { affinity, source_ranges: source_ranges(service), traffic_policy }
 }
 
 /// Ranges that cannot be read admit no client: a mistake never opens a Service. The controller refuses it by name.
@@ -59,6 +63,7 @@ mod tests {
         assert_eq!(service.attributes, Affinity::ClientIp.into());
         assert_eq!(serde_json::to_string(&service).unwrap(), earlier);
         let prefix = Prefix { network: [10, 0, 0, 0].into(), length: 8 };
+        service.attributes.traffic_policy = TrafficPolicy::Local;
         for ranges in [vec![], vec![prefix]] {
             service.attributes.source_ranges = Some(ranges.into());
             let text = serde_json::to_string(&service).unwrap();

@@ -23,6 +23,8 @@ pub struct ServiceAttributes {
     /// Which clients are admitted; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_ranges: Option<SourceRanges>,
+    #[serde(default, skip_serializing_if = "TrafficPolicy::is_cluster")]
+    pub traffic_policy: TrafficPolicy,
 }
 
 /// sessionAffinity of a Service. Its timeout is not used: the choice is a hash, so it holds as long as the pods stay.
@@ -31,6 +33,21 @@ pub enum Affinity {
     #[default]
     None,
     ClientIp,
+}
+
+/// externalTrafficPolicy of a Service. No packet takes another way for it: pods see the client's address anyway. Nodes with pods come first
+/// where a VIP's owner is elected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    #[default]
+    Cluster,
+    Local,
+}
+
+impl TrafficPolicy {
+    fn is_cluster(&self) -> bool {
+        *self == Self::Cluster
+    }
 }
 
 /// What digests of views and tables have of a Service's attributes.
@@ -46,14 +63,14 @@ impl ServiceAttributes {
     /// Two speakers compare digests, also during an upgrade: of a Service without an attribute that one of them does not know, both have
     /// the same. So an attribute that is added belongs to `more`, which is `None` for a Service that has none of them.
     pub fn digest(&self) -> AttributesDigest {
-        let Self { affinity, source_ranges } = self;
+        let Self { affinity, source_ranges, traffic_policy: _ } = self;
         let more = source_ranges.as_ref().map(SourceRanges::digest);
         AttributesDigest { affinity: *affinity == Affinity::ClientIp, more }
     }
 
     /// In the value of `SERVICES`. (Where the source ranges are is the layout's to say: forwarding/restricted.rs.)
     pub fn flags(&self) -> u32 {
-        let Self { affinity, source_ranges: _ } = self;
+        let Self { affinity, source_ranges: _, traffic_policy: _ } = self;
         if *affinity == Affinity::ClientIp { ServiceValue::CLIENT_AFFINITY } else { 0 }
     }
 

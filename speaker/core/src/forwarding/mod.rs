@@ -25,7 +25,7 @@ mod batches;
 pub mod diff;
 pub mod ids;
 pub mod maglev;
-mod members;
+pub(crate) mod members;
 pub mod previous;
 mod restricted;
 mod saved;
@@ -41,6 +41,8 @@ use core::net::Ipv4Addr;
 use ebpf_common::{ServiceKey, siphash13};
 
 use crate::attributes::AttributesDigest;
+use crate::eligibility;
+use crate::name::NodeName;
 use crate::reports::{Reported, Reports, Rows};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::{self, Digests, Frontend, Pod, Reason, Refusal, frontends};
@@ -63,6 +65,8 @@ pub struct Table {
     pub services: BTreeMap<ServiceKey, Service>,
     /// Services with source ranges. They hold at once, whatever else of a service port waits.
     pub restricted: BTreeMap<ObjectName, Restricted>,
+    /// Where the pods of VIPs are whose Services are all Local: [`crate::eligibility::with_pods`].
+    pub with_pods: BTreeMap<Ipv4Addr, Arc<BTreeSet<NodeName>>>,
     /// What had to be left out.
     pub refused: Vec<Refusal>,
     /// Of all service ports and rings (not of the alternates, nor of what a service had that names no pod any more): equal on nodes whose
@@ -271,7 +275,8 @@ impl Planner {
         self.alternates = cache;
         let vips = view.served_vips();
         let restricted = Restricted::of(frontends);
-        Table { nodes, vips, services, restricted, refused: refused.clone(), digest, viewed }
+        let with_pods = eligibility::with_pods(frontends);
+        Table { nodes, vips, services, restricted, with_pods, refused: refused.clone(), digest, viewed }
     }
 }
 
