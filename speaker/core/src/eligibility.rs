@@ -86,7 +86,9 @@ mod tests {
     use crate::time::{Duration, Instant};
     use crate::view::endpoints::{frontends, service_key};
     use crate::view::example::{self, TERMINATING, UNREADY, pod};
-    use crate::view::{Conditions, Endpoint, Event, Node, Object, ObjectName, Port, Protocol, Service, ServiceAttributes};
+    use crate::view::{
+        Conditions, Endpoint, Event, Node, Object, ObjectName, Port, Protocol, Service, ServiceAttributes,
+    };
 
     const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
@@ -95,7 +97,8 @@ mod tests {
         table.vips.insert(VIP);
         if with_service {
             let attributes = ServiceAttributes::default();
-            let service = forwarding::Service { attributes, no_new_flows: false, ring: Arc::default(), alternates: None };
+            let service =
+                forwarding::Service { attributes, no_new_flows: false, ring: Arc::default(), alternates: None };
             table.services.insert(service_key(VIP, 80, Protocol::Tcp), service);
         }
         table

@@ -418,7 +418,7 @@ pub fn plan(pods: &[Ipv4Addr], affinity: Affinity) -> Plan {
     let endpoint = |&address| Endpoint { address, node: Some("node".into()), conditions: Conditions::READY };
     let endpoints = pods.iter().map(endpoint).collect();
     let slice = EndpointSlice { service: "web".into(), ports: ports(8080, 5353), endpoints };
-    let vip = VirtualIp { pool: "pool".into(), services: vec![name.clone()] };
+    let vip = VirtualIp { pool: "pool".into(), services: vec![name.clone()], ..VirtualIp::default() };
     let view = View::from(vec![
         Object::Node("node".into(), NodeView::at(ADDRESS)),
         Object::Service(name.clone(), Service { ports: ports(80, 53), attributes: affinity.into() }),

@@ -72,7 +72,8 @@ impl State {
         let ending = plan.services.iter().filter(|(_, pods)| pods.last_resort).map(|(key, _)| *key).collect();
         let plan = self.udp_pins.complete(Plan { udp_silent: self.sync.udp_silent, ..plan }, now);
         self.sync.metrics.udp_flows_pinned.set(plan.udp_pins.len() as i64);
-        self.planned = Planned { table, services, ending, traffic_states, saved_view: view.is_saved(), plan: Some(plan) };
+        self.planned =
+            Planned { table, services, ending, traffic_states, saved_view: view.is_saved(), plan: Some(plan) };
         (self.dirty, self.follow) = (false, true);
     }
 
