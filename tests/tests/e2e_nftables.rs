@@ -2,6 +2,7 @@
 
 mod e2e;
 
+use e2e::services::endpoints;
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
 
@@ -12,6 +13,9 @@ fn promises_hold_beside_kube_proxy_nftables() {
         ProxyMode::Nftables,
         &[
             ("client address", 1, steps::client_address),
+            ("Service: slices, duplicates, named ports", 1, endpoints::slices),
+            ("Service: pods that are not ready", 1, endpoints::not_ready),
+            ("Service: hints, internalTrafficPolicy", 1, endpoints::hints),
             ("first answer", 2, steps::first_answer),
             ("forged heartbeats", 1, steps::forged_heartbeats),
             ("Secret replaced, speaker restarted", 1, steps::keys_replaced),
