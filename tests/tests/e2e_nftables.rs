@@ -2,7 +2,7 @@
 
 mod e2e;
 
-use e2e::services::endpoints;
+use e2e::services::{endings, endpoints};
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
 
@@ -16,6 +16,8 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("Service: slices, duplicates, named ports", 1, endpoints::slices),
             ("Service: pods that are not ready", 1, endpoints::not_ready),
             ("Service: hints, internalTrafficPolicy", 1, endpoints::hints),
+            ("Service: terminating pods, no endpoint", 1, endings::terminating),
+            ("Service: idle connections", 1, endings::idle),
             ("first answer", 2, steps::first_answer),
             ("forged heartbeats", 1, steps::forged_heartbeats),
             ("Secret replaced, speaker restarted", 1, steps::keys_replaced),
