@@ -5,6 +5,7 @@
 pub mod clients;
 pub mod endings;
 pub mod endpoints;
+pub mod inside;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
