@@ -6,6 +6,7 @@ pub mod clients;
 pub mod endings;
 pub mod endpoints;
 pub mod inside;
+pub mod ranges;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
