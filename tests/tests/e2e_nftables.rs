@@ -2,7 +2,7 @@
 
 mod e2e;
 
-use e2e::services::{endings, endpoints, inside, ranges};
+use e2e::services::{endings, endpoints, inside, local, ranges};
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
 
@@ -20,6 +20,7 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("Service: idle connections", 1, endings::idle),
             ("Service: clients inside", 1, inside::clients),
             ("Service: source ranges", 1, ranges::source_ranges),
+            ("Service: externalTrafficPolicy Local", 1, local::owners),
             ("first answer", 2, steps::first_answer),
             ("forged heartbeats", 1, steps::forged_heartbeats),
             ("Secret replaced, speaker restarted", 1, steps::keys_replaced),

@@ -6,6 +6,7 @@ pub mod clients;
 pub mod endings;
 pub mod endpoints;
 pub mod inside;
+pub mod local;
 pub mod ranges;
 
 use std::net::Ipv4Addr;
