@@ -38,6 +38,8 @@ pub enum Refusal {
     AddressMalformed,
     /// An entry of the source ranges is no range: no client is admitted.
     SourceRangesMalformed,
+    /// More source ranges than [`MAX_SOURCE_RANGES`](crate::MAX_SOURCE_RANGES): no client is admitted.
+    SourceRangesTooMany,
     /// The source ranges have no range of IPv4: no IPv4 client is admitted.
     SourceRangesWithoutIPv4,
     /// The Service wants IPv6, alone or beside IPv4.
@@ -63,6 +65,7 @@ impl Refusal {
         Refusal::AddressInUse,
         Refusal::AddressMalformed,
         Refusal::SourceRangesMalformed,
+        Refusal::SourceRangesTooMany,
         Refusal::SourceRangesWithoutIPv4,
         Refusal::IPv6NotServed,
         Refusal::ProtocolNotServed,
@@ -82,6 +85,7 @@ impl Refusal {
             Refusal::AddressInUse => "AddressInUse",
             Refusal::AddressMalformed => "AddressMalformed",
             Refusal::SourceRangesMalformed => "SourceRangesMalformed",
+            Refusal::SourceRangesTooMany => "SourceRangesTooMany",
             Refusal::SourceRangesWithoutIPv4 => "SourceRangesWithoutIPv4",
             Refusal::IPv6NotServed => "IPv6NotServed",
             Refusal::ProtocolNotServed => "ProtocolNotServed",

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use sheave_api::{MAX_PORTS, Partly, Refusal};
+use sheave_api::{MAX_PORTS, MAX_SOURCE_RANGES, Partly, Refusal};
 
 use crate::request::Refused;
 use crate::view::{Clients, Port, PortStatus, Protocol, ServiceView};
@@ -19,6 +19,13 @@ pub fn refusal(service: &ServiceView) -> Option<Refused> {
     if let Clients::Malformed(what) = &service.clients {
         let message = format!("{what}; until it is corrected no client is admitted");
         return Some(named(Refusal::SourceRangesMalformed, message));
+    }
+    if let Clients::TooMany(count) = service.clients {
+        let message = format!(
+            "{count} source ranges of IPv4 after adjacent ones are joined; {MAX_SOURCE_RANGES} are allowed; until then no client is \
+             admitted"
+        );
+        return Some(named(Refusal::SourceRangesTooMany, message));
     }
     None
 }
@@ -187,6 +194,9 @@ mod tests {
         let refused = refusal(&malformed).unwrap();
         assert_eq!(refused.reason, Refusal::SourceRangesMalformed);
         assert!(refused.message.starts_with("field: 'x'; "), "{}", refused.message);
+        let many = refusal(&ServiceView { clients: Clients::TooMany(1025), ..example() }).unwrap();
+        assert_eq!(many.reason, Refusal::SourceRangesTooMany);
+        assert!(many.message.starts_with("1025 ") && many.message.contains("1024 are allowed"), "{}", many.message);
         let closed = ServiceView { clients: Clients::NoIPv4, ..example() };
         assert_eq!(
             (refusal(&closed), reasons(&remarks(&closed, None))),

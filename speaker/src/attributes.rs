@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use sheave_api::source_ranges;
-use speaker_core::attributes::{Affinity, AffinityTimeout, Prefix, ServiceAttributes, SourceRanges};
+use speaker_core::attributes::{Affinity, AffinityTimeout, Prefix, ServiceAttributes, SourceRanges, TrafficPolicy};
 use tracing::warn;
 
 pub fn of(service: &Service) -> ServiceAttributes {
@@ -16,7 +16,11 @@ pub fn of(service: &Service) -> ServiceAttributes {
         Affinity::None => AffinityTimeout::DEFAULT,
         Affinity::ClientIp => affinity_timeout(service),
     };
-    ServiceAttributes { affinity, affinity_timeout, source_ranges: source_ranges(service) }
+    let traffic_policy = match spec.and_then(|spec| spec.external_traffic_policy.as_deref()) {
+        Some("Local") => TrafficPolicy::Local,
+        _ => TrafficPolicy::Cluster,
+    };
+    ServiceAttributes { affinity, affinity_timeout, source_ranges: source_ranges(service), traffic_policy }
 }
 
 /// The API server admits no other value than ours; what comes all the same counts as the default.
@@ -77,6 +81,7 @@ mod tests {
         assert_eq!(service.attributes, Affinity::ClientIp.into());
         assert_eq!(serde_json::to_string(&service).unwrap(), earlier);
         let prefix = Prefix { network: [10, 0, 0, 0].into(), length: 8 };
+        service.attributes.traffic_policy = TrafficPolicy::Local;
         for ranges in [vec![], vec![prefix]] {
             service.attributes.source_ranges = Some(ranges.into());
             let text = serde_json::to_string(&service).unwrap();

@@ -73,13 +73,13 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
             let part = partly(&views, vip);
             written.begin(vip, &ownership);
             match write(&api, &node, vip, &ownership, part).await {
-                Ok(()) => {
-                    debug!(%vip, ?ownership, ?part, "status written");
-                    written.done(vip, ownership, part);
+                Ok(uid) => {
+                    debug!(%vip, ?ownership, ?part, uid, "status written");
+                    written.done(vip, ownership, part, uid);
                 }
                 Err(kube::Error::Api(status)) if status.code == 404 => {
-                    debug!(%vip, "VirtualIP deleted; status dropped");
-                    written.forget(vip);
+                    debug!(%vip, "VirtualIP deleted; status dropped unless the address is granted again");
+                    written.done(vip, ownership, part, String::new());
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
@@ -108,13 +108,27 @@ fn partly(views: &Views, vip: Ipv4Addr) -> Option<Partly> {
     })
 }
 
+/// Of the VIP's object in the view. One that an earlier version saved has none.
+fn uid(views: &Views, vip: Ipv4Addr) -> Option<String> {
+    let views = views.borrow();
+    let uid = &views.as_ref()?.vips().get(&vip)?.uid;
+    (!uid.is_empty()).then(|| uid.clone())
+}
+
 /// What this node has written.
 #[derive(Default)]
 struct Written {
     /// VIPs whose status this node may have written its own name into.
     named: BTreeSet<Ipv4Addr>,
     /// Those that it owns, and what it wrote of each.
-    owned: BTreeMap<Ipv4Addr, (Ownership, Option<Partly>)>,
+    owned: BTreeMap<Ipv4Addr, Record>,
+}
+
+struct Record {
+    ownership: Ownership,
+    part: Option<Partly>,
+    /// Of the object that has it; empty if there was none.
+    uid: String,
 }
 
 impl Written {
@@ -124,23 +138,23 @@ impl Written {
         }
     }
 
-    fn done(&mut self, vip: Ipv4Addr, ownership: Ownership, part: Option<Partly>) {
+    fn done(&mut self, vip: Ipv4Addr, ownership: Ownership, part: Option<Partly>, uid: String) {
         if matches!(ownership, Ownership::Owned { .. }) {
-            self.owned.insert(vip, (ownership, part));
+            self.owned.insert(vip, Record { ownership, part, uid });
         } else {
-            self.forget(vip);
+            self.named.remove(&vip);
+            self.owned.remove(&vip);
         }
     }
 
-    fn forget(&mut self, vip: Ipv4Addr) {
-        self.named.remove(&vip);
-        self.owned.remove(&vip);
-    }
-
-    /// VIPs of this node of which another part is not served now.
+    /// VIPs of this node of which another part is not served now, or whose object is another one: the address was taken back and
+    /// granted again so quickly that its owner never released it.
     fn outdated(&self, views: &Views) -> Updates {
-        let outdated = self.owned.iter().filter(|(vip, (_, part))| partly(views, **vip) != *part);
-        outdated.map(|(vip, (ownership, _))| (*vip, ownership.clone())).collect()
+        let outdated = self.owned.iter().filter(|(vip, record)| {
+            let other = uid(views, **vip).is_some_and(|uid| uid != record.uid);
+            other || partly(views, **vip) != record.part
+        });
+        outdated.map(|(vip, record)| (*vip, record.ownership.clone())).collect()
     }
 }
 
@@ -150,20 +164,22 @@ fn is_newer(known: &VirtualIPStatus, term: i64, since: Timestamp) -> bool {
     known.owner.is_some() && known.term.is_some_and(|newer| newer > term) && later()
 }
 
-/// Compares before it writes, under the object's resourceVersion: a late message of a previous owner never hides a newer one.
+/// Compares before it writes, under the object's resourceVersion: a late message of a previous owner never hides a newer one. Returns
+/// the object's uid.
 async fn write(
     api: &Api<VirtualIP>,
     node: &str,
     vip: Ipv4Addr,
     ownership: &Ownership,
     part: Option<Partly>,
-) -> kube::Result<()> {
+) -> kube::Result<String> {
     let name = vip.to_string();
     let current = api.get(&name).await?;
+    let uid = current.metadata.uid.clone().unwrap_or_default();
     let known = current.status.clone().unwrap_or_default();
-    let Some(status) = status(&known, node, ownership, part) else { return Ok(()) };
+    let Some(status) = status(&known, node, ownership, part) else { return Ok(uid) };
     let patch = json!({ "metadata": { "resourceVersion": current.metadata.resource_version }, "status": status });
-    api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
+    api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| uid)
 }
 
 /// What is to be written over the known status; `None`: it stays.
@@ -244,8 +260,9 @@ mod tests {
 
         let vip = Ipv4Addr::new(192, 0, 2, 1);
         let web = ObjectName::new("default", "web");
+        let granted = |uid: &str| VirtualIp { pool: "p".into(), services: vec![web.clone()], uid: uid.into() };
         let mut view = View::default();
-        view.handle(Event::Apply(Object::VirtualIp(vip, VirtualIp { pool: "p".into(), services: vec![web.clone()] })));
+        view.handle(Event::Apply(Object::VirtualIp(vip, granted("first"))));
         view.handle(Event::Apply(Object::NameSlice(ObjectName::new("default", "web-1"), "web".into())));
         let (sender, views) = watch::channel(Some(Arc::new(view.clone())));
         let part = partly(&views, vip);
@@ -256,7 +273,15 @@ mod tests {
 
         let mut written = Written::default();
         written.begin(vip, &owned);
-        written.done(vip, owned.clone(), part);
+        written.done(vip, owned.clone(), part, "first".into());
+        assert_eq!(written.outdated(&views), Updates::new());
+        // Taken back and granted again: with the deletion unseen, and after the deletion was found first.
+        view.handle(Event::Apply(Object::VirtualIp(vip, granted("second"))));
+        sender.send_replace(Some(Arc::new(view.clone())));
+        assert_eq!(written.outdated(&views), Updates::from([(vip, owned.clone())]));
+        written.done(vip, owned.clone(), part, String::new());
+        assert_eq!(written.outdated(&views), Updates::from([(vip, owned.clone())]));
+        written.done(vip, owned.clone(), part, "second".into());
         assert_eq!(written.outdated(&views), Updates::new());
         let outside = Endpoint { address: Ipv4Addr::new(198, 51, 100, 1), node: None, conditions: Conditions::READY };
         let slice = EndpointSlice { service: "web".into(), ports: vec![], endpoints: vec![outside] };
@@ -266,13 +291,16 @@ mod tests {
         view.handle(Event::Relisted(speaker_core::view::Kind::EndpointSlice, vec![]));
         sender.send_replace(Some(Arc::new(view)));
         assert_eq!(written.outdated(&views), Updates::from([(vip, owned)]));
-        written.done(vip, Ownership::Unowned(NoOwner::HandingOver), None);
+        written.done(vip, Ownership::Unowned(NoOwner::HandingOver), None, "second".into());
         assert_eq!(written.outdated(&views), Updates::new(), "the new owner writes");
     }
 
-    /// Controller and speaker leave out the same ports.
+    /// Controller and speaker leave out the same.
     #[test]
-    fn the_limit_of_ports_is_that_of_the_api() {
-        assert_eq!(speaker_core::view::Limit::PortsPerObject.value(), sheave_api::MAX_PORTS);
+    fn the_limits_are_those_of_the_api() {
+        use speaker_core::view::Limit;
+
+        assert_eq!(Limit::PortsPerObject.value(), sheave_api::MAX_PORTS);
+        assert_eq!(Limit::RangesPerService.value(), sheave_api::MAX_SOURCE_RANGES);
     }
 }

@@ -294,7 +294,8 @@ fn virtual_ip(vip: VirtualIP) -> Option<(Key, Option<Object>)> {
         return None;
     };
     let services = vip.spec.services.iter().map(|service| ObjectName::new(&service.namespace, &service.name)).collect();
-    let object = Object::VirtualIp(address, VirtualIp { pool: vip.spec.pool.clone(), services });
+    let uid = vip.uid().unwrap_or_default();
+    let object = Object::VirtualIp(address, VirtualIp { pool: vip.spec.pool.clone(), services, uid });
     Some((Key::VirtualIp(address), Some(object)))
 }
 

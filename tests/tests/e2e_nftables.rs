@@ -2,6 +2,7 @@
 
 mod e2e;
 
+use e2e::services::{endings, endpoints, inside, local, ranges};
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
 
@@ -14,6 +15,14 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("client address", 1, steps::client_address),
             ("endpoints of no node", 1, steps::endpoints_of_no_node),
             ("SpeakerStates", 1, steps::speaker_states),
+            ("Service: slices, duplicates, named ports", 1, endpoints::slices),
+            ("Service: pods that are not ready", 1, endpoints::not_ready),
+            ("Service: hints, internalTrafficPolicy", 1, endpoints::hints),
+            ("Service: terminating pods, no endpoint", 1, endings::terminating),
+            ("Service: idle connections", 1, endings::idle),
+            ("Service: clients inside", 1, inside::clients),
+            ("Service: source ranges", 1, ranges::source_ranges),
+            ("Service: externalTrafficPolicy Local", 1, local::owners),
             ("first answer", 2, steps::first_answer),
             ("forged heartbeats", 1, steps::forged_heartbeats),
             ("Secret replaced, speaker restarted", 1, steps::keys_replaced),

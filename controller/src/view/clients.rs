@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
-use sheave_api::source_ranges;
+use sheave_api::{MAX_SOURCE_RANGES, source_ranges};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Clients {
@@ -11,6 +11,8 @@ pub enum Clients {
     Ranges,
     /// There are ranges, and none of IPv4.
     NoIPv4,
+    /// So many of IPv4, and the speakers serve no Service with so many.
+    TooMany(usize),
     /// Field or annotation, the entry that is no range, and what is allowed.
     Malformed(String),
 }
@@ -22,6 +24,7 @@ impl Clients {
         match source_ranges::of_service(ranges.unwrap_or_default(), annotation.map(String::as_str)) {
             Ok(ranges) if !ranges.is_restricted() => Clients::All,
             Ok(ranges) if ranges.v4().is_empty() => Clients::NoIPv4,
+            Ok(ranges) if ranges.v4().len() > MAX_SOURCE_RANGES => Clients::TooMany(ranges.v4().len()),
             Ok(_) => Clients::Ranges,
             Err(error) => Clients::Malformed(error.to_string()),
         }
@@ -48,6 +51,10 @@ mod tests {
         assert_eq!(clients(&["2001:db8::/32"], None), Clients::NoIPv4);
         assert_eq!(clients(&[], Some("2001:db8::/32")), Clients::NoIPv4);
         assert_eq!(clients(&["192.0.2.0/24"], Some("nonsense")), Clients::Ranges, "the field counts");
+        let many: Vec<String> = (0..=1024).map(|n| format!("10.{}.{}.0/25", n / 256, n % 256)).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(clients(&many, None), Clients::TooMany(1025));
+        assert_eq!(clients(&[&many[..1024], &["10.0.0.0/26", "2001:db8::/32"]].concat(), None), Clients::Ranges);
         let Clients::Malformed(message) = clients(&[], Some("192.0.2.0/24,nonsense")) else { panic!("not refused") };
         assert!(message.contains("service.beta.kubernetes.io/load-balancer-source-ranges: 'nonsense'"), "{message}");
     }

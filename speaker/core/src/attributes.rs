@@ -28,6 +28,23 @@ pub struct ServiceAttributes {
     /// Which clients are admitted; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_ranges: Option<SourceRanges>,
+    #[serde(default, skip_serializing_if = "TrafficPolicy::is_cluster")]
+    pub traffic_policy: TrafficPolicy,
+}
+
+/// externalTrafficPolicy of a Service. No packet takes another way for it: pods see the client's address anyway. Nodes with pods come first
+/// where a VIP's owner is elected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    #[default]
+    Cluster,
+    Local,
+}
+
+impl TrafficPolicy {
+    fn is_cluster(&self) -> bool {
+        *self == Self::Cluster
+    }
 }
 
 /// What digests of views and tables have of a Service's attributes.
@@ -43,7 +60,7 @@ impl ServiceAttributes {
     /// Two speakers compare digests, also during an upgrade: of a Service without an attribute that one of them does not know, both have
     /// the same. So an attribute that is added belongs to `more`, which is `None` for a Service that has none of them.
     pub fn digest(&self) -> AttributesDigest {
-        let Self { affinity, affinity_timeout, source_ranges } = self;
+        let Self { affinity, affinity_timeout, source_ranges, traffic_policy: _ } = self;
         let ranges = source_ranges.as_ref().map(SourceRanges::digest);
         let more = match affinity_timeout.is_default() {
             true => ranges,
@@ -58,7 +75,7 @@ impl ServiceAttributes {
 
     /// In the value of `SERVICES`. (Where the source ranges are is the layout's to say: forwarding/restricted.rs.)
     pub fn flags(&self) -> u32 {
-        let Self { affinity, affinity_timeout: _, source_ranges: _ } = self;
+        let Self { affinity, affinity_timeout: _, source_ranges: _, traffic_policy: _ } = self;
         if *affinity == Affinity::ClientIp { ServiceValue::CLIENT_AFFINITY } else { 0 }
     }
 

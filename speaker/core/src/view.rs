@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use parts::Parts;
 
-pub use crate::attributes::{Affinity, Prefix, ServiceAttributes, SourceRanges};
+pub use crate::attributes::{Affinity, Prefix, ServiceAttributes, SourceRanges, TrafficPolicy};
 pub use limit::{Limit, Refused};
 pub use object::{
     Conditions, Endpoint, EndpointSlice, Key, Kind, Node, Object, ObjectName, Port, Protocol, Service, VirtualIp,

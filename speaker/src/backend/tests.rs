@@ -53,7 +53,7 @@ fn plan_of(pods: u8, conditions: Conditions) -> Plan {
         Object::Node("n1".into(), Node::at(address)),
         Object::Service(name.clone(), Service { ports: ports.clone(), attributes: Affinity::ClientIp.into() }),
         Object::EndpointSlice(name.clone(), EndpointSlice { service: "web".into(), ports, endpoints }),
-        Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services: vec![name] }),
+        Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services: vec![name], ..VirtualIp::default() }),
     ] {
         view.handle(Event::Apply(object));
     }

@@ -103,7 +103,8 @@ pub fn pool(name: &str, first: Ipv4Addr, last: Ipv4Addr) -> String {
     )
 }
 
-fn order(vip: Ipv4Addr, nodes: &[String]) -> Result<Vec<String>> {
+/// The nodes in the order in which they would take an address.
+pub fn order(vip: Ipv4Addr, nodes: &[String]) -> Result<Vec<String>> {
     let names: Option<Vec<NodeName>> = nodes.iter().map(|node| NodeName::new(node)).collect();
     let mut names = names.context("names of nodes")?;
     let all = names.clone();

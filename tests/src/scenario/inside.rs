@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 
 use super::pods::Pod;
 use crate::lab::Lab;
+use crate::traffic::report::Greeting;
 
 /// A process by its number on its node.
 #[derive(Clone, Debug)]
@@ -31,6 +32,22 @@ pub fn process_of(lab: &Lab, pod: &Pod, command: &str) -> Result<Process> {
 impl Process {
     pub fn kill(&self, lab: &Lab) -> Result<()> {
         on_node(lab, &self.node, "kill", &["-KILL", &self.pid.to_string()]).map(drop)
+    }
+
+    /// One connection from the network of the process: the pod that answered, and the client address that it saw.
+    pub fn greeting(&self, lab: &Lab, to: &str) -> Result<Greeting> {
+        let traffic = lab.traffic()?;
+        let inside = ["--target", &self.pid.to_string(), "--net", "--", &traffic.to_string_lossy(), "get", "--to", to];
+        let output = lab.node_command(&self.node, "nsenter")?.args(inside).args(["--timeout-ms", "1000"]).output()?;
+        if !output.status.success() {
+            bail!(
+                "from process {} on {} to {to}: {}",
+                self.pid,
+                self.node,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        serde_json::from_slice(&output.stdout).with_context(|| format!("from {} to {to}", self.node))
     }
 
     /// Resident memory in bytes.

@@ -462,7 +462,7 @@ pub fn plan_of(endpoints: Vec<Endpoint>, affinity: Affinity) -> Plan {
         vec![port("http", tcp, Ip::Tcp), port("dns", udp, Ip::Udp)]
     };
     let slice = EndpointSlice { service: "web".into(), ports: ports(8080, 5353), endpoints };
-    let vip = VirtualIp { pool: "pool".into(), services: vec![name.clone()] };
+    let vip = VirtualIp { pool: "pool".into(), services: vec![name.clone()], ..VirtualIp::default() };
     let view = View::from(vec![
         Object::Node("node".into(), NodeView::at(ADDRESS)),
         Object::Service(name.clone(), Service { ports: ports(80, 53), attributes: affinity.into() }),

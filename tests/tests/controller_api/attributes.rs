@@ -10,6 +10,7 @@ use super::pair::Pair;
 /// The ledger has one address and room for three when this begins, and when it ends.
 pub fn chapters(objects: &Objects, pair: &Pair) -> Result<()> {
     source_ranges(objects, pair)?;
+    too_many_source_ranges(objects, pair)?;
     sctp(objects, pair)?;
     ipv6(objects)?;
     too_many_ports(objects)?;
@@ -66,6 +67,26 @@ fn source_ranges(objects: &Objects, pair: &Pair) -> Result<()> {
     let message = wait_remark(objects, "closed", "SourceRangesMalformed")?;
     ensure!(message.contains("no client is admitted; 192.168.77.201 stays"), "{message}");
     objects.delete("service", "closed")
+}
+
+/// Beyond the limit of the speakers. Ranges that touch are one range.
+fn too_many_source_ranges(objects: &Objects, pair: &Pair) -> Result<()> {
+    let ranges = |count: usize, length: u8| {
+        let ranges = (0..count).map(|number| format!("10.{}.{}.0/{length}", number / 256, number % 256));
+        format!(", loadBalancerSourceRanges: [{}]", ranges.collect::<Vec<_>>().join(","))
+    };
+    objects.service("lists", "", &ranges(1025, 25))?;
+    objects.wait_refused("lists", "SourceRangesTooMany")?;
+    let note = objects.wait_event("lists", "Warning", "SourceRangesTooMany")?;
+    ensure!(note.contains("1025 source ranges") && note.contains("1024 are allowed"), "{note}");
+    wait_metric(pair, "services_waiting", "SourceRangesTooMany", 1.0)?;
+    objects.service("lists", "", &ranges(1025, 24))?;
+    objects.wait_shown("lists", "192.168.77.201")?;
+    wait_remark(objects, "lists", "AddressAllocated")?;
+    objects.service("lists", "", &ranges(1025, 25))?;
+    let message = wait_remark(objects, "lists", "SourceRangesTooMany")?;
+    ensure!(message.contains("no client is admitted; 192.168.77.201 stays"), "{message}");
+    objects.delete("service", "lists")
 }
 
 fn sctp(objects: &Objects, pair: &Pair) -> Result<()> {

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses some of the steps")]
 
+pub mod services;
 pub mod steps;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,16 +15,19 @@ use sheave_tests::scenario::{self, Scene};
 /// A step asserts by panicking or by an error, and returns figures worth printing.
 pub type Step = (&'static str, u8, fn(&Scene) -> Result<String>);
 
-/// Runs all steps on one lab, whatever becomes of single ones, and panics at the end with all that failed.
+/// Runs all steps, or those whose names contain `$STEPS`, on one lab, whatever becomes of single ones, and panics at the end with all that failed.
 pub fn run(name: &str, proxy_mode: ProxyMode, steps: &[Step]) {
     lab::down_on_interrupt(name).expect("handlers for Ctrl-C");
     Lab::remove(name).expect("what an earlier run left is removed");
+    let only = std::env::var("STEPS").unwrap_or_default();
+    let steps: Vec<&Step> = steps.iter().filter(|(step, ..)| step.contains(&only)).collect();
+    assert!(!steps.is_empty(), "STEPS={only:?} names no step");
     let guard = Guard(name.to_owned());
     let began = Instant::now();
     let config = LabConfig { name: name.to_owned(), proxy_mode, ..LabConfig::default() };
     let lab = Lab::up(config).unwrap_or_else(|error| panic!("no lab: {error:#}"));
     let mut failed = match scenario::deploy(&lab, 2) {
-        Ok(scene) => walk(&scene, steps),
+        Ok(scene) => walk(&scene, &steps),
         Err(error) => vec![format!("deploy: {error:#}")],
     };
     eprintln!("{name}: {} s", began.elapsed().as_secs());
@@ -35,9 +39,9 @@ pub fn run(name: &str, proxy_mode: ProxyMode, steps: &[Step]) {
     assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
 }
 
-fn walk(scene: &Scene, steps: &[Step]) -> Vec<String> {
+fn walk(scene: &Scene, steps: &[&Step]) -> Vec<String> {
     let mut failed = Vec::new();
-    for (name, times, step) in steps {
+    for (name, times, step) in steps.iter().copied() {
         for number in 1..=*times {
             let began = Instant::now();
             let whole = scenario::settle(scene);

@@ -65,7 +65,7 @@ pub fn view(kind: Kind, ports: usize) -> View {
         let listed = Service { ports: named(kind, (number / VIPS) as u16), ..Service::default() };
         view.handle(Event::Apply(Object::Service(service.clone(), listed)));
         let sharing = (number % VIPS..=number).step_by(VIPS).map(object_name).collect();
-        let vip = VirtualIp { pool: "pool".into(), services: sharing };
+        let vip = VirtualIp { pool: "pool".into(), services: sharing, ..VirtualIp::default() };
         view.handle(Event::Apply(Object::VirtualIp(vip_of(number % VIPS), vip)));
         view.handle(Event::Apply(slice(kind, number, kind.pods(number))));
     }

@@ -311,19 +311,22 @@ impl Election {
     fn due(&mut self, vip: Vip, vacancy: Vacancy, now: Instant) -> Instant {
         let Vacancy { since, why } = vacancy;
         let skew = self.config.rank_skew;
-        // Watches deliver at different times: of a new VIP the others leave the first in rank a dead interval.
+        // Watches deliver at different times: of a new VIP the others leave the first in rank a dead interval. Where nodes with pods come
+        // first, and the pods of a new Service are not in the view yet, there is no first.
         let head = if why == Why::New { self.config.dead() } else { Duration::ZERO };
         let waited = now.since(since).saturating_sub(head);
         let limit = (waited.as_nanos() / skew.as_nanos().max(1)).saturating_add(1);
         let before = self.outranked(vip, why, u32::try_from(limit).unwrap_or(u32::MAX));
-        if before == 0 { since } else { since + head + skew * before }
+        let is_first = before == 0 && !self.eligible(vip).is_some_and(Eligible::lacks_pods);
+        if is_first { since } else { since + head + skew * before }
     }
 
     /// How many nodes come before this one, up to `limit`, among those that can claim or will be able to in a moment.
     fn outranked(&mut self, vip: Vip, why: Why, limit: u32) -> u32 {
         let node = &self.config.node;
-        let own = (rank::weight_of_hash(vip, self.hash), node);
         let eligible = self.vips.get(&vip).and_then(|record| record.eligible.as_ref());
+        let has_pod = |name: &NodeName| eligible.is_some_and(|eligible| eligible.has_pod(name));
+        let own = (has_pod(node), rank::weight_of_hash(vip, self.hash), node);
         let precedence = eligible.and_then(|eligible| self.own_precedence(eligible));
         let competes = |name: &NodeName, peer: &Incarnation| {
             precedence.is_some() && eligible.and_then(|e| self.precedence(e, name, peer)) == precedence
@@ -336,7 +339,7 @@ impl Election {
             }
             compared += 1;
             let steps_down = || peer.claims.get(&vip).is_some_and(|held| held.stepping_down);
-            if (rank::weight_of_hash(vip, hash), name) > own && !steps_down() {
+            if (has_pod(name), rank::weight_of_hash(vip, hash), name) > own && !steps_down() {
                 before += 1;
                 if before >= limit {
                     break;

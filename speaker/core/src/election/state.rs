@@ -148,6 +148,11 @@ pub enum Eligible {
         nodes: Arc<BTreeSet<NodeName>>,
         others: Arc<BTreeSet<NodeName>>,
     },
+    /// As `of`; these come before all others in rank. No node steps down for them.
+    WithPods {
+        nodes: Arc<BTreeSet<NodeName>>,
+        of: Arc<Eligible>,
+    },
 }
 
 impl Eligible {
@@ -160,12 +165,27 @@ impl Eligible {
         match self {
             Self::All => true,
             Self::Only(nodes) | Self::Preferred { nodes, .. } => nodes.contains(node),
+            Self::WithPods { of, .. } => of.contains(node),
         }
     }
 
     /// Where no first choice can.
     pub fn falls_back_to(&self, node: &NodeName) -> bool {
-        matches!(self, Self::Preferred { others, .. } if others.contains(node))
+        match self {
+            Self::All | Self::Only(_) => false,
+            Self::Preferred { others, .. } => others.contains(node),
+            Self::WithPods { of, .. } => of.falls_back_to(node),
+        }
+    }
+
+    /// It comes before nodes without pods in rank.
+    pub fn has_pod(&self, node: &NodeName) -> bool {
+        matches!(self, Self::WithPods { nodes, .. } if nodes.contains(node))
+    }
+
+    /// Nodes with pods come first, and none is known.
+    pub fn lacks_pods(&self) -> bool {
+        matches!(self, Self::WithPods { nodes, .. } if nodes.is_empty())
     }
 }
 

@@ -4,6 +4,7 @@ mod faults;
 mod harness;
 mod properties;
 mod saved_view;
+mod with_pods;
 
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;

@@ -125,11 +125,11 @@ pub(super) struct Chosen {
     pub no_new_flows: bool,
 }
 
-fn is_ready(pod: &Pod<'_>) -> bool {
+pub(crate) fn is_ready(pod: &Pod<'_>) -> bool {
     pod.conditions.ready && !pod.conditions.terminating
 }
 
-fn is_last_resort(pod: &Pod<'_>) -> bool {
+pub(crate) fn is_last_resort(pod: &Pod<'_>) -> bool {
     pod.conditions.serving && pod.conditions.terminating
 }
 

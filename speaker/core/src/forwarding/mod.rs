@@ -26,7 +26,7 @@ mod counted;
 pub mod diff;
 pub mod ids;
 pub mod maglev;
-mod members;
+pub(crate) mod members;
 pub mod previous;
 mod restricted;
 mod saved;
@@ -42,6 +42,8 @@ use core::net::Ipv4Addr;
 use ebpf_common::{ServiceKey, siphash13};
 
 use crate::attributes::AttributesDigest;
+use crate::eligibility;
+use crate::name::NodeName;
 use crate::reports::{Reported, Reports, Rows};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::{self, Digests, Frontend, Pod, Reason, Refusal, frontends};
@@ -69,6 +71,8 @@ pub struct Table {
     pub restricted: BTreeMap<ObjectName, Restricted>,
     /// The service ports that are counted together.
     pub counted: BTreeMap<Counted, BTreeSet<ServiceKey>>,
+    /// Where the pods of VIPs are whose Services are all Local: [`crate::eligibility::with_pods`].
+    pub with_pods: BTreeMap<Ipv4Addr, Arc<BTreeSet<NodeName>>>,
     /// What had to be left out.
     pub refused: Vec<Refusal>,
     /// Of all service ports and rings (not of the alternates, nor of what a service had that names no pod any more): equal on nodes whose
@@ -279,7 +283,19 @@ impl Planner {
         let vips = view.served_vips();
         let (restricted, counted) = (Restricted::of(frontends), counted::counted(frontends));
         let existing_only = members::existing_only(view, traffic_states);
-        Table { nodes, existing_only, vips, services, restricted, counted, refused: refused.clone(), digest, viewed }
+        let with_pods = eligibility::with_pods(frontends);
+        Table {
+            nodes,
+            existing_only,
+            vips,
+            services,
+            restricted,
+            counted,
+            with_pods,
+            refused: refused.clone(),
+            digest,
+            viewed,
+        }
     }
 }
 

@@ -35,7 +35,7 @@ pub fn slice_named(name: &str, endpoints: impl Into<Vec<Endpoint>>) -> Object {
 }
 
 pub fn vip(address: Ipv4Addr, services: impl Into<Vec<ObjectName>>) -> Object {
-    Object::VirtualIp(address, VirtualIp { pool: "pool".into(), services: services.into() })
+    Object::VirtualIp(address, VirtualIp { pool: "pool".into(), services: services.into(), ..VirtualIp::default() })
 }
 
 pub fn service(name: ObjectName, attributes: impl Into<ServiceAttributes>) -> Object {

@@ -231,8 +231,11 @@ impl Conditions {
 }
 
 /// A granted address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtualIp {
     pub pool: String,
     pub services: Vec<ObjectName>,
+    /// Of the object: an address that is taken back and granted again at once is another object, with an empty status.
+    #[serde(default)]
+    pub uid: String,
 }

@@ -12,7 +12,7 @@ use speaker_core::backend::Plan;
 use speaker_core::eligibility;
 use speaker_core::forwarding::diff::{MapState, diff};
 use speaker_core::forwarding::{Service, Table, TrafficStates};
-use speaker_core::name::{NodeName, Vip};
+use speaker_core::name::NodeName;
 use speaker_core::reports::exchange;
 use speaker_core::view::View;
 use speaker_core::view::endpoints::{Refusal, frontends};
@@ -308,9 +308,8 @@ impl State {
         let attached = self.sync.attachment.is_attached();
         self.sync.health.attached.store(attached, Ordering::Relaxed);
         let Some(view) = self.view.as_ref().filter(|_| self.started) else { return };
-        let eligible = eligibility::candidates(view);
         // An owner whose packet path is detached is not ready, and hands over; the election gets its carrier by itself.
-        let desired = eligibility::ownable(&self.shown).map(|vip| (Vip(vip), eligible.clone())).collect();
+        let desired = eligibility::desired(&self.shown, view);
         // A node whose object was deleted hands over, and serves the flows that it has.
         let ready = attached && view.is_member(&self.sync.node);
         let barred = |refusal: &&Refusal| refusal.reason.bars_vip();

@@ -64,7 +64,7 @@ fn view(services: &[(u16, &[u8])]) -> View {
         objects.push(Object::EndpointSlice(name.clone(), slice));
         names.push(name);
     }
-    objects.push(Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services: names }));
+    objects.push(Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services: names, ..VirtualIp::default() }));
     View::from(objects)
 }
 

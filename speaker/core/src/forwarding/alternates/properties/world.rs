@@ -474,7 +474,7 @@ impl World {
             objects.push(Object::EndpointSlice(object_name(service), slice));
         }
         let services = (0..self.services.len()).map(object_name).collect();
-        objects.push(Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services }));
+        objects.push(Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services, ..VirtualIp::default() }));
         let view = View::from(objects);
         if view != *self.view {
             self.view = Arc::new(view);

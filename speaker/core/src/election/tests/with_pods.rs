@@ -1,0 +1,152 @@
+//! R3: of a VIP whose Services are all Local, nodes with pods come first in rank, and nothing moves for them.
+
+use alloc::collections::BTreeSet;
+use alloc::sync::Arc;
+
+use super::harness::*;
+use super::*;
+
+const NODES: usize = 4;
+
+fn set(cluster: &mut Cluster, vips: u8, pods: &[usize], receivers: &[usize]) {
+    let nodes: Arc<BTreeSet<_>> = Arc::new(pods.iter().copied().map(name).collect());
+    let of = Arc::new(Eligible::All);
+    let eligible = Eligible::WithPods { nodes, of };
+    cluster.desired = (1..=vips).map(|last| (vip(last), eligible.clone())).collect();
+    for node in receivers {
+        cluster.event(*node, Event::Desired(cluster.desired.clone()));
+    }
+}
+
+fn all() -> Vec<usize> {
+    (0..NODES).collect()
+}
+
+/// The node that would be first without pods, and the one that would be last.
+fn first_and_last(last: u8) -> (usize, usize) {
+    let names: Vec<_> = all().into_iter().map(name).collect();
+    let mut order = all();
+    order.sort_by_key(|node| rank::rank(vip(last), &name(*node), &names));
+    (order[0], order[NODES - 1])
+}
+
+#[test]
+fn a_new_vip_goes_to_a_node_with_a_pod_at_once() {
+    let mut cluster = Cluster::settled(NODES, 0);
+    let (_, last) = first_and_last(1);
+    set(&mut cluster, 1, &[last], &all());
+    cluster.run(ms(1));
+    assert_eq!(cluster.holders(vip(1)), [last]);
+    cluster.run(ms(1000));
+    assert_eq!(cluster.acquired().len(), 1, "{:?}", cluster.log);
+}
+
+/// The pods of a new Service come a moment after it. Nobody waits for pods that do not come.
+#[test]
+fn a_new_vip_waits_a_dead_interval_for_its_pods() {
+    let mut cluster = Cluster::settled(NODES, 0);
+    let (first, last) = first_and_last(1);
+    set(&mut cluster, 1, &[], &all());
+    cluster.run(ms(100));
+    assert_eq!(cluster.holders(vip(1)), []);
+    set(&mut cluster, 1, &[last], &all());
+    cluster.run(ms(1));
+    assert_eq!(cluster.holders(vip(1)), [last]);
+
+    let mut without = Cluster::settled(NODES, 0);
+    set(&mut without, 1, &[], &all());
+    let took = without.run_until(ms(400), |c| !c.holders(vip(1)).is_empty());
+    assert_eq!(without.holders(vip(1)), [first]);
+    assert!((ms(160)..=ms(165)).contains(&took), "{took:?}");
+}
+
+/// Preferred, not preempted: pods that come, go and move move no VIP.
+#[test]
+fn no_pod_moves_a_vip() {
+    let mut cluster = Cluster::settled(NODES, 0);
+    set(&mut cluster, 6, &[0, 1], &all());
+    cluster.run(ms(1000));
+    assert!((1..=6).all(|last| cluster.owner(vip(last)) < 2), "{:?}", cluster.log);
+    cluster.log.clear();
+    for pods in [&[0][..], &[2], &[], &[1, 2, 3]] {
+        // The nodes hear of it one by one.
+        for node in all() {
+            set(&mut cluster, 6, pods, &[node]);
+            cluster.run(ms(70));
+        }
+    }
+    assert_eq!(cluster.log, []);
+}
+
+/// An owner that dies, and one that leaves, is followed by a node with a pod; by another one where that does not claim.
+#[test]
+fn nodes_with_pods_follow_first() {
+    for leaves in [false, true] {
+        let mut cluster = Cluster::settled(NODES, 0);
+        let (first, last) = first_and_last(1);
+        set(&mut cluster, 1, &[first], &all());
+        cluster.run(ms(500));
+        set(&mut cluster, 1, &[last], &all());
+        cluster.run(ms(500));
+        assert_eq!(cluster.holders(vip(1)), [first]);
+        cluster.log.clear();
+        if leaves {
+            cluster.event(first, Event::Leave);
+        } else {
+            cluster.crash(first);
+        }
+        cluster.run(ms(400));
+        assert_eq!(cluster.holders(vip(1)), [last], "{:?}", cluster.log);
+        assert_eq!(cluster.acquired().len(), 1, "{:?}", cluster.log);
+    }
+}
+
+/// The kernel of the only node with a pod refuses the VIP's entry: another node claims within two skews.
+#[test]
+fn a_node_with_a_pod_that_cannot_holds_up_nobody() {
+    let mut cluster = Cluster::settled(NODES, 0);
+    let (first, last) = first_and_last(1);
+    set(&mut cluster, 1, &[last], &all());
+    cluster.run(ms(50));
+    assert_eq!(cluster.holders(vip(1)), [last]);
+    cluster.event(last, Event::NotAcquired(vip(1)));
+    cluster.log.clear();
+    cluster.run(ms(400));
+    assert_eq!(cluster.holders(vip(1)), [first], "{:?}", cluster.log);
+}
+
+/// A cordoned node with a pod comes after nodes that are not cordoned.
+#[test]
+fn a_first_choice_comes_before_a_pod() {
+    let mut cluster = Cluster::settled(NODES, 0);
+    let nodes = |nodes: &[usize]| Arc::new(nodes.iter().map(|node| name(*node)).collect::<BTreeSet<_>>());
+    let of = Arc::new(Eligible::Preferred { nodes: nodes(&[0, 1]), others: nodes(&[2, 3]) });
+    let eligible = Eligible::WithPods { nodes: nodes(&[1, 2]), of };
+    cluster.desired = (1..=6).map(|last| (vip(last), eligible.clone())).collect();
+    for node in all() {
+        cluster.event(node, Event::Desired(cluster.desired.clone()));
+    }
+    cluster.run(ms(500));
+    assert!((1..=6).all(|last| cluster.owner(vip(last)) == 1), "{:?}", cluster.log);
+    cluster.crash(1);
+    cluster.run(ms(500));
+    assert!((1..=6).all(|last| cluster.owner(vip(last)) == 0), "{:?}", cluster.log);
+    cluster.crash(0);
+    cluster.run(ms(500));
+    assert!((1..=6).all(|last| cluster.holders(vip(last)) == [2]), "{:?}", cluster.log);
+}
+
+/// Nodes see pods at different moments: each thinks of itself as the one with the pod. One keeps the VIP.
+#[test]
+fn nodes_that_disagree_about_pods_agree_about_the_owner() {
+    let mut cluster = Cluster::settled(NODES, 0);
+    for node in all() {
+        set(&mut cluster, 6, &[node], &[node]);
+    }
+    cluster.run(ms(1000));
+    assert!((1..=6).all(|last| cluster.holders(vip(last)).len() == 1), "{:?}", cluster.log);
+    cluster.log.clear();
+    set(&mut cluster, 6, &[3], &all());
+    cluster.run(ms(5000));
+    assert_eq!(cluster.log, []);
+}

@@ -1,0 +1,139 @@
+//! Where the pods of a Service are named: several EndpointSlices, duplicates, hints; clients outside reach all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use sheave_tests::lab::wait_for;
+use sheave_tests::scenario::Scene;
+
+use super::clients::{OUTSIDE, datagram, greeted_by, refused, wait_refused, wait_served};
+use super::{Room, Server, WITHIN};
+
+/// Pods whose named port has another number each, one of them on its node's own network, so that there are several slices, and no
+/// node ports; then a slice that names one of the pods once more.
+pub fn slices(scene: &Scene) -> Result<String> {
+    let room = Room::open(scene, "slices")?;
+    let here = |node, name, port| Server { port, ..Server::on(node, name, "several") };
+    let host = Server { host_network: true, ..here(2, "host", 8083) };
+    let beside = Server { port: 8081, ..Server::on(1, "beside", "other") };
+    room.start(&[here(0, "first", 8081), here(1, "second", 8082), host, beside])?;
+    let vip = room.service("several", 205, "", "selector: {app: several}\n  allocateLoadBalancerNodePorts: false")?;
+    wait_served(scene, vip)?;
+    let slices = wait_for("three slices", WITHIN, || {
+        let slices = room.slices("several")?;
+        Ok((slices.iter().flatten().filter(|one| one.ready).count() == 3).then_some(slices))
+    })?;
+    ensure!(slices.len() == 3, "other numbers are other slices: {slices:?}");
+    let service = scene.api.get(&room.path("services", "several"))?;
+    ensure!(service.pointer("/spec/ports/0/nodePort").is_none(), "{service}");
+    for (role, address) in OUTSIDE {
+        wait_all(scene, role, address, vip, &["first", "second", "host"])?;
+    }
+    let datagrams: BTreeSet<String> = (0..MANY).map(|_| datagram(scene, "client", vip)).collect::<Result<_>>()?;
+    ensure!(datagrams.len() == 3, "datagrams reached {datagrams:?}");
+
+    let first = room.find("first")?;
+    let address = |pod: &str| -> Result<String> { Ok(room.find(pod)?.ip.map(|ip| ip.to_string()).unwrap_or_default()) };
+    let endpoint =
+        |address: String, node: &str| json!({"addresses": [address], "nodeName": node, "conditions": {"ready": true}});
+    let twice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "twice", "labels": {
+            "kubernetes.io/service-name": "several", "endpointslice.kubernetes.io/managed-by": "sheave-tests"}},
+        "ports": [{"name": "web", "protocol": "TCP", "port": 8081}],
+        "endpoints": [endpoint(address("first")?, &first.node), endpoint(address("beside")?, &scene.nodes[1])],
+    });
+    scene.api.create("/apis/discovery.k8s.io/v1/namespaces/slices/endpointslices", &twice)?;
+    // The other pod shows that the slice counts.
+    wait_all(scene, "client", OUTSIDE[0].1, vip, &["first", "second", "host", "beside"])?;
+    // A pod that leaves the Service ends the wait for a batch of additions.
+    scene.api.patch(&room.path("pods", "host"), &json!({"metadata": {"labels": {"app": "gone"}}}))?;
+    // Two of three pods are on the second node; if the duplicate counted it would be two of four. Both are four standard deviations
+    // away.
+    let mut shares = BTreeMap::new();
+    let all = wait_for("each pod to have its share", WITHIN, || {
+        shares = greeted_by(scene, "client", OUTSIDE[0].1, vip, SHARED)?;
+        let of = |pod: &str| shares.get(pod).copied().unwrap_or_default();
+        Ok((of("host") == 0 && of("second") + of("beside") > SHARED * 7 / 12).then_some(()))
+    });
+    all.with_context(|| format!("last: {shares:?} of {SHARED}"))?;
+    Ok(format!("3 slices, then a fourth with a duplicate: {shares:?} of {SHARED}"))
+}
+
+/// A pod that is never ready, behind a Service that publishes it and behind one that does not.
+pub fn not_ready(scene: &Scene) -> Result<String> {
+    let room = Room::open(scene, "notready")?;
+    room.start(&[Server { ready: false, ..Server::on(1, "early", "early") }])?;
+    let published = room.service("published", 206, "", "selector: {app: early}\n  publishNotReadyAddresses: true")?;
+    let waits = room.service("waits", 207, "", "selector: {app: early}")?;
+    wait_served(scene, published)?;
+    wait_refused(scene, waits)?;
+    for (role, address) in OUTSIDE {
+        greeted_by(scene, role, address, published, FEW)?;
+        refused(scene, role, waits)?;
+    }
+    Ok("published: served; not published: refused".into())
+}
+
+/// Hints and internalTrafficPolicy are for clients inside.
+pub fn hints(scene: &Scene) -> Result<String> {
+    let room = Room::open(scene, "hints")?;
+    let zones = Zones::label(scene)?;
+    let servers = [Server::on(0, "one", "all"), Server::on(1, "two", "all"), Server::on(2, "three", "all")];
+    room.start(&servers)?;
+    let close = room.service("close", 210, "", "selector: {app: all}\n  trafficDistribution: PreferClose")?;
+    let own = room.service("own", 211, "", "selector: {app: all}\n  internalTrafficPolicy: Local")?;
+    wait_for("hints", WITHIN, || {
+        let endpoints: Vec<_> = room.slices("close")?.into_iter().flatten().collect();
+        Ok((endpoints.len() == servers.len() && endpoints.iter().all(|one| one.zones == 1)).then_some(()))
+    })?;
+    for vip in [close, own] {
+        wait_served(scene, vip)?;
+        for (role, address) in OUTSIDE {
+            wait_all(scene, role, address, vip, &["one", "two", "three"])?;
+        }
+    }
+    drop(zones);
+    Ok("pods of all zones answer clients outside".into())
+}
+
+/// Connections until all these pods have answered. Additions to a ring wait for a batch. None may fail.
+fn wait_all(scene: &Scene, role: &str, seen: Ipv4Addr, vip: Ipv4Addr, pods: &[&str]) -> Result<()> {
+    let mut all = BTreeMap::new();
+    wait_for(&format!("answers of {pods:?} to {role}"), WITHIN, || {
+        all.append(&mut greeted_by(scene, role, seen, vip, FEW)?);
+        Ok((all.len() == pods.len() && pods.iter().all(|pod| all.contains_key(*pod))).then_some(()))
+    })
+}
+
+/// Each node in a zone of its own, until dropped.
+struct Zones<'a>(&'a Scene);
+
+impl<'a> Zones<'a> {
+    fn label(scene: &'a Scene) -> Result<Self> {
+        let zones = Self(scene);
+        scene.nodes.iter().try_for_each(|node| zones.set(node, json!(format!("zone-{node}"))))?;
+        Ok(zones)
+    }
+
+    fn set(&self, node: &str, zone: serde_json::Value) -> Result<()> {
+        let patch = json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}});
+        self.0.api.patch(&format!("/api/v1/nodes/{node}"), &patch).map(drop)
+    }
+}
+
+impl Drop for Zones<'_> {
+    fn drop(&mut self) {
+        for node in &self.0.nodes {
+            if let Err(error) = self.set(node, serde_json::Value::Null) {
+                eprintln!("{node} keeps its zone: {error:#}");
+            }
+        }
+    }
+}
+
+const FEW: usize = 8;
+const MANY: usize = 40;
+const SHARED: usize = 600;

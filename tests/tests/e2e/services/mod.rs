@@ -1,0 +1,201 @@
+//! What a Service says, with real pods and real packets: rows of the table in docs/services.md.
+//!
+//! Each step has pods and Services of its own, in a namespace that goes with it, and addresses from .205 on.
+
+pub mod clients;
+pub mod endings;
+pub mod endpoints;
+pub mod inside;
+pub mod local;
+pub mod ranges;
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use sheave_tests::lab::{plan, wait_for};
+use sheave_tests::scenario::Scene;
+use sheave_tests::scenario::api::text;
+use sheave_tests::scenario::pods::{self, Pod};
+
+/// Pods and Services of one step.
+pub struct Room<'a> {
+    pub scene: &'a Scene,
+    pub namespace: &'static str,
+}
+
+/// A pod of `sheave-traffic serve` on a node. Its TCP port is named `web`, its UDP port of the same number `dns`.
+#[derive(Clone, Copy)]
+pub struct Server {
+    pub name: &'static str,
+    /// Index into the scene's nodes.
+    pub node: usize,
+    /// Label `app`, which selectors name.
+    pub app: &'static str,
+    pub port: u16,
+    pub host_network: bool,
+    /// Its probe succeeds.
+    pub ready: bool,
+    /// How long it goes on serving after it was told to end.
+    pub drain_s: u8,
+}
+
+impl Server {
+    pub const fn on(node: usize, name: &'static str, app: &'static str) -> Self {
+        Self { name, node, app, port: 8080, host_network: false, ready: true, drain_s: 0 }
+    }
+}
+
+/// An endpoint of a Service as an EndpointSlice has it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub address: String,
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+    pub zones: usize,
+}
+
+impl<'a> Room<'a> {
+    pub fn open(scene: &'a Scene, namespace: &'static str) -> Result<Self> {
+        let room = Self { scene, namespace };
+        scene.lab.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}\n"))?;
+        Ok(room)
+    }
+
+    /// Starts pods and returns when those are Ready that are to be.
+    pub fn start(&self, servers: &[Server]) -> Result<()> {
+        let manifests: Vec<String> = servers.iter().map(|server| self.pod(server)).collect();
+        let manifests = manifests.join("---\n");
+        // Pods are refused until the namespace has its service account.
+        wait_for("pods to be accepted", WITHIN, || match self.scene.lab.apply(&manifests) {
+            Ok(_) => Ok(Some(())),
+            Err(error) if format!("{error:#}").contains("serviceaccount") => Ok(None),
+            Err(error) => Err(error),
+        })?;
+        for server in servers {
+            wait_for(&format!("{} to run", server.name), WITHIN, || {
+                let pod = self.find(server.name)?;
+                let running = self.scene.api.get(&self.path("pods", server.name))?;
+                let started = text(&running, "/status/phase") == "Running";
+                Ok((started && pod.ready == server.ready && pod.ip.is_some()).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
+    pub fn find(&self, pod: &str) -> Result<Pod> {
+        let all = pods::with_terminating(&self.scene.api, self.namespace)?;
+        all.into_iter().find(|one| one.name == pod).with_context(|| format!("pod {pod}"))
+    }
+
+    /// Deletes pods, gracefully, and returns at once.
+    pub fn end(&self, pods: &[&str]) -> Result<()> {
+        pods.iter().try_for_each(|pod| self.scene.api.delete(&self.path("pods", pod)))
+    }
+
+    /// A Service with TCP port 80 and UDP port 53 on an address of the pool; `more` is added to its spec. Returns when the
+    /// address is granted.
+    pub fn service(&self, name: &str, last: u8, labels: &str, more: &str) -> Result<Ipv4Addr> {
+        let address = plan::address(last);
+        self.scene.lab.apply(&format!(
+            "apiVersion: v1
+kind: Service
+metadata:
+  name: {name}
+  namespace: {}
+  labels: {{{labels}}}
+  annotations: {{sheave.dev/loadBalancerIPs: {address}}}
+spec:
+  type: LoadBalancer
+  ports:
+  - {{name: web, protocol: TCP, port: 80, targetPort: web}}
+  - {{name: dns, protocol: UDP, port: 53, targetPort: dns}}
+  {more}
+",
+            self.namespace
+        ))?;
+        wait_for(&format!("{name} to have {address}"), WITHIN, || {
+            let service = self.scene.api.get(&self.path("services", name))?;
+            let shown = text(&service, "/status/loadBalancer/ingress/0/ip") == address.to_string();
+            Ok(shown.then_some(()))
+        })?;
+        Ok(address)
+    }
+
+    /// The EndpointSlices of a Service, each with its endpoints.
+    pub fn slices(&self, service: &str) -> Result<Vec<Vec<Endpoint>>> {
+        let path = format!(
+            "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices?labelSelector=kubernetes.io/service-name={service}",
+            self.namespace
+        );
+        let slices = self.scene.api.list(&path)?;
+        Ok(slices
+            .iter()
+            .map(|slice| slice["endpoints"].as_array().into_iter().flatten().map(endpoint).collect())
+            .collect())
+    }
+
+    pub fn path(&self, kind: &str, name: &str) -> String {
+        format!("/api/v1/namespaces/{}/{kind}/{name}", self.namespace)
+    }
+
+    fn pod(&self, server: &Server) -> String {
+        let Server { name, node, app, port, host_network, ready, drain_s } = *server;
+        let probed = if ready { port } else { CLOSED };
+        format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {app}}}}}
+spec:
+  nodeName: {node}
+  hostNetwork: {host_network}
+  # Longer than the server takes to drain.
+  terminationGracePeriodSeconds: {grace}
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  containers:
+  - name: serve
+    image: sheave-traffic:lab
+    imagePullPolicy: Never
+    args: [serve, --tcp, '{port}', --udp, '{port}', --drain-seconds, '{drain_s}']
+    ports:
+    - {{name: web, protocol: TCP, containerPort: {port}}}
+    - {{name: dns, protocol: UDP, containerPort: {port}}}
+    resources: {{requests: {{cpu: 50m}}}}
+    readinessProbe: {{tcpSocket: {{port: {probed}}}, periodSeconds: 1}}
+    env:
+    - {{name: POD_NAME, value: {name}}}
+    - {{name: NODE_NAME, valueFrom: {{fieldRef: {{fieldPath: spec.nodeName}}}}}}
+",
+            namespace = self.namespace,
+            node = self.scene.nodes[node],
+            grace = drain_s + 3,
+        )
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        // What follows waits for what it needs; the lab's end removes the rest.
+        if let Err(error) = self.scene.lab.kubectl(&["delete", "namespace", self.namespace, "--wait=false"]) {
+            eprintln!("namespace {} stays: {error:#}", self.namespace);
+        }
+    }
+}
+
+fn endpoint(object: &Value) -> Endpoint {
+    let is = |name: &str| object["conditions"][name].as_bool().unwrap_or_default();
+    Endpoint {
+        address: text(object, "/addresses/0").to_owned(),
+        ready: is("ready"),
+        serving: is("serving"),
+        terminating: is("terminating"),
+        zones: object.pointer("/hints/forZones").and_then(Value::as_array).map_or(0, Vec::len),
+    }
+}
+
+/// No program listens there.
+const CLOSED: u16 = 9;
+pub const WITHIN: Duration = Duration::from_secs(30);
