@@ -93,7 +93,10 @@ impl Cluster {
         let mut objects: Vec<Object> = nodes.map(node).collect();
         objects.push(Object::Service(web.clone(), Service { ports, attributes: Affinity::ClientIp.into() }));
         objects.push(Object::EndpointSlice(web.clone(), slice));
-        objects.push(Object::VirtualIp(VIP, VirtualIp { pool: "pool".into(), services: [web].into() }));
+        objects.push(Object::VirtualIp(
+            VIP,
+            VirtualIp { pool: "pool".into(), services: [web].into(), ..VirtualIp::default() },
+        ));
         self.view = Arc::new(View::from(objects));
     }
 
