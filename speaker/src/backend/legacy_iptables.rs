@@ -43,7 +43,7 @@ const NAME: usize = 32;
 const INFO: usize = NAME + 4 * 13;
 /// `ipt_get_entries`: name, size, and what aligns the entries to eight bytes.
 const ENTRIES: usize = NAME + 8;
-/// The end of `xt_entry_target`'s name and its revision, before the chain's name: name[29] from offset 2.
+/// The end of `xt_entry_target`'s name and its revision, before the chain's name: 29 bytes from offset 2.
 const ERROR_TARGET: &[u8] = b"ERROR\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 /// kube-proxy's share of the filter table is one rule for each port without endpoint.
 const MAX_SIZE: usize = 16 << 20;

@@ -9,7 +9,8 @@ use prometheus::{IntCounterVec, Opts, Registry};
 use speaker_core::forwarding::Counted;
 
 /// Name of a metric, its description, and what it counts.
-const METRICS: [(&str, &str, fn(&ServiceCounters) -> u64); 5] = [
+type Metric = (&'static str, &'static str, fn(&ServiceCounters) -> u64);
+const METRICS: [Metric; 5] = [
     ("sheave_service_packets_total", "Packets of clients that came in here for the Service.", |c| c.packets),
     ("sheave_service_bytes_total", "Bytes of these packets, IP header included.", |c| c.bytes),
     ("sheave_service_new_flows_total", "SYNs of clients that came in here and led to a node.", |c| c.new_flows),
