@@ -76,7 +76,7 @@ pub fn datagram(scene: &Scene, role: &str, vip: Ipv4Addr) -> Result<String> {
     })
 }
 
-/// How new flows end at an address that nobody serves: the slowest of some, in milliseconds.
+/// How new flows end at an address that no pod serves: the slowest of some, in milliseconds.
 #[derive(Debug)]
 pub struct Refused {
     pub tcp_ms: f64,

@@ -41,7 +41,7 @@ fn a_new_vip_goes_to_a_node_with_a_pod_at_once() {
     assert_eq!(cluster.acquired().len(), 1, "{:?}", cluster.log);
 }
 
-/// The pods of a new Service come a moment after it. Nobody waits for pods that do not come.
+/// The pods of a new Service come a moment after it. Nodes do not wait for pods that do not come.
 #[test]
 fn a_new_vip_waits_a_dead_interval_for_its_pods() {
     let mut cluster = Cluster::settled(NODES, 0);
@@ -103,7 +103,7 @@ fn nodes_with_pods_follow_first() {
 
 /// The kernel of the only node with a pod refuses the VIP's entry: another node claims within two skews.
 #[test]
-fn a_node_with_a_pod_that_cannot_holds_up_nobody() {
+fn a_node_with_a_pod_that_cannot_claim_delays_no_other() {
     let mut cluster = Cluster::settled(NODES, 0);
     let (first, last) = first_and_last(1);
     set(&mut cluster, 1, &[last], &all());
