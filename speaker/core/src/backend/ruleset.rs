@@ -340,20 +340,22 @@ fn base_chains(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t\t{}", drop(Guard::Other)));
     line(text, format_args!("\t}}"));
 
+    // Of clients inside kube-proxy has translated, and its mark says that it masquerades them. Known in postrouting since Linux 5.7.
+    let ours = format!("iifname \"{}\" {OURS}", plan.uplink.as_str());
     // Forward: the VIP is on no interface. Input: if a third party has added it to one.
     for hook in ["forward", "input"] {
         line(text, format_args!("\tchain {hook} {{"));
         line(text, format_args!("\t\ttype filter hook {hook} priority {GUARD_PRIORITY}; policy accept;"));
         line(text, format_args!("\t\t{to_vip} goto guard"));
         if hook == "forward" {
-            line(text, format_args!("\t\tct state new {OURS} meta mark set meta mark | {ACCEPT_MARK:#x}"));
+            line(text, format_args!("\t\tct state new {ours} meta mark set meta mark | {ACCEPT_MARK:#x}"));
         }
         line(text, format_args!("\t}}"));
     }
     // A nat chain: it sees first packets only, and costs all others nothing.
     line(text, format_args!("\tchain clear_accept_mark {{"));
     line(text, format_args!("\t\ttype nat hook postrouting priority {CLEAR_MARK_PRIORITY}; policy accept;"));
-    line(text, format_args!("\t\t{OURS} meta mark set meta mark & {:#x}", !ACCEPT_MARK));
+    line(text, format_args!("\t\t{ours} meta mark set meta mark & {:#x}", !ACCEPT_MARK));
     line(text, format_args!("\t\t{}", via::rule()));
     line(text, format_args!("\t}}"));
 }
