@@ -92,7 +92,9 @@ impl Index {
             let Some(service) = self.services.get(&ServiceKey::from(holder)).filter(|s| s.uid == holder.uid) else {
                 continue;
             };
-            let shown_by_us = service.condition.is_some() && service.shows(address);
+            // A third party may have taken our condition away.
+            let is_ours = service.condition.is_some() || service.finalizer_is_ours();
+            let shown_by_us = is_ours && service.shows(address);
             // Without the ledger entry nothing would say whose the finalizer is.
             let unmarked = service.finalizer && !service.finalizer_is_ours();
             let may_be_shown = self.in_flight.contains(&Subject::Service(service.created, service.key.clone()));

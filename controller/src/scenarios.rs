@@ -498,6 +498,19 @@ fn who_waits_longest_is_served_first() {
     assert!(shows(&world, "a-fourth").is_empty());
 }
 
+/// A third party takes our condition away, then the Service is deleted: what its status shows is taken back before the address is.
+#[test]
+fn an_address_shown_without_our_condition_is_not_released() {
+    let mut world = World::new();
+    let key = ServiceKey { namespace: "default".into(), name: "web".into() };
+    world.create(key.clone(), None);
+    assert!(world.settle());
+    world.api.put_service(ServiceView { condition: None, ..world.api.services[&key].clone() });
+    world.api.delete_service(&key);
+    assert!(world.settle());
+    assert!(!world.api.services.contains_key(&key) && world.api.grants.is_empty());
+}
+
 #[test]
 fn nothing_is_decided_before_everything_was_seen_or_without_the_lead() {
     let mut world = World::new();
