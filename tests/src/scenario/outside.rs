@@ -1,7 +1,7 @@
 //! A Service whose endpoints stand outside the cluster: nodes translate for them.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -92,7 +92,9 @@ impl Server {
                 match listener.accept() {
                     // A client that has gone needs no answer.
                     Ok((mut stream, from)) => drop(stream.write_all(from.ip().to_string().as_bytes())),
-                    Err(_) => thread::sleep(POLL),
+                    // Between two looks at whether the server is to end.
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(POLL),
+                    Err(error) => return eprintln!("the server outside ends: {error}"),
                 }
             }
         });

@@ -69,7 +69,10 @@ pub fn endpoints_of_no_node(scene: &Scene) -> Result<String> {
     let report = scenario::outside(scene, 30)?;
     let nodes: Vec<_> = scene.nodes.iter().map(|node| scene.node_address(node)).collect::<Result<_>>()?;
     let translated = report.seen.iter().all(|address| nodes.iter().any(|node| node == address));
-    ensure!(translated && report.seen.len() == 2, "the server saw somebody else than two nodes: {report:#?}");
+    ensure!(
+        translated && report.seen.len() == 2,
+        "the server saw other addresses than those of two nodes: {report:#?}"
+    );
     Ok(format!("{} of 30 answered, through {:?}; {}", report.answered, report.seen, report.reason))
 }
 
