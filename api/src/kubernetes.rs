@@ -1,7 +1,13 @@
-//! The oldest Kubernetes that Sheave is made for, compared with what an API server says of itself at `/version`.
+//! What an API server is able to: the oldest Kubernetes that Sheave is made for, compared with what it says of itself at `/version`, and
+//! whether it serves a kind of objects at all.
+
+use kube::runtime::watcher;
 
 /// Major and minor of the oldest Kubernetes that is served: ValidatingAdmissionPolicy, and tokens that name the node of a pod.
 pub const FLOOR: (u32, u32) = (1, 31);
+
+/// "Instructs cloud providers not to add this node to a load balancer" (Kubernetes, well-known labels); its value does not matter.
+pub const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// What is wrong with the version of an API server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +27,14 @@ pub fn check(major: &str, minor: &str) -> Result<(), VersionError> {
         return Err(VersionError::TooOld { major: found_major, minor: found_minor });
     }
     Ok(())
+}
+
+/// The API server knows no resource of this kind.
+pub fn is_not_served(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause)) = error else {
+        return false;
+    };
+    matches!(cause, kube::Error::Api(status) if status.code == 404)
 }
 
 #[cfg(test)]

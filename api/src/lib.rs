@@ -1,24 +1,40 @@
 //! CRD types, status reasons and validation of Sheave (group `sheave.dev`).
 //!
-//! Read: [`pool`] (where addresses come from) → [`virtualip`] (the ledger: which Service was granted which address, which node
-//! holds it) → [`speakerstate`] (a node as its speaker finds it) → [`status`] (every name a refusal can have) → [`validate`]
-//! (what an address range may look like, once in CEL and once in Rust) → [`source_ranges`] (which clients a Service admits).
-//! `src/bin/crdgen.rs` prints the CustomResourceDefinitions; `manifests/crds` is generated from it.
+//! Read: [`pool`] (where addresses come from) → [`l2advertisement`] (which of them are announced by ARP, and from which nodes) → [`placement`] (where an administrator wants them)
+//! → [`virtualip`] (the ledger: which Service was granted which address, which node
+//! holds it) → [`speakerstate`] (a node as its speaker finds it) → [`addressprobe`] (whether a host uses an address) → [`status`] (every name a refusal can have) → [`validate`]
+//! (what an address range may look like, once in CEL and once in Rust) → [`source_ranges`] (which clients a Service admits),
+//! [`startup_probe`] (whether its new pods are probed).
+//! `src/bin/crdgen` prints the CustomResourceDefinitions; `manifests/crds` and docs/fields.md are generated from it.
 
+pub mod addressprobe;
+pub mod annotations;
 mod chain;
+mod excluded;
 pub mod kubernetes;
+pub mod l2advertisement;
+pub mod local;
+pub mod placement;
 pub mod pool;
 pub mod source_ranges;
 pub mod speakerstate;
+pub mod startup_probe;
 pub mod status;
 pub mod validate;
 pub mod virtualip;
 
+pub use addressprobe::{AddressProbe, AddressProbeSpec, AddressProbeStatus, ProbeResult, ProbeVerdict};
+pub use annotations::{
+    ADDRESS_ANNOTATIONS, CILIUM_SHARING_ANNOTATIONS, POOL_ANNOTATIONS, RETENTION_ANNOTATION, SHARING_ANNOTATIONS,
+};
 pub use chain::Chain;
-pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus};
+pub use excluded::Excluded;
+pub use l2advertisement::{L2Advertisement, L2AdvertisementSpec, L2AdvertisementStatus, PreferredNodes};
+pub use placement::{Placement, PlacementMode, PlacementSpec};
+pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus, Announce};
 pub use source_ranges::{RangeError, SourceRanges};
 pub use speakerstate::{SpeakerState, SpeakerStateSpec, SpeakerStateStatus, UplinkState};
-pub use status::{NoOwner, Partly, PoolReason, Refusal};
+pub use status::{AdvertisementReason, NoOwner, Partly, PoolReason, Refusal};
 pub use validate::{AddressRange, MalformedRange};
 pub use virtualip::{ServiceRef, VirtualIP, VirtualIPSpec, VirtualIPStatus};
 
@@ -36,13 +52,14 @@ pub const CONTROLLER_NAME: &str = "sheave.dev/controller";
 /// Name of the speaker as field manager.
 pub const SPEAKER_NAME: &str = "sheave.dev/speaker";
 
-/// Annotations of a Service that name the pool its address must come from, ours first. MetalLB's are understood.
-pub const POOL_ANNOTATIONS: [&str; 3] =
-    ["sheave.dev/address-pool", "metallb.io/address-pool", "metallb.universe.tf/address-pool"];
+/// Addresses that the Services of a cluster may have in use together: what the speakers' tables hold (`ebpf_common::MAX_VIPS`).
+pub const MAX_VIRTUAL_IPS: usize = 4096;
 
-/// Annotations of a Service that name the wanted address(es), separated by commas. MetalLB's are understood.
-pub const ADDRESS_ANNOTATIONS: [&str; 3] =
-    ["sheave.dev/loadBalancerIPs", "metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"];
+/// Services that may share an address.
+pub const MAX_SERVICES_PER_ADDRESS: usize = 64;
+
+/// L2Advertisements that are followed: the oldest ones.
+pub const MAX_L2_ADVERTISEMENTS: usize = 64;
 
 /// The finalizer of Services that have an address: Kubernetes' own name for it, so that its tools know what is waited for.
 pub const CLEANUP_FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";

@@ -8,6 +8,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::local::LocalDrain;
 use crate::validate;
 
 /// Nothing is asked of a node here: what there is to read stands in the status.
@@ -71,6 +72,11 @@ pub struct SpeakerStateStatus {
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub uplinks: Vec<UplinkState>,
 
+    /// A drain that was made on the node itself (`sheave drain --local`): it owns addresses only while no other node can. Those by
+    /// Placement do not stand here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drained: Option<LocalDrain>,
+
     /// Limits that this speaker has reached since it started, by their names in the metric `sheave_limits_reached_total`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(max = 64)))]
@@ -101,6 +107,11 @@ pub struct UplinkState {
     #[schemars(range(min = 0))]
     pub mtu: Option<i64>,
 
+    /// Its IPv4 addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 45)))]
+    pub addresses: Vec<String>,
+
     /// The IPv4 subnets of its addresses, as CIDRs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(max = 45)))]
@@ -114,7 +125,7 @@ pub struct UplinkState {
 
 /// As many entries the lists of a [`SpeakerStateStatus`] have at most.
 pub mod most {
-    /// `uplinks[].subnets`, `uplinks[].gateways` and `limitsReached`.
+    /// `uplinks[].addresses`, `uplinks[].subnets`, `uplinks[].gateways` and `limitsReached`.
     pub const ENTRIES: usize = 32;
     /// Bytes of a condition's message: the API server admits no more.
     pub const MESSAGE: usize = 32_768;
@@ -134,7 +145,7 @@ mod tests {
         let crd = serde_json::to_value(crd).unwrap();
         let status = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"];
         assert_eq!(status["limitsReached"]["maxItems"], most::ENTRIES);
-        for list in ["subnets", "gateways"] {
+        for list in ["addresses", "subnets", "gateways"] {
             assert_eq!(status["uplinks"]["items"]["properties"][list]["maxItems"], most::ENTRIES, "{list}");
         }
         assert_eq!(status["uplinks"]["x-kubernetes-list-type"], "map");

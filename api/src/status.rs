@@ -3,8 +3,16 @@
 
 /// Condition on a Service: does it have an address from one of our pools?
 pub const CONDITION_ALLOCATED: &str = "sheave.dev/Allocated";
-/// Condition on an AddressPool: are new addresses granted from it?
+/// Condition on an AddressPool: are new addresses granted from it? On an L2Advertisement: is it followed as it is written?
 pub const CONDITION_READY: &str = "Ready";
+/// Condition on an AddressPool: does it share addresses with another one?
+pub const CONDITION_CONFLICT: &str = "Conflict";
+/// Condition on an AddressPool: is there an entry that cannot be read?
+pub const CONDITION_MALFORMED: &str = "Malformed";
+/// Condition on an AddressPool: are addresses granted without a probe, because no speaker of their subnet answers?
+pub const CONDITION_NOT_PROBED: &str = "NotProbed";
+/// Condition on an AddressPool: are there answers to probes that do not count, because they are proxy ARP?
+pub const CONDITION_PROXY_ARP: &str = "ProxyArp";
 
 /// Reason of the [`CONDITION_ALLOCATED`] condition when it is True, and of its Event.
 pub const REASON_ALLOCATED: &str = "AddressAllocated";
@@ -19,6 +27,9 @@ pub const REASON_RELEASED: &str = "AddressReleased";
 /// Reason of the Event when a third-party change of a status was repaired.
 pub const REASON_CORRECTED: &str = "StatusCorrected";
 
+/// Reason of the Event that names our annotation for one of another name.
+pub const REASON_RENAMED: &str = "AnnotationRenamed";
+
 /// Why a Service has no address, or has one with a remark: it is elsewhere than the Service wants it, or serves a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Refusal {
@@ -28,20 +39,59 @@ pub enum Refusal {
     UnknownPool,
     /// Every pool that could serve this Service is malformed or overlaps another one.
     PoolMalformed,
+    /// Every pool that could serve this Service is disabled, and some are neither malformed nor overlap.
+    PoolDisabled,
+    /// No pool that could serve this Service selects it: by its namespace, or by its labels.
+    ServiceNotSelected,
     /// Every pool that could serve this Service has no address left.
     PoolExhausted,
+    /// The cluster has [`MAX_VIRTUAL_IPS`](crate::MAX_VIRTUAL_IPS) addresses in use, and the Service needs another one.
+    LimitReached,
     /// The wanted address is in no pool (or not in the pool that the annotation names), or the pool has shrunk since.
     AddressNotInPool,
-    /// The wanted address was granted to another Service.
+    /// The wanted address was granted to another Service that it cannot be shared with.
     AddressInUse,
+    /// The Service shares its address with another one that has one of its ports, or not its key (any more).
+    SharingConflict,
     /// The wanted address is not one, or there is more than one of a family.
     AddressMalformed,
+    /// The address is one of a node, by its Node object or by its speaker.
+    AddressOfNode,
+    /// The address is the gateway of a node's default route.
+    AddressOfGateway,
+    /// The address is one of an API server.
+    AddressOfAPIServer,
+    /// The address lies in a node's pod range.
+    AddressInPodRange,
+    /// The address lies in a range of ClusterIPs, or is one.
+    AddressInServiceRange,
+    /// The address is the network address of an interface's subnet.
+    NetworkAddress,
+    /// The address is the broadcast address of an interface's subnet.
+    BroadcastAddress,
+    /// The address is a loopback address.
+    LoopbackAddress,
+    /// The address is a multicast address.
+    MulticastAddress,
+    /// The address is one that no host can have (0.0.0.0/8, 240.0.0.0/4).
+    ReservedAddress,
+    /// The pool's entry contains a node's address, and no speaker has reported the subnet that lies around it: gateway, network and
+    /// broadcast address are not known yet.
+    SubnetNotReported,
+    /// A host of the segment has answered for the address, which is no node and no proxy.
+    AnsweredByHost,
+    /// Two sources of the Service (annotations, `spec.loadBalancerIP`) name different addresses or pools.
+    AddressAmbiguous,
+    /// The Service asks for an address by DHCP (kube-vip's `0.0.0.0`).
+    DhcpNotSupported,
     /// An entry of the source ranges is no range: no client is admitted.
     SourceRangesMalformed,
     /// More source ranges than [`MAX_SOURCE_RANGES`](crate::MAX_SOURCE_RANGES): no client is admitted.
     SourceRangesTooMany,
     /// The source ranges have no range of IPv4: no IPv4 client is admitted.
     SourceRangesWithoutIPv4,
+    /// The annotation [`startup_probe`](crate::startup_probe) has a value that is unknown: it counts as `on`.
+    StartupProbeUnknown,
     /// The Service wants IPv6, alone or beside IPv4.
     IPv6NotServed,
     /// Ports of a protocol that the packet path does not carry (SCTP).
@@ -50,23 +100,42 @@ pub enum Refusal {
     TooManyPorts,
     /// All EndpointSlices hold names, not addresses. Speakers find it ([`Partly`]).
     FQDNNotServed,
-    /// Endpoints stand on no node: they see the address of the node that translates for them. Speakers find it ([`Partly`]).
+    /// Endpoints stand on no node, or on one without a speaker: they see the address of the node that translates for them. Speakers find it ([`Partly`]).
     ClientAddressLost,
 }
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 15] = [
+    pub const ALL: [Refusal; 34] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
+        Refusal::PoolDisabled,
+        Refusal::ServiceNotSelected,
         Refusal::PoolExhausted,
+        Refusal::LimitReached,
         Refusal::AddressNotInPool,
         Refusal::AddressInUse,
+        Refusal::SharingConflict,
         Refusal::AddressMalformed,
+        Refusal::AddressOfNode,
+        Refusal::AddressOfGateway,
+        Refusal::AddressOfAPIServer,
+        Refusal::AddressInPodRange,
+        Refusal::AddressInServiceRange,
+        Refusal::NetworkAddress,
+        Refusal::BroadcastAddress,
+        Refusal::LoopbackAddress,
+        Refusal::MulticastAddress,
+        Refusal::ReservedAddress,
+        Refusal::SubnetNotReported,
+        Refusal::AnsweredByHost,
+        Refusal::AddressAmbiguous,
+        Refusal::DhcpNotSupported,
         Refusal::SourceRangesMalformed,
         Refusal::SourceRangesTooMany,
         Refusal::SourceRangesWithoutIPv4,
+        Refusal::StartupProbeUnknown,
         Refusal::IPv6NotServed,
         Refusal::ProtocolNotServed,
         Refusal::TooManyPorts,
@@ -80,19 +149,58 @@ impl Refusal {
             Refusal::NoPool => "NoPool",
             Refusal::UnknownPool => "UnknownPool",
             Refusal::PoolMalformed => "PoolMalformed",
+            Refusal::PoolDisabled => "PoolDisabled",
+            Refusal::ServiceNotSelected => "ServiceNotSelected",
             Refusal::PoolExhausted => "PoolExhausted",
+            Refusal::LimitReached => "LimitReached",
             Refusal::AddressNotInPool => "AddressNotInPool",
             Refusal::AddressInUse => "AddressInUse",
+            Refusal::SharingConflict => "SharingConflict",
             Refusal::AddressMalformed => "AddressMalformed",
+            Refusal::AddressOfNode => "AddressOfNode",
+            Refusal::AddressOfGateway => "AddressOfGateway",
+            Refusal::AddressOfAPIServer => "AddressOfAPIServer",
+            Refusal::AddressInPodRange => "AddressInPodRange",
+            Refusal::AddressInServiceRange => "AddressInServiceRange",
+            Refusal::NetworkAddress => "NetworkAddress",
+            Refusal::BroadcastAddress => "BroadcastAddress",
+            Refusal::LoopbackAddress => "LoopbackAddress",
+            Refusal::MulticastAddress => "MulticastAddress",
+            Refusal::ReservedAddress => "ReservedAddress",
+            Refusal::SubnetNotReported => "SubnetNotReported",
+            Refusal::AnsweredByHost => "AnsweredByHost",
+            Refusal::AddressAmbiguous => "AddressAmbiguous",
+            Refusal::DhcpNotSupported => "DhcpNotSupported",
             Refusal::SourceRangesMalformed => "SourceRangesMalformed",
             Refusal::SourceRangesTooMany => "SourceRangesTooMany",
             Refusal::SourceRangesWithoutIPv4 => "SourceRangesWithoutIPv4",
+            Refusal::StartupProbeUnknown => "StartupProbeUnknown",
             Refusal::IPv6NotServed => "IPv6NotServed",
             Refusal::ProtocolNotServed => "ProtocolNotServed",
             Refusal::TooManyPorts => "TooManyPorts",
             Refusal::FQDNNotServed => "FQDNNotServed",
             Refusal::ClientAddressLost => "ClientAddressLost",
         }
+    }
+
+    /// Whether it says that no Service may have an address, whoever asks.
+    pub const fn guards(self) -> bool {
+        use Refusal::*;
+        matches!(
+            self,
+            AddressOfNode
+                | AddressOfGateway
+                | AddressOfAPIServer
+                | AddressInPodRange
+                | AddressInServiceRange
+                | NetworkAddress
+                | BroadcastAddress
+                | LoopbackAddress
+                | MulticastAddress
+                | ReservedAddress
+                | SubnetNotReported
+                | AnsweredByHost
+        )
     }
 
     /// The name as an error of a port in `status.loadBalancer.ingress[].ports`: below a domain, because Kubernetes keeps plain
@@ -102,7 +210,7 @@ impl Refusal {
     }
 }
 
-/// Reason of a pool's [`CONDITION_READY`] condition.
+/// Reason of a pool's conditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PoolReason {
     /// Addresses are granted from it (True).
@@ -111,15 +219,54 @@ pub enum PoolReason {
     Malformed,
     /// It shares addresses with an older pool (False): nothing new is granted from it.
     Overlapping,
+    /// Its spec says so (False).
+    Disabled,
+    /// No speaker of a subnet of its addresses answers requests to probe them (of [`CONDITION_NOT_PROBED`]).
+    NotProbed,
+    /// A gateway, or a host that answers for every address, has answered probes of its addresses (of [`CONDITION_PROXY_ARP`]).
+    ProxyArp,
 }
 
 impl PoolReason {
+    pub const ALL: [Self; 6] =
+        [Self::Valid, Self::Malformed, Self::Overlapping, Self::Disabled, Self::NotProbed, Self::ProxyArp];
+
     /// The one name.
     pub const fn as_str(self) -> &'static str {
         match self {
             PoolReason::Valid => "Valid",
             PoolReason::Malformed => "Malformed",
             PoolReason::Overlapping => "Overlapping",
+            PoolReason::Disabled => "Disabled",
+            PoolReason::NotProbed => "NotProbed",
+            PoolReason::ProxyArp => "ProxyArp",
+        }
+    }
+}
+
+/// Reason of an L2Advertisement's [`CONDITION_READY`] condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AdvertisementReason {
+    /// It is followed (True).
+    Valid,
+    /// A selector cannot be read (False): it selects nothing.
+    Malformed,
+    /// It names pools that do not exist (False). The rest of it is followed.
+    UnknownPool,
+    /// There are [`MAX_L2_ADVERTISEMENTS`](crate::MAX_L2_ADVERTISEMENTS) older ones (False): it selects nothing.
+    TooManyAdvertisements,
+}
+
+impl AdvertisementReason {
+    pub const ALL: [Self; 4] = [Self::Valid, Self::Malformed, Self::UnknownPool, Self::TooManyAdvertisements];
+
+    /// The one name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            AdvertisementReason::Valid => "Valid",
+            AdvertisementReason::Malformed => "Malformed",
+            AdvertisementReason::UnknownPool => "UnknownPool",
+            AdvertisementReason::TooManyAdvertisements => "TooManyAdvertisements",
         }
     }
 }
@@ -131,6 +278,8 @@ pub enum NoOwner {
     HandingOver,
     /// The last owner let go, and no other node may or can hold the address.
     NoEligibleNode,
+    /// Its pool is not announced.
+    NotAnnounced,
     /// No Service behind the address is served any more.
     NotServed,
     /// The last owner was kept from running for longer than the dead interval.
@@ -150,9 +299,10 @@ pub enum NoOwner {
 }
 
 impl NoOwner {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::HandingOver,
         Self::NoEligibleNode,
+        Self::NotAnnounced,
         Self::NotServed,
         Self::NodeFrozen,
         Self::NoCarrier,
@@ -168,6 +318,7 @@ impl NoOwner {
         match self {
             NoOwner::HandingOver => "HandingOver",
             NoOwner::NoEligibleNode => "NoEligibleNode",
+            NoOwner::NotAnnounced => "NotAnnounced",
             NoOwner::NotServed => "NotServed",
             NoOwner::NodeFrozen => "NodeFrozen",
             NoOwner::NoCarrier => "NoCarrier",
@@ -187,7 +338,7 @@ pub enum Partly {
     TooManyPorts,
     /// A Service all of whose EndpointSlices hold names (address type FQDN).
     FQDNNotServed,
-    /// A Service with endpoints of no node.
+    /// A Service with endpoints of no node, or of a node without a speaker.
     ClientAddressLost,
 }
 
@@ -213,11 +364,27 @@ macro_rules! display_as_str {
         }
     )*};
 }
-display_as_str!(Refusal, PoolReason, NoOwner, Partly);
+display_as_str!(Refusal, PoolReason, AdvertisementReason, NoOwner, Partly);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ProbeVerdict;
+
+    /// What a user reads somewhere can be looked up.
+    #[test]
+    fn every_name_has_a_line_in_the_document() {
+        let document = include_str!("../../docs/troubleshooting.md");
+        let refusals = Refusal::ALL.map(Refusal::as_str);
+        let pools = PoolReason::ALL.map(PoolReason::as_str);
+        let verdicts = ProbeVerdict::ALL.map(ProbeVerdict::as_str);
+        let owners = NoOwner::ALL.map(NoOwner::as_str);
+        let advertisements = AdvertisementReason::ALL.map(AdvertisementReason::as_str);
+        for name in refusals.into_iter().chain(pools).chain(owners).chain(advertisements).chain(verdicts) {
+            assert!(document.contains(&format!("\n|`{name}`|")), "{name}");
+        }
+        assert!(Refusal::ALL.iter().filter(|refusal| refusal.guards()).count() == 12);
+    }
 
     /// The derived `Debug` is the variant's name; the name in the API must be the same.
     #[test]
@@ -226,7 +393,10 @@ mod tests {
             assert_eq!(refusal.as_str(), format!("{refusal:?}"));
             assert_eq!(refusal.port_error(), format!("sheave.dev/{refusal:?}"));
         }
-        for reason in [PoolReason::Valid, PoolReason::Malformed, PoolReason::Overlapping] {
+        for reason in PoolReason::ALL {
+            assert_eq!(reason.as_str(), format!("{reason:?}"));
+        }
+        for reason in AdvertisementReason::ALL {
             assert_eq!(reason.as_str(), format!("{reason:?}"));
         }
         for reason in Partly::ALL {

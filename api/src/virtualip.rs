@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{CustomResource, KubeSchema, ResourceExt};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::pool::Announce;
 use crate::validate;
 
 /// An address that was granted to Services, and from where.
@@ -44,9 +45,18 @@ pub struct VirtualIPSpec {
     #[schemars(length(min = 1, max = 253))]
     pub pool: String,
 
-    /// The Services that it was granted to.
+    /// The Services that it was granted to, the one that had it first in front.
     #[schemars(length(min = 1, max = 64))]
     pub services: Vec<ServiceRef>,
+
+    /// Names of the L2Advertisements that select the address, in order. Absent if none does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "validate::advertisements_schema")]
+    pub l2_advertisements: Vec<String>,
+
+    /// `None`: no node announces it, because its pool says so. Absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announce: Option<Announce>,
 }
 
 /// A Service, with the uid that separates it from others of the same name.
@@ -73,8 +83,8 @@ pub struct VirtualIPStatus {
     #[schemars(length(max = 253))]
     pub owner: Option<String>,
 
-    /// Since when.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Since when. The API server admits times that no clock has: such a one is none, and the object stays readable.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "readable_time")]
     pub since: Option<MicroTime>,
 
     /// The term of the election that the owner won; rises as long as one speaker is left. A writer leaves a status with a higher
@@ -83,11 +93,16 @@ pub struct VirtualIPStatus {
     #[schemars(range(min = 0))]
     pub term: Option<i64>,
 
-    /// Why no node owns it, a name of [`NoOwner`](crate::NoOwner), or which part of it the owner does not serve, a name of
-    /// [`Partly`](crate::Partly). A string, so that an older controller reads the reasons of a newer speaker.
+    /// Why no node owns it (`HandingOver`, `NoEligibleNode`, ...), or which part of it the owner does not serve (`FQDNNotServed`, ...).
+    /// A string, so that an older controller reads the reasons of a newer speaker.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub reason: Option<String>,
+}
+
+fn readable_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<MicroTime>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.and_then(|text| text.parse().ok()).map(MicroTime))
 }
 
 impl VirtualIP {
@@ -128,6 +143,9 @@ mod tests {
         let status: VirtualIPStatus =
             serde_json::from_str(r#"{"owner":"n1","since":"2026-11-21T09:00:00.123456Z","term":7}"#).unwrap();
         assert_eq!(status.term, Some(7));
+        let odd: VirtualIPStatus =
+            serde_json::from_str(r#"{"owner":"n1","since":"2026-01-01T00:00:00+99:99","term":7}"#).unwrap();
+        assert_eq!((odd.owner.as_deref(), odd.since), (Some("n1"), None), "one bad time hides no object");
         assert!(serde_json::to_string(&status).unwrap().contains("2026-11-21T09:00:00.123456Z"));
     }
 }

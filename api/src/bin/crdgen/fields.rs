@@ -1,0 +1,138 @@
+//! The table of every field and annotation, with the test that observes what it does (docs/fields.md).
+//!
+//! The tests stand in api/fields.txt, a line each: `KIND PATH = FILE::FUNCTION`, where KIND is a resource or `annotation`. A field without
+//! a line, a line without a field, and a test that does not exist are errors: a field that is accepted and changes nothing is a defect.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
+use sheave_api::annotations;
+
+/// A field or an annotation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Name {
+    kind: String,
+    path: String,
+}
+
+/// The whole document.
+pub fn render(crds: &[CustomResourceDefinition], tests: &str, root: &Path) -> Result<String, String> {
+    let meanings = meanings(crds)?;
+    let mut tests = read_tests(tests, root)?;
+    let mut document = HEAD.to_string();
+    let (mut missing, mut kind) = (Vec::new(), "");
+    for (name, meaning) in &meanings {
+        let Some((file, function)) = tests.remove(name) else {
+            missing.push(format!("{} {}", name.kind, name.path));
+            continue;
+        };
+        if kind != name.kind {
+            kind = &name.kind;
+            let title = if kind == ANNOTATION { "Annotations" } else { kind };
+            document.push_str(&format!("\n## {title}\n\n|name|meaning|test|\n|---|---|---|\n"));
+        }
+        let meaning = meaning.replace('|', "\\|");
+        document.push_str(&format!("|`{}`|{meaning}|[`{function}`](../{file})|\n", name.path));
+    }
+    if !missing.is_empty() {
+        return Err(format!("no test is named in api/fields.txt for: {}", missing.join(", ")));
+    }
+    match tests.first_key_value() {
+        Some((name, _)) => Err(format!("api/fields.txt: there is no {} {}", name.kind, name.path)),
+        None => Ok(document),
+    }
+}
+
+/// The first sentence about each.
+fn meanings(crds: &[CustomResourceDefinition]) -> Result<BTreeMap<Name, String>, String> {
+    let mut found = BTreeMap::new();
+    for crd in crds {
+        let kind = &crd.spec.names.kind;
+        for version in &crd.spec.versions {
+            let schema = version.schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref());
+            walk(kind, "", schema.ok_or_else(|| format!("{kind} has no schema"))?, &mut found);
+        }
+    }
+    for (name, meaning) in annotations::ALL {
+        found.insert(Name { kind: ANNOTATION.into(), path: name.into() }, meaning.into());
+    }
+    Ok(found)
+}
+
+/// Fields that hold something (an empty `spec` does not), without those of types that are Kubernetes' own.
+fn walk(kind: &str, path: &str, schema: &JSONSchemaProps, found: &mut BTreeMap<Name, String>) {
+    for (name, field) in schema.properties.iter().flatten() {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let item = match &field.items {
+            Some(JSONSchemaPropsOrArray::Schema(item)) => item,
+            _ => field,
+        };
+        let has = |name| item.properties.as_ref().is_some_and(|fields| fields.contains_key(name));
+        let kubernetes = has("matchLabels") || has("lastTransitionTime");
+        if item.properties.is_some() && !kubernetes {
+            walk(kind, &path, item, found);
+        } else if path.contains('.') {
+            let text = field.description.as_deref().unwrap_or_default();
+            let sentence = text.split_inclusive(". ").next().unwrap_or_default().replace('\n', " ");
+            found.insert(Name { kind: kind.into(), path }, sentence.trim().trim_end_matches('.').into());
+        }
+    }
+}
+
+/// File and function by field.
+fn read_tests(text: &str, root: &Path) -> Result<BTreeMap<Name, (String, String)>, String> {
+    let mut tests = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let parts =
+            line.split_once(" = ").and_then(|(name, test)| Some((name.split_once(' ')?, test.split_once("::")?)));
+        let ((kind, path), (file, function)) =
+            parts.ok_or_else(|| format!("api/fields.txt: '{line}' is not KIND PATH = FILE::FUNCTION"))?;
+        let source =
+            std::fs::read_to_string(root.join(file)).map_err(|error| format!("api/fields.txt: {file}: {error}"))?;
+        if !source.contains(&format!("fn {function}(")) {
+            return Err(format!("api/fields.txt: {file} has no function {function}"));
+        }
+        let name = Name { kind: kind.into(), path: path.into() };
+        if tests.insert(name, (file.to_string(), function.to_string())).is_some() {
+            return Err(format!("api/fields.txt: {kind} {path} twice"));
+        }
+    }
+    Ok(tests)
+}
+
+const ANNOTATION: &str = "annotation";
+const HEAD: &str = "# Fields and annotations\n\nGenerated by `make crds` from api/src and api/fields.txt; do not edit. Each has a test that observes \
+    what it does.\n";
+
+#[cfg(test)]
+mod tests {
+    use kube::CustomResourceExt;
+    use sheave_api::VirtualIP;
+
+    use super::*;
+
+    fn table(tests: &str) -> Result<String, String> {
+        render(&[VirtualIP::crd()], tests, &Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+    }
+
+    #[test]
+    fn a_field_without_a_test_is_named() {
+        let error = table("").unwrap_err();
+        assert!(error.contains("VirtualIP spec.pool") && error.contains("VirtualIP spec.services.uid"), "{error}");
+        assert!(error.contains("annotation sheave.dev/addresses"), "{error}");
+        assert!(error.contains("VirtualIP status.owner") && !error.contains("VirtualIP spec.services,"), "{error}");
+    }
+
+    #[test]
+    fn what_does_not_exist_is_named() {
+        let of = |line: &str| table(line).unwrap_err();
+        assert!(of("VirtualIP spec.pool").contains("is not KIND PATH = FILE::FUNCTION"));
+        assert!(of("VirtualIP spec.pool = api/src/none.rs::f").contains("api/src/none.rs"));
+        assert!(of("VirtualIP spec.pool = api/src/lib.rs::f").contains("has no function f"));
+        let twice = "VirtualIP spec.pool = api/src/bin/crdgen/fields.rs::table\n";
+        assert!(of(&twice.repeat(2)).contains("twice"));
+    }
+}
