@@ -1,10 +1,16 @@
-//! HTTP on the admin ports of speaker and controller, for clients without authentication.
+//! HTTP on the admin ports of speaker and controller: probes for the kubelet, without authentication, and metrics ([`metrics`]);
+//! and on a speaker's Unix socket.
 //!
-//! Every pod and the whole segment reach these ports, and the process behind them holds the lease. So memory and descriptors are
+//! Whoever reaches these ports, the process behind them holds the lease. So memory and descriptors are
 //! bounded whatever clients do, and a probe of kubelet is answered beside them: a connection serves one request, has
 //! [`CONNECTION`] for all of it, holds at most [`MAX_HEADER`] of unfinished headers, and the one connection too many ends the oldest.
 
+mod access;
+pub mod metrics;
+mod tls;
+
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
 use std::time::Duration;
 
@@ -12,9 +18,11 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 /// Connections at a time.
@@ -32,14 +40,46 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves for as long as it is polled. `limit_reached` is called for each connection that is ended in favor of a newer one.
 pub async fn serve(listener: TcpListener, router: Router, limit_reached: impl Fn()) {
+    serve_with(None, listener, router, limit_reached).await;
+}
+
+/// The same on a socket of this node: who may open it, its file says.
+pub async fn serve_unix(listener: UnixListener, router: Router, limit_reached: impl Fn()) {
+    serve_with(None, listener, router, limit_reached).await;
+}
+
+/// Where connections come from.
+trait Listener {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>>;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+async fn serve_with(tls: Option<TlsAcceptor>, listener: impl Listener, router: Router, limit_reached: impl Fn()) {
     let mut open = Open::default();
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        match listener.next().await {
+            Ok(stream) => {
                 if open.make_room() {
                     limit_reached();
                 }
-                open.0.push_back(tokio::spawn(connection(stream, router.clone())));
+                open.0.push_back(tokio::spawn(connection(stream, tls.clone(), router.clone())));
             }
             Err(error) if is_of_one_client(&error) => {}
             Err(error) => {
@@ -77,7 +117,22 @@ impl Drop for Open {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router) {
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, tls: Option<TlsAcceptor>, router: Router) {
+    let served = async {
+        match tls {
+            None => one_request(stream, router).await,
+            Some(tls) => match tls.accept(stream).await {
+                Ok(stream) => one_request(stream, router).await,
+                Err(error) => debug!(%error, "admin port: TLS handshake failed"),
+            },
+        }
+    };
+    if timeout(CONNECTION, served).await.is_err() {
+        debug!("admin port: request not served in time");
+    }
+}
+
+async fn one_request(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER)
@@ -85,10 +140,8 @@ async fn connection(stream: TcpStream, router: Router) {
         .max_buf_size(MAX_HEADER)
         .max_headers(MAX_HEADER_LINES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    match timeout(CONNECTION, served).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "admin port: request not served"),
-        Err(_) => debug!("admin port: request not served in time"),
+    if let Err(error) = served.await {
+        debug!(%error, "admin port: request not served");
     }
 }
 
