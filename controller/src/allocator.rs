@@ -1,43 +1,66 @@
-//! Pure and deterministic: which address a Service gets. What the ledger grants comes first and never moves; else the
-//! lowest free address of the pools in the order of their names. Knows no time, no order of events and no API.
+//! Pure and deterministic: which address a Service gets. What the ledger grants comes first and never moves; else the lowest free
+//! address of the pools in their order ([`choice`]). Knows no order of events and no API.
 
+mod choice;
+pub mod kept;
 pub mod pool;
+pub mod selection;
+pub mod sharing;
+mod span;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::time::Instant;
 
-use sheave_api::{PoolReason, Refusal, ServiceRef};
+use sheave_api::{Excluded, MAX_VIRTUAL_IPS, PoolReason, Refusal, ServiceRef};
 
+use crate::guards::GuardSet;
 use crate::request::{Refused, Request};
-use crate::view::PoolView;
+use crate::view::{PoolView, ServiceKey};
+use kept::Kept;
 use pool::Pool;
+use selection::{Labels, Namespaces};
+use sharing::Sharers;
 
 /// Pools, and every address that is taken.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Allocator {
     pools: BTreeMap<String, Pool>,
+    namespaces: Namespaces,
+    guards: GuardSet,
     taken: BTreeMap<Ipv4Addr, Taken>,
     /// Addresses by the uid of their holder, reserved ones included.
     held: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    /// Services that share their address, if another one fits.
+    sharers: Sharers,
+    kept: Kept,
 }
 
 /// Why an address is not free.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
+    /// The pool that contains the address now; if none does, the one that the ledger names.
     pub pool: String,
-    pub services: Vec<ServiceRef>,
+    /// In the order of the ledger, then those that are to be added to it. Never empty.
+    pub holders: Vec<Holder>,
+}
+
+/// A Service that an address is granted to, or about to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub service: ServiceRef,
     pub state: State,
 }
 
-/// How far an address is on its way into the ledger or out of it.
+/// How far a Service is on its way into the ledger or out of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// The ledger entry is being written.
+    /// The ledger entry is being written, or is to name it.
     Reserved,
     Granted,
-    /// The ledger entry is being deleted. There is no way back: the answer may be lost although it is gone.
+    /// The ledger entry is being deleted, or is to name it no more. There is no way back: the answer may be lost although it is gone.
     Leaving,
 }
 
@@ -55,15 +78,80 @@ pub enum Decision {
 /// Figures for a pool's status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    pub assigned: i64,
-    pub available: i64,
+    pub total: i64,
+    pub used: i64,
+    pub free: i64,
+    pub excluded: i64,
     pub outside: i64,
 }
 
 impl Allocator {
-    /// Replaces the pools. Grants stay, whatever the pools contain.
+    /// Replaces the pools. Grants stay, whatever the pools contain; a pool that contains one adopts it.
     pub fn set_pools<'a>(&mut self, views: impl Iterator<Item = &'a PoolView>) {
         self.pools = pool::parse_all(views).into_iter().map(|pool| (pool.name.clone(), pool)).collect();
+        let mut taken = std::mem::take(&mut self.taken);
+        for (address, taken) in &mut taken {
+            taken.pool = self.pool_of(*address, &taken.pool).to_string();
+        }
+        self.taken = taken;
+    }
+
+    /// Replaces the labels of a namespace; `None`: it is gone. True if that can change which pools are open to its Services.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) -> bool {
+        let before = self.namespaces.remove(name);
+        let counts = before != labels && self.pools.values().any(|pool| pool.selection.reads_namespaces());
+        self.namespaces.extend(labels.map(|labels| (name.to_string(), labels)));
+        counts
+    }
+
+    /// Replaces the guards. Grants stay, with a remark. True if they were others before.
+    pub fn set_guards(&mut self, guards: GuardSet) -> bool {
+        let changed = self.guards != guards;
+        self.guards = guards;
+        changed
+    }
+
+    /// The spans of addresses of all pools.
+    pub fn entries(&self) -> Vec<(u32, u32)> {
+        self.pools.values().flat_map(Pool::spans_v4).collect()
+    }
+
+    /// How many addresses of a pool are guarded, by reason.
+    pub fn guarded(&self, name: &str) -> BTreeMap<Refusal, u128> {
+        self.pools.get(name).map(|pool| pool.guarded(&self.guards)).unwrap_or_default()
+    }
+
+    /// How many addresses of a pool are never given, by reason, as its status has it.
+    pub fn excluded_by(&self, name: &str) -> Vec<Excluded> {
+        let entry = |reason: &str, count: u128| Excluded {
+            reason: reason.to_string(),
+            count: i64::try_from(count).unwrap_or(i64::MAX),
+        };
+        let settings = self.pools.get(name).map(Pool::excluded).filter(|count| *count > 0);
+        let settings = settings.map(|count| entry(Excluded::SPEC, count));
+        self.guarded(name).into_iter().map(|(reason, count)| entry(reason.as_str(), count)).chain(settings).collect()
+    }
+
+    /// The addresses next in line of each pool that grants some, so many at most.
+    pub fn ahead(&self, most: usize) -> Vec<Vec<Ipv4Addr>> {
+        let is_free = |address: &Ipv4Addr| !self.taken.contains_key(address);
+        let fresh = |address: &Ipv4Addr| is_free(address) && !self.kept.contains(*address);
+        let ready = self.pools.values().filter(|pool| pool.is_ready());
+        let ahead = ready.map(|pool| {
+            let mut ahead: Vec<Ipv4Addr> = pool.unguarded(&self.guards).filter(fresh).take(most).collect();
+            // Where no other is left, these are given, the one that was freed first in front.
+            if ahead.len() < most {
+                let may_go = |one: &Ipv4Addr| is_free(one) && !self.guards.contains(*one) && pool.contains(*one);
+                ahead.extend(self.kept.by_age().filter(may_go).take(most - ahead.len()));
+            }
+            ahead
+        });
+        ahead.collect()
+    }
+
+    /// Whether a pool that grants addresses contains this one.
+    pub fn is_in_pools(&self, address: Ipv4Addr) -> bool {
+        self.pools.values().any(|pool| pool.is_ready() && pool.contains(address))
     }
 
     pub fn pool(&self, name: &str) -> Option<&Pool> {
@@ -74,50 +162,107 @@ impl Allocator {
         !self.pools.is_empty()
     }
 
-    /// The ledger has it: true whatever was assumed before.
-    pub fn granted(&mut self, address: Ipv4Addr, pool: String, services: Vec<ServiceRef>) {
-        self.insert(address, Taken { pool, services, state: State::Granted });
+    /// The ledger has it: true whatever was assumed before, except that Services on their way in or out stay on it. Returns the
+    /// Services that it named before.
+    pub fn granted(&mut self, address: Ipv4Addr, pool: String, services: Vec<ServiceRef>) -> Vec<ServiceRef> {
+        let before = self.remove(address);
+        let leaves = |service: &ServiceRef| {
+            let known = before.iter().find(|holder| holder.service.uid == service.uid);
+            known.is_some_and(|holder| holder.state == State::Leaving)
+        };
+        let state = |service: &ServiceRef| if leaves(service) { State::Leaving } else { State::Granted };
+        let listed: Vec<Holder> =
+            services.into_iter().map(|service| Holder { state: state(&service), service }).collect();
+        let named = |holder: &Holder| listed.iter().any(|other| other.service.uid == holder.service.uid);
+        let (reserved, gone): (Vec<Holder>, Vec<Holder>) =
+            before.into_iter().partition(|holder| holder.state == State::Reserved);
+        let joining: Vec<Holder> = reserved.into_iter().filter(|holder| !named(holder)).collect();
+        let left = gone.iter().filter(|holder| !named(holder)).map(|holder| ServiceKey::from(&holder.service));
+        let left: Vec<ServiceKey> = left.collect();
+        let pool = self.pool_of(address, &pool).to_string();
+        self.insert(address, Taken { pool: pool.clone(), holders: listed.into_iter().chain(joining).collect() });
+        self.keep(address, Some(&pool), left.into_iter());
+        gone.into_iter().map(|holder| holder.service).collect()
     }
 
-    /// Keeps an address from being given twice while its ledger entry is being written.
+    /// Keeps an address from being given twice, or to a Service that cannot share it, while the ledger is being written. A Service
+    /// has one reservation at a time.
     pub fn reserve(&mut self, address: Ipv4Addr, pool: String, service: ServiceRef) {
-        assert!(!self.taken.contains_key(&address), "{address} is taken already");
-        self.insert(address, Taken { pool, services: vec![service], state: State::Reserved });
+        let earlier = self.held.get(&service.uid).cloned().unwrap_or_default();
+        for other in earlier.into_iter().filter(|other| *other != address) {
+            self.unreserve(other, &service.uid);
+        }
+        let mut taken = Taken { pool, holders: self.remove(address) };
+        if taken.holders.iter().all(|holder| holder.service.uid != service.uid) {
+            taken.holders.push(Holder { service, state: State::Reserved });
+        }
+        self.insert(address, taken);
     }
 
-    /// Frees an address that was reserved, unless the ledger has it by now.
-    pub fn unreserve(&mut self, address: Ipv4Addr) {
-        if self.taken.get(&address).is_some_and(|taken| taken.state == State::Reserved) {
-            self.forget(address);
+    /// Ends the reservation of a Service, unless the ledger has it by now.
+    pub fn unreserve(&mut self, address: Ipv4Addr, uid: &str) {
+        self.retain(address, |holder| holder.state != State::Reserved || holder.service.uid != uid);
+    }
+
+    /// Services that wait for the ledger to name them beside others.
+    pub fn reserved(&self, address: Ipv4Addr) -> impl Iterator<Item = &ServiceRef> {
+        let holders = self.taken.get(&address).into_iter().flat_map(|taken| &taken.holders);
+        holders.filter(|holder| holder.state == State::Reserved).map(|holder| &holder.service)
+    }
+
+    /// The address that is reserved for the Service with this uid.
+    pub fn reservation(&self, uid: &str) -> Option<Ipv4Addr> {
+        let reserved = |address: &&Ipv4Addr| self.reserved(**address).any(|service| service.uid == uid);
+        self.held.get(uid)?.iter().find(reserved).copied()
+    }
+
+    /// Addresses that are reserved for a Service.
+    pub fn reservations(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let reserved = |taken: &Taken| taken.holders.iter().any(|holder| holder.state == State::Reserved);
+        self.taken.iter().filter(move |(_, taken)| reserved(taken)).map(|(address, _)| *address)
+    }
+
+    /// The ledger is about to name these Services no more: they have the address no longer.
+    pub fn leave(&mut self, address: Ipv4Addr, uids: &[&str]) {
+        for holder in self.taken.get_mut(&address).into_iter().flat_map(|taken| &mut taken.holders) {
+            if uids.contains(&holder.service.uid.as_str()) {
+                holder.state = State::Leaving;
+            }
         }
     }
 
-    /// Its ledger entry is about to be deleted: no Service has it and none gets it.
-    pub fn leave(&mut self, address: Ipv4Addr) {
-        if let Some(taken) = self.taken.get_mut(&address) {
-            taken.state = State::Leaving;
-        }
+    pub fn is_leaving(&self, address: Ipv4Addr, uid: &str) -> bool {
+        let holders = self.taken.get(&address).into_iter().flat_map(|taken| &taken.holders);
+        holders.filter(|holder| holder.service.uid == uid).any(|holder| holder.state == State::Leaving)
     }
 
     /// The ledger was read anew: what is in it is granted.
     pub fn stay(&mut self) {
-        for taken in self.taken.values_mut().filter(|taken| taken.state == State::Leaving) {
-            taken.state = State::Granted;
+        let holders = self.taken.values_mut().flat_map(|taken| &mut taken.holders);
+        for holder in holders.filter(|holder| holder.state == State::Leaving) {
+            holder.state = State::Granted;
         }
     }
 
-    /// The ledger has it no more. Returns its holder.
+    /// The ledger has it no more. Returns the Services that it named.
     pub fn forget(&mut self, address: Ipv4Addr) -> Vec<ServiceRef> {
-        let Some(taken) = self.taken.remove(&address) else { return Vec::new() };
-        for service in &taken.services {
-            if let Some(addresses) = self.held.get_mut(&service.uid) {
-                addresses.remove(&address);
-                if addresses.is_empty() {
-                    self.held.remove(&service.uid);
-                }
-            }
-        }
-        taken.services
+        let pool = self.taken.get(&address).map(|taken| taken.pool.clone());
+        let gone = self.retain(address, |holder| holder.state == State::Reserved);
+        let gone: Vec<ServiceRef> = gone.into_iter().map(|holder| holder.service).collect();
+        self.keep(address, pool.as_deref(), gone.iter().map(ServiceKey::from));
+        gone
+    }
+
+    /// Time passes for addresses that were freed.
+    pub fn tick(&mut self, now: Instant) {
+        self.kept.tick(now);
+    }
+
+    /// Services that had the address until now get it again if they return soon.
+    fn keep(&mut self, address: Ipv4Addr, pool: Option<&str>, services: impl Iterator<Item = ServiceKey>) {
+        let pool = pool.and_then(|name| self.pools.get(name));
+        let span = pool.map_or(kept::DEFAULT, |pool| pool.retention);
+        self.kept.add(address, services, span);
     }
 
     pub fn taken(&self, address: Ipv4Addr) -> Option<&Taken> {
@@ -126,8 +271,11 @@ impl Allocator {
 
     /// Addresses that the ledger grants to the Service with this uid, lowest first; not those that leave it.
     pub fn held_by(&self, uid: &str) -> impl Iterator<Item = Ipv4Addr> {
-        let addresses = self.held.get(uid).into_iter().flatten().copied();
-        addresses.filter(|address| self.taken.get(address).is_some_and(|taken| taken.state == State::Granted))
+        let granted = move |address: &Ipv4Addr| {
+            let holders = self.taken.get(address).into_iter().flat_map(|taken| &taken.holders);
+            holders.filter(|holder| holder.service.uid == uid).any(|holder| holder.state == State::Granted)
+        };
+        self.held.get(uid).into_iter().flatten().copied().filter(granted)
     }
 
     /// Whether the ledger names the Service with this uid, also in an entry that is being written or deleted.
@@ -143,7 +291,8 @@ impl Allocator {
         };
         let fitting: Vec<Ipv4Addr> = held.iter().copied().filter(|address| self.fits(request, *address)).collect();
         if let Some(address) = prefer_shown(&fitting) {
-            return Decision::Keep { address, remark: self.remark(address) };
+            let remark = self.remark(address).or_else(|| self.sharing_remark(address, request));
+            return Decision::Keep { address, remark };
         }
         match (self.find(request), prefer_shown(&held)) {
             (Ok((address, pool)), _) => Decision::Grant { address, pool },
@@ -152,34 +301,57 @@ impl Allocator {
         }
     }
 
-    /// Assigned, free, and assigned outside the pool's present entries.
+    /// What a pool's status says. Counts of IPv6 can be beyond what it can say.
     pub fn usage(&self, name: &str) -> Usage {
         let Some(pool) = self.pools.get(name) else { return Usage::default() };
-        let mut usage = Usage::default();
-        let mut inside = 0;
+        let saturating = |count: u128| i64::try_from(count).unwrap_or(i64::MAX);
+        let guarded = pool.guarded(&self.guards).values().sum::<u128>();
+        let mut usage = Usage {
+            total: saturating(pool.total()),
+            excluded: saturating(pool.excluded() + guarded),
+            ..Usage::default()
+        };
+        let mut unavailable = guarded;
         // What is reserved the ledger may never have.
-        for (address, taken) in self.taken.iter().filter(|(_, taken)| taken.state != State::Reserved) {
+        let granted = |taken: &Taken| taken.holders.iter().any(|holder| holder.state != State::Reserved);
+        for (address, taken) in self.taken.iter().filter(|(_, taken)| granted(taken)) {
             let contained = pool.contains(*address);
-            inside += i64::from(contained);
+            unavailable += u128::from(contained && !self.guards.contains(*address));
             if taken.pool == name {
-                usage.assigned += 1;
+                usage.used += 1;
                 usage.outside += i64::from(!contained);
             }
         }
-        let total = i64::try_from(pool.total()).unwrap_or(i64::MAX);
-        usage.available = if pool.is_ready() { total - inside } else { 0 };
+        usage.free = if pool.is_ready() { saturating(pool.usable().saturating_sub(unavailable)) } else { 0 };
         usage
+    }
+
+    /// The pool that an address belongs to: the one that the ledger names, unless another one contains it in its stead.
+    fn pool_of<'a>(&'a self, address: Ipv4Addr, named: &'a str) -> &'a str {
+        if self.pools.get(named).is_some_and(|pool| pool.contains(address)) {
+            return named;
+        }
+        let containing = self.pools.values().filter(|pool| pool.contains(address));
+        containing.min_by_key(|pool| (!pool.is_ready(), &pool.name)).map_or(named, |pool| &pool.name)
     }
 
     /// Whether a grant is what the Service wants now.
     fn fits(&self, request: &Request, address: Ipv4Addr) -> bool {
         let pool = self.taken.get(&address).map(|taken| taken.pool.as_str());
+        // Also if another pool has it that contains it as well: such a wish is no reason to move.
+        let contains = |name: &str| self.pools.get(name).is_some_and(|pool| pool.contains(address));
         request.address.is_none_or(|wanted| wanted == address)
-            && request.pool.as_deref().is_none_or(|wanted| Some(wanted) == pool)
+            && request.pool.as_deref().is_none_or(|wanted| Some(wanted) == pool || contains(wanted))
     }
 
     /// The remark about a grant that stays.
     fn remark(&self, address: Ipv4Addr) -> Option<Refused> {
+        // Nothing is known against an address whose subnet is not known yet.
+        if let Some(guarded) = self.guards.check(address).filter(|found| found.reason != Refusal::SubnetNotReported) {
+            let barred = [Refusal::AddressOfNode, Refusal::AddressOfGateway].contains(&guarded.reason);
+            let fate = if barred { "it stays and is not served" } else { "it stays" };
+            return Some(Refused { message: format!("{}; {fate}", guarded.message), ..guarded });
+        }
         let name = &self.taken.get(&address)?.pool;
         let message = match self.pools.get(name) {
             Some(pool) if pool.contains(address) || pool.reason == PoolReason::Malformed => return None,
@@ -189,94 +361,52 @@ impl Allocator {
         Some(Refused { reason: Refusal::AddressNotInPool, message })
     }
 
-    /// A free address for this request, and its pool.
-    fn find(&self, request: &Request) -> Result<(Ipv4Addr, String), Refused> {
-        let candidates = self.candidates(request)?;
-        let ready: Vec<&Pool> = candidates.iter().copied().filter(|pool| pool.is_ready()).collect();
-        let malformed = || {
-            let what: Vec<String> = candidates.iter().map(|p| format!("pool '{}': {}", p.name, p.message)).collect();
-            Refused { reason: Refusal::PoolMalformed, message: what.join("; ") }
+    /// Whether this Service may have it: it is not guarded, and no other has it, or it may be shared.
+    fn is_free(&self, address: Ipv4Addr, request: &Request) -> bool {
+        let free = match self.taken.get(&address) {
+            Some(taken) => self.bars(taken, request).is_none(),
+            None => self.has_room(),
         };
-        if ready.is_empty() {
-            return Err(malformed());
-        }
-        if let Some(address) = request.address {
-            return self.exactly(address, &ready, request);
-        }
-        let holds = |address: &Ipv4Addr| ready.iter().find(|pool| pool.contains(*address));
-        if let Some(address) = request.adopt.filter(|address| self.is_free(*address))
-            && let Some(pool) = holds(&address)
-        {
-            return Ok((address, pool.name.clone()));
-        }
-        for pool in &ready {
-            if let Some(address) = pool.lowest(|address| self.is_free(address)) {
-                return Ok((address, pool.name.clone()));
-            }
-        }
-        let names: Vec<&str> = ready.iter().map(|pool| pool.name.as_str()).collect();
-        let message = format!("every address of {} is granted; a Service that is deleted frees one", listed(&names));
-        Err(Refused { reason: Refusal::PoolExhausted, message })
+        free && !self.guards.contains(address)
     }
 
-    /// The pools that may serve this request, in the order of their names.
-    fn candidates(&self, request: &Request) -> Result<Vec<&Pool>, Refused> {
-        if let Some(name) = &request.pool {
-            let pool = self.pools.get(name).ok_or_else(|| Refused {
-                reason: Refusal::UnknownPool,
-                message: format!("there is no AddressPool '{name}'"),
-            })?;
-            return Ok(vec![pool]);
-        }
-        // A Service that names an address may have it from any pool, also from a pool that does not assign by itself.
-        let by_itself = |pool: &&Pool| request.address.is_some() || pool.auto_assign;
-        let pools: Vec<&Pool> = self.pools.values().filter(by_itself).collect();
-        if !pools.is_empty() {
-            return Ok(pools);
-        }
-        let message = if self.pools.is_empty() {
-            "there is no AddressPool".to_string()
-        } else {
-            "no AddressPool has autoAssign, and the Service names none".to_string()
-        };
-        Err(Refused { reason: Refusal::NoPool, message })
-    }
-
-    /// The requested address, or why not.
-    fn exactly(&self, address: Ipv4Addr, pools: &[&Pool], request: &Request) -> Result<(Ipv4Addr, String), Refused> {
-        let Some(pool) = pools.iter().find(|pool| pool.contains(address)) else {
-            let message = match &request.pool {
-                Some(name) => format!("{address} is not in pool '{name}'"),
-                None => format!("{address} is in no pool that is ready"),
-            };
-            return Err(Refused { reason: Refusal::AddressNotInPool, message });
-        };
-        match self.taken.get(&address) {
-            None => Ok((address, pool.name.clone())),
-            Some(taken) => {
-                let who: Vec<String> = taken.services.iter().map(|s| format!("{}/{}", s.namespace, s.name)).collect();
-                let message = format!("{address} is granted to {}", who.join(", "));
-                Err(Refused { reason: Refusal::AddressInUse, message })
-            }
-        }
-    }
-
-    fn is_free(&self, address: Ipv4Addr) -> bool {
-        !self.taken.contains_key(&address)
+    /// Whether the cluster may have one more address in use.
+    fn has_room(&self) -> bool {
+        self.taken.len() < MAX_VIRTUAL_IPS
     }
 
     fn insert(&mut self, address: Ipv4Addr, taken: Taken) {
-        self.forget(address);
-        for service in &taken.services {
-            self.held.entry(service.uid.clone()).or_default().insert(address);
+        for holder in &taken.holders {
+            self.held.entry(holder.service.uid.clone()).or_default().insert(address);
+            if holder.state == State::Granted {
+                self.kept.returned(address, &ServiceKey::from(&holder.service));
+            }
         }
         self.taken.insert(address, taken);
     }
-}
 
-fn listed(names: &[&str]) -> String {
-    match names {
-        [one] => format!("pool '{one}'"),
-        many => format!("pools '{}'", many.join("', '")),
+    fn remove(&mut self, address: Ipv4Addr) -> Vec<Holder> {
+        self.retain(address, |_| false)
+    }
+
+    /// Returns those that are not kept.
+    fn retain(&mut self, address: Ipv4Addr, keep: impl Fn(&Holder) -> bool) -> Vec<Holder> {
+        let Some(taken) = self.taken.get_mut(&address) else { return Vec::new() };
+        let (kept, gone): (Vec<Holder>, Vec<Holder>) =
+            std::mem::take(&mut taken.holders).into_iter().partition(|holder| keep(holder));
+        if kept.is_empty() {
+            self.taken.remove(&address);
+        } else {
+            taken.holders = kept;
+        }
+        for holder in &gone {
+            if let Some(addresses) = self.held.get_mut(&holder.service.uid) {
+                addresses.remove(&address);
+                if addresses.is_empty() {
+                    self.held.remove(&holder.service.uid);
+                }
+            }
+        }
+        gone
     }
 }

@@ -1,6 +1,7 @@
 //! Constructs everything once, in order; fails early. Then runs it and winds it down.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +15,10 @@ use tracing::{info, warn};
 use crate::admin::Health;
 use crate::args::Config;
 use crate::driver::Driver;
+use crate::guards::Fixed;
+use crate::index::Index;
 use crate::keys::Keeper;
-use crate::lease::Election;
+use crate::lease::{Election, StoreWentBack};
 use crate::metrics::Metrics;
 use crate::writer::Writer;
 use crate::{admin, events, keys, version, watch, writer};
@@ -26,7 +29,7 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct App {
     admin: Task,
     admin_stop: CancellationToken,
-    election: Task,
+    election: Pin<Box<dyn Future<Output = Result<(), StoreWentBack>> + Send>>,
     election_stop: CancellationToken,
     writer: Task,
     publisher: Task,
@@ -40,35 +43,65 @@ pub struct App {
 impl App {
     /// Binds the port and prepares the client; nothing is sent yet.
     pub async fn build(config: Config) -> anyhow::Result<App> {
-        let Config { namespace, identity, admin_address, lease, log: _, drain } = config;
+        let Config {
+            namespace,
+            identity,
+            probe_listen,
+            metrics_listen,
+            lease,
+            policy,
+            service_ranges,
+            probing,
+            log: _,
+            drain,
+        } = config;
         let identity = format!("{identity}_{}", keys::suffix().context("no random bytes")?);
         let metrics = Arc::new(Metrics::register().context("metrics")?);
         let health = Arc::new(Health::new(Instant::now()));
-        let listener =
-            TcpListener::bind(admin_address).await.with_context(|| format!("cannot listen on {admin_address}"))?;
+        let bind = |flag: &'static str, address: SocketAddr| async move {
+            TcpListener::bind(address).await.with_context(|| format!("{flag}: cannot listen on {address}"))
+        };
+        let probes = bind("--probe-listen", probe_listen).await?;
+        let scrapes = bind("--metrics-listen", metrics_listen).await?;
+        let scrapes = sheave_admin::metrics::Server::new(scrapes, "sheave-controller").context("--metrics-listen")?;
 
         let mut kube = kube::Config::infer().await.context("neither in a pod nor a kubeconfig")?;
         let server = kube.cluster_url.to_string();
+        let api_server = kube.cluster_url.host().and_then(|host| host.parse().ok());
+        let fixed = Fixed {
+            service_ranges: service_ranges.into_iter().collect(),
+            api_servers: api_server.into_iter().collect(),
+        };
         kube.connect_timeout = Some(CONNECT);
         // Watches end after 50 s, so a connection that is silent for longer is dead.
         kube.read_timeout = Some(READ);
         let client = kube::Client::try_from(kube).context("client")?;
 
-        let (election, leadership) = Election::new(client.clone(), &namespace, &identity, lease);
+        let (synced, read) = tokio::sync::watch::channel(false);
+        let (election, leadership) = Election::new(client.clone(), &namespace, &identity, lease, read);
         let (events, publisher) = events::channel(client.clone(), &identity, metrics.clone());
         let (queue, planned) = mpsc::channel(writer::QUEUE);
         let (finished, results) = mpsc::channel(writer::QUEUE);
         let writer = Writer::new(client.clone(), leadership.clone(), events, metrics.clone());
         let keeper = Keeper::new(client.clone(), &namespace, leadership.clone());
         let facts = watch::all(&client, &server);
+        let scraper = client.clone();
         let version = version::check(client.clone(), metrics.clone());
-        let driver =
-            Driver { client, leadership, queue, finished: results, health: health.clone(), metrics: metrics.clone() };
+        let driver = Driver {
+            client,
+            leadership,
+            queue,
+            finished: results,
+            health: health.clone(),
+            metrics: metrics.clone(),
+            synced,
+            index: Index::new(policy, fixed, probing),
+        };
 
         let (admin_stop, election_stop, driver_stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let served = admin::serve(listener, health, metrics, admin_stop.clone());
-        info!(%identity, %admin_address, %server, "built");
+        let served = admin::serve(probes, scrapes, scraper, health, metrics, admin_stop.clone());
+        info!(%identity, %probe_listen, %metrics_listen, %server, "built");
         Ok(App {
             admin: Box::pin(served),
             election: Box::pin(election.run(election_stop.clone())),
@@ -98,7 +131,10 @@ impl App {
             _ = &mut driver => anyhow::bail!("the main loop ended by itself"),
             _ = &mut keeper => anyhow::bail!("the keeper of the keys ended by itself"),
             _ = &mut writer => anyhow::bail!("the writer ended by itself"),
-            _ = &mut election => anyhow::bail!("the election ended by itself"),
+            ended = &mut election => {
+                ended.context("the election ended by itself")??;
+                anyhow::bail!("the election ended by itself")
+            }
         }
         version.abort();
         let ordered = async {

@@ -4,6 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use ipnet::Ipv4Net;
+
+use crate::probes;
+use crate::whose::{Classless, Policy};
 
 /// Gives Services of type LoadBalancer addresses from AddressPools.
 #[derive(Debug, Parser)]
@@ -17,9 +21,14 @@ struct Args {
     #[arg(long, env = "POD_NAME")]
     identity: Option<String>,
 
-    /// Where /livez, /readyz and /metrics are served.
-    #[arg(long, env = "SHEAVE_ADMIN_ADDRESS", default_value = "0.0.0.0:7474")]
-    admin_address: SocketAddr,
+    /// Where /livez and /readyz are served, to everybody: the kubelet has no token.
+    #[arg(long, default_value = "0.0.0.0:7474")]
+    probe_listen: SocketAddr,
+
+    /// Where /metrics is served. On the loopback to everybody; on any other address over TLS, to those whom the API server lets get the
+    /// nonResourceURL /metrics.
+    #[arg(long, default_value = "127.0.0.1:7475")]
+    metrics_listen: SocketAddr,
 
     /// Name of the Lease that the replicas compete for.
     #[arg(long, default_value = "sheave-controller")]
@@ -28,6 +37,27 @@ struct Args {
     /// How long after the leader's last sign of life another replica takes over.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(2..=300))]
     lease_seconds: u16,
+
+    /// Values of spec.loadBalancerClass of Services that are served; repeated or separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = sheave_api::LOAD_BALANCER_CLASS, value_parser = class)]
+    load_balancer_class: Vec<String>,
+
+    /// Whether Services without a class are served: `auto` means unless another owner of them was detected.
+    #[arg(long, value_enum, default_value_t = Classless::Auto)]
+    classless_services: Classless,
+
+    /// Ranges of ClusterIPs where the API server serves no ServiceCIDRs (Kubernetes before 1.33); repeated or separated by
+    /// commas.
+    #[arg(long, value_delimiter = ',')]
+    service_cidr: Vec<Ipv4Net>,
+
+    /// After how long addresses next in line are probed again.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(5..=3600))]
+    probe_seconds: u16,
+
+    /// How long a Service waits for a speaker to probe its address; then it is granted unprobed.
+    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u16).range(200..=5000))]
+    probe_wait_ms: u16,
 
     /// Log filter, as in RUST_LOG.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
@@ -53,8 +83,12 @@ pub enum LogFormat {
 pub struct Config {
     pub namespace: String,
     pub identity: String,
-    pub admin_address: SocketAddr,
+    pub probe_listen: SocketAddr,
+    pub metrics_listen: SocketAddr,
     pub lease: LeaseConfig,
+    pub policy: Policy,
+    pub service_ranges: Vec<Ipv4Net>,
+    pub probing: probes::Config,
     pub log: LogConfig,
     pub drain: Duration,
 }
@@ -86,13 +120,15 @@ impl Config {
     }
 
     fn from_args(args: Args) -> Config {
-        let Args { namespace, identity, admin_address, lease_name, lease_seconds, log, log_format, drain_seconds } =
-            args;
+        let Args { namespace, identity, probe_listen, metrics_listen, lease_name, lease_seconds, .. } = args;
+        let Args { load_balancer_class, classless_services, service_cidr, log, log_format, drain_seconds, .. } = args;
+        let Args { probe_seconds, probe_wait_ms, .. } = args;
         let duration = Duration::from_secs(lease_seconds.into());
         Config {
             namespace,
             identity: identity.unwrap_or_else(|| format!("process-{}", std::process::id())),
-            admin_address,
+            probe_listen,
+            metrics_listen,
             lease: LeaseConfig {
                 name: lease_name,
                 duration,
@@ -100,9 +136,25 @@ impl Config {
                 request: duration * 3 / 10,
                 renew: duration / 4,
             },
+            policy: Policy { classes: load_balancer_class, classless: classless_services },
+            service_ranges: service_cidr,
+            probing: probes::Config {
+                again: Duration::from_secs(probe_seconds.into()),
+                wait: Duration::from_millis(probe_wait_ms.into()),
+            },
             log: LogConfig { filter: log, format: log_format },
             drain: Duration::from_secs(drain_seconds),
         }
+    }
+}
+
+/// As the API server admits it: a name, perhaps below a domain.
+fn class(text: &str) -> Result<String, String> {
+    let part = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let parts: Vec<&str> = text.split('/').collect();
+    match parts.len() {
+        1 | 2 if parts.iter().all(|text| part(text)) => Ok(text.to_string()),
+        _ => Err(format!("'{text}' is no class; allowed is a name, perhaps below a domain: example.com/name")),
     }
 }
 
@@ -115,6 +167,32 @@ mod tests {
     #[test]
     fn the_flags_are_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn classes_and_ranges_are_lists() {
+        let parse =
+            |flags: &[&str]| Args::try_parse_from([&["sheave-controller"], flags].concat()).map(Config::from_args);
+        assert_eq!(parse(&[]).unwrap().policy, Policy::default());
+        let config = parse(&[
+            "--load-balancer-class=sheave.dev/sheave,metallb.io/metallb",
+            "--load-balancer-class",
+            "plain",
+            "--classless-services=never",
+            "--service-cidr=10.96.0.0/16",
+        ]);
+        let config = config.unwrap();
+        assert_eq!(config.policy.classes, ["sheave.dev/sheave", "metallb.io/metallb", "plain"]);
+        assert_eq!((config.policy.classless, config.service_ranges.len()), (Classless::Never, 1));
+        for (flag, said) in [
+            ("--load-balancer-class=a/b/c", "'a/b/c' is no class"),
+            ("--load-balancer-class=a,", "'' is no class"),
+            ("--service-cidr=10.96.0.0", "10.96.0.0"),
+            ("--classless-services=maybe", "[possible values: auto, always, never]"),
+        ] {
+            let error = parse(&[flag]).expect_err(flag).to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 
     #[test]

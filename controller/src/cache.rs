@@ -65,24 +65,28 @@ impl<K: Ord + Clone, V> Cache<K, V> {
 
     /// The full list is complete; `version` is what it was read at (0 if that is not known). Returns what it did not
     /// contain.
-    pub fn complete(&mut self, version: u64) -> Vec<K> {
+    pub fn complete(&mut self, version: u64) -> Vec<(K, V)> {
         self.synced = true;
         self.floor = self.floor.max(version);
         let gone: Vec<K> = self.entries.iter().filter(|(_, e)| e.round < self.round).map(|(k, _)| k.clone()).collect();
-        for key in &gone {
-            self.remove(key);
+        gone.into_iter().filter_map(|key| self.take(&key).map(|value| (key, value))).collect()
+    }
+
+    /// The list has the object, in a state that cannot be read: what is known of it stays.
+    pub fn touch(&mut self, key: &K) {
+        if let Some(known) = self.entries.get_mut(key) {
+            known.round = self.round;
         }
-        gone
     }
 
     fn remove(&mut self, key: &K) -> bool {
-        match self.entries.remove(key) {
-            Some(entry) => {
-                self.tombstones.add(entry.uid);
-                true
-            }
-            None => false,
-        }
+        self.take(key).is_some()
+    }
+
+    fn take(&mut self, key: &K) -> Option<V> {
+        let entry = self.entries.remove(key)?;
+        self.tombstones.add(entry.uid);
+        Some(entry.value)
     }
 
     /// Whether a full list was ever completed.
@@ -92,6 +96,10 @@ impl<K: Ord + Clone, V> Cache<K, V> {
 
     pub fn get(&self, key: &K) -> Option<&V> {
         self.entries.get(key).map(|entry| &entry.value)
+    }
+
+    pub fn uid(&self, key: &K) -> Option<&str> {
+        self.entries.get(key).map(|entry| entry.uid.as_str())
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
@@ -167,9 +175,13 @@ mod tests {
         cache.begin();
         cache.apply("written by us meanwhile", "u3", 9, ());
         cache.apply("kept", "u2", 2, ());
-        assert_eq!(cache.complete(3), ["old"]);
+        assert_eq!(cache.complete(3), [("old", ())]);
         assert!(cache.is_synced());
         assert_eq!(cache.len(), 2);
+        cache.begin();
+        cache.touch(&"kept");
+        assert_eq!(cache.complete(0).len(), 1, "what the list has and cannot be read stays");
+        assert!(cache.get(&"kept").is_some());
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub fn remarks(service: &ServiceView, partly: Option<Partly>) -> Vec<Refused> {
         let message = "the source ranges have no range of IPv4: no IPv4 client is admitted";
         remarks.push(named(Refusal::SourceRangesWithoutIPv4, message));
     }
+    if let Some(unknown) = &service.startup_probe {
+        let message = format!("{unknown}; new pods are probed");
+        remarks.push(named(Refusal::StartupProbeUnknown, message));
+    }
     if service.wants_ipv6 {
         remarks.push(named(Refusal::IPv6NotServed, "spec.ipFamilies also has IPv6, which is not served"));
     } else if let Some(address) = service.addresses.as_deref().and_then(ipv6) {
@@ -62,8 +66,8 @@ pub fn remarks(service: &ServiceView, partly: Option<Partly>) -> Vec<Refused> {
         remarks.push(named(Refusal::FQDNNotServed, message));
     }
     if partly == Some(Partly::ClientAddressLost) {
-        let message = "endpoints without a node: two nodes translate for each; it does not see the client's address, and open \
-                       connections end with the node that translates";
+        let message = "endpoints without a node, or on a node without a speaker: two nodes translate for each; it does not see the \
+                       client's address, and open connections end with the node that translates";
         remarks.push(named(Refusal::ClientAddressLost, message));
     }
     remarks
@@ -203,6 +207,14 @@ mod tests {
             (None, vec![Refusal::SourceRangesWithoutIPv4])
         );
         assert_eq!(remarks(&ServiceView { clients: Clients::Ranges, ..example() }, None), []);
+    }
+
+    #[test]
+    fn an_unknown_value_of_the_startup_probe_is_a_remark() {
+        let unknown = ServiceView { startup_probe: Some("x: 'no' is unknown".into()), ..example() };
+        let remarks = remarks(&unknown, None);
+        assert_eq!((refusal(&unknown), reasons(&remarks)), (None, vec![Refusal::StartupProbeUnknown]));
+        assert_eq!(remarks[0].message, "x: 'no' is unknown; new pods are probed");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use sheave_api::Chain;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -27,17 +27,24 @@ pub struct Driver {
     pub finished: mpsc::Receiver<Finished>,
     pub health: Arc<Health>,
     pub metrics: Arc<Metrics>,
+    /// Whether everything was read: only then this replica competes for the lead.
+    pub synced: watch::Sender<bool>,
+    /// What is known; nothing yet.
+    pub index: Index,
 }
 
 impl Driver {
     /// Runs until stopped, then waits for the writes that are under way.
     pub async fn run(mut self, facts: impl Stream<Item = Observed>, stop: CancellationToken) {
         let mut facts = pin!(facts);
-        let mut index = Index::default();
+        let mut index = std::mem::take(&mut self.index);
+        let mut notes = Vec::new();
         let mut term = None;
         let mut full_pass = tokio::time::interval(FULL_PASS);
         let mut read_again = tokio::time::interval(READ_AGAIN);
         let mut beat = tokio::time::interval(BEAT);
+        let mut counted = Instant::now();
+        let mut look_around = false;
         let mut ready = false;
         loop {
             if ready != (index.leading && index.is_synced()) {
@@ -59,11 +66,22 @@ impl Driver {
                 Some(fact) = facts.next() => index.observe(fact),
                 _ = full_pass.tick() => index.look_at_everything(),
                 _ = read_again.tick() => self.read_again(&mut index).await,
-                _ = beat.tick() => {}
+                _ = beat.tick() => look_around = true,
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
-            self.health.beat(Instant::now(), index.is_synced());
-            self.metrics.observe(&index);
+            let synced = index.is_synced();
+            // What `/readyz` says of the reasons must not be older than its answer.
+            look_around |= self.synced.send_if_modified(|known| std::mem::replace(known, synced) != synced);
+            if std::mem::take(&mut look_around) {
+                note(&mut notes, index.notes());
+                self.metrics.observe_surroundings(&index);
+            }
+            self.health.beat(Instant::now(), index.unread(), &notes);
+            // It counts all Services: with thousands of them under way once a second is enough. A status that pauses is not under way.
+            if index.in_flight.is_empty() || counted.elapsed() >= BEAT {
+                self.metrics.observe(&index);
+                counted = Instant::now();
+            }
         }
         self.drain().await;
     }
@@ -123,6 +141,16 @@ impl Driver {
         drop(queue);
         while finished.recv().await.is_some() {}
     }
+}
+
+/// Logs what is new of what an operator is to know, and what is over.
+fn note(known: &mut Vec<String>, now: Vec<String>) {
+    if *known == now {
+        return;
+    }
+    now.iter().filter(|note| !known.contains(note)).for_each(|note| warn!("{note}"));
+    known.iter().filter(|note| !now.contains(note)).for_each(|note| info!(note, "no longer so"));
+    *known = now;
 }
 
 /// Between full passes over what we know: they find what was not marked as changed.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -75,25 +76,33 @@ impl Events {
 
 impl Publisher {
     /// Until every sending end is gone and the queue is empty.
-    pub async fn run(mut self) {
-        while let Some(event) = self.queue.recv().await {
-            let namespace = event.metadata.namespace.clone().unwrap_or_default();
-            let api = Api::<Event>::namespaced(self.client.clone(), &namespace);
-            let params = PostParams::default();
-            match tokio::time::timeout(REQUEST, api.create(&params, &event)).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => {
-                    self.metrics.events_dropped.inc();
-                    warn!(error = %Chain(&error), "Event not written; dropped");
-                }
-                Err(_) => {
-                    self.metrics.events_dropped.inc();
-                    warn!("Event not written in time; dropped");
-                }
-            }
+    pub async fn run(self) {
+        let Publisher { client, queue, metrics } = self;
+        let events = stream::unfold(queue, |mut queue| async { queue.recv().await.map(|event| (event, queue)) });
+        events.for_each_concurrent(REQUESTS, |event| publish(&client, &metrics, event)).await;
+    }
+}
+
+async fn publish(client: &Client, metrics: &Metrics, event: Event) {
+    let namespace = event.metadata.namespace.clone().unwrap_or_default();
+    let api = Api::<Event>::namespaced(client.clone(), &namespace);
+    match tokio::time::timeout(REQUEST, api.create(&PostParams::default(), &event)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            metrics.events_dropped.inc();
+            warn!(error = %Chain(&error), "Event not written; dropped");
+        }
+        Err(_) => {
+            metrics.events_dropped.inc();
+            warn!("Event not written in time; dropped");
         }
     }
 }
 
-const QUEUE: usize = 256;
+/// Some kB each.
+const QUEUE: usize = 1024;
+/// At a time. An address takes three other writes, of which the writer has eight under way: with fewer here the queue overflows while
+/// many Services come.
+const REQUESTS: usize = 4;
+/// How long one may take.
 const REQUEST: Duration = Duration::from_secs(2);

@@ -3,7 +3,12 @@
 //!
 //! One write at a time per subject. Nothing is planned before a full list of everything was seen, nor without the lead.
 
+mod announced;
+mod late;
+mod marks;
 mod outcome;
+mod probing;
+mod surroundings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -11,11 +16,16 @@ use std::time::Instant;
 
 use sheave_api::{Refusal, ServiceRef};
 
+use crate::advertisements::{AdvertisementView, Advertisements, Announced};
 use crate::allocator::Allocator;
+use crate::allocator::selection::Labels;
 use crate::cache::Cache;
 use crate::error::WriteError;
+use crate::guards::{Fact, Fixed, Guards};
+use crate::probes::{self, ProbeView, ProbeWrite, Probes};
 use crate::status::StatusWrite;
-use crate::view::{GrantView, PoolView, ServiceKey, ServiceView};
+use crate::view::{GrantView, NamespaceView, PoolView, ServiceKey, ServiceView};
+use crate::whose::{Evidence, Policy, Responsibility};
 
 /// A fact about the cluster.
 #[derive(Clone, Debug)]
@@ -26,38 +36,116 @@ pub enum Observed {
     PoolGone(String, u64),
     Grant(GrantView),
     GrantGone(Ipv4Addr, u64),
+    Advertisement(AdvertisementView),
+    AdvertisementGone(String, u64),
+    Namespace(NamespaceView),
+    NamespaceGone(String, u64),
+    Probe(ProbeView),
+    ProbeGone(String, u64),
     /// We have deleted the ledger entry with this uid.
     Released(Ipv4Addr, String),
     /// A full list of one kind begins, or is complete, with the version that it was read at (0 if not known).
     Begin(Kind),
     Complete(Kind, u64),
+    /// An object that cannot be read: what was known of it stays.
+    Unreadable(Kind, String),
+    /// This replica's account may not read this kind of objects; what the API server says.
+    Denied(&'static str, String),
+    /// What guards are made of.
+    Guard(Fact),
+    /// The API groups that say who else serves Services.
+    ApiGroups(BTreeSet<Evidence>),
 }
 
-/// The three kinds of objects that are watched.
+/// The kinds of objects that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Services,
     Pools,
     Grants,
+    Namespaces,
+    Advertisements,
+    Probes,
 }
 
-/// What a write is about; at most one is on its way per subject. Addresses come first: what is freed can be given.
+impl Kind {
+    pub const ALL: [Kind; 6] =
+        [Kind::Services, Kind::Pools, Kind::Grants, Kind::Namespaces, Kind::Advertisements, Kind::Probes];
+
+    /// The objects, as log, metrics and `/readyz` name them.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Kind::Services => "Services",
+            Kind::Pools => "AddressPools",
+            Kind::Grants => "VirtualIPs",
+            Kind::Namespaces => "Namespaces",
+            Kind::Advertisements => "L2Advertisements",
+            Kind::Probes => "AddressProbes",
+        }
+    }
+}
+
+/// What a write is about; at most one is on its way per subject. Probes come first: Services wait for the answer. Then addresses: what
+/// is freed can be given.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
+    /// A request to the speaker of this node.
+    Probe(String),
     Address(Ipv4Addr),
     /// Seconds since 1970 when it was created, then its name: the order in which Services that wait are served.
     Service(i64, ServiceKey),
     Pool(String),
+    Advertisement(String),
 }
 
 /// One write to the API server. `Prepare` comes before `Grant`: with it the Service gets the finalizer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
-    Prepare { address: Ipv4Addr, write: StatusWrite },
-    Grant { address: Ipv4Addr, pool: String, service: ServiceRef },
+    Prepare {
+        address: Ipv4Addr,
+        write: StatusWrite,
+    },
+    Grant {
+        address: Ipv4Addr,
+        pool: String,
+        service: ServiceRef,
+        announced: Announced,
+    },
     Status(StatusWrite),
-    Release { address: Ipv4Addr, uid: String },
-    PoolStatus { pool: String, status: serde_json::Value },
+    Release(SeenEntry),
+    /// The ledger entry is to name another pool, other L2Advertisements, or Services that come or go.
+    Amend {
+        entry: SeenEntry,
+        from: Entry,
+        to: Entry,
+    },
+    /// The ledger entry is to have another version, and else to stay as it is.
+    Confirm(SeenEntry),
+    PoolStatus {
+        pool: String,
+        status: serde_json::Value,
+    },
+    AdvertisementStatus {
+        advertisement: String,
+        status: serde_json::Value,
+    },
+    Probe(ProbeWrite),
+}
+
+/// An entry of the ledger as it was seen; one that has changed since is left alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenEntry {
+    pub address: Ipv4Addr,
+    pub uid: String,
+    pub version: u64,
+}
+
+/// What an entry of the ledger says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub pool: String,
+    pub services: Vec<ServiceRef>,
+    pub announced: Announced,
 }
 
 /// A write with what it is about, to be handed back with the result.
@@ -82,7 +170,24 @@ pub struct Index {
     pub(crate) services: Cache<ServiceKey, ServiceView>,
     pub(crate) pools: Cache<String, PoolView>,
     pub(crate) grants: Cache<Ipv4Addr, GrantView>,
+    pub(crate) namespaces: Cache<String, NamespaceView>,
+    pub(crate) advertisements: Cache<String, AdvertisementView>,
+    /// The same, parsed.
+    pub(crate) announcing: Advertisements,
     pub(crate) allocator: Allocator,
+    pub(crate) probes: Probes,
+    guards: Guards,
+    /// The guards were made of other facts than those that are known now.
+    guards_outdated: bool,
+    pub(crate) whose: Responsibility,
+    /// None until they were read.
+    api_groups: Option<BTreeSet<Evidence>>,
+    /// Services without a class that somebody else serves, and who.
+    pub(crate) left: BTreeMap<ServiceKey, String>,
+    /// Objects that cannot be read, by kind and name (Services: namespace/name), and whether the present full list has them.
+    unreadable: BTreeMap<(Kind, String), bool>,
+    /// Kinds of objects that could not be read in full yet for want of a right, and what the API server says.
+    denied: BTreeMap<&'static str, String>,
     pub(crate) leading: bool,
     pub(crate) dirty: BTreeSet<Subject>,
     pub(crate) in_flight: BTreeSet<Subject>,
@@ -93,13 +198,21 @@ pub struct Index {
     pub(crate) waiting: BTreeMap<ServiceKey, Refusal>,
     /// Services that have an address, and which parts of them are not served.
     pub(crate) partly: BTreeMap<ServiceKey, Vec<Refusal>>,
+    /// Entries of the ledger that a write of which nothing is known may yet release (module `late`).
+    pub(crate) unconfirmed: BTreeSet<Ipv4Addr>,
     /// Services that were prepared for this address, until they are planned again: it is preferred.
     pub(crate) prepared: BTreeMap<ServiceKey, Ipv4Addr>,
 }
 
 impl Index {
+    pub fn new(policy: Policy, fixed: Fixed, probing: probes::Config) -> Self {
+        let (whose, guards, probes) = (Responsibility::new(policy), Guards::new(fixed), Probes::new(probing));
+        Index { whose, guards, probes, ..Index::default() }
+    }
+
     /// Takes a fact. Idempotent; an older version of a known object changes nothing.
     pub fn observe(&mut self, fact: Observed) {
+        self.now_readable(&fact);
         match fact {
             Observed::Service(view) => self.service_changed(view),
             Observed::ServiceGone(key, version) => {
@@ -109,7 +222,10 @@ impl Index {
                 }
             }
             Observed::Pool(view) => {
-                let spec_changed = self.pools.get(&view.name).is_none_or(|known| known.spec != view.spec);
+                let differs = |known: &PoolView| {
+                    known.spec != view.spec || known.retention != view.retention || known.labels != view.labels
+                };
+                let spec_changed = self.pools.get(&view.name).is_none_or(differs);
                 self.dirty.insert(Subject::Pool(view.name.clone()));
                 if self.pools.apply(view.name.clone(), &view.uid.clone(), view.version, view) && spec_changed {
                     self.pools_changed();
@@ -131,37 +247,56 @@ impl Index {
                     self.grant_gone(address);
                 }
             }
+            Observed::Advertisement(view) => self.advertisement_changed(view),
+            Observed::AdvertisementGone(name, version) => {
+                if self.advertisements.delete(&name, version) {
+                    self.advertisements_changed();
+                }
+            }
+            Observed::Namespace(view) => {
+                let (name, labels) = (view.name.clone(), view.labels.clone());
+                if self.namespaces.apply(name.clone(), &view.uid.clone(), view.version, view) {
+                    self.namespace_changed(&name, Some(labels));
+                }
+            }
+            Observed::NamespaceGone(name, version) => {
+                if self.namespaces.delete(&name, version) {
+                    self.namespace_changed(&name, None);
+                }
+            }
+            Observed::Probe(view) => self.probes.observe(view),
+            Observed::ProbeGone(node, version) => drop(self.probes.objects.delete(&node, version)),
             Observed::Begin(Kind::Services) => self.services.begin(),
             Observed::Begin(Kind::Pools) => self.pools.begin(),
             Observed::Begin(Kind::Grants) => self.grants.begin(),
+            Observed::Begin(Kind::Namespaces) => self.namespaces.begin(),
+            Observed::Begin(Kind::Advertisements) => self.advertisements.begin(),
+            Observed::Begin(Kind::Probes) => self.probes.objects.begin(),
             Observed::Complete(kind, version) => self.list_complete(kind, version),
+            Observed::Unreadable(kind, name) => self.cannot_read(kind, name),
+            Observed::Denied(kind, said) => drop(self.denied.insert(kind, said)),
+            Observed::Guard(fact) => self.guards_outdated |= self.guards.observe(fact),
+            Observed::ApiGroups(found) => {
+                self.guards_outdated |= self.api_groups.as_ref() != Some(&found);
+                self.api_groups = Some(found);
+            }
         }
     }
 
     /// Takes or releases the lead. A new leader has read everything anew, and first plans all of it.
     pub fn lead(&mut self, leading: bool) {
         self.leading = leading;
+        self.unconfirmed = self.find_unconfirmed();
         self.allocator.stay();
         self.prepared.clear();
+        self.probes.lead();
         self.look_at_everything();
-    }
-
-    /// The periodic full pass: heals whatever a missed fact could have left undone.
-    pub fn look_at_everything(&mut self) {
-        let services = self.services.iter().map(|(key, view)| Subject::Service(view.created, key.clone()));
-        self.dirty.extend(services);
-        self.dirty.extend(self.grants.iter().map(|(address, _)| Subject::Address(*address)));
-        self.dirty.extend(self.pools.iter().map(|(name, _)| Subject::Pool(name.clone())));
-    }
-
-    /// Whether a full list of every kind was seen.
-    pub fn is_synced(&self) -> bool {
-        self.services.is_synced() && self.pools.is_synced() && self.grants.is_synced()
     }
 
     /// When to call `next_write` again although nothing was observed.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.not_before.iter().filter(|(subject, _)| self.dirty.contains(*subject)).map(|(_, at)| *at).min()
+        let paused = self.not_before.iter().filter(|(subject, _)| self.dirty.contains(*subject)).map(|(_, at)| *at);
+        paused.chain(self.probes.next_deadline()).min()
     }
 
     /// Writes that could be planned or are under way.
@@ -183,36 +318,34 @@ impl Index {
         self.grants.len()
     }
 
-    pub(crate) fn mark_service(&mut self, service: &ServiceKey) {
-        if let Some(view) = self.services.get(service) {
-            self.dirty.insert(Subject::Service(view.created, service.clone()));
-        }
-    }
-
-    pub(crate) fn mark_held(&mut self, uid: &str) {
-        let addresses: Vec<Ipv4Addr> = self.allocator.held_by(uid).collect();
-        self.dirty.extend(addresses.into_iter().map(Subject::Address));
-    }
-
     fn service_changed(&mut self, view: ServiceView) {
-        let (key, uid) = (view.key.clone(), view.uid.clone());
+        let (key, uid, sharing) = (view.key.clone(), view.uid.clone(), view.sharing());
         let before = self.services.get(&key).cloned();
+        let cluster_ips = view.cluster_ips.clone();
         if !self.services.apply(key.clone(), &uid, view.version, view) {
             return;
         }
+        self.cluster_ips_changed(&key, before.as_ref(), &cluster_ips);
         if let Some(before) = before.filter(|before| before.uid != uid) {
             self.service_gone(&key, Some(before));
         }
         self.mark_service(&key);
         self.mark_held(&uid);
+        if self.allocator.set_sharing(&uid, sharing) {
+            self.mark_sharers(&uid);
+        }
     }
 
     fn service_gone(&mut self, key: &ServiceKey, view: Option<ServiceView>) {
         self.forget_standing(key);
+        self.cluster_ips_changed(key, view.as_ref(), &[]);
         if let Some(view) = view {
             let subject = Subject::Service(view.created, key.clone());
             self.forget_retries(&subject);
             self.mark_held(&view.uid);
+            if self.allocator.set_sharing(&view.uid, None) {
+                self.mark_sharers(&view.uid);
+            }
         }
     }
 
@@ -225,15 +358,18 @@ impl Index {
         // The owner reports itself in the status every now and then: nothing for us, except what it does not serve.
         if let Some(known) = known
             && (known.uid == view.uid && known.pool == view.pool && known.services == view.services)
+            && known.announced == view.announced
         {
             if known.partly != view.partly {
                 view.services.iter().for_each(|service| self.mark_service(&ServiceKey::from(service)));
             }
             return;
         }
-        let before = self.allocator.forget(address);
-        self.allocator.granted(address, view.pool.clone(), view.services.clone());
+        self.mark_advertisements();
+        self.probes.look();
+        let before = self.allocator.granted(address, view.pool.clone(), view.services.clone());
         self.dirty.insert(Subject::Address(address));
+        self.dirty.extend(self.allocator.taken(address).map(|taken| Subject::Pool(taken.pool.clone())));
         self.dirty.insert(Subject::Pool(view.pool));
         for service in before.iter().chain(&view.services) {
             self.mark_service(&ServiceKey::from(service));
@@ -241,33 +377,43 @@ impl Index {
     }
 
     fn grant_gone(&mut self, address: Ipv4Addr) {
+        self.mark_advertisements();
+        self.probes.look();
         let subject = Subject::Address(address);
         self.dirty.remove(&subject);
+        self.unconfirmed.remove(&address);
         self.forget_retries(&subject);
         self.dirty.extend(self.allocator.taken(address).map(|taken| Subject::Pool(taken.pool.clone())));
         for service in self.allocator.forget(address) {
             self.mark_service(&ServiceKey::from(&service));
         }
+        self.mark_reserved(address);
         self.mark_waiting();
-    }
-
-    /// An address may have become free: all waiting Services are planned, in order of age.
-    fn mark_waiting(&mut self) {
-        let waiting: Vec<ServiceKey> = self.waiting.keys().cloned().collect();
-        waiting.iter().for_each(|service| self.mark_service(service));
     }
 
     fn pools_changed(&mut self) {
         self.allocator.set_pools(self.pools.iter().map(|(_, view)| view));
+        self.guards_outdated = true;
+        self.probes.look();
         self.look_at_everything();
+    }
+
+    /// Services that wait may be given an address now. What is granted stays.
+    fn namespace_changed(&mut self, name: &str, labels: Option<Labels>) {
+        if self.allocator.set_namespace(name, labels) {
+            let waiting: Vec<ServiceKey> = self.waiting.keys().filter(|key| key.namespace == name).cloned().collect();
+            waiting.iter().for_each(|service| self.mark_service(service));
+        }
     }
 
     fn list_complete(&mut self, kind: Kind, version: u64) {
         match kind {
             Kind::Services => {
-                for key in self.services.complete(version) {
+                for (key, view) in self.services.complete(version) {
                     self.forget_standing(&key);
+                    self.cluster_ips_changed(&key, Some(&view), &[]);
                 }
+                self.forget_sharing();
                 // Grants of Services that are gone are marked here, because no event of their Service comes.
                 self.dirty.extend(self.grants.iter().map(|(address, _)| Subject::Address(*address)));
             }
@@ -276,17 +422,35 @@ impl Index {
                     self.pools_changed();
                 }
             }
+            Kind::Advertisements => {
+                if !self.advertisements.complete(version).is_empty() {
+                    self.advertisements_changed();
+                }
+            }
             Kind::Grants => {
-                for address in self.grants.complete(version) {
+                for (address, _) in self.grants.complete(version) {
                     self.grant_gone(address);
+                }
+            }
+            Kind::Probes => drop(self.probes.objects.complete(version)),
+            Kind::Namespaces => {
+                for (name, _) in self.namespaces.complete(version) {
+                    self.namespace_changed(&name, None);
                 }
             }
         }
     }
 
+    /// Of Services that are gone without an event.
+    fn forget_sharing(&mut self) {
+        let known: BTreeSet<&str> = self.services.iter().map(|(_, service)| service.uid.as_str()).collect();
+        self.allocator.retain_sharing(|uid| known.contains(uid));
+    }
+
     fn forget_standing(&mut self, service: &ServiceKey) {
         self.waiting.remove(service);
         self.partly.remove(service);
+        self.left.remove(service);
         self.prepared.remove(service);
         self.corrections.remove(service);
     }

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::args::LeaseConfig;
+pub use candidate::StoreWentBack;
 use candidate::{Candidate, Step};
 
 /// The present leader, for the other tasks. Cheap to clone.
@@ -64,27 +65,39 @@ pub struct Election {
     config: LeaseConfig,
     candidate: Candidate,
     publish: watch::Sender<Option<Held>>,
+    /// Whether this replica has read everything.
+    synced: watch::Receiver<bool>,
 }
 
 impl Election {
-    pub fn new(client: Client, namespace: &str, identity: &str, config: LeaseConfig) -> (Self, Leadership) {
+    /// `synced`: whether this replica has read everything; before that it does not compete.
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        identity: &str,
+        config: LeaseConfig,
+        synced: watch::Receiver<bool>,
+    ) -> (Self, Leadership) {
         let (publish, held) = watch::channel(None);
         let candidate = Candidate::new(identity.to_string(), config.clone());
         let leadership = Leadership { held, config: config.clone() };
-        (Election { api: Api::namespaced(client, namespace), config, candidate, publish }, leadership)
+        (Election { api: Api::namespaced(client, namespace), config, candidate, publish, synced }, leadership)
     }
 
-    /// Competes until stopped, then gives the lead up so that another replica has it at once.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Competes until stopped, then gives the lead up so that another replica has it at once. Ends by itself only where the store went
+    /// back.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreWentBack> {
         let only_ours = watcher::Config::default().fields(&format!("metadata.name={}", self.config.name)).timeout(50);
         let mut records = pin!(watcher(self.api.clone(), only_ours).default_backoff());
-        self.read().await;
+        self.read().await?;
         loop {
+            self.candidate.compete(*self.synced.borrow_and_update());
             let wake = match self.candidate.step(Instant::now(), Timestamp::now()) {
                 Step::Write(lease) => {
-                    if self.write(*lease).await {
+                    if self.write(*lease).await? {
                         continue;
                     }
+                    self.read().await?;
                     Instant::now() + PAUSE
                 }
                 Step::Wait(until) => until,
@@ -96,10 +109,12 @@ impl Election {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep_until(wake.into()) => {}
                 Some(event) = records.next() => self.watched(event),
+                Ok(()) = self.synced.changed() => {}
             }
             self.announce();
         }
         self.release().await;
+        Ok(())
     }
 
     fn watched(&mut self, event: watcher::Result<watcher::Event<Lease>>) {
@@ -128,7 +143,7 @@ impl Election {
     }
 
     /// True if the record is ours now.
-    async fn write(&mut self, mut lease: Lease) -> bool {
+    async fn write(&mut self, mut lease: Lease) -> Result<bool, StoreWentBack> {
         let started = Instant::now();
         let params = PostParams { field_manager: Some(CONTROLLER_NAME.to_string()), ..PostParams::default() };
         let name = self.config.name.clone();
@@ -142,25 +157,25 @@ impl Election {
         };
         match tokio::time::timeout(self.config.request, request).await {
             Ok(Ok(lease)) => {
-                self.candidate.written(lease, started, Instant::now());
+                self.candidate.written(lease, started, Instant::now())?;
                 self.announce();
-                return true;
+                return Ok(true);
             }
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => debug!("Lease taken by another candidate"),
             Ok(Err(error)) => warn!(error = %Chain(&error), "Lease not written; retrying"),
             Err(_) => warn!("Lease not written in time; retrying"),
         }
-        self.read().await;
-        false
+        Ok(false)
     }
 
-    async fn read(&mut self) {
+    async fn read(&mut self) -> Result<(), StoreWentBack> {
         match tokio::time::timeout(self.config.request, self.api.get_opt(&self.config.name)).await {
-            Ok(Ok(Some(lease))) => self.candidate.observe(lease, Instant::now()),
+            Ok(Ok(Some(lease))) => self.candidate.read(lease, Instant::now())?,
             Ok(Ok(None)) => self.candidate.observe_absence(),
             Ok(Err(error)) => debug!(error = %Chain(&error), "Lease not read; retrying"),
             Err(_) => debug!("Lease not read in time; retrying"),
         }
+        Ok(())
     }
 
     async fn release(&mut self) {

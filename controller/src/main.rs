@@ -1,11 +1,12 @@
 //! sheave-controller: gives Services of type LoadBalancer addresses from pools.
 //!
-//! Read in the order of the flow: `watch` (IO: facts) → `index` (pure: what we know) → `request` (pure: what a Service wants; `coverage`: how much of
-//! it is served) →
-//! `allocator` (pure: which address) → `plan` (pure: what must be written next) → `status` (pure: the patch) → `writer` (IO: only
+//! Read in the order of the flow: `watch` (IO: facts) → `index` (pure: what we know) → `whose` (pure: which Services are ours) → `request`
+//! (pure: what a Service wants; `coverage`: how much of it is served) → `guards` (pure: what no Service may have) → `allocator` (pure:
+//! which address) → `probes` (pure: whether a host uses it) → `advertisements` (pure: which L2Advertisements select it) → `plan` (pure: what must be written next) → `status` (pure: the patch) → `writer` (IO: only
 //! while we lead). `lease` decides who leads, `driver` is the loop around it all.
 
 mod admin;
+mod advertisements;
 mod allocator;
 mod app;
 mod args;
@@ -14,11 +15,13 @@ mod coverage;
 mod driver;
 mod error;
 mod events;
+mod guards;
 mod index;
 mod keys;
 mod lease;
 mod metrics;
 mod plan;
+mod probes;
 mod request;
 #[cfg(test)]
 mod scenarios;
@@ -26,6 +29,7 @@ mod status;
 mod version;
 mod view;
 mod watch;
+mod whose;
 mod writer;
 
 use std::io::IsTerminal;

@@ -1,10 +1,14 @@
 //! What we count, registered once. Labels are the names of `sheave_api::Refusal` and of [`WriteError`].
 
+use std::collections::BTreeSet;
+
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use sheave_api::Refusal;
 
 use crate::error::WriteError;
-use crate::index::Index;
+use crate::guards::Source;
+use crate::index::{Index, Kind};
+use crate::whose::Evidence;
 
 /// All metrics of the controller.
 pub struct Metrics {
@@ -21,6 +25,14 @@ pub struct Metrics {
     pub kubernetes_too_old: IntGauge,
     waiting: IntGaugeVec,
     partly_served: IntGaugeVec,
+    excluded: IntGaugeVec,
+    probe_answers: IntGaugeVec,
+    grants_not_probed: IntCounter,
+    probes_unanswered: IntCounter,
+    other_owner: IntGaugeVec,
+    left: IntGauge,
+    unreadable: IntGaugeVec,
+    denied: IntGaugeVec,
     granted: IntGauge,
     backlog: IntGauge,
     synced: IntGauge,
@@ -47,11 +59,12 @@ impl Metrics {
             Ok::<_, prometheus::Error>(counters)
         };
         let refusal_names = Refusal::ALL.map(Refusal::as_str);
-        let by_reason = |name: &str, help: &str| -> Result<IntGaugeVec, prometheus::Error> {
-            let gauges = IntGaugeVec::new(Opts::new(name, help), &["reason"])?;
+        let gauges = |name: &str, help: &str, label: &str| -> Result<IntGaugeVec, prometheus::Error> {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
             registry.register(Box::new(gauges.clone()))?;
             Ok(gauges)
         };
+        let by_reason = |name: &str, help: &str| gauges(name, help, "reason");
         Ok(Metrics {
             allocations: counter("allocations_total", "Addresses granted by this replica")?,
             releases: counter("releases_total", "Addresses taken back by this replica")?,
@@ -81,6 +94,32 @@ impl Metrics {
             synced: gauge("synced", "1 once a full list of everything was seen")?,
             waiting: by_reason("services_waiting", "Services without the address they want, by reason")?,
             partly_served: by_reason("services_partly_served", "Services of which a part is not served, by reason")?,
+            excluded: by_reason("addresses_excluded", "Addresses of pools that no Service may have, by reason")?,
+            probe_answers: gauges(
+                "probe_answers",
+                "Addresses that something has answered for when they were probed, by what the answer means",
+                "verdict",
+            )?,
+            grants_not_probed: counter(
+                "grants_not_probed_total",
+                "Addresses chosen without a probe because no speaker of their segment answered in time",
+            )?,
+            probes_unanswered: counter(
+                "probes_unanswered_total",
+                "Requests to probe addresses that a speaker did not answer in time",
+            )?,
+            other_owner: gauges(
+                "other_owner",
+                "1 if this sign of another owner of Services without a class is there",
+                "owner",
+            )?,
+            left: gauge("services_left", "Services without a class that are left to another owner")?,
+            denied: gauges(
+                "rights_missing",
+                "1 if this replica may not read these objects: it grants nothing and does not lead",
+                "kind",
+            )?,
+            unreadable: gauges("objects_unreadable", "Objects that cannot be read and are skipped, by kind", "kind")?,
             registry,
         })
     }
@@ -95,6 +134,32 @@ impl Metrics {
         }
         for (reason, count) in index.partly_served() {
             self.partly_served.with_label_values(&[reason.as_str()]).set(count);
+        }
+        self.left.set(i64::try_from(index.left.len()).unwrap_or(i64::MAX));
+    }
+
+    /// What takes longer, so not after every fact.
+    pub fn observe_surroundings(&self, index: &Index) {
+        for (kind, count) in index.unreadable() {
+            self.unreadable.with_label_values(&[kind.as_str()]).set(count);
+        }
+        let denied: BTreeSet<&str> = index.denied().map(|(kind, _)| kind).collect();
+        let kinds = Kind::ALL.map(Kind::as_str).into_iter().chain(Source::ALL.map(Source::as_str));
+        kinds.for_each(|kind| self.denied.with_label_values(&[kind]).set(denied.contains(kind).into()));
+        let signs: BTreeSet<Evidence> = index.other_owners().collect();
+        for sign in Evidence::all() {
+            self.other_owner.with_label_values(&[sign.owner()]).set(signs.contains(&sign).into());
+        }
+        for (verdict, count) in index.probes.counts() {
+            self.probe_answers.with_label_values(&[verdict.as_str()]).set(count);
+        }
+        let (not_probed, unanswered) = index.probes.totals();
+        self.grants_not_probed.inc_by(not_probed.saturating_sub(self.grants_not_probed.get()));
+        self.probes_unanswered.inc_by(unanswered.saturating_sub(self.probes_unanswered.get()));
+        let excluded = index.guarded();
+        for reason in Refusal::ALL.into_iter().filter(|reason| reason.guards()) {
+            let count = excluded.get(&reason).copied().unwrap_or_default();
+            self.excluded.with_label_values(&[reason.as_str()]).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 
@@ -112,6 +177,7 @@ mod tests {
     fn every_metric_exists_from_the_start() {
         let metrics = Metrics::register().unwrap();
         metrics.observe(&Index::default());
+        metrics.observe_surroundings(&Index::default());
         let text = metrics.render().unwrap();
         for expected in [
             "sheave_controller_allocations_total 0",
@@ -122,6 +188,13 @@ mod tests {
             "sheave_controller_kubernetes_too_old 0",
             "sheave_controller_write_errors_total{kind=\"Conflict\"} 0",
             "sheave_controller_leader 0",
+            "sheave_controller_addresses_excluded{reason=\"AddressOfNode\"} 0",
+            "sheave_controller_other_owner{owner=\"metallb.io\"} 0",
+            "sheave_controller_services_left 0",
+            "sheave_controller_objects_unreadable{kind=\"VirtualIPs\"} 0",
+            "sheave_controller_rights_missing{kind=\"Nodes\"} 0",
+            "sheave_controller_probe_answers{verdict=\"AnsweredByHost\"} 0",
+            "sheave_controller_grants_not_probed_total 0",
         ] {
             assert!(text.contains(expected), "{expected} is not in\n{text}");
         }

@@ -5,29 +5,42 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
+use sheave_api::{Refusal, ServiceRef};
 
-use crate::allocator::{Decision, State};
+use crate::advertisements::Announced;
+use crate::allocator::Decision;
 use crate::coverage;
-use crate::index::{Index, Planned, Subject, Write};
-use crate::request::{Claim, Refused, claim};
+use crate::index::{Entry, Index, Planned, SeenEntry, Subject, Write};
+use crate::request::{Claim, Refused, Request};
 use crate::status;
 use crate::view::{ServiceKey, ServiceView};
 
 impl Index {
     /// The next write, or none for now. The caller must hand every one back to [`finished`](Index::finished).
     pub fn next_write(&mut self, now: Instant, wall: Timestamp) -> Option<Planned> {
-        if !self.leading || !self.is_synced() {
+        // Those that follow keep freed addresses as well: one of them leads next.
+        self.allocator.tick(now);
+        if !self.is_synced() {
             return None;
         }
+        // A follower, too: its notes and metrics say who else is there.
+        self.observe_probes(now);
+        self.refresh_surroundings();
+        if !self.leading {
+            return None;
+        }
+        self.follow_probes(now);
         while let Some(subject) = self.take_dirty(now) {
             let write = match &subject {
+                Subject::Probe(node) => self.plan_probe(node, now),
                 Subject::Address(address) => self.plan_address(*address),
                 // Of a predecessor with the same name if the time differs; its successor is a subject of its own.
                 Subject::Service(created, key) if self.services.get(key).is_some_and(|s| s.created == *created) => {
-                    self.plan_service(key)
+                    self.plan_service(key, now)
                 }
                 Subject::Service(..) => None,
                 Subject::Pool(name) => self.plan_pool(name, wall),
+                Subject::Advertisement(name) => self.plan_advertisement(name, wall),
             };
             if let Some(write) = write {
                 self.in_flight.insert(subject.clone());
@@ -47,19 +60,28 @@ impl Index {
     }
 
     /// A Service: prepare, grant, then show; or refuse with the reason.
-    fn plan_service(&mut self, key: &ServiceKey) -> Option<Write> {
+    fn plan_service(&mut self, key: &ServiceKey, now: Instant) -> Option<Write> {
         let prepared = self.prepared.remove(key);
         let service = self.services.get(key)?.clone();
-        let mut request = match claim(&service) {
+        self.left.remove(key);
+        // It ends there if the Service wants it no more.
+        let reserved = self.allocator.reservation(&service.uid);
+        self.dirty.extend(reserved.map(Subject::Address));
+        let mut request = match self.claim(&service) {
             Claim::Wanted(request) => request,
-            Claim::Foreign => {
-                self.waiting.remove(key);
-                self.partly.remove(key);
-                return self.withdraw(&service).map(Write::Status);
+            Claim::Foreign => return self.let_go(&service),
+            Claim::Others(who) => {
+                self.left.insert(key.clone(), who);
+                let mut write = self.let_go(&service)?;
+                if let Write::Status(write) = &mut write {
+                    write.notes.clear();
+                }
+                return Some(write);
             }
             Claim::Refused(refused) => return self.refuse(&service, &refused),
         };
-        request.adopt = prepared.or(request.adopt);
+        let chosen = prepared.or(reserved);
+        request.adopt = chosen.or(request.adopt);
         match self.allocator.decide(&request) {
             Decision::Keep { address, remark } => {
                 match &remark {
@@ -69,53 +91,120 @@ impl Index {
                 self.mark_others(&service.uid, address);
                 self.show(&service, address, remark)
             }
+            Decision::Grant { address, .. } if chosen != Some(address) && !self.may_grant(key, address, now) => None,
             Decision::Grant { address, pool } => {
                 self.waiting.remove(key);
                 self.allocator.reserve(address, pool.clone(), request.service.clone());
-                if service.finalizer_is_ours() {
-                    return Some(Write::Grant { address, pool, service: request.service });
+                if !service.finalizer_is_ours() {
+                    return Some(Write::Prepare { address, write: status::granting(&service, address, &pool) });
                 }
-                Some(Write::Prepare { address, write: status::granting(&service, address, &pool) })
+                if self.is_shared(address, &service.uid) {
+                    // The ledger is changed by the address's own plan, for all Services at once.
+                    self.dirty.insert(Subject::Address(address));
+                    return None;
+                }
+                let announced = self.announced(&pool, std::slice::from_ref(&request.service), &Announced::default());
+                Some(Write::Grant { address, pool, service: request.service, announced })
             }
             Decision::Refuse(refused) => self.refuse(&service, &refused),
         }
     }
 
-    /// An entry of the ledger: gone when no Service keeps it and none shows it any more.
+    /// Whether the ledger has an entry that is to name the Service as well, or is about to have one.
+    fn is_shared(&self, address: Ipv4Addr, uid: &str) -> bool {
+        let busy = |service: &ServiceRef| service.uid != uid && self.is_in_flight(service);
+        self.grants.get(&address).is_some() || self.allocator.reserved(address).any(busy)
+    }
+
+    /// An entry of the ledger: gone when no Service keeps it and none shows it any more; else it names those that do, those that
+    /// are to share it, the pool that contains the address, and the L2Advertisements that select it.
     fn plan_address(&mut self, address: Ipv4Addr) -> Option<Write> {
+        let joining = self.joining(address);
         let grant = self.grants.get(&address)?;
-        let release = Write::Release { address, uid: grant.uid.clone() };
-        if self.allocator.taken(address).is_some_and(|taken| taken.state == State::Leaving) {
-            return Some(release);
+        let stays =
+            |holder: &&ServiceRef| !self.allocator.is_leaving(address, &holder.uid) && self.stays(holder, address);
+        let (staying, leaving): (Vec<&ServiceRef>, Vec<&ServiceRef>) = grant.services.iter().partition(stays);
+        let services: Vec<ServiceRef> = staying.into_iter().cloned().chain(joining).collect();
+        let leaving: Vec<&str> = leaving.into_iter().map(|service| service.uid.as_str()).collect();
+        let pool = self.allocator.taken(address).map_or(&grant.pool, |taken| &taken.pool);
+        let announced = self.announced(pool, &services, &grant.announced);
+        let from =
+            Entry { pool: grant.pool.clone(), services: grant.services.clone(), announced: grant.announced.clone() };
+        let to = Entry { pool: pool.clone(), services, announced };
+        let entry = SeenEntry::from(grant);
+        self.allocator.leave(address, &leaving);
+        if to.services.is_empty() {
+            return Some(Write::Release(entry));
         }
-        for holder in &grant.services {
-            let Some(service) = self.services.get(&ServiceKey::from(holder)).filter(|s| s.uid == holder.uid) else {
-                continue;
-            };
-            // A third party may have taken our condition away.
-            let is_ours = service.condition.is_some() || service.finalizer_is_ours();
-            let shown_by_us = is_ours && service.shows(address);
-            // Without the ledger entry nothing would say whose the finalizer is.
-            let unmarked = service.finalizer && !service.finalizer_is_ours();
-            let may_be_shown = self.in_flight.contains(&Subject::Service(service.created, service.key.clone()));
-            if shown_by_us || unmarked || may_be_shown || self.keeps(service, address) {
-                return None;
+        if from != to { Some(Write::Amend { entry, from, to }) } else { self.confirm(address) }
+    }
+
+    /// Whether a Service that the ledger names keeps the address, or shows it still.
+    fn stays(&self, holder: &ServiceRef, address: Ipv4Addr) -> bool {
+        // What cannot be read is not known to be over.
+        if self.is_unreadable(&ServiceKey::from(holder)) {
+            return true;
+        }
+        let Some(service) = self.services.get(&ServiceKey::from(holder)).filter(|s| s.uid == holder.uid) else {
+            return false;
+        };
+        // A third party may have taken our condition away.
+        let is_ours = service.condition.is_some() || service.finalizer_is_ours();
+        let shown_by_us = is_ours && service.shows(address);
+        // Without the ledger entry nothing would say whose the finalizer is.
+        let unmarked = service.finalizer && !service.finalizer_is_ours();
+        shown_by_us || unmarked || self.is_in_flight(holder) || self.keeps(service, address)
+    }
+
+    /// Services that the ledger is to name as well. A reservation that leads to nothing ends.
+    fn joining(&mut self, address: Ipv4Addr) -> Vec<ServiceRef> {
+        let reserved = self.allocator.reserved(address).cloned();
+        let (busy, waiting): (Vec<ServiceRef>, Vec<ServiceRef>) =
+            reserved.partition(|service| self.is_in_flight(service));
+        let (mut joining, exists) = (Vec::new(), self.grants.get(&address).is_some());
+        if !exists && !busy.is_empty() {
+            return joining;
+        }
+        for service in waiting {
+            if exists && self.wants(&service, address) {
+                joining.push(service);
+            } else {
+                self.allocator.unreserve(address, &service.uid);
+                self.mark_service(&ServiceKey::from(&service));
             }
         }
-        self.allocator.leave(address);
-        Some(release)
+        joining
+    }
+
+    /// Whether the Service is prepared for this address and none else is granted to it.
+    fn wants(&self, holder: &ServiceRef, address: Ipv4Addr) -> bool {
+        let service = self.services.get(&ServiceKey::from(holder));
+        let Some(service) = service.filter(|s| s.uid == holder.uid && s.finalizer_is_ours()) else { return false };
+        let Claim::Wanted(request) = self.claim(service) else { return false };
+        let request = Request { adopt: Some(address), ..request };
+        matches!(self.allocator.decide(&request), Decision::Grant { address: found, .. } if found == address)
+    }
+
+    /// Whether a write about this Service is under way.
+    fn is_in_flight(&self, holder: &ServiceRef) -> bool {
+        let key = ServiceKey::from(holder);
+        let subject = |service: &ServiceView| Subject::Service(service.created, key.clone());
+        let service = self.services.get(&key).filter(|service| service.uid == holder.uid);
+        service.is_some_and(|service| self.in_flight.contains(&subject(service)))
     }
 
     fn plan_pool(&self, name: &str, wall: Timestamp) -> Option<Write> {
         let (view, pool) = (self.pools.get(&name.to_string())?, self.allocator.pool(name)?);
-        let status = status::pool_status(view, pool, self.allocator.usage(name), wall)?;
+        let (usage, excluded_by) = (self.allocator.usage(name), self.allocator.excluded_by(name));
+        let about = self.about_probes(name);
+        let status = status::pool_status(view, pool, usage, &excluded_by, &about, wall)?;
         Some(Write::PoolStatus { pool: name.to_string(), status })
     }
 
     /// Whether this is the address that the Service is to have, rather than another one.
     fn keeps(&self, service: &ServiceView, address: Ipv4Addr) -> bool {
-        match claim(service) {
-            Claim::Foreign => false,
+        match self.claim(service) {
+            Claim::Foreign | Claim::Others(_) => false,
             Claim::Refused(_) => self.held_first(service) == Some(address),
             Claim::Wanted(request) => match self.allocator.decide(&request) {
                 Decision::Keep { address: kept, .. } => kept == address,
@@ -135,25 +224,45 @@ impl Index {
             None if self.allocator.is_listed(&service.uid) => None,
             None => {
                 self.partly.remove(&service.key);
-                status::refused(service, refused, self.allocator.has_pools()).map(Write::Status)
+                // Without any pool we are not (yet) in charge and leave what a predecessor wrote.
+                let in_charge = refused.reason != Refusal::NoPool || self.allocator.has_pools();
+                let may_empty = in_charge && self.whose.may_empty(service);
+                status::refused(service, refused, may_empty).map(Write::Status)
             }
         }
     }
 
     fn show(&mut self, service: &ServiceView, address: Ipv4Addr, remark: Option<Refused>) -> Option<Write> {
-        let partly = self.grants.get(&address).and_then(|grant| grant.partly);
-        let parts = coverage::remarks(service, partly);
+        if !service.shows(address) && !self.is_confirmed(address) {
+            // Planned again when that is done.
+            self.dirty.insert(Subject::Address(address));
+            return None;
+        }
+        let grant = self.grants.get(&address);
+        let mut parts = coverage::remarks(service, grant.and_then(|grant| grant.partly));
+        // The owner's speaker names the reason, not the Service.
+        let reported =
+            |part: &&mut Refused| [Refusal::FQDNNotServed, Refusal::ClientAddressLost].contains(&part.reason);
+        if grant.is_some_and(|grant| grant.services.len() > 1) {
+            let reported = parts.iter_mut().filter(reported);
+            reported.for_each(|part| part.message.push_str(" (of one of the Services that share the address)"));
+        }
         self.partly.insert(service.key.clone(), parts.iter().map(|part| part.reason).collect());
         let pool = self.allocator.taken(address).map_or("", |taken| taken.pool.as_str());
         let said = remark.as_ref().map(|remark| remark.reason);
         let parts = parts.into_iter().filter(|part| Some(part.reason) != said);
         let remarks: Vec<Refused> = remark.into_iter().chain(parts).collect();
-        status::allocated(service, address, pool, &remarks).map(Write::Status)
+        let write = status::allocated(service, address, pool, &remarks)?;
+        let write = if self.whose.may_write(service) { Some(write) } else { write.without_ingress() };
+        write.map(Write::Status)
     }
 
-    fn withdraw(&self, service: &ServiceView) -> Option<status::StatusWrite> {
+    /// Not ours, or not any more: what we wrote is taken back.
+    fn let_go(&mut self, service: &ServiceView) -> Option<Write> {
+        self.waiting.remove(&service.key);
+        self.partly.remove(&service.key);
         let held: Vec<Ipv4Addr> = self.allocator.held_by(&service.uid).collect();
-        status::withdrawn(service, &held, self.allocator.is_listed(&service.uid))
+        status::withdrawn(service, &held, self.allocator.is_listed(&service.uid)).map(Write::Status)
     }
 
     /// Of what the Service holds, the address that its status shows, else the lowest.

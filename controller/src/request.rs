@@ -3,8 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use sheave_api::status::REASON_GRANTING;
-use sheave_api::{LOAD_BALANCER_CLASS, Refusal, ServiceRef};
+use sheave_api::{Refusal, ServiceRef};
 
+use crate::allocator::selection::Labels;
+use crate::allocator::sharing::Sharing;
 use crate::coverage;
 use crate::view::ServiceView;
 
@@ -13,6 +15,8 @@ use crate::view::ServiceView;
 pub enum Claim {
     /// Another type, another class, or being deleted: nothing of ours may stay.
     Foreign,
+    /// Somebody else serves it, as [`whose`](crate::whose) says: nothing of ours may stay either.
+    Others(String),
     /// Ours, and it wants an address.
     Wanted(Request),
     /// Ours, but its request cannot be served.
@@ -37,6 +41,10 @@ impl Refused {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     pub service: ServiceRef,
+    /// Labels of the Service.
+    pub labels: Labels,
+    /// With which Services it may share an address.
+    pub sharing: Option<Sharing>,
     /// The pool that an annotation names.
     pub pool: Option<String>,
     /// The address that an annotation (or the old `spec.loadBalancerIP`) names.
@@ -49,27 +57,27 @@ pub struct Request {
     pub adopt: Option<Ipv4Addr>,
 }
 
-/// Reads a Service.
+/// Reads a Service that is ours.
 pub fn claim(service: &ServiceView) -> Claim {
-    if service.deleting || !service.load_balancer {
-        return Claim::Foreign;
-    }
-    if service.class.as_deref().is_some_and(|class| class != LOAD_BALANCER_CLASS) {
-        return Claim::Foreign;
-    }
     if let Some(refused) = coverage::refusal(service) {
         return Claim::Refused(refused);
+    }
+    if let Some(message) = service.ambiguous.clone() {
+        return Claim::Refused(Refused { reason: Refusal::AddressAmbiguous, message });
     }
     let address = match service.addresses.as_deref().map(wanted_address) {
         None => None,
         Some(Ok(address)) => Some(address),
         Some(Err(refused)) => return Claim::Refused(refused),
     };
-    let shown = service.shown();
-    let refused = |reason: &str| ![Refusal::NoPool.as_str(), REASON_GRANTING].contains(&reason);
+    let shown = service.shown_v4();
+    let waits = [Refusal::NoPool.as_str(), Refusal::SubnetNotReported.as_str(), REASON_GRANTING];
+    let refused = |reason: &str| !waits.contains(&reason);
     let refused_before = service.condition.as_ref().is_some_and(|c| !c.allocated && refused(&c.reason));
     Claim::Wanted(Request {
         service: service.reference(),
+        labels: service.labels.clone(),
+        sharing: service.sharing(),
         pool: service.pool.clone(),
         address,
         shown,
@@ -83,6 +91,10 @@ fn wanted_address(list: &str) -> Result<Ipv4Addr, Refused> {
     let mut other_family = false;
     for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
         match entry.parse() {
+            Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => {
+                let message = format!("'{entry}' asks for an address by DHCP; name an address or leave it out");
+                return Err(Refused { reason: Refusal::DhcpNotSupported, message });
+            }
             Ok(IpAddr::V4(address)) => found.push(address),
             Ok(IpAddr::V6(_)) => other_family = true,
             Err(_) => {
@@ -110,27 +122,38 @@ mod tests {
     use crate::view::{ConditionView, Ingress, example as service};
 
     #[test]
-    fn another_type_or_class_is_foreign() {
-        assert_eq!(claim(&ServiceView { load_balancer: false, ..service() }), Claim::Foreign);
-        assert_eq!(claim(&ServiceView { class: Some("example.com/lb".into()), ..service() }), Claim::Foreign);
-        let ours = ServiceView { class: Some("sheave.dev/sheave".into()), ..service() };
-        assert!(matches!(claim(&ours), Claim::Wanted(_)));
-        assert_eq!(claim(&ServiceView { deleting: true, ..ours }), Claim::Foreign);
-    }
-
-    #[test]
     fn wanted_addresses_are_one_ipv4_or_a_named_refusal() {
         let reason = |list: &str| match claim(&ServiceView { addresses: Some(list.into()), ..service() }) {
             Claim::Wanted(request) => Ok(request.address.map(|a| a.to_string())),
             Claim::Refused(refused) => Err(refused.reason),
-            Claim::Foreign => panic!("ours"),
+            other => panic!("{other:?}"),
         };
         assert_eq!(reason(" 192.0.2.1 "), Ok(Some("192.0.2.1".into())));
         assert_eq!(reason("192.0.2.1,2001:db8::1"), Ok(Some("192.0.2.1".into())));
         assert_eq!(reason("2001:db8::1"), Err(Refusal::IPv6NotServed));
         assert_eq!(reason("192.0.2.1,192.0.2.2"), Err(Refusal::AddressMalformed));
         assert_eq!(reason("192.0.2.256"), Err(Refusal::AddressMalformed));
-        assert_eq!(reason(""), Err(Refusal::AddressMalformed));
+        assert_eq!(reason("0.0.0.0"), Err(Refusal::DhcpNotSupported), "kube-vip's");
+    }
+
+    #[test]
+    fn two_sources_that_differ_are_refused_by_name() {
+        let said = "spec.loadBalancerIP is 'x' and y is 'z'";
+        let refused = claim(&ServiceView { ambiguous: Some(said.into()), ..service() });
+        assert_eq!(refused, Claim::Refused(Refused { reason: Refusal::AddressAmbiguous, message: said.into() }));
+    }
+
+    /// C5 of November 2026: the status holds an address of ours and an IPv6 address.
+    #[test]
+    fn an_address_beside_ipv6_is_adopted() {
+        let vip = Ingress::Vip(Ipv4Addr::new(192, 0, 2, 1), vec![]);
+        let adopts = |ingress: Vec<Ingress>| match claim(&ServiceView { ingress, ..service() }) {
+            Claim::Wanted(request) => request.adopt,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(adopts(vec![vip.clone(), Ingress::V6]), Some(Ipv4Addr::new(192, 0, 2, 1)));
+        assert_eq!(adopts(vec![vip.clone(), Ingress::Other]), None);
+        assert_eq!(adopts(vec![vip.clone(), vip]), None);
     }
 
     #[test]
@@ -146,6 +169,7 @@ mod tests {
         assert!(matches!(claim(&shown), Claim::Wanted(Request { adopt: Some(_), .. })), "never seen before");
         assert!(adopts(true, "AddressAllocated"), "its ledger entry was lost");
         assert!(adopts(false, "NoPool"), "the pools came later");
+        assert!(adopts(false, "SubnetNotReported"), "the speakers came later");
         assert!(adopts(false, "Granting"), "the leader ended before it granted what it had adopted");
         assert!(!adopts(false, "PoolExhausted"), "a third-party change");
     }

@@ -1,21 +1,24 @@
 //! Pure: decision → the status of a Service or a pool, and the patch that leads to it. Nothing if it is so already, so that
 //! repeating a decision writes nothing.
 
+mod finding;
 mod pool;
 
 use std::net::Ipv4Addr;
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
+use sheave_api::CLEANUP_FINALIZER;
 use sheave_api::status::{
     CONDITION_ALLOCATED, REASON_ALLOCATED, REASON_CORRECTED, REASON_GRANTING, REASON_RELEASED, REASON_RELEASING,
+    REASON_RENAMED,
 };
-use sheave_api::{CLEANUP_FINALIZER, Refusal};
 
 use crate::coverage;
 use crate::request::Refused;
 use crate::view::{ConditionView, Ingress, PortStatus, ServiceKey, ServiceView};
 
+pub use finding::Finding;
 pub use pool::pool_status;
 
 /// A change of a Service's status.
@@ -35,7 +38,6 @@ pub struct StatusWrite {
 pub enum IngressChange {
     Leave,
     Set(Ipv4Addr, Vec<PortStatus>),
-    /// Only as long as the Service is as we saw it.
     Clear,
 }
 
@@ -54,7 +56,6 @@ pub enum ConditionChange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinalizerChange {
     Leave,
-    /// Only as long as the Service is as we saw it: one that is being deleted takes no finalizer.
     Add,
     Remove,
 }
@@ -100,6 +101,7 @@ pub fn allocated(service: &ServiceView, address: Ipv4Addr, pool: &str, remarks: 
     if service.condition.as_ref() != Some(&condition) {
         if remarks.is_empty() || service.condition.as_ref().is_none_or(|before| !before.allocated) {
             notes.push(Note { warning: false, reason: REASON_ALLOCATED, message: granted });
+            notes.extend(service.renamed.iter().map(|(other, ours)| renamed(other, ours)));
         }
         notes.extend(remarks.iter().map(warning));
     } else if service.shown() != Some(address) {
@@ -112,8 +114,8 @@ pub fn allocated(service: &ServiceView, address: Ipv4Addr, pool: &str, remarks: 
     write(service, ingress, condition, finalizer, notes)
 }
 
-/// The Service has no address. Without any pool we are not (yet) in charge and leave what a predecessor wrote.
-pub fn refused(service: &ServiceView, refused: &Refused, any_pool: bool) -> Option<StatusWrite> {
+/// The Service has no address. `may_empty`: what its status shows is ours to take away.
+pub fn refused(service: &ServiceView, refused: &Refused, may_empty: bool) -> Option<StatusWrite> {
     let condition = ConditionView {
         allocated: false,
         reason: refused.reason.as_str().to_string(),
@@ -125,7 +127,7 @@ pub fn refused(service: &ServiceView, refused: &Refused, any_pool: bool) -> Opti
         let message = "a third party changed the status; it is empty again".to_string();
         Note { warning: true, reason: REASON_CORRECTED, message }
     };
-    let leave = service.ingress.is_empty() || (refused.reason == Refusal::NoPool && !any_pool);
+    let leave = service.ingress.is_empty() || !may_empty;
     let ingress = if leave { IngressChange::Leave } else { IngressChange::Clear };
     write(service, ingress, condition, no_finalizer(service), vec![note])
 }
@@ -176,6 +178,11 @@ fn warning(refused: &Refused) -> Note {
     Note { warning: true, reason: refused.reason.as_str(), message: refused.message.clone() }
 }
 
+fn renamed(other: &str, ours: &str) -> Note {
+    let message = format!("annotation {other} is understood; its name here is {ours}");
+    Note { warning: false, reason: REASON_RENAMED, message }
+}
+
 fn change(service: &ServiceView, wanted: ConditionView) -> ConditionChange {
     if service.condition.as_ref() == Some(&wanted) {
         return ConditionChange::Leave;
@@ -207,6 +214,14 @@ fn write(
 }
 
 impl StatusWrite {
+    /// The same without what is another controller's to write; nothing if that was all.
+    pub fn without_ingress(mut self) -> Option<Self> {
+        self.ingress = IngressChange::Leave;
+        self.notes.retain(|note| note.reason != REASON_CORRECTED);
+        let empty = self.condition == ConditionChange::Leave && self.finalizer == FinalizerChange::Leave;
+        (!empty).then_some(self)
+    }
+
     /// Whether this undoes a change that was not ours.
     pub fn is_correction(&self) -> bool {
         self.notes.iter().any(|note| note.reason == REASON_CORRECTED)
@@ -221,11 +236,9 @@ impl StatusWrite {
     /// A strategic merge patch of `services/status`: other conditions, finalizers and fields are left alone. The subresource takes
     /// changes of finalizers as well, and a Service goes with its last one.
     pub fn patch(&self, now: Timestamp) -> Value {
-        // Both are preconditions: the API server answers 409 if the Service is another one.
-        let mut metadata = json!({ "uid": self.uid });
-        if self.ingress == IngressChange::Clear || self.finalizer == FinalizerChange::Add {
-            metadata["resourceVersion"] = json!(self.version.to_string());
-        }
+        // Both are preconditions: the API server answers 409 if the Service is another one, or not as we saw it any more. So a write
+        // that a former leader sends late changes nothing that its successor has decided.
+        let mut metadata = json!({ "uid": self.uid, "resourceVersion": self.version.to_string() });
         match self.finalizer {
             FinalizerChange::Leave => {}
             FinalizerChange::Add => metadata["finalizers"] = json!([CLEANUP_FINALIZER]),

@@ -3,20 +3,31 @@
 
 mod clients;
 mod port;
+mod wishes;
+mod writer;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::ResourceExt;
+use kube::core::PartialObjectMeta;
 use sheave_api::status::{CONDITION_ALLOCATED, REASON_GRANTING, REASON_RELEASING};
 use sheave_api::{
-    ADDRESS_ANNOTATIONS, AddressPool, AddressPoolSpec, AddressPoolStatus, CLEANUP_FINALIZER, CONTROLLER_NAME,
-    POOL_ANNOTATIONS, Partly, ServiceRef, VirtualIP, VirtualIPStatus,
+    ADDRESS_ANNOTATIONS, AddressPool, AddressPoolSpec, AddressPoolStatus, CILIUM_SHARING_ANNOTATIONS,
+    CLEANUP_FINALIZER, CONTROLLER_NAME, POOL_ANNOTATIONS, Partly, RETENTION_ANNOTATION, SHARING_ANNOTATIONS,
+    ServiceRef, VirtualIP, VirtualIPStatus, startup_probe,
 };
+
+use crate::advertisements::Announced;
+use crate::allocator::selection::Labels;
+use crate::allocator::sharing::{Sharing, SharingKey};
+use crate::guards::facts;
 
 pub use clients::Clients;
 pub use port::{Port, PortStatus, Protocol};
+use wishes::Wishes;
+pub use writer::Writer;
 
 /// Namespace and name of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,15 +63,26 @@ pub struct ServiceView {
     /// The API server has recorded that this controller set it.
     pub managed: bool,
     pub load_balancer: bool,
+    pub labels: Labels,
     pub class: Option<String>,
     /// False if the Service wants IPv6 only.
     pub wants_ipv4: bool,
     pub wants_ipv6: bool,
     pub ports: Vec<Port>,
     pub clients: Clients,
+    /// What is wrong with the annotation that turns probes of new pods off.
+    pub startup_probe: Option<String>,
     pub pool: Option<String>,
     pub addresses: Option<String>,
+    pub sharing_key: Option<SharingKey>,
+    /// Annotations that are understood and have another name here, with that name.
+    pub renamed: Vec<(&'static str, &'static str)>,
+    /// Two sources name different pools or addresses: which ones.
+    pub ambiguous: Option<String>,
+    pub cluster_ips: Vec<Ipv4Addr>,
     pub ingress: Vec<Ingress>,
+    /// Who wrote the ingress last.
+    pub writer: Writer,
     pub condition: Option<ConditionView>,
 }
 
@@ -69,7 +91,9 @@ pub struct ServiceView {
 pub enum Ingress {
     /// An address with ipMode VIP (or none, as API servers before 1.29 have it), and its ports if they are listed.
     Vip(Ipv4Addr, Vec<PortStatus>),
-    /// Whatever else: a name, IPv6, ipMode Proxy.
+    /// An IPv6 address.
+    V6,
+    /// Whatever else: a name, ipMode Proxy.
     Other,
 }
 
@@ -84,6 +108,12 @@ pub struct ConditionView {
 impl ServiceView {
     pub fn reference(&self) -> ServiceRef {
         ServiceRef { namespace: self.key.namespace.clone(), name: self.key.name.clone(), uid: self.uid.clone() }
+    }
+
+    /// With which Services it may share an address.
+    pub fn sharing(&self) -> Option<Sharing> {
+        let key = self.sharing_key.clone()?;
+        Some(Sharing { key, ports: self.ports.iter().cloned().collect() })
     }
 
     /// Whether the status shows this address, among others perhaps.
@@ -106,6 +136,15 @@ impl ServiceView {
             _ => None,
         }
     }
+
+    /// The one IPv4 address that the status shows, beside IPv6 addresses perhaps.
+    pub fn shown_v4(&self) -> Option<Ipv4Addr> {
+        let others: Vec<&Ingress> = self.ingress.iter().filter(|entry| **entry != Ingress::V6).collect();
+        match others[..] {
+            [Ingress::Vip(address, _)] => Some(*address),
+            _ => None,
+        }
+    }
 }
 
 impl From<&Service> for ServiceView {
@@ -114,7 +153,7 @@ impl From<&Service> for ServiceView {
         let status = service.status.as_ref();
         let ingress = status.and_then(|s| s.load_balancer.as_ref()).and_then(|lb| lb.ingress.as_deref());
         let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-        let annotation = |names: &[&str]| names.iter().find_map(|name| service.annotations().get(*name).cloned());
+        let Wishes { pool, addresses, ambiguous } = Wishes::of(service);
         let families = spec.and_then(|s| s.ip_families.as_deref()).unwrap_or_default();
         let ports = spec.and_then(|s| s.ports.as_deref()).unwrap_or_default();
         ServiceView {
@@ -126,13 +165,24 @@ impl From<&Service> for ServiceView {
             finalizer: service.finalizers().iter().any(|name| name == CLEANUP_FINALIZER),
             managed: service.managed_fields().iter().any(has_set_finalizer),
             load_balancer: spec.and_then(|s| s.type_.as_deref()) == Some("LoadBalancer"),
+            labels: service.labels().clone(),
             class: spec.and_then(|s| s.load_balancer_class.clone()),
             wants_ipv4: families.is_empty() || families.iter().any(|family| family == "IPv4"),
             wants_ipv6: families.iter().any(|family| family == "IPv6"),
             ports: ports.iter().map(|port| Port::new(port.port, port.protocol.as_deref())).collect(),
             clients: Clients::of(service),
-            pool: annotation(&POOL_ANNOTATIONS),
-            addresses: annotation(&ADDRESS_ANNOTATIONS).or_else(|| spec.and_then(|s| s.load_balancer_ip.clone())),
+            startup_probe: startup_probe::is_on(
+                service.annotations().get(startup_probe::ANNOTATION).map(String::as_str),
+            )
+            .err()
+            .map(|error| error.to_string()),
+            pool,
+            addresses,
+            sharing_key: sharing_key(service),
+            renamed: renamed(service),
+            ambiguous,
+            cluster_ips: facts::ipv4(spec.and_then(|s| s.cluster_ips.as_deref()).unwrap_or_default()),
+            writer: Writer::of(service.managed_fields()),
             ingress: ingress.unwrap_or_default().iter().map(ingress_view).collect(),
             condition: conditions.iter().find(|c| c.type_ == CONDITION_ALLOCATED).map(|c| ConditionView {
                 allocated: c.status == "True",
@@ -141,6 +191,23 @@ impl From<&Service> for ServiceView {
             }),
         }
     }
+}
+
+/// An empty key asks for nothing. Cilium's is confined to the Service's namespace.
+fn sharing_key(service: &Service) -> Option<SharingKey> {
+    let value = |names: &[&str]| {
+        let keys = names.iter().filter_map(|name| service.annotations().get(*name)).map(|key| key.trim());
+        keys.map(str::to_string).find(|key| !key.is_empty())
+    };
+    let anywhere = value(&SHARING_ANNOTATIONS).map(|key| SharingKey { key, namespace: None });
+    anywhere.or_else(|| Some(SharingKey { key: value(&CILIUM_SHARING_ANNOTATIONS)?, namespace: service.namespace() }))
+}
+
+fn renamed(service: &Service) -> Vec<(&'static str, &'static str)> {
+    let kinds: [&[&'static str]; 3] = [&POOL_ANNOTATIONS, &ADDRESS_ANNOTATIONS, &SHARING_ANNOTATIONS];
+    let all = kinds.into_iter().filter_map(<[_]>::split_first);
+    let pairs = all.flat_map(|(ours, others)| others.iter().map(|other| (*other, *ours)));
+    pairs.filter(|(other, _)| service.annotations().contains_key(*other)).collect()
 }
 
 fn ingress_view(entry: &k8s_openapi::api::core::v1::LoadBalancerIngress) -> Ingress {
@@ -152,7 +219,8 @@ fn ingress_view(entry: &k8s_openapi::api::core::v1::LoadBalancerIngress) -> Ingr
         error: status.error.clone().filter(|error| !error.is_empty()),
     });
     match entry.ip.as_deref().map(str::parse) {
-        Some(Ok(address)) if plain => Ingress::Vip(address, ports.collect()),
+        Some(Ok(IpAddr::V4(address))) if plain => Ingress::Vip(address, ports.collect()),
+        Some(Ok(IpAddr::V6(_))) if plain => Ingress::V6,
         _ => Ingress::Other,
     }
 }
@@ -172,7 +240,10 @@ pub struct PoolView {
     pub version: u64,
     pub created: i64,
     pub generation: i64,
+    pub labels: Labels,
     pub spec: AddressPoolSpec,
+    /// The annotation [`RETENTION_ANNOTATION`].
+    pub retention: Option<String>,
     pub status: AddressPoolStatus,
 }
 
@@ -184,8 +255,33 @@ impl From<&AddressPool> for PoolView {
             version: version(pool.resource_version()),
             created: pool.creation_timestamp().map_or(0, |t| t.0.as_second()),
             generation: pool.metadata.generation.unwrap_or_default(),
+            labels: pool.labels().clone(),
             spec: pool.spec.clone(),
+            retention: pool.annotations().get(RETENTION_ANNOTATION).cloned(),
             status: pool.status.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// A namespace without spec and status: requests for it are for metadata only.
+pub type NamespaceMeta = PartialObjectMeta<Namespace>;
+
+/// A namespace, of which only its labels matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceView {
+    pub name: String,
+    pub uid: String,
+    pub version: u64,
+    pub labels: Labels,
+}
+
+impl From<&NamespaceMeta> for NamespaceView {
+    fn from(namespace: &NamespaceMeta) -> Self {
+        NamespaceView {
+            name: namespace.name_any(),
+            uid: namespace.uid().unwrap_or_default(),
+            version: version(namespace.resource_version()),
+            labels: namespace.labels().clone(),
         }
     }
 }
@@ -198,6 +294,7 @@ pub struct GrantView {
     pub version: u64,
     pub pool: String,
     pub services: Vec<ServiceRef>,
+    pub announced: Announced,
     /// What its owner does not serve of it.
     pub partly: Option<Partly>,
 }
@@ -212,6 +309,7 @@ impl GrantView {
             version: version(vip.resource_version()),
             pool: vip.spec.pool.clone(),
             services: vip.spec.services.clone(),
+            announced: Announced::from(&vip.spec),
             partly: vip.status.as_ref().and_then(partly),
         })
     }
@@ -240,15 +338,39 @@ pub fn example() -> ServiceView {
         finalizer: false,
         managed: false,
         load_balancer: true,
+        labels: Labels::new(),
         class: None,
         wants_ipv4: true,
         wants_ipv6: false,
         ports: vec![Port::new(80, None)],
         clients: Clients::All,
+        startup_probe: None,
         pool: None,
         addresses: None,
+        sharing_key: None,
+        renamed: vec![],
+        ambiguous: None,
+        cluster_ips: vec![],
         ingress: vec![],
+        writer: Writer::Nobody,
         condition: None,
+    }
+}
+
+/// A pool with these entries.
+#[cfg(test)]
+pub fn example_pool(name: &str, entries: &[&str]) -> PoolView {
+    let addresses = entries.iter().map(|entry| entry.to_string()).collect();
+    PoolView {
+        name: name.into(),
+        uid: format!("uid of {name}"),
+        version: 1,
+        created: 0,
+        generation: 1,
+        labels: Labels::new(),
+        spec: AddressPoolSpec { addresses, auto_assign: true, ..AddressPoolSpec::default() },
+        retention: None,
+        status: AddressPoolStatus::default(),
     }
 }
 
@@ -270,13 +392,40 @@ mod tests {
     fn our_annotation_comes_before_metallbs_and_the_old_field() {
         let view = service(serde_json::json!({
             "metadata": {"name": "a", "namespace": "b", "annotations": {
-                "metallb.universe.tf/loadBalancerIPs": "192.0.2.9", "sheave.dev/loadBalancerIPs": "192.0.2.1",
+                "metallb.universe.tf/loadBalancerIPs": "192.0.2.9", "sheave.dev/addresses": "192.0.2.1",
                 "metallb.io/address-pool": "p",
             }},
             "spec": {"type": "LoadBalancer", "loadBalancerIP": "192.0.2.8"},
         }));
         assert_eq!(view.addresses.as_deref(), Some("192.0.2.1"));
         assert_eq!(view.pool.as_deref(), Some("p"));
+        let ours = ["sheave.dev/address-pool", "sheave.dev/addresses"];
+        assert_eq!(
+            view.renamed,
+            [("metallb.io/address-pool", ours[0]), ("metallb.universe.tf/loadBalancerIPs", ours[1])]
+        );
+    }
+
+    /// Every annotation that is understood, alone.
+    #[test]
+    fn each_annotation_has_its_meaning() {
+        let with = |name: &str, value: &str| {
+            service(serde_json::json!({ "metadata": {"name": "a", "namespace": "b", "annotations": { name: value }} }))
+        };
+        for name in POOL_ANNOTATIONS {
+            assert_eq!(with(name, "p").pool.as_deref(), Some("p"), "{name}");
+        }
+        for name in ADDRESS_ANNOTATIONS {
+            assert_eq!(with(name, "192.0.2.1").addresses.as_deref(), Some("192.0.2.1"), "{name}");
+        }
+        for name in SHARING_ANNOTATIONS {
+            let key = SharingKey { key: "k".into(), namespace: None };
+            assert_eq!((with(name, " k ").sharing_key, with(name, " ").sharing_key), (Some(key), None), "{name}");
+        }
+        for name in CILIUM_SHARING_ANNOTATIONS {
+            let key = SharingKey { key: "k".into(), namespace: Some("b".into()) };
+            assert_eq!(with(name, "k").sharing_key, Some(key), "{name}");
+        }
     }
 
     /// The name of the finalizer is shared; who set it is recorded.
@@ -310,7 +459,7 @@ mod tests {
         let vip = |n, ports| Ingress::Vip(Ipv4Addr::new(192, 0, 2, n), ports);
         let refused = PortStatus { port: Port::new(9, Some("SCTP")), error: Some("example.com/No".into()) };
         let (first, second, fourth) = (vip(1, vec![]), vip(2, vec![]), vip(4, vec![refused]));
-        assert_eq!(view.ingress, [first, second, Ingress::Other, Ingress::Other, Ingress::Other, fourth]);
+        assert_eq!(view.ingress, [first, second, Ingress::Other, Ingress::Other, Ingress::V6, fourth]);
         assert!(view.shows(Ipv4Addr::new(192, 0, 2, 4)) && view.shown().is_none());
         assert!(view.shows(Ipv4Addr::new(192, 0, 2, 2)));
     }

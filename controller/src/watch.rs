@@ -1,126 +1,171 @@
-//! IO: watches of the API server → facts. Objects are cut down to what decisions need before anything is kept.
+//! IO: watches of the API server → facts. Objects are cut down to what decisions need before anything is kept, and one that cannot be
+//! read hides no other.
+//!
+//! Read: [`follow`] (lists and watches in bounded memory) → here (which ones) → [`convert`] (objects → facts).
+
+mod convert;
+mod follow;
+mod groups;
 
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt, stream};
-use k8s_openapi::api::core::v1::Service;
-use kube::api::ListParams;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, ResourceExt};
-use sheave_api::{AddressPool, Chain, VirtualIP};
+use futures::stream::{BoxStream, select_all};
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::ApiResource;
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use sheave_api::kubernetes::is_not_served;
+use sheave_api::{AddressPool, Chain, L2Advertisement, SpeakerState, VirtualIP};
 use tracing::warn;
 
+use crate::guards::{Fact, Source};
 use crate::index::{Kind, Observed};
-use crate::view::{GrantView, PoolView, ServiceKey, ServiceView, version};
+use crate::view::NamespaceMeta;
+use convert::{Known, NodeObject, PoolObject, Seen, SpeakerObject};
 
-/// Everything that happens to Services, pools and the ledger, for ever. Errors are logged and retried with backoff.
+/// Everything that happens in the cluster as far as it matters here, for ever. Errors are logged and retried with backoff.
 /// `server`: where that is, for the log.
 pub fn all(client: &Client, server: &str) -> impl Stream<Item = Observed> + Send + use<> {
-    let server: Arc<str> = server.into();
-    let services = watch(Api::<Service>::all(client.clone()), server.clone(), Kind::Services, service);
-    let pools = watch(Api::<AddressPool>::all(client.clone()), server.clone(), Kind::Pools, pool);
-    let grants = watch(Api::<VirtualIP>::all(client.clone()), server, Kind::Grants, grant);
-    stream::select(services, stream::select(pools, grants))
+    let watch = Watches { server: server.into() };
+    let kubernetes = watcher::Config::default().fields("metadata.name=kubernetes");
+    select_all([
+        watch.objects(services(client), Kind::Services, convert::service),
+        watch.objects(pools(client), Kind::Pools, convert::pool),
+        watch.objects(grants(client), Kind::Grants, convert::grant),
+        watch.objects(namespaces(client), Kind::Namespaces, convert::namespace),
+        watch.objects(advertisements(client), Kind::Advertisements, convert::advertisement),
+        watch.objects(Api::all(client.clone()), Kind::Probes, convert::probe),
+        watch.facts(with::<NodeObject, Node>(client), everything(), Source::Nodes, convert::node),
+        watch.facts(with::<SpeakerObject, SpeakerState>(client), everything(), Source::SpeakerStates, convert::speaker),
+        watch.facts(Api::all(client.clone()), everything(), Source::ServiceRanges, convert::service_range),
+        watch.facts(api_servers(client), kubernetes, Source::ApiServers, convert::api_servers),
+        groups::all(client.clone()).boxed(),
+    ])
 }
 
-/// Everything as it is now, not as a watch has it. What a new leader must know before its first decision: a watch that
-/// lags behind the last leader shows grants of Services that it has not shown yet, and they would be taken back.
+/// Everything that is allocated as it is now, not as a watch has it. What a new leader must know before its first decision: a watch
+/// that lags behind the last leader shows grants of Services that it has not shown yet, and they would be taken back.
 pub async fn read_all(client: &Client) -> Result<Vec<Observed>, kube::Error> {
     let mut facts = Vec::new();
+    list(namespaces(client), Kind::Namespaces, convert::namespace, &mut facts).await?;
     // The ledger last: a Service that is granted something meanwhile is missing in neither.
-    list(Api::<Service>::all(client.clone()), Kind::Services, service, &mut facts).await?;
-    list(Api::<AddressPool>::all(client.clone()), Kind::Pools, pool, &mut facts).await?;
-    list(Api::<VirtualIP>::all(client.clone()), Kind::Grants, grant, &mut facts).await?;
+    list(services(client), Kind::Services, convert::service, &mut facts).await?;
+    list(pools(client), Kind::Pools, convert::pool, &mut facts).await?;
+    list(advertisements(client), Kind::Advertisements, convert::advertisement, &mut facts).await?;
+    list(grants(client), Kind::Grants, convert::grant, &mut facts).await?;
     Ok(facts)
 }
 
-async fn list<K>(
-    api: Api<K>,
+type Guarded<K> = DeserializeGuard<K>;
+
+fn services(client: &Client) -> Api<Guarded<Service>> {
+    Api::all(client.clone())
+}
+
+fn pools(client: &Client) -> Api<Guarded<PoolObject>> {
+    with::<PoolObject, AddressPool>(client)
+}
+
+fn grants(client: &Client) -> Api<Guarded<VirtualIP>> {
+    Api::all(client.clone())
+}
+
+fn namespaces(client: &Client) -> Api<Guarded<NamespaceMeta>> {
+    Api::all(client.clone())
+}
+
+fn advertisements(client: &Client) -> Api<Guarded<L2Advertisement>> {
+    Api::all(client.clone())
+}
+
+fn api_servers(client: &Client) -> Api<Guarded<EndpointSlice>> {
+    Api::namespaced(client.clone(), "default")
+}
+
+/// Objects of type `K`, of which only the fields of `F` are read.
+fn with<F, K>(client: &Client) -> Api<Guarded<F>>
+where
+    F: kube::Resource<DynamicType = ApiResource>,
+    K: kube::Resource<DynamicType = ()>,
+{
+    Api::all_with(client.clone(), &ApiResource::erase::<K>(&()))
+}
+
+fn everything() -> watcher::Config {
+    watcher::Config::default()
+}
+
+async fn list<K: Known>(
+    api: Api<Guarded<K>>,
     kind: Kind,
     convert: fn(Seen<K>) -> Option<Observed>,
     facts: &mut Vec<Observed>,
-) -> Result<(), kube::Error>
-where
-    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
-{
+) -> Result<(), kube::Error> {
     facts.push(Observed::Begin(kind));
-    let mut params = ListParams::default().limit(PAGE);
-    loop {
-        let page = api.list(&params).await?;
-        facts.extend(page.items.into_iter().filter_map(|object| convert(Seen::Here(object))));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => {
-                facts.push(Observed::Complete(kind, version(page.metadata.resource_version)));
-                return Ok(());
+    let version = follow::list(&api, |object| facts.extend(convert::object(kind, object, Seen::Here, convert))).await?;
+    facts.push(Observed::Complete(kind, version));
+    Ok(())
+}
+
+/// What all watches have in common.
+struct Watches {
+    server: Arc<str>,
+}
+
+impl Watches {
+    fn objects<K: Known>(
+        &self,
+        api: Api<Guarded<K>>,
+        kind: Kind,
+        convert: fn(Seen<K>) -> Option<Observed>,
+    ) -> BoxStream<'static, Observed> {
+        let server = self.server.clone();
+        let events = follow::follow(api, everything());
+        let fact = move |event: watcher::Result<watcher::Event<Guarded<K>>>| match event {
+            Ok(watcher::Event::Init) => Some(Observed::Begin(kind)),
+            Ok(watcher::Event::InitDone) => Some(Observed::Complete(kind, 0)),
+            Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
+                convert::object(kind, object, Seen::Here, convert)
             }
-        }
+            Ok(watcher::Event::Delete(object)) => convert::object(kind, object, Seen::Gone, convert),
+            // An upgrade without the CRD of its version: no speaker answers.
+            Err(error) if kind == Kind::Probes && is_not_served(&error) => Some(Observed::Complete(kind, 0)),
+            Err(error) => {
+                warn!(kind = kind.as_str(), %server, error = %Chain(&error), "watch failed; retrying");
+                follow::denial(&error).map(|said| Observed::Denied(kind.as_str(), said))
+            }
+        };
+        events.filter_map(move |event| std::future::ready(fact(event))).boxed()
+    }
+
+    fn facts<K: Known>(
+        &self,
+        api: Api<Guarded<K>>,
+        config: watcher::Config,
+        source: Source,
+        convert: fn(K) -> crate::guards::facts::Facts,
+    ) -> BoxStream<'static, Observed> {
+        let server = self.server.clone();
+        let fact = move |event: watcher::Result<watcher::Event<Guarded<K>>>| match event {
+            Ok(watcher::Event::Init) => Some(Observed::Guard(Fact::Begin(source))),
+            Ok(watcher::Event::InitDone) => Some(Observed::Guard(Fact::Complete(source))),
+            Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
+                convert::fact(source, object, convert).map(Observed::Guard)
+            }
+            Ok(watcher::Event::Delete(object)) => Some(Observed::Guard(convert::fact_gone(source, &object))),
+            // Kubernetes before 1.33: --service-cidr says it, or the ClusterIPs that are seen.
+            Err(error) if source == Source::ServiceRanges && is_not_served(&error) => {
+                Some(Observed::Guard(Fact::Complete(source)))
+            }
+            Err(error) => {
+                warn!(kind = source.as_str(), %server, error = %Chain(&error), "watch failed; retrying");
+                follow::denial(&error).map(|said| Observed::Denied(source.as_str(), said))
+            }
+        };
+        let events = follow::follow(api, config);
+        events.filter_map(move |event| std::future::ready(fact(event))).boxed()
     }
 }
-
-/// Something that was seen, or is gone.
-enum Seen<K> {
-    Here(K),
-    Gone(K),
-}
-
-fn watch<K>(
-    api: Api<K>,
-    server: Arc<str>,
-    kind: Kind,
-    convert: fn(Seen<K>) -> Option<Observed>,
-) -> impl Stream<Item = Observed> + Send + use<K>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-{
-    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
-    watcher(api, config).default_backoff().filter_map(move |event| {
-        let server = server.clone();
-        async move {
-            match event {
-                Ok(watcher::Event::Init) => Some(Observed::Begin(kind)),
-                Ok(watcher::Event::InitDone) => Some(Observed::Complete(kind, 0)),
-                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => convert(Seen::Here(object)),
-                Ok(watcher::Event::Delete(object)) => convert(Seen::Gone(object)),
-                Err(error) => {
-                    warn!(?kind, %server, error = %Chain(&error), "watch failed; retrying");
-                    None
-                }
-            }
-        }
-    })
-}
-
-fn service(seen: Seen<Service>) -> Option<Observed> {
-    Some(match seen {
-        Seen::Here(service) => Observed::Service(ServiceView::from(&service)),
-        Seen::Gone(service) => {
-            let key = ServiceKey { namespace: service.namespace().unwrap_or_default(), name: service.name_any() };
-            Observed::ServiceGone(key, version(service.resource_version()))
-        }
-    })
-}
-
-fn pool(seen: Seen<AddressPool>) -> Option<Observed> {
-    Some(match seen {
-        Seen::Here(pool) => Observed::Pool(PoolView::from(&pool)),
-        Seen::Gone(pool) => Observed::PoolGone(pool.name_any(), version(pool.resource_version())),
-    })
-}
-
-fn grant(seen: Seen<VirtualIP>) -> Option<Observed> {
-    let (Seen::Here(vip) | Seen::Gone(vip)) = &seen;
-    let Some(view) = GrantView::new(vip) else {
-        warn!(name = %vip.name_any(), "name and address of the VirtualIP differ; ignored");
-        return None;
-    };
-    Some(match seen {
-        Seen::Here(_) => Observed::Grant(view),
-        Seen::Gone(_) => Observed::GrantGone(view.address, view.version),
-    })
-}
-
-/// The API server ends a watch after this long, and we resume it: a connection that died silently is noticed.
-const WATCH_SECONDS: u32 = 50;
-/// Objects per page of a list: bounds the memory of a start.
-const PAGE: u32 = 250;

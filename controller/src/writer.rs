@@ -1,25 +1,33 @@
 //! IO: the one place that writes objects. A bounded queue, a bounded number of requests at a time, each only as long as
 //! we lead and with a deadline inside the lease.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, Client, ResourceExt};
-use sheave_api::{AddressPool, CONTROLLER_NAME, ServiceRef, VirtualIP, VirtualIPSpec};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde_json::json;
+use sheave_api::{
+    AddressPool, AddressProbe, AddressProbeSpec, CONTROLLER_NAME, L2Advertisement, ServiceRef, SpeakerState, VirtualIP,
+    VirtualIPSpec,
+};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use crate::advertisements::{AdvertisementView, Announced};
 use crate::error::WriteError;
 use crate::events::Events;
-use crate::index::{Observed, Outcome, Planned, Write};
+use crate::index::{Entry, Observed, Outcome, Planned, SeenEntry, Write};
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
+use crate::probes::{ProbeView, ProbeWrite};
 use crate::status::{FinalizerChange, StatusWrite};
-use crate::view::{GrantView, PoolView, ServiceView};
+use crate::view::{GrantView, PoolView, ServiceKey, ServiceView};
 
 /// A write that is over.
 pub type Finished = (Planned, Outcome);
@@ -77,24 +85,49 @@ impl Writer {
 
     async fn apply(&self, write: &Write) -> Result<Vec<Observed>, WriteError> {
         match write {
-            Write::Grant { address, pool, service } => self.grant(&address.to_string(), pool, service).await,
+            Write::Grant { address, pool, service, announced } => {
+                self.grant(&address.to_string(), pool, service, announced).await
+            }
             Write::Status(write) | Write::Prepare { write, .. } => self.status(write).await,
-            Write::Release { address, uid } => {
-                self.release(&address.to_string(), uid).await?;
-                Ok(vec![Observed::Released(*address, uid.clone())])
+            Write::Release(entry) => {
+                self.release(entry).await?;
+                Ok(vec![Observed::Released(entry.address, entry.uid.clone())])
+            }
+            Write::Amend { entry, from, to } => self.amend(entry, from, to).await,
+            Write::Confirm(entry) => {
+                let at = json!({ "annotations": { CONFIRMED: Timestamp::now().to_string() } });
+                self.change(entry, json!({ "metadata": at })).await.map(as_facts)
             }
             Write::PoolStatus { pool, status } => {
                 let api = Api::<AddressPool>::all(self.client.clone());
                 let pool = api.patch_status(pool, &params(), &Patch::Merge(status)).await?;
                 Ok(vec![Observed::Pool(PoolView::from(&pool))])
             }
+            Write::AdvertisementStatus { advertisement, status } => {
+                let api = Api::<L2Advertisement>::all(self.client.clone());
+                let written = api.patch_status(advertisement, &params(), &Patch::Merge(status)).await?;
+                Ok(vec![Observed::Advertisement(AdvertisementView::from(&written))])
+            }
+            Write::Probe(write) => self.probe(write).await,
         }
     }
 
     /// Creating the object is the compare-and-swap: of two writers that grant one address, one gets a conflict.
-    async fn grant(&self, name: &str, pool: &str, service: &ServiceRef) -> Result<Vec<Observed>, WriteError> {
+    async fn grant(
+        &self,
+        name: &str,
+        pool: &str,
+        service: &ServiceRef,
+        announced: &Announced,
+    ) -> Result<Vec<Observed>, WriteError> {
         let api = Api::<VirtualIP>::all(self.client.clone());
-        let spec = VirtualIPSpec { address: name.to_string(), pool: pool.to_string(), services: vec![service.clone()] };
+        let spec = VirtualIPSpec {
+            address: name.to_string(),
+            pool: pool.to_string(),
+            services: vec![service.clone()],
+            l2_advertisements: announced.advertisements.clone(),
+            announce: announced.announce(),
+        };
         let params = PostParams { field_manager: Some(CONTROLLER_NAME.to_string()), ..PostParams::default() };
         let vip = match api.create(&params, &VirtualIP::new(name, spec)).await {
             Ok(vip) => {
@@ -108,7 +141,36 @@ impl Writer {
             }
             Err(error) => return Err(error.into()),
         };
-        Ok(GrantView::new(&vip).map(Observed::Grant).into_iter().collect())
+        Ok(as_facts(vip))
+    }
+
+    /// A request to a speaker. Created by name, or patched as it was seen: a late one of another leader fails.
+    async fn probe(&self, write: &ProbeWrite) -> Result<Vec<Observed>, WriteError> {
+        let api = Api::<AddressProbe>::all(self.client.clone());
+        let addresses = write.addresses.iter().map(Ipv4Addr::to_string).collect();
+        let spec = AddressProbeSpec { round: write.round, addresses };
+        let written = match &write.seen {
+            Some((uid, version)) => {
+                let metadata = json!({ "uid": uid, "resourceVersion": version.to_string() });
+                let patch = json!({ "metadata": metadata, "spec": spec });
+                api.patch(&write.node, &params(), &Patch::Merge(patch)).await?
+            }
+            None => {
+                let owner = OwnerReference {
+                    api_version: SpeakerState::api_version(&()).into_owned(),
+                    kind: SpeakerState::kind(&()).into_owned(),
+                    name: write.node.clone(),
+                    uid: write.owner.clone(),
+                    ..OwnerReference::default()
+                };
+                let mut probe = AddressProbe::new(&write.node, spec);
+                probe.metadata.owner_references = Some(vec![owner]);
+                let params = PostParams { field_manager: Some(CONTROLLER_NAME.to_string()), ..PostParams::default() };
+                api.create(&params, &probe).await?
+            }
+        };
+        debug!(node = write.node, round = write.round, addresses = write.addresses.len(), "speaker asked to probe");
+        Ok(vec![Observed::Probe(ProbeView::from(&written))])
     }
 
     async fn status(&self, write: &StatusWrite) -> Result<Vec<Observed>, WriteError> {
@@ -138,20 +200,51 @@ impl Writer {
         Ok(vec![Observed::Service(view)])
     }
 
+    async fn amend(&self, seen: &SeenEntry, from: &Entry, to: &Entry) -> Result<Vec<Observed>, WriteError> {
+        // In a merge patch what is null is taken away; a list that is empty is absent.
+        let announced = &to.announced;
+        let names = (!announced.advertisements.is_empty()).then_some(&announced.advertisements);
+        let spec = json!({
+            "pool": to.pool,
+            "services": to.services,
+            "l2Advertisements": names,
+            "announce": announced.announce(),
+        });
+        let vip = self.change(seen, json!({ "spec": spec })).await?;
+        let new = |entry: &Entry, other: &Entry| {
+            let names = entry.services.iter().filter(|service| !other.services.contains(service));
+            names.map(|service| ServiceKey::from(service).to_string()).collect::<Vec<_>>()
+        };
+        let (came, went) = (new(to, from), new(from, to));
+        self.metrics.allocations.inc_by(came.len() as u64);
+        self.metrics.releases.inc_by(went.len() as u64);
+        info!(address = %seen.address, from = from.pool, pool = to.pool, ?came, ?went, ?announced, "ledger entry changed");
+        Ok(as_facts(vip))
+    }
+
+    /// Only the entry as it was seen: else the API server answers 409. A report of the owner is a change, too; then it is tried again.
+    async fn change(&self, seen: &SeenEntry, mut patch: serde_json::Value) -> Result<VirtualIP, WriteError> {
+        patch["metadata"]["uid"] = json!(seen.uid);
+        patch["metadata"]["resourceVersion"] = json!(seen.version.to_string());
+        let api = Api::<VirtualIP>::all(self.client.clone());
+        Ok(api.patch(&seen.address.to_string(), &params(), &Patch::Merge(patch)).await?)
+    }
+
     fn finalizer(&self, write: &StatusWrite, change: &str) {
         info!(service = %write.service, change, "finalizer written");
         self.metrics.finalizers.with_label_values(&[change]).inc();
     }
 
-    /// Only this very object; a deleted one is as good.
-    async fn release(&self, name: &str, uid: &str) -> Result<(), WriteError> {
+    /// Only the entry as it was seen; a deleted one is as good.
+    async fn release(&self, seen: &SeenEntry) -> Result<(), WriteError> {
         let api = Api::<VirtualIP>::all(self.client.clone());
-        let preconditions = Preconditions { uid: Some(uid.to_string()), resource_version: None };
+        let (uid, version) = (Some(seen.uid.clone()), Some(seen.version.to_string()));
+        let preconditions = Preconditions { uid, resource_version: version };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        match api.delete(name, &params).await {
+        match api.delete(&seen.address.to_string(), &params).await {
             Ok(_) => {
                 self.metrics.releases.inc();
-                info!(address = name, "address released");
+                info!(address = %seen.address, "address released");
                 Ok(())
             }
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
@@ -160,10 +253,16 @@ impl Writer {
     }
 }
 
+fn as_facts(vip: VirtualIP) -> Vec<Observed> {
+    GrantView::new(&vip).map(Observed::Grant).into_iter().collect()
+}
+
 fn params() -> PatchParams {
     PatchParams { field_manager: Some(CONTROLLER_NAME.to_string()), ..PatchParams::default() }
 }
 
+/// Annotation of a VirtualIP: when a leader last confirmed it (`index::late`). Nobody reads it.
+const CONFIRMED: &str = "sheave.dev/confirmed-at";
 /// Writes that may wait; more stay in the index, which is bounded by the cluster's objects.
 pub const QUEUE: usize = 64;
 /// Requests at a time.

@@ -1,30 +1,28 @@
 //! Scenarios and properties of the allocator alone. What it does inside a cluster that fails is in `scenarios`.
 
+mod kept;
+mod limit;
+mod metallb;
+mod moves;
+mod pools;
+mod sharing;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use proptest::prelude::*;
-use sheave_api::{AddressPoolSpec, AddressPoolStatus, Refusal, ServiceRef};
+use sheave_api::{AddressPoolSpec, Refusal, ServiceRef};
 
+use super::selection::Labels;
+use super::sharing::{Sharing, SharingKey};
 use super::{Allocator, Decision, Usage};
+use crate::guards::GuardSet;
 use crate::request::{Refused, Request};
-use crate::view::PoolView;
+use crate::view::{PoolView, Port, example_pool as pool};
 
 fn ip(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, last)
-}
-
-fn pool(name: &str, entries: &[&str]) -> PoolView {
-    let addresses = entries.iter().map(|entry| entry.to_string()).collect();
-    PoolView {
-        name: name.into(),
-        uid: format!("uid of {name}"),
-        version: 1,
-        created: 0,
-        generation: 1,
-        spec: AddressPoolSpec { addresses, auto_assign: true, avoid_buggy_ips: false },
-        status: AddressPoolStatus::default(),
-    }
 }
 
 fn with_pools(pools: &[PoolView]) -> Allocator {
@@ -38,17 +36,28 @@ fn service(uid: &str) -> ServiceRef {
 }
 
 fn request(uid: &str) -> Request {
-    Request { service: service(uid), pool: None, address: None, shown: None, adopt: None }
+    Request {
+        service: service(uid),
+        labels: Labels::new(),
+        sharing: None,
+        pool: None,
+        address: None,
+        shown: None,
+        adopt: None,
+    }
 }
 
 /// Decides and carries a grant out, as the ledger would.
 fn settle(allocator: &mut Allocator, request: &Request) -> Result<Ipv4Addr, Refusal> {
+    allocator.set_sharing(&request.service.uid, request.sharing.clone());
     match allocator.decide(request) {
         Decision::Keep { address, .. } => Ok(address),
         Decision::Refuse(Refused { reason, .. }) => Err(reason),
         Decision::Grant { address, pool } => {
             allocator.reserve(address, pool.clone(), request.service.clone());
-            allocator.granted(address, pool, vec![request.service.clone()]);
+            let holders = allocator.taken(address).into_iter().flat_map(|taken| &taken.holders);
+            let services = holders.map(|holder| holder.service.clone()).collect();
+            allocator.granted(address, pool, services);
             Ok(address)
         }
     }
@@ -82,6 +91,57 @@ fn every_refusal_has_its_name() {
     assert_eq!(settle(&mut allocator, &request("3")), Err(Refusal::PoolMalformed));
 }
 
+/// A pool of one address, which is a node's (C1 of November 2026).
+#[test]
+fn a_pool_of_guarded_addresses_has_nothing_to_give_and_says_why() {
+    let mut allocator = with_pools(&[pool("p", &["192.0.2.0/30"])]);
+    let mut guards = GuardSet::default();
+    guards.add_address(ip(0), Refusal::NetworkAddress, "the network address of 192.0.2.0/30");
+    guards.add_address(ip(1), Refusal::AddressOfNode, "an address of node a");
+    assert!(allocator.set_guards(guards.clone()) && !allocator.set_guards(guards.clone()));
+    assert_eq!(settle(&mut allocator, &request("1")), Ok(ip(2)));
+    assert_eq!(settle(&mut allocator, &request("2")), Ok(ip(3)));
+    let Decision::Refuse(refused) = allocator.decide(&request("3")) else { panic!() };
+    assert_eq!(refused.reason, Refusal::PoolExhausted);
+    let said = "every address of pool 'p' is granted or left out (1 AddressOfNode, 1 NetworkAddress); a Service that is deleted frees one";
+    assert_eq!(refused.message, said);
+    let wants = |last: u8| Request { address: Some(ip(last)), ..request("4") };
+    let Decision::Refuse(refused) = allocator.decide(&wants(1)) else { panic!() };
+    assert_eq!(refused.message, "192.0.2.1 is an address of node a; no Service may have it");
+    let adopts = Request { adopt: Some(ip(1)), ..request("4") };
+    assert_eq!(settle(&mut allocator, &adopts), Err(Refusal::PoolExhausted), "nor by what a status shows");
+    assert_eq!(allocator.usage("p"), Usage { total: 4, used: 2, free: 0, excluded: 2, outside: 0 });
+
+    // A node takes a granted address: excluded, and not subtracted twice.
+    guards.add_address(ip(3), Refusal::AddressOfNode, "an address of node b");
+    allocator.set_guards(guards);
+    assert_eq!(allocator.guarded("p"), BTreeMap::from([(Refusal::AddressOfNode, 2), (Refusal::NetworkAddress, 1)]));
+    let Decision::Keep { remark: Some(remark), .. } = allocator.decide(&request("2")) else { panic!() };
+    assert_eq!(remark.reason, Refusal::AddressOfNode);
+    allocator.forget(ip(2));
+    assert_eq!(allocator.usage("p"), Usage { total: 4, used: 1, free: 1, excluded: 3, outside: 0 });
+}
+
+#[test]
+fn wide_guarded_ranges_cost_nothing_and_buggy_addresses_are_not_counted_twice() {
+    let mut wide = pool("p", &["10.0.0.0/8"]);
+    wide.spec.avoid_buggy_ips = true;
+    let mut allocator = with_pools(&[wide]);
+    let mut guards = GuardSet::default();
+    guards.add_network("10.0.0.0/9".parse().unwrap(), Refusal::AddressInPodRange, "in the pod range");
+    allocator.set_guards(guards);
+    assert_eq!(settle(&mut allocator, &request("1")), Ok(Ipv4Addr::new(10, 128, 0, 1)));
+    let (all, half) = (1u128 << 24, (1u128 << 15) * 254);
+    let usage = allocator.usage("p");
+    assert_eq!((i128::from(usage.total), i128::from(usage.used)), (all as i128, 1));
+    assert_eq!(i128::from(usage.free), half as i128 - 1);
+    assert_eq!(i128::from(usage.excluded), (all - half) as i128);
+    assert_eq!(allocator.guarded("p"), BTreeMap::from([(Refusal::AddressInPodRange, half)]));
+    let said: Vec<(String, i64)> = allocator.excluded_by("p").into_iter().map(|by| (by.reason, by.count)).collect();
+    let settings = (1i64 << 16) * 2;
+    assert_eq!(said, [("AddressInPodRange".into(), half as i64), ("ExcludedBySpec".into(), settings)]);
+}
+
 #[test]
 fn a_pool_that_shrinks_or_goes_takes_nothing_back() {
     let mut allocator = with_pools(&[pool("p", &["192.0.2.0/30"])]);
@@ -100,11 +160,11 @@ fn usage_counts_what_is_inside_and_what_is_not() {
     let mut allocator = with_pools(&[pool("p", &["192.0.2.0/30"])]);
     settle(&mut allocator, &request("1")).unwrap();
     settle(&mut allocator, &request("2")).unwrap();
-    assert_eq!(allocator.usage("p"), Usage { assigned: 2, available: 2, outside: 0 });
+    assert_eq!(allocator.usage("p"), Usage { total: 4, used: 2, free: 2, excluded: 0, outside: 0 });
     allocator.set_pools([pool("p", &["192.0.2.1/32", "192.0.2.9/32"])].iter());
-    assert_eq!(allocator.usage("p"), Usage { assigned: 2, available: 1, outside: 1 });
+    assert_eq!(allocator.usage("p"), Usage { total: 2, used: 2, free: 1, excluded: 0, outside: 1 });
     allocator.set_pools([pool("p", &["10.0.0.0/8"])].iter());
-    assert_eq!(allocator.usage("p"), Usage { assigned: 2, available: 1 << 24, outside: 2 });
+    assert_eq!(allocator.usage("p"), Usage { total: 1 << 24, used: 2, free: 1 << 24, excluded: 0, outside: 2 });
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Pure: what the result of a write means: facts, another attempt, or a pause where a third party writes the same.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use sheave_api::ServiceRef;
 
+use super::probing::BETWEEN_PROBES;
 use super::{Index, Outcome, Planned, Subject, Write};
 use crate::error::WriteError;
 use crate::status::StatusWrite;
@@ -18,7 +20,12 @@ impl Index {
             Write::Status(StatusWrite { uid, .. })
             | Write::Prepare { write: StatusWrite { uid, .. }, .. }
             | Write::Grant { service: ServiceRef { uid, .. }, .. } => self.mark_held(uid),
-            Write::Release { .. } | Write::PoolStatus { .. } => {}
+            Write::Release(_)
+            | Write::Amend { .. }
+            | Write::Confirm(_)
+            | Write::PoolStatus { .. }
+            | Write::AdvertisementStatus { .. }
+            | Write::Probe(_) => {}
         }
         let failure = match outcome {
             Outcome::Done(facts) => {
@@ -29,16 +36,24 @@ impl Index {
         };
         match (&planned.write, &failure) {
             // The ledger entry may exist although no answer came: then the next attempt meets it.
-            (Write::Grant { address, .. }, _) => {
-                self.allocator.unreserve(*address);
-                self.mark_waiting();
-            }
+            (Write::Grant { address, service, .. }, _) => self.reservation_over(*address, &service.uid),
             (Write::Prepare { address, write }, _) => {
-                self.allocator.unreserve(*address);
-                self.mark_waiting();
+                self.reservation_over(*address, &write.uid);
                 if failure.is_none() {
                     self.prepared.insert(write.service.clone(), *address);
                 }
+            }
+            (Write::Release(entry) | Write::Amend { entry, .. } | Write::Confirm(entry), failure) => {
+                self.settled(entry.address, failure.as_ref());
+            }
+            // Under way all the time otherwise, while many Services come: every grant changes its counts.
+            (Write::PoolStatus { .. } | Write::AdvertisementStatus { .. }, None) => {
+                self.not_before.insert(planned.subject.clone(), now + BETWEEN_COUNTS);
+            }
+            (Write::Probe(_), None) => drop(self.not_before.insert(planned.subject.clone(), now + BETWEEN_PROBES)),
+            (Write::Probe(_), Some(WriteError::NotLeader)) => {}
+            (Write::Probe(write), Some(error)) => {
+                self.probes.not_written(write, matches!(error, WriteError::Conflict(_)), now);
             }
             (Write::Status(write), None) if write.is_repetition() => self.corrected(&planned.subject, write, now),
             _ => {}
@@ -56,6 +71,13 @@ impl Index {
                 self.not_before.insert(planned.subject.clone(), now + wait);
             }
         }
+    }
+
+    /// Services that wait may have the address now, and those that are to share it.
+    fn reservation_over(&mut self, address: Ipv4Addr, uid: &str) {
+        self.allocator.unreserve(address, uid);
+        self.mark_reserved(address);
+        self.mark_waiting();
     }
 
     /// Another controller writes the same status. Corrected at once a few times, then ever more slowly: two controllers that both
@@ -79,6 +101,8 @@ fn backoff(attempt: u32, first: Duration, most: Duration) -> Duration {
     first.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(most)
 }
 
+/// Between two writes of one status that counts addresses.
+const BETWEEN_COUNTS: Duration = Duration::from_secs(1);
 /// Pause after the first failed write of a subject.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(30);

@@ -18,8 +18,12 @@ pub struct Candidate {
     config: LeaseConfig,
     /// The record as last seen, and when it changed for us.
     seen: Option<(Lease, Instant)>,
+    /// The highest version of the record, also of one that is gone.
+    newest: u64,
     /// While we lead: when the last successful renewal was started.
     renewed: Option<Instant>,
+    /// Whether this replica may take the lead.
+    competes: bool,
 }
 
 /// What to do next.
@@ -31,9 +35,26 @@ pub enum Step {
     Wait(Instant),
 }
 
+/// What the API server keeps is older than what it had kept before: etcd was restored from a backup. Nothing that is known here can be
+/// compared with it, and a watch that goes on from a version of the future shows nothing until the versions have caught up.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "StoreWentBack: the Lease has resourceVersion {read} and had {known}: etcd was restored from a backup; this replica starts anew"
+)]
+pub struct StoreWentBack {
+    known: u64,
+    read: u64,
+}
+
 impl Candidate {
     pub fn new(identity: String, config: LeaseConfig) -> Self {
-        Candidate { identity, config, seen: None, renewed: None }
+        Candidate { identity, config, seen: None, newest: 0, renewed: None, competes: true }
+    }
+
+    /// Whether this replica may take the lead. One that could not decide anything would keep it from another that can. It keeps what it
+    /// has.
+    pub fn compete(&mut self, competes: bool) {
+        self.competes = competes;
     }
 
     /// The record was read or has changed.
@@ -45,7 +66,21 @@ impl Candidate {
         if holder(&lease) != Some(self.identity.as_str()) {
             self.renewed = None;
         }
+        self.newest = self.newest.max(new);
         self.seen = Some((lease, now));
+    }
+
+    /// The record was read from the store itself, not from a watch.
+    pub fn read(&mut self, lease: Lease, now: Instant) -> Result<(), StoreWentBack> {
+        self.not_from_before(&lease)?;
+        self.observe(lease, now);
+        Ok(())
+    }
+
+    /// Versions of the store only grow. An older one than we know means that it was put back to an earlier state.
+    fn not_from_before(&self, lease: &Lease) -> Result<(), StoreWentBack> {
+        let read = version(lease.resource_version());
+        if read < self.newest { Err(StoreWentBack { known: self.newest, read }) } else { Ok(()) }
     }
 
     /// The record does not exist.
@@ -55,11 +90,13 @@ impl Candidate {
     }
 
     /// Our write, started at `started`, has succeeded.
-    pub fn written(&mut self, lease: Lease, started: Instant, now: Instant) {
+    pub fn written(&mut self, lease: Lease, started: Instant, now: Instant) -> Result<(), StoreWentBack> {
+        self.not_from_before(&lease)?;
         self.observe(lease, now);
         if self.seen.as_ref().is_some_and(|(lease, _)| holder(lease) == Some(self.identity.as_str())) {
             self.renewed = Some(started);
         }
+        Ok(())
     }
 
     /// Since when we lead for sure (the start of the last renewal); None once nothing more may be written.
@@ -82,6 +119,9 @@ impl Candidate {
         if let Some(renewed) = self.leading(now) {
             let next = renewed + self.config.renew;
             return if now >= next { Step::Write(Box::new(self.record(wall, false))) } else { Step::Wait(next) };
+        }
+        if !self.competes {
+            return Step::Wait(now + self.config.renew);
         }
         let Some((lease, changed)) = &self.seen else {
             return Step::Write(Box::new(self.record(wall, true)));
@@ -166,7 +206,7 @@ mod tests {
         let Step::Write(lease) = candidate.step(now, WALL) else { return false };
         match server.write(*lease) {
             Some(lease) => {
-                candidate.written(lease, now, now);
+                candidate.written(lease, now, now).unwrap();
                 true
             }
             None => {
@@ -187,6 +227,36 @@ mod tests {
         assert_eq!(b.step(at(4), WALL), Step::Wait(at(13)), "ten seconds after the last change that b has seen");
         assert!(turn(&mut b, &mut server, at(13)));
         assert_eq!(a.leading(at(8)), None, "a has stopped long before");
+    }
+
+    #[test]
+    fn a_replica_that_has_not_read_everything_leaves_the_lead_to_another() {
+        let (start, mut server) = (Instant::now(), Server(None, 0));
+        let at = |s: u64| start + Duration::from_secs(s);
+        let (mut a, mut b) = (Candidate::new("a".into(), config()), Candidate::new("b".into(), config()));
+        a.compete(false);
+        assert!(!turn(&mut a, &mut server, at(0)), "nobody has it");
+        assert!(turn(&mut b, &mut server, at(0)));
+        a.observe(server.0.clone().unwrap(), at(0));
+        assert!(!turn(&mut a, &mut server, at(60)), "nobody renews it");
+        a.compete(true);
+        assert!(turn(&mut a, &mut server, at(60)));
+        a.compete(false);
+        assert!(turn(&mut a, &mut server, at(62)), "it keeps what it has");
+    }
+
+    #[test]
+    fn a_store_that_went_back_is_named() {
+        let now = Instant::now();
+        let at = |version: u64| Server(None, version - 1).write(Lease::default()).unwrap();
+        let mut a = Candidate::new("a".into(), config());
+        assert_eq!(a.read(at(50), now), Ok(()));
+        a.observe(at(1002), now);
+        a.observe(at(60), now);
+        assert_eq!(a.read(at(1002), now), Ok(()), "a watch may lag, a reading does not");
+        assert_eq!(a.read(at(60), now), Err(StoreWentBack { known: 1002, read: 60 }));
+        a.observe_absence();
+        assert_eq!(a.written(at(61), now, now), Err(StoreWentBack { known: 1002, read: 61 }), "the backup had none");
     }
 
     #[test]

@@ -1,3 +1,5 @@
+use sheave_api::Refusal;
+
 use super::*;
 use crate::view::{Port, example as service};
 
@@ -42,14 +44,38 @@ fn a_grant_is_shown_once_and_corrected_after_a_third_party_change() {
 }
 
 #[test]
-fn a_refusal_empties_the_status_unless_there_is_no_pool_at_all() {
+fn an_annotation_of_another_name_is_said_once() {
+    let named = ServiceView { renamed: vec![("metallb.io/address-pool", "sheave.dev/address-pool")], ..service() };
+    let first = allocated(&named, VIP, "p", &[]).unwrap();
+    assert_eq!(first.notes[1].reason, "AnnotationRenamed");
+    assert!(!first.notes[1].warning && first.notes[1].message.contains("its name here is sheave.dev/address-pool"));
+    let remark = Refused { reason: Refusal::UnknownPool, message: "none".into() };
+    let later = allocated(&after(&named, &first), VIP, "p", &[remark]).unwrap();
+    assert_eq!(later.notes.len(), 1);
+}
+
+#[test]
+fn a_refusal_empties_the_status_only_where_it_may() {
     let foreign = ServiceView { ingress: vec![Ingress::Vip(VIP, vec![])], ..service() };
     let write = refused(&foreign, &exhausted(), true).unwrap();
     assert_eq!(write.ingress, IngressChange::Clear);
     assert_eq!(write.patch(Timestamp::UNIX_EPOCH)["metadata"]["resourceVersion"], "7");
     assert_eq!(write.notes[0].reason, "PoolExhausted");
-    let no_pool = Refused { reason: Refusal::NoPool, message: "none".into() };
-    assert_eq!(refused(&foreign, &no_pool, false).unwrap().ingress, IngressChange::Leave);
+    let condition_only = refused(&foreign, &exhausted(), false).unwrap();
+    assert_eq!(condition_only.ingress, IngressChange::Leave);
+    assert_eq!(refused(&after(&foreign, &condition_only), &exhausted(), false), None, "said once, whatever it shows");
+}
+
+#[test]
+fn an_address_of_another_controller_is_not_corrected() {
+    let first = allocated(&service(), VIP, "p", &[]).unwrap();
+    let shown = after(&service(), &first);
+    let foreign = ServiceView { ingress: vec![Ingress::Other], ..shown };
+    let correction = allocated(&foreign, VIP, "p", &[]).unwrap();
+    assert!(correction.is_correction() && correction.without_ingress().is_none());
+    let remark = Refused { reason: Refusal::AddressOfNode, message: "of a node".into() };
+    let said = allocated(&foreign, VIP, "p", &[remark]).unwrap().without_ingress().unwrap();
+    assert_eq!((said.ingress, said.notes.len()), (IngressChange::Leave, 1));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A port of a Service, as clients use it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Port {
     pub number: i32,
     pub protocol: Protocol,
@@ -23,7 +23,7 @@ impl fmt::Display for Port {
 }
 
 /// A transport protocol: those that are served, and any other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
     Tcp,
     Udp,

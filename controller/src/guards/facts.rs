@@ -1,0 +1,155 @@
+//! Pure: what guards are made of: the few fields of nodes, SpeakerStates, ServiceCIDRs and of the API servers' EndpointSlice. A
+//! heartbeat changes none of them.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+use k8s_openapi::api::core::v1::NodeAddress;
+use k8s_openapi::api::discovery::v1::Endpoint;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+use sheave_api::UplinkState;
+
+use crate::whose::Evidence;
+
+/// What one object says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Facts {
+    Node(NodeFacts),
+    Speaker(SpeakerFacts),
+    ServiceRanges(BTreeSet<Ipv4Net>),
+    ApiServers(BTreeSet<Ipv4Addr>),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    pub addresses: BTreeSet<Ipv4Addr>,
+    pub pod_ranges: BTreeSet<Ipv4Net>,
+    /// What `spec.providerID` and labels say about who else serves Services here.
+    pub owners: BTreeSet<Evidence>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpeakerFacts {
+    pub addresses: BTreeSet<Ipv4Addr>,
+    pub subnets: BTreeSet<Ipv4Net>,
+    pub gateways: BTreeSet<Ipv4Addr>,
+    /// In lower case.
+    pub macs: BTreeSet<String>,
+}
+
+/// The fields of a Node that are read.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeSpec {
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+    #[serde(rename = "providerID")]
+    provider_id: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    addresses: Option<Vec<NodeAddress>>,
+}
+
+/// The field of a SpeakerState that is read: one bad condition hides no gateway.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SpeakerStatus {
+    uplinks: Option<Vec<UplinkState>>,
+}
+
+impl NodeFacts {
+    pub fn new(metadata: &ObjectMeta, spec: NodeSpec, status: NodeStatus) -> Self {
+        let ranges = spec.pod_cidrs.unwrap_or_default().into_iter().chain(spec.pod_cidr);
+        let addresses = status.addresses.unwrap_or_default();
+        let labels = metadata.labels.iter().flatten().filter_map(|(name, _)| Evidence::of_label(name));
+        let provider = spec.provider_id.as_deref().and_then(Evidence::of_provider);
+        NodeFacts {
+            addresses: addresses.iter().filter_map(|entry| entry.address.parse().ok()).collect(),
+            pod_ranges: networks(ranges),
+            owners: labels.chain(provider).collect(),
+        }
+    }
+}
+
+impl SpeakerFacts {
+    pub fn new(status: SpeakerStatus) -> Self {
+        let mut facts = SpeakerFacts::default();
+        for uplink in status.uplinks.unwrap_or_default() {
+            facts.addresses.extend(uplink.addresses.iter().filter_map(|text| text.parse::<Ipv4Addr>().ok()));
+            facts.gateways.extend(uplink.gateways.iter().filter_map(|text| text.parse::<Ipv4Addr>().ok()));
+            facts.subnets.extend(networks(uplink.subnets));
+            facts.macs.extend(uplink.mac.map(|mac| mac.to_ascii_lowercase()));
+        }
+        facts
+    }
+}
+
+/// The addresses of API servers in one of their EndpointSlices.
+pub fn api_servers(endpoints: &[Endpoint]) -> BTreeSet<Ipv4Addr> {
+    endpoints.iter().flat_map(|endpoint| &endpoint.addresses).filter_map(|text| text.parse().ok()).collect()
+}
+
+/// Those of IPv4, without host bits. One that cannot be read guards nothing.
+pub fn networks(texts: impl IntoIterator<Item = String>) -> BTreeSet<Ipv4Net> {
+    let v4 = |text: String| match text.parse() {
+        Ok(IpNet::V4(network)) => Some(network.trunc()),
+        Ok(IpNet::V6(_)) | Err(_) => None,
+    };
+    texts.into_iter().filter_map(v4).collect()
+}
+
+/// The IPv4 addresses among these: `None`, an empty ClusterIP and IPv6 are none.
+pub fn ipv4(texts: &[String]) -> Vec<Ipv4Addr> {
+    let v4 = |text: &String| match text.parse() {
+        Ok(IpAddr::V4(address)) => Some(address),
+        Ok(IpAddr::V6(_)) | Err(_) => None,
+    };
+    texts.iter().filter_map(v4).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_node_is_cut_down_to_what_guards_need() {
+        let node = json!({
+            "metadata": {"name": "a", "labels": {"kubernetes.io/os": "linux", "plain": "x"}},
+            "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00::/64"], "providerID": "k3s://a"},
+            "status": {
+                "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}, {"type": "Hostname", "address": "a"},
+                              {"type": "ExternalIP", "address": "198.51.100.1"}, {"type": "InternalIP", "address": "fd00::1"}],
+                "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "nonsense"}],
+            },
+        });
+        let metadata: ObjectMeta = serde_json::from_value(node["metadata"].clone()).unwrap();
+        let spec = serde_json::from_value(node["spec"].clone()).unwrap();
+        let facts = NodeFacts::new(&metadata, spec, serde_json::from_value(node["status"].clone()).unwrap());
+        assert_eq!(facts.addresses, BTreeSet::from([[192, 0, 2, 1].into(), [198, 51, 100, 1].into()]));
+        assert_eq!(facts.pod_ranges, BTreeSet::from(["10.244.1.0/24".parse().unwrap()]));
+        assert_eq!(facts.owners, BTreeSet::from([Evidence::Provider("k3s")]));
+    }
+
+    #[test]
+    fn a_speaker_says_what_lies_around_its_node() {
+        let status: SpeakerStatus = serde_json::from_value(json!({
+            "uplinks": [{"name": "eth0", "mac": "02:00:00:00:00:AB", "addresses": ["192.0.2.1", "bad"], "subnets": ["192.0.2.1/24"], "gateways": ["192.0.2.254"]}],
+            "conditions": [{"lastTransitionTime": "2026-01-01T00:00:00+99:99"}],
+        }))
+        .unwrap();
+        let facts = SpeakerFacts::new(status);
+        assert_eq!(facts.subnets, BTreeSet::from(["192.0.2.0/24".parse().unwrap()]));
+        assert_eq!(facts.gateways, BTreeSet::from([[192, 0, 2, 254].into()]));
+        assert_eq!(facts.addresses, BTreeSet::from([[192, 0, 2, 1].into()]));
+        assert_eq!(facts.macs, BTreeSet::from(["02:00:00:00:00:ab".into()]));
+    }
+}

@@ -1,0 +1,207 @@
+//! Pure: what lies around Services and pools: guards, other owners, objects that cannot be read. All of it must be known before anything
+//! is planned, and everything is planned anew when it changes.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use sheave_api::Refusal;
+
+use super::{Index, Kind, Observed};
+use crate::allocator::Decision;
+use crate::guards::Source;
+use crate::request::{self, Claim};
+use crate::view::{ServiceKey, ServiceView};
+use crate::whose::{Evidence, Whose};
+
+impl Index {
+    /// Whether a full list of every kind was seen.
+    pub fn is_synced(&self) -> bool {
+        self.unread().is_none()
+    }
+
+    /// The first kind of objects of which no full list was seen.
+    pub fn unread(&self) -> Option<&'static str> {
+        self.all_unread().next()
+    }
+
+    fn all_unread(&self) -> impl Iterator<Item = &'static str> {
+        let synced = |kind: &Kind| match kind {
+            Kind::Services => self.services.is_synced(),
+            Kind::Pools => self.pools.is_synced(),
+            Kind::Grants => self.grants.is_synced(),
+            Kind::Namespaces => self.namespaces.is_synced(),
+            Kind::Advertisements => self.advertisements.is_synced(),
+            Kind::Probes => self.probes.objects.is_synced(),
+        };
+        let kinds = Kind::ALL.into_iter().filter(move |kind| !synced(kind)).map(Kind::as_str);
+        let groups = self.api_groups.is_none().then_some("API groups");
+        kinds.chain(self.guards.unread().map(Source::as_str)).chain(groups)
+    }
+
+    /// Kinds of objects that this replica's account may not read and that were never read, with what the API server says. One that is
+    /// taken away later is in the log: what was read stays known.
+    pub fn denied(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.all_unread().filter_map(|kind| Some((kind, self.denied.get(kind)?.as_str())))
+    }
+
+    /// What a Service is to us, and what it wants.
+    pub(crate) fn claim(&self, service: &ServiceView) -> Claim {
+        let listed = self.allocator.is_listed(&service.uid);
+        match self.whose.judge(service, listed, || self.is_adoptable(service)) {
+            Whose::Foreign => Claim::Foreign,
+            Whose::Others(who) => Claim::Others(who),
+            Whose::Ours => request::claim(service),
+        }
+    }
+
+    /// Whether the Service gets, or has, the address that its status shows.
+    fn is_adoptable(&self, service: &ServiceView) -> bool {
+        let Claim::Wanted(request) = request::claim(service) else { return false };
+        match self.allocator.decide(&request) {
+            Decision::Keep { address, .. } | Decision::Grant { address, .. } => request.shown == Some(address),
+            Decision::Refuse(_) => false,
+        }
+    }
+
+    /// Makes the guards anew if something about them has changed, and marks everything if that matters.
+    pub(crate) fn refresh_surroundings(&mut self) {
+        if !std::mem::take(&mut self.guards_outdated) {
+            return;
+        }
+        let mut set = self.guards.set(&self.allocator.entries());
+        self.probes.set_segments(self.guards.segments());
+        self.probes.guard(&mut set);
+        let groups = self.api_groups.iter().flatten().copied();
+        let evidence = groups.chain(self.guards.other_owners()).collect();
+        if self.allocator.set_guards(set) | self.whose.set_evidence(evidence) {
+            self.look_at_everything();
+        }
+    }
+
+    pub(super) fn cluster_ips_changed(&mut self, key: &ServiceKey, before: Option<&ServiceView>, now: &[Ipv4Addr]) {
+        let before = before.map_or(&[][..], |view| &view.cluster_ips);
+        self.guards_outdated |= self.guards.set_cluster_ips(key, before, now);
+    }
+
+    /// The object stays as it was known, and is reported.
+    pub(super) fn cannot_read(&mut self, kind: Kind, name: String) {
+        match kind {
+            Kind::Services => {
+                if let Some((namespace, name)) = name.split_once('/') {
+                    self.services.touch(&ServiceKey { namespace: namespace.into(), name: name.into() });
+                }
+            }
+            Kind::Pools => self.pools.touch(&name),
+            Kind::Namespaces => self.namespaces.touch(&name),
+            Kind::Advertisements => self.advertisements.touch(&name),
+            Kind::Probes => self.probes.objects.touch(&name),
+            Kind::Grants => {
+                if let Ok(address) = name.parse() {
+                    self.grants.touch(&address);
+                    if self.allocator.taken(address).is_none() {
+                        // Whoever has it.
+                        self.allocator.granted(address, String::new(), vec![]);
+                    }
+                }
+            }
+        }
+        self.unreadable.insert((kind, name), true);
+    }
+
+    /// Takes an object off the list of those that cannot be read when it can be, or is gone.
+    pub(super) fn now_readable(&mut self, fact: &Observed) {
+        if self.unreadable.is_empty() {
+            return;
+        }
+        let readable = match fact {
+            Observed::Service(ServiceView { key, .. }) | Observed::ServiceGone(key, _) => {
+                (Kind::Services, key.to_string())
+            }
+            Observed::Pool(view) => (Kind::Pools, view.name.clone()),
+            Observed::PoolGone(name, _) => (Kind::Pools, name.clone()),
+            Observed::Namespace(view) => (Kind::Namespaces, view.name.clone()),
+            Observed::NamespaceGone(name, _) => (Kind::Namespaces, name.clone()),
+            Observed::Advertisement(view) => (Kind::Advertisements, view.name.clone()),
+            Observed::AdvertisementGone(name, _) => (Kind::Advertisements, name.clone()),
+            Observed::Probe(view) => (Kind::Probes, view.node.clone()),
+            Observed::ProbeGone(node, _) => (Kind::Probes, node.clone()),
+            Observed::Grant(view) => (Kind::Grants, view.address.to_string()),
+            Observed::GrantGone(address, _) | Observed::Released(address, _) => (Kind::Grants, address.to_string()),
+            Observed::Begin(kind) => {
+                self.unreadable
+                    .iter_mut()
+                    .filter(|((other, _), _)| other == kind)
+                    .for_each(|(_, listed)| *listed = false);
+                return;
+            }
+            Observed::Complete(kind, _) => return self.drop_unlisted(*kind),
+            Observed::Unreadable(..) | Observed::Denied(..) | Observed::Guard(_) | Observed::ApiGroups(_) => return,
+        };
+        if self.unreadable.remove(&readable).is_some() {
+            self.free_if_unknown(&readable);
+        }
+    }
+
+    /// The full list is complete, and these were not in it.
+    fn drop_unlisted(&mut self, kind: Kind) {
+        let unlisted = self.unreadable.extract_if(.., |(other, _), listed| *other == kind && !*listed);
+        let gone: Vec<(Kind, String)> = unlisted.map(|(object, _)| object).collect();
+        gone.iter().for_each(|object| self.free_if_unknown(object));
+    }
+
+    /// An entry of the ledger that could not be read held its address.
+    fn free_if_unknown(&mut self, (kind, name): &(Kind, String)) {
+        if *kind == Kind::Grants
+            && let Ok(address) = name.parse()
+            && self.grants.get(&address).is_none()
+        {
+            self.allocator.forget(address);
+        }
+    }
+
+    pub(crate) fn is_unreadable(&self, service: &ServiceKey) -> bool {
+        !self.unreadable.is_empty() && self.unreadable.contains_key(&(Kind::Services, service.to_string()))
+    }
+
+    /// How many objects of each kind cannot be read.
+    pub fn unreadable(&self) -> BTreeMap<Kind, i64> {
+        let mut counts: BTreeMap<Kind, i64> = Kind::ALL.into_iter().map(|kind| (kind, 0)).collect();
+        self.unreadable.keys().for_each(|(kind, _)| *counts.entry(*kind).or_default() += 1);
+        counts
+    }
+
+    /// Signs in the whole cluster that somebody else serves Services without a class.
+    pub fn other_owners(&self) -> impl Iterator<Item = Evidence> {
+        self.whose.others()
+    }
+
+    /// How many addresses of all pools are guarded, by reason.
+    pub fn guarded(&self) -> BTreeMap<Refusal, u128> {
+        let mut counts: BTreeMap<Refusal, u128> = BTreeMap::new();
+        for (reason, count) in self.pools.iter().flat_map(|(name, _)| self.allocator.guarded(name)) {
+            *counts.entry(reason).or_default() += count;
+        }
+        counts
+    }
+
+    /// What an operator is to know, each a line of `/readyz`.
+    pub fn notes(&self) -> Vec<String> {
+        let denied = self.denied().map(|(kind, said)| {
+            format!(
+                "not allowed to read {kind}, so no address is granted and this replica does not lead: {said}; \
+                 the ClusterRole of this version has the right"
+            )
+        });
+        let others = self.other_owners().map(|evidence| {
+            format!(
+                "Services without a class are left to another owner: {evidence} (--classless-services=always overrides)"
+            )
+        });
+        let unreadable = self.unreadable.keys().take(NAMED);
+        let unreadable = unreadable.map(|(kind, name)| format!("{} {name} cannot be read; skipped", kind.as_str()));
+        denied.chain(others).chain(unreadable).chain(self.probes.notes()).collect()
+    }
+}
+
+/// Unreadable objects that notes name; the metric counts all.
+const NAMED: usize = 5;
