@@ -30,6 +30,11 @@ pub struct ServiceAttributes {
     pub source_ranges: Option<SourceRanges>,
     #[serde(default, skip_serializing_if = "TrafficPolicy::is_cluster")]
     pub traffic_policy: TrafficPolicy,
+    /// kube-proxy does not translate for clients inside: each node does for its own ([`crate::backend::ruleset`]).
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub without_kube_proxy: bool,
+    #[serde(default, skip_serializing_if = "StartupProbe::is_on")]
+    pub startup_probe: StartupProbe,
 }
 
 /// externalTrafficPolicy of a Service. No packet takes another way for it: pods see the client's address anyway. Nodes with pods come first
@@ -47,6 +52,21 @@ impl TrafficPolicy {
     }
 }
 
+/// Whether a new pod has to accept a connection of its node's speaker before it gets others ([`crate::startup`]). Digests lack it: it
+/// decides for moments, and the rings that follow have digests of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartupProbe {
+    #[default]
+    On,
+    Off,
+}
+
+impl StartupProbe {
+    pub fn is_on(&self) -> bool {
+        *self == Self::On
+    }
+}
+
 /// What digests of views and tables have of a Service's attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttributesDigest {
@@ -60,7 +80,14 @@ impl ServiceAttributes {
     /// Two speakers compare digests, also during an upgrade: of a Service without an attribute that one of them does not know, both have
     /// the same. So an attribute that is added belongs to `more`, which is `None` for a Service that has none of them.
     pub fn digest(&self) -> AttributesDigest {
-        let Self { affinity, affinity_timeout, source_ranges, traffic_policy: _ } = self;
+        let Self {
+            affinity,
+            affinity_timeout,
+            source_ranges,
+            traffic_policy: _,
+            without_kube_proxy: _,
+            startup_probe: _,
+        } = self;
         let ranges = source_ranges.as_ref().map(SourceRanges::digest);
         let more = match affinity_timeout.is_default() {
             true => ranges,
@@ -75,7 +102,14 @@ impl ServiceAttributes {
 
     /// In the value of `SERVICES`. (Where the source ranges are is the layout's to say: forwarding/restricted.rs.)
     pub fn flags(&self) -> u32 {
-        let Self { affinity, affinity_timeout: _, source_ranges: _, traffic_policy: _ } = self;
+        let Self {
+            affinity,
+            affinity_timeout: _,
+            source_ranges: _,
+            traffic_policy: _,
+            without_kube_proxy: _,
+            startup_probe: _,
+        } = self;
         if *affinity == Affinity::ClientIp { ServiceValue::CLIENT_AFFINITY } else { 0 }
     }
 

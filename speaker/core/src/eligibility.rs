@@ -1,34 +1,92 @@
 //! Which VIPs are to have an owner, and which nodes may be it?
 //!
 //! Every node can reach every pod, so only the node's own packet path decides, and the election gets that as events (ready, carrier).
+//! L2Advertisements restrict and order the nodes of the VIPs that name them (`advertised`); Placements name the node that comes first, or
+//! that is to get a VIP from its owner. Of a drained node its own speaker informs the others.
 //! externalTrafficPolicy Local changes the order alone: nodes with pods come first in rank, so that most packets are where their pod is.
 //! An owner whose last pod ends keeps the VIP: moving it would cost more than the hop.
 //! A VIP whose services have no ready pod keeps its owner on purpose: the owner's
 //! dispatcher resets new connections, so that clients fail at once; without an owner no node answers ARP and they hang until they
 //! time out. When the pods return nothing has to be elected first.
 
+mod advertised;
+
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
 use alloc::sync::Arc;
 use core::net::Ipv4Addr;
 
 use ebpf_common::ServiceKey;
 
-use crate::election::Eligible;
+use crate::election::{Eligible, Order};
 use crate::forwarding::Table;
 use crate::forwarding::members::{is_last_resort, is_ready};
-use crate::name::{NodeName, Vip};
+use crate::name::{NodeName, Term, Vip};
 use crate::view::endpoints::{Frontend, Pod};
-use crate::view::{TrafficPolicy, View};
+use crate::view::{Placed, TrafficPolicy, View, VirtualIp};
 
 /// Every VIP that is to have an owner, and the nodes among which it is elected.
 pub fn desired(table: &Table, view: &View) -> BTreeMap<Vip, Eligible> {
-    let all = candidates(view);
-    let of = Arc::new(all.clone());
-    let eligible = |vip: &Ipv4Addr| match table.with_pods.get(vip) {
-        Some(nodes) => Eligible::WithPods { nodes: nodes.clone(), of: of.clone() },
-        None => all.clone(),
+    let (all, placed) = (candidates(view), view.placed());
+    let mut known: BTreeMap<(&[String], bool), Option<Arc<Eligible>>> = BTreeMap::new();
+    let mut desired = BTreeMap::new();
+    for vip in ownable(table) {
+        let none = VirtualIp::default();
+        let granted = view.vips().get(&vip);
+        let named = granted.map_or((&[][..], false), |granted| (&granted.advertisements[..], granted.unannounced));
+        let of = known.entry(named);
+        let of = of.or_insert_with(|| advertised::eligible(view, granted.unwrap_or(&none), &all).map(Arc::new));
+        let Some(of) = of.clone() else { continue };
+        let of = placed.get(&vip).map_or_else(|| of.clone(), |placed| Arc::new(as_placed(placed, of.clone())));
+        let eligible = match table.with_pods.get(&vip) {
+            Some(nodes) => Eligible::WithPods { nodes: nodes.clone(), of },
+            None => (*of).clone(),
+        };
+        desired.insert(Vip(vip), eligible);
+    }
+    desired
+}
+
+/// What an administrator wants of one VIP, beside what holds for all that are announced alike.
+fn as_placed(placed: &Placed<'_>, of: Arc<Eligible>) -> Eligible {
+    let order = placed.order.and_then(|order| {
+        Some(Order { to: NodeName::new(order.to)?, from: NodeName::new(order.from)?, term: Term(order.term) })
+    });
+    Eligible::Placed { preferred: placed.preferred.and_then(NodeName::new), order, of }
+}
+
+/// Why no node is to own a VIP that is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unowned {
+    /// Its pool is not announced.
+    NotAnnounced,
+    /// No node may announce it.
+    NoEligibleNode,
+}
+
+/// The VIPs of the table that no node is to own. `desired`: by the same table and view.
+pub fn unowned(table: &Table, desired: &BTreeMap<Vip, Eligible>) -> BTreeMap<Ipv4Addr, Unowned> {
+    let why = |vip: Ipv4Addr| match desired.get(&Vip(vip)) {
+        None => Some(Unowned::NotAnnounced),
+        Some(eligible) => eligible.is_nobodys().then_some(Unowned::NoEligibleNode),
     };
-    ownable(table).map(|vip| (Vip(vip), eligible(&vip))).collect()
+    ownable(table).filter_map(|vip| Some((vip, why(vip)?))).collect()
+}
+
+/// Nodes that have given up ownership ([`crate::health::reach`]) keep and claim VIPs only while no other node can own them.
+pub fn put_second(desired: &mut BTreeMap<Vip, Eligible>, given_up: &BTreeSet<String>, view: &View) {
+    let names = |second: bool| -> BTreeSet<NodeName> {
+        let members = view.members().filter(|(name, _)| given_up.contains(*name) == second);
+        members.filter_map(|(name, _)| NodeName::new(name)).collect()
+    };
+    let (first, second) = (names(false), names(true));
+    if first.is_empty() || second.is_empty() {
+        return;
+    }
+    let (nodes, others) = (Arc::new(first), Arc::new(second));
+    for eligible in desired.values_mut().filter(|eligible| **eligible == Eligible::All) {
+        *eligible = Eligible::Preferred { nodes: nodes.clone(), others: others.clone() };
+    }
 }
 
 /// The nodes with pods that take new flows, for VIPs whose Services are all Local.
@@ -77,7 +135,6 @@ pub fn candidates(view: &View) -> Eligible {
 #[cfg(test)]
 mod tests {
     use alloc::format;
-    use alloc::string::String;
     use alloc::vec::Vec;
 
     use super::*;
@@ -87,7 +144,8 @@ mod tests {
     use crate::view::endpoints::{frontends, service_key};
     use crate::view::example::{self, TERMINATING, UNREADY, pod};
     use crate::view::{
-        Conditions, Endpoint, Event, Node, Object, ObjectName, Port, Protocol, Service, ServiceAttributes,
+        Conditions, Endpoint, Event, Node, Object, ObjectName, Placement, PlacementMode, Port, Protocol, Service,
+        ServiceAttributes,
     };
 
     const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -176,6 +234,45 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| NodeName::new(name).unwrap());
         assert!(eligible.contains(&a) && eligible.contains(&b) && !eligible.falls_back_to(&a));
         assert!(eligible.has_pod(&b) && !eligible.has_pod(&a) && !eligible.lacks_pods());
+    }
+
+    /// Unless all have: then none is better than another.
+    #[test]
+    fn a_node_that_has_given_up_comes_second() {
+        let node = |name: &str| Object::Node(name.into(), Node::at(Ipv4Addr::new(192, 0, 2, name.as_bytes()[0])));
+        let view = View::from(alloc::vec![node("a"), node("b")]);
+        let names = |names: &[&str]| -> Arc<BTreeSet<NodeName>> {
+            Arc::new(names.iter().filter_map(|name| NodeName::new(name)).collect())
+        };
+        let of = |given_up: &[&str]| {
+            let mut desired = BTreeMap::from([(Vip(VIP), Eligible::All)]);
+            put_second(&mut desired, &given_up.iter().map(|name| String::from(*name)).collect(), &view);
+            desired.remove(&Vip(VIP)).unwrap()
+        };
+        assert_eq!(of(&["a"]), Eligible::Preferred { nodes: names(&["b"]), others: names(&["a"]) });
+        assert_eq!([of(&[]), of(&["a", "b"]), of(&["z"])], [Eligible::All, Eligible::All, Eligible::All]);
+    }
+
+    /// Of this VIP alone, with pods known or not; a node that may not own it is not made one that may.
+    #[test]
+    fn placements_name_the_node_that_comes_first_and_the_one_that_is_to_own_it() {
+        let mut view = local_view(&[pod("b", 1, Conditions::READY)], TrafficPolicy::Local, None);
+        let mut place = |vip: Ipv4Addr, name: &str, node: &str, of: fn(Ipv4Addr) -> PlacementMode| {
+            let placement = Placement { node: node.into(), mode: of(vip) };
+            view.handle(Event::Apply(Object::Placement(format!("{name}-{vip}"), placement)));
+        };
+        for vip in [example::VIP, VIP] {
+            place(vip, "prefer", "a", |vip| PlacementMode::Prefer { vip });
+            place(vip, "move", "z", |vip| PlacementMode::Move { vip, owner: "a".into(), term: 7 });
+        }
+        let mut planner = Planner::new([1, 2], PreviousRings::new(Duration::from_secs(60)));
+        let table = planner.table(&view, &Default::default(), &Default::default(), Instant::ZERO);
+        let desired = desired(&table, &view);
+        let eligible = &desired[&Vip(example::VIP)];
+        let [a, b, z] = ["a", "b", "z"].map(|name| NodeName::new(name).unwrap());
+        assert!(eligible.weight(&a) > eligible.weight(&b) && eligible.has_pod(&b));
+        assert_eq!(eligible.order(), Some(&Order { to: z, from: a, term: Term(7) }));
+        assert_eq!(desired.len(), 1, "the other VIP is granted to no Service");
     }
 
     /// A cordoned node is the second choice, an excluded or deleted one none.

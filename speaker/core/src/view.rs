@@ -5,10 +5,14 @@
 //! Serialised as a list of objects, so that the last known state on disk passes through the same limits when it is read.
 //! Read first: docs/architecture.md, flow (ii).
 
+mod advertisement;
 pub mod endpoints;
+pub mod labels;
 mod limit;
 mod object;
 mod parts;
+pub mod place;
+mod placement;
 pub mod via;
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -18,14 +22,20 @@ use core::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use labels::NodeLabels;
 use parts::Parts;
+use place::Speakers;
 
 pub use crate::attributes::{Affinity, Prefix, ServiceAttributes, SourceRanges, TrafficPolicy};
+pub use advertisement::{L2Advertisement, Preferred, is_like};
 pub use limit::{Limit, Refused};
 pub use object::{
-    Conditions, Endpoint, EndpointSlice, Key, Kind, Node, Object, ObjectName, Port, Protocol, Service, VirtualIp,
+    Conditions, Endpoint, EndpointSlice, Key, Kind, Node, Object, ObjectName, Port, Protocol, Service, SpeakerState,
+    VirtualIp,
 };
 pub use parts::Part;
+pub use place::Place;
+pub use placement::{Order, Placed, Placement, PlacementMode};
 
 /// The cluster as the API server last described it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -35,6 +45,12 @@ pub struct View {
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
     vips: BTreeMap<Ipv4Addr, VirtualIp>,
+    advertisements: BTreeMap<String, L2Advertisement>,
+    placements: BTreeMap<String, Placement>,
+    /// Nodes that have, or have had, a speaker.
+    speakers: Speakers,
+    /// Not on disk: the nodes have those that count.
+    labels: NodeLabels,
     /// What is left out of Services that are served. Not on disk: it moves no packet.
     parts: Parts,
     refused: Refused,
@@ -88,7 +104,12 @@ impl View {
         let services = self.services.iter().map(|(name, service)| Object::Service(name.clone(), service.clone()));
         let slices = self.slices.iter().map(|(name, slice)| Object::EndpointSlice(name.clone(), slice.clone()));
         let vips = self.vips.iter().map(|(address, vip)| Object::VirtualIp(*address, vip.clone()));
-        nodes.chain(services).chain(slices).chain(vips).collect()
+        let advertisements = self.advertisements.iter();
+        let advertisements = advertisements.map(|(name, one)| Object::L2Advertisement(name.clone(), one.clone()));
+        let placements = self.placements.iter().map(|(name, one)| Object::Placement(name.clone(), one.clone()));
+        let mut objects: Vec<Object> = nodes.chain(services).chain(slices).chain(vips).chain(advertisements).collect();
+        objects.extend(placements.chain(self.speakers.objects()));
+        objects
     }
 
     fn apply(&mut self, mut object: Object) -> Change {
@@ -103,7 +124,11 @@ impl View {
             Err(limit) => return self.refuse(limit),
         };
         let kept = match object {
-            Object::Node(name, node) => {
+            Object::Node(name, mut node) => {
+                if self.speakers.has(&name) {
+                    node.reported = 0;
+                }
+                let node = self.with_named_labels(&name, node);
                 self.make_room(&name, &node);
                 insert(&mut self.nodes, name, node, Limit::Nodes)
             }
@@ -111,6 +136,18 @@ impl View {
             Object::EndpointSlice(name, slice) => insert(&mut self.slices, name, slice, Limit::EndpointSlices),
             Object::NameSlice(name, _) => Ok(self.slices.remove(&name).is_some()),
             Object::VirtualIp(address, vip) => insert(&mut self.vips, address, vip, Limit::VirtualIps),
+            Object::L2Advertisement(name, advertisement) => {
+                let kept = insert(&mut self.advertisements, name, advertisement, Limit::L2Advertisements);
+                self.follow_advertisements();
+                kept
+            }
+            Object::Placement(name, placement) => insert(&mut self.placements, name, placement, Limit::Placements),
+            Object::SpeakerState(name, state) => {
+                if let Some(node) = self.nodes.get_mut(&name) {
+                    node.reported = 0;
+                }
+                self.speakers.insert(name, state)
+            }
         };
         match kept.map_or_else(Some, |_| cut) {
             None => Change::from_difference(noted | kept.unwrap_or_default()),
@@ -131,6 +168,19 @@ impl View {
         self.divided_vips().0.into_iter().map(|(vip, _)| vip).collect()
     }
 
+    /// A view that holds nothing but the SpeakerStates, L2Advertisements and Placements of this one.
+    #[must_use]
+    pub fn without_wait(&self) -> Self {
+        let mut view = Self {
+            speakers: self.speakers.clone(),
+            advertisements: self.advertisements.clone(),
+            placements: self.placements.clone(),
+            ..Self::default()
+        };
+        view.follow_advertisements();
+        view
+    }
+
     /// Nodes that are in the cluster.
     pub fn members(&self) -> impl Iterator<Item = (&String, &Node)> {
         self.nodes.iter().filter(|(_, node)| !node.departed)
@@ -143,12 +193,21 @@ impl View {
 
     /// Nodes of an earlier view that this one does not have are departed: their flows may live.
     pub fn carry_departed(&mut self, earlier: &Self) {
-        for (name, node) in &earlier.nodes {
+        for (name, node) in earlier.nodes.iter().filter(|(name, node)| !earlier.lacks_speaker(name, node)) {
             let taken = self.nodes.iter().any(|(known, at)| known == name || at.address == node.address);
             if !taken && self.nodes.len() < Limit::Nodes.value() {
                 self.nodes.insert(name.clone(), Node { departed: true, ..node.clone() });
             }
         }
+    }
+
+    /// A node that is deleted keeps its place for its flows; one without a speaker has none. Whether that changed something.
+    fn depart(&mut self, name: &str) -> bool {
+        self.labels.forget(name);
+        if self.nodes.get(name).is_some_and(|node| self.lacks_speaker(name, node)) {
+            return self.nodes.remove(name).is_some();
+        }
+        self.nodes.get_mut(name).is_some_and(|node| !core::mem::replace(&mut node.departed, true))
     }
 
     /// The flows of a departed node are over. Whether there was such a node.
@@ -174,12 +233,17 @@ impl View {
         let noted = self.parts.forget(key);
         noted
             | match key {
-                Key::Node(name) => {
-                    self.nodes.get_mut(name).is_some_and(|node| !core::mem::replace(&mut node.departed, true))
-                }
+                Key::Node(name) => self.depart(name),
                 Key::Service(name) => self.services.remove(name).is_some(),
                 Key::EndpointSlice(name) => self.slices.remove(name).is_some(),
                 Key::VirtualIp(address) => self.vips.remove(address).is_some(),
+                Key::L2Advertisement(name) => {
+                    let removed = self.advertisements.remove(name).is_some();
+                    self.follow_advertisements();
+                    removed
+                }
+                Key::Placement(name) => self.placements.remove(name).is_some(),
+                Key::SpeakerState(name) => self.speakers.remove(name),
             }
     }
 
@@ -209,6 +273,9 @@ impl View {
                 names.cloned().map(Key::EndpointSlice).collect()
             }
             Kind::VirtualIp => self.vips.keys().copied().map(Key::VirtualIp).collect(),
+            Kind::L2Advertisement => self.advertisements.keys().cloned().map(Key::L2Advertisement).collect(),
+            Kind::Placement => self.placements.keys().cloned().map(Key::Placement).collect(),
+            Kind::SpeakerState => self.speakers.names().cloned().map(Key::SpeakerState).collect(),
         }
     }
 
@@ -228,6 +295,9 @@ impl PartialEq for View {
             && self.services == other.services
             && self.slices == other.slices
             && self.vips == other.vips
+            && self.advertisements == other.advertisements
+            && self.placements == other.placements
+            && self.speakers == other.speakers
     }
 }
 

@@ -9,7 +9,7 @@ use core::net::Ipv4Addr;
 use ebpf_common::{FlowTuple, ServiceKey};
 
 use crate::view::endpoints::{Frontend, Pod, frontends};
-use crate::view::{Protocol, View};
+use crate::view::{Place, Protocol, View};
 
 /// One entry of conntrack: TCP or UDP, addressed to a VIP, translated to a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub struct Endpoints {
     udp: Targets,
     /// Whether it answers or not.
     udp_named: Targets,
-    /// Addresses of this node's pods, and of those that stand on no node: any node may translate for them.
+    /// Addresses of this node's pods, and of those that nodes translate for ([`Place::Via`]): any node may.
     here: BTreeSet<Ipv4Addr>,
     /// Which of them are named for a TCP port of a VIP, ready or not.
     tcp_here: Targets,
@@ -103,7 +103,11 @@ impl Endpoints {
 
     pub(super) fn from_frontends(view: &View, node: &str, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Self {
         let endpoints = || view.slices().values().flat_map(|slice| &slice.endpoints);
-        let here = endpoints().filter(|endpoint| endpoint.node.as_deref().is_none_or(|of| of == node));
+        let here = endpoints().filter(|endpoint| match view.place(endpoint) {
+            Place::Node(of) => of == node,
+            Place::Via => true,
+            Place::Unknown => false,
+        });
         let targets = |protocol: Protocol, chosen: &dyn Fn(&Pod<'_>) -> bool| -> Targets {
             let ports = frontends.iter().filter(|(key, _)| key.proto == protocol.number());
             let pods = |frontend: &Frontend<'_>| {

@@ -18,6 +18,8 @@ use core::net::Ipv4Addr;
 use ebpf_common::ServiceKey;
 use thiserror::Error;
 
+use crate::forwarding::members::{has_started, is_last_resort, is_ready};
+use crate::startup::Target;
 use crate::view::endpoints::{Frontend, Pod, frontends};
 use crate::view::{ServiceAttributes, View};
 
@@ -35,6 +37,10 @@ pub struct Plan {
     pub vips: BTreeSet<Ipv4Addr>,
     /// Service ports with a pod on this node. All others of a VIP run into the guard.
     pub services: BTreeMap<ServiceKey, LocalPods>,
+    /// Service ports that this node translates for its own clients, because kube-proxy does not ([`ruleset`]).
+    pub inside: BTreeMap<ServiceKey, ClusterPods>,
+    /// Those among them that no pod serves: the node's own clients are refused, as kube-proxy would.
+    pub inside_refused: BTreeSet<ServiceKey>,
     /// Next hops for packets of flows that are unknown here, by the slot in the mark. Without this node.
     pub peers: BTreeMap<u16, Ipv4Addr>,
     /// The kernel can hand packets on (`CONFIG_NFT_DUP_IPV4`). If not, [`Plan::peers`] has no effect.
@@ -43,8 +49,27 @@ pub struct Plan {
     pub udp_silent: bool,
     /// UDP flows that keep their pod whatever conntrack has ([`udp_pin`]).
     pub udp_pins: udp_pin::Targets,
+    /// Whose adverts and reports pass.
+    pub adverts: Adverts,
     /// The pods by which conntrack's flows are judged; not in the table.
     pub endpoints: Endpoints,
+    /// New pods of this node that accept connections: they count as started once this plan is in force. Not in the table.
+    pub starting: BTreeSet<Target>,
+}
+
+/// The UDP ports of the speakers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adverts {
+    pub ports: BTreeSet<u16>,
+    /// `None`: it is not known who the nodes are, and all may send.
+    pub senders: Option<Senders>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Senders {
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// As nodes have stated them under their signature.
+    pub macs: BTreeSet<[u8; 6]>,
 }
 
 /// The pods of this node that serve a port.
@@ -53,7 +78,8 @@ pub struct LocalPods {
     pub attributes: ServiceAttributes,
     /// In order of address, never empty.
     pub pods: Vec<(Ipv4Addr, u16)>,
-    /// None is ready: these serve while they terminate.
+    /// None is ready and has started: these serve while they terminate, or have not started. New flows are theirs only where the ring
+    /// names this node.
     pub last_resort: bool,
     /// Those that stand on no node: they get this node's address in place of the client's ([`crate::view::via`]).
     pub via: BTreeSet<(Ipv4Addr, u16)>,
@@ -61,9 +87,20 @@ pub struct LocalPods {
     pub service: u64,
 }
 
+/// The pods of the cluster that serve a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterPods {
+    pub attributes: ServiceAttributes,
+    /// In order of address, never empty.
+    pub pods: Vec<(Ipv4Addr, u16)>,
+    /// Those that get this node's address in place of the client's, as in [`LocalPods::via`].
+    pub via: BTreeSet<(Ipv4Addr, u16)>,
+}
+
 impl Plan {
-    /// Chooses among this node's pods only: the dispatcher has already chosen the node. Ready pods; if there are none, pods that
-    /// serve while they terminate (KEP-1669): a dispatcher with an older view still sends new connections here.
+    /// Chooses among this node's pods only: the dispatcher has already chosen the node. Ready pods that have started; if there are none,
+    /// pods that serve while they terminate (KEP-1669): a dispatcher with an older view still sends new connections here. If there are none
+    /// either, pods that have not started: no pod may have, anywhere.
     pub fn new(view: &View, node: &str, uplink: Uplink) -> Self {
         Self::of(view, &frontends(view).0, node, uplink)
     }
@@ -74,18 +111,11 @@ impl Plan {
         let mut services = BTreeMap::new();
         for (key, frontend) in frontends {
             let local = || frontend.pods.iter().filter(|pod| pod.node == node);
-            let ready = |pod: &&Pod<'_>| pod.conditions.ready && !pod.conditions.terminating;
-            let last_resort = |pod: &&Pod<'_>| pod.conditions.serving && pod.conditions.terminating;
-            let mut pods: Vec<_> = local().filter(ready).map(target).collect();
-            let none_ready = pods.is_empty();
-            if none_ready {
-                pods = local().filter(last_resort).map(target).collect();
-            }
-            pods.truncate(MAX_LOCAL_PODS);
+            let (pods, last_resort) = serving(local);
             if !pods.is_empty() {
                 let via = local().filter(|pod| pod.via).map(target).filter(|pod| pods.contains(pod)).collect();
                 let (attributes, service) = (frontend.attributes.clone(), affinity::service_hash(frontend.service));
-                services.insert(*key, LocalPods { attributes, pods, last_resort: none_ready, via, service });
+                services.insert(*key, LocalPods { attributes, pods, last_resort, via, service });
             }
         }
         Self {
@@ -93,18 +123,30 @@ impl Plan {
             address: view.nodes().get(node).map(|node| node.address),
             vips: view.served_vips(),
             services,
+            inside: inside(frontends, |attributes| attributes.without_kube_proxy),
+            inside_refused: inside_refused(frontends, |attributes| attributes.without_kube_proxy),
             peers: BTreeMap::new(),
             second_chance: true,
             udp_silent: false,
             udp_pins: BTreeMap::new(),
+            adverts: Adverts::default(),
             endpoints,
+            starting: BTreeSet::new(),
         }
+    }
+
+    /// The same on a node that has no kube-proxy.
+    pub fn without_kube_proxy(self, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Self {
+        let (inside, inside_refused) = (inside(frontends, |_| true), inside_refused(frontends, |_| true));
+        Self { inside, inside_refused, ..self }
     }
 
     /// Rules for no other VIPs than these: what the node does not serve it must not touch.
     pub fn serving(mut self, vips: &BTreeSet<Ipv4Addr>) -> Self {
         self.vips.retain(|vip| vips.contains(vip));
         self.services.retain(|key, _| vips.contains(&key.addr.into()));
+        self.inside.retain(|key, _| vips.contains(&key.addr.into()));
+        self.inside_refused.retain(|key| vips.contains(&key.addr.into()));
         self.endpoints.retain_vips(vips);
         self
     }
@@ -156,6 +198,8 @@ pub enum Guard {
     Unreachable,
     /// UDP with [`Plan::udp_silent`]: dropped.
     Silent,
+    /// An advert or report that no node has sent: dropped.
+    Stranger,
     /// Conntrack cannot place it (bad checksum, contradictory state): dropped.
     Invalid,
     /// Anything else: dropped.
@@ -172,6 +216,7 @@ impl Guard {
         Self::Reset,
         Self::Unreachable,
         Self::Silent,
+        Self::Stranger,
         Self::Invalid,
         Self::Other,
     ];
@@ -186,18 +231,56 @@ impl Guard {
             Self::Reset => "guard_reset",
             Self::Unreachable => "guard_unreachable",
             Self::Silent => "guard_silent",
+            Self::Stranger => "advert_stranger",
             Self::Invalid => "guard_invalid",
             Self::Other => "guard_other",
         }
     }
 }
 
+/// The pods of these that serve, and whether they do as a last resort: none is ready and has started.
+fn serving<'a, 'b: 'a, I: Iterator<Item = &'a Pod<'b>>>(pods: impl Fn() -> I) -> (Vec<(Ipv4Addr, u16)>, bool) {
+    let chosen = |takes: fn(&Pod<'_>) -> bool| -> Vec<_> { pods().filter(|pod| takes(pod)).map(target).collect() };
+    let mut serving = chosen(has_started);
+    let last_resort = serving.is_empty();
+    for takes in [is_last_resort, is_ready] {
+        if serving.is_empty() {
+            serving = chosen(takes);
+        }
+    }
+    // Two nodes translate for an endpoint of no node; the pods are in order.
+    serving.dedup();
+    serving.truncate(MAX_PODS);
+    (serving, last_resort)
+}
+
+fn inside(
+    frontends: &BTreeMap<ServiceKey, Frontend<'_>>,
+    chosen: impl Fn(&ServiceAttributes) -> bool,
+) -> BTreeMap<ServiceKey, ClusterPods> {
+    let of_service = |(key, frontend): (&ServiceKey, &Frontend<'_>)| {
+        let (pods, _) = serving(|| frontend.pods.iter());
+        let via = frontend.pods.iter().filter(|pod| pod.via).map(target).filter(|pod| pods.contains(pod)).collect();
+        (!pods.is_empty()).then(|| (*key, ClusterPods { attributes: frontend.attributes.clone(), pods, via }))
+    };
+    frontends.iter().filter(|(_, frontend)| chosen(frontend.attributes)).filter_map(of_service).collect()
+}
+
+fn inside_refused(
+    frontends: &BTreeMap<ServiceKey, Frontend<'_>>,
+    chosen: impl Fn(&ServiceAttributes) -> bool,
+) -> BTreeSet<ServiceKey> {
+    let is_refused =
+        |frontend: &Frontend<'_>| chosen(frontend.attributes) && serving(|| frontend.pods.iter()).0.is_empty();
+    frontends.iter().filter(|(_, frontend)| is_refused(frontend)).map(|(key, _)| *key).collect()
+}
+
 fn target(pod: &Pod<'_>) -> (Ipv4Addr, u16) {
     (pod.address, pod.port)
 }
 
-/// Pods of one service port on one node; kubelet's own default is 110 pods in all.
-const MAX_LOCAL_PODS: usize = 1024;
+/// Pods of one service port in one chain. On one node kubelet's own default is 110 pods in all.
+const MAX_PODS: usize = 1024;
 
 #[cfg(test)]
 mod tests;

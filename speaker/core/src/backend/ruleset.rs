@@ -8,7 +8,7 @@
 //!
 //! A packet to a VIP passes three of our chains. `flow_lookup` (behind conntrack): is the flow known here? If not, the mark names
 //! the next hop, and the packet is forwarded there. `prerouting` (nat): a new flow gets a pod. `forward` or `input`: the guard
-//! refuses what is still addressed to the VIP.
+//! refuses what is still addressed to the VIP. What this node's own clients send to a VIP passes others (`inside`).
 //!
 //! Read first: docs/backend.md; nft(8); kernel net/netfilter/nf_nat_core.c, `nf_nat_inet_fn`: the nat chains of a hook run in order of priority
 //! until one has bound the flow's translation. `dnat to ip daddr` binds "none", so that no later chain (kube-proxy: -100) can
@@ -16,7 +16,9 @@
 //! filter chains at -110 in input, forward and output (pkg/proxy/nftables, `filterForwardChain` and others), in iptables mode
 //! at 0. The guard is before both.
 
+mod adverts;
 mod affinity;
+mod inside;
 mod source_ranges;
 mod via;
 
@@ -32,7 +34,7 @@ use ebpf_common::{FlowTuple, Mark, NextHop, RESERVED_FLAG, SearchState, ServiceK
 use super::affinity::Records;
 use super::udp_pin::Targets;
 use super::{Guard, LocalPods, Plan};
-use crate::view::Protocol;
+use crate::view::{Protocol, ServiceAttributes};
 
 /// Name of the nftables table, family ip.
 pub const TABLE: &str = "sheave";
@@ -67,6 +69,7 @@ pub fn replace_with(plan: &Plan, records: &Records) -> String {
         plan.services.keys().map(|key| format!("{} : goto {}", tuple(key), chain(key))).collect();
     line(&mut text, format_args!("\tmap services {{ type {PORT_TYPE} : verdict; {}}}", elements(&services)));
     source_ranges::sets(&mut text, plan);
+    inside::objects(&mut text, plan);
     via::set(&mut text, plan);
     let known: Vec<String> = plan.udp_pins.keys().map(flow).collect();
     line(&mut text, format_args!("\tset udp_pin {{ type {FLOW_TYPE}; {}}}", elements(&known)));
@@ -81,6 +84,7 @@ pub fn replace_with(plan: &Plan, records: &Records) -> String {
     }
     flow_lookup(&mut text, plan);
     base_chains(&mut text, plan);
+    adverts::chains(&mut text, plan);
     text.push_str("}\n");
     line(&mut text, format_args!("table ip {CONNTRACK_HOOK_TABLE} {{"));
     line(&mut text, format_args!("\tchain postrouting {{"));
@@ -100,7 +104,9 @@ pub fn delete() -> String {
 
 /// Whether the plans differ in what all chains have: then [`replace`] leads from one to the other, and [`update`] does not.
 pub fn needs_replace(from: &Plan, to: &Plan) -> bool {
-    let of_all = |plan: &Plan| (plan.uplink.clone(), plan.address, plan.second_chance, plan.udp_silent);
+    let of_all = |plan: &Plan| {
+        (plan.uplink.clone(), plan.address, plan.second_chance, plan.udp_silent, plan.adverts.ports.clone())
+    };
     of_all(from) != of_all(to)
 }
 
@@ -111,7 +117,9 @@ pub fn update(from: &Plan, to: &Plan) -> Option<String> {
     }
     let mut text = String::new();
     source_ranges::update(&mut text, from, to);
+    inside::update(&mut text, from, to);
     via::update(&mut text, from, to);
+    adverts::update(&mut text, from, to);
     affinity::update_before(&mut text, from, to);
     update_services(&mut text, from, to);
     affinity::update_after(&mut text, from, to);
@@ -357,29 +365,31 @@ fn base_chains(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t\ttype nat hook postrouting priority {CLEAR_MARK_PRIORITY}; policy accept;"));
     line(text, format_args!("\t\t{ours} meta mark set meta mark & {:#x}", !ACCEPT_MARK));
     line(text, format_args!("\t\t{}", via::rule()));
+    inside::masquerade(plan).iter().for_each(|rule| line(text, format_args!("\t\t{rule}")));
     line(text, format_args!("\t}}"));
+    inside::base_chains(text, plan);
 }
 
 /// The chains of one service port, its own last.
 fn chains(key: &ServiceKey, local: &LocalPods, pods: &affinity::Pods) -> Vec<affinity::Chain> {
     match local.attributes.keeps_clients() {
         true => affinity::chains(key, local, pods),
-        false => [(chain(key), [translate(key, local)].into())].into(),
+        false => [(chain(key), [translate(key, &local.attributes, &local.pods)].into())].into(),
     }
 }
 
 /// The rule of one service port. `meta l4proto` comes first because nft wants to know that there are ports.
-fn translate(key: &ServiceKey, local: &LocalPods) -> String {
+fn translate(key: &ServiceKey, attributes: &ServiceAttributes, pods: &[(Ipv4Addr, u16)]) -> String {
     let protocol = protocol(key.proto);
-    if let [(address, port)] = local.pods[..] {
+    if let [(address, port)] = pods[..] {
         return format!("meta l4proto {protocol} dnat to {address}:{port}");
     }
-    let choice = local.attributes.choice(protocol_of(key), local.pods.len());
-    format!("meta l4proto {protocol} dnat ip to {choice} map {{ {} }}", pods_by_number(local))
+    let choice = attributes.choice(protocol_of(key), pods.len());
+    format!("meta l4proto {protocol} dnat ip to {choice} map {{ {} }}", pods_by_number(pods))
 }
 
-fn pods_by_number(local: &LocalPods) -> String {
-    let pods = local.pods.iter().enumerate();
+fn pods_by_number(pods: &[(Ipv4Addr, u16)]) -> String {
+    let pods = pods.iter().enumerate();
     let pods: Vec<String> = pods.map(|(i, (address, port))| format!("{i} : {address} . {port}")).collect();
     pods.join(", ")
 }

@@ -34,6 +34,53 @@ fn terminating_pods_serve_clients_that_are_still_sent_here() {
     assert_eq!(web_pods(&plan), [(Ipv4Addr::new(10, 0, b'a', 1), 8080)]);
 }
 
+/// Pods of the whole cluster, each once, though two nodes translate for one of them.
+#[test]
+fn clients_inside_are_this_nodes_where_kube_proxy_does_not_translate() {
+    let outside = Endpoint { address: Ipv4Addr::new(198, 51, 100, 1), node: None, conditions: Conditions::READY };
+    let known = view([ready("a", 1), ready("b", 2), pod("c", 3, UNREADY), outside.clone()]);
+    let frontends = frontends(&known).0;
+    let plan = Plan::of(&known, &frontends, "a", Uplink::new("eth0").unwrap());
+    assert!(plan.inside.is_empty());
+    let key = service_key(VIP, 80, Protocol::Tcp);
+    let all = plan.clone().without_kube_proxy(&frontends);
+    let pods = [Ipv4Addr::new(10, 0, b'a', 1), Ipv4Addr::new(10, 0, b'b', 2), outside.address].map(|pod| (pod, 8080));
+    assert_eq!((all.inside.len(), &all.inside[&key].pods[..]), (2, &pods[..]));
+    assert_eq!(all.inside[&key].via, [pods[2]].into());
+    assert!(all.clone().serving(&BTreeSet::new()).inside.is_empty());
+    // By updates, there and back.
+    assert_eq!(update(&all, &all), None);
+    for (from, to, verb) in [(&plan, &all, "add"), (&all, &plan, "delete")] {
+        let text = update(from, to).unwrap();
+        for line in ["element ip sheave inside { 192.0.2.1 . tcp . 80", "chain ip sheave inside-tcp-192.0.2.1-80"] {
+            assert!(text.contains(&format!("{verb} {line}")), "{text}");
+        }
+    }
+
+    let bare = ServiceAttributes { without_kube_proxy: true, ..Default::default() };
+    let mut known = known;
+    known.handle(Event::Apply(service(web(), bare)));
+    assert_eq!(Plan::new(&known, "a", Uplink::new("eth0").unwrap()).inside.len(), 2, "what kube-proxy leaves alone");
+}
+
+/// Its rules follow at once, so no flow waits for nft when a pod starts.
+#[test]
+fn pods_that_have_not_started_serve_where_no_other_does() {
+    let of = |endpoints: &[Endpoint]| {
+        let view = view(endpoints);
+        let mut frontends = frontends(&view).0;
+        let new = |pod: &&mut Pod<'_>| pod.address.octets()[3] >= 7;
+        frontends.values_mut().flat_map(|frontend| &mut frontend.pods).filter(new).for_each(|pod| pod.started = false);
+        let plan = Plan::of(&view, &frontends, "a", Uplink::new("eth0").unwrap());
+        let web = &plan.services[&service_key(VIP, 80, Protocol::Tcp)];
+        let pods: Vec<u8> = web.pods.iter().map(|(address, _)| address.octets()[3]).collect();
+        (pods, web.last_resort)
+    };
+    assert_eq!(of(&[ready("a", 1), ready("a", 7)]), (vec![1], false));
+    assert_eq!(of(&[pod("a", 1, TERMINATING), ready("a", 7)]), (vec![1], true));
+    assert_eq!(of(&[pod("a", 1, UNREADY), ready("a", 7), ready("a", 8), ready("b", 1)]), (vec![7, 8], true));
+}
+
 #[test]
 fn no_pod_here_no_service_here() {
     let plan = plan([ready("b", 1)]);

@@ -8,8 +8,10 @@ use alloc::vec::Vec;
 
 use super::Election;
 use super::claims::{Claimant, Outcome, contest};
+use super::eligible::Eligible;
+use super::failback::Failback;
 use super::peer::{Held, Incarnation};
-use super::state::{Action, Eligible, LoseReason, Owner, Phase};
+use super::state::{Action, LoseReason, Owner, Phase};
 use crate::name::{NodeName, Term, Vip};
 use crate::rank;
 use crate::time::{Duration, Instant};
@@ -29,6 +31,10 @@ pub(super) struct Record {
     stepping_down_since: Option<Instant>,
     /// The kernel refused this node's entry: no claim before this time.
     pub barred_until: Option<Instant>,
+    /// Held: what is intended for a heavier node.
+    pub failback: Failback,
+    /// Held: since when it has been offered to the node that an order names.
+    pub ordered_since: Option<Instant>,
     /// When it is to be decided again although nothing changed.
     wake: Option<Instant>,
 }
@@ -61,6 +67,7 @@ pub(super) struct Ability {
     pub saved_view: bool,
     /// It steps down from VIPs that peers with a confirmed view could hold.
     pub concedes: bool,
+    drained: bool,
 }
 
 impl Ability {
@@ -68,6 +75,16 @@ impl Ability {
         let may = matches!(self.phase, Phase::Member | Phase::Isolated);
         may && self.ready && !self.leaving && self.carrier && self.quorum
     }
+}
+
+/// What becomes of a VIP that this node holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tenure {
+    Stays,
+    /// It steps down and holds the VIP until a peer claims it.
+    Offered,
+    /// It steps down and, once a successor is there, holds the VIP for a leave timeout at most.
+    Ends,
 }
 
 /// A peer's claim is the better one.
@@ -120,6 +137,7 @@ impl Election {
             quorum: self.has_quorum(now),
             saved_view: self.saved_view,
             concedes: self.concedes(now),
+            drained: self.drained,
         };
         let before = core::mem::replace(&mut self.ability, ability);
         if ability.can_claim() && (!before.can_claim() || before.saved_view && !ability.saved_view) {
@@ -156,15 +174,20 @@ impl Election {
             return self.release(vip, LoseReason::NoQuorum, actions);
         }
         let second_choice = !eligible.contains(&self.config.node);
-        let stepping_down =
-            self.leaving || !self.ready || second_choice || self.ability.concedes && self.is_preceded(vip);
+        let must = self.leaving || !self.ready || second_choice || self.ability.concedes && self.is_preceded(vip);
+        let tenure = match must {
+            true => Tenure::Ends,
+            false if self.drains(vip) || self.offers(vip, held.term, now) => Tenure::Offered,
+            false => Tenure::Stays,
+        };
+        let stepping_down = tenure != Tenure::Stays;
         match self.contest_all(vip, held.term, stepping_down, now, actions) {
             Err(Lost) if stepping_down => return self.release(vip, LoseReason::HandedOver, actions),
             Err(Lost) => return self.release(vip, LoseReason::Conflict, actions),
             Ok(term) if term > held.term => self.hold(vip, term, actions),
             Ok(_) => {}
         }
-        self.set_stepping_down(vip, stepping_down, now, actions);
+        self.set_tenure(vip, tenure, now, actions);
     }
 
     /// The term to go on with, or `Err` if the VIP is lost to a peer (R5).
@@ -202,7 +225,8 @@ impl Election {
     }
 
     /// R4: make before break, but not for ever.
-    fn set_stepping_down(&mut self, vip: Vip, stepping_down: bool, now: Instant, actions: &mut Vec<Action>) {
+    fn set_tenure(&mut self, vip: Vip, tenure: Tenure, now: Instant, actions: &mut Vec<Action>) {
+        let stepping_down = tenure != Tenure::Stays;
         if let Some(held) = self.held.get_mut(&vip)
             && held.stepping_down != stepping_down
         {
@@ -214,8 +238,12 @@ impl Election {
             return self.set_stepping_down_since(vip, None);
         }
         self.open.insert(vip);
+        if tenure == Tenure::Offered {
+            return self.set_stepping_down_since(vip, None);
+        }
         let successor = self.has_successor(vip);
-        if !successor && self.ready && !self.leaving {
+        let may_keep = self.eligible(vip).is_some_and(|eligible| eligible.choice(&self.config.node).is_some());
+        if !successor && self.ready && !self.leaving && may_keep {
             // Excluded, but it works: better than no owner. The offer stands, the time for it begins when a successor can take it.
             return self.set_stepping_down_since(vip, None);
         }
@@ -286,7 +314,13 @@ impl Election {
         if !self.ability.can_claim() || self.is_preceded(vip) || self.held.len() >= MAX_CLAIMS {
             return;
         }
-        let mut due = self.due(vip, vacancy, now);
+        if self.peers.claims(vip).any(|claim| !self.yields_to_this_node(vip, claim, now)) {
+            return;
+        }
+        let ordered = self.eligible(vip).is_some_and(|eligible| {
+            self.peers.claims(vip).any(|(owner, _, held)| self.is_ordered_here(eligible, owner, held))
+        });
+        let mut due = if ordered { vacancy.since } else { self.due(vip, vacancy, now) };
         if let Some(until) = self.peers.unverified_until(vip, &self.config, now) {
             due = due.max(until);
         }
@@ -326,7 +360,8 @@ impl Election {
         let node = &self.config.node;
         let eligible = self.vips.get(&vip).and_then(|record| record.eligible.as_ref());
         let has_pod = |name: &NodeName| eligible.is_some_and(|eligible| eligible.has_pod(name));
-        let own = (has_pod(node), rank::weight_of_hash(vip, self.hash), node);
+        let weight = |name: &NodeName| eligible.map(|eligible| eligible.weight(name)).unwrap_or_default();
+        let own = (weight(node), has_pod(node), rank::weight_of_hash(vip, self.hash), node);
         let precedence = eligible.and_then(|eligible| self.own_precedence(eligible));
         let competes = |name: &NodeName, peer: &Incarnation| {
             precedence.is_some() && eligible.and_then(|e| self.precedence(e, name, peer)) == precedence
@@ -339,7 +374,8 @@ impl Election {
             }
             compared += 1;
             let steps_down = || peer.claims.get(&vip).is_some_and(|held| held.stepping_down);
-            if (has_pod(name), rank::weight_of_hash(vip, hash), name) > own && !steps_down() {
+            let rank = (weight(name), has_pod(name), rank::weight_of_hash(vip, hash), name);
+            if rank > own && !steps_down() {
                 before += 1;
                 if before >= limit {
                     break;
@@ -355,6 +391,11 @@ impl Election {
         self.held.insert(vip, Held { term, stepping_down: false });
         if let Some(record) = self.vips.get_mut(&vip) {
             (record.term, record.vacancy, record.barred_until) = (term, None, None);
+            (record.failback, record.ordered_since) = (Failback::default(), None);
+            // A heavier node may be ready already.
+            if record.eligible.as_ref().is_some_and(Eligible::may_be_offered) {
+                self.touched.insert(vip);
+            }
         }
         self.open.remove(&vip);
         self.transmit.changed = true;
@@ -391,7 +432,7 @@ impl Election {
         }
     }
 
-    fn wake_at(&mut self, vip: Vip, at: Instant) {
+    pub(super) fn wake_at(&mut self, vip: Vip, at: Instant) {
         let Some(record) = self.vips.get_mut(&vip) else { return };
         if let Some(known) = record.wake {
             if known <= at {

@@ -1,11 +1,14 @@
 //! Who holds which VIP: one heartbeat per node, a lease shorter than the dead interval, claims with terms.
 //!
 //! Read first: docs/election.md (phases, rules R1.., invariants I1..); RFC 9568 for what it grew from.
-//! Files: `state` (configuration, events, actions) → `turn` (the loop that drives it) → `peer`, `peers` (what is received) → `claims`
-//! (which claim wins a conflict) → `precedence` (who may claim before whom) → `decide` (what to hold) → `transmit` (what is sent).
+//! Files: `state` (configuration, events, actions) → `eligible` (which nodes may hold a VIP) → `turn` (the loop that drives it) → `peer`, `peers` (what is received) → `claims`
+//! (which claim wins a conflict) → `precedence` (who may claim before whom) → `failback` (who hands back), `order` (who hands over as ordered) → `decide` (what to hold) → `transmit` (what is sent).
 
 mod claims;
 mod decide;
+mod eligible;
+mod failback;
+mod order;
 mod peer;
 mod peers;
 mod precedence;
@@ -17,10 +20,11 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use decide::{Ability, Record};
+pub use eligible::{Choice, Eligible, Order, Standing};
 use peer::{Challenges, Claims};
 use peers::{Lapsed, Peers};
 pub use state::{
-    Action, Config, ConfigError, Eligible, Event, LoseReason, Owner, PartitionPolicy, PeerStatus, Phase, Status, Work,
+    Action, Config, ConfigError, Event, LoseReason, Owner, PartitionPolicy, PeerStatus, Phase, Status, Work,
 };
 use transmit::Transmit;
 
@@ -48,11 +52,13 @@ pub struct Election {
     /// When peers went down, lately: all at once means that it is this node that is cut off.
     lost: Vec<Instant>,
     ready: bool,
+    ready_since: Instant,
     carrier: bool,
     leaving: bool,
     /// No API server has confirmed the view, and since when a peer whose view is confirmed could hold VIPs.
     saved_view: bool,
     confirmed_peer: Option<Instant>,
+    drained: bool,
     handed_over: bool,
     all_taken: bool,
 
@@ -99,10 +105,12 @@ impl Election {
             alone: true,
             lost: Vec::new(),
             ready: false,
+            ready_since: now,
             carrier: true,
             leaving: false,
             saved_view: false,
             confirmed_peer: None,
+            drained: false,
             handed_over: false,
             all_taken: true,
             last_tick: Instant::ZERO,
@@ -171,6 +179,7 @@ impl Election {
         self.touched.extend(received.vips);
         if received.flags {
             self.touch_open();
+            self.touch_offers();
         }
         if received.replaced {
             self.new_challenge();
@@ -366,8 +375,15 @@ impl Machine for Election {
             Event::Desired(desired) => self.set_desired(desired),
             Event::Nodes(nodes) => self.set_nodes(nodes, actions),
             Event::SavedView(saved) => self.set_saved_view(saved, actions),
+            Event::Drained(drained) => {
+                self.transmit.changed |= self.drained != drained;
+                self.drained = drained;
+            }
             Event::Ready(ready) => {
                 self.transmit.changed |= self.ready != ready;
+                if ready && !self.ready {
+                    self.ready_since = now;
+                }
                 self.ready = ready;
             }
             Event::Carrier(carrier) => self.set_carrier(carrier, now, actions),

@@ -24,6 +24,8 @@ pub(super) struct Incarnation {
     pub challenge: u32,
     pub flags: Flags,
     pub first_received: Instant,
+    /// If it is ready and not leaving: since when it has been received so.
+    pub ready_since: Instant,
     pub last_received: Instant,
     /// The challenges in its latest heartbeat, and when that came.
     echoes: Vec<u32>,
@@ -70,6 +72,7 @@ impl Incarnation {
             challenge: advert.challenge,
             flags: advert.flags,
             first_received: now,
+            ready_since: now,
             last_received: now,
             echoes: Vec::new(),
             beat_at: now,
@@ -90,7 +93,11 @@ impl Incarnation {
             change.newest = true;
             self.last_received = now;
             change.challenged = core::mem::replace(&mut self.challenge, advert.challenge) != advert.challenge;
-            change.flags = core::mem::replace(&mut self.flags, advert.flags) != advert.flags;
+            let before = core::mem::replace(&mut self.flags, advert.flags);
+            change.flags = before != advert.flags;
+            if !before.ready || before.leaving {
+                self.ready_since = now;
+            }
             self.digest = advert.digest;
             if self.digest == EMPTY_DIGEST {
                 change.vips = self.forget_claims();

@@ -182,7 +182,7 @@ impl Peers {
                 (peer.up, peer.vouched) = (true, false);
             }
             if came_up && silent {
-                current.first_received = now;
+                (current.first_received, current.ready_since) = (now, now);
             }
             let Change { newest, flags, mut vips, challenged, mac } = change;
             if came_up || flags {

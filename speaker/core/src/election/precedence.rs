@@ -1,13 +1,15 @@
 //! Who may claim a VIP before whom: nodes that the administrator prefers, and nodes whose view an API server has confirmed.
 //!
-//! Read first: docs/election.md rule R14. A node that starts without an API server serves the view on its disk. The VIPs of that view
+//! Read first: docs/election.md rules R4 and R14. A node that starts without an API server serves the view on its disk. The VIPs of that view
 //! may have been taken back long ago, and the address may be another machine's. A peer that reaches the API server has the present view.
 
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 
 use super::Election;
-use super::peer::Incarnation;
-use super::state::{Action, Eligible};
+use super::eligible::{Choice, Eligible};
+use super::peer::{Held, Incarnation};
+use super::state::Action;
 use crate::name::{NodeName, Vip};
 use crate::time::Instant;
 
@@ -15,11 +17,11 @@ use crate::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Precedence {
     confirmed: bool,
-    first_choice: bool,
+    choice: Choice,
 }
 
 impl Precedence {
-    const HIGHEST: Self = Self { confirmed: true, first_choice: true };
+    const HIGHEST: Self = Self { confirmed: true, choice: Choice::First };
 }
 
 impl Election {
@@ -59,22 +61,58 @@ impl Election {
         if self.ready && !self.leaving && self.own_precedence(eligible).is_some() {
             return self.is_preceded(vip);
         }
-        self.peers.up().any(|(name, peer)| could_hold(peer) && eligible.contains(name))
+        let may = |name: &NodeName| eligible.contains(name) || eligible.falls_back_to(name);
+        self.peers.up().any(|(name, peer)| could_hold(peer) && may(name))
+    }
+
+    /// This node is drained, and a peer that comes before it could take the VIP now: the owner offers it for as long as that is true.
+    pub(super) fn drains(&self, vip: Vip) -> bool {
+        let Some(eligible) = self.eligible(vip).filter(|_| self.drained) else { return false };
+        let own = self.own_precedence(eligible);
+        let better = |name: &NodeName, peer: &Incarnation| self.precedence(eligible, name, peer) > own;
+        self.peers.up().any(|(name, peer)| peer.flags.ready && !peer.flags.leaving && better(name, peer))
+    }
+
+    /// A peer that claims the VIP and steps down cannot go on holding it, or comes after this node, or was ordered to hand it over to this
+    /// node: else it seeks another one.
+    pub(super) fn yields_to_this_node(
+        &self,
+        vip: Vip,
+        (owner, peer, held): (&NodeName, &Incarnation, Held),
+        now: Instant,
+    ) -> bool {
+        let Some(eligible) = self.eligible(vip) else { return false };
+        if !peer.flags.ready || peer.flags.leaving {
+            return true;
+        }
+        match self.own_precedence(eligible).cmp(&self.precedence(eligible, owner, peer)) {
+            Ordering::Greater => true,
+            Ordering::Less => false,
+            Ordering::Equal if self.is_ordered_here(eligible, owner, held) => true,
+            Ordering::Equal => {
+                self.takes_offers(eligible, now) && eligible.weight(&self.config.node) > eligible.weight(owner)
+            }
+        }
     }
 
     pub(super) fn own_precedence(&self, eligible: &Eligible) -> Option<Precedence> {
-        let first_choice = eligible.contains(&self.config.node);
-        let any = first_choice || eligible.falls_back_to(&self.config.node);
-        any.then_some(Precedence { confirmed: !self.saved_view, first_choice })
+        let choice = claims_as(eligible.choice(&self.config.node), self.drained)?;
+        Some(Precedence { confirmed: !self.saved_view, choice })
     }
 
     /// Nodes that a saved view does not have are newer than it.
     pub(super) fn precedence(&self, eligible: &Eligible, node: &NodeName, peer: &Incarnation) -> Option<Precedence> {
         let newer = || self.saved_view && !self.peers.is_member(node);
-        let first_choice = eligible.contains(node) || newer();
-        let any = first_choice || eligible.falls_back_to(node);
-        any.then_some(Precedence { confirmed: !peer.flags.saved_view, first_choice })
+        let choice = if newer() { Some(Choice::First) } else { eligible.choice(node) };
+        let choice = claims_as(choice, peer.flags.drained)?;
+        Some(Precedence { confirmed: !peer.flags.saved_view, choice })
     }
+}
+
+/// `None`: it claims nothing. A drained node is the last choice, whatever else it is to the VIP.
+fn claims_as(choice: Option<Choice>, drained: bool) -> Option<Choice> {
+    let choice = choice.filter(|choice| *choice > Choice::Keeps)?;
+    Some(if drained { Choice::Last } else { choice })
 }
 
 /// The peer can hold VIPs now, or will in a moment.

@@ -1,9 +1,9 @@
 //! Configuration, events, actions and phases of the election: the tables of docs/election.md.
 
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use super::eligible::Eligible;
 use crate::name::{NodeName, Term, Vip};
 use crate::time::{Duration, Instant};
 use crate::wire::advert::{Keyring, Reject};
@@ -137,58 +137,6 @@ pub enum PartitionPolicy {
     Quorum { members: BTreeSet<NodeName> },
 }
 
-/// Which nodes may hold a VIP. Cheap to clone: all VIPs share the sets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Eligible {
-    /// Every node that is ready.
-    All,
-    Only(Arc<BTreeSet<NodeName>>),
-    /// These; the others only while none of these can.
-    Preferred {
-        nodes: Arc<BTreeSet<NodeName>>,
-        others: Arc<BTreeSet<NodeName>>,
-    },
-    /// As `of`; these come before all others in rank. No node steps down for them.
-    WithPods {
-        nodes: Arc<BTreeSet<NodeName>>,
-        of: Arc<Eligible>,
-    },
-}
-
-impl Eligible {
-    pub fn only(nodes: BTreeSet<NodeName>) -> Self {
-        Self::Only(Arc::new(nodes))
-    }
-
-    /// As a first choice.
-    pub fn contains(&self, node: &NodeName) -> bool {
-        match self {
-            Self::All => true,
-            Self::Only(nodes) | Self::Preferred { nodes, .. } => nodes.contains(node),
-            Self::WithPods { of, .. } => of.contains(node),
-        }
-    }
-
-    /// Where no first choice can.
-    pub fn falls_back_to(&self, node: &NodeName) -> bool {
-        match self {
-            Self::All | Self::Only(_) => false,
-            Self::Preferred { others, .. } => others.contains(node),
-            Self::WithPods { of, .. } => of.falls_back_to(node),
-        }
-    }
-
-    /// It comes before nodes without pods in rank.
-    pub fn has_pod(&self, node: &NodeName) -> bool {
-        matches!(self, Self::WithPods { nodes, .. } if nodes.contains(node))
-    }
-
-    /// Nodes with pods come first, and none is known.
-    pub fn lacks_pods(&self) -> bool {
-        matches!(self, Self::WithPods { nodes, .. } if nodes.is_empty())
-    }
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The loop begins to work: after its wait, and before a heartbeat. `stalled`: for how long since the last heartbeat its thread was
@@ -205,6 +153,8 @@ pub enum Event {
     Nodes(BTreeSet<NodeName>),
     /// Whether the view is that of the disk: no API server has confirmed it (R14). False at start.
     SavedView(bool),
+    /// An administrator wants this node to own VIPs only while no other node can (R4, R14). False at start.
+    Drained(bool),
     /// The kernel refused the entry of [`Action::Acquire`]: the VIP is released, and not announced.
     NotAcquired(Vip),
     /// The dataplane of this node can serve. False at start; an owner that is not ready hands over.

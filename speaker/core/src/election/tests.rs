@@ -1,7 +1,9 @@
 //! Scenarios with explicit times, one per rule of docs/election.md and then some.
 
+mod chosen;
 mod faults;
 mod harness;
+mod placed;
 mod properties;
 mod saved_view;
 mod with_pods;

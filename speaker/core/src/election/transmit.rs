@@ -196,6 +196,7 @@ impl Election {
             joining: self.phase == Phase::Joining,
             alone: self.alone,
             saved_view: self.saved_view,
+            drained: self.drained,
         }
     }
 }

@@ -60,48 +60,51 @@ pub(super) fn existing_only(view: &View, traffic_states: &TrafficStates) -> BTre
 /// Which pods take part in a ring, and whether the service port takes new flows.
 ///
 /// The first of these that there is:
-/// 1. ready pods; if there are none, pods that serve while they terminate (KEP-1669). On nodes that take new flows.
+/// 1. ready pods that have started; if there are none, pods that serve while they terminate (KEP-1669). On nodes that take new flows.
 /// 2. The same on nodes that keep existing flows only: their kernels go on translating.
-/// 3. Any other pod whose node's kernel answers. The service port takes no new flows: no pod is ready, so SYNs are refused, but open flows
+/// 3. Ready pods that have not started ([`crate::startup`]), on nodes as in 1., then as in 2.: their own resets are the answer.
+/// 4. Any other pod whose node's kernel answers. The service port takes no new flows: no pod is ready, so SYNs are refused, but open flows
 ///    live on. (All pods may fail one probe at the same moment, or the API server may not have received the status of their nodes.)
-/// 4. No node answers. The ring is kept as it is, the nodes may be back in a moment.
+/// 5. No node answers. The ring is kept as it is, the nodes may be back in a moment.
 ///
 /// The pods of a lost node stay members, so that the loss moves no row but the node's own. That must hold as well when the API server,
 /// 40 s later, calls them unready: so where a lost node has no ready pod its unready ones count.
 ///
 /// A node with the exclude label is treated as lost, so that the label as well moves no row but the node's own; unless no
-/// other node has a ready pod: then the label is ignored.
+/// other node has a ready pod: then the label is ignored. `ignores_label`: it is in any case, because an L2Advertisement of the VIP says so.
 ///
 /// The pods of a node whose object was deleted take no part.
-pub(super) fn members(pods: &[Pod<'_>], view: &View, traffic_states: &TrafficStates) -> Chosen {
+pub(super) fn members(pods: &[Pod<'_>], ignores_label: bool, view: &View, traffic_states: &TrafficStates) -> Chosen {
     let pods: Vec<Pod<'_>> = pods.iter().filter(|pod| view.is_member(pod.node)).copied().collect();
-    let is_excluded = |pod: &Pod<'_>| view.nodes().get(pod.node).is_some_and(|node| node.excluded);
+    let is_excluded = |pod: &Pod<'_>| !ignores_label && view.nodes().get(pod.node).is_some_and(|node| node.excluded);
     let takes_new_flows = |pod: &Pod<'_>| traffic_states.takes_new_flows(pod.node);
-    let heeded = pods.iter().any(|pod| is_ready(pod) && takes_new_flows(pod) && !is_excluded(pod));
+    let heeded = pods.iter().any(|pod| has_started(pod) && takes_new_flows(pod) && !is_excluded(pod));
     let is_wanted = |pod: &Pod<'_>| takes_new_flows(pod) && !(heeded && is_excluded(pod));
     let answers = |pod: &Pod<'_>| traffic_states.keeps_flows(pod.node);
 
-    let serving = |has_rows: &dyn Fn(&Pod<'_>) -> bool| -> BTreeMap<&str, u32> {
-        let chosen = count(pods.iter().filter(|pod| has_rows(pod) && is_ready(pod)));
-        if chosen.is_empty() { count(pods.iter().filter(|pod| has_rows(pod) && is_last_resort(pod))) } else { chosen }
-    };
     let mut no_new_flows = false;
-    let mut has_rows: &dyn Fn(&Pod<'_>) -> bool = &is_wanted;
-    let mut counts = serving(has_rows);
-    if counts.is_empty() {
-        has_rows = &answers;
-        counts = serving(has_rows);
+    let mut has_rows: Rule<'_> = &is_wanted;
+    let mut counts = BTreeMap::new();
+    let accepting: [fn(&Pod<'_>) -> bool; 2] = [has_started, is_last_resort];
+    let tiers: [(Rule<'_>, &[_]); 4] =
+        [(&is_wanted, &accepting), (&answers, &accepting), (&is_wanted, &[is_ready]), (&answers, &[is_ready])];
+    for (rule, choices) in tiers {
+        has_rows = rule;
+        counts = first(&pods, rule, choices);
+        if !counts.is_empty() {
+            break;
+        }
     }
     if counts.is_empty() {
         counts = count(pods.iter().filter(|pod| answers(pod)));
         no_new_flows = !counts.is_empty();
     }
     if counts.is_empty() {
-        counts = serving(&|_| true);
+        counts = first(&pods, &|_| true, &[has_started, is_last_resort, is_ready]);
     } else {
         let lost = |pod: &&Pod<'_>| !has_rows(pod) && !takes_new_flows(pod) && !pod.conditions.terminating;
         counts.extend(count(pods.iter().filter(lost)));
-        counts.extend(count(pods.iter().filter(|pod| !has_rows(pod) && is_ready(pod))));
+        counts.extend(count(pods.iter().filter(|pod| !has_rows(pod) && has_started(pod))));
     }
     let rowless: BTreeSet<&str> = pods.iter().filter(|pod| !has_rows(pod)).map(|pod| pod.node).collect();
     let members = counts.into_iter().map(|(node, pods)| (String::from(node), pods, rowless.contains(node)));
@@ -129,8 +132,21 @@ pub(crate) fn is_ready(pod: &Pod<'_>) -> bool {
     pod.conditions.ready && !pod.conditions.terminating
 }
 
+pub(crate) fn has_started(pod: &Pod<'_>) -> bool {
+    is_ready(pod) && pod.started
+}
+
 pub(crate) fn is_last_resort(pod: &Pod<'_>) -> bool {
     pod.conditions.serving && pod.conditions.terminating
+}
+
+/// Which pods may have rows.
+type Rule<'a> = &'a dyn Fn(&Pod<'_>) -> bool;
+
+/// By node, the pods of the first choice that has any.
+fn first<'a>(pods: &[Pod<'a>], has_rows: Rule<'_>, choices: &[fn(&Pod<'_>) -> bool]) -> BTreeMap<&'a str, u32> {
+    let chosen = choices.iter().map(|takes| count(pods.iter().filter(|pod| has_rows(pod) && takes(pod))));
+    chosen.into_iter().find(|counts| !counts.is_empty()).unwrap_or_default()
 }
 
 fn count<'a, 'b: 'a>(pods: impl Iterator<Item = &'a Pod<'b>>) -> BTreeMap<&'b str, u32> {

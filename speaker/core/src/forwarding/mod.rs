@@ -219,19 +219,23 @@ impl Planner {
             // What is held back was decided by an old view.
             self.batches.clear();
         }
-        let mut last: Option<(&[Pod<'_>], Arc<Members>, bool)> = None;
+        let mut last: Option<(&[Pod<'_>], bool, Arc<Members>, bool)> = None;
         for (key, frontend) in frontends {
             // The ports of one Service have the same pods.
+            let ignores_label = view.ignores_exclude_label(key.addr.into());
             let (members, no_new_flows) = match &last {
-                Some((pods, members, no_new_flows)) if endpoints::same_places(pods, &frontend.pods) => {
+                Some((pods, ignored, members, no_new_flows))
+                    if *ignored == ignores_label && endpoints::same_places(pods, &frontend.pods) =>
+                {
                     (members.clone(), *no_new_flows)
                 }
                 _ => {
-                    let Chosen { members, no_new_flows } = members::members(&frontend.pods, view, traffic_states);
+                    let Chosen { members, no_new_flows } =
+                        members::members(&frontend.pods, ignores_label, view, traffic_states);
                     (Arc::new(members), no_new_flows)
                 }
             };
-            last = Some((&frontend.pods, members.clone(), no_new_flows));
+            last = Some((&frontend.pods, ignores_label, members.clone(), no_new_flows));
             // A node that was away applies the view as it is: its peers may have applied all of it.
             let current = self.previous_rings.current(key).filter(|_| self.away.is_none());
             let wanted = Wanted { ended: self.previous_rings.ended(key, &members), members, current };

@@ -63,6 +63,45 @@ fn without_ready_pods_terminating_ones_that_serve_count() {
     assert_eq!(ring_members(endpoints, &none()), [("b".into(), 1, false)]);
 }
 
+/// The ring's members where these pods have not started, by address.
+fn ring_of_started(endpoints: impl Into<Vec<Endpoint>>, unstarted: &[Endpoint], states: &TrafficStates) -> Vec<String> {
+    let view = view(endpoints);
+    let (mut frontends, refused) = frontends(&view);
+    for pod in frontends.get_mut(&web_port()).into_iter().flat_map(|frontend| &mut frontend.pods) {
+        pod.started = !unstarted.iter().any(|endpoint| endpoint.address == pod.address);
+    }
+    let table = planner(KEY).table_of(&view, &(frontends, refused), states, &Reports::new(), NOW);
+    let dns = &table.services[&service_key(VIP, 53, Protocol::Udp)];
+    assert!(dns.ring.members != table.services[&web_port()].ring.members, "ports of one Service differ");
+    let up = table.services[&web_port()].ring.members.iter().filter(|(_, member)| !member.down);
+    up.map(|(node, member)| alloc::format!("{node}{}", member.pods)).collect()
+}
+
+#[test]
+fn a_pod_that_has_not_started_has_no_rows_while_another_accepts() {
+    let states = TrafficStates::default();
+    let all = [ready("a", 1), ready("a", 2), ready("b", 1)];
+    assert_eq!(ring_of_started(all.clone(), &[ready("b", 1)], &states), ["a2"]);
+    assert_eq!(ring_of_started(all.clone(), &[ready("a", 1)], &states), ["a1", "b1"]);
+    // A pod that ends accepts, as far as is known; one that has not started refuses.
+    let ending = [pod("a", 1, TERMINATING), ready("b", 1)];
+    assert_eq!(ring_of_started(ending, &[ready("b", 1)], &states), ["a1"]);
+    // So does one on a node whose speaker is silent.
+    let silent = TrafficStates { existing_only: names(["a"]), ..TrafficStates::default() };
+    assert_eq!(ring_of_started([ready("a", 1), ready("b", 1)], &[ready("b", 1)], &silent), ["a1"]);
+}
+
+#[test]
+fn where_no_pod_has_started_all_have_rows_and_refuse_themselves() {
+    let all = [ready("a", 1), ready("b", 1), pod("c", 1, UNREADY)];
+    let view = view(all);
+    let (mut frontends, refused) = frontends(&view);
+    frontends.values_mut().flat_map(|frontend| &mut frontend.pods).for_each(|pod| pod.started = false);
+    let table = planner(KEY).table_of(&view, &(frontends, refused), &TrafficStates::default(), &Reports::new(), NOW);
+    let web = &table.services[&web_port()];
+    assert_eq!((web.no_new_flows, web.ring.nodes.clone()), (false, ["a", "b"].map(String::from).to_vec()));
+}
+
 #[test]
 fn without_a_pod_the_ring_is_empty() {
     let empty = table(&view([]), &none());
@@ -229,6 +268,26 @@ fn excluded_nodes_have_no_rows_while_others_are_ready() {
     // What is not ready on an excluded node is no member.
     let known = excluded(view([ready("a", 1), pod("c", 1, UNREADY)]), &["c"]);
     assert_eq!(rows(&known).members.iter().count(), 1);
+}
+
+/// An L2Advertisement of the VIP says so; of another VIP beside it none does.
+#[test]
+fn excluded_nodes_have_rows_of_a_vip_that_ignores_the_label() {
+    use crate::view::{L2Advertisement, VirtualIp};
+
+    let mut known = excluded(view([ready("a", 1), ready("b", 1), ready("c", 1)]), &["c"]);
+    let other = Ipv4Addr::new(192, 0, 2, 2);
+    known.handle(Event::Apply(vip(other, [web()])));
+    let ignoring = L2Advertisement { ignores_exclude_label: true, ..L2Advertisement::default() };
+    known.handle(Event::Apply(Object::L2Advertisement("x".into(), ignoring)));
+    let named = VirtualIp { advertisements: vec!["x".into()], ..known.vips()[&VIP].clone() };
+    known.handle(Event::Apply(Object::VirtualIp(VIP, named)));
+    let table = table(&known, &none());
+    let on_c = |vip: Ipv4Addr| {
+        let ring = &table.services[&service_key(vip, 80, Protocol::Tcp)].ring;
+        (0..ring.rows.len()).filter(|row| ring.primary(*row as u32) == Some("c")).count()
+    };
+    assert!(on_c(VIP) > 0 && on_c(other) == 0);
 }
 
 #[test]

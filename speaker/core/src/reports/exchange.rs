@@ -15,9 +15,11 @@ use peer::Peer;
 
 use super::{Report, Reported, Reports};
 use crate::forwarding::LONGEST_WAIT;
+use crate::health;
 use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::staleness::Staleness;
+use crate::startup::Starts;
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::Digests;
 use crate::wire::report::{Datagram, Keyring, Piece, Reject, encode, piece_len};
@@ -29,6 +31,10 @@ pub struct Exchange {
     started: Instant,
     sequence: u64,
     own: Option<Own>,
+    /// The new pods of this node.
+    starts: Starts,
+    /// The members that this node checks; `None`: it checks none.
+    health: Option<health::Report>,
     /// All other nodes of the cluster, once they are known.
     nodes: Option<BTreeSet<NodeName>>,
     peers: BTreeMap<NodeName, Peer>,
@@ -62,6 +68,10 @@ pub enum Event {
     Local(Arc<Report>),
     /// The digests of the view, once the packet path has applied it.
     Applied(Digests),
+    /// The new pods of this node, as many as fit ([`Startup::starts`](crate::startup::Startup::starts)). To be repeated.
+    Starts(Starts),
+    /// What this node has checked. To be repeated.
+    Health(health::Report),
     Datagram(Vec<u8>),
     /// The incarnations that the election has verified and receives. To be repeated.
     Incarnations(BTreeMap<NodeName, u64>),
@@ -79,6 +89,16 @@ pub enum Action {
     Send(Vec<u8>),
     /// The report of a node, maybe this one, has changed: make the table again.
     Changed(NodeName),
+    /// The new pods of another node.
+    Starts {
+        node: NodeName,
+        starts: Starts,
+    },
+    /// What another node has checked.
+    Health {
+        node: NodeName,
+        report: health::Report,
+    },
     Rejected(Reject),
     /// The table of this node has differed from ours for longer than `Config::differ`.
     Differs {
@@ -117,6 +137,8 @@ impl Exchange {
             started: now,
             sequence: 0,
             own: None,
+            starts: Starts::new(),
+            health: None,
             nodes: None,
             peers: BTreeMap::new(),
             staleness,
@@ -220,12 +242,19 @@ impl Exchange {
             self.next_list = Some(self.next_list.map_or(earliest, |next| next.min(earliest)));
         }
         let view = datagram.view;
+        let (starts, health) = (datagram.starts.clone(), datagram.health.clone());
         let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(now));
         let changed = peer.take(datagram, now)?;
         self.staleness.applied(&node, view, now);
         self.compare_views(now);
         if changed {
-            actions.push(Action::Changed(node));
+            actions.push(Action::Changed(node.clone()));
+        }
+        if let Some(starts) = starts {
+            actions.push(Action::Starts { node: node.clone(), starts });
+        }
+        if let Some(report) = health {
+            actions.push(Action::Health { node, report });
         }
         self.compare(now, actions);
         Ok(())
@@ -302,6 +331,10 @@ impl Exchange {
         if self.next_beat <= now {
             self.next_beat = now + self.config.interval;
             self.send_summary(now, actions);
+            if !self.starts.is_empty() {
+                self.send_starts(now, actions);
+            }
+            self.send_health(now, actions);
             self.raise_alarms(now, actions);
             self.judge(now, actions);
         }
@@ -323,15 +356,45 @@ impl Exchange {
         };
         let pieces: Vec<Vec<u8>> = own.list.chunks(self.piece_len()).map(Vec::from).collect();
         for (part, bytes) in (0..).zip(pieces) {
-            self.send(Some(Piece { part, bytes }), now, actions);
+            self.send(Some(Piece { part, bytes }), None, now, actions);
         }
     }
 
     fn send_summary(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        self.send(None, now, actions);
+        self.send(None, None, now, actions);
     }
 
-    fn send(&mut self, piece: Option<Piece>, now: Instant, actions: &mut Vec<Action>) {
+    /// At once, and with each summary until all are known to have started: a lost datagram costs a second.
+    fn set_starts(&mut self, starts: Starts, now: Instant, actions: &mut Vec<Action>) {
+        if starts != self.starts {
+            self.starts = starts;
+            self.send_starts(now, actions);
+        }
+    }
+
+    fn send_starts(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.send(None, Some(self.starts.clone()), now, actions);
+    }
+
+    /// At once, and with each summary: peers forget it otherwise.
+    fn set_health(&mut self, report: health::Report, now: Instant, actions: &mut Vec<Action>) {
+        if self.health.as_ref() != Some(&report) {
+            self.health = Some(report);
+            self.send_health(now, actions);
+        }
+    }
+
+    fn send_health(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if let Some(report) = self.health.clone() {
+            self.send_with(Body { health: Some(report), ..Body::default() }, now, actions);
+        }
+    }
+
+    fn send(&mut self, piece: Option<Piece>, starts: Option<Starts>, now: Instant, actions: &mut Vec<Action>) {
+        self.send_with(Body { piece, starts, health: None }, now, actions);
+    }
+
+    fn send_with(&mut self, Body { piece, starts, health }: Body, now: Instant, actions: &mut Vec<Action>) {
         self.sequence += 1;
         let own = self.own.as_ref();
         let age = own.map_or(Duration::ZERO, |own| now.since(own.reported.confirmed));
@@ -348,6 +411,8 @@ impl Exchange {
             age_millis: u32::try_from(age.as_millis()).unwrap_or(u32::MAX),
             parts: own.map_or(0, |own| own.list.len().div_ceil(self.piece_len()) as u16),
             piece,
+            starts,
+            health,
         };
         actions.push(Action::Send(datagram.seal(&self.config.keys)));
     }
@@ -355,6 +420,14 @@ impl Exchange {
     fn piece_len(&self) -> usize {
         piece_len(self.config.node.as_str().len())
     }
+}
+
+/// What a datagram carries beside the summary: one of these, or nothing.
+#[derive(Default)]
+struct Body {
+    piece: Option<Piece>,
+    starts: Option<Starts>,
+    health: Option<health::Report>,
 }
 
 impl Machine for Exchange {
@@ -365,6 +438,8 @@ impl Machine for Exchange {
         match event {
             Event::Local(report) => self.set_local(report, now, actions),
             Event::Applied(view) => self.set_applied(view, now, actions),
+            Event::Starts(starts) => self.set_starts(starts, now, actions),
+            Event::Health(report) => self.set_health(report, now, actions),
             Event::Datagram(bytes) => {
                 if let Err(reject) = self.receive(&bytes, now, actions) {
                     actions.push(Action::Rejected(reject));

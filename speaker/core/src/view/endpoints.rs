@@ -13,7 +13,7 @@ use ebpf_common::ServiceKey;
 use sha2::{Digest, Sha256};
 
 use super::via::Via;
-use super::{Conditions, Endpoint, EndpointSlice, ObjectName, Port, Protocol, ServiceAttributes, View};
+use super::{Conditions, Endpoint, EndpointSlice, ObjectName, Place, Port, Protocol, ServiceAttributes, View};
 use crate::attributes::AttributesDigest;
 
 /// One port of one VIP.
@@ -31,8 +31,10 @@ pub struct Pod<'a> {
     pub port: u16,
     pub node: &'a str,
     pub conditions: Conditions,
-    /// It stands on no node: this one translates for it, with its own address ([`super::via`]).
+    /// It stands on no node, or on one without a speaker: this one translates for it, with its own address ([`super::via`]).
     pub via: bool,
+    /// False for a new pod that has not accepted a connection yet ([`crate::startup`]). The view itself does not know.
+    pub started: bool,
 }
 
 /// Why a service port or an endpoint has no part in it. The label is log field and metric label.
@@ -95,7 +97,7 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
     for (name, slice) in view.slices() {
         slices.entry((&name.namespace, &slice.service)).or_default().push(slice);
     }
-    let places = Places::new(view);
+    let candidates = Candidates { view, via: Via::new(view) };
     let mut frontends = BTreeMap::new();
     let mut refusals = BTreeSet::new();
     let (served, taken) = view.divided_vips();
@@ -126,7 +128,7 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
                     refuse(Reason::PortTaken, &port.port);
                     continue;
                 }
-                let pods = places.pods(slices, port, &mut refuse);
+                let pods = candidates.pods(slices, port, &mut refuse);
                 frontends.insert(key, Frontend { service: name, attributes: &service.attributes, pods });
             }
         }
@@ -137,7 +139,8 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
 /// Whether these stand on the same nodes, in the same condition, one for one: then they make the same members of a ring.
 pub fn same_places(pods: &[Pod<'_>], others: &[Pod<'_>]) -> bool {
     let same = |(pod, other): (&Pod<'_>, &Pod<'_>)| {
-        pod.conditions == other.conditions && (core::ptr::eq(pod.node, other.node) || pod.node == other.node)
+        let alike = pod.conditions == other.conditions && pod.started == other.started;
+        alike && (core::ptr::eq(pod.node, other.node) || pod.node == other.node)
     };
     pods.len() == others.len() && pods.iter().zip(others).all(same)
 }
@@ -207,7 +210,7 @@ fn frontend_bytes(key: &ServiceKey, attributes: &ServiceAttributes) -> ([u8; 8],
 }
 
 fn pod_bytes(pod: &Pod<'_>) -> [u8; 9] {
-    let Pod { address, port, conditions, node: _, via: _ } = pod;
+    let Pod { address, port, conditions, node: _, via: _, started: _ } = pod;
     let ([a, b, c, d], [high, low]) = (address.octets(), port.to_be_bytes());
     let [ready, serving, terminating] = [conditions.ready, conditions.serving, conditions.terminating].map(u8::from);
     [a, b, c, d, high, low, ready, serving, terminating]
@@ -223,27 +226,13 @@ pub fn service_key(vip: Ipv4Addr, port: u16, protocol: Protocol) -> ServiceKey {
     ServiceKey { addr: vip.octets(), port: port.to_be_bytes(), proto: protocol.number(), pad: 0 }
 }
 
-/// Where endpoints stand.
-struct Places<'a> {
+/// Endpoints, and the nodes that serve them.
+struct Candidates<'a> {
     view: &'a View,
-    by_address: BTreeMap<Ipv4Addr, &'a str>,
     via: Via<'a>,
 }
 
-impl<'a> Places<'a> {
-    fn new(view: &'a View) -> Self {
-        let by_address = view.members().map(|(name, node)| (node.address, name.as_str())).collect();
-        Self { view, by_address, via: Via::new(view) }
-    }
-
-    /// The node of an endpoint. One that names none may have the address of a node, as those of the API servers.
-    fn node(&self, endpoint: &'a Endpoint) -> Option<&'a str> {
-        match endpoint.node.as_deref() {
-            Some(named) => Some(named),
-            None => self.by_address.get(&endpoint.address).copied(),
-        }
-    }
-
+impl<'a> Candidates<'a> {
     fn pods(
         &self,
         slices: &[&'a EndpointSlice],
@@ -260,7 +249,7 @@ impl<'a> Places<'a> {
                         refuse(Reason::EndpointAddress, &address);
                         continue;
                     }
-                    if self.node(endpoint).is_some_and(|node| !self.view.nodes().contains_key(node)) {
+                    if self.view.place(endpoint) == Place::Unknown {
                         refuse(Reason::EndpointNode, &address);
                         continue;
                     }
@@ -274,10 +263,11 @@ impl<'a> Places<'a> {
         }
         let mut pods = Vec::with_capacity(endpoints.len());
         for ((address, port), endpoint) in endpoints {
-            let pod = |node, via| Pod { address, port, node, conditions: endpoint.conditions, via };
-            match self.node(endpoint) {
-                Some(node) => pods.push(pod(node, false)),
-                None => {
+            let pod = |node, via| Pod { address, port, node, conditions: endpoint.conditions, via, started: true };
+            match self.view.place(endpoint) {
+                Place::Node(node) => pods.push(pod(node, false)),
+                Place::Unknown => {}
+                Place::Via => {
                     let before = pods.len();
                     pods.extend(self.via.nodes(address).map(|node| pod(node, true)));
                     if pods.len() == before {
@@ -291,8 +281,8 @@ impl<'a> Places<'a> {
 
     fn rank(&self, endpoint: &'a Endpoint) -> (bool, bool, bool, bool) {
         let conditions = endpoint.conditions;
-        let names_node = self.node(endpoint).is_some();
-        (conditions.ready && !conditions.terminating, conditions.serving, !conditions.terminating, names_node)
+        let has_node = matches!(self.view.place(endpoint), Place::Node(_));
+        (conditions.ready && !conditions.terminating, conditions.serving, !conditions.terminating, has_node)
     }
 }
 

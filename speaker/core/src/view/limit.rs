@@ -25,6 +25,11 @@ limits! {
     /// Of a Service or a slice, in their order: the first ones are served. discovery/v1 allows 20000 in a slice.
     PortsPerObject, "ports_per_object", 1000;
     ServicesPerVip, "services_per_vip", 64;
+    L2Advertisements, "l2_advertisements", 256;
+    /// One or two of each VIP, and one of each node.
+    Placements, "placements", 2 * ebpf_common::MAX_VIPS as usize + ebpf_common::MAX_NODES as usize;
+    /// In order of their names.
+    LabelsPerNode, "labels_per_node", 256;
     RangesPerService, "source_ranges_per_service", 1024;
 }
 

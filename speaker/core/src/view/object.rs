@@ -10,7 +10,8 @@ use core::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Limit;
+use super::labels::Labels;
+use super::{L2Advertisement, Limit, Placement};
 use crate::attributes::{ServiceAttributes, SourceRanges};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,10 @@ pub enum Object {
     /// An EndpointSlice of address type FQDN, and the Service that it is of. Nothing can be dispatched to a name.
     NameSlice(ObjectName, String),
     VirtualIp(Ipv4Addr, VirtualIp),
+    L2Advertisement(String, L2Advertisement),
+    Placement(String, Placement),
+    /// Named like its node.
+    SpeakerState(String, SpeakerState),
 }
 
 impl Object {
@@ -30,6 +35,9 @@ impl Object {
             Self::Service(name, _) => Key::Service(name.clone()),
             Self::EndpointSlice(name, _) | Self::NameSlice(name, _) => Key::EndpointSlice(name.clone()),
             Self::VirtualIp(address, _) => Key::VirtualIp(*address),
+            Self::L2Advertisement(name, _) => Key::L2Advertisement(name.clone()),
+            Self::Placement(name, _) => Key::Placement(name.clone()),
+            Self::SpeakerState(name, _) => Key::SpeakerState(name.clone()),
         }
     }
 
@@ -38,6 +46,7 @@ impl Object {
         let ports = match self {
             Self::Service(_, service) => &mut service.ports,
             Self::EndpointSlice(_, slice) => &mut slice.ports,
+            Self::Node(_, node) => return cut_labels(&mut node.labels),
             _ => return None,
         };
         let limit = Limit::PortsPerObject;
@@ -68,6 +77,9 @@ pub enum Key {
     Service(ObjectName),
     EndpointSlice(ObjectName),
     VirtualIp(Ipv4Addr),
+    SpeakerState(String),
+    L2Advertisement(String),
+    Placement(String),
 }
 
 impl Key {
@@ -77,6 +89,9 @@ impl Key {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::VirtualIp(_) => Kind::VirtualIp,
+            Self::SpeakerState(_) => Kind::SpeakerState,
+            Self::L2Advertisement(_) => Kind::L2Advertisement,
+            Self::Placement(_) => Kind::Placement,
         }
     }
 }
@@ -87,6 +102,9 @@ pub enum Kind {
     Service,
     EndpointSlice,
     VirtualIp,
+    SpeakerState,
+    L2Advertisement,
+    Placement,
 }
 
 /// Namespace and name.
@@ -130,6 +148,16 @@ pub struct Node {
     /// All its other IPv4 addresses, of any type: no VIP may be one of them.
     #[serde(default)]
     pub aliases: BTreeSet<Ipv4Addr>,
+    /// When its object was made, in seconds of the API server's clock.
+    #[serde(default)]
+    pub created: i64,
+    /// When its kubelet reported last, in seconds of the kubelet's clock, coarsely. 0 for a node with a SpeakerState: it decides only
+    /// about the others ([`super::place`]).
+    #[serde(default)]
+    pub reported: i64,
+    /// Those that an L2Advertisement names; on the way into the view, all.
+    #[serde(default)]
+    pub labels: Labels,
 }
 
 impl Node {
@@ -143,6 +171,9 @@ impl Node {
             cordoned: false,
             departed: false,
             aliases: BTreeSet::new(),
+            created: 0,
+            reported: 0,
+            labels: Labels::new(),
         }
     }
 }
@@ -206,7 +237,7 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     pub address: Ipv4Addr,
-    /// `nodeName`; for an endpoint without one, nodes translate ([`super::via`]).
+    /// `nodeName`. Where the endpoint stands: [`View::place`](super::View::place).
     pub node: Option<String>,
     pub conditions: Conditions,
 }
@@ -230,6 +261,19 @@ impl Conditions {
     }
 }
 
+/// That the node has, or has had, a speaker: each speaker makes one for its node, and only the Node's own deletion removes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpeakerState {
+    /// In seconds of the API server's clock.
+    pub created: i64,
+    /// The name of its uplink; `None` until it has reported one.
+    #[serde(default)]
+    pub uplink: Option<String>,
+    /// Of its uplink: whence it sends.
+    #[serde(default)]
+    pub addresses: Vec<Ipv4Addr>,
+}
+
 /// A granted address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtualIp {
@@ -238,4 +282,18 @@ pub struct VirtualIp {
     /// Of the object: an address that is taken back and granted again at once is another object, with an empty status.
     #[serde(default)]
     pub uid: String,
+    /// Names of the L2Advertisements that select it.
+    #[serde(default)]
+    pub advertisements: Vec<String>,
+    /// No node is to own it.
+    #[serde(default)]
+    pub unannounced: bool,
+}
+
+/// The first ones in order, so that all nodes keep the same.
+fn cut_labels(labels: &mut Labels) -> Option<Limit> {
+    let limit = Limit::LabelsPerNode;
+    let first = labels.keys().nth(limit.value()).cloned()?;
+    labels.split_off(&first);
+    Some(limit)
 }

@@ -4,7 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use core::net::Ipv4Addr;
 
-use super::{Key, Limit, Object, ObjectName, View};
+use super::{Key, Limit, Object, ObjectName, Place, View};
 
 /// Why a part of a VIP is not served although it has an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,7 +13,7 @@ pub enum Part {
     TooManyPorts,
     /// All EndpointSlices of a Service hold names.
     NamesOnly,
-    /// Endpoints of a Service stand on no node: nodes translate for them ([`super::via`]).
+    /// Endpoints of a Service stand on no node, or on one without a speaker: nodes translate for them ([`super::via`]).
     Via,
 }
 
@@ -41,7 +41,9 @@ impl Parts {
         match key {
             Key::Service(name) => self.cut.remove(name),
             Key::EndpointSlice(name) => self.names.remove(name).is_some(),
-            Key::Node(_) | Key::VirtualIp(_) => false,
+            Key::Node(_) | Key::VirtualIp(_) | Key::SpeakerState(_) | Key::L2Advertisement(_) | Key::Placement(_) => {
+                false
+            }
         }
     }
 
@@ -72,11 +74,7 @@ impl View {
             return Some(Part::NamesOnly);
         }
         let mut endpoints = self.slices.iter().filter(|slice| is_of(*slice)).flat_map(|(_, slice)| &slice.endpoints);
-        endpoints.any(|endpoint| self.needs_via(endpoint)).then_some(Part::Via)
-    }
-
-    fn needs_via(&self, endpoint: &super::Endpoint) -> bool {
-        endpoint.node.is_none() && !self.members().any(|(_, node)| node.address == endpoint.address)
+        endpoints.any(|endpoint| self.place(endpoint) == Place::Via).then_some(Part::Via)
     }
 }
 

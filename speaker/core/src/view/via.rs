@@ -1,4 +1,5 @@
-//! Endpoints of no node: databases outside the cluster, slices written by hand (Services without selector).
+//! Endpoints of no node: databases outside the cluster, slices written by hand (Services without selector), pods of nodes without a
+//! speaker ([`super::place`]).
 //!
 //! No dispatcher can send them packets that are addressed to a VIP. So [`NODES`] nodes translate for each, and put their own address in
 //! place of the client's: the answers come back to them. Which nodes is a function of the view, by rendezvous hashing: a node that
@@ -9,7 +10,7 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::siphash13;
 
-use super::View;
+use super::{Node, View};
 use crate::forwarding::maglev;
 
 /// Nodes that translate for one endpoint, if the cluster has as many.
@@ -19,10 +20,11 @@ pub const NODES: usize = 2;
 pub(super) struct Via<'a>(Vec<(u64, &'a str)>);
 
 impl<'a> Via<'a> {
-    /// Excluded nodes only where there is no other.
+    /// Those with a speaker. Excluded nodes only where there is no other.
     pub fn new(view: &'a View) -> Self {
         let chosen = |excluded| {
-            let members = view.members().filter(move |(_, node)| node.excluded == excluded);
+            let serves = move |name: &str, node: &Node| node.excluded == excluded && !view.lacks_speaker(name, node);
+            let members = view.members().filter(move |(name, node)| serves(name, node));
             members.map(|(name, _)| (maglev::digest(&KEY, name.as_bytes()), name.as_str())).collect::<Vec<_>>()
         };
         let preferred = chosen(false);
@@ -46,7 +48,8 @@ mod tests {
     use alloc::collections::{BTreeMap, BTreeSet};
     use alloc::format;
 
-    use super::super::{Event, Key, Node, Object};
+    use super::super::place::SETTLING;
+    use super::super::{Event, Key, Object, SpeakerState};
     use super::*;
 
     fn endpoints() -> impl Iterator<Item = Ipv4Addr> {
@@ -100,5 +103,18 @@ mod tests {
         view.handle(exclude(2));
         view.handle(exclude(3));
         assert!(choice(&view).values().any(|nodes| nodes.contains("n1")));
+    }
+
+    #[test]
+    fn a_node_without_a_speaker_translates_for_no_endpoint() {
+        let mut view = cluster(3);
+        for n in ["n1", "n2"] {
+            view.handle(Event::Apply(Object::SpeakerState(n.into(), SpeakerState::default())));
+        }
+        assert!(choice(&view).values().any(|nodes| nodes.contains("n3")), "it may yet get one");
+        let reported = i64::try_from(SETTLING.as_secs()).unwrap();
+        let node = Node { reported, ..Node::at(Ipv4Addr::new(192, 0, 2, 3)) };
+        view.handle(Event::Apply(Object::Node("n3".into(), node)));
+        assert!(choice(&view).values().all(|nodes| *nodes == ["n1", "n2"].into()));
     }
 }

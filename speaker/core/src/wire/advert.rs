@@ -186,6 +186,8 @@ pub struct Flags {
     pub alone: bool,
     /// Its view is that of its disk: no API server has confirmed it.
     pub saved_view: bool,
+    /// An administrator wants it to own VIPs only while no other node can.
+    pub drained: bool,
 }
 
 impl Flags {
@@ -195,6 +197,7 @@ impl Flags {
     const JOINING: u8 = 1 << 3;
     const ALONE: u8 = 1 << 4;
     const SAVED_VIEW: u8 = 1 << 5;
+    const DRAINED: u8 = 1 << 6;
 
     /// Whether it may get new flows: its packet path is ready, and it knows the present state. A node that is cut off, or has not
     /// yet received the others again, does not know which nodes served its rows in its place.
@@ -211,11 +214,12 @@ impl Flags {
             joining: has(Self::JOINING),
             alone: has(Self::ALONE),
             saved_view: has(Self::SAVED_VIEW),
+            drained: has(Self::DRAINED),
         }
     }
 
     fn bits(self) -> u8 {
-        let Self { ready, leaving, need_claims, joining, alone, saved_view } = self;
+        let Self { ready, leaving, need_claims, joining, alone, saved_view, drained } = self;
         let bit = |set, bit| if set { bit } else { 0 };
         bit(ready, Self::READY)
             | bit(leaving, Self::LEAVING)
@@ -223,6 +227,7 @@ impl Flags {
             | bit(joining, Self::JOINING)
             | bit(alone, Self::ALONE)
             | bit(saved_view, Self::SAVED_VIEW)
+            | bit(drained, Self::DRAINED)
     }
 }
 

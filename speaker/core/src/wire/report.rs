@@ -3,14 +3,19 @@
 //! Read first: docs/decisions/0008. All numbers in network byte order.
 //!
 //! ```text
-//!  0 "SHVH" | 4 version of the format | 5 kind (1 summary, 2 part) | 6 flags (1: requests all reports; 2: partial) | 7 key id
+//!  0 "SHVH" | 4 version of the format | 5 kind (1 summary, 2 part, 3 starts, 4 health) | 6 flags (1: requests all reports; 2: partial) | 7 key id
 //!  8 cluster (8) | 16 epoch (8) | 24 sequence (8), higher in each datagram of an epoch
 //! 32 version of the report (8; 0: none yet) | 40 digest of the table (8) | 48 digest of the view (8; 0: none yet)
 //! 56 age in milliseconds (4) | 60 part (2), from 0 | 62 parts (2; 0: no rows) | 64 name length | 65 reserved (3) | 68 name
 //! part: a piece of the list of sections; the list is all parts, one after the other
+//! starts: for each new pod of the sender address (4) | port (2) | 1 if it has started, else 0 (1); in order
+//! health: flags (1; 1: reaches a member, 2: has given up ownership) | for each member's port that the sender checks for all: address (4) |
+//!         port (2) | 1 if it answers, else 0 (1); in order
 //! section: address (4) | port (2) | protocol (1) | form (1; 1 list, 2 bits) | rows of the ring (2) | length (2) | rows
 //! MAC (32): HMAC-SHA256 of everything before it
 //! ```
+//!
+//! A speaker before 2026-12 does not know kinds 3 and 4 and counts them as malformed; it takes the summary that is sent beside them.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -22,8 +27,10 @@ use super::advert::MAX_DATAGRAM;
 pub use super::reject::Reject;
 use super::seal::MAC_LEN;
 pub use super::seal::{Key, Keyring};
+use crate::health;
 use crate::name::NodeName;
 use crate::reports::Rows;
+use crate::startup::{Starts, Target};
 
 /// Bytes of the list of sections of one node. What does not fit is left out, and the report is marked partial.
 pub const MAX_LIST: usize = 1 << 20;
@@ -34,8 +41,12 @@ pub const VERSION: u8 = 1;
 const MAGIC: [u8; 4] = *b"SHVH";
 const KIND_SUMMARY: u8 = 1;
 const KIND_PART: u8 = 2;
+const KIND_STARTS: u8 = 3;
+const KIND_HEALTH: u8 = 4;
 const FLAG_REQUEST: u8 = 1;
 const FLAG_PARTIAL: u8 = 2;
+const HEALTH_REACHES: u8 = 1;
+const HEALTH_GIVEN_UP: u8 = 2;
 const NAME: usize = 68;
 
 const SECTION: usize = 12;
@@ -46,6 +57,10 @@ const FORM_BITS: u8 = 2;
 pub const fn piece_len(name_len: usize) -> usize {
     MAX_DATAGRAM - NAME - name_len - MAC_LEN
 }
+
+const START: usize = 7;
+/// New pods that are reported at most, beside the longest name. Those that are left out count as started.
+pub const MAX_STARTS: usize = piece_len(NodeName::MAX_LEN) / START;
 
 /// What a datagram means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +83,10 @@ pub struct Datagram {
     /// Parts of the list.
     pub parts: u16,
     pub piece: Option<Piece>,
+    /// The new pods of the sender: all of them. `None`: the datagram is about something else.
+    pub starts: Option<Starts>,
+    /// What the sender checks: all of it.
+    pub health: Option<health::Report>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,9 +125,11 @@ impl Datagram {
         let (name, bytes) = rest.split_at_checked(name_len).ok_or(Reject::Truncated)?;
         let node = core::str::from_utf8(name).ok().and_then(NodeName::new).ok_or(Reject::Malformed)?;
         let (part, parts) = (head.u16_at(60), head.u16_at(62));
-        let piece = match head.0[5] {
-            KIND_SUMMARY if bytes.is_empty() => None,
-            KIND_PART if part < parts && !bytes.is_empty() => Some(Piece { part, bytes: bytes.into() }),
+        let (piece, starts, health) = match head.0[5] {
+            KIND_SUMMARY if bytes.is_empty() => (None, None, None),
+            KIND_PART if part < parts && !bytes.is_empty() => (Some(Piece { part, bytes: bytes.into() }), None, None),
+            KIND_STARTS => (None, Some(decode_starts(bytes)?), None),
+            KIND_HEALTH => (None, None, Some(decode_health(bytes)?)),
             _ => return Err(Reject::Malformed),
         };
         if usize::from(parts) > MAX_PARTS {
@@ -127,15 +148,21 @@ impl Datagram {
             age_millis: u32::from_be_bytes(head.array_at(56)),
             parts,
             piece,
+            starts,
+            health,
         })
     }
 
-    /// As a signed datagram. The caller keeps to [`piece_len`].
+    /// As a signed datagram. The caller keeps to [`piece_len`] and [`MAX_STARTS`].
     pub fn seal(&self, keys: &Keyring) -> Vec<u8> {
         let name = self.node.as_str().as_bytes();
-        let (kind, part, piece) = match &self.piece {
-            None => (KIND_SUMMARY, 0, &[][..]),
-            Some(piece) => (KIND_PART, piece.part, &piece.bytes[..]),
+        let starts = self.starts.as_ref().map(encode_starts);
+        let health = self.health.as_ref().map(encode_health);
+        let (kind, part, piece) = match (&self.piece, &starts, &health) {
+            (Some(piece), ..) => (KIND_PART, piece.part, &piece.bytes[..]),
+            (None, Some(starts), _) => (KIND_STARTS, 0, &starts[..]),
+            (None, None, Some(health)) => (KIND_HEALTH, 0, &health[..]),
+            (None, None, None) => (KIND_SUMMARY, 0, &[][..]),
         };
         let flags = if self.requests { FLAG_REQUEST } else { 0 } | if self.partial { FLAG_PARTIAL } else { 0 };
         let mut out = Vec::with_capacity(NAME + name.len() + piece.len() + MAC_LEN);
@@ -173,6 +200,46 @@ impl Head<'_> {
         array.copy_from_slice(&self.0[at..at + N]);
         array
     }
+}
+
+fn encode_starts(starts: &Starts) -> Vec<u8> {
+    let mut out = Vec::with_capacity(starts.len() * START);
+    for (target, started) in starts {
+        out.extend_from_slice(&target.address.octets());
+        out.extend_from_slice(&target.port.to_be_bytes());
+        out.push(u8::from(*started));
+    }
+    out
+}
+
+fn decode_starts(bytes: &[u8]) -> Result<Starts, Reject> {
+    let (entries, rest) = bytes.as_chunks::<START>();
+    let mut starts = Starts::new();
+    for &[a, b, c, d, high, low, started] in entries {
+        let target = Target { address: [a, b, c, d].into(), port: u16::from_be_bytes([high, low]) };
+        let in_order = starts.last_key_value().is_none_or(|(last, _)| *last < target);
+        if !in_order || started > 1 {
+            return Err(Reject::Malformed);
+        }
+        starts.insert(target, started == 1);
+    }
+    if rest.is_empty() { Ok(starts) } else { Err(Reject::Malformed) }
+}
+
+fn encode_health(report: &health::Report) -> Vec<u8> {
+    let reaches = if report.reaches { HEALTH_REACHES } else { 0 };
+    let mut out = alloc::vec![reaches | if report.given_up { HEALTH_GIVEN_UP } else { 0 }];
+    out.extend(encode_starts(&report.targets));
+    out
+}
+
+fn decode_health(bytes: &[u8]) -> Result<health::Report, Reject> {
+    let (flags, targets) = bytes.split_first().ok_or(Reject::Truncated)?;
+    if flags & !(HEALTH_REACHES | HEALTH_GIVEN_UP) != 0 {
+        return Err(Reject::Malformed);
+    }
+    let (reaches, given_up) = (flags & HEALTH_REACHES != 0, flags & HEALTH_GIVEN_UP != 0);
+    Ok(health::Report { reaches, given_up, targets: decode_starts(targets)? })
 }
 
 /// The rows of each service port.

@@ -65,7 +65,7 @@ pub fn chains(key: &ServiceKey, local: &LocalPods, pods: &Pods) -> Vec<Chain> {
             .into(),
         ));
     }
-    let by_hash = format!("meta l4proto {protocol} dnat ip to {choice} map {{ {} }}", pods_by_number(local));
+    let by_hash = format!("meta l4proto {protocol} dnat ip to {choice} map {{ {} }}", pods_by_number(&local.pods));
     rules.extend(pods.of_other_ports(local).map(|pod| format!("ip saddr @{} {by_hash}", set(pod))));
     let to_pods = local.pods.iter().enumerate();
     let to_pods: Vec<String> =

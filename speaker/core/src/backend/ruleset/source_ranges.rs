@@ -4,7 +4,7 @@
 //! came in: that node's view may lag, and its program may be detached. The set with the ranges concatenates service port and range
 //! (`nft_set_pipapo`, Linux 5.6).
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -49,8 +49,11 @@ struct Restricted {
 impl Restricted {
     fn of(plan: &Plan) -> Self {
         let (mut ports, mut admitted) = (BTreeSet::new(), BTreeSet::new());
-        for (key, local) in &plan.services {
-            let Some(ranges) = &local.attributes.source_ranges else { continue };
+        // In its grace period a service port has earlier attributes: one list for each port all the same.
+        let local = plan.services.iter().map(|(key, local)| (key, &local.attributes));
+        let inside = plan.inside.iter().map(|(key, pods)| (key, &pods.attributes));
+        for (key, attributes) in local.chain(inside).collect::<BTreeMap<_, _>>() {
+            let Some(ranges) = &attributes.source_ranges else { continue };
             let port = tuple(key);
             admitted.extend(ranges.iter().map(|range| format!("{port} . {range}")));
             ports.insert(port);

@@ -12,10 +12,10 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::ServiceKey;
 
-use super::{TABLE, elements, line, protocol};
-use crate::backend::{LocalPods, Plan};
+use super::{TABLE, elements, inside, line, protocol};
+use crate::backend::Plan;
 
-/// What our chain in prerouting has translated to such an endpoint.
+/// What our chains have translated to such an endpoint.
 pub fn rule() -> String {
     format!("ct status dnat {FLOW} @via masquerade")
 }
@@ -36,12 +36,13 @@ pub fn update(text: &mut String, from: &Plan, to: &Plan) {
 }
 
 fn members(plan: &Plan) -> BTreeSet<String> {
-    let of_service = |(key, local): (&ServiceKey, &LocalPods)| {
+    let of_service = |(key, via): (&ServiceKey, &BTreeSet<(Ipv4Addr, u16)>)| {
         let (vip, protocol) = (Ipv4Addr::from(key.addr), protocol(key.proto));
         let element = |(address, port): &(Ipv4Addr, u16)| format!("{vip} . {protocol} . {address} . {port}");
-        local.via.iter().map(element).collect::<Vec<_>>()
+        via.iter().map(element).collect::<Vec<_>>()
     };
-    plan.services.iter().flat_map(of_service).collect()
+    let local = plan.services.iter().map(|(key, local)| (key, &local.via));
+    local.chain(inside::via(plan)).flat_map(of_service).collect()
 }
 
 const FLOW: &str = "ct original ip daddr . meta l4proto . ip daddr . th dport";

@@ -1,6 +1,7 @@
 //! Any events at any times: no panic, no busy loop, nothing too large, and OWN and the owners agree.
 
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use proptest::prelude::*;
@@ -18,13 +19,13 @@ fn any_advert() -> impl Strategy<Value = Advert> {
     let claims = prop::collection::btree_map(1u8..5, claim, 0..4).prop_map(|claims| {
         claims.into_iter().map(|(last, claim)| Claim { vip: vip(last), ..claim }).collect::<Vec<_>>()
     });
-    (0usize..4, 0u64..4, 0u64..200, prop::array::uniform6(any::<bool>()), claims, any::<(bool, bool, u8, u32)>())
+    (0usize..4, 0u64..4, 0u64..200, prop::array::uniform7(any::<bool>()), claims, any::<(bool, bool, u8, u32)>())
         .prop_map(
             |(
                 node,
                 epoch,
                 sequence,
-                [ready, leaving, need_claims, joining, alone, saved_view],
+                [ready, leaving, need_claims, joining, alone, saved_view, drained],
                 claims,
                 (list, whole, part, tag),
             )| {
@@ -35,7 +36,7 @@ fn any_advert() -> impl Strategy<Value = Advert> {
                 } else {
                     Body::Heartbeat { echoes: alloc::vec![tag] }
                 };
-                let flags = Flags { ready, leaving, need_claims, joining, alone, saved_view };
+                let flags = Flags { ready, leaving, need_claims, joining, alone, saved_view, drained };
                 Advert { node: name(node), cluster: 1, epoch, sequence, flags, digest, challenge: tag, body }
             },
         )
@@ -50,6 +51,7 @@ enum Step {
     Desired(u8),
     Ready(bool),
     SavedView(bool),
+    Drained(bool),
     Carrier(bool),
     Leave,
 }
@@ -62,9 +64,30 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0u8..6).prop_map(Step::Desired),
         1 => prop::bool::weighted(0.8).prop_map(Step::Ready),
         1 => prop::bool::weighted(0.5).prop_map(Step::SavedView),
+        1 => prop::bool::weighted(0.5).prop_map(Step::Drained),
         1 => prop::bool::weighted(0.8).prop_map(Step::Carrier),
         1 => prop::bool::weighted(0.05).prop_map(|leave| if leave { Step::Leave } else { Step::Ready(true) }),
     ]
+}
+
+/// All nodes; heavier ones beside this one, with failback; none but another one; a preferred one, and an order to this node's owner.
+fn any_eligible(how: u8) -> Eligible {
+    let standing = |choice, weight| Standing { choice, weight };
+    let chosen = |nodes: &[(usize, Choice, u8)], failback| Eligible::Chosen {
+        nodes: Arc::new(nodes.iter().map(|(node, choice, weight)| (name(*node), standing(*choice, *weight))).collect()),
+        failback,
+    };
+    let heavier = [(0, Choice::First, 1), (1, Choice::First, 2), (2, Choice::Second, 3), (3, Choice::Keeps, 0)];
+    match how % 5 {
+        0 => Eligible::All,
+        1 => chosen(&heavier, Some(Duration::from_millis(70))),
+        2 => chosen(&[(1, Choice::First, 0)], None),
+        3 => chosen(&heavier[..1], None),
+        _ => {
+            let order = Order { to: name(1), from: name(0), term: Term(u64::from(how % 3) + 1) };
+            Eligible::Placed { preferred: Some(name(2)), order: Some(order), of: Arc::new(chosen(&heavier, None)) }
+        }
+    }
 }
 
 /// The machine, and what its actions add up to.
@@ -124,10 +147,11 @@ impl Driven {
             }
             Step::Bytes(bytes) => self.handle(Event::Datagram(bytes)),
             Step::Desired(count) => {
-                self.handle(Event::Desired((1..=count).map(|last| (vip(last), Eligible::All)).collect()));
+                self.handle(Event::Desired((1..=count).map(|last| (vip(last), any_eligible(last + count))).collect()));
             }
             Step::Ready(ready) => self.handle(Event::Ready(ready)),
             Step::SavedView(saved) => self.handle(Event::SavedView(saved)),
+            Step::Drained(drained) => self.handle(Event::Drained(drained)),
             Step::Carrier(carrier) => self.handle(Event::Carrier(carrier)),
             Step::Leave => self.handle(Event::Leave),
         }

@@ -4,6 +4,7 @@ use alloc::vec;
 
 use super::*;
 use crate::reports::Rows;
+use crate::startup::Target;
 use crate::view::Protocol;
 use crate::view::endpoints::service_key;
 use crate::wire::advert::MAX_DATAGRAM;
@@ -446,4 +447,64 @@ fn superseded_reports_count_until_tables_agree() {
     assert_eq!(rows(&wire, 9), [4, 5].into(), "they agreed meanwhile");
     (11..20).for_each(|digest| wire.local(1, &report(digest, [digest as u32])));
     assert_eq!(rows(&wire, 9).len(), 5, "the last few");
+}
+
+#[test]
+fn new_pods_are_reported_at_once_and_again_until_there_are_none() {
+    let target = |port| Target { address: [10, 0, 0, 1].into(), port };
+    let mut wire = Wire::new(2);
+    wire.run(SECOND);
+    let received = |wire: &mut Wire| -> Vec<Starts> {
+        let taken = core::mem::take(&mut wire.log).into_iter().filter(|(at, _)| *at == 1);
+        let starts = |(_, action)| match action {
+            Action::Starts { node, starts } if node == name(0) => Some(starts),
+            _ => None,
+        };
+        taken.filter_map(starts).collect()
+    };
+    received(&mut wire);
+    let refuses = Starts::from([(target(80), false), (target(81), true)]);
+    wire.event(0, Event::Starts(refuses.clone()));
+    assert_eq!(received(&mut wire), core::slice::from_ref(&refuses));
+    // The same again is no news.
+    wire.event(0, Event::Starts(refuses.clone()));
+    assert_eq!(received(&mut wire), []);
+    wire.run(3 * SECOND);
+    assert_eq!(received(&mut wire), [refuses.clone(), refuses.clone(), refuses]);
+    // The news itself is lost.
+    let started = Starts::from([(target(80), true), (target(81), true)]);
+    wire.lossy.insert(0, 1);
+    wire.event(0, Event::Starts(started.clone()));
+    wire.lossy.clear();
+    wire.run(SECOND);
+    assert_eq!(received(&mut wire), [started]);
+    // A recording brings it back to nobody.
+    let recorded = wire.sent[&0].last().unwrap().clone();
+    wire.event(0, Event::Starts(Starts::new()));
+    wire.event(1, Event::Datagram(recorded));
+    assert_eq!(received(&mut wire), [Starts::new()]);
+    wire.run(3 * SECOND);
+    assert_eq!(received(&mut wire), []);
+}
+
+#[test]
+fn what_a_node_has_checked_is_reported_at_once_and_every_second() {
+    let mut wire = Wire::new(2);
+    wire.run(SECOND);
+    let received = |wire: &mut Wire| -> Vec<health::Report> {
+        let taken = core::mem::take(&mut wire.log).into_iter().filter(|(at, _)| *at == 1);
+        let reports = |(_, action)| match action {
+            Action::Health { node, report } if node == name(0) => Some(report),
+            _ => None,
+        };
+        taken.filter_map(reports).collect()
+    };
+    assert_eq!(received(&mut wire), [], "a node that checks nothing reports nothing");
+    let report = health::Report { reaches: true, ..health::Report::default() };
+    for _ in 0..2 {
+        wire.event(0, Event::Health(report.clone()));
+    }
+    assert_eq!(received(&mut wire), core::slice::from_ref(&report), "the same again is no news");
+    wire.run(2 * SECOND);
+    assert_eq!(received(&mut wire), [report.clone(), report]);
 }

@@ -26,6 +26,60 @@ fn datagram() -> Datagram {
         age_millis: 6,
         parts: 2,
         piece: Some(Piece { part: 1, bytes: vec![0xaa, 0xbb] }),
+        starts: None,
+        health: None,
+    }
+}
+
+fn target(last: u8, port: u16) -> Target {
+    Target { address: [10, 0, 0, last].into(), port }
+}
+
+#[test]
+fn starts_vector() {
+    let starts = Starts::from([(target(1, 8080), false), (target(1, 8081), true), (target(2, 80), false)]);
+    let reported = Datagram { piece: None, starts: Some(starts), ..datagram() };
+    let sealed = reported.seal(&keys(5));
+    let content = b"\x0a\0\0\x01\x1f\x90\0\x0a\0\0\x01\x1f\x91\x01\x0a\0\0\x02\0\x50\0";
+    assert_eq!((sealed[5], &sealed[NAME + 2..sealed.len() - MAC_LEN]), (3, &content[..]));
+    assert_eq!(Datagram::open(&sealed, CLUSTER, &keys(5)), Ok(reported));
+    let none = Datagram { piece: None, starts: Some(Starts::new()), ..datagram() };
+    assert_eq!(Datagram::open(&none.seal(&keys(5)), CLUSTER, &keys(5)), Ok(none), "none is not a summary");
+}
+
+#[test]
+fn starts_are_in_order_and_whole_and_as_many_as_fit() {
+    for bad in [
+        &b"\x0a\0\0\x01\x1f\x90"[..],
+        b"\x0a\0\0\x01\x1f\x90\x02",
+        b"\x0a\0\0\x01\x1f\x90\0\x0a\0\0\x01\x1f\x90\x01",
+        b"\x0a\0\0\x02\x1f\x90\0\x0a\0\0\x01\x1f\x90\x01",
+    ] {
+        assert_eq!(decode_starts(bad), Err(Reject::Malformed), "{bad:?}");
+    }
+    let starts: Starts = (0..MAX_STARTS as u16).map(|port| (target(1, port), port % 2 == 0)).collect();
+    let node = NodeName::new(&"n".repeat(NodeName::MAX_LEN)).unwrap();
+    let full = Datagram { node, piece: None, starts: Some(starts), ..datagram() };
+    let sealed = full.seal(&keys(5));
+    assert!(sealed.len() <= MAX_DATAGRAM && MAX_STARTS >= 100, "{} bytes, {MAX_STARTS} pods", sealed.len());
+    assert_eq!(Datagram::open(&sealed, CLUSTER, &keys(5)), Ok(full));
+}
+
+#[test]
+fn health_vector() {
+    let targets = [(target(1, 6443), true), (target(1, 9345), false)].into();
+    let report = health::Report { reaches: true, given_up: false, targets };
+    let reported = Datagram { piece: None, health: Some(report), ..datagram() };
+    let sealed = reported.seal(&keys(5));
+    let content = b"\x01\x0a\0\0\x01\x19\x2b\x01\x0a\0\0\x01\x24\x81\0";
+    assert_eq!((sealed[5], &sealed[NAME + 2..sealed.len() - MAC_LEN]), (4, &content[..]));
+    assert_eq!(Datagram::open(&sealed, CLUSTER, &keys(5)), Ok(reported));
+    let given_up = health::Report { given_up: true, ..health::Report::default() };
+    let none = Datagram { piece: None, health: Some(given_up), ..datagram() };
+    assert_eq!(Datagram::open(&none.seal(&keys(5)), CLUSTER, &keys(5)), Ok(none));
+    for (bad, reject) in [(&b""[..], Reject::Truncated), (b"\x04", Reject::Malformed), (b"\x01\x0a", Reject::Malformed)]
+    {
+        assert_eq!(decode_health(bad), Err(reject), "{bad:?}");
     }
 }
 

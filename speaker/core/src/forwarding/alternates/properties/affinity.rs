@@ -107,7 +107,7 @@ impl Cluster {
             let sights = Vec::from_iter(self.nodes.iter().map(|_| Sight { answers: true, program: true, ready: true }));
             for node in 0..self.nodes.len() {
                 let (kernel, speaker) = &mut self.nodes[node];
-                let sent = speaker.turn(Some(&self.view), &sights, kernel, self.now);
+                let sent = speaker.turn(Some(&self.view), &sights, kernel, &|_| true, self.now);
                 let others = self.nodes.iter_mut().enumerate().filter(|(other, _)| *other != node);
                 for (_, (_, speaker)) in others {
                     sent.iter().for_each(|datagram| speaker.receive(datagram, self.now));
@@ -141,7 +141,7 @@ impl Cluster {
 
     /// From the client to a node, and on until one takes it. The pod.
     fn syn(&mut self, flow: Flow, entry: usize) -> Ipv4Addr {
-        let content = Content::Tcp(Tcp { seq: 0, ack: 0, flags: Tcp::SYN, data_len: 0 });
+        let content = Content::Tcp(Tcp { flags: Tcp::SYN });
         let (mut at, mut origin, mut began) = (entry, Origin::Client, 0);
         loop {
             let (kernel, _) = &mut self.nodes[at];

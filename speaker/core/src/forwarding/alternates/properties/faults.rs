@@ -112,7 +112,7 @@ impl World {
             Op::Probes(service, succeed) => {
                 for pod in self.services[service].iter_mut().filter(|pod| !pod.conditions.terminating) {
                     let ready = succeed && self.machines[pod.node].kernel.is_some();
-                    pod.conditions = if ready { Conditions::READY } else { UNREADY };
+                    pod.set_conditions(if ready { Conditions::READY } else { UNREADY }, self.now);
                 }
             }
             Op::KernelReturns(_) | Op::Unready(_) => {}
@@ -122,7 +122,7 @@ impl World {
 
     fn set_conditions(&mut self, node: usize, conditions: Conditions) {
         for pod in self.services.iter_mut().flatten().filter(|pod| pod.node == node && !pod.conditions.terminating) {
-            pod.conditions = conditions;
+            pod.set_conditions(conditions, self.now);
         }
     }
 

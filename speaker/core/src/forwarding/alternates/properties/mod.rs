@@ -13,11 +13,13 @@ mod random;
 mod sums;
 mod world;
 
+use alloc::vec::Vec;
 use std::println;
 
 use proptest::prelude::*;
 
 use self::faults::Kind;
+use self::random::Random;
 use self::sums::Sums;
 use self::world::World;
 use crate::time::Duration;
@@ -100,6 +102,31 @@ fn pods_that_come_up_one_by_one_cost_hardly_a_packet() {
     assert!(all.busy[3] > 0, "no search went so far: {all:?}");
     let packets: u64 = all.calm.iter().chain(&all.busy).sum();
     assert!(all.lost() * 1_000_000 < packets, "{} of {packets} lost: {all:?}", all.lost());
+}
+
+/// Pods that are ready up to 8 s before they listen, or never listen: none of them gets a new flow while another pod listens, whatever
+/// else happened three seconds ago. (A speaker that starts takes the pods that it finds as they are.)
+#[test]
+fn a_pod_that_does_not_listen_gets_no_new_flow_while_another_does() {
+    let mut all = Sums::default();
+    let restarts = [Kind::NodeLost, Kind::SpeakerRestarted, Kind::AllRestarted, Kind::SpeakerDead];
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| !restarts.contains(kind)).collect();
+    for seed in 0..courses(16) {
+        let mut world = World::new(seed, 2 + seed as usize % 5, 1 + seed as usize % 3);
+        (world.count_losses, world.slow_starts) = (true, Some(Random(seed)));
+        for step in 0..12 {
+            let kind = kinds[world.random.below(kinds.len())];
+            world.cause(kind);
+            if step % 3 != 0 {
+                world.pass(Duration::from_millis(100 + 1400 * (step % 17)));
+            }
+        }
+        world.pass(Duration::from_secs(30));
+        all.add(&world.sums);
+    }
+    println!("{all:?}");
+    assert_eq!((all.calm_lost, all.calm_unopened), (0, 0), "{all:?}");
+    assert!(all.refused_starts * 10_000 < all.opened, "{all:?}");
 }
 
 /// What is not promised, measured (`--nocapture`): packets sent while several things happen at once, more nodes with flows of a row

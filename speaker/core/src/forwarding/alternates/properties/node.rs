@@ -11,16 +11,18 @@ use sheave_ebpf::parse::Content;
 use sheave_ebpf::second_chance::{self, Origin, Step};
 use sheave_ebpf::service;
 
+use crate::forwarding::members::{has_started, is_last_resort, is_ready};
 use crate::forwarding::previous::{PreviousRings, SavedRings};
 use crate::forwarding::{Planner, Table, TrafficStates};
 use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::reports::exchange::{Action, Config, Event, Exchange};
 use crate::reports::reporter::Reporter;
+use crate::startup::{Answer, Startup, Target};
 use crate::time::{Duration, Instant};
 use crate::traffic_state::PeerSignals;
 use crate::view::View;
-use crate::view::endpoints::{Digests, frontends};
+use crate::view::endpoints::{Digests, Frontend, Pod, frontends};
 use crate::wire::seal::{Key, Keyring};
 
 pub const HASH_KEY: [u64; 2] = [3, 4];
@@ -37,6 +39,8 @@ pub struct Kernel {
     pub table: Option<Table>,
     /// The pods of this node in its nftables table, by service port: those that get new flows.
     pub backends: BTreeMap<ServiceKey, Vec<core::net::Ipv4Addr>>,
+    /// Service ports among them whose pods all end or have not started, and whose ring does not name this node.
+    passed_on: BTreeSet<ServiceKey>,
     /// Conntrack: flow and the pod it goes to.
     pub flows: BTreeMap<Flow, core::net::Ipv4Addr>,
     /// Clients of services with affinity, and the pod of each.
@@ -65,7 +69,8 @@ impl Kernel {
         for (place, name) in alternates.iter_mut().zip(service.alternates.iter().flat_map(|all| all.of(row))) {
             *place = slot(name);
         }
-        let served = self.backends.get(&key_of(flow)).is_some_and(|pods| !pods.is_empty());
+        let key = key_of(flow);
+        let served = !self.passed_on.contains(&key) && self.backends.get(&key).is_some_and(|pods| !pods.is_empty());
         let served = if served { ServiceValue::SERVED_HERE } else { 0 };
         let flags =
             service.attributes.flags() | served | if service.no_new_flows { ServiceValue::NO_NEW_FLOWS } else { 0 };
@@ -102,6 +107,9 @@ pub struct Speaker {
     planner: Planner,
     exchange: Exchange,
     reporter: Reporter,
+    startup: Startup,
+    /// New pods in the rules.
+    starting: BTreeSet<Target>,
     view: Option<Arc<View>>,
     signals: PeerSignals,
     traffic_states: TrafficStates,
@@ -163,6 +171,8 @@ impl Speaker {
             planner,
             exchange,
             reporter: Reporter::new(&name(node), HASH_KEY, WINDOW),
+            startup: Startup::new(&name(node)),
+            starting: BTreeSet::new(),
             view: None,
             signals: PeerSignals::default(),
             traffic_states: TrafficStates::default(),
@@ -181,19 +191,20 @@ impl Speaker {
     pub fn receive(&mut self, datagram: &[u8], now: Instant) {
         let mut actions = Vec::new();
         self.exchange.handle(Event::Datagram(datagram.to_vec()), now, &mut actions);
-        self.take(actions);
+        self.take(actions, now);
     }
 
-    fn take(&mut self, actions: Vec<Action>) -> Vec<Vec<u8>> {
+    fn take(&mut self, actions: Vec<Action>, now: Instant) -> Vec<Vec<u8>> {
         let mut sent = Vec::new();
         for action in actions {
             match action {
                 Action::Send(bytes) => sent.push(bytes),
                 Action::Changed(_) => self.dirty = true,
+                Action::Starts { node, starts } => self.startup.reported(node.as_str(), starts, now),
                 Action::Rejected(reject) => panic!("{reject} on n{}", self.node),
                 Action::Stale(node) => self.signals.set_stale(node, true),
                 Action::UpToDate(node) => self.signals.set_stale(node, false),
-                Action::Differs { .. } | Action::Agrees(_) => {}
+                Action::Health { .. } | Action::Differs { .. } | Action::Agrees(_) => {}
             }
         }
         sent
@@ -205,12 +216,13 @@ impl Speaker {
         view: Option<&Arc<View>>,
         sights: &[Sight],
         kernel: &mut Kernel,
+        listens: &dyn Fn(Target) -> bool,
         now: Instant,
     ) -> Vec<Vec<u8>> {
         let mut sent = Vec::new();
         let mut actions = Vec::new();
         self.on_signs(sights, now, &mut actions);
-        sent.extend(self.take(actions));
+        sent.extend(self.take(actions, now));
         if let Some(view) = view.filter(|view| self.view.as_ref() != Some(view)) {
             self.view = Some((*view).clone());
             self.dirty = true;
@@ -218,8 +230,9 @@ impl Speaker {
         if self.exchange.next_deadline().is_some_and(|due| due <= now) {
             let mut actions = Vec::new();
             self.exchange.handle(Event::Tick, now, &mut actions);
-            sent.extend(self.take(actions));
+            sent.extend(self.take(actions, now));
         }
+        sent.extend(self.probe(listens, now));
         if !self.exchange.all_reported(now) || self.cut_off {
             return sent;
         }
@@ -232,7 +245,7 @@ impl Speaker {
             let mut actions = Vec::new();
             let viewed = self.plan(&view, kernel, now);
             self.exchange.handle(Event::Applied(viewed), now, &mut actions);
-            sent.extend(self.take(actions));
+            sent.extend(self.take(actions, now));
         }
         if let Some(table) = &kernel.table
             && self.ready
@@ -245,9 +258,22 @@ impl Speaker {
             assert_eq!(announced.expired, 0);
             let mut actions = Vec::new();
             self.exchange.handle(Event::Local(announced.report), now, &mut actions);
-            sent.extend(self.take(actions));
+            sent.extend(self.take(actions, now));
         }
         sent
+    }
+
+    /// A pod answers at once.
+    fn probe(&mut self, listens: &dyn Fn(Target) -> bool, now: Instant) -> Vec<Vec<u8>> {
+        self.startup.in_rules(&self.starting, now);
+        for probe in self.startup.turn(now) {
+            let answer = if listens(probe.target) { Answer::Accepted } else { Answer::Refused };
+            self.startup.answered(probe, answer, now);
+        }
+        self.dirty |= self.startup.is_due();
+        let mut actions = Vec::new();
+        self.exchange.handle(Event::Starts(self.startup.starts().0), now, &mut actions);
+        self.take(actions, now)
     }
 
     /// Liveness and readiness, in short.
@@ -291,28 +317,38 @@ impl Speaker {
 
     /// The digests of the view.
     fn plan(&mut self, view: &View, kernel: &mut Kernel, now: Instant) -> Digests {
-        let (frontends, _) = frontends(view);
+        let mut frontends = frontends(view);
+        self.startup.follow(&mut frontends.0, false, now);
+        if self.exchange.differs(now) {
+            self.planner.tables_differ(now);
+        }
+        let reports = self.exchange.reports();
+        let table = self.planner.table_of(view, &frontends, &self.traffic_states, &reports, now);
         let own = name(self.node);
+        let none_started =
+            |frontend: &Frontend<'_>| !frontend.pods.iter().any(|pod| pod.node == own && has_started(pod));
+        let last_resort: Vec<ServiceKey> =
+            frontends.0.iter().filter(|(_, frontend)| none_started(frontend)).map(|(key, _)| *key).collect();
+        // In force at once, and told with the next turn.
+        self.starting = self.startup.admit(&mut frontends.0);
         kernel.backends.clear();
         let mut known = BTreeSet::new();
-        for (key, frontend) in &frontends {
+        for (key, frontend) in &frontends.0 {
             let here = || frontend.pods.iter().filter(|pod| pod.node == own);
             known.extend(here().filter(|pod| pod.conditions.serving).map(|pod| pod.address));
-            let ready = here().filter(|pod| pod.conditions.ready && !pod.conditions.terminating);
-            let mut pods: Vec<_> = ready.map(|pod| pod.address).collect();
-            if pods.is_empty() {
-                pods = here().filter(|pod| pod.conditions.serving).map(|pod| pod.address).collect();
-            }
+            let tiers: [fn(&Pod<'_>) -> bool; 3] = [has_started, is_last_resort, is_ready];
+            let of = |tier: fn(&Pod<'_>) -> bool| -> Vec<_> {
+                here().filter(|pod| tier(pod)).map(|pod| pod.address).collect()
+            };
+            let pods = tiers.into_iter().map(of).find(|pods| !pods.is_empty()).unwrap_or_default();
             kernel.backends.insert(*key, pods);
         }
         // Entries to endpoints that are gone go with them.
         kernel.flows.retain(|_, pod| known.contains(pod));
         // The set of a pod goes with it.
         kernel.clients.retain(|_, pod| kernel.backends.values().flatten().any(|serving| serving == pod));
-        if self.exchange.differs(now) {
-            self.planner.tables_differ(now);
-        }
-        let table = self.planner.table(view, &self.traffic_states, &self.exchange.reports(), now);
+        let named = |key: &ServiceKey| table.services.get(key).is_some_and(|service| service.ring.nodes.contains(&own));
+        kernel.passed_on = last_resort.into_iter().filter(|key| !named(key)).collect();
         (self.dirty, self.planned, self.ready) = (false, now, true);
         let viewed = table.viewed.clone();
         kernel.table = Some(table);

@@ -22,6 +22,9 @@ pub struct Sums {
     /// SYNs that no pod got, while a ready one was there; and all was calm.
     pub unopened: u64,
     pub calm_unopened: u64,
+    /// SYNs that a pod got which did not listen: another did, for a while; and none did.
+    pub refused_starts: u64,
+    pub starts_alone: u64,
 }
 
 impl Sums {
@@ -43,5 +46,7 @@ impl Sums {
         self.opened += other.opened;
         self.unopened += other.unopened;
         self.calm_unopened += other.calm_unopened;
+        self.refused_starts += other.refused_starts;
+        self.starts_alone += other.starts_alone;
     }
 }

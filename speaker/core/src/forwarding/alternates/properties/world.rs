@@ -15,6 +15,7 @@ use super::node::*;
 use super::random::Random;
 use super::sums::Sums;
 use crate::forwarding::previous::SavedRings;
+use crate::startup::Target;
 use crate::time::{Duration, Instant};
 use crate::view::{
     Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, View, VirtualIp,
@@ -47,6 +48,8 @@ pub struct World {
     held: BTreeMap<Place, BTreeMap<usize, Instant>>,
     /// Counts what must not be, instead of failing.
     pub count_losses: bool,
+    /// New pods listen a while after they are ready, or never; of its own, so that other courses stay what they are.
+    pub slow_starts: Option<Random>,
     pub plan: BTreeMap<Instant, Vec<Op>>,
     pub sums: Sums,
 }
@@ -72,6 +75,19 @@ pub struct Pod {
     pub address: Ipv4Addr,
     pub node: usize,
     pub conditions: Conditions,
+    /// From when on it is ready, without a break.
+    ready_since: Instant,
+    /// From when on it accepts connections; `None`: never.
+    pub listens: Option<Instant>,
+}
+
+impl Pod {
+    pub fn set_conditions(&mut self, conditions: Conditions, now: Instant) {
+        if conditions == Conditions::READY && self.conditions != conditions {
+            self.ready_since = now;
+        }
+        self.conditions = conditions;
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -123,6 +139,7 @@ impl World {
             disturbed: now,
             held: BTreeMap::new(),
             count_losses: false,
+            slow_starts: None,
             plan: BTreeMap::new(),
             sums: Sums::default(),
         };
@@ -181,11 +198,14 @@ impl World {
         // A heartbeat reaches all in the same moment.
         let sights = |node| -> Vec<Sight> { (0..nodes).map(|other| self.sight(node, other)).collect() };
         let sights: Vec<_> = (0..nodes).map(sights).collect();
+        let pods: BTreeMap<Ipv4Addr, Option<Instant>> =
+            self.services.iter().flatten().map(|pod| (pod.address, pod.listens)).collect();
+        let listens = |target: Target| pods.get(&target.address).is_some_and(|at| at.is_some_and(|at| at <= self.now));
         for (node, sights) in sights.into_iter().enumerate() {
             let machine = &mut self.machines[node];
             let view = (!machine.late && !machine.cut).then_some(&self.view);
             if let (Some(speaker), Some(kernel)) = (&mut machine.speaker, &mut machine.kernel) {
-                let datagrams = speaker.turn(view, &sights, kernel, self.now);
+                let datagrams = speaker.turn(view, &sights, kernel, &listens, self.now);
                 machine.disk = Some(speaker.save(self.now));
                 if !machine.reports_lost && !machine.cut {
                     sent.push((node, datagrams));
@@ -347,9 +367,34 @@ impl World {
             return self.not_opened(flow);
         }
         let pod = alive[self.random.below(alive.len())];
+        self.judge_start(flow, pod);
+        let Some(kernel) = &mut self.machines[node].kernel else { return };
         kernel.flows.insert(flow, pod);
         self.flows.insert(flow, FlowState { node, pod });
         self.sums.opened += 1;
+    }
+
+    /// A new flow for a pod that does not listen, though another is ready and has listened for a while, on a node whose speaker runs.
+    fn judge_start(&mut self, flow: Flow, pod: Ipv4Addr) {
+        let pods = &self.services[usize::from(u16::from_be_bytes(flow.3) - port(0))];
+        let since = |pod: &Pod, ago: Duration| pod.listens.is_some_and(|at| at + ago <= self.now);
+        if pods.iter().any(|one| one.address == pod && since(one, Duration::ZERO)) {
+            return;
+        }
+        let serving = self.serving();
+        let accepts = |one: &&Pod| {
+            one.conditions == Conditions::READY
+                && since(one, CALM)
+                && one.ready_since + CALM <= self.now
+                && serving.contains(&one.node)
+                && !self.machines[one.node].excluded
+        };
+        if pods.iter().any(|one| accepts(&one)) {
+            self.sums.refused_starts += 1;
+            assert!(!self.is_calm(), "{pod} does not listen, at {}", self.now);
+        } else {
+            self.sums.starts_alone += 1;
+        }
     }
 
     fn not_opened(&mut self, flow: Flow) {
@@ -365,8 +410,8 @@ impl World {
 /// `reporter::TRIM`, and a report.
 const REPORTED_FOR: Duration = Duration::from_secs(12);
 const CALM: Duration = Duration::from_secs(3);
-const SYN: Content = Content::Tcp(Tcp { seq: 0, ack: 0, flags: Tcp::SYN, data_len: 0 });
-const MID_FLOW: Content = Content::Tcp(Tcp { seq: 1, ack: 1, flags: Tcp::ACK, data_len: 1 });
+const SYN: Content = Content::Tcp(Tcp { flags: Tcp::SYN });
+const MID_FLOW: Content = Content::Tcp(Tcp { flags: Tcp::ACK });
 
 /// Packets.
 impl World {
@@ -453,7 +498,14 @@ impl World {
         let address = Ipv4Addr::from(0x0a00_0000 + self.next_pod);
         self.next_pod += 1;
         let conditions = if self.machines[node].kernel.is_some() { Conditions::READY } else { UNREADY };
-        self.services[service].push(Pod { address, node, conditions });
+        let listens = match &mut self.slow_starts {
+            None => Some(Instant::ZERO),
+            Some(random) => {
+                let after = Duration::from_millis(random.below(8_000) as u64);
+                (random.below(8) != 0).then_some(self.now + after)
+            }
+        };
+        self.services[service].push(Pod { address, node, conditions, ready_since: self.now, listens });
     }
 
     /// The API server's truth as a view.

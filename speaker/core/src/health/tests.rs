@@ -1,0 +1,179 @@
+use alloc::vec;
+
+use super::*;
+use crate::view::View;
+use crate::view::endpoints::frontends;
+use crate::view::example::{pod, view};
+
+const PORT: u16 = 8080;
+
+fn at(millis: u64) -> Instant {
+    Instant::from_millis(millis)
+}
+
+fn member(node: &str) -> Target {
+    Target { address: pod(node, 1, Conditions::READY).address, port: PORT }
+}
+
+fn config(node: &str) -> Config {
+    Config { node: node.into(), ports: [PORT].into(), first: PORT, checks: checks::Config::new(7) }
+}
+
+/// A member on each of three nodes, which run the machine, on one clock. Reports arrive at once.
+struct Cluster {
+    view: View,
+    nodes: BTreeMap<&'static str, Health>,
+    /// Of each member, to those nodes that are not cut off.
+    servers: BTreeMap<Target, Outcome>,
+    cut_off: BTreeSet<&'static str>,
+    now: u64,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let view = view(["a", "b", "c"].map(|node| pod(node, 1, Conditions::READY)));
+        let nodes = ["a", "b", "c"].map(|node| (node, Health::new(config(node))));
+        let servers = ["a", "b", "c"].map(|node| (member(node), Outcome::Ready));
+        Self { view, nodes: nodes.into(), servers: servers.into(), cut_off: BTreeSet::new(), now: 0 }
+    }
+
+    fn run(&mut self, until: u64) {
+        while self.now < until {
+            let now = at(self.now);
+            for (node, health) in &mut self.nodes {
+                let mut frontends = frontends(&self.view).0;
+                health.follow(&mut frontends, now);
+                for check in health.turn(now).0 {
+                    let own = check.target == member(node);
+                    let reached = own || !self.cut_off.contains(node);
+                    let outcome = if reached { self.servers[&check.target] } else { Outcome::Silent };
+                    health.ended(check, outcome, now);
+                }
+            }
+            let reports: Vec<(&str, Report)> =
+                self.nodes.iter().map(|(node, health)| (*node, health.report())).collect();
+            for (from, report) in &reports {
+                for health in self.nodes.iter_mut().filter(|(node, _)| *node != from).map(|(_, health)| health) {
+                    health.reported(from, report.clone(), now);
+                }
+            }
+            self.now += 10;
+        }
+    }
+
+    /// The members that get new flows, as this node has it.
+    fn serving(&mut self, node: &str) -> Vec<&'static str> {
+        let mut frontends = frontends(&self.view).0;
+        self.nodes.get_mut(node).unwrap().follow(&mut frontends, at(self.now));
+        let frontend =
+            frontends.into_values().find(|frontend| frontend.pods.iter().any(|pod| pod.port == PORT)).unwrap();
+        let serves = |node: &&str| frontend.pods.iter().any(|pod| pod.node == *node && pod.conditions.ready);
+        ["a", "b", "c"].into_iter().filter(serves).collect()
+    }
+
+    fn given_up(&self, node: &str) -> Vec<String> {
+        self.nodes[node].given_up().into_iter().collect()
+    }
+}
+
+#[test]
+fn a_member_that_fails_is_out_on_all_nodes_and_back_with_its_first_answer() {
+    let mut cluster = Cluster::new();
+    cluster.run(2_000);
+    cluster.servers.insert(member("b"), Outcome::Refused);
+    cluster.run(2_820);
+    for node in ["a", "b", "c"] {
+        assert_eq!(cluster.serving(node), ["a", "c"], "{node}");
+    }
+    cluster.servers.insert(member("b"), Outcome::Unauthorized);
+    cluster.run(3_450);
+    for node in ["a", "b", "c"] {
+        assert_eq!(cluster.serving(node), ["a", "b", "c"], "{node}");
+    }
+}
+
+#[test]
+fn never_none_while_any_answers_and_none_when_none_does() {
+    let mut cluster = Cluster::new();
+    cluster.run(1_000);
+    for (node, left) in [("a", &["b", "c"][..]), ("b", &["c"]), ("c", &[])] {
+        cluster.servers.insert(member(node), Outcome::Refused);
+        cluster.run(cluster.now + 1_000);
+        assert_eq!(cluster.serving("a"), left);
+    }
+    cluster.servers.insert(member("b"), Outcome::Ready);
+    cluster.run(cluster.now + 1_000);
+    assert_eq!(cluster.serving("c"), ["b"]);
+}
+
+/// Its kernel goes on, and nobody knows of its member.
+#[test]
+fn no_report_means_unknown() {
+    let mut cluster = Cluster::new();
+    cluster.servers.insert(member("b"), Outcome::Refused);
+    cluster.run(2_000);
+    assert_eq!(cluster.serving("a"), ["a", "c"]);
+    cluster.nodes.remove("b");
+    cluster.run(2_000 + 2_900);
+    assert_eq!(cluster.serving("a"), ["a", "c"], "the last report counts for a while");
+    cluster.run(2_000 + 3_200);
+    assert_eq!(cluster.serving("a"), ["a", "b", "c"]);
+}
+
+#[test]
+fn one_that_reaches_no_member_gives_up_and_its_own_member_alone_decides_nothing() {
+    let mut cluster = Cluster::new();
+    cluster.run(2_000);
+    cluster.servers.insert(member("a"), Outcome::Refused);
+    cluster.run(20_000);
+    assert_eq!(cluster.given_up("a"), [""; 0], "it reaches the others");
+    cluster.cut_off.insert("a");
+    cluster.run(20_000 + 2_900);
+    assert_eq!(cluster.given_up("c"), [""; 0]);
+    cluster.run(20_000 + 4_500);
+    for node in ["a", "b", "c"] {
+        assert_eq!(cluster.given_up(node), ["a"], "all nodes have it from its report");
+    }
+    cluster.cut_off.clear();
+    cluster.run(24_500 + 4_900);
+    assert_eq!(cluster.given_up("b"), ["a"], "not at once");
+    cluster.run(24_500 + 6_000);
+    assert_eq!(cluster.given_up("b"), [""; 0]);
+}
+
+#[test]
+fn where_none_answers_no_node_gives_up() {
+    let mut cluster = Cluster::new();
+    cluster.run(1_000);
+    for node in ["a", "b", "c"] {
+        cluster.servers.insert(member(node), Outcome::Refused);
+    }
+    cluster.run(61_000);
+    assert_eq!(cluster.given_up("a"), [""; 0]);
+    assert_eq!(cluster.serving("a"), [""; 0]);
+}
+
+/// The others are not asked for nothing.
+#[test]
+fn a_node_checks_the_others_only_while_its_own_member_fails() {
+    let mut cluster = Cluster::new();
+    cluster.run(1_000);
+    let checked = |cluster: &Cluster| cluster.nodes["a"].targets().map(|(target, _)| target).collect::<Vec<_>>();
+    assert_eq!(checked(&cluster), [member("a")]);
+    cluster.servers.insert(member("a"), Outcome::Refused);
+    cluster.run(2_000);
+    assert_eq!(checked(&cluster), ["a", "b", "c"].map(member));
+    cluster.servers.insert(member("a"), Outcome::Ready);
+    cluster.run(3_000);
+    assert_eq!(checked(&cluster), [member("a")]);
+}
+
+/// Ports that no check is named for are as the view has them.
+#[test]
+fn other_ports_are_left_alone() {
+    let mut health = Health::new(Config { ports: [1].into(), first: 1, ..config("a") });
+    let view = view(vec![pod("a", 1, Conditions::READY)]);
+    let mut marked = frontends(&view).0;
+    health.follow(&mut marked, at(0));
+    assert_eq!((marked, health.next_deadline()), (frontends(&view).0, None));
+}
