@@ -6,15 +6,15 @@ use crate::parse::Link;
 use crate::tables::Tables;
 
 /// Only with a configuration, and only frames for our own MAC address (after a takeover a switch floods the old owner's frames to
-/// all ports). Returns the slot of the node that sent the frame, `None` for any other sender.
+/// all ports). Returns the slot of the node that sent the frame, 0 for any other sender.
 #[inline(always)]
-pub fn admit<'a>(tables: &'a impl Tables, link: &Link) -> Result<(&'a Config, Option<u16>), Verdict> {
+pub fn admit<'a>(tables: &'a impl Tables, link: &Link) -> Result<(&'a Config, u16), Verdict> {
     let config = tables.config().ok_or(Verdict::NotReady)?;
     if config.self_slot == 0 {
         return Err(Verdict::NotReady);
     }
-    if link.dst != config.mac {
+    if link.dst.mac() != config.mac {
         return Err(Verdict::NotOurMac);
     }
-    Ok((config, tables.peer(link.src)))
+    Ok((config, tables.peer(link.src).unwrap_or_default()))
 }

@@ -7,7 +7,7 @@ use ebpf_common::{Config, Lease, PROGRAM_QUERY, Verdict};
 
 use crate::forward::ethernet_bytes;
 use crate::frame::{Frame, Mac};
-use crate::parse::{ETHERNET_LEN, ETHERTYPE_ARP, Link};
+use crate::parse::{self, ETHERNET_LEN, ETHERTYPE_ARP, Link};
 use crate::tables::Tables;
 
 /// ARP for IPv4 over Ethernet.
@@ -20,9 +20,10 @@ struct Arp {
 }
 
 #[inline(always)]
-pub fn answer(frame: &mut impl Frame, tables: &impl Tables, link: &Link) -> Result<Verdict, Verdict> {
+pub fn answer(frame: &mut impl Frame, tables: &impl Tables) -> Result<Verdict, Verdict> {
+    let link = parse::link(frame)?;
     let arp = parse(frame)?;
-    if let Some(config) = program_query(tables, link, &arp) {
+    if let Some(config) = program_query(tables, &link, &arp) {
         reply(frame, config, &arp, PROGRAM_QUERY).ok_or(Verdict::NoRoom)?;
         return Ok(Verdict::ProgramAnswered);
     }
@@ -33,7 +34,7 @@ pub fn answer(frame: &mut impl Frame, tables: &impl Tables, link: &Link) -> Resu
     }
     let config = tables.config().ok_or(Verdict::NotReady)?;
     // A frame for one other station, flooded by a switch: that station answers.
-    if !is_group(link.dst) && link.dst != config.mac {
+    if !is_group(link.dst.mac()) && link.dst.mac() != config.mac {
         return Err(Verdict::NotOurs);
     }
     if about_sender || arp.operation != REQUEST {
@@ -52,12 +53,13 @@ pub fn answer(frame: &mut impl Frame, tables: &impl Tables, link: &Link) -> Resu
 /// answers. Other senders get the kernel's answer, as without us.
 #[inline(always)]
 fn program_query<'a>(tables: &'a impl Tables, link: &Link, arp: &Arp) -> Option<&'a Config> {
-    if arp.operation != REQUEST || arp.target_mac != PROGRAM_QUERY || arp.sender_mac != link.src {
+    if arp.operation != REQUEST || arp.target_mac != PROGRAM_QUERY || arp.sender_mac != link.src.mac() {
         return None;
     }
     let config = tables.config()?;
     let own = tables.node(config.self_slot)?;
-    let is_for_us = config.self_slot != 0 && own.addr == arp.target && (is_group(link.dst) || link.dst == config.mac);
+    let is_for_us =
+        config.self_slot != 0 && own.addr == arp.target && (is_group(link.dst.mac()) || link.dst.mac() == config.mac);
     (is_for_us && tables.peer(link.src).is_some()).then_some(config)
 }
 

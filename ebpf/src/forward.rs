@@ -21,7 +21,7 @@ pub fn to_node(frame: &mut impl Frame, config: &Config, packet: &Packet, mac: Ma
     let sum = checksum::update(u16::from_be_bytes(sum), old, old - 0x0100);
     let [s0, s1] = sum.to_be_bytes();
     frame.write(TTL_AT, [packet.ttl - 1, packet.proto, s0, s1]).ok_or(Verdict::Malformed)?;
-    ethernet(frame, mac, config.mac).ok_or(Verdict::Malformed)
+    addresses(frame, mac, config.mac).ok_or(Verdict::Malformed)
 }
 
 /// A fragment, with the reserved flag: else the receiver would take it for one in search.
@@ -57,6 +57,13 @@ pub fn flags_and_ttl(frame: &mut impl Frame, packet: &Packet, flags: u16, ttl: u
     let sum = checksum::update(sum, old, u16::from_be_bytes([ttl, packet.proto]));
     let ([f0, f1], [s0, s1]) = (flags.to_be_bytes(), sum.to_be_bytes());
     frame.write(FLAGS_AT, [f0, f1, ttl, packet.proto, s0, s1]).ok_or(Verdict::Malformed)
+}
+
+/// The addresses of an Ethernet header, which keeps its type.
+#[inline(always)]
+fn addresses(frame: &mut impl Frame, dst: Mac, src: Mac) -> Option<()> {
+    // SAFETY: both are twelve bytes.
+    frame.write::<12>(0, unsafe { core::mem::transmute::<[Mac; 2], [u8; 12]>([dst, src]) })
 }
 
 /// The Ethernet header of an IPv4 frame.

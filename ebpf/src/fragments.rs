@@ -14,7 +14,7 @@ use ebpf_common::{
 
 use crate::forward;
 use crate::frame::Frame;
-use crate::parse::{self, Content, Link, MAC_LEN, PROTO_UDP, Packet};
+use crate::parse::{self, Content, MAC_LEN, PROTO_UDP, Packet};
 use crate::reset::{self, Refused};
 use crate::second_chance::{self, Origin, Step};
 use crate::tables::Tables;
@@ -25,7 +25,6 @@ pub fn follow(
     frame: &mut impl Frame,
     tables: &impl Tables,
     config: &Config,
-    link: &Link,
     mut packet: Packet,
     sender: Option<u16>,
 ) -> Result<Verdict, Verdict> {
@@ -42,7 +41,7 @@ pub fn follow(
     if packet.is_later_fragment() {
         return later(frame, tables, config, &packet, origin);
     }
-    let (verdict, slot, counters) = first(frame, tables, config, link, &packet, origin)?;
+    let (verdict, slot, counters) = first(frame, tables, config, &packet, origin)?;
     if origin == Origin::Client {
         let until_ns = tables.now_ns() + FragmentValue::LIFETIME_NS;
         tables.keep_fragment(&key(&packet), FragmentValue { until_ns, slot, counters });
@@ -50,7 +49,7 @@ pub fn follow(
     Ok(verdict)
 }
 
-/// As [`second_chance::origin`], with the flag the other way round: see `ebpf_common::second_chance`.
+/// As [`Origin::of`], with the flag the other way round: see `ebpf_common::second_chance`.
 #[inline(always)]
 fn origin(sender: Option<u16>, packet: &Packet) -> Result<Origin, Verdict> {
     match (sender, packet.flags & RESERVED_FLAG != 0) {
@@ -71,22 +70,25 @@ fn first(
     frame: &mut impl Frame,
     tables: &impl Tables,
     config: &Config,
-    link: &Link,
     packet: &Packet,
     origin: Origin,
 ) -> Result<(Verdict, u32, u32), Verdict> {
     let subject = parse::first_fragment(frame, packet)?;
     let own = config.self_slot;
-    let Some(service) = service::find(tables, &subject.flow) else {
-        let verdict = reset::refuse(frame, config, link, packet, origin, &subject, Refused::Unserved)?;
+    let Some(service) = service::find(tables, subject.flow) else {
+        let verdict = reset::refuse(frame, config, packet, origin, &subject, Refused::Unserved)?;
         return Ok((verdict, own, FragmentValue::UNCOUNTED));
     };
     if service.flags & ServiceValue::SOURCE_RANGES != 0 {
-        source_ranges::admit(frame, tables, config, link, service, origin, &subject)?;
+        let admitted = source_ranges::admit(tables, service, origin, &subject);
+        // A datagram is not reset.
+        admitted.map_err(|_| Verdict::SourceDenied)?;
     }
     let counters = u32::from(service.counter_slot());
-    let Some(row) = select::row(tables, config, service, &subject.flow)? else {
-        return Ok((crate::refuse(frame, tables, config, link, service, packet, origin, &subject)?, own, counters));
+    let Some(row) = select::row(tables, config, service, subject.flow)? else {
+        let why = Refused::EmptyRing;
+        let verdict = reset::refuse_counted(frame, tables, config, packet, origin, &subject, service, why)?;
+        return Ok((verdict, own, counters));
     };
     traffic::count(tables, service, packet, origin, &Content::Udp);
     // Where the search began the fragments do not say: their identification is the client's.
@@ -133,5 +135,5 @@ fn later(
 
 #[inline(always)]
 fn key(packet: &Packet) -> FragmentKey {
-    FragmentKey { src: packet.src, dst: packet.dst, id: packet.id.to_be_bytes(), proto: packet.proto, pad: 0 }
+    FragmentKey { src: packet.src(), dst: packet.dst(), id: packet.id.to_be_bytes(), proto: packet.proto, pad: 0 }
 }

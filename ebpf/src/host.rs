@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_common::{
-    Config, FragmentKey, FragmentValue, Lease, Node, RingHead, Row, ServiceCounters, ServiceKey, ServiceValue,
+    Config, FlowWords, FragmentKey, FragmentValue, Lease, Node, RingHead, Row, ServiceCounters, ServiceKey,
+    ServiceValue,
 };
 
-use crate::frame::{Frame, Mac};
+use crate::frame::{Frame, Mac, MacWord, Window};
 use crate::tables::{Ring, Tables};
 
 /// A frame as bytes.
@@ -17,6 +18,10 @@ pub struct HostFrame(pub Vec<u8>);
 impl Frame for HostFrame {
     fn len(&self) -> usize {
         self.0.len()
+    }
+
+    fn window<const N: usize>(&self, at: usize) -> Option<impl Window> {
+        self.0.get(at..)?.first_chunk::<N>().map(<[u8; N]>::as_slice)
     }
 
     fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
@@ -30,6 +35,16 @@ impl Frame for HostFrame {
 
     fn truncate(&mut self, len: usize) -> Option<()> {
         (len <= self.0.len()).then(|| self.0.truncate(len))
+    }
+}
+
+impl Window for &[u8] {
+    fn half<const AT: usize>(&self) -> [u8; 2] {
+        [self[AT], self[AT + 1]]
+    }
+
+    fn word<const AT: usize>(&self) -> [u8; 4] {
+        [self[AT], self[AT + 1], self[AT + 2], self[AT + 3]]
     }
 }
 
@@ -74,8 +89,8 @@ impl Tables for HostTables {
         self.own.contains(&vip)
     }
 
-    fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
-        self.services.get(key).copied()
+    fn service(&self, flow: FlowWords) -> Option<ServiceValue> {
+        self.services.get(&ServiceKey::from_word(flow.service_word())).copied()
     }
 
     /// Naively: bits above the prefix length shifted away.
@@ -111,8 +126,8 @@ impl Tables for HostTables {
         (slot < ebpf_common::MAX_NODES).then(|| self.nodes.get(&slot).copied().unwrap_or_default())
     }
 
-    fn peer(&self, mac: Mac) -> Option<u16> {
-        self.peers.get(&mac).copied()
+    fn peer(&self, mac: MacWord) -> Option<u16> {
+        self.peers.get(&mac.mac()).copied()
     }
 }
 

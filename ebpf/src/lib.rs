@@ -33,6 +33,8 @@ pub mod second_chance;
 
 pub mod fragments;
 
+mod uncommon;
+
 pub mod forward;
 
 pub mod checksum;
@@ -50,14 +52,20 @@ use ebpf_common::{Config, ServiceValue, Verdict};
 pub use frame::Frame;
 pub use tables::Tables;
 
-use parse::{Content, ETHERTYPE_ARP, Link, PROTO_ICMP, Packet, Subject};
+use parse::{Content, ETHERTYPE_ARP, ETHERTYPE_IPV4, PROTO_ICMP, Packet, Subject};
 use reset::Refused;
 use second_chance::{Origin, Step};
+use uncommon::Case;
 
 /// Decides about one frame and changes it in place. The caller counts the verdict and returns the action of its fate.
 #[inline(always)]
 pub fn walk(frame: &mut impl Frame, tables: &impl Tables) -> Verdict {
-    match path(frame, tables) {
+    verdict(path(frame, tables))
+}
+
+#[inline(always)]
+fn verdict(result: Result<Verdict, Verdict>) -> Verdict {
+    match result {
         Ok(verdict) | Err(verdict) => verdict,
     }
 }
@@ -65,57 +73,126 @@ pub fn walk(frame: &mut impl Frame, tables: &impl Tables) -> Verdict {
 /// The path. A step that is done with the packet leaves through `?` with its verdict.
 #[inline(always)]
 fn path(frame: &mut impl Frame, tables: &impl Tables) -> Result<Verdict, Verdict> {
-    let link = parse::ethernet(frame)?;
-    if link.ethertype == ETHERTYPE_ARP {
-        return arp::answer(frame, tables, &link);
+    match parse::ethertype(frame)? {
+        ETHERTYPE_IPV4 => {}
+        ETHERTYPE_ARP => return Ok(uncommon::arp(frame, tables)),
+        _ => return Err(Verdict::NotOurs),
     }
-    let header = parse::ipv4(frame, &link)?;
-    if !tables.is_vip(header.dst) {
-        return Err(Verdict::NotOurs);
-    }
-    let (config, sender) = admit::admit(tables, &link)?;
-    let packet = parse::packet(frame, &header)?;
+    let (config, sender, packet) = arrival(frame, tables)?;
+    // Copies for the functions out of line: else these few would have the packet in memory for all.
     if packet.is_fragment() {
-        return fragments::follow(frame, tables, config, &link, packet, sender);
+        return Ok(uncommon::fragment(frame, tables, config, &{ packet }, sender));
     }
-    let origin = second_chance::origin(sender, &packet)?;
+    let is_in_search = second_chance::is_in_search(sender, &packet)?;
     if packet.proto == PROTO_ICMP {
-        let subject = icmp::subject(frame, tables, config, &link, &packet)?;
-        return follow(frame, tables, config, &link, &packet, origin, &subject);
+        return icmp_path(frame, tables, config, packet, sender);
     }
     let subject = parse::subject(frame, &packet)?;
-    follow(frame, tables, config, &link, &packet, origin, &subject)
+    let Some(service) = service::find(tables, subject.flow) else {
+        return Ok(uncommon::refuse(frame, tables, &Case { config, packet, sender, subject }, 0, Refused::Unserved));
+    };
+    let end = match service.asks_more() || is_in_search {
+        true => uncommon::follow(frame, tables, &Case { config, packet, sender, subject }, service.ring, service.flags),
+        false => End::of(follow(frame, tables, config, &packet, Origin::direct(sender), &subject, service)),
+    };
+    match end.refused() {
+        Ok(verdict) => Ok(verdict),
+        Err(why) => Ok(uncommon::refuse(frame, tables, &Case { config, packet, sender, subject }, service.flags, why)),
+    }
 }
 
-/// The way of a packet of which we know the flow. Twice in the program: joined, the two sorts of packets meet on the stack, which
-/// costs a store that is not yet done for every load (5 ns).
+/// A packet to a VIP that this node may act on.
+#[inline(always)]
+fn arrival<'a>(frame: &impl Frame, tables: &'a impl Tables) -> Result<(&'a Config, u16, Packet), Verdict> {
+    let header = parse::ipv4(frame)?;
+    if !tables.is_vip(header.dst()) {
+        return Err(Verdict::NotOurs);
+    }
+    let (config, sender) = admit::admit(tables, &parse::link(frame)?)?;
+    Ok((config, sender, parse::packet(frame, &header)?))
+}
+
+/// As the rest of the path, for ICMP. Joined, the two sorts of packets would meet on the stack, which costs a store that is not yet
+/// done for every load (5 ns).
+#[inline(always)]
+fn icmp_path(
+    frame: &mut impl Frame,
+    tables: &impl Tables,
+    config: &Config,
+    packet: Packet,
+    sender: u16,
+) -> Result<Verdict, Verdict> {
+    let mut case = Case { config, packet, sender, subject: Subject::default() };
+    if let Some(verdict) = uncommon::icmp(frame, tables, &mut case) {
+        return Ok(verdict);
+    }
+    let Some(service) = service::find(tables, case.subject.flow) else {
+        return Ok(uncommon::refuse(frame, tables, &case, 0, Refused::Unserved));
+    };
+    match uncommon::follow(frame, tables, &case, service.ring, service.flags).refused() {
+        Ok(verdict) => Ok(verdict),
+        Err(why) => Ok(uncommon::refuse(frame, tables, &case, service.flags, why)),
+    }
+}
+
+/// How a packet leaves its way: with a verdict, or to be refused, which costs room on the stack that the way needs itself.
+#[derive(Clone, Copy)]
+enum End {
+    Verdict(Verdict),
+    EmptyRing,
+    Source,
+}
+
+impl End {
+    #[inline(always)]
+    fn of(result: Result<Verdict, Self>) -> Self {
+        match result {
+            Ok(verdict) => Self::Verdict(verdict),
+            Err(end) => end,
+        }
+    }
+
+    #[inline(always)]
+    fn refused(self) -> Result<Verdict, Refused> {
+        match self {
+            Self::Verdict(verdict) => Ok(verdict),
+            Self::EmptyRing => Err(Refused::EmptyRing),
+            Self::Source => Err(Refused::Source),
+        }
+    }
+}
+
+impl From<Verdict> for End {
+    #[inline(always)]
+    fn from(verdict: Verdict) -> Self {
+        Self::Verdict(verdict)
+    }
+}
+
+/// The way of a packet of which we know the flow and the Service. Twice in the program: here and, where more is to be looked at than
+/// the row, in [`uncommon`].
 #[inline(always)]
 fn follow(
     frame: &mut impl Frame,
     tables: &impl Tables,
     config: &Config,
-    link: &Link,
     packet: &Packet,
     origin: Origin,
     subject: &Subject,
-) -> Result<Verdict, Verdict> {
-    let Some(service) = service::find(tables, &subject.flow) else {
-        return reset::refuse(frame, config, link, packet, origin, subject, Refused::Unserved);
-    };
+    service: ServiceValue,
+) -> Result<Verdict, End> {
     if service.flags & ServiceValue::SOURCE_RANGES != 0 {
-        source_ranges::admit(frame, tables, config, link, service, origin, subject)?;
+        source_ranges::admit(tables, service, origin, subject)?;
     }
     let is_asked = service::is_asked(service, &subject.content, origin);
     let row = match is_asked || service::takes(service, &subject.content) {
-        true => select::row(tables, config, service, &subject.flow)?,
+        true => select::row(tables, config, service, subject.flow)?,
         false => None,
     };
     let known = row.unwrap_or_default();
     let search_origin = second_chance::search_origin(tables, packet, known, origin, is_asked);
     // Who only asks is answered also by a node that has not heard of a pod.
-    let Some(row) = row.or((is_asked && search_origin != 0).then_some(known)) else {
-        return refuse(frame, tables, config, link, service, packet, origin, subject);
-    };
+    let row = row.or((is_asked && search_origin != 0).then_some(known)).ok_or(End::EmptyRing)?;
     traffic::count(tables, service, packet, origin, &subject.content);
     let row = match second_chance::seeks_client(service, &subject.content) {
         true => second_chance::with_takers(tables, row),
@@ -135,27 +212,4 @@ fn follow(
             Ok(second_chance::verdict(origin, &subject.content, mark))
         }
     }
-}
-
-/// A Service without a node for the packet.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a part of `follow`")]
-fn refuse(
-    frame: &mut impl Frame,
-    tables: &impl Tables,
-    config: &Config,
-    link: &Link,
-    service: ServiceValue,
-    packet: &Packet,
-    origin: Origin,
-    subject: &parse::Subject,
-) -> Result<Verdict, Verdict> {
-    if origin == Origin::Client {
-        traffic::count_packet(tables, u32::from(service.counter_slot()), packet);
-    }
-    let verdict = reset::refuse(frame, config, link, packet, origin, subject, Refused::EmptyRing)?;
-    if verdict == Verdict::EmptyRingReset {
-        traffic::count_reset(tables, service);
-    }
-    Ok(verdict)
 }

@@ -1,17 +1,23 @@
 //! The XDP entry point: walk the path, count the verdict once, return its action.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// For `Place`.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod kernel {
+    use core::arch::asm;
+
     use aya_ebpf::bindings::xdp_action;
     use aya_ebpf::helpers::bpf_xdp_adjust_tail;
     use aya_ebpf::macros::xdp;
     use aya_ebpf::programs::XdpContext;
     use ebpf_common::Fate;
     use sheave_ebpf::Frame;
+    use sheave_ebpf::frame::Window;
     use sheave_ebpf::maps::{KernelTables, count};
 
     #[xdp]
+    #[inline(always)]
     pub fn sheave_xdp(ctx: XdpContext) -> u32 {
         let verdict = sheave_ebpf::walk(&mut XdpFrame(ctx), &KernelTables);
         count(verdict);
@@ -41,6 +47,11 @@ mod kernel {
         }
 
         #[inline(always)]
+        fn window<const N: usize>(&self, at: usize) -> Option<impl Window> {
+            self.place(at, N).map(|place| Place(place))
+        }
+
+        #[inline(always)]
         fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
             const { assert!(N.is_multiple_of(2), "Even says so") };
             // SAFETY: `place` has checked the bounds; for the alignment see `Even`.
@@ -61,6 +72,37 @@ mod kernel {
             // anew.
             let refused = unsafe { bpf_xdp_adjust_tail(self.0.ctx, delta) };
             (refused == 0).then_some(())
+        }
+    }
+
+    /// Bytes of the frame. A header begins at any even address: LLVM would read a word of it in pieces. Processors with a JIT of ours (amd64,
+    /// arm64) read it at once, and their verifiers let them (not on the stack); but to Rust and LLVM such a read is not allowed. So it is
+    /// an instruction.
+    struct Place(*const u8);
+
+    impl Window for Place {
+        #[inline(always)]
+        fn half<const AT: usize>(&self) -> [u8; 2] {
+            let half: u64;
+            // SAFETY: within the bytes that `XdpFrame::place` has checked, or the verifier refuses the program.
+            unsafe {
+                asm!("{half} = *(u16 *)({place} + {at})", half = lateout(reg) half, place = in(reg) self.0, at = const AT,
+                    options(pure, readonly, nostack, preserves_flags));
+                core::hint::assert_unchecked(half <= 0xffff);
+            }
+            (half as u16).to_ne_bytes()
+        }
+
+        #[inline(always)]
+        fn word<const AT: usize>(&self) -> [u8; 4] {
+            let word: u64;
+            // SAFETY: as above.
+            unsafe {
+                asm!("{word} = *(u32 *)({place} + {at})", word = lateout(reg) word, place = in(reg) self.0, at = const AT,
+                    options(pure, readonly, nostack, preserves_flags));
+                core::hint::assert_unchecked(word <= 0xffff_ffff);
+            }
+            (word as u32).to_ne_bytes()
         }
     }
 

@@ -7,12 +7,12 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCp
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use ebpf_common::{
-    Config, FragmentKey, FragmentValue, Lease, MAX_COUNTED, MAX_FRAGMENTED, MAX_NODES, MAX_RESTRICTED, MAX_RINGS,
-    MAX_SERVICES, MAX_SOURCE_RANGES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RING_WORDS, RangeKey, RingHead, Row,
-    ServiceCounters, ServiceKey, ServiceValue, Verdict, VipValue,
+    Config, FlowWords, FragmentKey, FragmentValue, Lease, MAX_COUNTED, MAX_FRAGMENTED, MAX_NODES, MAX_RESTRICTED,
+    MAX_RINGS, MAX_SERVICES, MAX_SOURCE_RANGES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RING_WORDS, RangeKey,
+    RingHead, Row, ServiceCounters, ServiceKey, ServiceValue, Verdict, VipValue,
 };
 
-use crate::frame::Mac;
+use crate::frame::MacWord;
 use crate::tables::{self, Tables};
 
 #[btf_map]
@@ -76,9 +76,10 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<ServiceValue> {
-        // SAFETY: copied at once.
-        unsafe { SERVICES.get(key).copied() }
+    fn service(&self, flow: FlowWords) -> Option<ServiceValue> {
+        let word = flow.service_word().to_le();
+        // SAFETY: the key is these bytes; the value is copied at once.
+        unsafe { SERVICES.get(&*(&raw const word).cast::<ServiceKey>()).copied() }
     }
 
     #[inline(always)]
@@ -127,9 +128,10 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn peer(&self, mac: Mac) -> Option<u16> {
-        // SAFETY: copied at once.
-        unsafe { PEERS.get(MacKey { mac, pad: [0; 2] }) }.map(|slot| *slot as u16)
+    fn peer(&self, mac: MacWord) -> Option<u16> {
+        let word = mac.0.to_le();
+        // SAFETY: the key is these bytes; the value is copied at once.
+        unsafe { PEERS.get(&*(&raw const word).cast::<MacKey>()) }.map(|slot| *slot as u16)
     }
 }
 

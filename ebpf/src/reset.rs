@@ -2,18 +2,47 @@
 //!
 //! Read first: RFC 9293 section 3.10.7.1 (segments to a closed port) and 3.5.2 (reset generation).
 
-use ebpf_common::{Config, FlowTuple, Verdict};
+use ebpf_common::{Config, FlowWords, ServiceValue, Verdict};
 
 use crate::checksum;
 use crate::forward::ethernet_bytes;
-use crate::frame::Frame;
-use crate::parse::{Content, ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, Link, PROTO_TCP, Packet, Subject, TCP_LEN, Tcp};
+use crate::frame::{Frame, Mac};
+use crate::parse::{
+    self, Content, ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, PROTO_TCP, Packet, Segment, Subject, TCP_LEN, Tcp,
+};
 use crate::second_chance::{self, Origin};
+use crate::tables::Tables;
+use crate::traffic;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     Unserved,
     EmptyRing,
+    /// The Service has source ranges without this client.
+    Source,
+}
+
+/// As [`refuse`], counted for the Service, if there is one. (A denied packet was counted as denied.)
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a part of the path")]
+pub fn refuse_counted(
+    frame: &mut impl Frame,
+    tables: &impl Tables,
+    config: &Config,
+    packet: &Packet,
+    origin: Origin,
+    subject: &Subject,
+    service: ServiceValue,
+    why: Refused,
+) -> Result<Verdict, Verdict> {
+    if why == Refused::EmptyRing && origin == Origin::Client {
+        traffic::count_packet(tables, u32::from(service.counter_slot()), packet);
+    }
+    let verdict = refuse(frame, config, packet, origin, subject, why)?;
+    if verdict == Verdict::EmptyRingReset || verdict == Verdict::SourceReset {
+        traffic::count_reset(tables, service);
+    }
+    Ok(verdict)
 }
 
 /// The frame becomes the refusal, or passes to the guard in nftables, or is dropped. What another node sent passes: conntrack
@@ -22,7 +51,6 @@ pub enum Refused {
 pub fn refuse(
     frame: &mut impl Frame,
     config: &Config,
-    link: &Link,
     packet: &Packet,
     origin: Origin,
     subject: &Subject,
@@ -34,86 +62,96 @@ pub fn refuse(
         return Ok(second_chance::verdict(origin, &subject.content, mark));
     }
     match subject.content {
-        Content::Tcp(tcp) => {
-            let reset = match why {
-                Refused::Unserved => Verdict::UnservedReset,
-                Refused::EmptyRing => Verdict::EmptyRingReset,
-            };
-            refuse_tcp(frame, config, link, subject, &tcp, reset)
-        }
-        Content::Udp if config.flags & Config::UDP_SILENT != 0 => Err(match why {
-            Refused::Unserved => Verdict::UnservedSilent,
-            Refused::EmptyRing => Verdict::EmptyRingSilent,
-        }),
+        Content::Tcp(tcp) => refuse_tcp(frame, config, packet, subject.flow, tcp, why),
+        Content::Udp if config.flags & Config::UDP_SILENT != 0 => Err(why.of_udp()[0]),
         Content::Udp => {
             second_chance::pass_to_stack(frame, packet, origin, mark)?;
-            Ok(match why {
-                Refused::Unserved => Verdict::UnservedUnreachable,
-                Refused::EmptyRing => Verdict::EmptyRingUnreachable,
-            })
+            Ok(why.of_udp()[1])
         }
         Content::Error => Err(Verdict::Protocol),
     }
 }
 
-/// The segment becomes its reset, counted with this verdict.
+impl Refused {
+    #[inline(always)]
+    fn of_tcp(self) -> Verdict {
+        match self {
+            Self::Unserved => Verdict::UnservedReset,
+            Self::EmptyRing => Verdict::EmptyRingReset,
+            Self::Source => Verdict::SourceReset,
+        }
+    }
+
+    /// Dropped, passed to the guard.
+    #[inline(always)]
+    fn of_udp(self) -> [Verdict; 2] {
+        match self {
+            Self::Unserved => [Verdict::UnservedSilent, Verdict::UnservedUnreachable],
+            Self::EmptyRing => [Verdict::EmptyRingSilent, Verdict::EmptyRingUnreachable],
+            Self::Source => [Verdict::SourceDenied; 2],
+        }
+    }
+}
+
+/// The segment becomes its reset.
 #[inline(always)]
-pub fn refuse_tcp(
+fn refuse_tcp(
     frame: &mut impl Frame,
     config: &Config,
-    link: &Link,
-    subject: &Subject,
-    tcp: &Tcp,
-    verdict: Verdict,
+    packet: &Packet,
+    flow: FlowWords,
+    tcp: Tcp,
+    why: Refused,
 ) -> Result<Verdict, Verdict> {
     // RFC 9293 section 3.10.7.1: "If a segment contains a RST, it is discarded."
     if tcp.flags & Tcp::RST != 0 {
         return Err(Verdict::UnservedRst);
     }
-    let bytes = reset(config, link, &subject.flow, tcp);
+    let segment = parse::segment(frame, packet)?;
+    let bytes = reset(config, parse::link(frame)?.src.mac(), flow, &segment);
     frame.truncate(RESET_LEN).ok_or(Verdict::NoRoom)?;
     frame.write(0, bytes).ok_or(Verdict::NoRoom)?;
-    Ok(verdict)
+    Ok(why.of_tcp())
 }
 
 /// A frame of 54 bytes from the VIP to the sender of the segment, back to the router it came by. The IP header is new: no
 /// options, "don't fragment", identification 0 (RFC 6864 section 4.1 allows any value with that flag).
 #[inline(always)]
-fn reset(config: &Config, link: &Link, flow: &FlowTuple, tcp: &Tcp) -> [u8; RESET_LEN] {
-    let (seq, ack, flags) = answer_to(tcp);
+fn reset(config: &Config, router: Mac, flow: FlowWords, segment: &Segment) -> [u8; RESET_LEN] {
+    let (seq, ack, flags) = answer_to(segment);
     let mut ip = [0; IPV4_LEN];
     ip[0] = 0x45;
     ip[3] = (IPV4_LEN + TCP_LEN) as u8;
     ip[6] = 0x40;
     ip[8] = TTL;
     ip[9] = PROTO_TCP;
-    ip[12..16].copy_from_slice(&flow.dst);
-    ip[16..20].copy_from_slice(&flow.src);
+    ip[12..16].copy_from_slice(&flow.dst());
+    ip[16..20].copy_from_slice(&flow.src());
     let sum = checksum::finish(checksum::sum(&ip));
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
 
-    let mut segment = [0; TCP_LEN];
-    segment[0..2].copy_from_slice(&flow.dst_port);
-    segment[2..4].copy_from_slice(&flow.src_port);
-    segment[4..8].copy_from_slice(&seq.to_be_bytes());
-    segment[8..12].copy_from_slice(&ack.to_be_bytes());
-    segment[12] = (TCP_LEN as u8 / 4) << 4;
-    segment[13] = flags;
+    let mut tcp = [0; TCP_LEN];
+    tcp[0..2].copy_from_slice(&flow.dst_port());
+    tcp[2..4].copy_from_slice(&flow.src_port());
+    tcp[4..8].copy_from_slice(&seq.to_be_bytes());
+    tcp[8..12].copy_from_slice(&ack.to_be_bytes());
+    tcp[12] = (TCP_LEN as u8 / 4) << 4;
+    tcp[13] = flags;
     // RFC 9293 section 3.1: the pseudo header is addresses, protocol, length of the segment.
-    let pseudo = checksum::sum(&flow.dst) + checksum::sum(&flow.src) + u32::from(PROTO_TCP) + TCP_LEN as u32;
-    let sum = checksum::finish(pseudo + checksum::sum(&segment));
-    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    let pseudo = checksum::sum(&flow.dst()) + checksum::sum(&flow.src()) + u32::from(PROTO_TCP) + TCP_LEN as u32;
+    let sum = checksum::finish(pseudo + checksum::sum(&tcp));
+    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
 
     let mut bytes = [0; RESET_LEN];
-    bytes[..14].copy_from_slice(&ethernet_bytes(link.src, config.mac, ETHERTYPE_IPV4));
+    bytes[..14].copy_from_slice(&ethernet_bytes(router, config.mac, ETHERTYPE_IPV4));
     bytes[14..34].copy_from_slice(&ip);
-    bytes[34..54].copy_from_slice(&segment);
+    bytes[34..54].copy_from_slice(&tcp);
     bytes
 }
 
 /// Sequence number, acknowledgment number and flags of the reset, by RFC 9293 section 3.10.7.1.
 #[inline(always)]
-fn answer_to(tcp: &Tcp) -> (u32, u32, u8) {
+fn answer_to(tcp: &Segment) -> (u32, u32, u8) {
     if tcp.flags & Tcp::ACK != 0 {
         // <SEQ=SEG.ACK><CTL=RST>
         return (tcp.ack, 0, Tcp::RST);
@@ -133,8 +171,8 @@ pub const TTL: u8 = 64;
 mod tests {
     use super::*;
 
-    fn tcp(flags: u8, data_len: u32) -> Tcp {
-        Tcp { seq: 0xffff_fff0, ack: 77, flags, data_len }
+    fn tcp(flags: u8, data_len: u32) -> Segment {
+        Segment { seq: 0xffff_fff0, ack: 77, flags, data_len }
     }
 
     #[test]

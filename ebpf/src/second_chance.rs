@@ -21,14 +21,29 @@ pub enum Origin {
     Search { from: u16, state: SearchState },
 }
 
+impl Origin {
+    /// Of a packet that is not in search. `sender`: the slot of a node, or 0.
+    #[inline(always)]
+    pub fn direct(sender: u16) -> Self {
+        if sender == 0 { Self::Client } else { Self::Dispatcher { from: sender } }
+    }
+
+    /// Of one that [`is_in_search`] has judged.
+    #[inline(always)]
+    pub fn of(sender: u16, packet: &Packet) -> Self {
+        match packet.flags & RESERVED_FLAG != 0 {
+            true => Self::Search { from: sender, state: SearchState::from_ttl(packet.ttl) },
+            false => Self::direct(sender),
+        }
+    }
+}
+
 /// Only nodes send packets with the reserved flag (RFC 791 section 3.1: must be zero).
 #[inline(always)]
-pub fn origin(sender: Option<u16>, packet: &Packet) -> Result<Origin, Verdict> {
-    match (sender, packet.flags & RESERVED_FLAG != 0) {
-        (None, false) => Ok(Origin::Client),
-        (None, true) => Err(Verdict::Malformed),
-        (Some(from), false) => Ok(Origin::Dispatcher { from }),
-        (Some(from), true) => Ok(Origin::Search { from, state: SearchState::from_ttl(packet.ttl) }),
+pub fn is_in_search(sender: u16, packet: &Packet) -> Result<bool, Verdict> {
+    match packet.flags & RESERVED_FLAG != 0 {
+        true if sender == 0 => Err(Verdict::Malformed),
+        in_search => Ok(in_search),
     }
 }
 

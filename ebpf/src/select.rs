@@ -2,7 +2,7 @@
 //!
 //! Every dispatcher with the same ring computes the same node, so no dispatcher keeps state.
 
-use ebpf_common::{Config, FlowTuple, Row, ServiceValue, Verdict, row_of};
+use ebpf_common::{Config, FlowWords, Row, ServiceValue, Verdict, row_of};
 
 use crate::frame::Mac;
 use crate::tables::{Ring as _, Tables};
@@ -13,9 +13,9 @@ pub fn row(
     tables: &impl Tables,
     config: &Config,
     service: ServiceValue,
-    flow: &FlowTuple,
+    flow: FlowWords,
 ) -> Result<Option<Row>, Verdict> {
-    let flow = if service.flags & ServiceValue::CLIENT_AFFINITY != 0 { flow.client_only() } else { *flow };
+    let flow = if service.flags & ServiceValue::CLIENT_AFFINITY != 0 { flow.client_only() } else { flow };
     let ring = tables.ring(service.ring).ok_or(Verdict::BadRing)?;
     let head = ring.head().ok_or(Verdict::BadRing)?;
     let Some(row) = row_of(flow.hash(&config.hash_key), head.rows()) else { return Ok(None) };

@@ -1,14 +1,14 @@
 //! Step 3: VIP and port to the service that is published there.
 
-use ebpf_common::{FlowTuple, ServiceKey, ServiceValue};
+use ebpf_common::{FlowWords, ServiceValue};
 
 use crate::parse::Content;
 use crate::second_chance::Origin;
 use crate::tables::Tables;
 
 #[inline(always)]
-pub fn find(tables: &impl Tables, flow: &FlowTuple) -> Option<ServiceValue> {
-    tables.service(&ServiceKey { addr: flow.dst, port: flow.dst_port, proto: flow.proto, pad: 0 })
+pub fn find(tables: &impl Tables, flow: FlowWords) -> Option<ServiceValue> {
+    tables.service(flow)
 }
 
 /// Without a ready pod a service has open flows only. (Whether a datagram begins one conntrack knows, where its row leads.)

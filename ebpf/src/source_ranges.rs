@@ -6,44 +6,29 @@
 //! A connection whose client is no longer admitted ends with a reset, at the first segment that either end sends: the client gets it
 //! here. Its resets pass, so that the pod gets one from the client's kernel; a reset can end a flow, and never begins one.
 
-use ebpf_common::{Config, ServiceValue, Verdict};
+use ebpf_common::{ServiceValue, Verdict};
 
-use crate::frame::Frame;
-use crate::parse::{Content, Link, Subject, Tcp};
-use crate::reset;
+use crate::End;
+use crate::parse::{Content, Subject, Tcp};
 use crate::second_chance::Origin;
 use crate::tables::Tables;
-use crate::traffic;
 
 #[inline(always)]
-pub fn admit(
-    frame: &mut impl Frame,
-    tables: &impl Tables,
-    config: &Config,
-    link: &Link,
-    service: ServiceValue,
-    origin: Origin,
-    subject: &Subject,
-) -> Result<(), Verdict> {
+pub(crate) fn admit(tables: &impl Tables, service: ServiceValue, origin: Origin, subject: &Subject) -> Result<(), End> {
     let slot = service.ranges_slot();
-    if origin != Origin::Client || tables.admits(slot, subject.flow.src) {
+    if origin != Origin::Client || tables.admits(slot, subject.flow.src()) {
         return Ok(());
     }
     match subject.content {
         Content::Tcp(tcp) if tcp.flags & Tcp::RST != 0 => Ok(()),
         Content::Tcp(tcp) => {
             tables.count_denied(slot);
-            if tcp.flags & Tcp::SYN != 0 {
-                return Err(Verdict::SourceDenied);
-            }
-            let verdict = reset::refuse_tcp(frame, config, link, subject, &tcp, Verdict::SourceReset)?;
-            traffic::count_reset(tables, service);
-            Err(verdict)
+            Err(if tcp.flags & Tcp::SYN != 0 { Verdict::SourceDenied.into() } else { End::Source })
         }
         // An ICMP error counts as the flow that it quotes.
         Content::Udp | Content::Error => {
             tables.count_denied(slot);
-            Err(Verdict::SourceDenied)
+            Err(Verdict::SourceDenied.into())
         }
     }
 }

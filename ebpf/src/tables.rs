@@ -1,10 +1,10 @@
 //! What the packet path reads: the maps (docs/dataplane.md) and the clock.
 
 use ebpf_common::{
-    Config, FragmentKey, FragmentValue, Lease, Node, RingHead, Row, ServiceCounters, ServiceKey, ServiceValue,
+    Config, FlowWords, FragmentKey, FragmentValue, Lease, Node, RingHead, Row, ServiceCounters, ServiceValue,
 };
 
-use crate::frame::Mac;
+use crate::frame::MacWord;
 
 pub trait Tables {
     /// Map `CONFIG`. `None` cannot happen with an array of one element; the path treats it as not ready.
@@ -17,8 +17,8 @@ pub trait Tables {
     fn is_vip(&self, addr: [u8; 4]) -> bool;
     /// Map `OWN`: the election gave the VIP to this node.
     fn is_own(&self, vip: [u8; 4]) -> bool;
-    /// Map `SERVICES`.
-    fn service(&self, key: &ServiceKey) -> Option<ServiceValue>;
+    /// Map `SERVICES`: of the flow's destination.
+    fn service(&self, flow: FlowWords) -> Option<ServiceValue>;
     /// Map `SOURCE_RANGES`: a range of the Service in this slot has the client.
     fn admits(&self, slot: u16, client: [u8; 4]) -> bool;
     /// Map `DENIED`: one more packet of a client that the Service does not admit.
@@ -33,7 +33,7 @@ pub trait Tables {
     /// Map `NODES`.
     fn node(&self, slot: u32) -> Option<Node>;
     /// Map `PEERS`: the slot of the node with this address.
-    fn peer(&self, mac: Mac) -> Option<u16>;
+    fn peer(&self, mac: MacWord) -> Option<u16>;
 }
 
 /// A ring, as it was when it was looked up.

@@ -4,7 +4,7 @@
 
 use ebpf_common::{SearchState, ServiceValue};
 
-use crate::parse::{Content, ETHERNET_LEN, Packet};
+use crate::parse::{Content, Packet};
 use crate::second_chance::Origin;
 use crate::tables::Tables;
 
@@ -44,5 +44,5 @@ pub fn count_reset(tables: &impl Tables, service: ServiceValue) {
 /// IP header and data.
 #[inline(always)]
 fn bytes(packet: &Packet) -> u64 {
-    (packet.transport - ETHERNET_LEN + packet.transport_len) as u64
+    u64::from(packet.total_len)
 }

@@ -21,6 +21,14 @@ pub struct ServiceKey {
     pub pad: u8,
 }
 
+impl ServiceKey {
+    /// Of its bytes, byte 0 lowest.
+    pub const fn from_word(word: u64) -> Self {
+        let [a0, a1, a2, a3, p0, p1, proto, pad] = word.to_le_bytes();
+        Self { addr: [a0, a1, a2, a3], port: [p0, p1], proto, pad }
+    }
+}
+
 /// Value of map `SERVICES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +50,12 @@ impl ServiceValue {
     pub const NO_NEW_FLOWS: u32 = 4;
     /// Only clients within the Service's source ranges are admitted.
     pub const SOURCE_RANGES: u32 = 8;
+
+    /// More is to be looked at than the row.
+    #[inline(always)]
+    pub const fn asks_more(self) -> bool {
+        self.flags & (Self::CLIENT_AFFINITY | Self::NO_NEW_FLOWS | Self::SOURCE_RANGES) != 0
+    }
 
     /// The flags of a service port whose Service has its source ranges in this slot.
     pub const fn restricted_to(slot: u16) -> u32 {

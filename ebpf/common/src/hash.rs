@@ -23,11 +23,74 @@ impl FlowTuple {
 
     #[inline(always)]
     pub fn hash(&self, key: &[u64; 2]) -> u64 {
-        let first = u64::from(u32::from_le_bytes(self.src)) | (u64::from(u32::from_le_bytes(self.dst)) << 32);
-        let second = u64::from(u16::from_le_bytes(self.src_port))
-            | (u64::from(u16::from_le_bytes(self.dst_port)) << 16)
-            | (u64::from(self.proto) << 32);
-        siphash13(key, first, second)
+        FlowWords::from(*self).hash(key)
+    }
+}
+
+/// A [`FlowTuple`] as it is hashed, byte 0 lowest: the packet path moves words, not bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowWords {
+    /// Source, then destination.
+    pub addresses: u64,
+    /// Source port, destination port, protocol, three bytes of zero.
+    pub ports: u64,
+}
+
+impl FlowWords {
+    #[inline(always)]
+    pub fn new(addresses: u64, [src_port, dst_port]: [[u8; 2]; 2], proto: u8) -> Self {
+        let ports = u64::from(u16::from_le_bytes(src_port)) | (u64::from(u16::from_le_bytes(dst_port)) << 16);
+        Self { addresses, ports: ports | (u64::from(proto) << 32) }
+    }
+
+    /// Both addresses in one word.
+    #[inline(always)]
+    pub fn addresses(src: [u8; 4], dst: [u8; 4]) -> u64 {
+        u64::from(u32::from_le_bytes(src)) | (u64::from(u32::from_le_bytes(dst)) << 32)
+    }
+
+    #[inline(always)]
+    pub fn src(self) -> [u8; 4] {
+        (self.addresses as u32).to_le_bytes()
+    }
+
+    #[inline(always)]
+    pub fn dst(self) -> [u8; 4] {
+        ((self.addresses >> 32) as u32).to_le_bytes()
+    }
+
+    #[inline(always)]
+    pub fn src_port(self) -> [u8; 2] {
+        (self.ports as u16).to_le_bytes()
+    }
+
+    #[inline(always)]
+    pub fn dst_port(self) -> [u8; 2] {
+        ((self.ports >> 16) as u16).to_le_bytes()
+    }
+
+    /// The bytes of its [`crate::ServiceKey`], byte 0 lowest.
+    #[inline(always)]
+    pub fn service_word(self) -> u64 {
+        (self.addresses >> 32) | ((self.ports >> 16) << 32)
+    }
+
+    /// As [`FlowTuple::client_only`].
+    #[inline(always)]
+    pub fn client_only(self) -> Self {
+        Self { ports: 0, ..self }
+    }
+
+    #[inline(always)]
+    pub fn hash(self, key: &[u64; 2]) -> u64 {
+        siphash13(key, self.addresses, self.ports)
+    }
+}
+
+impl From<FlowTuple> for FlowWords {
+    #[inline(always)]
+    fn from(flow: FlowTuple) -> Self {
+        Self::new(Self::addresses(flow.src, flow.dst), [flow.src_port, flow.dst_port], flow.proto)
     }
 }
 
@@ -110,6 +173,17 @@ mod tests {
             let other = FlowTuple { src_port, dst_port, proto, ..flow };
             prop_assert_eq!(flow.client_only().hash(&key), other.client_only().hash(&key));
         }
+    }
+
+    #[test]
+    fn words_name_the_parts_of_the_flow_and_its_service() {
+        let flow = tuple([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
+        let words = FlowWords::from(flow);
+        assert_eq!((words.src(), words.dst()), (flow.src, flow.dst));
+        assert_eq!((words.src_port(), words.dst_port()), (flow.src_port, flow.dst_port));
+        let key = crate::ServiceKey { addr: flow.dst, port: flow.dst_port, proto: flow.proto, pad: 0 };
+        assert_eq!(crate::ServiceKey::from_word(words.service_word()), key);
+        assert_eq!(words.client_only(), FlowWords::from(flow.client_only()));
     }
 
     fn tuple(b: [u8; 13]) -> FlowTuple {

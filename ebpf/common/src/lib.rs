@@ -17,7 +17,7 @@ mod verdict;
 pub use counters::ServiceCounters;
 pub use forwarding::{ALTERNATES, MacKey, Node, PROGRAM_QUERY, RangeKey, Row, ServiceKey, ServiceValue, VipValue};
 pub use fragment::{FragmentKey, FragmentValue};
-pub use hash::{FlowTuple, row_of, siphash13};
+pub use hash::{FlowTuple, FlowWords, row_of, siphash13};
 pub use lease::{Config, Lease, Own};
 pub use ring::{RING_WORDS, RingHead};
 #[cfg(not(target_arch = "bpf"))]
