@@ -1,14 +1,16 @@
-//! Readiness, liveness and metrics over HTTP on the node's address.
+//! Readiness and liveness over HTTP on one port, metrics on another.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use kube::Client;
+use sheave_admin::metrics;
 use tokio::net::TcpListener;
 
 use crate::health::{Cause, HealthFlags};
@@ -25,19 +27,20 @@ pub struct Admin {
 }
 
 /// Binds at once, so that an address in use is reported before anything else starts.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("listen on {address} (--admin-listen)"))
+pub async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{flag}: cannot listen on {address}"))
 }
 
-/// Serves for as long as it is polled.
-pub async fn serve(listener: TcpListener, admin: Admin) {
+/// Ends only with an error. `client`: asks who may read the metrics, where they are open to others than this node; without one none may.
+pub async fn serve(probes: TcpListener, scrapes: metrics::Server, client: Option<Client>, admin: Admin) -> Result<()> {
     let connections = admin.metrics.limits_reached.with_label_values(&["admin_connections"]);
-    let router = Router::new()
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .with_state(admin);
-    sheave_admin::serve(listener, router, || connections.inc()).await;
+    let limit_reached = || connections.inc();
+    let probed = Router::new().route("/livez", get(livez)).route("/readyz", get(readyz)).with_state(admin.clone());
+    let scraped = Router::new().route("/metrics", get(scrape)).with_state(admin);
+    tokio::select! {
+        () = sheave_admin::serve(probes, probed, limit_reached) => bail!("the probes' server ended"),
+        () = scrapes.serve(scraped, client, limit_reached) => bail!("the metrics' server ended"),
+    }
 }
 
 /// Alive: the election loop turns.
@@ -50,7 +53,7 @@ async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
     verdict(admin.health.not_ready(), admin.health.notes())
 }
 
-async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+async fn scrape(State(admin): State<Admin>) -> impl IntoResponse {
     match admin.metrics.render(&admin.health) {
         Ok(text) => (StatusCode::OK, [("content-type", METRICS_TYPE)], text),
         Err(error) => (

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use sheave_endpoint::Endpoint;
 
 /// Owns, announces and forwards VIPs of Kubernetes Services on this node.
 #[derive(Parser, Debug)]
@@ -25,6 +26,8 @@ pub struct Cli {
 pub enum Command {
     /// Run until SIGTERM; then hand over what this node owns and leave the packet path in place.
     Run(RunArgs),
+    /// The API server endpoint: own, announce and forward the addresses of a file, without Kubernetes, until SIGTERM.
+    Endpoint(EndpointArgs),
     /// Remove everything the speaker left on this node: XDP link, pinned maps, nftables table, changed sysctls.
     Uninstall(UninstallArgs),
 }
@@ -52,6 +55,9 @@ pub struct PathArgs {
     /// Directory that outlives the pod: keys, last known state, boot epoch, original sysctls.
     #[arg(long, default_value = "/var/lib/sheave")]
     pub state_dir: PathBuf,
+    /// A Unix socket that root alone can open: what must work without an API server (`sheave drain --local`).
+    #[arg(long, default_value = sheave_api::local::SOCKET)]
+    pub local_socket: PathBuf,
     /// Where the node's `/proc/sys/net` is writable.
     #[arg(long, default_value = "/host/proc/sys/net")]
     pub sysctl_dir: PathBuf,
@@ -70,6 +76,66 @@ pub struct UninstallArgs {
     /// Remove nothing; succeed only if nothing is left.
     #[arg(long, conflicts_with = "stay")]
     pub check: bool,
+}
+
+/// What is not here is in the file.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct EndpointArgs {
+    /// The file of the endpoint (endpoint/example.yaml), readable by its owner alone.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Directory on a BPF file system for pinned maps and the XDP link.
+    #[arg(long, default_value = "/sys/fs/bpf/sheave")]
+    pub pin_dir: PathBuf,
+    /// Directory for the last known state, boot epoch, original sysctls. Where it cannot be written the speaker works without.
+    #[arg(long, default_value = "/var/lib/sheave-endpoint")]
+    pub state_dir: PathBuf,
+    /// A Unix socket that root alone can open (`sheave drain --local`).
+    #[arg(long, default_value = "/run/sheave/endpoint.sock")]
+    pub local_socket: PathBuf,
+    /// Where the node's `/proc/sys/net` is writable.
+    #[arg(long, default_value = "/proc/sys/net")]
+    pub sysctl_dir: PathBuf,
+    /// The nft program.
+    #[arg(long, default_value = "nft")]
+    pub nft: PathBuf,
+    /// Where /livez and /readyz are served, to everybody.
+    #[arg(long, default_value = "127.0.0.1:7486")]
+    pub probe_listen: SocketAddr,
+    /// Where /metrics is served: on the loopback, since there is no API server to say who else may read them.
+    #[arg(long, default_value = "127.0.0.1:7487", value_parser = loopback)]
+    pub metrics_listen: SocketAddr,
+}
+
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr =
+        text.parse().map_err(|error| format!("{error}; an address and port such as 127.0.0.1:7487"))?;
+    if address.ip().is_loopback() { Ok(address) } else { Err("an address of the loopback, such as 127.0.0.1".into()) }
+}
+
+impl EndpointArgs {
+    /// As the flags of a speaker, together with the file.
+    pub fn run_args(self, node_name: String, node_ip: Ipv4Addr, interface: String, endpoint: &Endpoint) -> RunArgs {
+        let Self { config: _, pin_dir, state_dir, local_socket, sysctl_dir, nft, probe_listen, metrics_listen } = self;
+        let Endpoint { timing, group, .. } = endpoint;
+        RunArgs {
+            paths: PathArgs { pin_dir, state_dir, local_socket, sysctl_dir, nft },
+            node_name,
+            node_ip,
+            interface: Some(interface),
+            namespace: String::new(),
+            heartbeat_group: group.address,
+            heartbeat_port: group.heartbeat_port,
+            report_port: group.report_port,
+            drain_window_s: 86_400,
+            heartbeat_interval_ms: u64::try_from(timing.interval.as_millis()).unwrap_or(u64::MAX),
+            dead_intervals: timing.dead_intervals(),
+            probe_listen,
+            metrics_listen,
+            udp_unserved: UdpUnserved::Unreachable,
+            handover_timeout_ms: 2000,
+        }
+    }
 }
 
 #[derive(ClapArgs, Debug, Clone)]
@@ -105,10 +171,13 @@ pub struct RunArgs {
     /// Intervals without a heartbeat after which a speaker counts as dead.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..=10))]
     pub dead_intervals: u32,
-    /// Where readiness, liveness and metrics are served, and nowhere else; default: port 7473 on the loopback and on the node's
-    /// address, also after that changes.
-    #[arg(long)]
-    pub admin_listen: Option<SocketAddr>,
+    /// Where /livez and /readyz are served, to everybody: the kubelet of this node has no token.
+    #[arg(long, default_value = "127.0.0.1:7482")]
+    pub probe_listen: SocketAddr,
+    /// Where /metrics is served. On the loopback to everybody; on any other address over TLS, to those whom the API server lets get the
+    /// nonResourceURL /metrics.
+    #[arg(long, default_value = "127.0.0.1:7483")]
+    pub metrics_listen: SocketAddr,
     #[arg(long, value_enum, default_value_t = UdpUnserved::Unreachable)]
     pub udp_unserved: UdpUnserved,
     /// How long a stopping speaker waits for others to take its VIPs.
@@ -119,6 +188,11 @@ pub struct RunArgs {
 impl RunArgs {
     pub fn interval(&self) -> Duration {
         Duration::from_millis(self.heartbeat_interval_ms)
+    }
+
+    /// For so long a node may be silent before the rotation of keys counts it as gone.
+    pub fn dead(&self) -> Duration {
+        self.interval() * (self.dead_intervals + 1)
     }
 
     pub fn drain_window(&self) -> Duration {

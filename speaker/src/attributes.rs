@@ -2,8 +2,10 @@
 
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
-use sheave_api::source_ranges;
-use speaker_core::attributes::{Affinity, AffinityTimeout, Prefix, ServiceAttributes, SourceRanges, TrafficPolicy};
+use sheave_api::{source_ranges, startup_probe};
+use speaker_core::attributes::{
+    Affinity, AffinityTimeout, Prefix, ServiceAttributes, SourceRanges, StartupProbe, TrafficPolicy,
+};
 use tracing::warn;
 
 pub fn of(service: &Service) -> ServiceAttributes {
@@ -20,8 +22,24 @@ pub fn of(service: &Service) -> ServiceAttributes {
         Some("Local") => TrafficPolicy::Local,
         _ => TrafficPolicy::Cluster,
     };
-    ServiceAttributes { affinity, affinity_timeout, source_ranges: source_ranges(service), traffic_policy }
+    ServiceAttributes {
+        affinity,
+        affinity_timeout,
+        source_ranges: source_ranges(service),
+        traffic_policy,
+        without_kube_proxy: is_without_kube_proxy(service),
+        startup_probe: startup_probe(service),
+    }
 }
+
+/// kube-proxy leaves Services with this label alone, and addresses whose status has ipMode Proxy (KEP-1860).
+fn is_without_kube_proxy(service: &Service) -> bool {
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let mut ingress = balancer.and_then(|balancer| balancer.ingress.as_deref()).unwrap_or_default().iter();
+    service.labels().contains_key(OTHER_PROXY) || ingress.any(|entry| entry.ip_mode.as_deref() == Some("Proxy"))
+}
+
+const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 
 /// The API server admits no other value than ours; what comes all the same counts as the default.
 fn affinity_timeout(service: &Service) -> AffinityTimeout {
@@ -53,6 +71,19 @@ fn source_ranges(service: &Service) -> Option<SourceRanges> {
         }
     };
     Some(ranges.into())
+}
+
+/// A value that is unknown never takes the probe away. The controller refuses it by name.
+fn startup_probe(service: &Service) -> StartupProbe {
+    match startup_probe::is_on(service.annotations().get(startup_probe::ANNOTATION).map(String::as_str)) {
+        Ok(true) => StartupProbe::On,
+        Ok(false) => StartupProbe::Off,
+        Err(error) => {
+            let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
+            warn!(%namespace, name, %error, "annotation of the Service refused; its new pods are probed");
+            StartupProbe::On
+        }
+    }
 }
 
 #[cfg(test)]
@@ -89,6 +120,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_kube_proxy_leaves_alone() {
+        let of = |object: serde_json::Value| of(&serde_json::from_value::<Service>(object).unwrap()).without_kube_proxy;
+        let status =
+            |mode: &str| serde_json::json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": mode}]}});
+        assert!(of(serde_json::json!({"metadata": {"labels": {OTHER_PROXY: "none"}}})));
+        assert!(of(serde_json::json!({"metadata": {}, "status": status("Proxy")})));
+        assert!(!of(serde_json::json!({"metadata": {"labels": {"app": "web"}}, "status": status("VIP")})));
+    }
+
     fn with_affinity(affinity: &str, timeout_seconds: Option<i32>) -> ServiceAttributes {
         let client_ip = Some(ClientIPConfig { timeout_seconds });
         let spec = ServiceSpec {
@@ -119,6 +160,24 @@ mod tests {
         service.attributes = with_affinity("ClientIP", Some(10_800));
         assert_eq!(serde_json::to_string(&service).unwrap(), r#"{"ports":[],"affinity":"ClientIp"}"#);
         assert!(serde_json::from_str::<speaker_core::view::Service>(&text.replace("60", "0")).is_err());
+    }
+
+    #[test]
+    fn startup_probe_of_a_service() {
+        let of = |value: Option<&str>| {
+            let annotations = value.map(|value| BTreeMap::from([(startup_probe::ANNOTATION.into(), value.into())]));
+            let metadata = ObjectMeta { annotations, ..ObjectMeta::default() };
+            of(&Service { metadata, ..Service::default() })
+        };
+        let [none, on, off, unknown] = [None, Some("on"), Some("off"), Some("no")].map(of);
+        assert_eq!((&none, &on, &unknown), (&ServiceAttributes::default(), &none, &none));
+        assert_eq!(off, ServiceAttributes { startup_probe: StartupProbe::Off, ..none });
+        // An earlier version reads it, and compares the same digest.
+        assert_eq!(off.digest(), on.digest());
+        let service = speaker_core::view::Service { ports: vec![], attributes: off };
+        let text = serde_json::to_string(&service).unwrap();
+        assert_eq!(text, r#"{"ports":[],"affinity":"None","startup_probe":"Off"}"#);
+        assert_eq!(serde_json::from_str::<speaker_core::view::Service>(&text).unwrap(), service);
     }
 
     #[test]

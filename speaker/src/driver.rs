@@ -243,6 +243,7 @@ impl Loop {
                     self.elect(election::Event::Nodes(members.clone()));
                     self.state.set_nodes(nodes, members, now);
                 }
+                Command::Drained(drained) => self.elect(election::Event::Drained(drained)),
                 Command::Leave => self.elect(election::Event::Leave),
             }
         }

@@ -41,6 +41,8 @@ pub struct HealthFlags {
     pub nft_failing: AtomicBool,
     /// The kernel refused the last writes to the maps.
     pub maps_failing: AtomicBool,
+    /// No rules of kube-proxy, of whichever mode, were in the kernel when the host was surveyed last. False until the first survey.
+    pub no_kube_proxy: AtomicBool,
     /// The node's conntrack table has little room; packets were dropped because it had none.
     pub conntrack_nearly_full: AtomicBool,
     pub conntrack_full: AtomicBool,

@@ -9,7 +9,6 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::backend::sysctl::Sysctls;
@@ -23,24 +22,17 @@ pub struct Host {
     gateways: BTreeSet<Ipv4Addr>,
     commands: Commands,
     sync: Outbox,
-    /// The node's address, for the admin port.
-    present: watch::Sender<Option<Ipv4Addr>>,
+    /// The node's address.
+    present: Option<Ipv4Addr>,
     sysctls: Sysctls,
     metrics: Arc<Metrics>,
 }
 
 impl Host {
     /// `start`: the node's address as this process was started with.
-    pub fn new(
-        start: Ipv4Addr,
-        commands: Commands,
-        sync: Outbox,
-        sysctls: Sysctls,
-        metrics: Arc<Metrics>,
-    ) -> (Self, watch::Receiver<Option<Ipv4Addr>>) {
-        let (present, receiver) = watch::channel(Some(start));
+    pub fn new(start: Ipv4Addr, commands: Commands, sync: Outbox, sysctls: Sysctls, metrics: Arc<Metrics>) -> Self {
         let addresses = NodeAddress { start, view: None, host: BTreeSet::from([start]), uplink: None };
-        (Self { addresses, gateways: BTreeSet::new(), commands, sync, present, sysctls, metrics }, receiver)
+        Self { addresses, gateways: BTreeSet::new(), commands, sync, present: Some(start), sysctls, metrics }
     }
 
     pub fn on_change(&mut self, change: Change) -> Result<()> {
@@ -96,10 +88,9 @@ impl Host {
         self.notify_present()
     }
 
-    fn notify_present(&self) -> Result<()> {
+    fn notify_present(&mut self) -> Result<()> {
         let present = self.addresses.present();
-        let changed = self.present.send_if_modified(|known| std::mem::replace(known, present) != present);
-        if changed {
+        if std::mem::replace(&mut self.present, present) != present {
             info!(address = ?present, "address of this node changed");
             self.commands.send(Command::OwnAddress(present))?;
         }

@@ -29,6 +29,13 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Of a group whose members have no Secret.
+    pub fn from_hash(hash: [u8; 32]) -> Self {
+        let part = |start: usize| u64::from_be_bytes(std::array::from_fn(|i| hash[start + i]));
+        let flow = u128::from(part(8)) << 64 | u128::from(part(16));
+        Self { cluster_id: part(0).to_le_bytes(), flow_hash: flow.to_le_bytes() }
+    }
+
     pub fn cluster_id(&self) -> u64 {
         u64::from_le_bytes(self.cluster_id)
     }
@@ -125,7 +132,7 @@ impl Keys {
     pub fn adopt(disk: &StateDir, found: Found) -> Self {
         let keys =
             Self { disk: disk.clone(), stored: Stored::first(&found.contents, found.kubernetes), differs: false };
-        info!(signing = keys.ring().current.id, "keys taken from the Secret sheave-keys");
+        info!(signing = keys.ring().current.id, "first keys of this node adopted");
         keys.save();
         keys
     }

@@ -1,6 +1,6 @@
 //! The speaker: elects owners of VIPs, announces them, forwards with XDP.
 //!
-//! Read: (i) what is to be served: watch.rs → view (speaker-core); (ii) who owns it: driver.rs → election, liveness, announce
+//! Read: (i) what is to be served: source.rs → watch.rs → view (speaker-core); (ii) who owns it: driver.rs → election, liveness, announce
 //! (speaker-core) → io/; (iii) where packets go: dataplane/sync.rs → forwarding (speaker-core) → dataplane/maps.rs → ebpf/.
 
 mod admin;
@@ -13,16 +13,20 @@ mod backoff;
 mod dataplane;
 mod departed;
 mod driver;
+mod endpoint;
 mod health;
 mod host;
 mod io;
 mod keys;
-mod listeners;
+mod local_drain;
+mod local_socket;
 mod logging;
 mod mailbox;
 mod metrics;
+mod probing;
 mod saver;
 mod serving;
+mod source;
 mod speaker_state;
 mod state;
 mod status;
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => app::run(args),
+        Command::Endpoint(args) => app::run_endpoint(args),
         Command::Uninstall(args) => uninstall::run(&args),
     };
     match result {

@@ -32,6 +32,7 @@ pub struct Metrics {
     pub nodes_down: IntGauge,
     pub nodes_silent: IntGauge,
     pub isolated: IntGauge,
+    pub drained: IntGauge,
     pub peers_by_unicast: IntGauge,
     pub adverts_missing: IntGauge,
     pub arp_contradicts_advert: IntCounterVec,
@@ -59,11 +60,14 @@ pub struct Metrics {
     pub flows_in_removal_grace: IntGauge,
     pub udp_flows_pinned: IntGauge,
     pub row_alternates_overflow: IntGauge,
+    pub startup_refused: IntGauge,
     pub limits_reached: IntCounterVec,
     pub forward_policy_drop: IntGauge,
     pub speaker_state_errors: IntCounterVec,
     pub speaker_state_writes: IntCounter,
     pub netlink_rereads: IntCounterVec,
+    pub address_probes: IntCounter,
+    pub address_probe_errors: IntCounterVec,
     datagrams_dropped: IntCounterVec,
     owned: IntGaugeVec,
     lease_remaining: Gauge,
@@ -108,6 +112,10 @@ impl Metrics {
             isolated: gauge(
                 "sheave_isolated",
                 "1 while no heartbeat of another node arrives, although there are other nodes.",
+            )?,
+            drained: gauge(
+                "sheave_drained",
+                "1 while an administrator wants this node to own VIPs only while no other node can.",
             )?,
             peers_by_unicast: gauge(
                 "sheave_peers_by_unicast",
@@ -199,6 +207,10 @@ impl Metrics {
                 "sheave_row_alternates_overflow",
                 "Rows without an alternate's place for some node that may have flows of them: there are more than three.",
             )?,
+            startup_refused: gauge(
+                "sheave_startup_refused",
+                "Ports of ready pods of this node that have refused connections for 10 s or more since the pod became ready.",
+            )?,
             limits_reached: counters(
                 "sheave_limits_reached_total",
                 "Objects left out because a limit was reached.",
@@ -216,6 +228,15 @@ impl Metrics {
             speaker_state_writes: counter(
                 "sheave_speaker_state_writes_total",
                 "Times this node's SpeakerState was written.",
+            )?,
+            address_probes: counter(
+                "sheave_address_probes_total",
+                "ARP probes of addresses that Services may get, on request of the controller.",
+            )?,
+            address_probe_errors: counters(
+                "sheave_address_probe_errors_total",
+                "Requests of the controller to probe addresses that were not answered, by reason.",
+                "reason",
             )?,
             netlink_rereads: counters(
                 "sheave_netlink_rereads_total",

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sheave_api::NoOwner;
+use sheave_api::local::LocalDrain;
 use speaker_core::election::{LoseReason, Owner};
 use speaker_core::name::NodeName;
 use speaker_core::view::endpoints::api_servers;
@@ -40,6 +41,8 @@ pub struct Serving {
     pub host: Host,
     pub saver: Saver,
     pub departed: Departed,
+    /// Whether this node was drained on the node itself.
+    pub drains: watch::Receiver<Option<LocalDrain>>,
     pub keys: Keys,
     pub secret: mpsc::Receiver<Update>,
     /// The view of the speaker before this one, until there is another.
@@ -65,11 +68,12 @@ impl Serving {
     ) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-        let mut views = Views::new();
+        let mut views = Views::new(self.last_view.as_ref());
         let fallback = tokio::time::sleep(VIEW_TIMEOUT);
         tokio::pin!(fallback);
         let mut departed = tokio::time::interval(departed::CHECK);
         let mut leaving = false;
+        self.set_drained(None)?;
         loop {
             tokio::select! {
                 Some(event) = self.events.recv() => {
@@ -78,6 +82,10 @@ impl Serving {
                         views.take(event, &self.metrics);
                     }
                     self.publish(&mut views)?;
+                }
+                Ok(()) = self.drains.changed() => {
+                    let view = self.view.borrow().clone();
+                    self.set_drained(view.as_deref())?;
                 }
                 _ = departed.tick(), if views.published => {
                     views.changed |= self.departed.expire(&mut views.view, self.node.as_str(), clock::now());
@@ -132,6 +140,14 @@ impl Serving {
         self.commands.send(driver::Command::Keys(secret))
     }
 
+    /// By a Placement, or on the node itself.
+    fn set_drained(&mut self, view: Option<&View>) -> Result<()> {
+        let here = self.drains.borrow_and_update().is_some();
+        let placed = view.is_some_and(|view| view.is_drained(self.node.as_str()));
+        self.metrics.drained.set(i64::from(here || placed));
+        self.commands.send(driver::Command::Drained(here || placed))
+    }
+
     fn leave(&self) -> Result<()> {
         info!("stopping; handing over VIPs");
         self.commands.send(driver::Command::Leave)
@@ -157,6 +173,11 @@ impl Serving {
 
     /// The API server has not answered: what was true when it last did is the best there is.
     fn fall_back(&mut self, views: &mut Views) -> Result<()> {
+        if views.unlisted.iter().all(|kind| crate::watch::NEWER.contains(kind)) {
+            warn!(kinds = ?views.unlisted, "not listed (are definitions and rights installed?); those of the last known view count");
+            views.unlisted.clear();
+            return self.publish(views);
+        }
         match self.last_view.take() {
             Some(view) => {
                 warn!(
@@ -175,8 +196,11 @@ impl Serving {
     }
 
     fn send_view(&mut self, view: Arc<View>) -> Result<()> {
+        self.set_drained(Some(&view))?;
         self.host.on_view(view.nodes().get(self.node.as_str()).map(|node| node.address))?;
-        let others = view.nodes().iter().filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
+        // A node without a speaker is neither asked for signs of life nor missed.
+        let speaking = view.nodes().iter().filter(|(name, node)| !view.lacks_speaker(name, node));
+        let others = speaking.filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
         let nodes: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
         let departed = nodes.keys().filter(|name| !view.is_member(name.as_str())).cloned().collect();
         self.commands.send(driver::Command::Nodes { nodes, departed, saved: view.is_saved() })?;
@@ -189,12 +213,20 @@ impl Serving {
                 Some((vip, Ownership::Owned { term: term.0, since: k8s_openapi::jiff::Timestamp::now() }))
             }
             Notice::OwnerChanged { vip, owner: None, why } => {
-                Some((vip, Ownership::Unowned(why.map_or(NoOwner::HandingOver, no_owner))))
+                let unannounced = |view: &Arc<View>| view.vips().get(&vip).is_some_and(|granted| granted.unannounced);
+                let reason = match why {
+                    Some(LoseReason::Undesired) if self.view.borrow().as_ref().is_some_and(unannounced) => {
+                        NoOwner::NotAnnounced
+                    }
+                    Some(why) => no_owner(why),
+                    None => NoOwner::HandingOver,
+                };
+                Some((vip, Ownership::Unowned(reason)))
             }
-            Notice::OwnerChanged { vip, owner: Some(Owner { node, term }), .. } => {
+            Notice::OwnerChanged { vip, owner: Some(Owner { node, term }), why } => {
                 info!(%vip, owner = %node, %term, "VIP owner changed");
-                let (owner, since) = (node.as_str().to_owned(), k8s_openapi::jiff::Timestamp::now());
-                (node != self.node).then_some((vip, Ownership::Elsewhere { owner, term: term.0, since }))
+                let conflict = why == Some(LoseReason::Conflict);
+                (node != self.node).then_some((vip, Ownership::Elsewhere { conflict }))
             }
             Notice::HandedOver { .. } | Notice::Keys(_) | Notice::HeldBack | Notice::IdentityConfirmed => None,
         };
@@ -214,8 +246,11 @@ struct Views {
 }
 
 impl Views {
-    fn new() -> Self {
-        Self { view: View::default(), unlisted: crate::watch::unlisted(), changed: true, published: false }
+    /// SpeakerStates are not waited for ([`crate::watch::unlisted`]), and L2Advertisements and Placements not for ever: until they are
+    /// listed, those of the last view count.
+    fn new(last: Option<&View>) -> Self {
+        let view = last.map(View::without_wait).unwrap_or_default();
+        Self { view, unlisted: crate::watch::unlisted(), changed: true, published: false }
     }
 
     fn take(&mut self, event: Event, metrics: &Metrics) {

@@ -20,7 +20,9 @@ use tracing::{debug, info, warn};
 use crate::apiserver::ApiServer;
 use crate::backoff::Backoff;
 use crate::health::HealthFlags;
+use crate::local_drain::LocalDrains;
 use crate::metrics::Metrics;
+use crate::status::Views;
 use content::Facts;
 use object::{Failure, Object};
 use survey::HostFacts;
@@ -31,13 +33,23 @@ pub use survey::Survey;
 const PACE: Duration = Duration::from_secs(1);
 /// Between two surveys of the host: flags need none.
 const SURVEY: Duration = Duration::from_secs(10);
-/// Between two readings of the object when nothing is to be written: it goes with its Node, and may be there again.
+/// Between two readings of the object when nothing is to be written: it goes with its Node, and may be there again. It is read at once when
+/// the watch reports that it is gone: a node without one may count as one without a speaker.
 const REREAD: Duration = Duration::from_secs(60);
 
 /// Runs as long as the process.
-pub async fn run(server: ApiServer, node: String, mut survey: Survey, health: Arc<HealthFlags>, metrics: Arc<Metrics>) {
+/// `views`: the newest one, if there is one.
+pub async fn run(
+    server: ApiServer,
+    node: String,
+    mut survey: Survey,
+    views: Views,
+    (health, drains): (Arc<HealthFlags>, LocalDrains),
+    metrics: Arc<Metrics>,
+) {
     let counts = (metrics.speaker_state_writes.clone(), metrics.speaker_state_errors.clone());
-    let mut writer = Writer::new(Object::new(server, node), counts);
+    let mut writer = Writer::new(Object::new(server, node.clone()), counts);
+    let mut was_listed = false;
     let mut host = HostFacts::default();
     let mut surveyed: Option<Instant> = None;
     let mut ticks = interval(PACE);
@@ -47,6 +59,9 @@ pub async fn run(server: ApiServer, node: String, mut survey: Survey, health: Ar
         if surveyed.is_none_or(|at| now - at >= SURVEY) {
             host = survey.read().await;
             surveyed = Some(now);
+            if let Some(proxy) = &host.service_proxy {
+                health.no_kube_proxy.store(proxy == survey::NO_PROXY, Ordering::Relaxed);
+            }
             metrics.forward_policy_drop.set(i64::try_from(host.dropping.len()).unwrap_or(i64::MAX));
         }
         let facts = Facts {
@@ -55,7 +70,12 @@ pub async fn run(server: ApiServer, node: String, mut survey: Survey, health: Ar
             not_ready: health.not_ready(),
             notes: health.notes(),
             limits: metrics.names_of_limits_reached(),
+            drained: drains.current(),
         };
+        let listed = views.borrow().as_ref().is_some_and(|view| view.has_speaker_state(&node));
+        if std::mem::replace(&mut was_listed, listed) && !listed {
+            writer.known = None;
+        }
         writer.look(&facts).await;
     }
 }
@@ -142,7 +162,8 @@ mod tests {
         let counts = (IntCounter::new("writes", "Writes.").unwrap(), errors.clone());
         let mut writer = Writer::new(Object::new(server, "n1".into()), counts);
         let host = HostFacts::default();
-        let facts = Facts { host: &host, attached: false, not_ready: vec![], notes: vec![], limits: vec![] };
+        let facts =
+            Facts { host: &host, attached: false, not_ready: vec![], notes: vec![], limits: vec![], drained: None };
         let failures = || errors.with_label_values(&["unreachable"]).get();
         let mut pause = Duration::ZERO;
         for attempt in 1..=4 {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sheave_api::local::LocalDrain;
 use speaker_core::forwarding::previous::SavedRings;
 use speaker_core::view::View;
 
@@ -23,6 +24,7 @@ const MAX_FILE: u64 = 256 << 20;
 const VIEW: &str = "view.json";
 const FORWARDING: &str = "forwarding.json";
 const KEYS: &str = "keys.json";
+const DRAIN: &str = "drain.json";
 
 #[derive(Clone)]
 pub struct StateDir {
@@ -115,9 +117,23 @@ impl StateDir {
         remove_if_there(&path).with_context(|| format!("remove {}", path.display()))
     }
 
+    /// Made on this node; `None`: there is none.
+    pub fn save_drain(&self, drain: Option<&LocalDrain>) -> Result<()> {
+        let path = self.dir.join(DRAIN);
+        let Some(drain) = drain else {
+            let removed = remove_if_there(&path).and_then(|()| File::open(&self.dir)?.sync_all());
+            return removed.with_context(|| format!("remove {}", path.display()));
+        };
+        write_atomically(&path, &serde_json::to_vec(drain).context("serialize the drain")?)
+    }
+
+    pub fn load_drain(&self) -> Option<LocalDrain> {
+        load(&self.dir.join(DRAIN), "drain of this node unreadable; it is as if there were none")
+    }
+
     /// Nothing stays behind; the directory itself may be a mount of the pod.
     pub fn remove(dir: &Path) -> Result<()> {
-        for name in ["boot-epoch", VIEW, FORWARDING, KEYS] {
+        for name in ["boot-epoch", VIEW, FORWARDING, KEYS, DRAIN] {
             let path = dir.join(name);
             for path in [path.with_extension("new"), path] {
                 remove_if_there(&path).with_context(|| format!("remove {}", path.display()))?;
@@ -135,7 +151,7 @@ impl StateDir {
     }
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -259,6 +275,23 @@ mod tests {
             assert!(written.contains(&format!("{name:?}:")), "{name} is not in {written}");
         }
         assert_eq!(state.load_forwarding().expect("reads its own").previous_rings, read.previous_rings);
+        fs::remove_dir_all(&dir).expect("cleans up");
+    }
+
+    /// One without L2Advertisements, labels of nodes and names of uplinks.
+    #[test]
+    fn a_view_of_an_earlier_version_is_read() {
+        let dir = std::env::temp_dir().join(format!("sheave-old-view-{}", std::process::id()));
+        let state = StateDir::open(&dir);
+        let earlier = r#"[{"Node":["a",{"address":"192.0.2.11","ready":true}]},{"SpeakerState":["a",{"created":1}]},
+            {"VirtualIp":["192.0.2.1",{"pool":"p","services":[]}]}]"#;
+        fs::write(dir.join("view.json"), earlier).expect("writes");
+        let view = state.load_view().expect("reads");
+        let vip = &view.vips()[&std::net::Ipv4Addr::new(192, 0, 2, 1)];
+        assert!(vip.advertisements.is_empty() && !vip.unannounced && view.uplink("a").is_none());
+        assert!(view.nodes()["a"].labels.is_empty() && view.has_speaker_state("a"));
+        state.save_view(&view).expect("saves");
+        assert_eq!(state.load_view(), Some(view));
         fs::remove_dir_all(&dir).expect("cleans up");
     }
 

@@ -23,12 +23,15 @@ use crate::mailbox;
 pub enum Ownership {
     /// This node won the VIP.
     Owned { term: u64, since: Timestamp },
-    /// Another node owns it. An owner that kept its VIP in a conflict writes nothing: the loser corrects what it has written.
-    Elsewhere { owner: String, term: u64, since: Timestamp },
+    /// Another node owns it, and writes so itself: a speaker may name its own node alone (`manifests/base/speaker-policy.yaml`). An owner
+    /// that kept its VIP in a conflict leaves the loser's later term alone. The loser takes its name off; then the owner writes.
+    Elsewhere { conflict: bool },
     /// This node released the VIP and knows of no other owner.
     Unowned(NoOwner),
     /// It must not be served.
     Refused(NoOwner),
+    /// No node is to own it. An owner that still does writes so itself when it lets go.
+    Vacant(NoOwner),
 }
 
 pub type Updates = BTreeMap<Ipv4Addr, Ownership>;
@@ -47,8 +50,14 @@ pub fn client(mut config: kube::Config) -> kube::Result<Client> {
 /// The newest view, if there is one.
 pub type Views = watch::Receiver<Option<Arc<View>>>;
 
-/// Runs until the sender is gone.
-pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ipv4Addr, Ownership>, mut views: Views) {
+/// Runs until the sender is gone. `seen`: the owner that each status names.
+pub async fn run(
+    client: Client,
+    node: String,
+    mut updates: mailbox::Receiver<Ipv4Addr, Ownership>,
+    mut seen: mailbox::Receiver<Ipv4Addr, Option<String>>,
+    mut views: Views,
+) {
     let api: Api<VirtualIP> = Api::all(client);
     let mut waiting = Updates::new();
     let mut written = Written::default();
@@ -59,6 +68,7 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
             true => tokio::select! {
                 newer = updates.recv() => newer,
                 Ok(()) = views.changed() => Some(written.outdated(&views)),
+                Some(seen) = seen.recv() => Some(written.not_named(&node, &seen)),
             },
             false => updates.recv().now_or_never().unwrap_or(Some(Updates::new())),
         };
@@ -139,11 +149,13 @@ impl Written {
     }
 
     fn done(&mut self, vip: Ipv4Addr, ownership: Ownership, part: Option<Partly>, uid: String) {
-        if matches!(ownership, Ownership::Owned { .. }) {
-            self.owned.insert(vip, Record { ownership, part, uid });
-        } else {
-            self.named.remove(&vip);
-            self.owned.remove(&vip);
+        match ownership {
+            Ownership::Owned { .. } => drop(self.owned.insert(vip, Record { ownership, part, uid })),
+            Ownership::Vacant(_) => {}
+            Ownership::Elsewhere { .. } | Ownership::Unowned(_) | Ownership::Refused(_) => {
+                self.named.remove(&vip);
+                self.owned.remove(&vip);
+            }
         }
     }
 
@@ -155,6 +167,13 @@ impl Written {
             other || partly(views, **vip) != record.part
         });
         outdated.map(|(vip, record)| (*vip, record.ownership.clone())).collect()
+    }
+
+    /// VIPs of this node whose status names another one, or none.
+    fn not_named(&self, node: &str, seen: &BTreeMap<Ipv4Addr, Option<String>>) -> Updates {
+        let owned =
+            self.owned.iter().filter(|(vip, _)| seen.get(vip).is_some_and(|owner| owner.as_deref() != Some(node)));
+        owned.map(|(vip, record)| (*vip, record.ownership.clone())).collect()
     }
 }
 
@@ -186,22 +205,23 @@ async fn write(
 fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership, part: Option<Partly>) -> Option<Value> {
     let names_us = known.owner.as_deref() == Some(node);
     let reason = part.map(Partly::as_str);
-    let owned = |owner: &str, term: u64, since: &Timestamp| {
+    let owned = |term: u64, since: &Timestamp| {
         let term = i64::try_from(term).unwrap_or(i64::MAX);
-        (owner != node || !is_newer(known, term, *since))
-            .then(|| json!({ "owner": owner, "term": term, "since": since.to_string(), "reason": reason }))
+        (!is_newer(known, term, *since))
+            .then(|| json!({ "owner": node, "term": term, "since": since.to_string(), "reason": reason }))
     };
     let unowned = |reason: &NoOwner| json!({ "owner": null, "since": null, "reason": reason.as_str() });
+    let written = |reason: &NoOwner| known.owner.is_none() && known.reason.as_deref() == Some(reason.as_str());
     match ownership {
-        Ownership::Owned { term, since } => owned(node, *term, since),
-        Ownership::Elsewhere { owner, term, since } => names_us.then(|| owned(owner, *term, since)).flatten(),
+        Ownership::Owned { term, since } => owned(*term, since),
+        Ownership::Elsewhere { conflict } => (*conflict && names_us).then(|| unowned(&NoOwner::HandingOver)),
         Ownership::Unowned(reason) => names_us.then(|| unowned(reason)),
         // All speakers have the same reason: the first writes it.
         Ownership::Refused(reason) => {
             let others = known.owner.is_some() && !names_us;
-            let written = known.owner.is_none() && known.reason.as_deref() == Some(reason.as_str());
-            (!others && !written).then(|| unowned(reason))
+            (!others && !written(reason)).then(|| unowned(reason))
         }
+        Ownership::Vacant(reason) => (known.owner.is_none() && !written(reason)).then(|| unowned(reason)),
     }
 }
 
@@ -243,14 +263,55 @@ mod tests {
     /// VIP, so it has nothing to write.
     #[test]
     fn the_loser_of_a_conflict_removes_its_own_name() {
-        let since: Timestamp = "2026-01-02T03:04:06Z".parse().expect("a time");
-        let elsewhere = Ownership::Elsewhere { owner: "owner".into(), term: 3, since };
+        let elsewhere = Ownership::Elsewhere { conflict: true };
         let named = |owner: &str| VirtualIPStatus { owner: Some(owner.into()), term: Some(4), ..Default::default() };
         let written = status(&named("us"), "us", &elsewhere, None).expect("our own name");
-        assert_eq!((written["owner"].as_str(), written["term"].as_i64()), (Some("owner"), Some(3)));
+        assert_eq!((written["owner"].is_null(), written["reason"].as_str()), (true, Some("HandingOver")));
         assert_eq!(status(&named("owner"), "us", &elsewhere, None), None);
         assert_eq!(status(&named("third"), "us", &elsewhere, None), None);
         assert_eq!(status(&VirtualIPStatus::default(), "us", &elsewhere, None), None, "no owner is named");
+        let taken_over = Ownership::Elsewhere { conflict: false };
+        assert_eq!(status(&named("us"), "us", &taken_over, None), None, "the new owner writes");
+    }
+
+    /// A VIP that no node is to own: what an owner wrote stays, and the reason is written once.
+    #[test]
+    fn a_vip_that_no_node_is_to_own_has_the_reason() {
+        let vacant = Ownership::Vacant(NoOwner::NotAnnounced);
+        let status = |owner: Option<&str>, reason: &str| {
+            let known =
+                VirtualIPStatus { owner: owner.map(Into::into), reason: Some(reason.into()), ..Default::default() };
+            status(&known, "us", &vacant, None)
+        };
+        assert_eq!(status(None, "HandingOver").expect("another one")["reason"], "NotAnnounced");
+        assert_eq!(
+            (status(None, "NotAnnounced"), status(Some("us"), ""), status(Some("them"), "")),
+            (None, None, None)
+        );
+        let (vip, owned) = (Ipv4Addr::new(192, 0, 2, 1), Ownership::Owned { term: 3, since: Timestamp::UNIX_EPOCH });
+        let mut written = Written::default();
+        written.begin(vip, &owned);
+        written.done(vip, owned, None, String::new());
+        written.done(vip, vacant, None, String::new());
+        assert!(written.owned.contains_key(&vip) && written.named.contains(&vip), "it owns it until it lets go");
+    }
+
+    /// The other side of that conflict: the status that the loser has emptied is written again.
+    #[test]
+    fn an_owner_that_the_status_does_not_name_writes_again() {
+        let [vip, other] = [1, 2].map(|n| Ipv4Addr::new(192, 0, 2, n));
+        let owned = Ownership::Owned { term: 3, since: Timestamp::UNIX_EPOCH };
+        let mut written = Written::default();
+        written.begin(vip, &owned);
+        written.done(vip, owned.clone(), None, String::new());
+        let not_named = |owner: Option<&str>| {
+            let seen = [vip, other].map(|vip| (vip, owner.map(String::from)));
+            written.not_named("us", &seen.into())
+        };
+        assert_eq!(not_named(Some("us")), Updates::new());
+        for owner in [None, Some("loser")] {
+            assert_eq!(not_named(owner), Updates::from([(vip, owned.clone())]));
+        }
     }
 
     /// The owner says what it leaves out, and takes it back when the view has changed.
@@ -260,7 +321,7 @@ mod tests {
 
         let vip = Ipv4Addr::new(192, 0, 2, 1);
         let web = ObjectName::new("default", "web");
-        let granted = |uid: &str| VirtualIp { pool: "p".into(), services: vec![web.clone()], uid: uid.into() };
+        let granted = |uid: &str| VirtualIp { services: vec![web.clone()], uid: uid.into(), ..VirtualIp::default() };
         let mut view = View::default();
         view.handle(Event::Apply(Object::VirtualIp(vip, granted("first"))));
         view.handle(Event::Apply(Object::NameSlice(ObjectName::new("default", "web-1"), "web".into())));
@@ -302,5 +363,6 @@ mod tests {
 
         assert_eq!(Limit::PortsPerObject.value(), sheave_api::MAX_PORTS);
         assert_eq!(Limit::RangesPerService.value(), sheave_api::MAX_SOURCE_RANGES);
+        assert_eq!(Limit::VirtualIps.value(), sheave_api::MAX_VIRTUAL_IPS);
     }
 }

@@ -1,4 +1,4 @@
-//! Takes off the node what a speaker put there: XDP link, pinned maps, nftables table, changed sysctls, state on disk.
+//! Takes off the node what a speaker put there: XDP link, pinned maps, nftables table, changed sysctls, state on disk, local socket.
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,6 +8,7 @@ use crate::app::{runtime, sysctls};
 use crate::args::UninstallArgs;
 use crate::backend::nft::Nft;
 use crate::dataplane::loader::{self, Pins};
+use crate::local_socket;
 use crate::state::StateDir;
 
 pub fn run(args: &UninstallArgs) -> Result<()> {
@@ -31,6 +32,7 @@ async fn remove(args: &UninstallArgs) -> Result<()> {
         ("nftables table", Nft::new(&paths.nft).delete().await.map_err(Into::into)),
         ("sysctls", sysctls(paths).restore().map(drop).map_err(Into::into)),
         ("state", StateDir::remove(&paths.state_dir)),
+        ("local socket", local_socket::remove(&paths.local_socket)),
     ];
     let failed: Vec<String> =
         steps.into_iter().filter_map(|(what, result)| Some(format!("{what}: {:#}", result.err()?))).collect();

@@ -4,6 +4,9 @@
 //! [`ApiServer`] finds out where an API server answers. A watch whose connection hangs is silent, like one without events, for up to
 //! a minute ([`crate::apiserver::SILENCE`]). The other nodes detect that sooner (`speaker_core::staleness`); then new connections are made.
 
+mod advertisement;
+mod placement;
+
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
@@ -18,10 +21,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use sheave_api::{Chain, VirtualIP, kubernetes};
+use sheave_api::kubernetes::{self, EXCLUDE_LABEL};
+use sheave_api::{Announce, Chain, SpeakerState, VirtualIP};
 use speaker_core::view::{
     Conditions, Endpoint, EndpointSlice as Slice, Event, Key, Kind, Node as NodeView, Object, ObjectName, Port,
-    Protocol, Service as ServiceView, VirtualIp,
+    Protocol, Service as ServiceView, SpeakerState as SpeakerStateView, VirtualIp,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -29,7 +33,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::apiserver::ApiServer;
-use crate::attributes;
+use crate::{attributes, mailbox};
 
 /// The time the API server has for its answer, and the pause before the next request: doubled after each attempt, since a busy
 /// one may need long.
@@ -47,10 +51,10 @@ const RENEWAL_MAX: Duration = Duration::from_secs(300);
 /// draws its own number, so that not all watches are renewed at once.
 const SECONDS: RangeInclusive<u32> = 40..=50;
 
-/// Keeps the four watches. While the view lags, or they have no answer from the API server, they are begun anew as soon as it
+/// Keeps the watches. While the view lags, or they have no answer from the API server, they are begun anew as soon as it
 /// answers on a connection of its own.
 /// `jitter`: a random number.
-pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: watch::Receiver<bool>, jitter: u64) {
+pub async fn run(server: ApiServer, reports: Reports, mut lagging: watch::Receiver<bool>, jitter: u64) {
     let mut watches = JoinSet::new();
     let (mut unanswered, mut why) = (Unanswered::default(), "the speaker begins");
     let (mut attempt, mut pause) = (ATTEMPT, RENEWAL);
@@ -65,7 +69,7 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: wa
                 // Nothing of the old ones may come behind the new lists.
                 watches.shutdown().await;
                 unanswered = Unanswered::default();
-                watches = start(&client, &events, &unanswered, jitter);
+                watches = start(&client, &reports, &unanswered, jitter);
                 attempt = ATTEMPT;
                 let certain = timeout(pause, lagging.wait_for(|lagging| !*lagging));
                 pause = if certain.await.is_ok() { RENEWAL } else { RENEWAL_MAX.min(2 * pause) };
@@ -91,6 +95,14 @@ pub async fn run(server: ApiServer, events: mpsc::Sender<Event>, mut lagging: wa
     }
 }
 
+/// Where the watches report to.
+#[derive(Clone)]
+pub struct Reports {
+    pub events: mpsc::Sender<Event>,
+    /// The owner that the status of a VirtualIP names. It is in no view: a status moves no packet.
+    pub owners: Arc<mailbox::Sender<Ipv4Addr, Option<String>>>,
+}
+
 /// Whether the API server is new enough. An older one is named; what works on it, works.
 async fn log_version(client: Client) {
     match client.apiserver_version().await {
@@ -104,19 +116,23 @@ async fn log_version(client: Client) {
 
 /// Each first sends a full list ([`Event::Relisted`]). They end when the set is dropped.
 #[must_use]
-fn start(client: &Client, events: &mpsc::Sender<Event>, unanswered: &Unanswered, jitter: u64) -> JoinSet<()> {
+fn start(client: &Client, reports: &Reports, unanswered: &Unanswered, jitter: u64) -> JoinSet<()> {
     let with = |kind| Watch {
         kind,
         client: client.clone(),
-        events: events.clone(),
+        events: reports.events.clone(),
         unanswered: unanswered.clone(),
         seconds: seconds(kind, jitter),
     };
     let mut watches = JoinSet::new();
-    watches.spawn(with(Kind::Node).follow::<Node>(node));
-    watches.spawn(with(Kind::Service).follow::<Service>(service));
-    watches.spawn(with(Kind::EndpointSlice).follow::<EndpointSlice>(slice));
-    watches.spawn(with(Kind::VirtualIp).follow::<VirtualIP>(virtual_ip));
+    watches.spawn(with(Kind::Node).follow(node));
+    watches.spawn(with(Kind::Service).follow(service));
+    watches.spawn(with(Kind::EndpointSlice).follow(slice));
+    let owners = reports.owners.clone();
+    watches.spawn(with(Kind::VirtualIp).follow(move |vip| virtual_ip(vip, &owners)));
+    watches.spawn(with(Kind::SpeakerState).follow(speaker_state));
+    watches.spawn(with(Kind::L2Advertisement).follow(advertisement::convert));
+    watches.spawn(with(Kind::Placement).follow(placement::convert));
     watches
 }
 
@@ -155,11 +171,9 @@ fn seconds(kind: Kind, jitter: u64) -> u32 {
     SECONDS.start() + number % (SECONDS.end() - SECONDS.start() + 1)
 }
 
-/// What an object means to the view: its key, and the object unless it does not concern us.
-type Convert<K> = fn(K) -> Option<(Key, Option<Object>)>;
-
 impl Watch {
-    async fn follow<K>(self, convert: Convert<K>)
+    /// `convert`: what an object means to the view: its key, and the object unless it does not concern us.
+    async fn follow<K>(self, convert: impl Fn(K) -> Option<(Key, Option<Object>)>)
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {
@@ -173,6 +187,11 @@ impl Watch {
                 Ok(event) => event,
                 Err(error) => {
                     self.failed(&error, std::mem::replace(&mut failing, true));
+                    // An upgrade without the CRD of its version: then there are none. Of every other kind the last known state is served.
+                    let none = NEWER.contains(&self.kind) && kubernetes::is_not_served(&error);
+                    if none && self.events.send(Event::Relisted(self.kind, Vec::new())).await.is_err() {
+                        return;
+                    }
                     continue;
                 }
             };
@@ -230,7 +249,9 @@ fn is_unanswered(error: &watcher::Error) -> bool {
 
 fn node(node: Node) -> Option<(Key, Option<Object>)> {
     let name = node.name_any();
-    let excluded = node.labels().contains_key(EXCLUDED);
+    let created = node.creation_timestamp().map_or(0, |Time(at)| at.as_second());
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let excluded = labels.contains_key(EXCLUDE_LABEL);
     let cordoned = node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true));
     let status = node.status.unwrap_or_default();
     let addresses = status.addresses.unwrap_or_default();
@@ -240,10 +261,14 @@ fn node(node: Node) -> Option<(Key, Option<Object>)> {
         addresses.iter().filter_map(parse).filter(|alias| Some(*alias) != address).take(MAX_ALIASES).collect();
     let condition = status.conditions.unwrap_or_default().into_iter().find(|condition| condition.type_ == "Ready");
     let ready = condition.as_ref().is_some_and(|condition| condition.status == "True");
-    let since = condition.and_then(|condition| condition.last_transition_time);
+    let since = condition.as_ref().and_then(|condition| condition.last_transition_time.as_ref());
     let ready_since = since.map_or(0, |Time(since)| since.as_second());
+    let reported = condition.as_ref().and_then(|condition| condition.last_heartbeat_time.as_ref());
+    let reported = reported.map_or(0, |Time(at)| at.as_second() - at.as_second().rem_euclid(REPORTED_STEP));
     let object = address.map(|address| {
-        let node = NodeView { address, ready, ready_since, excluded, cordoned, departed: false, aliases };
+        let departed = false;
+        let node =
+            NodeView { address, ready, ready_since, excluded, cordoned, departed, aliases, created, reported, labels };
         Object::Node(name.clone(), node)
     });
     Some((Key::Node(name), object))
@@ -288,29 +313,50 @@ fn slice(slice: EndpointSlice) -> Option<(Key, Option<Object>)> {
     Some((key, Some(Object::EndpointSlice(name, Slice { service, ports, endpoints }))))
 }
 
-fn virtual_ip(vip: VirtualIP) -> Option<(Key, Option<Object>)> {
+fn virtual_ip(vip: VirtualIP, owners: &mailbox::Sender<Ipv4Addr, Option<String>>) -> Option<(Key, Option<Object>)> {
     let Ok(address) = vip.spec.address.parse::<Ipv4Addr>() else {
         warn!(virtualip = vip.name_any(), address = vip.spec.address, "address of the VirtualIP is not IPv4; left out");
         return None;
     };
     let services = vip.spec.services.iter().map(|service| ObjectName::new(&service.namespace, &service.name)).collect();
     let uid = vip.uid().unwrap_or_default();
-    let object = Object::VirtualIp(address, VirtualIp { pool: vip.spec.pool.clone(), services, uid });
+    // The writer ends only with the process.
+    let _ = owners.send(address, vip.status.as_ref().and_then(|status| status.owner.clone()));
+    let (advertisements, unannounced) = (vip.spec.l2_advertisements, vip.spec.announce == Some(Announce::None));
+    let vip = VirtualIp { pool: vip.spec.pool, services, uid, advertisements, unannounced };
+    let object = Object::VirtualIp(address, vip);
     Some((Key::VirtualIp(address), Some(object)))
+}
+
+fn speaker_state(state: SpeakerState) -> Option<(Key, Option<Object>)> {
+    let name = state.name_any();
+    let created = state.creation_timestamp().map_or(0, |Time(at)| at.as_second());
+    let uplink = state.status.and_then(|status| status.uplinks.into_iter().next());
+    // An IPv6 one is none of these. Here as everywhere what an object may hold has a limit.
+    let addresses = uplink.iter().flat_map(|uplink| &uplink.addresses).filter_map(|address| address.parse().ok());
+    let addresses = addresses.take(MAX_ADDRESSES).collect();
+    let state = SpeakerStateView { created, uplink: uplink.map(|uplink| uplink.name), addresses };
+    Some((Key::SpeakerState(name.clone()), Some(Object::SpeakerState(name, state))))
 }
 
 fn object_name<K: Resource>(object: &K) -> ObjectName {
     ObjectName::new(object.namespace().unwrap_or_default(), object.name_any())
 }
 
-/// "Instructs cloud providers not to add this node to a load balancer" (Kubernetes, well-known labels); its value does not matter.
+/// Seconds. A kubelet reports every five minutes, a virtual one every minute, and each report that counts makes another view.
+const REPORTED_STEP: i64 = 300;
 /// Addresses of a node beside its first; kubelet reports a handful.
 const MAX_ALIASES: usize = 64;
-const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// Addresses of a node's uplink.
+const MAX_ADDRESSES: usize = 16;
 
-/// Which kinds have not been listed since the start.
+/// Kinds that an API server may not serve: a speaker is upgraded before their definitions are installed.
+pub const NEWER: [Kind; 2] = [Kind::L2Advertisement, Kind::Placement];
+
+/// Which kinds have not been listed since the start. Without SpeakerStates no node counts as one without a speaker, nor has one an uplink
+/// that matches: the others need not wait for them.
 pub fn unlisted() -> BTreeSet<Kind> {
-    BTreeSet::from([Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::VirtualIp])
+    [Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::VirtualIp].into_iter().chain(NEWER).collect()
 }
 
 #[cfg(test)]
@@ -333,6 +379,28 @@ mod tests {
         assert!(Duration::from_secs(u64::from(*SECONDS.end())) + Duration::from_secs(5) < crate::apiserver::SILENCE);
     }
 
+    /// Reports within five minutes are one view: hundreds of kubelets report.
+    #[test]
+    fn a_node_is_made_once_and_reports_in_steps() {
+        let of = |heartbeat: &str| {
+            let object = serde_json::json!({
+                "metadata": {"name": "n1", "creationTimestamp": "2026-01-02T03:00:00Z"},
+                "status": {
+                    "addresses": [{"type": "InternalIP", "address": "192.0.2.11"}],
+                    "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": heartbeat}],
+                },
+            });
+            match node(serde_json::from_value(object).unwrap()) {
+                Some((_, Some(Object::Node(_, node)))) => node,
+                other => panic!("{other:?}"),
+            }
+        };
+        let first = of("2026-01-02T03:10:00Z");
+        assert_eq!(first.reported - first.created, 600);
+        assert_eq!(of("2026-01-02T03:14:59Z"), first);
+        assert_eq!(of("2026-01-02T03:15:00Z").reported - first.created, 900);
+    }
+
     #[test]
     fn the_exclude_label_counts_whatever_its_value() {
         let excluded = |labels: &[(&str, &str)]| {
@@ -345,7 +413,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
-        assert!(excluded(&[(EXCLUDED, "")]) && excluded(&[(EXCLUDED, "false")]));
+        assert!(excluded(&[(EXCLUDE_LABEL, "")]) && excluded(&[(EXCLUDE_LABEL, "false")]));
         assert!(!excluded(&[]) && !excluded(&[("kubernetes.io/hostname", "n1")]));
     }
 }

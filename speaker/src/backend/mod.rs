@@ -49,6 +49,8 @@ struct Watch {
     /// Our own transactions, each as the generations before and after: there is one of them in between, and perhaps third-party
     /// ones.
     own: VecDeque<(u32, u32)>,
+    /// Before our last transaction that built the tables anew: it repaired whatever third parties had done until then.
+    repaired: Option<u32>,
     /// Not ours, and not audited yet.
     third_party: bool,
     /// When the next change may be reported.
@@ -106,7 +108,13 @@ impl Backend {
             counters,
             second_chance: true,
             forgetter: Forgetter::default(),
-            watch: Watch { monitor: Listening::NotYet, own: VecDeque::new(), third_party: false, next: Instant::now() },
+            watch: Watch {
+                monitor: Listening::NotYet,
+                own: VecDeque::new(),
+                repaired: None,
+                third_party: false,
+                next: Instant::now(),
+            },
             recorded: Recorded::default(),
         }
     }
@@ -152,7 +160,7 @@ impl Backend {
                 return Ok(Outcome::Unchanged);
             };
             match self.apply(&text).await {
-                Ok(()) => {
+                Ok(_) => {
                     self.keep(Applied { plan, audited: None, suspect: false });
                     return Ok(Outcome::Updated);
                 }
@@ -221,7 +229,15 @@ impl Backend {
         if generation.is_some() && applied.audited.as_ref().is_some_and(|audited| audited.generation == generation) {
             return Ok(false);
         }
-        if let Some(listing) = self.nft.listing().await? {
+        let listing = match self.nft.listing().await {
+            Ok(listing) => listing,
+            Err(error) => {
+                // What was reported is not reported again: `sync` builds the table anew.
+                applied.suspect = third_party;
+                return Err(error);
+            }
+        };
+        if let Some(listing) = listing {
             let sound = match &applied.audited {
                 Some(audited) => audited.listing == listing,
                 // Nothing to compare with: our change since the last audit, and then a third-party one.
@@ -281,13 +297,15 @@ impl Backend {
         let is_known = self.applied.as_ref().is_some_and(|applied| applied.plan.second_chance);
         let known = self.applied.as_ref().map(|applied| &applied.plan);
         let records = self.recorded.for_replacement(plan, known, Instant::now());
-        match self.apply(&ruleset::replace_with(plan, &records)).await {
+        let before = match self.apply(&ruleset::replace_with(plan, &records)).await {
             Err(NftError::Refused(_)) if !is_known && self.nft.lacks_dup().await? => {
                 plan.second_chance = false;
                 self.apply(&ruleset::replace_with(plan, &records)).await
             }
             outcome => outcome,
-        }
+        };
+        self.watch.repaired = before?.or(self.watch.repaired);
+        Ok(())
     }
 
     /// What is in force. Flows are judged by it from now on: an entry that is deleted before would come back with its next
@@ -298,17 +316,17 @@ impl Backend {
         self.applied = Some(applied);
     }
 
-    /// One transaction, recorded as our own.
-    async fn apply(&mut self, text: &str) -> Result<(), NftError> {
-        let before = netfilter::generation();
+    /// One transaction, recorded as our own. Returns the generation before it, if the kernel told it.
+    async fn apply(&mut self, text: &str) -> Result<Option<u32>, NftError> {
+        let before = netfilter::generation().ok();
         self.nft.apply(text).await?;
-        if let (Ok(before), Ok(after)) = (before, netfilter::generation()) {
+        if let (Some(before), Ok(after)) = (before, netfilter::generation()) {
             self.watch.own.push_back((before, after));
             if self.watch.own.len() > MAX_OWN {
                 self.watch.own.pop_front();
             }
         }
-        Ok(())
+        Ok(before)
     }
 }
 
@@ -325,7 +343,7 @@ impl Watch {
         }
         while let Listening::Yes(monitor) = &mut self.monitor {
             match monitor.next().await {
-                Ok(Some(generation)) if self.is_own(generation) => {}
+                Ok(Some(generation)) if self.is_own(generation) || self.is_repaired(generation) => {}
                 Ok(_) => return,
                 Err(error) => {
                     tracing::warn!(%error, "nftables monitor failed; third-party changes are found by the audit only");
@@ -341,19 +359,26 @@ impl Watch {
         let covers = |&(before, after): &(u32, u32)| before < generation && generation <= after;
         self.own.iter().position(covers).and_then(|place| self.own.remove(place)).is_some()
     }
+
+    /// The periodic audit may come before the notice. A second repair would change nothing, and the pace after it would keep the next one.
+    fn is_repaired(&self, generation: u32) -> bool {
+        self.repaired.is_some_and(|before| generation <= before)
+    }
 }
 
 /// The plan with the service ports that it adds or changes as they were.
 fn without_changed_services(plan: &Plan, before: &Plan) -> Plan {
     let as_before = |key: &ServiceKey| before.services.get(key).map(|local| (*key, local.clone()));
-    Plan { services: plan.services.keys().filter_map(as_before).collect(), ..plan.clone() }
+    let services = plan.services.keys().filter_map(as_before).collect();
+    Plan { services, starting: before.starting.clone(), ..plan.clone() }
 }
 
-/// The service ports and peers of both.
+/// The service ports, peers and new pods of both.
 fn common(plan: &Plan, other: &Plan) -> Plan {
     let mut common = other.clone();
     common.services.retain(|key, _| plan.services.contains_key(key));
     common.peers.retain(|slot, address| plan.peers.get(slot) == Some(address));
+    common.starting.retain(|pod| plan.starting.contains(pod));
     common
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use ebpf_common::FlowTuple;
 use nix::sched::{CloneFlags, unshare};
-use speaker_core::backend::{Flow, TcpState, UdpPins, Uplink};
+use speaker_core::backend::{Adverts, Flow, Senders, TcpState, UdpPins, Uplink};
+use speaker_core::startup::Target;
 use speaker_core::view::endpoints::service_key;
 use speaker_core::view::{
     Affinity, Conditions, Endpoint, EndpointSlice, Event, Node, Object, ObjectName, Port, Prefix, Protocol, Service,
@@ -101,7 +102,7 @@ fn restricted(mut plan: Plan, ranges: Option<Vec<(Ipv4Addr, u8)>>) -> Plan {
 
 /// The figures of docs/services.md are what this prints with `--nocapture`.
 #[test]
-fn a_thousand_services_with_ten_ranges_are_two_sets_and_one_rule() {
+fn a_thousand_services_with_ten_ranges_are_two_sets_and_three_rules() {
     in_namespace(|| async {
         let nft = Nft::new("nft");
         let mut backend = Backend::new(nft.clone());
@@ -121,7 +122,8 @@ fn a_thousand_services_with_ten_ranges_are_two_sets_and_one_rule() {
             println!("{what}: written {written:.0?}, audited {:.0?}", began.elapsed() - written);
         }
         let listing = nft.listing().await.unwrap().unwrap();
-        assert_eq!(listing.matches("@admitted").count(), 1);
+        // What comes from the uplink, from pods of this node, and from its own processes: each passes one rule, whatever the Services.
+        assert_eq!(listing.matches("@admitted").count(), 3);
     });
 }
 
@@ -313,11 +315,13 @@ fn a_service_port_that_is_refused_stays_as_it_was_and_the_rest_changes() {
         let mut wanted = plan(1).with_peers([(2, Ipv4Addr::new(192, 0, 2, 12))].into());
         let [http, dns] = [(80, Protocol::Tcp), (53, Protocol::Udp)].map(|(port, proto)| service_key(VIP, port, proto));
         wanted.services.get_mut(&dns).unwrap().pods = vec![(Ipv4Addr::new(10, 0, 0, 99), 53)];
+        wanted.starting = [Target { address: Ipv4Addr::new(10, 0, 0, 99), port: 53 }].into();
         for _ in 0..2 {
             let error = backend.sync(wanted.clone()).await.unwrap_err();
             assert!(error.to_string().contains("this pod is refused"), "{error}");
             let in_force = backend.in_force().unwrap();
             assert_eq!((&in_force.services, &in_force.peers), (&plan(1).services, &wanted.peers));
+            assert!(in_force.starting.is_empty());
             assert!(Nft::new("nft").listing().await.unwrap().unwrap().contains("dup to 192.0.2.12"));
         }
         // A new one that is refused is not there, and a removed one goes.
@@ -342,14 +346,61 @@ fn after_a_timeout_only_what_both_plans_have_is_in_force() {
         let mut wanted = plan(2);
         let (gone, _) = wanted.services.pop_first().unwrap();
         let added = service_key(VIP, 8080, Protocol::Tcp);
+        wanted.starting = [Target { address: POD, port: 80 }].into();
         wanted.services.insert(added, plan(1).services.into_values().next().unwrap());
         assert_eq!(backend.sync(wanted.clone()).await.unwrap_err().label(), "timeout");
         let in_force = &backend.in_force().unwrap().services;
         assert!(!in_force.contains_key(&gone) && !in_force.contains_key(&added) && in_force.len() == 1);
+        assert!(backend.in_force().unwrap().starting.is_empty());
         assert!(backend.is_suspect() && !backend.audit().await.unwrap());
         backend.nft = Nft::new("nft");
         assert_eq!(backend.sync(wanted).await.unwrap(), Outcome::Replaced);
         assert!(backend.in_force().unwrap().services.contains_key(&added));
+        assert_eq!(backend.in_force().unwrap().starting.len(), 1);
+    });
+}
+
+/// Nothing in the table differs.
+#[test]
+fn new_pods_that_the_rules_have_are_in_force_without_a_transaction() {
+    in_namespace(|| async {
+        let mut backend = Backend::new(Nft::new("nft"));
+        backend.sync(plan(1)).await.unwrap();
+        let starting = [Target { address: POD, port: 80 }].into();
+        let wanted = Plan { starting, ..plan(1) };
+        assert_eq!(backend.sync(wanted.clone()).await.unwrap(), Outcome::Unchanged);
+        assert_eq!(backend.in_force().unwrap().starting, wanted.starting);
+    });
+}
+
+/// Packets: the e2e step `forged heartbeats`.
+#[test]
+fn ports_of_adverts_are_closed_to_all_but_nodes() {
+    in_namespace(|| async {
+        let of = |addresses: &[u8], macs: &[u8]| Senders {
+            addresses: addresses.iter().map(|last| Ipv4Addr::new(192, 0, 2, *last)).collect(),
+            macs: macs.iter().map(|last| [2, 0, 0, 0, 0, *last]).collect(),
+        };
+        let with = |senders| Plan { adverts: Adverts { ports: [7480, 7481].into(), senders }, ..plan(1) };
+        let mut backend = Backend::new(Nft::new("nft"));
+        backend.sync(plan(1)).await.unwrap();
+        assert!(!Nft::new("nft").listing().await.unwrap().unwrap().contains("7480"));
+        let mut expected = Outcome::Replaced;
+        for senders in [None, Some(of(&[11, 12], &[1])), Some(of(&[12, 13], &[])), Some(of(&[12, 13], &[2])), None] {
+            let wanted = with(senders.clone());
+            assert_eq!(backend.sync(wanted.clone()).await.unwrap(), std::mem::replace(&mut expected, Outcome::Updated));
+            let updated = Nft::new("nft").listing().await.unwrap().unwrap();
+            assert!(updated.contains("udp dport { 7480, 7481 } goto senders"), "{updated}");
+            assert_eq!(updated.contains("ip saddr @nodes accept"), senders.is_some(), "{updated}");
+            if let Some(Senders { addresses, macs }) = &senders {
+                addresses.iter().for_each(|address| assert!(updated.contains(&address.to_string()), "{updated}"));
+                macs.iter().for_each(|mac| assert!(updated.contains(&format!("02:00:00:00:00:{:02x}", mac[5]))));
+            }
+            // Step by step and in one step to the same table.
+            let mut anew = Backend::new(Nft::new("nft"));
+            anew.sync(wanted).await.unwrap();
+            assert_eq!(Nft::new("nft").listing().await.unwrap().unwrap(), updated);
+        }
     });
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use ebpf_common::ServiceKey;
 use speaker_core::backend::Plan;
 use speaker_core::backend::affinity::{ClientSet, Kept};
+use speaker_core::startup::Target;
 use speaker_core::view::endpoints::Digests;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
@@ -41,6 +42,8 @@ pub struct InForce {
     pub peers: BTreeMap<u16, Ipv4Addr>,
     /// Where clients of sessionAffinity are recorded.
     pub client_sets: BTreeMap<ClientSet, Kept>,
+    /// New pods of this node that are among those in the rules ([`Plan::starting`]).
+    pub starting: BTreeSet<Target>,
     /// The newest view whose plan is in force as a whole; `None`: of this speaker none has been yet.
     pub viewed: Option<Digests>,
     /// The newest plan was refused, or takes long.
@@ -149,17 +152,7 @@ impl Worker {
         self.due = None;
         let Some(wanted) = self.plans.borrow_and_update().clone() else { return };
         self.attempted = Some(Instant::now());
-        let outcome = {
-            let sync = self.backend.sync(wanted.plan.clone());
-            tokio::pin!(sync);
-            match timeout(SLOW, &mut sync).await {
-                Ok(outcome) => outcome,
-                Err(_) => {
-                    self.health.fails("slow", &format_args!("not finished after {SLOW:?}"));
-                    sync.await
-                }
-            }
-        };
+        let outcome = self.health.watch(self.backend.sync(wanted.plan.clone())).await;
         match outcome {
             Ok(outcome) => {
                 if outcome != Outcome::Unchanged {
@@ -178,9 +171,12 @@ impl Worker {
     }
 
     async fn audit(&mut self) {
-        match self.backend.audit().await {
+        match self.health.watch(self.backend.audit()).await {
             Ok(repaired) => {
                 self.audit_fails = false;
+                if self.due.is_none() && !self.backend.is_suspect() {
+                    self.health.works();
+                }
                 if repaired {
                     warn!("third-party change of our nftables table; repaired");
                     self.health.metrics.repairs.with_label_values(&["nftables"]).inc();
@@ -260,6 +256,16 @@ struct Health {
 }
 
 impl Health {
+    /// A run of nft that takes long, for which the newest plan may wait, is a fault with a name.
+    async fn watch<T>(&mut self, run: impl Future<Output = T>) -> T {
+        tokio::pin!(run);
+        if let Ok(outcome) = timeout(SLOW, &mut run).await {
+            return outcome;
+        }
+        self.fails("slow", &format_args!("not finished after {SLOW:?}"));
+        run.await
+    }
+
     /// One log line for each reason in a row.
     fn fails(&mut self, reason: &'static str, error: &dyn std::fmt::Display) {
         self.metrics.nft_errors.with_label_values(&[reason]).inc();
@@ -288,8 +294,8 @@ impl Health {
         self.publisher.send_if_modified(|known| {
             let services = plan.services.keys().copied().collect();
             let viewed = viewed.or_else(|| known.viewed.clone());
-            let (peers, client_sets) = (plan.peers.clone(), plan.client_sets());
-            let now = InForce { services, peers, client_sets, viewed, failing: known.failing };
+            let (peers, client_sets, starting) = (plan.peers.clone(), plan.client_sets(), plan.starting.clone());
+            let now = InForce { services, peers, client_sets, starting, viewed, failing: known.failing };
             let differs = *known != now;
             *known = now;
             differs
@@ -299,7 +305,7 @@ impl Health {
 
 /// Audits in case the kernel did not report a third-party change.
 const AUDIT: Duration = Duration::from_secs(5);
-/// A transaction that takes longer is a fault with a name; it goes on. (A table of 8192 services is built in 11 s.)
+/// A run of nft that takes longer is a fault with a name; it goes on. (A table of 8192 services is built in 11 s.)
 const SLOW: Duration = Duration::from_secs(5);
 /// Between attempts while they fail, although there are newer plans.
 const PACE: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@
 //! pod's address answers before its program listens, so a refusal is a sign of life for UDP ports only, which have no better
 //! probe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub enum StartupProbe {
     Running {
         /// The pods that are probed, and whether each has given a sign of life.
         pods: BTreeMap<Target, bool>,
+        /// The pods that the log has named as missing.
+        named: BTreeSet<Target>,
         answered_sender: UnboundedSender<Target>,
         answered: UnboundedReceiver<Target>,
     },
@@ -38,7 +40,7 @@ pub enum StartupProbe {
 impl StartupProbe {
     pub fn running() -> Self {
         let (answered_sender, answered) = unbounded_channel();
-        Self::Running { pods: BTreeMap::new(), answered_sender, answered }
+        Self::Running { pods: BTreeMap::new(), named: BTreeSet::new(), answered_sender, answered }
     }
 
     /// The pods without a sign of life yet. New ones are probed from now on. Needs a runtime.
@@ -51,6 +53,12 @@ impl StartupProbe {
             })
         };
         wanted.filter(|pod| is_missing(pod)).collect()
+    }
+
+    /// Those of the missing pods that are to be named in the log: each once.
+    pub fn unnamed(&mut self, missing: Vec<Target>) -> Vec<Target> {
+        let Self::Running { named, .. } = self else { return Vec::new() };
+        missing.into_iter().filter(|pod| named.insert(*pod)).collect()
     }
 
     /// Returns when one more is there: never, if none is awaited. May be dropped while it waits.
@@ -108,6 +116,8 @@ mod tests {
         assert_eq!(missing(&mut startup_probe), [accepts, says_nothing], "the first probes are under way");
         startup_probe.next().await;
         assert_eq!(missing(&mut startup_probe), [says_nothing]);
+        assert_eq!(startup_probe.unnamed(vec![says_nothing]), [says_nothing]);
+        assert_eq!(startup_probe.unnamed(vec![accepts, says_nothing]), [accepts], "each is named once");
         assert!(timeout(3 * PATIENCE, startup_probe.next()).await.is_err(), "silence is no sign of life");
 
         silent.accept().await.unwrap();

@@ -6,6 +6,8 @@
 
 mod addresses;
 mod converge;
+mod members;
+mod starts;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +19,7 @@ use anyhow::{Context, Result};
 use ebpf_common::{Config, MAX_NODES, ServiceKey, ServiceValue};
 use speaker_core::backend::{Plan, RemovalGrace, UdpPins, Uplink};
 use speaker_core::election::Eligible;
+use speaker_core::eligibility::Unowned;
 use speaker_core::forwarding::diff::{Layout, MapState};
 use speaker_core::forwarding::{Planner, Table, TrafficStates};
 use speaker_core::name::{NodeName, Vip};
@@ -44,6 +47,8 @@ use crate::io::udp::MulticastSocket;
 use crate::io::{Mac, clock};
 use crate::metrics::Metrics;
 use crate::saver::Saver;
+pub use members::Members;
+use starts::NewPods;
 
 /// A turn for the liveness of the loop, and for what depends on time alone.
 const TURN: Duration = Duration::from_secs(1);
@@ -62,6 +67,8 @@ pub struct Synced {
     pub ready: bool,
     /// VIPs that are not served because of what they are.
     pub barred: BTreeMap<Ipv4Addr, Reason>,
+    /// VIPs that are served, and that no node is to own.
+    pub unowned: BTreeMap<Ipv4Addr, Unowned>,
 }
 
 /// What the thread is made of.
@@ -72,11 +79,15 @@ pub struct Sync {
     pub mac: Mac,
     pub hash_key: [u64; 2],
     pub udp_silent: bool,
+    /// Those of adverts and flow reports: closed to all but nodes.
+    pub advert_ports: BTreeSet<u16>,
     pub attachment: Attachment,
     pub planner: Planner,
     pub saver: Saver,
     /// Awaited if the node has booted since the last speaker.
     pub startup_probe: StartupProbe,
+    /// The members of the API server endpoint; `None`: this speaker has none.
+    pub members: Option<Members>,
     pub health: Arc<HealthFlags>,
     pub metrics: Arc<Metrics>,
     /// Called after a change, when the packet path follows the view.
@@ -134,11 +145,15 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
             rules = state.rules.changed() => state.in_force(rules.context("the nft worker has ended")?)?,
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
             () = state.sync.startup_probe.next() => {}
+            answered = state.new_pods.next() => state.on_probed(answered),
+            ended = members::next(&mut state.sync.members) => state.on_checked(ended),
             _ = check.tick() => state.check_attachment(),
             _ = turn.tick() => state.on_turn(),
             () = sleep_until(state.retry.unwrap_or_else(Instant::now)), if state.retry.is_some() => {}
         }
         turned(&state.sync.health.dataplane_turned, clock::now());
+        state.turn_new_pods()?;
+        state.turn_members()?;
         state.converge()?;
     }
 }
@@ -182,6 +197,7 @@ struct State {
     differing: BTreeSet<NodeName>,
     udp_pins: UdpPins,
     removal_grace: RemovalGrace,
+    new_pods: NewPods,
     notified: Option<Synced>,
     started: bool,
     /// The table is to be made again.
@@ -200,9 +216,11 @@ struct Planned {
     table: Arc<Table>,
     /// Service ports with pods on this node.
     services: BTreeSet<ServiceKey>,
-    /// Those among them whose pods on this node all end ([`speaker_core::backend::LocalPods::last_resort`]).
+    /// Those among them whose pods on this node all end or have not started ([`speaker_core::backend::LocalPods::last_resort`]).
     ending: BTreeSet<ServiceKey>,
     traffic_states: TrafficStates,
+    /// The node translates for all its own clients.
+    no_kube_proxy: bool,
     /// It was made from a view from disk.
     saved_view: bool,
     /// Until the nft worker has it.
@@ -258,6 +276,7 @@ impl State {
             differing: BTreeSet::new(),
             udp_pins: UdpPins::default(),
             removal_grace: RemovalGrace::default(),
+            new_pods: NewPods::new(&sync.node),
             notified: None,
             started: false,
             dirty: false,
@@ -323,6 +342,10 @@ impl State {
                     debug!(%node, "flow report of the node changed");
                     self.dirty = true;
                 }
+                Action::Starts { node, starts } => {
+                    self.new_pods.startup.reported(node.as_str(), starts, clock::now());
+                }
+                Action::Health { node, report } => self.on_member_report(&node, report),
                 Action::Rejected(reason) => {
                     self.sync.metrics.adverts_rejected.with_label_values(&[reason.label()]).inc();
                 }

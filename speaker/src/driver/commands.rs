@@ -35,6 +35,8 @@ pub enum Command {
         /// The view is one from disk.
         saved: bool,
     },
+    /// An administrator wants this node to own VIPs only while no other node can.
+    Drained(bool),
     /// The signing keys of the Secret; on disk already.
     Keys(rotation::Secret),
     Leave,
@@ -47,6 +49,7 @@ enum Kind {
     OwnMac,
     OwnAddress,
     Carrier,
+    Drained,
     Nodes,
     Desired,
     Ready,
@@ -60,6 +63,7 @@ impl Command {
             Self::OwnMac(_) => Kind::OwnMac,
             Self::OwnAddress(_) => Kind::OwnAddress,
             Self::Carrier(_) => Kind::Carrier,
+            Self::Drained(_) => Kind::Drained,
             Self::Nodes { .. } => Kind::Nodes,
             Self::Desired { .. } => Kind::Desired,
             Self::Ready(_) => Kind::Ready,

@@ -1,10 +1,11 @@
-//! AF_PACKET socket for ARP (RFC 826): announces VIPs (RFC 5227 section 3) and probes other kernels.
+//! AF_PACKET socket for ARP (RFC 826): announces VIPs (RFC 5227 section 3), probes other kernels and addresses that are to be free
+//! (RFC 5227 section 2.1.1).
 
 use std::collections::BTreeSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use ebpf_common::PROGRAM_QUERY;
 use pnet::packet::Packet;
@@ -75,6 +76,11 @@ impl ArpSocket {
         self.send(mac.unwrap_or(Mac::BROADCAST), ArpOperations::Request, own, target, Mac(PROGRAM_QUERY))
     }
 
+    /// Probes whether a host has the address (RFC 5227 section 2.1.1): from nobody, so that nobody learns anything from it.
+    pub fn probe_address(&self, target: Ipv4Addr) -> io::Result<()> {
+        self.send(Mac::BROADCAST, ArpOperations::Request, Ipv4Addr::UNSPECIFIED, target, Mac::default())
+    }
+
     /// The next frame; `None` when nothing waits.
     pub fn receive(&self) -> io::Result<Option<Frame>> {
         loop {
@@ -100,6 +106,12 @@ impl ArpSocket {
 impl AsFd for ArpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for ArpSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 

@@ -3,7 +3,7 @@
 //! | file | what | capability |
 //! |---|---|---|
 //! | clock.rs | CLOCK_BOOTTIME | none |
-//! | arp.rs | AF_PACKET socket for ARP: gratuitous announcements, signs of life of other kernels | NET_RAW |
+//! | arp.rs | AF_PACKET socket for ARP: gratuitous announcements, signs of life of other kernels, address probes | NET_RAW |
 //! | filter.rs | classic BPF: what the sockets of arp.rs and udp.rs queue | none |
 //! | tcp_probe.rs | TCP probes of pods | none |
 //! | udp.rs | the sockets of heartbeats and flow reports | NET_RAW (SO_BINDTODEVICE) |

@@ -4,18 +4,9 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+pub use speaker_core::startup::Answer;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// A program listens.
-    Accepted,
-    /// A kernel has the address. Nothing listens at this port; maybe not yet.
-    Refused,
-    /// Nothing came back in time, or another host reported that there is no route.
-    Silence,
-}
 
 /// How long an answer may take: a kernel gives it in less than a millisecond, if the machine has nothing better to do.
 pub const PATIENCE: Duration = Duration::from_millis(200);

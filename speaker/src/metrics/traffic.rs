@@ -13,7 +13,11 @@ type Metric = (&'static str, &'static str, fn(&ServiceCounters) -> u64);
 const METRICS: [Metric; 5] = [
     ("sheave_service_packets_total", "Packets of clients that came in here for the Service.", |c| c.packets),
     ("sheave_service_bytes_total", "Bytes of these packets, IP header included.", |c| c.bytes),
-    ("sheave_service_new_flows_total", "SYNs of clients that came in here and led to a node.", |c| c.new_flows),
+    (
+        "sheave_service_new_flows_total",
+        "TCP only: SYNs of clients that came in here and led to a node. UDP flows are not counted: the packet path keeps no flows.",
+        |c| c.new_flows,
+    ),
     ("sheave_service_resets_total", "Resets in place of packets of clients that came in here.", |c| c.resets),
     (
         "sheave_service_second_chances_total",

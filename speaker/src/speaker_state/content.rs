@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use sheave_api::SpeakerStateStatus;
+use sheave_api::local::LocalDrain;
 use sheave_api::speakerstate::most;
 
 use super::survey::HostFacts;
@@ -17,6 +18,7 @@ pub struct Facts<'a> {
     /// What does not make the node unready.
     pub notes: Vec<Cause>,
     pub limits: Vec<String>,
+    pub drained: Option<LocalDrain>,
 }
 
 /// `known`: the conditions as they stand in the API; one that stays True or False keeps its time.
@@ -30,6 +32,7 @@ pub fn status(facts: &Facts, known: &[Condition], now: Timestamp) -> SpeakerStat
         service_proxy: host.service_proxy.clone(),
         cni: host.cni.map(str::to_owned),
         uplinks: host.uplink.iter().cloned().collect(),
+        drained: facts.drained.clone(),
         limits_reached: facts.limits.iter().take(most::ENTRIES).cloned().collect(),
         conditions: conditions(facts).into_iter().map(|condition| condition.since(known, now)).collect(),
     }
@@ -144,7 +147,8 @@ mod tests {
 
     fn facts<'a>(host: &'a HostFacts, not_ready: &[Cause], notes: &[Cause]) -> Facts<'a> {
         let attached = !not_ready.contains(&Cause::NotAttached);
-        Facts { host, attached, not_ready: not_ready.to_vec(), notes: notes.to_vec(), limits: vec![] }
+        let (not_ready, notes) = (not_ready.to_vec(), notes.to_vec());
+        Facts { host, attached, not_ready, notes, limits: vec![], drained: None }
     }
 
     fn condition<'a>(status: &'a SpeakerStateStatus, kind: &str) -> (&'a str, &'a str, &'a str) {
@@ -180,6 +184,16 @@ mod tests {
         assert_eq!((attached, reason), ("False", "not_attached"));
         assert!(!message.contains("nft_failing"), "{message}");
         assert_eq!(condition(&status, "LinkUp").0, "True");
+    }
+
+    #[test]
+    fn a_drain_on_the_node_is_shown_as_it_was_made() {
+        let (host, since) = (host(), Time(at("2026-11-27T00:00:00Z")));
+        let drained = Some(LocalDrain { by: "root".into(), reason: Some("disk".into()), since });
+        let facts = Facts { drained: drained.clone(), ..facts(&host, &[], &[]) };
+        let status = status(&facts, &[], at("2026-11-27T00:00:01Z"));
+        assert_eq!(status.drained, drained);
+        assert_eq!(condition(&status, "Ready").0, "True", "it may own VIPs, the last of all");
     }
 
     #[test]

@@ -141,7 +141,7 @@ fn is_passed(chain: &Chain, modes: &BTreeSet<Mode>) -> bool {
 
 fn proxy(modes: &BTreeSet<Mode>) -> String {
     let names: Vec<&str> = modes.iter().map(|mode| mode.label()).collect();
-    if names.is_empty() { "none".to_owned() } else { names.join("+") }
+    if names.is_empty() { NO_PROXY.to_owned() } else { names.join("+") }
 }
 
 fn uplink_state(device: UplinkDevice) -> UplinkState {
@@ -150,6 +150,7 @@ fn uplink_state(device: UplinkDevice) -> UplinkState {
         name: device.name,
         mac: device.mac.map(|mac| mac.to_string()),
         mtu: device.mtu.map(i64::from),
+        addresses: device.addresses.iter().take(most::ENTRIES).map(Ipv4Addr::to_string).collect(),
         subnets: subnets.take(most::ENTRIES).collect(),
         gateways: device.gateways.iter().take(most::ENTRIES).map(Ipv4Addr::to_string).collect(),
     }
@@ -174,6 +175,8 @@ const DEVICES: [(&str, &str); 9] = [
     ("cni0", "bridge"),
 ];
 const PATIENCE: Duration = Duration::from_secs(5);
+/// [`HostFacts::service_proxy`] of a node without kube-proxy.
+pub const NO_PROXY: &str = "none";
 
 #[cfg(test)]
 mod tests {

@@ -88,3 +88,43 @@ fn third_party_changes_of_our_table_are_reported_and_nothing_else() {
         assert!(backend.audit().await.unwrap());
     });
 }
+
+/// The periodic audit comes first: its repair is the only one, and the next change waits for no pace.
+#[test]
+fn what_a_repair_has_made_good_is_not_reported() {
+    in_namespace(|| async {
+        let nft = Nft::new("nft");
+        let mut backend = Backend::new(nft.clone());
+        assert!(!reports_change(&mut backend, 1).await, "from now on the kernel reports");
+        backend.sync(plan(2)).await.unwrap();
+        assert!(!backend.audit().await.unwrap());
+        nft.apply("delete table ip sheave").await.unwrap();
+        assert!(backend.audit().await.unwrap());
+        assert!(!reports_change(&mut backend, 250).await, "it is repaired");
+        nft.apply("delete table ip sheave").await.unwrap();
+        assert!(reports_change(&mut backend, 5000).await && backend.audit().await.unwrap());
+    });
+}
+
+/// A change is reported once. An audit that fails then must not leave it to the next periodic one.
+#[test]
+fn a_reported_change_that_could_not_be_audited_is_repaired_by_the_next_sync() {
+    in_namespace(|| async {
+        let mut backend = Backend::new(Nft::new("nft"));
+        assert!(!reports_change(&mut backend, 1).await, "from now on the kernel reports");
+        backend.sync(plan(2)).await.unwrap();
+        assert!(!backend.audit().await.unwrap());
+        let unable = Wrapper::new("unable-to-list", "echo 'cannot list' >&2; exit 1");
+        for reported in [false, true] {
+            let attack = if reported { "delete table ip sheave" } else { "add table ip foreign" };
+            Nft::new("nft").apply(attack).await.unwrap();
+            assert_eq!(reports_change(&mut backend, if reported { 5000 } else { 50 }).await, reported);
+            backend.nft = Nft::new(&unable.0);
+            assert_eq!(backend.audit().await.unwrap_err().label(), "refused");
+            backend.nft = Nft::new("nft");
+            assert_eq!(backend.is_suspect(), reported);
+        }
+        assert_eq!(backend.sync(plan(2)).await.unwrap(), Outcome::Replaced);
+        assert!(backend.nft.listing().await.unwrap().is_some());
+    });
+}

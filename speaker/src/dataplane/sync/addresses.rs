@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use speaker_core::backend::Senders;
 use speaker_core::forwarding::Table;
 use speaker_core::view::View;
 use speaker_core::view::endpoints::Reason;
@@ -27,11 +28,11 @@ impl State {
     /// A node states where it is reached, under its signature, or its speaker has fallen silent.
     pub(super) fn set_signed_mac(&mut self, ip: Ipv4Addr, mac: Option<Mac>) {
         let Some(mac) = mac else {
-            self.signed_macs.remove(&ip);
+            self.dirty |= self.signed_macs.remove(&ip).is_some();
             return;
         };
         // The election states nodes of the view only; there are at most as many.
-        self.signed_macs.insert(ip, mac);
+        self.dirty |= self.signed_macs.insert(ip, mac) != Some(mac);
         self.dirty |= self.macs.insert(ip, mac) != Some(mac);
     }
 
@@ -39,6 +40,12 @@ impl State {
     /// no rules.
     pub(super) fn set_own_mac(&mut self, mac: Mac) {
         self.dirty |= std::mem::replace(&mut self.sync.mac, mac) != mac;
+    }
+
+    /// Whose adverts pass.
+    pub(super) fn senders(&self, view: &View) -> Option<Senders> {
+        let addresses = view.senders()?;
+        Some(Senders { addresses, macs: self.signed_macs.values().map(|mac| mac.0).collect() })
     }
 
     /// VIPs that this host must not serve, whatever the API server has: they are its own addresses, or its gateways.

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use ebpf_common::{ABI_VERSION, Config, ServiceKey};
-use speaker_core::backend::Plan;
+use speaker_core::backend::{Adverts, LocalPods, Plan};
 use speaker_core::eligibility;
 use speaker_core::forwarding::diff::{MapState, diff};
 use speaker_core::forwarding::{Service, Table, TrafficStates};
 use speaker_core::name::NodeName;
 use speaker_core::reports::exchange;
+use speaker_core::startup;
 use speaker_core::view::View;
 use speaker_core::view::endpoints::{Refusal, frontends};
 use tokio::time::Instant;
@@ -46,34 +47,56 @@ impl State {
         }
         let Some(view) = self.view.clone().filter(|view| self.may_start(view)) else { return Ok(()) };
         let traffic_states = self.traffic_states();
-        if self.dirty || traffic_states != self.planned.traffic_states {
-            self.plan(&view, traffic_states);
+        let no_kube_proxy = self.sync.health.no_kube_proxy.load(Ordering::Relaxed);
+        if self.dirty || traffic_states != self.planned.traffic_states || no_kube_proxy != self.planned.no_kube_proxy {
+            self.plan(&view, traffic_states, no_kube_proxy);
         }
         if self.follow { self.write(&view) } else { Ok(()) }
     }
 
     /// Makes the table, and the plan that goes with it.
-    fn plan(&mut self, view: &View, traffic_states: TrafficStates) {
+    fn plan(&mut self, view: &View, traffic_states: TrafficStates, no_kube_proxy: bool) {
         let now = clock::now();
         if self.report_socket.exchange.differs(now) {
             self.sync.planner.tables_differ(now);
         }
         let reports = self.report_socket.exchange.reports();
-        let frontends = frontends(view);
+        let mut frontends = frontends(view);
+        self.new_pods.startup.follow(&mut frontends.0, view.is_saved(), now);
+        if let Some(members) = &mut self.sync.members {
+            members.follow(&mut frontends.0, now);
+        }
         let mut table = self.sync.planner.table_of(view, &frontends, &traffic_states, &reports, now);
         self.bar_addresses(&mut table);
         let table = Arc::new(table);
         self.report(&table);
         let alternates = table.services.values().filter_map(|service| service.alternates.as_ref());
         self.sync.metrics.row_alternates_overflow.set(alternates.map(|all| i64::from(all.overflow)).sum());
-        let plan = Plan::of(view, &frontends.0, &self.sync.node, self.sync.uplink.clone()).serving(&table.vips);
+        // Rules first: a ring must name no node whose rules lack the pod.
+        let starting = self.new_pods.startup.admit(&mut frontends.0);
+        let plan = Plan::of(view, &frontends.0, &self.sync.node, self.sync.uplink.clone());
+        let plan = if no_kube_proxy { plan.without_kube_proxy(&frontends.0) } else { plan }.serving(&table.vips);
         let plan = self.removal_grace.complete(plan, now);
         let services = plan.services.keys().copied().collect();
-        let ending = plan.services.iter().filter(|(_, pods)| pods.last_resort).map(|(key, _)| *key).collect();
-        let plan = self.udp_pins.complete(Plan { udp_silent: self.sync.udp_silent, ..plan }, now);
+        let startup = &self.new_pods.startup;
+        let tcp = |key: &ServiceKey| i32::from(key.proto) == libc::IPPROTO_TCP;
+        let waits = |pod: &(Ipv4Addr, u16)| startup.waits(startup::Target { address: pod.0, port: pod.1 });
+        let ends =
+            |(key, local): &(&ServiceKey, &LocalPods)| local.last_resort || tcp(key) && local.pods.iter().all(waits);
+        let ending = plan.services.iter().filter(ends).map(|(key, _)| *key).collect();
+        let adverts = Adverts { ports: self.sync.advert_ports.clone(), senders: self.senders(view) };
+        let plan = Plan { udp_silent: self.sync.udp_silent, adverts, starting, ..plan };
+        let plan = self.udp_pins.complete(plan, now);
         self.sync.metrics.udp_flows_pinned.set(plan.udp_pins.len() as i64);
-        self.planned =
-            Planned { table, services, ending, traffic_states, saved_view: view.is_saved(), plan: Some(plan) };
+        self.planned = Planned {
+            table,
+            services,
+            ending,
+            traffic_states,
+            no_kube_proxy,
+            saved_view: view.is_saved(),
+            plan: Some(plan),
+        };
         (self.dirty, self.follow) = (false, true);
     }
 
@@ -165,7 +188,7 @@ impl State {
     }
 
     /// Service ports whose new flows may stay here, whatever ring brought them. While other nodes have ready pods, those that end
-    /// here may have closed already.
+    /// here may have closed already, and those that have not started refuse.
     fn served(&self, table: &Table) -> BTreeSet<ServiceKey> {
         let Planned { services, ending, .. } = &self.planned;
         let names_this_node = |service: &Service| service.ring.nodes.contains(&self.sync.node);
@@ -273,8 +296,11 @@ impl State {
         let missing = self.sync.startup_probe.missing(targets);
         let waited = viewed.elapsed();
         let may_start = (peers_known || waited >= PATIENCE) && (missing.is_empty() || waited >= PODS_PATIENCE);
-        if may_start && !missing.is_empty() {
-            warn!(pods = ?missing, "startup probe unanswered; pods get new flows nevertheless");
+        if may_start {
+            let unnamed = self.sync.startup_probe.unnamed(missing);
+            if !unnamed.is_empty() {
+                warn!(pods = ?unnamed, "startup probe unanswered; pods get new flows nevertheless");
+            }
         }
         may_start
     }
@@ -309,12 +335,16 @@ impl State {
         self.sync.health.attached.store(attached, Ordering::Relaxed);
         let Some(view) = self.view.as_ref().filter(|_| self.started) else { return };
         // An owner whose packet path is detached is not ready, and hands over; the election gets its carrier by itself.
-        let desired = eligibility::desired(&self.shown, view);
+        let mut desired = eligibility::desired(&self.shown, view);
+        if let Some(members) = &self.sync.members {
+            eligibility::put_second(&mut desired, members.given_up(), view);
+        }
         // A node whose object was deleted hands over, and serves the flows that it has.
         let ready = attached && view.is_member(&self.sync.node);
         let barred = |refusal: &&Refusal| refusal.reason.bars_vip();
         let barred = self.shown.refused.iter().filter(barred).map(|refusal| (refusal.vip, refusal.reason)).collect();
-        let synced = Synced { desired, saved_view: self.saved_view, ready, barred };
+        let unowned = eligibility::unowned(&self.shown, &desired);
+        let synced = Synced { desired, saved_view: self.saved_view, ready, barred, unowned };
         if self.notified.as_ref() != Some(&synced) {
             (self.sync.on_synced)(synced.clone());
             self.notified = Some(synced);

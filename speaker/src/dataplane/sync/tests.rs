@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddrV4, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,10 @@ use std::sync::atomic::Ordering;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use speaker_core::attributes;
+use speaker_core::forwarding::QUIET;
 use speaker_core::forwarding::previous::PreviousRings;
+use speaker_core::startup::{Starts, Target};
 use speaker_core::view::endpoints::service_key;
 use speaker_core::view::{
     Conditions, Endpoint, EndpointSlice, Event, Node, Object, ObjectName, Port, Prefix, Protocol, Service,
@@ -47,6 +50,11 @@ fn keys() -> Keyring {
 
 /// Three nodes; each service port with a pod on each of these nodes.
 fn view(services: &[(u16, &[u8])]) -> View {
+    // No pod of these listens.
+    view_of(services, attributes::StartupProbe::Off)
+}
+
+fn view_of(services: &[(u16, &[u8])], startup_probe: attributes::StartupProbe) -> View {
     let node = |n| Object::Node(node_name(n), Node::at(address(n)));
     let mut objects: Vec<Object> = (1..=3).map(node).collect();
     let mut names = Vec::new();
@@ -60,7 +68,8 @@ fn view(services: &[(u16, &[u8])]) -> View {
         };
         let endpoints = nodes.iter().map(endpoint).collect();
         let slice = EndpointSlice { service: name.name.clone(), ports: ports.clone(), endpoints };
-        objects.push(Object::Service(name.clone(), Service { ports, ..Service::default() }));
+        let attributes = ServiceAttributes { startup_probe, ..ServiceAttributes::default() };
+        objects.push(Object::Service(name.clone(), Service { ports, attributes }));
         objects.push(Object::EndpointSlice(name.clone(), slice));
         names.push(name);
     }
@@ -172,10 +181,12 @@ impl World {
             mac: Mac([2, 0, 0, 0, 0, 1]),
             hash_key: [1, 2],
             udp_silent: false,
+            advert_ports: BTreeSet::new(),
             attachment: Attachment::new(loaded, "eth0", index("eth0")),
             planner: Planner::new([1, 2], PreviousRings::new(hour)),
             saver: Saver::start(StateDir::open(&dir.join("state")), metrics.clone()).unwrap(),
             startup_probe: StartupProbe::Off,
+            members: None,
             health: health.clone(),
             metrics: metrics.clone(),
             on_synced: Box::new(move |synced| *last_synced.lock().unwrap() = Some(synced)),
@@ -256,6 +267,16 @@ impl World {
             report.is_some()
         });
         report.unwrap()
+    }
+
+    /// The new pods of this node, as it reports them next.
+    fn starts(&self) -> Starts {
+        let mut starts = None;
+        until("new pods are reported", SOON, || {
+            starts = self.report().starts;
+            starts.is_some()
+        });
+        starts.unwrap()
     }
 
     /// Takes every report that waits, then the next one.
@@ -418,7 +439,51 @@ fn a_view_is_saved_at_most_once_a_second_and_the_last_one_is() {
     });
 }
 
+/// A plan would wait behind it.
+#[test]
+fn an_audit_that_hangs_has_a_name() {
+    in_namespaces(|dir| {
+        let world = World::start(dir);
+        world.show(&[(80, &[1, 2])]);
+        until("the start", START, || world.faults().is_empty() && world.serves(80, &[1, 2], true));
+        let hold = world.hold("hold");
+        assert!(Command::new("nft").args(["add", "table", "ip", "foreign"]).status().unwrap().success());
+        // Another audit is due within 5 s, and has a name 5 s later.
+        until("it has a name", Duration::from_secs(13), || world.faults() == ["nft_failing"]);
+        drop(hold);
+        until("the fault is over", SOON, || world.faults().is_empty());
+    });
+}
+
 const TERMINATING: Conditions = Conditions { ready: false, serving: true, terminating: true };
+
+/// Beside a pod of another node one comes here that refuses, and then listens.
+#[test]
+fn a_new_pod_gets_rows_when_it_listens() {
+    in_namespaces(|dir| {
+        let world = World::start(dir);
+        let pod = Target { address: Ipv4Addr::new(10, 0, 1, 80), port: 80 };
+        ip(&format!("addr add {}/32 dev lo", pod.address));
+        let show = |nodes: &[u8]| {
+            world.view.send(Some(Arc::new(view_of(&[(80, nodes)], attributes::StartupProbe::On)))).unwrap();
+        };
+        show(&[2]);
+        until("the start", START, || world.faults().is_empty() && world.serves(80, &[2], false));
+        show(&[1, 2]);
+        until("it is reported as refusing", SOON, || world.starts() == Starts::from([(pod, false)]));
+        // What does not happen has no end to wait for: an addition to the ring would wait for less.
+        std::thread::sleep(QUIET + Duration::from_secs(1));
+        assert!(world.serves(80, &[2], false), "it refuses");
+        world.newest_report();
+        assert_eq!(world.starts(), Starts::from([(pod, false)]), "it is repeated");
+        let listener = TcpListener::bind((pod.address, pod.port)).unwrap();
+        let took = until("it is reported as started", SOON, || world.starts() == Starts::from([(pod, true)]));
+        println!("reported {took:.0?} after it listens");
+        until("it gets rows", QUIET + SOON, || world.serves(80, &[1, 2], true));
+        let (_, client) = listener.accept().unwrap();
+        assert_eq!(client.ip(), pod.address, "of this host");
+    });
+}
 
 /// Another node's dispatcher still sends SYNs here by an older ring, and a pod that ends may have closed.
 #[test]

@@ -28,8 +28,11 @@ pub struct Devices {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkDevice {
     pub name: String,
+    pub index: u32,
+    pub carrier: bool,
     pub mac: Option<Mac>,
     pub mtu: Option<u32>,
+    pub addresses: BTreeSet<Ipv4Addr>,
     /// Network and prefix length of each address.
     pub subnets: BTreeSet<(Ipv4Addr, u8)>,
     /// Of default routes over it, in any table.
@@ -55,12 +58,15 @@ impl Reader {
         let names = links.iter().filter_map(link_name).collect();
         let Some(link) = link else { return Ok(Devices { names, uplink: None }) };
         let index = link.header.index;
-        let own = addresses.iter().filter(|address| address.header.index == index);
+        let own = || addresses.iter().filter(|address| address.header.index == index);
         let uplink = UplinkDevice {
             name: link_name(link).context("the uplink has no name")?,
+            index,
+            carrier: super::carrier(link),
             mac: link_mac(link),
             mtu: mtu(link),
-            subnets: own.filter_map(|address| Some(subnet(local(address)?, address.header.prefix_len))).collect(),
+            addresses: own().filter_map(local).collect(),
+            subnets: own().filter_map(|address| Some(subnet(local(address)?, address.header.prefix_len))).collect(),
             gateways: self.gateways(index).await?,
         };
         Ok(Devices { names, uplink: Some(uplink) })
@@ -140,9 +146,12 @@ mod tests {
                 let found = reader.devices(None, Ipv4Addr::new(192, 0, 2, 1)).await.unwrap();
                 assert!(found.names.contains("kube-ipvs0") && found.names.contains("lo"), "{found:?}");
                 let uplink = found.uplink.expect("it carries the node's address");
-                assert_eq!((uplink.name.as_str(), uplink.mtu), ("node", Some(1400)));
+                assert_eq!((uplink.name.as_str(), uplink.mtu, uplink.carrier), ("node", Some(1400), true));
+                assert_eq!(Ok(uplink.index), nix::net::if_::if_nametoindex("node"));
                 assert_eq!(uplink.mac.map(|mac| mac.to_string()).as_deref(), Some("02:00:00:00:00:01"));
                 let subnets = [(Ipv4Addr::new(192, 0, 2, 0), 24), (Ipv4Addr::new(198, 51, 100, 0), 28)];
+                let addresses = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(198, 51, 100, 9)];
+                assert_eq!(uplink.addresses, BTreeSet::from(addresses));
                 assert_eq!(uplink.subnets, BTreeSet::from(subnets));
                 assert_eq!(uplink.gateways, BTreeSet::from([Ipv4Addr::new(192, 0, 2, 3)]));
                 let far = reader.devices(Some("far"), Ipv4Addr::new(192, 0, 2, 1)).await.unwrap();

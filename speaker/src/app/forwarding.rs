@@ -1,0 +1,148 @@
+//! (iii) Where packets go: what the dataplane thread is made of.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::Result;
+use sheave_api::NoOwner;
+use speaker_core::backend;
+use speaker_core::eligibility::Unowned;
+use speaker_core::forwarding::Planner;
+use speaker_core::forwarding::previous::PreviousRings;
+use speaker_core::reports::exchange::{self, Exchange};
+use speaker_core::reports::reporter::Reporter;
+use speaker_core::view::View;
+use speaker_core::view::endpoints::{Reason, digests, frontends};
+use speaker_core::wire::advert::Keyring;
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::Ground;
+use crate::args::UdpUnserved;
+use crate::backend::Backend;
+use crate::backend::nft::Nft;
+use crate::dataplane::ForwardingMaps;
+use crate::dataplane::attachment::Attachment;
+use crate::dataplane::conntrack_scan;
+use crate::dataplane::loader::Loaded;
+use crate::dataplane::startup_probe::StartupProbe;
+use crate::dataplane::sync::{Members, Sync, Synced, Tools};
+use crate::driver::{Command, Commands};
+use crate::io::clock;
+use crate::io::netlink::Uplink;
+use crate::io::udp::MulticastSocket;
+use crate::keys::Identity;
+use crate::mailbox;
+use crate::state::PersistedState;
+use crate::status::Ownership;
+
+/// Between two report summaries of a node.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Tables of two nodes that differ for longer are an alarm.
+const TABLES_DIFFER: Duration = Duration::from_secs(5);
+
+pub struct Parts<'a> {
+    pub ground: &'a Ground,
+    pub uplink: &'a Uplink,
+    pub identity: Identity,
+}
+
+impl Parts<'_> {
+    pub fn sync(
+        &self,
+        loaded: Loaded,
+        members: Option<Members>,
+        on_synced: Box<dyn Fn(Synced) + Send>,
+        lagging: watch::Sender<bool>,
+    ) -> Result<Sync> {
+        let Self { ground, uplink, identity } = self;
+        let args = &ground.args;
+        Ok(Sync {
+            node: args.node_name.clone(),
+            node_ip: args.node_ip,
+            uplink: backend::Uplink::new(&uplink.name)?,
+            mac: uplink.mac,
+            hash_key: identity.flow_key(),
+            udp_silent: args.udp_unserved == UdpUnserved::Silent,
+            advert_ports: [args.heartbeat_port, args.report_port].into(),
+            attachment: Attachment::new(loaded, &uplink.name, uplink.index),
+            planner: Planner::new(identity.flow_key(), previous_rings(ground.persisted.as_ref(), args.drain_window())),
+            saver: ground.saver.clone(),
+            // The checks of members know better.
+            startup_probe: match ground.booted && members.is_none() {
+                true => StartupProbe::running(),
+                false => StartupProbe::Off,
+            },
+            members,
+            health: ground.health.clone(),
+            metrics: ground.metrics.clone(),
+            on_synced,
+            on_lagging: Box::new(move |is_lagging| _ = lagging.send_replace(is_lagging)),
+        })
+    }
+
+    pub fn tools(&self) -> Result<Tools> {
+        let args = &self.ground.args;
+        Ok(Tools {
+            reporter: Reporter::new(&args.node_name, self.identity.flow_key(), args.drain_window()),
+            flows: conntrack_scan::conntrack(),
+            clients: conntrack_scan::nftables(),
+            maps: ForwardingMaps::open(&self.ground.pins)?,
+            backend: Backend::new(Nft::new(&args.paths.nft)),
+        })
+    }
+
+    pub fn exchange(&self, keys: Keyring, last_view: Option<&View>) -> Exchange {
+        let config = exchange::Config {
+            node: self.ground.node.clone(),
+            cluster: self.identity.cluster_id(),
+            epoch: self.ground.epoch,
+            keys,
+            interval: REPORT_INTERVAL,
+            differ: TABLES_DIFFER,
+            pods: last_view.map(|view| digests(view, &frontends(view).0).pods).unwrap_or_default(),
+        };
+        Exchange::new(config, clock::now())
+    }
+
+    pub fn report_socket(&self) -> Result<MulticastSocket> {
+        self.ground.adverts_socket("reports", self.uplink, self.ground.args.report_port)
+    }
+}
+
+/// The previous rings; without usable ones the reports of the other nodes fill in.
+fn previous_rings(persisted: Option<&PersistedState>, window: Duration) -> PreviousRings {
+    let Some(persisted) = persisted else { return PreviousRings::new(window) };
+    PreviousRings::restore(&persisted.previous_rings, window, &clock::boot_id(), clock::now()).unwrap_or_else(|error| {
+        warn!(%error, "previous rings not restored from disk; continuing with the reports of other nodes");
+        PreviousRings::new(window)
+    })
+}
+
+/// `statuses`: where it is written that a VIP must not be served.
+pub fn on_synced(commands: Commands, statuses: mailbox::Sender<Ipv4Addr, Ownership>) -> Box<dyn Fn(Synced) + Send> {
+    Box::new(move |Synced { desired, saved_view, ready, barred, unowned }| {
+        for (vip, reason) in barred {
+            let reason = match reason {
+                Reason::AddressOfNode => NoOwner::AddressOfNode,
+                Reason::AddressOfHost => NoOwner::AddressOfHost,
+                Reason::AddressOfGateway => NoOwner::AddressOfGateway,
+                _ => continue,
+            };
+            // The writer ends only with the process.
+            let _ = statuses.send(vip, Ownership::Refused(reason));
+        }
+        for (vip, reason) in unowned {
+            let reason = match reason {
+                Unowned::NotAnnounced => NoOwner::NotAnnounced,
+                Unowned::NoEligibleNode => NoOwner::NoEligibleNode,
+            };
+            let _ = statuses.send(vip, Ownership::Vacant(reason));
+        }
+        let sent =
+            commands.send(Command::Desired { desired, saved_view }).and_then(|()| commands.send(Command::Ready(ready)));
+        if let Err(error) = sent {
+            warn!(%error, "command to the election failed");
+        }
+    })
+}

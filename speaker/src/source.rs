@@ -1,0 +1,104 @@
+//! The two plug points of the speaker: a source of desired state, and a sink of status.
+//!
+//! A source sends keys and view events, a sink takes who owns which VIP. Nothing else of the speaker knows which ones they are.
+
+mod file;
+mod kubernetes;
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::Result;
+use kube::Client;
+use speaker_core::view::endpoints::api_servers;
+use speaker_core::view::{Event, View};
+use tokio::sync::{mpsc, watch};
+
+use crate::app::Ground;
+use crate::dataplane::sync::Members;
+use crate::endpoint::Opened;
+use crate::keys::Keys;
+use crate::keys::source::Update;
+use crate::mailbox;
+use crate::status::{Ownership, Views};
+
+/// Events that wait between the source and the view.
+const MAX_EVENTS: usize = 1024;
+
+/// Where desired state comes from.
+pub enum Source {
+    Kubernetes(Box<kubernetes::Watches>),
+    File(Box<file::File>),
+}
+
+/// Where status goes.
+pub enum Sink {
+    VirtualIps(kubernetes::VirtualIps),
+    /// This process alone.
+    Local,
+}
+
+/// What this speaker is plugged into.
+pub struct Plugs {
+    pub source: Source,
+    pub sink: Sink,
+    /// Where the source may also be reached, by the newest view.
+    pub servers: watch::Sender<Vec<SocketAddrV4>>,
+    /// Asks who may read the metrics.
+    pub reviewer: Option<Client>,
+    /// Of the API server endpoint: they are checked.
+    pub members: Option<Members>,
+}
+
+/// Who says what is to be served.
+pub enum Desired {
+    Kubernetes,
+    File(Box<Opened>),
+}
+
+/// Fails early: where nothing can be plugged in, nothing else starts.
+pub async fn plug_in(desired: Desired, last_view: Option<&View>) -> Result<Plugs> {
+    let (servers, known) = watch::channel(last_view.map(api_servers).unwrap_or_default());
+    if let Desired::File(opened) = desired {
+        let members = Some(opened.members()?);
+        let source = Source::File(Box::new(file::File::new(*opened)));
+        return Ok(Plugs { source, sink: Sink::Local, servers, reviewer: None, members });
+    }
+    let (watches, virtual_ips, reviewer) = kubernetes::configure(known).await?;
+    Ok(Plugs {
+        source: Source::Kubernetes(Box::new(watches)),
+        sink: Sink::VirtualIps(virtual_ips),
+        servers,
+        reviewer: Some(reviewer),
+        members: None,
+    })
+}
+
+impl Source {
+    /// The keys of this node, and their updates from now on. `None`: the process was stopped before there were any.
+    pub async fn keys(&self, ground: &Ground, views: Views) -> Result<Option<(Keys, mpsc::Receiver<Update>)>> {
+        match self {
+            Self::Kubernetes(watches) => watches.keys(ground, views).await,
+            Self::File(file) => Ok(Some(file.keys(&ground.disk))),
+        }
+    }
+
+    /// View events from now on. `lagging`: whether other nodes have another view. `jitter`: a random number.
+    pub fn start(self, lagging: watch::Receiver<bool>, jitter: u64) -> mpsc::Receiver<Event> {
+        let (sender, events) = mpsc::channel(MAX_EVENTS);
+        match self {
+            Self::Kubernetes(watches) => watches.start(sender, lagging, jitter),
+            Self::File(file) => drop(tokio::spawn(file.run(sender))),
+        }
+        events
+    }
+}
+
+impl Sink {
+    pub fn start(self, ground: &Ground, updates: mailbox::Receiver<Ipv4Addr, Ownership>, views: Views) {
+        let node = ground.args.node_name.clone();
+        match self {
+            Self::VirtualIps(virtual_ips) => virtual_ips.start(node, updates, views),
+            Self::Local => drop(tokio::spawn(file::keep_status(updates))),
+        }
+    }
+}

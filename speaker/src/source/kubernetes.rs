@@ -1,0 +1,73 @@
+//! Kubernetes as source and sink: watches and the Secret `sheave-keys` in, status of VirtualIPs and this node's SpeakerState out.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use kube::Client;
+use speaker_core::view::Event;
+use tokio::sync::{mpsc, watch};
+
+use crate::apiserver::ApiServer;
+use crate::app::Ground;
+use crate::keys::source::Update;
+use crate::keys::{self, Keys};
+use crate::mailbox;
+use crate::probing;
+use crate::speaker_state::{self, Survey};
+use crate::status::{self, Ownership, Views};
+use crate::watch::Reports;
+
+/// The source.
+pub struct Watches {
+    server: ApiServer,
+    owners: Arc<mailbox::Sender<Ipv4Addr, Option<String>>>,
+}
+
+/// The sink.
+pub struct VirtualIps {
+    writer: Client,
+    seen: mailbox::Receiver<Ipv4Addr, Option<String>>,
+}
+
+/// `known`: other addresses of API servers. The client is for what is asked beside: who may read the metrics.
+pub async fn configure(known: watch::Receiver<Vec<SocketAddrV4>>) -> Result<(Watches, VirtualIps, Client)> {
+    let config = kube::Config::infer().await.context("configure the Kubernetes client")?;
+    let writer = status::client(config.clone()).context("Kubernetes client")?;
+    // One for each VIP of the view.
+    let (owners, seen) = mailbox::channel(usize::MAX);
+    let watches = Watches { server: ApiServer::new(config, known), owners: Arc::new(owners) };
+    Ok((watches, VirtualIps { writer: writer.clone(), seen }, writer))
+}
+
+impl Watches {
+    /// Those on disk, else those of the Secret as soon as it is there. The SpeakerState is written meanwhile: it says what the node waits
+    /// for.
+    pub async fn keys(&self, ground: &Ground, views: Views) -> Result<Option<(Keys, mpsc::Receiver<Update>)>> {
+        let Ground { args, disk, health, metrics, .. } = ground;
+        let survey = Survey::new(args.interface.clone(), args.node_ip);
+        let (name, server) = (args.node_name.clone(), self.server.clone());
+        let flags = (health.clone(), ground.drains.clone());
+        tokio::spawn(speaker_state::run(server.clone(), name, survey, views, flags, metrics.clone()));
+        tokio::spawn(probing::run(server.clone(), args.clone(), metrics.clone()));
+        let (updates, mut secret) = mpsc::channel(keys::source::MAX_UPDATES);
+        let keys = Keys::load(disk);
+        tokio::spawn(keys::source::run(server, args.namespace.clone(), keys.is_some(), updates));
+        let keys = match keys {
+            Some(keys) => Some(keys),
+            None => keys::source::first(disk, &mut secret, health).await?,
+        };
+        Ok(keys.map(|keys| (keys, secret)))
+    }
+
+    pub fn start(self, events: mpsc::Sender<Event>, lagging: watch::Receiver<bool>, jitter: u64) {
+        let reports = Reports { events, owners: self.owners };
+        tokio::spawn(crate::watch::run(self.server, reports, lagging, jitter));
+    }
+}
+
+impl VirtualIps {
+    pub fn start(self, node: String, updates: mailbox::Receiver<Ipv4Addr, Ownership>, views: Views) {
+        tokio::spawn(status::run(self.writer, node, updates, self.seen, views));
+    }
+}

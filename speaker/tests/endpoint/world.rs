@@ -1,0 +1,241 @@
+//! Three members and a client on one segment, in network namespaces; a speaker with its file on each member.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use sheave_tests::lab::process::{self, Recorded};
+use sheave_tests::lab::{netns, xdp};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::client::{Connection, Failure};
+
+pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
+pub const MEMBERS: [&str; 3] = ["a", "b", "c"];
+pub const CLIENT: &str = "client";
+const SWITCH: &str = "sw";
+
+pub struct World {
+    dir: PathBuf,
+    ca: CertifiedIssuer<'static, KeyPair>,
+    tls: Arc<ClientConfig>,
+    speakers: BTreeMap<&'static str, Recorded>,
+    servers: BTreeMap<&'static str, Recorded>,
+}
+
+impl World {
+    pub fn new() -> Result<Self> {
+        remove_leftovers()?;
+        let mut params = CertificateParams::new(vec![])?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.der().clone())?;
+        let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let dir = std::env::temp_dir().join(name("files"));
+        fs::create_dir_all(&dir)?;
+        let world = Self { dir, ca, tls: Arc::new(tls), speakers: BTreeMap::new(), servers: BTreeMap::new() };
+        world.connect_all()?;
+        for node in MEMBERS {
+            world.prepare(node)?;
+        }
+        Ok(world)
+    }
+
+    fn connect_all(&self) -> Result<()> {
+        let switch = name(SWITCH);
+        netns::create(&switch)?;
+        netns::ip(&switch, "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set br0 up\n")?;
+        // A new namespace has 1 there: the bridge would translate too.
+        netns::sysctl(&switch, &[("bridge/bridge-nf-call-iptables", "0")])?;
+        for role in MEMBERS.into_iter().chain([CLIENT]) {
+            let (inside, port) = (name(role), format!("p-{role}"));
+            netns::create(&inside)?;
+            netns::ip(
+                &switch,
+                &format!(
+                    "link add {port} type veth peer name eth0 address {} netns {inside}\nlink set {port} master br0\n",
+                    mac(role)
+                ),
+            )?;
+            // What XDP sends on must have whole checksums, and a program at the other end (tests/src/lab/topology.rs).
+            netns::inside(&switch, || netns::run("ethtool", &["-K", &port, "tx", "off"]).map(drop))?;
+            netns::ip(&inside, &format!("address add {}/24 dev eth0\nlink set eth0 up\n", address(role)))?;
+            netns::ip(&switch, &format!("link set {port} up\n"))?;
+            if role != CLIENT {
+                netns::sysctl(&inside, &[("ipv4/ip_forward", "1"), ("ipv4/conf/all/rp_filter", "0")])?;
+                netns::inside(&switch, || xdp::attach_pass(&port))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The files of a member.
+    fn prepare(&self, node: &str) -> Result<()> {
+        let dir = self.dir.join(node);
+        fs::create_dir_all(dir.join("bpf"))?;
+        mount(Some("bpf"), &dir.join("bpf"), Some("bpf"), MsFlags::empty(), None::<&str>).context("a bpffs")?;
+        let key = KeyPair::generate()?;
+        let certificate = CertificateParams::new(vec!["kubernetes.default.svc".into()])?.signed_by(&key, &self.ca)?;
+        fs::write(dir.join("server.crt"), certificate.der())?;
+        fs::write(dir.join("server.key"), key.serialize_der())?;
+        let pem = STANDARD.encode(self.ca.der());
+        fs::write(dir.join("ca.crt"), format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n"))?;
+        let members: Vec<String> =
+            MEMBERS.iter().map(|name| format!("- {{name: {name}, address: {}}}\n", address(name))).collect();
+        let file = format!(
+            "addresses: [{VIP}]
+ports:
+- listen: 6443
+- {{listen: 8443, target: 6443}}
+- {{listen: 9443, target: 6443, sources: [198.51.100.0/24]}}
+members:
+{}key: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=
+health: {{caFile: {}}}
+",
+            members.concat(),
+            dir.join("ca.crt").display()
+        );
+        fs::write(dir.join("endpoint.yaml"), file)?;
+        Ok(fs::set_permissions(dir.join("endpoint.yaml"), fs::Permissions::from_mode(0o600))?)
+    }
+
+    pub fn start_speaker(&mut self, node: &'static str) -> Result<()> {
+        let dir = self.dir.join(node);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sheave-speaker"));
+        command.args(["--log-format", "text", "endpoint"]);
+        for (flag, path) in [("--config", "endpoint.yaml"), ("--pin-dir", "bpf/sheave"), ("--state-dir", "state")] {
+            command.arg(flag).arg(dir.join(path));
+        }
+        self.speakers.insert(node, self.start(command, node, "speaker")?);
+        Ok(())
+    }
+
+    pub fn start_server(&mut self, node: &'static str) -> Result<()> {
+        let dir = self.dir.join(node);
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["serve", node]).arg(dir.join("server.crt")).arg(dir.join("server.key"));
+        self.servers.insert(node, self.start(command, node, "server")?);
+        Ok(())
+    }
+
+    /// It ends with this process.
+    fn start(&self, mut command: Command, node: &str, what: &str) -> Result<Recorded> {
+        netns::enter(&mut command, &name(node))?;
+        // SAFETY: prctl is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from));
+        }
+        process::start(command, &self.log(node, what))
+    }
+
+    pub fn kill_speaker(&mut self, node: &str) -> Result<()> {
+        self.speakers.remove(node).context("it runs")?.end()
+    }
+
+    pub fn signal_server(&mut self, node: &str, signal: Signal) -> Result<()> {
+        match signal {
+            Signal::SIGKILL => self.servers.remove(node).context("it runs")?.end(),
+            signal => self.servers.get(node).context("it runs")?.signal(signal),
+        }
+    }
+
+    pub fn connect(&self, from: &str, port: u16) -> Result<Connection, Failure> {
+        let tls = self.tls.clone();
+        let opened = netns::inside(&name(from), || Ok(Connection::open(SocketAddr::from((VIP, port)), tls)));
+        opened.unwrap_or_else(|error| Err(Failure::Other(error.to_string())))
+    }
+
+    pub fn addresses(&self, node: &str) -> Result<String> {
+        netns::run("ip", &["-netns", &name(node), "-oneline", "address"])
+    }
+
+    /// Whose MAC address the client has for the VIP.
+    pub fn owner(&self) -> Result<Option<&'static str>> {
+        let entry = netns::run("ip", &["-netns", &name(CLIENT), "neighbour", "show", &VIP.to_string()])?;
+        Ok(MEMBERS.into_iter().find(|node| entry.contains(&mac(node))))
+    }
+
+    pub fn print_logs(&self) {
+        for node in MEMBERS {
+            for what in ["speaker", "server"] {
+                println!("--- {what} on {node}\n{}", fs::read_to_string(self.log(node, what)).unwrap_or_default());
+            }
+        }
+    }
+
+    fn log(&self, node: &str, what: &str) -> PathBuf {
+        self.dir.join(node).join(format!("{what}.log"))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for process in self.speakers.values().chain(self.servers.values()) {
+            report(process.end());
+        }
+        report(remove(std::process::id()));
+    }
+}
+
+fn report(result: Result<()>) {
+    if let Err(error) = result {
+        eprintln!("cleanup: {error:#}");
+    }
+}
+
+/// Of runs that were killed.
+fn remove_leftovers() -> Result<()> {
+    let pids = netns::list(PREFIX).into_iter().filter_map(|name| name.split('-').nth(2)?.parse::<u32>().ok());
+    for pid in pids.collect::<std::collections::BTreeSet<_>>() {
+        if !PathBuf::from(format!("/proc/{pid}")).exists() {
+            remove(pid)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(pid: u32) -> Result<()> {
+    for name in netns::list(&format!("{PREFIX}{pid}-")) {
+        netns::delete(&name)?;
+    }
+    let dir = std::env::temp_dir().join(format!("{PREFIX}{pid}-files"));
+    for node in MEMBERS {
+        let bpf = dir.join(node).join("bpf");
+        if bpf.exists() {
+            umount2(&bpf, MntFlags::MNT_DETACH).ok();
+        }
+    }
+    if dir.exists() { Ok(fs::remove_dir_all(dir)?) } else { Ok(()) }
+}
+
+fn name(role: &str) -> String {
+    format!("{PREFIX}{}-{role}", std::process::id())
+}
+
+pub fn address(role: &str) -> IpAddr {
+    let last = MEMBERS.iter().position(|member| *member == role).map_or(50, |index| 11 + index as u8);
+    IpAddr::from([192, 0, 2, last])
+}
+
+fn mac(role: &str) -> String {
+    let IpAddr::V4(address) = address(role) else { unreachable!("all are IPv4") };
+    format!("02:00:00:00:00:{:02x}", address.octets()[3])
+}
+
+const PREFIX: &str = "sheave-ep-";
