@@ -1,9 +1,11 @@
 //! The command line of Sheave: `sheave`, and `kubectl sheave` (kubectl finds a program called kubectl-sheave).
 //!
-//! Reads the API server only; what the packet path of a node does is in that node's metrics. The one command that changes something
-//! says what it would do unless it is told `--yes`.
+//! Talks to the API server, and with `drain --local` to the speaker of its own node; what the packet path of a node does is in that node's metrics. `finalizers remove` says what it would do
+//! unless it is told `--yes`; `move`, `prefer` and `drain` can be undone, and tried with `--dry-run`.
 
 mod finalizers;
+mod local;
+mod placement;
 mod status;
 
 use std::process::ExitCode;
@@ -27,6 +29,12 @@ struct Cli {
 enum Command {
     /// Which node holds which address since when, and which speakers are ready.
     Status(status::Args),
+    /// Hand an address over to a node, once.
+    Move(placement::Move),
+    /// Let a node come first when an owner of an address is chosen.
+    Prefer(placement::Prefer),
+    /// Let a node hand its addresses over, and own some only while no other node can.
+    Drain(placement::Drain),
     /// The finalizers that hold Services with an address until the controller has taken it back.
     #[command(subcommand)]
     Finalizers(finalizers::Command),
@@ -47,9 +55,17 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
+        if let Command::Drain(args) = &cli.command
+            && let Some(change) = args.on_this_node()
+        {
+            return local::drain(&args.socket, change).await;
+        }
         let client = client(cli.kubeconfig).await?;
         match cli.command {
             Command::Status(args) => status::run(client, &args).await,
+            Command::Move(args) => placement::move_to(client, args).await,
+            Command::Prefer(args) => placement::prefer(client, args).await,
+            Command::Drain(args) => placement::drain(client, args).await,
             Command::Finalizers(finalizers::Command::Remove(args)) => finalizers::remove(client, &args).await,
         }
     })

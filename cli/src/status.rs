@@ -1,5 +1,7 @@
-//! `sheave status`: which node holds which address. Exit code 1 if an address has no owner or a speaker is not ready.
+//! `sheave status`: which node holds which address, and which ones are preferred or drained. Exit code 1 if an address has no owner or a speaker is not ready.
 
+use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -7,9 +9,12 @@ use clap::Args as ClapArgs;
 use comfy_table::{Table, presets};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use sheave_api::VirtualIP;
+use sheave_api::{Placement, SpeakerState, VirtualIP};
+
+use crate::{local, placement};
 
 #[derive(ClapArgs)]
 pub struct Args {
@@ -23,23 +28,48 @@ pub struct Args {
 
 pub async fn run(client: Client, args: &Args) -> Result<ExitCode> {
     let vips = Api::<VirtualIP>::all(client.clone()).list(&ListParams::default()).await.context("list VirtualIPs")?;
+    let placements: Vec<Placement> = list(&client, "Placements").await?;
     let selector = ListParams::default().labels("app.kubernetes.io/name=sheave-speaker");
-    let pods = Api::<Pod>::namespaced(client, &args.namespace).list(&selector).await.context("list speakers")?;
-    let addresses: Vec<Value> = vips.iter().map(address).collect();
-    let speakers: Vec<Value> = pods.iter().map(speaker).collect();
+    let pods =
+        Api::<Pod>::namespaced(client.clone(), &args.namespace).list(&selector).await.context("list speakers")?;
+    let (preferred, mut drained) = placement::listed(&placements);
+    for (node, drain) in drained_there(&client).await? {
+        drained.entry(node).and_modify(|who| *who = format!("{who}; {drain}")).or_insert(drain);
+    }
+    let addresses: Vec<Value> = vips.iter().map(|vip| address(vip, &preferred)).collect();
+    let speakers: Vec<Value> = pods.iter().map(|pod| speaker(pod, &drained)).collect();
     let whole = addresses.iter().all(|address| !address["owner"].is_null())
         && speakers.iter().all(|speaker| speaker["ready"] == Value::Bool(true));
     if args.json {
         println!("{:#}", json!({ "addresses": addresses, "speakers": speakers }));
     } else {
-        print("ADDRESS POOL SERVICES OWNER SINCE TERM REASON", &addresses);
+        print("ADDRESS POOL SERVICES OWNER SINCE TERM REASON PREFERRED", &addresses);
         println!();
-        print("NODE READY RESTARTS", &speakers);
+        print("NODE READY RESTARTS DRAINED", &speakers);
     }
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn address(vip: &VirtualIP) -> Value {
+/// By node, the drains that were made on the nodes themselves.
+async fn drained_there(client: &Client) -> Result<Vec<(String, String)>> {
+    let states: Vec<SpeakerState> = list(client, "SpeakerStates").await?;
+    let drained = |state: SpeakerState| Some((state.name_any(), local::who(state.status?.drained.as_ref()?)));
+    Ok(states.into_iter().filter_map(drained).collect())
+}
+
+/// None where the definition is not installed: another version of Sheave.
+async fn list<K>(client: &Client, kind: &str) -> Result<Vec<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    match Api::<K>::all(client.clone()).list(&ListParams::default()).await {
+        Ok(listed) => Ok(listed.items),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("list {kind}")),
+    }
+}
+
+fn address(vip: &VirtualIP, preferred: &BTreeMap<String, String>) -> Value {
     let status = vip.status.clone().unwrap_or_default();
     let services = vip.spec.services.iter().map(|service| format!("{}/{}", service.namespace, service.name));
     json!({
@@ -50,14 +80,17 @@ fn address(vip: &VirtualIP) -> Value {
         "since": status.since,
         "term": status.term,
         "reason": status.reason,
+        "preferred": preferred.get(&vip.spec.address),
     })
 }
 
-fn speaker(pod: &Pod) -> Value {
+fn speaker(pod: &Pod, drained: &BTreeMap<String, String>) -> Value {
     let status = pod.status.clone().unwrap_or_default();
     let containers = status.container_statuses.unwrap_or_default();
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_else(|| pod.name_any());
     json!({
-        "node": pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_else(|| pod.name_any()),
+        "node": node,
+        "drained": drained.get(&node),
         "ready": !containers.is_empty() && containers.iter().all(|container| container.ready),
         "restarts": containers.iter().map(|container| container.restart_count).sum::<i32>(),
     })
