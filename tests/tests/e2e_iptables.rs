@@ -2,7 +2,7 @@
 
 mod e2e;
 
-use e2e::services::{endings, endpoints, inside, local, ranges};
+use e2e::services::{endings, endpoints, inside, local, ranges, starts};
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
 
@@ -20,6 +20,7 @@ fn promises_hold_beside_kube_proxy_iptables() {
             ("Service: hints, internalTrafficPolicy", 1, endpoints::hints),
             ("Service: terminating pods, no endpoint", 1, endings::terminating),
             ("Service: idle connections", 1, endings::idle),
+            ("Service: start of a pod", 1, starts::starts),
             ("Service: clients inside", 1, inside::clients),
             ("Service: source ranges", 1, ranges::source_ranges),
             ("Service: externalTrafficPolicy Local", 1, local::owners),
@@ -29,6 +30,7 @@ fn promises_hold_beside_kube_proxy_iptables() {
             ("node back after 5 s", 1, steps::node_back),
             ("rolling update", 1, steps::rolling_update),
             ("drain of the owner", 1, steps::drain_of_the_owner),
+            ("placed by hand", 1, steps::placed_by_hand),
             ("all speakers killed", 1, steps::all_speakers_killed),
             ("nftables table and XDP link deleted", 1, steps::nft_and_xdp_deleted),
             ("no pod ready", 1, steps::no_pod_ready),

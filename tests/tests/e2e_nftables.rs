@@ -2,7 +2,7 @@
 
 mod e2e;
 
-use e2e::services::{endings, endpoints, inside, local, ranges};
+use e2e::services::{endings, endpoints, inside, local, ranges, starts};
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
 
@@ -20,6 +20,7 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("Service: hints, internalTrafficPolicy", 1, endpoints::hints),
             ("Service: terminating pods, no endpoint", 1, endings::terminating),
             ("Service: idle connections", 1, endings::idle),
+            ("Service: start of a pod", 1, starts::starts),
             ("Service: clients inside", 1, inside::clients),
             ("Service: source ranges", 1, ranges::source_ranges),
             ("Service: externalTrafficPolicy Local", 1, local::owners),
@@ -29,6 +30,7 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("speaker waits for the Secret", 1, steps::keys_awaited),
             ("owner loss", 2, steps::owner_loss),
             ("other node loss", 1, steps::other_node_loss),
+            ("loss of a node that translates", 1, steps::translator_loss),
             ("speaker SIGKILL", 2, steps::speaker_kill),
             ("speaker SIGSTOP", 2, steps::speaker_stop),
             ("graceful deletion", 2, steps::graceful_delete),
@@ -37,6 +39,8 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("node back after 5 s", 1, steps::node_back),
             ("rolling update", 1, steps::rolling_update),
             ("drain of the owner", 1, steps::drain_of_the_owner),
+            ("announced by chosen nodes", 1, steps::announced_by_chosen_nodes),
+            ("placed by hand", 1, steps::placed_by_hand),
             ("all speakers killed", 1, steps::all_speakers_killed),
             ("nftables table and XDP link deleted", 1, steps::nft_and_xdp_deleted),
             ("no pod ready", 1, steps::no_pod_ready),
@@ -45,8 +49,11 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("API server lost on one node", 1, steps::api_lost_on_one_node),
             ("controller failover", 1, steps::controller_failover),
             ("pool exhaustion", 1, steps::pool_exhaustion),
+            ("whole segment as a pool", 1, steps::whole_segment),
+            ("addresses that hosts use", 1, steps::address_conflict),
             ("client address after it all", 1, steps::client_address),
             ("resources", 1, steps::resources),
+            ("node without a speaker", 1, steps::node_without_speaker),
             ("uninstall", 1, steps::uninstall),
         ],
     );

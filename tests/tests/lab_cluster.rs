@@ -139,7 +139,6 @@ fn nothing_left(name: &str) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     let folder = lab_dir(name).to_string_lossy().into_owned();
     ensure!(!mounts.contains(&folder), "mounts below {folder}");
-    // The machine's first process takes a moment to reap what the lab's program has left to it.
     wait_for(&format!("processes {:?} to end", processes_of(name)), Duration::from_secs(5), || {
         Ok(processes_of(name).is_empty().then_some(()))
     })?;
@@ -153,7 +152,9 @@ fn processes_of(name: &str) -> Vec<String> {
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let read = |file: &str| fs::read_to_string(process.path().join(file)).unwrap_or_default();
         let (group, folder) = (format!("/sheave-{name}/"), format!("{}/", lab_dir(name).display()));
-        if read("cgroup").contains(&group) || read("cmdline").contains(&folder) {
+        // One that has ended stays until its parent, maybe the machine's first process, takes notice.
+        let ended = read("stat").rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z"));
+        if !ended && (read("cgroup").contains(&group) || read("cmdline").contains(&folder)) {
             found.push(format!("{} {}", process.file_name().display(), read("comm").trim_end()));
         }
     }

@@ -99,6 +99,9 @@ pub fn down(name: &str) -> Result<()> {
 pub fn wait_ready(lab: &Lab) -> Result<()> {
     let state = lab.state()?;
     let nodes: Vec<_> = state.nodes.keys().map(|name| format!("node/{name}")).collect();
+    if nodes.is_empty() {
+        return Ok(());
+    }
     let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
     // Not `kubectl wait --for=create`: it gives up at once when more than one of them is not there yet.
     let there =

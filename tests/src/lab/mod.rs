@@ -24,12 +24,14 @@
 //!   [`Lab::install_sheave`], [`Lab::import_images`].
 //! - Waiting: [`Lab::wait_ready`], [`Lab::wait_back`] after a power-on, [`wait_for`] for anything else.
 //! - Faults: [`Fault`] has one variant per fault, carried out by [`Lab::fault`]; [`Lab::speaker`] finds a speaker's process.
+//! - Other hosts on the segment: [`Lab::plug_in`], [`Lab::unplug`].
 //! - Addresses: [`plan`] (nodes .11 …, client .5, router .3, control plane .2, pool .200-.220 of 192.168.77.0/24).
 //!
 //! Each node is a real node for what runs on it: own /run, /var/lib, /var/log, /sys/fs/bpf (a bpffs), /proc, cut off from
 //! the machine and from the other nodes, so manifests need nothing special. Logs: /run/sheave-lab/NAME/logs.
 
 mod address;
+mod alone;
 mod certs;
 mod cgroup;
 mod cluster;
@@ -37,10 +39,12 @@ mod control_plane;
 mod disk;
 pub mod fault;
 pub mod hold;
+mod host;
 pub mod image;
 mod interrupt;
 mod kube_proxy;
 mod kubelet;
+pub mod manifests;
 mod needs;
 pub mod netns;
 mod node;
@@ -60,6 +64,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+pub use alone::alone;
 pub use fault::Fault;
 pub use hold::NftHold;
 pub use interrupt::{down_on_interrupt, rest_if_interrupted};

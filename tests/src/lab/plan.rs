@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 pub struct LabConfig {
     /// Lower-case letters and digits, at most 12: it becomes part of namespace and cgroup names.
     pub name: String,
+    /// None: the control plane alone.
     pub nodes: u8,
     pub proxy_mode: ProxyMode,
     /// API servers on one etcd, each in a namespace of its own.
@@ -77,8 +78,11 @@ pub struct Plan {
 impl Plan {
     pub fn new(config: &LabConfig) -> Result<Self> {
         check_name(&config.name)?;
-        if !(1..=MAX_NODES).contains(&config.nodes) {
-            bail!("nodes: {} is not between 1 and {MAX_NODES}", config.nodes);
+        if config.nodes > MAX_NODES {
+            bail!("nodes: {} is not between 0 and {MAX_NODES}", config.nodes);
+        }
+        if config.nodes == 0 && config.sheave {
+            bail!("nodes: 0 leaves Sheave nowhere to run; start the lab without it, or with 1 to {MAX_NODES} nodes");
         }
         if !(1..=MAX_API_SERVERS).contains(&config.api_servers) {
             bail!("api-servers: {} is not between 1 and {MAX_API_SERVERS}", config.api_servers);

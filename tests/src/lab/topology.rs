@@ -153,7 +153,8 @@ pub fn set_uplink(state: &State, node: &str, up: bool) -> Result<()> {
     if up { node_routes(state, node) } else { Ok(()) }
 }
 
-fn connect(plan: &Plan, role: &str, address: Ipv4Addr) -> Result<()> {
+/// A namespace with a cable to the switch.
+pub fn connect(plan: &Plan, role: &str, address: Ipv4Addr) -> Result<()> {
     let mac = plan::mac_of(address).map(|byte| format!("{byte:02x}")).join(":");
     let (switch, name, switch_port) = (plan.netns(SWITCH), plan.netns(role), port(role));
     netns::create(&name)?;

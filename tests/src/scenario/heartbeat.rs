@@ -1,5 +1,6 @@
 //! Heartbeats that are none, sent from the segment to the real speakers: each must be refused for its own reason and move
-//! nothing. A stranger has no key; what it can do is to send noise, to change what it overheard, and to repeat it.
+//! nothing. A stranger has no key; what it can do is to send noise, to change what it overheard, and to repeat it. Under its own address none of
+//! it passes the rules of a node; so it takes a node's.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -37,9 +38,15 @@ pub fn forged_heartbeats(scene: &Scene) -> Result<Forgery> {
     netns::inside(&client, || {
         let socket = open()?;
         let recorded = record(&socket)?;
+        socket.set_multicast_ttl_v4(NEIGHBOUR)?;
+        for _ in 0..OF_EACH {
+            socket.send_to(&recorded, (GROUP, PORT)).context("send to the group")?;
+        }
+        let forger = forger()?;
         for (ttl, datagram) in forgeries(&recorded).into_iter().flat_map(|forgery| vec![forgery; OF_EACH]) {
-            socket.set_multicast_ttl_v4(ttl)?;
-            socket.send_to(&datagram, (GROUP, PORT)).context("send to the group")?;
+            let packet = as_node(scene.node_address(&owner_before)?, ttl, &datagram)?;
+            let to = SockAddr::from(SocketAddr::from((GROUP, PORT)));
+            forger.send_to(&packet, &to).context("send to the group as a node")?;
         }
         Ok(())
     })?;
@@ -67,12 +74,13 @@ fn refusals(scene: &Scene) -> Result<BTreeMap<&'static str, f64>> {
     let series = |reason| match reason {
         // The socket's filter takes it for a stranger's: it is not even queued.
         "ttl" => "sheave_datagrams_dropped_total{socket=\"heartbeat\"}".to_owned(),
+        "stranger" => "sheave_guard_packets_total{guard=\"advert_stranger\"}".to_owned(),
         reason => format!("sheave_adverts_rejected_total{{reason=\"{reason}\"}}"),
     };
     REASONS.iter().map(|reason| Ok((*reason, counted(scene, &series(reason))?))).collect()
 }
 
-/// One for each of [`REASONS`], in that order, with its TTL. Offsets: speaker/core/src/wire/advert.rs.
+/// One for each of [`REASONS`] but the first, in that order, with its TTL. Offsets: speaker/core/src/wire/advert.rs.
 fn forgeries(recorded: &[u8]) -> Vec<(u32, Vec<u8>)> {
     let changed = |at: usize| {
         let mut copy = recorded.to_vec();
@@ -108,6 +116,28 @@ fn open() -> Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// Sends whole IPv4 packets.
+fn forger() -> Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+    socket.set_multicast_if_v4(&plan::CLIENT)?;
+    socket.set_multicast_loop_v4(false)?;
+    Ok(socket)
+}
+
+/// The kernel fills in what is 0 of the header: length, identification, checksum (raw(7)). Without a checksum of its own UDP has none (RFC 768).
+fn as_node(source: Ipv4Addr, ttl: u32, datagram: &[u8]) -> Result<Vec<u8>> {
+    const IP: usize = 20;
+    const UDP: usize = 8;
+    let mut packet = vec![0; IP];
+    (packet[0], packet[8], packet[9]) = (0x45, u8::try_from(ttl)?, u8::try_from(libc::IPPROTO_UDP)?);
+    packet[12..16].copy_from_slice(&source.octets());
+    packet[16..20].copy_from_slice(&GROUP.octets());
+    let length = u16::try_from(UDP + datagram.len())?;
+    [PORT, PORT, length, 0].iter().for_each(|field| packet.extend(field.to_be_bytes()));
+    packet.extend(datagram);
+    Ok(packet)
+}
+
 fn record(socket: &UdpSocket) -> Result<Vec<u8>> {
     let mut buffer = [0; 2048];
     let length = socket.recv(&mut buffer).context("no heartbeat was received")?;
@@ -117,7 +147,8 @@ fn record(socket: &UdpSocket) -> Result<Vec<u8>> {
 const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 254);
 const PORT: u16 = 7480;
 const OF_EACH: usize = 3;
-const REASONS: [&str; 9] = [
+const REASONS: [&str; 10] = [
+    "stranger",
     "ttl",
     "truncated",
     "oversized",

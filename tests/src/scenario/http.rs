@@ -35,11 +35,14 @@ pub fn request(stream: impl Read + Write, method: &str, path: &str, body: Option
     Ok(Answer { status, body: body.to_owned() })
 }
 
-/// A page of a speaker's admin port on its node's address, fetched by the client on the segment.
+/// A page of the speaker on the node with this address, fetched on the node: the pages are for its loopback.
 pub fn speaker(lab: &Lab, address: Ipv4Addr, path: &str) -> Result<Answer> {
-    let client = lab.state()?.plan.netns("client");
-    netns::inside(&client, || {
-        let stream = TcpStream::connect_timeout(&SocketAddr::from((address, ADMIN_PORT)), WITHIN)?;
+    let state = lab.state()?;
+    let has_it = |node: &&String| state.node_address(node).is_ok_and(|found| found == address);
+    let node = state.nodes.keys().find(has_it).with_context(|| format!("{address} is no node's address"))?;
+    let port = if path == "/metrics" { METRICS_PORT } else { PROBE_PORT };
+    netns::inside(&state.plan.netns(node), || {
+        let stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), WITHIN)?;
         stream.set_read_timeout(Some(WITHIN))?;
         request(stream, "GET", path, None)
     })
@@ -60,7 +63,8 @@ pub fn value(metrics: &str, series: &str) -> Option<f64> {
     line.rsplit_once(' ')?.1.parse().ok()
 }
 
-const ADMIN_PORT: u16 = 7473;
+const PROBE_PORT: u16 = 7482;
+const METRICS_PORT: u16 = 7483;
 const WITHIN: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

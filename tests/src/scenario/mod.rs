@@ -14,13 +14,14 @@
 //!
 //! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a fault) →
 //! [`measure`] (how it counts) → [`waits`] (whether the machine was too busy to judge) → the scenarios: [`node_loss`], [`speaker`],
-//! [`address`], [`affinity`](mod@affinity), [`controller`], [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`outside`](mod@outside), [`resources`](mod@resources), [`speaker_states`](mod@speaker_states), [`uninstall`](mod@uninstall); all changes of the serving nodes,
+//! [`address`], [`affinity`](mod@affinity), [`controller`], [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`conflict`](mod@conflict), [`outside`](mod@outside), [`resources`](mod@resources), [`segment`], [`speaker_states`](mod@speaker_states), [`uninstall`](mod@uninstall); all changes of the serving nodes,
 //! under open connections: [`survive`].
 
 pub mod address;
 pub mod affinity;
 pub mod api;
 pub mod baseline;
+pub mod conflict;
 pub mod controller;
 pub mod deploy;
 pub mod figures;
@@ -35,6 +36,7 @@ pub mod node_loss;
 pub mod outside;
 pub mod pods;
 pub mod resources;
+pub mod segment;
 pub mod settle;
 pub mod speaker;
 pub mod speaker_states;
@@ -45,6 +47,7 @@ pub mod waits;
 pub use address::{client_address, first_answer};
 pub use affinity::session_affinity;
 pub use baseline::baseline;
+pub use conflict::conflict;
 pub use controller::{controller_failover, pool_exhaustion};
 pub use deploy::{Owner, Scene, deploy};
 pub use figures::Figures;
@@ -53,8 +56,9 @@ pub use keys::{keys_awaited, keys_replaced};
 pub use leftovers::leftovers;
 pub use measure::Observed;
 pub use node_loss::{NodeLoss, api_server_down_then_owner_loss, other_node_loss, owner_loss, restore};
-pub use outside::outside;
+pub use outside::{outside, translator_loss, virtual_node};
 pub use resources::resources;
+pub use segment::whole_segment;
 pub use settle::settle;
 pub use speaker::{SpeakerFault, graceful_delete, speaker_kill, speaker_restarts, speaker_stop_and_cont};
 pub use speaker_states::speaker_states;

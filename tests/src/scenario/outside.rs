@@ -1,20 +1,24 @@
-//! A Service whose endpoints stand outside the cluster: nodes translate for them.
+//! A Service whose endpoints stand outside the cluster, or on a node without a speaker: nodes translate for them.
+
+mod loss;
 
 use std::collections::BTreeSet;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::api::text;
 use super::deploy::{SERVICES, Scene, address_of};
 use crate::lab::{netns, plan, wait_for};
+
+pub use loss::{TranslatorLoss, translator_loss};
 
 /// What clients and the server outside saw.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +33,40 @@ pub struct Outside {
 
 /// A server behind the router, a Service without selector, a slice written by hand; then so many connections of the client.
 pub fn outside(scene: &Scene, connections: usize) -> Result<Outside> {
+    with_service(scene, None, |scene| observe(scene, connections))
+}
+
+/// The same with an endpoint of a node without a speaker, as virtual nodes are: one that reports, and never had a SpeakerState. Before its
+/// first ten minutes are over the endpoint is not served.
+pub fn virtual_node(scene: &Scene, connections: usize) -> Result<Outside> {
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": VIRTUAL}, "spec": {"unschedulable": true},
+        "status": {
+            // No machine has it.
+            "addresses": [{"type": "InternalIP", "address": plan::address(250)}],
+            "conditions": reported("1970-01-01T00:00:00Z"),
+        },
+    });
+    scene.api.create(NODES, &node)?;
+    let report = with_service(scene, Some(VIRTUAL), |scene| {
+        let vip = wait_for("an address for the Service", WITHIN, || address_of(&scene.api, NAME))?;
+        wait_for("the owner of the VIP", WITHIN, || loss::owner_of(scene, vip))?;
+        ensure!(greeting(scene, vip).is_err(), "served while the node may yet get its speaker");
+        // The kubelet's clock: later than any ten minutes.
+        let status = json!({"status": {"conditions": reported("2099-01-01T00:00:00Z")}});
+        scene.api.patch(&format!("{NODES}/{VIRTUAL}/status"), &status)?;
+        observe(scene, connections)
+    });
+    scene.api.delete(&format!("{NODES}/{VIRTUAL}"))?;
+    report
+}
+
+fn reported(at: &str) -> serde_json::Value {
+    json!([{"type": "Ready", "status": "True", "lastHeartbeatTime": at, "reason": "KubeletReady"}])
+}
+
+/// `node`: that the endpoint names. Whatever comes of it, nothing stays.
+fn with_service<T>(scene: &Scene, node: Option<&str>, run: impl FnOnce(&Scene) -> Result<T>) -> Result<T> {
     let server = Server::start(scene)?;
     let port = json!([{"name": "tcp", "protocol": "TCP", "port": PORT}]);
     let service = json!({
@@ -38,11 +76,11 @@ pub fn outside(scene: &Scene, connections: usize) -> Result<Outside> {
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": {"name": NAME, "labels": {"kubernetes.io/service-name": NAME}},
-        "ports": port, "endpoints": [{"addresses": [plan::FAR_CLIENT]}],
+        "ports": port, "endpoints": [{"addresses": [plan::FAR_CLIENT], "nodeName": node}],
     });
     scene.api.create(SLICES, &slice)?;
     scene.api.create(SERVICES, &service)?;
-    let report = observe(scene, connections);
+    let report = run(scene);
     scene.api.delete(&format!("{SERVICES}/{NAME}"))?;
     scene.api.delete(&format!("{SLICES}/{NAME}"))?;
     drop(server);
@@ -67,17 +105,40 @@ fn observe(scene: &Scene, connections: usize) -> Result<Outside> {
 
 /// The client's address as the server says it.
 fn greeting(scene: &Scene, vip: Ipv4Addr) -> Result<IpAddr> {
-    let client = scene.lab.state()?.plan.netns("client");
-    netns::inside(&client, || {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::from((vip, PORT)), WAIT)?;
-        stream.set_read_timeout(Some(WAIT))?;
-        let mut line = String::new();
-        stream.read_to_string(&mut line)?;
-        line.trim().parse().with_context(|| format!("greeting {line:?}"))
-    })
+    Connection::open(scene, vip).map(|connection| connection.seen)
 }
 
-/// Tells every client its address. Ends with the value.
+/// An open connection of the client.
+struct Connection {
+    stream: TcpStream,
+    /// The client's address as the server says it.
+    seen: IpAddr,
+}
+
+impl Connection {
+    fn open(scene: &Scene, vip: Ipv4Addr) -> Result<Self> {
+        Self::open_in(&scene.lab.state()?.plan.netns("client"), vip)
+    }
+
+    fn open_in(client: &str, vip: Ipv4Addr) -> Result<Self> {
+        netns::inside(client, || {
+            let stream = TcpStream::connect_timeout(&SocketAddr::from((vip, PORT)), WAIT)?;
+            stream.set_read_timeout(Some(WAIT))?;
+            let mut line = String::new();
+            BufReader::with_capacity(1, &stream).read_line(&mut line)?;
+            let seen = line.trim().parse().with_context(|| format!("greeting {line:?}"))?;
+            Ok(Self { stream, seen })
+        })
+    }
+
+    /// A byte to the server and back.
+    fn carry(&mut self) -> std::io::Result<()> {
+        let mut byte = [0];
+        self.stream.write_all(b"x").and_then(|()| self.stream.read_exact(&mut byte))
+    }
+}
+
+/// Tells every client its address, then echoes. Ends with the value.
 struct Server(Arc<AtomicBool>);
 
 impl Server {
@@ -91,7 +152,7 @@ impl Server {
             while !ended.load(Ordering::Relaxed) {
                 match listener.accept() {
                     // A client that has gone needs no answer.
-                    Ok((mut stream, from)) => drop(stream.write_all(from.ip().to_string().as_bytes())),
+                    Ok((stream, from)) => drop(thread::spawn(move || serve(stream, from.ip()))),
                     // Between two looks at whether the server is to end.
                     Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(POLL),
                     Err(error) => return eprintln!("the server outside ends: {error}"),
@@ -102,6 +163,12 @@ impl Server {
     }
 }
 
+fn serve(mut stream: TcpStream, from: IpAddr) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.write_all(format!("{from}\n").as_bytes())?;
+    std::io::copy(&mut &stream, &mut &stream).map(drop)
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
@@ -109,7 +176,9 @@ impl Drop for Server {
 }
 
 const NAME: &str = "outside";
+const VIRTUAL: &str = "virtual";
 const PORT: u16 = 8081;
+const NODES: &str = "/api/v1/nodes";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/demo/endpointslices";
 const WITHIN: Duration = Duration::from_secs(20);
 const WAIT: Duration = Duration::from_secs(2);

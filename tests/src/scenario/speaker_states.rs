@@ -95,6 +95,7 @@ fn truth(scene: &Scene, node: &str) -> Result<Value> {
             "name": plan::UPLINK,
             "mac": lab.mac(node)?,
             "mtu": link[0]["mtu"],
+            "addresses": [lab.state()?.node_address(node)?],
             "subnets": [format!("{subnet}/24")],
             "gateways": [routes[0]["gateway"]],
         }],

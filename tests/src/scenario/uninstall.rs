@@ -29,6 +29,7 @@ const LEFTOVERS: &str = r#"
 ip link show dev eth0 | grep -q xdp && echo "an XDP program on eth0"
 nft list tables | grep sheave
 ls /var/lib/sheave | sed 's/^/state: /'
+ls /run/sheave | sed 's/^/run: /'
 for device in all eth0; do
   [ "$(cat /proc/sys/net/ipv4/conf/$device/send_redirects)" = 1 ] || echo "send_redirects of $device"
 done

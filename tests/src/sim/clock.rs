@@ -16,7 +16,7 @@ pub struct Clock {
 impl Clock {
     /// Within 200 parts per million of the truth, as cheap crystals are.
     pub fn new(random: &mut Random) -> Self {
-        Self { offset: random.next() % 1_000_000_000_000, parts_per_million: random.within(-200..201) }
+        Self { offset: random.word() % 1_000_000_000_000, parts_per_million: random.within(-200..201) }
     }
 
     pub fn read(&self, truth: Duration) -> Instant {

@@ -53,7 +53,7 @@ const LATE_MAX: Duration = Duration::from_millis(2);
 impl Cluster {
     pub fn new(seed: u64, profile: Profile) -> Self {
         let mut random = Random::new(seed);
-        let mut config = config(random.next());
+        let mut config = config(random.word());
         let least = if matches!(profile, Profile::Calm | Profile::Chaos) { 2 } else { 3 };
         let count = least + random.below(6 - least);
         let vips = 1 + random.below(6);
@@ -283,6 +283,10 @@ impl Cluster {
             Fault::Thaw(node) => self.thaw(node),
             Fault::Carrier(node, up) => self.carrier(node, up),
             Fault::Ready(node, ready) => self.ready(node, ready),
+            Fault::Drain(node, drained) => {
+                self.nodes[node].drained = drained;
+                self.event(node, Event::Drained(drained));
+            }
             Fault::Leave(node) => self.event(node, Event::Leave),
             Fault::Desire(count) => {
                 self.desired = count;
@@ -321,6 +325,7 @@ impl Cluster {
             let slept = self.now - self.nodes[node].stopped_at;
             let effects = self.nodes[node].thaw(self.now);
             self.apply(node, effects);
+            self.event(node, Event::Drained(self.nodes[node].drained));
             self.event(node, Event::Desired(desired(self.desired)));
             self.event(node, Event::Ready(self.nodes[node].ready));
             let held = self.nodes[node].own.len();
@@ -346,10 +351,13 @@ impl Cluster {
     /// Whether or not the old speaker is still there.
     fn restart(&mut self, node: usize, epoch: Epoch) {
         let last = self.nodes[node].last_epoch;
-        let epoch = match epoch {
-            Epoch::Higher => last + 1 + self.random.next() % 1000,
-            Epoch::Lower => self.random.next() % last.max(2),
+        let mut epoch = match epoch {
+            Epoch::Higher => last + 1 + self.random.word() % 1000,
+            Epoch::Lower => self.random.word() % last.max(2),
         };
+        while !self.nodes[node].epochs.insert(epoch) {
+            epoch += 1;
+        }
         self.nodes[node].restart(&self.config, epoch, self.now);
         self.broke(node);
         self.start(node);
@@ -360,6 +368,7 @@ impl Cluster {
         if !self.nodes[node].carrier {
             self.event(node, Event::Carrier(false));
         }
+        self.event(node, Event::Drained(self.nodes[node].drained));
         self.event(node, Event::Desired(desired(self.desired)));
         self.ready(node, true);
     }

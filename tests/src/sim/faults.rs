@@ -11,7 +11,7 @@ pub enum Profile {
     Calm,
     /// One speaker after the other is killed and comes back, on a good network: bounds the time without an owner.
     Crashes,
-    /// One node after the other leaves in good order or loses its dataplane, and comes back: no client notices.
+    /// One node after the other leaves in good order, loses its dataplane or is drained, and comes back: no client notices.
     HandOvers,
     /// One node after the other is cut off from all others and comes back: the others keep what they have.
     CutOffs,
@@ -52,6 +52,8 @@ pub enum Fault {
     Thaw(usize),
     Carrier(usize, bool),
     Ready(usize, bool),
+    /// By an administrator; a new speaker on the node knows it.
+    Drain(usize, bool),
     /// SIGTERM; it is gone 300 ms later at the latest.
     Leave(usize),
     /// So many of the VIPs are desired.
@@ -105,11 +107,11 @@ fn hand_overs(nodes: usize, random: &mut Random) -> Vec<Planned> {
     for round in 0..5 {
         let at =
             FIRST_FAULT + Duration::from_secs(4 * round) + random.duration(Duration::ZERO..Duration::from_millis(100));
-        let (node, leaves) = (random.below(nodes), random.chance(500));
-        let (goes, returns) = if leaves {
-            (Fault::Leave(node), Fault::Restart(node, Epoch::Higher))
-        } else {
-            (Fault::Ready(node, false), Fault::Ready(node, true))
+        let node = random.below(nodes);
+        let (goes, returns) = match random.below(3) {
+            0 => (Fault::Leave(node), Fault::Restart(node, Epoch::Higher)),
+            1 => (Fault::Ready(node, false), Fault::Ready(node, true)),
+            _ => (Fault::Drain(node, true), Fault::Drain(node, false)),
         };
         plan.push(Planned { at, fault: goes });
         let back = at + random.duration(Duration::from_millis(300)..Duration::from_millis(2000));
@@ -178,8 +180,8 @@ fn one_fault(at: Duration, nodes: usize, vips: usize, random: &mut Random, plan:
     let node = random.below(nodes);
     let later = at + random.duration(Duration::from_millis(1)..Duration::from_millis(1500));
     let mut push = |at, fault| plan.push(Planned { at, fault });
-    match random.below(16) {
-        0 | 1 => push(at, Fault::Partition(random.next())),
+    match random.below(17) {
+        0 | 1 => push(at, Fault::Partition(random.word())),
         2 => push(at, Fault::OneWay(node, random.below(nodes))),
         3 | 4 => push(at, Fault::Heal),
         5 => {
@@ -210,6 +212,8 @@ fn one_fault(at: Duration, nodes: usize, vips: usize, random: &mut Random, plan:
         }
         13 => push(at, Fault::Desire(random.below(vips + 1))),
         14 => push(at, Fault::Replay(node)),
+        // It may last.
+        15 => push(at, Fault::Drain(node, random.chance(700))),
         _ => push(at, Fault::Forge(node)),
     }
 }

@@ -12,7 +12,7 @@ mod costs;
 mod faults;
 mod network;
 mod node;
-mod random;
+pub mod random;
 pub mod scale;
 
 use std::fmt;

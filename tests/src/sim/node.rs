@@ -1,6 +1,6 @@
 //! One node: the election, the driver's loop around it, and a kernel that answers by OWN and the lease.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use speaker_core::election::{Action, Config, Election, Eligible, Event};
@@ -20,6 +20,8 @@ pub struct Node {
     pub stopped_at: Duration,
     pub carrier: bool,
     pub ready: bool,
+    /// The daemon keeps it on disk.
+    pub drained: bool,
     pub election: Election,
     pub own: BTreeMap<Vip, Term>,
     lease: Instant,
@@ -31,6 +33,8 @@ pub struct Node {
     pub freeze_in_the_middle: bool,
     /// What the daemon keeps on disk.
     pub last_epoch: u64,
+    /// A clock in nanoseconds gives none twice, whatever becomes of it.
+    pub epochs: BTreeSet<u64>,
     seed: u64,
 }
 
@@ -67,6 +71,7 @@ impl Node {
             stopped_at: Duration::ZERO,
             carrier: true,
             ready: false,
+            drained: false,
             election: Election::new(start, now),
             own: BTreeMap::new(),
             lease: Instant::ZERO,
@@ -74,6 +79,7 @@ impl Node {
             unfinished: Vec::new(),
             freeze_in_the_middle: false,
             last_epoch: epoch,
+            epochs: [epoch].into(),
             seed,
         }
     }

@@ -34,6 +34,9 @@ pub struct Arguments {
     /// How long it goes on serving after SIGTERM, before it closes its connections
     #[arg(long, default_value_t = 3.0)]
     drain_seconds: f64,
+    /// How long it does not listen for TCP after it has started: a program that needs time
+    #[arg(long, default_value_t = 0.0)]
+    listen_after_seconds: f64,
 }
 
 /// The name in its greeting.
@@ -81,9 +84,20 @@ async fn serve(arguments: Arguments) -> Result<()> {
     tokio::spawn(watch_itself(move |late| watched.remember(late)));
     // Everything that serves TCP has a receiver: when all are dropped everything is closed.
     let (close, closing) = watch::channel(false);
+    let delay = Duration::try_from_secs_f64(arguments.listen_after_seconds).context("--listen-after-seconds")?;
     for port in arguments.tcp {
-        let listener = listen(port).with_context(|| format!("tcp port {port}"))?;
-        tokio::spawn(accept(listener, me.clone(), closing.clone()));
+        let (me, closing) = (me.clone(), closing.clone());
+        if delay.is_zero() {
+            tokio::spawn(accept(listen(port)?, me, closing));
+            continue;
+        }
+        tokio::spawn(async move {
+            sleep(delay).await;
+            match listen(port) {
+                Ok(listener) => accept(listener, me, closing).await,
+                Err(error) => eprintln!("{error:#}"),
+            }
+        });
     }
     for port in arguments.udp {
         let socket =
@@ -105,6 +119,10 @@ async fn serve(arguments: Arguments) -> Result<()> {
 }
 
 fn listen(port: u16) -> Result<TcpListener> {
+    bound(port).with_context(|| format!("tcp port {port}"))
+}
+
+fn bound(port: u16) -> Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;

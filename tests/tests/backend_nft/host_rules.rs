@@ -54,7 +54,7 @@ const UFW: &[&str] = &[
 ];
 
 /// TCP and UDP reach the pod, which sees the client.
-fn assert_served(world: &World) {
+pub fn assert_served(world: &World) {
     let mut connection = world.connect(VIP, 80).unwrap();
     assert_eq!((connection.pod, connection.seen), (SocketAddr::from((PODS[0], 8080)), connection.local()));
     assert!(connection.is_alive());
@@ -64,7 +64,7 @@ fn assert_served(world: &World) {
     assert_eq!((length > 0, from), (true, SocketAddr::from((VIP, 53))));
 }
 
-fn assert_dropped(world: &World) {
+pub fn assert_dropped(world: &World) {
     assert_eq!(world.connect(VIP, 80).err().map(|error| error.kind()), Some(ErrorKind::TimedOut));
 }
 

@@ -4,8 +4,10 @@
 //! one is in the lab's tests.
 
 mod affinity;
+mod firewalls;
 mod fragments;
 mod host_rules;
+mod inside;
 mod packet;
 mod packet_path;
 mod path_mtu;

@@ -21,7 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use speaker_core::backend::{Guard, Plan, Uplink, ruleset};
 use speaker_core::view::{
     Affinity, Conditions, Endpoint, EndpointSlice, Node as NodeView, Object, ObjectName, Port, Protocol as Ip, Service,
-    View, VirtualIp,
+    ServiceAttributes, View, VirtualIp,
 };
 
 use crate::packet;
@@ -447,6 +447,7 @@ fn answer_tcp(listener: TcpListener) {
 
 /// Of the node in every view here.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
+const ADDRESS_B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 12);
 
 /// What a node's speaker would have: both VIPs serve 80 TCP and 53 UDP, with these pods on this node.
 pub fn plan(pods: &[Ipv4Addr], affinity: Affinity) -> Plan {
@@ -456,6 +457,11 @@ pub fn plan(pods: &[Ipv4Addr], affinity: Affinity) -> Plan {
 
 /// The same with any endpoints.
 pub fn plan_of(endpoints: Vec<Endpoint>, affinity: Affinity) -> Plan {
+    plan_with(endpoints, affinity.into())
+}
+
+/// The same with any attributes. Node b is in the view too, as `b`.
+pub fn plan_with(endpoints: Vec<Endpoint>, attributes: ServiceAttributes) -> Plan {
     let name = ObjectName::new("default", "web");
     let ports = |tcp, udp| {
         let port = |name: &str, port, protocol| Port { name: name.into(), port, protocol };
@@ -465,11 +471,12 @@ pub fn plan_of(endpoints: Vec<Endpoint>, affinity: Affinity) -> Plan {
     let vip = VirtualIp { pool: "pool".into(), services: vec![name.clone()], ..VirtualIp::default() };
     let view = View::from(vec![
         Object::Node("node".into(), NodeView::at(ADDRESS)),
-        Object::Service(name.clone(), Service { ports: ports(80, 53), attributes: affinity.into() }),
+        Object::Node("b".into(), NodeView::at(ADDRESS_B)),
+        Object::Service(name.clone(), Service { ports: ports(80, 53), attributes }),
         Object::EndpointSlice(name, slice),
         Object::VirtualIp(VIP, vip.clone()),
         Object::VirtualIp(OTHER_VIP, vip),
     ]);
-    let peers = [(A, Ipv4Addr::new(192, 0, 2, 11)), (B, Ipv4Addr::new(192, 0, 2, 12))];
+    let peers = [(A, ADDRESS), (B, ADDRESS_B)];
     Plan::new(&view, "node", Uplink::new("eth0").unwrap()).with_peers(peers.into())
 }

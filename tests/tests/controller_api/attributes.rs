@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use sheave_tests::lab::wait_for;
 
+use super::claims;
 use super::objects::{Objects, SOON};
 use super::pair::Pair;
 
@@ -11,6 +12,7 @@ use super::pair::Pair;
 pub fn chapters(objects: &Objects, pair: &Pair) -> Result<()> {
     source_ranges(objects, pair)?;
     too_many_source_ranges(objects, pair)?;
+    startup_probe(objects, pair)?;
     sctp(objects, pair)?;
     ipv6(objects)?;
     too_many_ports(objects)?;
@@ -89,6 +91,19 @@ fn too_many_source_ranges(objects: &Objects, pair: &Pair) -> Result<()> {
     objects.delete("service", "lists")
 }
 
+fn startup_probe(objects: &Objects, pair: &Pair) -> Result<()> {
+    const ANNOTATION: &str = "sheave.dev/startup-probe";
+    objects.service("hasty", &format!("{ANNOTATION}: 'no'"), "")?;
+    let message = wait_remark(objects, "hasty", "StartupProbeUnknown")?;
+    let said = format!("{ANNOTATION}: 'no' is unknown; allowed are 'on' (the default) and 'off'; new pods are probed");
+    ensure!(message.contains(&said), "{message}");
+    ensure!(objects.wait_event("hasty", "Warning", "StartupProbeUnknown")?.contains(&said));
+    wait_metric(pair, "services_partly_served", "StartupProbeUnknown", 1.0)?;
+    patch(objects, "hasty", &json!({ "metadata": { "annotations": { ANNOTATION: "off" } } }))?;
+    wait_remark(objects, "hasty", "AddressAllocated")?;
+    objects.delete("service", "hasty")
+}
+
 fn sctp(objects: &Objects, pair: &Pair) -> Result<()> {
     objects.service_with("signal", "[{port: 38412, protocol: SCTP}]", "")?;
     objects.wait_refused("signal", "ProtocolNotServed")?;
@@ -148,21 +163,10 @@ fn too_many_ports(objects: &Objects) -> Result<()> {
 fn names_instead_of_addresses(objects: &Objects) -> Result<()> {
     objects.service("names", "", "")?;
     objects.wait_shown("names", "192.168.77.201")?;
-    let write = |status: &str| {
-        objects.0.kubectl(&[
-            "patch",
-            "virtualip",
-            "192.168.77.201",
-            "--subresource=status",
-            "--type=merge",
-            "-p",
-            status,
-        ])
-    };
-    write(r#"{"status":{"owner":"node1","term":1,"reason":"FQDNNotServed"}}"#)?;
+    claims::write(objects, "node1", "192.168.77.201", "{owner: node1, term: 1, reason: FQDNNotServed}")?;
     wait_remark(objects, "names", "FQDNNotServed")?;
     ensure!(objects.wait_event("names", "Warning", "FQDNNotServed")?.contains("addressType FQDN"));
-    write(r#"{"status":{"reason":null}}"#)?;
+    claims::write(objects, "node1", "192.168.77.201", "{owner: node1, term: 1}")?;
     wait_remark(objects, "names", "AddressAllocated")?;
     objects.delete("service", "names")?;
     objects.wait_ledger(&["192.168.77.200"])

@@ -1,9 +1,11 @@
 //! Pools, Services and the ledger, as a user with kubectl sees them.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sheave_tests::lab::{Lab, wait_for};
 
@@ -14,11 +16,15 @@ pub const SOON: Duration = Duration::from_secs(5);
 pub struct Objects<'a>(pub &'a Lab);
 
 impl Objects<'_> {
+    /// What is freed is free at once: the chapters count on the lowest address.
     pub fn pool(&self, name: &str, addresses: &str) -> Result<String> {
-        self.0.apply(&format!(
-            "apiVersion: sheave.dev/v1alpha1\nkind: AddressPool\nmetadata: {{name: {name}}}\n\
-             spec: {{addresses: ['{addresses}']}}"
-        ))
+        self.pool_with(name, &format!("addresses: ['{addresses}']"))
+    }
+
+    /// The same with this spec, the fields of a flow mapping.
+    pub fn pool_with(&self, name: &str, spec: &str) -> Result<String> {
+        let metadata = format!("metadata: {{name: {name}, annotations: {{sheave.dev/address-retention: 0s}}}}");
+        self.0.apply(&format!("apiVersion: sheave.dev/v1alpha1\nkind: AddressPool\n{metadata}\nspec: {{{spec}}}"))
     }
 
     /// A Service of type LoadBalancer; `more` is added to its spec.
@@ -44,6 +50,17 @@ impl Objects<'_> {
 
     pub fn get(&self, what: &[&str]) -> Result<Value> {
         Ok(serde_json::from_str(&self.0.kubectl(&[&["get", "-o", "json"], what].concat())?)?)
+    }
+
+    /// Makes objects without kubectl's own copy of them in an annotation, however large they are.
+    pub fn create(&self, manifest: &str) -> Result<()> {
+        let mut command = self.0.kubectl_command();
+        command.args(["create", "--validate=false", "-f", "-"]).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().context("start kubectl")?;
+        child.stdin.take().expect("piped").write_all(manifest.as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "kubectl create: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
     }
 
     pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
@@ -78,6 +95,14 @@ impl Objects<'_> {
         let pool = self.get(&["addresspool", pool])?;
         let text = |field: &str| pool["status"]["conditions"][0][field].as_str().unwrap_or_default().to_string();
         Ok((text("status"), text("reason"), text("message")))
+    }
+
+    /// Waits until the status of a pool has these counts: it follows within a second.
+    pub fn wait_counts(&self, pool: &str, expected: &[(&str, i64)]) -> Result<()> {
+        wait_for(&format!("pool {pool} to count {expected:?}"), SOON, || {
+            let pool = self.get(&["addresspool", pool])?;
+            Ok(expected.iter().all(|(field, count)| pool["status"][field] == *count).then_some(()))
+        })
     }
 
     /// The ledger: address → (uid of the entry, name of the Service).

@@ -13,6 +13,8 @@ use super::secret;
 /// Two replicas.
 pub struct Pair {
     pub kubeconfig: PathBuf,
+    /// Of replicas that are started from now on.
+    pub flags: Vec<&'static str>,
     folder: PathBuf,
     replicas: Vec<Replica>,
     started: usize,
@@ -20,18 +22,31 @@ pub struct Pair {
 
 impl Pair {
     pub fn start(kubeconfig: PathBuf, folder: &Path) -> Result<Self> {
-        let mut pair = Pair { kubeconfig, folder: folder.to_path_buf(), replicas: vec![], started: 0 };
+        let (flags, replicas) = (vec![], vec![]);
+        let mut pair = Pair { kubeconfig, flags, folder: folder.to_path_buf(), replicas, started: 0 };
         pair.fill()?;
         Ok(pair)
     }
 
+    /// Two again, one of which leads: after `stop` that is when the lease is over.
     pub fn fill(&mut self) -> Result<()> {
         while self.replicas.len() < 2 {
             self.started += 1;
             let name = format!("replica-{}", self.started);
-            self.replicas.push(Replica::start(&name, &self.kubeconfig, &self.folder)?);
+            self.replicas.push(Replica::start(&name, &self.kubeconfig, &self.folder, &self.flags)?);
         }
-        Ok(())
+        self.position().map(drop)
+    }
+
+    /// kill -9 of all, and others in their place.
+    pub fn replace(&mut self, flags: &[&'static str]) -> Result<()> {
+        self.stop();
+        self.flags = flags.to_vec();
+        self.fill()
+    }
+
+    pub fn all(&self) -> &[Replica] {
+        &self.replicas
     }
 
     /// kill -9 of all.

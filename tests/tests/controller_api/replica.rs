@@ -13,21 +13,38 @@ use nix::unistd::Pid;
 use sheave_tests::lab::{Lab, wait_for};
 
 pub const NAMESPACE: &str = "sheave-system";
+pub const METRICS_LISTEN: &str = "--metrics-listen";
 
 /// A running replica; killed when dropped.
 pub struct Replica {
     child: Child,
-    admin: SocketAddr,
+    probes: SocketAddr,
+    pub metrics: SocketAddr,
     log: PathBuf,
 }
 
 impl Replica {
-    /// Starts a replica and waits until it has seen everything.
-    pub fn start(name: &str, kubeconfig: &Path, folder: &Path) -> Result<Self> {
-        let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    /// Starts a replica and waits until it has seen everything. `flags`: beside those that every replica has.
+    pub fn start(name: &str, kubeconfig: &Path, folder: &Path, flags: &[&str]) -> Result<Self> {
+        let replica = Self::begin(name, kubeconfig, folder, flags)?;
+        wait_for(&format!("{name} to be ready"), Duration::from_secs(10), || {
+            Ok(replica.readyz().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")).then_some(()))
+        })
+        .with_context(|| replica.log())?;
+        Ok(replica)
+    }
+
+    /// Starts a replica, and waits until it answers.
+    pub fn begin(name: &str, kubeconfig: &Path, folder: &Path, flags: &[&str]) -> Result<Self> {
+        let probes = free("127.0.0.1:0")?;
+        let named = flags.iter().skip_while(|flag| **flag != METRICS_LISTEN).nth(1);
+        let metrics = named.map_or_else(|| free("127.0.0.1:0"), |address| Ok(address.parse()?))?;
+        let listen = named.is_none().then(|| [METRICS_LISTEN.to_owned(), metrics.to_string()]);
         let log = folder.join(format!("{name}.log"));
         let child = Command::new(binary("sheave-controller")?)
-            .args(["--admin-address", &admin.to_string(), "--log", "info,sheave_controller=debug"])
+            .args(["--probe-listen", &probes.to_string(), "--log", "info,sheave_controller=debug"])
+            .args(listen.into_iter().flatten())
+            .args(flags)
             .env("KUBECONFIG", kubeconfig)
             .env("POD_NAME", name)
             .env("POD_NAMESPACE", NAMESPACE)
@@ -36,11 +53,9 @@ impl Replica {
             .stderr(File::create(&log)?)
             .spawn()
             .context("start the controller")?;
-        let replica = Replica { child, admin, log };
-        wait_for(&format!("{name} to be ready"), Duration::from_secs(10), || {
-            Ok(replica.get("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")).then_some(()))
-        })
-        .with_context(|| replica.log())?;
+        let replica = Replica { child, probes, metrics, log };
+        wait_for(&format!("{name} to answer"), Duration::from_secs(30), || Ok(replica.readyz().ok()))
+            .with_context(|| replica.log())?;
         Ok(replica)
     }
 
@@ -50,7 +65,7 @@ impl Replica {
 
     /// The value of a metric, labels and all.
     pub fn metric(&self, name: &str) -> Result<f64> {
-        let text = self.get("/metrics")?;
+        let text = get(self.metrics, "/metrics")?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(line.with_context(|| format!("{name} is not in\n{text}"))?.trim().parse()?)
     }
@@ -62,10 +77,14 @@ impl Replica {
         Ok(())
     }
 
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+    }
+
     /// SIGTERM; returns how long it took to end, which must be in order.
     pub fn terminate(mut self) -> Result<Duration> {
         let began = Instant::now();
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+        self.signal(Signal::SIGTERM)?;
         let status = self.child.wait()?;
         if !status.success() {
             bail!("ended with {status}:\n{}", self.log());
@@ -75,22 +94,27 @@ impl Replica {
 
     /// Resident memory in kB.
     pub fn memory(&self) -> Result<u64> {
+        self.status("VmRSS:")
+    }
+
+    /// The most that it was since the start, in kB.
+    pub fn peak_memory(&self) -> Result<u64> {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, field: &str) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).context("a field of /proc")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
+    /// The whole answer.
+    pub fn readyz(&self) -> Result<String> {
+        get(self.probes, "/readyz")
     }
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    fn get(&self, path: &str) -> Result<String> {
-        let mut stream = TcpStream::connect_timeout(&self.admin, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
     }
 }
 
@@ -99,6 +123,20 @@ impl Drop for Replica {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A port that is free.
+pub fn free(address: &str) -> Result<SocketAddr> {
+    Ok(TcpListener::bind(address)?.local_addr()?)
+}
+
+fn get(server: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// The newest program of this name there is: named, beside this program, or the static one of `make images`.

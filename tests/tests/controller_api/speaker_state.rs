@@ -13,7 +13,7 @@ use super::objects::Objects;
 use super::replica::{self, NAMESPACE};
 
 /// A policy is in force some time after it was made; the garbage collector works at its own pace.
-const IN_FORCE: Duration = Duration::from_secs(30);
+pub const IN_FORCE: Duration = Duration::from_secs(30);
 
 /// `node1` is the lab's; the others are Node objects without a machine.
 pub fn chapters(lab: &Lab, objects: &Objects, folder: &Path) -> Result<()> {
@@ -22,6 +22,7 @@ pub fn chapters(lab: &Lab, objects: &Objects, folder: &Path) -> Result<()> {
     }
     let speakers = Speakers::new(lab, folder)?;
     speakers.only_their_own(objects).context("only their own")?;
+    speakers.claim_for_their_own_node(objects).context("the status of a VirtualIP")?;
     useful_to_a_person(lab).context("kubectl get")?;
     goes_with_its_node(lab, objects).context("goes with its Node")?;
     stays_behind(lab, objects).context("a Node deleted with --cascade=orphan")?;
@@ -39,32 +40,20 @@ pub fn chapters(lab: &Lab, objects: &Objects, folder: &Path) -> Result<()> {
 }
 
 /// kubeconfigs of the speakers' account: what its token is bound to differs.
-struct Speakers<'a> {
-    lab: &'a Lab,
-    node1: PathBuf,
-    node2: PathBuf,
+pub struct Speakers<'a> {
+    pub lab: &'a Lab,
+    pub node1: PathBuf,
+    pub node2: PathBuf,
     /// Bound to a Node instead of a pod (Kubernetes 1.31).
-    node3: PathBuf,
+    pub node3: PathBuf,
     /// Of the same account, and bound to nothing.
-    unbound: PathBuf,
+    pub unbound: PathBuf,
 }
 
 impl<'a> Speakers<'a> {
     fn new(lab: &'a Lab, folder: &Path) -> Result<Self> {
-        let account = |name: &str, bound: &[&str]| -> Result<PathBuf> {
-            let token = [&["-n", NAMESPACE, "create", "token", "sheave-speaker"], bound].concat();
-            replica::account(lab, folder, name, "sheave-speaker", lab.kubectl(&token)?.trim())
-        };
-        let pod = |node: &str| -> Result<PathBuf> {
-            let name = format!("speaker-{node}");
-            // Its container never starts: the token is bound to the object.
-            lab.apply(&format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n\
-                 spec: {{nodeName: {node}, serviceAccountName: sheave-speaker, automountServiceAccountToken: false,\n\
-                 containers: [{{name: none, image: none, imagePullPolicy: Never}}]}}"
-            ))?;
-            account(&name, &["--bound-object-kind=Pod", &format!("--bound-object-name={name}")])
-        };
+        let account = |name: &str, bound: &[&str]| account(lab, folder, name, bound);
+        let pod = |node: &str| speaker_of(lab, folder, node);
         let node = ["--bound-object-kind=Node", "--bound-object-name=node3"];
         Ok(Self {
             lab,
@@ -130,9 +119,11 @@ impl<'a> Speakers<'a> {
 
     /// Server-side, as the speaker does: it may not read the subresource, which `kubectl patch` would.
     fn apply(&self, who: &Path, node: &str, rest: &str, how: &[&str]) -> Result<Result<(), String>> {
-        let object = format!("apiVersion: sheave.dev/v1alpha1\nkind: SpeakerState\nmetadata: {{name: {node}, {rest}\n");
-        let apply = ["apply", "--server-side", "--force-conflicts", "--field-manager=sheave.dev/speaker", "-f", "-"];
-        self.run(who, &[&apply[..], how].concat(), Some(&object))
+        apply(self.lab, who, node, rest, how)
+    }
+
+    pub fn server_side(&self, who: &Path, object: &str, how: &[&str]) -> Result<Result<(), String>> {
+        server_side(self.lab, who, object, how)
     }
 
     fn disown(&self, who: &Path, node: &str) -> Result<Result<(), String>> {
@@ -140,15 +131,53 @@ impl<'a> Speakers<'a> {
         self.run(who, &["patch", "speakerstate", node, "--type=merge", "-p", patch], None)
     }
 
-    /// kubectl with a kubeconfig: what it said if it failed.
     fn run(&self, who: &Path, words: &[&str], input: Option<&str>) -> Result<Result<(), String>> {
-        let mut command = self.lab.kubectl_command();
-        command.env("KUBECONFIG", who).args(words).stdin(Stdio::piped());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start kubectl")?;
-        child.stdin.take().expect("piped").write_all(input.unwrap_or_default().as_bytes())?;
-        let output = child.wait_with_output()?;
-        Ok(output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned()))
+        run(self.lab, who, words, input)
     }
+}
+
+/// A kubeconfig of the speakers' account.
+fn account(lab: &Lab, folder: &Path, name: &str, bound: &[&str]) -> Result<PathBuf> {
+    let token = [&["-n", NAMESPACE, "create", "token", "sheave-speaker"], bound].concat();
+    replica::account(lab, folder, name, "sheave-speaker", lab.kubectl(&token)?.trim())
+}
+
+/// A kubeconfig of the speaker of this node.
+pub fn speaker_of(lab: &Lab, folder: &Path, node: &str) -> Result<PathBuf> {
+    let name = format!("speaker-{node}");
+    // Its container never starts: the token is bound to the object.
+    lab.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n\
+         spec: {{nodeName: {node}, serviceAccountName: sheave-speaker, automountServiceAccountToken: false,\n\
+         containers: [{{name: none, image: none, imagePullPolicy: Never}}]}}"
+    ))?;
+    account(lab, folder, &name, &["--bound-object-kind=Pod", &format!("--bound-object-name={name}")])
+}
+
+/// What a speaker says of its node: `status` is YAML.
+pub fn report(lab: &Lab, who: &Path, node: &str, status: &str) -> Result<()> {
+    apply(lab, who, node, "}\nspec: {}", &[])?.map_err(anyhow::Error::msg)?;
+    apply(lab, who, node, &format!("}}\nstatus: {status}"), &["--subresource=status"])?.map_err(anyhow::Error::msg)
+}
+
+fn apply(lab: &Lab, who: &Path, node: &str, rest: &str, how: &[&str]) -> Result<Result<(), String>> {
+    let object = format!("apiVersion: sheave.dev/v1alpha1\nkind: SpeakerState\nmetadata: {{name: {node}, {rest}\n");
+    server_side(lab, who, &object, how)
+}
+
+pub fn server_side(lab: &Lab, who: &Path, object: &str, how: &[&str]) -> Result<Result<(), String>> {
+    let apply = ["apply", "--server-side", "--force-conflicts", "--field-manager=sheave.dev/speaker", "-f", "-"];
+    run(lab, who, &[&apply[..], how].concat(), Some(object))
+}
+
+/// kubectl with a kubeconfig: what it said if it failed.
+fn run(lab: &Lab, who: &Path, words: &[&str], input: Option<&str>) -> Result<Result<(), String>> {
+    let mut command = lab.kubectl_command();
+    command.env("KUBECONFIG", who).args(words).stdin(Stdio::piped());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start kubectl")?;
+    child.stdin.take().expect("piped").write_all(input.unwrap_or_default().as_bytes())?;
+    let output = child.wait_with_output()?;
+    Ok(output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 
 fn useful_to_a_person(lab: &Lab) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use sheave_tests::scenario::measure::{Connections, Observed};
+use sheave_tests::scenario::outside::Outside;
 use sheave_tests::scenario::survive::{self, Setup, Survival};
 use sheave_tests::scenario::{self, InTime, NodeLoss, Scene, SpeakerFault};
 
@@ -66,7 +67,26 @@ pub fn client_address(scene: &Scene) -> Result<String> {
 }
 
 pub fn endpoints_of_no_node(scene: &Scene) -> Result<String> {
-    let report = scenario::outside(scene, 30)?;
+    translated_by_two(scene, &scenario::outside(scene, 30)?)
+}
+
+pub fn node_without_speaker(scene: &Scene) -> Result<String> {
+    translated_by_two(scene, &scenario::virtual_node(scene, 30)?)
+}
+
+pub fn translator_loss(scene: &Scene) -> Result<String> {
+    let report = scenario::translator_loss(scene, 40)?;
+    scenario::restore(scene, &report.lost)?;
+    ensure!(report.through_lost > 0 && report.reset == report.through_lost, "not all were reset: {report:#?}");
+    ensure!(report.others_ended == 0 && report.counted >= report.reset as f64, "{report:#?}");
+    ensure!(report.slow_until_ms < TRANSLATED_MS, "new connections were late: {report:#?}");
+    Ok(format!(
+        "{} of {} open connections went through {} and were reset, counted {}; {} new ones, slow until {:.0} ms",
+        report.reset, report.open, report.lost, report.counted, report.new, report.slow_until_ms
+    ))
+}
+
+fn translated_by_two(scene: &Scene, report: &Outside) -> Result<String> {
     let nodes: Vec<_> = scene.nodes.iter().map(|node| scene.node_address(node)).collect::<Result<_>>()?;
     let translated = report.seen.iter().all(|address| nodes.iter().any(|node| node == address));
     ensure!(
@@ -89,6 +109,49 @@ pub fn pool_exhaustion(scene: &Scene) -> Result<String> {
     ensure!(report.event.starts_with("PoolExhausted"), "{report:#?}");
     ensure!(report.third_got == report.granted[0], "the third got an address that was not freed: {report:#?}");
     Ok(report.event)
+}
+
+pub fn whole_segment(scene: &Scene) -> Result<String> {
+    let report = scenario::whole_segment(scene, 240)?;
+    ensure!(report.untrue.is_empty(), "{:#?}", report.untrue);
+    let decided = report.granted.len() + report.refused.len();
+    ensure!(decided == report.services && report.served == report.granted.len(), "{report:#?}");
+    let left_out = [
+        ("AddressOfAPIServer", 1),
+        ("AddressOfGateway", 1),
+        ("AddressOfNode", scene.nodes.len() as i64),
+        ("BroadcastAddress", 1),
+        ("ExcludedBySpec", 1),
+        ("NetworkAddress", 1),
+    ];
+    ensure!(report.left_out == left_out.map(|(reason, count)| (reason.into(), count)).into(), "{:#?}", report.left_out);
+    // Nodes, API server, router, client, and the client behind the router.
+    ensure!(report.reached.len() == scene.nodes.len() + 4, "{:#?}", report.reached);
+    for (target, reached) in &report.reached {
+        ensure!(reached.failed.is_empty() && reached.attempts > 10, "{target}: {reached:#?}");
+    }
+    let reached = report.reached.iter();
+    let reached: Vec<String> =
+        reached.map(|(target, one)| format!("{target} {} in {:.0} ms", one.attempts, one.slowest_ms)).collect();
+    Ok(format!(
+        "{} Services in {:.1} s: {} granted and served, {} refused; reached: {}",
+        report.services,
+        report.decided_ms / 1e3,
+        report.served,
+        report.refused.len(),
+        reached.join(", ")
+    ))
+}
+
+pub fn address_conflict(scene: &Scene) -> Result<String> {
+    let report = scenario::conflict(scene)?;
+    ensure!(report.granted != report.next && report.granted != report.asked, "a host's address: {report:#?}");
+    ensure!(report.refusal.contains("no Service may have it"), "{report:#?}");
+    ensure!(report.proxy.contains("answers ARP for every address"), "{report:#?}");
+    Ok(format!(
+        "{} skipped for {}; {} refused after {:.0} ms ({} late), granted {:.1} s after the host was gone; beside a proxy {}",
+        report.next, report.granted, report.asked, report.refused_ms, report.late, report.freed_s, report.beside_proxy
+    ))
 }
 
 pub fn first_answer(scene: &Scene) -> Result<String> {
@@ -148,6 +211,22 @@ pub fn rolling_update(scene: &Scene) -> Result<String> {
 
 pub fn drain_of_the_owner(scene: &Scene) -> Result<String> {
     survived(scene, survive::drain::owner)
+}
+
+pub fn announced_by_chosen_nodes(scene: &Scene) -> Result<String> {
+    use survive::announced;
+    let chosen = survived(scene, announced::labels).and_then(|figures| Ok((figures, announced::none(scene)?)));
+    // Whatever failed.
+    announced::clear(scene)?;
+    chosen.map(|(figures, none)| format!("{figures}; {none}"))
+}
+
+pub fn placed_by_hand(scene: &Scene) -> Result<String> {
+    use survive::placed;
+    let figures = survived(scene, placed::by_hand);
+    // Whatever failed.
+    placed::clear(scene)?;
+    figures
 }
 
 pub fn all_speakers_killed(scene: &Scene) -> Result<String> {
@@ -273,3 +352,5 @@ const SANE_MS: f64 = 5000.0;
 const FENCED_MS: f64 = 150.0;
 /// A new connection that begins this long after a fault succeeds.
 const SETTLED_MS: f64 = 300.0;
+/// The same where no thread measures how long this program waited for a processor.
+const TRANSLATED_MS: f64 = 1000.0;

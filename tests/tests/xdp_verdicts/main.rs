@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 
 use ebpf_common::{Config, Mark, NextHop, Verdict};
 use sheave_ebpf::Frame;
+use sheave_ebpf::frame::Window;
 use sheave_ebpf::host::{HostFrame, HostTables};
 use sheave_tests::packet::{Addr, Arp, BROADCAST, Eth, Mac, Tcp, check_sums};
 use sheave_tests::xdp::Kernel;
@@ -82,6 +83,9 @@ fn no_room() -> Verdict {
     impl Frame for Rigid {
         fn len(&self) -> usize {
             self.0.len()
+        }
+        fn window<const N: usize>(&self, at: usize) -> Option<impl Window> {
+            self.0.window::<N>(at)
         }
         fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
             self.0.read(at)

@@ -21,9 +21,10 @@
 //!
 //! Read: [`watch`] (the clients) → [`judge`] (what became of their connections), [`datagrams`] (and of their UDP flows), [`causes`] (why new ones failed) → [`whole`] (what must be true before) →
 //! [`workload`] (the Deployment) → the scenarios in [`nodes`], [`pods`], [`drain`], [`speakers`], [`tables`], [`late`],
-//! [`addresses`], [`deleted`], [`stuck`], [`random`]; [`version`], which `make bench-upgrade` alone makes happen.
+//! [`addresses`], [`announced`], [`placed`], [`deleted`], [`stuck`], [`random`]; [`version`], which `make bench-upgrade` alone makes happen.
 
 pub mod addresses;
+pub mod announced;
 pub mod causes;
 pub mod datagrams;
 pub mod deleted;
@@ -32,6 +33,7 @@ mod draw;
 pub mod judge;
 pub mod late;
 pub mod nodes;
+pub mod placed;
 pub mod pods;
 pub mod random;
 mod slices;

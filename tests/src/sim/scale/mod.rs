@@ -100,7 +100,7 @@ const STAY: Duration = Duration::from_secs(1);
 impl Cluster {
     pub fn new(shape: Shape) -> Self {
         let mut random = Random::new(shape.seed);
-        let config = config(random.next());
+        let config = config(random.word());
         let costs = Rc::new(if shape.kind == Loop::Before { Costs::before() } else { Costs::now() });
         let nodes = (0..shape.nodes)
             .map(|node| {
@@ -135,7 +135,7 @@ impl Cluster {
         starts.sort();
         for (at, node) in starts {
             self.advance(at);
-            let seed = self.random.next();
+            let seed = self.random.word();
             let config = Config { node: name(node), epoch: 1000, seed, ..self.config.clone() };
             let desired: BTreeMap<Vip, Eligible> =
                 (0..self.shape.vips).map(|index| (vip(index), Eligible::All)).collect();

@@ -8,6 +8,7 @@ pub mod endpoints;
 pub mod inside;
 pub mod local;
 pub mod ranges;
+pub mod starts;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -39,11 +40,13 @@ pub struct Server {
     pub ready: bool,
     /// How long it goes on serving after it was told to end.
     pub drain_s: u8,
+    /// Ready when it runs, without a probe, and so many seconds before it listens for TCP.
+    pub listens_after_s: Option<u8>,
 }
 
 impl Server {
     pub const fn on(node: usize, name: &'static str, app: &'static str) -> Self {
-        Self { name, node, app, port: 8080, host_network: false, ready: true, drain_s: 0 }
+        Self { name, node, app, port: 8080, host_network: false, ready: true, drain_s: 0, listens_after_s: None }
     }
 }
 
@@ -142,8 +145,12 @@ spec:
     }
 
     fn pod(&self, server: &Server) -> String {
-        let Server { name, node, app, port, host_network, ready, drain_s } = *server;
+        let Server { name, node, app, port, host_network, ready, drain_s, listens_after_s } = *server;
         let probed = if ready { port } else { CLOSED };
+        let probe = match listens_after_s {
+            None => format!("readinessProbe: {{tcpSocket: {{port: {probed}}}, periodSeconds: 1}}"),
+            Some(_) => "# Without a probe.".into(),
+        };
         format!(
             "apiVersion: v1
 kind: Pod
@@ -159,12 +166,12 @@ spec:
   - name: serve
     image: sheave-traffic:lab
     imagePullPolicy: Never
-    args: [serve, --tcp, '{port}', --udp, '{port}', --drain-seconds, '{drain_s}']
+    args: [serve, --tcp, '{port}', --udp, '{port}', --drain-seconds, '{drain_s}', --listen-after-seconds, '{listens_after}']
     ports:
     - {{name: web, protocol: TCP, containerPort: {port}}}
     - {{name: dns, protocol: UDP, containerPort: {port}}}
     resources: {{requests: {{cpu: 50m}}}}
-    readinessProbe: {{tcpSocket: {{port: {probed}}}, periodSeconds: 1}}
+    {probe}
     env:
     - {{name: POD_NAME, value: {name}}}
     - {{name: NODE_NAME, valueFrom: {{fieldRef: {{fieldPath: spec.nodeName}}}}}}
@@ -172,6 +179,7 @@ spec:
             namespace = self.namespace,
             node = self.scene.nodes[node],
             grace = drain_s + 3,
+            listens_after = listens_after_s.unwrap_or_default(),
         )
     }
 }
