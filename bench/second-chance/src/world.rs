@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use ebpf_common::ServiceKey;
 use sheave_tests::lab::netns;
-use speaker_core::backend::{Endpoints, LocalPods, Plan, Uplink, ruleset};
+use speaker_core::backend::{Adverts, Endpoints, LocalPods, Plan, Uplink, ruleset};
 use speaker_core::view::ServiceAttributes;
 
 pub const VIP: [u8; 4] = [192, 0, 2, 10];
@@ -179,9 +179,13 @@ pub fn shipped() -> Result<String> {
             },
         )]
         .into(),
+        inside: [].into(),
+        inside_refused: [].into(),
         peers: [(ALTERNATE, [10, 99, 0, 2].into())].into(),
         second_chance: true,
         udp_silent: false,
+        adverts: Adverts::default(),
+        starting: BTreeSet::new(),
         udp_pins: [].into(),
         endpoints: Endpoints::default(),
     };
