@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories measure-election conformance docs check-docs deny check
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories bench-controller chaos measure-election conformance docs check-docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -33,11 +33,11 @@ lint: ## Clippy, warnings are errors; the speaker with another map layout, which
 ebpf: ## The eBPF program alone
 	cargo build -p ebpf-object
 
-crds: ## Write manifests/crds from the API types
-	cargo run -q -p sheave-api --bin crdgen -- --write manifests/crds
+crds: ## Write manifests/crds and docs/fields.md from the API types
+	cargo run -q -p sheave-api --bin crdgen -- --write
 
-crds-check: ## manifests/crds follows the API types
-	cargo run -q -p sheave-api --bin crdgen -- --check manifests/crds
+crds-check: ## They follow the API types, and every field has a test that exists
+	cargo run -q -p sheave-api --bin crdgen -- --check
 
 images: ## Static release binaries and what else goes into the images
 	@RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=$(STATIC) cargo build -q --release --target $(STATIC_TARGET) \
@@ -75,6 +75,13 @@ bench-xdp: setup ## What the packet path costs a packet: a table, and the memory
 bench-ports: setup ## What 1,000, 5,000 and 10,000 service ports cost a node: times and memory; ARGS="--ports 10000 --steps"
 	@cargo run -q --release -p sheave-bench --bin ports -- $(ARGS)
 
+bench-controller: setup ## What 10,000 Services cost the controller, and MetalLB's beside it: half an hour; COUNT=1000 ARGS="--only sheave"
+	@bench/metallb/build.sh
+	@RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=$(STATIC) cargo build -q --release --target $(STATIC_TARGET) \
+	  -p sheave-controller -p sheave-speaker -p sheave -p sheave-tests -p sheave-bench \
+	  --bin sheave-controller --bin sheave-traffic --bin controller
+	@$(STATIC)/$(STATIC_TARGET)/release/controller --count $(or $(COUNT),10000) $(ARGS)
+
 bench-scale: setup ## Does the election settle with 3 to 256 nodes and 200 to 4,096 VIPs: simulated, with measured costs; half an hour
 	@cargo run -q --release -p sheave-tests --bin scale $(ARGS)
 
@@ -86,6 +93,10 @@ bench-second-chance: setup ## What it costs to know a flow: conntrack against a 
 
 bench-histories: setup ## What the second chance promises, under many more random histories than CI plays: HISTORIES=200 by default, half an hour
 	@HISTORIES=$${HISTORIES:-200} cargo test -q -p speaker-core --lib -- --nocapture alternates::properties
+
+chaos: setup ## Leaders of the controller killed, stopped and cut off at random for ten minutes while 2,000 Services change
+	@cargo build -q -p sheave-controller
+	@CHAOS_SECONDS=$${CHAOS_SECONDS:-600} CHAOS_SERVICES=$${CHAOS_SERVICES:-2000} cargo test -q -p sheave-tests --test controller_chaos -- --nocapture
 
 conformance: setup images ## Kubernetes' own specs of LoadBalancers and Services: hours; MODE=nftables|iptables|both ONLY="source ranges|finalizer" ARGS=--print
 	@tests/conformance/build.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what is missing to build and test Sheave: Debian packages, parts of the Rust toolchains, bpf-linker, the
-# Kubernetes parts of the lab. Idempotent; under 3 s when all is there. Wanted before: Debian 12 (or a relative with apt),
-# root, rustup with cargo, Go 1.26, and the package registries of Debian, Rust and Go.
+# Installs what is missing to build and test Sheave: Debian packages, parts of the Rust toolchains, bpf-linker, a kernel for
+# tests in emulation, the Kubernetes parts of the lab. Idempotent; under 3 s when all is there. Wanted before: Debian 12 (or a
+# relative with apt), root, rustup with cargo, Go 1.26, and the package registries of Debian, Rust and Go.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +15,10 @@ say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 need() { printf 'setup: %s is missing and cannot be installed from here: %s\n' "$1" "$2" >&2; exit 1; }
 
 [ "$(id -u)" = 0 ] || need "root" "the tests make network namespaces and load eBPF programs; run as root"
+# What a clone builds takes 9 GB; what is built already is there.
+wanted=10; [ ! -d target/debug/deps ] || wanted=2
+free=$(($(df --output=avail -k . | tail -n 1) / 1024 / 1024))
+[ "$free" -ge "$wanted" ] || need "room on the disk" "$free GB are free below $PWD; $wanted GB are wanted"
 command -v apt-get >/dev/null || need "apt-get" "use Debian 12 or a relative, or install the packages named in $0 by hand"
 command -v cargo >/dev/null || need "cargo" "install rustup from https://rustup.rs or your distribution"
 command -v go >/dev/null || need "go" "install Go 1.26 or newer from https://go.dev/dl or your distribution"
@@ -24,6 +28,8 @@ packages=(
   iproute2 nftables iptables conntrack ethtool tcpdump procps util-linux                                # namespaces
   runc containernetworking-plugins busybox-static openssl                                               # the lab's nodes
   curl wget netcat-openbsd                                                                              # the suite's pods
+  qemu-system-x86 ipvsadm                                                                               # another kernel
+  dbus python3-dbus python3-gi                                                                          # firewalld
 )
 missing=()
 installed=" $(dpkg-query -W -f='${Package}:${Status} ' "${packages[@]}" 2>/dev/null || true)"
@@ -60,4 +66,6 @@ if [ "$(bpf-linker --version 2>/dev/null)" != "bpf-linker $BPF_LINKER" ]; then
     cargo install -q bpf-linker --version "$BPF_LINKER" --locked --no-default-features --features "llvm-$LLVM"
 fi
 
+bash scripts/kernel.sh
+bash scripts/firewalls.sh
 bash tests/kubernetes/build.sh

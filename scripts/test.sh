@@ -7,16 +7,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-test}" in
-  test) computed=(properties simulation doctests) suite=() ;;
-  check) computed=(fmt-check deny properties simulation lint docs crds-check doctests) suite=(conformance) ;;
+  test) computed=(properties simulation emulation doctests) suite=() ;;
+  check) computed=(fmt-check deny properties simulation emulation lint docs crds-check doctests) suite=(conformance) ;;
   *) echo "$0: ${1} is neither 'test' nor 'check'" >&2; exit 1 ;;
 esac
 
 # A new test program has to be given a stage.
-staged=" e2e e2e_iptables lab_cluster controller_api sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges xdp_world backend_nft e2e_nftables "
-for path in tests/tests/*; do
+staged=" e2e e2e_iptables lab_cluster controller_api controller_chaos sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges xdp_world backend_nft e2e_nftables emulation endpoint "
+for path in tests/tests/* speaker/tests/*; do
   name=$(basename "$path" .rs)
-  case "$staged" in *" $name "*) ;; *) echo "tests/tests/$name has no stage in $0" >&2; exit 1 ;; esac
+  case "$staged" in *" $name "*) ;; *) echo "$path has no stage in $0" >&2; exit 1 ;; esac
 done
 
 logs=$(mktemp -d)
@@ -80,9 +80,15 @@ run_units() { cargo test -q --workspace --lib --bins -- --skip "$PROPERTIES"; }
 run_properties() { programs speaker/core "$PROPERTIES" speaker_core; }
 run_simulation() { programs tests -q sim_election sim_scale; }
 run_packets() { programs tests -q xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges backend_nft; }
+# Speakers with the file source, without Kubernetes.
+run_endpoint() { programs speaker -q endpoint; }
+# The speaker of the images, on another kernel.
+run_emulation() { programs tests -q emulation; }
 run_doctests() { cargo test -q --workspace --doc; }
 # With the figures of each step, and with what could not be judged.
 run_controller_api() { programs tests --nocapture controller_api; }
+# A minute of it; ten are `make chaos`.
+run_controller_chaos() { programs tests --nocapture controller_chaos; }
 run_lab_cluster() { programs tests --nocapture lab_cluster; }
 run_e2e_iptables() { programs tests --nocapture e2e_iptables; }
 run_e2e_nftables() { programs tests --nocapture e2e_nftables; }
@@ -119,6 +125,6 @@ lane 19 "${computed[@]}"
 lane 0 units
 await "${lanes[-1]}"
 lane 0 e2e_nftables "${suite[@]}"
-lane 0 packets e2e_iptables controller_api lab_cluster
+lane 0 packets endpoint e2e_iptables controller_api controller_chaos lab_cluster
 await "${lanes[@]:2}"
 finish
