@@ -1,11 +1,12 @@
 //! HTTP on the admin ports of speaker and controller: probes for the kubelet, without authentication, and metrics ([`metrics`]);
-//! and on a speaker's Unix socket.
+//! and on a speaker's Unix socket. Beside it what both do about their own memory ([`memory`]).
 //!
 //! Whoever reaches these ports, the process behind them holds the lease. So memory and descriptors are
 //! bounded whatever clients do, and a probe of kubelet is answered beside them: a connection serves one request, has
 //! [`CONNECTION`] for all of it, holds at most [`MAX_HEADER`] of unfinished headers, and the one connection too many ends the oldest.
 
 mod access;
+pub mod memory;
 pub mod metrics;
 mod tls;
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures::{Stream, StreamExt};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
+use sheave_admin::memory;
 use sheave_api::Chain;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -71,7 +72,11 @@ impl Driver {
             }
             let synced = index.is_synced();
             // What `/readyz` says of the reasons must not be older than its answer.
-            look_around |= self.synced.send_if_modified(|known| std::mem::replace(known, synced) != synced);
+            if self.synced.send_if_modified(|known| std::mem::replace(known, synced) != synced) {
+                look_around = true;
+                // The lists were longer than what is kept of them.
+                memory::give_back();
+            }
             if std::mem::take(&mut look_around) {
                 note(&mut notes, index.notes());
                 self.metrics.observe_surroundings(&index);
@@ -122,6 +127,7 @@ impl Driver {
         match tokio::time::timeout(READ_ALL, read_all(&self.client)).await {
             Ok(Ok(facts)) => {
                 facts.into_iter().for_each(|fact| index.observe(fact));
+                memory::give_back();
                 true
             }
             Ok(Err(error)) => {

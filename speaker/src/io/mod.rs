@@ -15,7 +15,6 @@
 pub mod arp;
 pub mod clock;
 pub mod filter;
-pub mod memory;
 pub mod netlink;
 pub mod random;
 pub mod schedule;

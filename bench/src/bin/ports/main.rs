@@ -6,9 +6,6 @@
 mod node;
 mod world;
 
-#[path = "../../../../speaker/src/io/memory.rs"]
-mod memory;
-
 #[path = "../../../../speaker/src/backend/nft.rs"]
 #[expect(dead_code, reason = "the speaker's file; it has more than this needs")]
 mod nft;

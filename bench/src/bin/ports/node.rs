@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration as StdDuration, Instant as Clock};
 
 use anyhow::{Context as _, Result};
+use sheave_admin::memory;
 use speaker_core::backend::{Plan, RemovalGrace, Uplink, ruleset};
 use speaker_core::forwarding::diff::{Layout, MapOp, MapState, diff};
 use speaker_core::forwarding::previous::{PreviousRings, SavedRings};
@@ -16,7 +17,6 @@ use speaker_core::view::endpoints::frontends;
 
 use crate::dataplane::loader::Pins;
 use crate::dataplane::maps::ForwardingMaps;
-use crate::memory;
 use crate::nft::Nft;
 use crate::{cpu_time, world};
 

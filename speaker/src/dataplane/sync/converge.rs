@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use ebpf_common::{ABI_VERSION, Config, ServiceKey};
+use sheave_admin::memory;
 use speaker_core::backend::{Adverts, LocalPods, Plan};
 use speaker_core::eligibility;
 use speaker_core::forwarding::diff::{MapState, diff};
@@ -24,7 +25,7 @@ use super::super::startup_probe::{StartupProbe, Target};
 use super::super::writer::{Job, Written};
 use super::{Planned, State, Synced, Writing};
 use crate::backend::worker::{InForce, Wanted};
-use crate::io::{clock, memory};
+use crate::io::clock;
 use crate::state::PersistedState;
 
 /// How long after the first full view this node waits for the reports of the others.
