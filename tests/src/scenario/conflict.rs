@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::api::text;
-use super::deploy::{NAMESPACE, POD_PORT, SERVICES, Scene, TCP_PORT, VIRTUALIPS};
+use super::deploy::{SERVICES, Scene, VIRTUALIPS, service};
 use crate::lab::{netns, plan, wait_for};
 
 /// What became of Services beside a host that has two addresses of the pool.
@@ -63,7 +63,7 @@ fn beside_hosts(scene: &Scene) -> Result<Conflict> {
     let mac = plan::mac_of(next).map(|byte| format!("{byte:02x}")).join(":");
 
     wait_for("the pool to leave out the host's address", PROBED_AGAIN, || Ok((left_out(scene)? > 0).then_some(())))?;
-    scene.api.create(SERVICES, &service("conflict-auto", None))?;
+    scene.api.create(SERVICES, &service("conflict-auto", &json!({})))?;
     let granted = wait_for("an address beside the host's", WITHIN, || address_of(scene, "conflict-auto"))?;
     let (refusal, refused_ms, late) = refused(scene, asked, &mac)?;
 
@@ -82,7 +82,7 @@ fn beside_hosts(scene: &Scene) -> Result<Conflict> {
 fn refused(scene: &Scene, asked: Ipv4Addr, mac: &str) -> Result<(String, f64, usize)> {
     for late in 0..3 {
         let created = Instant::now();
-        scene.api.create(SERVICES, &service("conflict-asked", Some(asked)))?;
+        scene.api.create(SERVICES, &service("conflict-asked", &json!({"sheave.dev/addresses": asked})))?;
         let said = wait_for("the Service to name the host", WITHIN, || {
             let said = condition(&scene.api.get(&format!("{SERVICES}/conflict-asked"))?, ALLOCATED);
             Ok(said.filter(|said| text(said, "/reason") == "AnsweredByHost"))
@@ -113,7 +113,7 @@ fn beside_a_proxy(scene: &Scene) -> Result<(String, Ipv4Addr)> {
         let said = condition(&scene.api.get(POOL)?, "ProxyArp").filter(|said| text(said, "/status") == "True");
         Ok(said.map(|said| text(&said, "/message").to_owned()))
     })?;
-    scene.api.create(SERVICES, &service("conflict-proxy", None))?;
+    scene.api.create(SERVICES, &service("conflict-proxy", &json!({})))?;
     let granted = wait_for("an address beside the proxy", WITHIN, || address_of(scene, "conflict-proxy"))?;
     Ok((says, granted))
 }
@@ -164,16 +164,6 @@ fn release(scene: &Scene, name: &str) -> Result<()> {
     }
     scene.api.delete(&path)?;
     wait_for(&format!("{name} to be gone"), WITHIN, || Ok(scene.api.find(&path)?.is_none().then_some(())))
-}
-
-fn service(name: &str, wish: Option<Ipv4Addr>) -> Value {
-    let annotations = wish.map_or(json!({}), |address| json!({"sheave.dev/addresses": address}));
-    json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations},
-        "spec": {"type": "LoadBalancer", "selector": {"app": "echo"},
-                 "ports": [{"name": "tcp", "protocol": "TCP", "port": TCP_PORT, "targetPort": POD_PORT}]},
-    })
 }
 
 const HOST: &str = "printer";

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::api::text;
-use super::deploy::{NAMESPACE, POD_PORT, SERVICES, Scene, TCP_PORT, VIRTUALIPS, address_of, pool};
+use super::deploy::{SERVICES, Scene, VIRTUALIPS, address_of, pool, service};
 use super::{inside, pods};
 use crate::lab::{plan, wait_for};
 
@@ -39,7 +39,7 @@ pub fn controller_failover(scene: &Scene) -> Result<ControllerFailover> {
 
     let names = ["failover-1", "failover-2", "failover-3"];
     for name in names {
-        scene.api.create(SERVICES, &service(name, None))?;
+        scene.api.create(SERVICES, &service(name, &json!({})))?;
     }
     for name in names {
         wait_for(&format!("an address for {name}"), WITHIN, || address_of(&scene.api, name))?;
@@ -50,7 +50,7 @@ pub fn controller_failover(scene: &Scene) -> Result<ControllerFailover> {
     let leading = leading.with_context(|| format!("the leader {leader_before:?} is none of the pods"))?;
     let began = std::time::Instant::now();
     inside::process_of(&scene.lab, &leading, COMMAND)?.kill(&scene.lab)?;
-    scene.api.create(SERVICES, &service("failover-4", None))?;
+    scene.api.create(SERVICES, &service("failover-4", &json!({})))?;
     wait_for("an address for a Service created after the kill", WITHIN, || address_of(&scene.api, "failover-4"))?;
     let new_address_ms = began.elapsed().as_secs_f64() * 1e3;
     let leader_after = leader(scene)?;
@@ -80,13 +80,14 @@ pub struct PoolExhaustion {
 pub fn pool_exhaustion(scene: &Scene) -> Result<PoolExhaustion> {
     // Beyond the pool of the demo: pools must not overlap.
     scene.lab.apply(&pool("two", plan::address(241), plan::address(242)))?;
+    let pool_two = json!({"sheave.dev/address-pool": "two"});
     let names = ["two-1", "two-2", "two-3"];
     let mut granted = Vec::new();
     for name in &names[..2] {
-        scene.api.create(SERVICES, &service(name, Some("two")))?;
+        scene.api.create(SERVICES, &service(name, &pool_two))?;
         granted.push(wait_for(&format!("an address for {name}"), WITHIN, || address_of(&scene.api, name))?);
     }
-    scene.api.create(SERVICES, &service(names[2], Some("two")))?;
+    scene.api.create(SERVICES, &service(names[2], &pool_two))?;
     let event = wait_for("an Event that says that the pool is exhausted", WITHIN, || refusal(scene, names[2]))?;
     let third_waited_without_address = address_of(&scene.api, names[2])?.is_none();
     scene.api.delete(&format!("{SERVICES}/{}", names[0]))?;
@@ -144,16 +145,6 @@ fn refusal(scene: &Scene, service: &str) -> Result<Option<String>> {
             && event["type"] == "Warning"
     });
     Ok(about.map(|event| format!("{}: {}", text(event, "/reason"), text(event, "/note"))))
-}
-
-fn service(name: &str, pool: Option<&str>) -> Value {
-    let annotations = pool.map_or(json!({}), |pool| json!({"sheave.dev/address-pool": pool}));
-    json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations},
-        "spec": {"type": "LoadBalancer", "selector": {"app": "echo"},
-                 "ports": [{"name": "tcp", "protocol": "TCP", "port": TCP_PORT, "targetPort": POD_PORT}]},
-    })
 }
 
 const COMMAND: &str = "sheave-controller";

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use speaker_core::name::{NodeName, Vip};
 use speaker_core::rank::rank;
 
@@ -47,7 +48,7 @@ pub fn apply(lab: &Lab, pods_per_node: usize) -> Result<Scene> {
         "{}---\n{}---\n{}",
         pool("demo", first, last),
         workload(nodes.len() * pods_per_node),
-        service()
+        echo_service()
     ))?;
     let vip = wait_for("an address in the Service's status", LONG, || address_of(&api, SERVICE))?;
     let scene = Scene { lab: lab.clone(), api, vip, nodes, pods_per_node };
@@ -163,7 +164,7 @@ spec:
     )
 }
 
-fn service() -> String {
+fn echo_service() -> String {
     format!(
         "apiVersion: v1
 kind: Service
@@ -176,6 +177,16 @@ spec:
   - {{name: udp, protocol: UDP, port: {UDP_PORT}, targetPort: {POD_PORT}}}
 "
     )
+}
+
+/// A Service of the pods above, by TCP alone.
+pub fn service(name: &str, annotations: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations},
+        "spec": {"type": "LoadBalancer", "selector": {"app": "echo"},
+                 "ports": [{"name": "tcp", "protocol": "TCP", "port": TCP_PORT, "targetPort": POD_PORT}]},
+    })
 }
 
 pub const NAMESPACE: &str = "demo";

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::api::text;
-use super::deploy::{NAMESPACE, POD_PORT, SERVICES, Scene, TCP_PORT, VIRTUALIPS};
+use super::deploy::{SERVICES, Scene, TCP_PORT, VIRTUALIPS, service};
 use super::settle::{forget_neighbours, greet};
 use crate::lab::{netns, plan, wait_for};
 pub use reach::Reached;
@@ -107,7 +107,7 @@ fn set_pool(scene: &Scene, spec: &Value, total: i64) -> Result<()> {
 
 fn created(scene: &Scene, wishes: &[Wish]) -> Result<WholeSegment> {
     let began = Instant::now();
-    at_once(wishes, |wish| scene.api.create(SERVICES, &service(wish)).map(drop))?;
+    at_once(wishes, |wish| scene.api.create(SERVICES, &wished(wish)).map(drop))?;
     let decisions = wait_for("an address or a refusal for every Service", WITHIN, || {
         let decisions = decisions(scene)?;
         Ok((decisions.len() == wishes.len()).then_some(decisions))
@@ -212,14 +212,11 @@ fn at_once(wishes: &[Wish], work: impl Fn(&Wish) -> Result<()> + Sync) -> Result
     })
 }
 
-fn service(wish: &Wish) -> Value {
+fn wished(wish: &Wish) -> Value {
     let annotations = wish.asks.map_or(json!({}), |(address, _)| json!({"sheave.dev/addresses": address}));
-    json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": wish.name, "namespace": NAMESPACE, "annotations": annotations},
-        "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "selector": {"app": "echo"},
-                 "ports": [{"name": "tcp", "protocol": "TCP", "port": TCP_PORT, "targetPort": POD_PORT}]},
-    })
+    let mut service = service(&wish.name, &annotations);
+    service["spec"]["allocateLoadBalancerNodePorts"] = json!(false);
+    service
 }
 
 const POOL: &str = "/apis/sheave.dev/v1alpha1/addresspools/demo";
