@@ -23,7 +23,7 @@ fn a_time_that_no_clock_has(objects: &Objects, pair: &mut Pair) -> Result<()> {
         claims::write(objects, "node1", "192.168.77.200", &status)
     };
     status(", reason: ClientAddressLost, since: '2026-01-01T00:00:00+99:99'")?;
-    pair.stop();
+    pair.stop()?;
     let odd = r#"{"status":{"conditions":[{"type":"Ready","status":"True","reason":"Valid","message":"","lastTransitionTime":"2026-01-01T00:00:00+99:99"}]}}"#;
     objects.0.kubectl(&["patch", "addresspool", "default", "--subresource=status", "--type=merge", "-p", odd])?;
     pair.replace(&[])?;

@@ -77,7 +77,7 @@ fn only_with_an_address(objects: &Objects) -> Result<()> {
 
 /// Without a controller the deletion waits; with one the address goes first, then the Service, and its cluster IP is free again.
 fn deleted(objects: &Objects, pair: &mut Pair) -> Result<()> {
-    pair.stop();
+    pair.stop()?;
     let cluster_ip = service(objects, "held")?["spec"]["clusterIP"].as_str().context("a cluster IP")?.to_string();
     deletion_waits(objects, "held")?;
     ensure!(objects.ledger()?.contains_key("192.168.77.201"), "nobody is there to release it");
@@ -90,7 +90,7 @@ fn deleted(objects: &Objects, pair: &mut Pair) -> Result<()> {
 }
 
 fn another_type(objects: &Objects, pair: &mut Pair) -> Result<()> {
-    pair.stop();
+    pair.stop()?;
     objects.0.kubectl(&["patch", "service", "held", "-p", r#"{"spec":{"type":"ClusterIP"}}"#])?;
     ensure!(has(&service(objects, "held")?) && objects.ledger()?.contains_key("192.168.77.201"));
     pair.fill()?;
@@ -105,7 +105,7 @@ fn another_type(objects: &Objects, pair: &mut Pair) -> Result<()> {
 
 /// A class can be set only with the type, so it is lost in two steps; the controller sees both at once.
 fn another_class(objects: &Objects, pair: &mut Pair) -> Result<()> {
-    pair.stop();
+    pair.stop()?;
     objects.0.kubectl(&["patch", "service", "held", "-p", r#"{"spec":{"type":"ClusterIP"}}"#])?;
     let theirs = r#"{"spec":{"type":"LoadBalancer","loadBalancerClass":"example.com/lb"}}"#;
     objects.0.kubectl(&["patch", "service", "held", "-p", theirs])?;
@@ -146,7 +146,7 @@ pub fn sheave_removed(lab: &Lab, objects: &Objects, pair: &mut Pair) -> Result<(
     ensure!(!refused.status.success() && said(&refused).contains("a controller leads"), "{}", said(&refused));
     ensure!(has(&service(objects, "stuck")?), "the refusal took it off");
 
-    pair.stop();
+    pair.stop()?;
     lab.kubectl(&[
         "delete",
         "namespace",

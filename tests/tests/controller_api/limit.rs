@@ -21,7 +21,7 @@ const WRITERS: usize = 4;
 /// The ledger is filled while no controller runs, with entries that it cannot read: their addresses count as granted, and nothing is
 /// written to them. Service `four` has 192.168.77.200 when this begins, and when it ends.
 pub fn one_more(objects: &Objects, pair: &mut Pair) -> Result<()> {
-    pair.stop();
+    pair.stop()?;
     let crd = objects.get(&["crd", CRD])?;
     let field = crd.pointer(POOL_FIELD).cloned().unwrap_or_default();
     replace_field(objects, &json!({ "x-kubernetes-preserve-unknown-fields": true }))?;
@@ -39,7 +39,7 @@ pub fn one_more(objects: &Objects, pair: &mut Pair) -> Result<()> {
     ensure!(pair.leader()?.metric(waiting)? == 1.0, "{waiting}");
     ensure!(objects.shown("four")?.is_some(), "a Service lost its address");
 
-    pair.stop();
+    pair.stop()?;
     objects.0.kubectl(&["delete", "--raw", &format!("{LEDGER}?labelSelector=chapter%3Dlimit")])?;
     replace_field(objects, &field)?;
     pair.fill()?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use sheave_tests::lab::wait_for;
 
 use super::objects::Objects;
@@ -28,7 +29,7 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Two again, one of which leads: after `stop` that is when the lease is over.
+    /// Two again, one of which leads.
     pub fn fill(&mut self) -> Result<()> {
         while self.replicas.len() < 2 {
             self.started += 1;
@@ -38,9 +39,9 @@ impl Pair {
         self.position().map(drop)
     }
 
-    /// kill -9 of all, and others in their place.
+    /// All end, and others take their place.
     pub fn replace(&mut self, flags: &[&'static str]) -> Result<()> {
-        self.stop();
+        self.stop()?;
         self.flags = flags.to_vec();
         self.fill()
     }
@@ -49,9 +50,12 @@ impl Pair {
         &self.replicas
     }
 
-    /// kill -9 of all.
-    pub fn stop(&mut self) {
-        self.replicas.clear();
+    /// All end in order: whoever starts next leads at once.
+    pub fn stop(&mut self) -> Result<()> {
+        for replica in &self.replicas {
+            replica.signal(Signal::SIGTERM)?;
+        }
+        self.replicas.drain(..).try_for_each(|replica| replica.terminate().map(drop))
     }
 
     pub fn leader(&self) -> Result<&Replica> {
@@ -76,7 +80,7 @@ impl Pair {
     /// The Secret goes while no controller runs, as with its Namespace: what must not change follows from the cluster.
     pub fn forgets_the_keys(&mut self, objects: &Objects) -> Result<()> {
         let before = secret(objects)?.context("the Secret")?;
-        self.stop();
+        self.stop()?;
         objects.0.kubectl(&["-n", NAMESPACE, "delete", "secret", "sheave-keys", "--wait=true"])?;
         self.fill()?;
         let again = wait_for("new keys", Duration::from_secs(15), || secret(objects))?;

@@ -57,7 +57,7 @@ fn names_what_is_missing(replica: &Replica) -> Result<()> {
 
 /// It could do nothing with it; the replicas of the older version can.
 fn leaves_the_lead(objects: &Objects, pair: &mut Pair, replica: &Replica) -> Result<()> {
-    pair.stop();
+    pair.stop()?;
     let began = Instant::now();
     // A replica that competes has a Lease of 5 s soon after it has ended: only the time shows that this one does not.
     while began.elapsed() < LEASE_ENDED {
@@ -69,7 +69,7 @@ fn leaves_the_lead(objects: &Objects, pair: &mut Pair, replica: &Replica) -> Res
     objects.service("next", "", "")?;
     objects.wait_shown("next", "192.168.77.201")?;
     objects.delete("service", "next")?;
-    pair.stop();
+    pair.stop()?;
     Ok(())
 }
 
@@ -118,7 +118,7 @@ const MISSING: [(&str, &str); 6] = [
 ];
 /// A list that is refused at once, and the next turn of the loop.
 const READ: Duration = Duration::from_secs(10);
-/// Longer than the Lease of the replicas that were killed.
+/// Longer than a Lease.
 const LEASE_ENDED: Duration = Duration::from_secs(8);
 /// Watches that fail are tried again after 30 s at most.
 const TRIED_AGAIN: Duration = Duration::from_secs(60);

@@ -70,7 +70,7 @@ fn nothing_asked_for(objects: &Objects) -> Result<()> {
 
 /// The field manager is a controller that is gone; .203 is free, and it shows an IPv6 address beside it.
 fn adopted(objects: &Objects, pair: &mut Pair) -> Result<()> {
-    pair.stop();
+    pair.stop()?;
     objects.service("heir", "", "")?;
     status_as(objects, "heir", r#"[{"ip":"192.168.77.203"},{"ip":"2001:db8::1"}]"#, "predecessor")?;
     pair.replace(&[])?;
@@ -122,7 +122,7 @@ fn a_refusal_without_a_class(objects: &Objects) -> Result<()> {
 fn a_field_manager(objects: &Objects, pair: &mut Pair) -> Result<()> {
     objects.service("raced", "", "")?;
     objects.wait_shown("raced", "192.168.77.201")?;
-    pair.stop();
+    pair.stop()?;
     objects.service("theirs", "", "")?;
     status_as(objects, "theirs", r#"[{"ip":"192.0.2.10"}]"#, "other-controller")?;
     pair.replace(&[])?;
