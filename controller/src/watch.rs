@@ -105,7 +105,7 @@ async fn list<K: Known>(
     facts: &mut Vec<Observed>,
 ) -> Result<(), kube::Error> {
     facts.push(Observed::Begin(kind));
-    let version = follow::list(&api, |object| facts.extend(convert::object(kind, object, Seen::Here, convert))).await?;
+    let version = follow::list(&api, |object| facts.extend(convert::object(kind, object, convert))).await?;
     facts.push(Observed::Complete(kind, version));
     Ok(())
 }
@@ -128,9 +128,9 @@ impl Watches {
             Ok(watcher::Event::Init) => Some(Observed::Begin(kind)),
             Ok(watcher::Event::InitDone) => Some(Observed::Complete(kind, 0)),
             Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
-                convert::object(kind, object, Seen::Here, convert)
+                convert::object(kind, object, convert)
             }
-            Ok(watcher::Event::Delete(object)) => convert::object(kind, object, Seen::Gone, convert),
+            Ok(watcher::Event::Delete(object)) => convert::gone(&object, convert),
             // An upgrade without the CRD of its version: no speaker answers.
             Err(error) if kind == Kind::Probes && is_not_served(&error) => Some(Observed::Complete(kind, 0)),
             Err(error) => {

@@ -33,21 +33,27 @@ pub type NodeObject = Object<Option<NodeSpec>, NodeStatus>;
 /// The fields of a SpeakerState that guards need.
 pub type SpeakerObject = Object<Option<SpeakerStateSpec>, SpeakerStatus>;
 
-/// Something that was seen, or is gone.
+/// Something that was seen, or is gone: of that its name counts, which can be read of any object.
 pub enum Seen<K> {
     Here(K),
-    Gone(K),
+    Gone(Gone),
+}
+
+/// Its name, and the version at which it was gone.
+pub struct Gone {
+    pub namespace: String,
+    pub name: String,
+    pub version: u64,
 }
 
 /// Converts an object that can be read, and reports one that cannot.
 pub fn object<K: Known>(
     kind: Kind,
     DeserializeGuard(object): DeserializeGuard<K>,
-    seen: fn(K) -> Seen<K>,
     convert: fn(Seen<K>) -> Option<Observed>,
 ) -> Option<Observed> {
     match object {
-        Ok(object) => convert(seen(object)),
+        Ok(object) => convert(Seen::Here(object)),
         Err(invalid) => {
             let namespace = invalid.metadata.namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
             let name = format!("{namespace}{}", invalid.metadata.name.unwrap_or_default());
@@ -57,13 +63,15 @@ pub fn object<K: Known>(
     }
 }
 
+pub fn gone<K: Known>(object: &DeserializeGuard<K>, convert: fn(Seen<K>) -> Option<Observed>) -> Option<Observed> {
+    let namespace = object.namespace().unwrap_or_default();
+    convert(Seen::Gone(Gone { namespace, name: object.name_any(), version: version(object.resource_version()) }))
+}
+
 pub fn service(seen: Seen<Service>) -> Option<Observed> {
     Some(match seen {
         Seen::Here(service) => Observed::Service(ServiceView::from(&service)),
-        Seen::Gone(service) => {
-            let key = ServiceKey { namespace: service.namespace().unwrap_or_default(), name: service.name_any() };
-            Observed::ServiceGone(key, version(service.resource_version()))
-        }
+        Seen::Gone(Gone { namespace, name, version }) => Observed::ServiceGone(ServiceKey { namespace, name }, version),
     })
 }
 
@@ -73,41 +81,43 @@ pub fn pool(seen: Seen<PoolObject>) -> Option<Observed> {
             let status = status.and_then(|status| serde_json::from_value(status).ok());
             Observed::Pool(PoolView::from(&AddressPool { metadata, spec, status }))
         }
-        Seen::Gone(pool) => Observed::PoolGone(pool.name_any(), version(pool.resource_version())),
+        Seen::Gone(gone) => Observed::PoolGone(gone.name, gone.version),
     })
 }
 
 pub fn namespace(seen: Seen<NamespaceMeta>) -> Option<Observed> {
     Some(match seen {
         Seen::Here(namespace) => Observed::Namespace(NamespaceView::from(&namespace)),
-        Seen::Gone(namespace) => Observed::NamespaceGone(namespace.name_any(), version(namespace.resource_version())),
+        Seen::Gone(gone) => Observed::NamespaceGone(gone.name, gone.version),
     })
 }
 
 pub fn advertisement(seen: Seen<L2Advertisement>) -> Option<Observed> {
     Some(match seen {
         Seen::Here(object) => Observed::Advertisement(AdvertisementView::from(&object)),
-        Seen::Gone(object) => Observed::AdvertisementGone(object.name_any(), version(object.resource_version())),
+        Seen::Gone(gone) => Observed::AdvertisementGone(gone.name, gone.version),
     })
 }
 
 pub fn probe(seen: Seen<AddressProbe>) -> Option<Observed> {
     Some(match seen {
         Seen::Here(object) => Observed::Probe(ProbeView::from(&object)),
-        Seen::Gone(object) => Observed::ProbeGone(object.name_any(), version(object.resource_version())),
+        Seen::Gone(gone) => Observed::ProbeGone(gone.name, gone.version),
     })
 }
 
 pub fn grant(seen: Seen<VirtualIP>) -> Option<Observed> {
-    let (Seen::Here(vip) | Seen::Gone(vip)) = &seen;
-    let Some(view) = GrantView::new(vip) else {
-        warn!(name = %vip.name_any(), "name and address of the VirtualIP differ; ignored");
-        return None;
-    };
-    Some(match seen {
-        Seen::Here(_) => Observed::Grant(view),
-        Seen::Gone(_) => Observed::GrantGone(view.address, view.version),
-    })
+    match seen {
+        Seen::Here(vip) => {
+            let view = GrantView::new(&vip);
+            if view.is_none() {
+                warn!(name = %vip.name_any(), "name and address of the VirtualIP differ; ignored");
+            }
+            view.map(Observed::Grant)
+        }
+        // Of others none was kept.
+        Seen::Gone(gone) => gone.name.parse().ok().map(|address| Observed::GrantGone(address, gone.version)),
+    }
 }
 
 /// A fact of an object that can be read. One that cannot be is reported, and guards what it guarded until the next full list.
@@ -148,4 +158,36 @@ pub fn service_range(range: ServiceCIDR) -> Facts {
 
 pub fn api_servers(slice: EndpointSlice) -> Facts {
     Facts::ApiServers(addresses(&slice.endpoints))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_gone_by_its_name() {
+        let text = json!({
+            "apiVersion": "sheave.dev/v1alpha1", "kind": "AddressPool",
+            "metadata": {"name": "odd", "resourceVersion": "7"},
+            "spec": {"addresses": ["198.51.100.0/30"], "autoAssign": "perhaps"},
+        });
+        let odd: DeserializeGuard<PoolObject> = serde_json::from_value(text).expect("its metadata can be read");
+        let seen = gone(&odd, pool);
+        assert!(matches!(&seen, Some(Observed::PoolGone(name, 7)) if name == "odd"), "{seen:?}");
+        let seen = object(Kind::Pools, odd, pool);
+        assert!(matches!(&seen, Some(Observed::Unreadable(Kind::Pools, name)) if name == "odd"), "{seen:?}");
+    }
+
+    #[test]
+    fn a_virtualip_that_is_gone_frees_its_address() {
+        let gone = |name: &str| grant(Seen::Gone(Gone { namespace: String::new(), name: name.into(), version: 7 }));
+        let seen = gone("192.0.2.1");
+        assert!(
+            matches!(&seen, Some(Observed::GrantGone(address, 7)) if address.octets() == [192, 0, 2, 1]),
+            "{seen:?}"
+        );
+        assert!(gone("2001:db8::1").is_none() && gone("other").is_none());
+    }
 }
