@@ -66,10 +66,10 @@ fn unreadable(objects: &Objects, pair: &mut Pair) -> Result<()> {
     }
     ensure!(pair.leader()?.log().contains("perhaps"), "the log says what is wrong");
     objects.delete("addresspool", "odd")?;
-    replace(
-        &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["autoAssign"],
-    )?;
-    wait_for("the note to go", SOON, || Ok((!pair.leader()?.readyz()?.contains("cannot be read")).then_some(())))
+    // By the event of the watch: a change of the CRD would have everything listed again.
+    wait_for("the note to go", SOON, || Ok((!pair.leader()?.readyz()?.contains("cannot be read")).then_some(())))?;
+    replace(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["autoAssign"])
+        .map(drop)
 }
 
 /// C17 of November 2026: a tenant's annotations, each character six bytes of JSON. The limit of the container is 128 MiB.
