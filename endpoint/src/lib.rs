@@ -2,11 +2,12 @@
 //!
 //! Pure: text in, [`Endpoint`] or every [`Refusal`] out; what the host is comes in as an argument ([`host`]).
 //! Read: `read` (YAML into values, each refusal with its field) → `parse` (values into the types here) → `check` (what no field says alone)
-//! → `host` (which member this node is).
+//! → `host` (which member this node is). [`preset`] is the other way: what is written for a distribution.
 
 mod check;
 pub mod host;
 mod parse;
+pub mod preset;
 mod read;
 mod refusal;
 
