@@ -3,6 +3,7 @@
 //! Talks to the API server, and with `drain --local` to the speaker of its own node; what the packet path of a node does is in that node's metrics. `finalizers remove` says what it would do
 //! unless it is told `--yes`; `move`, `prefer` and `drain` can be undone, and tried with `--dry-run`.
 
+mod endpoint;
 mod finalizers;
 mod local;
 mod placement;
@@ -35,6 +36,9 @@ enum Command {
     Prefer(placement::Prefer),
     /// Let a node hand its addresses over, and own some only while no other node can.
     Drain(placement::Drain),
+    /// The address of the API servers, on the nodes that serve it.
+    #[command(subcommand)]
+    Endpoint(endpoint::Endpoint),
     /// The finalizers that hold Services with an address until the controller has taken it back.
     #[command(subcommand)]
     Finalizers(finalizers::Command),
@@ -53,15 +57,20 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
+    let command = match cli.command {
+        Command::Endpoint(endpoint) => return endpoint.run(),
+        command => command,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
-        if let Command::Drain(args) = &cli.command
+        if let Command::Drain(args) = &command
             && let Some(change) = args.on_this_node()
         {
             return local::drain(&args.socket, change).await;
         }
         let client = client(cli.kubeconfig).await?;
-        match cli.command {
+        match command {
+            Command::Endpoint(endpoint) => endpoint.run(),
             Command::Status(args) => status::run(client, &args).await,
             Command::Move(args) => placement::move_to(client, args).await,
             Command::Prefer(args) => placement::prefer(client, args).await,
