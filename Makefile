@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories bench-controller chaos measure-election conformance docs check-docs deny check
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories bench-controller chaos measure-election conformance docs check-docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -43,6 +43,9 @@ images: ## Static release binaries and what else goes into the images
 	@RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=$(STATIC) cargo build -q --release --target $(STATIC_TARGET) \
 	  -p sheave-controller -p sheave-speaker -p sheave -p sheave-tests --bin sheave-controller --bin sheave-speaker --bin sheave --bin sheave-traffic
 	@scripts/rootfs.sh $(STATIC)/$(STATIC_TARGET)/release
+
+endpoint-tar: images ## What a machine needs to serve the address of its API servers by systemd (docs/api-endpoint.md)
+	@scripts/endpoint-tar.sh $(STATIC)/$(STATIC_TARGET)/release
 
 image-next: images ## The speaker as it would be with another layout of its maps: what tests upgrade to
 	@RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=$(STATIC) cargo build -q --release --target $(STATIC_TARGET) \
