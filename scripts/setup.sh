@@ -30,6 +30,7 @@ packages=(
   curl wget netcat-openbsd                                                                              # the suite's pods
   qemu-system-x86 ipvsadm                                                                               # another kernel
   dbus python3-dbus python3-gi                                                                          # firewalld
+  keepalived systemd                                                                                    # the endpoint's tests
 )
 missing=()
 installed=" $(dpkg-query -W -f='${Package}:${Status} ' "${packages[@]}" 2>/dev/null || true)"
