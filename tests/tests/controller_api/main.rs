@@ -15,6 +15,7 @@ mod pair;
 mod pools;
 mod probes;
 mod replica;
+mod roles;
 mod sharing;
 mod speaker_state;
 mod upgrade;
@@ -42,6 +43,7 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     let objects = Objects(lab);
     manifests::install(lab)?;
     rights(lab).context("rights")?;
+    roles::chapter(lab).context("roles of users")?;
     speaker_state::chapters(lab, &objects, folder).context("SpeakerStates")?;
     malformed_pools_are_refused(&objects).context("malformed pools")?;
     let kubeconfig = replica::kubeconfig(lab, folder)?;

@@ -1,0 +1,91 @@
+//! What users may do who are bound to Kubernetes' own roles `view`, `edit` and `admin`: in one namespace, and in all.
+
+use anyhow::{Context, Result, ensure};
+use sheave_tests::lab::{Lab, wait_for};
+
+use super::speaker_state::IN_FORCE;
+
+const NAMESPACE: &str = "team";
+/// Nobody may change one whose fields decide who gets which address.
+const GRANTS: [&str; 2] = ["addresspools", "l2advertisements"];
+/// Written by the controller and the speakers alone.
+const WRITTEN_BY_SHEAVE: [&str; 3] = ["virtualips", "speakerstates", "addressprobes"];
+const READ: [&str; 5] = ["addresspools", "l2advertisements", "placements", "speakerstates", "virtualips"];
+
+pub fn chapter(lab: &Lab) -> Result<()> {
+    lab.kubectl(&["create", "namespace", NAMESPACE])?;
+    for role in ["view", "edit", "admin"] {
+        let (inside, all) = (format!("--user=team-{role}"), format!("--user=all-{role}"));
+        let role = format!("--clusterrole={role}");
+        lab.kubectl(&["-n", NAMESPACE, "create", "rolebinding", &inside[7..], &role, &inside])?;
+        lab.kubectl(&["create", "clusterrolebinding", &all[7..], &role, &all])?;
+    }
+    let can = |user: &str, verb: &str, kind: &str| can(lab, user, &[verb, &format!("{kind}.sheave.dev")]);
+    // Each role has what the one before has.
+    wait_for("the roles to be aggregated", IN_FORCE, || {
+        Ok((can("all-admin", "create", "placements")? && can("all-admin", "list", "virtualips")?).then_some(()))
+    })?;
+    for kind in READ {
+        for verb in ["get", "list", "watch"] {
+            for user in ["all-view", "all-edit", "all-admin"] {
+                ensure!(can(user, verb, kind)?, "{user} cannot {verb} {kind}");
+            }
+        }
+    }
+    for user in ["all-view", "all-edit", "all-admin", "team-view", "team-edit", "team-admin"] {
+        ensure!(!can(user, "list", "addressprobes")?, "{user} can list addressprobes");
+        for kind in GRANTS.iter().chain(&WRITTEN_BY_SHEAVE) {
+            for verb in ["create", "update", "patch", "delete", "deletecollection"] {
+                ensure!(!can(user, verb, kind)?, "{user} can {verb} {kind}");
+            }
+        }
+        for kind in READ.iter().filter(|_| user.starts_with("team-")) {
+            ensure!(!can(user, "list", kind)?, "{user}, who has one namespace, can list {kind}");
+        }
+        let places = ["all-edit", "all-admin"].contains(&user);
+        ensure!(can(user, "create", "placements")? == places, "{user} creates Placements: not {places}");
+        ensure!(can(user, "delete", "placements")? == places, "{user} deletes Placements: not {places}");
+    }
+    requests(lab).context("requests")?;
+    lab.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"])?;
+    lab.kubectl(&["delete", "clusterrolebinding", "all-view", "all-edit", "all-admin"]).map(drop)
+}
+
+/// Real ones: the API server admits them, and refuses them.
+fn requests(lab: &Lab) -> Result<()> {
+    let pool = "apiVersion: sheave.dev/v1alpha1\nkind: AddressPool\nmetadata: {name: grabbed}\nspec: {addresses: [192.0.2.0/24]}";
+    let placement = "apiVersion: sheave.dev/v1alpha1\nkind: Placement\nmetadata: {name: drain-node1}\nspec: {mode: Drain, node: node1}";
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: team}\n\
+                   spec: {type: LoadBalancer, loadBalancerClass: example.com/none, ports: [{port: 80}]}";
+    for user in ["team-admin", "all-admin", "all-edit"] {
+        refused(lab, user, pool, "addresspools.sheave.dev")?;
+    }
+    for user in ["team-edit", "team-admin", "all-view"] {
+        refused(lab, user, placement, "placements.sheave.dev")?;
+    }
+    applied(lab, "team-edit", service)?.map_err(anyhow::Error::msg).context("a Service of one's own namespace")?;
+    applied(lab, "all-edit", placement)?.map_err(anyhow::Error::msg).context("a Placement")?;
+    let seen = lab.kubectl(&["--as=all-view", "get", "placements", "-o", "name"])?;
+    ensure!(seen.trim() == "placement.sheave.dev/drain-node1", "{seen}");
+    lab.kubectl(&["--as=all-edit", "delete", "placement", "drain-node1"]).map(drop)
+}
+
+fn refused(lab: &Lab, user: &str, object: &str, kind: &str) -> Result<()> {
+    let Err(said) = applied(lab, user, object)? else { anyhow::bail!("{user} could apply {object}") };
+    ensure!(said.contains("Forbidden") && said.contains(kind) && said.contains(user), "{user}: {said}");
+    Ok(())
+}
+
+/// Server-side: one request, which tells what is forbidden.
+fn applied(lab: &Lab, user: &str, object: &str) -> Result<Result<(), String>> {
+    super::speaker_state::server_side(lab, &lab.kubeconfig(), object, &[&format!("--as={user}")])
+}
+
+fn can(lab: &Lab, user: &str, words: &[&str]) -> Result<bool> {
+    let output = lab.kubectl_command().args(["auth", "can-i", &format!("--as={user}")]).args(words).output()?;
+    match String::from_utf8_lossy(&output.stdout).trim() {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        other => anyhow::bail!("kubectl auth can-i {words:?}: {other} {}", String::from_utf8_lossy(&output.stderr)),
+    }
+}
