@@ -195,7 +195,7 @@ fn follow(
     let row = row.or((is_asked && search_origin != 0).then_some(known)).ok_or(End::EmptyRing)?;
     traffic::count(tables, service, packet, origin, &subject.content);
     let row = match second_chance::seeks_client(service, &subject.content) {
-        true => second_chance::with_takers(tables, row),
+        true => second_chance::with_takers(tables, service, row),
         false => row,
     };
     match second_chance::next(config, service, row, origin, search_origin, &subject.content) {

@@ -102,11 +102,12 @@ pub fn seeks_client(service: ServiceValue, content: &Content) -> bool {
 
 /// The row without alternates that take no new flows: they have flows, and their rules may name pods that are not ready any more.
 #[inline(always)]
-pub fn with_takers(tables: &impl Tables, mut row: Row) -> Row {
+pub fn with_takers(tables: &impl Tables, service: ServiceValue, mut row: Row) -> Row {
+    let excluded = if service.flags & ServiceValue::EXCLUDED_TAKE != 0 { 0 } else { Node::EXCLUDED };
     let alternates = row.alternates();
     for (place, slot) in alternates.into_iter().enumerate() {
         let node = tables.node(u32::from(slot)).unwrap_or_default();
-        if node.flags & Node::EXISTING_FLOWS_ONLY != 0 {
+        if node.flags & (Node::EXISTING_FLOWS_ONLY | excluded) != 0 {
             row = row.without(place);
         }
     }

@@ -36,7 +36,7 @@ pub struct ServiceValue {
     /// Slot in `RINGS`.
     pub ring: u32,
     /// Bit set of [`ServiceValue::CLIENT_AFFINITY`], [`ServiceValue::SERVED_HERE`], [`ServiceValue::NO_NEW_FLOWS`],
-    /// [`ServiceValue::SOURCE_RANGES`]; bits 5 to 15 are [`ServiceValue::counter_slot`], the upper half is
+    /// [`ServiceValue::SOURCE_RANGES`], [`ServiceValue::EXCLUDED_TAKE`]; bits 5 to 15 are [`ServiceValue::counter_slot`], the upper half is
     /// [`ServiceValue::ranges_slot`].
     pub flags: u32,
 }
@@ -50,6 +50,8 @@ impl ServiceValue {
     pub const NO_NEW_FLOWS: u32 = 4;
     /// Only clients within the Service's source ranges are admitted.
     pub const SOURCE_RANGES: u32 = 8;
+    /// Nodes with the exclude label ([`Node::EXCLUDED`]) take new flows of it, so SYNs ask them for their client as they ask others.
+    pub const EXCLUDED_TAKE: u32 = 16;
 
     /// More is to be looked at than the row.
     #[inline(always)]
@@ -142,13 +144,15 @@ pub struct Node {
     pub addr: [u8; 4],
     /// Where to send frames for it. All zero: not known (yet), see `Verdict::NoNeighbour`.
     pub mac: [u8; 6],
-    /// Bit set of [`Node::EXISTING_FLOWS_ONLY`].
+    /// Bit set of [`Node::EXISTING_FLOWS_ONLY`], [`Node::EXCLUDED`].
     pub flags: u16,
 }
 
 impl Node {
     /// It is an alternate for its flows alone: SYNs do not ask it for their client.
     pub const EXISTING_FLOWS_ONLY: u16 = 1;
+    /// The same, except for services with [`ServiceValue::EXCLUDED_TAKE`].
+    pub const EXCLUDED: u16 = 2;
 }
 
 /// Key of map `PEERS`.
@@ -178,7 +182,8 @@ mod tests {
 
     #[test]
     fn slots_stand_beside_all_other_flags() {
-        let others = ServiceValue::CLIENT_AFFINITY | ServiceValue::SERVED_HERE | ServiceValue::NO_NEW_FLOWS;
+        let served = ServiceValue::SERVED_HERE | ServiceValue::NO_NEW_FLOWS | ServiceValue::EXCLUDED_TAKE;
+        let others = ServiceValue::CLIENT_AFFINITY | served;
         for slot in [0, 1, 0x8001, u16::MAX] {
             let value = ServiceValue { ring: 7, flags: others | ServiceValue::restricted_to(slot) };
             assert_eq!((value.ranges_slot(), value.counter_slot()), (slot, 0));

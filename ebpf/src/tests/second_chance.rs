@@ -53,6 +53,22 @@ proptest! {
         prop_assert_eq!(segment?.end, closed);
     }
 
+    /// Unless the service says that nodes with the exclude label take new flows.
+    #[test]
+    fn an_excluded_node_is_asked_for_clients_where_it_takes_new_flows(
+        mut cluster in clusters(),
+        entry in 1..=NODES,
+        excluded in 2..=4u16,
+        takes: bool,
+    ) {
+        cluster.rows.fill(Row::new(1, [2, 3, 4]));
+        cluster.known = (1..=NODES).map(|slot| slot == excluded).collect();
+        (cluster.excluded, cluster.excluded_take) = (excluded, takes);
+        let [syn, segment] = [Kind::AffineSyn, Kind::Segment].map(|kind| cluster.send(kind, entry, false));
+        prop_assert_eq!(syn?.end, if takes { excluded } else { 1 });
+        prop_assert_eq!(segment?.end, excluded);
+    }
+
     /// It is only asked: by the view of the node where the search began there are pods.
     #[test]
     fn a_node_with_an_empty_ring_sends_the_syn_home(mut cluster in clusters(), entry in prop_oneof![Just(1u16), 3..=NODES]) {
@@ -114,6 +130,10 @@ struct Cluster {
     served: Vec<bool>,
     /// A node that takes no new flows; 0: none.
     existing_only: u16,
+    /// A node with the exclude label; 0: none.
+    excluded: u16,
+    /// Whether the service lets it take new flows.
+    excluded_take: bool,
     /// A node whose ring is empty; 0: none.
     empty: u16,
 }
@@ -149,6 +169,8 @@ fn clusters() -> impl Strategy<Value = Cluster> {
         known,
         served,
         existing_only: 0,
+        excluded: 0,
+        excluded_take: false,
         empty: 0,
     })
 }
@@ -218,7 +240,8 @@ impl Cluster {
     }
 
     fn flags(&self, slot: u16) -> u16 {
-        if slot == self.existing_only { Node::EXISTING_FLOWS_ONLY } else { 0 }
+        let existing_only = if slot == self.existing_only { Node::EXISTING_FLOWS_ONLY } else { 0 };
+        existing_only | if slot == self.excluded { Node::EXCLUDED } else { 0 }
     }
 
     fn knows(&self, slot: u16) -> bool {
@@ -237,7 +260,8 @@ impl Cluster {
         tables.rings.insert(1, row.into_iter().collect());
         let served = if self.served[at] { ServiceValue::SERVED_HERE } else { 0 };
         let affinity = if kind == Kind::AffineSyn { ServiceValue::CLIENT_AFFINITY } else { 0 };
-        let flags = served | affinity;
+        let excluded_take = if self.excluded_take { ServiceValue::EXCLUDED_TAKE } else { 0 };
+        let flags = served | affinity | excluded_take;
         for proto in [6, 17] {
             let key = ServiceKey { addr: VIP, port: [0, 80], proto, pad: 0 };
             tables.services.insert(key, ServiceValue { ring: 1, flags });

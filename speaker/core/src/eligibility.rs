@@ -155,8 +155,13 @@ mod tests {
         table.vips.insert(VIP);
         if with_service {
             let attributes = ServiceAttributes::default();
-            let service =
-                forwarding::Service { attributes, no_new_flows: false, ring: Arc::default(), alternates: None };
+            let service = forwarding::Service {
+                attributes,
+                no_new_flows: false,
+                excluded_take: false,
+                ring: Arc::default(),
+                alternates: None,
+            };
             table.services.insert(service_key(VIP, 80, Protocol::Tcp), service);
         }
         table

@@ -182,7 +182,8 @@ impl Layout {
                 }
             };
             let mac = macs.get(name).copied().unwrap_or_default();
-            let flags = if table.existing_only.contains(name) { Node::EXISTING_FLOWS_ONLY } else { 0 };
+            let existing_only = if table.existing_only.contains(name) { Node::EXISTING_FLOWS_ONLY } else { 0 };
+            let flags = existing_only | if table.excluded.contains(name) { Node::EXCLUDED } else { 0 };
             state.nodes.insert(slot, Node { addr: address.octets(), mac, flags });
             if mac != [0; 6] && name != own {
                 state.peers.insert(MacKey { mac, pad: [0; 2] }, slot);
@@ -238,7 +239,8 @@ fn flags(key: &ServiceKey, table: &Table, served: &BTreeSet<ServiceKey>) -> u32 
     let Some(service) = table.services.get(key) else { return 0 };
     let served = if served.contains(key) { ServiceValue::SERVED_HERE } else { 0 };
     let no_new_flows = if service.no_new_flows { ServiceValue::NO_NEW_FLOWS } else { 0 };
-    service.attributes.flags() | served | no_new_flows
+    let excluded_take = if service.excluded_take { ServiceValue::EXCLUDED_TAKE } else { 0 };
+    service.attributes.flags() | served | no_new_flows | excluded_take
 }
 
 /// The slots of Services that keep or get source ranges.

@@ -5,8 +5,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::maglev::Members;
+use crate::view::View;
 use crate::view::endpoints::Pod;
-use crate::view::{Node, View};
 
 /// The traffic that a node may get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +47,15 @@ impl TrafficStates {
     }
 }
 
-/// Nodes that keep what they have and take no new flows: by their traffic state, because of the exclude label (unless all have it), or
-/// because their object was deleted.
+/// Nodes that keep what they have and take no new flows: by their traffic state, or because their object was deleted.
 pub(super) fn existing_only(view: &View, traffic_states: &TrafficStates) -> BTreeSet<String> {
-    let heeded = view.members().any(|(_, node)| !node.excluded);
-    let closed = |(name, node): &(&String, &Node)| {
-        !traffic_states.takes_new_flows(name) || heeded && node.excluded || !view.is_member(name)
-    };
-    view.nodes().iter().filter(closed).map(|(name, _)| name.clone()).collect()
+    let closed = |name: &&String| !traffic_states.takes_new_flows(name) || !view.is_member(name);
+    view.nodes().keys().filter(closed).cloned().collect()
+}
+
+/// Nodes with the exclude label. Whether it is heeded is a question of the service port: [`Chosen::excluded_take`].
+pub(super) fn excluded(view: &View) -> BTreeSet<String> {
+    view.nodes().iter().filter(|(_, node)| node.excluded).map(|(name, _)| name.clone()).collect()
 }
 
 /// Which pods take part in a ring, and whether the service port takes new flows.
@@ -108,7 +109,7 @@ pub(super) fn members(pods: &[Pod<'_>], ignores_label: bool, view: &View, traffi
     }
     let rowless: BTreeSet<&str> = pods.iter().filter(|pod| !has_rows(pod)).map(|pod| pod.node).collect();
     let members = counts.into_iter().map(|(node, pods)| (String::from(node), pods, rowless.contains(node)));
-    Chosen { members: Members::new(members), no_new_flows }
+    Chosen { members: Members::new(members), no_new_flows, excluded_take: ignores_label || !heeded }
 }
 
 /// For a service without pods: its last ones, without new flows. They may live (its selector was changed, or their labels), and with them
@@ -119,13 +120,15 @@ pub(super) fn last(last: &Members, view: &View, traffic_states: &TrafficStates) 
     let none_answers = !known().any(|(node, _)| answers(node));
     let members = known().map(|(node, member)| (node.into(), member.pods, !none_answers && !answers(node)));
     let members = Members::new(members);
-    (members.pods() > 0).then_some(Chosen { members, no_new_flows: true })
+    (members.pods() > 0).then_some(Chosen { members, no_new_flows: true, excluded_take: false })
 }
 
 pub(super) struct Chosen {
     pub members: Members,
     /// No pod is ready: open flows only.
     pub no_new_flows: bool,
+    /// The exclude label is not heeded: an L2Advertisement says so, or no other node has a pod that takes new flows.
+    pub excluded_take: bool,
 }
 
 pub(crate) fn is_ready(pod: &Pod<'_>) -> bool {

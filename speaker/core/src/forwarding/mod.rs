@@ -63,8 +63,10 @@ pub use restricted::Restricted;
 pub struct Table {
     /// Every node of the cluster and its address on the segment.
     pub nodes: BTreeMap<String, Ipv4Addr>,
-    /// Nodes that take no new flows.
+    /// Nodes that take no new flows, whatever the service.
     pub existing_only: BTreeSet<String>,
+    /// Nodes with the exclude label: of services that heed it they take none.
+    pub excluded: BTreeSet<String>,
     pub vips: BTreeSet<Ipv4Addr>,
     pub services: BTreeMap<ServiceKey, Service>,
     /// Services with source ranges. They hold at once, whatever else of a service port waits.
@@ -99,6 +101,8 @@ pub struct Service {
     pub attributes: ServiceAttributes,
     /// No pod is ready: new flows are refused.
     pub no_new_flows: bool,
+    /// Nodes with the exclude label take new flows as others do.
+    pub excluded_take: bool,
     pub ring: Arc<Ring>,
     /// `None`: only the primaries have flows.
     pub alternates: Option<Arc<Alternates>>,
@@ -219,34 +223,36 @@ impl Planner {
             // What is held back was decided by an old view.
             self.batches.clear();
         }
-        let mut last: Option<(&[Pod<'_>], bool, Arc<Members>, bool)> = None;
+        let excluded = members::excluded(view);
+        let mut last: Option<(&[Pod<'_>], bool, Placed)> = None;
         for (key, frontend) in frontends {
             // The ports of one Service have the same pods.
             let ignores_label = view.ignores_exclude_label(key.addr.into());
-            let (members, no_new_flows) = match &last {
-                Some((pods, ignored, members, no_new_flows))
+            let placed = match &last {
+                Some((pods, ignored, placed))
                     if *ignored == ignores_label && endpoints::same_places(pods, &frontend.pods) =>
                 {
-                    (members.clone(), *no_new_flows)
+                    placed.clone()
                 }
                 _ => {
-                    let Chosen { members, no_new_flows } =
+                    let Chosen { members, no_new_flows, excluded_take } =
                         members::members(&frontend.pods, ignores_label, view, traffic_states);
-                    (Arc::new(members), no_new_flows)
+                    (Arc::new(members), no_new_flows, excluded_take && !excluded.is_empty())
                 }
             };
-            last = Some((&frontend.pods, ignores_label, members.clone(), no_new_flows));
+            last = Some((&frontend.pods, ignores_label, placed.clone()));
+            let (members, no_new_flows, excluded_take) = placed;
             // A node that was away applies the view as it is: its peers may have applied all of it.
             let current = self.previous_rings.current(key).filter(|_| self.away.is_none());
             let wanted = Wanted { ended: self.previous_rings.ended(key, &members), members, current };
             let ring = rings.get(&self.batches.next(key, wanted, &self.hash_key, now));
             let attributes = frontend.attributes.clone();
-            services.insert(*key, Service { attributes, no_new_flows, ring, alternates: None });
+            services.insert(*key, Service { attributes, no_new_flows, excluded_take, ring, alternates: None });
         }
         let digest = follow(&mut self.batches, &mut services, &mut rings, reports, now);
         for (key, service) in services.iter_mut().filter(|(_, service)| service.ring.rows.is_empty()) {
             let last = self.previous_rings.last(key).and_then(|last| members::last(last, view, traffic_states));
-            if let Some(Chosen { members, no_new_flows }) = last {
+            if let Some(Chosen { members, no_new_flows, .. }) = last {
                 (service.ring, service.no_new_flows) = (rings.get(&Arc::new(members)), no_new_flows);
             }
         }
@@ -291,6 +297,7 @@ impl Planner {
         Table {
             nodes,
             existing_only,
+            excluded,
             vips,
             services,
             restricted,
@@ -322,6 +329,9 @@ impl RowsMoved {
         self.unreported.retain(|key, _| services.contains_key(key));
     }
 }
+
+/// The members of a ring, whether the service port takes no new flows, and whether excluded nodes take those that it takes.
+type Placed = (Arc<Members>, bool, bool);
 
 /// Rings by their members, as they are filled and split.
 type Cached = BTreeMap<(Arc<Members>, bool), Arc<Ring>>;

@@ -6,7 +6,9 @@ use super::*;
 use crate::reports::Reported;
 use crate::view::endpoints::service_key;
 use crate::view::example::*;
-use crate::view::{Affinity, Conditions, Endpoint, EndpointSlice, Event, Key, Object, ObjectName, Protocol};
+use crate::view::{
+    Affinity, Conditions, Endpoint, EndpointSlice, Event, Key, L2Advertisement, Object, ObjectName, Protocol, VirtualIp,
+};
 
 const KEY: [u64; 2] = [1, 2];
 
@@ -248,8 +250,30 @@ fn nodes_that_take_no_new_flows_are_not_asked_for_clients() {
     assert!(closed(&known, &TrafficStates::default()).is_empty());
     let silent = TrafficStates { existing_only: ["b".into()].into(), no_flows: none() };
     assert_eq!(closed(&known, &silent), ["b".into()].into());
-    assert_eq!(closed(&excluded(known.clone(), &["c"]), &silent), ["b".into(), "c".into()].into());
-    assert!(closed(&excluded(known, &["a", "b", "c"]), &TrafficStates::default()).is_empty(), "the label is ignored");
+    assert_eq!(closed(&excluded(known, &["c"]), &silent), ["b".into()].into(), "the label is another matter");
+}
+
+/// Nodes with the exclude label: (they have it, the service lets them take new flows).
+fn label(known: &View) -> (Vec<String>, bool) {
+    let table = planner(KEY).table(known, &TrafficStates::default(), &Reports::new(), NOW);
+    (table.excluded.iter().cloned().collect(), table.services[&web_port()].excluded_take)
+}
+
+#[test]
+fn excluded_nodes_are_asked_for_clients_where_the_label_is_ignored() {
+    let known = view([ready("a", 1), ready("b", 1), ready("c", 1)]);
+    assert_eq!(label(&known), (vec![], false));
+    let one = excluded(known.clone(), &["c"]);
+    assert_eq!(label(&one), (vec!["c".into()], false));
+    let mut ignoring = one.clone();
+    let advertisement = L2Advertisement { ignores_exclude_label: true, ..L2Advertisement::default() };
+    ignoring.handle(Event::Apply(Object::L2Advertisement("x".into(), advertisement)));
+    let vip = VirtualIp { advertisements: vec!["x".into()], ..ignoring.vips()[&VIP].clone() };
+    ignoring.handle(Event::Apply(Object::VirtualIp(VIP, vip)));
+    assert_eq!(label(&ignoring), (vec!["c".into()], true), "an L2Advertisement of the VIP says so");
+    assert!(label(&excluded(known, &["a", "b", "c"])).1, "all have it");
+    let elsewhere = excluded(view([ready("c", 1), pod("a", 1, UNREADY)]), &["c"]);
+    assert!(label(&elsewhere).1, "no other node has a ready pod");
 }
 
 /// The label moves the rows of its node, and no others.
@@ -537,7 +561,13 @@ fn the_digest_of_a_table_without_new_attributes_is_that_of_an_earlier_version() 
         let ports = [(53, Protocol::Udp, 0x1111), (80, Protocol::Tcp, 0x2222)];
         let services = ports.map(|(port, protocol, digest)| {
             let ring = Arc::new(Ring { digest, ..Ring::default() });
-            let service = Service { attributes: affinity.into(), no_new_flows: false, ring, alternates: None };
+            let service = Service {
+                attributes: affinity.into(),
+                no_new_flows: false,
+                excluded_take: false,
+                ring,
+                alternates: None,
+            };
             (service_key(VIP, port, protocol), service)
         });
         digest(&services.into(), &BTreeMap::new())

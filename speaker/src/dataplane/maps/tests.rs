@@ -45,7 +45,16 @@ fn table(service_ports: u32, ring: impl Fn(u32) -> u32) -> Table {
         (0..service_ports).map(&ring).collect::<BTreeSet<_>>().into_iter().map(|n| (n, make(n))).collect();
     let service = |number: u32| {
         let ring = rings[&ring(number)].clone();
-        (key(number), Service { attributes: ServiceAttributes::default(), no_new_flows: false, ring, alternates: None })
+        (
+            key(number),
+            Service {
+                attributes: ServiceAttributes::default(),
+                no_new_flows: false,
+                excluded_take: false,
+                ring,
+                alternates: None,
+            },
+        )
     };
     let nodes = [("n".into(), Ipv4Addr::new(192, 0, 2, 101))].into();
     Table { nodes, services: (0..service_ports).map(service).collect(), ..Table::default() }

@@ -201,6 +201,18 @@ fn a_node_that_takes_no_new_flows_is_marked() {
 }
 
 #[test]
+fn the_exclude_label_is_a_flag_of_the_node_and_whether_it_counts_one_of_the_service() {
+    let mut labelled = Table { excluded: ["b".into()].into(), ..table(&full()) };
+    let key = service_key(VIP, 80, Protocol::Tcp);
+    labelled.services.get_mut(&key).expect("the service").excluded_take = true;
+    let (state, _) = Layout::default().want(&labelled, &MapState::default(), &macs(), "a", &BTreeSet::new());
+    let marked = state.nodes.values().filter(|node| node.flags == ebpf_common::Node::EXCLUDED);
+    assert_eq!(marked.map(|node| node.addr).collect::<Vec<_>>(), [labelled.nodes["b"].octets()]);
+    let with = |flag: u32| state.services.iter().filter(|(_, value)| value.flags & flag != 0).count();
+    assert_eq!((with(ServiceValue::EXCLUDED_TAKE), state.services[&key].flags & ServiceValue::EXCLUDED_TAKE), (1, 16));
+}
+
+#[test]
 fn affinity_is_a_flag_and_equal_rings_are_one_slot() {
     let mut known = full();
     known.handle(Event::Apply(service(web(), Affinity::ClientIp)));

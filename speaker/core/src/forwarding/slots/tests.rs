@@ -36,7 +36,13 @@ fn table(rings: &[Arc<Ring>], choice: &Choice) -> Table {
         let ring = rings[(*ring)?].clone();
         Some((
             key(number),
-            Service { attributes: ServiceAttributes::default(), no_new_flows: false, ring, alternates: None },
+            Service {
+                attributes: ServiceAttributes::default(),
+                no_new_flows: false,
+                excluded_take: false,
+                ring,
+                alternates: None,
+            },
         ))
     };
     let node = |number: usize| (format!("n{number}"), Ipv4Addr::new(192, 0, 2, 100 + number as u8));
