@@ -37,6 +37,18 @@ pub fn is_not_served(error: &watcher::Error) -> bool {
     matches!(cause, kube::Error::Api(status) if status.code == 404)
 }
 
+/// The caller lacks the right to list or watch this kind.
+pub fn is_forbidden(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(cause) | WatchStartFailed(cause) | WatchFailed(cause) => {
+            matches!(cause, kube::Error::Api(status) if status.code == 403)
+        }
+        watcher::Error::WatchError(status) => status.code == 403,
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -276,6 +276,8 @@ impl AdvertisementReason {
 pub enum NoOwner {
     /// The last owner let go and the next one has not claimed yet.
     HandingOver,
+    /// The last owner does not answer any more, and no other node has claimed.
+    OwnerLost,
     /// The last owner let go, and no other node may or can hold the address.
     NoEligibleNode,
     /// Its pool is not announced.
@@ -299,8 +301,9 @@ pub enum NoOwner {
 }
 
 impl NoOwner {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::HandingOver,
+        Self::OwnerLost,
         Self::NoEligibleNode,
         Self::NotAnnounced,
         Self::NotServed,
@@ -317,6 +320,7 @@ impl NoOwner {
     pub const fn as_str(self) -> &'static str {
         match self {
             NoOwner::HandingOver => "HandingOver",
+            NoOwner::OwnerLost => "OwnerLost",
             NoOwner::NoEligibleNode => "NoEligibleNode",
             NoOwner::NotAnnounced => "NotAnnounced",
             NoOwner::NotServed => "NotServed",

@@ -7,6 +7,8 @@ mod election;
 mod forwarding;
 mod ground;
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use speaker_core::rotation::{self, Rotation};
 use tokio::sync::watch;
@@ -26,6 +28,7 @@ use crate::io::netlink::Netlink;
 use crate::mailbox;
 use crate::serving::Serving;
 use crate::source::{self, Desired, Plugs};
+use crate::status::lost::Elected;
 use crate::thread_exits::ThreadExits;
 
 pub use ground::Ground;
@@ -73,7 +76,8 @@ async fn run_async(args: RunArgs, desired: Desired) -> Result<()> {
     let (updates, updates_receiver) = mailbox::channel(usize::MAX);
     let (lagging_sender, lagging) = watch::channel(false);
     let parts = forwarding::Parts { ground: &ground, uplink: &uplink, identity: keys.identity() };
-    let on_synced = forwarding::on_synced(commands.clone(), updates.clone());
+    let elected = Arc::<Elected>::default();
+    let on_synced = forwarding::on_synced(commands.clone(), updates.clone(), elected.clone());
     let sync = parts.sync(loaded, members, on_synced, lagging_sender)?;
     let tools = parts.tools()?;
     let rotation = Rotation::new(rotation::Config::new(args.dead()), keys.signing(), Some(keys.ring()), clock::now());
@@ -94,8 +98,8 @@ async fn run_async(args: RunArgs, desired: Desired) -> Result<()> {
     let mut changes = net.watch(uplink.index);
 
     // (i) What is to be served.
-    let events = source.start(lagging, jitter);
-    sink.start(&ground, updates_receiver, view);
+    let events = source.start(&ground, lagging, jitter);
+    sink.start(&ground, updates_receiver, view, elected.clone());
     let departed = Departed::new(args.drain_window());
     let Ground { node, saver, drains, health, metrics, .. } = ground;
     let serving = Serving {
@@ -113,6 +117,7 @@ async fn run_async(args: RunArgs, desired: Desired) -> Result<()> {
         health,
         metrics,
         updates,
+        elected,
         notices,
         events,
     };

@@ -2,13 +2,14 @@
 
 mod cause;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use speaker_core::time::Instant;
+use speaker_core::view::Kind;
 
 use crate::io::clock;
 use crate::keys::source::Problem;
@@ -52,6 +53,8 @@ pub struct HealthFlags {
     pub lease_until: AtomicU64,
     /// VIPs that this node owns, with their terms.
     owned: Mutex<BTreeMap<Ipv4Addr, u64>>,
+    /// Kinds of objects that the API server does not let this speaker read.
+    refused: Mutex<BTreeSet<Kind>>,
 }
 
 impl HealthFlags {
@@ -114,6 +117,7 @@ impl HealthFlags {
         let flags = [
             (self.identity_differs.load(Ordering::Relaxed), Cause::KeysIdentityDiffers),
             (self.unverified.load(Ordering::Relaxed) > 0, Cause::PeersUnverified),
+            (!self.lock_refused().is_empty(), Cause::RightsMissing),
             (self.conntrack_full.load(Ordering::Relaxed), Cause::ConntrackFull),
             (self.conntrack_nearly_full.load(Ordering::Relaxed), Cause::ConntrackNearlyFull),
         ];
@@ -140,6 +144,19 @@ impl HealthFlags {
 
     pub fn disown(&self, vip: Ipv4Addr) {
         self.lock_owned().remove(&vip);
+    }
+
+    pub fn set_refused(&self, kind: Kind, refused: bool) {
+        let mut kinds = self.lock_refused();
+        if refused {
+            kinds.insert(kind)
+        } else {
+            kinds.remove(&kind)
+        };
+    }
+
+    fn lock_refused(&self) -> std::sync::MutexGuard<'_, BTreeSet<Kind>> {
+        self.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn lock_no_keys(&self) -> std::sync::MutexGuard<'_, Option<Problem>> {

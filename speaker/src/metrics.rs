@@ -41,6 +41,7 @@ pub struct Metrics {
     pub keys_rotating: IntGauge,
     pub keys_lacking: IntGauge,
     pub keys_identity_differs: IntGauge,
+    pub rights_missing: IntGaugeVec,
     pub sync_errors: IntCounter,
     pub syncs: IntCounter,
     pub repairs: IntCounterVec,
@@ -146,6 +147,16 @@ impl Metrics {
             keys_identity_differs: gauge(
                 "sheave_keys_identity_differs",
                 "1 while the Secret has another cluster id or flow key than this node.",
+            )?,
+            rights_missing: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "sheave_rights_missing",
+                        "1 for each kind of objects that the API server does not let this speaker read: the last ones known are served.",
+                    ),
+                    &["kind"],
+                )?,
             )?,
             sync_errors: counter("sheave_dataplane_sync_errors_total", "Changes of the packet path that failed.")?,
             syncs: counter("sheave_dataplane_syncs_total", "Changes of the packet path that were made.")?,

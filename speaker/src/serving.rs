@@ -28,6 +28,7 @@ use crate::mailbox;
 use crate::metrics::Metrics;
 use crate::saver::Saver;
 use crate::status::Ownership;
+use crate::status::lost::Elected;
 use crate::thread_exits::ThreadExits;
 
 /// Without an API server the last known view is used after this time.
@@ -55,6 +56,7 @@ pub struct Serving {
     pub health: Arc<HealthFlags>,
     pub metrics: Arc<Metrics>,
     pub updates: mailbox::Sender<Ipv4Addr, Ownership>,
+    pub elected: Arc<Elected>,
     pub notices: mailbox::Receiver<driver::Subject, Notice>,
     pub events: mpsc::Receiver<Event>,
 }
@@ -208,6 +210,11 @@ impl Serving {
     }
 
     fn write_status(&self, notice: Notice) {
+        match &notice {
+            Notice::Acquired { vip, .. } => self.elected.set_owned(*vip, true),
+            Notice::OwnerChanged { vip, owner, .. } => self.elected.set_owned(*vip, owner.is_some()),
+            _ => {}
+        }
         let update = match notice {
             Notice::Acquired { vip, term } => {
                 Some((vip, Ownership::Owned { term: term.0, since: k8s_openapi::jiff::Timestamp::now() }))

@@ -6,6 +6,7 @@ mod file;
 mod kubernetes;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 
 use anyhow::Result;
 use kube::Client;
@@ -19,6 +20,7 @@ use crate::endpoint::Opened;
 use crate::keys::Keys;
 use crate::keys::source::Update;
 use crate::mailbox;
+use crate::status::lost::Elected;
 use crate::status::{Ownership, Views};
 
 /// Events that wait between the source and the view.
@@ -83,10 +85,10 @@ impl Source {
     }
 
     /// View events from now on. `lagging`: whether other nodes have another view. `jitter`: a random number.
-    pub fn start(self, lagging: watch::Receiver<bool>, jitter: u64) -> mpsc::Receiver<Event> {
+    pub fn start(self, ground: &Ground, lagging: watch::Receiver<bool>, jitter: u64) -> mpsc::Receiver<Event> {
         let (sender, events) = mpsc::channel(MAX_EVENTS);
         match self {
-            Self::Kubernetes(watches) => watches.start(sender, lagging, jitter),
+            Self::Kubernetes(watches) => watches.start(ground, sender, lagging, jitter),
             Self::File(file) => drop(tokio::spawn(file.run(sender))),
         }
         events
@@ -94,10 +96,15 @@ impl Source {
 }
 
 impl Sink {
-    pub fn start(self, ground: &Ground, updates: mailbox::Receiver<Ipv4Addr, Ownership>, views: Views) {
-        let node = ground.args.node_name.clone();
+    pub fn start(
+        self,
+        ground: &Ground,
+        updates: mailbox::Receiver<Ipv4Addr, Ownership>,
+        views: Views,
+        elected: Arc<Elected>,
+    ) {
         match self {
-            Self::VirtualIps(virtual_ips) => virtual_ips.start(node, updates, views),
+            Self::VirtualIps(virtual_ips) => virtual_ips.start(ground, updates, views, elected),
             Self::Local => drop(tokio::spawn(file::keep_status(updates))),
         }
     }

@@ -1,9 +1,12 @@
 //! Writes the status of VirtualIPs: the owner writes that it is, and what of the VIP is not served. Only the newest state of each VIP
 //! waits to be written.
 
+pub mod lost;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -16,7 +19,10 @@ use speaker_core::view::{Part, View};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use crate::health::HealthFlags;
+use crate::io::clock;
 use crate::mailbox;
+use lost::{Elected, Lost};
 
 /// The status to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +38,8 @@ pub enum Ownership {
     Refused(NoOwner),
     /// No node is to own it. An owner that still does writes so itself when it lets go.
     Vacant(NoOwner),
+    /// The owner that the status names is gone.
+    Lost { owner: String },
 }
 
 pub type Updates = BTreeMap<Ipv4Addr, Ownership>;
@@ -50,15 +58,21 @@ pub fn client(mut config: kube::Config) -> kube::Result<Client> {
 /// The newest view, if there is one.
 pub type Views = watch::Receiver<Option<Arc<View>>>;
 
-/// Runs until the sender is gone. `seen`: the owner that each status names.
-pub async fn run(
-    client: Client,
-    node: String,
-    mut updates: mailbox::Receiver<Ipv4Addr, Ownership>,
-    mut seen: mailbox::Receiver<Ipv4Addr, Option<String>>,
-    mut views: Views,
-) {
+/// What the writer goes by beside the updates.
+pub struct Sources {
+    /// The owner that each status names.
+    pub seen: mailbox::Receiver<Ipv4Addr, Option<String>>,
+    pub views: Views,
+    pub elected: Arc<Elected>,
+    pub health: Arc<HealthFlags>,
+}
+
+/// Runs until the sender is gone.
+pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ipv4Addr, Ownership>, sources: Sources) {
+    let Sources { mut seen, mut views, elected, health } = sources;
     let api: Api<VirtualIP> = Api::all(client);
+    let (mut lost, mut check) = (Lost::new(&node), tokio::time::interval(lost::CHECK));
+    check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut waiting = Updates::new();
     let mut written = Written::default();
     let mut failing = false;
@@ -68,7 +82,15 @@ pub async fn run(
             true => tokio::select! {
                 newer = updates.recv() => newer,
                 Ok(()) = views.changed() => Some(written.outdated(&views)),
-                Some(seen) = seen.recv() => Some(written.not_named(&node, &seen)),
+                Some(seen) = seen.recv() => {
+                    lost.seen(&seen);
+                    Some(written.not_named(&node, &seen))
+                }
+                _ = check.tick() => {
+                    let joined = health.joined.load(Ordering::Relaxed);
+                    let gone = lost.due(&elected, joined, clock::now()).into_iter();
+                    Some(gone.map(|(vip, owner)| (vip, Ownership::Lost { owner })).collect())
+                }
             },
             false => updates.recv().now_or_never().unwrap_or(Some(Updates::new())),
         };
@@ -151,7 +173,7 @@ impl Written {
     fn done(&mut self, vip: Ipv4Addr, ownership: Ownership, part: Option<Partly>, uid: String) {
         match ownership {
             Ownership::Owned { .. } => drop(self.owned.insert(vip, Record { ownership, part, uid })),
-            Ownership::Vacant(_) => {}
+            Ownership::Vacant(_) | Ownership::Lost { .. } => {}
             Ownership::Elsewhere { .. } | Ownership::Unowned(_) | Ownership::Refused(_) => {
                 self.named.remove(&vip);
                 self.owned.remove(&vip);
@@ -222,6 +244,10 @@ fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership, part: Opti
             (!others && !written(reason)).then(|| unowned(reason))
         }
         Ownership::Vacant(reason) => (known.owner.is_none() && !written(reason)).then(|| unowned(reason)),
+        // A status that names another owner meanwhile is newer than what was judged.
+        Ownership::Lost { owner } => {
+            (known.owner.as_ref() == Some(owner) && !names_us).then(|| unowned(&NoOwner::OwnerLost))
+        }
     }
 }
 
@@ -294,6 +320,18 @@ mod tests {
         written.done(vip, owned, None, String::new());
         written.done(vip, vacant, None, String::new());
         assert!(written.owned.contains_key(&vip) && written.named.contains(&vip), "it owns it until it lets go");
+    }
+
+    #[test]
+    fn only_the_name_of_the_owner_that_is_gone_is_taken_off() {
+        let lost = Ownership::Lost { owner: "gone".into() };
+        let written = |owner: Option<&str>| {
+            let known = VirtualIPStatus { owner: owner.map(Into::into), term: Some(4), ..Default::default() };
+            status(&known, "us", &lost, None)
+        };
+        let unowned = written(Some("gone")).expect("its name");
+        assert_eq!((unowned["owner"].is_null(), unowned["reason"].as_str()), (true, Some("OwnerLost")));
+        assert_eq!((written(Some("next")), written(Some("us")), written(None)), (None, None, None));
     }
 
     /// The other side of that conflict: the status that the loser has emptied is written again.

@@ -33,6 +33,8 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::apiserver::ApiServer;
+use crate::health::{Cause, HealthFlags};
+use crate::metrics::Metrics;
 use crate::{attributes, mailbox};
 
 /// The time the API server has for its answer, and the pause before the next request: doubled after each attempt, since a busy
@@ -101,6 +103,22 @@ pub struct Reports {
     pub events: mpsc::Sender<Event>,
     /// The owner that the status of a VirtualIP names. It is in no view: a status moves no packet.
     pub owners: Arc<mailbox::Sender<Ipv4Addr, Option<String>>>,
+    /// Whether each kind may be read.
+    pub rights: Rights,
+}
+
+/// Kinds that the API server refuses to this speaker: an upgrade without the ClusterRole of its version.
+#[derive(Clone)]
+pub struct Rights {
+    pub health: Arc<HealthFlags>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Rights {
+    fn set(&self, kind: Kind, missing: bool) {
+        self.health.set_refused(kind, missing);
+        self.metrics.rights_missing.with_label_values(&[&format!("{kind:?}")]).set(i64::from(missing));
+    }
 }
 
 /// Whether the API server is new enough. An older one is named; what works on it, works.
@@ -122,6 +140,7 @@ fn start(client: &Client, reports: &Reports, unanswered: &Unanswered, jitter: u6
         client: client.clone(),
         events: reports.events.clone(),
         unanswered: unanswered.clone(),
+        rights: reports.rights.clone(),
         seconds: seconds(kind, jitter),
     };
     let mut watches = JoinSet::new();
@@ -163,6 +182,7 @@ struct Watch {
     client: Client,
     events: mpsc::Sender<Event>,
     unanswered: Unanswered,
+    rights: Rights,
     seconds: u32,
 }
 
@@ -178,15 +198,25 @@ impl Watch {
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {
         let config = watcher::Config::default().timeout(self.seconds);
-        let stream = watcher(Api::<K>::all(self.client.clone()), config).default_backoff();
-        let mut stream = std::pin::pin!(stream);
+        let begin = || Box::pin(watcher(Api::<K>::all(self.client.clone()), config.clone()).default_backoff());
+        let mut stream = begin();
         let mut listed = Vec::new();
         let mut failing = false;
+        let mut refused = None;
         while let Some(item) = stream.next().await {
             let event = match item {
                 Ok(event) => event,
                 Err(error) => {
-                    self.failed(&error, std::mem::replace(&mut failing, true));
+                    let forbidden = kubernetes::is_forbidden(&error);
+                    let other = refused.replace(forbidden) != Some(forbidden);
+                    if other {
+                        self.rights.set(self.kind, forbidden);
+                    }
+                    self.failed(&error, std::mem::replace(&mut failing, true) && !other);
+                    // A watch that is resumed says nothing until something changes; a list says that the right is back.
+                    if forbidden && !matches!(error, watcher::Error::InitialListFailed(_)) {
+                        stream = begin();
+                    }
                     // An upgrade without the CRD of its version: then there are none. Of every other kind the last known state is served.
                     let none = NEWER.contains(&self.kind) && kubernetes::is_not_served(&error);
                     if none && self.events.send(Event::Relisted(self.kind, Vec::new())).await.is_err() {
@@ -196,7 +226,11 @@ impl Watch {
                 }
             };
             // `Init` announces only that a list will be requested.
-            if !matches!(event, watcher::Event::Init) && std::mem::take(&mut failing) {
+            let answered = !matches!(event, watcher::Event::Init);
+            if answered && refused.replace(false) != Some(false) {
+                self.rights.set(self.kind, false);
+            }
+            if answered && std::mem::take(&mut failing) {
                 self.unanswered.set(self.kind, false);
                 info!(kind = ?self.kind, "watch works again");
             }
@@ -231,6 +265,9 @@ impl Watch {
         self.unanswered.set(self.kind, is_unanswered(error));
         if again {
             debug!(kind = ?self.kind, error = %Chain(error), "watch still fails");
+        } else if kubernetes::is_forbidden(error) {
+            let (kind, reason) = (self.kind, Cause::RightsMissing.label());
+            warn!(?kind, reason, error = %Chain(error), "not allowed to read; serving the last known state, retrying");
         } else {
             warn!(kind = ?self.kind, error = %Chain(error), "watch failed; serving the last known state, retrying");
         }

@@ -1,6 +1,7 @@
 //! (iii) Where packets go: what the dataplane thread is made of.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -35,6 +36,7 @@ use crate::keys::Identity;
 use crate::mailbox;
 use crate::state::PersistedState;
 use crate::status::Ownership;
+use crate::status::lost::Elected;
 
 /// Between two report summaries of a node.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -120,8 +122,14 @@ fn previous_rings(persisted: Option<&PersistedState>, window: Duration) -> Previ
 }
 
 /// `statuses`: where it is written that a VIP must not be served.
-pub fn on_synced(commands: Commands, statuses: mailbox::Sender<Ipv4Addr, Ownership>) -> Box<dyn Fn(Synced) + Send> {
+pub fn on_synced(
+    commands: Commands,
+    statuses: mailbox::Sender<Ipv4Addr, Ownership>,
+    elected: Arc<Elected>,
+) -> Box<dyn Fn(Synced) + Send> {
     Box::new(move |Synced { desired, saved_view, ready, barred, unowned }| {
+        // A view from disk says nothing of what the API has now.
+        elected.follow(desired.keys().filter(|_| !saved_view).map(|vip| vip.0).collect());
         for (vip, reason) in barred {
             let reason = match reason {
                 Reason::AddressOfNode => NoOwner::AddressOfNode,

@@ -17,6 +17,7 @@ pub enum Cause {
     NotSynced,
     NoCarrier,
     Joining,
+    RightsMissing,
     ConntrackNearlyFull,
     ConntrackFull,
     ForwardPolicyDrop,
@@ -50,6 +51,7 @@ impl Cause {
             Self::NotSynced => "not_synced",
             Self::NoCarrier => "no_carrier",
             Self::Joining => "joining",
+            Self::RightsMissing => "rights_missing",
             Self::ConntrackNearlyFull => "conntrack_nearly_full",
             Self::ConntrackFull => "conntrack_full",
             Self::ForwardPolicyDrop => "forward_policy_drop",
@@ -62,7 +64,9 @@ impl Cause {
             Self::ElectionStalled | Self::PeersUnverified | Self::AdvertsMissing | Self::Joining => Check::PeersReached,
             Self::NoCarrier => Check::LinkUp,
             Self::NotAttached => Check::PacketPathAttached,
-            Self::DataplaneStalled | Self::NftFailing | Self::MapsFailing | Self::NotSynced => Check::ViewApplied,
+            Self::DataplaneStalled | Self::NftFailing | Self::MapsFailing | Self::NotSynced | Self::RightsMissing => {
+                Check::ViewApplied
+            }
             Self::ConntrackNearlyFull | Self::ConntrackFull => Check::ConntrackHasRoom,
             Self::ForwardPolicyDrop => Check::ForwardingAllowed,
         }
@@ -95,6 +99,9 @@ impl Cause {
             Self::NotSynced => "waits for the full view, reports, rules and maps",
             Self::NoCarrier => "the uplink is down",
             Self::Joining => "listens for peers, 1 s at most",
+            Self::RightsMissing => {
+                "a kind of objects must not be read (sheave_rights_missing has it): is ClusterRole sheave-speaker of this version?"
+            }
             Self::ConntrackNearlyFull => "raise net.netfilter.nf_conntrack_max",
             Self::ConntrackFull => {
                 "first packets of new flows to pods of this node were dropped: raise net.netfilter.nf_conntrack_max"

@@ -15,8 +15,9 @@ use crate::keys::{self, Keys};
 use crate::mailbox;
 use crate::probing;
 use crate::speaker_state::{self, Survey};
-use crate::status::{self, Ownership, Views};
-use crate::watch::Reports;
+use crate::status::lost::Elected;
+use crate::status::{self, Ownership, Sources, Views};
+use crate::watch::{Reports, Rights};
 
 /// The source.
 pub struct Watches {
@@ -60,14 +61,22 @@ impl Watches {
         Ok(keys.map(|keys| (keys, secret)))
     }
 
-    pub fn start(self, events: mpsc::Sender<Event>, lagging: watch::Receiver<bool>, jitter: u64) {
-        let reports = Reports { events, owners: self.owners };
+    pub fn start(self, ground: &Ground, events: mpsc::Sender<Event>, lagging: watch::Receiver<bool>, jitter: u64) {
+        let rights = Rights { health: ground.health.clone(), metrics: ground.metrics.clone() };
+        let reports = Reports { events, owners: self.owners, rights };
         tokio::spawn(crate::watch::run(self.server, reports, lagging, jitter));
     }
 }
 
 impl VirtualIps {
-    pub fn start(self, node: String, updates: mailbox::Receiver<Ipv4Addr, Ownership>, views: Views) {
-        tokio::spawn(status::run(self.writer, node, updates, self.seen, views));
+    pub fn start(
+        self,
+        ground: &Ground,
+        updates: mailbox::Receiver<Ipv4Addr, Ownership>,
+        views: Views,
+        elected: Arc<Elected>,
+    ) {
+        let sources = Sources { seen: self.seen, views, elected, health: ground.health.clone() };
+        tokio::spawn(status::run(self.writer, ground.args.node_name.clone(), updates, sources));
     }
 }

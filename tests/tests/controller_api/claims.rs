@@ -61,6 +61,15 @@ impl Speakers<'_> {
         self.accepted(objects, &self.node3, Some("node3")).context("a token that is bound to the Node")?;
         self.accepted(objects, &self.node3, None).context("an owner that steps down")?;
         self.accepted(objects, &self.node1, None).context("a reason without owner")?;
+        self.accepted(objects, &self.node1, Some("node1"))?;
+        let lost = object("reason: OwnerLost");
+        self.server_side(&self.node2, &lost, &["--subresource=status"])?.map_err(anyhow::Error::msg)?;
+        let status = objects.get(&["virtualip", VIP])?["status"].take();
+        ensure!(status["owner"].is_null() && status["reason"] == "OwnerLost", "an owner that is lost: {status}");
+        let Err(said) = self.server_side(&self.unbound, &lost, &["--subresource=status"])? else {
+            anyhow::bail!("a token that names no node could write")
+        };
+        ensure!(said.contains("names no node"), "{said}");
         self.lab.kubectl(&["delete", "virtualip", VIP]).map(drop)
     }
 
@@ -80,10 +89,12 @@ impl Speakers<'_> {
     /// A field that is left out is removed: all write as one field manager.
     fn claim(&self, who: &Path, owner: Option<&str>, how: &[&str]) -> Result<Result<(), String>> {
         let owner = owner.map_or(String::new(), |owner| format!("owner: {owner}, "));
-        let object = format!(
-            "apiVersion: sheave.dev/v1alpha1\nkind: VirtualIP\nmetadata: {{name: {VIP}}}\nstatus: {{{owner}reason: Tested}}\n"
-        );
+        let object = object(&format!("{owner}reason: Tested"));
         let how = [&["--subresource=status"], how].concat();
         self.server_side(who, &object, &how)
     }
+}
+
+fn object(status: &str) -> String {
+    format!("apiVersion: sheave.dev/v1alpha1\nkind: VirtualIP\nmetadata: {{name: {VIP}}}\nstatus: {{{status}}}\n")
 }
