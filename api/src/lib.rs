@@ -2,7 +2,7 @@
 //!
 //! Read: [`pool`] (where addresses come from) → [`l2advertisement`] (which of them are announced by ARP, and from which nodes) → [`placement`] (where an administrator wants them)
 //! → [`virtualip`] (the ledger: which Service was granted which address, which node
-//! holds it) → [`speakerstate`] (a node as its speaker finds it) → [`addressprobe`] (whether a host uses an address) → [`status`] (every name a refusal can have) → [`validate`]
+//! holds it) → [`speakerstate`] (a node as its speaker finds it) → [`addressprobe`] (whether a host uses an address) → [`subnetscan`] (which ones do, for `sheave init`) → [`status`] (every name a refusal can have) → [`validate`]
 //! (what an address range may look like, once in CEL and once in Rust) → [`source_ranges`] (which clients a Service admits),
 //! [`startup_probe`] (whether its new pods are probed).
 //! `src/bin/crdgen` prints the CustomResourceDefinitions; `manifests/crds` and docs/fields.md are generated from it.
@@ -20,6 +20,7 @@ pub mod source_ranges;
 pub mod speakerstate;
 pub mod startup_probe;
 pub mod status;
+pub mod subnetscan;
 pub mod validate;
 pub mod virtualip;
 
@@ -35,6 +36,7 @@ pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus, Announce};
 pub use source_ranges::{RangeError, SourceRanges};
 pub use speakerstate::{SpeakerState, SpeakerStateSpec, SpeakerStateStatus, UplinkState};
 pub use status::{AdvertisementReason, NoOwner, Partly, PoolReason, Refusal};
+pub use subnetscan::{DhcpServer, SubnetScan, SubnetScanSpec, SubnetScanStatus};
 pub use validate::{AddressRange, MalformedRange};
 pub use virtualip::{ServiceRef, VirtualIP, VirtualIPSpec, VirtualIPStatus};
 

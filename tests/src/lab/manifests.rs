@@ -17,7 +17,15 @@ pub fn install(lab: &Lab) -> Result<()> {
     };
     let objects: Vec<&str> = all.split("\n---\n").filter(runs).collect();
     lab.apply(&objects.join("\n---\n"))?;
-    for plural in ["addresspools", "addressprobes", "l2advertisements", "placements", "speakerstates", "virtualips"] {
+    for plural in [
+        "addresspools",
+        "addressprobes",
+        "l2advertisements",
+        "placements",
+        "speakerstates",
+        "subnetscans",
+        "virtualips",
+    ] {
         lab.kubectl(&["wait", "--for=condition=Established", &format!("crd/{plural}.sheave.dev"), "--timeout=10s"])?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
-use sheave_api::{AddressPool, AddressProbe, L2Advertisement, Placement, SpeakerState, VirtualIP};
+use sheave_api::{AddressPool, AddressProbe, L2Advertisement, Placement, SpeakerState, SubnetScan, VirtualIP};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -30,13 +30,14 @@ fn main() -> ExitCode {
 }
 
 /// File name and definition of every type.
-fn crds() -> [(&'static str, CustomResourceDefinition); 6] {
+fn crds() -> [(&'static str, CustomResourceDefinition); 7] {
     [
         ("sheave.dev_addresspools.yaml", AddressPool::crd()),
         ("sheave.dev_addressprobes.yaml", AddressProbe::crd()),
         ("sheave.dev_l2advertisements.yaml", L2Advertisement::crd()),
         ("sheave.dev_placements.yaml", Placement::crd()),
         ("sheave.dev_speakerstates.yaml", SpeakerState::crd()),
+        ("sheave.dev_subnetscans.yaml", SubnetScan::crd()),
         ("sheave.dev_virtualips.yaml", VirtualIP::crd()),
     ]
 }
