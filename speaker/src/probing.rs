@@ -1,10 +1,12 @@
-//! Probes addresses that Services may get, on request of the controller: a task of its own, which nothing waits for.
+//! Probes addresses that Services may get, on request: a task of its own, which nothing waits for.
 //!
 //! Read: `object` (this node's AddressProbe: the request, and the answer) → `speaker_core::probe` (pure: which probe when, what was found)
 //! → `session` (the socket, open while a request is under way). A request that cannot be carried out stays unanswered: the controller
-//! takes silence of a speaker for nothing known, never for a free address.
+//! takes silence of a speaker for nothing known, never for a free address. `scan` does the same for `sheave init`, and looks for DHCP
+//! servers.
 
 mod object;
+mod scan;
 mod session;
 
 use std::net::Ipv4Addr;
@@ -20,6 +22,7 @@ use crate::args::RunArgs;
 use crate::metrics::Metrics;
 use object::Object;
 use session::Session;
+use sheave_api::AddressProbe;
 
 /// Requests that wait; the newest one replaces the others.
 const MAX_REQUESTS: usize = 8;
@@ -38,8 +41,9 @@ pub async fn run(server: ApiServer, args: RunArgs, metrics: Arc<Metrics>) {
     let RunArgs { node_name, interface, node_ip, .. } = args;
     let (requests, mut asked) = mpsc::channel(MAX_REQUESTS);
     let (reports, reported) = watch::channel(None);
-    tokio::spawn(object::follow(server.clone(), node_name.clone(), requests));
-    tokio::spawn(Object::new(server, node_name, metrics.clone()).answer(reported));
+    tokio::spawn(scan::run(server.clone(), node_name.clone(), (interface.clone(), node_ip), metrics.clone()));
+    tokio::spawn(object::follow::<AddressProbe>(server.clone(), node_name.clone(), requests));
+    tokio::spawn(Object::<AddressProbe>::new(server, node_name, metrics.clone()).answer(reported));
     let mut session = Session::new(interface, node_ip, metrics.address_probes.clone());
     let mut failing = None;
     loop {
@@ -57,7 +61,7 @@ pub async fn run(server: ApiServer, args: RunArgs, metrics: Arc<Metrics>) {
         match result {
             Ok(Some(report)) => {
                 failing = None;
-                reports.send_replace(Some(report));
+                reports.send_replace(Some(object::answer(&report)));
             }
             Ok(None) => {}
             Err(error) => {

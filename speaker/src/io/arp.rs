@@ -49,7 +49,7 @@ impl ArpSocket {
         let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), Some(Protocol::from(protocol)))?;
         // Before the bind, and until nodes are known: nothing.
         socket.attach_filter(&filter::arp(&BTreeSet::new()))?;
-        socket.bind(&link_address(ifindex)?)?;
+        socket.bind(&link_address(ifindex, libc::ETH_P_ARP)?)?;
         Ok(Self { socket, ifindex, mac })
     }
 
@@ -99,7 +99,7 @@ impl ArpSocket {
 
     fn send(&self, to: Mac, op: ArpOperation, sender: Ipv4Addr, target: Ipv4Addr, target_mac: Mac) -> io::Result<()> {
         let frame = build(self.mac, to, op, sender, target, target_mac);
-        self.socket.send_to(&frame, &link_address(self.ifindex)?).map(|_| ())
+        self.socket.send_to(&frame, &link_address(self.ifindex, libc::ETH_P_ARP)?).map(|_| ())
     }
 }
 
@@ -158,12 +158,13 @@ fn parse(bytes: &[u8], own: Mac) -> Option<Neighbour> {
     Some(Neighbour { ip: arp.get_sender_proto_addr(), mac, reply, program })
 }
 
-fn link_address(ifindex: u32) -> io::Result<SockAddr> {
+/// `protocol`: `ETH_P_…`.
+pub fn link_address(ifindex: u32, protocol: i32) -> io::Result<SockAddr> {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: sockaddr_ll is the address type of AF_PACKET and fits into sockaddr_storage.
     let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ARP as u16).to_be();
+    address.sll_protocol = (protocol as u16).to_be();
     address.sll_ifindex = i32::try_from(ifindex).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     address.sll_halen = 6;
     // SAFETY: the storage holds a sockaddr_ll, and this is its length.

@@ -40,6 +40,18 @@ pub fn arp(nodes: &BTreeSet<Ipv4Addr>) -> Vec<SockFilter> {
     instructions(&program)
 }
 
+/// For a packet socket: UDP over IPv4 to the DHCP client's port (RFC 2131 section 4.1), whole and without IP options.
+pub fn dhcp_client() -> Vec<SockFilter> {
+    let mut program = Vec::new();
+    let mut require = |size, offset, value| program.extend([load(size, offset), equal(value, 1, 0), DROP]);
+    require(HALF, 12, 0x0800);
+    require(BYTE, 14, 0x45);
+    require(BYTE, 23, 17);
+    require(HALF, 36, 68);
+    program.extend([load(HALF, 20), step(JUMP | ANY_BIT, 0x3fff, 0, 1), DROP, TAKE]);
+    instructions(&program)
+}
+
 /// Ends the program: takes the packet if the loaded word is one of `values`, which ascend. Halves the values until few are left,
 /// so that a flood costs a few comparisons a packet.
 fn member(values: &[u32], program: &mut Vec<Step>) {
@@ -110,7 +122,7 @@ const TAKE: Step = step(0x06, u32::MAX, 0, 0);
 const FEW: usize = 16;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::{Read, Write};
 
     use socket2::{Domain, Socket, Type};
@@ -118,7 +130,7 @@ mod tests {
     use super::*;
 
     /// The kernel runs the filter on what one end of a local pair sends: packets and offsets are as on a packet socket.
-    fn taken(filter: &[SockFilter], packet: &[u8]) -> bool {
+    pub fn taken(filter: &[SockFilter], packet: &[u8]) -> bool {
         let (mut from, mut to) = Socket::pair(Domain::UNIX, Type::DGRAM, None).unwrap();
         to.attach_filter(filter).unwrap();
         to.set_nonblocking(true).unwrap();

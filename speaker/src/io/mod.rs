@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | clock.rs | CLOCK_BOOTTIME | none |
 //! | arp.rs | AF_PACKET socket for ARP: gratuitous announcements, signs of life of other kernels, address probes | NET_RAW |
-//! | filter.rs | classic BPF: what the sockets of arp.rs and udp.rs queue | none |
+//! | dhcp.rs | AF_PACKET socket for DHCP: which servers offer addresses | NET_RAW |
+//! | filter.rs | classic BPF: what the sockets of arp.rs, dhcp.rs and udp.rs queue | none |
 //! | tcp_probe.rs | TCP probes of pods | none |
 //! | udp.rs | the sockets of heartbeats and flow reports | NET_RAW (SO_BINDTODEVICE) |
 //! | memory.rs | free memory of the heap to the kernel | none |
@@ -14,6 +15,7 @@
 
 pub mod arp;
 pub mod clock;
+pub mod dhcp;
 pub mod filter;
 pub mod netlink;
 pub mod random;

@@ -1,6 +1,8 @@
-//! This node's AddressProbe at the API server: the request is watched, the answer written. Server-side apply, without waiting for what the
-//! object has become meanwhile: an answer names its request.
+//! This node's object of requests at the API server (AddressProbe, SubnetScan): the request is watched, the answer written. Server-side
+//! apply, without waiting for what the object has become meanwhile: an answer names its request.
 
+use std::fmt::Debug;
+use std::marker::PhantomData;
 use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use futures::StreamExt;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sheave_api::addressprobe::most;
 use sheave_api::{AddressProbe, AddressProbeStatus, Chain, ProbeResult, SPEAKER_NAME};
@@ -34,13 +37,51 @@ const WATCH_SECONDS: u32 = 50;
 /// Nothing at all came for longer: the connection hangs.
 const HANGS: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 
+/// A kind of objects by which a speaker is asked for something.
+pub trait Request: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
+    type Asked: Send;
+
+    fn round(&self) -> i64;
+    /// The last round that was answered.
+    fn answered(&self) -> i64;
+    fn asked(&self) -> Self::Asked;
+}
+
+impl Request for AddressProbe {
+    type Asked = Asked;
+
+    fn round(&self) -> i64 {
+        self.spec.round
+    }
+
+    fn answered(&self) -> i64 {
+        self.status.as_ref().map_or(0, |status| status.observed_round)
+    }
+
+    fn asked(&self) -> Asked {
+        Asked { round: self.spec.round, addresses: addresses::<Self>(&self.spec.addresses, most::ADDRESSES) }
+    }
+}
+
+/// What can be read.
+pub fn addresses<K: Request>(texts: &[String], most: usize) -> Vec<Ipv4Addr> {
+    let parse = |text: &String| match text.parse::<Ipv4Addr>() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            warn!(kind = %K::kind(&()), address = text, "spec.addresses: not an IPv4 address; not probed");
+            None
+        }
+    };
+    texts.iter().take(most).filter_map(parse).collect()
+}
+
 /// Sends each request once, until the receiver is dropped.
-pub async fn follow(server: ApiServer, node: String, requests: mpsc::Sender<Asked>) {
+pub async fn follow<K: Request>(server: ApiServer, node: String, requests: mpsc::Sender<K::Asked>) {
     let (mut pause, mut failing) = (PAUSE, false);
     let mut last = Last::default();
     loop {
         let ended = match server.reach(CONNECT).await {
-            Ok((client, _)) => watch_one(client, &node, &requests, &mut last, &mut pause).await,
+            Ok((client, _)) => watch_one::<K>(client, &node, &requests, &mut last, &mut pause).await,
             Err(error) => Err(format!("{error:#}")),
         };
         match ended {
@@ -48,7 +89,7 @@ pub async fn follow(server: ApiServer, node: String, requests: mpsc::Sender<Aske
             Ok(Ended::Silent) => {}
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    warn!(error, "AddressProbe not watched; requests to probe addresses stay unanswered, retrying");
+                    warn!(kind = %K::kind(&()), error, "requests to probe addresses not watched; they stay unanswered, retrying");
                 }
                 sleep(pause).await;
                 pause = PAUSE_MAX.min(2 * pause);
@@ -56,7 +97,7 @@ pub async fn follow(server: ApiServer, node: String, requests: mpsc::Sender<Aske
             }
         }
         if std::mem::take(&mut failing) {
-            info!("AddressProbe watched again");
+            info!(kind = %K::kind(&()), "requests to probe addresses watched again");
         }
     }
 }
@@ -76,38 +117,29 @@ struct Last {
 
 impl Last {
     /// The request, unless it was handled or answered before.
-    fn take(&mut self, object: &AddressProbe) -> Option<Asked> {
+    fn take<K: Request>(&mut self, object: &K) -> Option<K::Asked> {
         let uid = object.uid().unwrap_or_default();
         if self.uid != uid {
             *self = Last { uid, round: 0 };
         }
-        let answered = object.status.as_ref().map_or(0, |status| status.observed_round);
-        let round = object.spec.round;
-        if round <= self.round.max(answered) {
+        let round = object.round();
+        if round <= self.round.max(object.answered()) {
             return None;
         }
         self.round = round;
-        let parse = |text: &String| match text.parse::<Ipv4Addr>() {
-            Ok(address) => Some(address),
-            Err(_) => {
-                warn!(address = text, "spec.addresses of the AddressProbe: not an IPv4 address; not probed");
-                None
-            }
-        };
-        let addresses = object.spec.addresses.iter().take(most::ADDRESSES).filter_map(parse).collect();
-        Some(Asked { round, addresses })
+        Some(object.asked())
     }
 }
 
-async fn watch_one(
+async fn watch_one<K: Request>(
     client: Client,
     node: &str,
-    requests: &mpsc::Sender<Asked>,
+    requests: &mpsc::Sender<K::Asked>,
     last: &mut Last,
     pause: &mut Duration,
 ) -> Result<Ended, String> {
     let only = watcher::Config::default().fields(&format!("metadata.name={node}")).timeout(WATCH_SECONDS);
-    let mut objects = pin!(watcher(Api::<AddressProbe>::all(client), only));
+    let mut objects = pin!(watcher(Api::<K>::all(client), only));
     loop {
         let Ok(Some(event)) = timeout(HANGS, objects.next()).await else { return Ok(Ended::Silent) };
         match event {
@@ -126,75 +158,85 @@ async fn watch_one(
 }
 
 /// Writes answers.
-pub struct Object {
+pub struct Object<K> {
     server: ApiServer,
     node: String,
     metrics: Arc<Metrics>,
     /// While it works.
     client: Option<Client>,
     failing: bool,
+    kind: PhantomData<K>,
 }
 
-impl Object {
+impl<K: Request> Object<K> {
     pub fn new(server: ApiServer, node: String, metrics: Arc<Metrics>) -> Self {
-        Self { server, node, metrics, client: None, failing: false }
+        Self { server, node, metrics, client: None, failing: false, kind: PhantomData }
     }
 
-    /// The newest report at a time, until the sender is dropped. One that cannot be written is dropped: the controller asks again.
-    pub async fn answer(mut self, mut reports: watch::Receiver<Option<Report>>) {
-        while reports.changed().await.is_ok() {
-            let Some(report) = reports.borrow_and_update().clone() else { continue };
-            match timeout(PATIENCE, self.write(&report)).await.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+    /// The newest status at a time, until the sender is dropped. One that cannot be written is dropped: the asker asks again.
+    pub async fn answer(mut self, mut statuses: watch::Receiver<Option<Value>>) {
+        while statuses.changed().await.is_ok() {
+            let Some(status) = statuses.borrow_and_update().clone() else { continue };
+            let (kind, round) = (K::kind(&()), status["observedRound"].as_i64());
+            match timeout(PATIENCE, self.write(status)).await.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
                 Ok(()) => {
-                    debug!(round = report.round, "AddressProbe answered");
+                    debug!(%kind, round, "request answered");
                     if std::mem::take(&mut self.failing) {
-                        info!("AddressProbe answered again");
+                        info!(%kind, "requests answered again");
                     }
                 }
                 Err(error) => {
                     self.client = None;
                     self.metrics.address_probe_errors.with_label_values(&["not_written"]).inc();
                     if !std::mem::replace(&mut self.failing, true) {
-                        warn!(error, round = report.round, "AddressProbe not answered; the controller asks again");
+                        warn!(%kind, error, round, "request to probe addresses not answered");
                     }
                 }
             }
         }
     }
 
-    async fn write(&mut self, report: &Report) -> Result<(), String> {
+    async fn write(&mut self, status: Value) -> Result<(), String> {
         let client = match self.client.take() {
             Some(client) => client,
             None => self.server.reach(CONNECT).await.map_err(|error| format!("{error:#}"))?.0,
         };
-        let api = Api::<AddressProbe>::all(client.clone());
+        let api = Api::<K>::all(client.clone());
         let params = PatchParams::apply(SPEAKER_NAME).force();
-        let written = api.patch_status(&self.node, &params, &Patch::Apply(answer(&self.node, report))).await;
+        let object = json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": { "name": self.node },
+            "status": status,
+        });
+        let written = api.patch_status(&self.node, &params, &Patch::Apply(object)).await;
         written.map_err(|error| Chain(&error).to_string())?;
         self.client = Some(client);
         Ok(())
     }
 }
 
-fn answer(node: &str, report: &Report) -> Value {
-    let texts =
-        |macs: &mut dyn Iterator<Item = &[u8; 6]>, most| macs.take(most).map(|mac| Mac(*mac).to_string()).collect();
+/// The status of an AddressProbe.
+pub fn answer(report: &Report) -> Value {
+    let status = AddressProbeStatus {
+        observed_round: report.round,
+        results: results(report, most::ADDRESSES),
+        gateways: texts(&mut report.gateways.iter(), most::MACS),
+        proxies: texts(&mut report.proxies.iter(), most::MACS),
+    };
+    json!(status)
+}
+
+pub fn results(report: &Report, most: usize) -> Vec<ProbeResult> {
     let results = report.results.iter().map(|(address, macs)| ProbeResult {
         address: address.to_string(),
         macs: texts(&mut macs.iter(), most::ANSWERS),
     });
-    let status = AddressProbeStatus {
-        observed_round: report.round,
-        results: results.take(most::ADDRESSES).collect(),
-        gateways: texts(&mut report.gateways.iter(), most::MACS),
-        proxies: texts(&mut report.proxies.iter(), most::MACS),
-    };
-    json!({
-        "apiVersion": AddressProbe::api_version(&()),
-        "kind": AddressProbe::kind(&()),
-        "metadata": { "name": node },
-        "status": status,
-    })
+    results.take(most).collect()
+}
+
+pub fn texts(macs: &mut dyn Iterator<Item = &[u8; 6]>, most: usize) -> Vec<String> {
+    macs.take(most).map(|mac| Mac(*mac).to_string()).collect()
 }
 
 #[cfg(test)]
@@ -236,7 +278,7 @@ mod tests {
             proxies: BTreeSet::from([host]),
         };
         assert_eq!(
-            answer("n1", &report)["status"],
+            answer(&report),
             json!({
                 "observedRound": 9,
                 "results": [{"address": "192.0.2.7"}, {"address": "192.0.2.8", "macs": ["02:00:00:00:00:ab"]}],

@@ -148,6 +148,12 @@ impl Session {
         Ok(())
     }
 
+    /// Index and Ethernet address of the uplink.
+    pub async fn device(&mut self) -> Result<(u32, Mac), Failure> {
+        let uplink = self.uplink().await?;
+        Ok((uplink.index, uplink.mac.ok_or(Failure::NoUplink)?))
+    }
+
     async fn uplink(&mut self) -> Result<UplinkDevice, Failure> {
         let reader = match self.reader.take() {
             Some(reader) => reader,
@@ -163,4 +169,4 @@ impl Session {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -19,6 +19,11 @@ fn address(last: u8) -> Ipv4Addr {
 
 /// Puts the other end of the cable into a namespace of its own, with these commands, for as long as `test` runs.
 fn with_host(batch: &'static str, test: impl FnOnce()) {
+    with_server(batch, || (), test);
+}
+
+/// The same, with what `serve` starts there.
+pub fn with_server<T>(batch: &'static str, serve: impl FnOnce() -> T + Send + 'static, test: impl FnOnce()) {
     let (up, ready) = mpsc::channel();
     let (end, ended) = mpsc::channel::<()>();
     let (moved, is_moved) = mpsc::channel::<()>();
@@ -27,9 +32,11 @@ fn with_host(batch: &'static str, test: impl FnOnce()) {
         up.send(nix::unistd::gettid()).unwrap();
         is_moved.recv().unwrap();
         ip(batch);
+        let server = serve();
         up.send(nix::unistd::gettid()).unwrap();
         // The namespace goes with this thread.
         let _ = ended.recv();
+        drop(server);
     });
     let thread = ready.recv().unwrap();
     ip(&format!("link set far netns {thread}\n"));
@@ -49,11 +56,11 @@ async fn report(session: &mut Session, round: i64, addresses: &[Ipv4Addr]) -> Re
     report.unwrap()
 }
 
-fn session() -> Session {
+pub fn session() -> Session {
     Session::new(None, NODE, IntCounter::new("sent", "Probes.").unwrap())
 }
 
-fn run(test: impl Future<Output = ()>) {
+pub fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
 }
 
