@@ -1,10 +1,11 @@
 //! The command line of Sheave: `sheave`, and `kubectl sheave` (kubectl finds a program called kubectl-sheave).
 //!
 //! Talks to the API server, and with `drain --local` to the speaker of its own node; what the packet path of a node does is in that node's metrics. `finalizers remove` says what it would do
-//! unless it is told `--yes`; `move`, `prefer` and `drain` can be undone, and tried with `--dry-run`.
+//! unless it is told `--yes`, and `init` what it would apply until the range is typed; `move`, `prefer` and `drain` can be undone, and tried with `--dry-run`.
 
 mod endpoint;
 mod finalizers;
+mod init;
 mod local;
 mod placement;
 mod status;
@@ -30,6 +31,8 @@ struct Cli {
 enum Command {
     /// Which node holds which address since when, and which speakers are ready.
     Status(status::Args),
+    /// Look for a range of addresses that is free on the nodes' subnet, and make it the first pool.
+    Init(init::Args),
     /// Hand an address over to a node, once.
     Move(placement::Move),
     /// Let a node come first when an owner of an address is chosen.
@@ -72,6 +75,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         match command {
             Command::Endpoint(endpoint) => endpoint.run(),
             Command::Status(args) => status::run(client, &args).await,
+            Command::Init(args) => init::run(client, args).await,
             Command::Move(args) => placement::move_to(client, args).await,
             Command::Prefer(args) => placement::prefer(client, args).await,
             Command::Drain(args) => placement::drain(client, args).await,

@@ -8,6 +8,7 @@ mod bad_objects;
 mod claims;
 mod finalizer;
 mod guards;
+mod init;
 mod limit;
 mod metrics;
 mod objects;
@@ -69,6 +70,7 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     finalizer::chapters(&objects, &mut pair).context("finalizer")?;
     guards::chapters(&objects, &pair, folder).context("guards")?;
     probes::chapters(&objects, &pair, folder).context("probes")?;
+    init::chapters(&objects, folder).context("sheave init")?;
     whose::chapters(&objects, &mut pair).context("whose")?;
     upgrade::chapters(lab, &objects, &mut pair, folder).context("an upgrade without rights")?;
     bad_objects::chapters(&objects, &mut pair).context("bad objects")?;
@@ -105,6 +107,8 @@ fn rights(lab: &Lab) -> Result<()> {
         (speaker, "patch speakerstates.sheave.dev --subresource=status"),
         (speaker, "watch addressprobes.sheave.dev"),
         (speaker, "patch addressprobes.sheave.dev --subresource=status"),
+        (speaker, "watch subnetscans.sheave.dev"),
+        (speaker, "patch subnetscans.sheave.dev --subresource=status"),
         (controller, "watch addressprobes.sheave.dev"),
         (controller, "create addressprobes.sheave.dev"),
         (controller, "patch addressprobes.sheave.dev"),
@@ -136,6 +140,9 @@ fn rights(lab: &Lab) -> Result<()> {
         (controller, "delete addressprobes.sheave.dev"),
         (speaker, "patch addressprobes.sheave.dev"),
         (speaker, "create addressprobes.sheave.dev"),
+        (speaker, "create subnetscans.sheave.dev"),
+        (speaker, "patch subnetscans.sheave.dev"),
+        (controller, "create subnetscans.sheave.dev"),
         (speaker, "delete speakerstates.sheave.dev"),
         (speaker, "update speakerstates.sheave.dev"),
         (speaker, "create virtualips.sheave.dev"),

@@ -9,7 +9,7 @@ const NAMESPACE: &str = "team";
 /// Nobody may change one whose fields decide who gets which address.
 const GRANTS: [&str; 2] = ["addresspools", "l2advertisements"];
 /// Written by the controller and the speakers alone.
-const WRITTEN_BY_SHEAVE: [&str; 3] = ["virtualips", "speakerstates", "addressprobes"];
+const WRITTEN_BY_SHEAVE: [&str; 4] = ["virtualips", "speakerstates", "addressprobes", "subnetscans"];
 const READ: [&str; 5] = ["addresspools", "l2advertisements", "placements", "speakerstates", "virtualips"];
 
 pub fn chapter(lab: &Lab) -> Result<()> {
@@ -33,7 +33,9 @@ pub fn chapter(lab: &Lab) -> Result<()> {
         }
     }
     for user in ["all-view", "all-edit", "all-admin", "team-view", "team-edit", "team-admin"] {
-        ensure!(!can(user, "list", "addressprobes")?, "{user} can list addressprobes");
+        for kind in ["addressprobes", "subnetscans"] {
+            ensure!(!can(user, "list", kind)?, "{user} can list {kind}");
+        }
         for kind in GRANTS.iter().chain(&WRITTEN_BY_SHEAVE) {
             for verb in ["create", "update", "patch", "delete", "deletecollection"] {
                 ensure!(!can(user, verb, kind)?, "{user} can {verb} {kind}");
