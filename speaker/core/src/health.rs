@@ -4,14 +4,18 @@
 //! What does not answer gets no new flows, on any node, [`HOLD`] after the verdict, so that all change their rings in the same moment. A
 //! report only lowers, and no report means unknown. Where no member answers the port is refused; open flows live on in any case.
 //!
+//! A member that an administrator has drained ([`drains`]) keeps its connections and gets no new ones while another answers.
+//!
 //! While its own member fails, a node checks the others' first port as well, to know whether it reaches any ([`reach`]).
 
 pub mod checks;
+pub mod drains;
 pub mod reach;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::net::Ipv4Addr;
 
 use ebpf_common::ServiceKey;
 
@@ -20,6 +24,7 @@ use crate::time::{Duration, Instant};
 use crate::view::Conditions;
 use crate::view::endpoints::{Frontend, Pod};
 use checks::{Check, Checks};
+use drains::{Drains, Refused, Wish};
 use reach::Reach;
 
 /// How a check ended. The label is the reason in status and log.
@@ -77,6 +82,35 @@ pub struct Report {
     pub given_up: bool,
     /// Whether each target answers.
     pub targets: BTreeMap<Target, bool>,
+    /// All that the node knows.
+    pub drains: Drains,
+    /// For status: they decide nothing.
+    pub details: Details,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    pub checks: BTreeMap<Target, Checked>,
+    /// `None`: not counted yet.
+    pub connections: Option<Connections>,
+}
+
+/// Open connections that this node's kernel leads to a member, by port of the addresses and member.
+pub type Connections = BTreeMap<(u16, Ipv4Addr), u32>;
+
+/// The last check that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checked {
+    pub outcome: Outcome,
+    pub took: Duration,
+}
+
+impl Report {
+    /// The other nodes have to know at once.
+    pub fn is_news_after(&self, before: &Self) -> bool {
+        let decides = |report: &Self| Self { details: Details::default(), ..report.clone() };
+        decides(self) != decides(before)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -100,6 +134,8 @@ pub struct Health {
     reports: BTreeMap<String, Reported>,
     /// Per node that reports and target: as it counts now.
     shown: BTreeMap<(String, Target), Shown>,
+    drains: Drains,
+    connections: Option<Connections>,
 }
 
 #[derive(Debug)]
@@ -110,9 +146,21 @@ struct Reported {
 
 #[derive(Clone, Copy, Debug)]
 struct Shown {
-    answers: bool,
+    standing: Standing,
     /// It is otherwise since then.
     differs: Option<Instant>,
+}
+
+/// What a member gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// New connections.
+    Serves,
+    /// New ones where no other gets them. It is drained.
+    Drained,
+    /// None. It is drained by force.
+    DrainedByForce,
+    Fails,
 }
 
 /// How long after a verdict it counts: longer than a report takes to reach the other nodes.
@@ -133,6 +181,8 @@ impl Health {
             others: BTreeSet::new(),
             reports: BTreeMap::new(),
             shown: BTreeMap::new(),
+            drains: Drains::new(),
+            connections: None,
         }
     }
 
@@ -145,21 +195,83 @@ impl Health {
         let places: BTreeSet<(String, Target)> = pods().map(|pod| (pod.node.into(), target(pod))).collect();
         self.shown.retain(|place, _| places.contains(place));
         for place in places {
-            let answers = self.answers(&place);
-            self.shown.entry(place).or_insert(Shown { answers, differs: None });
+            let standing = self.standing(&place);
+            self.shown.entry(place).or_insert(Shown { standing, differs: None });
         }
         (self.own, self.others) = (own, others);
         self.observe(now);
-        for pod in frontends.values_mut().flat_map(|frontend| &mut frontend.pods) {
-            let shown = self.shown.get(&(String::from(pod.node), target(pod)));
-            if shown.is_some_and(|shown| !shown.answers) {
-                pod.conditions = FAILING;
+        for frontend in frontends.values_mut() {
+            let others_serve = frontend.pods.iter().any(|pod| self.shown(pod) == Some(Standing::Serves));
+            for pod in &mut frontend.pods {
+                match self.shown(pod) {
+                    None | Some(Standing::Serves) => {}
+                    // Never none while any answers.
+                    Some(Standing::Drained) if !others_serve => {}
+                    Some(_) => pod.conditions = FAILING,
+                }
             }
         }
     }
 
+    fn shown(&self, pod: &Pod<'_>) -> Option<Standing> {
+        Some(self.shown.get(&(String::from(pod.node), target(pod)))?.standing)
+    }
+
+    /// The records once this wish is among them; they count from [`Health::drained`] on. `by_force` drains also the last member.
+    pub fn wish(&self, member: Ipv4Addr, wish: Wish, wall_millis: u64) -> Result<Drains, Refused> {
+        if !self.shown.keys().any(|(_, target)| target.address == member) {
+            return Err(Refused::NoMember);
+        }
+        if wish == Wish::Drain
+            && let Some(port) = self.last_on(member)
+        {
+            return Err(Refused::LastMember { port });
+        }
+        let mut drains = self.drains.clone();
+        let record = drains::newer(&drains, member, wish, wall_millis);
+        match drains.contains_key(&member) || drains.len() < drains::MAX {
+            true => drains.insert(member, record),
+            false => return Err(Refused::TooMany),
+        };
+        Ok(drains)
+    }
+
+    /// Records of this node's disk, or those that [`Health::wish`] has made.
+    pub fn drained(&mut self, drains: &Drains, now: Instant) {
+        drains::merge(&mut self.drains, drains);
+        self.observe(now);
+    }
+
+    pub fn drains(&self) -> &Drains {
+        &self.drains
+    }
+
+    pub fn set_connections(&mut self, connections: Connections) {
+        self.connections = Some(connections);
+    }
+
+    /// A port on which this member is the last one: all others are drained, or it takes new connections and no other does.
+    fn last_on(&self, member: Ipv4Addr) -> Option<u16> {
+        let is = |target: &Target| target.address == member;
+        let remains =
+            |(_, target): &&(String, Target)| !is(target) && drains::wish(&self.drains, target.address) == Wish::Serve;
+        if !self.shown.keys().any(|place| remains(&place)) {
+            return Some(self.config.first);
+        }
+        let serves = |port: u16, own: bool| {
+            let mut of_port = self.shown.iter().filter(|((_, target), _)| target.port == port && is(target) == own);
+            // A record counts here at once, and for packets after HOLD.
+            let serves = |target: &Target, shown: &Shown| {
+                shown.standing == Standing::Serves && drains::wish(&self.drains, target.address) == Wish::Serve
+            };
+            of_port.any(|((_, target), shown)| serves(target, shown))
+        };
+        self.config.ports.iter().copied().find(|port| serves(*port, true) && !serves(*port, false))
+    }
+
     /// The report of another node.
     pub fn reported(&mut self, node: &str, report: Report, now: Instant) {
+        drains::merge(&mut self.drains, &report.drains);
         if self.reports.len() < MAX_NODES || self.reports.contains_key(node) {
             self.reports.insert(node.into(), Reported { report, at: now });
         }
@@ -176,12 +288,13 @@ impl Health {
     pub fn turn(&mut self, now: Instant) -> (Vec<Check>, bool) {
         let checks = self.checks.turn(now);
         self.observe(now);
-        let mut changed = false;
-        for shown in self.shown.values_mut() {
-            if shown.differs.is_some_and(|since| now.since(since) >= HOLD) {
-                *shown = Shown { answers: !shown.answers, differs: None };
-                changed = true;
-            }
+        let due = |shown: &Shown| shown.differs.is_some_and(|since| now.since(since) >= HOLD);
+        let due: Vec<(String, Target)> =
+            self.shown.iter().filter(|(_, shown)| due(shown)).map(|(place, _)| place.clone()).collect();
+        let changed = !due.is_empty();
+        for place in due {
+            let standing = self.standing(&place);
+            self.shown.insert(place, Shown { standing, differs: None });
         }
         (checks, changed)
     }
@@ -198,7 +311,21 @@ impl Health {
             let state = self.checks.get(*target).filter(|state| state.outcome.is_some())?;
             Some((*target, state.answers))
         });
-        Report { reaches: self.reaches(), given_up: self.reach.given_up(), targets: targets.collect() }
+        Report {
+            reaches: self.reaches(),
+            given_up: self.reach.given_up(),
+            targets: targets.collect(),
+            drains: self.drains.clone(),
+            details: Details {
+                checks: self.own.iter().filter_map(|target| Some((*target, self.checked(*target)?))).collect(),
+                connections: self.connections.clone(),
+            },
+        }
+    }
+
+    fn checked(&self, target: Target) -> Option<Checked> {
+        let state = self.checks.get(target)?;
+        Some(Checked { outcome: state.outcome?, took: state.took })
     }
 
     /// Nodes that have given up ownership.
@@ -213,9 +340,35 @@ impl Health {
         self.checks.targets()
     }
 
-    /// Whether a member counts, by what its node reports.
-    pub fn counts(&self, node: &str, target: Target) -> bool {
-        self.shown.get(&(String::from(node), target)).is_none_or(|shown| shown.answers)
+    /// Every member's port, by the node that checks it for all: what it gets.
+    pub fn places(&self) -> impl Iterator<Item = (&str, Target, Standing)> {
+        self.shown.iter().map(|((node, target), shown)| (node.as_str(), *target, shown.standing))
+    }
+
+    /// How the last check of a member's port ended, by the node that checks it for all. `None`: not known.
+    pub fn last_check(&self, node: &str, target: Target) -> Option<Checked> {
+        if node == self.config.node {
+            return self.checked(target);
+        }
+        self.reports.get(node)?.report.details.checks.get(&target).copied()
+    }
+
+    /// Open connections of all nodes that report them, this one included.
+    pub fn connections(&self) -> BTreeMap<&str, &Connections> {
+        let reported = self
+            .reports
+            .iter()
+            .filter_map(|(node, reported)| Some((node.as_str(), reported.report.details.connections.as_ref()?)));
+        let own = self.connections.as_ref().map(|own| (self.config.node.as_str(), own));
+        reported.chain(own).collect()
+    }
+
+    /// Whether the node's checks are known.
+    pub fn is_known(&self, node: &str, target: Target) -> bool {
+        match node == self.config.node {
+            true => self.checks.get(target).is_some_and(|state| state.outcome.is_some()),
+            false => self.reports.get(node).is_some_and(|reported| reported.report.targets.contains_key(&target)),
+        }
     }
 
     /// Brings together what checks and reports say now.
@@ -232,9 +385,9 @@ impl Health {
         self.reach.observe(self.reaches(), peer, now);
         let places: Vec<(String, Target)> = self.shown.keys().cloned().collect();
         for place in places {
-            let answers = self.answers(&place);
+            let standing = self.standing(&place);
             if let Some(shown) = self.shown.get_mut(&place) {
-                shown.differs = (answers != shown.answers).then(|| shown.differs.unwrap_or(now));
+                shown.differs = (standing != shown.standing).then(|| shown.differs.unwrap_or(now));
             }
         }
     }
@@ -247,6 +400,17 @@ impl Health {
     fn answering(&self, targets: &BTreeSet<Target>) -> bool {
         let first = targets.iter().filter(|target| target.port == self.config.first);
         first.filter_map(|target| self.checks.get(*target)).any(|state| state.answers && state.outcome.is_some())
+    }
+
+    fn standing(&self, place: &(String, Target)) -> Standing {
+        if !self.answers(place) {
+            return Standing::Fails;
+        }
+        match drains::wish(&self.drains, place.1.address) {
+            Wish::Serve => Standing::Serves,
+            Wish::Drain => Standing::Drained,
+            Wish::DrainByForce => Standing::DrainedByForce,
+        }
     }
 
     fn answers(&self, (node, target): &(String, Target)) -> bool {

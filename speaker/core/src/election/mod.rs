@@ -21,6 +21,7 @@ use alloc::vec::Vec;
 
 use decide::{Ability, Record};
 pub use eligible::{Choice, Eligible, Order, Standing};
+pub use peer::Loss;
 use peer::{Challenges, Claims};
 use peers::{Lapsed, Peers};
 pub use state::{
@@ -154,7 +155,6 @@ impl Election {
 
     /// For metrics and `sheave status`.
     pub fn status(&self, now: Instant) -> Status {
-        let peers = self.peers.all().filter_map(|(name, peer)| peer.status(name, &self.config, now));
         Status {
             phase: self.phase,
             ready: self.ready,
@@ -162,8 +162,12 @@ impl Election {
             lease_until: self.lease_until,
             held: self.held.iter().map(|(vip, held)| (*vip, held.term)).collect(),
             owners: self.vips.iter().filter_map(|(vip, record)| Some((*vip, record.owner.clone()?))).collect(),
-            peers: peers.collect(),
+            peers: self.peers(now).collect(),
         }
+    }
+
+    pub fn peers(&self, now: Instant) -> impl Iterator<Item = PeerStatus> {
+        self.peers.all().filter_map(move |(name, peer)| peer.status(name, &self.config, now))
     }
 
     fn receive(&mut self, datagram: &[u8], now: Instant, actions: &mut Vec<Action>) -> Result<(), Reject> {

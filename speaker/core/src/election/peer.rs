@@ -164,6 +164,10 @@ impl Incarnation {
         now < self.silent_at(config)
     }
 
+    pub fn loss(&self) -> Loss {
+        self.window.loss()
+    }
+
     /// It receives this node, by the echoes in its heartbeats.
     pub fn receives_us(&self, config: &Config, now: Instant) -> bool {
         self.echoed_at.is_some_and(|at| now < at + config.dead())
@@ -222,9 +226,18 @@ pub(super) fn digest(claims: &Claims) -> u64 {
     }))
 }
 
+/// Adverts of a peer that did not arrive, of the last ones that it sent: 64 at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    pub missing: u32,
+    pub of: u32,
+}
+
 /// Which sequence numbers have come: the newest, and the 63 before it (RFC 4303 section 3.4.3 has the same window).
 #[derive(Clone, Debug, Default)]
 struct Window {
+    /// The first one that came.
+    first: u64,
     top: u64,
     seen: u64,
 }
@@ -238,6 +251,9 @@ enum Arrival {
 
 impl Window {
     fn arrive(&mut self, sequence: u64) -> Result<Arrival, Reject> {
+        if self.seen == 0 {
+            self.first = sequence;
+        }
         if sequence > self.top {
             let step = sequence - self.top;
             self.seen = if step < 64 { self.seen << step } else { 0 } | 1;
@@ -251,11 +267,41 @@ impl Window {
         self.seen |= 1 << age;
         Ok(Arrival::Late)
     }
+
+    fn loss(&self) -> Loss {
+        if self.seen == 0 {
+            return Loss::default();
+        }
+        let of = self.top.saturating_sub(self.first).saturating_add(1).min(64) as u32;
+        let seen = self.seen << (64 - of);
+        Loss { missing: of - seen.count_ones(), of }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn losses_are_counted_from_the_first_advert_on_and_over_the_last_64() {
+        let mut window = Window::default();
+        let loss = |window: &Window| (window.loss().missing, window.loss().of);
+        assert_eq!(loss(&window), (0, 0));
+        for sequence in [1000, 1001, 1004] {
+            window.arrive(sequence).unwrap();
+        }
+        assert_eq!(loss(&window), (2, 5));
+        window.arrive(1002).unwrap();
+        assert_eq!(loss(&window), (1, 5), "late is not lost");
+        window.arrive(999).unwrap();
+        assert_eq!(loss(&window), (1, 5), "before the first one it says nothing");
+        (1005..1200).for_each(|sequence| _ = window.arrive(sequence).unwrap());
+        assert_eq!(loss(&window), (0, 64));
+        window.arrive(1300).unwrap();
+        assert_eq!(loss(&window), (63, 64));
+        window.arrive(u64::MAX).unwrap();
+        assert_eq!(loss(&window), (63, 64));
+    }
 
     #[test]
     fn window_takes_each_sequence_once() {

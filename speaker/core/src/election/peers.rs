@@ -492,6 +492,7 @@ impl Peer {
             leaving: shown.flags.leaving,
             last_received: shown.last_received,
             claims: shown.claims.len(),
+            loss: shown.loss(),
         })
     }
 }

@@ -4,6 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use super::eligible::Eligible;
+use super::peer::Loss;
 use crate::name::{NodeName, Term, Vip};
 use crate::time::{Duration, Instant};
 use crate::wire::advert::{Keyring, Reject};
@@ -348,4 +349,5 @@ pub struct PeerStatus {
     pub leaving: bool,
     pub last_received: Instant,
     pub claims: usize,
+    pub loss: Loss,
 }

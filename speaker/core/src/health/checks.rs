@@ -52,6 +52,8 @@ pub struct State {
     /// Whether it counts as one that answers, and since when.
     pub answers: bool,
     pub since: Instant,
+    /// How long the last check took.
+    pub took: Duration,
     failures: u32,
     /// Its interval: shorter than the configured one by up to a tenth.
     interval: Duration,
@@ -83,6 +85,7 @@ impl Checks {
                 outcome: None,
                 answers: true,
                 since: now,
+                took: Duration::ZERO,
                 failures: 0,
                 interval,
                 next: now,
@@ -137,6 +140,7 @@ impl Checks {
         let Some(state) = self.targets.get_mut(&check.target) else { return false };
         let is_first = state.outcome.is_none();
         state.outcome = Some(outcome);
+        state.took = now.since(check.started);
         if outcome.answers() {
             self.running.retain(|other| other.target != check.target);
             state.failures = 0;

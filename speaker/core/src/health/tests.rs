@@ -71,6 +71,14 @@ impl Cluster {
         ["a", "b", "c"].into_iter().filter(serves).collect()
     }
 
+    /// On this node, as an administrator there does it.
+    fn wish(&mut self, on: &str, of: &str, wish: Wish) -> Result<(), Refused> {
+        let (now, health) = (at(self.now), self.nodes.get_mut(on).unwrap());
+        let drains = health.wish(member(of).address, wish, self.now)?;
+        health.drained(&drains, now);
+        Ok(())
+    }
+
     fn given_up(&self, node: &str) -> Vec<String> {
         self.nodes[node].given_up().into_iter().collect()
     }
@@ -104,6 +112,91 @@ fn never_none_while_any_answers_and_none_when_none_does() {
     cluster.servers.insert(member("b"), Outcome::Ready);
     cluster.run(cluster.now + 1_000);
     assert_eq!(cluster.serving("c"), ["b"]);
+}
+
+#[test]
+fn a_drained_member_gets_nothing_new_on_any_node_in_the_same_moment_and_over_restarts() {
+    let mut cluster = Cluster::new();
+    cluster.run(1_000);
+    cluster.wish("c", "b", Wish::Drain).unwrap();
+    cluster.run(1_080);
+    assert_eq!(cluster.serving("a"), ["a", "b", "c"], "held, so that all change their rings together");
+    cluster.run(1_150);
+    for node in ["a", "b", "c"] {
+        assert_eq!(cluster.serving(node), ["a", "c"], "{node}");
+    }
+    // Its check and its reach go on.
+    assert!(cluster.nodes["b"].report().targets[&member("b")] && cluster.given_up("b").is_empty());
+    // A new speaker, with the records of its disk.
+    let drains = cluster.nodes["b"].drains().clone();
+    let mut restarted = Health::new(config("b"));
+    restarted.drained(&drains, at(cluster.now));
+    cluster.nodes.insert("b", restarted);
+    assert_eq!(cluster.serving("b"), ["a", "c"]);
+    // One that lost them.
+    cluster.nodes.insert("b", Health::new(config("b")));
+    cluster.run(1_500);
+    assert_eq!(cluster.serving("b"), ["a", "c"]);
+    cluster.wish("b", "b", Wish::Serve).unwrap();
+    cluster.run(1_700);
+    assert_eq!(cluster.serving("a"), ["a", "b", "c"]);
+}
+
+#[test]
+fn the_last_member_is_drained_by_force_alone() {
+    let mut cluster = Cluster::new();
+    cluster.run(1_000);
+    assert_eq!(cluster.wish("a", "a", Wish::Drain), Ok(()));
+    // At once after the first, too.
+    assert_eq!(cluster.wish("a", "b", Wish::Drain), Ok(()));
+    assert_eq!(cluster.wish("a", "c", Wish::Drain), Err(Refused::LastMember { port: PORT }));
+    let unknown = cluster.nodes["a"].wish([192, 0, 2, 250].into(), Wish::Drain, 0);
+    assert_eq!(unknown, Err(Refused::NoMember));
+    cluster.run(2_000);
+    assert_eq!(cluster.serving("b"), ["c"]);
+    // While the last one fails, those that are drained serve.
+    cluster.servers.insert(member("c"), Outcome::Refused);
+    cluster.run(4_000);
+    assert_eq!(cluster.serving("b"), ["a", "b"], "never none while any answers");
+    cluster.servers.insert(member("c"), Outcome::Ready);
+    cluster.run(5_000);
+    assert_eq!(cluster.serving("b"), ["c"]);
+    for (node, left) in [("a", &["c"][..]), ("b", &["c"]), ("c", &[])] {
+        cluster.wish("c", node, Wish::DrainByForce).unwrap();
+        cluster.run(cluster.now + 200);
+        assert_eq!(cluster.serving("a"), left);
+    }
+}
+
+#[test]
+fn a_member_is_the_last_one_where_the_others_fail() {
+    let mut cluster = Cluster::new();
+    cluster.servers.insert(member("a"), Outcome::Refused);
+    cluster.servers.insert(member("b"), Outcome::Silent);
+    cluster.run(3_000);
+    assert_eq!(cluster.wish("a", "c", Wish::Drain), Err(Refused::LastMember { port: PORT }));
+    assert_eq!(cluster.wish("a", "b", Wish::Drain), Ok(()), "it takes nothing anyway");
+    assert_eq!(cluster.wish("a", "c", Wish::DrainByForce), Ok(()));
+    cluster.run(3_200);
+    assert_eq!(cluster.serving("a"), [""; 0]);
+}
+
+#[test]
+fn what_status_shows_of_others_is_what_they_report() {
+    let mut cluster = Cluster::new();
+    cluster.servers.insert(member("b"), Outcome::NotReady(500));
+    cluster.nodes.get_mut("b").unwrap().set_connections([((443, member("b").address), 2)].into());
+    cluster.run(2_000);
+    let health = &cluster.nodes["a"];
+    assert_eq!(health.last_check("b", member("b")).map(|checked| checked.outcome), Some(Outcome::NotReady(500)));
+    assert_eq!(health.last_check("a", member("a")).map(|checked| checked.outcome), Some(Outcome::Ready));
+    let places: Vec<_> = health.places().map(|(node, _, standing)| (node, standing)).collect();
+    assert_eq!(places, [("a", Standing::Serves), ("b", Standing::Fails), ("c", Standing::Serves)]);
+    assert_eq!(health.connections().into_keys().collect::<Vec<_>>(), ["b"], "the others have not counted yet");
+    assert!(health.is_known("c", member("c")) && !health.is_known("d", member("c")));
+    let report = health.report();
+    let counted = Report { details: Details { connections: None, ..Details::default() }, ..report.clone() };
+    assert!(!report.is_news_after(&counted) && report.is_news_after(&Report::default()));
 }
 
 /// Its kernel goes on, and nobody knows of its member.

@@ -376,10 +376,11 @@ impl Exchange {
         self.send(None, Some(self.starts.clone()), now, actions);
     }
 
-    /// At once, and with each summary: peers forget it otherwise.
+    /// At once if it decides something, and with each summary: peers forget it otherwise.
     fn set_health(&mut self, report: health::Report, now: Instant, actions: &mut Vec<Action>) {
-        if self.health.as_ref() != Some(&report) {
-            self.health = Some(report);
+        let is_news = self.health.as_ref().is_none_or(|before| report.is_news_after(before));
+        self.health = Some(report);
+        if is_news {
             self.send_health(now, actions);
         }
     }

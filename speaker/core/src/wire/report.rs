@@ -9,13 +9,16 @@
 //! 56 age in milliseconds (4) | 60 part (2), from 0 | 62 parts (2; 0: no rows) | 64 name length | 65 reserved (3) | 68 name
 //! part: a piece of the list of sections; the list is all parts, one after the other
 //! starts: for each new pod of the sender address (4) | port (2) | 1 if it has started, else 0 (1); in order
-//! health: flags (1; 1: reaches a member, 2: has given up ownership) | for each member's port that the sender checks for all: address (4) |
-//!         port (2) | 1 if it answers, else 0 (1); in order
+//! health: flags (1; 1: reaches a member, 2: has given up ownership, 4: drains, 8: checks, 16: connections) | drains | checks | connections |
+//!         for each member's port that the sender checks for all: address (4) | port (2) | 1 if it answers, else 0 (1); in order
+//!         drains, checks, connections, each if its flag says so: how many (1) | that many, in order (health.rs beside this file)
 //! section: address (4) | port (2) | protocol (1) | form (1; 1 list, 2 bits) | rows of the ring (2) | length (2) | rows
 //! MAC (32): HMAC-SHA256 of everything before it
 //! ```
 //!
 //! A speaker before 2026-12 does not know kinds 3 and 4 and counts them as malformed; it takes the summary that is sent beside them.
+
+mod health;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -27,10 +30,11 @@ use super::advert::MAX_DATAGRAM;
 pub use super::reject::Reject;
 use super::seal::MAC_LEN;
 pub use super::seal::{Key, Keyring};
-use crate::health;
+use crate::health::Report;
 use crate::name::NodeName;
 use crate::reports::Rows;
 use crate::startup::{Starts, Target};
+use health::{decode_health, encode_health};
 
 /// Bytes of the list of sections of one node. What does not fit is left out, and the report is marked partial.
 pub const MAX_LIST: usize = 1 << 20;
@@ -45,8 +49,6 @@ const KIND_STARTS: u8 = 3;
 const KIND_HEALTH: u8 = 4;
 const FLAG_REQUEST: u8 = 1;
 const FLAG_PARTIAL: u8 = 2;
-const HEALTH_REACHES: u8 = 1;
-const HEALTH_GIVEN_UP: u8 = 2;
 const NAME: usize = 68;
 
 const SECTION: usize = 12;
@@ -86,7 +88,7 @@ pub struct Datagram {
     /// The new pods of the sender: all of them. `None`: the datagram is about something else.
     pub starts: Option<Starts>,
     /// What the sender checks: all of it.
-    pub health: Option<health::Report>,
+    pub health: Option<Report>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,7 +159,7 @@ impl Datagram {
     pub fn seal(&self, keys: &Keyring) -> Vec<u8> {
         let name = self.node.as_str().as_bytes();
         let starts = self.starts.as_ref().map(encode_starts);
-        let health = self.health.as_ref().map(encode_health);
+        let health = self.health.as_ref().map(|report| encode_health(report, piece_len(name.len())));
         let (kind, part, piece) = match (&self.piece, &starts, &health) {
             (Some(piece), ..) => (KIND_PART, piece.part, &piece.bytes[..]),
             (None, Some(starts), _) => (KIND_STARTS, 0, &starts[..]),
@@ -224,22 +226,6 @@ fn decode_starts(bytes: &[u8]) -> Result<Starts, Reject> {
         starts.insert(target, started == 1);
     }
     if rest.is_empty() { Ok(starts) } else { Err(Reject::Malformed) }
-}
-
-fn encode_health(report: &health::Report) -> Vec<u8> {
-    let reaches = if report.reaches { HEALTH_REACHES } else { 0 };
-    let mut out = alloc::vec![reaches | if report.given_up { HEALTH_GIVEN_UP } else { 0 }];
-    out.extend(encode_starts(&report.targets));
-    out
-}
-
-fn decode_health(bytes: &[u8]) -> Result<health::Report, Reject> {
-    let (flags, targets) = bytes.split_first().ok_or(Reject::Truncated)?;
-    if flags & !(HEALTH_REACHES | HEALTH_GIVEN_UP) != 0 {
-        return Err(Reject::Malformed);
-    }
-    let (reaches, given_up) = (flags & HEALTH_REACHES != 0, flags & HEALTH_GIVEN_UP != 0);
-    Ok(health::Report { reaches, given_up, targets: decode_starts(targets)? })
 }
 
 /// The rows of each service port.

@@ -68,16 +68,16 @@ fn starts_are_in_order_and_whole_and_as_many_as_fit() {
 #[test]
 fn health_vector() {
     let targets = [(target(1, 6443), true), (target(1, 9345), false)].into();
-    let report = health::Report { reaches: true, given_up: false, targets };
+    let report = Report { reaches: true, targets, ..Report::default() };
     let reported = Datagram { piece: None, health: Some(report), ..datagram() };
     let sealed = reported.seal(&keys(5));
     let content = b"\x01\x0a\0\0\x01\x19\x2b\x01\x0a\0\0\x01\x24\x81\0";
     assert_eq!((sealed[5], &sealed[NAME + 2..sealed.len() - MAC_LEN]), (4, &content[..]));
     assert_eq!(Datagram::open(&sealed, CLUSTER, &keys(5)), Ok(reported));
-    let given_up = health::Report { given_up: true, ..health::Report::default() };
+    let given_up = Report { given_up: true, ..Report::default() };
     let none = Datagram { piece: None, health: Some(given_up), ..datagram() };
     assert_eq!(Datagram::open(&none.seal(&keys(5)), CLUSTER, &keys(5)), Ok(none));
-    for (bad, reject) in [(&b""[..], Reject::Truncated), (b"\x04", Reject::Malformed), (b"\x01\x0a", Reject::Malformed)]
+    for (bad, reject) in [(&b""[..], Reject::Truncated), (b"\x20", Reject::Malformed), (b"\x01\x0a", Reject::Malformed)]
     {
         assert_eq!(decode_health(bad), Err(reject), "{bad:?}");
     }
