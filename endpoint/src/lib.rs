@@ -6,10 +6,12 @@
 
 mod check;
 pub mod host;
+pub mod local;
 mod parse;
 pub mod preset;
 mod read;
 mod refusal;
+pub mod status;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;

@@ -1,0 +1,88 @@
+//! The status in the Prometheus text format, to be put behind the speaker's other metrics.
+
+use std::fmt::Write;
+
+use super::{State, Status};
+
+pub fn metrics(status: &Status) -> String {
+    let mut out = String::new();
+    let servers = || status.ports.iter().flat_map(|port| port.members.iter().map(move |server| (port.listen, server)));
+    let mut family = |name: &str, kind: &str, help: &str, samples: &mut dyn Iterator<Item = (String, f64)>| {
+        let mut samples = samples.peekable();
+        if samples.peek().is_some() {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        }
+        for (labels, value) in samples {
+            let _ = writeln!(out, "{name}{{{labels}}} {value}");
+        }
+    };
+    family(
+        "sheave_endpoint_member_state",
+        "gauge",
+        "1 for the state that a member's port has.",
+        &mut servers().flat_map(|(port, server)| {
+            State::ALL.into_iter().map(move |state| {
+                let labels = format!("{},state=\"{}\"", of_server(port, &server.member), state.label());
+                (labels, f64::from(u8::from(server.state == state)))
+            })
+        }),
+    );
+    family(
+        "sheave_endpoint_check_seconds",
+        "gauge",
+        "How long the last check of a member's port took, and how it ended.",
+        &mut servers().filter_map(|(port, server)| {
+            let labels = format!("{},reason=\"{}\"", of_server(port, &server.member), escaped(&server.reason));
+            Some((labels, server.check_millis? as f64 / 1000.0))
+        }),
+    );
+    family(
+        "sheave_endpoint_connections",
+        "gauge",
+        "Open connections to a member, from all nodes that count.",
+        &mut servers().filter_map(|(port, server)| Some((of_server(port, &server.member), server.connections? as f64))),
+    );
+    family(
+        "sheave_endpoint_weight",
+        "gauge",
+        "Part of the new connections that a member gets.",
+        &mut servers()
+            .filter_map(|(port, server)| Some((of_server(port, &server.member), f64::from(server.weight?) / 1000.0))),
+    );
+    family(
+        "sheave_endpoint_member_drained",
+        "gauge",
+        "1 while an administrator wants a member to get no new connections.",
+        &mut status.members.iter().map(|member| {
+            (format!("member=\"{}\"", escaped(&member.name)), f64::from(u8::from(member.drained.is_some())))
+        }),
+    );
+    family(
+        "sheave_endpoint_owner",
+        "gauge",
+        "1 for the node that owns an address, as this node knows it.",
+        &mut status.addresses.iter().filter_map(|address| {
+            Some((format!("address=\"{}\",node=\"{}\"", address.address, escaped(address.owner.as_ref()?)), 1.0))
+        }),
+    );
+    family(
+        "sheave_endpoint_peer_lost_adverts",
+        "gauge",
+        "Of the last 64 adverts of another node, those that did not arrive.",
+        &mut status
+            .peers
+            .iter()
+            .filter(|peer| peer.of > 0)
+            .map(|peer| (format!("node=\"{}\"", escaped(&peer.node)), f64::from(peer.lost))),
+    );
+    out
+}
+
+fn of_server(port: u16, member: &str) -> String {
+    format!("port=\"{port}\",member=\"{}\"", escaped(member))
+}
+
+/// As the format wants it.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
