@@ -13,6 +13,7 @@ use kube::Client;
 use sheave_admin::metrics;
 use tokio::net::TcpListener;
 
+use crate::endpoint::serve::Office;
 use crate::health::{Cause, HealthFlags};
 use crate::metrics::Metrics;
 
@@ -24,6 +25,8 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct Admin {
     pub health: Arc<HealthFlags>,
     pub metrics: Arc<Metrics>,
+    /// Of an endpoint.
+    pub office: Option<Office>,
 }
 
 /// Binds at once, so that an address in use is reported before anything else starts.
@@ -55,7 +58,10 @@ async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
 
 async fn scrape(State(admin): State<Admin>) -> impl IntoResponse {
     match admin.metrics.render(&admin.health) {
-        Ok(text) => (StatusCode::OK, [("content-type", METRICS_TYPE)], text),
+        Ok(mut text) => {
+            text.extend(admin.office.iter().flat_map(|office| office.metrics().into_bytes()));
+            (StatusCode::OK, [("content-type", METRICS_TYPE)], text)
+        }
         Err(error) => (
             StatusCode::INTERNAL_SERVER_ERROR,
             [("content-type", "text/plain; charset=utf-8")],

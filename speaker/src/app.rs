@@ -7,6 +7,7 @@ mod election;
 mod forwarding;
 mod ground;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -20,7 +21,7 @@ use crate::backend::sysctl::Sysctls;
 use crate::dataplane::{inbox, sync};
 use crate::departed::Departed;
 use crate::driver::{self, Command, Commands, Notices};
-use crate::endpoint;
+use crate::endpoint::{self, serve};
 use crate::host::Host;
 use crate::io;
 use crate::io::clock;
@@ -31,17 +32,18 @@ use crate::source::{self, Desired, Plugs};
 use crate::status::lost::Elected;
 use crate::thread_exits::ThreadExits;
 
-pub use ground::Ground;
+pub use ground::{Ground, Start};
 
 pub fn run(args: RunArgs) -> Result<()> {
-    runtime()?.block_on(run_async(args, Desired::Kubernetes))
+    runtime()?.block_on(run_async(args, Desired::Kubernetes, None))
 }
 
 pub fn run_endpoint(args: EndpointArgs) -> Result<()> {
     let opened = endpoint::open(&args.config)?;
     let (name, address) = (opened.seat.member.name.clone(), opened.address());
+    let page = args.status_listen;
     let args = args.run_args(name, address, opened.seat.interface.clone(), &opened.endpoint);
-    runtime()?.block_on(run_async(args, Desired::File(Box::new(opened))))
+    runtime()?.block_on(run_async(args, Desired::File(Box::new(opened)), Some(page)))
 }
 
 /// One thread each: a long fill of rings must not delay a watch event.
@@ -49,21 +51,28 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
 }
 
-async fn run_async(args: RunArgs, desired: Desired) -> Result<()> {
-    let start = ground::Start::new(args)?;
+/// `page`: where the status of an endpoint is served.
+async fn run_async(args: RunArgs, desired: Desired, page: Option<SocketAddr>) -> Result<()> {
+    let start = Start::new(args)?;
     let probes = admin::bind("--probe-listen", start.args.probe_listen).await?;
     let scrapes = admin::bind("--metrics-listen", start.args.metrics_listen).await?;
     let scrapes = sheave_admin::metrics::Server::new(scrapes, "sheave-speaker").context("--metrics-listen")?;
+    let page = match page {
+        Some(address) => Some(serve::bind(address).await?),
+        None => None,
+    };
     let last_view = start.disk.load_view();
-    let Plugs { source, sink, servers, reviewer, members } = source::plug_in(desired, last_view.as_ref()).await?;
+    let plugs = source::plug_in(desired, &start, last_view.as_ref()).await?;
+    let Plugs { source, sink, servers, reviewer, members, clerk } = plugs;
     let (ground, loaded) = Ground::lay(start)?;
     let Ground { args, health, metrics, .. } = &ground;
     let (commands, inbox) = Commands::channel()?;
     let (to_sync, sync_inbox) = inbox::channel(metrics.clone());
     let host = Host::new(args.node_ip, commands.clone(), to_sync.clone(), sysctls(&args.paths), metrics.clone());
-    let admin = Admin { health: health.clone(), metrics: metrics.clone() };
+    let (office, member_drained) = ground.open_office(clerk, page);
+    let admin = Admin { health: health.clone(), metrics: metrics.clone(), office: office.clone() };
     let server = tokio::spawn(admin::serve(probes, scrapes, reviewer, admin));
-    ground.open_local_socket();
+    ground.open_local_socket(office);
     let (view_sender, view) = watch::channel(None);
     let Some((keys, secret)) = source.keys(&ground, view.clone()).await? else { return Ok(()) };
 
@@ -108,6 +117,7 @@ async fn run_async(args: RunArgs, desired: Desired) -> Result<()> {
         saver,
         departed,
         drains: drains.subscribe(),
+        member_drained,
         keys,
         secret,
         last_view,

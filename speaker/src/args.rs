@@ -90,8 +90,8 @@ pub struct EndpointArgs {
     /// Directory for the last known state, boot epoch, original sysctls. Where it cannot be written the speaker works without.
     #[arg(long, default_value = "/var/lib/sheave-endpoint")]
     pub state_dir: PathBuf,
-    /// A Unix socket that root alone can open (`sheave drain --local`).
-    #[arg(long, default_value = "/run/sheave/endpoint.sock")]
+    /// A Unix socket that root alone can open (`sheave endpoint status`, `events`, `drain`).
+    #[arg(long, default_value = sheave_endpoint::local::SOCKET)]
     pub local_socket: PathBuf,
     /// Where the node's `/proc/sys/net` is writable.
     #[arg(long, default_value = "/proc/sys/net")]
@@ -105,6 +105,9 @@ pub struct EndpointArgs {
     /// Where /metrics is served: on the loopback, since there is no API server to say who else may read them.
     #[arg(long, default_value = "127.0.0.1:7487", value_parser = loopback)]
     pub metrics_listen: SocketAddr,
+    /// Where the status page is served, to everybody who reaches it: /, /status.json, /events.json. They change nothing.
+    #[arg(long, default_value = "127.0.0.1:7488")]
+    pub status_listen: SocketAddr,
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {
@@ -116,7 +119,17 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
 impl EndpointArgs {
     /// As the flags of a speaker, together with the file.
     pub fn run_args(self, node_name: String, node_ip: Ipv4Addr, interface: String, endpoint: &Endpoint) -> RunArgs {
-        let Self { config: _, pin_dir, state_dir, local_socket, sysctl_dir, nft, probe_listen, metrics_listen } = self;
+        let Self {
+            config: _,
+            status_listen: _,
+            pin_dir,
+            state_dir,
+            local_socket,
+            sysctl_dir,
+            nft,
+            probe_listen,
+            metrics_listen,
+        } = self;
         let Endpoint { timing, group, .. } = endpoint;
         RunArgs {
             paths: PathArgs { pin_dir, state_dir, local_socket, sysctl_dir, nft },

@@ -50,6 +50,8 @@ pub use notices::{Notice, Notices, Subject};
 use stall::Stall;
 
 /// ARP for VIPs of other nodes stays unanswered this long after the loop's last turn; then the kernel may answer again.
+/// Between two looks at the peers, for status.
+const SHOW_PEERS: Duration = Duration::from_secs(1);
 const MUTE: Duration = Duration::from_secs(5);
 const MUTE_REFRESH: Duration = Duration::from_secs(1);
 /// Frames taken in one turn: a flood must not keep the loop from its heartbeat.
@@ -95,6 +97,7 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         unreleased: BTreeSet::new(),
         incarnations: BTreeMap::new(),
         incarnations_at: Instant::ZERO,
+        peers_shown: Instant::ZERO,
         stall: Stall::new(clock::now()),
         ready: false,
         yields: false,
@@ -139,6 +142,8 @@ struct State {
     /// Verified and received since the dataplane was notified, and when it is notified next.
     incarnations: BTreeMap<NodeName, u64>,
     incarnations_at: Instant,
+    /// When the peers were shown last.
+    peers_shown: Instant,
     stall: Stall,
     /// The packet path can serve.
     ready: bool,
@@ -171,6 +176,7 @@ impl Loop {
             for event in std::mem::take(&mut self.state.follow_up) {
                 self.elect(event);
             }
+            self.show_peers(now);
             turned(&self.state.driver.health.election_turned, now);
             self.wait()?;
         }
@@ -193,6 +199,15 @@ impl Loop {
         match polled {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(error).context("poll"),
+        }
+    }
+
+    /// For the status of an endpoint, whose nodes are few.
+    fn show_peers(&mut self, now: Instant) {
+        let health = &self.state.driver.health;
+        if health.peers_wanted.load(Ordering::Relaxed) && now.since(self.state.peers_shown) >= SHOW_PEERS {
+            self.state.peers_shown = now;
+            health.set_peers(self.election.peers(now).collect());
         }
     }
 

@@ -1,6 +1,10 @@
-//! The API server endpoint at the edge: its file, this host, checks of API servers over TLS.
+//! The API server endpoint at the edge: its file, this host, checks of API servers over TLS; its status, drains and events ([`board`] →
+//! [`desk`] → [`serve`]).
 
+pub mod board;
 pub mod checker;
+pub mod desk;
+pub mod serve;
 mod trust;
 
 use std::collections::BTreeMap;
@@ -19,6 +23,9 @@ use speaker_core::health::{self, Health, checks};
 
 use crate::dataplane::sync::Members;
 use crate::io::random;
+use crate::state::StateDir;
+use board::Board;
+use desk::Clerk;
 
 /// A file that was accepted, and what this node is in it.
 #[derive(Clone)]
@@ -70,7 +77,8 @@ impl Opened {
     }
 
     /// The machine of the checks and what carries them out.
-    pub fn members(&self) -> Result<Members> {
+    /// `disk` has the drains of the members, `run` numbers the events' run.
+    pub fn members(&self, disk: &StateDir, run: u64) -> Result<(Members, Clerk)> {
         let endpoint = &self.endpoint;
         let checks = endpoint.ports.iter().map(|port| (port.target, port.check)).collect::<BTreeMap<_, _>>();
         let first = endpoint.ports.first().map(|port| port.target).context("ports: none")?;
@@ -81,6 +89,8 @@ impl Opened {
             checks: checks::Config::new(random::seed().context("random seed")?),
         };
         let checker = checker::Checker::new(checks, &endpoint.health, config.checks.timeout)?;
-        Ok(Members::new(Health::new(config), checker))
+        let board = Board::new(self.seat.member.name.clone(), endpoint.clone(), run);
+        let (desk, clerk) = desk::open(board, disk);
+        Ok((Members::new(Health::new(config), checker, desk), clerk))
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use speaker_core::election::PeerStatus;
 use speaker_core::time::Instant;
 use speaker_core::view::Kind;
 
@@ -55,6 +56,9 @@ pub struct HealthFlags {
     owned: Mutex<BTreeMap<Ipv4Addr, u64>>,
     /// Kinds of objects that the API server does not let this speaker read.
     refused: Mutex<BTreeSet<Kind>>,
+    /// Somebody wants to know of the peers.
+    pub peers_wanted: AtomicBool,
+    peers: Mutex<Vec<PeerStatus>>,
 }
 
 impl HealthFlags {
@@ -157,6 +161,15 @@ impl HealthFlags {
 
     fn lock_refused(&self) -> std::sync::MutexGuard<'_, BTreeSet<Kind>> {
         self.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// As of the last second, if they are wanted.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.peers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    pub fn set_peers(&self, peers: Vec<PeerStatus>) {
+        *self.peers.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = peers;
     }
 
     fn lock_no_keys(&self) -> std::sync::MutexGuard<'_, Option<Problem>> {

@@ -56,10 +56,10 @@ pub fn remove(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Serves for as long as it is polled.
-pub async fn serve(listener: UnixListener, local: Local, metrics: Arc<Metrics>) {
+/// Serves for as long as it is polled. `beside`: further routes.
+pub async fn serve(listener: UnixListener, local: Local, beside: Router, metrics: Arc<Metrics>) {
     let connections = metrics.limits_reached.with_label_values(&["local_connections"]);
-    sheave_admin::serve_unix(listener, router(local), || connections.inc()).await;
+    sheave_admin::serve_unix(listener, router(local).merge(beside), || connections.inc()).await;
 }
 
 fn router(local: Local) -> Router {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use ebpf_common::ServiceCounters;
 use prometheus::core::Collector;
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use speaker_core::forwarding::Counted;
@@ -332,6 +333,12 @@ impl Metrics {
         if let Err(error) = self.traffic.follow(services, |slot| self.counters.service(slot)) {
             warn!(error = format!("{error:#}"), "traffic of a Service not counted");
         }
+    }
+
+    /// What came in here for the Services of a namespace, since this speaker started.
+    pub fn traffic_in(&self, namespace: &str) -> Result<BTreeMap<String, ServiceCounters>> {
+        self.traffic.count(|slot| self.counters.service(slot))?;
+        Ok(self.traffic.of_namespace(namespace))
     }
 
     /// Also without a scrape: for the log.

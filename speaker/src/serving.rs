@@ -44,6 +44,8 @@ pub struct Serving {
     pub departed: Departed,
     /// Whether this node was drained on the node itself.
     pub drains: watch::Receiver<Option<LocalDrain>>,
+    /// Whether this node is a member of an endpoint that is drained.
+    pub member_drained: watch::Receiver<bool>,
     pub keys: Keys,
     pub secret: mpsc::Receiver<Update>,
     /// The view of the speaker before this one, until there is another.
@@ -84,6 +86,10 @@ impl Serving {
                         views.take(event, &self.metrics);
                     }
                     self.publish(&mut views)?;
+                }
+                Ok(()) = self.member_drained.changed() => {
+                    let view = self.view.borrow().clone();
+                    self.set_drained(view.as_deref())?;
                 }
                 Ok(()) = self.drains.changed() => {
                     let view = self.view.borrow().clone();
@@ -142,9 +148,9 @@ impl Serving {
         self.commands.send(driver::Command::Keys(secret))
     }
 
-    /// By a Placement, or on the node itself.
+    /// By a Placement, or on the node itself, or as a member of the endpoint.
     fn set_drained(&mut self, view: Option<&View>) -> Result<()> {
-        let here = self.drains.borrow_and_update().is_some();
+        let here = self.drains.borrow_and_update().is_some() || *self.member_drained.borrow_and_update();
         let placed = view.is_some_and(|view| view.is_drained(self.node.as_str()));
         self.metrics.drained.set(i64::from(here || placed));
         self.commands.send(driver::Command::Drained(here || placed))
@@ -233,7 +239,8 @@ impl Serving {
             Notice::OwnerChanged { vip, owner: Some(Owner { node, term }), why } => {
                 info!(%vip, owner = %node, %term, "VIP owner changed");
                 let conflict = why == Some(LoseReason::Conflict);
-                (node != self.node).then_some((vip, Ownership::Elsewhere { conflict }))
+                let elsewhere = Ownership::Elsewhere { owner: node.as_str().to_owned(), term: term.0, conflict };
+                (node != self.node).then_some((vip, elsewhere))
             }
             Notice::HandedOver { .. } | Notice::Keys(_) | Notice::HeldBack | Notice::IdentityConfirmed => None,
         };

@@ -14,15 +14,21 @@ use speaker_core::view::endpoints::api_servers;
 use speaker_core::view::{Event, View};
 use tokio::sync::{mpsc, watch};
 
-use crate::app::Ground;
+use crate::app::{Ground, Start};
 use crate::dataplane::sync::Members;
 use crate::endpoint::Opened;
+use crate::endpoint::board::Board;
+use crate::endpoint::desk::Clerk;
 use crate::keys::Keys;
 use crate::keys::source::Update;
 use crate::mailbox;
 use crate::status::lost::Elected;
 use crate::status::{Ownership, Views};
 
+pub use file::NAMESPACE as ENDPOINT;
+
+/// The run of events has a number that JSON readers of all kinds keep whole.
+const NANOS_PER_MILLI: u64 = 1_000_000;
 /// Events that wait between the source and the view.
 const MAX_EVENTS: usize = 1024;
 
@@ -35,8 +41,8 @@ pub enum Source {
 /// Where status goes.
 pub enum Sink {
     VirtualIps(kubernetes::VirtualIps),
-    /// This process alone.
-    Local,
+    /// The status of this node: its local socket, page and metrics.
+    Local(Arc<Board>),
 }
 
 /// What this speaker is plugged into.
@@ -49,6 +55,8 @@ pub struct Plugs {
     pub reviewer: Option<Client>,
     /// Of the API server endpoint: they are checked.
     pub members: Option<Members>,
+    /// Who takes requests about them.
+    pub clerk: Option<Clerk>,
 }
 
 /// Who says what is to be served.
@@ -58,12 +66,14 @@ pub enum Desired {
 }
 
 /// Fails early: where nothing can be plugged in, nothing else starts.
-pub async fn plug_in(desired: Desired, last_view: Option<&View>) -> Result<Plugs> {
+pub async fn plug_in(desired: Desired, start: &Start, last_view: Option<&View>) -> Result<Plugs> {
     let (servers, known) = watch::channel(last_view.map(api_servers).unwrap_or_default());
     if let Desired::File(opened) = desired {
-        let members = Some(opened.members()?);
+        let run = start.epoch.number / NANOS_PER_MILLI;
+        let (members, clerk) = opened.members(&start.disk, run)?;
+        let sink = Sink::Local(clerk.board.clone());
         let source = Source::File(Box::new(file::File::new(*opened)));
-        return Ok(Plugs { source, sink: Sink::Local, servers, reviewer: None, members });
+        return Ok(Plugs { source, sink, servers, reviewer: None, members: Some(members), clerk: Some(clerk) });
     }
     let (watches, virtual_ips, reviewer) = kubernetes::configure(known).await?;
     Ok(Plugs {
@@ -72,6 +82,7 @@ pub async fn plug_in(desired: Desired, last_view: Option<&View>) -> Result<Plugs
         servers,
         reviewer: Some(reviewer),
         members: None,
+        clerk: None,
     })
 }
 
@@ -105,7 +116,7 @@ impl Sink {
     ) {
         match self {
             Self::VirtualIps(virtual_ips) => virtual_ips.start(ground, updates, views, elected),
-            Self::Local => drop(tokio::spawn(file::keep_status(updates))),
+            Self::Local(board) => drop(tokio::spawn(file::keep_status(updates, board))),
         }
     }
 }

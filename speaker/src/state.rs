@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sheave_api::local::LocalDrain;
 use speaker_core::forwarding::previous::SavedRings;
+use speaker_core::health::drains::{self, Drains};
 use speaker_core::view::View;
 
 use crate::io::clock;
@@ -25,6 +26,7 @@ const VIEW: &str = "view.json";
 const FORWARDING: &str = "forwarding.json";
 const KEYS: &str = "keys.json";
 const DRAIN: &str = "drain.json";
+const MEMBER_DRAINS: &str = "member-drains.json";
 
 #[derive(Clone)]
 pub struct StateDir {
@@ -131,9 +133,22 @@ impl StateDir {
         load(&self.dir.join(DRAIN), "drain of this node unreadable; it is as if there were none")
     }
 
+    pub fn save_member_drains(&self, drains: &Drains) -> Result<()> {
+        let bytes = serde_json::to_vec(drains).context("serialize the drains of members")?;
+        write_atomically(&self.dir.join(MEMBER_DRAINS), &bytes)
+    }
+
+    /// Of the endpoint's members; as many as there may be.
+    pub fn load_member_drains(&self) -> Drains {
+        let consequence = "drains of members unreadable; continuing with those that other nodes report";
+        let mut drains = Drains::new();
+        drains::merge(&mut drains, &load(&self.dir.join(MEMBER_DRAINS), consequence).unwrap_or_default());
+        drains
+    }
+
     /// Nothing stays behind; the directory itself may be a mount of the pod.
     pub fn remove(dir: &Path) -> Result<()> {
-        for name in ["boot-epoch", VIEW, FORWARDING, KEYS, DRAIN] {
+        for name in ["boot-epoch", VIEW, FORWARDING, KEYS, DRAIN, MEMBER_DRAINS] {
             let path = dir.join(name);
             for path in [path.with_extension("new"), path] {
                 remove_if_there(&path).with_context(|| format!("remove {}", path.display()))?;
@@ -292,6 +307,23 @@ mod tests {
         assert!(view.nodes()["a"].labels.is_empty() && view.has_speaker_state("a"));
         state.save_view(&view).expect("saves");
         assert_eq!(state.load_view(), Some(view));
+        fs::remove_dir_all(&dir).expect("cleans up");
+    }
+
+    #[test]
+    fn drains_of_members_survive_and_are_bounded() {
+        use speaker_core::health::drains::{Drain, MAX, Wish};
+        let dir = std::env::temp_dir().join(format!("sheave-member-drains-{}", std::process::id()));
+        let state = StateDir::open(&dir);
+        assert_eq!(state.load_member_drains(), Drains::new());
+        let drains: Drains = (0..2 * MAX as u8)
+            .map(|last| ([192, 0, 2, last].into(), Drain { at: u64::MAX, wish: Wish::DrainByForce }))
+            .collect();
+        state.save_member_drains(&drains).expect("saves");
+        let loaded = state.load_member_drains();
+        assert!(loaded.len() == MAX && loaded.iter().all(|(member, drain)| drains.get(member) == Some(drain)));
+        fs::write(dir.join("member-drains.json"), "[").expect("writes");
+        assert_eq!(state.load_member_drains(), Drains::new());
         fs::remove_dir_all(&dir).expect("cleans up");
     }
 

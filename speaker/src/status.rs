@@ -31,7 +31,7 @@ pub enum Ownership {
     Owned { term: u64, since: Timestamp },
     /// Another node owns it, and writes so itself: a speaker may name its own node alone (`manifests/base/speaker-policy.yaml`). An owner
     /// that kept its VIP in a conflict leaves the loser's later term alone. The loser takes its name off; then the owner writes.
-    Elsewhere { conflict: bool },
+    Elsewhere { owner: String, term: u64, conflict: bool },
     /// This node released the VIP and knows of no other owner.
     Unowned(NoOwner),
     /// It must not be served.
@@ -236,7 +236,7 @@ fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership, part: Opti
     let written = |reason: &NoOwner| known.owner.is_none() && known.reason.as_deref() == Some(reason.as_str());
     match ownership {
         Ownership::Owned { term, since } => owned(*term, since),
-        Ownership::Elsewhere { conflict } => (*conflict && names_us).then(|| unowned(&NoOwner::HandingOver)),
+        Ownership::Elsewhere { conflict, .. } => (*conflict && names_us).then(|| unowned(&NoOwner::HandingOver)),
         Ownership::Unowned(reason) => names_us.then(|| unowned(reason)),
         // All speakers have the same reason: the first writes it.
         Ownership::Refused(reason) => {
@@ -289,14 +289,14 @@ mod tests {
     /// VIP, so it has nothing to write.
     #[test]
     fn the_loser_of_a_conflict_removes_its_own_name() {
-        let elsewhere = Ownership::Elsewhere { conflict: true };
+        let elsewhere = Ownership::Elsewhere { owner: "n2".into(), term: 9, conflict: true };
         let named = |owner: &str| VirtualIPStatus { owner: Some(owner.into()), term: Some(4), ..Default::default() };
         let written = status(&named("us"), "us", &elsewhere, None).expect("our own name");
         assert_eq!((written["owner"].is_null(), written["reason"].as_str()), (true, Some("HandingOver")));
         assert_eq!(status(&named("owner"), "us", &elsewhere, None), None);
         assert_eq!(status(&named("third"), "us", &elsewhere, None), None);
         assert_eq!(status(&VirtualIPStatus::default(), "us", &elsewhere, None), None, "no owner is named");
-        let taken_over = Ownership::Elsewhere { conflict: false };
+        let taken_over = Ownership::Elsewhere { owner: "n2".into(), term: 9, conflict: false };
         assert_eq!(status(&named("us"), "us", &taken_over, None), None, "the new owner writes");
     }
 

@@ -2,16 +2,21 @@
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, setrlimit};
 use speaker_core::name::NodeName;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::sysctls;
 use crate::args::RunArgs;
 use crate::dataplane::Counters;
 use crate::dataplane::loader::{self, Loaded, Pins};
+use crate::endpoint::desk::Clerk;
+use crate::endpoint::serve::Office;
 use crate::health::HealthFlags;
 use crate::io::clock;
 use crate::io::netlink::Uplink;
@@ -76,12 +81,35 @@ impl Ground {
         Ok((Self { args, node, disk, epoch, pins, booted, persisted, health, metrics, saver, drains }, loaded))
     }
 
+    /// Where the status of an endpoint is to be had, and whether this node's member is drained.
+    pub fn open_office(
+        &self,
+        clerk: Option<Clerk>,
+        page: Option<TcpListener>,
+    ) -> (Option<Office>, watch::Receiver<bool>) {
+        let own = self.args.node_ip;
+        let (sender, drained) = watch::channel(clerk.as_ref().is_some_and(|clerk| clerk.is_drained(own)));
+        let Some(clerk) = clerk else { return (None, drained) };
+        tokio::spawn(clerk.clone().keep(own, sender));
+        let (health, metrics, drains) = (self.health.clone(), self.metrics.clone(), self.drains.clone());
+        health.peers_wanted.store(true, Ordering::Relaxed);
+        let office = Office { clerk, health, metrics, drains };
+        tokio::spawn(office.clone().watch_peers());
+        if let Some(page) = page {
+            tokio::spawn(office.clone().serve_page(page));
+        }
+        (Some(office), drained)
+    }
+
     /// A node serves without it.
-    pub fn open_local_socket(&self) {
+    pub fn open_local_socket(&self, office: Option<Office>) {
         let local =
             Local { node: self.args.node_name.clone(), drains: self.drains.clone(), health: self.health.clone() };
         match local_socket::bind(&self.args.paths.local_socket) {
-            Ok(listener) => _ = tokio::spawn(local_socket::serve(listener, local, self.metrics.clone())),
+            Ok(listener) => {
+                let beside = office.map(Office::local).unwrap_or_default();
+                tokio::spawn(local_socket::serve(listener, local, beside, self.metrics.clone()));
+            }
             Err(error) => {
                 warn!(
                     error = format!("{error:#}"),

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ebpf_common::{FlowTuple, ServiceKey};
-use speaker_core::backend::Flow;
 use speaker_core::backend::affinity::{ClientSet, Clients, Kept};
+use speaker_core::backend::{Flow, TcpState};
 use speaker_core::forwarding::Table;
+use speaker_core::health::Connections;
 use speaker_core::reports::reporter::{Announcement, Reporter};
 use speaker_core::time::Instant;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -70,6 +71,8 @@ pub struct Found {
     pub announced: Announcement,
     /// How many open flows.
     pub flows: usize,
+    /// By port of the VIP and pod, if they are wanted.
+    pub connections: Option<Connections>,
 }
 
 /// Flows whose rows are to be found.
@@ -80,6 +83,8 @@ pub struct Flows {
     pub clients: Vec<FlowTuple>,
     pub table: Arc<Table>,
     pub differ: bool,
+    /// The connections of each pod are counted.
+    pub counted: bool,
 }
 
 /// When to scan, and the scan that is under way.
@@ -90,6 +95,8 @@ pub struct ConntrackScan {
     reporter: Option<Reporter>,
     /// This node has flows of rows that are not its own.
     pub has_foreign_rows: bool,
+    /// A status shows how many connections there are.
+    pub is_shown: bool,
     changed: Instant,
     /// When the last scan began; `None`: scan at once.
     scanned: Option<Instant>,
@@ -106,7 +113,8 @@ impl ConntrackScan {
     pub fn new(source: Source, clients: ClientSource, reporter: Reporter, now: Instant) -> Self {
         let (scanned, took, running) = (None, Duration::ZERO, None);
         let reporter = Some(reporter);
-        Self { source, clients, reporter, has_foreign_rows: false, changed: now, scanned, took, running }
+        let (has_foreign_rows, is_shown) = (false, false);
+        Self { source, clients, reporter, has_foreign_rows, is_shown, changed: now, scanned, took, running }
     }
 
     /// The table is another one: this node reports at once.
@@ -123,7 +131,7 @@ impl ConntrackScan {
         let Some(scanned) = self.scanned else { return true };
         let pause = if often || now.since(self.changed) < BUSY {
             OFTEN
-        } else if self.has_foreign_rows {
+        } else if self.has_foreign_rows || self.is_shown {
             SOMETIMES
         } else {
             RARELY
@@ -145,10 +153,11 @@ impl ConntrackScan {
     pub fn find(&mut self, flows: Flows, now: Instant) {
         let Some(mut reporter) = self.reporter.take() else { return };
         let find = move || {
-            let Flows { flows, missed, clients, table, differ } = flows;
+            let Flows { flows, missed, clients, table, differ, counted } = flows;
             let open = || flows.iter().filter(|flow| !flow.is_closed()).map(|flow| flow.tuple);
             let announced = reporter.announce_with(&table, open().chain(missed), clients, differ, now);
-            (reporter, Found { announced, flows: open().count() })
+            let connections = counted.then(|| connections(&flows));
+            (reporter, Found { announced, flows: open().count(), connections })
         };
         self.running = Some(Running::Find(spawn_blocking(find)));
     }
@@ -175,6 +184,16 @@ impl ConntrackScan {
     }
 }
 
+/// Open TCP connections: both ends have agreed, and none has ended.
+fn connections(flows: &[Flow]) -> Connections {
+    let mut connections = Connections::new();
+    for flow in flows.iter().filter(|flow| flow.tcp == Some(TcpState::Established)) {
+        let count = connections.entry((u16::from_be_bytes(flow.tuple.dst_port), flow.pod.0)).or_insert(0_u32);
+        *count = count.saturating_add(1);
+    }
+    connections
+}
+
 fn known_clients(source: &ClientSource, sets: &BTreeMap<ClientSet, Kept>) -> io::Result<Vec<FlowTuple>> {
     let mut known = Vec::new();
     for (set, Kept { ports, .. }) in sets.iter().filter(|(_, kept)| !kept.ports.is_empty()) {
@@ -195,6 +214,26 @@ fn known_clients(source: &ClientSource, sets: &BTreeMap<ClientSet, Kept>) -> io:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_are_those_that_are_established() {
+        let flow = |port: u16, pod: u8, tcp| {
+            let tuple = FlowTuple { dst_port: port.to_be_bytes(), ..FlowTuple::default() };
+            Flow { tuple, pod: ([192, 0, 2, pod].into(), 6443), tcp, assured: true }
+        };
+        let established = Some(TcpState::Established);
+        let flows = [
+            flow(443, 1, established),
+            flow(443, 1, established),
+            flow(443, 2, established),
+            flow(8443, 1, established),
+            flow(443, 1, Some(TcpState::FinWait)),
+            flow(443, 1, Some(TcpState::SynSent)),
+            flow(443, 1, None),
+        ];
+        let [one, two] = [1, 2].map(|last| Ipv4Addr::new(192, 0, 2, last));
+        assert_eq!(connections(&flows), [((443, one), 2), ((443, two), 1), ((8443, one), 1)].into());
+    }
 
     #[test]
     fn often_after_a_change_and_rarely_at_rest() {

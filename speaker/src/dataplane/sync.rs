@@ -146,7 +146,7 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
             () = state.sync.startup_probe.next() => {}
             answered = state.new_pods.next() => state.on_probed(answered),
-            ended = members::next(&mut state.sync.members) => state.on_checked(ended),
+            woken = members::next(&mut state.sync.members) => state.on_member(woken),
             _ = check.tick() => state.check_attachment(),
             _ = turn.tick() => state.on_turn(),
             () = sleep_until(state.retry.unwrap_or_else(Instant::now)), if state.retry.is_some() => {}

@@ -95,6 +95,29 @@ impl Traffic {
     }
 }
 
+impl Traffic {
+    /// What was counted of the Services of a namespace, at all their VIPs together.
+    pub fn of_namespace(&self, namespace: &str) -> BTreeMap<String, ServiceCounters> {
+        let mut counted: BTreeMap<String, ServiceCounters> = BTreeMap::new();
+        for Service { labels, .. } in self.services.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            let [of, name, _] = labels;
+            if of != namespace {
+                continue;
+            }
+            let labels = labels.each_ref().map(String::as_str);
+            let value =
+                |metric: usize| self.metrics.get(metric).map_or(0, |metric| metric.with_label_values(&labels).get());
+            let all = counted.entry(name.clone()).or_default();
+            all.packets += value(0);
+            all.bytes += value(1);
+            all.new_flows += value(2);
+            all.resets += value(3);
+            all.second_chances += value(4);
+        }
+        counted
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
@@ -124,6 +147,8 @@ mod tests {
         traffic.count(|slot| Ok(at(slot.into()))).unwrap();
         assert_eq!([0, 1, 2, 3, 4].map(|number| of(number, "b")), [2, 20, 3, 2, 1]);
         assert_eq!((value(2, OTHERS), series()), (3, 3 * METRICS.len()));
+        assert_eq!(traffic.of_namespace("ns")["b"], at(2));
+        assert!(traffic.of_namespace("").keys().eq(["others"]));
         // Slot 1 is another Service's now.
         traffic.follow(names(&[(1, "c"), (2, "b")]), |_| Ok(at(7))).unwrap();
         traffic.count(|_| Ok(at(9))).unwrap();

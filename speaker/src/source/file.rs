@@ -2,6 +2,7 @@
 //! is a Service, and the API servers are its endpoints.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use sheave_endpoint::{Endpoint, Member, Port};
@@ -15,7 +16,8 @@ use speaker_core::wire::advert::Key;
 use tokio::sync::mpsc;
 use tracing::info;
 
-use crate::endpoint::Opened;
+use crate::endpoint::board::Board;
+use crate::endpoint::{Opened, serve};
 use crate::keys::source::Update;
 use crate::keys::{Contents, Found, Identity, Keys};
 use crate::mailbox;
@@ -126,16 +128,18 @@ fn tcp(port: u16) -> PortView {
     PortView { name: String::new(), port, protocol: Protocol::Tcp }
 }
 
-/// Status has no place outside this process yet but its log and metrics.
-pub async fn keep_status(mut updates: mailbox::Receiver<Ipv4Addr, Ownership>) {
+/// Owners go to the log and to the status of this node.
+pub async fn keep_status(mut updates: mailbox::Receiver<Ipv4Addr, Ownership>, board: Arc<Board>) {
     while let Some(updates) = updates.recv().await {
         for (vip, ownership) in updates {
             info!(%vip, ?ownership, "ownership");
+            board.ownership(vip, &ownership, serve::now());
         }
     }
 }
 
-const NAMESPACE: &str = "endpoint";
+/// Of the Services that the view has for the ports.
+pub const NAMESPACE: &str = "endpoint";
 
 #[cfg(test)]
 mod tests {

@@ -246,6 +246,9 @@ impl State {
             self.scan.changed(clock::now());
         }
         (self.table, self.shown, self.saved_view) = (table, shown, saved_view);
+        if let Some(members) = &mut self.sync.members {
+            members.follow_table(&self.shown);
+        }
         self.sync.metrics.follow_denied(self.layout.restricted());
         self.sync.metrics.follow_traffic(self.layout.counted());
         if job.ops.len() >= LARGE {

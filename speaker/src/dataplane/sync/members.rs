@@ -1,11 +1,13 @@
-//! The members of the API server endpoint: their checks run, rings and rules follow, the other nodes are told. `speaker_core::health` decides.
+//! The members of the API server endpoint: their checks run, rings and rules follow, the other nodes are told, drains are made, and status
+//! gets to know. `speaker_core::health` decides.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use ebpf_common::ServiceKey;
+use speaker_core::forwarding::Table;
 use speaker_core::health::checks::Check;
-use speaker_core::health::{Health, Outcome, Report, Target};
+use speaker_core::health::{Connections, Health, Outcome, Report, Target};
 use speaker_core::name::NodeName;
 use speaker_core::reports::exchange;
 use speaker_core::time::Instant;
@@ -14,12 +16,16 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::{info, warn};
 
 use super::State;
+use crate::endpoint::board::{Place, Snapshot};
 use crate::endpoint::checker::Checker;
+use crate::endpoint::desk::{Desk, Request};
+use crate::endpoint::serve;
 use crate::io::clock;
 
 pub struct Members {
     health: Health,
     checker: Checker,
+    desk: Desk,
     sender: UnboundedSender<(Check, Outcome)>,
     ended: UnboundedReceiver<(Check, Outcome)>,
     /// As the other nodes have it.
@@ -27,22 +33,102 @@ pub struct Members {
     given_up: BTreeSet<String>,
     /// The last outcome that was logged of each target.
     logged: BTreeMap<Target, Outcome>,
+    /// By port of the addresses: the rows of each node.
+    rows: Option<BTreeMap<u16, BTreeMap<String, u32>>>,
+    /// Status does not have everything.
+    is_news: bool,
+}
+
+/// What wakes the loop.
+pub enum Woken {
+    Checked(Check, Outcome),
+    Requested(Request),
+    /// It is time for a turn.
+    Due,
 }
 
 impl Members {
-    pub fn new(health: Health, checker: Checker) -> Self {
+    pub fn new(mut health: Health, checker: Checker, desk: Desk) -> Self {
+        // Those of the disk: a drained member is so from the first table on.
+        health.drained(&desk.drains.borrow(), clock::now());
         let (sender, ended) = unbounded_channel();
         let (given_up, logged) = (BTreeSet::new(), BTreeMap::new());
-        Self { health, checker, sender, ended, reported: None, given_up, logged }
+        let (reported, rows, is_news) = (None, None, true);
+        Self { health, checker, desk, sender, ended, reported, given_up, logged, rows, is_news }
     }
 
     pub fn follow(&mut self, frontends: &mut BTreeMap<ServiceKey, Frontend<'_>>, now: Instant) {
         self.health.follow(frontends, now);
+        self.is_news = true;
     }
 
     /// Nodes that have given up ownership.
     pub fn given_up(&self) -> &BTreeSet<String> {
         &self.given_up
+    }
+
+    /// Connections that this node's kernel leads to members.
+    pub fn count(&mut self, connections: Connections) {
+        self.health.set_connections(connections);
+        self.is_news = true;
+    }
+
+    /// What the maps hold now.
+    pub fn follow_table(&mut self, table: &Table) {
+        let mut rows: BTreeMap<u16, BTreeMap<String, u32>> = BTreeMap::new();
+        for (key, service) in &table.services {
+            let of_port = rows.entry(u16::from_be_bytes(key.port)).or_default();
+            // The ring of all addresses is the same.
+            if service.no_new_flows || !of_port.is_empty() {
+                continue;
+            }
+            let mut counts = vec![0_u32; service.ring.nodes.len()];
+            for row in &service.ring.rows {
+                if let Some(count) = counts.get_mut(usize::from(*row)) {
+                    *count += 1;
+                }
+            }
+            of_port.extend(service.ring.nodes.iter().cloned().zip(counts));
+        }
+        self.is_news |= self.rows.as_ref() != Some(&rows);
+        self.rows = Some(rows);
+    }
+
+    /// Status and disk get what is new.
+    fn show(&mut self) {
+        let drains = self.health.drains();
+        self.desk.drains.send_if_modified(|known| {
+            let changed = known != drains;
+            if changed {
+                known.clone_from(drains);
+            }
+            changed
+        });
+        if std::mem::take(&mut self.is_news) {
+            self.desk.board.members(self.snapshot(), serve::now());
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let health = &self.health;
+        let places = health.places().map(|(node, target, standing)| Place {
+            node: node.to_owned(),
+            target,
+            standing,
+            known: health.is_known(node, target),
+            checked: health.last_check(node, target),
+        });
+        let counted = health.connections();
+        let mut connections = BTreeMap::new();
+        for (place, count) in counted.values().copied().flatten() {
+            *connections.entry(*place).or_insert(0) += u64::from(*count);
+        }
+        Snapshot {
+            places: places.collect(),
+            drains: health.drains().clone(),
+            connections: (!counted.is_empty()).then_some(connections),
+            rows: self.rows.clone(),
+        }
     }
 
     /// Each check is a task. The machine bounds how many run.
@@ -74,8 +160,8 @@ impl Members {
     }
 }
 
-/// The end of a check, or the time of the next turn. May be dropped while it waits.
-pub(super) async fn next(members: &mut Option<Members>) -> Option<(Check, Outcome)> {
+/// The end of a check, a request, or the time of the next turn. May be dropped while it waits.
+pub(super) async fn next(members: &mut Option<Members>) -> Woken {
     let Some(members) = members else { return std::future::pending().await };
     let due = members.health.next_deadline();
     let time = async {
@@ -85,22 +171,34 @@ pub(super) async fn next(members: &mut Option<Members>) -> Option<(Check, Outcom
         }
     };
     tokio::select! {
-        ended = members.ended.recv() => ended,
-        () = time => None,
+        Some((check, outcome)) = members.ended.recv() => Woken::Checked(check, outcome),
+        // It ends with the process.
+        Some(request) = members.desk.requests.recv() => Woken::Requested(request),
+        () = time => Woken::Due,
     }
 }
 
 impl State {
-    pub(super) fn on_checked(&mut self, ended: Option<(Check, Outcome)>) {
-        if let (Some(members), Some((check, outcome))) = (&mut self.sync.members, ended) {
-            members.health.ended(check, outcome, clock::now());
-            members.log();
+    pub(super) fn on_member(&mut self, woken: Woken) {
+        let Some(members) = &mut self.sync.members else { return };
+        match woken {
+            Woken::Checked(check, outcome) => {
+                members.health.ended(check, outcome, clock::now());
+                members.log();
+                members.is_news = true;
+            }
+            Woken::Requested(request) => {
+                request.carry_out(&mut members.health);
+                members.is_news = true;
+            }
+            Woken::Due => {}
         }
     }
 
     pub(super) fn on_member_report(&mut self, node: &NodeName, report: Report) {
         if let Some(members) = &mut self.sync.members {
             members.health.reported(node.as_str(), report, clock::now());
+            members.is_news = true;
         }
     }
 
@@ -109,6 +207,8 @@ impl State {
         let (checks, changed) = members.health.turn(clock::now());
         checks.into_iter().for_each(|check| members.start(check));
         self.dirty |= changed;
+        members.is_news |= changed;
+        members.show();
         let given_up = members.health.given_up();
         let report = members.health.report();
         let is_news = members.reported.as_ref() != Some(&report);

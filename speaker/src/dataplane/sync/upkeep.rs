@@ -57,11 +57,16 @@ impl State {
         self.pin_udp_flows(&flows, now);
         let missed = self.udp_pins.missed(now).collect();
         let differ = self.report_socket.exchange.differs(now);
-        self.scan.find(Flows { flows, missed, clients, table: self.table.clone(), differ }, now);
+        let (table, counted) = (self.table.clone(), self.sync.members.is_some());
+        self.scan.is_shown = counted;
+        self.scan.find(Flows { flows, missed, clients, table, differ, counted }, now);
     }
 
     /// This node reports its flows.
-    fn found(&mut self, Found { announced, flows }: Found) -> Result<()> {
+    fn found(&mut self, Found { announced, flows, connections }: Found) -> Result<()> {
+        if let (Some(members), Some(connections)) = (&mut self.sync.members, connections) {
+            members.count(connections);
+        }
         self.sync.metrics.flows.set(flows as i64);
         self.sync.metrics.flows_expired.set(i64::try_from(announced.expired).unwrap_or(i64::MAX));
         self.scan.has_foreign_rows = !announced.report.services.is_empty();
