@@ -1,6 +1,6 @@
 //! The command line of Sheave: `sheave`, and `kubectl sheave` (kubectl finds a program called kubectl-sheave).
 //!
-//! Talks to the API server, and with `drain --local` to the speaker of its own node; what the packet path of a node does is in that node's metrics. `finalizers remove` says what it would do
+//! Talks to the API server, and with `drain --local` and `endpoint` to the speaker of its own node; what the packet path of a node does is in that node's metrics. `finalizers remove` says what it would do
 //! unless it is told `--yes`, and `init` what it would apply until the range is typed; `move`, `prefer` and `drain` can be undone, and tried with `--dry-run`.
 
 mod endpoint;
@@ -39,7 +39,7 @@ enum Command {
     Prefer(placement::Prefer),
     /// Let a node hand its addresses over, and own some only while no other node can.
     Drain(placement::Drain),
-    /// The address of the API servers, on the nodes that serve it.
+    /// The address of the API servers, on the nodes that serve it: no API server is asked.
     #[command(subcommand)]
     Endpoint(endpoint::Endpoint),
     /// The finalizers that hold Services with an address until the controller has taken it back.
@@ -60,20 +60,28 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    let command = match cli.command {
-        Command::Endpoint(endpoint) => return endpoint.run(),
-        command => command,
-    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
-        if let Command::Drain(args) = &command
+        if let Command::Drain(args) = &cli.command
             && let Some(change) = args.on_this_node()
         {
             return local::drain(&args.socket, change).await;
         }
-        let client = client(cli.kubeconfig).await?;
-        match command {
-            Command::Endpoint(endpoint) => endpoint.run(),
+        if let Command::Endpoint(command) = &cli.command {
+            return endpoint::run(command).await;
+        }
+        let named = cli.kubeconfig.is_some();
+        let client = match client(cli.kubeconfig).await {
+            Ok(client) => client,
+            Err(error) => match &cli.command {
+                Command::Status(args) if !named && endpoint::status::is_here() => {
+                    return endpoint::status::instead(args.json).await;
+                }
+                _ => return Err(error),
+            },
+        };
+        match cli.command {
+            Command::Endpoint(command) => endpoint::run(&command).await,
             Command::Status(args) => status::run(client, &args).await,
             Command::Init(args) => init::run(client, args).await,
             Command::Move(args) => placement::move_to(client, args).await,

@@ -28,7 +28,7 @@ pub async fn drain(socket: &Path, change: Change) -> Result<ExitCode> {
     match change {
         Change::End => {
             let before = socket.state().await?;
-            let after: Drain = socket.ask(Method::DELETE, None::<&DrainRequest>).await?;
+            let after: Drain = socket.ask(Method::DELETE, DRAIN, None::<&DrainRequest>).await?;
             match before.drained {
                 Some(drained) => println!("{} may own addresses again (it was drained {})", after.node, who(&drained)),
                 None => println!("{} was not drained by this socket", after.node),
@@ -40,7 +40,7 @@ pub async fn drain(socket: &Path, change: Change) -> Result<ExitCode> {
                 println!("drained already, {}", who(&drained));
             }
             let request = DrainRequest { by: user(), reason };
-            let drained: Drain = socket.ask(Method::PUT, Some(&request)).await?;
+            let drained: Drain = socket.ask(Method::PUT, DRAIN, Some(&request)).await?;
             let after = socket.wait_empty(drained).await?;
             if after.owned.is_empty() {
                 println!("{} is drained: it owns no address while another node can (--undo ends this)", after.node);
@@ -65,11 +65,12 @@ fn user() -> String {
     named("SUDO_USER").or_else(|| named("USER")).or_else(|| named("LOGNAME")).unwrap_or_else(|| "root".to_owned())
 }
 
-struct Socket(PathBuf);
+/// Of a speaker on this node.
+pub struct Socket(pub PathBuf);
 
 impl Socket {
     async fn state(&self) -> Result<Drain> {
-        self.ask(Method::GET, None::<&DrainRequest>).await
+        self.ask(Method::GET, DRAIN, None::<&DrainRequest>).await
     }
 
     /// What the node owns once it has handed everything over, or the time for it is over.
@@ -83,9 +84,18 @@ impl Socket {
         Ok(state)
     }
 
-    async fn ask<A: DeserializeOwned>(&self, method: Method, body: Option<&impl Serialize>) -> Result<A> {
+    pub async fn get<A: DeserializeOwned>(&self, uri: &str) -> Result<A> {
+        self.ask(Method::GET, uri, None::<&()>).await
+    }
+
+    pub async fn ask<A: DeserializeOwned>(
+        &self,
+        method: Method,
+        uri: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<A> {
         let body = body.map_or_else(|| Ok(Vec::new()), serde_json::to_vec).context("the request")?;
-        let answered = timeout(ANSWER, self.send(method, body)).await;
+        let answered = timeout(ANSWER, self.send(method, uri, body)).await;
         let (ok, answer) =
             answered.with_context(|| format!("{}: no answer within {} s", self.0.display(), ANSWER.as_secs()))??;
         if !ok {
@@ -96,12 +106,12 @@ impl Socket {
     }
 
     /// Whether it was carried out, and the answer.
-    async fn send(&self, method: Method, body: Vec<u8>) -> Result<(bool, Bytes)> {
+    async fn send(&self, method: Method, uri: &str, body: Vec<u8>) -> Result<(bool, Bytes)> {
         let at = self.0.display();
         let stream = UnixStream::connect(&self.0).await;
         let stream = stream.with_context(|| format!("connect to {at} (root on the node, with a speaker that runs)"))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.with_context(|| format!("{at}"))?;
-        let request = Request::builder().method(method).uri(DRAIN).header("host", "localhost");
+        let request = Request::builder().method(method).uri(uri).header("host", "localhost");
         let request = request.body(Full::new(Bytes::from(body))).context("the request")?;
         let exchange = async {
             let response = sender.send_request(request).await?;
@@ -120,6 +130,7 @@ impl Socket {
 /// As long as hand-overs are waited for with an API server.
 const WITHIN: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
-const ANSWER: Duration = Duration::from_secs(5);
-/// 4,096 addresses, and more than enough beside them.
-const MOST_ANSWER: usize = 256 * 1024;
+/// Longer than events are waited for (`sheave_endpoint::local::MAX_WAIT`).
+const ANSWER: Duration = Duration::from_secs(8);
+/// 4,096 addresses, or 32 members at 16 ports, and more than enough beside them.
+const MOST_ANSWER: usize = 1024 * 1024;

@@ -23,7 +23,7 @@ pub struct Args {
     namespace: String,
     /// For machines.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 pub async fn run(client: Client, args: &Args) -> Result<ExitCode> {
