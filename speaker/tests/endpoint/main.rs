@@ -5,6 +5,7 @@
 
 mod client;
 mod server;
+mod status;
 mod world;
 
 use std::collections::BTreeSet;
@@ -45,8 +46,10 @@ fn story(world: &mut World) -> Result<()> {
     refused_before_any_server_answers(world)?;
     let mut held = every_member_serves(world)?;
     on_no_interface_and_reached_on_every_node(world)?;
+    status::a_drained_member_keeps_its_connections_and_gets_no_new_ones(world, &mut held)?;
     a_dead_server_costs_its_own_connections_alone(world, &mut held)?;
     a_frozen_server_gets_nothing_new(world)?;
+    status::a_reader_that_waits_is_told(world)?;
     a_lost_owner_costs_no_connection(world, &mut held)?;
     refused_when_none_answers(world)
 }
@@ -145,6 +148,9 @@ fn a_lost_owner_costs_no_connection(world: &mut World, held: &mut [Connection]) 
     let began = Instant::now();
     wait_for("another owner", PATIENCE, || Ok(world.owner()?.filter(|owner| *owner != before)))?;
     println!("killed owner {before}: another one after {:?}", began.elapsed());
+    // The speaker of b has started anew in this story.
+    let witness = MEMBERS.into_iter().find(|node| *node != before && *node != "b").context("a witness")?;
+    status::events_are_in_order(world, witness, before)?;
     wait_for("a connection", PATIENCE, || Ok(world.connect(CLIENT, 6443).ok()))?;
     for _ in 0..MANY {
         world.connect(CLIENT, 6443)?;

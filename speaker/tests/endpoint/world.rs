@@ -26,6 +26,7 @@ pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
 pub const MEMBERS: [&str; 3] = ["a", "b", "c"];
 pub const CLIENT: &str = "client";
 const SWITCH: &str = "sw";
+const SOCKET: &str = "endpoint.sock";
 
 pub struct World {
     dir: PathBuf,
@@ -119,11 +120,26 @@ health: {{caFile: {}}}
         let dir = self.dir.join(node);
         let mut command = Command::new(env!("CARGO_BIN_EXE_sheave-speaker"));
         command.args(["--log-format", "text", "endpoint"]);
-        for (flag, path) in [("--config", "endpoint.yaml"), ("--pin-dir", "bpf/sheave"), ("--state-dir", "state")] {
+        for (flag, path) in [
+            ("--config", "endpoint.yaml"),
+            ("--pin-dir", "bpf/sheave"),
+            ("--state-dir", "state"),
+            ("--local-socket", SOCKET),
+        ] {
             command.arg(flag).arg(dir.join(path));
         }
         self.speakers.insert(node, self.start(command, node, "speaker")?);
         Ok(())
+    }
+
+    /// The local socket of the speaker on this node.
+    pub fn socket(&self, node: &str) -> PathBuf {
+        self.dir.join(node).join(SOCKET)
+    }
+
+    /// In the network namespace of a node.
+    pub fn inside<T: Send>(&self, node: &str, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        netns::inside(&name(node), what)
     }
 
     pub fn start_server(&mut self, node: &'static str) -> Result<()> {
