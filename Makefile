@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories bench-controller chaos measure-election conformance docs check-docs deny check
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories bench-controller status-page chaos measure-election conformance docs check-docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -96,6 +96,9 @@ bench-second-chance: setup ## What it costs to know a flow: conntrack against a 
 
 bench-histories: setup ## What the second chance promises, under many more random histories than CI plays: HISTORIES=200 by default, half an hour
 	@HISTORIES=$${HISTORIES:-200} cargo test -q -p speaker-core --lib -- --nocapture alternates::properties
+
+status-page: setup ## The endpoint's status page in headless Chromium: pictures as a phone and a screen show it; needs chromium
+	@scripts/status-page.sh
 
 chaos: setup ## Leaders of the controller killed, stopped and cut off at random for ten minutes while 2,000 Services change
 	@cargo build -q -p sheave-controller
