@@ -15,7 +15,9 @@ func runEtcd(args []string) error {
 	flags := flag.NewFlagSet("etcd", flag.ExitOnError)
 	dir := flags.String("data-dir", "", "folder of the data")
 	client := flags.String("listen-client-url", "http://127.0.0.1:2379", "where the API servers connect to")
-	peer := flags.String("listen-peer-url", "http://127.0.0.1:2380", "required by etcd, unused with one member")
+	peer := flags.String("listen-peer-url", "http://127.0.0.1:2380", "where the other members connect to; required by etcd, unused with one member")
+	name := flags.String("name", "default", "name of this member")
+	cluster := flags.String("initial-cluster", "", "all members as NAME=PEER-URL, separated by commas; none: this one alone")
 	flags.Parse(args) //nolint:errcheck // ExitOnError
 
 	clientURL, err := url.Parse(*client)
@@ -27,12 +29,16 @@ func runEtcd(args []string) error {
 		return err
 	}
 	config := embed.NewConfig()
+	config.Name = *name
 	config.Dir = *dir
 	config.UnsafeNoFsync = true
 	config.LogLevel = "warn"
 	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{*clientURL}, []url.URL{*clientURL}
 	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{*peerURL}, []url.URL{*peerURL}
 	config.InitialCluster = config.InitialClusterFromName(config.Name)
+	if *cluster != "" {
+		config.InitialCluster = *cluster
+	}
 
 	etcd, err := embed.StartEtcd(config)
 	if err != nil {
