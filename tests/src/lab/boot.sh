@@ -45,24 +45,33 @@ fi
 mount -t bpf bpf /sys/fs/bpf || fail "bpffs"
 
 mkdir -p /run/netns /var/lib/kubelet/manifests
+# What stays away over a boot.
+[[ -d $NODE/stopped ]] && cp "$NODE"/stopped/* /run/
+touch /run/booted
 cd /
 
 # As a service manager would: a daemon that ends is started again, unless the file /run/stop-DAEMON says that it stays away.
 keep() {
-    local log=$logs/$NAME-$1.log
+    local name=${1##*/}
+    local log=$logs/$NAME-$name.log
     while :; do
-        [[ -e /run/stop-$1 ]] && { sleep 0.1; continue; }
+        [[ -e /run/stop-$name ]] && { sleep 0.1; continue; }
         "$@" >>"$log" 2>&1
-        echo "=== $1 ended with $?" >>"$log"
+        echo "=== $name ended with $?" >>"$log"
         sleep 0.2
     done
 }
 
 keep kube-proxy --config="$NODE/kube-proxy.yaml" &
 keep containerd --config "$NODE/containerd.toml" &
+# What stands on this node beside that of every node: a script for each.
+for service in "$NODE"/services/*; do
+    [[ -x $service ]] && keep "$service" &
+done
 
 {
     socket=/run/containerd/containerd.sock
+    while [[ -e /run/stop-containerd ]]; do sleep 0.1; done
     until ctr --address $socket version; do sleep 0.05; done
     for image in "$LAB"/images/*.tar; do
         # Images survive a power cut: each is imported once, until it changes.

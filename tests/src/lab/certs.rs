@@ -22,6 +22,11 @@ impl Pki {
         self.0.join(name).to_string_lossy().into_owned()
     }
 
+    /// The certificate (`crt`) or key of the API server in a namespace.
+    pub fn server(&self, role: &str, what: &str) -> String {
+        self.file(&format!("server-{role}.{what}"))
+    }
+
     /// Elliptic keys: RSA would cost a second here.
     pub fn create(plan: &Plan) -> Result<Self> {
         let pki = Self::of(plan);
@@ -35,14 +40,19 @@ impl Pki {
             "subjectAltName=DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,\
              DNS:kubernetes.default.svc.cluster.local,DNS:localhost,IP:127.0.0.1,IP:{API_SERVICE}"
         );
-        for (_, address) in plan.control_plane() {
+        let servers = plan.control_plane();
+        let endpoint = plan.endpoint.as_ref().map(|endpoint| endpoint.address);
+        for address in servers.iter().map(|(_, address)| *address).chain(endpoint) {
             names += &format!(",IP:{address}");
         }
-        let server =
-            ["-keyout", &pki.file("server.key"), "-out", &pki.file("server.crt"), "-subj", "/CN=kube-apiserver"];
         let signed = ["-CA", &pki.file("ca.crt"), "-CAkey", &pki.file("ca.key"), "-addext", &names];
         let leaf = ["-addext", "basicConstraints=critical,CA:FALSE"];
-        run("openssl", &[&new_key[..], &server, &signed, &leaf].concat())?;
+        // A client sees by the certificate which of them it has reached.
+        for (role, _) in servers {
+            let (certificate, key) = (pki.server(&role, "crt"), pki.server(&role, "key"));
+            let server = ["-keyout", &key, "-out", &certificate, "-subj", "/CN=kube-apiserver"];
+            run("openssl", &[&new_key[..], &server, &signed, &leaf].concat())?;
+        }
 
         let key = pki.file("accounts.key");
         run("openssl", &["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", &key])?;
@@ -56,14 +66,17 @@ impl Pki {
         Ok(pki)
     }
 
+    /// Of a user of the token file.
+    pub fn token(&self, user: &str) -> Result<String> {
+        let tokens = fs::read_to_string(self.file("tokens.csv"))?;
+        let mut lines = tokens.lines().filter_map(|line| line.split_once(','));
+        let found = lines.find(|(_, rest)| rest.starts_with(&format!("{user},")));
+        found.map(|(token, _)| token.to_owned()).with_context(|| format!("user {user} has no token"))
+    }
+
     /// Writes the kubeconfig of a user of the token file, for a server at an address.
     pub fn kubeconfig(&self, path: &Path, user: &str, server: Ipv4Addr, port: u16) -> Result<()> {
-        let tokens = fs::read_to_string(self.file("tokens.csv"))?;
-        let token = tokens
-            .lines()
-            .find_map(|line| line.split_once(',').filter(|(_, rest)| rest.starts_with(&format!("{user},"))))
-            .map(|(token, _)| token)
-            .with_context(|| format!("user {user} has no token"))?;
+        let token = self.token(user)?;
         let authority = self.file("ca.crt");
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\

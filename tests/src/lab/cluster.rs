@@ -45,10 +45,14 @@ pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
         state.namespaces = netns::list(&netns_prefix(&plan.name));
         state.save()?;
         let pki = Pki::create(&plan)?;
-        say("control plane: etcd, API server, controller manager, scheduler");
-        control_plane::start(&mut state, &pki)?;
+        if plan.endpoint.is_none() {
+            say("control plane: etcd, API server, controller manager, scheduler");
+            control_plane::start(&mut state, &pki)?;
+            say(&format!("nodes: containerd, kubelet, kube-proxy ({})", plan.proxy_mode));
+        } else {
+            control_plane::start_access(&mut state, &pki, "client")?;
+        }
         state.save()?;
-        say(&format!("nodes: containerd, kubelet, kube-proxy ({})", plan.proxy_mode));
         for name in plan.node_names() {
             node::prepare(&plan, &pki, &name)?;
             let node = node::power_on(&state, &name)?;
@@ -57,6 +61,9 @@ pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
         }
         state.namespaces = netns::list(&netns_prefix(&plan.name));
         state.save()?;
+    }
+    if plan.endpoint.is_some() {
+        return Ok(());
     }
     wait_api(lab, &plan)?;
     say("the API server answers");

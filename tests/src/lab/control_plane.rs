@@ -1,4 +1,5 @@
-//! etcd, the API servers, the controller manager, the scheduler, and a relay from this machine's loopback.
+//! etcd, the API servers, the controller manager, the scheduler, and a relay from this machine's loopback. API servers on the nodes:
+//! [`super::ha`].
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -9,16 +10,16 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::certs::{ADMIN, CONTROLLER_MANAGER, Pki, SCHEDULER};
-use super::netns;
 use super::plan::{API_PORT, Plan, SERVICE_RANGE, kubernetes_bin};
 use super::process::{self, Recorded};
 use super::state::State;
+use super::{netns, service};
 use crate::traffic;
 
 /// Starts everything that needs no answer of the API server; the controllers try until it is there.
 pub fn start(state: &mut State, pki: &Pki) -> Result<()> {
     let plan = state.plan.clone();
-    let (role, first) = plan.control_plane()[0].clone();
+    let (role, first) = plan.control_plane_alone()[0].clone();
     let data = plan.dir().join("etcd");
     let arguments = [
         format!("--data-dir={}", data.display()),
@@ -36,26 +37,38 @@ pub fn start(state: &mut State, pki: &Pki) -> Result<()> {
         let process = part(&plan, name, &role, name, &controller_arguments(name, &config.to_string_lossy(), pki))?;
         state.processes.insert(name.to_owned(), process);
     }
-    state.relay_port = start_relay(state, first)?;
-    pki.kubeconfig(&plan.dir().join("kubeconfig"), ADMIN, Ipv4Addr::LOCALHOST, state.relay_port)?;
-    pki.kubeconfig(&plan.dir().join("kubeconfig.segment"), ADMIN, first, API_PORT)
+    start_access(state, pki, &role)
+}
+
+/// The administrator's kubeconfigs, and the relay that one of them names, which runs in a namespace.
+pub fn start_access(state: &mut State, pki: &Pki, role: &str) -> Result<()> {
+    let (dir, server) = (state.plan.dir(), state.plan.api_address());
+    state.relay_port = start_relay(state, role, server)?;
+    pki.kubeconfig(&dir.join("kubeconfig"), ADMIN, Ipv4Addr::LOCALHOST, state.relay_port)?;
+    pki.kubeconfig(&dir.join("kubeconfig.segment"), ADMIN, server, API_PORT)
 }
 
 /// Also how a stopped API server starts again: the data is in etcd.
 pub fn start_api_server(state: &mut State, role: &str) -> Result<()> {
     let plan = state.plan.clone();
+    if plan.endpoint.is_some() {
+        return service::start(state, role, API_SERVER).map(drop);
+    }
     let servers = plan.control_plane();
     let (_, address) =
         servers.iter().find(|(name, _)| name == role).with_context(|| format!("no API server {role}"))?;
     let pki = Pki::of(&plan);
-    let arguments = api_server_arguments(*address, servers[0].1, &pki);
+    let arguments = api_server_arguments(role, *address, servers[0].1, &pki);
     let name = api_server_name(role);
-    let process = part(&plan, "kube-apiserver", role, &name, &arguments)?;
+    let process = part(&plan, API_SERVER, role, &name, &arguments)?;
     state.processes.insert(name, process);
     Ok(())
 }
 
 pub fn stop_api_server(state: &mut State, role: &str) -> Result<()> {
+    if state.plan.endpoint.is_some() {
+        return service::stop(state, role, API_SERVER);
+    }
     match state.processes.get(&api_server_name(role)) {
         Some(process) => process.end(),
         None => Ok(()),
@@ -63,17 +76,17 @@ pub fn stop_api_server(state: &mut State, role: &str) -> Result<()> {
 }
 
 fn api_server_name(role: &str) -> String {
-    format!("kube-apiserver-{role}")
+    format!("{API_SERVER}-{role}")
 }
 
-fn api_server_arguments(address: Ipv4Addr, etcd: Ipv4Addr, pki: &Pki) -> Vec<String> {
+pub fn api_server_arguments(role: &str, address: Ipv4Addr, etcd: Ipv4Addr, pki: &Pki) -> Vec<String> {
     vec![
         format!("--etcd-servers=http://{etcd}:2379"),
         format!("--advertise-address={address}"),
         "--bind-address=0.0.0.0".to_owned(),
         format!("--secure-port={API_PORT}"),
-        format!("--tls-cert-file={}", pki.file("server.crt")),
-        format!("--tls-private-key-file={}", pki.file("server.key")),
+        format!("--tls-cert-file={}", pki.server(role, "crt")),
+        format!("--tls-private-key-file={}", pki.server(role, "key")),
         format!("--client-ca-file={}", pki.file("ca.crt")),
         format!("--token-auth-file={}", pki.file("tokens.csv")),
         // As on a cluster in earnest: the tests show with which rights Sheave works.
@@ -113,14 +126,14 @@ fn part(plan: &Plan, program: &str, role: &str, log: &str, arguments: &[String])
 
 /// Lets kubectl and the tests of this machine reach the API server: the socket that listens was made in the machine's
 /// namespace and is handed to a process inside the lab, which connects there. No device joins the two.
-fn start_relay(state: &mut State, server: Ipv4Addr) -> Result<u16> {
+fn start_relay(state: &mut State, role: &str, server: Ipv4Addr) -> Result<u16> {
     let plan = &state.plan;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("a port on loopback for the API server")?;
     let port = listener.local_addr()?.port();
     let descriptor = listener.as_raw_fd();
     let mut command = Command::new(traffic::binary()?);
     command.args(["relay", "--descriptor", &descriptor.to_string(), "--to", &format!("{server}:{API_PORT}")]);
-    netns::enter(&mut command, &plan.netns(&plan.control_plane()[0].0))?;
+    netns::enter(&mut command, &plan.netns(role))?;
     // SAFETY: fcntl is async-signal-safe. The listener itself stays open until the process has started.
     unsafe {
         command.pre_exec(move || match libc::fcntl(descriptor, libc::F_SETFD, 0) {
@@ -142,3 +155,5 @@ pub fn explain(plan: &Plan) -> String {
     });
     logs.join("\n")
 }
+
+const API_SERVER: &str = "kube-apiserver";

@@ -9,10 +9,10 @@ use nix::sys::signal::Signal;
 
 use super::hold::NftHold;
 use super::plan::{POD_RANGE, ProxyMode, UPLINK};
-use super::process::{self, Recorded};
+use super::process::Recorded;
 use super::refuse::NftRefusal;
 use super::state::State;
-use super::{Lab, address, control_plane, disk, kube_proxy, kubelet, netns, node, pinned, topology};
+use super::{Lab, address, control_plane, disk, kube_proxy, kubelet, netns, node, pinned, service, topology};
 
 /// One fault, or its end. The command `fault` uses the same names.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Subcommand)]
@@ -195,9 +195,7 @@ impl Lab {
     /// The process of the node's speaker, or `None` while it has none.
     pub fn speaker(&self, node: &str) -> Result<Option<Recorded>> {
         let state = self.powered(node)?;
-        let inode = netns::inode(&state.plan.netns(node))?;
-        let found = process::in_netns(inode).into_iter().find(|(_, name)| name == SPEAKER);
-        Ok(found.and_then(|(pid, _)| Recorded::of(pid).ok()))
+        service::process_of(&state, node, SPEAKER)
     }
 
     /// Commands of nft(8) on a node.

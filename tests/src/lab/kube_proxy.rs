@@ -1,31 +1,23 @@
 //! What can go wrong with a node's kube-proxy: it ends, it comes back in another mode, its rules vanish.
 
 use std::fs;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use super::plan::{Plan, ProxyMode};
-use super::process::{self, Recorded};
+use super::process::Recorded;
 use super::state::State;
-use super::wait::wait_for;
-use super::{netns, node};
+use super::{node, service};
 
 /// Ends the process and keeps it from being started again; its rules stay.
 pub fn stop(state: &State, name: &str) -> Result<()> {
-    fs::write(stopped(&state.plan, name), "")?;
-    match process_of(state, name)? {
-        Some(process) => process.end(),
-        None => Ok(()),
-    }
+    service::stop(state, name, PROGRAM)
 }
 
 /// Starts it (anew, if it runs) and returns when the process is there.
 pub fn start(state: &State, name: &str) -> Result<()> {
     stop(state, name)?;
-    fs::remove_file(stopped(&state.plan, name))?;
-    wait_for(&format!("kube-proxy on {name}"), STARTS_WITHIN, || process_of(state, name)).map(drop)
+    service::start(state, name, PROGRAM).map(drop)
 }
 
 /// Starts it anew in a mode. It removes the rules of its previous mode by itself.
@@ -51,14 +43,7 @@ pub fn mode_of(plan: &Plan, name: &str) -> Result<ProxyMode> {
 }
 
 pub fn process_of(state: &State, name: &str) -> Result<Option<Recorded>> {
-    let inode = netns::inode(&state.plan.netns(name))?;
-    let found = process::in_netns(inode).into_iter().find(|(_, name)| name == "kube-proxy");
-    Ok(found.and_then(|(pid, _)| Recorded::of(pid).ok()))
-}
-
-/// boot.sh looks for this file: the node's /run is a folder below the node's own.
-fn stopped(plan: &Plan, name: &str) -> PathBuf {
-    plan.node_dir(name).join("run/stop-kube-proxy")
+    service::process_of(state, name, PROGRAM)
 }
 
 /// Both modes' rules: the tables that kube-proxy has for itself in one, the shared tables' contents in the other.
@@ -70,4 +55,4 @@ for table in nat filter mangle; do
 done
 true
 ";
-const STARTS_WITHIN: Duration = Duration::from_secs(5);
+const PROGRAM: &str = "kube-proxy";

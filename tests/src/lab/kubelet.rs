@@ -2,21 +2,19 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::netns;
 use super::plan::Plan;
-use super::process::{self, Recorded};
+use super::service::{self, STARTS_WITHIN};
 use super::state::State;
 use super::wait::wait_for;
 
 /// Ends it and returns when another one is there: boot.sh starts it again, as a service manager does.
 pub fn restart(state: &State, name: &str) -> Result<()> {
-    let old = process_of(state, name)?.with_context(|| format!("{name} runs no kubelet"))?;
+    let old = service::process_of(state, name, PROGRAM)?.with_context(|| format!("{name} runs no kubelet"))?;
     old.end()?;
-    let other = || Ok(process_of(state, name)?.filter(|new| *new != old));
+    let other = || Ok(service::process_of(state, name, PROGRAM)?.filter(|new| *new != old));
     wait_for(&format!("another kubelet on {name}"), STARTS_WITHIN, other).map(drop)
 }
 
@@ -26,10 +24,4 @@ pub fn set_address(plan: &Plan, name: &str, address: Ipv4Addr) -> Result<()> {
     fs::write(&file, address.to_string()).with_context(|| file.display().to_string())
 }
 
-fn process_of(state: &State, name: &str) -> Result<Option<Recorded>> {
-    let inode = netns::inode(&state.plan.netns(name))?;
-    let found = process::in_netns(inode).into_iter().find(|(_, name)| name == "kubelet");
-    Ok(found.and_then(|(pid, _)| Recorded::of(pid).ok()))
-}
-
-const STARTS_WITHIN: Duration = Duration::from_secs(5);
+const PROGRAM: &str = "kubelet";

@@ -24,6 +24,7 @@
 //!   [`Lab::install_sheave`], [`Lab::import_images`].
 //! - Waiting: [`Lab::wait_ready`], [`Lab::wait_back`] after a power-on, [`wait_for`] for anything else.
 //! - Faults: [`Fault`] has one variant per fault, carried out by [`Lab::fault`]; [`Lab::speaker`] finds a speaker's process.
+//! - API servers on the nodes, behind an address that the nodes serve: [`ha`].
 //! - Other hosts on the segment: [`Lab::plug_in`], [`Lab::unplug`].
 //! - Addresses: [`plan`] (nodes .11 …, client .5, router .3, control plane .2, pool .200-.220 of 192.168.77.0/24).
 //!
@@ -38,6 +39,7 @@ mod cluster;
 mod control_plane;
 mod disk;
 pub mod fault;
+pub mod ha;
 pub mod hold;
 mod host;
 pub mod image;
@@ -53,6 +55,7 @@ pub mod plan;
 pub mod process;
 mod realtime;
 pub mod refuse;
+mod service;
 mod state;
 mod topology;
 pub mod wait;
@@ -68,7 +71,7 @@ pub use alone::alone;
 pub use fault::Fault;
 pub use hold::NftHold;
 pub use interrupt::{down_on_interrupt, rest_if_interrupted};
-pub use plan::{LabConfig, ProxyMode, quiet, to_stderr};
+pub use plan::{Endpoint, LabConfig, ProxyMode, quiet, to_stderr};
 pub use refuse::NftRefusal;
 pub use state::State;
 pub use wait::wait_for;

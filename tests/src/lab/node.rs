@@ -14,14 +14,14 @@ use super::plan::{self, API_PORT, POD_RANGE, Plan, ProxyMode, kubernetes_bin};
 use super::process::{self, Recorded, children_of};
 use super::state::{Node, State};
 use super::wait::wait_for;
-use super::{cgroup, netns, realtime, topology};
+use super::{cgroup, ha, netns, realtime, topology};
 
 /// Writes what the daemons read. Done once: a node that lost power finds it again.
 pub fn prepare(plan: &Plan, pki: &Pki, name: &str) -> Result<()> {
     let dir = plan.node_dir(name);
     fs::create_dir_all(dir.join("cni"))?;
     let number = plan.node_number(name)?;
-    let (_, server) = plan.control_plane()[0];
+    let server = plan.api_address();
     pki.kubeconfig(&dir.join("kubelet.kubeconfig"), &format!("system:node:{name}"), server, API_PORT)?;
     pki.kubeconfig(&dir.join("kube-proxy.kubeconfig"), PROXY, server, API_PORT)?;
     let base = realtime::base_specification(&dir)?;
@@ -34,7 +34,8 @@ pub fn prepare(plan: &Plan, pki: &Pki, name: &str) -> Result<()> {
     for (file, text) in files {
         fs::write(dir.join(file), text).with_context(|| format!("{file} of {name}"))?;
     }
-    prepare_kube_proxy(plan, name, plan.proxy_mode)
+    prepare_kube_proxy(plan, name, plan.proxy_mode)?;
+    if plan.endpoint.is_some() { ha::prepare(plan, pki, name) } else { Ok(()) }
 }
 
 /// Creates the node's network and starts its first process. The node is Ready some seconds later.
@@ -57,12 +58,18 @@ pub fn power_on(state: &State, name: &str) -> Result<Node> {
     netns::enter(&mut command, &plan.netns(name))?;
     cgroup::enter(&mut command, &plan.name, name)?;
     let log = plan.log(&format!("{name}-boot"));
+    let booted = dir.join("run/booted");
+    match fs::remove_file(&booted) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("of the boot before"),
+        _ => {}
+    }
     let keeper = process::start(command, &log)?;
     let init = wait_for(&format!("the first process of {name}"), Duration::from_secs(5), || {
         if !keeper.alive() {
             bail!("{name} did not start; {}:\n{}", log.display(), process::tail(&log));
         }
-        Ok(children_of(keeper.pid).first().copied())
+        // With its mounts: what enters them later than its first process must find them.
+        Ok(children_of(keeper.pid).first().copied().filter(|_| booted.exists()))
     })?;
     cgroup::set_aside(keeper.pid, &plan.name)?;
     Ok(Node { init: Recorded::of(init)?, keeper, since, address: None })

@@ -23,6 +23,9 @@ pub struct LabConfig {
     pub sheave: bool,
     /// The address of the cluster's DNS, where pods ask for names; the lab itself runs none.
     pub dns: Option<Ipv4Addr>,
+    /// The API servers stand on the nodes, each with an etcd member, behind an address that the nodes serve themselves. Nothing of it is
+    /// started: see [`super::ha`].
+    pub endpoint: Option<Endpoint>,
     /// Called with the seconds since the start and what happens now; [`to_stderr`] or [`quiet`] fit most callers.
     pub progress: fn(f64, &str),
 }
@@ -36,9 +39,18 @@ impl Default for LabConfig {
             api_servers: 1,
             sheave: true,
             dns: None,
+            endpoint: None,
             progress: to_stderr,
         }
     }
+}
+
+/// One address in front of the API servers on the nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    pub address: Ipv4Addr,
+    /// The program `sheave-speaker`.
+    pub speaker: PathBuf,
 }
 
 /// Progress as lines on stderr, for commands.
@@ -73,6 +85,7 @@ pub struct Plan {
     pub api_servers: u8,
     pub proxy_mode: ProxyMode,
     pub dns: Option<Ipv4Addr>,
+    pub endpoint: Option<Endpoint>,
 }
 
 impl Plan {
@@ -87,12 +100,19 @@ impl Plan {
         if !(1..=MAX_API_SERVERS).contains(&config.api_servers) {
             bail!("api-servers: {} is not between 1 and {MAX_API_SERVERS}", config.api_servers);
         }
+        if config.endpoint.is_some() && (config.nodes == 0 || config.sheave) {
+            bail!(
+                "endpoint: the API servers stand on nodes (there are {}), and Sheave is installed later",
+                config.nodes
+            );
+        }
         Ok(Self {
             name: config.name.clone(),
             nodes: config.nodes,
             api_servers: config.api_servers,
             proxy_mode: config.proxy_mode,
             dns: config.dns,
+            endpoint: config.endpoint.clone(),
         })
     }
 
@@ -120,8 +140,24 @@ impl Plan {
         format!("{}{role}", netns_prefix(&self.name))
     }
 
-    /// Namespaces of the API servers: the first is `cp` and holds etcd and the controllers too.
+    /// Where the API servers are: on the nodes, or in namespaces of their own.
     pub fn control_plane(&self) -> Vec<(String, Ipv4Addr)> {
+        match self.endpoint {
+            Some(_) => (1..=self.nodes).map(|number| (node_name(number), node_address(number))).collect(),
+            None => self.control_plane_alone(),
+        }
+    }
+
+    /// Where the cluster's parts find an API server.
+    pub fn api_address(&self) -> Ipv4Addr {
+        self.endpoint.as_ref().map_or_else(|| self.control_plane()[0].1, |endpoint| endpoint.address)
+    }
+
+    /// Namespaces of API servers alone: the first is `cp` and holds etcd and the controllers too.
+    pub fn control_plane_alone(&self) -> Vec<(String, Ipv4Addr)> {
+        if self.endpoint.is_some() {
+            return Vec::new();
+        }
         (1..=self.api_servers)
             .map(|number| match number {
                 1 => ("cp".to_owned(), address(2)),
@@ -217,6 +253,8 @@ pub const ROUTER_FAR_SIDE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 pub const FAR_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 /// What pools of the demo and the tests may hand out.
 pub const POOL: (Ipv4Addr, Ipv4Addr) = (address(200), address(220));
+/// In front of API servers on the nodes ([`Endpoint`]).
+pub const ENDPOINT: Ipv4Addr = address(100);
 const MAX_NODES: u8 = 20;
 const MAX_API_SERVERS: u8 = 3;
 
@@ -230,6 +268,21 @@ mod tests {
         assert_eq!(plan.node_number("node3").unwrap(), 3);
         let message = plan.node_number("node9").unwrap_err().to_string();
         assert!(message.contains("node1, node2, node3"), "{message}");
+    }
+
+    #[test]
+    fn behind_an_endpoint_the_api_servers_are_the_nodes() {
+        let endpoint = Some(Endpoint { address: ENDPOINT, speaker: "sheave-speaker".into() });
+        let config = LabConfig { endpoint, sheave: false, ..LabConfig::default() };
+        let plan = Plan::new(&config).unwrap();
+        let servers: Vec<_> = (1..=3).map(|number| (node_name(number), node_address(number))).collect();
+        assert_eq!((plan.control_plane(), plan.control_plane_alone()), (servers, Vec::new()));
+        assert_eq!(plan.api_address(), ENDPOINT);
+        let alone = Plan::new(&LabConfig::default()).unwrap();
+        assert_eq!((alone.control_plane(), alone.api_address()), (alone.control_plane_alone(), address(2)));
+        for config in [LabConfig { nodes: 0, ..config.clone() }, LabConfig { sheave: true, ..config }] {
+            assert!(Plan::new(&config).unwrap_err().to_string().starts_with("endpoint: "));
+        }
     }
 
     #[test]

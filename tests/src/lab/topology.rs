@@ -25,7 +25,7 @@ pub fn create(plan: &Plan) -> Result<()> {
     // A new namespace has 1 here: the bridge would then translate addresses too.
     netns::sysctl(&switch, &BRIDGE_WITHOUT_NETFILTER)?;
 
-    for (role, address) in plan.control_plane() {
+    for (role, address) in plan.control_plane_alone() {
         connect(plan, &role, address)?;
         default_route(plan, &role, ROUTER)?;
         // Pods talk to the API server with their own addresses.
@@ -70,7 +70,7 @@ pub fn way_to_pods(state: &State, node: &str) -> Result<()> {
     let plan = &state.plan;
     let number = plan.node_number(node)?;
     let others = state.nodes.keys().filter(|name| *name != node).cloned();
-    let servers = plan.control_plane().into_iter().map(|(role, _)| role);
+    let servers = plan.control_plane_alone().into_iter().map(|(role, _)| role);
     let route = pod_route(number, state.address_of(number));
     others.chain(servers).chain(["router".to_owned()]).try_for_each(|role| netns::ip(&plan.netns(&role), &route))
 }

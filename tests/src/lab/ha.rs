@@ -1,0 +1,300 @@
+//! API servers on the nodes, each with an etcd member beside it, behind an address that the nodes' speakers serve from a file.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use sheave_tests::lab::ha::{self, Ha, Part};
+//! use sheave_tests::lab::{Lab, quiet};
+//! let lab = Lab::up(ha::config("ha", "target/debug/sheave-speaker".into(), quiet))?;    // nothing of the cluster runs
+//! let ha = Ha::of(&lab)?;
+//! for node in ha.nodes() {
+//!     [Part::Speaker, Part::Etcd, Part::ApiServer].into_iter().try_for_each(|part| ha.start(node, part))?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//! Each part is a service of its node, which its first process starts again when it ends (boot.sh): [`Ha::stop`] keeps it away, also over
+//! boots. What was started before a loss of power comes back with the power.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::certs::{ADMIN, Pki};
+use super::control_plane::api_server_arguments;
+use super::fault::Fault;
+use super::netns::run;
+use super::plan::{API_PORT, ENDPOINT, Endpoint, LabConfig, Plan, kubernetes_bin, node_address};
+use super::process::Recorded;
+use super::{Lab, service};
+
+/// A lab with API servers on its nodes.
+#[derive(Clone, Debug)]
+pub struct Ha {
+    pub lab: Lab,
+    plan: Plan,
+    address: Ipv4Addr,
+}
+
+/// What runs on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Etcd,
+    ApiServer,
+    Speaker,
+    Containerd,
+    Kubelet,
+    KubeProxy,
+}
+
+/// Three nodes, and none of their parts runs.
+pub fn config(name: &str, speaker: PathBuf, progress: fn(f64, &str)) -> LabConfig {
+    let endpoint = Some(Endpoint { address: ENDPOINT, speaker });
+    LabConfig { name: name.to_owned(), sheave: false, endpoint, progress, ..LabConfig::default() }
+}
+
+impl Ha {
+    pub fn of(lab: &Lab) -> Result<Self> {
+        let plan = lab.state()?.plan;
+        let endpoint = plan.endpoint.as_ref();
+        let address =
+            endpoint.map(|endpoint| endpoint.address).context("the lab's API servers are not on its nodes")?;
+        Ok(Self { lab: lab.clone(), plan, address })
+    }
+
+    /// The endpoint's.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    pub fn nodes(&self) -> Vec<String> {
+        self.plan.node_names()
+    }
+
+    pub fn node_address(&self, node: &str) -> Result<Ipv4Addr> {
+        self.plan.node_number(node).map(node_address)
+    }
+
+    /// Returns when its process runs, which is before it serves.
+    pub fn start(&self, node: &str, part: Part) -> Result<()> {
+        let stopped = stopped(&self.plan, node).join(format!("stop-{}", part.program()));
+        if stopped.exists() {
+            fs::remove_file(&stopped).with_context(|| stopped.display().to_string())?;
+        }
+        service::start(&self.lab.state()?, node, part.program()).map(drop)
+    }
+
+    /// SIGKILL, and it stays away.
+    pub fn stop(&self, node: &str, part: Part) -> Result<()> {
+        keep_away(&self.plan, node, part)?;
+        service::stop(&self.lab.state()?, node, part.program())
+    }
+
+    /// It ends as it likes, and stays away. Does not wait for its end.
+    pub fn terminate(&self, node: &str, part: Part) -> Result<()> {
+        keep_away(&self.plan, node, part)?;
+        service::keep_away(&self.plan, node, part.program())?;
+        self.signal(node, part, Signal::SIGTERM)
+    }
+
+    pub fn signal(&self, node: &str, part: Part, signal: Signal) -> Result<()> {
+        let process = self.process(node, part)?.with_context(|| format!("{node} runs no {}", part.program()))?;
+        process.signal(signal)
+    }
+
+    pub fn process(&self, node: &str, part: Part) -> Result<Option<Recorded>> {
+        service::process_of(&self.lab.state()?, node, part.program())
+    }
+
+    pub fn power_off(&self, node: &str) -> Result<()> {
+        self.lab.fault(Fault::PowerOff { node: node.to_owned() })
+    }
+
+    pub fn power_on(&self, node: &str) -> Result<()> {
+        self.lab.fault(Fault::PowerOn { node: node.to_owned() })
+    }
+
+    /// The node that the client on the segment sends to, by the MAC address that it has for the endpoint.
+    pub fn owner(&self) -> Result<Option<String>> {
+        let client = self.plan.netns("client");
+        let entry = run("ip", &["-netns", &client, "neighbour", "show", &self.address.to_string()])?;
+        let mac = entry.split_whitespace().skip_while(|word| *word != "lladdr").nth(1);
+        Ok(mac.and_then(mac_bytes).and_then(|mac| self.plan.node_of_mac(&mac)))
+    }
+
+    /// What the API server of a node has logged of the requests of a program.
+    pub fn audit(&self, node: &str, user_agent: &str) -> Result<Vec<Value>> {
+        let file = self.plan.node_dir(node).join("var/log/audit.log");
+        let text = match fs::read_to_string(&file) {
+            Ok(text) => text,
+            // It has never started.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).context(file.display().to_string()),
+        };
+        // The last line may be written now.
+        let lines = text.lines().filter(|line| line.contains(user_agent));
+        let events = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        Ok(events
+            .filter(|event| event["userAgent"].as_str().is_some_and(|name| name.starts_with(user_agent)))
+            .collect())
+    }
+
+    /// Files of the authority's certificate, and of an API server's.
+    pub fn authority(&self) -> PathBuf {
+        Pki::of(&self.plan).file("ca.crt").into()
+    }
+
+    pub fn certificate(&self, node: &str) -> PathBuf {
+        Pki::of(&self.plan).server(node, "crt").into()
+    }
+
+    /// The administrator's.
+    pub fn token(&self) -> Result<String> {
+        Pki::of(&self.plan).token(ADMIN)
+    }
+
+    /// Everything of the lab is below it.
+    pub fn folder(&self) -> PathBuf {
+        self.plan.dir()
+    }
+
+    /// The network namespace of a node, or of the client.
+    pub fn netns(&self, role: &str) -> String {
+        self.plan.netns(role)
+    }
+
+    /// Where a node's kubelet finds its static pods.
+    pub fn static_pods(&self, node: &str) -> PathBuf {
+        self.plan.node_dir(node).join("var/lib/kubelet/manifests")
+    }
+
+    /// The log of a part, for messages.
+    pub fn log(&self, node: &str, part: Part) -> PathBuf {
+        self.plan.log(&format!("{node}-{}", part.program()))
+    }
+}
+
+impl Part {
+    const ALL: [Self; 6] =
+        [Self::Etcd, Self::ApiServer, Self::Speaker, Self::Containerd, Self::Kubelet, Self::KubeProxy];
+
+    /// The name of its process.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+            Self::ApiServer => "kube-apiserver",
+            Self::Speaker => "sheave-speaker",
+            Self::Containerd => "containerd",
+            Self::Kubelet => "kubelet",
+            Self::KubeProxy => "kube-proxy",
+        }
+    }
+}
+
+/// The services of a node, none of which starts with it, and what they read.
+pub fn prepare(plan: &Plan, pki: &Pki, node: &str) -> Result<()> {
+    let Some(endpoint) = &plan.endpoint else { return Ok(()) };
+    let (dir, address) = (plan.node_dir(node), node_address(plan.node_number(node)?));
+    fs::create_dir_all(dir.join("services"))?;
+    fs::create_dir_all(stopped(plan, node))?;
+    Part::ALL.into_iter().try_for_each(|part| keep_away(plan, node, part))?;
+
+    let policy = plan.dir().join("audit-policy.yaml");
+    fs::write(&policy, AUDIT_POLICY)?;
+    let mut server = api_server_arguments(node, address, address, pki);
+    server.extend([
+        format!("--audit-policy-file={}", policy.display()),
+        "--audit-log-path=/var/log/audit.log".to_owned(),
+        format!("--shutdown-delay-duration={SHUTDOWN_DELAY}"),
+        // Else it waits a minute for watches, which do not end by themselves.
+        format!("--shutdown-watch-termination-grace-period={WATCHES_END}"),
+    ]);
+    let file = dir.join("endpoint.yaml");
+    fs::write(&file, endpoint_file(plan, endpoint.address, pki)?)?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+    let speaker: Vec<String> = ["--log-format", "text", "endpoint", "--config"].map(str::to_owned).into();
+    let speaker = [speaker, vec![file.display().to_string()]].concat();
+    let programs = [
+        (Part::Etcd, kubernetes_bin().join("etcd"), etcd_arguments(plan, node, address)),
+        (Part::ApiServer, kubernetes_bin().join("kube-apiserver"), server),
+        (Part::Speaker, endpoint.speaker.clone(), speaker),
+    ];
+    for (part, program, arguments) in programs {
+        let script = dir.join("services").join(part.program());
+        fs::write(&script, service_script(&program, &arguments))?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+fn etcd_arguments(plan: &Plan, node: &str, address: Ipv4Addr) -> Vec<String> {
+    let peer = |address: Ipv4Addr| format!("http://{address}:2380");
+    let members = plan.control_plane().into_iter().map(|(name, address)| format!("{name}={}", peer(address)));
+    vec![
+        format!("--name={node}"),
+        "--data-dir=/var/lib/etcd".to_owned(),
+        format!("--listen-client-url=http://{address}:2379"),
+        format!("--listen-peer-url={}", peer(address)),
+        format!("--initial-cluster={}", members.collect::<Vec<_>>().join(",")),
+    ]
+}
+
+fn endpoint_file(plan: &Plan, address: Ipv4Addr, pki: &Pki) -> Result<String> {
+    let members = plan.control_plane().into_iter().map(|(name, at)| format!("- {{name: {name}, address: {at}}}\n"));
+    // The same on all of them.
+    let key = pki.file("endpoint.key");
+    if !Path::new(&key).exists() {
+        run("openssl", &["rand", "-base64", "-out", &key, "32"])?;
+    }
+    Ok(format!(
+        "addresses: [{address}]\nports:\n- listen: {API_PORT}\nmembers:\n{}key: {}\nhealth: {{caFile: {}}}\n",
+        members.collect::<String>(),
+        fs::read_to_string(&key)?.trim(),
+        pki.file("ca.crt")
+    ))
+}
+
+/// It may become the program itself, so that signals reach that. A service manager grants real time; see [`super::realtime`].
+fn service_script(program: &Path, arguments: &[String]) -> String {
+    let arguments: String = arguments.iter().map(|argument| format!(" \\\n    '{argument}'")).collect();
+    format!(
+        "#!/bin/bash\n\
+         for budget in /sys/fs/cgroup/*/system/cpu.rt_runtime_us; do\n\
+         \x20   [[ -e $budget ]] && echo 50000 >\"$budget\"\n\
+         done\n\
+         exec '{}'{arguments}\n",
+        program.display()
+    )
+}
+
+fn keep_away(plan: &Plan, node: &str, part: Part) -> Result<()> {
+    let file = stopped(plan, node).join(format!("stop-{}", part.program()));
+    fs::write(&file, "").with_context(|| file.display().to_string())
+}
+
+/// boot.sh: what stays away over a boot.
+fn stopped(plan: &Plan, node: &str) -> PathBuf {
+    plan.node_dir(node).join("stopped")
+}
+
+fn mac_bytes(text: &str) -> Option<[u8; 6]> {
+    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect::<Option<_>>()?;
+    bytes.try_into().ok()
+}
+
+/// Who asked, from where.
+const AUDIT_POLICY: &str = "\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: Metadata, users: [admin]}
+- {level: None}
+";
+/// Between SIGTERM, when /readyz begins to fail, and the end of the listener: Kubernetes' own flag for what stands behind a balancer.
+const SHUTDOWN_DELAY: &str = "3s";
+const WATCHES_END: &str = "3s";
