@@ -1,3 +1,4 @@
+pub mod endpoint;
 pub mod lab;
 pub mod packet;
 pub mod scenario;

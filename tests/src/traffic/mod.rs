@@ -66,7 +66,7 @@ pub fn binary() -> Result<PathBuf> {
     }
 }
 
-fn single_threaded() -> Result<tokio::runtime::Runtime> {
+pub(crate) fn single_threaded() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 

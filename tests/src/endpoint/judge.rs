@@ -1,0 +1,360 @@
+//! What the endpoint promises for each fault, and whether it held: the demo and the tests judge by the same.
+
+use serde::Serialize;
+
+use anyhow::Result;
+
+use super::Seen;
+use super::cold::{First, Refused};
+use super::faults::{AllDown, Faulted};
+use super::report::Window;
+use super::session::USER_AGENT;
+use super::streams::Streamed;
+use crate::lab::ha::Ha;
+use crate::lab::plan::CLIENT;
+use crate::scenario::InTime;
+use crate::scenario::waits::judge;
+
+/// A promise and what was seen of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Promise {
+    pub name: &'static str,
+    pub outcome: InTime,
+    pub seen: String,
+}
+
+impl Promise {
+    pub fn counted(name: &'static str, held: bool, seen: impl Into<String>) -> Self {
+        Self { name, outcome: if held { InTime::Kept } else { InTime::Broken }, seen: seen.into() }
+    }
+
+    /// Of a time, which a client that did not run makes longer.
+    pub fn timed(name: &'static str, figure_ms: f64, limit_ms: f64, waited_ms: f64, seen: String) -> Self {
+        let outcome = judge(figure_ms, limit_ms, waited_ms);
+        let seen = match outcome {
+            InTime::TooBusy => format!("{seen}; not judged: the client itself did not run for {waited_ms:.0} ms"),
+            InTime::Kept | InTime::Broken => seen,
+        };
+        Self { name, outcome, seen }
+    }
+}
+
+/// Before the first API server runs.
+pub fn refused_at_once(refused: &Refused) -> Promise {
+    let Refused { made, refused, longest_ms, others } = refused;
+    let other = others.first().map_or(String::new(), |one| format!("; {one}"));
+    let seen = format!("{refused} of {made}, the slowest after {longest_ms:.1} ms{other}");
+    Promise::counted("without any API server every connection is refused at once", made == refused && *made > 0, seen)
+}
+
+pub fn first_served(first: &First) -> Promise {
+    let seen = format!("{:.0} ms after {} was ready", first.served_after_ms, first.node);
+    Promise::timed("the first API server is served within 1 s", first.served_after_ms, BACK_MS, 0.0, seen)
+}
+
+/// By node: how long after its kubelet started its static pod ran.
+pub fn static_pods(pods: &[(String, f64)]) -> Promise {
+    let longest = pods.iter().map(|(_, ms)| *ms).fold(0.0, f64::max);
+    let seen = format!("on {} nodes, the last after {:.1} s", pods.len(), longest / 1e3);
+    let name = "kubelets without an API server start their static pods within 30 s";
+    Promise::counted(name, !pods.is_empty() && longest <= STATIC_PODS_MS, seen)
+}
+
+/// Its API server refuses: a new connection fails for less than a second.
+pub fn killed(faulted: &Faulted) -> Vec<Promise> {
+    let name = "no new connection fails that began more than 1 s after an API server was killed";
+    after_a_dead_server(faulted, name, REFUSED_MS)
+}
+
+/// Its API server is silent.
+pub fn frozen(faulted: &Faulted) -> Vec<Promise> {
+    let name = "no new connection fails that began more than 3 s after an API server froze";
+    after_a_dead_server(faulted, name, SILENT_MS)
+}
+
+/// An API server whose etcd member died is not ready: it goes on serving what is open.
+pub fn without_etcd(faulted: &Faulted) -> Vec<Promise> {
+    let mut promises =
+        vec![fails_until("no new connection fails while an API server is not ready", &faulted.seen.fresh, 0.0)];
+    let (open, alive) = faulted.seen.watches.all();
+    let name = "open watches survive the death of an etcd member";
+    promises.push(Promise::counted(name, open > 0 && alive == open, format!("{alive} of {open}")));
+    promises.push(owner_stays(faulted));
+    promises
+}
+
+/// The node that holds the address is gone, with its API server and its etcd member.
+pub fn owner_lost(faulted: &Faulted) -> Vec<Promise> {
+    let lost = dead(faulted);
+    let moved = faulted.owner_after.is_some() && faulted.owner_after != faulted.owner_before;
+    let seen = format!(
+        "{} before, {} after",
+        faulted.owner_before.as_deref().unwrap_or("none"),
+        faulted.owner_after.as_deref().unwrap_or("none")
+    );
+    vec![
+        fails_until(
+            "new connections fail for at most 200 ms when the owner's node loses power",
+            &faulted.seen.fresh,
+            POWER_LOSS_MS,
+        ),
+        survivors("watches on other nodes survive the loss of the owner's node", &faulted.seen, &lost),
+        Promise::counted("another node takes the address", moved, seen),
+        on_nodes(&faulted.seen, POWER_LOSS_MS),
+    ]
+}
+
+/// None answers: refused at once, and the address stays where it is.
+pub fn all_down(down: &AllDown) -> Vec<Promise> {
+    let Window { made, failed, .. } = &down.seen.fresh;
+    let refused = failed.get("refused").copied().unwrap_or_default();
+    vec![
+        Promise::counted(
+            "while no API server answers every connection is refused",
+            *made > 0 && refused == *made,
+            format!("{refused} of {made}: {}", counts(failed)),
+        ),
+        Promise::counted(
+            "the address does not move while no API server answers",
+            down.owners.len() == 1,
+            down.owners.join(", then "),
+        ),
+        Promise::timed(
+            "the endpoint serves within 1 s of the first API server's answer",
+            down.back_ms,
+            BACK_MS,
+            down.seen.fresh.late_ms,
+            format!("after {:.0} ms", down.back_ms),
+        ),
+    ]
+}
+
+/// Each API server ended gracefully: /readyz failed before its listener closed.
+pub fn rolled(seen: &Seen) -> Vec<Promise> {
+    vec![
+        fails_until("no new connection fails during a rolling restart of all API servers", &seen.fresh, 0.0),
+        on_nodes(seen, 0.0),
+    ]
+}
+
+/// `kubectl exec` and `logs -f` live as long as their API server and the pod's node.
+pub fn streams(streams: &[Streamed], dead: &[String]) -> Promise {
+    let doomed = |stream: &Streamed| [&stream.server, &stream.node].iter().any(|node| dead.contains(node));
+    let good = |stream: &Streamed| doomed(stream) || (stream.alive && stream.silent_ms < STREAM_SILENT_MS);
+    let shown = |stream: &Streamed| {
+        let state =
+            if stream.alive { format!("alive, last line {:.0} ms ago", stream.silent_ms) } else { "ended".into() };
+        let doomed = if doomed(stream) { ", which was lost" } else { "" };
+        format!("{} to {} by {}{doomed}: {state}", stream.what, stream.node, stream.server)
+    };
+    let name = "kubectl exec and logs -f live as long as their API server and the pod's node";
+    let seen = streams.iter().map(shown).collect::<Vec<_>>().join("; ");
+    Promise::counted(name, !streams.is_empty() && streams.iter().all(good), seen)
+}
+
+/// The audit logs of the API servers name the client on the segment.
+pub fn client_seen(ha: &Ha) -> Result<Promise> {
+    let (mut all, mut own) = (0, 0);
+    for node in ha.nodes() {
+        // Clients on nodes have the nodes' addresses: those are the others.
+        for event in ha.audit(&node, USER_AGENT)? {
+            let from = event["sourceIPs"][0].as_str().unwrap_or_default();
+            let nodes = ha.nodes().iter().any(|node| ha.node_address(node).is_ok_and(|at| at.to_string() == from));
+            all += usize::from(!nodes);
+            own += usize::from(from == CLIENT.to_string());
+        }
+    }
+    let seen = format!("{own} of {all} requests are logged with {CLIENT}");
+    Ok(Promise::counted("the API servers' audit logs show the client's address", all > 0 && own == all, seen))
+}
+
+fn after_a_dead_server(faulted: &Faulted, name: &'static str, limit_ms: f64) -> Vec<Promise> {
+    vec![
+        fails_until(name, &faulted.seen.fresh, limit_ms),
+        survivors("watches on living API servers survive", &faulted.seen, &dead(faulted)),
+        owner_stays(faulted),
+        on_nodes(&faulted.seen, limit_ms),
+    ]
+}
+
+fn dead(faulted: &Faulted) -> Vec<&str> {
+    faulted.dead.iter().map(String::as_str).collect()
+}
+
+/// No connection failed that began later than that after the fault.
+fn fails_until(name: &'static str, window: &Window, limit_ms: f64) -> Promise {
+    let Window { made, served, failed, last_failed_ms, longest_ms, silence_ms, late_ms, .. } = window;
+    let last = last_failed_ms.map_or("none".to_owned(), |ms| format!("the last began {ms:.0} ms after"));
+    let seen = format!(
+        "{} of {made} failed ({last}{}); longest handshake {longest_ms:.0} ms, nothing answered for {silence_ms:.0} ms; served by {}",
+        window.failures(),
+        if failed.is_empty() { String::new() } else { format!(": {}", counts(failed)) },
+        counts(served)
+    );
+    if *made == 0 || served.is_empty() {
+        return Promise::counted(name, false, seen);
+    }
+    match last_failed_ms {
+        // One more interval between connections.
+        Some(last) => Promise::timed(name, *last, limit_ms, *late_ms, seen),
+        None => Promise::counted(name, true, seen),
+    }
+}
+
+fn on_nodes(seen: &Seen, limit_ms: f64) -> Promise {
+    let name = "clients on the nodes reach the endpoint as well";
+    let last = seen
+        .nodes
+        .values()
+        .filter_map(|window| window.last_failed_ms)
+        .fold(None, |last: Option<f64>, ms| Some(last.map_or(ms, |last| last.max(ms))));
+    let late = seen.nodes.values().map(|window| window.late_ms).fold(0.0, f64::max);
+    let each = seen.nodes.iter().map(|(node, window)| {
+        let why = if window.failed.is_empty() { String::new() } else { format!(" ({})", counts(&window.failed)) };
+        format!("{node} {} of {}{why}", window.failures(), window.made)
+    });
+    let until = last.map_or(String::new(), |ms| format!("; the last began {ms:.0} ms after"));
+    let text = format!("failed: {}{until}", each.collect::<Vec<_>>().join(", "));
+    let all = !seen.nodes.is_empty() && seen.nodes.values().all(|window| !window.served.is_empty());
+    match last {
+        _ if !all => Promise::counted(name, false, text),
+        Some(last) => Promise::timed(name, last, limit_ms, late, text),
+        None => Promise::counted(name, true, text),
+    }
+}
+
+fn survivors(name: &'static str, seen: &Seen, dead: &[&str]) -> Promise {
+    let (open, alive) = seen.watches.except(dead);
+    let ends = if seen.ends.is_empty() { String::new() } else { format!("; ended: {}", counts(&seen.ends)) };
+    Promise::counted(name, open > 0 && alive == open, format!("{alive} of {open}{ends}"))
+}
+
+fn owner_stays(faulted: &Faulted) -> Promise {
+    let shown = |owner: &Option<String>| owner.clone().unwrap_or_else(|| "none".to_owned());
+    let same = faulted.owner_before.is_some() && faulted.owner_before == faulted.owner_after;
+    let seen = format!("{} before, {} after", shown(&faulted.owner_before), shown(&faulted.owner_after));
+    let name = "the address stays with its owner";
+    let late_ms = faulted.seen.fresh.late_ms;
+    match same || late_ms < STARVED_MS {
+        true => Promise::counted(name, same, seen),
+        // Speakers did not run either, and were dead for the others.
+        false => Promise::timed(name, DEAD_MS, 0.0, late_ms, seen),
+    }
+}
+
+/// "a 3, b 4".
+pub fn counts(map: &std::collections::BTreeMap<String, usize>) -> String {
+    map.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}
+
+const REFUSED_MS: f64 = 1_000.0;
+const SILENT_MS: f64 = 3_000.0;
+const POWER_LOSS_MS: f64 = 200.0;
+const BACK_MS: f64 = 1_000.0;
+/// Without a heartbeat for so long a speaker is dead: the lab's endpoint has the timing of profile `fast`.
+const DEAD_MS: f64 = 150.0;
+const STARVED_MS: f64 = DEAD_MS / 2.0;
+const STATIC_PODS_MS: f64 = 30_000.0;
+/// Lines come once a second.
+const STREAM_SILENT_MS: f64 = 3_000.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::report::Watches;
+
+    fn window(last_failed_ms: Option<f64>, late_ms: f64) -> Window {
+        let failed = last_failed_ms.map(|_| ("refused".to_owned(), 3)).into_iter().collect();
+        Window {
+            made: 120,
+            served: [("node1".to_owned(), 117)].into(),
+            failed,
+            last_failed_ms,
+            late_ms,
+            ..Window::default()
+        }
+    }
+
+    fn faulted(last_failed_ms: Option<f64>, late_ms: f64) -> Faulted {
+        let watches = Watches {
+            open: [("node1".to_owned(), 50), ("node2".to_owned(), 50)].into(),
+            alive: [("node1".to_owned(), 50)].into(),
+            awake: [("node1".to_owned(), 50)].into(),
+        };
+        let seen = Seen {
+            fresh: window(last_failed_ms, late_ms),
+            kubectl: Default::default(),
+            watches,
+            ends: [("node2: reset".to_owned(), 50)].into(),
+            nodes: [("node1".to_owned(), window(None, 0.0))].into(),
+        };
+        Faulted {
+            node: "node2".to_owned(),
+            dead: vec!["node2".to_owned()],
+            owner_before: Some("node1".to_owned()),
+            owner_after: Some("node1".to_owned()),
+            seen,
+            back_ms: 0.0,
+        }
+    }
+
+    fn broken(promises: &[Promise]) -> Vec<&'static str> {
+        let broken = promises.iter().filter(|promise| promise.outcome == InTime::Broken);
+        broken.map(|promise| promise.name).collect()
+    }
+
+    #[test]
+    fn failures_until_the_limit_are_the_faults_and_later_ones_break_the_promise() {
+        assert_eq!(broken(&killed(&faulted(None, 0.0))), [""; 0]);
+        assert_eq!(broken(&killed(&faulted(Some(950.0), 0.0))), [""; 0]);
+        assert_eq!(broken(&killed(&faulted(Some(1500.0), 10.0))).len(), 1);
+        let busy = killed(&faulted(Some(1500.0), 400.0));
+        assert_eq!(busy[0].outcome, InTime::TooBusy, "{}", busy[0].seen);
+        assert_eq!(broken(&frozen(&faulted(Some(1500.0), 10.0))), [""; 0]);
+    }
+
+    #[test]
+    fn a_watch_on_a_living_api_server_that_ends_is_broken() {
+        let mut faulted = faulted(None, 0.0);
+        faulted.seen.watches.awake.insert("node1".to_owned(), 49);
+        assert_eq!(broken(&killed(&faulted)), ["watches on living API servers survive"]);
+        faulted.seen.watches = Watches::default();
+        assert_eq!(broken(&killed(&faulted)).len(), 1, "none was open");
+    }
+
+    #[test]
+    fn an_owner_that_moves_is_broken_unless_the_machine_starved_the_speakers() {
+        let mut faulted = faulted(None, 10.0);
+        faulted.owner_after = Some("node3".to_owned());
+        assert_eq!(broken(&killed(&faulted)), ["the address stays with its owner"]);
+        faulted.seen.fresh.late_ms = 80.0;
+        let busy = owner_stays(&faulted);
+        assert_eq!(busy.outcome, InTime::TooBusy, "{}", busy.seen);
+    }
+
+    #[test]
+    fn nothing_served_is_broken_without_any_failure() {
+        let mut faulted = faulted(None, 0.0);
+        faulted.seen.fresh.served.clear();
+        assert_eq!(broken(&killed(&faulted)).len(), 1);
+        faulted.seen.nodes.clear();
+        assert_eq!(broken(&killed(&faulted)).len(), 2);
+    }
+
+    #[test]
+    fn streams_may_end_with_their_api_server_alone() {
+        let stream = |server: &str, alive| Streamed {
+            what: "exec",
+            server: server.to_owned(),
+            node: "node3".to_owned(),
+            alive,
+            silent_ms: 10.0,
+        };
+        let dead = ["node2".to_owned()];
+        assert_eq!(streams(&[stream("node1", true), stream("node2", false)], &dead).outcome, InTime::Kept);
+        assert_eq!(streams(&[stream("node1", false)], &dead).outcome, InTime::Broken);
+        let silent = Streamed { silent_ms: 5000.0, ..stream("node1", true) };
+        assert_eq!(streams(&[silent], &dead).outcome, InTime::Broken);
+        assert_eq!(streams(&[], &dead).outcome, InTime::Broken);
+    }
+}
