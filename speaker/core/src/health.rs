@@ -425,6 +425,18 @@ impl Health {
     }
 }
 
+/// Takes members out whose nodes take no new flows, where others serve: a lost node reports no failure of its member. Rings do so by
+/// themselves; clients on nodes reach the members without a ring.
+pub fn leave_out(frontends: &mut BTreeMap<ServiceKey, Frontend<'_>>, takes_new_flows: impl Fn(&str) -> bool) {
+    for frontend in frontends.values_mut() {
+        let serves = |pod: &Pod<'_>| pod.conditions.ready && takes_new_flows(pod.node);
+        if frontend.pods.iter().any(serves) {
+            let others = frontend.pods.iter_mut().filter(|pod| !takes_new_flows(pod.node));
+            others.for_each(|pod| pod.conditions = FAILING);
+        }
+    }
+}
+
 fn target(pod: &Pod<'_>) -> Target {
     Target { address: pod.address, port: pod.port }
 }

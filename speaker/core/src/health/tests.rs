@@ -199,6 +199,28 @@ fn what_status_shows_of_others_is_what_they_report() {
     assert!(!report.is_news_after(&counted) && report.is_news_after(&Report::default()));
 }
 
+#[test]
+fn members_on_lost_nodes_are_left_out_while_others_serve() {
+    let mut cluster = Cluster::new();
+    cluster.run(1_000);
+    let serving = |cluster: &mut Cluster, lost: &[&str]| {
+        let mut frontends = frontends(&cluster.view).0;
+        cluster.nodes.get_mut("a").unwrap().follow(&mut frontends, at(cluster.now));
+        leave_out(&mut frontends, |node| !lost.contains(&node));
+        let pods = frontends.into_values().flat_map(|frontend| frontend.pods);
+        let ready = pods.filter(|pod| pod.port == PORT && pod.conditions.ready);
+        ready.map(|pod| String::from(pod.node)).collect::<BTreeSet<String>>().into_iter().collect::<Vec<String>>()
+    };
+    assert_eq!(serving(&mut cluster, &["b"]), ["a", "c"]);
+    assert_eq!(serving(&mut cluster, &[]), ["a", "b", "c"]);
+    // They may live: nobody knows.
+    assert_eq!(serving(&mut cluster, &["a", "b", "c"]), ["a", "b", "c"]);
+    cluster.servers.insert(member("a"), Outcome::Refused);
+    cluster.run(2_000);
+    assert_eq!(serving(&mut cluster, &["b", "c"]), ["b", "c"], "no other serves");
+    assert_eq!(serving(&mut cluster, &["b"]), ["c"]);
+}
+
 /// Its kernel goes on, and nobody knows of its member.
 #[test]
 fn no_report_means_unknown() {
