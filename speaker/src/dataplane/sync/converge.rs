@@ -13,6 +13,7 @@ use speaker_core::backend::{Adverts, LocalPods, Plan};
 use speaker_core::eligibility;
 use speaker_core::forwarding::diff::{MapState, diff};
 use speaker_core::forwarding::{Service, Table, TrafficStates};
+use speaker_core::health::leave_out;
 use speaker_core::name::NodeName;
 use speaker_core::reports::exchange;
 use speaker_core::startup;
@@ -75,6 +76,10 @@ impl State {
         self.sync.metrics.row_alternates_overflow.set(alternates.map(|all| i64::from(all.overflow)).sum());
         // Rules first: a ring must name no node whose rules lack the pod.
         let starting = self.new_pods.startup.admit(&mut frontends.0);
+        if self.sync.members.is_some() {
+            let own = &self.sync.node;
+            leave_out(&mut frontends.0, |node| node == own || traffic_states.takes_new_flows(node));
+        }
         let plan = Plan::of(view, &frontends.0, &self.sync.node, self.sync.uplink.clone());
         let plan = if no_kube_proxy { plan.without_kube_proxy(&frontends.0) } else { plan }.serving(&table.vips);
         let plan = self.removal_grace.complete(plan, now);
