@@ -16,7 +16,7 @@ case "$mode" in
 esac
 
 # A new test program has to be given a stage.
-staged=" e2e e2e_iptables lab_cluster controller_api controller_chaos sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges xdp_world backend_nft e2e_nftables emulation endpoint endpoint_init "
+staged=" e2e e2e_iptables lab_cluster controller_api controller_chaos sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges xdp_world backend_nft e2e_nftables emulation endpoint endpoint_init endpoint_ha "
 for path in tests/tests/* speaker/tests/*; do
   name=$(basename "$path" .rs)
   case "$staged" in *" $name "*) ;; *) echo "$path has no stage in $0" >&2; exit 1 ;; esac
@@ -87,6 +87,8 @@ run_packets() { programs tests -q xdp_verdicts xdp_dispatch xdp_truncation xdp_s
 run_endpoint() { programs speaker -q endpoint; }
 # What `sheave endpoint init` writes and refuses, with its speakers.
 run_endpoint_init() { programs speaker --nocapture endpoint_init; }
+# Three API servers behind it, with the figures of each fault.
+run_endpoint_ha() { programs speaker --nocapture endpoint_ha; }
 # The speaker of the images, on another kernel.
 run_emulation() { programs tests -q emulation; }
 run_doctests() { cargo test -q --workspace --doc; }
@@ -149,6 +151,6 @@ lane units
 await "${lanes[-1]}"
 lane e2e_nftables
 lane e2e_iptables "${suite[@]}" endpoint endpoint_init
-lane controller_api controller_chaos packets lab_cluster emulation
+lane controller_api controller_chaos packets endpoint_ha lab_cluster emulation
 await "${lanes[@]:2}"
 finish
