@@ -116,10 +116,9 @@ impl<'a> Speaker<'a> {
         // The node reaches the API server at its own address.
         let server = |path: &Path| -> Result<String> {
             let text = std::fs::read_to_string(path)?;
-            text.lines()
-                .find(|line| line.trim().starts_with("server:"))
-                .map(|line| line.trim().into())
-                .context("a server")
+            let at = text.find("https://").context("a server")?;
+            let end = |c: char| c.is_whitespace() || ",}\"'".contains(c);
+            Ok(text[at..].split(end).next().unwrap_or_default().to_owned())
         };
         let (outside, inside) = (server(&kubeconfig)?, server(&lab.kubeconfig_inside())?);
         let text = std::fs::read_to_string(&kubeconfig)?.replace(&outside, &inside);
