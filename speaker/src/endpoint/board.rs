@@ -112,6 +112,9 @@ impl Board {
             inner.servers.retain(|target, _| states.contains_key(target));
             for (target, (state, reason)) in states {
                 let before = inner.servers.get(&target).map(|known| known.state);
+                // Its first check has failed, and the table does not follow yet.
+                let is_new = state == State::Serving && matches!(before, None | Some(State::Unknown));
+                let state = if is_new && snapshot.fails(target) { State::Unknown } else { state };
                 if before == Some(state) {
                     continue;
                 }

@@ -72,6 +72,11 @@ impl Snapshot {
         })
     }
 
+    /// Its last check failed.
+    pub fn fails(&self, target: Target) -> bool {
+        self.place(target).and_then(|place| place.checked).is_some_and(|checked| !checked.outcome.answers())
+    }
+
     pub fn nodes_of(&self, target: Target) -> Vec<String> {
         self.places.iter().filter(|place| place.target == target).map(|place| place.node.clone()).collect()
     }

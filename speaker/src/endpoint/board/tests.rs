@@ -111,6 +111,18 @@ fn a_member_that_dies_is_one_event_with_its_reason() {
 }
 
 #[test]
+fn a_member_that_never_answered_was_never_serving() {
+    let board = board();
+    board.members(snapshot(place("b", 12, Standing::Serves, None)), at(0));
+    board.members(snapshot(place("b", 12, Standing::Serves, Some(Outcome::Refused))), at(1));
+    assert_eq!((events(&board), status(&board).ports[0].members[1].state), (vec![], State::Unknown));
+    board.members(snapshot(place("b", 12, Standing::Fails, Some(Outcome::Refused))), at(2));
+    let (member, reason) = ("b".into(), "Refused".into());
+    let (from, to) = (State::Unknown, State::Failing);
+    assert_eq!(events(&board), [Change::MemberChanged { member, port: 6443, from, to, reason }]);
+}
+
+#[test]
 fn drains_are_events_and_those_of_the_disk_are_not() {
     let board = board();
     let of = |wish| -> Drains { [([192, 0, 2, 12].into(), Drain { at: 1_796_000_000_000, wish })].into() };
