@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests, stage by stage; with `check` what else CI runs, too. Called by `make test` and `make check`.
 #
-# The stages with a Kubernetes cluster wait most of the time: they run three at a time. What only computes runs beside them at the lowest
+# The stages with a Kubernetes cluster wait most of the time: they run two at a time. What only computes runs beside them at the lowest
 # priority. Each stage's output is shown in one piece when it ends, and the times of all at the end. A stage that fails
 # keeps none of the others from running, except for the build.
 set -euo pipefail
@@ -149,8 +149,7 @@ background_lane "${computed[@]}"
 # In real time: before the labs.
 lane units
 await "${lanes[-1]}"
-lane e2e_nftables
-lane e2e_iptables "${suite[@]}" endpoint endpoint_init
-lane controller_api controller_chaos packets endpoint_ha lab_cluster emulation
+lane e2e_nftables "${suite[@]}" endpoint_init emulation
+lane packets endpoint e2e_iptables controller_api controller_chaos endpoint_ha lab_cluster
 await "${lanes[@]:2}"
 finish
