@@ -127,6 +127,7 @@ impl Writer {
             services: vec![service.clone()],
             l2_advertisements: announced.advertisements.clone(),
             announce: announced.announce(),
+            node: None,
         };
         let params = PostParams { field_manager: Some(CONTROLLER_NAME.to_string()), ..PostParams::default() };
         let vip = match api.create(&params, &VirtualIP::new(name, spec)).await {
