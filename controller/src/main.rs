@@ -20,7 +20,6 @@ mod index;
 mod keys;
 mod lease;
 mod metrics;
-mod node_mode;
 mod plan;
 mod probes;
 mod request;

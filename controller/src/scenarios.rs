@@ -4,7 +4,6 @@
 
 mod advertisements;
 mod api;
-mod at_nodes;
 mod pools;
 mod probes;
 mod sharing;

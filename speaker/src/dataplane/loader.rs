@@ -15,12 +15,11 @@ use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::{ABI_VERSION, PROGRAM, map};
 
-pub const MAPS: [&str; 14] = [
+pub const MAPS: [&str; 13] = [
     map::CONFIG,
     map::LEASE,
     map::OWN,
     map::VIPS,
-    map::NODE_ADDRESSES,
     map::SERVICES,
     map::SOURCE_RANGES,
     map::DENIED,

@@ -19,8 +19,6 @@ pub struct Facts<'a> {
     pub notes: Vec<Cause>,
     pub limits: Vec<String>,
     pub drained: Option<LocalDrain>,
-    /// Services with policy Local and pods here, at this node's address.
-    pub local_services: Vec<String>,
 }
 
 /// `known`: the conditions as they stand in the API; one that stays True or False keeps its time.
@@ -35,8 +33,6 @@ pub fn status(facts: &Facts, known: &[Condition], now: Timestamp) -> SpeakerStat
         cni: host.cni.map(str::to_owned),
         uplinks: host.uplink.iter().cloned().collect(),
         drained: facts.drained.clone(),
-        listening: host.listening.clone(),
-        local_services: facts.local_services.clone(),
         limits_reached: facts.limits.iter().take(most::ENTRIES).cloned().collect(),
         conditions: conditions(facts).into_iter().map(|condition| condition.since(known, now)).collect(),
     }
@@ -146,14 +142,13 @@ mod tests {
             service_proxy: Some("nftables".into()),
             cni: Some("flannel"),
             dropping: vec![],
-            listening: None,
         }
     }
 
     fn facts<'a>(host: &'a HostFacts, not_ready: &[Cause], notes: &[Cause]) -> Facts<'a> {
         let attached = !not_ready.contains(&Cause::NotAttached);
         let (not_ready, notes) = (not_ready.to_vec(), notes.to_vec());
-        Facts { host, attached, not_ready, notes, limits: vec![], drained: None, local_services: vec![] }
+        Facts { host, attached, not_ready, notes, limits: vec![], drained: None }
     }
 
     fn condition<'a>(status: &'a SpeakerStateStatus, kind: &str) -> (&'a str, &'a str, &'a str) {

@@ -8,7 +8,6 @@ mod firewalls;
 mod fragments;
 mod host_rules;
 mod inside;
-mod node_address;
 mod packet;
 mod packet_path;
 mod path_mtu;

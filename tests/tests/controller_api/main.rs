@@ -3,7 +3,6 @@
 //! One lab, one story: every chapter starts from the state that the one before has left.
 
 mod advertisements;
-mod at_nodes;
 mod attributes;
 mod bad_objects;
 mod claims;
@@ -70,7 +69,6 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     attributes::chapters(&objects, &pair).context("attributes")?;
     finalizer::chapters(&objects, &mut pair).context("finalizer")?;
     guards::chapters(&objects, &pair, folder).context("guards")?;
-    at_nodes::chapters(&objects).context("nodes' addresses")?;
     probes::chapters(&objects, &pair, folder).context("probes")?;
     init::chapters(&objects, folder).context("sheave init")?;
     whose::chapters(&objects, &mut pair).context("whose")?;
