@@ -18,9 +18,15 @@ const VIP: &str = "192.0.2.77";
 pub fn write(objects: &Objects, node: &str, vip: &str, status: &str) -> Result<()> {
     let bound = ["--bound-object-kind=Node", &format!("--bound-object-name={node}")];
     let token = objects.0.kubectl(&[&["-n", NAMESPACE, "create", "token", "sheave-speaker"], &bound[..]].concat())?;
-    let apply = ["apply", "--server-side", "--field-manager=sheave.dev/speaker", "--subresource=status", "-f", "-"];
+    // A real speaker, which patches, may have written it before.
+    let apply = ["apply", "--server-side", "--force-conflicts", "--field-manager=sheave.dev/speaker"];
     let mut command = objects.0.kubectl_command();
-    command.args(apply).arg(format!("--token={}", token.trim())).stdin(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(apply)
+        .args(["--subresource=status", "-f", "-"])
+        .arg(format!("--token={}", token.trim()))
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.stdout(Stdio::null()).spawn().context("start kubectl")?;
     let object =
         format!("apiVersion: sheave.dev/v1alpha1\nkind: VirtualIP\nmetadata: {{name: {vip}}}\nstatus: {status}\n");
