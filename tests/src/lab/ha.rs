@@ -7,7 +7,7 @@
 //! let lab = Lab::up(ha::config("ha", "target/debug/sheave-speaker".into(), quiet))?;    // nothing of the cluster runs
 //! let ha = Ha::of(&lab)?;
 //! for node in ha.nodes() {
-//!     [Part::Speaker, Part::Etcd, Part::ApiServer].into_iter().try_for_each(|part| ha.start(node, part))?;
+//!     [Part::Speaker, Part::Etcd, Part::ApiServer].into_iter().try_for_each(|part| ha.start(&node, part))?;
 //! }
 //! # Ok(())
 //! # }
