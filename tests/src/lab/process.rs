@@ -34,7 +34,9 @@ impl Recorded {
     pub fn alive(&self) -> bool {
         // A zombie that is our own child would stay for ever otherwise.
         let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
-        Stat::of(self.pid).is_some_and(|stat| stat.started == self.started && stat.state != 'Z')
+        // One whose first thread has ended is a zombie too while the others still hold its files and ports.
+        let runs = |stat: &Stat| stat.state != 'Z' || threads(self.pid) > 1;
+        Stat::of(self.pid).is_some_and(|stat| stat.started == self.started && runs(&stat))
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
@@ -54,6 +56,10 @@ impl Recorded {
         }
         wait_for(&format!("process {} to end", self.pid), ENDS_WITHIN, || Ok((!self.alive()).then_some(())))
     }
+}
+
+fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 /// Starts `command` in a session of its own (Ctrl-C does not reach it), output appended to `log`.
