@@ -17,7 +17,7 @@ demo: setup images ## A cluster, a Service, its owner loses power: what happens 
 	@cargo build -q -p sheave-bench -p sheave-tests --bins
 	@target/debug/demo $(ARGS)
 
-demo-endpoint: setup images ## Three API servers behind one address: cold start, death, power loss; ten minutes; ARGS="--only power --watches 30"
+demo-endpoint: setup images ## Three API servers behind one address: cold start, death, power loss; ARGS="--only power --watches 30"
 	@cargo build -q -p sheave-bench -p sheave-tests --bins
 	@target/debug/demo_endpoint $(ARGS)
 
