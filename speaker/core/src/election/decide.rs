@@ -44,6 +44,8 @@ pub(super) struct Record {
 pub(super) struct Vacancy {
     since: Instant,
     why: Why,
+    /// Nodes with pods come first, and none has been known since it began.
+    lacks_pods: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -276,12 +278,13 @@ impl Election {
         let answered_until = self.peers.answered_until(vip, now);
         let vacancy = match best {
             Some((_, false)) => None,
-            Some((_, true)) => Some(Vacancy { since: now, why: Why::SteppingDown }),
+            Some((_, true)) => Some(Vacancy { since: now, why: Why::SteppingDown, lacks_pods: false }),
             None => Some(self.why_vacant(vip, answered_until, now)),
         };
         if owner.is_some() || answered_until.is_none() {
             self.set_owner(vip, owner.clone(), actions);
         }
+        let lacks_pods = self.lacks_pods(vip);
         let Some(record) = self.vips.get_mut(&vip) else { return };
         if let Some(owner) = &owner {
             record.term = record.term.max(owner.term);
@@ -295,18 +298,28 @@ impl Election {
         if known.why != vacancy.why && (known.why == Why::SteppingDown || vacancy.why == Why::SteppingDown) {
             *known = vacancy;
         }
+        // The first pods come into the views of the nodes one after the other, as the VIP did.
+        if known.lacks_pods && !lacks_pods {
+            *known = Vacancy { since: now, lacks_pods, ..*known };
+        }
         let vacancy = *known;
         self.open.insert(vip);
         self.decide_vacant(vip, vacancy, now, actions);
     }
 
+    fn lacks_pods(&self, vip: Vip) -> bool {
+        self.eligible(vip).is_some_and(Eligible::lacks_pods)
+    }
+
     fn why_vacant(&self, vip: Vip, answered_until: Option<Instant>, now: Instant) -> Vacancy {
         if let Some(until) = answered_until {
-            return Vacancy { since: until, why: Why::OwnerDied };
+            return Vacancy { since: until, why: Why::OwnerDied, lacks_pods: false };
         }
         let owner = self.vips.get(&vip).and_then(|record| record.owner.as_ref());
-        let died = owner.is_some_and(|owner| owner.node != self.config.node && !self.peers.is_up(&owner.node));
-        Vacancy { since: now, why: if died { Why::OwnerDied } else { Why::New } }
+        if owner.is_some_and(|owner| owner.node != self.config.node && !self.peers.is_up(&owner.node)) {
+            return Vacancy { since: now, why: Why::OwnerDied, lacks_pods: false };
+        }
+        Vacancy { since: now, why: Why::New, lacks_pods: self.lacks_pods(vip) }
     }
 
     /// R3: the best-ranked claims, the others later, each if no peer has by then.
@@ -343,16 +356,20 @@ impl Election {
     /// When this node claims by its rank, or a moment before that at which it has to look again: ranks are counted only as far as
     /// time has come.
     fn due(&mut self, vip: Vip, vacancy: Vacancy, now: Instant) -> Instant {
-        let Vacancy { since, why } = vacancy;
+        let Vacancy { since, why, .. } = vacancy;
+        let lacks_pods = self.lacks_pods(vip);
         let skew = self.config.rank_skew;
         // Watches deliver at different times: of a new VIP the others leave the first in rank a dead interval. Where nodes with pods come
-        // first, and the pods of a new Service are not in the view yet, there is no first.
-        let head = if why == Why::New { self.config.dead() } else { Duration::ZERO };
+        // first, and the pods of a new Service are not in the view yet, there is no first: a busy control plane takes longer for them.
+        let head = match why {
+            Why::New if lacks_pods => self.config.pods_wait,
+            Why::New => self.config.dead(),
+            Why::OwnerDied | Why::SteppingDown => Duration::ZERO,
+        };
         let waited = now.since(since).saturating_sub(head);
         let limit = (waited.as_nanos() / skew.as_nanos().max(1)).saturating_add(1);
         let before = self.outranked(vip, why, u32::try_from(limit).unwrap_or(u32::MAX));
-        let is_first = before == 0 && !self.eligible(vip).is_some_and(Eligible::lacks_pods);
-        if is_first { since } else { since + head + skew * before }
+        if before == 0 && !lacks_pods { since } else { since + head + skew * before }
     }
 
     /// How many nodes come before this one, up to `limit`, among those that can claim or will be able to in a moment.

@@ -27,6 +27,8 @@ pub struct Config {
     pub lease: Duration,
     /// A node that joins waits no longer than this for a full view.
     pub join_timeout: Duration,
+    /// A new VIP whose owner is to be a node with pods waits no longer than this for the first of them to be known.
+    pub pods_wait: Duration,
     /// A node that leaves waits no longer than this for its successors.
     pub leave_timeout: Duration,
     /// A node with a saved view keeps what it holds for so long beside a peer whose view an API server has confirmed (R14).
@@ -53,6 +55,7 @@ impl Config {
             rank_skew: Duration::from_millis(10),
             lease: Duration::from_millis(120),
             join_timeout: Duration::from_secs(1),
+            pods_wait: Duration::from_secs(2),
             leave_timeout: Duration::from_secs(1),
             concede: Duration::from_secs(10),
             claims_refresh: Duration::from_secs(1),
