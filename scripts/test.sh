@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # All tests, stage by stage; with `check` what else CI runs, too. Called by `make test` and `make check`.
 #
-# The stages with a Kubernetes cluster wait most of the time: they run two at a time. What only computes runs beside them at the lowest
-# priority. Each stage's output is shown in one piece when it ends, and the times of all at the end. A stage that fails
-# keeps none of the others from running, except for the build.
+# The stages with a Kubernetes cluster wait most of the time: they run three at a time, beside them those that have speakers alone. What only
+# computes runs at the lowest priority. Each stage's output is shown in one piece when it ends, and the times of all at the end. A stage
+# that fails keeps none of the others from running, except for the build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-test}
@@ -149,7 +149,9 @@ background_lane "${computed[@]}"
 # In real time: before the labs.
 lane units
 await "${lanes[-1]}"
-lane e2e_nftables "${suite[@]}" endpoint_init emulation
-lane packets endpoint e2e_iptables controller_api controller_chaos endpoint_ha lab_cluster
+lane e2e_nftables
+lane "${suite[@]}" e2e_iptables
+lane controller_api endpoint_ha lab_cluster emulation
+lane packets endpoint endpoint_init controller_chaos
 await "${lanes[@]:2}"
 finish
