@@ -43,46 +43,52 @@ fn controller_on_a_real_api_server() -> Result<()> {
 fn story(lab: &Lab, folder: &Path) -> Result<()> {
     let objects = Objects(lab);
     manifests::install(lab)?;
-    rights(lab).context("rights")?;
-    roles::chapter(lab).context("roles of users")?;
-    speaker_state::chapters(lab, &objects, folder).context("SpeakerStates")?;
-    malformed_pools_are_refused(&objects).context("malformed pools")?;
+    let mut since = Instant::now();
+    let mut chapter = |name: &'static str, result: Result<()>| {
+        eprintln!("{name} ({:.1} s)", since.elapsed().as_secs_f64());
+        since = Instant::now();
+        result.context(name)
+    };
+    chapter("rights", rights(lab))?;
+    chapter("roles of users", roles::chapter(lab))?;
+    chapter("SpeakerStates", speaker_state::chapters(lab, &objects, folder))?;
+    chapter("malformed pools", malformed_pools_are_refused(&objects))?;
     let kubeconfig = replica::kubeconfig(lab, folder)?;
     let mut pair = Pair::start(kubeconfig, folder)?;
-    keys(&objects).context("keys")?;
-    deleted_keys_come_back(&objects).context("deleted keys")?;
-    pair.forgets_the_keys(&objects).context("keys that no replica has in memory")?;
+    chapter("keys", keys(&objects))?;
+    chapter("deleted keys", deleted_keys_come_back(&objects))?;
+    chapter("keys that no replica has in memory", pair.forgets_the_keys(&objects))?;
 
-    an_address_and_its_ip_mode(&objects).context("an address")?;
-    exhausted_and_freed(&objects).context("exhausted")?;
-    third_party_changes(&objects).context("third-party changes")?;
-    pair.killed(&objects).context("leader killed")?;
-    pair.terminated(&objects).context("leader terminated")?;
-    wishes(&objects).context("wishes")?;
-    a_pool_that_shrinks(&objects).context("a pool that shrinks")?;
-    released(&objects).context("released")?;
-    a_malformed_pool_that_slipped_through(&objects).context("a pool that slipped through")?;
-    latency(&objects).context("latency")?;
-    pools::chapters(&objects).context("pools")?;
-    sharing::chapters(&objects).context("sharing")?;
-    advertisements::chapters(&objects).context("L2Advertisements")?;
-    attributes::chapters(&objects, &pair).context("attributes")?;
-    finalizer::chapters(&objects, &mut pair).context("finalizer")?;
-    guards::chapters(&objects, &pair, folder).context("guards")?;
-    probes::chapters(&objects, &pair, folder).context("probes")?;
-    init::chapters(&objects, folder).context("sheave init")?;
-    whose::chapters(&objects, &mut pair).context("whose")?;
-    upgrade::chapters(lab, &objects, &mut pair, folder).context("an upgrade without rights")?;
-    bad_objects::chapters(&objects, &mut pair).context("bad objects")?;
-    metrics::chapter(&objects, &pair.kubeconfig, folder).context("metrics")?;
+    chapter("an address", an_address_and_its_ip_mode(&objects))?;
+    chapter("exhausted", exhausted_and_freed(&objects))?;
+    chapter("third-party changes", third_party_changes(&objects))?;
+    chapter("leader killed", pair.killed(&objects))?;
+    chapter("leader terminated", pair.terminated(&objects))?;
+    chapter("wishes", wishes(&objects))?;
+    chapter("a pool that shrinks", a_pool_that_shrinks(&objects))?;
+    chapter("released", released(&objects))?;
+    chapter("a pool that slipped through", a_malformed_pool_that_slipped_through(&objects))?;
+    chapter("latency", latency(&objects))?;
+    chapter("pools", pools::chapters(&objects))?;
+    chapter("sharing", sharing::chapters(&objects))?;
+    chapter("L2Advertisements", advertisements::chapters(&objects))?;
+    chapter("attributes", attributes::chapters(&objects, &pair))?;
+    chapter("finalizer", finalizer::chapters(&objects, &mut pair))?;
+    chapter("guards", guards::chapters(&objects, &pair, folder))?;
+    chapter("probes", probes::chapters(&objects, &pair, folder))?;
+    chapter("sheave init", init::chapters(&objects, folder))?;
+    chapter("whose", whose::chapters(&objects, &mut pair))?;
+    chapter("an upgrade without rights", upgrade::chapters(lab, &objects, &mut pair, folder))?;
+    chapter("bad objects", bad_objects::chapters(&objects, &mut pair))?;
+    chapter("metrics", metrics::chapter(&objects, &pair.kubeconfig, folder))?;
     pair.in_bounds()?;
-    limit::one_more(&objects, &mut pair).context("the most addresses")?;
+    chapter("the most addresses", limit::one_more(&objects, &mut pair))?;
 
-    finalizer::sheave_removed(lab, &objects, &mut pair).context("Sheave removed")?;
+    chapter("Sheave removed", finalizer::sheave_removed(lab, &objects, &mut pair))?;
     manifests::install(lab)?;
     pair.kubeconfig = replica::kubeconfig(lab, folder)?;
     pair.fill()?;
-    finalizer::sheave_returned(&objects).context("Sheave installed again")
+    chapter("Sheave installed again", finalizer::sheave_returned(&objects))
 }
 
 fn rights(lab: &Lab) -> Result<()> {
