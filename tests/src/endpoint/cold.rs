@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::faults::{self, SERVED_WITHIN};
 use super::place::Place;
-use super::session::{Access, Failure};
+use super::session::{Access, Failure, USER_AGENT};
 use crate::lab::ha::{Ha, Part};
 use crate::lab::wait_for;
 use crate::traffic::clock::{milliseconds, now_ns};
@@ -28,10 +28,10 @@ pub struct First {
     pub served_after_ms: f64,
 }
 
-/// Starts the speakers alone. Returns when the client and every node have been refused; what follows then is counted.
+/// Starts alone what serves the endpoint. Once the client and every node have been turned away, what follows is counted.
 pub fn refused(ha: &Ha) -> Result<Refused> {
-    let access = Access::of(ha)?;
-    ha.nodes().iter().try_for_each(|node| ha.start(node, Part::Speaker))?;
+    let access = Access::of(ha, USER_AGENT)?;
+    ha.nodes().iter().try_for_each(|node| ha.start_balancer(node))?;
     let mut seen = Refused::default();
     for role in ["client".to_owned()].into_iter().chain(ha.nodes()) {
         let place = Place::new(&ha.netns(&role))?;
@@ -40,7 +40,11 @@ pub fn refused(ha: &Ha) -> Result<Refused> {
             place.run(async move { access.open(to).await.map(|session| session.server) })
         };
         let is_refused = |result: &Result<String, Failure>| matches!(result, Err(Failure::Refused));
-        wait_for(&format!("{role} to be refused"), SERVED_WITHIN, || Ok(is_refused(&one()?).then_some(())))?;
+        // A proxy without a server accepts, and closes.
+        wait_for(&format!("{role} to be turned away"), SERVED_WITHIN, || {
+            let result = one()?;
+            Ok((is_refused(&result) || matches!(result, Err(Failure::Reset))).then_some(()))
+        })?;
         for _ in 0..CONNECTIONS {
             let from = now_ns();
             let result = one()?;
@@ -60,7 +64,7 @@ pub fn first_api_server(ha: &Ha) -> Result<First> {
     let nodes = ha.nodes();
     nodes.iter().try_for_each(|node| ha.start(node, Part::Etcd))?;
     let node = nodes.into_iter().next().context("a node")?;
-    let (access, place) = (Access::of(ha)?, Place::new(&ha.netns("client"))?);
+    let (access, place) = (Access::of(ha, USER_AGENT)?, Place::new(&ha.netns("client"))?);
     ha.start(&node, Part::ApiServer)?;
     let ready = faults::wait_ready(ha, &node)?;
     let served = wait_for("the endpoint to serve the first API server", SERVED_WITHIN, || {

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::place::Place;
-use super::session::Access;
+use super::session::{Access, USER_AGENT};
 use super::{Clients, OBJECT, Seen, fresh};
 use crate::lab::ha::{Ha, Part};
 use crate::lab::{process, wait_for};
@@ -32,7 +32,8 @@ pub struct Faulted {
 /// Etcd, API servers and speakers on all nodes, and what the clients work with. Returns when all serve.
 pub fn start_all(ha: &Ha) -> Result<()> {
     for node in ha.nodes() {
-        [Part::Speaker, Part::Etcd, Part::ApiServer].into_iter().try_for_each(|part| ha.start(&node, part))?;
+        ha.start_balancer(&node)?;
+        [Part::Etcd, Part::ApiServer].into_iter().try_for_each(|part| ha.start(&node, part))?;
     }
     ready(ha)
 }
@@ -42,7 +43,7 @@ pub fn ready(ha: &Ha) -> Result<()> {
     for node in ha.nodes() {
         wait_ready(ha, &node)?;
     }
-    let (access, place) = (Access::of(ha)?, Place::new(&ha.netns("client"))?);
+    let (access, place) = (Access::of(ha, USER_AGENT)?, Place::new(&ha.netns("client"))?);
     let mut missing: BTreeSet<String> = ha.nodes().into_iter().collect();
     wait_for("the endpoint to reach every API server", SERVED_WITHIN, || {
         let (access, to) = (access.clone(), ha.address());
@@ -134,6 +135,19 @@ pub fn power_off_owner_with_one_left(ha: &Ha, clients: &mut Clients) -> Result<F
     Ok(Faulted { owner_after: after, dead: vec![node, other], ..faulted })
 }
 
+/// What serves the endpoint on its owner ends in order, and starts again after the measurement.
+pub fn stop_owner(ha: &Ha, clients: &Clients) -> Result<Faulted> {
+    let node = owner(ha)?;
+    let from = now_ns();
+    ha.balancer().iter().rev().try_for_each(|part| ha.terminate(&node, *part))?;
+    let seen = clients.measure(from, MEASURED)?;
+    let after = ha.owner()?;
+    ha.start_balancer(&node)?;
+    // No API server died.
+    let faulted = repaired(ha, clients, &node, Some(node.clone()), seen)?;
+    Ok(Faulted { dead: Vec::new(), owner_after: after, ..faulted })
+}
+
 /// All API servers were killed.
 #[derive(Clone, Debug, Serialize)]
 pub struct AllDown {
@@ -200,7 +214,7 @@ pub fn rolling_restart(ha: &Ha, clients: &Clients) -> Result<Seen> {
 
 /// Waits until the API server of a node says itself that it is ready. Returns the time of that answer.
 pub fn wait_ready(ha: &Ha, node: &str) -> Result<u64> {
-    let (access, at) = (Access::of(ha)?, ha.node_address(node)?);
+    let (access, at) = (Access::of(ha, USER_AGENT)?, ha.api_server(node)?);
     let place = Place::new(&ha.netns("client"))?;
     wait_for(&format!("the API server of {node}"), READY_WITHIN, || {
         let ready = place.run(fresh::is_ready(access.clone(), at))?;
@@ -247,5 +261,6 @@ const OUT_NS: u64 = 1_000_000_000;
 const LOOKS_EVERY_NS: u64 = 50_000_000;
 /// An API server starts in seconds; three on two processors, with other programs beside them, need longer.
 const READY_WITHIN: Duration = Duration::from_secs(120);
-pub const SERVED_WITHIN: Duration = Duration::from_secs(30);
+/// HAProxy of some guides finds after half a minute that a server is dead.
+pub const SERVED_WITHIN: Duration = Duration::from_secs(60);
 const ENDS_WITHIN: Duration = Duration::from_secs(120);

@@ -1,7 +1,7 @@
 //! Connections at a rate, as `kubectl` makes them: a new TLS connection each, one request, the end.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::SocketAddrV4;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ impl Log {
 
 /// Begins a connection every so often, whatever became of those before, until the place is dropped. Every `changes`th request changes
 /// the object that the watches see.
-pub fn start(place: &Place, access: &Arc<Access>, to: Ipv4Addr, every: Duration, changes: Option<u32>) -> Arc<Log> {
+pub fn start(place: &Place, access: &Arc<Access>, to: SocketAddrV4, every: Duration, changes: Option<u32>) -> Arc<Log> {
     let (log, access) = (Arc::new(Log::default()), access.clone());
     let kept = log.clone();
     place.spawn(async move {
@@ -91,7 +91,7 @@ struct Begin {
     change: bool,
 }
 
-async fn one(access: Arc<Access>, log: Arc<Log>, to: Ipv4Addr, begin: Begin) {
+async fn one(access: Arc<Access>, log: Arc<Log>, to: SocketAddrV4, begin: Begin) {
     let Begin { number, late_ms, change } = begin;
     let start_ns = now_ns();
     log.lock().pending.insert((start_ns, number));
@@ -132,13 +132,15 @@ async fn read(answer: Response<RecvStream>) -> Result<(), h2::Error> {
 }
 
 /// Whether the API server at an address itself says that it is ready.
-pub async fn is_ready(access: Arc<Access>, at: Ipv4Addr) -> Result<bool, Failure> {
+pub async fn is_ready(access: Arc<Access>, at: SocketAddrV4) -> Result<bool, Failure> {
     let mut session = access.open(at).await?;
-    let answer = timeout(PATIENCE, session.request(&access, Method::GET, "/readyz", Vec::new())).await;
+    let answer = timeout(PATIENCE, session.request(&access, Method::GET, READY, Vec::new())).await;
     let answer = answer.map_err(|_| Failure::Other("no answer".to_owned()))?;
     answer.map(|answer| answer.status().is_success()).map_err(|error| Failure::Other(error.to_string()))
 }
 
+/// Asked of an API server itself.
+pub const READY: &str = "/readyz";
 /// As `kubectl get service kubernetes`.
 const GET: &str = "/api/v1/namespaces/default/services/kubernetes";
 /// As a kubectl that was told so: a request that hangs is not what is measured here.

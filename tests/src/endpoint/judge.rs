@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::Seen;
 use super::cold::{First, Refused};
 use super::faults::{AllDown, Faulted};
+use super::fresh::READY;
 use super::report::Window;
 use super::session::USER_AGENT;
 use super::streams::Streamed;
@@ -104,6 +105,14 @@ pub fn owner_lost(faulted: &Faulted) -> Vec<Promise> {
     ]
 }
 
+/// The speaker of the owner ended in order.
+pub fn owner_stopped(faulted: &Faulted) -> Vec<Promise> {
+    vec![
+        fails_until("no new connection fails when the owner's speaker is stopped", &faulted.seen.fresh, 0.0),
+        survivors("watches survive the stop of the owner's speaker", &faulted.seen, &[]),
+    ]
+}
+
 /// None answers: refused at once, and the address stays where it is.
 pub fn all_down(down: &AllDown) -> Vec<Promise> {
     let Window { made, failed, .. } = &down.seen.fresh;
@@ -154,18 +163,24 @@ pub fn streams(streams: &[Streamed], dead: &[String]) -> Promise {
 
 /// The audit logs of the API servers name the client on the segment.
 pub fn client_seen(ha: &Ha) -> Result<Promise> {
-    let (mut all, mut own) = (0, 0);
-    for node in ha.nodes() {
-        // Clients on nodes have the nodes' addresses: those are the others.
-        for event in ha.audit(&node, USER_AGENT)? {
-            let from = event["sourceIPs"][0].as_str().unwrap_or_default();
-            let nodes = ha.nodes().iter().any(|node| ha.node_address(node).is_ok_and(|at| at.to_string() == from));
-            all += usize::from(!nodes);
-            own += usize::from(from == CLIENT.to_string());
-        }
-    }
+    let (own, all) = logged_with_address(ha)?;
     let seen = format!("{own} of {all} requests are logged with {CLIENT}");
     Ok(Promise::counted("the API servers' audit logs show the client's address", all > 0 && own == all, seen))
+}
+
+/// Requests of the client on the segment through the endpoint that are in audit logs: those with its address, and all.
+pub fn logged_with_address(ha: &Ha) -> Result<(usize, usize)> {
+    let (mut own, mut all) = (0, 0);
+    for node in ha.nodes() {
+        for event in ha.audit(&node, USER_AGENT)? {
+            // Whether a server is ready is asked without the endpoint.
+            if event["requestURI"] != READY {
+                all += 1;
+                own += usize::from(event["sourceIPs"][0] == CLIENT.to_string().as_str());
+            }
+        }
+    }
+    Ok((own, all))
 }
 
 fn after_a_dead_server(faulted: &Faulted, name: &'static str, limit_ms: f64) -> Vec<Promise> {

@@ -2,8 +2,8 @@
 
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{JoinHandle, sleep, spawn};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{JoinHandle, scope, sleep, spawn};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -23,21 +23,23 @@ pub struct Kubectl {
 #[derive(Clone, Debug)]
 struct Run {
     start_ns: u64,
-    took_ms: f64,
-    failed: Option<String>,
+    /// After so many milliseconds, and why it failed; `None` while it runs.
+    ended: Option<(f64, Option<String>)>,
 }
 
-/// Of those that were started in a time and have ended.
+/// Of those that were started in a time.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Runs {
-    pub ended: usize,
+    pub started: usize,
     pub good: usize,
+    /// Of those that succeeded.
     pub longest_ms: f64,
     /// The last lines of those that failed.
     pub failed: Vec<String>,
 }
 
 impl Kubectl {
+    /// One a second, whatever became of those before.
     pub fn start(ha: &Ha) -> Result<Self> {
         let program = kubernetes_bin().join("kubectl");
         let (ha, program) = (ha.clone(), program.to_str().context("path of kubectl")?.to_owned());
@@ -45,36 +47,59 @@ impl Kubectl {
         let stop = Arc::new(AtomicBool::new(false));
         let (kept, stopped) = (runs.clone(), stop.clone());
         let thread = spawn(move || {
-            while !stopped.load(Ordering::Acquire) {
-                let start_ns = now_ns();
-                let failed = run(&ha, &program).err().map(|error| format!("{error:#}"));
-                let run = Run { start_ns, took_ms: milliseconds(start_ns, now_ns()), failed };
-                kept.lock().unwrap_or_else(PoisonError::into_inner).push(run);
-                // A rate, not a wait for something.
-                sleep(EVERY.saturating_sub(Duration::from_nanos(now_ns().saturating_sub(start_ns))));
-            }
+            scope(|scope| {
+                while !stopped.load(Ordering::Acquire) {
+                    let start_ns = now_ns();
+                    let index = {
+                        let mut runs = lock(&kept);
+                        runs.push(Run { start_ns, ended: None });
+                        runs.len() - 1
+                    };
+                    scope.spawn({
+                        let (ha, program, kept) = (&ha, &program, &kept);
+                        move || {
+                            let failed = run(ha, program).err().map(|error| format!("{error:#}"));
+                            lock(kept)[index].ended = Some((milliseconds(start_ns, now_ns()), failed));
+                        }
+                    });
+                    // A rate, not a wait for something.
+                    sleep(EVERY.saturating_sub(Duration::from_nanos(now_ns().saturating_sub(start_ns))));
+                }
+            });
         });
         Ok(Self { runs, stop, thread: Some(thread) })
     }
 
+    /// Whether every run that began before that time has ended.
+    pub fn is_settled(&self, until_ns: u64) -> bool {
+        lock(&self.runs).iter().all(|run| run.ended.is_some() || run.start_ns >= until_ns)
+    }
+
     pub fn seen(&self, from_ns: u64, until_ns: u64) -> Runs {
-        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seen = Runs::default();
-        for run in runs.iter().filter(|run| (from_ns..until_ns).contains(&run.start_ns)) {
-            seen.ended += 1;
-            seen.longest_ms = seen.longest_ms.max(run.took_ms);
-            match &run.failed {
-                None => seen.good += 1,
-                Some(why) => seen.failed.push(why.clone()),
+        for run in lock(&self.runs).iter().filter(|run| (from_ns..until_ns).contains(&run.start_ns)) {
+            seen.started += 1;
+            match &run.ended {
+                Some((took_ms, None)) => {
+                    seen.good += 1;
+                    seen.longest_ms = seen.longest_ms.max(*took_ms);
+                }
+                Some((_, Some(why))) => seen.failed.push(why.clone()),
+                None => seen.failed.push("still runs".into()),
             }
         }
         seen
     }
 }
 
+fn lock(runs: &Mutex<Vec<Run>>) -> MutexGuard<'_, Vec<Run>> {
+    runs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn run(ha: &Ha, program: &str) -> Result<()> {
     let mut command = ha.lab.netns_command("client", program)?;
-    command.args(["get", "service", "kubernetes", "--output=name", "--request-timeout=10s", "--cache-dir"]);
+    let patience = format!("--request-timeout={}s", ENDS_WITHIN.as_secs());
+    command.args(["get", "service", "kubernetes", "--output=name", &patience, "--cache-dir"]);
     command.arg(ha.folder().join("kubectl-cache")).env("KUBECONFIG", ha.lab.kubeconfig_inside());
     let output = command.stdin(Stdio::null()).output().context("start kubectl")?;
     let error = String::from_utf8_lossy(&output.stderr);
@@ -92,3 +117,5 @@ impl Drop for Kubectl {
 }
 
 const EVERY: Duration = Duration::from_secs(1);
+/// Of one request.
+pub const ENDS_WITHIN: Duration = Duration::from_secs(10);

@@ -41,13 +41,14 @@ use fresh::Log;
 use kubectl::{Kubectl, Runs};
 use place::Place;
 use report::{Watches, Window};
-use session::{Access, PATIENCE};
+use session::{Access, ON_NODE, PATIENCE, USER_AGENT};
 use watches::Opened;
 
 /// One client on the segment with connections, watches and kubectl, and one on each node.
 pub struct Clients {
     ha: Ha,
     pub access: Arc<Access>,
+    on_nodes: Arc<Access>,
     /// Dropped first: its threads run programs.
     kubectl: Kubectl,
     pub place: Place,
@@ -72,13 +73,23 @@ pub struct Seen {
 impl Clients {
     /// Returns when all watches are open: the endpoint has to be served.
     pub fn start(ha: &Ha, watches: usize) -> Result<Self> {
-        let access = Access::of(ha)?;
+        let access = Access::of(ha, USER_AGENT)?;
+        let on_nodes = Access::of(ha, ON_NODE)?;
         let place = Place::new(&ha.netns("client"))?;
         let fresh = fresh::start(&place, &access, ha.address(), EVERY, Some(CHANGES));
         let kubectl = Kubectl::start(ha)?;
         let (ha, opened) = (ha.clone(), Opened::default());
-        let mut clients =
-            Self { ha, access, kubectl, place, fresh, watches: opened, count: watches, nodes: BTreeMap::new() };
+        let mut clients = Self {
+            ha,
+            access,
+            on_nodes,
+            kubectl,
+            place,
+            fresh,
+            watches: opened,
+            count: watches,
+            nodes: BTreeMap::new(),
+        };
         for node in clients.ha.nodes() {
             clients.start_on(&node)?;
         }
@@ -94,7 +105,7 @@ impl Clients {
     /// The client on a node, which has power.
     pub fn start_on(&mut self, node: &str) -> Result<()> {
         let place = Place::new(&self.ha.netns(node))?;
-        let log = fresh::start(&place, &self.access, self.ha.address(), ON_NODES_EVERY, None);
+        let log = fresh::start(&place, &self.on_nodes, self.ha.address(), ON_NODES_EVERY, None);
         self.nodes.insert(node.to_owned(), (place, log));
         Ok(())
     }
@@ -128,6 +139,9 @@ impl Clients {
         let logs = || self.nodes.values().map(|(_, log)| log).chain([&self.fresh]);
         wait_for("the last connections to end", 3 * PATIENCE, || {
             Ok(logs().all(|log| log.is_settled(until_ns)).then_some(()))
+        })?;
+        wait_for("the last kubectl to end", 3 * kubectl::ENDS_WITHIN, || {
+            Ok(self.kubectl.is_settled(until_ns).then_some(()))
         })?;
         Ok(self.seen(from_ns, until_ns))
     }

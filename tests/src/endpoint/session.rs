@@ -1,7 +1,7 @@
 //! One connection of a client to an API server: TCP, a TLS handshake, HTTP/2. The certificate says which API server it is.
 
 use std::io::{self, Cursor, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,13 +21,14 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::lab::ha::Ha;
-use crate::lab::plan::API_PORT;
 
 /// What a client of the lab's API servers knows.
 #[derive(Debug)]
 pub struct Access {
     tls: Arc<ClientConfig>,
     token: String,
+    /// Audit logs tell the clients apart by it.
+    user_agent: &'static str,
     /// Their nodes by certificate.
     servers: Vec<(CertificateDer<'static>, String)>,
 }
@@ -53,10 +54,12 @@ type Body = Cursor<Vec<u8>>;
 
 /// A connection without a TLS handshake after that has failed.
 pub const PATIENCE: Duration = Duration::from_secs(4);
+/// Of the client on the segment, and of those on nodes.
 pub const USER_AGENT: &str = "sheave-endpoint-client";
+pub const ON_NODE: &str = "sheave-endpoint-node";
 
 impl Access {
-    pub fn of(ha: &Ha) -> Result<Arc<Self>> {
+    pub fn of(ha: &Ha, user_agent: &'static str) -> Result<Arc<Self>> {
         let read =
             |path: std::path::PathBuf| CertificateDer::from_pem_file(&path).with_context(|| path.display().to_string());
         let mut roots = RootCertStore::empty();
@@ -69,11 +72,12 @@ impl Access {
         tls.alpn_protocols = vec![b"h2".to_vec()];
         // Each connection is a new one, as of a new process.
         tls.resumption = Resumption::disabled();
-        Ok(Arc::new(Self { tls: Arc::new(tls), token: ha.token()?, servers: servers.collect::<Result<_>>()? }))
+        let servers = servers.collect::<Result<_>>()?;
+        Ok(Arc::new(Self { tls: Arc::new(tls), token: ha.token()?, user_agent, servers }))
     }
 
     /// In the network namespace of the calling thread.
-    pub async fn open(&self, to: Ipv4Addr) -> Result<Session, Failure> {
+    pub async fn open(&self, to: SocketAddrV4) -> Result<Session, Failure> {
         let tls = timeout(PATIENCE, self.handshake(to)).await.map_err(|_| Failure::NoHandshake)??;
         let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let known = self.servers.iter().find(|(known, _)| Some(known) == certificate);
@@ -85,10 +89,10 @@ impl Access {
         Ok(Session { server, send })
     }
 
-    async fn handshake(&self, to: Ipv4Addr) -> io::Result<TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(SocketAddrV4::new(to, API_PORT)).await?;
+    async fn handshake(&self, to: SocketAddrV4) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
-        TlsConnector::from(self.tls.clone()).connect(ServerName::IpAddress(IpAddr::V4(to).into()), stream).await
+        TlsConnector::from(self.tls.clone()).connect(ServerName::IpAddress(IpAddr::V4(*to.ip()).into()), stream).await
     }
 }
 
@@ -105,7 +109,7 @@ impl Session {
             .method(method)
             .uri(format!("https://kubernetes.default.svc{path}"))
             .header("authorization", format!("Bearer {}", access.token))
-            .header("user-agent", USER_AGENT)
+            .header("user-agent", access.user_agent)
             .header("accept", "application/json")
             .header("content-type", "application/merge-patch+json")
             .body(())

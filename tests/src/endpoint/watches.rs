@@ -1,6 +1,6 @@
 //! Open watches, each by HTTP/2 on a connection of its own: what becomes of them.
 
-use std::net::Ipv4Addr;
+use std::net::SocketAddrV4;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub struct Opened(Arc<Mutex<Vec<Watched>>>);
 
 impl Opened {
     /// Until so many are open.
-    pub fn fill(&self, place: &Place, access: &Arc<Access>, to: Ipv4Addr, count: usize) -> Result<()> {
+    pub fn fill(&self, place: &Place, access: &Arc<Access>, to: SocketAddrV4, count: usize) -> Result<()> {
         self.give_up();
         wait_for(&format!("{count} open watches"), OPEN_WITHIN, || {
             let missing = count.saturating_sub(self.alive());
@@ -64,7 +64,7 @@ impl Opened {
     }
 
     /// Returns when the first event came; the others are read from then on.
-    async fn open(self, access: Arc<Access>, to: Ipv4Addr) -> Result<(), Failure> {
+    async fn open(self, access: Arc<Access>, to: SocketAddrV4) -> Result<(), Failure> {
         let mut session = access.open(to).await?;
         let failed = |error: h2::Error| Failure::Other(error.to_string());
         let answer = session.request(&access, Method::GET, WATCH, Vec::new()).await.map_err(failed)?;

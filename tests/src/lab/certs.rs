@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::net::Ipv4Addr;
+use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -74,13 +74,13 @@ impl Pki {
         found.map(|(token, _)| token.to_owned()).with_context(|| format!("user {user} has no token"))
     }
 
-    /// Writes the kubeconfig of a user of the token file, for a server at an address.
-    pub fn kubeconfig(&self, path: &Path, user: &str, server: Ipv4Addr, port: u16) -> Result<()> {
+    /// Writes the kubeconfig of a user of the token file, for a server.
+    pub fn kubeconfig(&self, path: &Path, user: &str, server: SocketAddrV4) -> Result<()> {
         let token = self.token(user)?;
         let authority = self.file("ca.crt");
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
-             clusters:\n- name: lab\n  cluster: {{server: 'https://{server}:{port}', certificate-authority: {authority}}}\n\
+             clusters:\n- name: lab\n  cluster: {{server: 'https://{server}', certificate-authority: {authority}}}\n\
              users:\n- name: lab\n  user: {{token: {token}}}\n\
              contexts:\n- name: lab\n  context: {{cluster: lab, user: lab}}\n"
         );

@@ -2,7 +2,7 @@
 //! [`super::ha`].
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -33,7 +33,7 @@ pub fn start(state: &mut State, pki: &Pki) -> Result<()> {
     }
     for (name, user) in [("kube-controller-manager", CONTROLLER_MANAGER), ("kube-scheduler", SCHEDULER)] {
         let config = plan.dir().join(format!("{name}.kubeconfig"));
-        pki.kubeconfig(&config, user, first, API_PORT)?;
+        pki.kubeconfig(&config, user, SocketAddrV4::new(first, API_PORT))?;
         let process = part(&plan, name, &role, name, &controller_arguments(name, &config.to_string_lossy(), pki))?;
         state.processes.insert(name.to_owned(), process);
     }
@@ -42,10 +42,10 @@ pub fn start(state: &mut State, pki: &Pki) -> Result<()> {
 
 /// The administrator's kubeconfigs, and the relay that one of them names, which runs in a namespace.
 pub fn start_access(state: &mut State, pki: &Pki, role: &str) -> Result<()> {
-    let (dir, server) = (state.plan.dir(), state.plan.api_address());
+    let (dir, server) = (state.plan.dir(), state.plan.api());
     state.relay_port = start_relay(state, role, server)?;
-    pki.kubeconfig(&dir.join("kubeconfig"), ADMIN, Ipv4Addr::LOCALHOST, state.relay_port)?;
-    pki.kubeconfig(&dir.join("kubeconfig.segment"), ADMIN, server, API_PORT)
+    pki.kubeconfig(&dir.join("kubeconfig"), ADMIN, SocketAddrV4::new(Ipv4Addr::LOCALHOST, state.relay_port))?;
+    pki.kubeconfig(&dir.join("kubeconfig.segment"), ADMIN, server)
 }
 
 /// Also how a stopped API server starts again: the data is in etcd.
@@ -126,13 +126,13 @@ fn part(plan: &Plan, program: &str, role: &str, log: &str, arguments: &[String])
 
 /// Lets kubectl and the tests of this machine reach the API server: the socket that listens was made in the machine's
 /// namespace and is handed to a process inside the lab, which connects there. No device joins the two.
-fn start_relay(state: &mut State, role: &str, server: Ipv4Addr) -> Result<u16> {
+fn start_relay(state: &mut State, role: &str, server: SocketAddrV4) -> Result<u16> {
     let plan = &state.plan;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("a port on loopback for the API server")?;
     let port = listener.local_addr()?.port();
     let descriptor = listener.as_raw_fd();
     let mut command = Command::new(traffic::binary()?);
-    command.args(["relay", "--descriptor", &descriptor.to_string(), "--to", &format!("{server}:{API_PORT}")]);
+    command.args(["relay", "--descriptor", &descriptor.to_string(), "--to", &server.to_string()]);
     netns::enter(&mut command, &plan.netns(role))?;
     // SAFETY: fcntl is async-signal-safe. The listener itself stays open until the process has started.
     unsafe {

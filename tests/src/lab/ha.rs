@@ -1,13 +1,16 @@
-//! API servers on the nodes, each with an etcd member beside it, behind an address that the nodes' speakers serve from a file.
+//! API servers on the nodes, each with an etcd member beside it, behind an address that the nodes' speakers serve from a file, or, for
+//! comparison, keepalived and HAProxy on the same nodes.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
 //! use sheave_tests::lab::ha::{self, Ha, Part};
-//! use sheave_tests::lab::{Lab, quiet};
-//! let lab = Lab::up(ha::config("ha", "target/debug/sheave-speaker".into(), quiet))?;    // nothing of the cluster runs
+//! use sheave_tests::lab::{Balancer, Lab, quiet};
+//! let speaker = Balancer::Sheave("target/debug/sheave-speaker".into());
+//! let lab = Lab::up(ha::config("ha", speaker, quiet))?;    // nothing of the cluster runs
 //! let ha = Ha::of(&lab)?;
 //! for node in ha.nodes() {
-//!     [Part::Speaker, Part::Etcd, Part::ApiServer].into_iter().try_for_each(|part| ha.start(&node, part))?;
+//!     ha.start_balancer(&node)?;
+//!     [Part::Etcd, Part::ApiServer].into_iter().try_for_each(|part| ha.start(&node, part))?;
 //! }
 //! # Ok(())
 //! # }
@@ -15,8 +18,10 @@
 //! Each part is a service of its node, which its first process starts again when it ends (boot.sh): [`Ha::stop`] keeps it away, also over
 //! boots. What was started before a loss of power comes back with the power.
 
+mod keepalived_haproxy;
+
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -26,10 +31,10 @@ use serde_json::Value;
 
 use super::certs::{ADMIN, Pki};
 use super::control_plane::api_server_arguments;
-use super::fault::Fault;
-use super::netns::run;
-use super::plan::{API_PORT, ENDPOINT, Endpoint, LabConfig, Plan, kubernetes_bin, node_address};
-use super::process::Recorded;
+use super::fault::{Fault, usage};
+use super::netns::{self, run};
+use super::plan::{API_PORT, Balancer, ENDPOINT, Endpoint, LabConfig, Plan, kubernetes_bin, node_address};
+use super::process::{self, Recorded};
 use super::{Lab, service};
 
 /// A lab with API servers on its nodes.
@@ -37,7 +42,7 @@ use super::{Lab, service};
 pub struct Ha {
     pub lab: Lab,
     plan: Plan,
-    address: Ipv4Addr,
+    endpoint: Endpoint,
 }
 
 /// What runs on a node.
@@ -46,29 +51,46 @@ pub enum Part {
     Etcd,
     ApiServer,
     Speaker,
+    Haproxy,
+    Keepalived,
     Containerd,
     Kubelet,
     KubeProxy,
 }
 
 /// Three nodes, and none of their parts runs.
-pub fn config(name: &str, speaker: PathBuf, progress: fn(f64, &str)) -> LabConfig {
-    let endpoint = Some(Endpoint { address: ENDPOINT, speaker });
+pub fn config(name: &str, balancer: Balancer, progress: fn(f64, &str)) -> LabConfig {
+    let endpoint = Some(Endpoint { address: ENDPOINT, balancer });
     LabConfig { name: name.to_owned(), sheave: false, endpoint, progress, ..LabConfig::default() }
 }
 
 impl Ha {
     pub fn of(lab: &Lab) -> Result<Self> {
         let plan = lab.state()?.plan;
-        let endpoint = plan.endpoint.as_ref();
-        let address =
-            endpoint.map(|endpoint| endpoint.address).context("the lab's API servers are not on its nodes")?;
-        Ok(Self { lab: lab.clone(), plan, address })
+        let endpoint = plan.endpoint.clone().context("the lab's API servers are not on its nodes")?;
+        Ok(Self { lab: lab.clone(), plan, endpoint })
     }
 
-    /// The endpoint's.
-    pub fn address(&self) -> Ipv4Addr {
-        self.address
+    /// The endpoint.
+    pub fn address(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.endpoint.address, self.endpoint.port())
+    }
+
+    /// The API server of a node.
+    pub fn api_server(&self, node: &str) -> Result<SocketAddrV4> {
+        Ok(SocketAddrV4::new(self.node_address(node)?, API_PORT))
+    }
+
+    /// What serves the endpoint on a node.
+    pub fn balancer(&self) -> &'static [Part] {
+        match self.endpoint.balancer {
+            Balancer::Sheave(_) => &[Part::Speaker],
+            Balancer::KeepalivedHaproxy(_) => &[Part::Haproxy, Part::Keepalived],
+        }
+    }
+
+    pub fn start_balancer(&self, node: &str) -> Result<()> {
+        self.balancer().iter().try_for_each(|part| self.start(node, *part))
     }
 
     pub fn nodes(&self) -> Vec<String> {
@@ -110,6 +132,17 @@ impl Ha {
         service::process_of(&self.lab.state()?, node, part.program())
     }
 
+    /// Resident memory of what serves the endpoint on a node, in bytes.
+    pub fn memory(&self, node: &str) -> Result<u64> {
+        let names = self.balancer().iter().map(|part| part.program()).collect::<Vec<_>>();
+        let processes = process::in_netns(netns::inode(&self.plan.netns(node))?);
+        let mut bytes = 0;
+        for (pid, _) in processes.into_iter().filter(|(_, name)| names.contains(&name.as_str())) {
+            bytes += usage(&Recorded::of(pid)?)?.0;
+        }
+        Ok(bytes)
+    }
+
     pub fn power_off(&self, node: &str) -> Result<()> {
         self.lab.fault(Fault::PowerOff { node: node.to_owned() })
     }
@@ -121,7 +154,7 @@ impl Ha {
     /// The node that the client on the segment sends to, by the MAC address that it has for the endpoint.
     pub fn owner(&self) -> Result<Option<String>> {
         let client = self.plan.netns("client");
-        let entry = run("ip", &["-netns", &client, "neighbour", "show", &self.address.to_string()])?;
+        let entry = run("ip", &["-netns", &client, "neighbour", "show", &self.endpoint.address.to_string()])?;
         let mac = entry.split_whitespace().skip_while(|word| *word != "lladdr").nth(1);
         Ok(mac.and_then(mac_bytes).and_then(|mac| self.plan.node_of_mac(&mac)))
     }
@@ -179,8 +212,16 @@ impl Ha {
 }
 
 impl Part {
-    const ALL: [Self; 6] =
-        [Self::Etcd, Self::ApiServer, Self::Speaker, Self::Containerd, Self::Kubelet, Self::KubeProxy];
+    const ALL: [Self; 8] = [
+        Self::Etcd,
+        Self::ApiServer,
+        Self::Speaker,
+        Self::Haproxy,
+        Self::Keepalived,
+        Self::Containerd,
+        Self::Kubelet,
+        Self::KubeProxy,
+    ];
 
     /// The name of its process.
     pub fn program(self) -> &'static str {
@@ -188,6 +229,8 @@ impl Part {
             Self::Etcd => "etcd",
             Self::ApiServer => "kube-apiserver",
             Self::Speaker => "sheave-speaker",
+            Self::Haproxy => "haproxy",
+            Self::Keepalived => "keepalived",
             Self::Containerd => "containerd",
             Self::Kubelet => "kubelet",
             Self::KubeProxy => "kube-proxy",
@@ -213,16 +256,22 @@ pub fn prepare(plan: &Plan, pki: &Pki, node: &str) -> Result<()> {
         // Else it waits a minute for watches, which do not end by themselves.
         format!("--shutdown-watch-termination-grace-period={WATCHES_END}"),
     ]);
-    let file = dir.join("endpoint.yaml");
-    fs::write(&file, endpoint_file(plan, endpoint.address, pki)?)?;
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
-    let speaker: Vec<String> = ["--log-format", "text", "endpoint", "--config"].map(str::to_owned).into();
-    let speaker = [speaker, vec![file.display().to_string()]].concat();
-    let programs = [
+    let mut programs = vec![
         (Part::Etcd, kubernetes_bin().join("etcd"), etcd_arguments(plan, node, address)),
         (Part::ApiServer, kubernetes_bin().join("kube-apiserver"), server),
-        (Part::Speaker, endpoint.speaker.clone(), speaker),
     ];
+    match &endpoint.balancer {
+        Balancer::Sheave(program) => {
+            let file = dir.join("endpoint.yaml");
+            fs::write(&file, endpoint_file(plan, endpoint.address, pki)?)?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+            let arguments = ["--log-format", "text", "endpoint", "--config", &file.display().to_string()];
+            programs.push((Part::Speaker, program.clone(), arguments.map(str::to_owned).into()));
+        }
+        Balancer::KeepalivedHaproxy(guide) => {
+            programs.extend(keepalived_haproxy::prepare(plan, endpoint, *guide, node)?);
+        }
+    }
     for (part, program, arguments) in programs {
         let script = dir.join("services").join(part.program());
         fs::write(&script, service_script(&program, &arguments))?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::certs::{PROXY, Pki};
-use super::plan::{self, API_PORT, POD_RANGE, Plan, ProxyMode, kubernetes_bin};
+use super::plan::{self, POD_RANGE, Plan, ProxyMode, kubernetes_bin};
 use super::process::{self, Recorded, children_of};
 use super::state::{Node, State};
 use super::wait::wait_for;
@@ -21,9 +21,9 @@ pub fn prepare(plan: &Plan, pki: &Pki, name: &str) -> Result<()> {
     let dir = plan.node_dir(name);
     fs::create_dir_all(dir.join("cni"))?;
     let number = plan.node_number(name)?;
-    let server = plan.api_address();
-    pki.kubeconfig(&dir.join("kubelet.kubeconfig"), &format!("system:node:{name}"), server, API_PORT)?;
-    pki.kubeconfig(&dir.join("kube-proxy.kubeconfig"), PROXY, server, API_PORT)?;
+    let server = plan.api();
+    pki.kubeconfig(&dir.join("kubelet.kubeconfig"), &format!("system:node:{name}"), server)?;
+    pki.kubeconfig(&dir.join("kube-proxy.kubeconfig"), PROXY, server)?;
     let base = realtime::base_specification(&dir)?;
     let files = [
         ("containerd.toml", containerd(&dir.join("cni").to_string_lossy(), base.as_deref())),

@@ -3,7 +3,7 @@
 //! Every name follows from the lab's own name, so that `down` can clean up after a crash with nothing but that name.
 //! The addresses may be the same in two labs: each lives in network namespaces of its own.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -49,8 +49,34 @@ impl Default for LabConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     pub address: Ipv4Addr,
+    pub balancer: Balancer,
+}
+
+/// What answers for the endpoint's address, on the nodes themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Balancer {
     /// The program `sheave-speaker`.
-    pub speaker: PathBuf,
+    Sheave(PathBuf),
+    /// keepalived and HAProxy, as a distribution's documentation sets them up.
+    KeepalivedHaproxy(Guide),
+}
+
+/// Whose documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Guide {
+    Kubeadm,
+    K3s,
+}
+
+impl Endpoint {
+    /// HAProxy cannot have the port of the API server beside it.
+    pub fn port(&self) -> u16 {
+        match self.balancer {
+            Balancer::Sheave(_) => API_PORT,
+            Balancer::KeepalivedHaproxy(_) => HAPROXY_PORT,
+        }
+    }
 }
 
 /// Progress as lines on stderr, for commands.
@@ -149,8 +175,11 @@ impl Plan {
     }
 
     /// Where the cluster's parts find an API server.
-    pub fn api_address(&self) -> Ipv4Addr {
-        self.endpoint.as_ref().map_or_else(|| self.control_plane()[0].1, |endpoint| endpoint.address)
+    pub fn api(&self) -> SocketAddrV4 {
+        match &self.endpoint {
+            Some(endpoint) => SocketAddrV4::new(endpoint.address, endpoint.port()),
+            None => SocketAddrV4::new(self.control_plane()[0].1, API_PORT),
+        }
     }
 
     /// Namespaces of API servers alone: the first is `cp` and holds etcd and the controllers too.
@@ -247,6 +276,7 @@ pub const POD_RANGE: &str = "10.244.0.0/16";
 /// The first address of the service range: what `kubernetes.default` has.
 pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 pub const API_PORT: u16 = 6443;
+const HAPROXY_PORT: u16 = 8443;
 pub const ROUTER: Ipv4Addr = address(3);
 pub const CLIENT: Ipv4Addr = address(5);
 pub const ROUTER_FAR_SIDE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
@@ -272,14 +302,17 @@ mod tests {
 
     #[test]
     fn behind_an_endpoint_the_api_servers_are_the_nodes() {
-        let endpoint = Some(Endpoint { address: ENDPOINT, speaker: "sheave-speaker".into() });
+        let endpoint = Some(Endpoint { address: ENDPOINT, balancer: Balancer::Sheave("sheave-speaker".into()) });
         let config = LabConfig { endpoint, sheave: false, ..LabConfig::default() };
         let plan = Plan::new(&config).unwrap();
         let servers: Vec<_> = (1..=3).map(|number| (node_name(number), node_address(number))).collect();
         assert_eq!((plan.control_plane(), plan.control_plane_alone()), (servers, Vec::new()));
-        assert_eq!(plan.api_address(), ENDPOINT);
+        assert_eq!(plan.api(), SocketAddrV4::new(ENDPOINT, 6443));
         let alone = Plan::new(&LabConfig::default()).unwrap();
-        assert_eq!((alone.control_plane(), alone.api_address()), (alone.control_plane_alone(), address(2)));
+        assert_eq!(
+            (alone.control_plane(), alone.api()),
+            (alone.control_plane_alone(), SocketAddrV4::new(address(2), 6443))
+        );
         for config in [LabConfig { nodes: 0, ..config.clone() }, LabConfig { sheave: true, ..config }] {
             assert!(Plan::new(&config).unwrap_err().to_string().starts_with("endpoint: "));
         }

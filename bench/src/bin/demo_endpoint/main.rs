@@ -12,7 +12,7 @@ use clap::Parser;
 use serde::Serialize;
 use sheave_bench::screen::{Colour, Screen};
 use sheave_tests::endpoint::judge::Promise;
-use sheave_tests::lab::{self, Lab, ha, image};
+use sheave_tests::lab::{self, Balancer, Lab, ha, image};
 use sheave_tests::scenario::{self, InTime};
 
 /// Shows on this machine what the API server endpoint does, with real API servers, etcd members, kubelets and kube-proxies. It takes about
@@ -77,7 +77,7 @@ fn run(arguments: &Arguments) -> Result<InTime> {
     screen.heading("Sheave: one address in front of three API servers, served by their own nodes");
     screen.progress("three nodes, nothing runs on them yet");
     let progress = if arguments.json { lab::quiet } else { lab::to_stderr };
-    let lab = Lab::up(ha::config(&arguments.name, speaker, progress))?;
+    let lab = Lab::up(ha::config(&arguments.name, Balancer::Sheave(speaker), progress))?;
     let told = story::tell(arguments, screen, &lab);
     lab::rest_if_interrupted();
     let left = if arguments.keep {

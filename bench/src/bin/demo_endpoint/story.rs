@@ -173,7 +173,7 @@ impl Story<'_> {
         let kubectl = &seen.kubectl;
         screen.line(&format!(
             "kubectl get: {} of {} succeeded, the longest took {:.0} ms",
-            kubectl.good, kubectl.ended, kubectl.longest_ms
+            kubectl.good, kubectl.started, kubectl.longest_ms
         ));
         for (node, window) in &seen.nodes {
             screen.line(&format!("on {node}: {} connections, {} failed", window.made, window.failures()));
