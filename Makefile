@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories bench-controller demo-endpoint status-page chaos measure-election conformance docs check-docs deny check
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories bench-controller demo-endpoint bench-endpoint status-page chaos measure-election conformance docs check-docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -20,6 +20,10 @@ demo: setup images ## A cluster, a Service, its owner loses power: what happens 
 demo-endpoint: setup images ## Three API servers behind one address: cold start, death, power loss; ARGS="--only power --watches 30"
 	@cargo build -q -p sheave-bench -p sheave-tests --bins
 	@target/debug/demo_endpoint $(ARGS)
+
+bench-endpoint: setup images ## The same faults with the endpoint and with keepalived + HAProxy; ARGS="--only power --guides k3s"
+	@cargo build -q -p sheave-bench -p sheave-tests --bins
+	@target/debug/endpoint $(ARGS)
 
 test: setup ## All tests, on real parts, with the time of each stage
 	@scripts/test.sh

@@ -31,6 +31,7 @@ packages=(
   qemu-system-x86 ipvsadm                                                                               # another kernel
   dbus python3-dbus python3-gi                                                                          # firewalld
   keepalived systemd                                                                                    # the endpoint's tests
+  haproxy psmisc                                                                                        # what it is compared with
 )
 missing=()
 installed=" $(dpkg-query -W -f='${Package}:${Status} ' "${packages[@]}" 2>/dev/null || true)"

@@ -1,0 +1,130 @@
+//! `make bench-endpoint`: the API server endpoint beside keepalived and HAProxy, under the same faults, one lab after the other.
+
+mod faults;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use serde::Serialize;
+use sheave_bench::commit;
+use sheave_tests::endpoint::judge::Promise;
+use sheave_tests::lab::ha::{self, Ha};
+use sheave_tests::lab::{self, Balancer, Guide, Lab, image};
+use sheave_tests::scenario::{self, InTime};
+
+use faults::{FAULTS, Measured};
+
+/// The same faults with Sheave and with Debian's keepalived and HAProxy on the same three nodes, as guides set them up: a table and JSON.
+/// Some five minutes for each of the three. Exit code 0: Sheave kept its promises; 1: one is broken, or a lab left something behind; 2: it
+/// could not be measured; 3: the machine was too busy to judge a promise about time, the others held.
+#[derive(Parser)]
+pub struct Arguments {
+    /// Faults whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// keepalived and HAProxy as these guides have them
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["kubeadm", "k3s"])]
+    guides: Vec<Guide>,
+    /// Repetitions of each fault
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=20))]
+    times: u8,
+    /// Open watches, each on a connection of its own
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    watches: u16,
+    /// The speaker; by default the one that `make images` builds
+    #[arg(long)]
+    speaker: Option<PathBuf>,
+    /// Also writes everything that was seen to this file
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Name of the lab
+    #[arg(long, default_value = "benchep")]
+    name: String,
+}
+
+/// One of those that are compared.
+#[derive(Serialize)]
+pub struct Column {
+    name: String,
+    measured: Vec<Measured>,
+    /// Of what could not be measured: the fault, and why.
+    failures: Vec<(String, String)>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    commit: String,
+    clean: bool,
+    columns: &'a [Column],
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(InTime::Kept) => ExitCode::SUCCESS,
+        Ok(InTime::Broken) => ExitCode::FAILURE,
+        Ok(InTime::TooBusy) => ExitCode::from(3),
+        Err(error) => {
+            eprintln!("endpoint: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<InTime> {
+    let speaker = arguments.speaker.clone().unwrap_or_else(|| image::static_binary("sheave-speaker"));
+    let speaker = std::fs::canonicalize(&speaker).with_context(|| format!("--speaker {}", speaker.display()))?;
+    let known = FAULTS.iter().any(|fault| fault.name.contains(&arguments.only));
+    ensure!(known, "--only {:?} names none of: {}", arguments.only, FAULTS.map(|fault| fault.name).join("; "));
+    lab::down_on_interrupt(&arguments.name)?;
+    let mut columns = vec![column(arguments, "Sheave".into(), Balancer::Sheave(speaker))?];
+    for guide in &arguments.guides {
+        let name = match guide {
+            Guide::Kubeadm => "keepalived + HAProxy, kubeadm",
+            Guide::K3s => "keepalived + HAProxy, k3s",
+        };
+        columns.push(column(arguments, name.into(), Balancer::KeepalivedHaproxy(*guide))?);
+    }
+    let (commit, clean) = commit::here()?;
+    println!("{}", table::of(&columns));
+    println!("commit {commit}{}, {} repetitions", if clean { "" } else { " with changes" }, arguments.times);
+    if let Some(file) = &arguments.json {
+        let text = serde_json::to_string_pretty(&Report { commit, clean, columns: &columns })?;
+        std::fs::write(file, text + "\n").with_context(|| file.display().to_string())?;
+    }
+    Ok(verdict(&columns[0]))
+}
+
+/// Whatever fails is in the column.
+fn column(arguments: &Arguments, name: String, balancer: Balancer) -> Result<Column> {
+    eprintln!("{name}");
+    let mut column = Column { name, measured: Vec::new(), failures: Vec::new() };
+    let lab = Lab::up(ha::config(&arguments.name, balancer, lab::to_stderr))?;
+    let measured = Ha::of(&lab).and_then(|ha| faults::all(arguments, &ha, &mut column));
+    lab::rest_if_interrupted();
+    lab.down()?;
+    let left = scenario::leftovers(&arguments.name)?;
+    ensure!(left.is_empty(), "left behind: {}", left.join(", "));
+    if let Err(error) = measured {
+        column.failures.push(("the cluster".into(), format!("{error:#}")));
+    }
+    Ok(column)
+}
+
+/// Promises are Sheave's alone.
+fn verdict(sheave: &Column) -> InTime {
+    let promises: Vec<&Promise> = sheave.measured.iter().flat_map(|measured| &measured.promises).collect();
+    for promise in promises.iter().filter(|promise| promise.outcome != InTime::Kept) {
+        println!("{:?}: {} ({})", promise.outcome, promise.name, promise.seen);
+    }
+    let any = |outcome| promises.iter().any(|promise| promise.outcome == outcome);
+    if !sheave.failures.is_empty() || any(InTime::Broken) {
+        InTime::Broken
+    } else if any(InTime::TooBusy) {
+        InTime::TooBusy
+    } else {
+        InTime::Kept
+    }
+}
