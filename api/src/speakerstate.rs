@@ -83,7 +83,8 @@ pub struct SpeakerStateStatus {
     pub limits_reached: Vec<String>,
 
     /// What is in order (True) and what is not (False), with the reason under its name in `/readyz`, metrics and log. `Ready` sums up
-    /// all that decides whether the node may own VIPs and get new flows.
+    /// all that decides whether the node may own VIPs and get new flows. True with the reason
+    /// `HostSpeaker`: the speaker of the API server endpoint has the node's packet path, and other nodes serve its pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "validate::conditions_schema")]
     pub conditions: Vec<Condition>,
@@ -121,6 +122,24 @@ pub struct UplinkState {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(max = 45)))]
     pub gateways: Vec<String>,
+}
+
+/// Reasons of the condition `Ready` by which the speaker of this object serves nothing.
+pub mod stands_by {
+    /// The speaker of the API server endpoint serves the node.
+    pub const HOST_SPEAKER: &str = "HostSpeaker";
+    /// It has not run for a minute.
+    pub const HOST_SPEAKER_STOPPED: &str = "HostSpeakerStopped";
+    pub const ALL: [&str; 2] = [HOST_SPEAKER, HOST_SPEAKER_STOPPED];
+}
+
+impl SpeakerState {
+    /// The node's speaker says that it serves nothing, and why.
+    pub fn stands_by(&self) -> Option<&'static str> {
+        let conditions = self.status.as_ref().map(|status| &status.conditions[..]).unwrap_or_default();
+        let ready = conditions.iter().find(|condition| condition.type_ == "Ready")?;
+        stands_by::ALL.into_iter().find(|reason| *reason == ready.reason)
+    }
 }
 
 /// As many entries the lists of a [`SpeakerStateStatus`] have at most.
