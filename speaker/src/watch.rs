@@ -368,11 +368,12 @@ fn virtual_ip(vip: VirtualIP, owners: &mailbox::Sender<Ipv4Addr, Option<String>>
 fn speaker_state(state: SpeakerState) -> Option<(Key, Option<Object>)> {
     let name = state.name_any();
     let created = state.creation_timestamp().map_or(0, |Time(at)| at.as_second());
+    let stands_by = state.stands_by().is_some();
     let uplink = state.status.and_then(|status| status.uplinks.into_iter().next());
     // An IPv6 one is none of these. Here as everywhere what an object may hold has a limit.
     let addresses = uplink.iter().flat_map(|uplink| &uplink.addresses).filter_map(|address| address.parse().ok());
     let addresses = addresses.take(MAX_ADDRESSES).collect();
-    let state = SpeakerStateView { created, uplink: uplink.map(|uplink| uplink.name), addresses };
+    let state = SpeakerStateView { created, stands_by, uplink: uplink.map(|uplink| uplink.name), addresses };
     Some((Key::SpeakerState(name.clone()), Some(Object::SpeakerState(name, state))))
 }
 

@@ -266,6 +266,9 @@ impl Conditions {
 pub struct SpeakerState {
     /// In seconds of the API server's clock.
     pub created: i64,
+    /// It serves nothing: the speaker of the API server endpoint serves the node.
+    #[serde(default)]
+    pub stands_by: bool,
     /// The name of its uplink; `None` until it has reported one.
     #[serde(default)]
     pub uplink: Option<String>,

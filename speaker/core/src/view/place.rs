@@ -3,6 +3,9 @@
 //! A node is without a speaker if its kubelet reports [`SETTLING`] after the Node was made, and as long after the cluster's first
 //! SpeakerState, while no SpeakerState has its name. Such are nodes that the DaemonSet does not select, and virtual nodes.
 //!
+//! So is one whose speaker says that it stands by (`HostSpeaker`), from then on: the speaker of the API server endpoint serves that node, and
+//! no Services.
+//!
 //! Every term is a field of the API, so all nodes come to the same result, without a clock of their own, and a speaker that restarts
 //! comes to it again. A speaker that is dead, restarted or upgraded keeps its SpeakerState, so its node keeps its rows and the flows in
 //! its kernel. A node that joins has [`SETTLING`] for its first speaker. The second term is for the day on which Sheave is installed: no
@@ -50,7 +53,8 @@ impl View {
     pub fn lacks_speaker(&self, name: &str, node: &Node) -> bool {
         let settled = |since: i64| node.reported >= since.saturating_add(SETTLING.as_secs() as i64);
         let all_settled = self.speakers.first.is_some_and(settled) && settled(node.created);
-        all_settled && !node.departed && !self.speakers.has(name)
+        let lacks = self.speakers.stands_by(name) || all_settled && !self.speakers.has(name);
+        lacks && !node.departed
     }
 
     /// The addresses that speakers send from: of the nodes, and of their uplinks. `None` while they are not all known: the view is from disk, or
@@ -83,6 +87,10 @@ pub(super) struct Speakers {
 impl Speakers {
     pub fn has(&self, node: &str) -> bool {
         self.states.contains_key(node)
+    }
+
+    pub fn stands_by(&self, node: &str) -> bool {
+        self.states.get(node).is_some_and(|state| state.stands_by)
     }
 
     pub fn names(&self) -> impl Iterator<Item = &String> {
@@ -200,6 +208,21 @@ mod tests {
         view.handle(Event::Delete(Key::SpeakerState("a".into())));
         view.handle(node(SETTLED + 600));
         assert!(place(&view, "a"));
+    }
+
+    /// At once, and only for as long as its speaker says so.
+    #[test]
+    fn a_node_whose_speaker_stands_by_is_without_one() {
+        let mut view = cluster();
+        let says = |stands_by| {
+            let state = SpeakerState { created: MADE, stands_by, ..SpeakerState::default() };
+            Event::Apply(Object::SpeakerState("a".into(), state))
+        };
+        assert_eq!((view.handle(says(true)), view.part(VIP)), (Change::Changed, Some(Part::Via)));
+        assert!(place(&view, "a") && !place(&view, "b"));
+        assert_eq!(View::from(view.objects()), view, "the same from disk");
+        view.handle(says(false));
+        assert!(!place(&view, "a") && view.part(VIP).is_none());
     }
 
     /// Nothing waits for flows that no kernel has.
