@@ -39,6 +39,8 @@ pub enum Obstacle {
     NoSpeaker,
     /// The reason of its condition Ready.
     NotReady(String),
+    /// The host speaker serves its node.
+    StandsBy(&'static str),
 }
 
 impl Obstacle {
@@ -60,6 +62,9 @@ impl fmt::Display for Obstacle {
             Self::Drained(who) => write!(f, "it is drained {who} (sheave drain --undo)"),
             Self::NoSpeaker => f.write_str("no speaker has reported from it (it has no SpeakerState)"),
             Self::NotReady(reason) => write!(f, "its speaker is not ready ({reason})"),
+            Self::StandsBy(reason) => {
+                write!(f, "the API server endpoint's speaker serves the node, and no Services ({reason})")
+            }
         }
     }
 }
@@ -147,6 +152,9 @@ impl Cluster {
 
 fn not_ready(speaker: &SpeakerState) -> Option<Obstacle> {
     let conditions = speaker.status.as_ref().map(|status| &status.conditions[..]).unwrap_or_default();
+    if let Some(reason) = speaker.stands_by() {
+        return Some(Obstacle::StandsBy(reason));
+    }
     match conditions.iter().find(|condition| condition.type_ == "Ready") {
         Some(ready) if ready.status == "True" => None,
         Some(ready) => Some(Obstacle::NotReady(ready.reason.clone())),
