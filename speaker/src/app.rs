@@ -23,19 +23,39 @@ use crate::departed::Departed;
 use crate::driver::{self, Command, Commands, Notices};
 use crate::endpoint::{self, serve};
 use crate::host::Host;
+use crate::host_speaker::{self, Locks, Turn};
 use crate::io;
 use crate::io::clock;
 use crate::io::netlink::Netlink;
 use crate::mailbox;
 use crate::serving::Serving;
 use crate::source::{self, Desired, Plugs};
+use crate::stand_by;
 use crate::status::lost::Elected;
 use crate::thread_exits::ThreadExits;
 
 pub use ground::{Ground, Start};
 
-pub fn run(args: RunArgs) -> Result<()> {
-    runtime()?.block_on(run_async(args, Desired::Kubernetes, None))
+/// Why a speaker has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// It is to begin anew: whose turn it is has changed.
+    Anew,
+}
+
+pub fn run(args: RunArgs) -> Result<Ended> {
+    let locks = Locks::beside(&args.paths.local_socket);
+    runtime()?.block_on(async {
+        match locks.turn().await? {
+            Turn::Serve(held) => {
+                held.until_the_process_ends();
+                run_async(args, Desired::Kubernetes, Some(locks), None).await
+            }
+            Turn::StandBy => stand_by::run(args, locks).await,
+        }
+    })
 }
 
 pub fn run_endpoint(args: EndpointArgs) -> Result<()> {
@@ -43,7 +63,11 @@ pub fn run_endpoint(args: EndpointArgs) -> Result<()> {
     let (name, address) = (opened.seat.member.name.clone(), opened.address());
     let page = args.status_listen;
     let args = args.run_args(name, address, opened.seat.interface.clone(), &opened.endpoint);
-    runtime()?.block_on(run_async(args, Desired::File(Box::new(opened)), Some(page)))
+    let locks = Locks::beside(&args.paths.local_socket);
+    runtime()?.block_on(async {
+        locks.claim().await?.until_the_process_ends();
+        run_async(args, Desired::File(Box::new(opened)), None, Some(page)).await.map(drop)
+    })
 }
 
 /// One thread each: a long fill of rings must not delay a watch event.
@@ -51,8 +75,8 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
 }
 
-/// `page`: where the status of an endpoint is served.
-async fn run_async(args: RunArgs, desired: Desired, page: Option<SocketAddr>) -> Result<()> {
+/// `locks`: it ends when a host speaker appears there. `page`: where the status of an endpoint is served.
+async fn run_async(args: RunArgs, desired: Desired, locks: Option<Locks>, page: Option<SocketAddr>) -> Result<Ended> {
     let start = Start::new(args)?;
     let probes = admin::bind("--probe-listen", start.args.probe_listen).await?;
     let scrapes = admin::bind("--metrics-listen", start.args.metrics_listen).await?;
@@ -74,7 +98,12 @@ async fn run_async(args: RunArgs, desired: Desired, page: Option<SocketAddr>) ->
     let server = tokio::spawn(admin::serve(probes, scrapes, reviewer, admin));
     ground.open_local_socket(office);
     let (view_sender, view) = watch::channel(None);
-    let Some((keys, secret)) = source.keys(&ground, view.clone()).await? else { return Ok(()) };
+    let keys = tokio::select! {
+        keys = source.keys(&ground, view.clone()) => keys?,
+        // It has nothing to hand over yet.
+        () = host_speaker::appears(locks.as_ref()) => return Ok(Ended::Anew),
+    };
+    let Some((keys, secret)) = keys else { return Ok(Ended::Stopped) };
 
     // (iii) Where packets go.
     let net = Netlink::open()?;
@@ -113,6 +142,7 @@ async fn run_async(args: RunArgs, desired: Desired, page: Option<SocketAddr>) ->
     let Ground { node, saver, drains, health, metrics, .. } = ground;
     let serving = Serving {
         node,
+        locks,
         host,
         saver,
         departed,

@@ -28,7 +28,8 @@ pub enum Command {
     Run(RunArgs),
     /// The API server endpoint: own, announce and forward the addresses of a file, without Kubernetes, until SIGTERM.
     Endpoint(EndpointArgs),
-    /// Remove everything the speaker left on this node: XDP link, pinned maps, nftables table, changed sysctls.
+    /// Remove everything the speaker left on this node: XDP link, pinned maps, nftables table, changed sysctls. Those of a host speaker
+    /// (`endpoint`) stay, unless they are asked for.
     Uninstall(UninstallArgs),
 }
 
@@ -76,6 +77,9 @@ pub struct UninstallArgs {
     /// Remove nothing; succeed only if nothing is left.
     #[arg(long, conflicts_with = "stay")]
     pub check: bool,
+    /// Also what a host speaker (`endpoint`) left: from then on the DaemonSet serves this node. Refused while it runs.
+    #[arg(long)]
+    pub host_speaker: bool,
 }
 
 /// What is not here is in the file.

@@ -56,6 +56,10 @@ pub struct HealthFlags {
     owned: Mutex<BTreeMap<Ipv4Addr, u64>>,
     /// Kinds of objects that the API server does not let this speaker read.
     refused: Mutex<BTreeSet<Kind>>,
+    /// The host speaker serves this node: no loop turns here.
+    pub stands_by: AtomicBool,
+    /// And has not run for long.
+    pub host_speaker_stopped: AtomicBool,
     /// Somebody wants to know of the peers.
     pub peers_wanted: AtomicBool,
     peers: Mutex<Vec<PeerStatus>>,
@@ -81,7 +85,7 @@ impl HealthFlags {
 
     pub fn not_alive(&self) -> Vec<Cause> {
         let mut causes = Vec::new();
-        if self.lock_no_keys().is_some() {
+        if self.lock_no_keys().is_some() || self.stands_by.load(Ordering::Relaxed) {
             return causes;
         }
         if stalled(&self.election_turned) {
@@ -94,6 +98,10 @@ impl HealthFlags {
     }
 
     pub fn not_ready(&self) -> Vec<Cause> {
+        if self.stands_by.load(Ordering::Relaxed) {
+            let stopped = self.host_speaker_stopped.load(Ordering::Relaxed);
+            return stopped.then_some(Cause::HostSpeakerStopped).into_iter().collect();
+        }
         if let Some(problem) = *self.lock_no_keys() {
             return vec![Cause::Keys(problem)];
         }
@@ -119,6 +127,7 @@ impl HealthFlags {
     /// Notes of a ready node.
     pub fn notes(&self) -> Vec<Cause> {
         let flags = [
+            (self.stands_by.load(Ordering::Relaxed), Cause::HostSpeaker),
             (self.identity_differs.load(Ordering::Relaxed), Cause::KeysIdentityDiffers),
             (self.unverified.load(Ordering::Relaxed) > 0, Cause::PeersUnverified),
             (!self.lock_refused().is_empty(), Cause::RightsMissing),

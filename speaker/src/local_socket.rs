@@ -62,6 +62,13 @@ pub async fn serve(listener: UnixListener, local: Local, beside: Router, metrics
     sheave_admin::serve_unix(listener, router(local).merge(beside), || connections.inc()).await;
 }
 
+/// The same for a speaker that serves nothing: every request is refused for this reason.
+pub async fn refuse(listener: UnixListener, why: &'static str, metrics: Arc<Metrics>) {
+    let connections = metrics.limits_reached.with_label_values(&["local_connections"]);
+    let router = Router::new().fallback(async move || refused(StatusCode::CONFLICT, why.to_owned()));
+    sheave_admin::serve_unix(listener, router, || connections.inc()).await;
+}
+
 fn router(local: Local) -> Router {
     Router::new()
         .route(DRAIN, get(drain).put(begin_drain).delete(end_drain))

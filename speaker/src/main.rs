@@ -16,6 +16,7 @@ mod driver;
 mod endpoint;
 mod health;
 mod host;
+mod host_speaker;
 mod io;
 mod keys;
 mod local_drain;
@@ -28,21 +29,25 @@ mod saver;
 mod serving;
 mod source;
 mod speaker_state;
+mod stand_by;
 mod state;
 mod status;
 mod thread_exits;
 mod uninstall;
 mod watch;
 
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 
+use app::Ended;
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let _flush = match logging::start(&cli) {
+    let flush = match logging::start(&cli) {
         Ok(guard) => guard,
         Err(error) => {
             eprintln!("sheave-speaker: {error:#}");
@@ -51,14 +56,31 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => app::run(args),
-        Command::Endpoint(args) => app::run_endpoint(args),
-        Command::Uninstall(args) => uninstall::run(&args),
+        Command::Endpoint(args) => app::run_endpoint(args).map(|()| Ended::Stopped),
+        Command::Uninstall(args) => uninstall::run(&args).map(|()| Ended::Stopped),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Stopped) => ExitCode::SUCCESS,
+        Ok(Ended::Anew) => {
+            drop(flush);
+            begin_anew()
+        }
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "speaker stopped");
             ExitCode::FAILURE
         }
     }
+}
+
+/// As this process was started, in its place: its threads and locks end with it, and its container does not restart.
+fn begin_anew() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    // By its name, which is that of the process; the file may have been replaced or removed.
+    let program = std::env::current_exe().ok().filter(|program| program.exists());
+    let program = program.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+    // Returns only with an error.
+    let error = std::process::Command::new(program).arg0(name).args(arguments).exec();
+    eprintln!("sheave-speaker: start anew: {error}");
+    ExitCode::FAILURE
 }

@@ -79,12 +79,13 @@ pub struct Metrics {
     denied: Denied,
     traffic: Traffic,
     /// Read at each scrape.
-    counters: Counters,
+    /// `None`: this speaker has no packet path.
+    counters: Option<Counters>,
     drops: Mutex<Vec<(&'static str, Arc<AtomicU64>)>>,
 }
 
 impl Metrics {
-    pub fn new(kernel: Counters) -> Result<Self> {
+    pub fn new(kernel: impl Into<Option<Counters>>) -> Result<Self> {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help)?);
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help)?);
@@ -293,7 +294,7 @@ impl Metrics {
             )?),
             traffic: Traffic::new(&registry)?,
             registry,
-            counters: kernel,
+            counters: kernel.into(),
             drops: Mutex::default(),
         })
     }
@@ -323,27 +324,31 @@ impl Metrics {
 
     /// Services with source ranges, by their slot in the maps.
     pub fn follow_denied(&self, services: BTreeMap<u16, ObjectName>) {
-        if let Err(error) = self.denied.follow(services, |slot| self.counters.denied(slot)) {
+        if let Err(error) = self.denied.follow(services, |slot| self.counters()?.denied(slot)) {
             warn!(error = format!("{error:#}"), "denied packets of a Service not counted");
         }
     }
 
     /// Services and VIPs that are counted, by their slot in the maps.
     pub fn follow_traffic(&self, services: BTreeMap<u16, Counted>) {
-        if let Err(error) = self.traffic.follow(services, |slot| self.counters.service(slot)) {
+        if let Err(error) = self.traffic.follow(services, |slot| self.counters()?.service(slot)) {
             warn!(error = format!("{error:#}"), "traffic of a Service not counted");
         }
     }
 
     /// What came in here for the Services of a namespace, since this speaker started.
     pub fn traffic_in(&self, namespace: &str) -> Result<BTreeMap<String, ServiceCounters>> {
-        self.traffic.count(|slot| self.counters.service(slot))?;
+        self.traffic.count(|slot| self.counters()?.service(slot))?;
         Ok(self.traffic.of_namespace(namespace))
     }
 
     /// Also without a scrape: for the log.
     pub fn count_denied(&self) -> Result<()> {
-        self.denied.count(|slot| self.counters.denied(slot), Instant::now())
+        self.denied.count(|slot| self.counters()?.denied(slot), Instant::now())
+    }
+
+    fn counters(&self) -> Result<&Counters> {
+        self.counters.as_ref().context("this speaker has no packet path")
     }
 
     /// The kernel's counter of a socket.
@@ -352,11 +357,12 @@ impl Metrics {
     }
 
     pub fn render(&self, health: &HealthFlags) -> Result<Vec<u8>> {
-        for (verdict, frames) in self.counters.read().context("read the packet path's counters")? {
+        let read = self.counters.as_ref().map(Counters::read).transpose();
+        for (verdict, frames) in read.context("read the packet path's counters")?.unwrap_or_default() {
             raise(&self.frames.with_label_values(&[verdict.label()]), frames);
         }
         self.count_denied()?;
-        self.traffic.count(|slot| self.counters.service(slot))?;
+        self.traffic.count(|slot| self.counters()?.service(slot))?;
         for (socket, drops) in self.drops.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             raise(&self.datagrams_dropped.with_label_values(&[socket]), drops.load(Ordering::Relaxed));
         }
@@ -365,7 +371,8 @@ impl Metrics {
             self.owned.with_label_values(&[vip.to_string().as_str()]).set(i64::try_from(term).unwrap_or(i64::MAX));
         }
         self.lease_remaining.set(health.lease_remaining().as_secs_f64());
-        self.ready.set(i64::from(health.synced.load(Ordering::Relaxed) && health.not_ready().is_empty()));
+        let serves = health.synced.load(Ordering::Relaxed) || health.stands_by.load(Ordering::Relaxed);
+        self.ready.set(i64::from(serves && health.not_ready().is_empty()));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).context("encode metrics")?;
         Ok(text)

@@ -17,10 +17,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use crate::app::Ended;
 use crate::departed::{self, Departed};
 use crate::driver::{self, Commands, Notice};
 use crate::health::HealthFlags;
 use crate::host::Host;
+use crate::host_speaker::{self, Locks};
 use crate::io::{clock, netlink};
 use crate::keys::source::Update;
 use crate::keys::{Found, Keys};
@@ -39,6 +41,8 @@ const FLUSH: Duration = Duration::from_millis(500);
 /// The main loop's ends of all channels.
 pub struct Serving {
     pub node: NodeName,
+    /// It ends when a host speaker appears there.
+    pub locks: Option<Locks>,
     pub host: Host,
     pub saver: Saver,
     pub departed: Departed,
@@ -69,7 +73,7 @@ impl Serving {
         changes: &mut mpsc::Receiver<netlink::Change>,
         mut exits: ThreadExits,
         mut server: tokio::task::JoinHandle<Result<()>>,
-    ) -> Result<()> {
+    ) -> Result<Ended> {
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
         let mut views = Views::new(self.last_view.as_ref());
@@ -77,6 +81,10 @@ impl Serving {
         tokio::pin!(fallback);
         let mut departed = tokio::time::interval(departed::CHECK);
         let mut leaving = false;
+        let mut ended = Ended::Stopped;
+        let locks = self.locks.take();
+        let host_speaker = host_speaker::appears(locks.as_ref());
+        tokio::pin!(host_speaker);
         self.set_drained(None)?;
         loop {
             tokio::select! {
@@ -112,7 +120,7 @@ impl Serving {
                         if let Notice::HandedOver { all_taken } = notice {
                             let is_saved = self.saver.flush(FLUSH);
                             info!(all_taken, is_saved, "VIPs handed over");
-                            return Ok(());
+                            return Ok(ended);
                         }
                         self.on_notice(notice)?;
                     }
@@ -122,10 +130,21 @@ impl Serving {
                     // It was logged; the keys that this node has go on.
                     Update::Problem(_) => {}
                 },
-                _ = terminate.recv(), if !leaving => { leaving = true; self.leave()?; }
-                _ = interrupt.recv(), if !leaving => { leaving = true; self.leave()?; }
-                ended = &mut server => return ended.context("admin server")?,
-                ended = exits.first() => bail!("{ended}"),
+                () = &mut host_speaker, if !leaving => {
+                    ended = Ended::Anew;
+                    info!("HostSpeaker: the speaker of the API server endpoint begins on this node, which it serves from now on");
+                    self.leave(&mut leaving)?;
+                }
+                _ = terminate.recv() => {
+                    ended = Ended::Stopped;
+                    self.leave(&mut leaving)?;
+                }
+                _ = interrupt.recv() => {
+                    ended = Ended::Stopped;
+                    self.leave(&mut leaving)?;
+                }
+                served = &mut server => return served.context("admin server")?.map(|()| Ended::Stopped),
+                first = exits.first() => bail!("{first}"),
             }
         }
     }
@@ -156,7 +175,11 @@ impl Serving {
         self.commands.send(driver::Command::Drained(here || placed))
     }
 
-    fn leave(&self) -> Result<()> {
+    /// Once.
+    fn leave(&self, leaving: &mut bool) -> Result<()> {
+        if std::mem::replace(leaving, true) {
+            return Ok(());
+        }
         info!("stopping; handing over VIPs");
         self.commands.send(driver::Command::Leave)
     }

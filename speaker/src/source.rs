@@ -19,9 +19,12 @@ use crate::dataplane::sync::Members;
 use crate::endpoint::Opened;
 use crate::endpoint::board::Board;
 use crate::endpoint::desk::Clerk;
+use crate::health::HealthFlags;
 use crate::keys::Keys;
 use crate::keys::source::Update;
+use crate::local_drain::LocalDrains;
 use crate::mailbox;
+use crate::metrics::Metrics;
 use crate::status::lost::Elected;
 use crate::status::{Ownership, Views};
 
@@ -84,6 +87,22 @@ pub async fn plug_in(desired: Desired, start: &Start, last_view: Option<&View>) 
         members: None,
         clerk: None,
     })
+}
+
+/// What a SpeakerState is made of, beside the host and the view.
+pub struct Surroundings {
+    pub health: Arc<HealthFlags>,
+    pub metrics: Arc<Metrics>,
+    pub drains: LocalDrains,
+}
+
+/// Of Kubernetes only what a speaker needs that serves nothing: its SpeakerState is written, addresses are probed. Returns who says who may
+/// read the metrics.
+pub async fn stand_by(start: &Start, surroundings: Surroundings, views: Views) -> Result<Client> {
+    let (_, known) = watch::channel(Vec::new());
+    let (watches, _, reviewer) = kubernetes::configure(known).await?;
+    watches.report(&start.args, surroundings, views);
+    Ok(reviewer)
 }
 
 impl Source {

@@ -1,5 +1,7 @@
 //! What can be out of order on a node, each under one name: line of `/readyz`, reason of a SpeakerState's condition, word in the log.
 
+use sheave_api::speakerstate::stands_by;
+
 use crate::keys::IDENTITY_DIFFERS;
 use crate::keys::source::Problem;
 
@@ -21,6 +23,8 @@ pub enum Cause {
     ConntrackNearlyFull,
     ConntrackFull,
     ForwardPolicyDrop,
+    HostSpeaker,
+    HostSpeakerStopped,
 }
 
 /// What is looked at: the type of a condition. True is in order.
@@ -55,7 +59,14 @@ impl Cause {
             Self::ConntrackNearlyFull => "conntrack_nearly_full",
             Self::ConntrackFull => "conntrack_full",
             Self::ForwardPolicyDrop => "forward_policy_drop",
+            Self::HostSpeaker => stands_by::HOST_SPEAKER,
+            Self::HostSpeakerStopped => stands_by::HOST_SPEAKER_STOPPED,
         }
+    }
+
+    /// This speaker serves nothing, because it is not its turn.
+    pub const fn stands_by(self) -> bool {
+        matches!(self, Self::HostSpeaker | Self::HostSpeakerStopped)
     }
 
     pub const fn check(self) -> Check {
@@ -63,7 +74,7 @@ impl Cause {
             Self::Keys(_) | Self::KeysIdentityDiffers => Check::KeysValid,
             Self::ElectionStalled | Self::PeersUnverified | Self::AdvertsMissing | Self::Joining => Check::PeersReached,
             Self::NoCarrier => Check::LinkUp,
-            Self::NotAttached => Check::PacketPathAttached,
+            Self::NotAttached | Self::HostSpeaker | Self::HostSpeakerStopped => Check::PacketPathAttached,
             Self::DataplaneStalled | Self::NftFailing | Self::MapsFailing | Self::NotSynced | Self::RightsMissing => {
                 Check::ViewApplied
             }
@@ -108,6 +119,13 @@ impl Cause {
             }
             Self::ForwardPolicyDrop => {
                 "Sheave cannot overrule a chain that drops packets to pods unless a rule of its own accepts them (such as: ct status dnat accept)"
+            }
+            Self::HostSpeaker => {
+                "the speaker of the API server endpoint (sheave-speaker endpoint) serves this node, so this one serves nothing"
+            }
+            Self::HostSpeakerStopped => {
+                "the speaker of the API server endpoint has this node's packet path and has not run for a minute: start it, or \
+                 remove it (sheave-speaker uninstall --host-speaker)"
             }
         }
     }

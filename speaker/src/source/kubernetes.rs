@@ -8,8 +8,10 @@ use kube::Client;
 use speaker_core::view::Event;
 use tokio::sync::{mpsc, watch};
 
+use super::Surroundings;
 use crate::apiserver::ApiServer;
 use crate::app::Ground;
+use crate::args::RunArgs;
 use crate::keys::source::Update;
 use crate::keys::{self, Keys};
 use crate::mailbox;
@@ -45,12 +47,10 @@ impl Watches {
     /// Those on disk, else those of the Secret as soon as it is there. The SpeakerState is written meanwhile: it says what the node waits
     /// for.
     pub async fn keys(&self, ground: &Ground, views: Views) -> Result<Option<(Keys, mpsc::Receiver<Update>)>> {
-        let Ground { args, disk, health, metrics, .. } = ground;
-        let survey = Survey::new(args.interface.clone(), args.node_ip);
-        let (name, server) = (args.node_name.clone(), self.server.clone());
-        let flags = (health.clone(), ground.drains.clone());
-        tokio::spawn(speaker_state::run(server.clone(), name, survey, views, flags, metrics.clone()));
-        tokio::spawn(probing::run(server.clone(), args.clone(), metrics.clone()));
+        let Ground { args, disk, health, metrics, drains, .. } = ground;
+        let server = self.server.clone();
+        let surroundings = Surroundings { health: health.clone(), metrics: metrics.clone(), drains: drains.clone() };
+        self.report(args, surroundings, views);
         let (updates, mut secret) = mpsc::channel(keys::source::MAX_UPDATES);
         let keys = Keys::load(disk);
         tokio::spawn(keys::source::run(server, args.namespace.clone(), keys.is_some(), updates));
@@ -59,6 +59,15 @@ impl Watches {
             None => keys::source::first(disk, &mut secret, health).await?,
         };
         Ok(keys.map(|keys| (keys, secret)))
+    }
+
+    /// What the node is like, from now on, and what is asked of it beside serving.
+    pub fn report(&self, args: &RunArgs, surroundings: Surroundings, views: Views) {
+        let Surroundings { health, metrics, drains } = surroundings;
+        let survey = Survey::new(args.interface.clone(), args.node_ip);
+        let (name, server) = (args.node_name.clone(), self.server.clone());
+        tokio::spawn(speaker_state::run(server.clone(), name, survey, views, (health, drains), metrics.clone()));
+        tokio::spawn(probing::run(server, args.clone(), metrics));
     }
 
     pub fn start(self, ground: &Ground, events: mpsc::Sender<Event>, lagging: watch::Receiver<bool>, jitter: u64) {

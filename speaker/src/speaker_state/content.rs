@@ -55,9 +55,19 @@ fn conditions(facts: &Facts) -> Vec<Finding> {
     };
     let host = &facts.host.dropping;
     let no_keys = facts.not_ready.iter().copied().find(|cause| matches!(cause, Cause::Keys(_)));
-    let ready = finding("Ready", &facts.not_ready);
+    let stands_by = facts.not_ready.iter().chain(&facts.notes).copied().find(|cause| cause.stands_by());
+    let ready = match stands_by {
+        Some(cause) if facts.not_ready.is_empty() => Finding { status: "True", ..finding("Ready", &[cause]) },
+        _ => finding("Ready", &facts.not_ready),
+    };
     let checks = Check::ALL.into_iter().map(|check| match no_keys {
         _ if check == Check::ForwardingAllowed => forwarding(host),
+        _ if let Some(cause) = stands_by => Finding {
+            kind: check.as_str(),
+            status: "Unknown",
+            reason: cause.label(),
+            message: "not looked at: this speaker serves nothing".to_owned(),
+        },
         // Nothing has begun that could be in order or not.
         Some(cause) if cause.check() != check => Finding {
             kind: check.as_str(),
@@ -218,6 +228,22 @@ mod tests {
         assert_eq!(condition(&status, "KeysValid").0, "False");
         assert_eq!((condition(&status, "LinkUp").0, condition(&status, "LinkUp").1), ("Unknown", "keys_missing"));
         assert_eq!((status.kernel, status.uplinks.len()), (None, 0), "what could not be read is left out");
+    }
+
+    /// Nothing of it is known here, and none of it is out of order.
+    #[test]
+    fn beside_a_host_speaker_it_is_ready_by_that_reason_while_that_one_runs() {
+        let host = host();
+        let beside = Facts { attached: false, ..facts(&host, &[], &[Cause::HostSpeaker]) };
+        let ready = status(&beside, &[], at("2026-11-27T00:00:00Z"));
+        assert_eq!(ready.entry.as_deref(), Some("none"));
+        assert_eq!((condition(&ready, "Ready").0, condition(&ready, "Ready").1), ("True", "HostSpeaker"));
+        let attached = condition(&ready, "PacketPathAttached");
+        assert_eq!((attached.0, attached.1), ("Unknown", "HostSpeaker"));
+        assert_eq!(condition(&ready, "ForwardingAllowed").0, "True", "looked at all the same");
+        let stopped = Facts { not_ready: vec![Cause::HostSpeakerStopped], ..beside };
+        let stopped = status(&stopped, &ready.conditions, at("2026-11-27T00:01:00Z"));
+        assert_eq!((condition(&stopped, "Ready").0, condition(&stopped, "Ready").1), ("False", "HostSpeakerStopped"));
     }
 
     #[test]
