@@ -3,6 +3,7 @@
 //!
 //! Needs root, nft, iproute2, ethtool. The servers are processes of this program, so that they can be killed and frozen.
 
+mod beside;
 mod client;
 mod server;
 mod status;
@@ -51,6 +52,7 @@ fn story(world: &mut World) -> Result<()> {
     a_frozen_server_gets_nothing_new(world)?;
     status::a_reader_that_waits_is_told(world)?;
     a_lost_owner_costs_no_connection(world, &mut held)?;
+    beside::the_daemonset_costs_no_connection(world, &mut held)?;
     refused_when_none_answers(world)
 }
 

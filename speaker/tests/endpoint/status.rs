@@ -156,6 +156,11 @@ fn is_member_change(change: &Change, of: &str, was: State, is: State) -> bool {
 }
 
 /// As the speaker on this node has it.
+/// Whether the speaker of the endpoint on this node has nothing against serving.
+pub fn is_ready(world: &World, node: &str) -> bool {
+    status(world, node).is_ok_and(|status| status.not_ready.is_empty())
+}
+
 pub fn status(world: &World, node: &str) -> Result<Status> {
     answer(ask(world, node, "GET", STATUS, "")?)
 }

@@ -9,30 +9,44 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use sheave_tests::lab::process::{self, Recorded};
+use sheave_tests::lab::wait::wait_for;
 use sheave_tests::lab::{netns, xdp};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use crate::PATIENCE;
 use crate::client::{Connection, Failure};
 
 pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
 pub const MEMBERS: [&str; 3] = ["a", "b", "c"];
 pub const CLIENT: &str = "client";
 const SWITCH: &str = "sw";
-const SOCKET: &str = "endpoint.sock";
+const SOCKET: &str = "run/endpoint.sock";
+/// In the same directory, as on a real node.
+const POD_SOCKET: &str = "run/speaker.sock";
+
+/// A speaker of a member.
+#[derive(Clone, Copy, Debug)]
+pub enum Program {
+    /// Of the endpoint.
+    HostSpeaker,
+    /// The DaemonSet's.
+    Pod,
+}
 
 pub struct World {
     dir: PathBuf,
     ca: CertifiedIssuer<'static, KeyPair>,
     tls: Arc<ClientConfig>,
     speakers: BTreeMap<&'static str, Recorded>,
+    pods: BTreeMap<&'static str, Recorded>,
     servers: BTreeMap<&'static str, Recorded>,
 }
 
@@ -50,7 +64,8 @@ impl World {
             .with_no_client_auth();
         let dir = std::env::temp_dir().join(name("files"));
         fs::create_dir_all(&dir)?;
-        let world = Self { dir, ca, tls: Arc::new(tls), speakers: BTreeMap::new(), servers: BTreeMap::new() };
+        let (speakers, pods, servers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let world = Self { dir, ca, tls: Arc::new(tls), speakers, pods, servers };
         world.connect_all()?;
         for node in MEMBERS {
             world.prepare(node)?;
@@ -90,6 +105,7 @@ impl World {
     fn prepare(&self, node: &str) -> Result<()> {
         let dir = self.dir.join(node);
         fs::create_dir_all(dir.join("bpf"))?;
+        fs::create_dir_all(dir.join("run"))?;
         mount(Some("bpf"), &dir.join("bpf"), Some("bpf"), MsFlags::empty(), None::<&str>).context("a bpffs")?;
         let key = KeyPair::generate()?;
         let certificate = CertificateParams::new(vec!["kubernetes.default.svc".into()])?.signed_by(&key, &self.ca)?;
@@ -132,6 +148,67 @@ health: {{caFile: {}}}
         Ok(())
     }
 
+    /// As in manifests/base/speaker.yaml; its paths are those of the host speaker, but for state and socket.
+    pub fn start_pod(&mut self, node: &'static str) -> Result<()> {
+        let dir = self.dir.join(node);
+        let kubeconfig = dir.join("kubeconfig");
+        fs::write(
+            &kubeconfig,
+            "{apiVersion: v1, kind: Config, current-context: away, users: [{name: away, user: {token: none}}],
+clusters: [{name: away, cluster: {server: 'https://127.0.0.1:1'}}], contexts: [{name: away, context: {cluster: away, user: away}}]}",
+        )?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sheave-speaker"));
+        command.args(["--log-format", "text", "run", "--node-name", node, "--node-ip", &address(node).to_string()]);
+        command.args(["--sysctl-dir", "/proc/sys/net"]).env("KUBECONFIG", kubeconfig);
+        for (flag, path) in [("--pin-dir", "bpf/sheave"), ("--state-dir", "pod-state"), ("--local-socket", POD_SOCKET)]
+        {
+            command.arg(flag).arg(dir.join(path));
+        }
+        self.pods.insert(node, self.start(command, node, "pod")?);
+        Ok(())
+    }
+
+    /// Returns when it has ended.
+    pub fn end(&mut self, node: &str, program: Program, signal: Signal) -> Result<()> {
+        let of_kind = match program {
+            Program::HostSpeaker => &mut self.speakers,
+            Program::Pod => &mut self.pods,
+        };
+        let process = of_kind.remove(node).with_context(|| format!("no {program:?} runs on {node}"))?;
+        process.signal(signal)?;
+        wait_for(&format!("the {program:?} of {node} to end"), PATIENCE, || Ok((!process.alive()).then_some(())))
+    }
+
+    pub fn pid(&self, node: &str, program: Program) -> Result<i32> {
+        let process = match program {
+            Program::HostSpeaker => self.speakers.get(node),
+            Program::Pod => self.pods.get(node),
+        };
+        Ok(process.filter(|process| process.alive()).with_context(|| format!("no {program:?} runs on {node}"))?.pid)
+    }
+
+    /// As in manifests/uninstall, with the paths of the DaemonSet.
+    pub fn uninstall(&self, node: &str, flags: &[&str]) -> Result<()> {
+        let dir = self.dir.join(node);
+        let path = |name: &str| dir.join(name).display().to_string();
+        let (pins, state, socket) = (path("bpf/sheave"), path("pod-state"), path(POD_SOCKET));
+        let mut words = vec!["uninstall", "--pin-dir", &pins, "--state-dir", &state, "--local-socket", &socket];
+        words.extend(["--sysctl-dir", "/proc/sys/net"]);
+        words.extend(flags);
+        self.inside(node, || {
+            let output = Command::new(env!("CARGO_BIN_EXE_sheave-speaker")).args(&words).output()?;
+            // Its log is on the first one.
+            let said = [output.stdout, output.stderr].concat();
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+            Ok(())
+        })
+    }
+
+    /// The local socket of the DaemonSet's speaker on this node.
+    pub fn pod_socket(&self, node: &str) -> PathBuf {
+        self.dir.join(node).join(POD_SOCKET)
+    }
+
     /// The local socket of the speaker on this node.
     pub fn socket(&self, node: &str) -> PathBuf {
         self.dir.join(node).join(SOCKET)
@@ -172,9 +249,17 @@ health: {{caFile: {}}}
     }
 
     pub fn connect(&self, from: &str, port: u16) -> Result<Connection, Failure> {
-        let tls = self.tls.clone();
-        let opened = netns::inside(&name(from), || Ok(Connection::open(SocketAddr::from((VIP, port)), tls)));
-        opened.unwrap_or_else(|error| Err(Failure::Other(error.to_string())))
+        self.connector(from, port)()
+    }
+
+    /// The same, for another thread.
+    pub fn connector(&self, from: &str, port: u16) -> impl Fn() -> Result<Connection, Failure> + Send + use<> {
+        let (tls, from) = (self.tls.clone(), name(from));
+        move || {
+            let tls = tls.clone();
+            let opened = netns::inside(&from, || Ok(Connection::open(SocketAddr::from((VIP, port)), tls)));
+            opened.unwrap_or_else(|error| Err(Failure::Other(error.to_string())))
+        }
     }
 
     pub fn addresses(&self, node: &str) -> Result<String> {
@@ -189,7 +274,7 @@ health: {{caFile: {}}}
 
     pub fn print_logs(&self) {
         for node in MEMBERS {
-            for what in ["speaker", "server"] {
+            for what in ["speaker", "pod", "server"] {
                 println!("--- {what} on {node}\n{}", fs::read_to_string(self.log(node, what)).unwrap_or_default());
             }
         }
@@ -202,7 +287,8 @@ health: {{caFile: {}}}
 
 impl Drop for World {
     fn drop(&mut self) {
-        for process in self.speakers.values().chain(self.servers.values()) {
+        let speakers = self.speakers.values().chain(self.pods.values());
+        for process in speakers.chain(self.servers.values()) {
             report(process.end());
         }
         report(remove(std::process::id()));
