@@ -1,6 +1,6 @@
 //! Every annotation that Sheave reads. One that stands here has a row, and a test, in docs/fields.md.
 
-use crate::{source_ranges, startup_probe};
+use crate::{address_mode, source_ranges, startup_probe};
 
 /// Annotations of a Service that name the pool its address must come from. The first is ours; MetalLB's are understood.
 pub const POOL_ANNOTATIONS: [&str; 3] =
@@ -29,7 +29,7 @@ pub const CILIUM_SHARING_ANNOTATIONS: [&str; 2] = ["lbipam.cilium.io/sharing-key
 pub const RETENTION_ANNOTATION: &str = "sheave.dev/address-retention";
 
 /// All of them, each with what it means. An earlier name of ours, or one of another project, says the same as ours.
-pub const ALL: [(&str, &str); 18] = [
+pub const ALL: [(&str, &str); 19] = [
     (POOL_ANNOTATIONS[0], POOL),
     (POOL_ANNOTATIONS[1], POOL),
     (POOL_ANNOTATIONS[2], POOL),
@@ -48,6 +48,10 @@ pub const ALL: [(&str, &str); 18] = [
     (
         RETENTION_ANNOTATION,
         "AddressPool: how long a freed address is kept for a Service of the same namespace and name",
+    ),
+    (
+        address_mode::ANNOTATION,
+        "Service: whether nodes' own addresses serve its ports, in place of an address from a pool",
     ),
     (source_ranges::ANNOTATION, "Service: the clients that it admits, where `spec.loadBalancerSourceRanges` is empty"),
     (startup_probe::ANNOTATION, "Service: whether its new pods are probed before they get connections"),

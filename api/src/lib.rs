@@ -4,9 +4,10 @@
 //! → [`virtualip`] (the ledger: which Service was granted which address, which node
 //! holds it) → [`speakerstate`] (a node as its speaker finds it) → [`addressprobe`] (whether a host uses an address) → [`subnetscan`] (which ones do, for `sheave init`) → [`status`] (every name a refusal can have) → [`validate`]
 //! (what an address range may look like, once in CEL and once in Rust) → [`source_ranges`] (which clients a Service admits),
-//! [`startup_probe`] (whether its new pods are probed).
+//! [`startup_probe`] (whether its new pods are probed), [`address_mode`] (whether nodes' own addresses serve it).
 //! `src/bin/crdgen` prints the CustomResourceDefinitions; `manifests/crds` and docs/fields.md are generated from it.
 
+pub mod address_mode;
 pub mod addressprobe;
 pub mod annotations;
 mod chain;
@@ -24,6 +25,7 @@ pub mod subnetscan;
 pub mod validate;
 pub mod virtualip;
 
+pub use address_mode::AddressMode;
 pub use addressprobe::{AddressProbe, AddressProbeSpec, AddressProbeStatus, ProbeResult, ProbeVerdict};
 pub use annotations::{
     ADDRESS_ANNOTATIONS, CILIUM_SHARING_ANNOTATIONS, POOL_ANNOTATIONS, RETENTION_ANNOTATION, SHARING_ANNOTATIONS,
@@ -34,7 +36,7 @@ pub use l2advertisement::{L2Advertisement, L2AdvertisementSpec, L2AdvertisementS
 pub use placement::{Placement, PlacementMode, PlacementSpec};
 pub use pool::{AddressPool, AddressPoolSpec, AddressPoolStatus, Announce};
 pub use source_ranges::{RangeError, SourceRanges};
-pub use speakerstate::{SpeakerState, SpeakerStateSpec, SpeakerStateStatus, UplinkState};
+pub use speakerstate::{Listening, SpeakerState, SpeakerStateSpec, SpeakerStateStatus, UplinkState};
 pub use status::{AdvertisementReason, NoOwner, Partly, PoolReason, Refusal};
 pub use subnetscan::{DhcpServer, SubnetScan, SubnetScanSpec, SubnetScanStatus};
 pub use validate::{AddressRange, MalformedRange};

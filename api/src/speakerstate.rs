@@ -72,6 +72,16 @@ pub struct SpeakerStateStatus {
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub uplinks: Vec<UplinkState>,
 
+    /// The ports on which something listens on the node, at another address than the loopback: at the node's addresses no Service has
+    /// them. Absent if they could not be read, or are too many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listening: Option<Listening>,
+
+    /// Services with externalTrafficPolicy Local that have ports at an address of this node, and ready pods on it: `namespace/name`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 127)))]
+    pub local_services: Vec<String>,
+
     /// A drain that was made on the node itself (`sheave drain --local`): it owns addresses only while no other node can. Those by
     /// Placement do not stand here.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,10 +152,24 @@ impl SpeakerState {
     }
 }
 
+/// Ports on which something listens, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Listening {
+    /// Of TCP.
+    #[schemars(length(max = 1024), inner(range(min = 0, max = 65535)))]
+    pub tcp: Vec<i32>,
+    /// Of UDP, by sockets without a peer.
+    #[schemars(length(max = 1024), inner(range(min = 0, max = 65535)))]
+    pub udp: Vec<i32>,
+}
+
 /// As many entries the lists of a [`SpeakerStateStatus`] have at most.
 pub mod most {
     /// `uplinks[].addresses`, `uplinks[].subnets`, `uplinks[].gateways` and `limitsReached`.
     pub const ENTRIES: usize = 32;
+    /// `listening.tcp` and `listening.udp`.
+    pub const PORTS: usize = 1024;
     /// Bytes of a condition's message: the API server admits no more.
     pub const MESSAGE: usize = 32_768;
 }

@@ -82,6 +82,14 @@ pub enum Refusal {
     AnsweredByHost,
     /// Two sources of the Service (annotations, `spec.loadBalancerIP`) name different addresses or pools.
     AddressAmbiguous,
+    /// The annotation [`address_mode`](crate::address_mode) has a value that is unknown.
+    AddressModeUnknown,
+    /// The Service's ports are to be at nodes' addresses, and a process of a node listens on one of them, or it is a NodePort.
+    PortInUseOnNode,
+    /// The same, and another Service has one of them there.
+    PortTakenOnNode,
+    /// The same, and there is no node where they could be.
+    NoNodeForService,
     /// The Service asks for an address by DHCP (kube-vip's `0.0.0.0`).
     DhcpNotSupported,
     /// An entry of the source ranges is no range: no client is admitted.
@@ -106,7 +114,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 34] = [
+    pub const ALL: [Refusal; 38] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -131,6 +139,10 @@ impl Refusal {
         Refusal::SubnetNotReported,
         Refusal::AnsweredByHost,
         Refusal::AddressAmbiguous,
+        Refusal::AddressModeUnknown,
+        Refusal::PortInUseOnNode,
+        Refusal::PortTakenOnNode,
+        Refusal::NoNodeForService,
         Refusal::DhcpNotSupported,
         Refusal::SourceRangesMalformed,
         Refusal::SourceRangesTooMany,
@@ -170,6 +182,10 @@ impl Refusal {
             Refusal::SubnetNotReported => "SubnetNotReported",
             Refusal::AnsweredByHost => "AnsweredByHost",
             Refusal::AddressAmbiguous => "AddressAmbiguous",
+            Refusal::AddressModeUnknown => "AddressModeUnknown",
+            Refusal::PortInUseOnNode => "PortInUseOnNode",
+            Refusal::PortTakenOnNode => "PortTakenOnNode",
+            Refusal::NoNodeForService => "NoNodeForService",
             Refusal::DhcpNotSupported => "DhcpNotSupported",
             Refusal::SourceRangesMalformed => "SourceRangesMalformed",
             Refusal::SourceRangesTooMany => "SourceRangesTooMany",

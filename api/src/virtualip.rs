@@ -57,6 +57,11 @@ pub struct VirtualIPSpec {
     /// `None`: no node announces it, because its pool says so. Absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announce: Option<Announce>,
+
+    /// The node whose address it is: the ports of the Services are granted there, not the address. Absent for an address from a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub node: Option<String>,
 }
 
 /// A Service, with the uid that separates it from others of the same name.

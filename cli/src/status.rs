@@ -76,7 +76,8 @@ fn address(vip: &VirtualIP, preferred: &BTreeMap<String, String>) -> Value {
         "address": vip.spec.address,
         "pool": vip.spec.pool,
         "services": services.collect::<Vec<_>>().join(","),
-        "owner": status.owner,
+        // A node's own address is no other's.
+        "owner": vip.spec.node.clone().or(status.owner),
         "since": status.since,
         "term": status.term,
         "reason": status.reason,

@@ -15,6 +15,7 @@ use ipnet::Ipv4Net;
 use sheave_api::Refusal;
 
 use crate::cache::Cache;
+use crate::node_mode::{Host, Hosts};
 use crate::probes::reach::Segments;
 use crate::view::ServiceKey;
 use crate::whose::Evidence;
@@ -166,6 +167,25 @@ impl Guards {
         subnets.iter().for_each(|subnet| ends_of_subnet(&mut set, *subnet));
         self.not_reported(&mut set, &subnets, entries);
         set
+    }
+
+    /// What node-address mode goes by.
+    pub fn hosts(&self) -> Hosts {
+        let speakers: BTreeMap<&str, &facts::SpeakerFacts> = self.speakers().collect();
+        let host = |(name, node): (&str, &facts::NodeFacts)| {
+            let speaker = speakers.get(name);
+            let host = Host {
+                internal: node.internal.clone(),
+                external: node.external.clone(),
+                ready: node.ready,
+                enabled: node.enabled,
+                pool: node.pool.clone(),
+                listening: speaker.and_then(|speaker| speaker.listening.clone()),
+                with_pods: speaker.map(|speaker| speaker.local_services.clone()).unwrap_or_default(),
+            };
+            (name.to_string(), host)
+        };
+        self.nodes().map(host).collect()
     }
 
     /// Which speakers reach which addresses.

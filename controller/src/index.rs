@@ -4,6 +4,7 @@
 //! One write at a time per subject. Nothing is planned before a full list of everything was seen, nor without the lead.
 
 mod announced;
+mod at_nodes;
 mod late;
 mod marks;
 mod outcome;
@@ -26,6 +27,7 @@ use crate::probes::{self, ProbeView, ProbeWrite, Probes};
 use crate::status::StatusWrite;
 use crate::view::{GrantView, NamespaceView, PoolView, ServiceKey, ServiceView};
 use crate::whose::{Evidence, Policy, Responsibility};
+use at_nodes::AtNodes;
 
 /// A fact about the cluster.
 #[derive(Clone, Debug)]
@@ -92,6 +94,8 @@ pub enum Subject {
     /// A request to the speaker of this node.
     Probe(String),
     Address(Ipv4Addr),
+    /// Of a node.
+    NodeAddress(Ipv4Addr),
     /// Seconds since 1970 when it was created, then its name: the order in which Services that wait are served.
     Service(i64, ServiceKey),
     Pool(String),
@@ -110,6 +114,12 @@ pub enum Write {
         pool: String,
         service: ServiceRef,
         announced: Announced,
+    },
+    /// Ports at an address of a node.
+    GrantAtNode {
+        address: Ipv4Addr,
+        node: String,
+        services: Vec<ServiceRef>,
     },
     Status(StatusWrite),
     Release(SeenEntry),
@@ -170,6 +180,8 @@ pub struct Index {
     pub(crate) services: Cache<ServiceKey, ServiceView>,
     pub(crate) pools: Cache<String, PoolView>,
     pub(crate) grants: Cache<Ipv4Addr, GrantView>,
+    /// Ports at addresses of nodes.
+    pub(crate) at_nodes: AtNodes,
     pub(crate) namespaces: Cache<String, NamespaceView>,
     pub(crate) advertisements: Cache<String, AdvertisementView>,
     /// The same, parsed.
@@ -236,13 +248,16 @@ impl Index {
                     self.pools_changed();
                 }
             }
+            Observed::Grant(view) if view.node.is_some() => self.node_grant_changed(view),
             Observed::Grant(view) => self.grant_changed(view),
             Observed::GrantGone(address, version) => {
+                self.node_grant_gone(|grants| grants.delete(&address, version));
                 if self.grants.delete(&address, version) {
                     self.grant_gone(address);
                 }
             }
             Observed::Released(address, uid) => {
+                self.node_grant_gone(|grants| grants.delete_uid(&address, &uid));
                 if self.grants.delete_uid(&address, &uid) {
                     self.grant_gone(address);
                 }
@@ -268,7 +283,10 @@ impl Index {
             Observed::ProbeGone(node, version) => drop(self.probes.objects.delete(&node, version)),
             Observed::Begin(Kind::Services) => self.services.begin(),
             Observed::Begin(Kind::Pools) => self.pools.begin(),
-            Observed::Begin(Kind::Grants) => self.grants.begin(),
+            Observed::Begin(Kind::Grants) => {
+                self.grants.begin();
+                self.at_nodes.grants.begin();
+            }
             Observed::Begin(Kind::Namespaces) => self.namespaces.begin(),
             Observed::Begin(Kind::Advertisements) => self.advertisements.begin(),
             Observed::Begin(Kind::Probes) => self.probes.objects.begin(),
@@ -326,6 +344,7 @@ impl Index {
             return;
         }
         self.cluster_ips_changed(&key, before.as_ref(), &cluster_ips);
+        self.at_nodes.service_changed(&key, self.services.get(&key), before.as_ref());
         if let Some(before) = before.filter(|before| before.uid != uid) {
             self.service_gone(&key, Some(before));
         }
@@ -338,6 +357,7 @@ impl Index {
 
     fn service_gone(&mut self, key: &ServiceKey, view: Option<ServiceView>) {
         self.forget_standing(key);
+        self.at_nodes.service_changed(key, None, view.as_ref());
         self.cluster_ips_changed(key, view.as_ref(), &[]);
         if let Some(view) = view {
             let subject = Subject::Service(view.created, key.clone());
@@ -411,6 +431,7 @@ impl Index {
             Kind::Services => {
                 for (key, view) in self.services.complete(version) {
                     self.forget_standing(&key);
+                    self.at_nodes.service_changed(&key, None, Some(&view));
                     self.cluster_ips_changed(&key, Some(&view), &[]);
                 }
                 self.forget_sharing();
@@ -428,6 +449,7 @@ impl Index {
                 }
             }
             Kind::Grants => {
+                self.node_grant_gone(|grants| !grants.complete(version).is_empty());
                 for (address, _) in self.grants.complete(version) {
                     self.grant_gone(address);
                 }

@@ -20,6 +20,7 @@ mod index;
 mod keys;
 mod lease;
 mod metrics;
+mod node_mode;
 mod plan;
 mod probes;
 mod request;

@@ -26,6 +26,7 @@ impl Index {
         // A follower, too: its notes and metrics say who else is there.
         self.observe_probes(now);
         self.refresh_surroundings();
+        self.refresh_at_nodes();
         if !self.leading {
             return None;
         }
@@ -34,6 +35,7 @@ impl Index {
             let write = match &subject {
                 Subject::Probe(node) => self.plan_probe(node, now),
                 Subject::Address(address) => self.plan_address(*address),
+                Subject::NodeAddress(address) => self.plan_node_address(*address),
                 // Of a predecessor with the same name if the time differs; its successor is a subject of its own.
                 Subject::Service(created, key) if self.services.get(key).is_some_and(|s| s.created == *created) => {
                     self.plan_service(key, now)
@@ -69,6 +71,7 @@ impl Index {
         self.dirty.extend(reserved.map(Subject::Address));
         let mut request = match self.claim(&service) {
             Claim::Wanted(request) => request,
+            Claim::AtNodes(_) => return self.plan_at_nodes(&service),
             Claim::Foreign => return self.let_go(&service),
             Claim::Others(who) => {
                 self.left.insert(key.clone(), who);
@@ -204,7 +207,7 @@ impl Index {
     /// Whether this is the address that the Service is to have, rather than another one.
     fn keeps(&self, service: &ServiceView, address: Ipv4Addr) -> bool {
         match self.claim(service) {
-            Claim::Foreign | Claim::Others(_) => false,
+            Claim::Foreign | Claim::Others(_) | Claim::AtNodes(_) => false,
             Claim::Refused(_) => self.held_first(service) == Some(address),
             Claim::Wanted(request) => match self.allocator.decide(&request) {
                 Decision::Keep { address: kept, .. } => kept == address,
@@ -261,6 +264,9 @@ impl Index {
     fn let_go(&mut self, service: &ServiceView) -> Option<Write> {
         self.waiting.remove(&service.key);
         self.partly.remove(&service.key);
+        if let Some(shown) = self.at_nodes.shown(service) {
+            return status::withdrawn_from_nodes(service, &shown).map(Write::Status);
+        }
         let held: Vec<Ipv4Addr> = self.allocator.held_by(&service.uid).collect();
         status::withdrawn(service, &held, self.allocator.is_listed(&service.uid)).map(Write::Status)
     }

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use sheave_api::status::REASON_GRANTING;
-use sheave_api::{Refusal, ServiceRef};
+use sheave_api::{AddressMode, MAX_PORTS, Refusal, ServiceRef, address_mode};
 
 use crate::allocator::selection::Labels;
 use crate::allocator::sharing::Sharing;
 use crate::coverage;
-use crate::view::ServiceView;
+use crate::node_mode::{POOL_LABEL, Wanting};
+use crate::view::{Port, Protocol, ServiceView};
 
 /// What a Service is to us.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum Claim {
     Foreign,
     /// Somebody else serves it, as [`whose`](crate::whose) says: nothing of ours may stay either.
     Others(String),
+    /// Ours, and its ports are to be at nodes' addresses.
+    AtNodes(Wanting),
     /// Ours, and it wants an address.
     Wanted(Request),
     /// Ours, but its request cannot be served.
@@ -62,6 +65,11 @@ pub fn claim(service: &ServiceView) -> Claim {
     if let Some(refused) = coverage::refusal(service) {
         return Claim::Refused(refused);
     }
+    match &service.mode {
+        Err(error) => return Claim::Refused(Refused { reason: Refusal::AddressModeUnknown, message: error.clone() }),
+        Ok(AddressMode::Node) => return at_nodes(service),
+        Ok(AddressMode::Pool) => {}
+    }
     if let Some(message) = service.ambiguous.clone() {
         return Claim::Refused(Refused { reason: Refusal::AddressAmbiguous, message });
     }
@@ -82,6 +90,23 @@ pub fn claim(service: &ServiceView) -> Claim {
         address,
         shown,
         adopt: shown.filter(|_| !refused_before),
+    })
+}
+
+/// Of an address or a pool it says nothing then.
+fn at_nodes(service: &ServiceView) -> Claim {
+    let named = [("an address", &service.addresses), ("a pool", &service.pool)];
+    if let Some((what, value)) = named.iter().find_map(|(what, value)| Some((what, value.as_ref()?))) {
+        let message = format!("{}: 'node' and {what} are asked for ('{value}')", address_mode::ANNOTATION);
+        return Claim::Refused(Refused { reason: Refusal::AddressAmbiguous, message });
+    }
+    let served = |port: &&Port| !matches!(port.protocol, Protocol::Other(_));
+    Claim::AtNodes(Wanting {
+        service: service.reference(),
+        created: service.created,
+        ports: service.ports.iter().filter(served).take(MAX_PORTS).cloned().collect(),
+        pool: service.labels.get(POOL_LABEL).cloned(),
+        local: service.local,
     })
 }
 

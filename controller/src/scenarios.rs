@@ -4,6 +4,7 @@
 
 mod advertisements;
 mod api;
+mod at_nodes;
 mod pools;
 mod probes;
 mod sharing;

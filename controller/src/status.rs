@@ -1,6 +1,7 @@
 //! Pure: decision → the status of a Service or a pool, and the patch that leads to it. Nothing if it is so already, so that
 //! repeating a decision writes nothing.
 
+mod at_nodes;
 mod finding;
 mod pool;
 
@@ -18,6 +19,7 @@ use crate::coverage;
 use crate::request::Refused;
 use crate::view::{ConditionView, Ingress, PortStatus, ServiceKey, ServiceView};
 
+pub use at_nodes::{at_nodes, withdrawn_from_nodes};
 pub use finding::Finding;
 pub use pool::pool_status;
 
@@ -38,6 +40,8 @@ pub struct StatusWrite {
 pub enum IngressChange {
     Leave,
     Set(Ipv4Addr, Vec<PortStatus>),
+    /// These in their order, with the same ports each.
+    SetAll(Vec<Ipv4Addr>, Vec<PortStatus>),
     Clear,
 }
 
@@ -248,11 +252,11 @@ impl StatusWrite {
         match &self.ingress {
             IngressChange::Leave => {}
             IngressChange::Set(address, ports) => {
-                let mut entry = json!({ "ip": address, "ipMode": "VIP" });
-                if !ports.is_empty() {
-                    entry["ports"] = ports.iter().map(port_entry).collect();
-                }
-                status["loadBalancer"] = json!({ "ingress": [entry] });
+                status["loadBalancer"] = json!({ "ingress": [ingress_entry(*address, ports)] });
+            }
+            IngressChange::SetAll(addresses, ports) => {
+                let entries: Vec<Value> = addresses.iter().map(|address| ingress_entry(*address, ports)).collect();
+                status["loadBalancer"] = json!({ "ingress": entries });
             }
             IngressChange::Clear => status["loadBalancer"] = json!({ "ingress": null }),
         }
@@ -276,6 +280,14 @@ impl StatusWrite {
         }
         json!({ "metadata": metadata, "status": status })
     }
+}
+
+fn ingress_entry(address: Ipv4Addr, ports: &[PortStatus]) -> Value {
+    let mut entry = json!({ "ip": address, "ipMode": "VIP" });
+    if !ports.is_empty() {
+        entry["ports"] = ports.iter().map(port_entry).collect();
+    }
+    entry
 }
 
 fn port_entry(PortStatus { port, error }: &PortStatus) -> Value {

@@ -8,15 +8,15 @@ mod writer;
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::core::v1::{Namespace, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 use sheave_api::status::{CONDITION_ALLOCATED, REASON_GRANTING, REASON_RELEASING};
 use sheave_api::{
-    ADDRESS_ANNOTATIONS, AddressPool, AddressPoolSpec, AddressPoolStatus, CILIUM_SHARING_ANNOTATIONS,
+    ADDRESS_ANNOTATIONS, AddressMode, AddressPool, AddressPoolSpec, AddressPoolStatus, CILIUM_SHARING_ANNOTATIONS,
     CLEANUP_FINALIZER, CONTROLLER_NAME, POOL_ANNOTATIONS, Partly, RETENTION_ANNOTATION, SHARING_ANNOTATIONS,
-    ServiceRef, VirtualIP, VirtualIPStatus, startup_probe,
+    ServiceRef, VirtualIP, VirtualIPStatus, address_mode, startup_probe,
 };
 
 use crate::advertisements::Announced;
@@ -72,6 +72,12 @@ pub struct ServiceView {
     pub clients: Clients,
     /// What is wrong with the annotation that turns probes of new pods off.
     pub startup_probe: Option<String>,
+    /// Its ports are to be at addresses of nodes; or what is wrong with the annotation that says it.
+    pub mode: Result<AddressMode, String>,
+    /// externalTrafficPolicy Local.
+    pub local: bool,
+    /// NodePorts that it has, whatever its type.
+    pub node_ports: Vec<Port>,
     pub pool: Option<String>,
     pub addresses: Option<String>,
     pub sharing_key: Option<SharingKey>,
@@ -176,6 +182,10 @@ impl From<&Service> for ServiceView {
             )
             .err()
             .map(|error| error.to_string()),
+            mode: address_mode::of(service.annotations().get(address_mode::ANNOTATION).map(String::as_str))
+                .map_err(|error| error.to_string()),
+            local: spec.and_then(|s| s.external_traffic_policy.as_deref()) == Some("Local"),
+            node_ports: node_ports(ports),
             pool,
             addresses,
             sharing_key: sharing_key(service),
@@ -191,6 +201,11 @@ impl From<&Service> for ServiceView {
             }),
         }
     }
+}
+
+fn node_ports(ports: &[ServicePort]) -> Vec<Port> {
+    let number = |port: &ServicePort| port.node_port.filter(|number| *number != 0);
+    ports.iter().filter_map(|port| Some(Port::new(number(port)?, port.protocol.as_deref()))).collect()
 }
 
 /// An empty key asks for nothing. Cilium's is confined to the Service's namespace.
@@ -293,6 +308,8 @@ pub struct GrantView {
     pub uid: String,
     pub version: u64,
     pub pool: String,
+    /// The node whose address it is: then ports are granted.
+    pub node: Option<String>,
     pub services: Vec<ServiceRef>,
     pub announced: Announced,
     /// What its owner does not serve of it.
@@ -308,6 +325,7 @@ impl GrantView {
             uid: vip.uid().unwrap_or_default(),
             version: version(vip.resource_version()),
             pool: vip.spec.pool.clone(),
+            node: vip.spec.node.clone(),
             services: vip.spec.services.clone(),
             announced: Announced::from(&vip.spec),
             partly: vip.status.as_ref().and_then(partly),
@@ -345,6 +363,9 @@ pub fn example() -> ServiceView {
         ports: vec![Port::new(80, None)],
         clients: Clients::All,
         startup_probe: None,
+        mode: Ok(AddressMode::Pool),
+        local: false,
+        node_ports: vec![],
         pool: None,
         addresses: None,
         sharing_key: None,
@@ -418,6 +439,10 @@ mod tests {
         for name in ADDRESS_ANNOTATIONS {
             assert_eq!(with(name, "192.0.2.1").addresses.as_deref(), Some("192.0.2.1"), "{name}");
         }
+        for (value, mode) in [("node", Ok(AddressMode::Node)), ("pool", Ok(AddressMode::Pool))] {
+            assert_eq!(with(address_mode::ANNOTATION, value).mode, mode);
+        }
+        assert!(with(address_mode::ANNOTATION, "x").mode.unwrap_err().contains("'x'"));
         for name in SHARING_ANNOTATIONS {
             let key = SharingKey { key: "k".into(), namespace: None };
             assert_eq!((with(name, " k ").sharing_key, with(name, " ").sharing_key), (Some(key), None), "{name}");

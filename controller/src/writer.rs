@@ -25,6 +25,7 @@ use crate::events::Events;
 use crate::index::{Entry, Observed, Outcome, Planned, SeenEntry, Write};
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
+use crate::node_mode::NODE_POOL;
 use crate::probes::{ProbeView, ProbeWrite};
 use crate::status::{FinalizerChange, StatusWrite};
 use crate::view::{GrantView, PoolView, ServiceKey, ServiceView};
@@ -88,6 +89,7 @@ impl Writer {
             Write::Grant { address, pool, service, announced } => {
                 self.grant(&address.to_string(), pool, service, announced).await
             }
+            Write::GrantAtNode { address, node, services } => self.grant_at_node(*address, node, services).await,
             Write::Status(write) | Write::Prepare { write, .. } => self.status(write).await,
             Write::Release(entry) => {
                 self.release(entry).await?;
@@ -127,6 +129,7 @@ impl Writer {
             services: vec![service.clone()],
             l2_advertisements: announced.advertisements.clone(),
             announce: announced.announce(),
+            node: None,
         };
         let params = PostParams { field_manager: Some(CONTROLLER_NAME.to_string()), ..PostParams::default() };
         let vip = match api.create(&params, &VirtualIP::new(name, spec)).await {
@@ -142,6 +145,33 @@ impl Writer {
             Err(error) => return Err(error.into()),
         };
         Ok(as_facts(vip))
+    }
+
+    /// The same of ports at an address of a node.
+    async fn grant_at_node(
+        &self,
+        address: Ipv4Addr,
+        node: &str,
+        services: &[ServiceRef],
+    ) -> Result<Vec<Observed>, WriteError> {
+        let api = Api::<VirtualIP>::all(self.client.clone());
+        let name = address.to_string();
+        let spec = VirtualIPSpec {
+            address: name.clone(),
+            pool: NODE_POOL.to_string(),
+            node: Some(node.to_string()),
+            services: services.to_vec(),
+            ..VirtualIPSpec::default()
+        };
+        let params = PostParams { field_manager: Some(CONTROLLER_NAME.to_string()), ..PostParams::default() };
+        match api.create(&params, &VirtualIP::new(&name, spec)).await {
+            Ok(vip) => {
+                info!(address = name, node, services = services.len(), "ports of a node's address granted");
+                Ok(as_facts(vip))
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(as_facts(api.get(&name).await?)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A request to a speaker. Created by name, or patched as it was seen: a late one of another leader fails.

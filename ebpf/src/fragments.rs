@@ -8,9 +8,7 @@
 //!
 //! UDP alone. TCP finds the path's MTU, and a reset or the search for a flow needs whole segments.
 
-use ebpf_common::{
-    Config, FragmentKey, FragmentValue, Mark, NextHop, RESERVED_FLAG, SearchState, ServiceValue, Verdict,
-};
+use ebpf_common::{Config, FragmentKey, FragmentValue, Mark, NextHop, RESERVED_FLAG, SearchState, Verdict};
 
 use crate::forward;
 use crate::frame::Frame;
@@ -79,7 +77,7 @@ fn first(
         let verdict = reset::refuse(frame, config, packet, origin, &subject, Refused::Unserved)?;
         return Ok((verdict, own, FragmentValue::UNCOUNTED));
     };
-    if service.flags & ServiceValue::SOURCE_RANGES != 0 {
+    if source_ranges::judges_here(service, &Content::Udp) {
         let admitted = source_ranges::admit(tables, service, origin, &subject);
         // A datagram is not reset.
         admitted.map_err(|_| Verdict::SourceDenied)?;
@@ -134,6 +132,6 @@ fn later(
 }
 
 #[inline(always)]
-fn key(packet: &Packet) -> FragmentKey {
+pub fn key(packet: &Packet) -> FragmentKey {
     FragmentKey { src: packet.src(), dst: packet.dst(), id: packet.id.to_be_bytes(), proto: packet.proto, pad: 0 }
 }

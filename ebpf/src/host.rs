@@ -55,6 +55,8 @@ pub struct HostTables {
     pub lease: Lease,
     pub now_ns: u64,
     pub vips: BTreeSet<[u8; 4]>,
+    /// Counts with `Config::NODE_ADDRESSES` alone.
+    pub node_addresses: BTreeSet<[u8; 4]>,
     pub own: BTreeSet<[u8; 4]>,
     pub services: BTreeMap<ServiceKey, ServiceValue>,
     /// Networks and prefix lengths by slot.
@@ -83,6 +85,10 @@ impl Tables for HostTables {
 
     fn is_vip(&self, addr: [u8; 4]) -> bool {
         self.vips.contains(&addr)
+    }
+
+    fn is_node_address(&self, addr: [u8; 4]) -> bool {
+        self.node_addresses.contains(&addr)
     }
 
     fn is_own(&self, vip: [u8; 4]) -> bool {

@@ -33,6 +33,17 @@ pub fn subject(
     }
 }
 
+/// The flow that an error is about; `None` for whatever is not an error about a flow.
+#[inline(always)]
+pub fn error(frame: &impl Frame, packet: &Packet) -> Option<FlowWords> {
+    if packet.transport_len() < ICMP_LEN {
+        return None;
+    }
+    let [kind, _] = frame.read::<2>(packet.transport())?;
+    let is_error = matches!(kind, DESTINATION_UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM);
+    if is_error { quoted_flow(frame, packet).ok() } else { None }
+}
+
 /// An error quotes the packet it is about: from the VIP to the client. The flow is that one reversed. RFC 792: an error carries the IP header and at least the first 64 bits of data of the packet it is about.
 #[inline(always)]
 fn quoted_flow(frame: &impl Frame, packet: &Packet) -> Result<FlowWords, Verdict> {

@@ -17,6 +17,8 @@ pub mod arp;
 
 pub mod admit;
 
+pub mod node_address;
+
 pub mod service;
 
 pub mod source_ranges;
@@ -101,13 +103,14 @@ fn path(frame: &mut impl Frame, tables: &impl Tables) -> Result<Verdict, Verdict
     }
 }
 
-/// A packet to a VIP that this node may act on.
+/// A packet to a VIP, or to a port of a node's address that is a Service's, which this node may act on.
 #[inline(always)]
-fn arrival<'a>(frame: &impl Frame, tables: &'a impl Tables) -> Result<(&'a Config, u16, Packet), Verdict> {
-    let header = parse::ipv4(frame)?;
-    if !tables.is_vip(header.dst()) {
+fn arrival<'a>(frame: &mut impl Frame, tables: &'a impl Tables) -> Result<(&'a Config, u16, Packet), Verdict> {
+    let to_vip = tables.is_vip(parse::ipv4(frame)?.dst());
+    if !(to_vip || tables.has_node_addresses() && uncommon::is_node_port(frame, tables)) {
         return Err(Verdict::NotOurs);
     }
+    let header = parse::ipv4(frame)?;
     let (config, sender) = admit::admit(tables, &parse::link(frame)?)?;
     Ok((config, sender, parse::packet(frame, &header)?))
 }
@@ -181,7 +184,7 @@ fn follow(
     subject: &Subject,
     service: ServiceValue,
 ) -> Result<Verdict, End> {
-    if service.flags & ServiceValue::SOURCE_RANGES != 0 {
+    if source_ranges::judges_here(service, &subject.content) {
         source_ranges::admit(tables, service, origin, subject)?;
     }
     let is_asked = service::is_asked(service, &subject.content, origin);

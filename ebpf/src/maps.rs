@@ -7,9 +7,9 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCp
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use ebpf_common::{
-    Config, FlowWords, FragmentKey, FragmentValue, Lease, MAX_COUNTED, MAX_FRAGMENTED, MAX_NODES, MAX_RESTRICTED,
-    MAX_RINGS, MAX_SERVICES, MAX_SOURCE_RANGES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RING_WORDS, RangeKey,
-    RingHead, Row, ServiceCounters, ServiceKey, ServiceValue, Verdict, VipValue,
+    Config, FlowWords, FragmentKey, FragmentValue, Lease, MAX_COUNTED, MAX_FRAGMENTED, MAX_NODE_ADDRESSES, MAX_NODES,
+    MAX_RESTRICTED, MAX_RINGS, MAX_SERVICES, MAX_SOURCE_RANGES, MAX_VERDICTS, MAX_VIPS, MacKey, Node, Own, RING_WORDS,
+    RangeKey, RingHead, Row, ServiceCounters, ServiceKey, ServiceValue, Verdict, VipValue,
 };
 
 use crate::frame::MacWord;
@@ -23,6 +23,8 @@ static LEASE: Array<Lease, 1> = Array::new();
 static OWN: HashMap<[u8; 4], Own, { MAX_VIPS as usize }> = HashMap::new();
 #[btf_map]
 static VIPS: HashMap<[u8; 4], VipValue, { MAX_VIPS as usize }> = HashMap::new();
+#[btf_map]
+static NODE_ADDRESSES: HashMap<[u8; 4], u32, { MAX_NODE_ADDRESSES as usize }> = HashMap::new();
 #[btf_map]
 static SERVICES: HashMap<ServiceKey, ServiceValue, { MAX_SERVICES as usize }> = HashMap::new();
 #[btf_map]
@@ -68,6 +70,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn is_vip(&self, addr: [u8; 4]) -> bool {
         there(VIPS.get_ptr(addr))
+    }
+
+    #[inline(always)]
+    fn is_node_address(&self, addr: [u8; 4]) -> bool {
+        there(NODE_ADDRESSES.get_ptr(addr))
     }
 
     #[inline(always)]

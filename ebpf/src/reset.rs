@@ -2,7 +2,7 @@
 //!
 //! Read first: RFC 9293 section 3.10.7.1 (segments to a closed port) and 3.5.2 (reset generation).
 
-use ebpf_common::{Config, FlowWords, ServiceValue, Verdict};
+use ebpf_common::{Config, FlowWords, Mark, ServiceValue, Verdict};
 
 use crate::checksum;
 use crate::forward::ethernet_bytes;
@@ -35,6 +35,10 @@ pub fn refuse_counted(
     service: ServiceValue,
     why: Refused,
 ) -> Result<Verdict, Verdict> {
+    if origin == Origin::Client && second_chance::may_be_of_node(service) && !subject.content.is_syn() {
+        second_chance::pass_to_stack(frame, packet, origin, Mark::LOCAL)?;
+        return Ok(second_chance::verdict(origin, &subject.content, Mark::LOCAL));
+    }
     if why == Refused::EmptyRing && origin == Origin::Client {
         traffic::count_packet(tables, u32::from(service.counter_slot()), packet);
     }

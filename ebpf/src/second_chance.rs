@@ -74,7 +74,8 @@ pub fn next(
     let syn_elsewhere = elsewhere && is_syn && service.flags & ServiceValue::SERVED_HERE == 0;
     let seeks_client = seeks_client(service, content);
     match origin {
-        Origin::Client if elsewhere => Step::Dispatch,
+        // What may be an answer to a flow of this node goes to conntrack first, and from there to the primary as the first alternate.
+        Origin::Client if elsewhere && (is_syn || !may_be_of_node(service)) => Step::Dispatch,
         Origin::Dispatcher { .. } if syn_elsewhere => Step::ForwardSyn { hop: 1 },
         Origin::Search { .. } if seeks_client && search_origin != 0 => {
             Step::PassToStack(next_hop(row, own, origin, search_origin, content))
@@ -92,6 +93,12 @@ pub fn next(
         _ if is_syn && !seeks_client => Step::PassToStack(local(origin)),
         _ => Step::PassToStack(next_hop(row, own, origin, search_origin, content)),
     }
+}
+
+/// Packets of flows that this node, or a pod that it masquerades, has opened may come to this port.
+#[inline(always)]
+pub fn may_be_of_node(service: ServiceValue) -> bool {
+    service.flags & ServiceValue::NODE_FLOWS != 0
 }
 
 /// A SYN of a service with sessionAffinity ClientIP: the node that has the client's record is to take it, if there is one.

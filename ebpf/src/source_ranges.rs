@@ -10,8 +10,14 @@ use ebpf_common::{ServiceValue, Verdict};
 
 use crate::End;
 use crate::parse::{Content, Subject, Tcp};
-use crate::second_chance::Origin;
+use crate::second_chance::{self, Origin};
 use crate::tables::Tables;
+
+/// What may be an answer to a flow of this node itself is conntrack's to judge; what begins a flow, the rules of the pod's node judge again.
+#[inline(always)]
+pub(crate) fn judges_here(service: ServiceValue, content: &Content) -> bool {
+    service.flags & ServiceValue::SOURCE_RANGES != 0 && (!second_chance::may_be_of_node(service) || content.is_syn())
+}
 
 #[inline(always)]
 pub(crate) fn admit(tables: &impl Tables, service: ServiceValue, origin: Origin, subject: &Subject) -> Result<(), End> {

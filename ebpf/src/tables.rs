@@ -15,6 +15,13 @@ pub trait Tables {
     fn now_ns(&self) -> u64;
     /// Map `VIPS`: granted to a Service, by whomever it is owned.
     fn is_vip(&self, addr: [u8; 4]) -> bool;
+    /// `NODE_ADDRESSES` is not empty.
+    #[inline(always)]
+    fn has_node_addresses(&self) -> bool {
+        self.config().is_some_and(|config| config.flags & Config::NODE_ADDRESSES != 0)
+    }
+    /// Map `NODE_ADDRESSES`: some ports of this address of a node are a Service's.
+    fn is_node_address(&self, addr: [u8; 4]) -> bool;
     /// Map `OWN`: the election gave the VIP to this node.
     fn is_own(&self, vip: [u8; 4]) -> bool;
     /// Map `SERVICES`: of the flow's destination.

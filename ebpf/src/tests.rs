@@ -2,6 +2,7 @@
 //! tests/tests/xdp_verdicts/, on the kernel and here alike.
 
 mod fragments;
+mod node_address;
 mod second_chance;
 mod traffic;
 

@@ -11,7 +11,7 @@ use crate::parse::{Packet, Subject};
 use crate::reset::{self, Refused};
 use crate::second_chance::Origin;
 use crate::tables::Tables;
-use crate::{End, arp, fragments, icmp};
+use crate::{End, arp, fragments, icmp, node_address};
 
 /// A packet of which we know the flow.
 pub struct Case<'a> {
@@ -25,6 +25,12 @@ pub struct Case<'a> {
 #[inline(never)]
 pub fn arp(frame: &mut impl Frame, tables: &impl Tables) -> Verdict {
     crate::verdict(arp::answer(frame, tables))
+}
+
+/// Of a packet to no VIP, where nodes have ports that are a Service's.
+#[inline(never)]
+pub fn is_node_port(frame: &mut impl Frame, tables: &impl Tables) -> bool {
+    node_address::is_node_port(frame, tables).unwrap_or(false)
 }
 
 #[inline(never)]

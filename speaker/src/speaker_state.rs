@@ -7,6 +7,7 @@ mod content;
 mod object;
 mod survey;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use prometheus::{IntCounter, IntCounterVec};
 use sheave_api::SpeakerStateStatus;
+use speaker_core::view::{ObjectName, TrafficPolicy, View};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
@@ -36,6 +38,9 @@ const SURVEY: Duration = Duration::from_secs(10);
 /// Between two readings of the object when nothing is to be written: it goes with its Node, and may be there again. It is read at once when
 /// the watch reports that it is gone: a node without one may count as one without a speaker.
 const REREAD: Duration = Duration::from_secs(60);
+
+/// [`SpeakerStateStatus::local_services`].
+const MOST_LOCAL: usize = 64;
 
 /// Runs as long as the process.
 /// `views`: the newest one, if there is one.
@@ -71,6 +76,7 @@ pub async fn run(
             notes: health.notes(),
             limits: metrics.names_of_limits_reached(),
             drained: drains.current(),
+            local_services: views.borrow().as_ref().map_or(Vec::new(), |view| local_services(view, &node)),
         };
         let listed = views.borrow().as_ref().is_some_and(|view| view.has_speaker_state(&node));
         if std::mem::replace(&mut was_listed, listed) && !listed {
@@ -78,6 +84,24 @@ pub async fn run(
         }
         writer.look(&facts).await;
     }
+}
+
+/// At this node's address, with policy Local and ready pods here. As many as an entry of the ledger names.
+fn local_services(view: &View, node: &str) -> Vec<String> {
+    let granted =
+        view.divided_node_addresses().0.into_iter().filter(|(_, granted)| granted.node.as_deref() == Some(node));
+    let named: BTreeSet<&ObjectName> = granted.flat_map(|(_, granted)| &granted.services).collect();
+    let is_local = |name: &&&ObjectName| {
+        let service = view.services().get(**name);
+        service.is_some_and(|service| service.attributes.traffic_policy == TrafficPolicy::Local)
+    };
+    let has_pod = |name: &&&ObjectName| {
+        let slices = view.slices().iter().filter(|(slice, _)| slice.namespace == name.namespace);
+        let mut endpoints =
+            slices.filter(|(_, slice)| slice.service == name.name).flat_map(|(_, slice)| &slice.endpoints);
+        endpoints.any(|endpoint| endpoint.conditions.ready && endpoint.node.as_deref() == Some(node))
+    };
+    named.iter().filter(is_local).filter(has_pod).take(MOST_LOCAL).map(|name| name.to_string()).collect()
 }
 
 /// What is known of the object, and when it is asked for again.
@@ -162,8 +186,15 @@ mod tests {
         let counts = (IntCounter::new("writes", "Writes.").unwrap(), errors.clone());
         let mut writer = Writer::new(Object::new(server, "n1".into()), counts);
         let host = HostFacts::default();
-        let facts =
-            Facts { host: &host, attached: false, not_ready: vec![], notes: vec![], limits: vec![], drained: None };
+        let facts = Facts {
+            host: &host,
+            attached: false,
+            not_ready: vec![],
+            notes: vec![],
+            limits: vec![],
+            drained: None,
+            local_services: vec![],
+        };
         let failures = || errors.with_label_values(&["unreachable"]).get();
         let mut pause = Duration::ZERO;
         for attempt in 1..=4 {

@@ -360,7 +360,8 @@ fn virtual_ip(vip: VirtualIP, owners: &mailbox::Sender<Ipv4Addr, Option<String>>
     // The writer ends only with the process.
     let _ = owners.send(address, vip.status.as_ref().and_then(|status| status.owner.clone()));
     let (advertisements, unannounced) = (vip.spec.l2_advertisements, vip.spec.announce == Some(Announce::None));
-    let vip = VirtualIp { pool: vip.spec.pool, services, uid, advertisements, unannounced };
+    let (pool, node) = (vip.spec.pool, vip.spec.node);
+    let vip = VirtualIp { pool, services, uid, advertisements, unannounced, node };
     let object = Object::VirtualIp(address, vip);
     Some((Key::VirtualIp(address), Some(object)))
 }

@@ -60,6 +60,10 @@ impl Kernel {
         for vip in &tables.vips {
             vips.insert(vip, VipValue::default(), 0)?;
         }
+        let mut node_addresses: HashMap<_, [u8; 4], u32> = self.map(map::NODE_ADDRESSES)?.try_into()?;
+        for address in &tables.node_addresses {
+            node_addresses.insert(address, 1, 0)?;
+        }
         let mut own: HashMap<_, [u8; 4], Own> = self.map(map::OWN)?.try_into()?;
         for vip in &tables.own {
             own.insert(vip, Own { term: 1 }, 0)?;

@@ -2,7 +2,7 @@
 
 mod e2e;
 
-use e2e::services::{endings, endpoints, inside, local, ranges, starts};
+use e2e::services::{endings, endpoints, inside, local, node_address, ranges, starts};
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
 
@@ -21,6 +21,7 @@ fn promises_hold_beside_kube_proxy_iptables() {
             ("Service: clients inside", 1, inside::clients),
             ("Service: source ranges", 1, ranges::source_ranges),
             ("Service: externalTrafficPolicy Local", 1, local::owners),
+            ("Service: addresses of nodes", 1, node_address::node_addresses),
             ("owner loss", 1, steps::owner_loss),
             ("speaker restarts", 1, steps::speaker_restarts),
             ("node back after 5 s", 1, steps::node_back),

@@ -168,6 +168,7 @@ pub fn shipped() -> Result<String> {
         uplink: Uplink::new("up0")?,
         address: Some([10, 99, 0, 1].into()),
         vips: [VIP.into()].into(),
+        node_ports: BTreeSet::new(),
         services: [(
             ServiceKey { addr: VIP, port: 80_u16.to_be_bytes(), proto: 6, pad: 0 },
             LocalPods {

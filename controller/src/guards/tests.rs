@@ -23,7 +23,7 @@ fn node(name: &str, version: u64, address: Ipv4Addr, pods: &str) -> Fact {
     let facts = NodeFacts {
         addresses: BTreeSet::from([address]),
         pod_ranges: BTreeSet::from([net(pods)]),
-        owners: BTreeSet::new(),
+        ..NodeFacts::default()
     };
     here(Source::Nodes, name, version, Facts::Node(facts))
 }

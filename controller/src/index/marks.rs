@@ -12,6 +12,7 @@ impl Index {
         self.dirty.extend(services);
         self.dirty.extend(self.grants.iter().map(|(address, _)| Subject::Address(*address)));
         self.dirty.extend(self.allocator.reservations().map(Subject::Address));
+        self.at_nodes.outdated = true;
         self.dirty.extend(self.pools.iter().map(|(name, _)| Subject::Pool(name.clone())));
         self.mark_advertisements();
     }

@@ -22,6 +22,7 @@ impl Index {
             | Write::Grant { service: ServiceRef { uid, .. }, .. } => self.mark_held(uid),
             Write::Release(_)
             | Write::Amend { .. }
+            | Write::GrantAtNode { .. }
             | Write::Confirm(_)
             | Write::PoolStatus { .. }
             | Write::AdvertisementStatus { .. }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use sheave_api::Refusal;
+use sheave_api::{AddressMode, Refusal};
 
 use super::{Index, Kind, Observed};
 use crate::allocator::Decision;
@@ -46,8 +46,10 @@ impl Index {
 
     /// What a Service is to us, and what it wants.
     pub(crate) fn claim(&self, service: &ServiceView) -> Claim {
-        let listed = self.allocator.is_listed(&service.uid);
-        match self.whose.judge(service, listed, || self.is_adoptable(service)) {
+        let listed = self.allocator.is_listed(&service.uid) || self.at_nodes.is_listed(&service.uid);
+        // An annotation of ours asks for us: klipper-lb's status, if it was there before, is none of another owner's.
+        let adoptable = || service.mode == Ok(AddressMode::Node) || self.is_adoptable(service);
+        match self.whose.judge(service, listed, adoptable) {
             Whose::Foreign => Claim::Foreign,
             Whose::Others(who) => Claim::Others(who),
             Whose::Ours => request::claim(service),
@@ -68,6 +70,7 @@ impl Index {
         if !std::mem::take(&mut self.guards_outdated) {
             return;
         }
+        self.at_nodes.set_hosts(self.guards.hosts());
         let mut set = self.guards.set(&self.allocator.entries());
         self.probes.set_segments(self.guards.segments());
         self.probes.guard(&mut set);
@@ -98,7 +101,8 @@ impl Index {
             Kind::Grants => {
                 if let Ok(address) = name.parse() {
                     self.grants.touch(&address);
-                    if self.allocator.taken(address).is_none() {
+                    self.at_nodes.grants.touch(&address);
+                    if self.allocator.taken(address).is_none() && self.at_nodes.grants.get(&address).is_none() {
                         // Whoever has it.
                         self.allocator.granted(address, String::new(), vec![]);
                     }

@@ -4,6 +4,8 @@
 use sheave_api::addressprobe::most;
 
 use super::*;
+use crate::advertisements::Announced;
+use crate::node_mode::NODE_POOL;
 use crate::probes::{ProbeView, ProbeWrite};
 
 /// The API server, and the state of the checkers.
@@ -81,6 +83,7 @@ impl Api {
                     uid: format!("vip-{version}"),
                     version,
                     pool: pool.clone(),
+                    node: None,
                     services: vec![service.clone()],
                     announced: announced.clone(),
                     partly: None,
@@ -103,6 +106,19 @@ impl Api {
                 let version = self.next();
                 self.log.push(Observed::GrantGone(*address, version));
                 Ok(vec![Observed::Released(*address, entry.uid.clone())])
+            }
+            Write::GrantAtNode { address, node, services } => {
+                assert!(!self.grants.contains_key(address), "{address} is in the ledger");
+                Ok(self.put_grant(GrantView {
+                    address: *address,
+                    uid: format!("vip-{}", self.version),
+                    version: 0,
+                    pool: NODE_POOL.into(),
+                    node: Some(node.clone()),
+                    services: services.clone(),
+                    announced: Announced::default(),
+                    partly: None,
+                }))
             }
             Write::Amend { entry, from, to } => self.amend(entry, from, to),
             Write::Confirm(entry) => {
@@ -169,7 +185,7 @@ impl Api {
             let service = self.services.get(&ServiceKey::from(holder)).filter(|service| service.uid == holder.uid);
             let without = service.is_some_and(|service| !service.finalizer && !service.deleting);
             assert!(
-                !without || self.unmarked.contains(&holder.uid),
+                !without || self.unmarked.contains(&holder.uid) || known.node.is_some(),
                 "{} is granted an address without a finalizer",
                 holder.name
             );
@@ -210,6 +226,14 @@ impl Api {
                 assert!(!theirs || granted, "emptied, although {} has no class and it was not ours", service.key);
                 service.ingress.clear();
                 service.writer = Writer::Nobody;
+                self.shown.remove(&service.uid);
+            }
+            IngressChange::SetAll(addresses, ports) => {
+                for address in addresses {
+                    assert!(self.is_granted(*address, &service.uid), "{address} shown without a ledger entry");
+                }
+                service.ingress = addresses.iter().map(|address| Ingress::Vip(*address, ports.clone())).collect();
+                service.writer = Writer::Us;
                 self.shown.remove(&service.uid);
             }
             IngressChange::Set(address, ports) => {
@@ -269,7 +293,8 @@ impl Api {
                 (service.finalizer, service.managed) = (true, true);
             }
             FinalizerChange::Remove => {
-                let granted = self.grants.keys().any(|address| self.is_granted(*address, &service.uid));
+                let pooled = self.grants.values().filter(|grant| grant.node.is_none()).map(|grant| grant.address);
+                let granted = { pooled }.any(|address| self.is_granted(address, &service.uid));
                 let unknown = self.unanswered.contains(&service.uid);
                 assert!(!granted || unknown, "the finalizer of {} goes before its ledger entry", service.key);
                 (service.finalizer, service.managed) = (false, false);

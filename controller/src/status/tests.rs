@@ -14,6 +14,9 @@ fn after(service: &ServiceView, write: &StatusWrite) -> ServiceView {
     let mut service = service.clone();
     match &write.ingress {
         IngressChange::Leave => {}
+        IngressChange::SetAll(addresses, ports) => {
+            service.ingress = addresses.iter().map(|address| Ingress::Vip(*address, ports.clone())).collect();
+        }
         IngressChange::Set(address, ports) => service.ingress = vec![Ingress::Vip(*address, ports.clone())],
         IngressChange::Clear => service.ingress.clear(),
     }
@@ -28,6 +31,26 @@ fn after(service: &ServiceView, write: &StatusWrite) -> ServiceView {
         FinalizerChange::Remove => service.finalizer = false,
     }
     service
+}
+
+#[test]
+fn addresses_of_nodes_are_shown_once_and_without_a_finalizer() {
+    let addresses = [11, 12].map(|last| Ipv4Addr::new(192, 0, 2, last));
+    let first = at_nodes(&service(), &addresses, 2, None, false).unwrap();
+    let patch = first.patch(Timestamp::UNIX_EPOCH);
+    let entries = json!([{"ip": "192.0.2.11", "ipMode": "VIP"}, {"ip": "192.0.2.12", "ipMode": "VIP"}]);
+    assert_eq!((&patch["status"]["loadBalancer"]["ingress"], first.finalizer), (&entries, FinalizerChange::Leave));
+    let shown = after(&service(), &first);
+    assert_eq!(at_nodes(&shown, &addresses, 2, None, false), None);
+    // Local, without a pod anywhere: it keeps its ports.
+    let none = after(&shown, &at_nodes(&shown, &[], 2, None, false).unwrap());
+    assert!(none.ingress.is_empty() && none.condition.as_ref().unwrap().allocated);
+    // What was granted from a pool goes first, and the finalizer after it.
+    let pooled = ServiceView { finalizer: true, managed: true, ..shown.clone() };
+    assert_eq!(at_nodes(&pooled, &addresses, 2, None, true), None);
+    assert_eq!(at_nodes(&pooled, &addresses, 2, None, false).unwrap().finalizer, FinalizerChange::Remove);
+    assert_eq!(withdrawn_from_nodes(&shown, &addresses).unwrap().ingress, IngressChange::Clear);
+    assert_eq!(withdrawn_from_nodes(&service(), &[]), None);
 }
 
 #[test]

@@ -36,8 +36,8 @@ pub struct ServiceValue {
     /// Slot in `RINGS`.
     pub ring: u32,
     /// Bit set of [`ServiceValue::CLIENT_AFFINITY`], [`ServiceValue::SERVED_HERE`], [`ServiceValue::NO_NEW_FLOWS`],
-    /// [`ServiceValue::SOURCE_RANGES`], [`ServiceValue::EXCLUDED_TAKE`]; bits 5 to 15 are [`ServiceValue::counter_slot`], the upper half is
-    /// [`ServiceValue::ranges_slot`].
+    /// [`ServiceValue::SOURCE_RANGES`], [`ServiceValue::EXCLUDED_TAKE`], [`ServiceValue::NODE_FLOWS`]; bits 5 to 15 are
+    /// [`ServiceValue::counter_slot`], bits 16 to 27 are [`ServiceValue::ranges_slot`].
     pub flags: u32,
 }
 
@@ -52,16 +52,19 @@ impl ServiceValue {
     pub const SOURCE_RANGES: u32 = 8;
     /// Nodes with the exclude label ([`Node::EXCLUDED`]) take new flows of it, so SYNs ask them for their client as they ask others.
     pub const EXCLUDED_TAKE: u32 = 16;
+    /// A port of a node's address from which the node's kernel may open flows of its own, and of pods that it masquerades: what is no
+    /// SYN may be an answer to one of those. So it goes up the stack first, where conntrack knows them, and else on to its row.
+    pub const NODE_FLOWS: u32 = 1 << 31;
 
     /// More is to be looked at than the row.
     #[inline(always)]
     pub const fn asks_more(self) -> bool {
-        self.flags & (Self::CLIENT_AFFINITY | Self::NO_NEW_FLOWS | Self::SOURCE_RANGES) != 0
+        self.flags & (Self::CLIENT_AFFINITY | Self::NO_NEW_FLOWS | Self::SOURCE_RANGES | Self::NODE_FLOWS) != 0
     }
 
     /// The flags of a service port whose Service has its source ranges in this slot.
     pub const fn restricted_to(slot: u16) -> u32 {
-        Self::SOURCE_RANGES | (slot as u32) << 16
+        Self::SOURCE_RANGES | (slot as u32) << Self::RANGES_AT & Self::RANGES
     }
 
     /// The flags of a service port whose Service is counted in this slot.
@@ -76,10 +79,12 @@ impl ServiceValue {
 
     const COUNTERS_AT: u32 = 5;
     const COUNTERS: u32 = (crate::MAX_COUNTED - 1) << Self::COUNTERS_AT;
+    const RANGES_AT: u32 = 16;
+    const RANGES: u32 = (crate::MAX_RESTRICTED - 1) << Self::RANGES_AT;
 
     /// Where the source ranges of the Service are, with [`ServiceValue::SOURCE_RANGES`].
     pub const fn ranges_slot(self) -> u16 {
-        (self.flags >> 16) as u16
+        ((self.flags & Self::RANGES) >> Self::RANGES_AT) as u16
     }
 }
 
@@ -183,15 +188,15 @@ mod tests {
     #[test]
     fn slots_stand_beside_all_other_flags() {
         let served = ServiceValue::SERVED_HERE | ServiceValue::NO_NEW_FLOWS | ServiceValue::EXCLUDED_TAKE;
-        let others = ServiceValue::CLIENT_AFFINITY | served;
-        for slot in [0, 1, 0x8001, u16::MAX] {
+        let others = ServiceValue::CLIENT_AFFINITY | ServiceValue::NODE_FLOWS | served;
+        for slot in [0, 1, 0x801, crate::MAX_RESTRICTED as u16 - 1] {
             let value = ServiceValue { ring: 7, flags: others | ServiceValue::restricted_to(slot) };
             assert_eq!((value.ranges_slot(), value.counter_slot()), (slot, 0));
-            assert_eq!(value.flags & 0xffff, others | ServiceValue::SOURCE_RANGES);
+            assert_eq!(value.flags & 0xf000_ffff, others | ServiceValue::SOURCE_RANGES);
             for counters in [0, 1, 1024, crate::MAX_COUNTED as u16 - 1] {
                 let both = ServiceValue { flags: value.flags | ServiceValue::counted_in(counters), ..value };
                 assert_eq!((both.ranges_slot(), both.counter_slot()), (slot, counters));
-                assert_eq!(both.flags & 0x1f, others | ServiceValue::SOURCE_RANGES);
+                assert_eq!(both.flags & 0xf000_001f, others | ServiceValue::SOURCE_RANGES);
             }
         }
     }

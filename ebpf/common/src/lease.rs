@@ -31,7 +31,7 @@ pub struct Config {
     pub hash_key: [u64; 2],
     /// The uplink's own MAC address: what ARP answers name and what dispatched frames carry as source.
     pub mac: [u8; 6],
-    /// Bit set of [`Config::UDP_SILENT`].
+    /// Bit set of [`Config::UDP_SILENT`], [`Config::NODE_ADDRESSES`].
     pub flags: u16,
     /// This node's slot in `NODES`; 0 until known: then every VIP packet passes to the stack.
     pub self_slot: u32,
@@ -42,6 +42,8 @@ impl Config {
     /// UDP to an unserved VIP port is dropped in XDP. Without it the packet passes to the guard in nftables, which answers with
     /// ICMP port unreachable.
     pub const UDP_SILENT: u16 = 1;
+    /// Map `NODE_ADDRESSES` has some. Else it is not asked: packets of the node itself, most of all, pay for a test of this flag.
+    pub const NODE_ADDRESSES: u16 = 2;
 }
 
 const _: () = assert!(size_of::<Lease>() == 16);

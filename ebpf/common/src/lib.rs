@@ -41,6 +41,8 @@ pub mod map {
     pub const OWN: &str = "OWN";
     /// Hash: VIP (`[u8; 4]`) -> [`VipValue`](crate::VipValue): every granted VIP, owned or not. Writer: dataplane sync.
     pub const VIPS: &str = "VIPS";
+    /// Hash: address of a node (`[u8; 4]`) -> u32, which means nothing: some of its ports are a Service's. Writer: dataplane sync.
+    pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
     /// Hash: [`ServiceKey`](crate::ServiceKey) -> [`ServiceValue`](crate::ServiceValue). Writer: dataplane sync.
     pub const SERVICES: &str = "SERVICES";
     /// Array of maps: ring slot -> Array of words (see [`RingHead`](crate::RingHead)). Equal rings share a slot.
@@ -65,6 +67,8 @@ pub mod map {
 pub const MAX_NODES: u32 = 1024;
 /// VIPs in the `VIPS` and `OWN` maps.
 pub const MAX_VIPS: u32 = 4096;
+/// Addresses of nodes in `NODE_ADDRESSES`; a node has several.
+pub const MAX_NODE_ADDRESSES: u32 = 4 * MAX_NODES;
 /// Service ports in `SERVICES`.
 pub const MAX_SERVICES: u32 = 16_384;
 /// Slots in `RINGS`: room for every service port to get another ring beside the one that it has.

@@ -159,8 +159,26 @@ impl View {
     pub fn divided_vips(&self) -> (Vec<Granted<'_>>, Vec<Granted<'_>>) {
         let mut taken: BTreeSet<Ipv4Addr> = self.nodes.values().map(|node| node.address).collect();
         taken.extend(self.nodes.values().flat_map(|node| &node.aliases));
-        let vips = self.vips.iter().map(|(vip, granted)| (*vip, granted));
-        vips.partition(|(vip, _)| !taken.contains(vip))
+        let vips = self.vips.iter().filter(|(_, granted)| granted.node.is_none());
+        vips.map(|(vip, granted)| (*vip, granted)).partition(|(vip, _)| !taken.contains(vip))
+    }
+
+    /// Addresses of nodes at which ports are granted, and those among them that the node does not have (any more).
+    pub fn divided_node_addresses(&self) -> (Vec<Granted<'_>>, Vec<Granted<'_>>) {
+        let has = |node: &String, address: &Ipv4Addr| {
+            let node = self.nodes.get(node).filter(|node| !node.departed);
+            node.is_some_and(|node| node.address == *address || node.aliases.contains(address))
+        };
+        let granted =
+            self.vips.iter().filter_map(|(address, granted)| Some((*address, granted, granted.node.as_ref()?)));
+        let (served, others): (Vec<_>, Vec<_>) = granted.partition(|(address, _, node)| has(node, address));
+        let without_node = |all: Vec<(Ipv4Addr, _, _)>| all.into_iter().map(|(address, granted, _)| (address, granted));
+        (without_node(served).collect(), without_node(others).collect())
+    }
+
+    /// Whether the address was granted as such, to Services.
+    pub fn is_vip(&self, address: Ipv4Addr) -> bool {
+        self.vips.get(&address).is_some_and(|granted| granted.node.is_none())
     }
 
     /// The first of [`Self::divided_vips`], without their grants.

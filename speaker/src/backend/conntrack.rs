@@ -11,20 +11,19 @@
 //! blocks; figures in bench/README.md, Conntrack. Read first: kernel net/netfilter/nf_conntrack_netlink.c; attributes in
 //! include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 
 use ebpf_common::FlowTuple;
-use speaker_core::backend::{Flow, TcpState};
+use speaker_core::backend::{Destinations, Flow, TcpState};
 
 use super::netfilter::{Netfilter, attribute, nested, number, plain};
 
-/// Every flow to these addresses, as many as [`MAX_FLOWS`].
-pub fn flows(vips: &BTreeSet<Ipv4Addr>) -> io::Result<Vec<Flow>> {
+/// Every flow to these, as many as [`MAX_FLOWS`].
+pub fn flows(to: &Destinations) -> io::Result<Vec<Flow>> {
     let mut flows = Vec::new();
     let mut left_out = 0_u64;
-    dump(&Netfilter::open()?, vips, &mut |flow, _| {
+    dump(&Netfilter::open()?, to, &mut |flow, _| {
         if flows.len() < MAX_FLOWS {
             flows.push(*flow);
         } else {
@@ -37,14 +36,14 @@ pub fn flows(vips: &BTreeSet<Ipv4Addr>) -> io::Result<Vec<Flow>> {
     Ok(flows)
 }
 
-/// Deletes the flows to these addresses for which `lost` is true. Returns how many there were.
-pub fn forget(vips: &BTreeSet<Ipv4Addr>, mut lost: impl FnMut(&Flow) -> bool) -> io::Result<usize> {
+/// Deletes the flows to these for which `lost` is true. Returns how many there were.
+pub fn forget(to: &Destinations, mut lost: impl FnMut(&Flow) -> bool) -> io::Result<usize> {
     let netfilter = Netfilter::open()?;
     let mut forgotten = 0;
     loop {
         let mut found = Vec::new();
         let mut more = false;
-        dump(&netfilter, vips, &mut |flow, entry| {
+        dump(&netfilter, to, &mut |flow, entry| {
             if lost(flow) {
                 more |= found.len() == AT_ONCE;
                 found.extend(description(entry).filter(|_| !more));
@@ -66,22 +65,23 @@ pub fn forget(vips: &BTreeSet<Ipv4Addr>, mut lost: impl FnMut(&Flow) -> bool) ->
 
 /// Deletes what closed connections left (TIME_WAIT, CLOSE): a client that uses the port again may by now have its flow on
 /// another node, and the leftover would catch it.
-pub fn forget_closed(vips: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
-    forget(vips, Flow::is_closed)
+pub fn forget_closed(to: &Destinations) -> io::Result<usize> {
+    forget(to, Flow::is_closed)
 }
 
-fn dump(netfilter: &Netfilter, vips: &BTreeSet<Ipv4Addr>, each: &mut dyn FnMut(&Flow, &[u8])) -> io::Result<()> {
-    let filters: Vec<(Option<Ipv4Addr>, Vec<u8>)> = if vips.len() <= FEW {
-        vips.iter().map(|&vip| (Some(vip), to_address(vip))).collect()
+fn dump(netfilter: &Netfilter, to: &Destinations, each: &mut dyn FnMut(&Flow, &[u8])) -> io::Result<()> {
+    let addresses = to.addresses();
+    let filters: Vec<(Option<Ipv4Addr>, Vec<u8>)> = if addresses.len() <= FEW {
+        addresses.iter().map(|&vip| (Some(vip), to_address(vip))).collect()
     } else {
         vec![(None, Vec::new())]
     };
     for (only, filter) in filters {
         netfilter.request(GET, libc::NLM_F_DUMP, &filter, &mut |entry| {
             // Most entries are none of ours: the address is compared first.
-            let requested = |address| only.map_or_else(|| vips.contains(&address), |only| only == address);
+            let requested = |address| only.map_or_else(|| addresses.contains(&address), |only| only == address);
             if destination(entry).is_some_and(requested)
-                && let Some(flow) = flow(entry)
+                && let Some(flow) = flow(entry).filter(|flow| to.has(flow))
             {
                 each(&flow, entry);
             }

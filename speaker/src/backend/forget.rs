@@ -143,7 +143,7 @@ async fn forget(lost: Lost) -> io::Result<Outcome> {
     let began = Instant::now();
     let (forgotten, pods) = blocking(move || {
         let mut pods = BTreeSet::new();
-        let forgotten = conntrack::forget(first.now.vips(), |flow| {
+        let forgotten = conntrack::forget(first.now.destinations(), |flow| {
             let (lost, open) = (first.has(flow), is_open(flow));
             if lost && open && pods.len() < MAX_PROBED {
                 pods.insert(flow.pod);
@@ -165,7 +165,7 @@ async fn forget(lost: Lost) -> io::Result<Outcome> {
         .await;
     let (tcp, unnamed) = blocking(move || {
         let mut unnamed = 0;
-        let forgotten = conntrack::forget(lost.now.vips(), |flow| {
+        let forgotten = conntrack::forget(lost.now.destinations(), |flow| {
             let lost = is_open(flow) && lost.has(flow);
             let gone = lost && silent.contains(&flow.pod);
             unnamed += u64::from(lost && !gone);

@@ -3,17 +3,16 @@
 //! Reading the flows, and finding the rows of hundreds of thousands, is work of the blocking pool; both completions are events of the
 //! dataplane loop.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ebpf_common::{FlowTuple, ServiceKey};
 use speaker_core::backend::affinity::{ClientSet, Clients, Kept};
-use speaker_core::backend::{Flow, TcpState};
+use speaker_core::backend::{Destinations, Flow, TcpState};
 use speaker_core::forwarding::Table;
 use speaker_core::health::Connections;
 use speaker_core::reports::reporter::{Announcement, Reporter};
@@ -32,8 +31,8 @@ const RARELY: Duration = Duration::from_secs(30);
 /// Scans take at most this part of the time: with 100,000 entries it lasts a tenth of a second.
 const SHARE: u32 = 20;
 
-/// Where flows to these addresses are read. `true`: what closed connections left is deleted first.
-pub type Source = Arc<dyn Fn(&BTreeSet<Ipv4Addr>, bool) -> io::Result<Vec<Flow>> + Send + Sync>;
+/// Where flows to these are read. `true`: what closed connections left is deleted first.
+pub type Source = Arc<dyn Fn(&Destinations, bool) -> io::Result<Vec<Flow>> + Send + Sync>;
 
 /// Where the clients of a set are read; `None`: there is no such set (any more).
 pub type ClientSource = Arc<dyn Fn(&ClientSet) -> io::Result<Option<Clients>> + Send + Sync>;
@@ -45,11 +44,11 @@ pub fn nftables() -> ClientSource {
 
 /// Flows of the kernel's conntrack.
 pub fn conntrack() -> Source {
-    Arc::new(|vips, forget_closed| {
+    Arc::new(|to, forget_closed| {
         if forget_closed {
-            conntrack::forget_closed(vips)?;
+            conntrack::forget_closed(to)?;
         }
-        conntrack::flows(vips)
+        conntrack::flows(to)
     })
 }
 
@@ -140,12 +139,12 @@ impl ConntrackScan {
     }
 
     /// After a change rows may have come here whose flows meet entries of closed connections: those are deleted first.
-    pub fn begin(&mut self, vips: BTreeSet<Ipv4Addr>, sets: BTreeMap<ClientSet, Kept>, now: Instant) {
+    pub fn begin(&mut self, to: Destinations, sets: BTreeMap<ClientSet, Kept>, now: Instant) {
         let changed = self.scanned.replace(now).is_none();
         let (source, clients) = (self.source.clone(), self.clients.clone());
         self.running = Some(Running::Read(spawn_blocking(move || {
             let clients = known_clients(&clients, &sets)?;
-            Ok(Read { flows: source(&vips, changed)?, clients })
+            Ok(Read { flows: source(&to, changed)?, clients })
         })));
     }
 
@@ -213,6 +212,8 @@ fn known_clients(source: &ClientSource, sets: &BTreeMap<ClientSet, Kept>) -> io:
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]

@@ -15,11 +15,12 @@ use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::{ABI_VERSION, PROGRAM, map};
 
-pub const MAPS: [&str; 13] = [
+pub const MAPS: [&str; 14] = [
     map::CONFIG,
     map::LEASE,
     map::OWN,
     map::VIPS,
+    map::NODE_ADDRESSES,
     map::SERVICES,
     map::SOURCE_RANGES,
     map::DENIED,

@@ -57,6 +57,7 @@ impl LeaseMaps {
 pub struct ForwardingMaps {
     config: Array<MapData, Config>,
     vips: HashMap<MapData, [u8; 4], VipValue>,
+    node_addresses: HashMap<MapData, [u8; 4], u32>,
     services: HashMap<MapData, ServiceKey, ServiceValue>,
     source_ranges: LpmTrie<MapData, RangeKey, u32>,
     rings: MapData,
@@ -69,6 +70,7 @@ impl ForwardingMaps {
         Ok(Self {
             config: Array::try_from(open(pins, map::CONFIG, Map::Array)?)?,
             vips: HashMap::try_from(open(pins, map::VIPS, Map::HashMap)?)?,
+            node_addresses: HashMap::try_from(open(pins, map::NODE_ADDRESSES, Map::HashMap)?)?,
             services: HashMap::try_from(open(pins, map::SERVICES, Map::HashMap)?)?,
             source_ranges: LpmTrie::try_from(open(pins, map::SOURCE_RANGES, Map::LpmTrie)?)?,
             rings: pinned(pins, map::RINGS)?,
@@ -83,6 +85,9 @@ impl ForwardingMaps {
         let mut state = MapState::default();
         for vip in self.vips.keys() {
             state.vips.insert(vip?);
+        }
+        for address in self.node_addresses.keys() {
+            state.node_addresses.insert(address?);
         }
         for entry in self.services.iter() {
             let (key, value) = entry?;
@@ -147,6 +152,8 @@ impl ForwardingMaps {
             MapOp::DelRange(range) => absent_is_fine(self.source_ranges.remove(&range_key(range)))?,
             MapOp::SetVip { addr } => self.vips.insert(*addr, VipValue::default(), 0)?,
             MapOp::DelVip { addr } => absent_is_fine(self.vips.remove(addr))?,
+            MapOp::SetNodeAddress { addr } => self.node_addresses.insert(*addr, 1, 0)?,
+            MapOp::DelNodeAddress { addr } => absent_is_fine(self.node_addresses.remove(addr))?,
             MapOp::SetRing { .. } | MapOp::DelRing { .. } => self.put_rings(std::slice::from_ref(op), |_| {})?,
         }
         Ok(())

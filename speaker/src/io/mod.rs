@@ -8,7 +8,7 @@
 //! | filter.rs | classic BPF: what the sockets of arp.rs, dhcp.rs and udp.rs queue | none |
 //! | tcp_probe.rs | TCP probes of pods | none |
 //! | udp.rs | the sockets of heartbeats and flow reports | NET_RAW (SO_BINDTODEVICE) |
-//! | memory.rs | free memory of the heap to the kernel | none |
+//! | listening.rs | sockets that listen, from /proc/net | none |
 //! | netlink.rs | links, addresses, neighbours, routes | none (reading) |
 //! | random.rs | the system's random source | none |
 //! | schedule.rs | SCHED_FIFO for the election thread | SYS_NICE (works without) |
@@ -17,6 +17,7 @@ pub mod arp;
 pub mod clock;
 pub mod dhcp;
 pub mod filter;
+pub mod listening;
 pub mod netlink;
 pub mod random;
 pub mod schedule;

@@ -19,6 +19,8 @@ pub struct Facts<'a> {
     pub notes: Vec<Cause>,
     pub limits: Vec<String>,
     pub drained: Option<LocalDrain>,
+    /// Services with policy Local and pods here, at this node's address.
+    pub local_services: Vec<String>,
 }
 
 /// `known`: the conditions as they stand in the API; one that stays True or False keeps its time.
@@ -33,6 +35,8 @@ pub fn status(facts: &Facts, known: &[Condition], now: Timestamp) -> SpeakerStat
         cni: host.cni.map(str::to_owned),
         uplinks: host.uplink.iter().cloned().collect(),
         drained: facts.drained.clone(),
+        listening: host.listening.clone(),
+        local_services: facts.local_services.clone(),
         limits_reached: facts.limits.iter().take(most::ENTRIES).cloned().collect(),
         conditions: conditions(facts).into_iter().map(|condition| condition.since(known, now)).collect(),
     }
@@ -152,13 +156,14 @@ mod tests {
             service_proxy: Some("nftables".into()),
             cni: Some("flannel"),
             dropping: vec![],
+            listening: None,
         }
     }
 
     fn facts<'a>(host: &'a HostFacts, not_ready: &[Cause], notes: &[Cause]) -> Facts<'a> {
         let attached = !not_ready.contains(&Cause::NotAttached);
         let (not_ready, notes) = (not_ready.to_vec(), notes.to_vec());
-        Facts { host, attached, not_ready, notes, limits: vec![], drained: None }
+        Facts { host, attached, not_ready, notes, limits: vec![], drained: None, local_services: vec![] }
     }
 
     fn condition<'a>(status: &'a SpeakerStateStatus, kind: &str) -> (&'a str, &'a str, &'a str) {

@@ -6,14 +6,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sheave_api::UplinkState;
 use sheave_api::speakerstate::most;
+use sheave_api::{Listening, UplinkState};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::backend::service_proxy::{self, Mode};
 use crate::backend::{Chain, ForeignChains};
 use crate::health::Cause;
+use crate::io::listening;
 use crate::io::netlink::{Reader, UplinkDevice};
 
 /// What was found; `None`: it could not be read, or there is nothing to be told.
@@ -25,6 +26,8 @@ pub struct HostFacts {
     pub cni: Option<&'static str>,
     /// Chains of others that drop packets to pods unless a rule of theirs accepts them, and that we cannot overrule.
     pub dropping: Vec<String>,
+    /// Ports on which something listens.
+    pub listening: Option<Listening>,
 }
 
 /// Looks at the host.
@@ -36,6 +39,8 @@ pub struct Survey {
     chains: ForeignChains,
     /// The chains that were logged.
     dropping: Vec<String>,
+    /// UDP ports of the last look.
+    udp: BTreeSet<u16>,
     /// What could not be read at the last look.
     failing: BTreeMap<&'static str, String>,
 }
@@ -49,12 +54,16 @@ impl Survey {
             reader: None,
             chains: ForeignChains::default(),
             dropping: Vec::new(),
+            udp: BTreeSet::new(),
             failing: BTreeMap::new(),
         }
     }
 
     pub async fn read(&mut self) -> HostFacts {
         let mut facts = HostFacts { kernel: kernel(), ..HostFacts::default() };
+        let found = tokio::task::spawn_blocking(|| listening::read(Path::new(SOCKETS))).await;
+        let found = found.context("the task ended").and_then(|found| found.context("read sockets"));
+        facts.listening = self.note("sockets", found).and_then(|found| self.steady(found));
         let devices = timeout(PATIENCE, self.devices()).await.context("no answer in time").flatten();
         let Some((names, uplink)) = self.note("devices", devices) else { return facts };
         facts.cni = cni(&names);
@@ -80,6 +89,15 @@ impl Survey {
         self.chains = chains;
         let dropping = dropping.iter().filter(|chain| !is_passed(chain, &modes)).map(Chain::to_string).collect();
         Ok((modes, dropping))
+    }
+
+    /// Clients bind UDP ports for a moment: of ephemeral ones those count that two looks have found.
+    fn steady(&mut self, found: listening::Listening) -> Option<Listening> {
+        let counts = |port: &u16| *port < EPHEMERAL || self.udp.contains(port);
+        let udp: Vec<i32> = found.udp.iter().filter(|port| counts(port)).map(|port| i32::from(*port)).collect();
+        let tcp: Vec<i32> = found.tcp.iter().map(|port| i32::from(*port)).collect();
+        self.udp = found.udp;
+        (tcp.len() <= most::PORTS && udp.len() <= most::PORTS).then_some(Listening { tcp, udp })
     }
 
     fn note_dropping(&mut self, dropping: &[String]) {
@@ -174,6 +192,9 @@ const DEVICES: [(&str, &str); 9] = [
     ("weave", "weave"),
     ("cni0", "bridge"),
 ];
+const SOCKETS: &str = "/proc/self/net";
+/// The first of the ports that kernels give to clients (net.ipv4.ip_local_port_range), as they ship.
+const EPHEMERAL: u16 = 32_768;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// [`HostFacts::service_proxy`] of a node without kube-proxy.
 pub const NO_PROXY: &str = "none";

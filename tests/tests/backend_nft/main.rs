@@ -8,6 +8,7 @@ mod firewalls;
 mod fragments;
 mod host_rules;
 mod inside;
+mod node_address;
 mod packet;
 mod packet_path;
 mod path_mtu;

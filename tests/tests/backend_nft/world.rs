@@ -169,7 +169,7 @@ impl Node {
         Ipv4Addr::new(192, 0, 2, 10 + self.slot as u8)
     }
 
-    /// Stands in for XDP: packets to a VIP get this mark, SYNs and packets in search [`Mark::LOCAL`], with or without `no_reset`.
+    /// Stands in for XDP: packets to a VIP, or to the Service's ports of a node, get this mark, SYNs and packets in search [`Mark::LOCAL`], with or without `no_reset`.
     pub fn mark(&self, mark: Mark) {
         self.mark_searching(mark, Mark::LOCAL);
     }
@@ -219,7 +219,10 @@ impl Node {
                  }}
                  chain ingress {{
                      type filter hook ingress device \"eth0\" priority 0; policy accept;
-                     ip daddr != {{ {VIP}, {OTHER_VIP} }} accept
+                     ip daddr {{ {ADDRESS}, {ADDRESS_B} }} meta l4proto {{ tcp, udp }} th dport {{ 80, 53 }} goto ours
+                     ip daddr {{ {VIP}, {OTHER_VIP} }} goto ours
+                 }}
+                 chain ours {{
                      ether type ip ip frag-off & 0x8000 != 0 goto travelling
                      {new}
                      ether saddr set {first} {held_first}
@@ -446,8 +449,8 @@ fn answer_tcp(listener: TcpListener) {
 }
 
 /// Of the node in every view here.
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
-const ADDRESS_B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 12);
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
+pub const ADDRESS_B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 12);
 
 /// What a node's speaker would have: both VIPs serve 80 TCP and 53 UDP, with these pods on this node.
 pub fn plan(pods: &[Ipv4Addr], affinity: Affinity) -> Plan {
@@ -469,11 +472,14 @@ pub fn plan_with(endpoints: Vec<Endpoint>, attributes: ServiceAttributes) -> Pla
     };
     let slice = EndpointSlice { service: "web".into(), ports: ports(8080, 5353), endpoints };
     let vip = VirtualIp { pool: "pool".into(), services: vec![name.clone()], ..VirtualIp::default() };
+    let at_node = |node: &str| VirtualIp { node: Some(node.into()), ..vip.clone() };
     let view = View::from(vec![
         Object::Node("node".into(), NodeView::at(ADDRESS)),
         Object::Node("b".into(), NodeView::at(ADDRESS_B)),
         Object::Service(name.clone(), Service { ports: ports(80, 53), attributes }),
         Object::EndpointSlice(name, slice),
+        Object::VirtualIp(ADDRESS, at_node("node")),
+        Object::VirtualIp(ADDRESS_B, at_node("b")),
         Object::VirtualIp(VIP, vip.clone()),
         Object::VirtualIp(OTHER_VIP, vip),
     ]);

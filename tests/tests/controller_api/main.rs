@@ -3,6 +3,7 @@
 //! One lab, one story: every chapter starts from the state that the one before has left.
 
 mod advertisements;
+mod at_nodes;
 mod attributes;
 mod bad_objects;
 mod claims;
@@ -75,6 +76,7 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     chapter("attributes", attributes::chapters(&objects, &pair))?;
     chapter("finalizer", finalizer::chapters(&objects, &mut pair))?;
     chapter("guards", guards::chapters(&objects, &pair, folder))?;
+    chapter("nodes' addresses", at_nodes::chapters(&objects))?;
     chapter("probes", probes::chapters(&objects, &pair, folder))?;
     chapter("sheave init", init::chapters(&objects, folder))?;
     chapter("whose", whose::chapters(&objects, &mut pair))?;

@@ -4,6 +4,7 @@
 
 mod arp;
 mod fragments;
+mod node_address;
 mod second_chance;
 #[path = "../xdp_world/mod.rs"]
 mod xdp_world;

@@ -75,10 +75,36 @@ impl Flow {
     }
 }
 
+/// Where flows that are ours are sent to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Destinations {
+    pub vips: BTreeSet<Ipv4Addr>,
+    /// At addresses of nodes: flows to their other ports, NodePorts among them, are not ours.
+    pub node_ports: BTreeSet<ServiceKey>,
+}
+
+impl Destinations {
+    pub fn has(&self, flow: &Flow) -> bool {
+        self.vips.contains(&flow.vip()) || !self.node_ports.is_empty() && self.node_ports.contains(&flow.service())
+    }
+
+    /// All addresses among them.
+    pub fn addresses(&self) -> BTreeSet<Ipv4Addr> {
+        let of_nodes = self.node_ports.iter().map(|key| Ipv4Addr::from(key.addr));
+        self.vips.iter().copied().chain(of_nodes).collect()
+    }
+}
+
+impl From<BTreeSet<Ipv4Addr>> for Destinations {
+    fn from(vips: BTreeSet<Ipv4Addr>) -> Self {
+        Self { vips, node_ports: BTreeSet::new() }
+    }
+}
+
 /// The pods that flows may stay with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
-    vips: BTreeSet<Ipv4Addr>,
+    destinations: Destinations,
     /// Every pod of every service on any node, ready or not: kube-proxy's flows to a VIP, of this node's own processes, go to
     /// pods elsewhere and stay.
     pods: BTreeSet<Ipv4Addr>,
@@ -116,7 +142,7 @@ impl Endpoints {
             ports.map(|(key, frontend)| (*key, pods(frontend))).collect()
         };
         Self {
-            vips: view.served_vips(),
+            destinations: Destinations { vips: view.served_vips(), node_ports: super::node_ports(view, frontends) },
             pods: endpoints().map(|endpoint| endpoint.address).collect(),
             udp: targets(Protocol::Udp, &|pod| pod.conditions.ready || pod.conditions.serving),
             udp_named: targets(Protocol::Udp, &|_| true),
@@ -130,14 +156,14 @@ impl Endpoints {
         Self { uncertainty, ..self }
     }
 
-    /// Flows to these are ours to judge.
     /// Flows to other addresses are none of ours.
     pub(super) fn retain_vips(&mut self, served: &BTreeSet<Ipv4Addr>) {
-        self.vips.retain(|vip| served.contains(vip));
+        self.destinations.vips.retain(|vip| served.contains(vip));
     }
 
-    pub fn vips(&self) -> &BTreeSet<Ipv4Addr> {
-        &self.vips
+    /// Flows to these are ours to judge.
+    pub fn destinations(&self) -> &Destinations {
+        &self.destinations
     }
 
     /// The flow has no pod left. TCP stays with a pod for as long as the view lists it: a pod that stops serving closes its
@@ -147,7 +173,7 @@ impl Endpoints {
         let gone = !self.pods.contains(&flow.pod.0);
         let udp = if self.uncertainty { &self.udp_named } else { &self.udp };
         let left = || udp.get(&flow.service()).is_some_and(|pods| !pods.contains(&flow.pod));
-        self.vips.contains(&flow.vip()) && (gone || left())
+        self.destinations.has(flow) && (gone || left())
     }
 
     /// The pod, one of this node, is named for this TCP port, ready or not.
@@ -157,7 +183,7 @@ impl Endpoints {
 
     /// A flow to a VIP that has its pod on this node.
     pub fn serves_here(&self, flow: &Flow) -> bool {
-        self.vips.contains(&flow.vip()) && self.here.contains(&flow.pod.0) && !self.lost(flow)
+        self.destinations.has(flow) && self.here.contains(&flow.pod.0) && !self.lost(flow)
     }
 
     /// Whether this change can have orphaned any flow. If not, conntrack need not be scanned.
@@ -167,7 +193,8 @@ impl Endpoints {
         let certain = before.uncertainty && !self.uncertainty;
         certain
             || !before.pods.is_subset(&self.pods)
-            || !self.vips.is_subset(&before.vips)
+            || !self.destinations.vips.is_subset(&before.destinations.vips)
+            || !self.destinations.node_ports.is_subset(&before.destinations.node_ports)
             || self.udp.iter().any(fewer)
     }
 }

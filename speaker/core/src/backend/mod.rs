@@ -23,7 +23,7 @@ use crate::startup::Target;
 use crate::view::endpoints::{Frontend, Pod, frontends};
 use crate::view::{ServiceAttributes, View};
 
-pub use flow::{Endpoints, Flow, TcpState};
+pub use flow::{Destinations, Endpoints, Flow, TcpState};
 pub use removal_grace::RemovalGrace;
 pub use udp_pin::UdpPins;
 pub use uncertainty::Uncertainty;
@@ -35,6 +35,8 @@ pub struct Plan {
     /// Of this node on the segment, if the view has it: the origin of searches that begin here.
     pub address: Option<Ipv4Addr>,
     pub vips: BTreeSet<Ipv4Addr>,
+    /// Service ports at addresses of nodes, whether a pod of this node serves them or not. Other ports of these addresses are the node's.
+    pub node_ports: BTreeSet<ServiceKey>,
     /// Service ports with a pod on this node. All others of a VIP run into the guard.
     pub services: BTreeMap<ServiceKey, LocalPods>,
     /// Service ports that this node translates for its own clients, because kube-proxy does not ([`ruleset`]).
@@ -122,6 +124,7 @@ impl Plan {
             uplink,
             address: view.nodes().get(node).map(|node| node.address),
             vips: view.served_vips(),
+            node_ports: node_ports(view, frontends),
             services,
             inside: inside(frontends, |attributes| attributes.without_kube_proxy),
             inside_refused: inside_refused(frontends, |attributes| attributes.without_kube_proxy),
@@ -141,14 +144,20 @@ impl Plan {
         Self { inside, inside_refused, ..self }
     }
 
-    /// Rules for no other VIPs than these: what the node does not serve it must not touch.
+    /// Rules for no other VIPs than these, beside nodes' ports: what the node does not serve it must not touch.
     pub fn serving(mut self, vips: &BTreeSet<Ipv4Addr>) -> Self {
+        let serves = |key: &ServiceKey| vips.contains(&key.addr.into()) || self.node_ports.contains(key);
+        self.services.retain(|key, _| serves(key));
+        self.inside.retain(|key, _| serves(key));
+        self.inside_refused.retain(serves);
         self.vips.retain(|vip| vips.contains(vip));
-        self.services.retain(|key, _| vips.contains(&key.addr.into()));
-        self.inside.retain(|key, _| vips.contains(&key.addr.into()));
-        self.inside_refused.retain(|key| vips.contains(&key.addr.into()));
         self.endpoints.retain_vips(vips);
         self
+    }
+
+    /// Whether packets to this service port are ours.
+    pub fn has(&self, key: &ServiceKey) -> bool {
+        self.vips.contains(&key.addr.into()) || self.node_ports.contains(key)
     }
 
     pub fn with_peers(self, peers: BTreeMap<u16, Ipv4Addr>) -> Self {
@@ -252,6 +261,12 @@ fn serving<'a, 'b: 'a, I: Iterator<Item = &'a Pod<'b>>>(pods: impl Fn() -> I) ->
     serving.dedup();
     serving.truncate(MAX_PODS);
     (serving, last_resort)
+}
+
+fn node_ports(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> BTreeSet<ServiceKey> {
+    let addresses: BTreeSet<Ipv4Addr> =
+        view.divided_node_addresses().0.into_iter().map(|(address, _)| address).collect();
+    frontends.keys().filter(|key| addresses.contains(&key.addr.into())).copied().collect()
 }
 
 fn inside(

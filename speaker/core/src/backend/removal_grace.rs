@@ -41,7 +41,7 @@ impl RemovalGrace {
             // A pod that is still listed but not ready, or terminating, gets no grace period.
             seen.pods.pods.retain(|pod| !plan.endpoints.names(key, pod));
             let since = *seen.unnamed.get_or_insert(now);
-            let here = !plan.services.contains_key(key) && plan.vips.contains(&key.addr.into());
+            let here = !plan.services.contains_key(key) && plan.has(key);
             here && !seen.pods.pods.is_empty() && now.since(since) < Self::TIME
         });
         let removal_grace = self.0.iter().filter(|(_, seen)| seen.unnamed.is_some());

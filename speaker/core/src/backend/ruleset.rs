@@ -18,7 +18,9 @@
 
 mod adverts;
 mod affinity;
+mod flow_lookup;
 mod inside;
+mod node_ports;
 mod source_ranges;
 mod via;
 
@@ -29,7 +31,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{FlowTuple, Mark, NextHop, RESERVED_FLAG, SearchState, ServiceKey};
+use ebpf_common::{FlowTuple, Mark, RESERVED_FLAG, ServiceKey};
 
 use super::affinity::Records;
 use super::udp_pin::Targets;
@@ -60,6 +62,7 @@ pub fn replace_with(plan: &Plan, records: &Records) -> String {
     }
     let vips: Vec<String> = plan.vips.iter().map(Ipv4Addr::to_string).collect();
     line(&mut text, format_args!("\tset vips {{ type ipv4_addr; {}}}", elements(&vips)));
+    node_ports::sets(&mut text, plan);
     affinity::sets(&mut text, plan, records);
     let pods = affinity::Pods::of(plan);
     for (chain, rules) in plan.services.iter().flat_map(|(key, local)| chains(key, local, &pods)) {
@@ -82,7 +85,7 @@ pub fn replace_with(plan: &Plan, records: &Records) -> String {
     if plan.second_chance {
         peers(&mut text, &plan.peers);
     }
-    flow_lookup(&mut text, plan);
+    flow_lookup::chains(&mut text, plan);
     base_chains(&mut text, plan);
     adverts::chains(&mut text, plan);
     text.push_str("}\n");
@@ -123,6 +126,7 @@ pub fn update(from: &Plan, to: &Plan) -> Option<String> {
     affinity::update_before(&mut text, from, to);
     update_services(&mut text, from, to);
     affinity::update_after(&mut text, from, to);
+    node_ports::update(&mut text, from, to);
     update_udp_pins(&mut text, &from.udp_pins, &to.udp_pins);
     if to.second_chance {
         update_peers(&mut text, &from.peers, &to.peers);
@@ -232,102 +236,18 @@ fn forward_to(address: Ipv4Addr) -> String {
     format!("@nh,48,8 set @nh,48,8 | {flag:#x} dup to {address} counter name {counter} drop")
 }
 
-/// Known flows go on; the mark decides about the others.
-fn flow_lookup(text: &mut String, plan: &Plan) {
-    let no_reset = Guard::NoReset.label();
-    let unmarked = Guard::Unmarked.label();
-    // The time to live with which the copy arrives, plus the one that `dup` takes.
-    let ttl = |hop, no_reset| SearchState { hop, no_reset }.ttl() + 1;
-
-    line(text, format_args!("\tchain no-reset {{ counter name {no_reset} drop; }}"));
-    if plan.second_chance {
-        // Without such a peer the packet goes on as if it had no next hop.
-        let slot = format!("ether saddr & {} vmap @peers", mac(SLOT_MASK));
-        line(text, format_args!("\tchain to-peer {{ {slot}; }}"));
-        line(text, format_args!("\tchain to-peer-no-reset {{ {slot}; goto no-reset; }}"));
-        let later = [NextHop::Alternate(2), NextHop::Alternate(3), NextHop::ToPrimary];
-        for (next_hop, no_reset, chain) in MARKS.into_iter().filter(|(next_hop, ..)| later.contains(next_hop)) {
-            let (ttl, next) = (ttl(next_hop.hop(), no_reset), if no_reset { "to-peer-no-reset" } else { "to-peer" });
-            let known = affinity::KNOWN_CLIENT;
-            line(text, format_args!("\tchain {chain} {{ jump {known}; ip ttl set {ttl} goto {next}; }}"));
-        }
-        line(text, format_args!("\tchain alternate-1-in-fragments {{"));
-        line(text, format_args!("\t\tjump {}", affinity::KNOWN_CLIENT));
-        // Conntrack calls a FIN invalid whenever it does not know the flow; it deserves its reset all the same.
-        line(text, format_args!("\t\t{IS_FIN} ip ttl set {} goto to-peer", ttl(1, false)));
-        // Invalid also where the flow is: out of its window, damaged. A reset from elsewhere could end it.
-        line(text, format_args!("\t\tct state invalid ip ttl set {} goto to-peer-no-reset", ttl(1, true)));
-        line(text, format_args!("\t\tip ttl set {} goto to-peer", ttl(1, false)));
-        line(text, format_args!("\t}}"));
-        // Not for fragments: the next node puts them together by their identification.
-        let origin = plan.address.map(|address| format!("ip id set {} ", SearchState::origin_id(address.octets())));
-        line(
-            text,
-            format_args!(
-                "\tchain alternate-1 {{ jump {}; {}goto alternate-1-in-fragments; }}",
-                affinity::KNOWN_CLIENT,
-                origin.unwrap_or_default()
-            ),
-        );
-        line(
-            text,
-            format_args!(
-                "\tchain to-dispatcher {{ limit rate {BACK_PER_SECOND}/second burst {BACK_PER_SECOND} packets goto alternate-1; accept; }}"
-            ),
-        );
-    }
-    let verdicts: Vec<String> = MARKS
-        .iter()
-        .map(|&(next_hop, no_reset, chain)| {
-            let verdict = match (next_hop, no_reset) {
-                (NextHop::Local, false) => "accept".into(),
-                (NextHop::Local, true) => "goto no-reset".into(),
-                _ if plan.second_chance => format!("goto {chain}"),
-                (_, false) => "accept".into(),
-                (_, true) => "goto no-reset".into(),
-            };
-            format!("{} : {verdict}", mac(Mark { next_hop, no_reset, slot: 0 }.mac()))
-        })
-        .collect();
-    line(text, format_args!("\tchain unknown {{"));
-    line(text, format_args!("\t\tether saddr & {} vmap {{ {} }}", mac(NEXT_HOP_MASK), verdicts.join(", ")));
-    // Without a mark XDP has not seen it, and it may be another node's. Only a SYN begins a flow for certain.
-    line(text, format_args!("\t\t{IS_SYN} accept"));
-    line(text, format_args!("\t\tcounter name {unmarked} drop"));
-    line(text, format_args!("\t}}"));
-
-    line(text, format_args!("\tchain flow_lookup {{"));
-    line(text, format_args!("\t\ttype filter hook prerouting priority {FLOW_LOOKUP_PRIORITY}; policy accept;"));
-    // Translated once, and not held: a flow of this node. Most packets go no further than this. (What kube-proxy translates goes
-    // on too: it is not for a VIP, or was begun while this table was missing.)
-    let known = "ct status & (dnat | assured) == (dnat | assured)";
-    line(text, format_args!("\t\t{known} ip ttl != {} accept", Mark::GUARD_TTL));
-    line(text, format_args!("\t\tiifname != \"{}\" accept", plan.uplink.as_str()));
-    line(text, format_args!("\t\tip daddr != @vips accept"));
-    // As XDP left it, the packet would not be forwarded: see `GUARD_TTL`.
-    line(text, format_args!("\t\tip ttl {} ip ttl set {}", Mark::GUARD_TTL, Mark::KNOWN_TTL));
-    line(text, format_args!("\t\t{known} accept"));
-    // The client has not confirmed data of a pod of this node, and this is no confirmation either: it is an answer to another
-    // node, which got the SYN first. Since Linux 6.1 conntrack lets it pass (`tcp_in_window`: "ACK is under the lower bound"),
-    // and our pod would end the client's connection with a reset.
-    line(text, format_args!("\t\tct status dnat {IS_ACK} goto unknown"));
-    // UDP also before the pod has answered; an ICMP error counts as the flow that it quotes.
-    line(text, format_args!("\t\tct status dnat accept"));
-    line(text, format_args!("\t\tmeta l4proto udp {FLOW} @udp_pin accept"));
-    line(text, format_args!("\t\tgoto unknown"));
-    line(text, format_args!("\t}}"));
-}
-
 fn base_chains(text: &mut String, plan: &Plan) {
     let to_vip = format!("iifname \"{}\" ip daddr @vips", plan.uplink.as_str());
     line(text, format_args!("\tchain prerouting {{"));
     line(text, format_args!("\t\ttype nat hook prerouting priority {NAT_PRIORITY}; policy accept;"));
-    line(text, format_args!("\t\t{to_vip} {}", source_ranges::rule()));
-    // A TCP flow begins with a SYN: conntrack would pick up any other segment too (nf_conntrack_tcp_loose) and make it a pod's.
-    line(text, format_args!("\t\t{to_vip} {NOT_SYN} dnat to ip daddr"));
-    line(text, format_args!("\t\t{to_vip} meta l4proto udp dnat ip to {FLOW} map @udp_pin_targets"));
-    line(text, format_args!("\t\t{to_vip} {PORT} vmap @services"));
-    line(text, format_args!("\t\t{to_vip} dnat to ip daddr"));
+    for to_us in [&to_vip, &node_ports::to_port(plan)] {
+        line(text, format_args!("\t\t{to_us} {}", source_ranges::rule()));
+        // A TCP flow begins with a SYN: conntrack would pick up any other segment too (nf_conntrack_tcp_loose) and make it a pod's.
+        line(text, format_args!("\t\t{to_us} {NOT_SYN} dnat to ip daddr"));
+        line(text, format_args!("\t\t{to_us} meta l4proto udp dnat ip to {FLOW} map @udp_pin_targets"));
+        line(text, format_args!("\t\t{to_us} {PORT} vmap @services"));
+        line(text, format_args!("\t\t{to_us} dnat to ip daddr"));
+    }
     line(text, format_args!("\t}}"));
 
     line(text, format_args!("\tchain guard {{"));
@@ -349,13 +269,14 @@ fn base_chains(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t}}"));
 
     // Of clients inside kube-proxy has translated, and its mark says that it masquerades them. Known in postrouting since Linux 5.7.
-    let ours = format!("iifname \"{}\" {OURS}", plan.uplink.as_str());
+    let ours = [OURS, node_ports::OURS].map(|ours| format!("iifname \"{}\" {ours}", plan.uplink.as_str()));
     // Forward: the VIP is on no interface. Input: if a third party has added it to one.
     for hook in ["forward", "input"] {
         line(text, format_args!("\tchain {hook} {{"));
         line(text, format_args!("\t\ttype filter hook {hook} priority {GUARD_PRIORITY}; policy accept;"));
         line(text, format_args!("\t\t{to_vip} goto guard"));
-        if hook == "forward" {
+        node_ports::refuse(plan, hook).iter().for_each(|rule| line(text, format_args!("\t\t{rule}")));
+        for ours in ours.iter().filter(|_| hook == "forward") {
             line(text, format_args!("\t\tct state new {ours} meta mark set meta mark | {ACCEPT_MARK:#x}"));
         }
         line(text, format_args!("\t}}"));
@@ -363,7 +284,9 @@ fn base_chains(text: &mut String, plan: &Plan) {
     // A nat chain: it sees first packets only, and costs all others nothing.
     line(text, format_args!("\tchain clear_accept_mark {{"));
     line(text, format_args!("\t\ttype nat hook postrouting priority {CLEAR_MARK_PRIORITY}; policy accept;"));
-    line(text, format_args!("\t\t{ours} meta mark set meta mark & {:#x}", !ACCEPT_MARK));
+    for ours in &ours {
+        line(text, format_args!("\t\t{ours} meta mark set meta mark & {:#x}", !ACCEPT_MARK));
+    }
     line(text, format_args!("\t\t{}", via::rule()));
     inside::masquerade(plan).iter().for_each(|rule| line(text, format_args!("\t\t{rule}")));
     line(text, format_args!("\t}}"));
@@ -444,24 +367,8 @@ fn line(text: &mut String, arguments: core::fmt::Arguments<'_>) {
     text.push('\n');
 }
 
-/// Each mark: next hop, without reset or not, and its chain. XDP never sets `NextHop::Alternate(1)` without reset: whether a
-/// packet is invalid shows here.
-const MARKS: [(NextHop, bool, &str); 11] = [
-    (NextHop::Local, false, ""),
-    (NextHop::Local, true, ""),
-    (NextHop::Alternate(1), false, "alternate-1"),
-    (NextHop::InFragments, false, "alternate-1-in-fragments"),
-    (NextHop::ToDispatcher, false, "to-dispatcher"),
-    (NextHop::Alternate(2), false, "alternate-2"),
-    (NextHop::Alternate(2), true, "alternate-2-no-reset"),
-    (NextHop::Alternate(3), false, "alternate-3"),
-    (NextHop::Alternate(3), true, "alternate-3-no-reset"),
-    (NextHop::ToPrimary, false, "to-primary"),
-    (NextHop::ToPrimary, true, "to-primary-no-reset"),
-];
 /// The parts of a mark: its prefix, the next hop, the slot.
 const PREFIX_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0, 0, 0];
-const NEXT_HOP_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0, 0];
 const SLOT_MASK: [u8; 6] = [0, 0, 0, 0, 0xff, 0xff];
 
 const PORT: &str = "ip daddr . meta l4proto . th dport";
@@ -471,7 +378,6 @@ const FLOW_TYPE: &str = "ipv4_addr . inet_service . ipv4_addr . inet_service";
 
 const IS_SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 const NOT_SYN: &str = "tcp flags & (fin | syn | rst | ack) != syn";
-const IS_ACK: &str = "tcp flags & (fin | syn | rst | ack) == ack";
 const IS_FIN: &str = "tcp flags & (fin | syn | rst) == fin";
 
 /// What our chain in prerouting has translated.
@@ -481,11 +387,6 @@ const OURS: &str = "ct status dnat ct original ip daddr @vips";
 const ACCEPT_MARK: u32 = 1 << 14;
 /// Behind FORWARD (filter, 0), and before the nat chains (srcnat, 100) that masquerade what carries the mark.
 const CLEAR_MARK_PRIORITY: i32 = 90;
-/// Behind conntrack (-200), before our nat chain: a packet that is forwarded leaves no entry.
-const FLOW_LOOKUP_PRIORITY: i32 = -150;
-/// Packets that go back to their dispatchers, from all of this node: a flood of segments of no flow stays spread over the nodes. A second's
-/// worth of them at once: many clients send in the same moment (with nft's own default of 5, 952 connections were reset in one run of 1,000 clients).
-const BACK_PER_SECOND: u32 = 20_000;
 /// Before kube-proxy's nat chains (dstnat, -100).
 const NAT_PRIORITY: i32 = -110;
 /// Before kube-proxy's filter chains (-110 in nftables mode), so that our guard answers and counts. After conntrack (-200).

@@ -366,3 +366,41 @@ fn a_vip_that_is_not_served_is_not_in_the_rules() {
     known.handle(Event::Apply(crate::view::Object::Node(name, node)));
     assert!(!replace(&plan(&known)).contains("192.0.2.201"));
 }
+
+/// Every node has rules for the ports of all nodes' addresses; what is sent to other ports, NodePorts among them, is not ours.
+#[test]
+fn ports_of_nodes_are_a_set_of_their_own() {
+    let other = Ipv4Addr::new(192, 0, 2, b'b');
+    let bare = view([ready("a", 1)]);
+    let mut known = bare.clone();
+    known.handle(Event::Apply(at_node("b", other, [web()])));
+    let of = |known: &View| Plan::new(known, "a", Uplink::new("eth0").unwrap()).serving(&[VIP].into());
+    let plan = of(&known);
+    let key = service_key(other, 80, Protocol::Tcp);
+    assert_eq!((plan.vips.len(), plan.node_ports.len(), plan.services.len()), (1, 2, 4));
+    assert!(plan.has(&key) && !plan.has(&service_key(other, 81, Protocol::Tcp)));
+    let text = replace(&plan);
+    let ports = "elements = { 192.0.2.98 . tcp . 80, 192.0.2.98 . udp . 53 }";
+    assert!(
+        text.contains(&format!("set node_ports {{ type ipv4_addr . inet_proto . inet_service; {ports}; }}")),
+        "{text}"
+    );
+    assert!(text.contains("set vips { type ipv4_addr; elements = { 192.0.2.1 }; }"), "{text}");
+    // A pod that leaves has its grace period there as well.
+    for (from, to, verb) in [(&of(&bare), &plan, "add"), (&plan, &of(&bare), "delete")] {
+        let text = update(from, to).unwrap();
+        for line in ["node_addresses { 192.0.2.98 }", "node_ports { 192.0.2.98 . tcp . 80, 192.0.2.98 . udp . 53 }"] {
+            assert!(text.contains(&format!("{verb} element ip sheave {line}\n")), "{text}");
+        }
+    }
+
+    let endpoints = Endpoints::new(&known, "a");
+    let to = |port: u16| {
+        let tuple =
+            FlowTuple { dst: other.octets(), dst_port: port.to_be_bytes(), ..flow(1, Protocol::Tcp, 8080).tuple };
+        Flow { tuple, pod: (Ipv4Addr::new(10, 0, b'a', 9), 8080), ..flow(1, Protocol::Tcp, 8080) }
+    };
+    assert!(endpoints.lost(&to(80)) && !endpoints.lost(&to(30_080)), "its pod is in no slice");
+    assert_eq!(endpoints.destinations().addresses(), [VIP, other].into());
+    assert!(endpoints.lost_since(&Endpoints::new(&bare, "a")));
+}

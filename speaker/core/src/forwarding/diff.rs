@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
 
-use ebpf_common::{MAX_RINGS, MAX_SERVICES, MacKey, Node, ServiceKey, ServiceValue};
+use ebpf_common::{MAX_NODE_ADDRESSES, MAX_RINGS, MAX_SERVICES, MacKey, Node, ServiceKey, ServiceValue};
 
 use super::Table;
 use super::alternates::ByAddress;
@@ -31,6 +31,7 @@ pub struct MapState {
     pub rings: BTreeMap<u32, Contents>,
     pub services: BTreeMap<ServiceKey, ServiceValue>,
     pub vips: BTreeSet<[u8; 4]>,
+    pub node_addresses: BTreeSet<[u8; 4]>,
     pub ranges: BTreeSet<Range>,
 }
 
@@ -44,6 +45,8 @@ pub enum MapOp {
     DelRange(Range),
     SetService { key: ServiceKey, value: ServiceValue },
     SetVip { addr: [u8; 4] },
+    SetNodeAddress { addr: [u8; 4] },
+    DelNodeAddress { addr: [u8; 4] },
     DelVip { addr: [u8; 4] },
     DelService { key: ServiceKey },
     DelRing { slot: u32 },
@@ -126,6 +129,11 @@ impl Layout {
     ) -> (MapState, Vec<Exhausted>) {
         let mut state = MapState { vips: table.vips.iter().map(Ipv4Addr::octets).collect(), ..Default::default() };
         let mut exhausted = Vec::new();
+        let node_addresses = table.node_addresses.iter().map(Ipv4Addr::octets);
+        state.node_addresses = node_addresses.take(MAX_NODE_ADDRESSES as usize).collect();
+        if table.node_addresses.len() > MAX_NODE_ADDRESSES as usize {
+            exhausted.push(Exhausted { what: "node_address", limit: MAX_NODE_ADDRESSES });
+        }
         self.want_nodes(table, have, macs, own, &mut state, &mut exhausted);
         let restricted = self.range_slots.want(&table.restricted, have, &mut exhausted);
         state.ranges = restricted.ranges;
@@ -240,7 +248,14 @@ fn flags(key: &ServiceKey, table: &Table, served: &BTreeSet<ServiceKey>) -> u32 
     let served = if served.contains(key) { ServiceValue::SERVED_HERE } else { 0 };
     let no_new_flows = if service.no_new_flows { ServiceValue::NO_NEW_FLOWS } else { 0 };
     let excluded_take = if service.excluded_take { ServiceValue::EXCLUDED_TAKE } else { 0 };
-    service.attributes.flags() | served | no_new_flows | excluded_take
+    let node_flows = if table.is_node_port(key) && may_be_of_node(key) { ServiceValue::NODE_FLOWS } else { 0 };
+    service.attributes.flags() | served | no_new_flows | excluded_take | node_flows
+}
+
+/// Kernels choose no lower source port for what they masquerade (nf_nat_core.c: "class" of the port), and for the flows of processes one
+/// from 1024, or 665 (RPC). A process that binds a lower one itself is found by its socket.
+fn may_be_of_node(key: &ServiceKey) -> bool {
+    u16::from_be_bytes(key.port) >= 512
 }
 
 /// The slots of Services that keep or get source ranges.
@@ -264,7 +279,10 @@ pub fn diff(have: &MapState, want: &MapState) -> Vec<MapOp> {
     ops.extend(rings.map(|(&slot, contents)| MapOp::SetRing { slot, contents: contents.clone() }));
     ops.extend(news(&have.services, &want.services).map(|(&key, &value)| MapOp::SetService { key, value }));
     ops.extend(want.vips.difference(&have.vips).map(|&addr| MapOp::SetVip { addr }));
+    let (addresses, before) = (&want.node_addresses, &have.node_addresses);
+    ops.extend(addresses.difference(before).map(|&addr| MapOp::SetNodeAddress { addr }));
 
+    ops.extend(before.difference(addresses).map(|&addr| MapOp::DelNodeAddress { addr }));
     ops.extend(have.vips.difference(&want.vips).map(|&addr| MapOp::DelVip { addr }));
     ops.extend(gone(&have.services, &want.services).map(|&key| MapOp::DelService { key }));
     ops.extend(left.into_iter().map(MapOp::DelRange));
@@ -286,6 +304,8 @@ impl MapState {
             MapOp::SetService { key, value } => drop(self.services.insert(*key, *value)),
             MapOp::SetVip { addr } => drop(self.vips.insert(*addr)),
             MapOp::DelVip { addr } => drop(self.vips.remove(addr)),
+            MapOp::SetNodeAddress { addr } => drop(self.node_addresses.insert(*addr)),
+            MapOp::DelNodeAddress { addr } => drop(self.node_addresses.remove(addr)),
             MapOp::DelService { key } => drop(self.services.remove(key)),
             MapOp::DelRing { slot } => drop(self.rings.remove(slot)),
             MapOp::DelPeer { mac } => drop(self.peers.remove(mac)),
@@ -304,6 +324,8 @@ impl fmt::Debug for MapOp {
             Self::DelRange(range) => write!(f, "DelRange({})", ShowRange(range)),
             Self::SetService { key, value } => write!(f, "SetService({}, ring {})", ShowKey(key), value.ring),
             Self::SetVip { addr } => write!(f, "SetVip({})", Ipv4Addr::from(*addr)),
+            Self::SetNodeAddress { addr } => write!(f, "SetNodeAddress({})", Ipv4Addr::from(*addr)),
+            Self::DelNodeAddress { addr } => write!(f, "DelNodeAddress({})", Ipv4Addr::from(*addr)),
             Self::DelVip { addr } => write!(f, "DelVip({})", Ipv4Addr::from(*addr)),
             Self::DelService { key } => write!(f, "DelService({})", ShowKey(key)),
             Self::DelRing { slot } => write!(f, "DelRing({slot})"),

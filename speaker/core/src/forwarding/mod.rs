@@ -29,6 +29,7 @@ pub mod maglev;
 pub(crate) mod members;
 pub mod previous;
 mod restricted;
+mod rings;
 mod saved;
 mod slots;
 
@@ -57,6 +58,7 @@ use members::Chosen;
 pub use members::{TrafficState, TrafficStates};
 use previous::{PreviousRing, PreviousRings};
 pub use restricted::Restricted;
+use rings::{Cached, Rings};
 
 /// The content of the maps, in names; [`diff::MapState`] has it in slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub struct Table {
     /// Nodes with the exclude label: of services that heed it they take none.
     pub excluded: BTreeSet<String>,
     pub vips: BTreeSet<Ipv4Addr>,
+    /// Addresses of nodes that have service ports; all their other ports are the node's.
+    pub node_addresses: BTreeSet<Ipv4Addr>,
     pub services: BTreeMap<ServiceKey, Service>,
     /// Services with source ranges. They hold at once, whatever else of a service port waits.
     pub restricted: BTreeMap<ObjectName, Restricted>,
@@ -85,6 +89,16 @@ pub struct Table {
 }
 
 impl Table {
+    /// The service ports at addresses of nodes.
+    pub fn node_ports(&self) -> BTreeSet<ServiceKey> {
+        let keys = self.services.keys().filter(|key| self.is_node_port(key));
+        keys.copied().collect()
+    }
+
+    pub fn is_node_port(&self, key: &ServiceKey) -> bool {
+        self.node_addresses.contains(&key.addr.into())
+    }
+
     /// This node does not serve the VIP; the digest stays, since it is that of the view.
     pub fn bar(&mut self, vip: Ipv4Addr, reason: Reason) {
         self.vips.remove(&vip);
@@ -291,6 +305,7 @@ impl Planner {
         self.rings = rings.used;
         self.alternates = cache;
         let vips = view.served_vips();
+        let node_addresses = view.divided_node_addresses().0.into_iter().map(|(address, _)| address).collect();
         let (restricted, counted) = (Restricted::of(frontends), counted::counted(frontends));
         let existing_only = members::existing_only(view, traffic_states);
         let with_pods = eligibility::with_pods(frontends);
@@ -299,6 +314,7 @@ impl Planner {
             existing_only,
             excluded,
             vips,
+            node_addresses,
             services,
             restricted,
             counted,
@@ -332,37 +348,6 @@ impl RowsMoved {
 
 /// The members of a ring, whether the service port takes no new flows, and whether excluded nodes take those that it takes.
 type Placed = (Arc<Members>, bool, bool);
-
-/// Rings by their members, as they are filled and split.
-type Cached = BTreeMap<(Arc<Members>, bool), Arc<Ring>>;
-
-/// Rings of the last table, and those of the next.
-struct Rings<'a> {
-    hash_key: [u64; 2],
-    known: &'a Cached,
-    used: Cached,
-}
-
-impl Rings<'_> {
-    fn get(&mut self, members: &Arc<Members>) -> Arc<Ring> {
-        let hash_key = self.hash_key;
-        self.cached(members, false, || Arc::new(maglev::fill(members, &hash_key)))
-    }
-
-    fn split(&mut self, ring: &Arc<Ring>) -> Arc<Ring> {
-        self.cached(&ring.members, true, || ring.split().map_or(ring.clone(), Arc::new))
-    }
-
-    fn cached(&mut self, members: &Arc<Members>, split: bool, make: impl FnOnce() -> Arc<Ring>) -> Arc<Ring> {
-        let key = (members.clone(), split);
-        if let Some(ring) = self.used.get(&key) {
-            return ring.clone();
-        }
-        let ring = self.known.get(&key).cloned().unwrap_or_else(make);
-        self.used.insert((ring.members.clone(), split), ring.clone());
-        ring
-    }
-}
 
 /// Nodes that may hold flows of any row of any service port, and those among them whose speaker is silent.
 struct AnyRow {

@@ -54,6 +54,8 @@ pub enum Reason {
     AddressOfHost,
     /// The VIP is a gateway of this host.
     AddressOfGateway,
+    /// Ports are granted at an address that its node does not have.
+    NotAddressOfNode,
 }
 
 impl Reason {
@@ -71,6 +73,7 @@ impl Reason {
             Self::AddressOfNode => "address_of_node",
             Self::AddressOfHost => "address_of_host",
             Self::AddressOfGateway => "address_of_gateway",
+            Self::NotAddressOfNode => "not_address_of_node",
         }
     }
 }
@@ -91,7 +94,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Every port of every VIP, with its pods in order of address.
+/// Every port of every VIP, and of every address of a node where ports are granted, with its pods in order of address.
 pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusal>) {
     let mut slices: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
     for (name, slice) in view.slices() {
@@ -101,16 +104,15 @@ pub fn frontends(view: &View) -> (BTreeMap<ServiceKey, Frontend<'_>>, Vec<Refusa
     let mut frontends = BTreeMap::new();
     let mut refusals = BTreeSet::new();
     let (served, taken) = view.divided_vips();
-    for (vip, granted) in taken {
-        let refused = granted.services.iter().map(|service| Refusal {
-            vip,
-            service: service.clone(),
-            reason: Reason::AddressOfNode,
-            subject: alloc::format!("{vip}"),
-        });
-        refusals.extend(refused);
+    let (of_nodes, not_of_nodes) = view.divided_node_addresses();
+    for (reason, refused) in [(Reason::AddressOfNode, taken), (Reason::NotAddressOfNode, not_of_nodes)] {
+        for (vip, granted) in refused {
+            let subject = alloc::format!("{vip}");
+            let services = granted.services.iter().cloned();
+            refusals.extend(services.map(|service| Refusal { vip, service, reason, subject: subject.clone() }));
+        }
     }
-    for (vip, granted) in served {
+    for (vip, granted) in served.into_iter().chain(of_nodes) {
         let names: BTreeSet<&ObjectName> = granted.services.iter().collect();
         for name in names {
             let mut refuse = |reason, subject: &dyn fmt::Display| {
@@ -245,7 +247,7 @@ impl<'a> Candidates<'a> {
             for listen in listens.map(|p| p.port) {
                 for endpoint in &slice.endpoints {
                     let address = endpoint.address;
-                    if !is_pod_address(address) || self.view.vips().contains_key(&address) || listen == 0 {
+                    if !is_pod_address(address) || self.view.is_vip(address) || listen == 0 {
                         refuse(Reason::EndpointAddress, &address);
                         continue;
                     }

@@ -38,6 +38,12 @@ pub fn vip(address: Ipv4Addr, services: impl Into<Vec<ObjectName>>) -> Object {
     Object::VirtualIp(address, VirtualIp { pool: "pool".into(), services: services.into(), ..VirtualIp::default() })
 }
 
+/// Ports of the Services at an address of a node.
+pub fn at_node(node: &str, address: Ipv4Addr, services: impl Into<Vec<ObjectName>>) -> Object {
+    let (pool, node) = ("(node)".into(), Some(node.into()));
+    Object::VirtualIp(address, VirtualIp { pool, node, services: services.into(), ..VirtualIp::default() })
+}
+
 pub fn service(name: ObjectName, attributes: impl Into<ServiceAttributes>) -> Object {
     Object::Service(name, Service { ports: ports(80, 53), attributes: attributes.into() })
 }

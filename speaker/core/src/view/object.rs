@@ -291,6 +291,9 @@ pub struct VirtualIp {
     /// No node is to own it.
     #[serde(default)]
     pub unannounced: bool,
+    /// It is an address of this node, and stays so: ports of it are granted, not the address.
+    #[serde(default)]
+    pub node: Option<String>,
 }
 
 /// The first ones in order, so that all nodes keep the same.

@@ -323,3 +323,28 @@ fn a_service_with_more_source_ranges_than_the_limit_is_left_out_and_so_admits_no
     assert_eq!(known.handle(Event::Apply(service(web(), attributes))), Change::Refused(Limit::RangesPerService));
     assert!(frontends(&known).0.is_empty());
 }
+
+/// Ports are granted there, and not the address: no election, and no endpoint at it is refused.
+#[test]
+fn an_address_of_a_node_has_the_ports_and_is_no_vip() {
+    let own = Ipv4Addr::new(192, 0, 2, b'a');
+    let on_host = Endpoint { address: own, node: Some("a".into()), conditions: Conditions::READY };
+    let mut known = view([ready("b", 1), on_host]);
+    known.handle(Event::Apply(at_node("a", own, [web()])));
+    assert_eq!((known.served_vips(), known.is_vip(own)), (BTreeSet::from([VIP]), false));
+    let (all, refused) = frontends(&known);
+    assert_eq!((all.len(), refused), (4, vec![]));
+    let pods = |vip| all[&service_key(vip, 80, Protocol::Tcp)].pods.len();
+    assert_eq!((pods(own), pods(VIP)), (2, 2));
+    assert_eq!(View::from(known.objects()), known, "the same from disk");
+
+    // Of another node, of none, of one that left: the name says why nothing is served.
+    for (node, address) in [("b", own), ("x", own), ("a", Ipv4Addr::new(192, 0, 2, 200))] {
+        let mut known = view([ready("b", 1)]);
+        known.handle(Event::Apply(at_node(node, address, [web()])));
+        let (all, refused) = frontends(&known);
+        assert_eq!((all.len(), refused[0].reason, refused[0].vip), (2, Reason::NotAddressOfNode, address));
+    }
+    known.handle(Event::Delete(Key::Node("a".into())));
+    assert_eq!(frontends(&known).1.iter().filter(|one| one.reason == Reason::NotAddressOfNode).count(), 1);
+}

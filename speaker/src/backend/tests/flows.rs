@@ -1,5 +1,7 @@
 //! Flows in conntrack: read, forgotten when their pod is gone, kept while the node's status is uncertain.
 
+use speaker_core::backend::Destinations;
+
 use super::*;
 
 /// Pod 10.0.0.1 is the namespace itself. Translates in output what goes to the VIP: the stand-in for our own chain in
@@ -32,8 +34,8 @@ async fn translate(target: &str) {
     Nft::new("nft").apply(&text).await.unwrap();
 }
 
-fn vips() -> BTreeSet<Ipv4Addr> {
-    [VIP].into()
+fn vips() -> Destinations {
+    BTreeSet::from([VIP]).into()
 }
 
 #[test]
@@ -215,15 +217,15 @@ fn a_table_of_100_000_entries_is_read_and_cleared_in_time() {
             println!("{what}: {:.0?}", started.elapsed());
             assert!(started.elapsed() < Duration::from_secs(4), "{what}: {:?}", started.elapsed());
         };
-        let read = |vips: BTreeSet<Ipv4Addr>| conntrack::flows(&vips).map(|flows| flows.len());
+        let read = |vips: BTreeSet<Ipv4Addr>| conntrack::flows(&vips.into()).map(|flows| flows.len());
         let unused = |n: u8| (1..=n).map(|n| Ipv4Addr::new(203, 0, 113, n));
         timed("none, of one VIP", 0, &|| read(unused(1).collect()));
-        timed("10,000, of one VIP", 10_000, &|| read(vips()));
+        timed("10,000, of one VIP", 10_000, &|| read([VIP].into()));
         timed("10,000, of four VIPs", 10_000, &|| read(unused(3).chain([VIP]).collect()));
         timed("10,000, of a hundred VIPs", 10_000, &|| read(unused(99).chain([VIP]).collect()));
         timed("100,000, of two VIPs", 100_000, &|| read([VIP, other].into()));
         timed("10,000 forgotten", 10_000, &|| conntrack::forget(&vips(), |_| true));
-        assert_eq!(read(vips()).unwrap(), 0);
+        assert_eq!(read([VIP].into()).unwrap(), 0);
         assert_eq!(read([other].into()).unwrap(), 90_000);
     });
 }

@@ -198,7 +198,7 @@ fn pins_of_a_version_without_later_maps_are_taken_over() {
         let (mut layout, mut have) = (Layout::default(), MapState::default());
         let plain = table(20, |number| number);
         follow(&mut ForwardingMaps::open(pins).unwrap(), &mut layout, &mut have, &plain);
-        for name in [map::SOURCE_RANGES, map::DENIED, map::FRAGMENTS, map::SERVICE_COUNTERS] {
+        for name in [map::NODE_ADDRESSES, map::SOURCE_RANGES, map::DENIED, map::FRAGMENTS, map::SERVICE_COUNTERS] {
             std::fs::remove_file(pins.map(name)).unwrap();
         }
         assert!(ForwardingMaps::open(pins).is_err());

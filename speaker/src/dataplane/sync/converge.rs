@@ -123,7 +123,7 @@ impl State {
         let config = Config {
             hash_key: self.sync.hash_key,
             mac: self.sync.mac.0,
-            flags: if self.sync.udp_silent { Config::UDP_SILENT } else { 0 },
+            flags: self.config_flags(),
             // Not in the view yet: 0, every VIP packet passes up the stack.
             self_slot: self.layout.node_slot(self.sync.node_ip).unwrap_or(0),
             abi: ABI_VERSION,
@@ -135,6 +135,12 @@ impl State {
         self.writing = Some(Writing { want, config, table, shown, saved_view, since: Instant::now() });
         self.retry = None;
         Ok(())
+    }
+
+    fn config_flags(&self) -> u16 {
+        let udp_silent = if self.sync.udp_silent { Config::UDP_SILENT } else { 0 };
+        let node_addresses = if self.planned.table.node_addresses.is_empty() { 0 } else { Config::NODE_ADDRESSES };
+        udp_silent | node_addresses
     }
 
     /// Service ports whose ring names this node while its rules have no pod for them: their rows stay as they are. Not so where

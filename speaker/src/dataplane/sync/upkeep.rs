@@ -1,7 +1,7 @@
 //! What holds although the view did not change: the program on its link, conntrack, and what depends on time.
 
 use anyhow::Result;
-use speaker_core::backend::{Endpoints, Flow, UdpPins};
+use speaker_core::backend::{Destinations, Endpoints, Flow, UdpPins};
 use speaker_core::reports::exchange;
 use speaker_core::time::Instant;
 use tracing::warn;
@@ -33,7 +33,8 @@ impl State {
             self.dirty = true;
         }
         if self.scan.is_due(self.report_socket.exchange.differs(now) || self.udp_pins.uncertainty.holds(now), now) {
-            self.scan.begin(self.table.vips.clone(), self.in_force.client_sets.clone(), now);
+            let to = Destinations { vips: self.table.vips.clone(), node_ports: self.table.node_ports() };
+            self.scan.begin(to, self.in_force.client_sets.clone(), now);
         }
     }
 

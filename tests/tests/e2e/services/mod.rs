@@ -7,6 +7,7 @@ pub mod endings;
 pub mod endpoints;
 pub mod inside;
 pub mod local;
+pub mod node_address;
 pub mod ranges;
 pub mod starts;
 

@@ -41,13 +41,18 @@ pub fn base_chains(text: &mut String, plan: &Plan) {
     for (hook, of_clients) in [("prerouting", of_pods.as_str()), ("output", "")] {
         line(text, format_args!("\tchain inside_{hook} {{"));
         line(text, format_args!("\t\ttype nat hook {hook} priority {BEHIND_KUBE_PROXY}; policy accept;"));
-        line(text, format_args!("\t\t{of_clients}ip daddr @vips {}", source_ranges::rule()));
-        line(text, format_args!("\t\t{of_clients}ip daddr @vips {PORT} vmap @inside"));
+        for addresses in ADDRESSES {
+            line(text, format_args!("\t\t{of_clients}ip daddr {addresses} {}", source_ranges::rule()));
+            line(text, format_args!("\t\t{of_clients}ip daddr {addresses} {PORT} vmap @inside"));
+        }
         line(text, format_args!("\t}}"));
     }
     line(text, format_args!("\tchain inside_refuse {{"));
     line(text, format_args!("\t\ttype filter hook output priority 0; policy accept;"));
-    line(text, format_args!("\t\tmeta l4proto tcp ip daddr @vips {PORT} @inside_refused reject with tcp reset"));
+    for addresses in ADDRESSES {
+        let refused = format!("ip daddr {addresses} {PORT} @inside_refused");
+        line(text, format_args!("\t\tmeta l4proto tcp {refused} reject with tcp reset"));
+    }
     line(text, format_args!("\t}}"));
 }
 
@@ -119,5 +124,7 @@ fn chain(key: &ServiceKey) -> String {
     format!("inside-{}", super::chain(key))
 }
 
+/// First the few packets that may concern us.
+const ADDRESSES: [&str; 2] = ["@vips", "@node_addresses"];
 /// kube-proxy's nat chains have -100 in both hooks.
 const BEHIND_KUBE_PROXY: i32 = -90;

@@ -297,3 +297,36 @@ fn without_a_free_slot_a_service_port_keeps_its_ring() {
     assert_eq!((state.services.len(), exhausted.len()), (3, 0));
     assert_eq!(format!("{:?}", diff(&have, &state)[0]), "SetRing(0, 4093 rows)");
 }
+
+/// The address comes last and goes first, so that no packet to it finds half of its ports. From port 512 on the node's own flows begin.
+#[test]
+fn an_address_of_a_node_is_there_while_its_ports_are() {
+    let own = Ipv4Addr::new(192, 0, 2, b'a');
+    let mut known = full();
+    known.handle(Event::Apply(at_node("a", own, [web()])));
+    let mut layout = Layout::default();
+    let mut have = MapState::default();
+    let (want, _) = layout.want(&table(&known), &have, &macs(), "a", &BTreeSet::new());
+    assert_eq!((want.vips.len(), &want.node_addresses), (1, &[own.octets()].into()));
+    let ops = diff(&have, &want);
+    assert_eq!(ops.last(), Some(&MapOp::SetNodeAddress { addr: own.octets() }));
+    execute(&mut have, &ops);
+    assert_eq!(have, want);
+    let flags = |state: &MapState, vip, port| state.services[&service_key(vip, port, Protocol::Tcp)].flags;
+    assert_eq!(flags(&have, own, 80) & ServiceValue::NODE_FLOWS, 0);
+
+    let ports = [511, 512].map(|port| crate::view::Port { name: "http".into(), port, protocol: Protocol::Tcp });
+    let service = crate::view::Service { ports: ports.into(), attributes: Affinity::None.into() };
+    known.handle(Event::Apply(crate::view::Object::Service(web(), service)));
+    let (want, _) = layout.want(&table(&known), &have, &macs(), "a", &BTreeSet::new());
+    let of_node = |vip, port| flags(&want, vip, port) & ServiceValue::NODE_FLOWS != 0;
+    assert_eq!([of_node(own, 511), of_node(own, 512), of_node(VIP, 512)], [false, true, false]);
+
+    let (want, _) = layout.want(&table(&full()), &have, &macs(), "a", &BTreeSet::new());
+    let ops = diff(&have, &want);
+    let removals = ops.iter().position(|op| *op == MapOp::DelNodeAddress { addr: own.octets() });
+    let services = ops.iter().position(|op| matches!(op, MapOp::DelService { .. }));
+    assert!(removals < services && removals.is_some(), "{ops:?}");
+    execute(&mut have, &ops);
+    assert!(have.node_addresses.is_empty());
+}
