@@ -81,6 +81,10 @@ fn first(
         let admitted = source_ranges::admit(tables, service, origin, &subject);
         // A datagram is not reset.
         admitted.map_err(|_| Verdict::SourceDenied)?;
+    } else if source_ranges::denies(tables, service, origin, &subject) {
+        second_chance::pass_to_stack(frame, packet, origin, Mark::SOURCE_DENIED)?;
+        let verdict = second_chance::verdict(origin, &Content::Udp, Mark::SOURCE_DENIED);
+        return Ok((verdict, own, FragmentValue::UNCOUNTED));
     }
     let counters = u32::from(service.counter_slot());
     let Some(row) = select::row(tables, config, service, subject.flow)? else {

@@ -49,7 +49,7 @@ pub mod maps;
 #[cfg(test)]
 mod tests;
 
-use ebpf_common::{Config, ServiceValue, Verdict};
+use ebpf_common::{Config, Mark, ServiceValue, Verdict};
 
 pub use frame::Frame;
 pub use tables::Tables;
@@ -186,6 +186,9 @@ fn follow(
 ) -> Result<Verdict, End> {
     if source_ranges::judges_here(service, &subject.content) {
         source_ranges::admit(tables, service, origin, subject)?;
+    } else if source_ranges::denies(tables, service, origin, subject) {
+        second_chance::pass_to_stack(frame, packet, origin, Mark::SOURCE_DENIED)?;
+        return Ok(second_chance::verdict(origin, &subject.content, Mark::SOURCE_DENIED));
     }
     let is_asked = service::is_asked(service, &subject.content, origin);
     let row = match is_asked || service::takes(service, &subject.content) {

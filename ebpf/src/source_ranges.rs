@@ -13,10 +13,19 @@ use crate::parse::{Content, Subject, Tcp};
 use crate::second_chance::{self, Origin};
 use crate::tables::Tables;
 
-/// What may be an answer to a flow of this node itself is conntrack's to judge; what begins a flow, the rules of the pod's node judge again.
+/// What begins a flow, the rules of the pod's node judge again. For what may be an answer to a flow of this node itself see [`denies`].
 #[inline(always)]
 pub(crate) fn judges_here(service: ServiceValue, content: &Content) -> bool {
     service.flags & ServiceValue::SOURCE_RANGES != 0 && (!second_chance::may_be_of_node(service) || content.is_syn())
+}
+
+/// The client is not admitted, and the packet may be an answer to a flow of this node itself all the same: conntrack knows those, and our
+/// chains refuse the rest (docs/services.md, "Node addresses").
+#[inline(always)]
+pub(crate) fn denies(tables: &impl Tables, service: ServiceValue, origin: Origin, subject: &Subject) -> bool {
+    let is_reset = matches!(subject.content, Content::Tcp(tcp) if tcp.flags & Tcp::RST != 0);
+    let is_judged = service.flags & ServiceValue::SOURCE_RANGES != 0 && origin == Origin::Client && !is_reset;
+    is_judged && !tables.admits(service.ranges_slot(), subject.flow.src())
 }
 
 #[inline(always)]

@@ -33,6 +33,9 @@ pub enum NextHop {
     ToDispatcher,
     /// As `Alternate(1)`, for a datagram that came in fragments. It is forwarded in fragments: they need their identification.
     InFragments,
+    /// None: its client is outside of the Service's source ranges, at a port from which the node opens flows itself
+    /// (`ServiceValue::NODE_FLOWS`). Conntrack knows those; everything else is refused.
+    SourceDenied,
 }
 
 impl NextHop {
@@ -45,6 +48,7 @@ impl NextHop {
             Self::ToPrimary => SearchState::LAST_HOP,
             Self::ToDispatcher => SearchState::LAST_HOP + 1,
             Self::InFragments => SearchState::LAST_HOP + 2,
+            Self::SourceDenied => SearchState::LAST_HOP + 3,
         }
     }
 
@@ -53,11 +57,13 @@ impl NextHop {
     pub const fn hop(self) -> u8 {
         match self {
             Self::ToDispatcher | Self::InFragments => 1,
+            Self::SourceDenied => 0,
             _ => self.number(),
         }
     }
 
-    /// Another node is likely to have the flow: the packet goes no further without our chains, see [`Mark::GUARD_TTL`].
+    /// Another node is likely to have the flow, or it is to be refused: the packet goes no further without our chains, see
+    /// [`Mark::GUARD_TTL`].
     #[inline(always)]
     pub const fn needs_ttl_guard(self) -> bool {
         !matches!(self, Self::Local | Self::ToDispatcher)
@@ -77,6 +83,7 @@ pub struct Mark {
 
 impl Mark {
     pub const LOCAL: Self = Self { next_hop: NextHop::Local, no_reset: false, slot: 0 };
+    pub const SOURCE_DENIED: Self = Self { next_hop: NextHop::SourceDenied, no_reset: false, slot: 0 };
     /// In byte 3, beside [`NextHop`].
     pub const NO_RESET: u8 = 0x10;
     /// The TTL guard: the time to live of a packet of a flow that another node may have, until our chains set another one. While
@@ -185,6 +192,7 @@ mod tests {
     #[test]
     fn marks_are_distinct() {
         assert_eq!(Mark::LOCAL.mac(), [2, 0x53, 0x68, 0, 0, 0]);
+        assert_eq!(Mark::SOURCE_DENIED.mac(), [2, 0x53, 0x68, 7, 0, 0]);
         assert_eq!(
             Mark { next_hop: NextHop::Alternate(2), no_reset: true, slot: 0x1234 }.mac(),
             [2, 0x53, 0x68, 0x12, 0x12, 0x34]

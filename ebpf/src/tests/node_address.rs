@@ -12,6 +12,7 @@ const OTHER_NODE: [u8; 4] = [192, 0, 2, 2];
 const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const CLIENT: [u8; 4] = [198, 51, 100, 7];
 const SYN: u8 = 2;
+const RST: u8 = 4;
 const ACK: u8 = 16;
 
 /// Port 80 of both nodes, and port 8080, from which they open flows of their own. The rows name the other node, then this one.
@@ -123,7 +124,8 @@ fn only_syns_are_dispatched_where_the_node_opens_flows_itself() {
     assert_eq!(mark(&frame), Mark::LOCAL.mac());
 }
 
-/// No ring, or a client outside of the source ranges: the node's own flows go on, SYNs are refused.
+/// No ring, or a client outside of the source ranges: the node's own flows go on, SYNs are refused. What is to be refused if it is none of
+/// those the mark says.
 #[test]
 fn the_nodes_own_flows_are_never_refused() {
     let mut tables = serving();
@@ -139,8 +141,14 @@ fn the_nodes_own_flows_are_never_refused() {
         let answers = [segment(ROUTER, NODE, ACK, 8080), segment(ROUTER, NODE, SYN | ACK, 8080)];
         for mut frame in answers.into_iter().chain([error_about(8080), datagram(ROUTER, NODE, 0, 8080)]) {
             assert_eq!(walk(&mut frame, &tables).fate(), Fate::Pass, "case {case}");
-            assert_eq!(frame.0[6..9], Mark::LOCAL.mac()[..3]);
+            let mark = if case == 0 { Mark::LOCAL } else { Mark::SOURCE_DENIED };
+            assert_eq!(frame.0[6..12], mark.mac(), "case {case}");
+            assert_eq!(frame.0[22] == Mark::GUARD_TTL, case == 1);
         }
+        // The client's kernel ends a connection so: its pod is to know.
+        let mut reset = segment(ROUTER, NODE, RST, 8080);
+        assert_eq!(walk(&mut reset, &tables).fate(), Fate::Pass);
+        assert_ne!(mark(&reset), Mark::SOURCE_DENIED.mac());
         assert_eq!(walk(&mut segment(ROUTER, NODE, ACK, 80), &tables).fate(), Fate::Tx, "a reset");
         assert_ne!(walk(&mut segment(ROUTER, NODE, SYN, 8080), &tables).fate(), Fate::Pass);
     }
