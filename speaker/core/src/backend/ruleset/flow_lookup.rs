@@ -74,6 +74,7 @@ pub fn chains(text: &mut String, plan: &Plan) {
     line(text, format_args!("\t}}"));
 
     known_flows(text);
+    node_ports::source_denied(text);
     node_ports::flow_lookup(text);
     line(text, format_args!("\tchain flow_lookup {{"));
     line(text, format_args!("\t\ttype filter hook prerouting priority {FLOW_LOOKUP_PRIORITY}; policy accept;"));
@@ -118,7 +119,7 @@ const MARKS: [(NextHop, bool, &str); 11] = [
     (NextHop::ToPrimary, false, "to-primary"),
     (NextHop::ToPrimary, true, "to-primary-no-reset"),
 ];
-const NEXT_HOP_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0, 0];
+pub const NEXT_HOP_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0, 0];
 const IS_ACK: &str = "tcp flags & (fin | syn | rst | ack) == ack";
 /// Translated and seen both ways, in conntrack.
 const IS_KNOWN: &str = "ct status & (dnat | assured) == (dnat | assured)";

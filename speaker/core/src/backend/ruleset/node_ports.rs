@@ -12,8 +12,9 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::Mark;
 
+use super::flow_lookup::NEXT_HOP_MASK;
 use super::{PORT, PORT_TYPE, PREFIX_MASK, TABLE, elements, line, mac, tuple};
-use crate::backend::Plan;
+use crate::backend::{Guard, Plan};
 
 /// Packets to this node port that came in by the uplink.
 pub fn to_port(plan: &Plan) -> String {
@@ -54,7 +55,19 @@ pub fn flow_lookup(text: &mut String) {
     line(text, format_args!("\t\tct direction reply accept"));
     // A process had the port before the Service.
     line(text, format_args!("\t\tct state {{ established, related }} ct status & dnat == 0 accept"));
+    // Known here as a flow of a pod, on another node, or nowhere: the client is not admitted any more.
+    let is_denied = format!("ether saddr & {} == {}", mac(NEXT_HOP_MASK), mac(Mark::SOURCE_DENIED.mac()));
+    line(text, format_args!("\t\t{is_denied} goto source_denied"));
     line(text, format_args!("\t\tgoto known_flows"));
+    line(text, format_args!("\t}}"));
+}
+
+/// The client gets a reset, as from the packet path at other ports. Before the routing decision since Linux 5.9.
+pub fn source_denied(text: &mut String) {
+    let denied = Guard::Source.label();
+    line(text, format_args!("\tchain source_denied {{"));
+    line(text, format_args!("\t\tmeta l4proto tcp counter name {denied} reject with tcp reset"));
+    line(text, format_args!("\t\tcounter name {denied} drop"));
     line(text, format_args!("\t}}"));
 }
 
