@@ -32,11 +32,12 @@ pub fn at_nodes(
             format!("ports at {nodes} nodes: {}", named.join(", "))
         }
     };
-    let sentences = std::iter::once(&granted).chain(remarks.iter().map(|remark| &remark.message));
+    let messages = remarks.iter().map(|remark| remark.message.as_str());
+    let sentences: Vec<&str> = std::iter::once(granted.as_str()).chain(messages).chain([HOST_PORTS]).collect();
     let condition = ConditionView {
         allocated: true,
         reason: remarks.first().map_or(REASON_ALLOCATED, |remark| remark.reason.as_str()).to_string(),
-        message: sentences.map(String::as_str).collect::<Vec<_>>().join("; "),
+        message: sentences.join("; "),
     };
     let ports = coverage::ports(service);
     let wanted: Vec<Ingress> = addresses.iter().map(|address| Ingress::Vip(*address, ports.clone())).collect();
@@ -79,5 +80,7 @@ pub fn withdrawn_from_nodes(service: &ServiceView, shown: &[Ipv4Addr]) -> Option
     })
 }
 
+/// They are in no list of sockets, and the controller may not read pods.
+const HOST_PORTS: &str = "host ports of pods are not seen: the Service comes before one with the same number";
 /// Addresses that a message names.
 const NAMED: usize = 8;
