@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpListener};
 
+use ebpf_common::Mark;
 use pnet_packet::tcp::TcpFlags;
 use sheave_tests::lab::netns;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -28,7 +29,7 @@ fn the_ports_of_the_service_are_its_pods_and_the_others_the_nodes() {
     assert_eq!((connection.pod.ip(), connection.seen), (PODS[0].into(), connection.local()));
     assert!(connection.is_alive() && connection.carries(1 << 20));
     let udp = world.client_udp();
-    world.a.mark(ebpf_common::Mark::LOCAL);
+    world.a.mark(Mark::LOCAL);
     udp.send_to(b"hello", (ADDRESS, 53)).unwrap();
     let (length, from) = udp.recv_from(&mut [0; 64]).unwrap();
     assert_eq!((length > 0, from), (true, SocketAddr::from((ADDRESS, 53))));
@@ -56,18 +57,43 @@ fn a_connection_whose_pod_is_on_another_node_goes_on() {
     assert_eq!((world.a.conntrack_entries(), world.b().guards().len()), (0, 0));
 }
 
-/// The node connects from the Service's port, and so does a pod that it masquerades. What comes back is not the Service's.
-#[test]
-fn flows_of_the_node_itself_from_that_port_go_on() {
-    let world = pair("node-own");
-    for port in [9999, 9998] {
-        let server = netns::inside(&world.client, || Ok(TcpListener::bind((CLIENT, port))?)).unwrap();
+/// Programs of the client that send back what they get.
+fn echo_at_client(world: &World, ports: &[u16]) {
+    for port in ports {
+        let server = netns::inside(&world.client, || Ok(TcpListener::bind((CLIENT, *port))?)).unwrap();
         std::thread::spawn(move || {
             for stream in server.incoming().flatten() {
                 std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
             }
         });
     }
+}
+
+/// From this address of the namespace to a port of the client.
+fn connect_out(namespace: &str, from: SocketAddrV4, to: u16) -> Socket {
+    netns::inside(namespace, || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+        socket.connect_timeout(&SocketAddrV4::new(CLIENT, to).into(), PATIENCE)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    })
+    .unwrap()
+}
+
+fn assert_echoed(socket: &mut Socket) {
+    let mut echoed = [0; 5];
+    socket.write_all(b"hello").unwrap();
+    socket.read_exact(&mut echoed).unwrap();
+    assert_eq!(&echoed, b"hello");
+}
+
+/// The node connects from the Service's port, and so does a pod that it masquerades. What comes back is not the Service's.
+#[test]
+fn flows_of_the_node_itself_from_that_port_go_on() {
+    let world = pair("node-own");
+    echo_at_client(&world, &[9999, 9998]);
     // Another port of the client than the node's own: else both flows would be the same.
     let masquerade = format!("ip saddr {} ip daddr {CLIENT} tcp dport 9998 masquerade to :80", PODS[0]);
     world.a.nft(&format!(
@@ -75,21 +101,35 @@ fn flows_of_the_node_itself_from_that_port_go_on() {
     ));
     let (own, pod) = (SocketAddrV4::new(ADDRESS, 80), SocketAddrV4::new(PODS[0], 0));
     for (namespace, from, to) in [(&world.a.name, own, 9999), (&world.a.pods, pod, 9998)] {
-        let connect = || {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-            socket.set_reuse_address(true)?;
-            socket.bind(&from.into())?;
-            socket.connect_timeout(&SocketAddrV4::new(CLIENT, to).into(), PATIENCE)?;
-            socket.set_read_timeout(Some(PATIENCE))?;
-            Ok(socket)
-        };
-        let mut socket = netns::inside(namespace, connect).unwrap();
-        let mut echoed = [0; 5];
-        socket.write_all(b"hello").unwrap();
-        socket.read_exact(&mut echoed).unwrap();
-        assert_eq!(&echoed, b"hello", "from {from}");
+        assert_echoed(&mut connect_out(namespace, from, to));
     }
     assert!(world.a.guards().is_empty(), "{:?}", world.a.guards());
+}
+
+/// What the packet path marks because its client is not admitted (any more) ends, wherever its pod is, but for flows of the node itself.
+#[test]
+fn clients_outside_the_source_ranges_are_cut_off() {
+    let world = pair("node-denied");
+    echo_at_client(&world, &[9999]);
+    let mut own = connect_out(&world.a.name, SocketAddrV4::new(ADDRESS, 80), 9999);
+    let mut here = world.connect(ADDRESS, 80).unwrap();
+    let route = |via: &str| netns::ip(&world.client, &format!("route {via}\n")).unwrap();
+    route(&format!("add {ADDRESS}/32 via 192.0.2.12"));
+    let mut there = world.connect(ADDRESS, 80).unwrap();
+    route(&format!("del {ADDRESS}/32"));
+    assert_eq!((here.pod.ip(), there.pod.ip()), (PODS[0].into(), PODS_B[0].into()));
+    world.a.mark(Mark::SOURCE_DENIED);
+    assert_echoed(&mut own);
+    assert!(world.a.guards().is_empty(), "{:?}", world.a.guards());
+    for (count, connection) in (1..).zip([&mut here, &mut there]) {
+        assert_eq!(connection.fate(), Some(ErrorKind::ConnectionReset));
+        assert_eq!(world.a.guard(Guard::Source), count);
+    }
+    let udp = world.client_udp();
+    udp.send_to(b"hello", (ADDRESS, 53)).unwrap();
+    assert_eq!(udp.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!((world.a.guard(Guard::Source), world.a.guards().len()), (3, 1), "{:?}", world.a.guards());
+    assert_echoed(&mut own);
 }
 
 #[test]

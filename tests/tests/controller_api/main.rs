@@ -76,7 +76,7 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     chapter("attributes", attributes::chapters(&objects, &pair))?;
     chapter("finalizer", finalizer::chapters(&objects, &mut pair))?;
     chapter("guards", guards::chapters(&objects, &pair, folder))?;
-    chapter("nodes' addresses", at_nodes::chapters(&objects))?;
+    chapter("nodes' addresses", at_nodes::chapters(&objects, folder))?;
     chapter("probes", probes::chapters(&objects, &pair, folder))?;
     chapter("sheave init", init::chapters(&objects, folder))?;
     chapter("whose", whose::chapters(&objects, &mut pair))?;

@@ -9,12 +9,15 @@ use super::xdp_world::*;
 
 /// A port from which the node opens flows of its own, with the ring of [`REMOTE`].
 const OWN_FLOWS: u16 = 8080;
+/// Another one, whose Service admits no client.
+const RESTRICTED: u16 = 8081;
 
 fn served() -> HostTables {
     let mut tables = world();
     tables.config.flags |= Config::NODE_ADDRESSES;
     tables.node_addresses.insert(NODE);
-    for (port, flags) in [(LOCAL, 0), (REMOTE, 0), (OWN_FLOWS, ServiceValue::NODE_FLOWS)] {
+    let restricted = ServiceValue::NODE_FLOWS | ServiceValue::restricted_to(9);
+    for (port, flags) in [(LOCAL, 0), (REMOTE, 0), (OWN_FLOWS, ServiceValue::NODE_FLOWS), (RESTRICTED, restricted)] {
         for proto in [6, 17] {
             let ring = if port == LOCAL { 1 } else { 2 };
             let key = ServiceKey { addr: NODE, port: port.to_be_bytes(), proto, pad: 0 };
@@ -53,6 +56,15 @@ fn ports_of_a_service_are_dispatched_and_all_else_passes_as_it_came() {
         assert_eq!(verdict(&frame).frame, marked(frame, mark));
     }
 
+    assert_eq!(verdict(&to_node().tcp(40000, RESTRICTED).syn().build()).verdict, Verdict::SourceDenied);
+    for frame in
+        [to_node().tcp(40000, RESTRICTED).flags(16).build(), to_node().udp(40000, RESTRICTED, b"x"), error(RESTRICTED)]
+    {
+        assert_eq!(verdict(&frame).frame, marked(frame, Mark::SOURCE_DENIED));
+    }
+    let reset = to_node().tcp(40000, RESTRICTED).flags(4).build();
+    assert_eq!(verdict(&reset).frame, marked(reset, mark));
+
     for frame in [
         to_node().tcp(40000, 22).syn().build(),
         to_node().udp(40000, 53, b"x"),
@@ -86,7 +98,7 @@ fn kernel_and_host_agree_about_anything() {
             let word = [0, 0, 0x2000, 185, 0x8000][random.below(5)];
             let mut bytes: Vec<u8> = (0..random.below(60)).map(|_| random.next() as u8).collect();
             if let Some(port) = bytes.get_mut(2..4) {
-                port.copy_from_slice(&[LOCAL, REMOTE, OWN_FLOWS, 22][random.below(4)].to_be_bytes());
+                port.copy_from_slice(&[LOCAL, REMOTE, OWN_FLOWS, RESTRICTED, 22][random.below(5)].to_be_bytes());
             }
             let src = [ROUTER, PEER][random.below(2)];
             let frame = Eth { dst: SELF, src }.ipv4(CLIENT, NODE).fragment(word).payload(proto, &bytes);

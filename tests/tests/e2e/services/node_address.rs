@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use serde_json::Value;
-use sheave_tests::lab::wait_for;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use sheave_tests::lab::{ClientKind, plan, wait_for};
 use sheave_tests::scenario::Scene;
 use sheave_tests::scenario::api::text;
 use sheave_tests::scenario::settle::greet;
+use sheave_tests::traffic::{self, report::HeldState};
 
-use super::clients::{OUTSIDE, datagram, from, greeted_by, wait_served};
+use super::clients::{OUTSIDE, datagram, from, greeted_by, is_dropped, wait_served};
 use super::{Room, Server, WITHIN};
 
 /// Pods on two nodes, clients at the addresses of all.
@@ -50,6 +51,8 @@ spec:
         from(scene, "client", || Ok(TcpStream::connect_timeout(&kubelet, Duration::from_secs(2))?))?;
     }
 
+    let narrowed = narrowed(&room, &nodes)?;
+
     let listens = from(scene, &scene.nodes[2], || Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, HIGH))?))?;
     wait_shown(&room, &nodes[..2].iter().copied().collect())?;
     let service = room.scene.api.get(&room.path("services", "here"))?;
@@ -59,7 +62,35 @@ spec:
     greeted_by(scene, "client", OUTSIDE[0].1, nodes[0], MANY)?;
     drop(listens);
     wait_shown(&room, &nodes.iter().copied().collect())?;
-    Ok(format!("{} addresses, each with both pods; without that of a node where a process took a port", nodes.len()))
+    Ok(format!(
+        "{} addresses, each with both pods; {narrowed}; without that of a node where a process took a port",
+        nodes.len()
+    ))
+}
+
+/// At a port from which nodes may open connections themselves: those of a client that is not admitted any more end as elsewhere.
+fn narrowed(room: &Room<'_>, nodes: &[Ipv4Addr]) -> Result<String> {
+    let scene = room.scene;
+    let set = |ranges: Value| {
+        room.scene.api.patch(&room.path("services", "here"), &json!({"spec": {"loadBalancerSourceRanges": ranges}}))
+    };
+    let to = format!("{}:{HIGH}", nodes.last().context("a node")?);
+    let mut held = traffic::hold(&scene.lab, ClientKind::Segment, &to, CONNECTIONS, 10)?;
+    held.mark()?;
+    set(json!([format!("{}/32", plan::FAR_CLIENT)]))?;
+    for node in nodes {
+        wait_for(&format!("{node} to deny the client"), WITHIN, || {
+            Ok(is_dropped(scene, "client", *node)?.then_some(()))
+        })?;
+    }
+    let report = held.report()?;
+    let ended = report.count(HeldState::Reset, |_| true);
+    ensure!(ended == usize::from(CONNECTIONS), "not all connections of the client were reset: {:?}", report.counts);
+    set(Value::Null)?;
+    for node in nodes {
+        wait_served(scene, *node)?;
+    }
+    Ok(format!("{ended} open connections reset when the source ranges were narrowed"))
 }
 
 /// In the status of the Service.
@@ -74,5 +105,6 @@ fn wait_shown(room: &Room<'_>, expected: &BTreeSet<Ipv4Addr>) -> Result<()> {
 
 const HIGH: u16 = 18_080;
 const KUBELET: u16 = 10_250;
+const CONNECTIONS: u16 = 30;
 /// So many that one of two pods gets none once in a million runs.
 const MANY: usize = 24;
