@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::certs::{ADMIN, CONTROLLER_MANAGER, Pki, SCHEDULER};
-use super::plan::{API_PORT, Plan, SERVICE_RANGE, kubernetes_bin};
+use super::plan::{API_PORT, Plan, SERVICE_RANGE, SERVICE_RANGE_V6, kubernetes_bin};
 use super::process::{self, Recorded};
 use super::state::State;
 use super::{netns, service};
@@ -58,7 +58,11 @@ pub fn start_api_server(state: &mut State, role: &str) -> Result<()> {
     let (_, address) =
         servers.iter().find(|(name, _)| name == role).with_context(|| format!("no API server {role}"))?;
     let pki = Pki::of(&plan);
-    let arguments = api_server_arguments(role, *address, servers[0].1, &pki);
+    let mut arguments = api_server_arguments(role, *address, servers[0].1, &pki);
+    if plan.dual_stack {
+        // Of a flag that is given twice the second counts.
+        arguments.push(format!("--service-cluster-ip-range={SERVICE_RANGE},{SERVICE_RANGE_V6}"));
+    }
     let name = api_server_name(role);
     let process = part(&plan, API_SERVER, role, &name, &arguments)?;
     state.processes.insert(name, process);

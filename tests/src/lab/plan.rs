@@ -21,6 +21,8 @@ pub struct LabConfig {
     pub api_servers: u8,
     /// Install Sheave from `manifests/overlays/lab` and wait until it is rolled out.
     pub sheave: bool,
+    /// The API server gives Services ClusterIPs of IPv6 as well. Nodes and pods have IPv4 only.
+    pub dual_stack: bool,
     /// The address of the cluster's DNS, where pods ask for names; the lab itself runs none.
     pub dns: Option<Ipv4Addr>,
     /// The API servers stand on the nodes, each with an etcd member, behind an address that the nodes serve themselves. Nothing of it is
@@ -38,6 +40,7 @@ impl Default for LabConfig {
             proxy_mode: ProxyMode::Nftables,
             api_servers: 1,
             sheave: true,
+            dual_stack: false,
             dns: None,
             endpoint: None,
             progress: to_stderr,
@@ -110,6 +113,8 @@ pub struct Plan {
     pub nodes: u8,
     pub api_servers: u8,
     pub proxy_mode: ProxyMode,
+    #[serde(default)]
+    pub dual_stack: bool,
     pub dns: Option<Ipv4Addr>,
     pub endpoint: Option<Endpoint>,
 }
@@ -136,6 +141,7 @@ impl Plan {
             name: config.name.clone(),
             nodes: config.nodes,
             api_servers: config.api_servers,
+            dual_stack: config.dual_stack,
             proxy_mode: config.proxy_mode,
             dns: config.dns,
             endpoint: config.endpoint.clone(),
@@ -272,6 +278,8 @@ pub fn kubernetes_bin() -> PathBuf {
 pub const LABS: &str = "/run/sheave-lab";
 pub const UPLINK: &str = "eth0";
 pub const SERVICE_RANGE: &str = "10.96.0.0/16";
+/// The second one of a cluster with both families.
+pub const SERVICE_RANGE_V6: &str = "fd00:10:96::/112";
 pub const POD_RANGE: &str = "10.244.0.0/16";
 /// The first address of the service range: what `kubernetes.default` has.
 pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
