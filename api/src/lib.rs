@@ -40,7 +40,7 @@ pub use speakerstate::{Listening, SpeakerState, SpeakerStateSpec, SpeakerStateSt
 pub use status::{AdvertisementReason, NoOwner, Partly, PoolReason, Refusal};
 pub use subnetscan::{DhcpServer, SubnetScan, SubnetScanSpec, SubnetScanStatus};
 pub use validate::{AddressRange, MalformedRange};
-pub use virtualip::{ServiceRef, VirtualIP, VirtualIPSpec, VirtualIPStatus};
+pub use virtualip::{ServiceRef, VirtualIP, VirtualIPSpec, VirtualIPStatus, virtual_ip_address, virtual_ip_name};
 
 /// The API group of every type here.
 pub const GROUP: &str = "sheave.dev";

@@ -38,7 +38,7 @@ use crate::validate;
 pub struct AddressPoolSpec {
     /// Addresses ("192.0.2.10"), CIDRs ("192.0.2.0/28") and inclusive ranges ("192.0.2.10-192.0.2.20", blanks around "-" allowed), of
     /// IPv4 and IPv6. Every address in them may be given to a Service, except those of `exclusions`. IPv6 is not served yet: such
-    /// addresses are counted and not given.
+    /// addresses are reserved for dual-stack Services, and stand in no Service's status.
     #[schemars(schema_with = "validate::addresses_schema")]
     pub addresses: Vec<String>,
 
@@ -122,8 +122,16 @@ pub struct AddressPoolStatus {
     /// Addresses granted from this pool, those that it no longer contains included.
     pub used: i64,
 
-    /// Addresses that can still be given: those of IPv4. 0 while the pool is not ready.
+    /// Addresses that can still be given, of both families. 0 while the pool is not ready.
     pub free: i64,
+
+    /// What `free` has of IPv4.
+    #[serde(rename = "availableIPv4")]
+    pub available_ipv4: i64,
+
+    /// What `free` has of IPv6.
+    #[serde(rename = "availableIPv6")]
+    pub available_ipv6: i64,
 
     /// Addresses of the entries that are never given: `exclusions`, those that `avoidBuggyIPs` leaves out, and those that no Service
     /// may have, whoever asks (of nodes, gateways, API servers and others).

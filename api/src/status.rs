@@ -65,7 +65,7 @@ pub enum Refusal {
     AddressInPodRange,
     /// The address lies in a range of ClusterIPs, or is one.
     AddressInServiceRange,
-    /// The address is the network address of an interface's subnet.
+    /// The address is the network address of an interface's subnet; of IPv6 the Subnet-Router anycast address.
     NetworkAddress,
     /// The address is the broadcast address of an interface's subnet.
     BroadcastAddress,
@@ -73,7 +73,9 @@ pub enum Refusal {
     LoopbackAddress,
     /// The address is a multicast address.
     MulticastAddress,
-    /// The address is one that no host can have (0.0.0.0/8, 240.0.0.0/4).
+    /// The address is a link-local address of IPv6 (fe80::/10).
+    LinkLocalAddress,
+    /// The address is one that no host can have (0.0.0.0/8, 240.0.0.0/4; of IPv6 all outside of 2000::/3 and fc00::/7).
     ReservedAddress,
     /// The pool's entry contains a node's address, and no speaker has reported the subnet that lies around it: gateway, network and
     /// broadcast address are not known yet.
@@ -100,7 +102,7 @@ pub enum Refusal {
     SourceRangesWithoutIPv4,
     /// The annotation [`startup_probe`](crate::startup_probe) has a value that is unknown: it counts as `on`.
     StartupProbeUnknown,
-    /// The Service wants IPv6, alone or beside IPv4.
+    /// The Service wants IPv6, alone or beside IPv4. Beside IPv4 an address is reserved for it, and in no status.
     IPv6NotServed,
     /// Ports of a protocol that the packet path does not carry (SCTP).
     ProtocolNotServed,
@@ -114,7 +116,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 38] = [
+    pub const ALL: [Refusal; 39] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -135,6 +137,7 @@ impl Refusal {
         Refusal::BroadcastAddress,
         Refusal::LoopbackAddress,
         Refusal::MulticastAddress,
+        Refusal::LinkLocalAddress,
         Refusal::ReservedAddress,
         Refusal::SubnetNotReported,
         Refusal::AnsweredByHost,
@@ -178,6 +181,7 @@ impl Refusal {
             Refusal::BroadcastAddress => "BroadcastAddress",
             Refusal::LoopbackAddress => "LoopbackAddress",
             Refusal::MulticastAddress => "MulticastAddress",
+            Refusal::LinkLocalAddress => "LinkLocalAddress",
             Refusal::ReservedAddress => "ReservedAddress",
             Refusal::SubnetNotReported => "SubnetNotReported",
             Refusal::AnsweredByHost => "AnsweredByHost",
@@ -213,6 +217,7 @@ impl Refusal {
                 | BroadcastAddress
                 | LoopbackAddress
                 | MulticastAddress
+                | LinkLocalAddress
                 | ReservedAddress
                 | SubnetNotReported
                 | AnsweredByHost
@@ -403,7 +408,7 @@ mod tests {
         for name in refusals.into_iter().chain(pools).chain(owners).chain(advertisements).chain(verdicts) {
             assert!(document.contains(&format!("\n|`{name}`|")), "{name}");
         }
-        assert!(Refusal::ALL.iter().filter(|refusal| refusal.guards()).count() == 12);
+        assert!(Refusal::ALL.iter().filter(|refusal| refusal.guards()).count() == 13);
     }
 
     /// The derived `Debug` is the variant's name; the name in the API must be the same.

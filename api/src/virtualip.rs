@@ -1,4 +1,4 @@
-//! VirtualIP: the ledger. One object per granted address, named like the address. The controller alone writes the spec, which is
+//! VirtualIP: the ledger. One object per granted address, named like the address ([`virtual_ip_name`]). The controller alone writes the spec, which is
 //! the grant; the speaker that holds the address writes the status. Speakers act on these objects only, so a third-party change
 //! of a Service's status cannot make them claim anything.
 
@@ -36,8 +36,9 @@ use crate::validate;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualIPSpec {
-    /// The address; the object's name is the same.
-    #[schemars(length(min = 7, max = 45))]
+    /// The address. IPv4: the object's name is the same. IPv6: in canonical notation (2001:db8::10); the name has all of its digits,
+    /// and - for : (2001-0db8-0000-0000-0000-0000-0000-0010). It is reserved and not served.
+    #[schemars(length(min = 6, max = 45))]
     #[x_kube(validation = validate::address_never_changes())]
     pub address: String,
 
@@ -113,9 +114,23 @@ fn readable_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mi
 impl VirtualIP {
     /// The address, if the object is as the controller writes it (name and spec agree).
     pub fn address(&self) -> Option<IpAddr> {
-        let address = self.spec.address.parse().ok()?;
-        (self.name_any() == self.spec.address).then_some(address)
+        let address: IpAddr = self.spec.address.parse().ok()?;
+        (self.name_any() == virtual_ip_name(address) && self.spec.address == address.to_string()).then_some(address)
     }
+}
+
+/// The name of the VirtualIP of an address. No object's name has a colon, or ends with a dash: of IPv6 it has all digits.
+pub fn virtual_ip_name(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => address.segments().map(|segment| format!("{segment:04x}")).join("-"),
+    }
+}
+
+/// The address of the VirtualIP with this name.
+pub fn virtual_ip_address(name: &str) -> Option<IpAddr> {
+    let address = name.replace('-', ":").parse().ok()?;
+    (virtual_ip_name(address) == name).then_some(address)
 }
 
 #[cfg(test)]
@@ -141,6 +156,25 @@ mod tests {
         assert_eq!(vip("192.0.2.1", "192.0.2.1").address(), Some("192.0.2.1".parse().unwrap()));
         assert_eq!(vip("192.0.2.2", "192.0.2.1").address(), None);
         assert_eq!(vip("nonsense", "nonsense").address(), None);
+        let name = "2001-0db8-0000-0000-0000-0000-0000-0010";
+        assert_eq!(vip(name, "2001:db8::10").address(), Some("2001:db8::10".parse().unwrap()));
+        assert_eq!(vip(name, "2001:db8:0::10").address(), None, "another notation");
+        assert_eq!(vip(name, "2001:db8::11").address(), None);
+    }
+
+    #[test]
+    fn every_address_has_one_name_and_every_name_one_address() {
+        for (address, name) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("2001:db8::", "2001-0db8-0000-0000-0000-0000-0000-0000"),
+            ("fd00::1", "fd00-0000-0000-0000-0000-0000-0000-0001"),
+        ] {
+            let address: IpAddr = address.parse().unwrap();
+            assert_eq!((virtual_ip_name(address).as_str(), virtual_ip_address(name)), (name, Some(address)));
+        }
+        for other in ["", "2001-db8--1", "2001:0db8:0000:0000:0000:0000:0000:0010", "192-0-2-1", "nonsense"] {
+            assert_eq!(virtual_ip_address(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -226,11 +226,17 @@ fn says(text: &str) -> Message {
     Message::Expression(format!("\"{}\"", text.replace("{}", "\" + self + \"")))
 }
 
-/// A VirtualIP is named like its address.
+/// A VirtualIP is named like its address ([`virtual_ip_name`](crate::virtual_ip_name)).
 pub(crate) fn name_is_address() -> Rule {
-    Rule::new("self.metadata.name == self.spec.address").message(Message::Expression(
-        "\"the name '\" + self.metadata.name + \"' must be the address '\" + self.spec.address + \"'\"".to_string(),
-    ))
+    let (name, address) = ("self.metadata.name", "self.spec.address");
+    let digits = format!("{name}.matches('^([0-9a-f]{{4}}-){{7}}[0-9a-f]{{4}}$')");
+    let v6 = format!("{digits} && ip.isCanonical({address}) && ip({name}.replace('-', ':')) == ip({address})");
+    Rule::new(format!("{name} == {address} || isIP({address}) && ip({address}).family() == 6 && {v6}")).message(
+        Message::Expression(format!(
+            "\"the name '\" + {name} + \"' must be the address '\" + {address} + \"'\" + ({address}.contains(':') ? \
+             \", with all digits and - for : (2001-0db8-0000-0000-0000-0000-0000-0010)\" : \"\")"
+        )),
+    )
 }
 
 /// A Placement is named by its mode and what it is about: there is one of each.
