@@ -9,7 +9,7 @@ mod placement;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -352,7 +352,12 @@ fn slice(slice: EndpointSlice) -> Option<(Key, Option<Object>)> {
 
 fn virtual_ip(vip: VirtualIP, owners: &mailbox::Sender<Ipv4Addr, Option<String>>) -> Option<(Key, Option<Object>)> {
     let Ok(address) = vip.spec.address.parse::<Ipv4Addr>() else {
-        warn!(virtualip = vip.name_any(), address = vip.spec.address, "address of the VirtualIP is not IPv4; left out");
+        let (name, address) = (vip.name_any(), &vip.spec.address);
+        // The controller reserves these. Nothing else is to be known of them: not even who owns one.
+        match address.parse::<Ipv6Addr>() {
+            Ok(_) => debug!(virtualip = name, %address, "VirtualIP of IPv6, which is not served; left out"),
+            Err(_) => warn!(virtualip = name, address, "address of the VirtualIP is none; left out"),
+        }
         return None;
     };
     let services = vip.spec.services.iter().map(|service| ObjectName::new(&service.namespace, &service.name)).collect();
@@ -438,6 +443,24 @@ mod tests {
         assert_eq!(first.reported - first.created, 600);
         assert_eq!(of("2026-01-02T03:14:59Z"), first);
         assert_eq!(of("2026-01-02T03:15:00Z").reported - first.created, 900);
+    }
+
+    /// Neither the view nor the writer of statuses learns of it.
+    #[tokio::test]
+    async fn a_virtualip_of_ipv6_is_left_out() {
+        let (owners, mut seen) = mailbox::channel(8);
+        let read = |address: &str| {
+            let spec = serde_json::json!({
+                "address": address, "pool": "p", "services": [{"namespace": "a", "name": "b", "uid": "c"}],
+            });
+            let name = sheave_api::virtual_ip_name(address.parse().unwrap());
+            let object = serde_json::json!({ "metadata": {"name": name}, "spec": spec, "status": {"owner": "n1"} });
+            virtual_ip(serde_json::from_value(object).unwrap(), &owners)
+        };
+        assert!(read("2001:db8::10").is_none());
+        assert!(matches!(read("192.0.2.1"), Some((Key::VirtualIp(_), Some(Object::VirtualIp(..))))));
+        let named: Vec<Ipv4Addr> = seen.recv().await.unwrap().into_keys().collect();
+        assert_eq!(named, [Ipv4Addr::new(192, 0, 2, 1)]);
     }
 
     #[test]
