@@ -1,4 +1,5 @@
-//! `sheave status`: which node holds which address, and which ones are preferred or drained. Exit code 1 if an address has no owner or a speaker is not ready.
+//! `sheave status`: which node holds which address, and which ones are preferred or drained. Exit code 1 if an address that is served has no
+//! owner, or a speaker is not ready.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -12,7 +13,7 @@ use kube::api::ListParams;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use sheave_api::{Placement, SpeakerState, VirtualIP};
+use sheave_api::{Placement, Refusal, SpeakerState, VirtualIP};
 
 use crate::{local, placement};
 
@@ -38,7 +39,7 @@ pub async fn run(client: Client, args: &Args) -> Result<ExitCode> {
     }
     let addresses: Vec<Value> = vips.iter().map(|vip| address(vip, &preferred)).collect();
     let speakers: Vec<Value> = pods.iter().map(|pod| speaker(pod, &drained)).collect();
-    let whole = addresses.iter().all(|address| !address["owner"].is_null())
+    let whole = addresses.iter().all(|address| !address["owner"].is_null() || address["reason"] == RESERVED)
         && speakers.iter().all(|speaker| speaker["ready"] == Value::Bool(true));
     if args.json {
         println!("{:#}", json!({ "addresses": addresses, "speakers": speakers }));
@@ -71,6 +72,8 @@ where
 
 fn address(vip: &VirtualIP, preferred: &BTreeMap<String, String>) -> Value {
     let status = vip.status.clone().unwrap_or_default();
+    // No node owns one.
+    let reserved = vip.address().is_some_and(|address| address.is_ipv6()).then(|| RESERVED.to_string());
     let services = vip.spec.services.iter().map(|service| format!("{}/{}", service.namespace, service.name));
     json!({
         "address": vip.spec.address,
@@ -80,7 +83,7 @@ fn address(vip: &VirtualIP, preferred: &BTreeMap<String, String>) -> Value {
         "owner": vip.spec.node.clone().or(status.owner),
         "since": status.since,
         "term": status.term,
-        "reason": status.reason,
+        "reason": reserved.or(status.reason),
         "preferred": preferred.get(&vip.spec.address),
     })
 }
@@ -97,6 +100,9 @@ fn speaker(pod: &Pod, drained: &BTreeMap<String, String>) -> Value {
     })
 }
 
+/// Why no node owns an address of IPv6.
+const RESERVED: &str = Refusal::IPv6NotServed.as_str();
+
 /// Column names in lower case are the keys of the rows.
 fn print(columns: &str, rows: &[Value]) {
     let names: Vec<&str> = columns.split(' ').collect();
@@ -110,4 +116,28 @@ fn print(columns: &str, rows: &[Value]) {
         }));
     }
     println!("{table}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_ipv6_is_reserved_and_owned_by_nobody() {
+        let vip = |address: &str| {
+            let object = json!({
+                "metadata": { "name": sheave_api::virtual_ip_name(address.parse().unwrap()) },
+                "spec": { "address": address, "pool": "p", "services": [{ "namespace": "a", "name": "b", "uid": "c" }] },
+                "status": { "reason": "HandingOver" },
+            });
+            address_of(&serde_json::from_value(object).unwrap())
+        };
+        let address_reason = |row: &Value| (row["address"].clone(), row["reason"].clone());
+        assert_eq!(address_reason(&vip("2001:db8::10")), (json!("2001:db8::10"), json!("IPv6NotServed")));
+        assert_eq!(address_reason(&vip("192.0.2.1")), (json!("192.0.2.1"), json!("HandingOver")));
+    }
+
+    fn address_of(vip: &VirtualIP) -> Value {
+        address(vip, &BTreeMap::new())
+    }
 }
