@@ -4,24 +4,29 @@
 mod choice;
 pub mod kept;
 pub mod pool;
+mod runs;
 pub mod selection;
+mod several;
 pub mod sharing;
 mod span;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use sheave_api::{Excluded, MAX_VIRTUAL_IPS, PoolReason, Refusal, ServiceRef};
 
+use crate::family::{Family, number};
 use crate::guards::GuardSet;
 use crate::request::{Refused, Request};
 use crate::view::{PoolView, ServiceKey};
 use kept::Kept;
 use pool::Pool;
+use runs::Runs;
 use selection::{Labels, Namespaces};
+pub use several::Decided;
 use sharing::Sharers;
 
 /// Pools, and every address that is taken.
@@ -30,9 +35,11 @@ pub struct Allocator {
     pools: BTreeMap<String, Pool>,
     namespaces: Namespaces,
     guards: GuardSet,
-    taken: BTreeMap<Ipv4Addr, Taken>,
+    taken: BTreeMap<IpAddr, Taken>,
+    /// The same, as numbers.
+    runs: Runs,
     /// Addresses by the uid of their holder, reserved ones included.
-    held: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    held: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Services that share their address, if another one fits.
     sharers: Sharers,
     kept: Kept,
@@ -68,9 +75,9 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It has this address; a remark names what is not as it should be.
-    Keep { address: Ipv4Addr, remark: Option<Refused> },
+    Keep { address: IpAddr, remark: Option<Refused> },
     /// It is to have this address: write the ledger.
-    Grant { address: Ipv4Addr, pool: String },
+    Grant { address: IpAddr, pool: String },
     /// It waits.
     Refuse(Refused),
 }
@@ -83,6 +90,8 @@ pub struct Usage {
     pub free: i64,
     pub excluded: i64,
     pub outside: i64,
+    /// What `free` has of either family.
+    pub available: [i64; 2],
 }
 
 impl Allocator {
@@ -111,14 +120,20 @@ impl Allocator {
         changed
     }
 
-    /// The spans of addresses of all pools.
-    pub fn entries(&self) -> Vec<(u32, u32)> {
-        self.pools.values().flat_map(Pool::spans_v4).collect()
+    /// The spans of addresses of all pools, as numbers.
+    pub fn entries(&self) -> Vec<(u128, u128)> {
+        let families = self.pools.values().flat_map(|pool| Family::ALL.map(|family| pool.spans(family)));
+        families.flatten().map(|span| (span.first, span.last)).collect()
     }
 
     /// How many addresses of a pool are guarded, by reason.
     pub fn guarded(&self, name: &str) -> BTreeMap<Refusal, u128> {
-        self.pools.get(name).map(|pool| pool.guarded(&self.guards)).unwrap_or_default()
+        let mut counts: BTreeMap<Refusal, u128> = BTreeMap::new();
+        let families = self.pools.get(name).map(|pool| Family::ALL.map(|family| pool.guarded(family, &self.guards)));
+        for (reason, count) in families.into_iter().flatten().flatten() {
+            *counts.entry(reason).or_default() += count;
+        }
+        counts
     }
 
     /// How many addresses of a pool are never given, by reason, as its status has it.
@@ -132,17 +147,25 @@ impl Allocator {
         self.guarded(name).into_iter().map(|(reason, count)| entry(reason.as_str(), count)).chain(settings).collect()
     }
 
-    /// The addresses next in line of each pool that grants some, so many at most.
+    /// The addresses of a pool that nobody has, and that are kept for nobody, lowest first.
+    fn fresh<'a>(&'a self, pool: &'a Pool, family: Family) -> impl Iterator<Item = IpAddr> + 'a {
+        pool.open(family, &self.guards, |number| self.runs.end(number).or_else(|| self.kept.run(number)))
+    }
+
+    /// The IPv4 addresses next in line of each pool that grants some, so many at most.
     pub fn ahead(&self, most: usize) -> Vec<Vec<Ipv4Addr>> {
-        let is_free = |address: &Ipv4Addr| !self.taken.contains_key(address);
-        let fresh = |address: &Ipv4Addr| is_free(address) && !self.kept.contains(*address);
+        let is_free = |address: &IpAddr| !self.taken.contains_key(address);
         let ready = self.pools.values().filter(|pool| pool.is_ready());
+        let v4 = |address| match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        };
         let ahead = ready.map(|pool| {
-            let mut ahead: Vec<Ipv4Addr> = pool.unguarded(&self.guards).filter(fresh).take(most).collect();
+            let mut ahead: Vec<Ipv4Addr> = self.fresh(pool, Family::V4).filter_map(v4).take(most).collect();
             // Where no other is left, these are given, the one that was freed first in front.
             if ahead.len() < most {
-                let may_go = |one: &Ipv4Addr| is_free(one) && !self.guards.contains(*one) && pool.contains(*one);
-                ahead.extend(self.kept.by_age().filter(may_go).take(most - ahead.len()));
+                let may_go = |one: &IpAddr| is_free(one) && !self.guards.contains(*one) && pool.contains(*one);
+                ahead.extend(self.kept.by_age().filter(may_go).filter_map(v4).take(most - ahead.len()));
             }
             ahead
         });
@@ -150,7 +173,7 @@ impl Allocator {
     }
 
     /// Whether a pool that grants addresses contains this one.
-    pub fn is_in_pools(&self, address: Ipv4Addr) -> bool {
+    pub fn is_in_pools(&self, address: impl Into<IpAddr> + Copy) -> bool {
         self.pools.values().any(|pool| pool.is_ready() && pool.contains(address))
     }
 
@@ -164,7 +187,7 @@ impl Allocator {
 
     /// The ledger has it: true whatever was assumed before, except that Services on their way in or out stay on it. Returns the
     /// Services that it named before.
-    pub fn granted(&mut self, address: Ipv4Addr, pool: String, services: Vec<ServiceRef>) -> Vec<ServiceRef> {
+    pub fn granted(&mut self, address: IpAddr, pool: String, services: Vec<ServiceRef>) -> Vec<ServiceRef> {
         let before = self.remove(address);
         let leaves = |service: &ServiceRef| {
             let known = before.iter().find(|holder| holder.service.uid == service.uid);
@@ -187,7 +210,7 @@ impl Allocator {
 
     /// Keeps an address from being given twice, or to a Service that cannot share it, while the ledger is being written. A Service
     /// has one reservation at a time.
-    pub fn reserve(&mut self, address: Ipv4Addr, pool: String, service: ServiceRef) {
+    pub fn reserve(&mut self, address: IpAddr, pool: String, service: ServiceRef) {
         let earlier = self.held.get(&service.uid).cloned().unwrap_or_default();
         for other in earlier.into_iter().filter(|other| *other != address) {
             self.unreserve(other, &service.uid);
@@ -200,30 +223,30 @@ impl Allocator {
     }
 
     /// Ends the reservation of a Service, unless the ledger has it by now.
-    pub fn unreserve(&mut self, address: Ipv4Addr, uid: &str) {
+    pub fn unreserve(&mut self, address: IpAddr, uid: &str) {
         self.retain(address, |holder| holder.state != State::Reserved || holder.service.uid != uid);
     }
 
     /// Services that wait for the ledger to name them beside others.
-    pub fn reserved(&self, address: Ipv4Addr) -> impl Iterator<Item = &ServiceRef> {
+    pub fn reserved(&self, address: IpAddr) -> impl Iterator<Item = &ServiceRef> {
         let holders = self.taken.get(&address).into_iter().flat_map(|taken| &taken.holders);
         holders.filter(|holder| holder.state == State::Reserved).map(|holder| &holder.service)
     }
 
     /// The address that is reserved for the Service with this uid.
-    pub fn reservation(&self, uid: &str) -> Option<Ipv4Addr> {
-        let reserved = |address: &&Ipv4Addr| self.reserved(**address).any(|service| service.uid == uid);
+    pub fn reservation(&self, uid: &str) -> Option<IpAddr> {
+        let reserved = |address: &&IpAddr| self.reserved(**address).any(|service| service.uid == uid);
         self.held.get(uid)?.iter().find(reserved).copied()
     }
 
     /// Addresses that are reserved for a Service.
-    pub fn reservations(&self) -> impl Iterator<Item = Ipv4Addr> {
+    pub fn reservations(&self) -> impl Iterator<Item = IpAddr> {
         let reserved = |taken: &Taken| taken.holders.iter().any(|holder| holder.state == State::Reserved);
         self.taken.iter().filter(move |(_, taken)| reserved(taken)).map(|(address, _)| *address)
     }
 
     /// The ledger is about to name these Services no more: they have the address no longer.
-    pub fn leave(&mut self, address: Ipv4Addr, uids: &[&str]) {
+    pub fn leave(&mut self, address: IpAddr, uids: &[&str]) {
         for holder in self.taken.get_mut(&address).into_iter().flat_map(|taken| &mut taken.holders) {
             if uids.contains(&holder.service.uid.as_str()) {
                 holder.state = State::Leaving;
@@ -231,7 +254,7 @@ impl Allocator {
         }
     }
 
-    pub fn is_leaving(&self, address: Ipv4Addr, uid: &str) -> bool {
+    pub fn is_leaving(&self, address: IpAddr, uid: &str) -> bool {
         let holders = self.taken.get(&address).into_iter().flat_map(|taken| &taken.holders);
         holders.filter(|holder| holder.service.uid == uid).any(|holder| holder.state == State::Leaving)
     }
@@ -245,7 +268,7 @@ impl Allocator {
     }
 
     /// The ledger has it no more. Returns the Services that it named.
-    pub fn forget(&mut self, address: Ipv4Addr) -> Vec<ServiceRef> {
+    pub fn forget(&mut self, address: IpAddr) -> Vec<ServiceRef> {
         let pool = self.taken.get(&address).map(|taken| taken.pool.clone());
         let gone = self.retain(address, |holder| holder.state == State::Reserved);
         let gone: Vec<ServiceRef> = gone.into_iter().map(|holder| holder.service).collect();
@@ -259,19 +282,19 @@ impl Allocator {
     }
 
     /// Services that had the address until now get it again if they return soon.
-    fn keep(&mut self, address: Ipv4Addr, pool: Option<&str>, services: impl Iterator<Item = ServiceKey>) {
+    fn keep(&mut self, address: IpAddr, pool: Option<&str>, services: impl Iterator<Item = ServiceKey>) {
         let pool = pool.and_then(|name| self.pools.get(name));
         let span = pool.map_or(kept::DEFAULT, |pool| pool.retention);
         self.kept.add(address, services, span);
     }
 
-    pub fn taken(&self, address: Ipv4Addr) -> Option<&Taken> {
+    pub fn taken(&self, address: IpAddr) -> Option<&Taken> {
         self.taken.get(&address)
     }
 
     /// Addresses that the ledger grants to the Service with this uid, lowest first; not those that leave it.
-    pub fn held_by(&self, uid: &str) -> impl Iterator<Item = Ipv4Addr> {
-        let granted = move |address: &Ipv4Addr| {
+    pub fn held_by(&self, uid: &str) -> impl Iterator<Item = IpAddr> {
+        let granted = move |address: &IpAddr| {
             let holders = self.taken.get(address).into_iter().flat_map(|taken| &taken.holders);
             holders.filter(|holder| holder.service.uid == uid).any(|holder| holder.state == State::Granted)
         };
@@ -283,13 +306,14 @@ impl Allocator {
         self.held.contains_key(uid)
     }
 
-    /// Decides for one Service. Changes nothing.
+    /// Decides for one address of a Service. Changes nothing.
     pub fn decide(&self, request: &Request) -> Decision {
-        let held: Vec<Ipv4Addr> = self.held_by(&request.service.uid).collect();
-        let prefer_shown = |candidates: &[Ipv4Addr]| {
-            request.shown.filter(|shown| candidates.contains(shown)).or(candidates.first().copied())
+        let held = self.held_by(&request.service.uid).filter(|address| Family::of(*address) == request.family);
+        let held: Vec<IpAddr> = held.collect();
+        let prefer_shown = |candidates: &[IpAddr]| {
+            candidates.iter().find(|one| request.shown.contains(one)).or(candidates.first()).copied()
         };
-        let fitting: Vec<Ipv4Addr> = held.iter().copied().filter(|address| self.fits(request, *address)).collect();
+        let fitting: Vec<IpAddr> = held.iter().copied().filter(|address| self.fits(request, *address)).collect();
         if let Some(address) = prefer_shown(&fitting) {
             let remark = self.remark(address).or_else(|| self.sharing_remark(address, request));
             return Decision::Keep { address, remark };
@@ -305,10 +329,10 @@ impl Allocator {
     pub fn usage(&self, name: &str) -> Usage {
         let Some(pool) = self.pools.get(name) else { return Usage::default() };
         let saturating = |count: u128| i64::try_from(count).unwrap_or(i64::MAX);
-        let guarded = pool.guarded(&self.guards).values().sum::<u128>();
+        let guarded = Family::ALL.map(|family| pool.guarded(family, &self.guards).values().sum::<u128>());
         let mut usage = Usage {
             total: saturating(pool.total()),
-            excluded: saturating(pool.excluded() + guarded),
+            excluded: saturating(pool.excluded() + guarded.iter().sum::<u128>()),
             ..Usage::default()
         };
         let mut unavailable = guarded;
@@ -316,18 +340,22 @@ impl Allocator {
         let granted = |taken: &Taken| taken.holders.iter().any(|holder| holder.state != State::Reserved);
         for (address, taken) in self.taken.iter().filter(|(_, taken)| granted(taken)) {
             let contained = pool.contains(*address);
-            unavailable += u128::from(contained && !self.guards.contains(*address));
+            unavailable[Family::of(*address) as usize] += u128::from(contained && !self.guards.contains(*address));
             if taken.pool == name {
                 usage.used += 1;
                 usage.outside += i64::from(!contained);
             }
         }
-        usage.free = if pool.is_ready() { saturating(pool.usable().saturating_sub(unavailable)) } else { 0 };
+        if pool.is_ready() {
+            let free = Family::ALL.map(|family| pool.usable(family).saturating_sub(unavailable[family as usize]));
+            usage.free = saturating(free.iter().sum());
+            usage.available = free.map(saturating);
+        }
         usage
     }
 
     /// The pool that an address belongs to: the one that the ledger names, unless another one contains it in its stead.
-    fn pool_of<'a>(&'a self, address: Ipv4Addr, named: &'a str) -> &'a str {
+    fn pool_of<'a>(&'a self, address: IpAddr, named: &'a str) -> &'a str {
         if self.pools.get(named).is_some_and(|pool| pool.contains(address)) {
             return named;
         }
@@ -336,7 +364,7 @@ impl Allocator {
     }
 
     /// Whether a grant is what the Service wants now.
-    fn fits(&self, request: &Request, address: Ipv4Addr) -> bool {
+    fn fits(&self, request: &Request, address: IpAddr) -> bool {
         let pool = self.taken.get(&address).map(|taken| taken.pool.as_str());
         // Also if another pool has it that contains it as well: such a wish is no reason to move.
         let contains = |name: &str| self.pools.get(name).is_some_and(|pool| pool.contains(address));
@@ -345,7 +373,7 @@ impl Allocator {
     }
 
     /// The remark about a grant that stays.
-    fn remark(&self, address: Ipv4Addr) -> Option<Refused> {
+    fn remark(&self, address: IpAddr) -> Option<Refused> {
         // Nothing is known against an address whose subnet is not known yet.
         if let Some(guarded) = self.guards.check(address).filter(|found| found.reason != Refusal::SubnetNotReported) {
             let barred = [Refusal::AddressOfNode, Refusal::AddressOfGateway].contains(&guarded.reason);
@@ -362,7 +390,7 @@ impl Allocator {
     }
 
     /// Whether this Service may have it: it is not guarded, and no other has it, or it may be shared.
-    fn is_free(&self, address: Ipv4Addr, request: &Request) -> bool {
+    fn is_free(&self, address: IpAddr, request: &Request) -> bool {
         let free = match self.taken.get(&address) {
             Some(taken) => self.bars(taken, request).is_none(),
             None => self.has_room(),
@@ -375,27 +403,29 @@ impl Allocator {
         self.taken.len() < MAX_VIRTUAL_IPS
     }
 
-    fn insert(&mut self, address: Ipv4Addr, taken: Taken) {
+    fn insert(&mut self, address: IpAddr, taken: Taken) {
         for holder in &taken.holders {
             self.held.entry(holder.service.uid.clone()).or_default().insert(address);
             if holder.state == State::Granted {
                 self.kept.returned(address, &ServiceKey::from(&holder.service));
             }
         }
+        self.runs.insert(number(address));
         self.taken.insert(address, taken);
     }
 
-    fn remove(&mut self, address: Ipv4Addr) -> Vec<Holder> {
+    fn remove(&mut self, address: IpAddr) -> Vec<Holder> {
         self.retain(address, |_| false)
     }
 
     /// Returns those that are not kept.
-    fn retain(&mut self, address: Ipv4Addr, keep: impl Fn(&Holder) -> bool) -> Vec<Holder> {
+    fn retain(&mut self, address: IpAddr, keep: impl Fn(&Holder) -> bool) -> Vec<Holder> {
         let Some(taken) = self.taken.get_mut(&address) else { return Vec::new() };
         let (kept, gone): (Vec<Holder>, Vec<Holder>) =
             std::mem::take(&mut taken.holders).into_iter().partition(|holder| keep(holder));
         if kept.is_empty() {
             self.taken.remove(&address);
+            self.runs.remove(number(address));
         } else {
             taken.holders = kept;
         }

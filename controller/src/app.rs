@@ -67,7 +67,7 @@ impl App {
 
         let mut kube = kube::Config::infer().await.context("neither in a pod nor a kubeconfig")?;
         let server = kube.cluster_url.to_string();
-        let api_server = kube.cluster_url.host().and_then(|host| host.parse().ok());
+        let api_server = kube.cluster_url.host().and_then(|host| host.trim_matches(['[', ']']).parse().ok());
         let fixed = Fixed {
             service_ranges: service_ranges.into_iter().collect(),
             api_servers: api_server.into_iter().collect(),

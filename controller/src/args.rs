@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::probes;
 use crate::whose::{Classless, Policy};
@@ -49,7 +49,7 @@ struct Args {
     /// Ranges of ClusterIPs where the API server serves no ServiceCIDRs (Kubernetes before 1.33); repeated or separated by
     /// commas.
     #[arg(long, value_delimiter = ',')]
-    service_cidr: Vec<Ipv4Net>,
+    service_cidr: Vec<IpNet>,
 
     /// After how long addresses next in line are probed again.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(5..=3600))]
@@ -87,7 +87,7 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     pub lease: LeaseConfig,
     pub policy: Policy,
-    pub service_ranges: Vec<Ipv4Net>,
+    pub service_ranges: Vec<IpNet>,
     pub probing: probes::Config,
     pub log: LogConfig,
     pub drain: Duration,

@@ -30,8 +30,9 @@ pub fn refusal(service: &ServiceView) -> Option<Refused> {
     None
 }
 
-/// What is not served of a Service that has an address. `partly`: what the owner of the address says.
-pub fn remarks(service: &ServiceView, partly: Option<Partly>) -> Vec<Refused> {
+/// What is not served of a Service that has an address. `partly`: what the owner of the address says. `second`: what became of its IPv6
+/// address.
+pub fn remarks(service: &ServiceView, partly: Option<Partly>, second: Option<&str>) -> Vec<Refused> {
     if refusal(service).is_some() {
         return Vec::new();
     }
@@ -50,9 +51,14 @@ pub fn remarks(service: &ServiceView, partly: Option<Partly>) -> Vec<Refused> {
         remarks.push(named(Refusal::StartupProbeUnknown, message));
     }
     if service.wants_ipv6 {
-        remarks.push(named(Refusal::IPv6NotServed, "spec.ipFamilies also has IPv6, which is not served"));
+        let fate = second.map(|fate| format!(": {fate}")).unwrap_or_default();
+        remarks
+            .push(named(Refusal::IPv6NotServed, format!("spec.ipFamilies also has IPv6, which is not served{fate}")));
     } else if let Some(address) = service.addresses.as_deref().and_then(ipv6) {
-        remarks.push(named(Refusal::IPv6NotServed, format!("{address} is not served: IPv6")));
+        remarks.push(named(
+            Refusal::IPv6NotServed,
+            format!("{address} is not served: IPv6, which spec.ipFamilies has not"),
+        ));
     }
     if let Some(ports) = ports(Refusal::ProtocolNotServed) {
         remarks.push(named(Refusal::ProtocolNotServed, format!("not served: {ports} (TCP and UDP are)")));
@@ -137,7 +143,7 @@ mod tests {
     #[test]
     fn an_ordinary_service_is_served_without_a_word() {
         let plain = service(&[(80, "TCP"), (53, "UDP")]);
-        assert_eq!((refusal(&plain), remarks(&plain, None), ports(&plain)), (None, vec![], vec![]));
+        assert_eq!((refusal(&plain), remarks(&plain, None, None), ports(&plain)), (None, vec![], vec![]));
     }
 
     #[test]
@@ -145,14 +151,14 @@ mod tests {
         let refused = refusal(&service(&[(38412, "SCTP"), (38413, "SCTP")])).unwrap();
         assert_eq!(refused.reason, Refusal::ProtocolNotServed);
         assert!(refused.message.contains("port 38412/SCTP, 38413/SCTP"), "{}", refused.message);
-        assert_eq!(remarks(&service(&[(38412, "SCTP")]), None), [], "said once");
+        assert_eq!(remarks(&service(&[(38412, "SCTP")]), None, None), [], "said once");
     }
 
     #[test]
     fn a_mixed_service_lists_every_port_and_the_error_of_those_that_are_not_served() {
         let mixed = service(&[(80, "TCP"), (38412, "SCTP"), (53, "UDP")]);
         assert_eq!(refusal(&mixed), None);
-        assert_eq!(reasons(&remarks(&mixed, None)), [Refusal::ProtocolNotServed]);
+        assert_eq!(reasons(&remarks(&mixed, None, None)), [Refusal::ProtocolNotServed]);
         let errors: Vec<_> = ports(&mixed).into_iter().map(|status| (status.port.to_string(), status.error)).collect();
         let error = Some("sheave.dev/ProtocolNotServed".to_string());
         assert_eq!(errors, [("80/TCP".into(), None), ("38412/SCTP".into(), error), ("53/UDP".into(), None)]);
@@ -169,24 +175,24 @@ mod tests {
     fn ipv6_alone_is_refused_and_beside_ipv4_it_is_a_remark() {
         let only = ServiceView { wants_ipv4: false, wants_ipv6: true, ..example() };
         assert_eq!(refusal(&only).unwrap().reason, Refusal::IPv6NotServed);
-        assert_eq!(remarks(&only, None), []);
+        assert_eq!(remarks(&only, None, None), []);
         for dual in [
             ServiceView { wants_ipv6: true, ..example() },
             ServiceView { addresses: Some("192.0.2.1, 2001:db8::1".into()), ..example() },
         ] {
-            assert_eq!((refusal(&dual), reasons(&remarks(&dual, None))), (None, vec![Refusal::IPv6NotServed]));
+            assert_eq!((refusal(&dual), reasons(&remarks(&dual, None, None))), (None, vec![Refusal::IPv6NotServed]));
         }
     }
 
     #[test]
     fn one_port_too_many_leaves_the_others_served() {
         let count = |count: i32| service(&(1..=count).map(|number| (number, "TCP")).collect::<Vec<_>>());
-        assert_eq!((remarks(&count(1000), None), ports(&count(1000))), (vec![], vec![]));
+        assert_eq!((remarks(&count(1000), None, None), ports(&count(1000))), (vec![], vec![]));
         let mut many = count(1001);
         many.ports.insert(0, Port::new(9, Some("SCTP")));
         assert_eq!(refusal(&many), None);
-        assert_eq!(reasons(&remarks(&many, None)), [Refusal::ProtocolNotServed, Refusal::TooManyPorts]);
-        assert!(remarks(&many, None)[1].message.contains("port 1001/TCP (the first 1000"));
+        assert_eq!(reasons(&remarks(&many, None, None)), [Refusal::ProtocolNotServed, Refusal::TooManyPorts]);
+        assert!(remarks(&many, None, None)[1].message.contains("port 1001/TCP (the first 1000"));
         let (refused, served): (Vec<_>, Vec<_>) = ports(&many).into_iter().partition(|status| status.error.is_some());
         assert_eq!((served.len(), served[999].port.number), (1000, 1000));
         assert_eq!(refused[1].error.as_deref(), Some("sheave.dev/TooManyPorts"));
@@ -203,24 +209,24 @@ mod tests {
         assert!(many.message.starts_with("1025 ") && many.message.contains("1024 are allowed"), "{}", many.message);
         let closed = ServiceView { clients: Clients::NoIPv4, ..example() };
         assert_eq!(
-            (refusal(&closed), reasons(&remarks(&closed, None))),
+            (refusal(&closed), reasons(&remarks(&closed, None, None))),
             (None, vec![Refusal::SourceRangesWithoutIPv4])
         );
-        assert_eq!(remarks(&ServiceView { clients: Clients::Ranges, ..example() }, None), []);
+        assert_eq!(remarks(&ServiceView { clients: Clients::Ranges, ..example() }, None, None), []);
     }
 
     #[test]
     fn an_unknown_value_of_the_startup_probe_is_a_remark() {
         let unknown = ServiceView { startup_probe: Some("x: 'no' is unknown".into()), ..example() };
-        let remarks = remarks(&unknown, None);
+        let remarks = remarks(&unknown, None, None);
         assert_eq!((refusal(&unknown), reasons(&remarks)), (None, vec![Refusal::StartupProbeUnknown]));
         assert_eq!(remarks[0].message, "x: 'no' is unknown; new pods are probed");
     }
 
     #[test]
     fn what_the_owner_finds_is_said_on_the_service() {
-        assert_eq!(reasons(&remarks(&example(), Some(Partly::FQDNNotServed))), [Refusal::FQDNNotServed]);
-        assert_eq!(reasons(&remarks(&example(), Some(Partly::ClientAddressLost))), [Refusal::ClientAddressLost]);
-        assert_eq!(remarks(&example(), Some(Partly::TooManyPorts)), [], "found here");
+        assert_eq!(reasons(&remarks(&example(), Some(Partly::FQDNNotServed), None)), [Refusal::FQDNNotServed]);
+        assert_eq!(reasons(&remarks(&example(), Some(Partly::ClientAddressLost), None)), [Refusal::ClientAddressLost]);
+        assert_eq!(remarks(&example(), Some(Partly::TooManyPorts), None), [], "found here");
     }
 }

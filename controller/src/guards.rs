@@ -9,12 +9,13 @@ pub mod set;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use sheave_api::Refusal;
 
 use crate::cache::Cache;
+use crate::family::number;
 use crate::node_mode::{Host, Hosts};
 use crate::probes::reach::Segments;
 use crate::view::ServiceKey;
@@ -59,8 +60,8 @@ pub enum Fact {
 /// What is known without a watch, from flags and the configuration of the client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fixed {
-    pub service_ranges: BTreeSet<Ipv4Net>,
-    pub api_servers: BTreeSet<Ipv4Addr>,
+    pub service_ranges: BTreeSet<IpNet>,
+    pub api_servers: BTreeSet<IpAddr>,
 }
 
 /// All facts, by source and name.
@@ -71,7 +72,7 @@ pub struct Guards {
     speakers: Cache<String, Facts>,
     service_ranges: Cache<String, Facts>,
     api_servers: Cache<String, Facts>,
-    cluster_ips: BTreeMap<Ipv4Addr, ServiceKey>,
+    cluster_ips: BTreeMap<IpAddr, ServiceKey>,
 }
 
 impl Guards {
@@ -100,7 +101,7 @@ impl Guards {
     }
 
     /// The Service has these ClusterIPs. True if one of them is new, or gone, that no known range contains.
-    pub fn set_cluster_ips(&mut self, service: &ServiceKey, before: &[Ipv4Addr], now: &[Ipv4Addr]) -> bool {
+    pub fn set_cluster_ips(&mut self, service: &ServiceKey, before: &[IpAddr], now: &[IpAddr]) -> bool {
         if before == now {
             return false;
         }
@@ -110,7 +111,7 @@ impl Guards {
             }
         }
         self.cluster_ips.extend(now.iter().map(|address| (*address, service.clone())));
-        let ranges: Vec<Ipv4Net> = self.service_networks().map(|(network, _)| network).collect();
+        let ranges: Vec<IpNet> = self.service_networks().map(|(network, _)| network).collect();
         before.iter().chain(now).any(|address| !ranges.iter().any(|range| range.contains(address)))
     }
 
@@ -130,7 +131,7 @@ impl Guards {
     }
 
     /// All guarded addresses. `entries`: the spans of addresses of all pools.
-    pub fn set(&self, entries: &[(u32, u32)]) -> GuardSet {
+    pub fn set(&self, entries: &[(u128, u128)]) -> GuardSet {
         let mut set = GuardSet::default();
         unusable(&mut set);
         for (name, node) in self.nodes() {
@@ -150,7 +151,7 @@ impl Guards {
             set.add_address(address, Refusal::AddressOfAPIServer, "an address of an API server");
         }
         for (name, node) in self.nodes() {
-            let what = |range: &Ipv4Net| format!("in {range}, the pod range of node {name}");
+            let what = |range: &IpNet| format!("in {range}, the pod range of node {name}");
             node.pod_ranges.iter().for_each(|r| set.add_network(*r, Refusal::AddressInPodRange, what(r)));
         }
         for (range, name) in self.service_networks() {
@@ -163,7 +164,7 @@ impl Guards {
         for (address, service) in &self.cluster_ips {
             set.add_address(*address, Refusal::AddressInServiceRange, format!("the ClusterIP of Service {service}"));
         }
-        let subnets: BTreeSet<Ipv4Net> = self.speakers().flat_map(|(_, s)| s.subnets.iter().copied()).collect();
+        let subnets: BTreeSet<IpNet> = self.speakers().flat_map(|(_, s)| s.subnets.iter().copied()).collect();
         subnets.iter().for_each(|subnet| ends_of_subnet(&mut set, *subnet));
         self.not_reported(&mut set, &subnets, entries);
         set
@@ -193,17 +194,21 @@ impl Guards {
         let mut segments = Segments::default();
         for (name, speaker) in self.speakers() {
             let owner = self.speakers.uid(&name.to_string()).unwrap_or_default();
-            segments.add(name, owner, &speaker.subnets, &speaker.macs);
+            // Probes are ARP.
+            let subnets: Vec<Ipv4Net> = speaker.subnets.iter().filter_map(v4).collect();
+            segments.add(name, owner, &subnets, &speaker.macs);
         }
         segments
     }
 
-    /// Entries that contain a node's address, as long as no speaker has said what lies around it.
-    fn not_reported(&self, set: &mut GuardSet, subnets: &BTreeSet<Ipv4Net>, entries: &[(u32, u32)]) {
+    /// Entries that contain a node's address, as long as no speaker has said what lies around it. Speakers report subnets of IPv4, which
+    /// they serve.
+    fn not_reported(&self, set: &mut GuardSet, subnets: &BTreeSet<IpNet>, entries: &[(u128, u128)]) {
         for (name, node) in self.nodes() {
-            let unknown = node.addresses.iter().filter(|a| !subnets.iter().any(|subnet| subnet.contains(*a)));
+            let known = |address: &IpAddr| subnets.iter().any(|subnet| subnet.contains(address));
+            let unknown = node.addresses.iter().filter(|address| address.is_ipv4() && !known(address));
             for address in unknown {
-                let number = u32::from(*address);
+                let number = number(*address);
                 for (first, last) in entries.iter().filter(|(first, last)| (*first..=*last).contains(&number)) {
                     let what = format!(
                         "in an entry that contains {address}, an address of node {name} whose subnet no speaker has reported yet"
@@ -237,7 +242,7 @@ impl Guards {
         })
     }
 
-    fn api_server_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+    fn api_server_addresses(&self) -> impl Iterator<Item = IpAddr> {
         let watched = self.api_servers.iter().filter_map(|(_, facts)| match facts {
             Facts::ApiServers(addresses) => Some(addresses),
             _ => None,
@@ -246,7 +251,7 @@ impl Guards {
     }
 
     /// With where they come from.
-    fn service_networks(&self) -> impl Iterator<Item = (Ipv4Net, &str)> {
+    fn service_networks(&self) -> impl Iterator<Item = (IpNet, &str)> {
         let watched = self.service_ranges.iter().filter_map(|(name, facts)| match facts {
             Facts::ServiceRanges(ranges) => Some(ranges.iter().map(move |range| (*range, name.as_str()))),
             _ => None,
@@ -257,20 +262,41 @@ impl Guards {
 
 /// What no host can have, whatever the cluster is like.
 fn unusable(set: &mut GuardSet) {
-    let mut span = |first: [u8; 4], last: [u8; 4], reason, what: &str| {
-        set.add(u32::from_be_bytes(first), u32::from_be_bytes(last), reason, what);
+    let mut span = |network: &str, reason, what: &str| {
+        let network: IpNet = network.parse().expect("a constant");
+        set.add_network(network, reason, what);
     };
-    span([0, 0, 0, 0], [0, 255, 255, 255], Refusal::ReservedAddress, "in 0.0.0.0/8, which no host can have");
-    span([127, 0, 0, 0], [127, 255, 255, 255], Refusal::LoopbackAddress, "a loopback address");
-    span([224, 0, 0, 0], [239, 255, 255, 255], Refusal::MulticastAddress, "a multicast address");
-    span([240, 0, 0, 0], [255, 255, 255, 255], Refusal::ReservedAddress, "in 240.0.0.0/4, which no host can have");
+    span("0.0.0.0/8", Refusal::ReservedAddress, "in 0.0.0.0/8, which no host can have");
+    span("127.0.0.0/8", Refusal::LoopbackAddress, "a loopback address");
+    span("224.0.0.0/4", Refusal::MulticastAddress, "a multicast address");
+    span("240.0.0.0/4", Refusal::ReservedAddress, "in 240.0.0.0/4, which no host can have");
+    span("::1/128", Refusal::LoopbackAddress, "a loopback address");
+    span("fe80::/10", Refusal::LinkLocalAddress, "a link-local address");
+    span("ff00::/8", Refusal::MulticastAddress, "a multicast address");
+    // What is left outside of 2000::/3 and fc00::/7, on either side of the numbers of IPv4.
+    let outside = "outside of 2000::/3 and fc00::/7, so no host can have it";
+    let mut reserve = |first, last| set.add(first, last, Refusal::ReservedAddress, outside);
+    reserve(0, number(Ipv4Addr::UNSPECIFIED) - 1);
+    reserve(number(Ipv4Addr::BROADCAST) + 1, (0x2000 << 112) - 1);
+    reserve(0x4000 << 112, (0xfc00 << 112) - 1);
+    reserve(0xfe00 << 112, u128::MAX);
 }
 
-/// A subnet of two addresses or one keeps none for itself (RFC 3021).
-fn ends_of_subnet(set: &mut GuardSet, subnet: Ipv4Net) {
-    if subnet.prefix_len() > 30 {
+/// A subnet of two addresses or one keeps none for itself (RFC 3021, RFC 6164). The first of IPv6 is every router's (RFC 4291, 2.6.1).
+fn ends_of_subnet(set: &mut GuardSet, subnet: IpNet) {
+    if subnet.prefix_len() + 2 > subnet.max_prefix_len() {
         return;
     }
-    set.add_address(subnet.network(), Refusal::NetworkAddress, format!("the network address of {subnet}"));
-    set.add_address(subnet.broadcast(), Refusal::BroadcastAddress, format!("the broadcast address of {subnet}"));
+    let what = if subnet.network().is_ipv4() { "network address" } else { "Subnet-Router anycast address" };
+    set.add_address(subnet.network(), Refusal::NetworkAddress, format!("the {what} of {subnet}"));
+    if subnet.network().is_ipv4() {
+        set.add_address(subnet.broadcast(), Refusal::BroadcastAddress, format!("the broadcast address of {subnet}"));
+    }
+}
+
+fn v4(network: &IpNet) -> Option<Ipv4Net> {
+    match network {
+        IpNet::V4(network) => Some(*network),
+        IpNet::V6(_) => None,
+    }
 }

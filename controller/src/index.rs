@@ -12,7 +12,7 @@ mod probing;
 mod surroundings;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use sheave_api::{Refusal, ServiceRef};
@@ -37,7 +37,7 @@ pub enum Observed {
     Pool(PoolView),
     PoolGone(String, u64),
     Grant(GrantView),
-    GrantGone(Ipv4Addr, u64),
+    GrantGone(IpAddr, u64),
     Advertisement(AdvertisementView),
     AdvertisementGone(String, u64),
     Namespace(NamespaceView),
@@ -45,7 +45,7 @@ pub enum Observed {
     Probe(ProbeView),
     ProbeGone(String, u64),
     /// We have deleted the ledger entry with this uid.
-    Released(Ipv4Addr, String),
+    Released(IpAddr, String),
     /// A full list of one kind begins, or is complete, with the version that it was read at (0 if not known).
     Begin(Kind),
     Complete(Kind, u64),
@@ -93,7 +93,7 @@ impl Kind {
 pub enum Subject {
     /// A request to the speaker of this node.
     Probe(String),
-    Address(Ipv4Addr),
+    Address(IpAddr),
     /// Of a node.
     NodeAddress(Ipv4Addr),
     /// Seconds since 1970 when it was created, then its name: the order in which Services that wait are served.
@@ -106,11 +106,11 @@ pub enum Subject {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
     Prepare {
-        address: Ipv4Addr,
+        address: IpAddr,
         write: StatusWrite,
     },
     Grant {
-        address: Ipv4Addr,
+        address: IpAddr,
         pool: String,
         service: ServiceRef,
         announced: Announced,
@@ -145,7 +145,7 @@ pub enum Write {
 /// An entry of the ledger as it was seen; one that has changed since is left alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeenEntry {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub uid: String,
     pub version: u64,
 }
@@ -179,7 +179,7 @@ pub enum Outcome {
 pub struct Index {
     pub(crate) services: Cache<ServiceKey, ServiceView>,
     pub(crate) pools: Cache<String, PoolView>,
-    pub(crate) grants: Cache<Ipv4Addr, GrantView>,
+    pub(crate) grants: Cache<IpAddr, GrantView>,
     /// Ports at addresses of nodes.
     pub(crate) at_nodes: AtNodes,
     pub(crate) namespaces: Cache<String, NamespaceView>,
@@ -211,9 +211,11 @@ pub struct Index {
     /// Services that have an address, and which parts of them are not served.
     pub(crate) partly: BTreeMap<ServiceKey, Vec<Refusal>>,
     /// Entries of the ledger that a write of which nothing is known may yet release (module `late`).
-    pub(crate) unconfirmed: BTreeSet<Ipv4Addr>,
+    pub(crate) unconfirmed: BTreeSet<IpAddr>,
     /// Services that were prepared for this address, until they are planned again: it is preferred.
-    pub(crate) prepared: BTreeMap<ServiceKey, Ipv4Addr>,
+    pub(crate) prepared: BTreeMap<ServiceKey, IpAddr>,
+    /// Services that have an IPv4 address, and would take one of IPv6 beside it.
+    pub(crate) beside: BTreeSet<ServiceKey>,
 }
 
 impl Index {
@@ -251,13 +253,13 @@ impl Index {
             Observed::Grant(view) if view.node.is_some() => self.node_grant_changed(view),
             Observed::Grant(view) => self.grant_changed(view),
             Observed::GrantGone(address, version) => {
-                self.node_grant_gone(|grants| grants.delete(&address, version));
+                self.node_grant_gone(address, |grants, address| grants.delete(address, version));
                 if self.grants.delete(&address, version) {
                     self.grant_gone(address);
                 }
             }
             Observed::Released(address, uid) => {
-                self.node_grant_gone(|grants| grants.delete_uid(&address, &uid));
+                self.node_grant_gone(address, |grants, address| grants.delete_uid(address, &uid));
                 if self.grants.delete_uid(&address, &uid) {
                     self.grant_gone(address);
                 }
@@ -396,7 +398,7 @@ impl Index {
         }
     }
 
-    fn grant_gone(&mut self, address: Ipv4Addr) {
+    fn grant_gone(&mut self, address: IpAddr) {
         self.mark_advertisements();
         self.probes.look();
         let subject = Subject::Address(address);
@@ -421,7 +423,8 @@ impl Index {
     /// Services that wait may be given an address now. What is granted stays.
     fn namespace_changed(&mut self, name: &str, labels: Option<Labels>) {
         if self.allocator.set_namespace(name, labels) {
-            let waiting: Vec<ServiceKey> = self.waiting.keys().filter(|key| key.namespace == name).cloned().collect();
+            let waiting = self.waiting.keys().chain(&self.beside).filter(|key| key.namespace == name);
+            let waiting: Vec<ServiceKey> = waiting.cloned().collect();
             waiting.iter().for_each(|service| self.mark_service(service));
         }
     }
@@ -449,7 +452,7 @@ impl Index {
                 }
             }
             Kind::Grants => {
-                self.node_grant_gone(|grants| !grants.complete(version).is_empty());
+                self.at_nodes.outdated |= !self.at_nodes.grants.complete(version).is_empty();
                 for (address, _) in self.grants.complete(version) {
                     self.grant_gone(address);
                 }
@@ -474,6 +477,7 @@ impl Index {
         self.partly.remove(service);
         self.left.remove(service);
         self.prepared.remove(service);
+        self.beside.remove(service);
         self.corrections.remove(service);
     }
 

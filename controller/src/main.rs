@@ -15,6 +15,7 @@ mod coverage;
 mod driver;
 mod error;
 mod events;
+mod family;
 mod guards;
 mod index;
 mod keys;

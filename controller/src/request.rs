@@ -1,6 +1,6 @@
 //! Pure: Service → what it wants, or why it cannot be served. Knows nothing of pools or grants.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sheave_api::status::REASON_GRANTING;
 use sheave_api::{AddressMode, MAX_PORTS, Refusal, ServiceRef, address_mode};
@@ -8,6 +8,7 @@ use sheave_api::{AddressMode, MAX_PORTS, Refusal, ServiceRef, address_mode};
 use crate::allocator::selection::Labels;
 use crate::allocator::sharing::Sharing;
 use crate::coverage;
+use crate::family::Family;
 use crate::node_mode::{POOL_LABEL, Wanting};
 use crate::view::{Port, Protocol, ServiceView};
 
@@ -20,8 +21,8 @@ pub enum Claim {
     Others(String),
     /// Ours, and its ports are to be at nodes' addresses.
     AtNodes(Wanting),
-    /// Ours, and it wants an address.
-    Wanted(Request),
+    /// Ours, and it wants these addresses: one of IPv4, perhaps one of IPv6 beside it.
+    Wanted(Vec<Request>),
     /// Ours, but its request cannot be served.
     Refused(Refused),
 }
@@ -35,7 +36,7 @@ pub struct Refused {
 
 impl Refused {
     /// The same for a Service that keeps its address.
-    pub fn keeping(self, address: Ipv4Addr) -> Self {
+    pub fn keeping(self, address: IpAddr) -> Self {
         Refused { message: format!("{}; {address} stays", self.message), ..self }
     }
 }
@@ -44,6 +45,8 @@ impl Refused {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     pub service: ServiceRef,
+    /// Of which family the address is to be.
+    pub family: Family,
     /// Labels of the Service.
     pub labels: Labels,
     /// With which Services it may share an address.
@@ -51,13 +54,21 @@ pub struct Request {
     /// The pool that an annotation names.
     pub pool: Option<String>,
     /// The address that an annotation (or the old `spec.loadBalancerIP`) names.
-    pub address: Option<Ipv4Addr>,
-    /// The address that the status shows: decides between two grants, never makes one.
-    pub shown: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
+    /// The addresses that the status shows: they decide between two grants, never make one.
+    pub shown: Vec<IpAddr>,
     /// The address to prefer if there is no grant: the one in the status, provided that we have not refused this Service before.
     /// So a lost ledger or a predecessor's address is taken up, and a third-party change of the status of a waiting Service has
     /// no effect.
-    pub adopt: Option<Ipv4Addr>,
+    pub adopt: Option<IpAddr>,
+}
+
+impl Request {
+    /// The same with an address of its family that is to be preferred to others.
+    pub fn preferring(self, address: Option<IpAddr>) -> Self {
+        let address = address.filter(|address| Family::of(*address) == self.family);
+        Request { adopt: address.or(self.adopt), ..self }
+    }
 }
 
 /// Reads a Service that is ours.
@@ -73,24 +84,32 @@ pub fn claim(service: &ServiceView) -> Claim {
     if let Some(message) = service.ambiguous.clone() {
         return Claim::Refused(Refused { reason: Refusal::AddressAmbiguous, message });
     }
-    let address = match service.addresses.as_deref().map(wanted_address) {
-        None => None,
-        Some(Ok(address)) => Some(address),
-        Some(Err(refused)) => return Claim::Refused(refused),
+    let wanted = match Wanted::of(service) {
+        Ok(wanted) => wanted,
+        Err(refused) => return Claim::Refused(refused),
     };
-    let shown = service.shown_v4();
     let waits = [Refusal::NoPool.as_str(), Refusal::SubnetNotReported.as_str(), REASON_GRANTING];
     let refused = |reason: &str| !waits.contains(&reason);
     let refused_before = service.condition.as_ref().is_some_and(|c| !c.allocated && refused(&c.reason));
-    Claim::Wanted(Request {
-        service: service.reference(),
-        labels: service.labels.clone(),
-        sharing: service.sharing(),
-        pool: service.pool.clone(),
-        address,
-        shown,
-        adopt: shown.filter(|_| !refused_before),
-    })
+    let request = |family, address| {
+        let shown = service.shown_of(family);
+        let adopt = match shown[..] {
+            [one] if !refused_before => Some(one),
+            _ => None,
+        };
+        Request {
+            service: service.reference(),
+            family,
+            labels: service.labels.clone(),
+            sharing: service.sharing(),
+            pool: service.pool.clone(),
+            address,
+            shown,
+            adopt,
+        }
+    };
+    let second = service.wants_ipv6.then(|| request(Family::V6, wanted.v6.map(IpAddr::V6)));
+    Claim::Wanted([request(Family::V4, wanted.v4.map(IpAddr::V4))].into_iter().chain(second).collect())
 }
 
 /// Of an address or a pool it says nothing then.
@@ -110,35 +129,48 @@ fn at_nodes(service: &ServiceView) -> Claim {
     })
 }
 
-/// The one IPv4 address in a list separated by commas. IPv6 addresses beside it are a remark ([`coverage::remarks`]).
-fn wanted_address(list: &str) -> Result<Ipv4Addr, Refused> {
-    let mut found = Vec::new();
-    let mut other_family = false;
-    for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-        match entry.parse() {
-            Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => {
-                let message = format!("'{entry}' asks for an address by DHCP; name an address or leave it out");
-                return Err(Refused { reason: Refusal::DhcpNotSupported, message });
-            }
-            Ok(IpAddr::V4(address)) => found.push(address),
-            Ok(IpAddr::V6(_)) => other_family = true,
-            Err(_) => {
-                let message = format!("'{entry}' is not an address");
-                return Err(Refused { reason: Refusal::AddressMalformed, message });
+/// The addresses that a Service names, of each family one at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    v4: Option<Ipv4Addr>,
+    v6: Option<Ipv6Addr>,
+}
+
+impl Wanted {
+    fn of(service: &ServiceView) -> Result<Self, Refused> {
+        let Some(list) = service.addresses.as_deref() else { return Ok(Wanted::default()) };
+        let mut wanted = Wanted::default();
+        for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let another = match entry.parse() {
+                Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => {
+                    let message = format!("'{entry}' asks for an address by DHCP; name an address or leave it out");
+                    return Err(Refused { reason: Refusal::DhcpNotSupported, message });
+                }
+                Ok(IpAddr::V4(address)) => wanted.v4.replace(address).map(|_| Family::V4),
+                Ok(IpAddr::V6(address)) => {
+                    if let Some(v4) = address.to_ipv4_mapped() {
+                        return Err(malformed(format!("'{entry}' is IPv4 in the notation of IPv6; write {v4}")));
+                    }
+                    wanted.v6.replace(address).map(|_| Family::V6)
+                }
+                Err(_) => return Err(malformed(format!("'{entry}' is not an address"))),
+            };
+            if let Some(family) = another {
+                return Err(malformed(format!(
+                    "'{list}' names more than one {family} address; one of IPv4 and one of IPv6 are allowed"
+                )));
             }
         }
+        if wanted.v4.is_none() && wanted.v6.is_some() && !service.wants_ipv6 {
+            let message = format!("'{list}' names IPv6 addresses only; IPv4 is served");
+            return Err(Refused { reason: Refusal::IPv6NotServed, message });
+        }
+        Ok(wanted)
     }
-    match found[..] {
-        [address] => Ok(address),
-        [] if other_family => Err(Refused {
-            reason: Refusal::IPv6NotServed,
-            message: format!("'{list}' names IPv6 addresses only; IPv4 is served"),
-        }),
-        _ => Err(Refused {
-            reason: Refusal::AddressMalformed,
-            message: format!("'{list}' must name exactly one IPv4 address"),
-        }),
-    }
+}
+
+fn malformed(message: String) -> Refused {
+    Refused { reason: Refusal::AddressMalformed, message }
 }
 
 #[cfg(test)]
@@ -149,7 +181,7 @@ mod tests {
     #[test]
     fn wanted_addresses_are_one_ipv4_or_a_named_refusal() {
         let reason = |list: &str| match claim(&ServiceView { addresses: Some(list.into()), ..service() }) {
-            Claim::Wanted(request) => Ok(request.address.map(|a| a.to_string())),
+            Claim::Wanted(requests) => Ok(requests[0].address.map(|a| a.to_string())),
             Claim::Refused(refused) => Err(refused.reason),
             other => panic!("{other:?}"),
         };
@@ -159,6 +191,33 @@ mod tests {
         assert_eq!(reason("192.0.2.1,192.0.2.2"), Err(Refusal::AddressMalformed));
         assert_eq!(reason("192.0.2.256"), Err(Refusal::AddressMalformed));
         assert_eq!(reason("0.0.0.0"), Err(Refusal::DhcpNotSupported), "kube-vip's");
+        assert_eq!(reason("::ffff:192.0.2.1"), Err(Refusal::AddressMalformed), "one address, one notation");
+    }
+
+    #[test]
+    fn a_dual_stack_service_wants_one_of_each_family_and_names_either_or_both() {
+        let wants = |list: Option<&str>| {
+            let view = ServiceView { addresses: list.map(Into::into), wants_ipv6: true, ..service() };
+            match claim(&view) {
+                Claim::Wanted(requests) => {
+                    assert_eq!([requests[0].family, requests[1].family], Family::ALL);
+                    Ok([0, 1].map(|n| requests[n].address.map(|a| a.to_string())))
+                }
+                Claim::Refused(refused) => Err(refused.message),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (v4, v6) = (Some("192.0.2.1".to_string()), Some("2001:db8::1".to_string()));
+        assert_eq!(wants(None), Ok([None, None]));
+        assert_eq!(wants(Some("2001:DB8:0::1, 192.0.2.1")), Ok([v4.clone(), v6.clone()]), "in any order and notation");
+        assert_eq!(wants(Some("192.0.2.1")), Ok([v4, None]));
+        assert_eq!(wants(Some("2001:db8::1")), Ok([None, v6]));
+        let two = wants(Some("192.0.2.1,2001:db8::1,2001:db8::2")).unwrap_err();
+        assert!(two.contains("'192.0.2.1,2001:db8::1,2001:db8::2' names more than one IPv6 address"), "{two}");
+        let mapped = wants(Some("::ffff:192.0.2.1")).unwrap_err();
+        assert_eq!(mapped, "'::ffff:192.0.2.1' is IPv4 in the notation of IPv6; write 192.0.2.1");
+        let single = ServiceView { addresses: Some("192.0.2.1,2001:db8::1".into()), ..service() };
+        assert!(matches!(claim(&single), Claim::Wanted(requests) if requests.len() == 1), "its families decide");
     }
 
     #[test]
@@ -172,13 +231,16 @@ mod tests {
     #[test]
     fn an_address_beside_ipv6_is_adopted() {
         let vip = Ingress::Vip(Ipv4Addr::new(192, 0, 2, 1), vec![]);
-        let adopts = |ingress: Vec<Ingress>| match claim(&ServiceView { ingress, ..service() }) {
-            Claim::Wanted(request) => request.adopt,
+        let (dual, second) =
+            (ServiceView { wants_ipv6: true, ..service() }, Ingress::V6("2001:db8::9".parse().unwrap()));
+        let adopts = |ingress: Vec<Ingress>| match claim(&ServiceView { ingress, ..dual.clone() }) {
+            Claim::Wanted(requests) => [0, 1].map(|n| requests[n].adopt.map(|a| a.to_string())),
             other => panic!("{other:?}"),
         };
-        assert_eq!(adopts(vec![vip.clone(), Ingress::V6]), Some(Ipv4Addr::new(192, 0, 2, 1)));
-        assert_eq!(adopts(vec![vip.clone(), Ingress::Other]), None);
-        assert_eq!(adopts(vec![vip.clone(), vip]), None);
+        let (v4, v6) = (Some("192.0.2.1".to_string()), Some("2001:db8::9".to_string()));
+        assert_eq!(adopts(vec![vip.clone(), second]), [v4, v6]);
+        assert_eq!(adopts(vec![vip.clone(), Ingress::Other]), [None, None]);
+        assert_eq!(adopts(vec![vip.clone(), vip]), [None, None]);
     }
 
     #[test]
@@ -187,11 +249,12 @@ mod tests {
         let adopts = |allocated: bool, reason: &str| {
             let condition = Some(ConditionView { allocated, reason: reason.into(), message: String::new() });
             match claim(&ServiceView { condition, ..shown.clone() }) {
-                Claim::Wanted(request) => request.adopt.is_some(),
+                Claim::Wanted(requests) => requests[0].adopt.is_some(),
                 other => panic!("{other:?}"),
             }
         };
-        assert!(matches!(claim(&shown), Claim::Wanted(Request { adopt: Some(_), .. })), "never seen before");
+        let first = |claim| matches!(claim, Claim::Wanted(requests) if requests[0].adopt.is_some());
+        assert!(first(claim(&shown)), "never seen before");
         assert!(adopts(true, "AddressAllocated"), "its ledger entry was lost");
         assert!(adopts(false, "NoPool"), "the pools came later");
         assert!(adopts(false, "SubnetNotReported"), "the speakers came later");

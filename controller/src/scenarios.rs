@@ -5,18 +5,19 @@
 mod advertisements;
 mod api;
 mod at_nodes;
+mod families;
 mod pools;
 mod probes;
 mod sharing;
 mod surroundings;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
-use sheave_api::Partly;
+use sheave_api::{Partly, Refusal};
 
 use crate::advertisements::AdvertisementView;
 use crate::allocator::sharing::SharingKey;
@@ -110,7 +111,7 @@ impl World {
     fn step(&mut self, (what, who, how): (u8, u8, u8)) {
         self.now += Duration::from_millis(u64::from(how));
         let key = ServiceKey { namespace: "default".into(), name: format!("s{}", who % 12) };
-        match what % 20 {
+        match what % 21 {
             0..=2 => self.create(key, None),
             3 => self.create(key, Some(how % 12)),
             4 => self.api.delete_service(&key),
@@ -129,6 +130,7 @@ impl World {
             14 => self.change(&key, |service| service.ports = ports(how)),
             15 => self.owner_reports(how),
             16 => self.share(key, how),
+            20 => self.change(&key, |service| service.wants_ipv6 = !how.is_multiple_of(3)),
             17 => self.change(&key, |service| service.sharing_key = (how % 3 > 0).then(|| sharing_key(how % 3))),
             _ => self.finish_one(how),
         }
@@ -304,23 +306,26 @@ impl World {
 
     /// What must be true once everything has come to rest.
     fn check(&self) {
-        let mut holders: BTreeMap<&str, Vec<Ipv4Addr>> = BTreeMap::new();
+        let mut holders: BTreeMap<&str, Vec<IpAddr>> = BTreeMap::new();
         for (address, grant) in &self.api.grants {
             grant.services.iter().for_each(|service| holders.entry(&service.uid).or_default().push(*address));
         }
         let mut waits = false;
         for service in self.api.services.values() {
             let held = holders.remove(service.uid.as_str()).unwrap_or_default();
+            let (held, six): (Vec<IpAddr>, Vec<IpAddr>) = held.into_iter().partition(IpAddr::is_ipv4);
+            self.check_second(service, &held, &six);
             match (self.replicas[self.leader].index.claim(service), &held[..]) {
                 (Claim::Foreign, []) => assert!(service.condition.is_none() && !service.finalizer, "{service:?}"),
                 (Claim::Foreign, held) => panic!("{} is not ours and holds {held:?}", service.key),
                 (_, [address]) => {
-                    assert_eq!(service.ingress, [Ingress::Vip(*address, coverage::ports(service))], "{}", service.key);
+                    let IpAddr::V4(vip) = *address else { panic!("{address}") };
+                    assert_eq!(service.ingress, [Ingress::Vip(vip, coverage::ports(service))], "{}", service.key);
                     let condition = service.condition.as_ref().unwrap();
                     assert!(condition.allocated && service.finalizer_is_ours(), "{service:?}");
                     let named = |part: &Refused| condition.message.contains(&part.message);
                     assert!(
-                        coverage::remarks(service, self.api.grants[address].partly).iter().all(named),
+                        coverage::remarks(service, self.api.grants[address].partly, None).iter().all(named),
                         "{condition:?}"
                     );
                 }
@@ -338,10 +343,11 @@ impl World {
         let range: sheave_api::AddressRange = pool.spec.addresses[0].parse().unwrap();
         let last =
             (0..=255).map(|last| Ipv4Addr::new(192, 0, 2, last)).filter(|address| range.contains((*address).into()));
-        let free = last.filter(|address| !self.api.grants.contains_key(address)).count();
+        let free = last.filter(|address| !self.api.grants.contains_key(&IpAddr::V4(*address))).count();
         assert!(!waits || free == 0, "a Service waits although {free} addresses are free");
         assert_eq!(pool.status.free, i64::try_from(free).unwrap());
-        assert_eq!(pool.status.used, i64::try_from(self.api.grants.len()).unwrap());
+        let used = self.api.grants.keys().filter(|address| address.is_ipv4()).count();
+        assert_eq!(pool.status.used, i64::try_from(used).unwrap());
     }
 }
 
@@ -368,6 +374,7 @@ proptest! {
         steps in prop::collection::vec(any::<(u8, u8, u8)>(), 1..250)
     ) {
         let mut world = World::new();
+        world.api.put_pool("six", "2001:db8::/126");
         steps.into_iter().for_each(|step| world.step(step));
         prop_assert!(world.settle(), "does not come to rest");
         world.check();

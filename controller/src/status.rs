@@ -5,7 +5,7 @@ mod at_nodes;
 mod finding;
 mod pool;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -39,9 +39,8 @@ pub struct StatusWrite {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IngressChange {
     Leave,
-    Set(Ipv4Addr, Vec<PortStatus>),
-    /// These in their order, with the same ports each.
-    SetAll(Vec<Ipv4Addr>, Vec<PortStatus>),
+    /// These in their order, with the same ports each. Of IPv4: none of IPv6 is served.
+    Set(Vec<Ipv4Addr>, Vec<PortStatus>),
     Clear,
 }
 
@@ -73,7 +72,7 @@ pub struct Note {
 }
 
 /// The Service is to have this address: before the ledger says so its deletion waits for us.
-pub fn granting(service: &ServiceView, address: Ipv4Addr, pool: &str) -> StatusWrite {
+pub fn granting(service: &ServiceView, address: IpAddr, pool: &str) -> StatusWrite {
     let shown = service.condition.clone().filter(|condition| condition.allocated);
     let condition = shown.unwrap_or_else(|| ConditionView {
         allocated: false,
@@ -113,7 +112,7 @@ pub fn allocated(service: &ServiceView, address: Ipv4Addr, pool: &str, remarks: 
         notes.push(Note { warning: true, reason: REASON_CORRECTED, message });
     }
     let shown = matches!(&service.ingress[..], [Ingress::Vip(shown, listed)] if *shown == address && *listed == ports);
-    let ingress = if shown { IngressChange::Leave } else { IngressChange::Set(address, ports) };
+    let ingress = if shown { IngressChange::Leave } else { IngressChange::Set(vec![address], ports) };
     let finalizer = if service.finalizer { FinalizerChange::Leave } else { FinalizerChange::Add };
     write(service, ingress, condition, finalizer, notes)
 }
@@ -138,9 +137,9 @@ pub fn refused(service: &ServiceView, refused: &Refused, may_empty: bool) -> Opt
 
 /// The Service is no longer ours: take back what we wrote, and only that. `listed`: the ledger names it, so the address goes first;
 /// the finalizer and the condition that tells whose it is go together, last.
-pub fn withdrawn(service: &ServiceView, held: &[Ipv4Addr], listed: bool) -> Option<StatusWrite> {
+pub fn withdrawn(service: &ServiceView, held: &[IpAddr], listed: bool) -> Option<StatusWrite> {
     if listed {
-        let ours = service.shown().is_some_and(|address| held.contains(&address));
+        let ours = service.shown().is_some_and(|address| held.contains(&address.into()));
         let unmarked = service.finalizer && !service.finalizer_is_ours();
         if !ours && !unmarked {
             return None;
@@ -251,10 +250,7 @@ impl StatusWrite {
         let mut status = json!({});
         match &self.ingress {
             IngressChange::Leave => {}
-            IngressChange::Set(address, ports) => {
-                status["loadBalancer"] = json!({ "ingress": [ingress_entry(*address, ports)] });
-            }
-            IngressChange::SetAll(addresses, ports) => {
+            IngressChange::Set(addresses, ports) => {
                 let entries: Vec<Value> = addresses.iter().map(|address| ingress_entry(*address, ports)).collect();
                 status["loadBalancer"] = json!({ "ingress": entries });
             }

@@ -2,11 +2,12 @@
 //! thousand Services cost a megabyte, not ten.
 
 mod clients;
+mod grant;
 mod port;
 mod wishes;
 mod writer;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::{Namespace, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
@@ -15,16 +16,17 @@ use kube::core::PartialObjectMeta;
 use sheave_api::status::{CONDITION_ALLOCATED, REASON_GRANTING, REASON_RELEASING};
 use sheave_api::{
     ADDRESS_ANNOTATIONS, AddressMode, AddressPool, AddressPoolSpec, AddressPoolStatus, CILIUM_SHARING_ANNOTATIONS,
-    CLEANUP_FINALIZER, CONTROLLER_NAME, POOL_ANNOTATIONS, Partly, RETENTION_ANNOTATION, SHARING_ANNOTATIONS,
-    ServiceRef, VirtualIP, VirtualIPStatus, address_mode, startup_probe,
+    CLEANUP_FINALIZER, CONTROLLER_NAME, POOL_ANNOTATIONS, RETENTION_ANNOTATION, SHARING_ANNOTATIONS, ServiceRef,
+    address_mode, startup_probe,
 };
 
-use crate::advertisements::Announced;
 use crate::allocator::selection::Labels;
 use crate::allocator::sharing::{Sharing, SharingKey};
+use crate::family::Family;
 use crate::guards::facts;
 
 pub use clients::Clients;
+pub use grant::GrantView;
 pub use port::{Port, PortStatus, Protocol};
 use wishes::Wishes;
 pub use writer::Writer;
@@ -68,6 +70,8 @@ pub struct ServiceView {
     /// False if the Service wants IPv6 only.
     pub wants_ipv4: bool,
     pub wants_ipv6: bool,
+    /// ipFamilyPolicy RequireDualStack.
+    pub requires_both: bool,
     pub ports: Vec<Port>,
     pub clients: Clients,
     /// What is wrong with the annotation that turns probes of new pods off.
@@ -85,7 +89,7 @@ pub struct ServiceView {
     pub renamed: Vec<(&'static str, &'static str)>,
     /// Two sources name different pools or addresses: which ones.
     pub ambiguous: Option<String>,
-    pub cluster_ips: Vec<Ipv4Addr>,
+    pub cluster_ips: Vec<IpAddr>,
     pub ingress: Vec<Ingress>,
     /// Who wrote the ingress last.
     pub writer: Writer,
@@ -97,8 +101,8 @@ pub struct ServiceView {
 pub enum Ingress {
     /// An address with ipMode VIP (or none, as API servers before 1.29 have it), and its ports if they are listed.
     Vip(Ipv4Addr, Vec<PortStatus>),
-    /// An IPv6 address.
-    V6,
+    /// An IPv6 address, which we never write.
+    V6(Ipv6Addr),
     /// Whatever else: a name, ipMode Proxy.
     Other,
 }
@@ -122,9 +126,10 @@ impl ServiceView {
         Some(Sharing { key, ports: self.ports.iter().cloned().collect() })
     }
 
-    /// Whether the status shows this address, among others perhaps.
-    pub fn shows(&self, address: Ipv4Addr) -> bool {
-        self.ingress.iter().any(|entry| matches!(entry, Ingress::Vip(shown, _) if *shown == address))
+    /// Whether the status shows this address, among others perhaps. Of IPv6 none counts: we write none.
+    pub fn shows(&self, address: impl Into<IpAddr>) -> bool {
+        let address = address.into();
+        self.ingress.iter().any(|entry| matches!(entry, Ingress::Vip(shown, _) if IpAddr::V4(*shown) == address))
     }
 
     /// Whether the finalizer is there because of us; its name is shared with other controllers. Either kind of evidence can be lost:
@@ -143,13 +148,17 @@ impl ServiceView {
         }
     }
 
-    /// The one IPv4 address that the status shows, beside IPv6 addresses perhaps.
-    pub fn shown_v4(&self) -> Option<Ipv4Addr> {
-        let others: Vec<&Ingress> = self.ingress.iter().filter(|entry| **entry != Ingress::V6).collect();
-        match others[..] {
-            [Ingress::Vip(address, _)] => Some(*address),
-            _ => None,
+    /// The addresses of a family that the status shows; none if it shows anything that is no VIP.
+    pub fn shown_of(&self, family: Family) -> Vec<IpAddr> {
+        if self.ingress.contains(&Ingress::Other) {
+            return Vec::new();
         }
+        let address = |entry: &Ingress| match entry {
+            Ingress::Vip(address, _) => Some(IpAddr::V4(*address)),
+            Ingress::V6(address) => Some(IpAddr::V6(*address)),
+            Ingress::Other => None,
+        };
+        self.ingress.iter().filter_map(address).filter(|address| Family::of(*address) == family).collect()
     }
 }
 
@@ -175,6 +184,7 @@ impl From<&Service> for ServiceView {
             class: spec.and_then(|s| s.load_balancer_class.clone()),
             wants_ipv4: families.is_empty() || families.iter().any(|family| family == "IPv4"),
             wants_ipv6: families.iter().any(|family| family == "IPv6"),
+            requires_both: spec.and_then(|s| s.ip_family_policy.as_deref()) == Some("RequireDualStack"),
             ports: ports.iter().map(|port| Port::new(port.port, port.protocol.as_deref())).collect(),
             clients: Clients::of(service),
             startup_probe: startup_probe::is_on(
@@ -191,7 +201,7 @@ impl From<&Service> for ServiceView {
             sharing_key: sharing_key(service),
             renamed: renamed(service),
             ambiguous,
-            cluster_ips: facts::ipv4(spec.and_then(|s| s.cluster_ips.as_deref()).unwrap_or_default()),
+            cluster_ips: facts::addresses(spec.and_then(|s| s.cluster_ips.as_deref()).unwrap_or_default()),
             writer: Writer::of(service.managed_fields()),
             ingress: ingress.unwrap_or_default().iter().map(ingress_view).collect(),
             condition: conditions.iter().find(|c| c.type_ == CONDITION_ALLOCATED).map(|c| ConditionView {
@@ -235,7 +245,7 @@ fn ingress_view(entry: &k8s_openapi::api::core::v1::LoadBalancerIngress) -> Ingr
     });
     match entry.ip.as_deref().map(str::parse) {
         Some(Ok(IpAddr::V4(address))) if plain => Ingress::Vip(address, ports.collect()),
-        Some(Ok(IpAddr::V6(_))) if plain => Ingress::V6,
+        Some(Ok(IpAddr::V6(address))) if plain => Ingress::V6(address),
         _ => Ingress::Other,
     }
 }
@@ -301,44 +311,6 @@ impl From<&NamespaceMeta> for NamespaceView {
     }
 }
 
-/// An entry of the ledger.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GrantView {
-    pub address: Ipv4Addr,
-    pub uid: String,
-    pub version: u64,
-    pub pool: String,
-    /// The node whose address it is: then ports are granted.
-    pub node: Option<String>,
-    pub services: Vec<ServiceRef>,
-    pub announced: Announced,
-    /// What its owner does not serve of it.
-    pub partly: Option<Partly>,
-}
-
-impl GrantView {
-    /// None for an object that is not as we write them; it grants nothing.
-    pub fn new(vip: &VirtualIP) -> Option<Self> {
-        let std::net::IpAddr::V4(address) = vip.address()? else { return None };
-        Some(GrantView {
-            address,
-            uid: vip.uid().unwrap_or_default(),
-            version: version(vip.resource_version()),
-            pool: vip.spec.pool.clone(),
-            node: vip.spec.node.clone(),
-            services: vip.spec.services.clone(),
-            announced: Announced::from(&vip.spec),
-            partly: vip.status.as_ref().and_then(partly),
-        })
-    }
-}
-
-/// A name of another time, or of a VirtualIP without owner, is none of these.
-fn partly(status: &VirtualIPStatus) -> Option<Partly> {
-    let reason = status.reason.as_deref().filter(|_| status.owner.is_some())?;
-    Partly::ALL.into_iter().find(|partly| partly.as_str() == reason)
-}
-
 /// Kubernetes promises since 1.35 what has been true of etcd all along: versions of one kind compare as numbers.
 pub fn version(text: Option<String>) -> u64 {
     text.and_then(|v| v.parse().ok()).unwrap_or_default()
@@ -360,6 +332,7 @@ pub fn example() -> ServiceView {
         class: None,
         wants_ipv4: true,
         wants_ipv6: false,
+        requires_both: false,
         ports: vec![Port::new(80, None)],
         clients: Clients::All,
         startup_probe: None,
@@ -484,7 +457,8 @@ mod tests {
         let vip = |n, ports| Ingress::Vip(Ipv4Addr::new(192, 0, 2, n), ports);
         let refused = PortStatus { port: Port::new(9, Some("SCTP")), error: Some("example.com/No".into()) };
         let (first, second, fourth) = (vip(1, vec![]), vip(2, vec![]), vip(4, vec![refused]));
-        assert_eq!(view.ingress, [first, second, Ingress::Other, Ingress::Other, Ingress::V6, fourth]);
+        let v6 = Ingress::V6("2001:db8::1".parse().unwrap());
+        assert_eq!(view.ingress, [first, second, Ingress::Other, Ingress::Other, v6, fourth]);
         assert!(view.shows(Ipv4Addr::new(192, 0, 2, 4)) && view.shown().is_none());
         assert!(view.shows(Ipv4Addr::new(192, 0, 2, 2)));
     }

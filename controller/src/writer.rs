@@ -1,7 +1,7 @@
 //! IO: the one place that writes objects. A bounded queue, a bounded number of requests at a time, each only as long as
 //! we lead and with a deadline inside the lease.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -14,7 +14,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use sheave_api::{
     AddressPool, AddressProbe, AddressProbeSpec, CONTROLLER_NAME, L2Advertisement, ServiceRef, SpeakerState, VirtualIP,
-    VirtualIPSpec,
+    VirtualIPSpec, virtual_ip_name,
 };
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -86,9 +86,7 @@ impl Writer {
 
     async fn apply(&self, write: &Write) -> Result<Vec<Observed>, WriteError> {
         match write {
-            Write::Grant { address, pool, service, announced } => {
-                self.grant(&address.to_string(), pool, service, announced).await
-            }
+            Write::Grant { address, pool, service, announced } => self.grant(*address, pool, service, announced).await,
             Write::GrantAtNode { address, node, services } => self.grant_at_node(*address, node, services).await,
             Write::Status(write) | Write::Prepare { write, .. } => self.status(write).await,
             Write::Release(entry) => {
@@ -117,14 +115,15 @@ impl Writer {
     /// Creating the object is the compare-and-swap: of two writers that grant one address, one gets a conflict.
     async fn grant(
         &self,
-        name: &str,
+        address: IpAddr,
         pool: &str,
         service: &ServiceRef,
         announced: &Announced,
     ) -> Result<Vec<Observed>, WriteError> {
         let api = Api::<VirtualIP>::all(self.client.clone());
+        let name = &virtual_ip_name(address);
         let spec = VirtualIPSpec {
-            address: name.to_string(),
+            address: address.to_string(),
             pool: pool.to_string(),
             services: vec![service.clone()],
             l2_advertisements: announced.advertisements.clone(),
@@ -135,11 +134,11 @@ impl Writer {
         let vip = match api.create(&params, &VirtualIP::new(name, spec)).await {
             Ok(vip) => {
                 self.metrics.allocations.inc();
-                info!(address = name, pool, service = %service.name, namespace = %service.namespace, "address granted");
+                info!(%address, pool, service = %service.name, namespace = %service.namespace, "address granted");
                 vip
             }
             Err(kube::Error::Api(status)) if status.code == 409 => {
-                debug!(address = name, "the ledger has an entry already");
+                debug!(%address, "the ledger has an entry already");
                 api.get(name).await?
             }
             Err(error) => return Err(error.into()),
@@ -257,7 +256,7 @@ impl Writer {
         patch["metadata"]["uid"] = json!(seen.uid);
         patch["metadata"]["resourceVersion"] = json!(seen.version.to_string());
         let api = Api::<VirtualIP>::all(self.client.clone());
-        Ok(api.patch(&seen.address.to_string(), &params(), &Patch::Merge(patch)).await?)
+        Ok(api.patch(&virtual_ip_name(seen.address), &params(), &Patch::Merge(patch)).await?)
     }
 
     fn finalizer(&self, write: &StatusWrite, change: &str) {
@@ -271,7 +270,7 @@ impl Writer {
         let (uid, version) = (Some(seen.uid.clone()), Some(seen.version.to_string()));
         let preconditions = Preconditions { uid, resource_version: version };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        match api.delete(&seen.address.to_string(), &params).await {
+        match api.delete(&virtual_ip_name(seen.address), &params).await {
             Ok(_) => {
                 self.metrics.releases.inc();
                 info!(address = %seen.address, "address released");

@@ -1,18 +1,19 @@
 //! Pure: the address for a Service that has none. Pools that may serve it, in their order; then the lowest free address.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use sheave_api::{MAX_VIRTUAL_IPS, PoolReason, Refusal};
 
 use super::Allocator;
 use super::pool::Pool;
+use crate::family::Family;
 use crate::request::{Refused, Request};
 use crate::view::ServiceKey;
 
 impl Allocator {
     /// A free address for this request, and its pool.
-    pub(super) fn find(&self, request: &Request) -> Result<(Ipv4Addr, String), Refused> {
+    pub(super) fn find(&self, request: &Request) -> Result<(IpAddr, String), Refused> {
         if let Some(refused) = request.address.and_then(|address| self.guards.check(address)) {
             let message = format!("{}; no Service may have it", refused.message);
             return Err(Refused { message, ..refused });
@@ -21,7 +22,7 @@ impl Allocator {
         if let Some(address) = request.address {
             return self.exactly(address, &pools, request);
         }
-        let holds = |address: &Ipv4Addr| pools.iter().find(|pool| pool.contains(*address));
+        let holds = |address: &IpAddr| pools.iter().find(|pool| pool.contains(*address));
         if let Some(address) = request.adopt.filter(|address| self.is_free(*address, request))
             && let Some(pool) = holds(&address)
         {
@@ -34,22 +35,22 @@ impl Allocator {
             return Err(limit_reached());
         }
         for pool in &pools {
-            let is_free = |address| !self.taken.contains_key(&address);
-            let fresh = pool.lowest(&self.guards, |address| is_free(address) && !self.kept.contains(address));
+            let of_family = |address| Family::of(address) == request.family;
+            let is_free = |address| !self.taken.contains_key(&address) && of_family(address);
             let may_go = |address| is_free(address) && !self.guards.contains(address) && pool.contains(address);
             let oldest = || self.kept.oldest(may_go);
-            if let Some(address) = fresh.or_else(oldest) {
+            if let Some(address) = self.fresh(pool, request.family).next().or_else(oldest) {
                 return Ok((address, pool.name.clone()));
             }
         }
-        Err(self.exhausted(&pools))
+        Err(self.exhausted(&pools, request.family))
     }
 
     /// Nothing is left, or nothing is known yet of what is left.
-    fn exhausted(&self, pools: &[&Pool]) -> Refused {
+    fn exhausted(&self, pools: &[&Pool], family: Family) -> Refused {
         let names: Vec<&str> = pools.iter().map(|pool| pool.name.as_str()).collect();
         let mut guarded: BTreeMap<Refusal, u128> = BTreeMap::new();
-        for (reason, count) in pools.iter().flat_map(|pool| pool.guarded(&self.guards)) {
+        for (reason, count) in pools.iter().flat_map(|pool| pool.guarded(family, &self.guards)) {
             *guarded.entry(reason).or_default() += count;
         }
         let waits = guarded.contains_key(&Refusal::SubnetNotReported);
@@ -60,13 +61,17 @@ impl Allocator {
             false => format!(" or left out ({})", left_out.join(", ")),
         };
         let listed = listed(&names);
-        refused(reason, format!("every address of {listed} is granted{left_out}; a Service that is deleted frees one"))
+        refused(
+            reason,
+            format!("every {family} address of {listed} is granted{left_out}; a Service that is deleted frees one"),
+        )
     }
 
     /// What a Service of this name had until lately.
-    fn kept_for(&self, request: &Request, pools: &[&Pool]) -> Option<(Ipv4Addr, String)> {
+    fn kept_for(&self, request: &Request, pools: &[&Pool]) -> Option<(IpAddr, String)> {
         let service = ServiceKey::from(&request.service);
-        let kept: Vec<Ipv4Addr> = self.kept.of(&service).filter(|address| self.is_free(*address, request)).collect();
+        let kept: Vec<IpAddr> =
+            self.kept.of(&service, request.family).filter(|address| self.is_free(*address, request)).collect();
         first_in(pools, &kept)
     }
 
@@ -114,11 +119,18 @@ impl Allocator {
         if pools.is_empty() {
             return Err(refused(Refusal::NoPool, "no AddressPool has autoAssign, and the Service names none"));
         }
-        Ok(pools)
+        let names: Vec<&str> = pools.iter().map(|pool| pool.name.as_str()).collect();
+        let of_family: Vec<&Pool> = pools.iter().copied().filter(|pool| pool.has(request.family)).collect();
+        // One that cannot be read may have some.
+        if of_family.is_empty() && pools.iter().any(|pool| pool.is_ready()) {
+            let message = format!("there is no {} address in {}", request.family, listed(&names));
+            return Err(refused(Refusal::PoolExhausted, message));
+        }
+        Ok(if of_family.is_empty() { pools } else { of_family })
     }
 
     /// The requested address, which these pools contain, or why not.
-    fn exactly(&self, address: Ipv4Addr, pools: &[&Pool], request: &Request) -> Result<(Ipv4Addr, String), Refused> {
+    fn exactly(&self, address: IpAddr, pools: &[&Pool], request: &Request) -> Result<(IpAddr, String), Refused> {
         if let Some(barred) = self.taken.get(&address).and_then(|taken| self.bars(taken, request)) {
             return Err(refused(barred.reason, format!("{address} is granted already: {}", barred.message)));
         }
@@ -132,7 +144,7 @@ impl Allocator {
 }
 
 /// Of the first pool that contains any of them, the first.
-pub(super) fn first_in(pools: &[&Pool], addresses: &[Ipv4Addr]) -> Option<(Ipv4Addr, String)> {
+pub(super) fn first_in(pools: &[&Pool], addresses: &[IpAddr]) -> Option<(IpAddr, String)> {
     pools.iter().find_map(|pool| {
         let address = addresses.iter().find(|address| pool.contains(**address))?;
         Some((*address, pool.name.clone()))

@@ -4,14 +4,20 @@
 //! Every replica keeps them, by what its own watch shows, so that a change of leader forgets none. A restart forgets all.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use super::runs::Runs;
+use crate::family::{Family, number};
 use crate::view::ServiceKey;
 
 /// Addresses, and for whom.
 #[derive(Clone, Debug, Default)]
-pub struct Kept(BTreeMap<Ipv4Addr, Entry>);
+pub struct Kept {
+    entries: BTreeMap<IpAddr, Entry>,
+    /// The same, as numbers.
+    runs: Runs,
+}
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -23,56 +29,65 @@ struct Entry {
 
 impl Kept {
     /// Services have lost the address.
-    pub fn add(&mut self, address: Ipv4Addr, services: impl Iterator<Item = ServiceKey>, span: Duration) {
+    pub fn add(&mut self, address: IpAddr, services: impl Iterator<Item = ServiceKey>, span: Duration) {
         let mut services: Vec<ServiceKey> = services.collect();
         if services.is_empty() || span.is_zero() {
             return;
         }
-        services.extend(self.0.remove(&address).into_iter().flat_map(|earlier| earlier.services));
+        services.extend(self.entries.remove(&address).into_iter().flat_map(|earlier| earlier.services));
         services.truncate(MAX_SERVICES);
-        if self.0.len() >= MAX_ADDRESSES
+        if self.entries.len() >= MAX_ADDRESSES
             && let Some(first) = self.oldest(|_| true)
         {
-            self.0.remove(&first);
+            self.remove(first);
         }
-        self.0.insert(address, Entry { services, span, until: None });
+        self.runs.insert(number(address));
+        self.entries.insert(address, Entry { services, span, until: None });
     }
 
     /// A Service has the address again.
-    pub fn returned(&mut self, address: Ipv4Addr, service: &ServiceKey) {
-        if let Some(entry) = self.0.get_mut(&address) {
+    pub fn returned(&mut self, address: IpAddr, service: &ServiceKey) {
+        if let Some(entry) = self.entries.get_mut(&address) {
             entry.services.retain(|other| other != service);
             if entry.services.is_empty() {
-                self.0.remove(&address);
+                self.remove(address);
             }
         }
     }
 
     /// Begins the time of what was added, and ends what is over.
     pub fn tick(&mut self, now: Instant) {
-        self.0.retain(|_, entry| *entry.until.get_or_insert(now + entry.span) > now);
+        let over = self.entries.extract_if(.., |_, entry| *entry.until.get_or_insert(now + entry.span) <= now);
+        over.for_each(|(address, _)| self.runs.remove(number(address)));
     }
 
-    pub fn contains(&self, address: Ipv4Addr) -> bool {
-        self.0.contains_key(&address)
+    fn remove(&mut self, address: IpAddr) {
+        self.entries.remove(&address);
+        self.runs.remove(number(address));
+    }
+
+    /// The last number of the run of kept addresses that contains this one.
+    pub fn run(&self, number: u128) -> Option<u128> {
+        self.runs.end(number)
     }
 
     /// Addresses that are kept for this Service, the lowest first.
-    pub fn of(&self, service: &ServiceKey) -> impl Iterator<Item = Ipv4Addr> {
-        self.0.iter().filter(|(_, entry)| entry.services.contains(service)).map(|(address, _)| *address)
+    pub fn of(&self, service: &ServiceKey, family: Family) -> impl Iterator<Item = IpAddr> {
+        let kept = self.entries.iter().filter(|(_, entry)| entry.services.contains(service));
+        kept.map(|(address, _)| *address).filter(move |address| Family::of(*address) == family)
     }
 
     /// All of them, the one that is kept for the shortest time from now on in front.
-    pub fn by_age(&self) -> impl Iterator<Item = Ipv4Addr> {
-        let mut all: Vec<(bool, Option<Instant>, Ipv4Addr)> =
-            self.0.iter().map(|(address, entry)| (entry.until.is_none(), entry.until, *address)).collect();
+    pub fn by_age(&self) -> impl Iterator<Item = IpAddr> {
+        let mut all: Vec<(bool, Option<Instant>, IpAddr)> =
+            self.entries.iter().map(|(address, entry)| (entry.until.is_none(), entry.until, *address)).collect();
         all.sort();
         all.into_iter().map(|(.., address)| address)
     }
 
     /// Of those that fit, the one that is kept for the shortest time from now on.
-    pub fn oldest(&self, fits: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
-        let fitting = self.0.iter().filter(|(address, _)| fits(**address));
+    pub fn oldest(&self, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        let fitting = self.entries.iter().filter(|(address, _)| fits(**address));
         let oldest = fitting.min_by_key(|(address, entry)| (entry.until.is_none(), entry.until, **address));
         oldest.map(|(address, _)| *address)
     }
@@ -126,16 +141,20 @@ mod tests {
     fn the_time_begins_with_the_first_tick_and_memory_is_bounded() {
         let (now, mut kept) = (Instant::now(), Kept::default());
         let key = |n: u32| ServiceKey { namespace: "a".into(), name: n.to_string() };
-        let address = |n: u32| Ipv4Addr::from(0x0a00_0000 + n);
+        let address = |n: u32| IpAddr::V4((0x0a00_0000 + n).into());
         kept.add(address(7), [key(7)].into_iter(), Duration::from_secs(10));
         kept.tick(now);
         kept.tick(now + Duration::from_secs(9));
-        assert_eq!(kept.of(&key(7)).collect::<Vec<_>>(), [address(7)]);
+        assert_eq!(kept.of(&key(7), Family::V4).collect::<Vec<_>>(), [address(7)]);
+        assert_eq!(kept.of(&key(7), Family::V6).count(), 0);
         let most = u32::try_from(MAX_ADDRESSES).unwrap();
         (100..100 + most).for_each(|n| kept.add(address(n), [key(n)].into_iter(), Duration::from_secs(10)));
-        assert!(!kept.contains(address(7)) && kept.0.len() == MAX_ADDRESSES, "the oldest makes room");
+        let run = |kept: &Kept, n| kept.run(number(address(n)));
+        assert_eq!(kept.entries.len(), MAX_ADDRESSES);
+        assert_eq!(run(&kept, 7), None, "the oldest makes room");
+        assert_eq!(run(&kept, 100), Some(number(address(99 + most))));
         kept.tick(now + Duration::from_secs(20));
         kept.tick(now + Duration::from_secs(30));
-        assert!(kept.0.is_empty());
+        assert!(kept.entries.is_empty() && kept.runs == Runs::default());
     }
 }

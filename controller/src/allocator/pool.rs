@@ -2,7 +2,7 @@
 
 mod guarded;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use sheave_api::{AddressRange, PoolReason, RETENTION_ANNOTATION};
@@ -10,6 +10,7 @@ use sheave_api::{AddressRange, PoolReason, RETENTION_ANNOTATION};
 use super::kept;
 use super::selection::Selection;
 use super::span::{self, Span};
+use crate::family::{Family, address, number};
 use crate::guards::GuardSet;
 use crate::view::PoolView;
 
@@ -116,20 +117,41 @@ impl Pool {
     }
 
     /// Whether the pool's entries contain this address and its settings allow it.
-    pub fn contains(&self, address: Ipv4Addr) -> bool {
-        let number = u32::from(address).into();
-        self.allows(number) && self.v4.iter().any(|span| span.contains(number))
+    pub fn contains(&self, address: impl Into<IpAddr>) -> bool {
+        let address = address.into();
+        let (number, spans) = (number(address), self.spans(Family::of(address)));
+        // Sorted, so the last one that starts below it is the only one that can contain it.
+        let below = spans.partition_point(|span| span.first <= number);
+        self.allows(number) && spans[..below].last().is_some_and(|span| span.contains(number))
     }
 
-    /// The lowest address that no guard keeps back and for which `is_free`.
-    pub fn lowest(&self, guards: &GuardSet, is_free: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
-        self.unguarded(guards).find(|address| is_free(*address))
+    /// Whether it can grant addresses of this family.
+    pub fn has(&self, family: Family) -> bool {
+        self.usable(family) > 0
     }
 
-    /// The addresses that no guard keeps back, lowest first. Lazy.
-    pub fn unguarded(&self, guards: &GuardSet) -> impl Iterator<Item = Ipv4Addr> {
-        let numbers = self.spans_v4().flat_map(|(first, last)| guards.gaps(first, last)).flat_map(|(a, b)| a..=b);
-        numbers.filter(|number| self.allows(u128::from(*number))).map(Ipv4Addr::from)
+    /// The addresses of a family that no guard keeps back and that are not taken, lowest first. `run`: the last number of the run of
+    /// taken ones that contains this number. Lazy: what is guarded or taken in a row costs one step, whatever its length.
+    pub fn open<'a>(
+        &'a self,
+        family: Family,
+        guards: &'a GuardSet,
+        run: impl Fn(u128) -> Option<u128> + Copy + 'a,
+    ) -> impl Iterator<Item = IpAddr> + 'a {
+        let gaps = self.spans(family).iter().flat_map(|span| guards.gaps(span.first, span.last));
+        gaps.flat_map(move |(first, last)| {
+            let mut next = Some(first);
+            std::iter::from_fn(move || {
+                loop {
+                    let number = next.filter(|number| *number <= last)?;
+                    let end = run(number);
+                    next = end.unwrap_or(number).checked_add(1);
+                    if end.is_none() && self.allows(number) {
+                        return Some(address(number));
+                    }
+                }
+            })
+        })
     }
 
     /// Addresses of all entries, of both families; computed, not counted.
@@ -137,19 +159,28 @@ impl Pool {
         self.total
     }
 
-    /// How many addresses of IPv4 it can grant in all.
-    pub fn usable(&self) -> u128 {
-        let all = span::count(&self.v4);
-        if self.avoid_buggy { all - span::endings(&self.v4, 0) - span::endings(&self.v4, 255) } else { all }
+    /// How many addresses of a family it can grant in all.
+    pub fn usable(&self, family: Family) -> u128 {
+        let spans = self.spans(family);
+        let buggy = self.avoid_buggy && family == Family::V4;
+        span::count(spans) - if buggy { span::endings(spans, 0) + span::endings(spans, 255) } else { 0 }
     }
 
     /// Addresses of the entries that are never granted.
     pub fn excluded(&self) -> u128 {
-        self.total - self.usable() - span::count(&self.v6)
+        self.total - Family::ALL.into_iter().map(|family| self.usable(family)).sum::<u128>()
+    }
+
+    /// Its spans of numbers of a family, lowest first.
+    pub fn spans(&self, family: Family) -> &[Span] {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
     }
 
     fn allows(&self, number: u128) -> bool {
-        !self.avoid_buggy || !matches!(number & 0xff, 0 | 0xff)
+        !self.avoid_buggy || address(number).is_ipv6() || !matches!(number & 0xff, 0 | 0xff)
     }
 
     fn overlaps(&self, other: &Pool) -> bool {
@@ -159,10 +190,6 @@ impl Pool {
 
 impl From<AddressRange> for Span {
     fn from(range: AddressRange) -> Self {
-        let number = |address| match address {
-            IpAddr::V4(address) => u32::from(address).into(),
-            IpAddr::V6(address) => u128::from(address),
-        };
         Span { first: number(range.first()), last: number(range.last()) }
     }
 }
@@ -171,6 +198,10 @@ impl From<AddressRange> for Span {
 mod tests {
     use super::*;
     use crate::view::example_pool;
+
+    fn ip(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
 
     fn pool(entries: &[&str], exclusions: &[&str]) -> Pool {
         let mut view = example_pool("p", entries);
@@ -181,29 +212,57 @@ mod tests {
     #[test]
     fn entries_that_overlap_or_touch_are_counted_once() {
         let pool = pool(&["192.0.2.4/30", "192.0.2.0/30", "192.0.2.2-192.0.2.9", "192.0.2.99"], &[]);
-        assert_eq!((pool.total(), pool.usable(), pool.excluded()), (11, 11, 0));
-        assert_eq!(
-            pool.lowest(&GuardSet::default(), |a| a > Ipv4Addr::new(192, 0, 2, 9)),
-            Some(Ipv4Addr::new(192, 0, 2, 99))
-        );
+        assert_eq!((pool.total(), pool.usable(Family::V4), pool.excluded()), (11, 11, 0));
+        let given: Vec<IpAddr> = pool.open(Family::V4, &GuardSet::default(), |_| None).skip(9).collect();
+        assert_eq!(given, [ip(9), ip(99)]);
     }
 
     #[test]
     fn exclusions_are_neither_given_nor_part_of_an_overlap() {
         let p = pool(&["192.0.2.0/24"], &["192.0.2.0/31", "192.0.2.4 - 192.0.2.9", "192.0.2.3", "198.51.100.0/24"]);
-        assert_eq!((p.total(), p.usable(), p.excluded()), (256, 247, 9));
-        let given: Vec<u8> = (0..12).filter(|n| p.contains(Ipv4Addr::new(192, 0, 2, *n))).collect();
+        assert_eq!((p.total(), p.usable(Family::V4), p.excluded()), (256, 247, 9));
+        let given: Vec<u8> = (0..12).filter(|n| p.contains(ip(*n))).collect();
         assert_eq!(given, [2, 10, 11]);
-        assert_eq!(p.lowest(&GuardSet::default(), |a| a.octets()[3] > 2), Some(Ipv4Addr::new(192, 0, 2, 10)));
+        let open: Vec<IpAddr> = p.open(Family::V4, &GuardSet::default(), |_| None).take(3).collect();
+        assert_eq!(open, [ip(2), ip(10), ip(11)]);
         assert!(!p.overlaps(&pool(&["192.0.2.5-192.0.2.8"], &[])) && p.overlaps(&pool(&["192.0.2.5-192.0.2.10"], &[])));
-        assert_eq!(pool(&["192.0.2.0/30"], &["192.0.0.0/16"]).lowest(&GuardSet::default(), |_| true), None);
+        assert!(!pool(&["192.0.2.0/30"], &["192.0.0.0/16"]).has(Family::V4));
+    }
+
+    /// Neither the length of what is taken nor of what is guarded costs time: this would take years otherwise.
+    #[test]
+    fn families_are_given_apart_and_wide_ranges_cost_nothing() {
+        let pool = pool(&["2001:db8::/32", "192.0.2.0/30"], &["2001:db8::/48"]);
+        assert_eq!((pool.usable(Family::V4), pool.usable(Family::V6)), (4, (1 << 96) - (1 << 80)));
+        assert_eq!((pool.total(), pool.excluded()), ((1 << 96) + 4, 1 << 80));
+        let mut guards = GuardSet::default();
+        let guarded: ipnet::IpNet = "2001:db8:1::/64".parse().unwrap();
+        guards.add_network(guarded, sheave_api::Refusal::AddressInPodRange, "in a pod range");
+        let all_of =
+            |number: u128| number.checked_sub(0x2001_0db8_0001_0001 << 64).map(|_| number | u128::from(u64::MAX));
+        let open = |run: fn(u128) -> Option<u128>| pool.open(Family::V6, &guards, run).next().map(|a| a.to_string());
+        assert_eq!(open(|_| None).as_deref(), Some("2001:db8:1:1::"));
+        let taken = |number| if number < 0x2001_0db8_0002_0000 << 64 { all_of(number) } else { None };
+        assert_eq!(
+            pool.open(Family::V6, &guards, taken).next().map(|a| a.to_string()).as_deref(),
+            Some("2001:db8:2::")
+        );
+        assert!(
+            pool.open(Family::V4, &guards, |_| None).map(|a| a.to_string()).eq((0..4).map(|n| format!("192.0.2.{n}")))
+        );
+        let has = |text: &str| pool.contains(text.parse::<IpAddr>().unwrap());
+        assert!(
+            has("2001:db8:1::1") && !has("2001:db8::1") && !has("2001:db9::") && has("192.0.2.3") && !has("192.0.2.4")
+        );
     }
 
     #[test]
-    fn ipv6_is_counted_and_not_given() {
-        let pool = pool(&["2001:db8::/64", "192.0.2.0/30"], &["2001:db8::/120"]);
-        assert_eq!((pool.total(), pool.usable(), pool.excluded()), ((1 << 64) + 4, 4, 256));
-        assert!(pool.is_ready() && pool.lowest(&GuardSet::default(), |a| a > Ipv4Addr::new(192, 0, 2, 3)).is_none());
+    fn buggy_addresses_are_those_of_ipv4() {
+        let mut view = example_pool("p", &["2001:db8::/120"]);
+        view.spec.avoid_buggy_ips = true;
+        let pool = Pool::parse(&view);
+        assert_eq!((pool.usable(Family::V6), pool.excluded()), (256, 0));
+        assert!(pool.contains("2001:db8::ff".parse::<IpAddr>().unwrap()));
     }
 
     #[test]
@@ -215,8 +274,8 @@ mod tests {
             view.spec.avoid_buggy_ips = true;
             let pool = Pool::parse(&view);
             let span = Span::from(entry.parse::<AddressRange>().unwrap());
-            let counted = (span.first..=span.last).filter(|n| pool.contains(u32::try_from(*n).unwrap().into())).count();
-            assert_eq!(pool.usable(), counted as u128, "{entry}");
+            let counted = (span.first..=span.last).filter(|n| pool.contains(address(*n))).count();
+            assert_eq!(pool.usable(Family::V4), counted as u128, "{entry}");
         }
     }
 
@@ -229,7 +288,7 @@ mod tests {
             let pool = pool(&entries, exclusions);
             assert_eq!(pool.reason, PoolReason::Malformed);
             assert!(pool.message.starts_with(&format!("{field}: 'nonsense' is neither")), "{}", pool.message);
-            assert!(pool.contains(Ipv4Addr::new(192, 0, 2, 1)), "what was granted from the good part is still inside");
+            assert!(pool.contains(ip(1)), "what was granted from the good part is still inside");
         }
     }
 

@@ -2,13 +2,14 @@
 //! namespaces of all. Policies and selectors of the Services may differ: rings and rules are per port.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use sheave_api::{MAX_SERVICES_PER_ADDRESS, Refusal};
 
 use super::choice::first_in;
 use super::pool::Pool;
 use super::{Allocator, Holder, State, Taken};
+use crate::family::Family;
 use crate::request::{Refused, Request};
 use crate::view::Port;
 
@@ -79,7 +80,7 @@ impl Allocator {
     }
 
     /// The lowest address that the Service may share, of the first of these pools that has one.
-    pub(super) fn shared(&self, request: &Request, pools: &[&Pool]) -> Option<(Ipv4Addr, String)> {
+    pub(super) fn shared(&self, request: &Request, pools: &[&Pool]) -> Option<(IpAddr, String)> {
         let key = &request.sharing.as_ref()?.key;
         let same = |taken: &Taken| {
             taken
@@ -89,9 +90,10 @@ impl Allocator {
                 .is_some_and(|s| s.key == *key)
         };
         let held = self.sharers.with_key(key).filter_map(|uid| self.held.get(uid)).flatten();
-        let lowest_first: BTreeSet<Ipv4Addr> = held.copied().collect();
-        let may = |address: &Ipv4Addr| self.taken.get(address).is_some_and(same) && self.is_free(*address, request);
-        let open: Vec<Ipv4Addr> = lowest_first.into_iter().filter(may).collect();
+        let of_family = held.filter(|address| Family::of(**address) == request.family);
+        let lowest_first: BTreeSet<IpAddr> = of_family.copied().collect();
+        let may = |address: &IpAddr| self.taken.get(address).is_some_and(same) && self.is_free(*address, request);
+        let open: Vec<IpAddr> = lowest_first.into_iter().filter(may).collect();
         first_in(pools, &open)
     }
 
@@ -124,7 +126,7 @@ impl Allocator {
     }
 
     /// A Service keeps an address that it shares. The remark says what keeps it from being served whole, or others from joining.
-    pub(super) fn sharing_remark(&self, address: Ipv4Addr, request: &Request) -> Option<Refused> {
+    pub(super) fn sharing_remark(&self, address: IpAddr, request: &Request) -> Option<Refused> {
         let taken = self.taken.get(&address)?;
         let granted = |state| state == State::Granted;
         let others = taken.holders.iter().filter(|h| granted(h.state) && h.service.uid != request.service.uid);

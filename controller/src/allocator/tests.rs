@@ -1,5 +1,6 @@
 //! Scenarios and properties of the allocator alone. What it does inside a cluster that fails is in `scenarios`.
 
+mod families;
 mod kept;
 mod limit;
 mod metallb;
@@ -8,7 +9,7 @@ mod pools;
 mod sharing;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use proptest::prelude::*;
@@ -17,12 +18,18 @@ use sheave_api::{AddressPoolSpec, Refusal, ServiceRef};
 use super::selection::Labels;
 use super::sharing::{Sharing, SharingKey};
 use super::{Allocator, Decision, Usage};
+use crate::family::Family;
 use crate::guards::GuardSet;
 use crate::request::{Refused, Request};
 use crate::view::{PoolView, Port, example_pool as pool};
 
-fn ip(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 0, 2, last)
+fn ip(last: u8) -> IpAddr {
+    [192, 0, 2, last].into()
+}
+
+/// Of a pool with IPv4 alone.
+fn usage(total: i64, used: i64, free: i64, excluded: i64, outside: i64) -> Usage {
+    Usage { total, used, free, excluded, outside, available: [free, 0] }
 }
 
 fn with_pools(pools: &[PoolView]) -> Allocator {
@@ -38,17 +45,18 @@ fn service(uid: &str) -> ServiceRef {
 fn request(uid: &str) -> Request {
     Request {
         service: service(uid),
+        family: Family::V4,
         labels: Labels::new(),
         sharing: None,
         pool: None,
         address: None,
-        shown: None,
+        shown: vec![],
         adopt: None,
     }
 }
 
 /// Decides and carries a grant out, as the ledger would.
-fn settle(allocator: &mut Allocator, request: &Request) -> Result<Ipv4Addr, Refusal> {
+fn settle(allocator: &mut Allocator, request: &Request) -> Result<IpAddr, Refusal> {
     allocator.set_sharing(&request.service.uid, request.sharing.clone());
     match allocator.decide(request) {
         Decision::Keep { address, .. } => Ok(address),
@@ -103,14 +111,14 @@ fn a_pool_of_guarded_addresses_has_nothing_to_give_and_says_why() {
     assert_eq!(settle(&mut allocator, &request("2")), Ok(ip(3)));
     let Decision::Refuse(refused) = allocator.decide(&request("3")) else { panic!() };
     assert_eq!(refused.reason, Refusal::PoolExhausted);
-    let said = "every address of pool 'p' is granted or left out (1 AddressOfNode, 1 NetworkAddress); a Service that is deleted frees one";
+    let said = "every IPv4 address of pool 'p' is granted or left out (1 AddressOfNode, 1 NetworkAddress); a Service that is deleted frees one";
     assert_eq!(refused.message, said);
     let wants = |last: u8| Request { address: Some(ip(last)), ..request("4") };
     let Decision::Refuse(refused) = allocator.decide(&wants(1)) else { panic!() };
     assert_eq!(refused.message, "192.0.2.1 is an address of node a; no Service may have it");
     let adopts = Request { adopt: Some(ip(1)), ..request("4") };
     assert_eq!(settle(&mut allocator, &adopts), Err(Refusal::PoolExhausted), "nor by what a status shows");
-    assert_eq!(allocator.usage("p"), Usage { total: 4, used: 2, free: 0, excluded: 2, outside: 0 });
+    assert_eq!(allocator.usage("p"), usage(4, 2, 0, 2, 0));
 
     // A node takes a granted address: excluded, and not subtracted twice.
     guards.add_address(ip(3), Refusal::AddressOfNode, "an address of node b");
@@ -119,7 +127,7 @@ fn a_pool_of_guarded_addresses_has_nothing_to_give_and_says_why() {
     let Decision::Keep { remark: Some(remark), .. } = allocator.decide(&request("2")) else { panic!() };
     assert_eq!(remark.reason, Refusal::AddressOfNode);
     allocator.forget(ip(2));
-    assert_eq!(allocator.usage("p"), Usage { total: 4, used: 1, free: 1, excluded: 3, outside: 0 });
+    assert_eq!(allocator.usage("p"), usage(4, 1, 1, 3, 0));
 }
 
 #[test]
@@ -128,9 +136,9 @@ fn wide_guarded_ranges_cost_nothing_and_buggy_addresses_are_not_counted_twice() 
     wide.spec.avoid_buggy_ips = true;
     let mut allocator = with_pools(&[wide]);
     let mut guards = GuardSet::default();
-    guards.add_network("10.0.0.0/9".parse().unwrap(), Refusal::AddressInPodRange, "in the pod range");
+    guards.add_network("10.0.0.0/9".parse::<ipnet::IpNet>().unwrap(), Refusal::AddressInPodRange, "in the pod range");
     allocator.set_guards(guards);
-    assert_eq!(settle(&mut allocator, &request("1")), Ok(Ipv4Addr::new(10, 128, 0, 1)));
+    assert_eq!(settle(&mut allocator, &request("1")), Ok([10, 128, 0, 1].into()));
     let (all, half) = (1u128 << 24, (1u128 << 15) * 254);
     let usage = allocator.usage("p");
     assert_eq!((i128::from(usage.total), i128::from(usage.used)), (all as i128, 1));
@@ -160,11 +168,11 @@ fn usage_counts_what_is_inside_and_what_is_not() {
     let mut allocator = with_pools(&[pool("p", &["192.0.2.0/30"])]);
     settle(&mut allocator, &request("1")).unwrap();
     settle(&mut allocator, &request("2")).unwrap();
-    assert_eq!(allocator.usage("p"), Usage { total: 4, used: 2, free: 2, excluded: 0, outside: 0 });
+    assert_eq!(allocator.usage("p"), usage(4, 2, 2, 0, 0));
     allocator.set_pools([pool("p", &["192.0.2.1/32", "192.0.2.9/32"])].iter());
-    assert_eq!(allocator.usage("p"), Usage { total: 2, used: 2, free: 1, excluded: 0, outside: 1 });
+    assert_eq!(allocator.usage("p"), usage(2, 2, 1, 0, 1));
     allocator.set_pools([pool("p", &["10.0.0.0/8"])].iter());
-    assert_eq!(allocator.usage("p"), Usage { total: 1 << 24, used: 2, free: 1 << 24, excluded: 0, outside: 2 });
+    assert_eq!(allocator.usage("p"), usage(1 << 24, 2, 1 << 24, 0, 2));
 }
 
 #[test]
@@ -172,7 +180,7 @@ fn a_shown_address_is_adopted_only_from_a_pool_that_may_serve() {
     let mut quiet = pool("quiet", &["192.0.2.64/30"]);
     quiet.spec.auto_assign = false;
     let mut allocator = with_pools(&[pool("p", &["192.0.2.0/30"]), quiet]);
-    let shows = |uid: &str, last: u8| Request { shown: Some(ip(last)), adopt: Some(ip(last)), ..request(uid) };
+    let shows = |uid: &str, last: u8| Request { shown: vec![ip(last)], adopt: Some(ip(last)), ..request(uid) };
     assert_eq!(settle(&mut allocator, &shows("1", 3)), Ok(ip(3)));
     assert_eq!(settle(&mut allocator, &shows("2", 3)), Ok(ip(0)), "granted to another");
     assert_eq!(settle(&mut allocator, &shows("3", 64)), Ok(ip(1)), "a pool that must be named");
@@ -183,7 +191,7 @@ fn a_shown_address_is_adopted_only_from_a_pool_that_may_serve() {
 fn a_new_wish_is_granted_beside_the_old_address_first() {
     let mut allocator = with_pools(&[pool("p", &["192.0.2.0/30"])]);
     settle(&mut allocator, &request("1")).unwrap();
-    let wish = Request { address: Some(ip(2)), shown: Some(ip(0)), ..request("1") };
+    let wish = Request { address: Some(ip(2)), shown: vec![ip(0)], ..request("1") };
     assert_eq!(settle(&mut allocator, &wish), Ok(ip(2)));
     assert_eq!(allocator.decide(&wish), Decision::Keep { address: ip(2), remark: None });
     assert_eq!(allocator.held_by("1").collect::<Vec<_>>(), [ip(0), ip(2)]);
@@ -194,7 +202,7 @@ proptest! {
     #[test]
     fn no_address_twice_and_none_moves(steps in prop::collection::vec((0u8..12, any::<bool>()), 1..200)) {
         let mut allocator = with_pools(&[pool("p", &["192.0.2.1-192.0.2.6"]), pool("q", &["192.0.2.128/31"])]);
-        let mut held: BTreeMap<String, Ipv4Addr> = BTreeMap::new();
+        let mut held: BTreeMap<String, IpAddr> = BTreeMap::new();
         for (who, comes) in steps {
             let uid = who.to_string();
             if comes {
@@ -215,7 +223,7 @@ proptest! {
             addresses.sort();
             addresses.dedup();
             prop_assert_eq!(addresses.len(), held.len(), "one address twice");
-            let inside = |a: &Ipv4Addr| (ip(1)..=ip(6)).contains(a) || (ip(128)..=ip(129)).contains(a);
+            let inside = |a: &IpAddr| (ip(1)..=ip(6)).contains(a) || (ip(128)..=ip(129)).contains(a);
             prop_assert!(addresses.iter().all(inside));
         }
     }

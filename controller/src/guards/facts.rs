@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::NodeAddress;
 use k8s_openapi::api::discovery::v1::Endpoint;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -20,17 +20,17 @@ use crate::whose::Evidence;
 pub enum Facts {
     Node(NodeFacts),
     Speaker(SpeakerFacts),
-    ServiceRanges(BTreeSet<Ipv4Net>),
-    ApiServers(BTreeSet<Ipv4Addr>),
+    ServiceRanges(BTreeSet<IpNet>),
+    ApiServers(BTreeSet<IpAddr>),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
-    pub addresses: BTreeSet<Ipv4Addr>,
-    pub pod_ranges: BTreeSet<Ipv4Net>,
+    pub addresses: BTreeSet<IpAddr>,
+    pub pod_ranges: BTreeSet<IpNet>,
     /// What `spec.providerID` and labels say about who else serves Services here.
     pub owners: BTreeSet<Evidence>,
-    /// What node-address mode goes by.
+    /// What node-address mode goes by, which knows IPv4.
     pub internal: Vec<Ipv4Addr>,
     pub external: Vec<Ipv4Addr>,
     pub ready: bool,
@@ -41,9 +41,9 @@ pub struct NodeFacts {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpeakerFacts {
-    pub addresses: BTreeSet<Ipv4Addr>,
-    pub subnets: BTreeSet<Ipv4Net>,
-    pub gateways: BTreeSet<Ipv4Addr>,
+    pub addresses: BTreeSet<IpAddr>,
+    pub subnets: BTreeSet<IpNet>,
+    pub gateways: BTreeSet<IpAddr>,
     /// In lower case.
     pub macs: BTreeSet<String>,
     /// Ports on which something listens; `None`: the speaker does not say.
@@ -126,8 +126,8 @@ impl SpeakerFacts {
         let local_services = status.local_services.unwrap_or_default().into_iter().filter_map(key).collect();
         let mut facts = SpeakerFacts { listening, local_services, ..SpeakerFacts::default() };
         for uplink in status.uplinks.unwrap_or_default() {
-            facts.addresses.extend(uplink.addresses.iter().filter_map(|text| text.parse::<Ipv4Addr>().ok()));
-            facts.gateways.extend(uplink.gateways.iter().filter_map(|text| text.parse::<Ipv4Addr>().ok()));
+            facts.addresses.extend(uplink.addresses.iter().filter_map(|text| text.parse::<IpAddr>().ok()));
+            facts.gateways.extend(uplink.gateways.iter().filter_map(|text| text.parse::<IpAddr>().ok()));
             facts.subnets.extend(networks(uplink.subnets));
             facts.macs.extend(uplink.mac.map(|mac| mac.to_ascii_lowercase()));
         }
@@ -136,26 +136,18 @@ impl SpeakerFacts {
 }
 
 /// The addresses of API servers in one of their EndpointSlices.
-pub fn api_servers(endpoints: &[Endpoint]) -> BTreeSet<Ipv4Addr> {
+pub fn api_servers(endpoints: &[Endpoint]) -> BTreeSet<IpAddr> {
     endpoints.iter().flat_map(|endpoint| &endpoint.addresses).filter_map(|text| text.parse().ok()).collect()
 }
 
-/// Those of IPv4, without host bits. One that cannot be read guards nothing.
-pub fn networks(texts: impl IntoIterator<Item = String>) -> BTreeSet<Ipv4Net> {
-    let v4 = |text: String| match text.parse() {
-        Ok(IpNet::V4(network)) => Some(network.trunc()),
-        Ok(IpNet::V6(_)) | Err(_) => None,
-    };
-    texts.into_iter().filter_map(v4).collect()
+/// Without host bits. One that cannot be read guards nothing.
+pub fn networks(texts: impl IntoIterator<Item = String>) -> BTreeSet<IpNet> {
+    texts.into_iter().filter_map(|text| text.parse().ok()).map(|network: IpNet| network.trunc()).collect()
 }
 
-/// The IPv4 addresses among these: `None`, an empty ClusterIP and IPv6 are none.
-pub fn ipv4(texts: &[String]) -> Vec<Ipv4Addr> {
-    let v4 = |text: &String| match text.parse() {
-        Ok(IpAddr::V4(address)) => Some(address),
-        Ok(IpAddr::V6(_)) | Err(_) => None,
-    };
-    texts.iter().filter_map(v4).collect()
+/// The addresses among these: `None` and an empty ClusterIP are none.
+pub fn addresses(texts: &[String]) -> Vec<IpAddr> {
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -178,8 +170,10 @@ mod tests {
         let metadata: ObjectMeta = serde_json::from_value(node["metadata"].clone()).unwrap();
         let spec = serde_json::from_value(node["spec"].clone()).unwrap();
         let facts = NodeFacts::new(&metadata, spec, serde_json::from_value(node["status"].clone()).unwrap());
-        assert_eq!(facts.addresses, BTreeSet::from([[192, 0, 2, 1].into(), [198, 51, 100, 1].into()]));
-        assert_eq!(facts.pod_ranges, BTreeSet::from(["10.244.1.0/24".parse().unwrap()]));
+        let addresses = ["192.0.2.1", "198.51.100.1", "fd00::1"].map(|text| text.parse().unwrap());
+        assert_eq!(facts.addresses, BTreeSet::from(addresses));
+        let ranges = ["10.244.1.0/24", "fd00::/64"].map(|text| text.parse().unwrap());
+        assert_eq!(facts.pod_ranges, BTreeSet::from(ranges));
         let owners = [Evidence::Provider("k3s"), Evidence::Label("svccontroller.k3s.cattle.io")];
         assert_eq!(facts.owners, BTreeSet::from(owners));
         assert_eq!(facts.internal, [Ipv4Addr::new(192, 0, 2, 1)]);

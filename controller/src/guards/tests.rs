@@ -3,23 +3,23 @@
 use super::facts::{NodeFacts, SpeakerFacts};
 use super::*;
 
-fn ip(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 168, 77, last)
+fn ip(last: u8) -> IpAddr {
+    [192, 168, 77, last].into()
 }
 
-fn net(text: &str) -> Ipv4Net {
+fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-fn span(text: &str) -> (u32, u32) {
-    (net(text).network().into(), net(text).broadcast().into())
+fn span(text: &str) -> (u128, u128) {
+    crate::family::span(net(text))
 }
 
 fn here(source: Source, name: &str, version: u64, facts: Facts) -> Fact {
     Fact::Here { source, name: name.into(), uid: format!("uid of {name}"), version, facts }
 }
 
-fn node(name: &str, version: u64, address: Ipv4Addr, pods: &str) -> Fact {
+fn node(name: &str, version: u64, address: IpAddr, pods: &str) -> Fact {
     let facts = NodeFacts {
         addresses: BTreeSet::from([address]),
         pod_ranges: BTreeSet::from([net(pods)]),
@@ -28,7 +28,7 @@ fn node(name: &str, version: u64, address: Ipv4Addr, pods: &str) -> Fact {
     here(Source::Nodes, name, version, Facts::Node(facts))
 }
 
-fn speaker(name: &str, version: u64, addresses: &[Ipv4Addr], subnet: &str, gateway: Ipv4Addr) -> Fact {
+fn speaker(name: &str, version: u64, addresses: &[IpAddr], subnet: &str, gateway: IpAddr) -> Fact {
     let facts = SpeakerFacts {
         addresses: addresses.iter().copied().collect(),
         subnets: BTreeSet::from([net(subnet)]),
@@ -56,8 +56,8 @@ fn cluster() -> Guards {
     guards
 }
 
-fn reason(set: &GuardSet, address: impl Into<Ipv4Addr>) -> Option<Refusal> {
-    set.check(address.into()).map(|refused| refused.reason)
+fn reason(set: &GuardSet, address: impl Into<IpAddr>) -> Option<Refusal> {
+    set.check(address).map(|refused| refused.reason)
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn cluster_ips_guard_where_no_range_is_known() {
     let key = |name: &str| ServiceKey { namespace: "default".into(), name: name.into() };
     let mut guards = cluster();
     assert!(!guards.set_cluster_ips(&key("a"), &[], &[[10, 96, 0, 7].into()]), "the range contains it");
-    let odd: [Ipv4Addr; 1] = [[172, 30, 0, 1].into()];
+    let odd: [IpAddr; 1] = [[172, 30, 0, 1].into()];
     assert!(guards.set_cluster_ips(&key("b"), &[], &odd));
     assert_eq!(reason(&guards.set(&[]), odd[0]), Some(Refusal::AddressInServiceRange));
     assert!(guards.set_cluster_ips(&key("b"), &odd, &[]));

@@ -2,7 +2,7 @@
 //! ([`node_mode`](crate::node_mode)); here it meets the ledger: first that changes, then what Services show.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use sheave_api::{AddressMode, ServiceRef};
 
@@ -47,6 +47,13 @@ impl AtNodes {
         self.outdated |= is_there || known || !self.services.is_empty() && node_ports(now) != node_ports(before);
     }
 
+    /// The entry of this address is still there, if it was.
+    pub fn touch(&mut self, address: IpAddr) -> bool {
+        let IpAddr::V4(address) = address else { return false };
+        self.grants.touch(&address);
+        self.grants.get(&address).is_some()
+    }
+
     /// What the status of a Service shows of addresses at which the ledger names it. `None`: the ledger names it nowhere.
     pub fn shown(&self, service: &ServiceView) -> Option<Vec<Ipv4Addr>> {
         let listed = self.grants.iter().filter(|(_, grant)| names(grant, &service.uid)).map(|(address, _)| *address);
@@ -75,15 +82,22 @@ impl AtNodes {
 
 impl Index {
     pub(super) fn node_grant_changed(&mut self, view: GrantView) {
-        let address = view.address;
+        // None is written by us.
+        let IpAddr::V4(address) = view.address else { return };
         let same = self.at_nodes.grants.get(&address).is_some_and(|known| known.services == view.services);
         if self.at_nodes.grants.apply(address, &view.uid.clone(), view.version, view) && !same {
             self.at_nodes.outdated = true;
         }
     }
 
-    pub(super) fn node_grant_gone(&mut self, remove: impl FnOnce(&mut Cache<Ipv4Addr, GrantView>) -> bool) {
-        self.at_nodes.outdated |= remove(&mut self.at_nodes.grants);
+    pub(super) fn node_grant_gone(
+        &mut self,
+        address: IpAddr,
+        remove: impl FnOnce(&mut Cache<Ipv4Addr, GrantView>, &Ipv4Addr) -> bool,
+    ) {
+        if let IpAddr::V4(address) = address {
+            self.at_nodes.outdated |= remove(&mut self.at_nodes.grants, &address);
+        }
     }
 
     /// Makes anew what follows from Services, nodes and ledger, and marks whatever may be otherwise.
@@ -120,7 +134,7 @@ impl Index {
         let Some(grant) = self.at_nodes.grants.get(&address) else {
             let (node, services) = wanted?;
             // An entry of another kind goes first.
-            let taken = self.grants.get(&address).is_some();
+            let taken = self.grants.get(&IpAddr::V4(address)).is_some();
             return (!taken).then_some(Write::GrantAtNode { address, node, services });
         };
         let entry = SeenEntry::from(grant);
@@ -151,6 +165,7 @@ impl Index {
             None => drop(self.waiting.remove(&service.key)),
         }
         self.partly.remove(&service.key);
+        self.beside.remove(&service.key);
         // An address from a pool that it had goes when the status shows it no more.
         self.mark_held(&service.uid);
         let may_empty = self.whose.may_empty(service);

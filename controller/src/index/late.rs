@@ -7,7 +7,7 @@
 //! before fails.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::{Index, SeenEntry, Write};
 use crate::error::WriteError;
@@ -15,36 +15,39 @@ use crate::view::{GrantView, ServiceKey};
 
 impl Index {
     /// Whether the address may be shown by a Service that does not: no write that is late can take it away.
-    pub(crate) fn is_confirmed(&self, address: Ipv4Addr) -> bool {
+    pub(crate) fn is_confirmed(&self, address: IpAddr) -> bool {
         !self.unconfirmed.contains(&address)
     }
 
-    /// For a new leader: entries that a Service does not show. Its predecessor may be about to release them.
-    pub(super) fn find_unconfirmed(&self) -> BTreeSet<Ipv4Addr> {
-        let grants = self.grants.iter().filter(|(_, grant)| !self.is_shown_by_all(grant));
+    /// For a new leader: entries that a Service does not show. Its predecessor may be about to release them. Of IPv6 none is shown: one that
+    /// is lost so is reserved again.
+    pub(super) fn find_unconfirmed(&self) -> BTreeSet<IpAddr> {
+        let grants = self.grants.iter().filter(|(address, grant)| address.is_ipv4() && !self.is_shown_by_all(grant));
         grants.map(|(address, _)| *address).collect()
     }
 
     /// Whether the entry is to be confirmed now: all that is left to do about it.
-    pub(crate) fn confirm(&self, address: Ipv4Addr) -> Option<Write> {
+    pub(crate) fn confirm(&self, address: IpAddr) -> Option<Write> {
         let grant = self.grants.get(&address).filter(|_| !self.is_confirmed(address))?;
         Some(Write::Confirm(SeenEntry::from(grant)))
     }
 
     /// Takes the result of a write about an entry.
-    pub(super) fn settled(&mut self, address: Ipv4Addr, failure: Option<&WriteError>) {
+    pub(super) fn settled(&mut self, address: IpAddr, failure: Option<&WriteError>) {
         match failure {
             None => {
                 self.unconfirmed.remove(&address);
                 self.mark_holders(address);
             }
-            Some(WriteError::Timeout | WriteError::Unavailable(_)) => drop(self.unconfirmed.insert(address)),
+            Some(WriteError::Timeout | WriteError::Unavailable(_)) if address.is_ipv4() => {
+                self.unconfirmed.insert(address);
+            }
             // Not done, and known not to be.
             Some(_) => {}
         }
     }
 
-    fn mark_holders(&mut self, address: Ipv4Addr) {
+    fn mark_holders(&mut self, address: IpAddr) {
         let holders = self.grants.get(&address).map(|grant| grant.services.clone()).unwrap_or_default();
         holders.iter().for_each(|holder| self.mark_service(&ServiceKey::from(holder)));
     }

@@ -1,6 +1,6 @@
 //! Pure: what is to be planned anew after a change elsewhere.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::{Index, Subject};
 use crate::view::ServiceKey;
@@ -24,12 +24,12 @@ impl Index {
     }
 
     pub(crate) fn mark_held(&mut self, uid: &str) {
-        let addresses: Vec<Ipv4Addr> = self.allocator.held_by(uid).collect();
+        let addresses: Vec<IpAddr> = self.allocator.held_by(uid).collect();
         self.dirty.extend(addresses.into_iter().map(Subject::Address));
     }
 
     /// Services with a reservation that no write of their own is about: what they waited for is over.
-    pub(super) fn mark_reserved(&mut self, address: Ipv4Addr) {
+    pub(super) fn mark_reserved(&mut self, address: IpAddr) {
         let reserved: Vec<ServiceKey> = self.allocator.reserved(address).map(ServiceKey::from).collect();
         if !reserved.is_empty() {
             self.dirty.insert(Subject::Address(address));
@@ -39,7 +39,7 @@ impl Index {
 
     /// Services that have an address together with this one, and those that wait: they may fit, or no more.
     pub(super) fn mark_sharers(&mut self, uid: &str) {
-        let held: Vec<Ipv4Addr> = self.allocator.held_by(uid).collect();
+        let held: Vec<IpAddr> = self.allocator.held_by(uid).collect();
         let taken = held.iter().filter_map(|address| self.allocator.taken(*address));
         let others: Vec<ServiceKey> =
             taken.flat_map(|taken| &taken.holders).map(|holder| ServiceKey::from(&holder.service)).collect();
@@ -49,7 +49,7 @@ impl Index {
 
     /// An address may have become free: all waiting Services are planned, in order of age.
     pub(super) fn mark_waiting(&mut self) {
-        let waiting: Vec<ServiceKey> = self.waiting.keys().cloned().collect();
+        let waiting: Vec<ServiceKey> = self.waiting.keys().chain(&self.beside).cloned().collect();
         waiting.iter().for_each(|service| self.mark_service(service));
     }
 }

@@ -1,6 +1,6 @@
 //! Pure: what the result of a write means: facts, another attempt, or a pause where a third party writes the same.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use sheave_api::ServiceRef;
@@ -75,7 +75,7 @@ impl Index {
     }
 
     /// Services that wait may have the address now, and those that are to share it.
-    fn reservation_over(&mut self, address: Ipv4Addr, uid: &str) {
+    fn reservation_over(&mut self, address: IpAddr, uid: &str) {
         self.allocator.unreserve(address, uid);
         self.mark_reserved(address);
         self.mark_waiting();

@@ -1,6 +1,6 @@
 //! Pure: probes of addresses among all that is known: which are next in line, and what waits for an answer.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use super::{Index, Subject, Write};
@@ -33,14 +33,15 @@ impl Index {
         // Grants change what is next in line one after the other.
         self.not_before.insert(Subject::Probe(node.to_string()), now + BETWEEN_PROBES);
         let ahead = self.allocator.ahead(self.probes.ahead());
-        let in_pools = |address| self.allocator.is_in_pools(address);
+        let in_pools = |address: Ipv4Addr| self.allocator.is_in_pools(address);
         self.probes.request(node, &ahead, in_pools, now).map(Write::Probe)
     }
 
     /// Whether the address may be granted to the Service now, as far as hosts of the segment matter.
-    pub(crate) fn may_grant(&mut self, service: &ServiceKey, address: Ipv4Addr, now: Instant) -> bool {
-        // What the ledger has is shared, whoever answers.
-        if self.grants.get(&address).is_some() {
+    pub(crate) fn may_grant(&mut self, service: &ServiceKey, address: IpAddr, now: Instant) -> bool {
+        // What the ledger has is shared, whoever answers. Probes are ARP.
+        let IpAddr::V4(address) = address else { return true };
+        if self.grants.get(&IpAddr::V4(address)).is_some() {
             return true;
         }
         match self.probes.gate(address, service, now) {

@@ -2,12 +2,12 @@
 //! is planned, and everything is planned anew when it changes.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use sheave_api::{AddressMode, Refusal};
+use sheave_api::{AddressMode, Refusal, virtual_ip_address, virtual_ip_name};
 
 use super::{Index, Kind, Observed};
-use crate::allocator::Decision;
+use crate::family::Family;
 use crate::guards::Source;
 use crate::request::{self, Claim};
 use crate::view::{ServiceKey, ServiceView};
@@ -58,11 +58,9 @@ impl Index {
 
     /// Whether the Service gets, or has, the address that its status shows.
     fn is_adoptable(&self, service: &ServiceView) -> bool {
-        let Claim::Wanted(request) = request::claim(service) else { return false };
-        match self.allocator.decide(&request) {
-            Decision::Keep { address, .. } | Decision::Grant { address, .. } => request.shown == Some(address),
-            Decision::Refuse(_) => false,
-        }
+        let Claim::Wanted(requests) = request::claim(service) else { return false };
+        let has: Vec<IpAddr> = self.allocator.decide_all(&requests).has().collect();
+        has == service.shown_of(Family::V4) && !has.is_empty()
     }
 
     /// Makes the guards anew if something about them has changed, and marks everything if that matters.
@@ -81,7 +79,7 @@ impl Index {
         }
     }
 
-    pub(super) fn cluster_ips_changed(&mut self, key: &ServiceKey, before: Option<&ServiceView>, now: &[Ipv4Addr]) {
+    pub(super) fn cluster_ips_changed(&mut self, key: &ServiceKey, before: Option<&ServiceView>, now: &[IpAddr]) {
         let before = before.map_or(&[][..], |view| &view.cluster_ips);
         self.guards_outdated |= self.guards.set_cluster_ips(key, before, now);
     }
@@ -99,10 +97,9 @@ impl Index {
             Kind::Advertisements => self.advertisements.touch(&name),
             Kind::Probes => self.probes.objects.touch(&name),
             Kind::Grants => {
-                if let Ok(address) = name.parse() {
+                if let Some(address) = virtual_ip_address(&name) {
                     self.grants.touch(&address);
-                    self.at_nodes.grants.touch(&address);
-                    if self.allocator.taken(address).is_none() && self.at_nodes.grants.get(&address).is_none() {
+                    if self.allocator.taken(address).is_none() && !self.at_nodes.touch(address) {
                         // Whoever has it.
                         self.allocator.granted(address, String::new(), vec![]);
                     }
@@ -129,8 +126,10 @@ impl Index {
             Observed::AdvertisementGone(name, _) => (Kind::Advertisements, name.clone()),
             Observed::Probe(view) => (Kind::Probes, view.node.clone()),
             Observed::ProbeGone(node, _) => (Kind::Probes, node.clone()),
-            Observed::Grant(view) => (Kind::Grants, view.address.to_string()),
-            Observed::GrantGone(address, _) | Observed::Released(address, _) => (Kind::Grants, address.to_string()),
+            Observed::Grant(view) => (Kind::Grants, virtual_ip_name(view.address)),
+            Observed::GrantGone(address, _) | Observed::Released(address, _) => {
+                (Kind::Grants, virtual_ip_name(*address))
+            }
             Observed::Begin(kind) => {
                 self.unreadable
                     .iter_mut()
@@ -156,7 +155,7 @@ impl Index {
     /// An entry of the ledger that could not be read held its address.
     fn free_if_unknown(&mut self, (kind, name): &(Kind, String)) {
         if *kind == Kind::Grants
-            && let Ok(address) = name.parse()
+            && let Some(address) = virtual_ip_address(name)
             && self.grants.get(&address).is_none()
         {
             self.allocator.forget(address);

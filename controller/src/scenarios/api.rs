@@ -1,6 +1,7 @@
 //! The API server of the scenarios, and the checkers that inspect every write: what it admits, which versions and watch events follow, and
 //! what must not stand beside each other.
 
+use sheave_api::AddressMode;
 use sheave_api::addressprobe::most;
 
 use super::*;
@@ -14,18 +15,18 @@ pub struct Api {
     pub version: u64,
     pub services: BTreeMap<ServiceKey, ServiceView>,
     pub pools: BTreeMap<String, PoolView>,
-    pub grants: BTreeMap<Ipv4Addr, GrantView>,
+    pub grants: BTreeMap<IpAddr, GrantView>,
     pub advertisements: BTreeMap<String, AdvertisementView>,
     pub probes: BTreeMap<String, ProbeView>,
     /// What each request asks for, by node and round.
     pub asked: BTreeMap<(String, i64), Vec<Ipv4Addr>>,
     pub log: Vec<Observed>,
     /// The address that a Service was first shown with since its wishes last changed.
-    pub stable: BTreeMap<String, Ipv4Addr>,
+    pub stable: BTreeMap<String, IpAddr>,
     /// The version in which the user last changed the Service's request.
     pub changed: BTreeMap<String, u64>,
     /// What we ourselves show, by uid.
-    pub shown: BTreeMap<String, Ipv4Addr>,
+    pub shown: BTreeMap<String, IpAddr>,
     /// Services whose grant got no answer.
     pub unanswered: BTreeSet<String>,
     /// Services whose finalizer a third party took away.
@@ -108,9 +109,10 @@ impl Api {
                 Ok(vec![Observed::Released(*address, entry.uid.clone())])
             }
             Write::GrantAtNode { address, node, services } => {
-                assert!(!self.grants.contains_key(address), "{address} is in the ledger");
+                let address = IpAddr::V4(*address);
+                assert!(!self.grants.contains_key(&address), "{address} is in the ledger");
                 Ok(self.put_grant(GrantView {
-                    address: *address,
+                    address,
                     uid: format!("vip-{}", self.version),
                     version: 0,
                     pool: NODE_POOL.into(),
@@ -228,25 +230,16 @@ impl Api {
                 service.writer = Writer::Nobody;
                 self.shown.remove(&service.uid);
             }
-            IngressChange::SetAll(addresses, ports) => {
+            IngressChange::Set(addresses, ports) => {
                 for address in addresses {
-                    assert!(self.is_granted(*address, &service.uid), "{address} shown without a ledger entry");
+                    assert!(self.is_granted((*address).into(), &service.uid), "{address} shown without a ledger entry");
+                }
+                self.shown.remove(&service.uid);
+                if service.mode == Ok(AddressMode::Pool) {
+                    self.shows_one(&service, addresses, write.version);
                 }
                 service.ingress = addresses.iter().map(|address| Ingress::Vip(*address, ports.clone())).collect();
                 service.writer = Writer::Us;
-                self.shown.remove(&service.uid);
-            }
-            IngressChange::Set(address, ports) => {
-                assert!(self.is_granted(*address, &service.uid), "{address} shown without a ledger entry");
-                // A wish that cannot be granted at once may move it later; so may a write from before the wish.
-                let changed = self.changed.get(&service.uid).copied().unwrap_or_default();
-                if service.addresses.is_none() && write.version >= changed {
-                    let first = *self.stable.entry(service.uid.clone()).or_insert(*address);
-                    assert_eq!(first, *address, "the address of {} moved", service.key);
-                }
-                service.ingress = vec![Ingress::Vip(*address, ports.clone())];
-                service.writer = Writer::Us;
-                self.shown.insert(service.uid.clone(), *address);
             }
         }
         match &write.condition {
@@ -268,6 +261,19 @@ impl Api {
 }
 
 impl Api {
+    /// A Service with an address from a pool shows one, and the same as before.
+    fn shows_one(&mut self, service: &ServiceView, addresses: &[Ipv4Addr], version: u64) {
+        let [address] = addresses[..] else { panic!("{} shows {addresses:?}", service.key) };
+        let address = IpAddr::V4(address);
+        // A wish that cannot be granted at once may move it later; so may a write from before the wish.
+        let changed = self.changed.get(&service.uid).copied().unwrap_or_default();
+        if service.addresses.is_none() && version >= changed {
+            let first = *self.stable.entry(service.uid.clone()).or_insert(address);
+            assert_eq!(first, address, "the address of {} moved", service.key);
+        }
+        self.shown.insert(service.uid.clone(), address);
+    }
+
     /// Until the watch shows the ledger entry nothing says that there is one. And a finalizer that is late to go may go when another
     /// leader has granted what was refused: the Service shows nothing yet, and gets its finalizer back with the address.
     pub fn no_answer(&mut self, write: &Write) {
@@ -281,7 +287,7 @@ impl Api {
         }
     }
 
-    pub fn is_granted(&self, address: Ipv4Addr, uid: &str) -> bool {
+    pub fn is_granted(&self, address: IpAddr, uid: &str) -> bool {
         self.grants.get(&address).is_some_and(|grant| grant.services.iter().any(|service| service.uid == uid))
     }
 

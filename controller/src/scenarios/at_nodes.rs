@@ -33,7 +33,7 @@ impl World {
     }
 
     fn put_node(&mut self, number: u8, change: impl FnOnce(&mut NodeFacts)) {
-        let (addresses, internal) = ([ip(10 + number)].into(), vec![ip(10 + number)]);
+        let (addresses, internal) = ([ip(10 + number).into()].into(), vec![ip(10 + number)]);
         let mut node = NodeFacts { addresses, internal, ready: true, ..NodeFacts::default() };
         change(&mut node);
         self.put_fact(Source::Nodes, format!("n{number}"), Facts::Node(node));
@@ -69,7 +69,11 @@ impl World {
     fn ledger(&self, name: &str) -> Vec<u8> {
         let uid = self.api.services.get(&key(name)).map_or(String::new(), |service| service.uid.clone());
         let granted = self.api.grants.keys().filter(|address| self.api.is_granted(**address, &uid));
-        granted.map(|address| address.octets()[3]).collect()
+        let last = |address: &IpAddr| match address {
+            IpAddr::V4(address) => address.octets()[3],
+            IpAddr::V6(address) => panic!("{address}"),
+        };
+        granted.map(last).collect()
     }
 }
 
@@ -92,7 +96,7 @@ fn all_nodes_show_their_addresses_and_no_finalizer_holds_the_service() {
     let web = world.at_nodes("web", 80);
     assert_eq!((shown(&web), reason(&web)), (vec![11, 12, 13], (true, "AddressAllocated")));
     assert!(!web.finalizer);
-    let entry = &world.api.grants[&ip(11)];
+    let entry = &world.api.grants[&ip(11).into()];
     assert_eq!((entry.pool.as_str(), entry.node.as_deref()), (NODE_POOL, Some("n1")));
     // It goes, and with it the entries.
     world.api.delete_service(&key("web"));

@@ -104,7 +104,7 @@ impl Segment {
             let (now, before) = (self.world.now, self.leader().probes.totals().0);
             let Some(planned) = self.leader().next_write(now, Timestamp::UNIX_EPOCH) else { return };
             self.requests += usize::from(matches!(planned.subject, Subject::Probe(_)));
-            if let Write::Prepare { address, .. } = &planned.write {
+            if let Write::Prepare { address: IpAddr::V4(address), .. } = &planned.write {
                 let unprobed = self.leader().probes.totals().0 > before;
                 self.chosen.insert(*address, now);
                 let known = self.free.get(address).is_some_and(|at| *at + HOLDS > now);
@@ -412,7 +412,7 @@ proptest! {
             match wish {
                 _ if allocated => prop_assert_eq!(held.len(), 1, "{:?}", service),
                 Some(wish) if why == "AnsweredByHost" => prop_assert!(segment.hosts.contains_key(&wish), "{:?}", service),
-                Some(wish) => prop_assert!(why == "AddressInUse" && segment.world.api.grants.contains_key(&wish), "{why}"),
+                Some(wish) => prop_assert!(why == "AddressInUse" && segment.world.api.grants.contains_key(&wish.into()), "{why}"),
                 None => prop_assert!(false, "100 addresses, and {:?} has none", service.condition),
             }
         }

@@ -17,7 +17,7 @@ fn create(world: &mut World, name: &str, port: i32) {
 }
 
 fn named(world: &World, last: u8) -> Vec<&str> {
-    let grant = world.api.grants.get(&Ipv4Addr::new(192, 0, 2, last));
+    let grant = world.api.grants.get(&IpAddr::from([192, 0, 2, last]));
     grant.into_iter().flat_map(|grant| &grant.services).map(|service| service.name.as_str()).collect()
 }
 
@@ -48,7 +48,7 @@ fn those_that_stay_keep_their_entry_when_others_go() {
     }
     assert!(world.settle());
     assert_eq!(named(&world, 0), ["a", "b", "c"]);
-    let uid = world.api.grants[&Ipv4Addr::new(192, 0, 2, 0)].uid.clone();
+    let uid = world.api.grants[&IpAddr::from([192, 0, 2, 0])].uid.clone();
     // Deleted, no LoadBalancer any more, and by a leader that ends in the middle of it.
     world.api.delete_service(&key("a"));
     world.change(&key("c"), |service| service.load_balancer = false);
@@ -60,7 +60,7 @@ fn those_that_stay_keep_their_entry_when_others_go() {
     assert!(world.settle());
     world.check();
     assert_eq!((named(&world, 0), shows(&world, "b", 0)), (vec!["b"], true));
-    assert_eq!(world.api.grants[&Ipv4Addr::new(192, 0, 2, 0)].uid, uid);
+    assert_eq!(world.api.grants[&IpAddr::from([192, 0, 2, 0])].uid, uid);
     assert!(!world.api.services.contains_key(&key("a")) && !world.api.services[&key("c")].finalizer);
     create(&mut world, "d", 80);
     assert!(world.settle());

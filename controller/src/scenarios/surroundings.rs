@@ -43,7 +43,7 @@ impl World {
     }
 
     fn node(&mut self, name: &str, version: u64, address: Ipv4Addr) {
-        let facts = Facts::Node(NodeFacts { addresses: BTreeSet::from([address]), ..NodeFacts::default() });
+        let facts = Facts::Node(NodeFacts { addresses: BTreeSet::from([address.into()]), ..NodeFacts::default() });
         self.fact(Fact::Here {
             source: Source::Nodes,
             name: name.into(),
@@ -150,7 +150,7 @@ fn a_node_that_joins_with_a_granted_address_takes_nothing_away() {
         held.condition.unwrap().message,
         "192.168.77.1 from pool 'p'; 192.168.77.1 is an address of node late; it stays and is not served"
     );
-    assert!(world.api.grants.contains_key(&ip(1)));
+    assert!(world.api.grants.contains_key(&ip(1).into()));
     assert_eq!(world.excluded()["AddressOfNode"], 2);
     world.fact(Fact::Gone { source: Source::Nodes, name: "late".into(), version: 8 });
     assert_eq!(reason(&world.service("held")), (true, "AddressAllocated"));
@@ -197,7 +197,7 @@ fn another_owner_of_services_without_a_class_is_left_alone() {
         assert!(world.settle());
         assert_eq!(world.api.version, written, "no correction");
     }
-    assert!(world.api.grants.contains_key(&ip(1)), "and nothing is taken back");
+    assert!(world.api.grants.contains_key(&ip(1).into()), "and nothing is taken back");
 
     world.groups(&[]);
     assert_eq!(reason(&world.service("after")), (true, "AddressAllocated"), "it is gone");
@@ -287,7 +287,7 @@ fn the_address_of_an_unreadable_virtual_ip_is_not_given_again() {
     index.observe(Observed::Unreadable(Kind::Grants, "192.0.2.0".into()));
     assert_eq!(world.with_class("a", None).shown(), Some(Ipv4Addr::new(192, 0, 2, 1)));
     let index = &mut world.replicas[world.leader].index;
-    index.observe(Observed::GrantGone(Ipv4Addr::new(192, 0, 2, 0), 0));
+    index.observe(Observed::GrantGone([192, 0, 2, 0].into(), 0));
     assert_eq!(world.with_class("b", None).shown(), Some(Ipv4Addr::new(192, 0, 2, 0)));
 }
 

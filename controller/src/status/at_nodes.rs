@@ -18,7 +18,7 @@ pub fn at_nodes(
     refused: Option<&Refused>,
     pooled: bool,
 ) -> Option<StatusWrite> {
-    let parts = coverage::remarks(service, None);
+    let parts = coverage::remarks(service, None, None);
     let remarks: Vec<&Refused> = refused.into_iter().chain(&parts).collect();
     let granted = match addresses {
         [] => format!(
@@ -44,7 +44,7 @@ pub fn at_nodes(
     let ingress = match addresses {
         _ if service.ingress == wanted => IngressChange::Leave,
         [] => IngressChange::Clear,
-        _ => IngressChange::SetAll(addresses.to_vec(), ports),
+        _ => IngressChange::Set(addresses.to_vec(), ports),
     };
     let mut notes = Vec::new();
     if service.condition.as_ref() != Some(&condition) {

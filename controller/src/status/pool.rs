@@ -23,10 +23,11 @@ pub fn pool_status(
     now: Timestamp,
 ) -> Option<Value> {
     let findings = findings(pool, about);
-    let Usage { total, used, free, excluded, outside } = usage;
+    let Usage { total, used, free, excluded, outside, available: [v4, v6] } = usage;
     let status = &view.status;
     let same_counts = (status.total, status.used, status.free, status.excluded, status.outside)
         == (total, used, free, excluded, outside);
+    let same_counts = same_counts && (status.available_ipv4, status.available_ipv6) == (v4, v6);
     let same_counts = same_counts && status.excluded_by == excluded_by;
     if same_counts && findings.iter().all(|finding| finding.is_written(&status.conditions, view.generation)) {
         return None;
@@ -37,6 +38,8 @@ pub fn pool_status(
         "total": total,
         "used": used,
         "free": free,
+        "availableIPv4": v4,
+        "availableIPv6": v6,
         "excluded": excluded,
         "excludedBy": excluded_by,
         "outside": outside,
@@ -102,7 +105,8 @@ mod tests {
             pool_status(view, pool, allocator.usage("p"), &allocator.excluded_by("p"), &about, Timestamp::UNIX_EPOCH)
         };
         let written = status(&view).unwrap()["status"].take();
-        assert_eq!((&written["total"], &written["free"]), (&json!(i64::MAX), &json!(4)));
+        assert_eq!((&written["total"], &written["free"]), (&json!(i64::MAX), &json!(i64::MAX)));
+        assert_eq!((&written["availableIPv4"], &written["availableIPv6"]), (&json!(4), &json!(i64::MAX)));
         view.status = serde_json::from_value(written).unwrap();
         let said: Vec<String> =
             view.status.conditions.iter().map(|c| format!("{} {} {}", c.type_, c.status, c.reason)).collect();

@@ -14,10 +14,9 @@ fn after(service: &ServiceView, write: &StatusWrite) -> ServiceView {
     let mut service = service.clone();
     match &write.ingress {
         IngressChange::Leave => {}
-        IngressChange::SetAll(addresses, ports) => {
+        IngressChange::Set(addresses, ports) => {
             service.ingress = addresses.iter().map(|address| Ingress::Vip(*address, ports.clone())).collect();
         }
-        IngressChange::Set(address, ports) => service.ingress = vec![Ingress::Vip(*address, ports.clone())],
         IngressChange::Clear => service.ingress.clear(),
     }
     match &write.condition {
@@ -63,7 +62,7 @@ fn a_grant_is_shown_once_and_corrected_after_a_third_party_change() {
     assert_eq!(allocated(&shown, VIP, "p", &[]), None);
     let foreign = ServiceView { ingress: vec![Ingress::Vip(Ipv4Addr::new(192, 0, 2, 66), vec![])], ..shown };
     let again = allocated(&foreign, VIP, "p", &[]).unwrap();
-    assert!(again.is_correction() && again.ingress == IngressChange::Set(VIP, vec![]));
+    assert!(again.is_correction() && again.ingress == IngressChange::Set(vec![VIP], vec![]));
 }
 
 #[test]
@@ -103,13 +102,13 @@ fn an_address_of_another_controller_is_not_corrected() {
 
 #[test]
 fn what_we_did_not_write_is_left_when_a_service_is_no_longer_ours() {
-    assert_eq!(withdrawn(&service(), &[VIP], true), None, "we never touched it");
+    assert_eq!(withdrawn(&service(), &[VIP.into()], true), None, "we never touched it");
     let theirs = ServiceView { finalizer: true, ..service() };
     assert_eq!(withdrawn(&theirs, &[], false), None, "another controller's finalizer");
     let ours = after(&service(), &allocated(&service(), VIP, "p", &[]).unwrap());
-    assert_eq!(withdrawn(&ours, &[VIP], true).unwrap().ingress, IngressChange::Clear);
+    assert_eq!(withdrawn(&ours, &[VIP.into()], true).unwrap().ingress, IngressChange::Clear);
     let foreign = ServiceView { ingress: vec![Ingress::Other], ..ours };
-    assert_eq!(withdrawn(&foreign, &[VIP], true), None, "the ledger entry goes first");
+    assert_eq!(withdrawn(&foreign, &[VIP.into()], true), None, "the ledger entry goes first");
     assert_eq!(withdrawn(&foreign, &[], false).unwrap().ingress, IngressChange::Leave);
     let write = refused(&theirs, &exhausted(), true).unwrap();
     assert_eq!(write.finalizer, FinalizerChange::Leave);
@@ -118,7 +117,7 @@ fn what_we_did_not_write_is_left_when_a_service_is_no_longer_ours() {
 
 #[test]
 fn the_finalizer_comes_first_and_goes_last() {
-    let first = granting(&service(), VIP, "p");
+    let first = granting(&service(), VIP.into(), "p");
     let patch = first.patch(Timestamp::UNIX_EPOCH);
     assert_eq!(patch["metadata"]["finalizers"], json!(["service.kubernetes.io/load-balancer-cleanup"]));
     assert_eq!(patch["metadata"]["resourceVersion"], "7", "a Service that is being deleted takes none");
@@ -128,9 +127,9 @@ fn the_finalizer_comes_first_and_goes_last() {
     assert!(shown.finalizer_is_ours());
 
     let deleted = ServiceView { deleting: true, ..shown.clone() };
-    let cleared = after(&deleted, &withdrawn(&deleted, &[VIP], true).unwrap());
+    let cleared = after(&deleted, &withdrawn(&deleted, &[VIP.into()], true).unwrap());
     assert!(cleared.finalizer_is_ours() && cleared.ingress.is_empty());
-    assert_eq!(withdrawn(&cleared, &[VIP], true), None, "the ledger entry goes first");
+    assert_eq!(withdrawn(&cleared, &[VIP.into()], true), None, "the ledger entry goes first");
     let last = withdrawn(&cleared, &[], false).unwrap();
     let metadata = &last.patch(Timestamp::UNIX_EPOCH)["metadata"];
     assert_eq!(metadata["$deleteFromPrimitiveList/finalizers"], json!(["service.kubernetes.io/load-balancer-cleanup"]));
@@ -140,7 +139,7 @@ fn the_finalizer_comes_first_and_goes_last() {
 
     // A third party takes the condition away: it is written again before the address goes.
     let unmarked = ServiceView { condition: None, ingress: vec![], ..deleted };
-    let marked = after(&unmarked, &withdrawn(&unmarked, &[VIP], true).unwrap());
+    let marked = after(&unmarked, &withdrawn(&unmarked, &[VIP.into()], true).unwrap());
     assert!(marked.finalizer_is_ours());
     let unmarked = ServiceView { managed: true, ..unmarked };
     assert_eq!(
@@ -178,5 +177,5 @@ fn ports_that_are_not_served_are_listed_with_the_others_and_follow_the_spec() {
     assert!(again.notes.is_empty() && again.is_repetition() && !again.is_correction(), "{again:?}");
     let plain = ServiceView { ports: vec![Port::new(80, None)], ..shown };
     let last = allocated(&plain, VIP, "p", &[]).unwrap();
-    assert_eq!(last.ingress, IngressChange::Set(VIP, vec![]), "the list goes with its reason");
+    assert_eq!(last.ingress, IngressChange::Set(vec![VIP], vec![]), "the list goes with its reason");
 }

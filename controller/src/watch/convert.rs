@@ -10,7 +10,9 @@ use kube::api::Object;
 use kube::core::DeserializeGuard;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use sheave_api::{AddressPool, AddressPoolSpec, AddressProbe, L2Advertisement, SpeakerStateSpec, VirtualIP};
+use sheave_api::{
+    AddressPool, AddressPoolSpec, AddressProbe, L2Advertisement, SpeakerStateSpec, VirtualIP, virtual_ip_address,
+};
 use tracing::warn;
 
 use crate::advertisements::AdvertisementView;
@@ -116,7 +118,7 @@ pub fn grant(seen: Seen<VirtualIP>) -> Option<Observed> {
             view.map(Observed::Grant)
         }
         // Of others none was kept.
-        Seen::Gone(gone) => gone.name.parse().ok().map(|address| Observed::GrantGone(address, gone.version)),
+        Seen::Gone(gone) => virtual_ip_address(&gone.name).map(|address| Observed::GrantGone(address, gone.version)),
     }
 }
 
@@ -185,9 +187,14 @@ mod tests {
         let gone = |name: &str| grant(Seen::Gone(Gone { namespace: String::new(), name: name.into(), version: 7 }));
         let seen = gone("192.0.2.1");
         assert!(
-            matches!(&seen, Some(Observed::GrantGone(address, 7)) if address.octets() == [192, 0, 2, 1]),
+            matches!(&seen, Some(Observed::GrantGone(address, 7)) if address.to_string() == "192.0.2.1"),
             "{seen:?}"
         );
-        assert!(gone("2001:db8::1").is_none() && gone("other").is_none());
+        let seen = gone("2001-0db8-0000-0000-0000-0000-0000-0010");
+        assert!(
+            matches!(&seen, Some(Observed::GrantGone(address, 7)) if address.to_string() == "2001:db8::10"),
+            "{seen:?}"
+        );
+        assert!(gone("2001:db8::1").is_none() && gone("2001-db8--1").is_none() && gone("other").is_none());
     }
 }

@@ -71,12 +71,70 @@ fn automatic() -> Vec<Case> {
                 (request("4"), Err(Refusal::PoolExhausted)),
             ],
         },
+    ]
+}
+
+/// "In order to support dual-stack Services, a pool must have both families": here they may also be of different pools.
+fn dual() -> Vec<Case> {
+    let dual = |name| view(name, &["fc00:f853:0ccd:e797::/127", "192.168.10.0/32"], serde_json::json!({}));
+    let v4 = || view("a-four", &["192.168.10.0/31"], serde_json::json!({}));
+    let v6 = || view("b-six", &["fc00:f853:0ccd:e797::/124"], serde_json::json!({ "namespaces": ["namespace-a"] }));
+    vec![
         Case {
-            says: "a pool may have both families; we give IPv4 of it",
-            pools: vec![view("dual", &["fc00:f853:0ccd:e797::/124", "192.168.10.0/32"], serde_json::json!({}))],
-            services: vec![(request("1"), Ok("192.168.10.0")), (request("2"), Err(Refusal::PoolExhausted))],
+            says: "a pool may have both families, and each Service gets those that it has",
+            pools: vec![dual("dual")],
+            services: vec![
+                (request("1"), Ok("192.168.10.0")),
+                (second(request("1")), Ok("fc00:f853:ccd:e797::")),
+                (request("2"), Err(Refusal::PoolExhausted)),
+                (second(request("3")), Ok("fc00:f853:ccd:e797::1")),
+                (second(request("4")), Err(Refusal::PoolExhausted)),
+            ],
+        },
+        Case {
+            says: "loadBalancerIPs names one address of each family, in any order",
+            pools: vec![dual("dual")],
+            services: vec![
+                (asking(second(request("1")), "fc00:f853:ccd:e797::1"), Ok("fc00:f853:ccd:e797::1")),
+                (asking(request("1"), "192.168.10.0"), Ok("192.168.10.0")),
+                (asking(second(request("2")), "fc00:f853:ccd:e797::1"), Err(Refusal::AddressInUse)),
+                (asking(second(request("3")), "fc00:f853:ccd:e797::2"), Err(Refusal::AddressNotInPool)),
+            ],
+        },
+        Case {
+            says: "MetalLB refuses where no pool has both; we give each family by the order of the pools that have it",
+            pools: vec![v6(), v4()],
+            services: vec![
+                (from("1", "namespace-a", &[]), Ok("192.168.10.0")),
+                (second(from("1", "namespace-a", &[])), Ok("fc00:f853:ccd:e797::")),
+                (from("2", "default", &[]), Ok("192.168.10.1")),
+                (second(from("2", "default", &[])), Err(Refusal::ServiceNotSelected)),
+                (in_pool(second(from("3", "namespace-a", &[])), "a-four"), Err(Refusal::PoolExhausted)),
+            ],
+        },
+        Case {
+            says: "avoidBuggyIPs is about IPv4",
+            pools: vec![view("p", &["2001:db8::/127", "192.168.1.0/32"], serde_json::json!({ "avoidBuggyIPs": true }))],
+            services: vec![(second(request("1")), Ok("2001:db8::")), (request("1"), Err(Refusal::PoolExhausted))],
+        },
+        Case {
+            says: "Services with one sharing key share the addresses of either family",
+            pools: vec![dual("dual")],
+            services: vec![
+                (sharing("1", "true", 80), Ok("192.168.10.0")),
+                (second(sharing("1", "true", 80)), Ok("fc00:f853:ccd:e797::")),
+                (sharing("2", "true", 443), Ok("192.168.10.0")),
+                (second(sharing("2", "true", 443)), Ok("fc00:f853:ccd:e797::")),
+                (sharing("3", "true", 80), Err(Refusal::PoolExhausted)),
+                (second(sharing("3", "true", 80)), Ok("fc00:f853:ccd:e797::1")),
+            ],
         },
     ]
+}
+
+/// The same for IPv6.
+fn second(request: Request) -> Request {
+    Request { family: Family::V6, ..request }
 }
 
 fn pinned() -> Vec<Case> {
@@ -160,7 +218,7 @@ fn shared() -> Vec<Case> {
 
 #[test]
 fn addresses_are_assigned_as_documented_and_stay_after_a_restart_in_any_order() {
-    for Case { says, pools, services } in automatic().into_iter().chain(pinned()).chain(shared()) {
+    for Case { says, pools, services } in [automatic(), pinned(), shared(), dual()].into_iter().flatten() {
         let started = || {
             let mut allocator = with_pools(&pools);
             allocator.set_namespace("labeled", Some([("foo".to_string(), "bar".to_string())].into()));

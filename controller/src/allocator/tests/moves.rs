@@ -52,7 +52,7 @@ fn no_change_of_pools_moves_an_address() {
     for Case { what, pools, pool: adopts, outside } in cases() {
         for wish in [
             request("1"),
-            Request { shown: Some(ip(0)), ..request("1") },
+            Request { shown: vec![ip(0)], ..request("1") },
             Request { address: Some(ip(0)), ..request("1") },
         ] {
             let mut allocator = with_pools(&[pool("a", &["192.0.2.0/30"])]);

@@ -1,0 +1,47 @@
+//! The ledger, as decisions see it.
+
+use std::net::IpAddr;
+
+use kube::ResourceExt;
+use sheave_api::{Partly, ServiceRef, VirtualIP, VirtualIPStatus};
+
+use super::version;
+use crate::advertisements::Announced;
+
+/// An entry of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantView {
+    pub address: IpAddr,
+    pub uid: String,
+    pub version: u64,
+    pub pool: String,
+    /// The node whose address it is: then ports are granted.
+    pub node: Option<String>,
+    pub services: Vec<ServiceRef>,
+    pub announced: Announced,
+    /// What its owner does not serve of it.
+    pub partly: Option<Partly>,
+}
+
+impl GrantView {
+    /// None for an object that is not as we write them; it grants nothing.
+    pub fn new(vip: &VirtualIP) -> Option<Self> {
+        let address = vip.address()?;
+        Some(GrantView {
+            address,
+            uid: vip.uid().unwrap_or_default(),
+            version: version(vip.resource_version()),
+            pool: vip.spec.pool.clone(),
+            node: vip.spec.node.clone(),
+            services: vip.spec.services.clone(),
+            announced: Announced::from(&vip.spec),
+            partly: vip.status.as_ref().and_then(partly),
+        })
+    }
+}
+
+/// A name of another time, or of a VirtualIP without owner, is none of these.
+fn partly(status: &VirtualIPStatus) -> Option<Partly> {
+    let reason = status.reason.as_deref().filter(|_| status.owner.is_some())?;
+    Partly::ALL.into_iter().find(|partly| partly.as_str() == reason)
+}
