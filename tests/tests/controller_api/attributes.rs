@@ -125,7 +125,7 @@ fn sctp(objects: &Objects, pair: &Pair) -> Result<()> {
     objects.delete("service", "signal")
 }
 
-/// The lab's cluster has IPv4 only: the annotation is where IPv6 can be asked for.
+/// Of a Service of IPv4 alone; those of both families are in module `families`.
 fn ipv6(objects: &Objects) -> Result<()> {
     objects.service("six", "sheave.dev/loadBalancerIPs: '2001:db8::1'", "")?;
     objects.wait_refused("six", "IPv6NotServed")?;

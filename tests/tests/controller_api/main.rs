@@ -7,6 +7,7 @@ mod at_nodes;
 mod attributes;
 mod bad_objects;
 mod claims;
+mod families;
 mod finalizer;
 mod guards;
 mod init;
@@ -37,7 +38,7 @@ use replica::NAMESPACE;
 #[test]
 fn controller_on_a_real_api_server() -> Result<()> {
     let name = "ctlapi".into();
-    let config = LabConfig { name, nodes: 1, sheave: false, progress: quiet, ..LabConfig::default() };
+    let config = LabConfig { name, nodes: 1, sheave: false, dual_stack: true, progress: quiet, ..LabConfig::default() };
     alone(config, story)
 }
 
@@ -72,6 +73,7 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     chapter("latency", latency(&objects))?;
     chapter("pools", pools::chapters(&objects))?;
     chapter("sharing", sharing::chapters(&objects))?;
+    chapter("both families", families::chapters(&objects, &mut pair))?;
     chapter("L2Advertisements", advertisements::chapters(&objects))?;
     chapter("attributes", attributes::chapters(&objects, &pair))?;
     chapter("finalizer", finalizer::chapters(&objects, &mut pair))?;
@@ -252,7 +254,7 @@ fn exhausted_and_freed(objects: &Objects) -> Result<()> {
     objects.service("three", "", "")?;
     objects.wait_refused("three", "PoolExhausted")?;
     let note = objects.wait_event("three", "Warning", "PoolExhausted")?;
-    ensure!(note.contains("every address of pool 'default' is granted"), "{note}");
+    ensure!(note.contains("every IPv4 address of pool 'default' is granted"), "{note}");
     objects.wait_counts("default", &[("used", 2), ("free", 0)])?;
     objects.delete("service", "one")?;
     objects.wait_shown("three", "192.168.77.200")
