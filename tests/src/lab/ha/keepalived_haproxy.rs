@@ -1,7 +1,7 @@
 //! keepalived and HAProxy on the nodes of the API servers, with the checks, intervals and times of two guides: kubeadm's "High Availability
-//! Considerations" (kubernetes/kubeadm, docs/ha-considerations.md, with its later check by `http-check connect ssl` and 35 s for clients and
-//! servers) and k3s' "Cluster Load Balancer" (k3s-io/docs, docs/datastore/cluster-loadbalancer.md, commit 10235571). k3s has two machines
-//! for them; here they stand on the servers, as at kubeadm, and HAProxy listens on another port than the API server.
+//! Considerations" (repository kubernetes/kubeadm; with its later check by `http-check connect ssl` and 35 s for clients and servers) and
+//! k3s' "Cluster Load Balancer" (repository k3s-io/docs at 10235571). k3s has two machines for them; here they stand on the servers, as at
+//! kubeadm, and HAProxy listens on another port than the API server.
 
 use std::fmt::Write as _;
 use std::fs;
