@@ -38,6 +38,11 @@ spec:
     wait_shown(&room, &nodes.iter().copied().collect())?;
     for node in &nodes {
         wait_served(scene, *node)?;
+        // A pod gets connections from when it was seen to accept one, and its node's rules have it.
+        wait_for(&format!("both pods by {node}"), WITHIN, || {
+            let by = greeted_by(scene, OUTSIDE[0].0, OUTSIDE[0].1, *node, MANY);
+            Ok(by.is_ok_and(|by| by.len() == 2).then_some(()))
+        })?;
         for (role, client) in OUTSIDE {
             let by = greeted_by(scene, role, client, *node, MANY)?;
             ensure!(by.len() == 2, "{MANY} connections to {node} reached {by:?} alone");
