@@ -23,7 +23,7 @@ demo-endpoint: setup images ## Three API servers behind one address: cold start,
 
 bench-endpoint: setup images ## The same faults with the endpoint and with keepalived + HAProxy; ARGS="--only power --guides k3s"
 	@cargo build -q -p sheave-bench -p sheave-tests --bins
-	@target/debug/endpoint $(ARGS)
+	@target/debug/bench_endpoint $(ARGS)
 
 test: setup ## All tests, on real parts, with the time of each stage
 	@scripts/test.sh

@@ -67,7 +67,7 @@ fn main() -> ExitCode {
         Ok(InTime::Broken) => ExitCode::FAILURE,
         Ok(InTime::TooBusy) => ExitCode::from(3),
         Err(error) => {
-            eprintln!("endpoint: {error:#}");
+            eprintln!("bench-endpoint: {error:#}");
             ExitCode::from(2)
         }
     }
