@@ -68,8 +68,11 @@ await() { # LANES...
 programs() { # PACKAGE'S-FOLDER OPTION PROGRAM...
   local folder=$1 option=$2 name path
   for name in "${@:3}"; do
-    path=$(sed -n "s|^ *Executable .*(\(.*/$name-[0-9a-f]*\))\$|\1|p" "$logs/build" | head -n 1)
-    [ -n "$path" ] || { echo "the build names no program $name" >&2; return 1; }
+    path=$(sed -n "s|^ *Executable .*(\(.*/$name-[0-9a-f]*\))\$|\1|p" "$logs/build")
+    case "$path" in
+      '') echo "the build names no program $name" >&2; return 1 ;;
+      *$'\n'*) echo "the build names several programs $name: $path" >&2; return 1 ;;
+    esac
     path=$(realpath "$path")
     echo "$name"
     (cd "$folder" && "$path" "$option") || return 1
