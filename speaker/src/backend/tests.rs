@@ -102,7 +102,7 @@ fn restricted(mut plan: Plan, ranges: Option<Vec<(Ipv4Addr, u8)>>) -> Plan {
 
 /// The figures of docs/services.md are what this prints with `--nocapture`.
 #[test]
-fn a_thousand_services_with_ten_ranges_are_two_sets_and_three_rules() {
+fn a_thousand_services_with_ten_ranges_are_two_sets_and_six_rules() {
     in_namespace(|| async {
         let nft = Nft::new("nft");
         let mut backend = Backend::new(nft.clone());
@@ -122,8 +122,9 @@ fn a_thousand_services_with_ten_ranges_are_two_sets_and_three_rules() {
             println!("{what}: written {written:.0?}, audited {:.0?}", began.elapsed() - written);
         }
         let listing = nft.listing().await.unwrap().unwrap();
-        // What comes from the uplink, from pods of this node, and from its own processes: each passes one rule, whatever the Services.
-        assert_eq!(listing.matches("@admitted").count(), 3);
+        // What comes from the uplink, from pods of this node, and from its own processes: each passes one rule for VIPs or one for ports
+        // of nodes, whatever the Services.
+        assert_eq!(listing.matches("@admitted").count(), 6);
     });
 }
 
