@@ -1,5 +1,5 @@
 //! Pure: Services whose ports are at addresses of nodes, among all that is known. What is to be follows from all of them together
-//! ([`node_mode`](crate::node_mode)); here it meets the ledger: first that changes, then what Services show.
+//! ([`node_mode`]); here it meets the ledger: first that changes, then what Services show.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
