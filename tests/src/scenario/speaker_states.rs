@@ -1,6 +1,6 @@
 //! What each node's SpeakerState says, beside what is true of the node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -77,6 +77,14 @@ fn said_of(scene: &Scene, node: &str) -> Result<Value> {
     Ok(said)
 }
 
+/// Ports on which something listens on other than the loopback.
+fn listening(scene: &Scene, node: &str, kind: &str) -> Result<BTreeSet<u16>> {
+    let sockets = on_node(&scene.lab, node, "ss", &[kind])?;
+    let local = sockets.lines().filter_map(|line| line.split_whitespace().nth(3)?.rsplit_once(':'));
+    let outside = local.filter(|(address, _)| !address.starts_with("127.") && *address != "[::1]");
+    Ok(outside.filter_map(|(_, port)| port.parse().ok()).collect())
+}
+
 /// By other programs than the speaker.
 fn truth(scene: &Scene, node: &str) -> Result<Value> {
     let lab = &scene.lab;
@@ -99,6 +107,7 @@ fn truth(scene: &Scene, node: &str) -> Result<Value> {
             "subnets": [format!("{subnet}/24")],
             "gateways": [routes[0]["gateway"]],
         }],
+        "listening": { "tcp": listening(scene, node, "-Hltn")?, "udp": listening(scene, node, "-Hlun")? },
         "conditions": { "number": CONDITIONS, "notTrue": [] },
         "owner": scene.api.get(&format!("/api/v1/nodes/{node}"))?["metadata"]["uid"].as_str().context("a UID")?,
     }))
