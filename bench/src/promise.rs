@@ -1,5 +1,8 @@
 //! What Sheave promises, each with a name, and whether it held.
 
+use std::process::ExitCode;
+
+use anyhow::Result;
 use serde::Serialize;
 use sheave_tests::scenario::address::ClientAddress;
 use sheave_tests::scenario::measure::{Connections, Observed};
@@ -35,13 +38,25 @@ impl Promise {
     }
 }
 
-/// The outcome of all of them together.
-pub fn overall(promises: &[Promise]) -> InTime {
-    let any = |outcome| promises.iter().any(|promise| promise.outcome == outcome);
-    match () {
-        () if any(InTime::Broken) => InTime::Broken,
-        () if any(InTime::TooBusy) => InTime::TooBusy,
-        () => InTime::Kept,
+/// The outcome of all promises together.
+pub fn overall(outcomes: impl IntoIterator<Item = InTime>) -> InTime {
+    outcomes.into_iter().fold(InTime::Kept, |worst, one| match (worst, one) {
+        (InTime::Broken, _) | (_, InTime::Broken) => InTime::Broken,
+        (InTime::TooBusy, _) | (_, InTime::TooBusy) => InTime::TooBusy,
+        (InTime::Kept, InTime::Kept) => InTime::Kept,
+    })
+}
+
+/// 0: held; 1: broken; 2: it could not be carried out; 3: the machine was too busy to judge.
+pub fn exit_code(program: &str, outcome: Result<InTime>) -> ExitCode {
+    match outcome {
+        Ok(InTime::Kept) => ExitCode::SUCCESS,
+        Ok(InTime::Broken) => ExitCode::FAILURE,
+        Ok(InTime::TooBusy) => ExitCode::from(3),
+        Err(error) => {
+            eprintln!("{program}: {error:#}");
+            ExitCode::from(2)
+        }
     }
 }
 
@@ -151,7 +166,7 @@ mod tests {
     }
 
     fn outcome(loss: &NodeLoss) -> InTime {
-        overall(&after_node_loss(loss))
+        overall(after_node_loss(loss).iter().map(|promise| promise.outcome))
     }
 
     #[test]

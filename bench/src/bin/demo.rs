@@ -51,16 +51,7 @@ struct Report {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(&arguments) {
-        Ok(InTime::Kept) => ExitCode::SUCCESS,
-        Ok(InTime::Broken) => ExitCode::FAILURE,
-        Ok(InTime::TooBusy) => ExitCode::from(3),
-        Err(error) => {
-            eprintln!("demo: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    promise::exit_code("demo", run(&Arguments::parse()))
 }
 
 /// Whether the promises held, and nothing was left behind.
@@ -92,7 +83,8 @@ fn run(arguments: &Arguments) -> Result<InTime> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     }
     verdict(screen, &report.promises, began, left.as_deref());
-    Ok(if left.is_none_or(|left| left.is_empty()) { promise::overall(&report.promises) } else { InTime::Broken })
+    let outcomes = report.promises.iter().map(|promise| promise.outcome);
+    Ok(if left.is_none_or(|left| left.is_empty()) { promise::overall(outcomes) } else { InTime::Broken })
 }
 
 fn show(arguments: &Arguments, screen: Screen, lab: &Lab, began: Instant) -> Result<Report> {

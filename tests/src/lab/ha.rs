@@ -147,6 +147,10 @@ impl Ha {
         self.lab.fault(Fault::PowerOff { node: node.to_owned() })
     }
 
+    pub fn has_power(&self, node: &str) -> Result<bool> {
+        Ok(self.lab.state()?.nodes.contains_key(node))
+    }
+
     pub fn power_on(&self, node: &str) -> Result<()> {
         self.lab.fault(Fault::PowerOn { node: node.to_owned() })
     }

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use serde::Serialize;
 use serde_json::Value;
 use sheave_tests::endpoint::faults::{self, Faulted};
 use sheave_tests::endpoint::judge::{self, Promise};
 use sheave_tests::endpoint::{Clients, Seen, cold};
-use sheave_tests::lab::ha::Ha;
+use sheave_tests::lab::ha::{Ha, Part};
 
 use super::{Arguments, Column};
 
@@ -69,7 +70,7 @@ pub fn all(arguments: &Arguments, ha: &Ha, column: &mut Column) -> Result<()> {
                 }
                 Err(error) => {
                     column.failures.push((fault.name.to_owned(), format!("{error:#}")));
-                    whole_again(ha, &clients).with_context(|| format!("after {:?}", fault.name))?;
+                    whole_again(ha, &mut clients).with_context(|| format!("after {:?}", fault.name))?;
                 }
             }
         }
@@ -90,8 +91,17 @@ pub fn all(arguments: &Arguments, ha: &Ha, column: &mut Column) -> Result<()> {
     Ok(())
 }
 
-/// Everything that a fault may have left off runs again.
-fn whole_again(ha: &Ha, clients: &Clients) -> Result<()> {
+/// What a fault that was not measured to its end has left: nodes without power, API servers that are stopped or frozen.
+fn whole_again(ha: &Ha, clients: &mut Clients) -> Result<()> {
+    for node in ha.nodes() {
+        if !ha.has_power(&node)? {
+            ha.power_on(&node)?;
+            clients.start_on(&node)?;
+        }
+        if ha.process(&node, Part::ApiServer)?.is_some() {
+            ha.signal(&node, Part::ApiServer, Signal::SIGCONT)?;
+        }
+    }
     faults::start_all(ha)?;
     clients.fill()
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Parser;
 use serde::Serialize;
+use sheave_bench::promise;
 use sheave_bench::screen::{Colour, Screen};
 use sheave_tests::endpoint::judge::Promise;
 use sheave_tests::lab::{self, Balancer, Lab, ha, image};
@@ -57,15 +58,7 @@ struct Report {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(InTime::Kept) => ExitCode::SUCCESS,
-        Ok(InTime::Broken) => ExitCode::FAILURE,
-        Ok(InTime::TooBusy) => ExitCode::from(3),
-        Err(error) => {
-            eprintln!("demo-endpoint: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    promise::exit_code("demo-endpoint", run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<InTime> {
@@ -94,13 +87,8 @@ fn run(arguments: &Arguments) -> Result<InTime> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     }
     verdict(screen, &report, left.as_deref());
-    let any = |outcome| report.promises.iter().any(|promise| promise.outcome == outcome);
-    Ok(match left {
-        Some(left) if !left.is_empty() => InTime::Broken,
-        _ if any(InTime::Broken) => InTime::Broken,
-        _ if any(InTime::TooBusy) => InTime::TooBusy,
-        _ => InTime::Kept,
-    })
+    let outcomes = report.promises.iter().map(|promise| promise.outcome);
+    Ok(if left.is_none_or(|left| left.is_empty()) { promise::overall(outcomes) } else { InTime::Broken })
 }
 
 /// `left`: what the removed lab left behind; `None` if it stays.
