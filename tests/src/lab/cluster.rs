@@ -46,7 +46,7 @@ pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
         state.save()?;
         let pki = Pki::create(&plan)?;
         if plan.endpoint.is_none() {
-            say("control plane: etcd, API server, controller manager, scheduler");
+            say("control plane: etcd, API server");
             control_plane::start(&mut state, &pki)?;
             say(&format!("nodes: containerd, kubelet, kube-proxy ({})", plan.proxy_mode));
         } else {
@@ -66,7 +66,14 @@ pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
         return Ok(());
     }
     wait_api(lab, &plan)?;
-    say("the API server answers");
+    say("the API server is ready: controller manager, scheduler");
+    {
+        let _busy = Busy::begin();
+        let _lock = state::lock(&plan.name)?;
+        let mut state = lab.state()?;
+        control_plane::start_controllers(&mut state, &Pki::of(&plan))?;
+        state.save()?;
+    }
     wait_ready(lab)?;
     say("all nodes are Ready");
     if config.sheave {
@@ -212,7 +219,7 @@ pub fn wait_rolled_out(lab: &Lab) -> Result<()> {
 }
 
 fn wait_api(lab: &Lab, plan: &Plan) -> Result<()> {
-    wait_for("the API server to answer", Duration::from_secs(60), || {
+    wait_for("the API server to be ready", Duration::from_secs(60), || {
         let state = lab.state()?;
         let dead = state.processes.iter().find(|(_, process)| !process.alive());
         if let Some((name, _)) = dead {

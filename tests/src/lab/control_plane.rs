@@ -16,7 +16,7 @@ use super::state::State;
 use super::{netns, service};
 use crate::traffic;
 
-/// Starts everything that needs no answer of the API server; the controllers try until it is there.
+/// etcd, the API servers and the way to them.
 pub fn start(state: &mut State, pki: &Pki) -> Result<()> {
     let plan = state.plan.clone();
     let (role, first) = plan.control_plane_alone()[0].clone();
@@ -31,13 +31,21 @@ pub fn start(state: &mut State, pki: &Pki) -> Result<()> {
     for (role, _) in plan.control_plane() {
         start_api_server(state, &role)?;
     }
+    start_access(state, pki, &role)
+}
+
+/// Once an API server is ready: the controller manager ends for good if it may not read /healthz within ten seconds, and
+/// the roles that allow it are made by the API server after its start. Under a kubelet it would start again.
+pub fn start_controllers(state: &mut State, pki: &Pki) -> Result<()> {
+    let plan = state.plan.clone();
+    let (role, server) = plan.control_plane_alone()[0].clone();
     for (name, user) in [("kube-controller-manager", CONTROLLER_MANAGER), ("kube-scheduler", SCHEDULER)] {
         let config = plan.dir().join(format!("{name}.kubeconfig"));
-        pki.kubeconfig(&config, user, SocketAddrV4::new(first, API_PORT))?;
+        pki.kubeconfig(&config, user, SocketAddrV4::new(server, API_PORT))?;
         let process = part(&plan, name, &role, name, &controller_arguments(name, &config.to_string_lossy(), pki))?;
         state.processes.insert(name.to_owned(), process);
     }
-    start_access(state, pki, &role)
+    Ok(())
 }
 
 /// The administrator's kubeconfigs, and the relay that one of them names, which runs in a namespace.
