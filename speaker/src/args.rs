@@ -151,6 +151,7 @@ impl EndpointArgs {
             metrics_listen,
             udp_unserved: UdpUnserved::Unreachable,
             handover_timeout_ms: 2000,
+            return_window_ms: 0,
         }
     }
 }
@@ -200,6 +201,10 @@ pub struct RunArgs {
     /// How long a stopping speaker waits for others to take its VIPs.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(0..=30_000))]
     pub handover_timeout_ms: u64,
+    /// How long TCP connections to pods of a lost node wait for its return, before they are reset. Where nodes are virtual machines that move
+    /// between hosts, or links flap: 2500. Set it on all nodes alike. 0: they are reset at once, so that clients of a dead node know.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=30_000))]
+    pub return_window_ms: u64,
 }
 
 impl RunArgs {

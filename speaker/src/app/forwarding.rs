@@ -65,6 +65,7 @@ impl Parts<'_> {
             uplink: backend::Uplink::new(&uplink.name)?,
             mac: uplink.mac,
             hash_key: identity.flow_key(),
+            return_window: Duration::from_millis(args.return_window_ms),
             udp_silent: args.udp_unserved == UdpUnserved::Silent,
             advert_ports: [args.heartbeat_port, args.report_port].into(),
             attachment: Attachment::new(loaded, &uplink.name, uplink.index),

@@ -79,6 +79,8 @@ pub struct Sync {
     pub mac: Mac,
     pub hash_key: [u64; 2],
     pub udp_silent: bool,
+    /// How long the flows of a lost node wait for it.
+    pub return_window: Duration,
     /// Those of adverts and flow reports: closed to all but nodes.
     pub advert_ports: BTreeSet<u16>,
     pub attachment: Attachment,
@@ -140,7 +142,10 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
                 }
             }
             due = state.report_socket.due() => { due.context("the report socket")?; state.exchange(None)?; }
-            () = batch_due(&state.sync.planner) => state.dirty = true,
+            // Additions that were held back get rows.
+            () = until(state.sync.planner.next_deadline()) => state.dirty = true,
+            // A lost node is waited for no longer.
+            () = until(state.signals.next_deadline()) => {}
             done = state.scan.done() => state.on_scan(done?)?,
             rules = state.rules.changed() => state.in_force(rules.context("the nft worker has ended")?)?,
             written = state.writer.written() => state.written(written.context("the map writer has ended")?)?,
@@ -158,9 +163,8 @@ pub async fn run(sync: Sync, tools: Tools, inputs: Inputs) -> Result<()> {
     }
 }
 
-/// When additions that were held back get rows.
-async fn batch_due(planner: &Planner) {
-    match planner.next_deadline() {
+async fn until(due: Option<speaker_core::time::Instant>) {
+    match due {
         Some(due) => tokio::time::sleep(due.since(clock::now())).await,
         None => std::future::pending().await,
     }
@@ -264,7 +268,7 @@ impl State {
             writer: MapWriter::start(maps).context("start the map writer")?,
             view: None,
             viewed: None,
-            signals: PeerSignals::default(),
+            signals: PeerSignals::new(sync.return_window),
             host: HostAddresses::default(),
             planned: Planned::default(),
             table: Arc::default(),

@@ -26,6 +26,8 @@ pub struct TrafficStates {
     pub no_flows: BTreeSet<String>,
     /// [`TrafficState::ExistingOnly`]: the kernel answers, but the speaker is silent or its view stale. Its flows live.
     pub existing_only: BTreeSet<String>,
+    /// Those of `no_flows` that answered until lately, with our program: their links may be back in a moment, and their flows live.
+    pub lost: BTreeSet<String>,
 }
 
 impl TrafficStates {

@@ -48,8 +48,8 @@ use crate::name::NodeName;
 use crate::reports::{Reported, Reports, Rows};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::{self, Digests, Frontend, Pod, Reason, Refusal, frontends};
-use crate::view::{ObjectName, ServiceAttributes, View};
-use alternates::{Alternates, ByAddress, Cache, Cause};
+use crate::view::{ObjectName, Protocol, ServiceAttributes, View};
+use alternates::{Alternates, ByAddress, Cache, Cause, Lost};
 use batches::{Batches, Wanted};
 pub use batches::{LONGEST as LONGEST_WAIT, QUIET};
 pub use counted::Counted;
@@ -295,6 +295,7 @@ impl Planner {
             self.awaits_reports |= !previous.is_empty() || !unreported.is_empty();
             let upcoming = self.batches.upcoming(key).map(|members| ByAddress(rings.get(members)));
             let mut cause = candidates.cause(key, &service.ring, previous, upcoming, unreported, &any_row);
+            cause.lost = candidates.lost(key, &service.ring, self.previous_rings.previous_mut(key), &mut rings);
             if cause.has_larger_rings() {
                 service.ring = rings.split(&service.ring);
                 cause.ring = ByAddress(service.ring.clone());
@@ -407,6 +408,17 @@ impl<'a> Candidates<'a> {
         previous: &mut [PreviousRing],
         rings: &mut Rings<'_>,
     ) -> Vec<(ByAddress<Ring>, Vec<String>)> {
+        self.previous_of(ring, previous, rings, |node| self.answers(node))
+    }
+
+    /// Rings of which these nodes may have flows.
+    fn previous_of(
+        &self,
+        ring: &Arc<Ring>,
+        previous: &mut [PreviousRing],
+        rings: &mut Rings<'_>,
+        counts: impl Fn(&str) -> bool,
+    ) -> Vec<(ByAddress<Ring>, Vec<String>)> {
         let mut needed = Vec::new();
         for previous_ring in previous.iter_mut().filter(|previous_ring| previous_ring.members != ring.members) {
             let mut unreported = Vec::new();
@@ -418,7 +430,7 @@ impl<'a> Candidates<'a> {
                     reported.is_complete(self.digest, previous_ring.ended.max(self.differed) + SETTLE)
                 }) {
                     previous_ring.retired_by.insert(node.into());
-                } else if self.answers(node) {
+                } else if counts(node) {
                     unreported.push(String::from(node));
                 }
             }
@@ -427,6 +439,25 @@ impl<'a> Candidates<'a> {
             }
         }
         needed
+    }
+
+    /// The rows of lost nodes. A datagram of an unknown flow begins one: it must not go to a node that may be gone.
+    fn lost(
+        &self,
+        key: &ServiceKey,
+        ring: &Arc<Ring>,
+        previous: &mut [PreviousRing],
+        rings: &mut Rings<'_>,
+    ) -> Lost {
+        let is_lost = |node: &str| self.traffic_states.lost.contains(node) && self.nodes.contains_key(node);
+        if self.traffic_states.lost.is_empty() || key.proto != Protocol::Tcp.number() {
+            return Lost::default();
+        }
+        let reported = self.reports.iter().filter(|(node, _)| is_lost(node)).flat_map(|(node, reported)| {
+            let rows = reported.report.services.get(key).into_iter().chain(reported.superseded_rows(key, self.digest));
+            rows.map(|rows| (node.clone(), ByAddress(rows.clone())))
+        });
+        Lost { reporters: reported.collect(), previous: self.previous_of(ring, previous, rings, is_lost) }
     }
 
     fn cause(
@@ -456,7 +487,8 @@ impl<'a> Candidates<'a> {
         if named.peek().is_some() {
             Arc::make_mut(&mut late).extend(named.cloned());
         }
-        Cause { ring: ByAddress(ring.clone()), previous, reporters, superseded, upcoming, unreported, late }
+        let lost = Lost::default();
+        Cause { ring: ByAddress(ring.clone()), previous, reporters, superseded, upcoming, unreported, late, lost }
     }
 
     fn is_late(&self, node: &str) -> bool {

@@ -23,7 +23,7 @@ fn planner(key: [u64; 2]) -> Planner {
 }
 
 fn down(nodes: &BTreeSet<String>) -> TrafficStates {
-    TrafficStates { no_flows: nodes.clone(), existing_only: none() }
+    TrafficStates { no_flows: nodes.clone(), ..TrafficStates::default() }
 }
 
 fn table(view: &View, lost: &BTreeSet<String>) -> Table {
@@ -200,7 +200,7 @@ fn unready_pods_of_a_lost_node_count_only_while_a_node_answers() {
 /// As a node sees it that does not reach the API server, and whose silent peers are known: only itself is left.
 #[test]
 fn silent_nodes_serve_where_no_other_does_and_lost_ones_get_nothing() {
-    let traffic_states = TrafficStates { no_flows: names(["b"]), existing_only: names(["c"]) };
+    let traffic_states = TrafficStates { no_flows: names(["b"]), existing_only: names(["c"]), ..TrafficStates::default() };
     let alone = (vec![("b".into(), 1, true), ("c".into(), 1, false)], false);
     assert_eq!(web_ring([ready("b", 1), ready("c", 1)], &traffic_states), alone);
     let others = (vec![("a".into(), 1, false), ("b".into(), 1, true), ("c".into(), 1, true)], false);
@@ -248,7 +248,7 @@ fn nodes_that_take_no_new_flows_are_not_asked_for_clients() {
         planner(KEY).table(known, traffic_states, &Reports::new(), NOW).existing_only
     };
     assert!(closed(&known, &TrafficStates::default()).is_empty());
-    let silent = TrafficStates { existing_only: ["b".into()].into(), no_flows: none() };
+    let silent = TrafficStates { existing_only: ["b".into()].into(), ..TrafficStates::default() };
     assert_eq!(closed(&known, &silent), ["b".into()].into());
     assert_eq!(closed(&excluded(known, &["c"]), &silent), ["b".into()].into(), "the label is another matter");
 }
@@ -371,7 +371,7 @@ fn a_previous_primary_is_an_alternate_until_it_has_reported() {
     assert_eq!(moved_rows(&table), Some(names(["a"])));
     let lost = planner.table(&after, &down(&names(["a"])), &reports, NOW + Duration::from_secs(34));
     assert_eq!(moved_rows(&lost), None, "a dead node is no alternate");
-    let absent = TrafficStates { no_flows: none(), existing_only: names(["a"]) };
+    let absent = TrafficStates { existing_only: names(["a"]), ..TrafficStates::default() };
     assert_eq!(
         moved_rows(&planner.table(&after, &absent, &reports, NOW + Duration::from_secs(35))),
         Some(names(["a"]))

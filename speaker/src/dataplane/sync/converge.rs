@@ -48,6 +48,7 @@ impl State {
             (self.retry, self.follow) = (None, true);
         }
         let Some(view) = self.view.clone().filter(|view| self.may_start(view)) else { return Ok(()) };
+        self.signals.tick(clock::now());
         let traffic_states = self.traffic_states();
         let no_kube_proxy = self.sync.health.no_kube_proxy.load(Ordering::Relaxed);
         if self.dirty || traffic_states != self.planned.traffic_states || no_kube_proxy != self.planned.no_kube_proxy {

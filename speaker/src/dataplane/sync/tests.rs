@@ -181,6 +181,7 @@ impl World {
             mac: Mac([2, 0, 0, 0, 0, 1]),
             hash_key: [1, 2],
             udp_silent: false,
+            return_window: Duration::ZERO,
             advert_ports: BTreeSet::new(),
             attachment: Attachment::new(loaded, "eth0", index("eth0")),
             planner: Planner::new([1, 2], PreviousRings::new(hour)),

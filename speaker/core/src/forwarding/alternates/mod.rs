@@ -11,6 +11,8 @@
 //! Superseded reports by other tables come behind all that (`Reported::superseded`), then the primary that the row gets with the
 //! next batch of additions: peers apply a batch at slightly different moments.
 //!
+//! Nodes that were lost a moment ago come last of these, where there is room: nobody answers a packet that goes there.
+//!
 //! Places that are left at the end go to nodes whose flows are unknown: those of previous rings and of the next (between two
 //! rings that this node saw there may be one that it did not see), and those that have not reported since this node is back.
 
@@ -79,6 +81,20 @@ pub struct Cause {
     pub unreported: Arc<BTreeSet<String>>,
     /// Those among all of them whose speaker is silent.
     pub late: Arc<BTreeSet<String>>,
+    pub lost: Lost,
+}
+
+/// What nodes have, or may have, that do not answer at present and may be back in a moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lost {
+    pub reporters: Vec<(String, ByAddress<Rows>)>,
+    pub previous: Vec<(ByAddress<Ring>, Vec<String>)>,
+}
+
+impl Lost {
+    fn is_empty(&self) -> bool {
+        self.reporters.is_empty() && self.previous.is_empty()
+    }
 }
 
 impl Cause {
@@ -89,10 +105,12 @@ impl Cause {
         let previous = self
             .previous
             .iter()
+            .chain(&self.lost.previous)
             .map(|(previous_ring, _)| previous_ring)
             .chain(&self.upcoming)
             .map(|ring| ring.0.rows.len());
-        let reported = self.reporters.iter().chain(&self.superseded).map(|(_, rows)| rows.0.of() as usize);
+        let reported = self.reporters.iter().chain(&self.superseded).chain(&self.lost.reporters);
+        let reported = reported.map(|(_, rows)| rows.0.of() as usize);
         self.ring.0.rows.len() < MAX_ROWS as usize && previous.chain(reported).any(|rows| rows == MAX_ROWS as usize)
     }
 
@@ -115,7 +133,7 @@ impl Cache {
     /// From the cache of the last table into the one of the next.
     pub fn get(&self, cause: Cause, next: &mut Cache) -> Option<Arc<Alternates>> {
         let nothing = cause.previous.is_empty() && cause.reporters.is_empty() && cause.superseded.is_empty();
-        if nothing && cause.upcoming.is_none() && cause.unreported.is_empty() {
+        if nothing && cause.upcoming.is_none() && cause.unreported.is_empty() && cause.lost.is_empty() {
             return None;
         }
         let Cache { causes, nodes } = next;

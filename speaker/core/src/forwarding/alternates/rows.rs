@@ -12,12 +12,13 @@ use crate::forwarding::Ring;
 use crate::reports::{Rows, overlapping};
 
 pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
-    let Cause { ring, previous, reporters, superseded, upcoming, unreported, late } = cause;
+    let Cause { ring, previous, reporters, superseded, upcoming, unreported, late, lost } = cause;
     let previous_nodes = previous.iter().flat_map(|(_, nodes)| nodes);
     let upcoming_nodes = upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes);
     let any_row: BTreeSet<&String> = previous_nodes.chain(upcoming_nodes).chain(&**unreported).collect();
     let reporting = reporters.iter().chain(superseded).map(|(node, _)| node);
-    let names: BTreeSet<&String> = reporting.chain(any_row.iter().copied()).collect();
+    let lost_nodes = lost.reporters.iter().map(|(node, _)| node).chain(lost.previous.iter().flat_map(|(_, nodes)| nodes));
+    let names: BTreeSet<&String> = reporting.chain(any_row.iter().copied()).chain(lost_nodes).collect();
     let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| late.contains(*name));
     let nodes: Vec<String> = first.iter().chain(&last).map(|name| String::from(*name)).collect();
     let numbers: BTreeMap<&str, u16> = nodes.iter().zip(1..).map(|(name, number)| (name.as_str(), number)).collect();
@@ -26,20 +27,28 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
     for (node, rows) in reporters {
         sheet.add_reporter(number(node), &rows.0);
     }
-    for (previous_ring, nodes) in previous {
+    let numbers_of = |previous_ring: &Ring, nodes: &[String]| -> Vec<u16> {
         let may_have_flows = |name: &String| if nodes.binary_search(name).is_ok() { number(name) } else { 0 };
-        let numbers: Vec<u16> = previous_ring.0.nodes.iter().map(may_have_flows).collect();
-        sheet.add_previous(&previous_ring.0, &numbers);
+        previous_ring.nodes.iter().map(may_have_flows).collect()
+    };
+    for (previous_ring, nodes) in previous {
+        sheet.add_previous(&previous_ring.0, &numbers_of(&previous_ring.0, nodes));
     }
     for (node, rows) in superseded {
         sheet.add_reporter(number(node), &rows.0);
     }
     if let Some(ByAddress(upcoming)) = upcoming {
         let numbers: Vec<u16> = upcoming.nodes.iter().map(number).collect();
-        sheet.add_upcoming(upcoming, &numbers);
+        sheet.place_where(upcoming, &numbers);
     }
     if !last.is_empty() {
         sheet.put_last(first.len() as u16 + 1);
+    }
+    for (node, rows) in &lost.reporters {
+        sheet.place_reporter(number(node), &rows.0);
+    }
+    for (previous_ring, nodes) in &lost.previous {
+        sheet.place_where(&previous_ring.0, &numbers_of(&previous_ring.0, nodes));
     }
     let any_row: Vec<u16> = any_row.into_iter().map(number).collect();
     sheet.add_where_there_is_room(&any_row);
@@ -49,6 +58,12 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
     let overflow = overflow.iter().filter(|&&overflow| overflow).count() as u32;
     let found = rows.iter().any(|row| row[0] != 0);
     found.then(|| Alternates::new(nodes, &rows, overflow))
+}
+
+/// The rows of a ring of this size that a report names.
+fn reported(held: &Rows, size: u32) -> impl Iterator<Item = usize> {
+    let rows = held.iter().flat_map(move |theirs| overlapping(theirs, held.of(), size));
+    rows.map(|row| row as usize)
 }
 
 /// What is being filled. Numbers of nodes: 1 and up; 0 is no node.
@@ -72,12 +87,7 @@ impl<'a> Sheet<'a> {
     }
 
     fn add_reporter(&mut self, node: u16, held: &Rows) {
-        let size = self.size();
-        for theirs in held.iter() {
-            for row in overlapping(theirs, held.of(), size) {
-                self.add(row as usize, node);
-            }
-        }
+        reported(held, self.size()).for_each(|row| self.add(row, node));
     }
 
     /// `numbers`: of the previous ring's nodes; 0 for nodes that have no flows of it.
@@ -90,14 +100,19 @@ impl<'a> Sheet<'a> {
         }
     }
 
-    /// Where there is room: only a peer that is ahead has such flows, and it reports them in a moment.
-    fn add_upcoming(&mut self, upcoming: &Ring, numbers: &[u16]) {
-        let (size, theirs) = (self.size(), upcoming.rows.len() as u32);
+    /// Where there is room. Of the ring of the next batch only a peer that is ahead has flows, and it reports them in a moment; a lost
+    /// node may be gone.
+    fn place_where(&mut self, ring: &Ring, numbers: &[u16]) {
+        let (size, theirs) = (self.size(), ring.rows.len() as u32);
         for row in 0..size {
             for theirs in overlapping(row, size, theirs) {
-                self.place(row as usize, numbers[usize::from(upcoming.rows[theirs as usize])]);
+                self.place(row as usize, numbers[usize::from(ring.rows[theirs as usize])]);
             }
         }
+    }
+
+    fn place_reporter(&mut self, node: u16, held: &Rows) {
+        reported(held, self.size()).for_each(|row| _ = self.place(row, node));
     }
 
     /// Each row begins with another one of them, so that all have their rows if there are more than fit.

@@ -22,7 +22,7 @@ fn held(node: &str, rows: impl IntoIterator<Item = u32>) -> (String, ByAddress<R
 fn cause(ring: ByAddress<Ring>) -> Cause {
     let nothing = Arc::new(BTreeSet::new());
     let (reporters, superseded, unreported, late) = (vec![], vec![], nothing.clone(), nothing);
-    Cause { ring, previous: vec![], reporters, superseded, upcoming: None, unreported, late }
+    Cause { ring, previous: vec![], reporters, superseded, upcoming: None, unreported, late, lost: Lost::default() }
 }
 
 fn of(alternates: &Alternates, row: u32) -> Vec<&str> {
@@ -210,4 +210,25 @@ fn the_boundary_of_sizes_costs_no_flow() {
             }
         }
     }
+}
+
+/// Its packets go nowhere, so every node that may have a flow comes before it; and it takes no place from them.
+#[test]
+fn a_lost_node_comes_last_where_there_is_room() {
+    let mut cause = cause(ring(&[("a", 1), ("b", 1), ("lost", 0)]));
+    let row = (0..4093).find(|row| cause.ring.0.primary(*row) == Some("a")).unwrap();
+    cause.lost.reporters = vec![held("lost", [row])];
+    let alternates = cause.alternates().unwrap();
+    assert_eq!((of(&alternates, row), alternates.overflow), (vec!["lost"], 0));
+    cause.reporters = vec![held("x", [row]), held("y", [row])];
+    cause.late = Arc::new(["y".into()].into());
+    assert_eq!(of(&cause.alternates().unwrap(), row), ["x", "y", "lost"]);
+    cause.reporters.push(held("z", [row]));
+    let alternates = cause.alternates().unwrap();
+    assert_eq!((of(&alternates, row), alternates.overflow), (vec!["x", "z", "y"], 0));
+    cause.reporters.clear();
+    cause.unreported = Arc::new(["m".into(), "n".into(), "o".into()].into());
+    let alternates = cause.alternates().unwrap();
+    let found = of(&alternates, row);
+    assert!(found.len() == 3 && found.contains(&"lost"), "before those that are guessed: {found:?}");
 }

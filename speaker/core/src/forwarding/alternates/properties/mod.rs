@@ -18,7 +18,7 @@ use std::println;
 
 use proptest::prelude::*;
 
-use self::faults::Kind;
+use self::faults::{Kind, Op};
 use self::random::Random;
 use self::sums::Sums;
 use self::world::World;
@@ -81,6 +81,32 @@ fn one_change_at_a_time_loses_nothing() {
         assert!(all.overflow == 0 || kind == Kind::Rolled, "{kind:?}: {all:?}");
         println!("{kind:?}: {all:?}");
     }
+}
+
+/// A switch that converges, a virtual machine that moves: nobody refuses the packets of a node that is away for two seconds, and its flows
+/// are there when it is back. After the window (`--return-window-ms`) they are refused.
+#[test]
+fn flows_of_a_node_that_is_away_for_two_seconds_live() {
+    let mut all = Sums::default();
+    for seed in 0..courses(8) {
+        let nodes = 3 + seed as usize % 4;
+        let mut world = World::new(seed, nodes, 1 + seed as usize % 2);
+        world.pass(Duration::from_secs(15));
+        for node in 0..nodes {
+            world.happen(Op::Cut(node, true));
+            world.pass(Duration::from_secs(2));
+            world.happen(Op::Cut(node, false));
+            world.pass(Duration::from_secs(20));
+        }
+        assert_eq!(world.sums.cut_refused, 0, "seed {seed}: {:?}", world.sums);
+        all.add(&world.sums);
+        let last = world.sums.unanswered;
+        world.happen(Op::Cut(0, true));
+        world.pass(Duration::from_secs(8));
+        assert!(world.sums.cut_refused > 0 || world.sums.unanswered == last, "seed {seed}: {:?}", world.sums);
+    }
+    println!("{all:?}");
+    assert!(all.unanswered > 1000 && all.lost() - all.overflow == 0, "{all:?}");
 }
 
 /// Nearly every row has flows of one node, as it is where there are more rows than flows; but a dozen rings in as many seconds, and no two nodes

@@ -27,6 +27,7 @@ use crate::wire::seal::{Key, Keyring};
 
 pub const HASH_KEY: [u64; 2] = [3, 4];
 pub const WINDOW: Duration = Duration::from_secs(24 * 3600);
+const RETURN_WINDOW: Duration = Duration::from_millis(2500);
 const BOOT: &str = "boot";
 
 pub fn name(node: usize) -> String {
@@ -174,7 +175,7 @@ impl Speaker {
             startup: Startup::new(&name(node)),
             starting: BTreeSet::new(),
             view: None,
-            signals: PeerSignals::default(),
+            signals: PeerSignals::new(RETURN_WINDOW),
             traffic_states: TrafficStates::default(),
             heard_at: (0..nodes).filter(|_| !booted).map(|node| (node, now)).collect(),
             unknown: (0..nodes).filter(|_| booted).collect(),
@@ -236,6 +237,7 @@ impl Speaker {
         if !self.exchange.all_reported(now) || self.cut_off {
             return sent;
         }
+        self.signals.tick(now);
         let traffic_states = self.signals.traffic_states(|node, since| self.exchange.has_reported(node, since));
         self.dirty |= self.traffic_states != traffic_states;
         self.traffic_states = traffic_states;

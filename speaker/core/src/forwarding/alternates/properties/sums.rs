@@ -25,6 +25,9 @@ pub struct Sums {
     /// SYNs that a pod got which did not listen: another did, for a while; and none did.
     pub refused_starts: u64,
     pub starts_alone: u64,
+    /// Packets of living flows whose node was cut off: nobody answered, and they were refused.
+    pub unanswered: u64,
+    pub cut_refused: u64,
 }
 
 impl Sums {
@@ -38,6 +41,8 @@ impl Sums {
         for (list, other) in lists {
             list.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
         }
+        self.unanswered += other.unanswered;
+        self.cut_refused += other.cut_refused;
         self.busy_lost += other.busy_lost;
         self.overflow += other.overflow;
         self.differing += other.differing;

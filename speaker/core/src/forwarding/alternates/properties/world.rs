@@ -258,7 +258,13 @@ impl World {
         let flows: Vec<(Flow, FlowState)> = self.flows.iter().map(|(flow, state)| (*flow, *state)).collect();
         let calm = self.is_calm();
         let in_reach = |(_, state): &(Flow, FlowState)| self.now.since(self.machines[state.node].was_cut) > TURN;
-        let flows: Vec<_> = flows.into_iter().filter(in_reach).collect();
+        let (flows, away): (Vec<_>, Vec<_>) = flows.into_iter().partition(in_reach);
+        for (flow, entry) in away.iter().flat_map(|(flow, _)| entries.iter().map(move |entry| (*flow, *entry))) {
+            match self.walk(entry, flow, &MID_FLOW) {
+                Outcome::Refused { .. } => self.sums.cut_refused += 1,
+                Outcome::Vanished | Outcome::Known { .. } => self.sums.unanswered += 1,
+            }
+        }
         for (flow, state) in flows {
             for &entry in &entries {
                 let outcome = self.walk(entry, flow, &MID_FLOW);
