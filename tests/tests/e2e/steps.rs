@@ -256,7 +256,7 @@ pub fn selector_changes(scene: &Scene) -> Result<String> {
 
 pub fn session_affinity(scene: &Scene) -> Result<String> {
     let report = scenario::session_affinity(scene)?;
-    survive::whole::make_whole(scene)?;
+    survive::whole::make_whole(scene, &[])?;
     ensure!(report.clients == 100 && report.nodes.len() == scene.nodes.len(), "{report:#?}");
     ensure!(report.changed.is_empty(), "clients whose pod lives got another: {report:#?}");
     ensure!(report.failed.is_empty(), "connections failed: {report:#?}");
@@ -286,7 +286,7 @@ fn survived(scene: &Scene, scenario: fn(&Scene, &Setup) -> Result<Survival>) -> 
     let setup = Setup { connections: CONNECTIONS, compare: false, ..Setup::default() };
     let survival = scenario(scene, &setup)?;
     // What comes next finds the cluster as it was, evenly spread pods included.
-    survive::whole::make_whole(scene)?;
+    survive::whole::make_whole(scene, &[])?;
     let side = &survival.sheave;
     ensure!(survival.trouble.is_none(), "{survival:#?}");
     ensure!(side.whole() && side.eligible > 0, "connections were lost or left in silence: {survival:#?}");

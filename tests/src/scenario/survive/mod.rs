@@ -102,9 +102,10 @@ pub struct Scenario {
 }
 
 /// In the order of the list in issue 4; then what it does not name.
-pub const SCENARIOS: [Scenario; 38] = [
+pub const SCENARIOS: [Scenario; 39] = [
     scenario("node back after 5 s", nodes::back_after_5_s),
     scenario("node back after 30 s", nodes::back_after_30_s),
+    scenario("node unreachable for 2 s", nodes::unreachable_for_2_s),
     scenario("three nodes, one after the other", nodes::one_after_the_other),
     Scenario { nodes: 5, ..scenario("owner and another node at once", nodes::two_at_once) },
     scenario("6 to 12 to 3 pods", pods::scaled),
@@ -154,7 +155,7 @@ fn survive(
     options: watch::Options,
     work: impl FnOnce(&mut Watch<'_>) -> Result<()>,
 ) -> Result<Survival> {
-    whole::make_whole(scene)?;
+    whole::make_whole(scene, options.flags)?;
     observe(scene, setup, options, work)
 }
 

@@ -74,6 +74,29 @@ pub fn two_at_once(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
+/// A switch that converges, a virtual machine that moves to another host: nothing reaches the node, then it is there again with all
+/// that it had; once with its carrier, once without. The owner in one repetition, another node in the next. With the flag that is made for
+/// it: else the connections to its pods are reset at once.
+pub fn unreachable_for_2_s(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    // Datagrams go to other nodes' pods at once.
+    let options = Options { udp: false, flags: &["--return-window-ms=2500"], ..Options::default() };
+    survive(scene, setup, options, |watch| {
+        let node = struck(scene, setup)?;
+        let [silence, cut] = [Fault::Silence { node: node.clone() }, Fault::Cut { node: node.clone() }];
+        for (fault, what) in [(silence, "the switch loses its frames"), (cut, "its cable is pulled")] {
+            watch.fault(&format!("{node}: {what}"))?;
+            let began = Instant::now();
+            scene.lab.fault(fault)?;
+            sleep(UNREACHABLE_FOR.saturating_sub(began.elapsed()));
+            scene.lab.fault(Fault::Heal { node: node.clone() })?;
+            watch.note(&format!("{node} is back after {:.1} s", began.elapsed().as_secs_f64()));
+            wait_speakers(scene)?;
+            sleep(SETTLES);
+        }
+        Ok(())
+    })
+}
+
 fn back_after(scene: &Scene, setup: &Setup, time: Duration) -> Result<Survival> {
     survive(scene, setup, Options::default(), |watch| {
         let node = struck(scene, setup)?;
@@ -109,5 +132,6 @@ pub fn power_on(watch: &mut Watch<'_>, nodes: &[&String]) -> Result<()> {
 
 /// The length of the fault.
 const LOST_FOR: Duration = Duration::from_secs(3);
+const UNREACHABLE_FOR: Duration = Duration::from_secs(2);
 /// Well after a node's return: it is ready for new flows some moments after its speaker.
 const SETTLES: Duration = Duration::from_secs(3);

@@ -278,7 +278,7 @@ impl<'a> Chaos<'a> {
         let scene = self.scene;
         scale(scene, scene.nodes.len() * scene.pods_per_node)?;
         scene.nodes.iter().try_for_each(|node| scene.lab.wait_back(node))?;
-        whole::speakers(scene)?;
+        whole::speakers(scene, &[])?;
         wait_speakers(scene)?;
         wait_rolled_out(scene)?;
         sleep(AFTERWARDS);

@@ -28,13 +28,21 @@ pub struct Options {
     /// Whether there are UDP flows: not where they leave pods that live, because these do not serve for a while.
     pub udp: bool,
     pub interval_ms: u64,
+    /// Flags of the speakers that the scenario is about.
+    pub flags: &'static [&'static str],
     /// Whether the causes of failed new connections are recorded ([`super::causes`]).
     pub witness: bool,
 }
 
 impl Options {
-    pub const DEFAULT: Self =
-        Self { reopen: false, new_connections: true, udp: true, interval_ms: RECORD_INTERVAL_MS, witness: false };
+    pub const DEFAULT: Self = Self {
+        reopen: false,
+        new_connections: true,
+        udp: true,
+        interval_ms: RECORD_INTERVAL_MS,
+        flags: &[],
+        witness: false,
+    };
     pub const REOPEN: Self = Self { reopen: true, ..Self::DEFAULT };
 }
 

@@ -14,7 +14,7 @@ use crate::scenario::settle::{settle, wait_new_speaker};
 
 /// Power for all nodes, their own addresses, room on their disks, no cut, no filter, no Node deleted, no cordon, no label, a Service that names all pods, kube-proxy in the lab's mode, Sheave's own image, as many pods as at the
 /// beginning and evenly spread. What is as it should be is left alone.
-pub fn make_whole(scene: &Scene) -> Result<()> {
+pub fn make_whole(scene: &Scene, flags: &[&str]) -> Result<()> {
     let lab = &scene.lab;
     let state = lab.state()?;
     for node in scene.nodes.iter().filter(|node| !state.nodes.contains_key(*node)) {
@@ -43,15 +43,16 @@ pub fn make_whole(scene: &Scene) -> Result<()> {
     }
     workload::select(scene, SERVICE, None)?;
     scene.nodes.iter().try_for_each(|node| lab.wait_back(node))?;
-    speakers(scene)?;
+    speakers(scene, flags)?;
     spread(scene)?;
     settle(scene)
 }
 
 /// Waits until every node has a ready speaker. A speaker that died often is started ever more slowly by kubelet: its pod is
 /// replaced.
-pub fn speakers(scene: &Scene) -> Result<()> {
+pub fn speakers(scene: &Scene, flags: &[&str]) -> Result<()> {
     set_image(scene, IMAGE)?;
+    set_arguments(scene, flags)?;
     for node in &scene.nodes {
         let there = || wait_for("a speaker", KUBELET_RESTARTS_WITHIN, || scene.lab.speaker(node));
         if there().is_err() {
@@ -69,6 +70,23 @@ pub fn set_image(scene: &Scene, image: &str) -> Result<()> {
     }
     let set = format!("speaker={image}");
     scene.lab.kubectl(&["--namespace=sheave-system", "set", "image", "daemonset/sheave-speaker", &set])?;
+    rolled_out(scene)
+}
+
+/// Makes the DaemonSet run speakers with these flags and waits until all are.
+fn set_arguments(scene: &Scene, flags: &[&str]) -> Result<()> {
+    let arguments: Vec<&str> = ["run"].into_iter().chain(flags.iter().copied()).collect();
+    let container = "/spec/template/spec/containers/0/args";
+    if scene.api.get(DAEMON_SET)?.pointer(container) == Some(&json!(arguments)) {
+        return Ok(());
+    }
+    let patch = json!([{ "op": "replace", "path": container, "value": arguments }]).to_string();
+    let words = ["--namespace=sheave-system", "patch", "daemonset", "sheave-speaker", "--type=json", "-p", &patch];
+    scene.lab.kubectl(&words)?;
+    rolled_out(scene)
+}
+
+fn rolled_out(scene: &Scene) -> Result<()> {
     let status = ["--namespace=sheave-system", "rollout", "status", "daemonset/sheave-speaker", "--timeout=120s"];
     scene.lab.kubectl(&status).map(drop)
 }
