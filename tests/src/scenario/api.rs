@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -24,7 +25,10 @@ struct Proxy {
 
 impl Api {
     pub fn open(lab: &Lab) -> Result<Self> {
-        let socket = plan::lab_dir(lab.name()).join(format!("proxy-{}.sock", std::process::id()));
+        // A program may have several.
+        static OPENED: AtomicU32 = AtomicU32::new(0);
+        let number = OPENED.fetch_add(1, Ordering::Relaxed);
+        let socket = plan::lab_dir(lab.name()).join(format!("proxy-{}-{number}.sock", std::process::id()));
         let _ = std::fs::remove_file(&socket);
         let mut command = lab.kubectl_command();
         command.arg("proxy").arg(format!("--unix-socket={}", socket.display()));
@@ -78,7 +82,15 @@ impl Api {
         parse(method, path, &self.ask(method, path, body)?)
     }
 
+    /// Again where the API server says so (429): it begins to watch a definition that was changed. kubectl does the same.
     fn ask(&self, method: &str, path: &str, body: Option<(&str, &str)>) -> Result<Answer> {
+        wait_for(&format!("an answer to {method} {path}"), WITHIN, || {
+            let answer = self.ask_once(method, path, body)?;
+            Ok((answer.status != 429).then_some(answer))
+        })
+    }
+
+    fn ask_once(&self, method: &str, path: &str, body: Option<(&str, &str)>) -> Result<Answer> {
         let stream = UnixStream::connect(&self.0.socket).with_context(|| self.0.socket.display().to_string())?;
         stream.set_read_timeout(Some(WITHIN))?;
         http::request(stream, method, path, body)

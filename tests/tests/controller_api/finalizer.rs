@@ -1,14 +1,13 @@
 //! The finalizer of Services that have an address: a deletion waits until the address is withdrawn.
 
-use std::process::{Command, Output};
-
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sheave_tests::lab::{Lab, wait_for};
 
+use super::command::{refused, sheave};
 use super::objects::{Objects, SOON};
 use super::pair::Pair;
-use super::replica::{self, NAMESPACE};
+use super::replica::NAMESPACE;
 
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 /// A namespace goes in several passes of the namespace controller.
@@ -142,8 +141,7 @@ fn namespace_deleted(objects: &Objects) -> Result<()> {
 pub fn sheave_removed(lab: &Lab, objects: &Objects, pair: &mut Pair) -> Result<()> {
     objects.service("stuck", "", "")?;
     objects.wait_shown("stuck", "192.168.77.201")?;
-    let refused = sheave(lab, &["finalizers", "remove", "--yes"])?;
-    ensure!(!refused.status.success() && said(&refused).contains("a controller leads"), "{}", said(&refused));
+    refused(objects, &["finalizers", "remove", "--yes"], "a controller leads")?;
     ensure!(has(&service(objects, "stuck")?), "the refusal took it off");
 
     pair.stop()?;
@@ -155,18 +153,18 @@ pub fn sheave_removed(lab: &Lab, objects: &Objects, pair: &mut Pair) -> Result<(
         &format!("--timeout={}s", NAMESPACE_GONE.as_secs()),
     ])?;
     deletion_waits(objects, "stuck")?;
-    let dry = sheave(lab, &["finalizers", "remove"])?;
-    let text = said(&dry);
-    ensure!(dry.status.success() && text.contains("default/stuck") && text.contains("default/four"), "{text}");
+    let dry = sheave(objects, &["finalizers", "remove"], "")?;
+    let text = &dry.out;
+    ensure!(dry.code == 0 && text.contains("default/stuck") && text.contains("default/four"), "{text}");
     ensure!(!text.contains("default/held") && text.contains("--yes"), "{text}");
     ensure!(has(&service(objects, "stuck")?) && has(&service(objects, "four")?), "a dry run changed something");
 
-    let done = sheave(lab, &["finalizers", "remove", "--yes"])?;
-    ensure!(done.status.success(), "{}", said(&done));
+    let done = sheave(objects, &["finalizers", "remove", "--yes"], "")?;
+    ensure!(done.code == 0, "{done:?}");
     wait_gone(objects, "stuck")?;
     ensure!(!has(&service(objects, "four")?) && has(&service(objects, "held")?), "exactly those of the ledger");
-    let again = sheave(lab, &["finalizers", "remove", "--yes"])?;
-    ensure!(again.status.success() && said(&again).contains("no Service"), "{}", said(&again));
+    let again = sheave(objects, &["finalizers", "remove", "--yes"], "")?;
+    ensure!(again.code == 0 && again.out.contains("no Service"), "{again:?}");
     Ok(())
 }
 
@@ -175,13 +173,4 @@ pub fn sheave_returned(objects: &Objects) -> Result<()> {
     wait_for("the finalizer to be back", SOON, || Ok(has(&service(objects, "four")?).then_some(())))?;
     objects.wait_ledger(&["192.168.77.200"])?;
     objects.wait_shown("four", "192.168.77.200")
-}
-
-fn sheave(lab: &Lab, words: &[&str]) -> Result<Output> {
-    let mut command = Command::new(replica::binary("sheave")?);
-    command.args(words).arg("--kubeconfig").arg(lab.kubeconfig()).output().context("start sheave")
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

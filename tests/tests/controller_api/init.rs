@@ -4,9 +4,7 @@
 mod segment;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sheave_tests::lab::wait_for;
 
+use super::command::{refused, sheave};
 use super::objects::Objects;
-use super::replica;
 use super::speaker_state::{IN_FORCE, report, server_side, speaker_of};
 
 /// What the speaker of node1 says, as part of a status.
@@ -176,29 +174,4 @@ fn answer(objects: &Objects, who: &Path, finds: &str, asked: &Mutex<Asked>) -> R
 
 fn object(rest: &str) -> String {
     format!("apiVersion: sheave.dev/v1alpha1\nkind: SubnetScan\nmetadata: {{name: node1}}\n{rest}\n")
-}
-
-#[derive(Debug)]
-struct Said {
-    code: i32,
-    out: String,
-    error: String,
-}
-
-fn sheave(objects: &Objects, words: &[&str], typed: &str) -> Result<Said> {
-    let mut command = Command::new(replica::binary("sheave")?);
-    command.args(words).arg("--kubeconfig").arg(objects.0.kubeconfig());
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().context("start sheave")?;
-    // It may end without reading.
-    let _ = child.stdin.take().expect("piped").write_all(typed.as_bytes());
-    let output = child.wait_with_output()?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(Said { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), error: text(&output.stderr) })
-}
-
-fn refused(objects: &Objects, words: &[&str], sentence: &str) -> Result<()> {
-    let said = sheave(objects, words, "")?;
-    ensure!(said.code == 2 && said.error.contains(sentence), "{words:?}: {said:?}");
-    Ok(())
 }

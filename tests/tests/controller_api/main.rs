@@ -7,6 +7,7 @@ mod at_nodes;
 mod attributes;
 mod bad_objects;
 mod claims;
+mod command;
 mod families;
 mod finalizer;
 mod guards;
@@ -18,6 +19,7 @@ mod pair;
 mod pools;
 mod probes;
 mod replica;
+mod rights;
 mod roles;
 mod sharing;
 mod speaker_state;
@@ -43,7 +45,7 @@ fn controller_on_a_real_api_server() -> Result<()> {
 }
 
 fn story(lab: &Lab, folder: &Path) -> Result<()> {
-    let objects = Objects(lab);
+    let objects = Objects::new(lab)?;
     manifests::install(lab)?;
     let mut since = Instant::now();
     let mut chapter = |name: &'static str, result: Result<()>| {
@@ -51,8 +53,8 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
         since = Instant::now();
         result.context(name)
     };
-    chapter("rights", rights(lab))?;
-    chapter("roles of users", roles::chapter(lab))?;
+    chapter("rights", rights::chapter(&objects))?;
+    chapter("roles of users", roles::chapter(lab, &objects))?;
     chapter("SpeakerStates", speaker_state::chapters(lab, &objects, folder))?;
     chapter("malformed pools", malformed_pools_are_refused(&objects))?;
     let kubeconfig = replica::kubeconfig(lab, folder)?;
@@ -93,90 +95,6 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     pair.kubeconfig = replica::kubeconfig(lab, folder)?;
     pair.fill()?;
     chapter("Sheave installed again", finalizer::sheave_returned(&objects))
-}
-
-fn rights(lab: &Lab) -> Result<()> {
-    let can = |account: &str, words: &str| -> Result<bool> {
-        let account = format!("--as=system:serviceaccount:{NAMESPACE}:{account}");
-        let output = lab.kubectl_command().args(["auth", "can-i", &account]).args(words.split(' ')).output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim() == "yes")
-    };
-    let (controller, speaker) = ("sheave-controller", "sheave-speaker");
-    for (account, words) in [
-        (controller, "patch services --subresource=status"),
-        (controller, "create virtualips.sheave.dev"),
-        (controller, "create secrets -n sheave-system"),
-        (controller, "get secrets/sheave-keys -n sheave-system"),
-        (speaker, "patch virtualips.sheave.dev --subresource=status"),
-        (speaker, "watch endpointslices.discovery.k8s.io"),
-        (speaker, "watch speakerstates.sheave.dev"),
-        (speaker, "watch l2advertisements.sheave.dev"),
-        (speaker, "watch placements.sheave.dev"),
-        (speaker, "create speakerstates.sheave.dev"),
-        (speaker, "patch speakerstates.sheave.dev"),
-        (speaker, "patch speakerstates.sheave.dev --subresource=status"),
-        (speaker, "watch addressprobes.sheave.dev"),
-        (speaker, "patch addressprobes.sheave.dev --subresource=status"),
-        (speaker, "watch subnetscans.sheave.dev"),
-        (speaker, "patch subnetscans.sheave.dev --subresource=status"),
-        (controller, "watch addressprobes.sheave.dev"),
-        (controller, "create addressprobes.sheave.dev"),
-        (controller, "patch addressprobes.sheave.dev"),
-        (controller, "watch secrets/sheave-keys -n sheave-system"),
-        (controller, "get namespaces/kube-system"),
-        (controller, "watch namespaces"),
-        (controller, "watch l2advertisements.sheave.dev"),
-        (controller, "patch l2advertisements.sheave.dev --subresource=status"),
-        (controller, "patch virtualips.sheave.dev"),
-        (controller, "watch nodes"),
-        (controller, "watch speakerstates.sheave.dev"),
-        (controller, "watch servicecidrs.networking.k8s.io"),
-        (controller, "watch endpointslices.discovery.k8s.io/kubernetes -n default"),
-        (speaker, "watch secrets/sheave-keys -n sheave-system"),
-        (speaker, "get namespaces/kube-system"),
-    ] {
-        ensure!(can(account, words)?, "{account} cannot {words}");
-    }
-    for (account, words) in [
-        (controller, "list secrets -n sheave-system"),
-        (controller, "get secrets -n sheave-system"),
-        (controller, "create secrets -n default"),
-        (controller, "patch services"),
-        (controller, "patch virtualips.sheave.dev --subresource=status"),
-        (controller, "patch addresspools.sheave.dev"),
-        (controller, "patch l2advertisements.sheave.dev"),
-        (controller, "patch speakerstates.sheave.dev --subresource=status"),
-        (controller, "patch addressprobes.sheave.dev --subresource=status"),
-        (controller, "delete addressprobes.sheave.dev"),
-        (speaker, "patch addressprobes.sheave.dev"),
-        (speaker, "create addressprobes.sheave.dev"),
-        (speaker, "create subnetscans.sheave.dev"),
-        (speaker, "patch subnetscans.sheave.dev"),
-        (controller, "create subnetscans.sheave.dev"),
-        (speaker, "delete speakerstates.sheave.dev"),
-        (speaker, "update speakerstates.sheave.dev"),
-        (speaker, "create virtualips.sheave.dev"),
-        (speaker, "create placements.sheave.dev"),
-        (speaker, "patch l2advertisements.sheave.dev"),
-        (speaker, "patch virtualips.sheave.dev"),
-        (speaker, "patch services --subresource=status"),
-        (controller, "update secrets/sheave-keys -n sheave-system"),
-        (controller, "update namespaces"),
-        (controller, "update virtualips.sheave.dev"),
-        (controller, "list endpointslices.discovery.k8s.io -n default"),
-        (controller, "patch nodes"),
-        (controller, "patch nodes --subresource=status"),
-        (controller, "list pods"),
-        (controller, "list customresourcedefinitions"),
-        (speaker, "list secrets -n sheave-system"),
-        (speaker, "get secrets/other -n sheave-system"),
-        (speaker, "create secrets -n sheave-system"),
-        (speaker, "update secrets/sheave-keys -n sheave-system"),
-        (speaker, "list namespaces"),
-    ] {
-        ensure!(!can(account, words)?, "{account} can {words}");
-    }
-    Ok(())
 }
 
 fn malformed_pools_are_refused(objects: &Objects) -> Result<()> {

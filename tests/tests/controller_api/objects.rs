@@ -8,14 +8,31 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sheave_tests::lab::{Lab, wait_for};
+use sheave_tests::scenario::api::Api;
 
 /// How long anything that the controller does may take here. It takes milliseconds; the machine may be busy.
 pub const SOON: Duration = Duration::from_secs(5);
 
-/// kubectl with arguments, and what follows from it.
-pub struct Objects<'a>(pub &'a Lab);
+/// Where the API server has the objects of a kind, of namespace `default` where there are several.
+fn collection(kind: &str) -> Option<String> {
+    Some(match kind.strip_suffix('s').unwrap_or(kind) {
+        "service" => "/api/v1/namespaces/default/services".into(),
+        "events.events.k8s.io" => "/apis/events.k8s.io/v1/namespaces/default/events".into(),
+        kind @ ("addresspool" | "virtualip" | "speakerstate" | "l2advertisement" | "addressprobe" | "subnetscan") => {
+            format!("/apis/sheave.dev/v1alpha1/{kind}s")
+        }
+        _ => return None,
+    })
+}
 
-impl Objects<'_> {
+/// kubectl with arguments, and what follows from it.
+pub struct Objects<'a>(pub &'a Lab, Api);
+
+impl<'a> Objects<'a> {
+    pub fn new(lab: &'a Lab) -> Result<Self> {
+        Ok(Self(lab, Api::open(lab)?))
+    }
+
     /// What is freed is free at once: the chapters count on the lowest address.
     pub fn pool(&self, name: &str, addresses: &str) -> Result<String> {
         self.pool_with(name, &format!("addresses: ['{addresses}']"))
@@ -48,19 +65,40 @@ impl Objects<'_> {
         Ok(self.get(&["service", service])?["status"]["loadBalancer"]["ingress"][0]["ports"].take())
     }
 
+    /// As `kubectl get`. What is asked for often is read without one: its start takes longer than the answer.
     pub fn get(&self, what: &[&str]) -> Result<Value> {
+        let known = what.first().and_then(|kind| collection(kind));
+        match (known, what) {
+            (Some(path), [_]) => return self.1.get(&path),
+            (Some(path), [_, name]) if !name.starts_with('-') => return self.1.get(&format!("{path}/{name}")),
+            _ => {}
+        }
         Ok(serde_json::from_str(&self.0.kubectl(&[&["get", "-o", "json"], what].concat())?)?)
     }
 
     /// Makes objects without kubectl's own copy of them in an annotation, however large they are.
     pub fn create(&self, manifest: &str) -> Result<()> {
+        self.create_with(manifest, "name").map(drop)
+    }
+
+    /// The same, and what the API server answers: one JSON document after the other.
+    pub fn create_and_show(&self, manifest: &str) -> Result<String> {
+        self.create_with(manifest, "json")
+    }
+
+    fn create_with(&self, manifest: &str, output: &str) -> Result<String> {
         let mut command = self.0.kubectl_command();
-        command.args(["create", "--validate=false", "-f", "-"]).stdin(Stdio::piped());
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().context("start kubectl")?;
-        child.stdin.take().expect("piped").write_all(manifest.as_bytes())?;
-        let output = child.wait_with_output()?;
+        command.args(["create", "--validate=false", "-o", output, "-f", "-"]).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start kubectl")?;
+        let mut input = child.stdin.take().expect("piped");
+        // Beside the answers: both are longer than a pipe.
+        let output = std::thread::scope(|scope| {
+            let writes = scope.spawn(move || input.write_all(manifest.as_bytes()));
+            let output = child.wait_with_output();
+            writes.join().expect("no panic").and(output)
+        })?;
         ensure!(output.status.success(), "kubectl create: {}", String::from_utf8_lossy(&output.stderr).trim());
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     pub fn delete(&self, kind: &str, name: &str) -> Result<()> {

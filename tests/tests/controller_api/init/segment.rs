@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use sheave_tests::lab::{Lab, wait_for};
 
-use super::{refused, sheave};
+use crate::command::{refused, sheave};
 use crate::objects::Objects;
 use crate::replica;
 use crate::speaker_state::speaker_of;
