@@ -28,8 +28,12 @@ pub const CILIUM_SHARING_ANNOTATIONS: [&str; 2] = ["lbipam.cilium.io/sharing-key
 /// Annotation of an AddressPool: how long an address that was freed is kept for a Service of the same namespace and name.
 pub const RETENTION_ANNOTATION: &str = "sheave.dev/address-retention";
 
+/// Annotation of a VirtualIP: the pool that its Services are to have an address from instead, with an administrator's consent.
+/// `sheave pool move` writes it, and it goes with the VirtualIP.
+pub const MOVE_ANNOTATION: &str = "sheave.dev/move-to-pool";
+
 /// All of them, each with what it means. An earlier name of ours, or one of another project, says the same as ours.
-pub const ALL: [(&str, &str); 19] = [
+pub const ALL: [(&str, &str); 20] = [
     (POOL_ANNOTATIONS[0], POOL),
     (POOL_ANNOTATIONS[1], POOL),
     (POOL_ANNOTATIONS[2], POOL),
@@ -53,6 +57,7 @@ pub const ALL: [(&str, &str); 19] = [
         address_mode::ANNOTATION,
         "Service: whether nodes' own addresses serve its ports, in place of an address from a pool",
     ),
+    (MOVE_ANNOTATION, "VirtualIP: the pool that its Services are to have an address from instead (`sheave pool move`)"),
     (source_ranges::ANNOTATION, "Service: the clients that it admits, where `spec.loadBalancerSourceRanges` is empty"),
     (startup_probe::ANNOTATION, "Service: whether its new pods are probed before they get connections"),
 ];

@@ -28,7 +28,8 @@ pub mod virtualip;
 pub use address_mode::AddressMode;
 pub use addressprobe::{AddressProbe, AddressProbeSpec, AddressProbeStatus, ProbeResult, ProbeVerdict};
 pub use annotations::{
-    ADDRESS_ANNOTATIONS, CILIUM_SHARING_ANNOTATIONS, POOL_ANNOTATIONS, RETENTION_ANNOTATION, SHARING_ANNOTATIONS,
+    ADDRESS_ANNOTATIONS, CILIUM_SHARING_ANNOTATIONS, MOVE_ANNOTATION, POOL_ANNOTATIONS, RETENTION_ANNOTATION,
+    SHARING_ANNOTATIONS,
 };
 pub use chain::Chain;
 pub use excluded::Excluded;

@@ -1,13 +1,14 @@
 //! The command line of Sheave: `sheave`, and `kubectl sheave` (kubectl finds a program called kubectl-sheave).
 //!
-//! Talks to the API server, and with `drain --local` and `endpoint` to the speaker of its own node; what the packet path of a node does is in that node's metrics. `finalizers remove` says what it would do
-//! unless it is told `--yes`, and `init` what it would apply until the range is typed; `move`, `prefer` and `drain` can be undone, and tried with `--dry-run`.
+//! Talks to the API server, and with `drain --local` and `endpoint` to the speaker of its own node; what the packet path of a node does is in that node's metrics. `finalizers remove` and `pool move` say what they would do
+//! unless they are told `--yes`, and `init` what it would apply until the range is typed; `move`, `prefer` and `drain` can be undone, and tried with `--dry-run`.
 
 mod endpoint;
 mod finalizers;
 mod init;
 mod local;
 mod placement;
+mod pool;
 mod status;
 
 use std::process::ExitCode;
@@ -39,6 +40,9 @@ enum Command {
     Prefer(placement::Prefer),
     /// Let a node hand its addresses over, and own some only while no other node can.
     Drain(placement::Drain),
+    /// The pools that addresses come from.
+    #[command(subcommand)]
+    Pool(pool::Command),
     /// The address of the API servers, on the nodes that serve it: no API server is asked.
     #[command(subcommand)]
     Endpoint(endpoint::Endpoint),
@@ -87,6 +91,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Move(args) => placement::move_to(client, args).await,
             Command::Prefer(args) => placement::prefer(client, args).await,
             Command::Drain(args) => placement::drain(client, args).await,
+            Command::Pool(pool::Command::Move(args)) => pool::move_to(client, args).await,
             Command::Finalizers(finalizers::Command::Remove(args)) => finalizers::remove(client, &args).await,
         }
     })

@@ -377,12 +377,13 @@ impl Index {
         if !self.grants.apply(address, &view.uid, view.version, view.clone()) {
             return;
         }
-        // The owner reports itself in the status every now and then: nothing for us, except what it does not serve.
+        // The owner reports itself in the status every now and then: nothing for us, except what it does not serve. An administrator may
+        // move its Services to another pool.
         if let Some(known) = known
             && (known.uid == view.uid && known.pool == view.pool && known.services == view.services)
             && known.announced == view.announced
         {
-            if known.partly != view.partly {
+            if (known.partly, &known.move_to) != (view.partly, &view.move_to) {
                 view.services.iter().for_each(|service| self.mark_service(&ServiceKey::from(service)));
             }
             return;

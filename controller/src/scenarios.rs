@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
-use sheave_api::{Partly, Refusal};
+use sheave_api::{Partly, Refusal, ServiceRef};
 
 use crate::advertisements::AdvertisementView;
 use crate::allocator::sharing::SharingKey;
@@ -130,6 +130,7 @@ impl World {
             14 => self.change(&key, |service| service.ports = ports(how)),
             15 => self.owner_reports(how),
             16 => self.share(key, how),
+            19 => self.order_move(how),
             20 => self.change(&key, |service| service.wants_ipv6 = !how.is_multiple_of(3)),
             17 => self.change(&key, |service| service.sharing_key = (how % 3 > 0).then(|| sharing_key(how % 3))),
             _ => self.finish_one(how),
@@ -203,6 +204,13 @@ impl World {
             grant.partly = how.is_multiple_of(2).then_some(Partly::FQDNNotServed);
             self.api.log.push(Observed::Grant(grant.clone()));
         }
+    }
+
+    /// An administrator has the Services of an entry moved to pool "q", or thinks better of it.
+    fn order_move(&mut self, how: u8) {
+        let Some(grant) = self.api.grants.values().nth(usize::from(how % 5)).cloned() else { return };
+        self.api.moved.extend(grant.services.iter().map(|service| service.uid.clone()));
+        self.api.put_grant(GrantView { move_to: (!how.is_multiple_of(4)).then(|| "q".into()), ..grant });
     }
 
     /// Killed in the middle of things and started again. Of what was under way some has happened and some has not.
@@ -346,8 +354,23 @@ impl World {
         let free = last.filter(|address| !self.api.grants.contains_key(&IpAddr::V4(*address))).count();
         assert!(!waits || free == 0, "a Service waits although {free} addresses are free");
         assert_eq!(pool.status.free, i64::try_from(free).unwrap());
-        let used = self.api.grants.keys().filter(|address| address.is_ipv4()).count();
+        let used = self.api.grants.values().filter(|grant| grant.address.is_ipv4() && grant.pool == "p").count();
         assert_eq!(pool.status.used, i64::try_from(used).unwrap());
+        self.check_moves();
+    }
+
+    /// Who is to move has moved, or the other pool is full, or the Service insists on its address.
+    fn check_moves(&self) {
+        let room = self.api.pools.get("q").is_some_and(|pool| pool.status.free > 0);
+        let of_q = |grant: &GrantView| grant.pool == "q" || grant.address.is_ipv6();
+        for grant in self.api.grants.values().filter(|grant| room && grant.move_to.is_some() && !of_q(grant)) {
+            let insists = |holder: &ServiceRef| {
+                let service = &self.api.services[&ServiceKey::from(holder)];
+                let claim = self.replicas[self.leader].index.claim(service);
+                service.addresses.is_some() || !matches!(claim, Claim::Wanted(_))
+            };
+            assert!(grant.services.iter().any(insists), "{} has not moved", grant.address);
+        }
     }
 }
 
@@ -375,6 +398,7 @@ proptest! {
     ) {
         let mut world = World::new();
         world.api.put_pool("six", "2001:db8::/126");
+        world.api.put_reserve("q", "192.0.2.20-192.0.2.22");
         steps.into_iter().for_each(|step| world.step(step));
         prop_assert!(world.settle(), "does not come to rest");
         world.check();

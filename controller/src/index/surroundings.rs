@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use sheave_api::{AddressMode, Refusal, virtual_ip_address, virtual_ip_name};
+use sheave_api::{AddressMode, MOVE_ANNOTATION, Refusal, virtual_ip_address, virtual_ip_name};
 
 use super::{Index, Kind, Observed};
 use crate::family::Family;
 use crate::guards::Source;
-use crate::request::{self, Claim};
+use crate::request::{self, Claim, Refused};
 use crate::view::{ServiceKey, ServiceView};
 use crate::whose::{Evidence, Whose};
 
@@ -52,8 +52,34 @@ impl Index {
         match self.whose.judge(service, listed, adoptable) {
             Whose::Foreign => Claim::Foreign,
             Whose::Others(who) => Claim::Others(who),
-            Whose::Ours => request::claim(service),
+            Whose::Ours => self.moved(service, request::claim(service)),
         }
+    }
+
+    /// What the Service wants, where the ledger has it moved to another pool. What the Service itself names stays so.
+    fn moved(&self, service: &ServiceView, claim: Claim) -> Claim {
+        let Claim::Wanted(mut requests) = claim else { return claim };
+        for request in &mut requests {
+            let held = self.allocator.held_by(&service.uid).filter(|address| Family::of(*address) == request.family);
+            let mut ordered = held.filter_map(|address| Some((address, self.grants.get(&address)?.move_to.clone()?)));
+            let Some((address, to)) = ordered.next() else { continue };
+            let named = match (&request.address, &request.pool) {
+                (Some(wanted), _) if *wanted == address => format!("address {wanted}"),
+                // It moves there by itself.
+                (Some(_), _) => continue,
+                (None, Some(pool)) if *pool != to => format!("pool '{pool}'"),
+                (None, _) => {
+                    request.pool = Some(to);
+                    continue;
+                }
+            };
+            let message = format!(
+                "{MOVE_ANNOTATION} of VirtualIP {} moves it to pool '{to}', and the Service names {named}",
+                virtual_ip_name(address)
+            );
+            return Claim::Refused(Refused { reason: Refusal::AddressAmbiguous, message });
+        }
+        Claim::Wanted(requests)
     }
 
     /// Whether the Service gets, or has, the address that its status shows.

@@ -27,6 +27,8 @@ pub struct Api {
     pub changed: BTreeMap<String, u64>,
     /// What we ourselves show, by uid.
     pub shown: BTreeMap<String, IpAddr>,
+    /// Services that an administrator has moved to another pool: their addresses are others.
+    pub moved: BTreeSet<String>,
     /// Services whose grant got no answer.
     pub unanswered: BTreeSet<String>,
     /// Services whose finalizer a third party took away.
@@ -65,10 +67,20 @@ impl Api {
     }
 
     pub fn put_pool(&mut self, name: &str, entry: &str) {
-        let version = self.next();
-        let view = PoolView { version, ..example_pool(name, &[entry]) };
+        self.put_pool_view(example_pool(name, &[entry]));
+    }
+
+    /// A pool that gives addresses only to those that name it.
+    pub fn put_reserve(&mut self, name: &str, entry: &str) {
+        let mut view = example_pool(name, &[entry]);
+        view.spec.auto_assign = false;
+        self.put_pool_view(view);
+    }
+
+    fn put_pool_view(&mut self, view: PoolView) {
+        let view = PoolView { version: self.next(), ..view };
         self.log.push(Observed::Pool(view.clone()));
-        self.pools.insert(name.into(), view);
+        self.pools.insert(view.name.clone(), view);
     }
 
     /// Carries a write out as the API server would, and checks that it was right.
@@ -88,6 +100,7 @@ impl Api {
                     services: vec![service.clone()],
                     announced: announced.clone(),
                     partly: None,
+                    move_to: None,
                 };
                 self.log.push(Observed::Grant(view.clone()));
                 self.grants.insert(*address, view.clone());
@@ -120,6 +133,7 @@ impl Api {
                     services: services.clone(),
                     announced: Announced::default(),
                     partly: None,
+                    move_to: None,
                 }))
             }
             Write::Amend { entry, from, to } => self.amend(entry, from, to),
@@ -267,7 +281,7 @@ impl Api {
         let address = IpAddr::V4(address);
         // A wish that cannot be granted at once may move it later; so may a write from before the wish.
         let changed = self.changed.get(&service.uid).copied().unwrap_or_default();
-        if service.addresses.is_none() && version >= changed {
+        if service.addresses.is_none() && version >= changed && !self.moved.contains(&service.uid) {
             let first = *self.stable.entry(service.uid.clone()).or_insert(address);
             assert_eq!(first, address, "the address of {} moved", service.key);
         }

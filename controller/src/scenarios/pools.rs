@@ -111,3 +111,87 @@ fn a_pool_s_status_is_written_once_a_second() {
     assert_eq!(written(&world) - before, 2);
     assert_eq!(world.api.pools["p"].status.used, 5);
 }
+
+impl World {
+    /// `sheave pool move`, or `--undo`.
+    fn order(&mut self, address: IpAddr, to: Option<&str>) {
+        let grant = self.api.grants[&address].clone();
+        self.api.moved.extend(grant.services.iter().map(|service| service.uid.clone()));
+        self.api.put_grant(GrantView { move_to: to.map(Into::into), ..grant });
+    }
+
+    fn shows(&self, name: &str) -> (Vec<Ingress>, String, String) {
+        let service = &self.api.services[&key(name)];
+        let condition = service.condition.as_ref().unwrap();
+        (service.ingress.clone(), condition.reason.clone(), condition.message.clone())
+    }
+}
+
+/// Its old address is granted until the Service shows the new one; nothing of the order stays behind.
+#[test]
+fn a_service_moves_to_another_pool_with_consent_and_at_a_later_time() {
+    let mut world = World::new();
+    world.api.put_reserve("q", "192.0.2.20");
+    for name in ["first", "second"] {
+        world.create(key(name), None);
+    }
+    assert!(world.settle());
+    for last in [0, 1] {
+        world.order(vip(last).into(), Some("q"));
+        assert!(world.settle());
+    }
+    let moved = || vec![Ingress::Vip(vip(20), vec![])];
+    assert_eq!(world.shows("first"), (moved(), "AddressAllocated".into(), "192.0.2.20 from pool 'q'".into()));
+    let (stays, reason, message) = world.shows("second");
+    assert_eq!((stays, reason.as_str()), (vec![Ingress::Vip(vip(1), vec![])], "PoolExhausted"));
+    assert!(message.contains("pool 'q'") && message.ends_with("192.0.2.1 stays"), "{message}");
+    let grants: Vec<IpAddr> = world.api.grants.keys().copied().collect();
+    assert_eq!(grants, [vip(1), vip(20)].map(IpAddr::V4));
+    world.crash(0);
+    world.api.delete_service(&key("first"));
+    assert!(world.settle());
+    assert_eq!(world.shows("second").0, moved(), "its turn has come, under another leader");
+    assert!(world.api.grants.values().all(|grant| grant.move_to.is_none()));
+    world.check();
+}
+
+#[test]
+fn what_a_service_names_outranks_the_order_and_an_order_that_is_taken_back_is_none() {
+    let mut world = World::new();
+    world.create(key("web"), Some(3));
+    assert!(world.settle());
+    world.order(vip(3).into(), Some("q"));
+    assert!(world.settle());
+    let stays = || vec![Ingress::Vip(vip(3), vec![])];
+    let (shown, reason, message) = world.shows("web");
+    assert_eq!((shown, reason.as_str()), (stays(), "AddressAmbiguous"));
+    assert!(message.contains("moves it to pool 'q', and the Service names address 192.0.2.3"), "{message}");
+    world.change(&key("web"), |service| service.addresses = None);
+    assert!(world.settle());
+    assert_eq!(world.shows("web").1, "UnknownPool", "there is none of this name yet");
+    world.order(vip(3).into(), None);
+    world.api.put_reserve("q", "192.0.2.20");
+    assert!(world.settle());
+    assert_eq!(world.shows("web"), (stays(), "AddressAllocated".into(), "192.0.2.3 from pool 'p'".into()));
+}
+
+/// Together, to one address.
+#[test]
+fn services_that_share_an_address_share_the_new_one() {
+    let mut world = World::new();
+    world.api.put_reserve("q", "192.0.2.20-192.0.2.22");
+    for (name, port) in [("first", 1), ("second", 2), ("third", 3)] {
+        world.create(key(name), None);
+        world.change(&key(name), |service| {
+            service.ports = vec![Port::new(port, None)];
+            service.sharing_key = Some(sharing_key(0));
+        });
+        assert!(world.settle());
+    }
+    assert_eq!(world.api.grants.len(), 1);
+    world.order(vip(0).into(), Some("q"));
+    assert!(world.settle());
+    let grants: Vec<(IpAddr, usize)> =
+        world.api.grants.values().map(|grant| (grant.address, grant.services.len())).collect();
+    assert_eq!(grants, [(vip(20).into(), 3)]);
+}

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use kube::ResourceExt;
-use sheave_api::{Partly, ServiceRef, VirtualIP, VirtualIPStatus};
+use sheave_api::{MOVE_ANNOTATION, Partly, ServiceRef, VirtualIP, VirtualIPStatus};
 
 use super::version;
 use crate::advertisements::Announced;
@@ -21,6 +21,8 @@ pub struct GrantView {
     pub announced: Announced,
     /// What its owner does not serve of it.
     pub partly: Option<Partly>,
+    /// The pool that its Services are to have an address from instead.
+    pub move_to: Option<String>,
 }
 
 impl GrantView {
@@ -36,6 +38,7 @@ impl GrantView {
             services: vip.spec.services.clone(),
             announced: Announced::from(&vip.spec),
             partly: vip.status.as_ref().and_then(partly),
+            move_to: vip.annotations().get(MOVE_ANNOTATION).cloned(),
         })
     }
 }

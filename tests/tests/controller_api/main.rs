@@ -16,6 +16,7 @@ mod limit;
 mod metrics;
 mod objects;
 mod pair;
+mod pool_move;
 mod pools;
 mod probes;
 mod replica;
@@ -74,6 +75,7 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     chapter("a pool that slipped through", a_malformed_pool_that_slipped_through(&objects))?;
     chapter("latency", latency(&objects))?;
     chapter("pools", pools::chapters(&objects))?;
+    chapter("sheave pool move", pool_move::chapters(&objects))?;
     chapter("sharing", sharing::chapters(&objects))?;
     chapter("both families", families::chapters(&objects, &mut pair))?;
     chapter("L2Advertisements", advertisements::chapters(&objects))?;
