@@ -98,8 +98,10 @@ pub enum Refusal {
     SourceRangesMalformed,
     /// More source ranges than [`MAX_SOURCE_RANGES`](crate::MAX_SOURCE_RANGES): no client is admitted.
     SourceRangesTooMany,
-    /// The source ranges have no range of IPv4: no IPv4 client is admitted.
+    /// The source ranges have no range of IPv4: no IPv4 client outside the cluster is admitted.
     SourceRangesWithoutIPv4,
+    /// The source ranges are those of the annotation, which kube-proxy does not know: it admits every client inside the cluster.
+    SourceRangesOutsideOnly,
     /// The annotation [`startup_probe`](crate::startup_probe) has a value that is unknown: it counts as `on`.
     StartupProbeUnknown,
     /// The Service wants IPv6, alone or beside IPv4. Beside IPv4 an address is reserved for it, and in no status.
@@ -116,7 +118,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 39] = [
+    pub const ALL: [Refusal; 40] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -150,6 +152,7 @@ impl Refusal {
         Refusal::SourceRangesMalformed,
         Refusal::SourceRangesTooMany,
         Refusal::SourceRangesWithoutIPv4,
+        Refusal::SourceRangesOutsideOnly,
         Refusal::StartupProbeUnknown,
         Refusal::IPv6NotServed,
         Refusal::ProtocolNotServed,
@@ -194,6 +197,7 @@ impl Refusal {
             Refusal::SourceRangesMalformed => "SourceRangesMalformed",
             Refusal::SourceRangesTooMany => "SourceRangesTooMany",
             Refusal::SourceRangesWithoutIPv4 => "SourceRangesWithoutIPv4",
+            Refusal::SourceRangesOutsideOnly => "SourceRangesOutsideOnly",
             Refusal::StartupProbeUnknown => "StartupProbeUnknown",
             Refusal::IPv6NotServed => "IPv6NotServed",
             Refusal::ProtocolNotServed => "ProtocolNotServed",

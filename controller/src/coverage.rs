@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use sheave_api::{MAX_PORTS, MAX_SOURCE_RANGES, Partly, Refusal};
+use sheave_api::{MAX_PORTS, MAX_SOURCE_RANGES, Partly, Refusal, source_ranges};
 
 use crate::request::Refused;
 use crate::view::{Clients, Port, PortStatus, Protocol, ServiceView};
@@ -17,13 +17,13 @@ pub fn refusal(service: &ServiceView) -> Option<Refused> {
         return Some(named(Refusal::ProtocolNotServed, message));
     }
     if let Clients::Malformed(what) = &service.clients {
-        let message = format!("{what}; until it is corrected no client is admitted");
+        let message = format!("{what}; until it is corrected no client outside the cluster is admitted");
         return Some(named(Refusal::SourceRangesMalformed, message));
     }
     if let Clients::TooMany(count) = service.clients {
         let message = format!(
-            "{count} source ranges of IPv4 after adjacent ones are joined; {MAX_SOURCE_RANGES} are allowed; until then no client is \
-             admitted"
+            "{count} source ranges of IPv4 after adjacent ones are joined; {MAX_SOURCE_RANGES} are allowed; until then no client \
+             outside the cluster is admitted"
         );
         return Some(named(Refusal::SourceRangesTooMany, message));
     }
@@ -42,9 +42,32 @@ pub fn remarks(service: &ServiceView, partly: Option<Partly>, second: Option<&st
         ports.peek().is_some().then(|| listed(ports))
     };
     let mut remarks = Vec::new();
-    if service.clients == Clients::NoIPv4 {
-        let message = "the source ranges have no range of IPv4: no IPv4 client is admitted";
-        remarks.push(named(Refusal::SourceRangesWithoutIPv4, message));
+    let inside = || {
+        if service.labels.contains_key(SERVICE_PROXY_NAME) {
+            return String::new();
+        }
+        format!(
+            "; every one inside is (pods, nodes), where kube-proxy serves them: it reads {} alone",
+            source_ranges::FIELD
+        )
+    };
+    match service.clients {
+        Clients::NoIPv4 => {
+            let inside = inside().replace(" alone", ", and of that the ranges of IPv4");
+            let message = format!(
+                "the source ranges have no range of IPv4: no IPv4 client outside the cluster is admitted{inside}"
+            );
+            remarks.push(named(Refusal::SourceRangesWithoutIPv4, message));
+        }
+        Clients::Annotated if !inside().is_empty() => {
+            let message = format!(
+                "annotation {}: clients outside the cluster are admitted by its ranges{}; set the field",
+                source_ranges::ANNOTATION,
+                inside()
+            );
+            remarks.push(named(Refusal::SourceRangesOutsideOnly, message));
+        }
+        _ => {}
     }
     if let Some(unknown) = &service.startup_probe {
         let message = format!("{unknown}; new pods are probed");
@@ -125,6 +148,8 @@ fn listed<'a>(ports: impl Iterator<Item = &'a Port>) -> String {
 
 /// Ports that a message names.
 const LISTED: usize = 5;
+/// A Service with this label is none of kube-proxy's: speakers translate for clients inside, and judge them.
+const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
 #[cfg(test)]
 mod tests {
@@ -213,6 +238,27 @@ mod tests {
             (None, vec![Refusal::SourceRangesWithoutIPv4])
         );
         assert_eq!(remarks(&ServiceView { clients: Clients::Ranges, ..example() }, None, None), []);
+    }
+
+    /// kube-proxy translates for pods and nodes, and knows the field only.
+    #[test]
+    fn an_annotation_that_clients_inside_are_not_judged_by_is_said() {
+        let annotated = ServiceView { clients: Clients::Annotated, ..example() };
+        let said = remarks(&annotated, None, None);
+        assert_eq!((refusal(&annotated), reasons(&said)), (None, vec![Refusal::SourceRangesOutsideOnly]));
+        assert_eq!(
+            said[0].message,
+            "annotation service.beta.kubernetes.io/load-balancer-source-ranges: clients outside the cluster are admitted by its ranges; \
+             every one inside is (pods, nodes), where kube-proxy serves them: it reads spec.loadBalancerSourceRanges alone; set the field"
+        );
+        let closed = ServiceView { clients: Clients::NoIPv4, ..example() };
+        let message = remarks(&closed, None, None).remove(0).message;
+        assert!(message.contains("no IPv4 client outside the cluster is admitted; every one inside is"), "{message}");
+        let label = [(SERVICE_PROXY_NAME.to_string(), "none".to_string())];
+        let of_sheave = |clients| ServiceView { clients, labels: label.clone().into(), ..example() };
+        assert_eq!(remarks(&of_sheave(Clients::Annotated), None, None), []);
+        let message = remarks(&of_sheave(Clients::NoIPv4), None, None).remove(0).message;
+        assert!(message.ends_with("no IPv4 client outside the cluster is admitted"), "{message}");
     }
 
     #[test]

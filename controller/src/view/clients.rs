@@ -9,6 +9,8 @@ pub enum Clients {
     All,
     /// Those of the ranges, some of which are IPv4.
     Ranges,
+    /// The same, by the annotation.
+    Annotated,
     /// There are ranges, and none of IPv4.
     NoIPv4,
     /// So many of IPv4, and the speakers serve no Service with so many.
@@ -25,6 +27,7 @@ impl Clients {
             Ok(ranges) if !ranges.is_restricted() => Clients::All,
             Ok(ranges) if ranges.v4().is_empty() => Clients::NoIPv4,
             Ok(ranges) if ranges.v4().len() > MAX_SOURCE_RANGES => Clients::TooMany(ranges.v4().len()),
+            Ok(_) if ranges.is_none_or(<[_]>::is_empty) => Clients::Annotated,
             Ok(_) => Clients::Ranges,
             Err(error) => Clients::Malformed(error.to_string()),
         }
@@ -50,6 +53,7 @@ mod tests {
         assert_eq!(clients(&["192.0.2.0/24", "2001:db8::/32"], None), Clients::Ranges);
         assert_eq!(clients(&["2001:db8::/32"], None), Clients::NoIPv4);
         assert_eq!(clients(&[], Some("2001:db8::/32")), Clients::NoIPv4);
+        assert_eq!(clients(&[], Some("2001:db8::/32, 192.0.2.0/24")), Clients::Annotated);
         assert_eq!(clients(&["192.0.2.0/24"], Some("nonsense")), Clients::Ranges, "the field counts");
         let many: Vec<String> = (0..=1024).map(|n| format!("10.{}.{}.0/25", n / 256, n % 256)).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();

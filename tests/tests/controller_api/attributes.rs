@@ -58,16 +58,26 @@ fn source_ranges(objects: &Objects, pair: &Pair) -> Result<()> {
 
     patch(objects, "closed", &json!({ "metadata": { "annotations": { ANNOTATION: "10.0.0.0/8" } } }))?;
     objects.wait_shown("closed", "192.168.77.201")?;
+    // kube-proxy judges clients inside, and knows the field only.
+    let message = wait_remark(objects, "closed", "SourceRangesOutsideOnly")?;
+    ensure!(message.contains("it reads spec.loadBalancerSourceRanges alone"), "{message}");
+    ensure!(objects.wait_event("closed", "Warning", "SourceRangesOutsideOnly")?.contains("every one inside is"));
+    wait_metric(pair, "services_partly_served", "SourceRangesOutsideOnly", 1.0)?;
+    patch(objects, "closed", &json!({ "spec": { "loadBalancerSourceRanges": ["10.0.0.0/8"] } }))?;
+    wait_remark(objects, "closed", "AddressAllocated")?;
     patch(objects, "closed", &json!({ "spec": { "loadBalancerSourceRanges": ["2001:db8::/32"] } }))?;
     let message = wait_remark(objects, "closed", "SourceRangesWithoutIPv4")?;
-    ensure!(message.contains("192.168.77.201") && message.contains("no IPv4 client is admitted"), "{message}");
+    ensure!(
+        message.contains("192.168.77.201") && message.contains("no IPv4 client outside the cluster is admitted"),
+        "{message}"
+    );
     wait_metric(pair, "services_partly_served", "SourceRangesWithoutIPv4", 1.0)?;
 
     // The field hides the annotation again while it becomes malformed. A refusal takes no address away.
     patch(objects, "closed", &json!({ "metadata": { "annotations": { ANNOTATION: "nonsense" } } }))?;
     patch(objects, "closed", &no_field)?;
     let message = wait_remark(objects, "closed", "SourceRangesMalformed")?;
-    ensure!(message.contains("no client is admitted; 192.168.77.201 stays"), "{message}");
+    ensure!(message.contains("no client outside the cluster is admitted; 192.168.77.201 stays"), "{message}");
     objects.delete("service", "closed")
 }
 
@@ -87,7 +97,7 @@ fn too_many_source_ranges(objects: &Objects, pair: &Pair) -> Result<()> {
     wait_remark(objects, "lists", "AddressAllocated")?;
     objects.service("lists", "", &ranges(1025, 25))?;
     let message = wait_remark(objects, "lists", "SourceRangesTooMany")?;
-    ensure!(message.contains("no client is admitted; 192.168.77.201 stays"), "{message}");
+    ensure!(message.contains("no client outside the cluster is admitted; 192.168.77.201 stays"), "{message}");
     objects.delete("service", "lists")
 }
 
