@@ -1,6 +1,8 @@
 //! Every name a refusal or a state can have. One enum variant = Event reason = condition reason = metric label = log
 //! field, so that what a user reads in `kubectl describe` can be searched for in metrics and logs.
 
+use std::collections::BTreeSet;
+
 /// Condition on a Service: does it have an address from one of our pools?
 pub const CONDITION_ALLOCATED: &str = "sheave.dev/Allocated";
 /// Condition on an AddressPool: are new addresses granted from it? On an L2Advertisement: is it followed as it is written?
@@ -112,13 +114,19 @@ pub enum Refusal {
     TooManyPorts,
     /// All EndpointSlices hold names, not addresses. Speakers find it ([`Partly`]).
     FQDNNotServed,
+    /// Endpoints name a node that the API server does not list, or lists without an IPv4 InternalIP: they are not served. Speakers find it
+    /// ([`Partly`]).
+    NodeNotListed,
+    /// Pods stand on a node that has no speaker yet: they are not served until it has, or until others translate. Speakers find it
+    /// ([`Partly`]).
+    NodeWithoutSpeaker,
     /// Endpoints stand on no node, or on one without a speaker: they see the address of the node that translates for them. Speakers find it ([`Partly`]).
     ClientAddressLost,
 }
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 40] = [
+    pub const ALL: [Refusal; 42] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -158,6 +166,8 @@ impl Refusal {
         Refusal::ProtocolNotServed,
         Refusal::TooManyPorts,
         Refusal::FQDNNotServed,
+        Refusal::NodeNotListed,
+        Refusal::NodeWithoutSpeaker,
         Refusal::ClientAddressLost,
     ];
 
@@ -203,6 +213,8 @@ impl Refusal {
             Refusal::ProtocolNotServed => "ProtocolNotServed",
             Refusal::TooManyPorts => "TooManyPorts",
             Refusal::FQDNNotServed => "FQDNNotServed",
+            Refusal::NodeNotListed => "NodeNotListed",
+            Refusal::NodeWithoutSpeaker => "NodeWithoutSpeaker",
             Refusal::ClientAddressLost => "ClientAddressLost",
         }
     }
@@ -360,27 +372,53 @@ impl NoOwner {
     }
 }
 
-/// What is not served of a VirtualIP that has an owner: `status.reason` beside `status.owner`, written by the owner's speaker.
+/// What is not served of a VirtualIP that has an owner: `status.reason` beside `status.owner`, written by the owner's speaker. Of several
+/// the reason has all names, separated by commas, in the order of [`Partly::ALL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Partly {
-    /// Ports of a Service beyond the first [`MAX_PORTS`](crate::MAX_PORTS).
-    TooManyPorts,
     /// A Service all of whose EndpointSlices hold names (address type FQDN).
     FQDNNotServed,
+    /// A Service with endpoints that name a node which the API server does not list, or lists without an IPv4 InternalIP.
+    NodeNotListed,
+    /// A Service with pods on a node that has no speaker yet.
+    NodeWithoutSpeaker,
     /// A Service with endpoints of no node, or of a node without a speaker.
     ClientAddressLost,
+    /// Ports of a Service beyond the first [`MAX_PORTS`](crate::MAX_PORTS). Not beside others: the controller finds it itself.
+    TooManyPorts,
 }
 
 impl Partly {
-    pub const ALL: [Self; 3] = [Self::TooManyPorts, Self::FQDNNotServed, Self::ClientAddressLost];
+    pub const ALL: [Self; 5] = [
+        Self::FQDNNotServed,
+        Self::NodeNotListed,
+        Self::NodeWithoutSpeaker,
+        Self::ClientAddressLost,
+        Self::TooManyPorts,
+    ];
 
     /// The one name.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Partly::TooManyPorts => "TooManyPorts",
             Partly::FQDNNotServed => "FQDNNotServed",
+            Partly::NodeNotListed => "NodeNotListed",
+            Partly::NodeWithoutSpeaker => "NodeWithoutSpeaker",
             Partly::ClientAddressLost => "ClientAddressLost",
+            Partly::TooManyPorts => "TooManyPorts",
         }
+    }
+
+    /// For `status.reason`; `None` of nothing.
+    pub fn join(parts: &BTreeSet<Self>) -> Option<String> {
+        let beside = |part: &&Self| **part != Self::TooManyPorts || parts.len() == 1;
+        let names: Vec<&str> = parts.iter().filter(beside).map(|part| part.as_str()).collect();
+        (!names.is_empty()).then(|| names.join(","))
+    }
+
+    /// Of a `status.reason`. A name of another time is none of these.
+    pub fn parse(reason: &str) -> BTreeSet<Self> {
+        let named = |name: &str| Self::ALL.into_iter().find(|part| part.as_str() == name);
+        reason.split(',').filter_map(named).collect()
     }
 }
 
@@ -434,5 +472,20 @@ mod tests {
         for reason in NoOwner::ALL {
             assert_eq!(reason.as_str(), format!("{reason:?}"));
         }
+    }
+
+    /// The field of the API takes 64 characters; a status that does not fit would not be written at all.
+    #[test]
+    fn all_parts_fit_into_a_reason_and_are_read_again() {
+        let all = BTreeSet::from(Partly::ALL);
+        let reason = Partly::join(&all).unwrap();
+        assert_eq!(reason, "FQDNNotServed,NodeNotListed,NodeWithoutSpeaker,ClientAddressLost");
+        assert!(reason.len() <= 64, "{}", reason.len());
+        assert_eq!(Partly::parse(&reason), Partly::ALL[..4].iter().copied().collect());
+        for part in Partly::ALL {
+            let one = BTreeSet::from([part]);
+            assert_eq!((Partly::join(&one).as_deref(), Partly::parse(part.as_str())), (Some(part.as_str()), one));
+        }
+        assert_eq!((Partly::join(&BTreeSet::new()), Partly::parse("HandingOver")), (None, BTreeSet::new()));
     }
 }

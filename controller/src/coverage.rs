@@ -1,5 +1,6 @@
 //! Pure: how much of a Service is served. What is not has a name, whether it is the whole Service or a part of it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use sheave_api::{MAX_PORTS, MAX_SOURCE_RANGES, Partly, Refusal, source_ranges};
@@ -32,7 +33,7 @@ pub fn refusal(service: &ServiceView) -> Option<Refused> {
 
 /// What is not served of a Service that has an address. `partly`: what the owner of the address says. `second`: what became of its IPv6
 /// address.
-pub fn remarks(service: &ServiceView, partly: Option<Partly>, second: Option<&str>) -> Vec<Refused> {
+pub fn remarks(service: &ServiceView, partly: &BTreeSet<Partly>, second: Option<&str>) -> Vec<Refused> {
     if refusal(service).is_some() {
         return Vec::new();
     }
@@ -90,16 +91,38 @@ pub fn remarks(service: &ServiceView, partly: Option<Partly>, second: Option<&st
         let message = format!("not served: {ports} (the first {MAX_PORTS} ports of a Service are)");
         remarks.push(named(Refusal::TooManyPorts, message));
     }
-    if partly == Some(Partly::FQDNNotServed) {
-        let message = "all EndpointSlices hold names (addressType FQDN); addresses are served";
-        remarks.push(named(Refusal::FQDNNotServed, message));
-    }
-    if partly == Some(Partly::ClientAddressLost) {
-        let message = "endpoints without a node, or on a node without a speaker: two nodes translate for each; it does not see the \
-                       client's address, and open connections end with the node that translates";
-        remarks.push(named(Refusal::ClientAddressLost, message));
-    }
+    remarks.extend(partly.iter().filter_map(|part| reported(*part)));
     remarks
+}
+
+/// What the owner's speaker finds in a Service's endpoints. Of ports it finds what is found here.
+fn reported(part: Partly) -> Option<Refused> {
+    let (reason, message) = match part {
+        Partly::FQDNNotServed => {
+            (Refusal::FQDNNotServed, "all EndpointSlices hold names (addressType FQDN); addresses are served")
+        }
+        Partly::NodeNotListed => (
+            Refusal::NodeNotListed,
+            "endpoints with a nodeName that the API server does not list, or without an IPv4 InternalIP: they are not served",
+        ),
+        Partly::NodeWithoutSpeaker => (
+            Refusal::NodeWithoutSpeaker,
+            "pods on a node that has no speaker yet (no SpeakerState has its name): they are not served until one runs there; 10 to 15 \
+             minutes after the node joined two other nodes translate for them",
+        ),
+        Partly::ClientAddressLost => (
+            Refusal::ClientAddressLost,
+            "endpoints without a node, or on a node without a speaker: two nodes translate for each; it does not see the \
+             client's address, and open connections end with the node that translates",
+        ),
+        Partly::TooManyPorts => return None,
+    };
+    Some(named(reason, message))
+}
+
+/// Whether a speaker finds it, of a VirtualIP, which several Services may share.
+pub fn is_reported(reason: Refusal) -> bool {
+    Partly::ALL.into_iter().filter_map(reported).any(|part| part.reason == reason)
 }
 
 /// The ports for `status.loadBalancer.ingress[].ports`: all of them, or none where nothing is to be said (KEP-1435).
@@ -161,6 +184,8 @@ mod tests {
         ServiceView { ports, ..example() }
     }
 
+    const NOTHING: BTreeSet<Partly> = BTreeSet::new();
+
     fn reasons(refused: &[Refused]) -> Vec<Refusal> {
         refused.iter().map(|refused| refused.reason).collect()
     }
@@ -168,7 +193,7 @@ mod tests {
     #[test]
     fn an_ordinary_service_is_served_without_a_word() {
         let plain = service(&[(80, "TCP"), (53, "UDP")]);
-        assert_eq!((refusal(&plain), remarks(&plain, None, None), ports(&plain)), (None, vec![], vec![]));
+        assert_eq!((refusal(&plain), remarks(&plain, &NOTHING, None), ports(&plain)), (None, vec![], vec![]));
     }
 
     #[test]
@@ -176,14 +201,14 @@ mod tests {
         let refused = refusal(&service(&[(38412, "SCTP"), (38413, "SCTP")])).unwrap();
         assert_eq!(refused.reason, Refusal::ProtocolNotServed);
         assert!(refused.message.contains("port 38412/SCTP, 38413/SCTP"), "{}", refused.message);
-        assert_eq!(remarks(&service(&[(38412, "SCTP")]), None, None), [], "said once");
+        assert_eq!(remarks(&service(&[(38412, "SCTP")]), &NOTHING, None), [], "said once");
     }
 
     #[test]
     fn a_mixed_service_lists_every_port_and_the_error_of_those_that_are_not_served() {
         let mixed = service(&[(80, "TCP"), (38412, "SCTP"), (53, "UDP")]);
         assert_eq!(refusal(&mixed), None);
-        assert_eq!(reasons(&remarks(&mixed, None, None)), [Refusal::ProtocolNotServed]);
+        assert_eq!(reasons(&remarks(&mixed, &NOTHING, None)), [Refusal::ProtocolNotServed]);
         let errors: Vec<_> = ports(&mixed).into_iter().map(|status| (status.port.to_string(), status.error)).collect();
         let error = Some("sheave.dev/ProtocolNotServed".to_string());
         assert_eq!(errors, [("80/TCP".into(), None), ("38412/SCTP".into(), error), ("53/UDP".into(), None)]);
@@ -200,24 +225,27 @@ mod tests {
     fn ipv6_alone_is_refused_and_beside_ipv4_it_is_a_remark() {
         let only = ServiceView { wants_ipv4: false, wants_ipv6: true, ..example() };
         assert_eq!(refusal(&only).unwrap().reason, Refusal::IPv6NotServed);
-        assert_eq!(remarks(&only, None, None), []);
+        assert_eq!(remarks(&only, &NOTHING, None), []);
         for dual in [
             ServiceView { wants_ipv6: true, ..example() },
             ServiceView { addresses: Some("192.0.2.1, 2001:db8::1".into()), ..example() },
         ] {
-            assert_eq!((refusal(&dual), reasons(&remarks(&dual, None, None))), (None, vec![Refusal::IPv6NotServed]));
+            assert_eq!(
+                (refusal(&dual), reasons(&remarks(&dual, &NOTHING, None))),
+                (None, vec![Refusal::IPv6NotServed])
+            );
         }
     }
 
     #[test]
     fn one_port_too_many_leaves_the_others_served() {
         let count = |count: i32| service(&(1..=count).map(|number| (number, "TCP")).collect::<Vec<_>>());
-        assert_eq!((remarks(&count(1000), None, None), ports(&count(1000))), (vec![], vec![]));
+        assert_eq!((remarks(&count(1000), &NOTHING, None), ports(&count(1000))), (vec![], vec![]));
         let mut many = count(1001);
         many.ports.insert(0, Port::new(9, Some("SCTP")));
         assert_eq!(refusal(&many), None);
-        assert_eq!(reasons(&remarks(&many, None, None)), [Refusal::ProtocolNotServed, Refusal::TooManyPorts]);
-        assert!(remarks(&many, None, None)[1].message.contains("port 1001/TCP (the first 1000"));
+        assert_eq!(reasons(&remarks(&many, &NOTHING, None)), [Refusal::ProtocolNotServed, Refusal::TooManyPorts]);
+        assert!(remarks(&many, &NOTHING, None)[1].message.contains("port 1001/TCP (the first 1000"));
         let (refused, served): (Vec<_>, Vec<_>) = ports(&many).into_iter().partition(|status| status.error.is_some());
         assert_eq!((served.len(), served[999].port.number), (1000, 1000));
         assert_eq!(refused[1].error.as_deref(), Some("sheave.dev/TooManyPorts"));
@@ -234,17 +262,17 @@ mod tests {
         assert!(many.message.starts_with("1025 ") && many.message.contains("1024 are allowed"), "{}", many.message);
         let closed = ServiceView { clients: Clients::NoIPv4, ..example() };
         assert_eq!(
-            (refusal(&closed), reasons(&remarks(&closed, None, None))),
+            (refusal(&closed), reasons(&remarks(&closed, &NOTHING, None))),
             (None, vec![Refusal::SourceRangesWithoutIPv4])
         );
-        assert_eq!(remarks(&ServiceView { clients: Clients::Ranges, ..example() }, None, None), []);
+        assert_eq!(remarks(&ServiceView { clients: Clients::Ranges, ..example() }, &NOTHING, None), []);
     }
 
     /// kube-proxy translates for pods and nodes, and knows the field only.
     #[test]
     fn an_annotation_that_clients_inside_are_not_judged_by_is_said() {
         let annotated = ServiceView { clients: Clients::Annotated, ..example() };
-        let said = remarks(&annotated, None, None);
+        let said = remarks(&annotated, &NOTHING, None);
         assert_eq!((refusal(&annotated), reasons(&said)), (None, vec![Refusal::SourceRangesOutsideOnly]));
         assert_eq!(
             said[0].message,
@@ -252,27 +280,36 @@ mod tests {
              every one inside is (pods, nodes), where kube-proxy serves them: it reads spec.loadBalancerSourceRanges alone; set the field"
         );
         let closed = ServiceView { clients: Clients::NoIPv4, ..example() };
-        let message = remarks(&closed, None, None).remove(0).message;
+        let message = remarks(&closed, &NOTHING, None).remove(0).message;
         assert!(message.contains("no IPv4 client outside the cluster is admitted; every one inside is"), "{message}");
         let label = [(SERVICE_PROXY_NAME.to_string(), "none".to_string())];
         let of_sheave = |clients| ServiceView { clients, labels: label.clone().into(), ..example() };
-        assert_eq!(remarks(&of_sheave(Clients::Annotated), None, None), []);
-        let message = remarks(&of_sheave(Clients::NoIPv4), None, None).remove(0).message;
+        assert_eq!(remarks(&of_sheave(Clients::Annotated), &NOTHING, None), []);
+        let message = remarks(&of_sheave(Clients::NoIPv4), &NOTHING, None).remove(0).message;
         assert!(message.ends_with("no IPv4 client outside the cluster is admitted"), "{message}");
     }
 
     #[test]
     fn an_unknown_value_of_the_startup_probe_is_a_remark() {
         let unknown = ServiceView { startup_probe: Some("x: 'no' is unknown".into()), ..example() };
-        let remarks = remarks(&unknown, None, None);
+        let remarks = remarks(&unknown, &NOTHING, None);
         assert_eq!((refusal(&unknown), reasons(&remarks)), (None, vec![Refusal::StartupProbeUnknown]));
         assert_eq!(remarks[0].message, "x: 'no' is unknown; new pods are probed");
     }
 
     #[test]
     fn what_the_owner_finds_is_said_on_the_service() {
-        assert_eq!(reasons(&remarks(&example(), Some(Partly::FQDNNotServed), None)), [Refusal::FQDNNotServed]);
-        assert_eq!(reasons(&remarks(&example(), Some(Partly::ClientAddressLost), None)), [Refusal::ClientAddressLost]);
-        assert_eq!(remarks(&example(), Some(Partly::TooManyPorts), None), [], "found here");
+        let said = |parts: &[Partly]| reasons(&remarks(&example(), &parts.iter().copied().collect(), None));
+        for (part, reason) in [
+            (Partly::FQDNNotServed, Refusal::FQDNNotServed),
+            (Partly::NodeNotListed, Refusal::NodeNotListed),
+            (Partly::NodeWithoutSpeaker, Refusal::NodeWithoutSpeaker),
+            (Partly::ClientAddressLost, Refusal::ClientAddressLost),
+        ] {
+            assert_eq!((said(&[part]), is_reported(reason)), (vec![reason], true));
+        }
+        assert_eq!((said(&[Partly::TooManyPorts]), is_reported(Refusal::TooManyPorts)), (vec![], false), "found here");
+        let two = said(&[Partly::ClientAddressLost, Partly::NodeWithoutSpeaker]);
+        assert_eq!(two, [Refusal::NodeWithoutSpeaker, Refusal::ClientAddressLost], "what matters more is first");
     }
 }

@@ -383,7 +383,7 @@ impl Index {
             && (known.uid == view.uid && known.pool == view.pool && known.services == view.services)
             && known.announced == view.announced
         {
-            if (known.partly, &known.move_to) != (view.partly, &view.move_to) {
+            if (&known.partly, &known.move_to) != (&view.partly, &view.move_to) {
                 view.services.iter().for_each(|service| self.mark_service(&ServiceKey::from(service)));
             }
             return;

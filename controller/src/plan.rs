@@ -296,10 +296,10 @@ impl Index {
             return None;
         }
         let grant = self.grants.get(&address);
-        let mut parts = coverage::remarks(service, grant.and_then(|grant| grant.partly), second);
-        // The owner's speaker names the reason, not the Service.
-        let reported =
-            |part: &&mut Refused| [Refusal::FQDNNotServed, Refusal::ClientAddressLost].contains(&part.reason);
+        let mut parts =
+            coverage::remarks(service, &grant.map(|grant| grant.partly.clone()).unwrap_or_default(), second);
+        // The owner's speaker names the reasons, not the Service of each.
+        let reported = |part: &&mut Refused| coverage::is_reported(part.reason);
         if grant.is_some_and(|grant| grant.services.len() > 1) {
             let reported = parts.iter_mut().filter(reported);
             reported.for_each(|part| part.message.push_str(" (of one of the Services that share the address)"));

@@ -201,7 +201,7 @@ impl World {
         let version = self.api.next();
         if let Some(grant) = self.api.grants.values_mut().nth(usize::from(how % 5)) {
             grant.version = version;
-            grant.partly = how.is_multiple_of(2).then_some(Partly::FQDNNotServed);
+            grant.partly = how.is_multiple_of(2).then_some(Partly::FQDNNotServed).into_iter().collect();
             self.api.log.push(Observed::Grant(grant.clone()));
         }
     }
@@ -333,7 +333,7 @@ impl World {
                     assert!(condition.allocated && service.finalizer_is_ours(), "{service:?}");
                     let named = |part: &Refused| condition.message.contains(&part.message);
                     assert!(
-                        coverage::remarks(service, self.api.grants[address].partly, None).iter().all(named),
+                        coverage::remarks(service, &self.api.grants[address].partly, None).iter().all(named),
                         "{condition:?}"
                     );
                 }

@@ -102,16 +102,16 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
             if matches!(ownership, Ownership::Elsewhere { .. }) && !written.named.contains(&vip) {
                 continue;
             }
-            let part = partly(&views, vip);
+            let parts = partly(&views, vip);
             written.begin(vip, &ownership);
-            match write(&api, &node, vip, &ownership, part).await {
+            match write(&api, &node, vip, &ownership, &parts).await {
                 Ok(uid) => {
-                    debug!(%vip, ?ownership, ?part, uid, "status written");
-                    written.done(vip, ownership, part, uid);
+                    debug!(%vip, ?ownership, ?parts, uid, "status written");
+                    written.done(vip, ownership, parts, uid);
                 }
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     debug!(%vip, "VirtualIP deleted; status dropped unless the address is granted again");
-                    written.done(vip, ownership, part, String::new());
+                    written.done(vip, ownership, parts, String::new());
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
@@ -131,13 +131,15 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
 }
 
 /// What of a VIP is not served, in the words of the API.
-fn partly(views: &Views, vip: Ipv4Addr) -> Option<Partly> {
-    let part = views.borrow().as_ref().and_then(|view| view.part(vip))?;
-    Some(match part {
+fn partly(views: &Views, vip: Ipv4Addr) -> BTreeSet<Partly> {
+    let in_words = |part| match part {
         Part::TooManyPorts => Partly::TooManyPorts,
         Part::NamesOnly => Partly::FQDNNotServed,
+        Part::NodeUnknown => Partly::NodeNotListed,
+        Part::NoSpeakerYet => Partly::NodeWithoutSpeaker,
         Part::Via => Partly::ClientAddressLost,
-    })
+    };
+    views.borrow().as_ref().map_or(BTreeSet::new(), |view| view.parts(vip).into_iter().map(in_words).collect())
 }
 
 /// Of the VIP's object in the view. One that an earlier version saved has none.
@@ -158,7 +160,7 @@ struct Written {
 
 struct Record {
     ownership: Ownership,
-    part: Option<Partly>,
+    parts: BTreeSet<Partly>,
     /// Of the object that has it; empty if there was none.
     uid: String,
 }
@@ -170,9 +172,9 @@ impl Written {
         }
     }
 
-    fn done(&mut self, vip: Ipv4Addr, ownership: Ownership, part: Option<Partly>, uid: String) {
+    fn done(&mut self, vip: Ipv4Addr, ownership: Ownership, parts: BTreeSet<Partly>, uid: String) {
         match ownership {
-            Ownership::Owned { .. } => drop(self.owned.insert(vip, Record { ownership, part, uid })),
+            Ownership::Owned { .. } => drop(self.owned.insert(vip, Record { ownership, parts, uid })),
             Ownership::Vacant(_) | Ownership::Lost { .. } => {}
             Ownership::Elsewhere { .. } | Ownership::Unowned(_) | Ownership::Refused(_) => {
                 self.named.remove(&vip);
@@ -186,7 +188,7 @@ impl Written {
     fn outdated(&self, views: &Views) -> Updates {
         let outdated = self.owned.iter().filter(|(vip, record)| {
             let other = uid(views, **vip).is_some_and(|uid| uid != record.uid);
-            other || partly(views, **vip) != record.part
+            other || partly(views, **vip) != record.parts
         });
         outdated.map(|(vip, record)| (*vip, record.ownership.clone())).collect()
     }
@@ -212,21 +214,21 @@ async fn write(
     node: &str,
     vip: Ipv4Addr,
     ownership: &Ownership,
-    part: Option<Partly>,
+    parts: &BTreeSet<Partly>,
 ) -> kube::Result<String> {
     let name = vip.to_string();
     let current = api.get(&name).await?;
     let uid = current.metadata.uid.clone().unwrap_or_default();
     let known = current.status.clone().unwrap_or_default();
-    let Some(status) = status(&known, node, ownership, part) else { return Ok(uid) };
+    let Some(status) = status(&known, node, ownership, parts) else { return Ok(uid) };
     let patch = json!({ "metadata": { "resourceVersion": current.metadata.resource_version }, "status": status });
     api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| uid)
 }
 
 /// What is to be written over the known status; `None`: it stays.
-fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership, part: Option<Partly>) -> Option<Value> {
+fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership, parts: &BTreeSet<Partly>) -> Option<Value> {
     let names_us = known.owner.as_deref() == Some(node);
-    let reason = part.map(Partly::as_str);
+    let reason = Partly::join(parts);
     let owned = |term: u64, since: &Timestamp| {
         let term = i64::try_from(term).unwrap_or(i64::MAX);
         (!is_newer(known, term, *since))
@@ -291,13 +293,13 @@ mod tests {
     fn the_loser_of_a_conflict_removes_its_own_name() {
         let elsewhere = Ownership::Elsewhere { owner: "n2".into(), term: 9, conflict: true };
         let named = |owner: &str| VirtualIPStatus { owner: Some(owner.into()), term: Some(4), ..Default::default() };
-        let written = status(&named("us"), "us", &elsewhere, None).expect("our own name");
+        let written = status(&named("us"), "us", &elsewhere, &BTreeSet::new()).expect("our own name");
         assert_eq!((written["owner"].is_null(), written["reason"].as_str()), (true, Some("HandingOver")));
-        assert_eq!(status(&named("owner"), "us", &elsewhere, None), None);
-        assert_eq!(status(&named("third"), "us", &elsewhere, None), None);
-        assert_eq!(status(&VirtualIPStatus::default(), "us", &elsewhere, None), None, "no owner is named");
+        assert_eq!(status(&named("owner"), "us", &elsewhere, &BTreeSet::new()), None);
+        assert_eq!(status(&named("third"), "us", &elsewhere, &BTreeSet::new()), None);
+        assert_eq!(status(&VirtualIPStatus::default(), "us", &elsewhere, &BTreeSet::new()), None, "no owner is named");
         let taken_over = Ownership::Elsewhere { owner: "n2".into(), term: 9, conflict: false };
-        assert_eq!(status(&named("us"), "us", &taken_over, None), None, "the new owner writes");
+        assert_eq!(status(&named("us"), "us", &taken_over, &BTreeSet::new()), None, "the new owner writes");
     }
 
     /// A VIP that no node is to own: what an owner wrote stays, and the reason is written once.
@@ -307,7 +309,7 @@ mod tests {
         let status = |owner: Option<&str>, reason: &str| {
             let known =
                 VirtualIPStatus { owner: owner.map(Into::into), reason: Some(reason.into()), ..Default::default() };
-            status(&known, "us", &vacant, None)
+            status(&known, "us", &vacant, &BTreeSet::new())
         };
         assert_eq!(status(None, "HandingOver").expect("another one")["reason"], "NotAnnounced");
         assert_eq!(
@@ -317,8 +319,8 @@ mod tests {
         let (vip, owned) = (Ipv4Addr::new(192, 0, 2, 1), Ownership::Owned { term: 3, since: Timestamp::UNIX_EPOCH });
         let mut written = Written::default();
         written.begin(vip, &owned);
-        written.done(vip, owned, None, String::new());
-        written.done(vip, vacant, None, String::new());
+        written.done(vip, owned, BTreeSet::new(), String::new());
+        written.done(vip, vacant, BTreeSet::new(), String::new());
         assert!(written.owned.contains_key(&vip) && written.named.contains(&vip), "it owns it until it lets go");
     }
 
@@ -327,7 +329,7 @@ mod tests {
         let lost = Ownership::Lost { owner: "gone".into() };
         let written = |owner: Option<&str>| {
             let known = VirtualIPStatus { owner: owner.map(Into::into), term: Some(4), ..Default::default() };
-            status(&known, "us", &lost, None)
+            status(&known, "us", &lost, &BTreeSet::new())
         };
         let unowned = written(Some("gone")).expect("its name");
         assert_eq!((unowned["owner"].is_null(), unowned["reason"].as_str()), (true, Some("OwnerLost")));
@@ -341,7 +343,7 @@ mod tests {
         let owned = Ownership::Owned { term: 3, since: Timestamp::UNIX_EPOCH };
         let mut written = Written::default();
         written.begin(vip, &owned);
-        written.done(vip, owned.clone(), None, String::new());
+        written.done(vip, owned.clone(), BTreeSet::new(), String::new());
         let not_named = |owner: Option<&str>| {
             let seen = [vip, other].map(|vip| (vip, owner.map(String::from)));
             written.not_named("us", &seen.into())
@@ -365,32 +367,38 @@ mod tests {
         view.handle(Event::Apply(Object::NameSlice(ObjectName::new("default", "web-1"), "web".into())));
         let (sender, views) = watch::channel(Some(Arc::new(view.clone())));
         let part = partly(&views, vip);
-        assert_eq!(part, Some(Partly::FQDNNotServed));
+        assert_eq!(part, [Partly::FQDNNotServed].into());
         let owned = Ownership::Owned { term: 3, since: Timestamp::UNIX_EPOCH };
-        let status = |part| status(&VirtualIPStatus::default(), "us", &owned, part).expect("we own it");
-        assert_eq!((status(part)["reason"].as_str(), status(None)["reason"].is_null()), (Some("FQDNNotServed"), true));
+        let status = |parts: &BTreeSet<_>| status(&VirtualIPStatus::default(), "us", &owned, parts).expect("we own it");
+        let none = BTreeSet::new();
+        assert_eq!(
+            (status(&part)["reason"].as_str(), status(&none)["reason"].is_null()),
+            (Some("FQDNNotServed"), true)
+        );
+        let two = BTreeSet::from([Partly::ClientAddressLost, Partly::FQDNNotServed]);
+        assert_eq!(status(&two)["reason"].as_str(), Some("FQDNNotServed,ClientAddressLost"));
 
         let mut written = Written::default();
         written.begin(vip, &owned);
-        written.done(vip, owned.clone(), part, "first".into());
+        written.done(vip, owned.clone(), part.clone(), "first".into());
         assert_eq!(written.outdated(&views), Updates::new());
         // Taken back and granted again: with the deletion unseen, and after the deletion was found first.
         view.handle(Event::Apply(Object::VirtualIp(vip, granted("second"))));
         sender.send_replace(Some(Arc::new(view.clone())));
         assert_eq!(written.outdated(&views), Updates::from([(vip, owned.clone())]));
-        written.done(vip, owned.clone(), part, String::new());
+        written.done(vip, owned.clone(), part.clone(), String::new());
         assert_eq!(written.outdated(&views), Updates::from([(vip, owned.clone())]));
-        written.done(vip, owned.clone(), part, "second".into());
+        written.done(vip, owned.clone(), part.clone(), "second".into());
         assert_eq!(written.outdated(&views), Updates::new());
         let outside = Endpoint { address: Ipv4Addr::new(198, 51, 100, 1), node: None, conditions: Conditions::READY };
         let slice = EndpointSlice { service: "web".into(), ports: vec![], endpoints: vec![outside] };
         view.handle(Event::Apply(Object::EndpointSlice(ObjectName::new("default", "web-1"), slice)));
         sender.send_replace(Some(Arc::new(view.clone())));
-        assert_eq!(partly(&views, vip), Some(Partly::ClientAddressLost));
+        assert_eq!(partly(&views, vip), [Partly::ClientAddressLost].into());
         view.handle(Event::Relisted(speaker_core::view::Kind::EndpointSlice, vec![]));
         sender.send_replace(Some(Arc::new(view)));
         assert_eq!(written.outdated(&views), Updates::from([(vip, owned)]));
-        written.done(vip, Ownership::Unowned(NoOwner::HandingOver), None, "second".into());
+        written.done(vip, Ownership::Unowned(NoOwner::HandingOver), BTreeSet::new(), "second".into());
         assert_eq!(written.outdated(&views), Updates::new(), "the new owner writes");
     }
 

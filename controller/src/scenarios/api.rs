@@ -99,7 +99,7 @@ impl Api {
                     node: None,
                     services: vec![service.clone()],
                     announced: announced.clone(),
-                    partly: None,
+                    partly: BTreeSet::new(),
                     move_to: None,
                 };
                 self.log.push(Observed::Grant(view.clone()));
@@ -132,7 +132,7 @@ impl Api {
                     node: Some(node.clone()),
                     services: services.clone(),
                     announced: Announced::default(),
-                    partly: None,
+                    partly: BTreeSet::new(),
                     move_to: None,
                 }))
             }

@@ -1,5 +1,6 @@
 //! Pure: the status of a Service whose ports are at addresses of nodes. It has no finalizer: ports are taken back without it.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use sheave_api::status::{REASON_ALLOCATED, REASON_CORRECTED, REASON_RELEASED};
@@ -18,7 +19,7 @@ pub fn at_nodes(
     refused: Option<&Refused>,
     pooled: bool,
 ) -> Option<StatusWrite> {
-    let parts = coverage::remarks(service, None, None);
+    let parts = coverage::remarks(service, &BTreeSet::new(), None);
     let remarks: Vec<&Refused> = refused.into_iter().chain(&parts).collect();
     let granted = match addresses {
         [] => format!(

@@ -1,5 +1,6 @@
 //! The ledger, as decisions see it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use kube::ResourceExt;
@@ -20,7 +21,7 @@ pub struct GrantView {
     pub services: Vec<ServiceRef>,
     pub announced: Announced,
     /// What its owner does not serve of it.
-    pub partly: Option<Partly>,
+    pub partly: BTreeSet<Partly>,
     /// The pool that its Services are to have an address from instead.
     pub move_to: Option<String>,
 }
@@ -37,14 +38,14 @@ impl GrantView {
             node: vip.spec.node.clone(),
             services: vip.spec.services.clone(),
             announced: Announced::from(&vip.spec),
-            partly: vip.status.as_ref().and_then(partly),
+            partly: vip.status.as_ref().map(partly).unwrap_or_default(),
             move_to: vip.annotations().get(MOVE_ANNOTATION).cloned(),
         })
     }
 }
 
-/// A name of another time, or of a VirtualIP without owner, is none of these.
-fn partly(status: &VirtualIPStatus) -> Option<Partly> {
-    let reason = status.reason.as_deref().filter(|_| status.owner.is_some())?;
-    Partly::ALL.into_iter().find(|partly| partly.as_str() == reason)
+/// The reason of a VirtualIP without owner is none of these.
+fn partly(status: &VirtualIPStatus) -> BTreeSet<Partly> {
+    let reason = status.reason.as_deref().filter(|_| status.owner.is_some());
+    reason.map(Partly::parse).unwrap_or_default()
 }

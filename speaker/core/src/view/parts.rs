@@ -4,17 +4,21 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use core::net::Ipv4Addr;
 
-use super::{Key, Limit, Object, ObjectName, Place, View};
+use super::{Endpoint, Key, Limit, Object, ObjectName, Place, View};
 
-/// Why a part of a VIP is not served although it has an owner.
+/// Why a part of a VIP is not served although it has an owner. In the order of how much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// The ports of a Service beyond [`Limit::PortsPerObject`].
-    TooManyPorts,
     /// All EndpointSlices of a Service hold names.
     NamesOnly,
+    /// Endpoints of a Service that serve name a node that the view does not hold.
+    NodeUnknown,
+    /// They stand on a node that has no speaker yet: it may get one, so no other node translates for them ([`super::place`]).
+    NoSpeakerYet,
     /// Endpoints of a Service stand on no node, or on one without a speaker: nodes translate for them ([`super::via`]).
     Via,
+    /// The ports of a Service beyond [`Limit::PortsPerObject`].
+    TooManyPorts,
 }
 
 /// Services with more ports than the limit, and EndpointSlices of names.
@@ -57,24 +61,33 @@ impl Parts {
 }
 
 impl View {
-    /// What is not served of this VIP, of the first Service in order of its name.
-    pub fn part(&self, vip: Ipv4Addr) -> Option<Part> {
-        let services: BTreeSet<&ObjectName> = self.vips.get(&vip)?.services.iter().collect();
-        services.into_iter().find_map(|service| self.part_of(service))
+    /// What is not served of this VIP, of all its Services.
+    pub fn parts(&self, vip: Ipv4Addr) -> BTreeSet<Part> {
+        let services = self.vips.get(&vip).map_or(&[][..], |granted| &granted.services);
+        services.iter().flat_map(|service| self.parts_of(service)).collect()
     }
 
-    fn part_of(&self, service: &ObjectName) -> Option<Part> {
-        if self.parts.cut.contains(service) {
-            return Some(Part::TooManyPorts);
-        }
-        let is_of = |(name, slice): (&ObjectName, &super::EndpointSlice)| {
+    fn parts_of(&self, service: &ObjectName) -> BTreeSet<Part> {
+        let mut parts: BTreeSet<Part> =
+            self.parts.cut.contains(service).then_some(Part::TooManyPorts).into_iter().collect();
+        let is_of = |(name, slice): &(&ObjectName, &super::EndpointSlice)| {
             name.namespace == service.namespace && slice.service == service.name
         };
-        if self.parts.has_names(service) && !self.slices.iter().any(is_of) {
-            return Some(Part::NamesOnly);
+        let mut slices = self.slices.iter().filter(is_of).peekable();
+        if self.parts.has_names(service) && slices.peek().is_none() {
+            parts.insert(Part::NamesOnly);
         }
-        let mut endpoints = self.slices.iter().filter(|slice| is_of(*slice)).flat_map(|(_, slice)| &slice.endpoints);
-        endpoints.any(|endpoint| self.place(endpoint) == Place::Via).then_some(Part::Via)
+        parts.extend(slices.flat_map(|(_, slice)| &slice.endpoints).filter_map(|endpoint| self.part_of(endpoint)));
+        parts
+    }
+
+    fn part_of(&self, endpoint: &Endpoint) -> Option<Part> {
+        let serves = endpoint.conditions.ready || endpoint.conditions.serving;
+        match self.place(endpoint) {
+            Place::Via => Some(Part::Via),
+            Place::Unknown => serves.then_some(Part::NodeUnknown),
+            Place::Node(name) => (serves && self.awaits_speaker(name)).then_some(Part::NoSpeakerYet),
+        }
     }
 }
 
@@ -83,9 +96,13 @@ mod tests {
     use alloc::vec;
     use alloc::vec::Vec;
 
-    use super::super::example::{VIP, pod, ports, slice, view, web};
-    use super::super::{Change, Conditions, Endpoint, Event, Kind, Port, Service, ServiceAttributes};
+    use super::super::example::{UNREADY, VIP, pod, ports, service, slice, slice_named, view, vip, web};
+    use super::super::{Change, Conditions, Event, Kind, Node, Port, Service, ServiceAttributes, SpeakerState};
     use super::*;
+
+    fn parts(view: &View) -> Vec<Part> {
+        view.parts(VIP).into_iter().collect()
+    }
 
     fn ready() -> [Endpoint; 1] {
         [pod("a", 1, Conditions::READY)]
@@ -105,16 +122,16 @@ mod tests {
         let mut known = view(ready());
         let most = Limit::PortsPerObject.value();
         assert_eq!(known.handle(Event::Apply(service_with(most))), Change::Changed);
-        assert_eq!((known.part(VIP), known.refused().get(Limit::PortsPerObject)), (None, 0));
+        assert_eq!((parts(&known), known.refused().get(Limit::PortsPerObject)), (vec![], 0));
         let served = known.services()[&web()].clone();
         assert_eq!(known.handle(Event::Apply(service_with(most + 1))), Change::Refused(Limit::PortsPerObject));
         assert_eq!(known.services()[&web()], served, "the others stand");
-        assert_eq!((known.part(VIP), known.refused().get(Limit::PortsPerObject)), (Some(Part::TooManyPorts), 1));
+        assert_eq!((parts(&known), known.refused().get(Limit::PortsPerObject)), (vec![Part::TooManyPorts], 1));
         assert_eq!(known.handle(Event::Apply(service_with(most))), Change::Changed, "the status changes");
-        assert_eq!(known.part(VIP), None);
+        assert_eq!(parts(&known), []);
         known.handle(Event::Apply(service_with(most + 1)));
         assert_eq!(known.handle(Event::Delete(Key::Service(web()))), Change::Changed);
-        assert_eq!(known.part(VIP), None);
+        assert_eq!(parts(&known), []);
     }
 
     #[test]
@@ -123,18 +140,62 @@ mod tests {
         let names = |name: &str| Object::NameSlice(ObjectName::new("default", name), "web".into());
         assert_eq!(known.handle(Event::Apply(names("web-names"))), Change::Changed);
         assert_eq!(known.handle(Event::Apply(names("web-names"))), Change::None);
-        assert_eq!(known.part(VIP), None, "another slice has addresses");
+        assert_eq!(parts(&known), [], "another slice has addresses");
         assert_eq!(known.handle(Event::Apply(names("web-1"))), Change::Changed, "a slice of the same name");
         assert!(known.slices().is_empty());
-        assert_eq!(known.part(VIP), Some(Part::NamesOnly));
+        assert_eq!(parts(&known), [Part::NamesOnly]);
         assert_eq!(known.handle(Event::Relisted(Kind::EndpointSlice, vec![names("web-1")])), Change::Changed);
         assert_eq!(known.handle(Event::Relisted(Kind::EndpointSlice, Vec::new())), Change::Changed);
-        assert_eq!(known.part(VIP), None);
+        assert_eq!(parts(&known), []);
         known.handle(Event::Apply(names("web-1")));
         assert_eq!(known.handle(Event::Apply(slice(ready()))), Change::Changed);
-        assert_eq!((known.part(VIP), known.slices().len()), (None, 1));
+        assert_eq!((parts(&known), known.slices().len()), (vec![], 1));
         let other = Object::NameSlice(ObjectName::new("elsewhere", "web-1"), "web".into());
         known.handle(Event::Relisted(Kind::EndpointSlice, vec![other]));
-        assert_eq!(known.part(VIP), None, "of another namespace");
+        assert_eq!(parts(&known), [], "of another namespace");
+    }
+
+    /// They would be refused, or not served for ten minutes, without a word.
+    #[test]
+    fn endpoints_without_a_place_are_said() {
+        let elsewhere = |conditions| Endpoint { node: Some("gone".into()), ..pod("a", 9, conditions) };
+        let mut known = view([pod("a", 1, Conditions::READY), elsewhere(Conditions::READY)]);
+        assert_eq!(parts(&known), [Part::NodeUnknown]);
+        known.handle(Event::Apply(slice([pod("a", 1, Conditions::READY), elsewhere(UNREADY)])));
+        assert_eq!(parts(&known), [], "it would not serve");
+
+        let speaker = |node: &str| Event::Apply(Object::SpeakerState(node.into(), SpeakerState::default()));
+        known.handle(Event::Apply(slice([pod("c", 1, Conditions::READY)])));
+        assert_eq!(parts(&known), [], "no speaker says that it runs: an earlier version, or the first moment");
+        for node in ["a", "b"] {
+            assert_eq!(known.handle(speaker(node)), Change::Changed);
+        }
+        assert_eq!(parts(&known), [Part::NoSpeakerYet]);
+        known.handle(Event::Apply(slice([pod("c", 1, UNREADY)])));
+        assert_eq!(parts(&known), []);
+        known.handle(Event::Apply(slice([pod("c", 1, Conditions::READY)])));
+        let settled = Node { reported: i64::MAX, ..known.nodes()["c"].clone() };
+        known.handle(Event::Apply(Object::Node("c".into(), settled)));
+        assert_eq!(parts(&known), [Part::Via], "others translate");
+        assert_eq!(known.handle(speaker("c")), Change::Changed);
+        assert_eq!(parts(&known), []);
+    }
+
+    #[test]
+    fn what_is_not_served_of_each_service_of_a_vip_is_said() {
+        let mut known = view(ready());
+        let outside = Endpoint { node: None, ..pod("z", 1, Conditions::READY) };
+        let other = ObjectName::new("default", "zz");
+        known.handle(Event::Apply(service_with(Limit::PortsPerObject.value() + 1)));
+        known.handle(Event::Apply(slice([outside])));
+        known.handle(Event::Apply(service(other.clone(), ServiceAttributes::default())));
+        known.handle(Event::Apply(Object::NameSlice(ObjectName::new("default", "zz-1"), "zz".into())));
+        known.handle(Event::Apply(vip(VIP, [web(), other])));
+        assert_eq!(parts(&known), [Part::NamesOnly, Part::Via, Part::TooManyPorts]);
+        known.handle(Event::Apply(slice_named(
+            "web-2",
+            [Endpoint { node: Some("gone".into()), ..pod("a", 9, Conditions::READY) }],
+        )));
+        assert_eq!(parts(&known), [Part::NamesOnly, Part::NodeUnknown, Part::Via, Part::TooManyPorts]);
     }
 }

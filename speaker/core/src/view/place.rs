@@ -57,6 +57,13 @@ impl View {
         lacks && !node.departed
     }
 
+    /// Whether the node may yet get its first speaker, which would serve its pods. Not before the cluster's first SpeakerState:
+    /// speakers of earlier versions write none.
+    pub fn awaits_speaker(&self, name: &str) -> bool {
+        let awaits = |node: &Node| !node.departed && !self.lacks_speaker(name, node);
+        self.speakers.first.is_some() && !self.speakers.has(name) && self.nodes.get(name).is_some_and(awaits)
+    }
+
     /// The addresses that speakers send from: of the nodes, and of their uplinks. `None` while they are not all known: the view is from disk, or
     /// a node may have a speaker that has reported no uplink yet.
     pub fn senders(&self) -> Option<BTreeSet<Ipv4Addr>> {
@@ -168,7 +175,7 @@ mod tests {
             view.handle(node_c(reported));
             assert!(!place(&view, "c"), "it may yet get one, {reported}");
         }
-        assert_eq!((view.handle(node_c(SETTLED)), view.part(VIP)), (Change::Changed, Some(Part::Via)));
+        assert_eq!((view.handle(node_c(SETTLED)), view.parts(VIP).contains(&Part::Via)), (Change::Changed, true));
         assert!(place(&view, "c") && !place(&view, "a") && !place(&view, "b"));
         assert_eq!(View::from(view.objects()), view, "the same from disk");
         // Pods on the host's network, with and without the name of the node.
@@ -180,7 +187,7 @@ mod tests {
         assert_eq!([view.place(&host(Some("c"))), view.place(&host(None))], [Place::Via; 2]);
 
         view.handle(Event::Apply(speaker("c", SETTLED)));
-        assert!(!place(&view, "c") && view.part(VIP).is_none());
+        assert!(!place(&view, "c") && !view.parts(VIP).contains(&Part::Via));
         assert_eq!(view.handle(node_c(SETTLED + 300)), Change::None, "reports of a node with a speaker are no news");
     }
 
@@ -218,11 +225,11 @@ mod tests {
             let state = SpeakerState { created: MADE, stands_by, ..SpeakerState::default() };
             Event::Apply(Object::SpeakerState("a".into(), state))
         };
-        assert_eq!((view.handle(says(true)), view.part(VIP)), (Change::Changed, Some(Part::Via)));
+        assert_eq!((view.handle(says(true)), view.parts(VIP).contains(&Part::Via)), (Change::Changed, true));
         assert!(place(&view, "a") && !place(&view, "b"));
         assert_eq!(View::from(view.objects()), view, "the same from disk");
         view.handle(says(false));
-        assert!(!place(&view, "a") && view.part(VIP).is_none());
+        assert!(!place(&view, "a") && !view.parts(VIP).contains(&Part::Via));
     }
 
     /// Nothing waits for flows that no kernel has.
