@@ -26,8 +26,8 @@ use speaker_core::name::{NodeName, Vip};
 use speaker_core::reports::exchange::{self, Exchange};
 use speaker_core::reports::reporter::Reporter;
 use speaker_core::traffic_state::PeerSignals;
-use speaker_core::view::View;
 use speaker_core::view::endpoints::Reason;
+use speaker_core::view::{ObjectName, View};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
@@ -212,6 +212,8 @@ struct State {
     retry: Option<Instant>,
     backoff: Backoff,
     refused: usize,
+    /// Services with source ranges that the maps have no slot for, as they were logged.
+    beyond_restricted: BTreeSet<ObjectName>,
 }
 
 /// The newest table.
@@ -238,6 +240,8 @@ struct Writing {
     table: Arc<Table>,
     shown: Arc<Table>,
     saved_view: bool,
+    /// Something was left out: what this write removes may make room for it.
+    left_out: bool,
     since: Instant,
 }
 
@@ -288,6 +292,7 @@ impl State {
             retry: None,
             backoff: Backoff::default(),
             refused: 0,
+            beyond_restricted: BTreeSet::new(),
             sync,
             report_socket,
         })

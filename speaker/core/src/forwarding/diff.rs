@@ -102,6 +102,11 @@ impl Layout {
         self.range_slots.names()
     }
 
+    /// Services with source ranges for which there is no slot: they admit no client.
+    pub fn beyond_restricted(&self) -> &BTreeSet<ObjectName> {
+        self.range_slots.beyond()
+    }
+
     /// Services and VIPs that are counted, by their slot.
     pub fn counted(&self) -> BTreeMap<u16, Counted> {
         self.counter_slots.names()
@@ -118,7 +123,7 @@ impl Layout {
     /// What the maps should hold. `have`: what they hold; a slot that they still name is not given to another. `macs`: name ->
     /// MAC, for every node that has one known; `own` is this node's name (its own frames come from no peer); `served`: service
     /// ports with pods on this node, once its nftables table has them. What finds no slot is left out and named; a service port that is
-    /// in the maps stays as it is.
+    /// in the maps stays as it is. What a write removes makes room for the next one.
     pub fn want(
         &mut self,
         table: &Table,

@@ -35,6 +35,8 @@ pub struct Range {
 #[derive(Clone, Debug)]
 pub(super) struct RangeSlots {
     slots: BTreeMap<ObjectName, u16>,
+    /// Services for which there is none: they admit no client.
+    beyond: BTreeSet<ObjectName>,
     /// Nothing was assigned yet: the maps may be those of an earlier speaker.
     is_new: bool,
     services: u32,
@@ -77,12 +79,18 @@ impl Default for RangeSlots {
 
 impl RangeSlots {
     pub fn limited(services: u32, ranges: usize) -> Self {
-        Self { slots: BTreeMap::new(), is_new: true, services, ranges }
+        Self { slots: BTreeMap::new(), beyond: BTreeSet::new(), is_new: true, services, ranges }
     }
 
-    /// Services by slot.
+    /// Services by slot. Those beyond the limit have one together, in which their packets are counted as denied.
     pub fn names(&self) -> BTreeMap<u16, ObjectName> {
-        self.slots.iter().map(|(name, slot)| (*slot, name.clone())).collect()
+        let others = (!self.beyond.is_empty()).then(|| (NO_CLIENT, ObjectName::new("", OTHERS)));
+        self.slots.iter().map(|(name, slot)| (*slot, name.clone())).chain(others).collect()
+    }
+
+    /// Services beyond the limit.
+    pub fn beyond(&self) -> &BTreeSet<ObjectName> {
+        &self.beyond
     }
 
     pub fn want(
@@ -145,21 +153,26 @@ impl RangeSlots {
         taken.extend(have.services.values().filter_map(in_maps));
         taken.extend(have.ranges.iter().map(|range| range.slot));
         let mut free = (NO_CLIENT + 1..self.services as u16).filter(|slot| !taken.contains(slot));
+        self.beyond.clear();
         for name in restricted.keys() {
             if self.slots.contains_key(name) {
                 continue;
             }
-            let Some(slot) = free.next() else {
-                exhausted.push(Exhausted { what: "restricted_service", limit: self.services - 1 });
-                return;
-            };
-            self.slots.insert(name.clone(), slot);
+            match free.next() {
+                Some(slot) => drop(self.slots.insert(name.clone(), slot)),
+                None => drop(self.beyond.insert(name.clone())),
+            }
+        }
+        if !self.beyond.is_empty() {
+            exhausted.push(Exhausted { what: "restricted_service", limit: self.services - 1 });
         }
     }
 }
 
 /// The slot that never has a range.
 const NO_CLIENT: u16 = 0;
+/// Stands for the Services of that slot. No namespace has an empty name.
+const OTHERS: &str = "others";
 
 #[cfg(test)]
 mod tests;

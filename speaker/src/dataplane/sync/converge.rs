@@ -17,8 +17,8 @@ use speaker_core::health::leave_out;
 use speaker_core::name::NodeName;
 use speaker_core::reports::exchange;
 use speaker_core::startup;
-use speaker_core::view::View;
 use speaker_core::view::endpoints::{Refusal, frontends};
+use speaker_core::view::{ObjectName, View};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -33,6 +33,8 @@ use crate::state::PersistedState;
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// How long after it the pods of a node that has booted have to give a sign of life, or to be called unready.
 const PODS_PATIENCE: Duration = Duration::from_secs(10);
+/// Services that a log line names.
+const NAMED: usize = 10;
 /// Writes of a change that leaves much memory free.
 const LARGE: usize = 256;
 
@@ -111,7 +113,7 @@ impl State {
     fn write(&mut self, view: &View) -> Result<()> {
         let held = self.held();
         let shown = self.shown(&held);
-        let want = self.want(view, &shown);
+        let (want, left_out) = self.want(view, &shown);
         if let Some(plan) = self.planned.plan.take() {
             let plan = plan.with_peers(self.peers(&self.planned.table));
             self.rules.want(Wanted { plan, viewed: self.planned.table.viewed.clone() });
@@ -133,7 +135,7 @@ impl State {
         self.writer.write(job)?;
         let table = self.planned.table.clone();
         let saved_view = self.planned.saved_view;
-        self.writing = Some(Writing { want, config, table, shown, saved_view, since: Instant::now() });
+        self.writing = Some(Writing { want, config, table, shown, saved_view, left_out, since: Instant::now() });
         self.retry = None;
         Ok(())
     }
@@ -182,7 +184,8 @@ impl State {
         Arc::new(shown)
     }
 
-    fn want(&mut self, view: &View, table: &Table) -> MapState {
+    /// And whether something of it is left out.
+    fn want(&mut self, view: &View, table: &Table) -> (MapState, bool) {
         let served = self.served(table);
         let nodes = view.nodes().iter();
         let mut macs: BTreeMap<String, [u8; 6]> =
@@ -193,11 +196,20 @@ impl State {
         peers.extend(self.slot(self.sync.node_ip).map(|slot| (slot, self.sync.node_ip)));
         self.layout.set_peers(peers);
         let (want, exhausted) = self.layout.want(table, &self.have, &macs, &self.sync.node, &served);
-        for error in exhausted {
+        for error in &exhausted {
             warn!(%error, "limit of the maps reached; the rest is left out");
             self.sync.metrics.limits_reached.with_label_values(&[error.what]).inc();
         }
-        want
+        let beyond = self.layout.beyond_restricted();
+        if self.beyond_restricted != *beyond {
+            self.beyond_restricted.clone_from(beyond);
+            let services: Vec<String> = beyond.iter().take(NAMED).map(ObjectName::to_string).collect();
+            if !beyond.is_empty() {
+                let count = beyond.len();
+                warn!(count, first = ?services, "Services with source ranges beyond the limit admit no client");
+            }
+        }
+        (want, !exhausted.is_empty())
     }
 
     /// Service ports whose new flows may stay here, whatever ring brought them. While other nodes have ready pods, those that end
@@ -230,7 +242,7 @@ impl State {
 
     /// The map writer is done.
     pub(super) fn written(&mut self, written: Written) -> Result<()> {
-        let Some(Writing { want, config, table, shown, saved_view, since }) = self.writing.take() else {
+        let Some(Writing { want, config, table, shown, saved_view, left_out, since }) = self.writing.take() else {
             return Ok(());
         };
         let Written { job, config: configured, ops, result } = written;
@@ -254,6 +266,8 @@ impl State {
         }
         // The same contents, and the rings shared with the planner instead of held twice.
         self.have = want;
+        // There may be room now for what was left out. A write that changes nothing ends it.
+        self.follow |= left_out && !job.ops.is_empty();
         if self.table.digest != table.digest {
             self.scan.changed(clock::now());
         }

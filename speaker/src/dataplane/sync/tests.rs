@@ -1,5 +1,7 @@
 //! The loop with real maps, the real nft and its own socket, in network and mount namespaces that only a test's threads are in.
 
+mod ranges;
+
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::{SocketAddrV4, TcpListener};
@@ -504,54 +506,5 @@ fn pods_that_end_do_not_keep_new_flows_from_ready_ones_elsewhere() {
         assert!(world.serves(81, &[1], true), "it is the only one");
         world.show(&[(80, &[1, 2]), (81, &[1])]);
         until("it is ready again", 2 * SOON, || world.serves(80, &[1, 2], true));
-    });
-}
-
-/// The source ranges of a service port, by the maps in the kernel; `None`: every client is admitted.
-fn ranges(world: &World, port: u16) -> Option<Vec<String>> {
-    let maps = ForwardingMaps::open(&world.pins).unwrap().restore().unwrap();
-    let value = maps.services.get(&service_key(VIP, port, Protocol::Tcp))?;
-    let of_service = maps.ranges.iter().filter(|range| range.slot == value.ranges_slot());
-    let shown = of_service.map(|range| format!("{}/{}", Ipv4Addr::from(range.network), range.length)).collect();
-    (value.flags & ServiceValue::SOURCE_RANGES != 0).then_some(shown)
-}
-
-/// Neither for rules that hang nor with a service port that waits for these.
-#[test]
-fn source_ranges_do_not_wait_for_nft() {
-    in_namespaces(|dir| {
-        let world = World::start(dir);
-        let restrict = |list: Option<&[u8]>| {
-            let mut view = view(&[(80, &[1, 2]), (81, &[1, 2])]);
-            let prefix = |n: &u8| Prefix { network: Ipv4Addr::new(10, *n, 0, 0), length: 16 };
-            let ranges: Option<Vec<Prefix>> = list.map(|list| list.iter().map(prefix).collect());
-            for (name, service) in view.services().clone() {
-                let attributes =
-                    ServiceAttributes { source_ranges: ranges.clone().map(Into::into), ..service.attributes };
-                view.handle(Event::Apply(Object::Service(name, Service { attributes, ..service })));
-            }
-            world.view.send(Some(Arc::new(view))).unwrap();
-        };
-        world.show(&[(80, &[1, 2]), (81, &[2])]);
-        until("the start", START, || world.faults().is_empty() && world.serves(80, &[1, 2], true));
-        assert_eq!((ranges(&world, 80), ranges(&world, 81)), (None, None));
-        let hold = world.hold("hold");
-        for list in [Some(&[1, 2][..]), Some(&[2]), Some(&[]), Some(&[3]), None, Some(&[1])] {
-            restrict(list);
-            let want = list.map(|list| list.iter().map(|n| format!("10.{n}.0.0/16")).collect());
-            // Port 81 got its first pod here: its rows wait for the rules.
-            let took =
-                until("the maps have the ranges", SOON, || ranges(&world, 80) == want && ranges(&world, 81) == want);
-            println!("{want:?} after {took:.0?}");
-            assert!(world.serves(81, &[2], false));
-        }
-        let metrics = String::from_utf8(world.metrics.render(&world.health).unwrap()).unwrap();
-        for name in ["port-80", "port-81"] {
-            let line = format!("sheave_denied_packets_total{{name=\"{name}\",namespace=\"default\"}} 0\n");
-            assert!(metrics.contains(&line), "{metrics}");
-        }
-        drop(hold);
-        until("the rules follow", SOON, || world.serves(81, &[1, 2], true));
-        assert!(world.faults().is_empty());
     });
 }

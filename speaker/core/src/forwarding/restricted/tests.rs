@@ -89,6 +89,17 @@ proptest! {
                 }
             }
             prop_assert_eq!(&have, &wanted);
+            // While something is left out, writes go on until one changes nothing.
+            let mut exhausted = exhausted;
+            for more in 0.. {
+                let (wanted, still) = want(&mut slots, &lists, &have);
+                let ops = diff(&have, &wanted);
+                if exhausted.is_empty() || ops.is_empty() {
+                    break;
+                }
+                prop_assert!(more < 2, "no end of writes: {:?}", ops);
+                (have, exhausted) = (wanted, still);
+            }
             for (number, list) in lists.iter().enumerate() {
                 for client in 0..8 {
                     let should = list.as_ref().is_none_or(|list| list.contains(&client));
@@ -122,9 +133,27 @@ fn limits_are_named_and_deny() {
     let (have, exhausted) = want(&mut slots, &lists, &MapState::default());
     assert_eq!(exhausted, ["restricted_service", "source_range"]);
     assert_eq!([0, 1, 2, 3].map(|number| admits(&have, number, 1)), [true, false, false, true]);
+    assert_eq!(slots.beyond(), &[name(2)].into());
+    // Their packets are counted as denied, together.
+    assert_eq!(slots.names()[&NO_CLIENT], ObjectName::new("", "others"));
     // Room comes when another Service needs less.
     let (have, exhausted) = want(&mut slots, &[Some(vec![1]), Some(vec![1, 2]), None, None], &have);
     assert_eq!(exhausted, ["source_range"], "what goes is still in the map");
     let (have, exhausted) = want(&mut slots, &[Some(vec![1]), Some(vec![1, 2]), None, None], &have);
     assert!(exhausted.is_empty() && admits(&have, 1, 2));
+    assert!(slots.beyond().is_empty() && !slots.names().contains_key(&NO_CLIENT));
+}
+
+/// What the caller does: it writes again while something was left out and the last write changed something.
+#[test]
+fn a_list_that_replaces_another_in_full_maps_follows_with_the_second_write() {
+    let mut slots = RangeSlots::limited(3, 4);
+    let (have, exhausted) = want(&mut slots, &[Some(vec![1, 2]), Some(vec![3, 4]), None, None], &MapState::default());
+    assert_eq!(exhausted, [""; 0]);
+    let replaced = [Some(vec![1, 2]), Some(vec![5, 6]), None, None];
+    let (next, exhausted) = want(&mut slots, &replaced, &have);
+    assert_eq!((exhausted, admits(&next, 1, 5)), (vec!["source_range"], false));
+    assert!(!diff(&have, &next).is_empty());
+    let (last, exhausted) = want(&mut slots, &replaced, &next);
+    assert!(exhausted.is_empty() && admits(&last, 1, 5) && admits(&last, 1, 6));
 }
