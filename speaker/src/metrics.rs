@@ -1,6 +1,7 @@
 //! Prometheus metrics. Names and labels are those of the enums in `speaker-core` and `ebpf-common`.
 
 mod denied;
+mod limits;
 mod traffic;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use speaker_core::view::ObjectName;
 use tracing::warn;
 
 use denied::Denied;
+use limits::Reached;
 use traffic::Traffic;
 
 use crate::dataplane::Counters;
@@ -64,6 +66,8 @@ pub struct Metrics {
     pub row_alternates_overflow: IntGauge,
     pub startup_refused: IntGauge,
     pub limits_reached: IntCounterVec,
+    /// Which of them are reached now.
+    pub reached: Reached,
     pub forward_policy_drop: IntGauge,
     pub speaker_state_errors: IntCounterVec,
     pub speaker_state_writes: IntCounter,
@@ -229,6 +233,8 @@ impl Metrics {
                 "Objects left out because a limit was reached.",
                 "limit",
             )?,
+
+            reached: Reached::default(),
             forward_policy_drop: gauge(
                 "sheave_forward_policy_drop",
                 "Chains of others that drop packets to pods unless a rule of theirs accepts them.",
@@ -311,15 +317,13 @@ impl Metrics {
         }
     }
 
-    /// Of every limit that this speaker has reached since it started, in order.
-    pub fn names_of_limits_reached(&self) -> Vec<String> {
+    /// Of every limit that is reached now, in order.
+    pub fn names_of_limits_reached(&self, now: Instant) -> Vec<String> {
         let families = self.limits_reached.collect();
-        let reached =
-            families.iter().flat_map(|family| family.get_metric()).filter(|one| one.get_counter().get_value() > 0.0);
-        let mut names: Vec<String> =
-            reached.flat_map(|one| one.get_label()).map(|label| label.value().to_owned()).collect();
-        names.sort_unstable();
-        names
+        let counters = families.iter().flat_map(|family| family.get_metric());
+        let counted =
+            counters.filter_map(|one| Some((one.get_label().first()?.value(), one.get_counter().get_value())));
+        self.reached.names(counted, now)
     }
 
     /// Services with source ranges, by their slot in the maps.

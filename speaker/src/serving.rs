@@ -12,7 +12,7 @@ use sheave_api::local::LocalDrain;
 use speaker_core::election::{LoseReason, Owner};
 use speaker_core::name::NodeName;
 use speaker_core::view::endpoints::api_servers;
-use speaker_core::view::{Change, Event, Kind, View};
+use speaker_core::view::{Change, Event, Kind, Limit, View};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -298,7 +298,9 @@ impl Views {
             Event::Apply(object) => Some(object.key()),
             Event::Delete(_) | Event::Relisted(..) => None,
         };
-        match self.view.handle(event) {
+        let change = self.view.handle(event);
+        metrics.reached.stand("view", self.view.limits_reached().map(Limit::label));
+        match change {
             Change::None => {}
             Change::Changed => self.changed = true,
             Change::Refused(limit) => {

@@ -74,7 +74,7 @@ pub async fn run(
             attached: health.attached.load(Ordering::Relaxed),
             not_ready: health.not_ready(),
             notes: health.notes(),
-            limits: metrics.names_of_limits_reached(),
+            limits: metrics.names_of_limits_reached(now.into_std()),
             drained: drains.current(),
             local_services: views.borrow().as_ref().map_or(Vec::new(), |view| local_services(view, &node)),
         };

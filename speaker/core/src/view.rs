@@ -28,6 +28,7 @@ use place::Speakers;
 
 pub use crate::attributes::{Affinity, Prefix, ServiceAttributes, SourceRanges, TrafficPolicy};
 pub use advertisement::{L2Advertisement, Preferred, is_like};
+use limit::LeftOut;
 pub use limit::{Limit, Refused};
 pub use object::{
     Conditions, Endpoint, EndpointSlice, Key, Kind, Node, Object, ObjectName, Port, Protocol, Service, SpeakerState,
@@ -54,6 +55,8 @@ pub struct View {
     /// What is left out of Services that are served. Not on disk: it moves no packet.
     parts: Parts,
     refused: Refused,
+    /// Not on disk either.
+    left_out: LeftOut,
     /// It was on disk: no API server has confirmed it since.
     saved: bool,
 }
@@ -112,7 +115,22 @@ impl View {
         objects
     }
 
-    fn apply(&mut self, mut object: Object) -> Change {
+    /// Limits for which something is left out now.
+    pub fn limits_reached(&self) -> impl Iterator<Item = Limit> {
+        self.left_out.limits()
+    }
+
+    fn apply(&mut self, object: Object) -> Change {
+        let key = object.key();
+        let change = self.keep(object);
+        match change {
+            Change::Refused(limit) => self.left_out.insert(key, limit),
+            Change::None | Change::Changed => self.left_out.remove(&key),
+        }
+        change
+    }
+
+    fn keep(&mut self, mut object: Object) -> Change {
         let cut = object.cut();
         if let Some(limit) = object.oversized() {
             // What was known of it is out of date, and what is true does not fit: leave it out altogether.
@@ -249,6 +267,7 @@ impl View {
 
     fn remove(&mut self, key: &Key) -> bool {
         let noted = self.parts.forget(key);
+        self.left_out.remove(key);
         noted
             | match key {
                 Key::Node(name) => self.depart(name),
@@ -269,6 +288,7 @@ impl View {
     fn relist(&mut self, kind: Kind, objects: Vec<Object>) -> Change {
         let listed: alloc::collections::BTreeSet<Key> = objects.iter().map(Object::key).collect();
         let gone: Vec<Key> = self.keys(kind).into_iter().filter(|key| !listed.contains(key)).collect();
+        self.left_out.retain(kind, &listed);
         let mut removed = false;
         for key in &gone {
             removed |= self.remove(key);

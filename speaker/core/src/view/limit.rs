@@ -1,5 +1,9 @@
 //! How much the view holds, and how often that was not enough.
 
+use alloc::collections::{BTreeMap, BTreeSet};
+
+use super::{Key, Kind};
+
 macro_rules! limits {
     ($($(#[$doc:meta])* $name:ident, $label:literal, $value:expr;)*) => {
         /// What the view holds at most. The label is the metric label.
@@ -31,6 +35,33 @@ limits! {
     /// In order of their names.
     LabelsPerNode, "labels_per_node", 256;
     RangesPerService, "source_ranges_per_service", 1024;
+}
+
+/// Objects that are not in the view as the API server has them, by the limit that they exceed. As many as [`LeftOut::MOST`] are known.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LeftOut(BTreeMap<Key, Limit>);
+
+impl LeftOut {
+    const MOST: usize = 4096;
+
+    pub fn insert(&mut self, key: Key, limit: Limit) {
+        if self.0.len() < Self::MOST || self.0.contains_key(&key) {
+            self.0.insert(key, limit);
+        }
+    }
+
+    pub fn remove(&mut self, key: &Key) {
+        self.0.remove(key);
+    }
+
+    /// Of these objects of a kind alone.
+    pub fn retain(&mut self, kind: Kind, listed: &BTreeSet<Key>) {
+        self.0.retain(|key, _| key.kind() != kind || listed.contains(key));
+    }
+
+    pub fn limits(&self) -> impl Iterator<Item = Limit> {
+        self.0.values().copied().collect::<BTreeSet<_>>().into_iter()
+    }
 }
 
 /// How often each limit was reached.

@@ -49,6 +49,30 @@ fn limits_are_counted_and_known_objects_may_still_change() {
     assert_eq!(known.handle(Event::Apply(unready)), Change::Changed);
 }
 
+/// For as long as something is left out, and no longer.
+#[test]
+fn limits_are_reached_while_something_is_left_out() {
+    let mut known = view([ready("a", 1)]);
+    let reached = |known: &View| known.limits_reached().collect::<Vec<_>>();
+    let many = vec![ready("a", 1); Limit::EndpointsPerSlice.value() + 1];
+    let crowd = |address| vip(address, vec![web(); Limit::ServicesPerVip.value() + 1]);
+    let other = Ipv4Addr::new(192, 0, 2, 2);
+    assert_eq!(reached(&known), []);
+    known.handle(Event::Apply(slice(many)));
+    known.handle(Event::Apply(crowd(VIP)));
+    known.handle(Event::Apply(crowd(other)));
+    assert_eq!(reached(&known), [Limit::EndpointsPerSlice, Limit::ServicesPerVip]);
+    known.handle(Event::Apply(slice([ready("a", 1)])));
+    known.handle(Event::Delete(Key::VirtualIp(VIP)));
+    assert_eq!(reached(&known), [Limit::ServicesPerVip], "of the other one");
+    known.handle(Event::Relisted(Kind::Service, vec![]));
+    assert_eq!(reached(&known), [Limit::ServicesPerVip], "another kind");
+    known.handle(Event::Relisted(Kind::VirtualIp, vec![crowd(VIP)]));
+    assert_eq!(reached(&known), [Limit::ServicesPerVip]);
+    known.handle(Event::Relisted(Kind::VirtualIp, vec![vip(VIP, [web()])]));
+    assert_eq!(reached(&known), []);
+}
+
 #[test]
 fn an_object_that_outgrows_its_limit_is_left_out_altogether() {
     let mut known = view([ready("a", 1)]);

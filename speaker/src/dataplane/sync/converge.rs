@@ -196,6 +196,7 @@ impl State {
         peers.extend(self.slot(self.sync.node_ip).map(|slot| (slot, self.sync.node_ip)));
         self.layout.set_peers(peers);
         let (want, exhausted) = self.layout.want(table, &self.have, &macs, &self.sync.node, &served);
+        self.sync.metrics.reached.stand("maps", exhausted.iter().map(|error| error.what));
         for error in &exhausted {
             warn!(%error, "limit of the maps reached; the rest is left out");
             self.sync.metrics.limits_reached.with_label_values(&[error.what]).inc();

@@ -63,6 +63,7 @@ impl State {
         }
         self.dirty |= new_pods.startup.is_due();
         let (starts, left_out) = new_pods.startup.starts();
+        self.sync.metrics.reached.stand("new_pods", (left_out > 0).then_some("new_pods"));
         if left_out > std::mem::replace(&mut new_pods.left_out, left_out) {
             warn!(left_out, "limit of reported new pods reached; to other nodes the rest has started");
             self.sync.metrics.limits_reached.with_label_values(&["new_pods"]).inc();

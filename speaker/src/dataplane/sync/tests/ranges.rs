@@ -49,6 +49,8 @@ fn a_list_replaced_in_full_maps_follows_at_once() {
         until("the first list is another one", 4 * SOON, || {
             ranges(&world, 1).is_some_and(|list| list.len() == 1024 && list.contains(&"10.1.64.0/32".to_string()))
         });
+        let is_reached = || world.metrics.names_of_limits_reached(std::time::Instant::now());
+        until("no limit is reached any more", SOON, || is_reached().is_empty());
         world.show(&services);
         until("every client is admitted", 4 * SOON, || number(1).is_none());
         drop(hold);
