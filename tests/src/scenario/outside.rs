@@ -52,6 +52,8 @@ pub fn virtual_node(scene: &Scene, connections: usize) -> Result<Outside> {
         let vip = wait_for("an address for the Service", WITHIN, || address_of(&scene.api, NAME))?;
         wait_for("the owner of the VIP", WITHIN, || loss::owner_of(scene, vip))?;
         ensure!(greeting(scene, vip).is_err(), "served while the node may yet get its speaker");
+        let message = remark(scene, "NodeWithoutSpeaker")?;
+        ensure!(message.contains("not served until one runs there"), "{message}");
         // The kubelet's clock: later than any ten minutes.
         let status = json!({"status": {"conditions": reported("2099-01-01T00:00:00Z")}});
         scene.api.patch(&format!("{NODES}/{VIRTUAL}/status"), &status)?;
@@ -92,15 +94,23 @@ fn with_service<T>(scene: &Scene, node: Option<&str>, run: impl FnOnce(&Scene) -
 
 fn observe(scene: &Scene, connections: usize) -> Result<Outside> {
     let vip = wait_for("an address for the Service", WITHIN, || address_of(&scene.api, NAME))?;
-    let reason = wait_for("the Service's condition names what is lost", WITHIN, || {
-        let service = scene.api.get(&format!("{SERVICES}/{NAME}"))?;
-        let conditions = service.pointer("/status/conditions").and_then(serde_json::Value::as_array);
-        let mut reasons = conditions.into_iter().flatten().map(|condition| text(condition, "/reason").to_owned());
-        Ok(reasons.find(|reason| reason == "ClientAddressLost"))
-    })?;
+    let reason = "ClientAddressLost".to_string();
+    let message = remark(scene, &reason)?;
+    let both = ["it does not see the client's address", "open connections end with the node that translates"];
+    ensure!(both.iter().all(|half| message.contains(half)), "{message}");
     wait_for("an answer from outside", WITHIN, || Ok(greeting(scene, vip).ok()))?;
     let seen: Vec<IpAddr> = (0..connections).map(|_| greeting(scene, vip)).collect::<Result<_>>()?;
     Ok(Outside { answered: seen.len(), seen: seen.into_iter().collect(), reason })
+}
+
+/// Waits until the Service's condition has this reason, and returns its message.
+fn remark(scene: &Scene, reason: &str) -> Result<String> {
+    wait_for(&format!("the Service's condition to say {reason}"), WITHIN, || {
+        let service = scene.api.get(&format!("{SERVICES}/{NAME}"))?;
+        let conditions = service.pointer("/status/conditions").and_then(serde_json::Value::as_array);
+        let said = conditions.into_iter().flatten().find(|condition| text(condition, "/reason") == reason);
+        Ok(said.map(|condition| text(condition, "/message").to_owned()))
+    })
 }
 
 /// The client's address as the server says it.

@@ -40,6 +40,13 @@ pub fn judge(figure_ms: f64, limit_ms: f64, waited_ms: f64) -> InTime {
     }
 }
 
+/// How long the calling thread has been ready to run, and did not. 0 where the kernel does not say.
+pub fn own_wait_ms() -> f64 {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let waited_ns = text.split_whitespace().nth(1).and_then(|number| number.parse().ok());
+    milliseconds(0, waited_ns.unwrap_or_default())
+}
+
 /// Which programs waited for a processor after the fault.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Waits {
@@ -201,5 +208,20 @@ mod tests {
             }
         });
         assert!(own.waited_ns() > before + 50_000_000, "{before} {:?}", own.waited);
+    }
+
+    #[test]
+    fn a_thread_sees_its_own_wait() {
+        let until = now_ns() + 100_000_000;
+        let threads = 4 * std::thread::available_parallelism().map_or(1, usize::from);
+        let waited = move || {
+            while now_ns() < until {}
+            own_wait_ms()
+        };
+        let waited: f64 = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..threads).map(|_| scope.spawn(waited)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).sum()
+        });
+        assert!(waited > 50.0, "{waited}");
     }
 }

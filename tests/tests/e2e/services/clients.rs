@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sheave_tests::lab::{netns, plan, wait_for};
 use sheave_tests::scenario::Scene;
 use sheave_tests::scenario::settle::greet;
+use sheave_tests::scenario::waits::{InTime, judge, own_wait_ms};
 use sheave_tests::traffic::report::Greeting;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -81,28 +82,47 @@ pub fn datagram(scene: &Scene, role: &str, vip: Ipv4Addr) -> Result<String> {
 pub struct Refused {
     pub tcp_ms: f64,
     pub udp_ms: f64,
+    pub tries: usize,
+    /// Of those, that took longer than promised although the client ran.
+    pub late: usize,
 }
 
 /// New TCP connections are reset and datagrams are answered with port unreachable; anything else is an error.
 pub fn refused(scene: &Scene, role: &str, vip: Ipv4Addr) -> Result<Refused> {
     from(scene, role, || {
-        let (mut tcp_ms, mut udp_ms) = (0.0_f64, 0.0_f64);
+        let mut all = Refused { tcp_ms: 0.0, udp_ms: 0.0, tries: 0, late: 0 };
+        let judged = |began: Instant, waited_ms: f64| {
+            let took_ms = began.elapsed().as_secs_f64() * 1e3;
+            (took_ms, judge(took_ms, REFUSED_MS, own_wait_ms() - waited_ms) == InTime::Broken)
+        };
         for number in 0..TRIES {
-            let began = Instant::now();
+            let (began, waited_ms) = (Instant::now(), own_wait_ms());
             expect_refusal(TcpStream::connect_timeout(&tcp(vip), PATIENCE).map(drop), "a connection")?;
-            tcp_ms = tcp_ms.max(began.elapsed().as_secs_f64() * 1e3);
+            let (took_ms, late) = judged(began, waited_ms);
+            all = Refused {
+                tcp_ms: all.tcp_ms.max(took_ms),
+                tries: all.tries + 1,
+                late: all.late + usize::from(late),
+                ..all
+            };
             if number >= UDP_TRIES {
                 continue;
             }
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.connect((vip, 53))?;
-            let began = Instant::now();
+            let (began, waited_ms) = (Instant::now(), own_wait_ms());
             socket.send(b"x")?;
             expect_refusal(socket.recv(&mut [0; 16]).map(drop), "a datagram")?;
-            udp_ms = udp_ms.max(began.elapsed().as_secs_f64() * 1e3);
+            let (took_ms, late) = judged(began, waited_ms);
+            all = Refused {
+                udp_ms: all.udp_ms.max(took_ms),
+                tries: all.tries + 1,
+                late: all.late + usize::from(late),
+                ..all
+            };
         }
-        Ok(Refused { tcp_ms, udp_ms })
+        Ok(all)
     })
     .with_context(|| format!("from {role} to {vip}"))
 }
@@ -179,6 +199,8 @@ pub fn echo(mut stream: &TcpStream) -> io::Result<usize> {
     stream.read(&mut [0; 16])
 }
 
+/// Within so long a new flow is refused.
+pub const REFUSED_MS: f64 = 10.0;
 const TRIES: usize = 10;
 /// A kernel sends six ICMP errors to one client at once, then one a second (net.ipv4.icmp_ratelimit).
 const UDP_TRIES: usize = 1;

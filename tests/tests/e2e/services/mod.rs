@@ -8,8 +8,10 @@ pub mod endpoints;
 pub mod inside;
 pub mod local;
 pub mod node_address;
+pub mod ports;
 pub mod ranges;
 pub mod starts;
+pub mod ways;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -48,6 +50,24 @@ pub struct Server {
 impl Server {
     pub const fn on(node: usize, name: &'static str, app: &'static str) -> Self {
         Self { name, node, app, port: 8080, host_network: false, ready: true, drain_s: 0, listens_after_s: None }
+    }
+}
+
+/// What a Service has beside its name and address.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    pub labels: &'a str,
+    /// After a comma.
+    pub annotations: &'a str,
+    /// A list in one line.
+    pub ports: &'a str,
+    /// Of its spec.
+    pub more: &'a str,
+}
+
+impl Default for Asked<'_> {
+    fn default() -> Self {
+        Self { labels: "", annotations: "", ports: PORTS, more: "" }
     }
 }
 
@@ -102,7 +122,13 @@ impl<'a> Room<'a> {
     /// A Service with TCP port 80 and UDP port 53 on an address of the pool; `more` is added to its spec. Returns when the
     /// address is granted.
     pub fn service(&self, name: &str, last: u8, labels: &str, more: &str) -> Result<Ipv4Addr> {
+        self.service_with(name, last, Asked { labels, more, ..Asked::default() })
+    }
+
+    /// The same, as asked.
+    pub fn service_with(&self, name: &str, last: u8, asked: Asked<'_>) -> Result<Ipv4Addr> {
         let address = plan::address(last);
+        let Asked { labels, annotations, ports, more } = asked;
         self.scene.lab.apply(&format!(
             "apiVersion: v1
 kind: Service
@@ -110,12 +136,10 @@ metadata:
   name: {name}
   namespace: {}
   labels: {{{labels}}}
-  annotations: {{sheave.dev/loadBalancerIPs: {address}}}
+  annotations: {{sheave.dev/loadBalancerIPs: {address}{annotations}}}
 spec:
   type: LoadBalancer
-  ports:
-  - {{name: web, protocol: TCP, port: 80, targetPort: web}}
-  - {{name: dns, protocol: UDP, port: 53, targetPort: dns}}
+  ports: {ports}
   {more}
 ",
             self.namespace
@@ -126,6 +150,16 @@ spec:
             Ok(shown.then_some(()))
         })?;
         Ok(address)
+    }
+
+    /// Waits until our condition of the Service has this reason, and returns its message.
+    pub fn remark(&self, service: &str, reason: &str) -> Result<String> {
+        wait_for(&format!("{service} to say {reason}"), WITHIN, || {
+            let object = self.scene.api.get(&self.path("services", service))?;
+            let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+            let said = conditions.into_iter().flatten().find(|one| one["type"] == CONDITION && one["reason"] == reason);
+            Ok(said.map(|one| text(one, "/message").to_owned()))
+        })
     }
 
     /// The EndpointSlices of a Service, each with its endpoints.
@@ -205,6 +239,9 @@ fn endpoint(object: &Value) -> Endpoint {
     }
 }
 
+const PORTS: &str = "[{name: web, protocol: TCP, port: 80, targetPort: web}, \
+                     {name: dns, protocol: UDP, port: 53, targetPort: dns}]";
+const CONDITION: &str = "sheave.dev/Allocated";
 /// No program listens there.
 const CLOSED: u16 = 9;
 pub const WITHIN: Duration = Duration::from_secs(30);
