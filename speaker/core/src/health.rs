@@ -2,7 +2,8 @@
 //!
 //! Each node checks its own member ([`checks`]) and reports what it found; for a member without a speaker the nodes that translate for it do.
 //! What does not answer gets no new flows, on any node, [`HOLD`] after the verdict, so that all change their rings in the same moment. A
-//! report only lowers, and no report means unknown. Where no member answers the port is refused; open flows live on in any case.
+//! report only lowers, and no report means unknown. Where no member answers the port is refused; open flows live on in any case. A server
+//! that serves and says that it is not ready (its etcd has no quorum, or it is overloaded) gets new flows while no other does.
 //!
 //! A member that an administrator has drained ([`drains`]) keeps its connections and gets no new ones while another answers.
 //!
@@ -109,7 +110,17 @@ impl Report {
     /// The other nodes have to know at once.
     pub fn is_news_after(&self, before: &Self) -> bool {
         let decides = |report: &Self| Self { details: Details::default(), ..report.clone() };
-        decides(self) != decides(before)
+        decides(self) != decides(before) || self.not_ready() != before.not_ready()
+    }
+
+    fn not_ready(&self) -> BTreeSet<Target> {
+        self.targets.keys().filter(|target| self.is_not_ready(target)).copied().collect()
+    }
+
+    /// It fails, and its last check was served.
+    fn is_not_ready(&self, target: &Target) -> bool {
+        let served = |checked: &Checked| matches!(checked.outcome, Outcome::NotReady(_));
+        self.targets.get(target) == Some(&false) && self.details.checks.get(target).is_some_and(served)
     }
 }
 
@@ -158,9 +169,23 @@ pub enum Standing {
     Serves,
     /// New ones where no other gets them. It is drained.
     Drained,
+    /// New ones where no other gets them, drained ones included. It serves, and says that it is not ready.
+    NotReady,
     /// None. It is drained by force.
     DrainedByForce,
     Fails,
+}
+
+impl Standing {
+    /// The lowest that there is gets new connections; `None`: never.
+    pub const fn choice(self) -> Option<u8> {
+        match self {
+            Self::Serves => Some(0),
+            Self::Drained => Some(1),
+            Self::NotReady => Some(2),
+            Self::DrainedByForce | Self::Fails => None,
+        }
+    }
 }
 
 /// How long after a verdict it counts: longer than a report takes to reach the other nodes.
@@ -201,13 +226,11 @@ impl Health {
         (self.own, self.others) = (own, others);
         self.observe(now);
         for frontend in frontends.values_mut() {
-            let others_serve = frontend.pods.iter().any(|pod| self.shown(pod) == Some(Standing::Serves));
+            // Never none while any answers.
+            let best = frontend.pods.iter().filter_map(|pod| self.shown(pod)).filter_map(Standing::choice).min();
             for pod in &mut frontend.pods {
-                match self.shown(pod) {
-                    None | Some(Standing::Serves) => {}
-                    // Never none while any answers.
-                    Some(Standing::Drained) if !others_serve => {}
-                    Some(_) => pod.conditions = FAILING,
+                if self.shown(pod).is_some_and(|standing| standing.choice().is_none_or(|choice| Some(choice) > best)) {
+                    pod.conditions = FAILING;
                 }
             }
         }
@@ -403,10 +426,12 @@ impl Health {
     }
 
     fn standing(&self, place: &(String, Target)) -> Standing {
+        let wish = drains::wish(&self.drains, place.1.address);
         if !self.answers(place) {
-            return Standing::Fails;
+            let may_serve = wish != Wish::DrainByForce && self.is_not_ready(place);
+            return if may_serve { Standing::NotReady } else { Standing::Fails };
         }
-        match drains::wish(&self.drains, place.1.address) {
+        match wish {
             Wish::Serve => Standing::Serves,
             Wish::Drain => Standing::Drained,
             Wish::DrainByForce => Standing::DrainedByForce,
@@ -417,6 +442,13 @@ impl Health {
         match *node == self.config.node {
             true => self.checks.get(*target).is_none_or(|state| state.answers),
             false => self.reports.get(node).and_then(|reported| reported.report.targets.get(target)) != Some(&false),
+        }
+    }
+
+    fn is_not_ready(&self, (node, target): &(String, Target)) -> bool {
+        match *node == self.config.node {
+            true => self.checks.get(*target).is_some_and(|state| matches!(state.outcome, Some(Outcome::NotReady(_)))),
+            false => self.reports.get(node).is_some_and(|reported| reported.report.is_not_ready(target)),
         }
     }
 

@@ -442,13 +442,7 @@ impl<'a> Candidates<'a> {
     }
 
     /// The rows of lost nodes. A datagram of an unknown flow begins one: it must not go to a node that may be gone.
-    fn lost(
-        &self,
-        key: &ServiceKey,
-        ring: &Arc<Ring>,
-        previous: &mut [PreviousRing],
-        rings: &mut Rings<'_>,
-    ) -> Lost {
+    fn lost(&self, key: &ServiceKey, ring: &Arc<Ring>, previous: &mut [PreviousRing], rings: &mut Rings<'_>) -> Lost {
         let is_lost = |node: &str| self.traffic_states.lost.contains(node) && self.nodes.contains_key(node);
         if self.traffic_states.lost.is_empty() || key.proto != Protocol::Tcp.number() {
             return Lost::default();

@@ -200,7 +200,8 @@ fn unready_pods_of_a_lost_node_count_only_while_a_node_answers() {
 /// As a node sees it that does not reach the API server, and whose silent peers are known: only itself is left.
 #[test]
 fn silent_nodes_serve_where_no_other_does_and_lost_ones_get_nothing() {
-    let traffic_states = TrafficStates { no_flows: names(["b"]), existing_only: names(["c"]), ..TrafficStates::default() };
+    let traffic_states =
+        TrafficStates { no_flows: names(["b"]), existing_only: names(["c"]), ..TrafficStates::default() };
     let alone = (vec![("b".into(), 1, true), ("c".into(), 1, false)], false);
     assert_eq!(web_ring([ready("b", 1), ready("c", 1)], &traffic_states), alone);
     let others = (vec![("a".into(), 1, false), ("b".into(), 1, true), ("c".into(), 1, true)], false);

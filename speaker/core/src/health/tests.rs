@@ -114,6 +114,34 @@ fn never_none_while_any_answers_and_none_when_none_does() {
     assert_eq!(cluster.serving("c"), ["b"]);
 }
 
+/// etcd has no quorum: every API server says 500, and is all that there is. kubelets get its answer, not a refusal.
+#[test]
+fn members_that_are_not_ready_serve_while_no_other_does() {
+    let mut cluster = Cluster::new();
+    cluster.run(1_000);
+    for node in ["a", "b"] {
+        cluster.servers.insert(member(node), Outcome::NotReady(500));
+    }
+    cluster.run(cluster.now + 1_000);
+    assert_eq!((cluster.serving("a"), cluster.serving("c")), (vec!["c"], vec!["c"]), "one is ready");
+    cluster.servers.insert(member("c"), Outcome::Silent);
+    cluster.run(cluster.now + 3_000);
+    assert_eq!((cluster.serving("a"), cluster.serving("c")), (vec!["a", "b"], vec!["a", "b"]));
+    cluster.servers.insert(member("c"), Outcome::NotReady(503));
+    cluster.run(cluster.now + 1_000);
+    assert_eq!(cluster.serving("b"), ["a", "b", "c"]);
+    cluster.servers.insert(member("b"), Outcome::Ready);
+    cluster.run(cluster.now + 1_000);
+    assert_eq!(
+        (cluster.serving("a"), cluster.serving("b")),
+        (vec!["b"], vec!["b"]),
+        "the first that is ready takes all"
+    );
+    cluster.servers.insert(member("b"), Outcome::Refused);
+    cluster.run(cluster.now + 1_000);
+    assert_eq!(cluster.serving("b"), ["a", "c"]);
+}
+
 #[test]
 fn a_drained_member_gets_nothing_new_on_any_node_in_the_same_moment_and_over_restarts() {
     let mut cluster = Cluster::new();
@@ -191,7 +219,7 @@ fn what_status_shows_of_others_is_what_they_report() {
     assert_eq!(health.last_check("b", member("b")).map(|checked| checked.outcome), Some(Outcome::NotReady(500)));
     assert_eq!(health.last_check("a", member("a")).map(|checked| checked.outcome), Some(Outcome::Ready));
     let places: Vec<_> = health.places().map(|(node, _, standing)| (node, standing)).collect();
-    assert_eq!(places, [("a", Standing::Serves), ("b", Standing::Fails), ("c", Standing::Serves)]);
+    assert_eq!(places, [("a", Standing::Serves), ("b", Standing::NotReady), ("c", Standing::Serves)]);
     assert_eq!(health.connections().into_keys().collect::<Vec<_>>(), ["b"], "the others have not counted yet");
     assert!(health.is_known("c", member("c")) && !health.is_known("d", member("c")));
     let report = health.report();

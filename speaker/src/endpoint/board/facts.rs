@@ -31,7 +31,7 @@ pub struct Place {
 impl Place {
     fn state(&self) -> State {
         match self.standing {
-            Standing::Fails => State::Failing,
+            Standing::Fails | Standing::NotReady => State::Failing,
             Standing::Drained | Standing::DrainedByForce => State::Drained,
             Standing::Serves if self.known => State::Serving,
             Standing::Serves => State::Unknown,
@@ -90,12 +90,8 @@ impl Snapshot {
         let rows = self.rows.as_ref()?.get(&listen)?;
         let all: u64 = rows.values().map(|rows| u64::from(*rows)).sum();
         let of_port = || self.places.iter().filter(|place| place.target.port == target);
-        let any_serves = of_port().any(|place| place.standing == Standing::Serves);
-        let takes = |place: &&Place| match place.standing {
-            Standing::Serves => true,
-            Standing::Drained => !any_serves,
-            Standing::DrainedByForce | Standing::Fails => false,
-        };
+        let best = of_port().filter_map(|place| place.standing.choice()).min();
+        let takes = |place: &&Place| best.is_some() && place.standing.choice() == best;
         let mut weights = BTreeMap::new();
         for (node, rows) in rows {
             let here: Vec<Ipv4Addr> =

@@ -17,7 +17,8 @@ pub(super) fn alternates(cause: &Cause) -> Option<Alternates> {
     let upcoming_nodes = upcoming.iter().flat_map(|upcoming| &upcoming.0.nodes);
     let any_row: BTreeSet<&String> = previous_nodes.chain(upcoming_nodes).chain(&**unreported).collect();
     let reporting = reporters.iter().chain(superseded).map(|(node, _)| node);
-    let lost_nodes = lost.reporters.iter().map(|(node, _)| node).chain(lost.previous.iter().flat_map(|(_, nodes)| nodes));
+    let lost_nodes =
+        lost.reporters.iter().map(|(node, _)| node).chain(lost.previous.iter().flat_map(|(_, nodes)| nodes));
     let names: BTreeSet<&String> = reporting.chain(any_row.iter().copied()).chain(lost_nodes).collect();
     let (last, first): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| late.contains(*name));
     let nodes: Vec<String> = first.iter().chain(&last).map(|name| String::from(*name)).collect();
