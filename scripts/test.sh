@@ -16,7 +16,7 @@ case "$mode" in
 esac
 
 # A new test program has to be given a stage.
-staged=" e2e e2e_iptables lab_cluster controller_api controller_chaos sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges xdp_world backend_nft e2e_nftables emulation endpoint endpoint_init endpoint_ha "
+staged=" e2e e2e_iptables lab_cluster controller_api controller_chaos sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges xdp_world backend_nft e2e_nftables e2e_objects emulation endpoint endpoint_init endpoint_ha "
 for path in tests/tests/* speaker/tests/*; do
   name=$(basename "$path" .rs)
   case "$staged" in *" $name "*) ;; *) echo "$path has no stage in $0" >&2; exit 1 ;; esac
@@ -101,6 +101,7 @@ run_controller_api() { programs tests --nocapture controller_api; }
 run_controller_chaos() { programs tests --nocapture controller_chaos; }
 run_lab_cluster() { programs tests --nocapture lab_cluster; }
 run_e2e_iptables() { programs tests --nocapture e2e_iptables; }
+run_e2e_objects() { programs tests --nocapture e2e_objects; }
 run_e2e_nftables() { programs tests --nocapture e2e_nftables; }
 # Kubernetes' own specs that take less than 80 s each; all of them are `make conformance`.
 run_conformance() { make conformance MODE=nftables ONLY="$FAST_SPECS" ARGS="--selected --again --name ciconform"; }
@@ -154,7 +155,7 @@ lane units
 await "${lanes[-1]}"
 lane e2e_nftables
 lane "${suite[@]}" e2e_iptables
-lane controller_api endpoint_ha lab_cluster emulation
+lane controller_api e2e_objects endpoint_ha lab_cluster emulation
 lane packets endpoint endpoint_init controller_chaos
 await "${lanes[@]:2}"
 finish
