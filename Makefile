@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-second-chance bench-scale bench-histories bench-controller demo-endpoint bench-endpoint status-page chaos measure-election conformance docs check-docs deny check
+.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-ranges bench-second-chance bench-scale bench-histories bench-controller demo-endpoint bench-endpoint status-page chaos measure-election conformance docs check-docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -85,6 +85,9 @@ bench-xdp: setup ## What the packet path costs a packet: a table, and the memory
 
 bench-ports: setup ## What 1,000, 5,000 and 10,000 service ports cost a node: times and memory; ARGS="--ports 10000 --steps"
 	@cargo run -q --release -p sheave-bench --bin ports -- $(ARGS)
+
+bench-ranges: setup ## What source ranges cost a node's nftables: time and memory of nft
+	@cargo run -q -p sheave-bench --bin ranges
 
 bench-controller: setup ## What 10,000 Services cost the controller, and MetalLB's beside it: half an hour; COUNT=1000 ARGS="--only sheave"
 	@bench/metallb/build.sh

@@ -20,6 +20,7 @@ use super::*;
 
 mod clients;
 mod flows;
+mod ranges;
 mod third_party;
 
 const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -98,34 +99,6 @@ fn restricted(mut plan: Plan, ranges: Option<Vec<(Ipv4Addr, u8)>>) -> Plan {
         local.attributes.source_ranges.clone_from(&ranges);
     }
     plan
-}
-
-/// The figures of docs/services.md are what this prints with `--nocapture`.
-#[test]
-fn a_thousand_services_with_ten_ranges_are_two_sets_and_six_rules() {
-    in_namespace(|| async {
-        let nft = Nft::new("nft");
-        let mut backend = Backend::new(nft.clone());
-        let of = |shift: u8| {
-            let mut plan = plan(1);
-            let (key, local) = plan.services.pop_first().unwrap();
-            let port = |n: u16| (ServiceKey { port: n.to_be_bytes(), ..key }, local.clone());
-            plan.services = (1..=1000).map(port).collect();
-            restricted(plan, Some((0..10).map(|n| (Ipv4Addr::new(10, n * 3 + shift, 0, 0), 16)).collect()))
-        };
-        backend.sync(plan(1)).await.unwrap();
-        for (what, plan) in [("all", of(0)), ("all others", of(1))] {
-            let began = Instant::now();
-            assert_eq!(backend.sync(plan).await.unwrap(), Outcome::Updated);
-            let written = began.elapsed();
-            assert!(!backend.audit().await.unwrap(), "{what}");
-            println!("{what}: written {written:.0?}, audited {:.0?}", began.elapsed() - written);
-        }
-        let listing = nft.listing().await.unwrap().unwrap();
-        // What comes from the uplink, from pods of this node, and from its own processes: each passes one rule for VIPs or one for ports
-        // of nodes, whatever the Services.
-        assert_eq!(listing.matches("@admitted").count(), 6);
-    });
 }
 
 /// The figures of bench/README.md, Conntrack, are what this prints with `--nocapture`.

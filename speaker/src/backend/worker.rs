@@ -306,6 +306,6 @@ impl Health {
 /// Audits in case the kernel did not report a third-party change.
 const AUDIT: Duration = Duration::from_secs(5);
 /// A run of nft that takes longer is a fault with a name; it goes on. (A table of 8192 services is built in 11 s.)
-const SLOW: Duration = Duration::from_secs(5);
+pub(super) const SLOW: Duration = Duration::from_secs(5);
 /// Between attempts while they fail, although there are newer plans.
 const PACE: Duration = Duration::from_secs(1);

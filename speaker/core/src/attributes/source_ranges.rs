@@ -34,8 +34,22 @@ impl SourceRanges {
     }
 
     pub(super) fn digest(&self) -> u64 {
+        self.hash(0)
+    }
+
+    /// By its content; no two lists have the same.
+    pub fn name(&self) -> u128 {
+        u128::from(self.hash(1)) << 64 | u128::from(self.hash(2))
+    }
+
+    /// The same for lists that share their memory.
+    pub fn address(&self) -> (usize, usize) {
+        (self.0.as_ptr().addr(), self.len())
+    }
+
+    fn hash(&self, key: u64) -> u64 {
         self.iter().fold(self.len() as u64, |digest, Prefix { network, length }| {
-            siphash13(&[digest, 0], u64::from(u32::from(*network)), u64::from(*length))
+            siphash13(&[digest, key], u64::from(u32::from(*network)), u64::from(*length))
         })
     }
 }
@@ -100,6 +114,9 @@ mod tests {
             [vec_of(&[]), vec_of(&[(10, 8)]), vec_of(&[(11, 8)]), vec_of(&[(10, 9)]), vec_of(&[(10, 8), (11, 8)])];
         let digests: alloc::collections::BTreeSet<u64> = lists.iter().map(SourceRanges::digest).collect();
         assert_eq!(digests.len(), lists.len());
+        let names: alloc::collections::BTreeSet<u128> = lists.iter().map(SourceRanges::name).collect();
+        assert_eq!(names.len(), lists.len());
+        assert_eq!(vec_of(&[(10, 8)]).name(), vec_of(&[(10, 8)]).name());
     }
 
     fn vec_of(ranges: &[(u8, u8)]) -> SourceRanges {

@@ -208,35 +208,6 @@ fn the_text() {
     }
 }
 
-#[test]
-fn source_ranges_are_elements_of_two_sets() {
-    let of = |ranges: &[(u8, u8)]| {
-        let range =
-            |(a, length): &(u8, u8)| crate::view::Prefix { network: Ipv4Addr::new(*a, 0, 0, 0), length: *length };
-        let mut plan = plan([ready("a", 1)]);
-        plan.services.retain(|key, _| key.proto == 6);
-        let ranges: crate::view::SourceRanges = ranges.iter().map(range).collect::<Vec<_>>().into();
-        plan.services.values_mut().for_each(|local| local.attributes.source_ranges = Some(ranges.clone()));
-        plan
-    };
-    let text = replace(&of(&[(10, 8), (11, 9)]));
-    for line in [
-        "\tset restricted { type ipv4_addr . inet_proto . inet_service; elements = { 192.0.2.1 . tcp . 80 }; }",
-        "\tset admitted { type ipv4_addr . inet_proto . inet_service . ipv4_addr; flags interval; elements = { 192.0.2.1 . tcp . 80 . \
-         10.0.0.0/8, 192.0.2.1 . tcp . 80 . 11.0.0.0/9 }; }",
-        // The first rule of the chain.
-        "priority -110; policy accept;\n\t\tiifname \"eth0\" ip daddr @vips ip daddr . meta l4proto . th dport @restricted ip daddr . \
-         meta l4proto . th dport . ip saddr != @admitted counter name source_denied drop\n",
-    ] {
-        assert!(text.contains(line), "{line}\nis not in\n{text}");
-    }
-    let text = update(&of(&[(10, 8), (11, 9)]), &of(&[(10, 8), (11, 8)])).unwrap();
-    let change = "delete element ip sheave admitted { 192.0.2.1 . tcp . 80 . 11.0.0.0/9 }\n\
-         add element ip sheave admitted { 192.0.2.1 . tcp . 80 . 11.0.0.0/8 }\n";
-    assert!(text.starts_with(change), "{text}");
-    assert!(!update(&of(&[(10, 8)]), &of(&[])).unwrap().contains("restricted"), "still restricted, to no client");
-}
-
 fn with_peers<const N: usize>(peers: [(u16, u8); N]) -> Plan {
     plan([]).with_peers(peers.map(|(slot, host)| (slot, Ipv4Addr::new(192, 0, 2, host))).into())
 }

@@ -1,67 +1,133 @@
-//! Source ranges in nftables: two sets and one rule for all Services.
+//! Source ranges in nftables: a set and a chain for each list of ranges, and a map that leads service ports to them.
 //!
-//! The rule judges new flows, before kube-proxy's chains and before our own choice of a pod, once more after the node where the packet
-//! came in: that node's view may lag, and its program may be detached. The set with the ranges concatenates service port and range
-//! (`nft_set_pipapo`, Linux 5.6).
+//! The map judges new flows, before kube-proxy's chains and before our own choice of a pod, once more after the node where the packet
+//! came in: that node's view may lag, and its program may be detached.
+//!
+//! A list stands there once, however many service ports have it, and is named by its content. So it never changes: a changed list is
+//! another one, and costs as much as itself and its ports.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use ebpf_common::{MAX_SOURCE_RANGES, ServiceKey};
+
 use super::{PORT, PORT_TYPE, TABLE, elements, line, tuple};
+use crate::attributes::SourceRanges;
 use crate::backend::{Guard, Plan};
 
 /// The first rule of a new flow to a VIP.
 pub fn rule() -> String {
-    format!("{PORT} @restricted {PORT} . ip saddr != @admitted counter name {} drop", Guard::Source.label())
+    format!("{PORT} vmap @restricted")
 }
 
 pub fn sets(text: &mut String, plan: &Plan) {
-    let list = |elements: &BTreeSet<String>| elements.iter().cloned().collect::<Vec<_>>();
-    let Restricted { ports, admitted } = Restricted::of(plan);
-    line(text, format_args!("\tset restricted {{ type {PORT_TYPE}; {}}}", elements(&list(&ports))));
-    let with_interval = format!("type {PORT_TYPE} . ipv4_addr; flags interval");
-    line(text, format_args!("\tset admitted {{ {with_interval}; {}}}", elements(&list(&admitted))));
+    let Restricted { ports, lists } = Restricted::of(plan);
+    for (name, ranges) in &lists {
+        line(text, format_args!("\tset {} {}", set(*name), set_of(ranges)));
+        line(text, format_args!("\tchain {} {{ {}; }}", chain(*name), admit(*name)));
+    }
+    let ports: Vec<String> = ports.iter().map(to_chain).collect();
+    line(text, format_args!("\tmap restricted {{ type {PORT_TYPE} : verdict; {}}}", elements(&ports)));
 }
 
-/// What goes stands before what comes: a wider range may replace those in it.
+/// What service ports are led to stands before they are, and goes after them.
 pub fn update(text: &mut String, from: &Plan, to: &Plan) {
     let (from, to) = (Restricted::of(from), Restricted::of(to));
-    let mut change = |verb: &str, set: &str, elements: Vec<&str>| {
+    for (name, ranges) in to.lists.iter().filter(|(name, _)| !from.lists.contains_key(name)) {
+        line(text, format_args!("add set ip {TABLE} {} {}", set(*name), set_of(ranges)));
+        line(text, format_args!("add chain ip {TABLE} {}", chain(*name)));
+        line(text, format_args!("add rule ip {TABLE} {} {}", chain(*name), admit(*name)));
+    }
+    let mut change = |verb: &str, elements: Vec<String>| {
         if !elements.is_empty() {
-            line(text, format_args!("{verb} element ip {TABLE} {set} {{ {} }}", elements.join(", ")));
+            line(text, format_args!("{verb} element ip {TABLE} restricted {{ {} }}", elements.join(", ")));
         }
     };
-    change("delete", "admitted", without(&from.admitted, &to.admitted));
-    change("add", "admitted", without(&to.admitted, &from.admitted));
-    change("delete", "restricted", without(&from.ports, &to.ports));
-    change("add", "restricted", without(&to.ports, &from.ports));
+    change("delete", without(&from.ports, &to.ports).map(|(key, _)| tuple(key)).collect());
+    change("add", without(&to.ports, &from.ports).map(to_chain).collect());
+    for name in from.lists.keys().filter(|name| !to.lists.contains_key(name)) {
+        line(text, format_args!("flush chain ip {TABLE} {}", chain(*name)));
+        line(text, format_args!("delete chain ip {TABLE} {}", chain(*name)));
+        line(text, format_args!("delete set ip {TABLE} {}", set(*name)));
+    }
 }
 
-/// Elements of the sets.
 struct Restricted {
-    ports: BTreeSet<String>,
-    /// Never two that overlap: the kernel refuses such a set.
-    admitted: BTreeSet<String>,
+    /// Each with the name of its list.
+    ports: BTreeMap<ServiceKey, u128>,
+    lists: BTreeMap<u128, SourceRanges>,
 }
 
 impl Restricted {
     fn of(plan: &Plan) -> Self {
-        let (mut ports, mut admitted) = (BTreeSet::new(), BTreeSet::new());
         // In its grace period a service port has earlier attributes: one list for each port all the same.
         let local = plan.services.iter().map(|(key, local)| (key, &local.attributes));
         let inside = plan.inside.iter().map(|(key, pods)| (key, &pods.attributes));
-        for (key, attributes) in local.chain(inside).collect::<BTreeMap<_, _>>() {
-            let Some(ranges) = &attributes.source_ranges else { continue };
-            let port = tuple(key);
-            admitted.extend(ranges.iter().map(|range| format!("{port} . {range}")));
-            ports.insert(port);
+        // The ports of a Service share one list in memory: it is read once.
+        let mut names = BTreeMap::new();
+        let (mut ports, mut lists) = (BTreeMap::new(), BTreeMap::new());
+        for (key, attributes) in local.chain(inside) {
+            let Some(ranges) = &attributes.source_ranges else {
+                ports.remove(key);
+                continue;
+            };
+            let name = *names.entry(ranges.address()).or_insert_with(|| ranges.name());
+            ports.insert(*key, name);
+            lists.insert(name, ranges.clone());
         }
-        Self { ports, admitted }
+        Self { ports, lists }.limited(MAX_SOURCE_RANGES as usize)
+    }
+
+    /// Beyond the limit the longest lists are left out: their service ports admit no client. The packet path has the same limit, and has
+    /// reported it: it counts the ranges of every Service of the cluster.
+    fn limited(mut self, limit: usize) -> Self {
+        let used: BTreeSet<u128> = self.ports.values().copied().collect();
+        self.lists.retain(|name, _| used.contains(name));
+        let mut by_length: Vec<(usize, u128)> = self.lists.iter().map(|(name, list)| (list.len(), *name)).collect();
+        by_length.sort_unstable();
+        let mut total = 0;
+        let no_client = SourceRanges::default();
+        for (_, left_out) in by_length.into_iter().skip_while(|(length, _)| {
+            total += length;
+            total <= limit
+        }) {
+            self.lists.remove(&left_out);
+            self.ports.values_mut().filter(|name| **name == left_out).for_each(|name| *name = no_client.name());
+            self.lists.insert(no_client.name(), no_client.clone());
+        }
+        self
     }
 }
 
-fn without<'a>(elements: &'a BTreeSet<String>, others: &'a BTreeSet<String>) -> Vec<&'a str> {
-    elements.difference(others).map(String::as_str).collect()
+fn without<'a>(
+    ports: &'a BTreeMap<ServiceKey, u128>,
+    others: &BTreeMap<ServiceKey, u128>,
+) -> impl Iterator<Item = (&'a ServiceKey, &'a u128)> {
+    ports.iter().filter(|(key, name)| others.get(key) != Some(*name))
 }
+
+fn to_chain((key, name): (&ServiceKey, &u128)) -> String {
+    format!("{} : jump {}", tuple(key), chain(*name))
+}
+
+fn set_of(ranges: &SourceRanges) -> String {
+    let ranges: Vec<String> = ranges.iter().map(|range| range.to_string()).collect();
+    format!("{{ type ipv4_addr; flags interval; {}}}", elements(&ranges))
+}
+
+fn admit(name: u128) -> String {
+    format!("ip saddr != @{} counter name {} drop", set(name), Guard::Source.label())
+}
+
+fn set(name: u128) -> String {
+    format!("ranges-{name:032x}")
+}
+
+fn chain(name: u128) -> String {
+    format!("admit-{name:032x}")
+}
+
+#[cfg(test)]
+mod tests;
