@@ -6,9 +6,11 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 
 use speaker_core::backend::ruleset;
 
+use super::legacy_iptables;
 use super::netfilter::{self, attribute, number};
 
 /// A base chain whose policy is drop, on the way of a forwarded IPv4 packet.
@@ -17,7 +19,8 @@ pub struct Chain {
     pub family: &'static str,
     pub table: String,
     pub name: String,
-    pub handle: u64,
+    /// `None`: the chain FORWARD of iptables-legacy, which nftables does not have.
+    pub handle: Option<u64>,
     pub hook: &'static str,
     pub priority: i32,
 }
@@ -26,14 +29,18 @@ impl Chain {
     /// iptables' chain FORWARD. Docker and ufw set its policy; kube-proxy in iptables mode has a rule there that accepts our packets by
     /// their mark (`speaker_core::backend::ruleset`).
     pub fn is_iptables_forward(&self) -> bool {
-        (self.family, self.table.as_str(), self.name.as_str()) == ("ip", "filter", "FORWARD")
+        (self.family, self.table.as_str(), self.name.as_str()) == ("ip", "filter", "FORWARD") && self.handle.is_some()
     }
 }
 
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { family, table, name, handle, hook, priority } = self;
-        write!(f, "chain {name} of table {family} {table} (hook {hook}, priority {priority}, handle {handle})")
+        write!(f, "chain {name} of table {family} {table} (hook {hook}, priority {priority}, ")?;
+        match handle {
+            Some(handle) => write!(f, "handle {handle})"),
+            None => f.write_str("iptables-legacy)"),
+        }
     }
 }
 
@@ -50,15 +57,27 @@ impl ForeignChains {
         if let Some((of, chains)) = &self.found
             && *of == generation
         {
-            return Ok(chains.clone());
+            return Ok(chains.iter().cloned().chain(in_legacy_iptables()?).collect());
         }
         let mut chains = Vec::new();
         netfilter::dump(GET_CHAIN, MAX_CHAINS, &mut |family, attributes| chains.extend(dropping(family, attributes)))?;
         chains.retain(|chain| !(chain.family == "ip" && ruleset::ALL_TABLES.contains(&chain.table.as_str())));
         chains.sort();
         self.found = Some((generation, chains.clone()));
+        chains.extend(in_legacy_iptables()?);
         Ok(chains)
     }
+}
+
+/// Where kube-proxy has its rules in this variant of iptables, it accepts our packets by their mark.
+fn in_legacy_iptables() -> io::Result<Option<Chain>> {
+    if !legacy_iptables::has_table(Path::new("/proc"), "filter")? {
+        return Ok(None);
+    }
+    let filter = legacy_iptables::Table::read("filter")?;
+    let (table, name) = ("filter".into(), "FORWARD".into());
+    let chain = Chain { family: "ip", table, name, handle: None, hook: "forward", priority: 0 };
+    Ok((filter.drops_forwarded() && !filter.has_chain("KUBE-FORWARD")).then_some(chain))
 }
 
 /// `None` for what is no base chain, lets everything pass, or is elsewhere.
@@ -74,7 +93,7 @@ fn dropping(family: u8, chain: &[u8]) -> Option<Chain> {
         family,
         table: text(attribute(chain, NFTA_CHAIN_TABLE)?)?,
         name: text(attribute(chain, NFTA_CHAIN_NAME)?)?,
-        handle: u64::from_be_bytes(handle),
+        handle: Some(u64::from_be_bytes(handle)),
         hook: hook_name,
         priority: number(attribute(hook, NFTA_HOOK_PRIORITY)).ok()?.cast_signed(),
     })
@@ -169,6 +188,30 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_of_iptables_legacy_that_drops_is_named() {
+        let test = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs CAP_SYS_ADMIN");
+            let mut chains = ForeignChains::default();
+            let mut found = || chains.read().unwrap().iter().map(Chain::to_string).collect::<Vec<_>>();
+            let legacy = |arguments: &str| run("iptables-legacy", &arguments.split(' ').collect::<Vec<_>>());
+            legacy("-A FORWARD -s 192.0.2.1 -j DROP");
+            legacy("-P INPUT DROP");
+            assert!(found().is_empty(), "the policy is accept");
+            let text = "chain FORWARD of table ip filter (hook forward, priority 0, iptables-legacy)";
+            legacy("-P FORWARD DROP");
+            assert_eq!((found(), found()), (vec![text.to_owned()], vec![text.to_owned()]));
+            // As kube-proxy in iptables mode.
+            legacy("-N KUBE-FORWARD");
+            assert!(found().is_empty());
+            legacy("-X KUBE-FORWARD");
+            assert_eq!(found().len(), 1);
+            legacy("-P FORWARD ACCEPT");
+            assert!(found().is_empty());
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
+
+    #[test]
     fn a_chain_that_is_cut_or_damaged_is_none() {
         use super::super::netfilter::{nested, plain};
 
@@ -182,7 +225,7 @@ mod tests {
         ]
         .concat();
         let whole = dropping(2, &chain).expect("a base chain");
-        assert_eq!((whole.priority, whole.handle, whole.hook), (-5, 7, "forward"));
+        assert_eq!((whole.priority, whole.handle, whole.hook), (-5, Some(7), "forward"));
         assert_eq!(dropping(10, &chain), None, "IPv6");
         for length in 0..chain.len() {
             assert_eq!(dropping(2, &chain[..length]), None, "{length} bytes");

@@ -5,7 +5,6 @@
 //! nat only), pkg/proxy/ipvs/proxier.go (device).
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -45,16 +44,10 @@ pub fn modes(devices: &BTreeSet<String>, proc: &Path) -> io::Result<BTreeSet<Mod
     Ok(found.into_iter().filter(|(_, found)| *found).map(|(mode, _)| mode).collect())
 }
 
-/// Rules of `iptables-legacy`, which nftables does not show. A table that is not listed is not asked for: the kernel would make it.
+/// Rules of `iptables-legacy`, which nftables does not show.
 fn is_in_legacy_iptables(proc: &Path) -> io::Result<bool> {
-    match fs::read_to_string(proc.join("thread-self/net/ip_tables_names")) {
-        Ok(tables) if tables.lines().any(|table| table == IPTABLES_TABLE) => {
-            legacy_iptables::has_chain(IPTABLES_TABLE, IPTABLES_CHAIN)
-        }
-        Ok(_) => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
+    Ok(legacy_iptables::has_table(proc, IPTABLES_TABLE)?
+        && legacy_iptables::Table::read(IPTABLES_TABLE)?.has_chain(IPTABLES_CHAIN))
 }
 
 const NFT_TABLE: &str = "kube-proxy";

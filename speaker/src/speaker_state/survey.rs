@@ -229,12 +229,14 @@ mod tests {
             family: "ip",
             table: "filter".into(),
             name: "FORWARD".into(),
-            handle: 4,
+            handle: Some(4),
             hook: "forward",
             priority: 0,
         };
         assert!(is_passed(&forward, &BTreeSet::from([Mode::Iptables])));
         assert!(!is_passed(&forward, &BTreeSet::from([Mode::Nftables])));
+        let legacy = Chain { handle: None, ..forward.clone() };
+        assert!(!is_passed(&legacy, &BTreeSet::from([Mode::Iptables])), "named only where kube-proxy is not in it");
         let other = Chain { table: "somebody".into(), ..forward };
         assert!(!is_passed(&other, &BTreeSet::from([Mode::Iptables])));
     }
