@@ -1,6 +1,7 @@
 //! The backend's I/O: the nft program, conntrack, sysctls. `speaker_core::backend` decides their content. Read first:
 //! docs/backend.md.
 
+mod apply;
 pub mod clients;
 pub mod conntrack;
 mod conntrack_room;
@@ -18,13 +19,13 @@ pub mod worker;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use ebpf_common::ServiceKey;
 use speaker_core::backend::ruleset;
 use speaker_core::backend::{Guard, Plan};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 pub use foreign_chains::{Chain, ForeignChains};
 
+use apply::HeldBack;
 use forget::Forgetter;
 use netfilter::Monitor;
 use nft::{Nft, NftError};
@@ -40,6 +41,7 @@ pub struct Backend {
     forgetter: Forgetter,
     watch: Watch,
     recorded: Recorded,
+    held: HeldBack,
 }
 
 /// Watches for third-party changes of the table.
@@ -116,6 +118,7 @@ impl Backend {
                 next: Instant::now(),
             },
             recorded: Recorded::default(),
+            held: HeldBack::default(),
         }
     }
 
@@ -144,57 +147,6 @@ impl Backend {
         self.applied.as_ref().is_none_or(|applied| applied.suspect)
     }
 
-    /// After `Err` the table is as before (one transaction), or without the service ports that the plan changes; the next call builds it
-    /// anew. See [`Backend::in_force`].
-    pub async fn sync(&mut self, mut plan: Plan) -> Result<Outcome, NftError> {
-        let Some(applied) = &mut self.applied else {
-            self.replace(plan).await?;
-            return Ok(Outcome::Replaced);
-        };
-        plan.second_chance = applied.plan.second_chance;
-        let mut refused = None;
-        if !applied.suspect && !ruleset::needs_replace(&applied.plan, &plan) {
-            let Some(text) = ruleset::update(&applied.plan, &plan) else {
-                let audited = applied.audited.take();
-                self.keep(Applied { plan, audited, suspect: false });
-                return Ok(Outcome::Unchanged);
-            };
-            match self.apply(&text).await {
-                Ok(_) => {
-                    self.keep(Applied { plan, audited: None, suspect: false });
-                    return Ok(Outcome::Updated);
-                }
-                // A third-party change of our table is repaired by building it anew.
-                Err(error @ NftError::Refused(_)) => refused = Some(error),
-                Err(error) => {
-                    self.suspect_rules(&plan, &error);
-                    return Err(error);
-                }
-            }
-        }
-        if let Err(error) = self.replace(plan.clone()).await {
-            if matches!(error, NftError::Refused(_)) {
-                self.apply_the_rest(&plan).await;
-            }
-            return Err(error);
-        }
-        if let Some(error) = refused {
-            tracing::warn!(%error, "nftables update refused; table replaced");
-        }
-        Ok(Outcome::Replaced)
-    }
-
-    /// The plan was refused: the fault may be outside the service ports that it changes.
-    async fn apply_the_rest(&mut self, plan: &Plan) {
-        let Some(applied) = &self.applied else { return };
-        let rest = without_changed_services(plan, &applied.plan);
-        if ruleset::update(&applied.plan, &rest).is_some()
-            && let Err(error) = self.replace(rest).await
-        {
-            tracing::debug!(%error, "nftables transaction without the changed service ports refused too");
-        }
-    }
-
     /// This plan's transaction failed.
     fn suspect_rules(&mut self, plan: &Plan, error: &NftError) {
         let Some(applied) = &mut self.applied else { return };
@@ -203,7 +155,7 @@ impl Backend {
             NftError::Start { .. } => {}
             NftError::Refused(_) => applied.suspect = true,
             // It may be in force all the same: only what both plans have is certain.
-            NftError::Timeout(_) | NftError::Pipe(_) | NftError::TooLong => {
+            NftError::Timeout(_) | NftError::Pipe(_) | NftError::Ended(_) | NftError::TooLong => {
                 *applied = Applied { plan: common(plan, &applied.plan), audited: None, suspect: true };
             }
         }
@@ -271,6 +223,15 @@ impl Backend {
         if let Some(applied) = self.applied.as_ref().filter(|applied| !applied.suspect) {
             self.recorded.read(&applied.plan, Instant::now());
         }
+    }
+
+    /// No third party has changed our table since our last transaction, as far as the kernel reports it.
+    async fn is_untouched(&mut self) -> bool {
+        if self.watch.third_party || !matches!(self.watch.monitor, Listening::Yes(_)) {
+            return false;
+        }
+        self.watch.third_party = timeout(REPORTED, self.watch.third_party_transaction()).await.is_ok();
+        !self.watch.third_party && matches!(self.watch.monitor, Listening::Yes(_))
     }
 
     async fn replace(&mut self, mut plan: Plan) -> Result<(), NftError> {
@@ -366,13 +327,6 @@ impl Watch {
     }
 }
 
-/// The plan with the service ports that it adds or changes as they were.
-fn without_changed_services(plan: &Plan, before: &Plan) -> Plan {
-    let as_before = |key: &ServiceKey| before.services.get(key).map(|local| (*key, local.clone()));
-    let services = plan.services.keys().filter_map(as_before).collect();
-    Plan { services, starting: before.starting.clone(), ..plan.clone() }
-}
-
 /// The service ports, peers and new pods of both.
 fn common(plan: &Plan, other: &Plan) -> Plan {
     let mut common = other.clone();
@@ -390,6 +344,8 @@ fn is_whole(listing: &str) -> bool {
 
 /// Between two reported changes of the table: a third party that rewrites it all the time must not keep us busy.
 const PACE: Duration = Duration::from_millis(200);
+/// Within this the runtime has seen a report that the kernel has made.
+const REPORTED: Duration = Duration::from_millis(10);
 /// Own transactions whose notice has not come yet.
 const MAX_OWN: usize = 64;
 

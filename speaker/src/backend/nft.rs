@@ -30,6 +30,9 @@ pub enum NftError {
     /// The kernel or nft refused it; nothing was changed.
     #[error("nft refused: {0}")]
     Refused(String),
+    /// By a signal, for instance because memory was short. The kernel may have taken the transaction before.
+    #[error("nft was ended: {0}")]
+    Ended(String),
     #[error("nft printed more than {MAX_OUTPUT} bytes")]
     TooLong,
 }
@@ -42,6 +45,7 @@ impl NftError {
             Self::Timeout(_) => "timeout",
             Self::Pipe(_) => "pipe",
             Self::Refused(_) => "refused",
+            Self::Ended(_) => "ended",
             Self::TooLong => "too_long",
         }
     }
@@ -138,7 +142,11 @@ impl Nft {
         let ((), stdout, stderr) = tokio::join!(write, read(stdout), read(stderr));
         let (stdout, stderr) = (stdout?, stderr?);
         let status = child.wait().await?;
-        if status.success() { Ok(stdout) } else { Err(NftError::Refused(shorten(&stderr, &status.to_string()))) }
+        match status.code() {
+            Some(0) => Ok(stdout),
+            Some(_) => Err(NftError::Refused(shorten(&stderr, &status.to_string()))),
+            None => Err(NftError::Ended(status.to_string())),
+        }
     }
 }
 
@@ -219,6 +227,13 @@ mod tests {
         let nft = Nft { program: "tail".into(), timeout: Duration::from_millis(100) };
         let error = run(nft.run(&["-f", "/dev/null"], "")).unwrap_err();
         assert_eq!(error.label(), "timeout");
+    }
+
+    #[test]
+    fn a_program_that_is_killed_has_refused_nothing() {
+        let error = run(Nft::new("sh").run(&["-c", "kill -9 $$"], "")).unwrap_err();
+        assert_eq!(error.label(), "ended");
+        assert!(error.to_string().contains("signal: 9"), "{error}");
     }
 
     #[test]

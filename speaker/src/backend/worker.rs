@@ -163,7 +163,8 @@ impl Worker {
             }
             Err(ref error) => {
                 self.health.fails(error.label(), error);
-                self.due = Some(Instant::now() + self.backoff.failed());
+                let pause = if self.backend.is_searching() { Backoff::FIRST } else { self.backoff.failed() };
+                self.due = Some(Instant::now() + pause);
             }
         }
         self.health.publish(self.backend.in_force(), outcome.is_ok().then(|| wanted.viewed.clone()));
@@ -270,7 +271,7 @@ impl Health {
     fn fails(&mut self, reason: &'static str, error: &dyn std::fmt::Display) {
         self.metrics.nft_errors.with_label_values(&[reason]).inc();
         if self.failing.replace(reason) != Some(reason) {
-            error!(reason, %error, "nftables transaction failed; previous rules stay in force, retrying");
+            error!(reason, %error, "nftables transaction failed; what it changes stays as it was, retrying");
         }
         self.show(true);
     }

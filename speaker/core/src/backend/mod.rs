@@ -5,6 +5,7 @@
 
 pub mod affinity;
 pub mod flow;
+pub mod parts;
 pub mod removal_grace;
 pub mod ruleset;
 pub mod udp_pin;

@@ -352,7 +352,7 @@ fn protocol_of(key: &ServiceKey) -> Protocol {
     if key.proto == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp }
 }
 
-fn protocol(number: u8) -> &'static str {
+pub(super) fn protocol(number: u8) -> &'static str {
     if number == 17 { "udp" } else { "tcp" }
 }
 
