@@ -18,6 +18,9 @@ use crate::time::{Duration, Instant};
 pub struct Liveness {
     config: Config,
     nodes: BTreeMap<NodeName, Watch>,
+    /// No node is to be probed before. A heartbeat only puts a probe off, so this is computed anew when it is reached: a heartbeat
+    /// must not cost what grows with the number of nodes.
+    earliest: Option<Instant>,
     carrier: bool,
     cut_off: bool,
 }
@@ -167,7 +170,7 @@ impl Watch {
 
 impl Liveness {
     pub fn new(config: Config) -> Self {
-        Self { config, nodes: BTreeMap::new(), carrier: true, cut_off: false }
+        Self { config, nodes: BTreeMap::new(), earliest: None, carrier: true, cut_off: false }
     }
 
     /// Up as far as this node knows; unknown nodes are not.
@@ -186,6 +189,16 @@ impl Liveness {
                 self.nodes.entry(name).or_insert_with(|| Watch::new(now));
             }
         }
+        self.compute_earliest();
+    }
+
+    fn compute_earliest(&mut self) {
+        self.earliest = self.nodes.values().map(|watch| watch.next_probe).min();
+    }
+
+    /// A node is to be probed at that time.
+    fn probe_at(&mut self, at: Instant) {
+        self.earliest = Some(self.earliest.map_or(at, |earliest| earliest.min(at)));
     }
 
     fn sign(&mut self, name: &NodeName, beat: bool, now: Instant, actions: &mut Vec<Action>) {
@@ -207,6 +220,8 @@ impl Liveness {
         if watch.up {
             watch.next_probe = now + watch.rest(&self.config);
         }
+        let next_probe = watch.next_probe;
+        self.probe_at(next_probe);
         if core::mem::take(&mut self.cut_off) {
             actions.push(Action::Restored);
             self.start_over(now);
@@ -219,6 +234,7 @@ impl Liveness {
         let soon = now.max(watch.probed + self.config.probe_steady);
         if soon < watch.next_probe {
             (watch.backed_off, watch.next_probe) = (0, soon);
+            self.probe_at(soon);
         }
     }
 
@@ -227,6 +243,7 @@ impl Liveness {
         for watch in self.nodes.values_mut().filter(|watch| watch.up && watch.owed > 0) {
             (watch.sign, watch.owed, watch.next_probe) = (now, 0, now);
         }
+        self.compute_earliest();
     }
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -247,6 +264,7 @@ impl Liveness {
             watch.next_probe = now + pause;
             actions.push(if search { Action::Search(name.clone()) } else { Action::Probe(name.clone()) });
         }
+        self.compute_earliest();
     }
 
     /// A silent node is down if another has given a sign since. If all others have fallen silent too, wait for them to answer or
@@ -306,11 +324,20 @@ impl Liveness {
 
     /// If this node was frozen, the silence was its own.
     fn notice_freeze(&mut self, now: Instant) {
-        if self.next_deadline().is_some_and(|due| now >= due + self.config.interval) {
+        if !self.is_late(now) {
+            return;
+        }
+        self.compute_earliest();
+        if self.is_late(now) {
             for watch in self.nodes.values_mut().filter(|watch| watch.up) {
                 (watch.sign, watch.owed, watch.next_probe) = (now, 0, now);
             }
+            self.compute_earliest();
         }
+    }
+
+    fn is_late(&self, now: Instant) -> bool {
+        self.next_deadline().is_some_and(|due| now >= due + self.config.interval)
     }
 }
 
@@ -337,7 +364,7 @@ impl Machine for Liveness {
 
     /// No node is probed while the link is down.
     fn next_deadline(&self) -> Option<Instant> {
-        if self.carrier { self.nodes.values().map(|watch| watch.next_probe).min() } else { None }
+        if self.carrier { self.earliest } else { None }
     }
 }
 

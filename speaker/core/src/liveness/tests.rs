@@ -292,3 +292,31 @@ fn a_node_that_leaves_the_cluster_is_forgotten() {
     assert_eq!(lab.log, []);
     assert!(!lab.machine.is_up(&name(2)));
 }
+
+/// What a heartbeat costs must not grow with the number of nodes: it leaves the deadline alone, which is computed with a tick.
+#[test]
+fn a_heartbeat_among_many_nodes_computes_no_deadline() {
+    let (mut machine, mut now) = (Liveness::new(Config::new(1)), Instant::from_millis(1000));
+    let names: Vec<NodeName> = (0..MAX_WATCHED).map(name).collect();
+    let mut actions = vec![];
+    machine.handle(Event::Nodes(names.iter().cloned().collect()), now, &mut actions);
+    // The first heartbeats replace the probes of new nodes.
+    names.iter().for_each(|name| machine.handle(Event::Heartbeat(name.clone()), now, &mut actions));
+    machine.handle(Event::Tick, now, &mut actions);
+    assert_eq!(actions, []);
+    let mut ticks = 0;
+    for _ in 0..20 {
+        for sender in &names {
+            now += ms(50) / names.len() as u32;
+            let due = machine.next_deadline();
+            machine.handle(Event::Heartbeat(sender.clone()), now, &mut actions);
+            assert_eq!(machine.next_deadline(), due);
+            if due.is_some_and(|due| due <= now) {
+                machine.handle(Event::Tick, now, &mut actions);
+                ticks += 1;
+            }
+        }
+    }
+    assert_eq!(actions, []);
+    assert!((1..=50).contains(&ticks), "{ticks} in a second");
+}
