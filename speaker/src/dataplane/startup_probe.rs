@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::sleep;
 
 use crate::io::tcp_probe::{Answer, tcp_probe};
@@ -32,14 +32,14 @@ pub enum StartupProbe {
         pods: BTreeMap<Target, bool>,
         /// The pods that the log has named as missing.
         named: BTreeSet<Target>,
-        answered_sender: UnboundedSender<Target>,
-        answered: UnboundedReceiver<Target>,
+        answered_sender: Sender<Target>,
+        answered: Receiver<Target>,
     },
 }
 
 impl StartupProbe {
     pub fn running() -> Self {
-        let (answered_sender, answered) = unbounded_channel();
+        let (answered_sender, answered) = channel(MAX_WAITING);
         Self::Running { pods: BTreeMap::new(), named: BTreeSet::new(), answered_sender, answered }
     }
 
@@ -76,7 +76,7 @@ impl StartupProbe {
 }
 
 /// Until it answers, or the receiver is dropped.
-async fn probe_until_answered(target: Target, answered_sender: UnboundedSender<Target>) {
+async fn probe_until_answered(target: Target, answered_sender: Sender<Target>) {
     while !answered_sender.is_closed() {
         let is_there = match tcp_probe(target.address, target.port).await {
             Answer::Accepted => true,
@@ -85,13 +85,15 @@ async fn probe_until_answered(target: Target, answered_sender: UnboundedSender<T
         };
         if is_there {
             // Not wanted any more is as good.
-            answered_sender.send(target).ok();
+            answered_sender.send(target).await.ok();
             return;
         }
         sleep(PAUSE).await;
     }
 }
 
+/// Answers that the loop has not taken yet. A probe whose answer finds no room waits.
+const MAX_WAITING: usize = 64;
 const PAUSE: Duration = Duration::from_millis(50);
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use speaker_core::name::NodeName;
 use speaker_core::reports::exchange;
 use speaker_core::time::Instant;
 use speaker_core::view::endpoints::Frontend;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tracing::{info, warn};
 
 use super::State;
@@ -26,8 +26,8 @@ pub struct Members {
     health: Health,
     checker: Checker,
     desk: Desk,
-    sender: UnboundedSender<(Check, Outcome)>,
-    ended: UnboundedReceiver<(Check, Outcome)>,
+    sender: Sender<(Check, Outcome)>,
+    ended: Receiver<(Check, Outcome)>,
     /// As the other nodes have it.
     reported: Option<Report>,
     given_up: BTreeSet<String>,
@@ -51,7 +51,7 @@ impl Members {
     pub fn new(mut health: Health, checker: Checker, desk: Desk) -> Self {
         // Those of the disk: a drained member is so from the first table on.
         health.drained(&desk.drains.borrow(), clock::now());
-        let (sender, ended) = unbounded_channel();
+        let (sender, ended) = channel(MAX_ENDED);
         let (given_up, logged) = (BTreeSet::new(), BTreeMap::new());
         let (reported, rows, is_news) = (None, None, true);
         Self { health, checker, desk, sender, ended, reported, given_up, logged, rows, is_news }
@@ -131,13 +131,13 @@ impl Members {
         }
     }
 
-    /// Each check is a task. The machine bounds how many run.
+    /// Each check is a task. The machine bounds how many run; one whose outcome finds no room waits.
     fn start(&self, check: Check) {
         let (checker, sender) = (self.checker.clone(), self.sender.clone());
         tokio::spawn(async move {
             let outcome = checker.check(check.target).await;
             // The loop has ended: then nothing waits for it.
-            sender.send((check, outcome)).ok();
+            sender.send((check, outcome)).await.ok();
         });
     }
 
@@ -177,6 +177,9 @@ pub(super) async fn next(members: &mut Option<Members>) -> Woken {
         () = time => Woken::Due,
     }
 }
+
+/// Checks that have ended and that the loop has not taken yet.
+const MAX_ENDED: usize = 64;
 
 impl State {
     pub(super) fn on_member(&mut self, woken: Woken) {
