@@ -9,7 +9,6 @@ mod lease;
 mod neighbours;
 mod notices;
 mod signals;
-mod stall;
 mod surroundings;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +23,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use speaker_core::announce::{self, Announcer};
+use speaker_core::election::stall::Stall;
 use speaker_core::election::turn::{self, Turn};
 use speaker_core::election::{self, Election, Eligible, LoseReason};
 use speaker_core::liveness::{self, Liveness};
@@ -47,7 +47,6 @@ use crate::io::{Mac, clock, schedule};
 use crate::metrics::Metrics;
 pub use commands::{Command, Commands, Inbox};
 pub use notices::{Notice, Notices, Subject};
-use stall::Stall;
 
 /// ARP for VIPs of other nodes stays unanswered this long after the loop's last turn; then the kernel may answer again.
 /// Between two looks at the peers, for status.
@@ -98,7 +97,7 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         incarnations: BTreeMap::new(),
         incarnations_at: Instant::ZERO,
         peers_shown: Instant::ZERO,
-        stall: Stall::new(clock::now()),
+        stall: Stall::new(clock::now(), clock::thread_time()),
         ready: false,
         yields: false,
         incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, multicast: true, ready: false, signed: None },
@@ -193,9 +192,9 @@ impl Loop {
             PollFd::new(state.driver.arp.as_fd(), PollFlags::POLLIN),
             PollFd::new(state.driver.inbox.as_fd(), PollFlags::POLLIN),
         ];
-        state.stall.work_ends(now);
+        state.stall.work_ends(now, clock::thread_time());
         let polled = ppoll(&mut fds, Some(timeout), None);
-        state.stall.work_begins(clock::now(), deadline);
+        state.stall.work_begins(clock::now(), deadline, clock::thread_time());
         match polled {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(error).context("poll"),

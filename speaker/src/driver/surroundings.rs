@@ -20,7 +20,7 @@ impl Surroundings for State {
     }
 
     fn stalled(&mut self) -> Duration {
-        self.stall.since_heartbeat(clock::now())
+        self.stall.since_heartbeat(clock::now(), clock::thread_time())
     }
 
     fn receive(&mut self) -> Option<Vec<u8>> {

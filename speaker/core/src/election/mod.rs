@@ -12,6 +12,7 @@ mod order;
 mod peer;
 mod peers;
 mod precedence;
+pub mod stall;
 mod state;
 mod transmit;
 pub mod turn;
