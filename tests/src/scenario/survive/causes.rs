@@ -4,8 +4,8 @@
 //! or the owner if the SYN went no further. If the switch sent no node the SYN (no node answered for the address), the node is not known.
 //!
 //! A connection that is refused is refused by a pod or by a node: what a pod sends, its node has forwarded, with a time to live less by one.
-//! A pod refuses when it has closed its port. While an EndpointSlice goes on naming such a pod on that node, nothing that routes by
-//! EndpointSlices can know better: that is a cause of its own.
+//! A pod refuses when it has closed its port. An EndpointSlice that goes on naming such a pod on that node is a cause of its own; the
+//! speaker of that node ran, so it counts as outside all the same.
 
 use std::collections::BTreeMap;
 
@@ -97,7 +97,7 @@ fn cause(failure: &Failure, node: Option<&str>, seen: &Seen) -> (bool, String) {
         return (false, format!("{place}: {}", known.unwrap_or("the speaker did not run")));
     }
     if during(failure, &seen.late).any(|period| here(&period)) {
-        return (false, format!("{place}: {LATE_SLICE}"));
+        return (true, format!("{place}: {LATE_SLICE}"));
     }
     let cause = match (during(failure, &seen.ordered).find(here), during(failure, &seen.down).next()) {
         (Some(period), _) => format!("{place}: {}", period.what),
@@ -207,8 +207,9 @@ mod tests {
         };
         let failures = [failure(10, 1), failure(11, 2), failure(11, 3)];
         let causes = explain(failures.iter(), &seen, 0);
-        assert_eq!((causes.outside, causes.by[&format!("its node: {LATE_SLICE}")]), (2, 1), "{causes:?}");
-        assert!(causes.examples[0].contains("refused by a pod on node1"), "{causes:?}");
-        assert!(causes.examples[1].contains("refused by node2"), "{causes:?}");
+        assert_eq!((causes.outside, causes.by[&format!("its node: {LATE_SLICE}")]), (3, 1), "{causes:?}");
+        assert!(causes.examples[0].contains(LATE_SLICE), "{causes:?}");
+        assert!(causes.examples[1].contains("refused by a pod on node1"), "{causes:?}");
+        assert!(causes.examples[2].contains("refused by node2"), "{causes:?}");
     }
 }

@@ -1,7 +1,8 @@
 //! Whatever can happen, at random moments, with many connections: the same seed makes the same choices.
 //!
 //! At most one node is without power or without its Node object at a time, and at most one is cut off from the API server, drained, has
-//! a frozen speaker, or one whose nft is held. What takes time (the return of a node, a drain) goes on while other things happen.
+//! another IP address, a frozen speaker, one whose nft is held or refused, or a full disk. What takes time (the return of a node, a drain)
+//! goes on while other things happen.
 
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
@@ -73,6 +74,10 @@ enum Kind {
     Deleted,
     Multicast,
     Nft,
+    Refused,
+    /// Its uplink has another IP address.
+    Address,
+    Disk,
 }
 
 impl<'a> Chaos<'a> {
@@ -114,7 +119,7 @@ impl<'a> Chaos<'a> {
         let whole = powered && self.speakers_serve();
         let even = number.is_multiple_of(2);
         match action {
-            0 | 1 if !self.any_away() && self.speakers_serve() => {
+            0 | 1 if !self.any_away() && !self.any_that_power_ends() && self.speakers_serve() => {
                 watch.power_off(&[&node])?;
                 self.ends_later(time, Kind::Power, &node, vec![Fault::PowerOn { node: node.clone() }]);
             }
@@ -153,7 +158,7 @@ impl<'a> Chaos<'a> {
                 watch.note(&format!("the speaker of {node} is deleted"));
                 self.goes_on(Kind::Pod, &node, Fault::DeleteSpeakerPod { node: node.clone() });
             }
-            9 if whole => {
+            9 if whole && !self.busy(&node, Kind::Refused) => {
                 watch.fault(&format!("the nftables table of {node} is deleted"))?;
                 lab.fault(Fault::NftDelete { node })?;
             }
@@ -190,7 +195,8 @@ impl<'a> Chaos<'a> {
     ) -> Result<bool> {
         let lab = &self.scene.lab;
         let whole = !self.is_away(&node) && self.speakers_serve();
-        let undisturbed = !self.any_away() && ![Kind::Drain, Kind::Api, Kind::Pod].iter().any(|kind| self.any(*kind));
+        let disturbs = [Kind::Drain, Kind::Api, Kind::Pod, Kind::Address, Kind::Disk];
+        let undisturbed = !self.any_away() && !disturbs.iter().any(|kind| self.any(*kind));
         match action {
             14 if whole => {
                 watch.fault(&format!("{node} gets another MAC address"))?;
@@ -207,10 +213,44 @@ impl<'a> Chaos<'a> {
                 lab.fault(Fault::DeleteNode { node: node.clone() })?;
                 self.ends_later(time, Kind::Deleted, &node, vec![Fault::RestartKubelet { node: node.clone() }]);
             }
-            17 if whole && !self.any(Kind::Nft) => {
-                let seconds = time.min(HELD_AT_MOST).as_secs();
+            17 if whole && undisturbed => {
+                watch.fault(&format!("{node} gets another IP address"))?;
+                lab.fault(Fault::ChangeAddress { node: node.clone() })?;
+                self.ends_later(time, Kind::Address, &node, vec![Fault::ChangeAddress { node: node.clone() }]);
+            }
+            _ if whole => return self.act_on_what_a_speaker_needs(watch, action, node, time, undisturbed),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// nft, and its disk.
+    fn act_on_what_a_speaker_needs(
+        &mut self,
+        watch: &mut Watch<'_>,
+        action: usize,
+        node: String,
+        time: Duration,
+        undisturbed: bool,
+    ) -> Result<bool> {
+        let lab = &self.scene.lab;
+        let nft_runs = !self.any(Kind::Nft) && !self.any(Kind::Refused);
+        let seconds = time.min(HELD_AT_MOST).as_secs();
+        match action {
+            18 if nft_runs => {
                 watch.note(&format!("nft is held on {node} for {seconds} s"));
                 self.goes_on(Kind::Nft, &node, Fault::HoldNft { node: node.clone(), seconds });
+            }
+            19 if nft_runs => {
+                watch.note(&format!("nft is refused on {node} for {seconds} s"));
+                self.goes_on(Kind::Refused, &node, Fault::RefuseNft { node: node.clone(), seconds });
+            }
+            20 if undisturbed => {
+                watch.fault(&format!("the disk of {node} is full, and its speaker is killed"))?;
+                // Its container has the small file system from its start until it ends.
+                self.ends_later(time, Kind::Disk, &node, vec![Fault::FreeDisk { node: node.clone() }]);
+                lab.fault(Fault::FillDisk { node: node.clone() })?;
+                lab.fault(Fault::KillSpeaker { node })?;
             }
             _ => return Ok(false),
         }
@@ -229,7 +269,10 @@ impl<'a> Chaos<'a> {
                     watch.note(&format!("{node}: {error:#}"));
                 }
             }
-            if matches!(kind, Kind::Power | Kind::Deleted) {
+            if kind == Kind::Disk {
+                self.goes_on(Kind::Pod, &node, Fault::DeleteSpeakerPod { node: node.clone() });
+            }
+            if matches!(kind, Kind::Power | Kind::Deleted | Kind::Address) {
                 let (lab, name) = (self.scene.lab.clone(), node.clone());
                 self.running.push((kind, node, thread::spawn(move || lab.wait_back(&name))));
             }
@@ -304,6 +347,11 @@ impl<'a> Chaos<'a> {
             || self.running.iter().any(|(running, name, _)| *running == kind && name == node)
     }
 
+    /// The lab could not undo it on a node that has lost power meanwhile.
+    fn any_that_power_ends(&self) -> bool {
+        [Kind::Address, Kind::Refused, Kind::Disk].iter().any(|kind| self.any(*kind))
+    }
+
     /// Without power, or without its Node.
     fn is_away(&self, node: &str) -> bool {
         self.busy(node, Kind::Power) || self.busy(node, Kind::Deleted)
@@ -330,16 +378,19 @@ fn is_made_to_wait(pod: &Value) -> bool {
     containers.into_iter().flatten().any(|one| text(one, "/state/waiting/reason") == "CrashLoopBackOff")
 }
 
-const WHAT: [(Kind, &str); 7] = [
+const WHAT: [(Kind, &str); 10] = [
     (Kind::Power, NO_POWER),
     (Kind::Frozen, FROZEN),
     (Kind::Deleted, "its Node is deleted"),
     (Kind::Api, "no API server"),
     (Kind::Drain, "drained"),
     (Kind::Nft, "nft is held"),
+    (Kind::Refused, "nft is refused"),
+    (Kind::Address, "it has another IP address"),
+    (Kind::Disk, "its disk is full"),
     (Kind::Pod, "the speaker is deleted"),
 ];
-const ACTIONS: usize = 18;
+const ACTIONS: usize = 21;
 const CHOICES: usize = 8;
 /// A thousand connections make 10 000 packets a second at the clients, each way.
 const INTERVAL_MS: u64 = 100;
