@@ -14,8 +14,10 @@ use super::deploy::Scene;
 use super::inside::on_node;
 use super::measure::{Measurement, Observed};
 use super::settle::{wait_holder, wait_new_speaker};
+use super::waits::{Waits, Watch, own_waited_ms};
 use super::{http, pods};
 use crate::lab::{Fault, wait_for};
+use crate::traffic::clock::now_ns;
 
 /// What came of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,6 +65,8 @@ pub struct KeysAwaited {
     pub live: u16,
     /// Until /readyz named something else, a start of kubectl's proxy connection included.
     pub created_to_keys_ms: f64,
+    /// Which programs waited for a processor meanwhile.
+    pub waits: Waits,
 }
 
 /// A node without keys on disk, a cluster without the Secret and without a controller: a first installation. Then the Secret comes.
@@ -86,17 +90,19 @@ fn without_controllers(scene: &Scene) -> Result<KeysAwaited> {
         "apiVersion": "v1", "kind": "Secret", "type": first["type"], "data": first["data"],
         "metadata": {"name": "sheave-keys", "namespace": "sheave-system", "labels": first["metadata"]["labels"]},
     });
+    let (watch, own_waited) = (Watch::start(scene), own_waited_ms());
     scene.api.create(SECRETS, &secret)?;
-    let created = Instant::now();
+    let (created, created_ns) = (Instant::now(), now_ns());
     let address = scene.node_address(node)?;
     wait_for("the speaker to have keys", WITHIN, || {
         let ready = http::speaker(&scene.lab, address, "/readyz")?;
         Ok((!ready.body.contains("keys_")).then_some(()))
     })?;
     let created_to_keys_ms = created.elapsed().as_secs_f64() * 1e3;
+    let waits = watch?.finish(created_ns, own_waited_ms() - own_waited)?;
     wait_new_speaker(scene, node, pid, RESTARTS_WITHIN)?;
     let (waited_for, live) = waited?;
-    Ok(KeysAwaited { waited_for, live, created_to_keys_ms })
+    Ok(KeysAwaited { waited_for, live, created_to_keys_ms, waits })
 }
 
 fn wait_without_keys(scene: &Scene, node: &str) -> Result<(String, u16)> {

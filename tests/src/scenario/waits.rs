@@ -136,6 +136,11 @@ fn since(mark_ns: u64, samples: &[Sample], client_ms: f64) -> Waits {
     waits
 }
 
+/// How long the threads of this program have waited for a processor so far.
+pub fn own_waited_ms() -> f64 {
+    Threads { pid: std::process::id() as i32, waited: BTreeMap::new() }.waited_ns() as f64 / 1e6
+}
+
 /// Of one process. A thread that has ended keeps what it waited.
 struct Threads {
     pid: i32,
