@@ -1,54 +1,90 @@
 //! Large clusters in which work takes time (bench/README.md, Scale; `make bench-scale` plays more of them).
+//!
+//! The election of commit f452a5a is not run: it is today's `Election` in the loop of that commit, with the receive buffer of that commit, and
+//! charged what a whole decision took at that commit wherever it decided (`sim::scale::Loop::Before`).
 
 use std::time::Duration;
 
+use sheave_tests::sim::scale::promise::{Fault, broken, play};
 use sheave_tests::sim::scale::{Cluster, Outcome, Shape};
 
-/// What the issue allows after any single fault.
-const SETTLE: Duration = Duration::from_secs(3);
+const HALF: Duration = Duration::from_millis(500);
+/// A cluster that has not come to rest so long after the first two seconds does not.
+const LONG: Duration = Duration::from_secs(3);
 
-/// Two start and share the VIPs, the others join; then the larger owner is lost.
-fn owner_lost(shape: Shape, limit: Duration) -> (Outcome, Option<Outcome>) {
+/// Two start and share the VIPs, the others join.
+fn joined(shape: Shape) -> (Cluster, Outcome) {
     let nodes = shape.nodes;
     let mut cluster = Cluster::new(shape);
     cluster.start(0..2);
-    cluster.advance_by(Duration::from_millis(500));
+    cluster.advance_by(Duration::from_secs(1));
     cluster.start(2..nodes);
-    let joined = cluster.settle(limit);
-    if joined.settled.is_none() {
-        return (joined, None);
-    }
-    cluster.kill_largest_owner();
-    (joined, Some(cluster.settle(limit)))
+    let outcome = cluster.settle(LONG);
+    (cluster, outcome)
 }
 
-fn shapes(of: fn(usize, usize) -> Shape) -> [Shape; 3] {
-    [of(60, 1000), of(30, 4096), Shape { slow: 4, ..of(20, 500) }]
+/// VIPs that have one owner each, every half second.
+fn course(cluster: &mut Cluster) -> [usize; 4] {
+    [(); 4].map(|()| {
+        cluster.advance_by(HALF);
+        cluster.held()
+    })
 }
 
-/// The simulator shows what was found at commit f452a5a: with its loop, its costs and its receive buffer these clusters do not
-/// settle, and the nodes take themselves for frozen.
+/// The audit of f452a5a: calm, then the owner of 446 VIPs of 1,000 killed; 383, 98, 36 and 49 were held after 0.5, 1, 1.5 and 2 s, thousands
+/// released as frozen, and it did not end.
 #[test]
-fn the_election_of_f452a5a_collapses() {
-    for shape in shapes(Shape::before) {
-        let (joined, lost) = owner_lost(shape.clone(), Duration::from_millis(1500));
-        let last = lost.unwrap_or(joined);
-        println!("{} x {}: {last:?}", shape.nodes, shape.vips);
-        assert_eq!(last.settled, None, "{shape:?}");
-        // Longer than the dead interval by its own work alone.
-        assert!(last.frozen > 100 && last.longest_turn > Duration::from_millis(160), "{shape:?}: {last:?}");
-    }
+fn with_the_loop_of_f452a5a_sixty_nodes_do_not_survive_the_loss_of_an_owner() {
+    let (mut cluster, calm) = joined(Shape::before(60, 1000));
+    assert!(calm.settled.is_some(), "calm before: {calm:?}");
+    let had = cluster.kill_largest_owner();
+    let course = course(&mut cluster);
+    let after = cluster.settle(LONG);
+    println!("owner of {had} lost: {course:?} held, {after:?}");
+    assert!((400..600).contains(&had), "{had}");
+    // Of all 1,000.
+    assert!(course.iter().all(|held| *held < 800), "{course:?}");
+    assert_eq!(after.settled, None, "{after:?}");
+    assert!(after.held < 800 && after.wrong > 1000 && after.frozen > 1000, "{after:?}");
 }
 
-/// The same clusters settle, and no node takes itself for frozen.
+#[test]
+fn with_the_loop_of_f452a5a_thirty_nodes_do_not_start_with_4096_vips() {
+    let shape = Shape::before(30, 4096);
+    let mut cluster = Cluster::new(shape.clone());
+    cluster.start(0..shape.nodes);
+    let course = course(&mut cluster);
+    let after = cluster.settle(LONG);
+    println!("start: {course:?} held, {after:?}");
+    assert!(course.iter().all(|held| *held < shape.vips), "{course:?}");
+    assert_eq!(after.settled, None, "{after:?}");
+    assert!(after.frozen > 1000, "{after:?}");
+}
+
+/// On processors of a quarter of the speed; in the audit 429 and 434 of 500 were held in the first second.
+#[test]
+fn with_the_loop_of_f452a5a_twenty_slow_nodes_do_not_survive_the_loss_of_an_owner() {
+    let (mut cluster, calm) = joined(Shape { slow: 4, ..Shape::before(20, 500) });
+    assert!(calm.settled.is_some(), "calm before: {calm:?}");
+    cluster.kill_largest_owner();
+    let after = cluster.settle(LONG);
+    println!("{after:?}");
+    assert!(after.wrong > 100 && after.frozen > 100, "{after:?}");
+}
+
+/// The same clusters, and the largest that three seconds are promised for: each fault in turn, a partition among them.
 #[test]
 fn the_election_settles() {
-    for shape in shapes(Shape::now) {
-        let (joined, lost) = owner_lost(shape.clone(), SETTLE + Duration::from_secs(1));
-        println!("{} x {}: {lost:?}", shape.nodes, shape.vips);
-        for outcome in [joined, lost.expect("they have joined")] {
-            assert!(outcome.settled.is_some_and(|after| after <= SETTLE), "{shape:?}: {outcome:?}");
-            assert_eq!((outcome.frozen, outcome.held), (0, shape.vips), "{shape:?}: {outcome:?}");
-        }
+    for shape in
+        [Shape::now(60, 1000), Shape::now(30, 4096), Shape { slow: 4, ..Shape::now(20, 500) }, Shape::now(100, 4096)]
+    {
+        let mut faults = 0;
+        play(&shape, |fault, outcome| {
+            println!("{} x {}, {fault}: {outcome:?}", shape.nodes, shape.vips);
+            let broken = broken(&shape, fault, outcome);
+            assert!(broken.is_empty(), "{shape:?}, {fault}: {broken:?}, {outcome:?}");
+            faults += usize::from(fault != Fault::Nothing);
+        });
+        assert_eq!(faults, 5, "{shape:?}");
     }
 }

@@ -17,6 +17,8 @@ pub struct Costs {
     announce: f64,
     map_write: f64,
     lease: f64,
+    /// Of the machines beside the election, for each verified advert: fixed, and for each peer.
+    received: (f64, f64),
     /// Of a datagram: fixed, and for each 4 bytes.
     open: (f64, f64),
     seal: (f64, f64),
@@ -46,9 +48,12 @@ impl Costs {
         let file = File(NOW);
         let [beat, scan, decision, claim, comparison] =
             ["beat", "scan", "decision", "claim", "comparison"].map(|name| file.get(name));
-        Self::read(&file, Units::Now { beat, scan, decision, claim, comparison })
+        let costs = Self::read(&file, Units::Now { beat, scan, decision, claim, comparison });
+        let received = (file.get("received"), file.get("received_per_peer"));
+        Self { received, ..costs }
     }
 
+    /// What the machines beside the election take was not measured then: it is not charged.
     pub fn before() -> Self {
         let file = File(BEFORE);
         let [beat, scan, per_vip, per_vip_peer] =
@@ -64,6 +69,7 @@ impl Costs {
             announce: get("announce"),
             map_write: get("map_write"),
             lease: get("lease"),
+            received: (0.0, 0.0),
             open: (get("heartbeat"), get("heartbeat_per_peer")),
             seal: (get("seal"), get("seal_per_peer")),
             work,
@@ -88,6 +94,11 @@ impl Costs {
 
     pub fn lease(&self) -> Duration {
         nanos(self.lease)
+    }
+
+    /// What liveness, readiness, unicast and unverified do for a verified advert, their ticks included.
+    pub fn received(&self, nodes: usize) -> Duration {
+        nanos(self.received.0 + self.received.1 * nodes as f64)
     }
 
     /// What the machine did between two counts of its work.

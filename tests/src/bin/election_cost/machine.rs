@@ -7,7 +7,7 @@ use speaker_core::rank;
 use speaker_core::time::{Duration, Instant};
 use speaker_core::wire::advert::{Advert, Body, Claim, Flags, Key, Keyring, claims_per_part, digest};
 
-use crate::{cost, time};
+use crate::{cost, linear, time};
 
 pub fn print() {
     let sealed = [3, 200].map(|nodes| World::new(nodes, 0).seal());
@@ -30,13 +30,6 @@ pub fn print() {
 
 const VIPS: usize = 4000;
 
-/// With three and with two hundred nodes.
-fn linear(name: &str, [short, long]: [f64; 2]) {
-    let per_peer = (long - short) / 197.0;
-    cost(name, short - 3.0 * per_peer);
-    cost(&format!("{name}_per_peer"), per_peer);
-}
-
 /// With the test's own signing of it.
 fn heartbeat(nodes: usize) -> f64 {
     let mut world = World::new(nodes, 0);
@@ -56,7 +49,7 @@ fn keys() -> Keyring {
     Keyring { current: Key { id: 1, secret: [7; 32] }, other: None }
 }
 
-fn name(node: usize) -> NodeName {
+pub fn name(node: usize) -> NodeName {
     NodeName::new(&format!("node-{node}")).expect("a valid name")
 }
 

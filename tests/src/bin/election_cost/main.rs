@@ -3,6 +3,7 @@
 //! `make measure-election` prints the file that bench/costs/ keeps. Root: datagrams and frames cross a veth pair between two
 //! network namespaces of its own, and the map is the kernel's.
 
+mod beside;
 mod io;
 mod machine;
 
@@ -16,6 +17,7 @@ fn main() -> Result<()> {
     sched_setaffinity(Pid::from_raw(0), &cpu)?;
     println!("# nanoseconds; printed by `make measure-election` (tests/src/bin/election_cost)");
     machine::print();
+    beside::print();
     io::print()
 }
 
@@ -34,4 +36,11 @@ fn time(rounds: usize, repeat: u32, mut call: impl FnMut()) -> f64 {
 
 fn cost(name: &str, nanos: f64) {
     println!("{name} {nanos:.1}");
+}
+
+/// With three and with two hundred nodes.
+fn linear(name: &str, [short, long]: [f64; 2]) {
+    let per_peer = (long - short) / 197.0;
+    cost(name, short - 3.0 * per_peer);
+    cost(&format!("{name}_per_peer"), per_peer);
 }

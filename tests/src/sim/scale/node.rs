@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use speaker_core::announce::{self, Announcer};
+use speaker_core::election::stall::Stall;
 use speaker_core::election::turn::{self, Surroundings, Turn};
 use speaker_core::election::{Action, Config, Election, Event, LoseReason, Work};
 use speaker_core::machine::Machine;
@@ -45,10 +46,14 @@ pub struct Around {
     /// Sent in this turn: when, what.
     pub sent: Vec<(Duration, Rc<[u8]>)>,
     pub own: BTreeSet<Vip>,
-    /// Claimed or released in this turn.
-    pub moved: bool,
+    /// In this turn.
+    pub claimed: usize,
+    pub released: Vec<Vip>,
     lease: Duration,
     last_beat: Duration,
+    stall: Stall,
+    /// When the wait was to end at the latest; `None`: it has not waited yet.
+    deadline: Option<Instant>,
     pub seen: Seen,
     charged: Work,
     /// The latest of each sender.
@@ -89,9 +94,12 @@ impl Node {
                 announce: Vec::new(),
                 sent: Vec::new(),
                 own: BTreeSet::new(),
-                moved: false,
+                claimed: 0,
+                released: Vec::new(),
                 lease: Duration::ZERO,
                 last_beat: Duration::ZERO,
+                stall: Stall::new(now, Duration::ZERO),
+                deadline: None,
                 seen: Seen::default(),
                 charged: Work::default(),
                 said: BTreeMap::new(),
@@ -103,6 +111,7 @@ impl Node {
     pub fn start(&mut self, config: Config, desired: Event, now: Duration) {
         let around = &mut self.around;
         (around.running, around.time, around.last_beat) = (true, now, now);
+        around.stall = Stall::new(around.clock.read(now), around.seen.busy);
         self.election = Election::new(config, around.clock.read(now));
         around.charged = Work::default();
         for event in [desired, Event::Ready(true)] {
@@ -119,17 +128,21 @@ impl Node {
         if !self.around.running {
             return None;
         }
-        let due = [self.election.next_deadline(), self.announcer.next_deadline()].into_iter().flatten().min();
-        let due = due.map(|at| self.around.clock.when(at));
+        let due = self.deadline().map(|at| self.around.clock.when(at));
         let arrival = self.around.wire.peek().map(|Reverse((at, ..))| *at);
         let pending = (!self.around.socket.is_empty()).then_some(self.around.time);
         let next = [due, arrival, pending].into_iter().flatten().min()?;
         Some(next.max(self.around.time))
     }
 
-    /// One turn of its loop.
+    fn deadline(&self) -> Option<Instant> {
+        [self.election.next_deadline(), self.announcer.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// One turn of its loop, after its wait.
     pub fn run(&mut self, now: Duration, kind: Loop, vips: usize) {
         self.around.time = now;
+        self.around.wakes();
         match kind {
             Loop::Now => self.turn.run(&mut self.election, &mut self.around),
             Loop::Before => self.turn_before(vips),
@@ -141,8 +154,9 @@ impl Node {
             self.announce(announce::Event::Tick);
         }
         let took = self.around.time - now;
-        self.around.seen.busy += took;
         self.around.seen.longest_turn = self.around.seen.longest_turn.max(took);
+        let deadline = self.deadline();
+        self.around.waits(deadline);
     }
 
     fn announce(&mut self, event: announce::Event) {
@@ -154,7 +168,8 @@ impl Node {
     }
 
     /// The loop of commit f452a5a: up to 1,024 datagrams, each decided for all VIPs at once if it changed anything, then the tick;
-    /// a heartbeat that is late by the loop's own work is a freeze.
+    /// a heartbeat that is late by the loop's own work is a freeze. The election inside is today's, which decides less: where it has
+    /// decided anything, what the whole decision of f452a5a took is added.
     fn turn_before(&mut self, vips: usize) {
         let whole = self.around.costs.whole_decision(vips, self.around.nodes);
         for _ in 0..1024 {
@@ -171,7 +186,11 @@ impl Node {
         }
         self.freeze_by_own_work();
         if self.election.next_deadline().is_some_and(|due| due <= self.around.now()) {
+            let before = self.election.work();
             turn::handle(&mut self.election, Event::Tick, &mut self.around);
+            if self.election.work().decisions != before.decisions {
+                self.around.spend(whole);
+            }
         }
     }
 
@@ -188,6 +207,18 @@ impl Around {
 
     fn spend(&mut self, time: Duration) {
         self.time += time * self.slow;
+        self.seen.busy += time * self.slow;
+    }
+
+    fn waits(&mut self, deadline: Option<Instant>) {
+        let now = self.clock.read(self.time);
+        self.stall.work_ends(now, self.seen.busy);
+        self.deadline = deadline.map(|at| at.max(now));
+    }
+
+    fn wakes(&mut self) {
+        let now = self.clock.read(self.time);
+        self.stall.work_begins(now, self.deadline.unwrap_or(now), self.seen.busy);
     }
 
     /// What has arrived by now waits in the socket, as far as there is room.
@@ -219,9 +250,10 @@ impl Surroundings for Around {
         self.clock.read(self.time)
     }
 
-    /// Nothing keeps a simulated thread from running.
+    /// Nothing keeps a simulated thread from running but its own work, which must not count.
     fn stalled(&mut self) -> Duration {
-        Duration::ZERO
+        let now = self.clock.read(self.time);
+        self.stall.since_heartbeat(now, self.seen.busy)
     }
 
     fn receive(&mut self) -> Option<Vec<u8>> {
@@ -252,20 +284,25 @@ impl Surroundings for Around {
                 self.spend(cost);
                 self.lease = self.clock.when(until);
                 self.last_beat = self.time;
+                self.stall.heartbeat_sent();
             }
             Action::Acquire { vip, .. } => {
                 let cost = self.costs.map_write();
                 self.spend(cost);
                 self.own.insert(vip);
-                self.moved = true;
+                self.claimed += 1;
             }
             Action::Release { vip, reason } => {
                 let cost = self.costs.map_write();
                 self.spend(cost);
                 self.own.remove(&vip);
-                self.moved = true;
+                self.released.push(vip);
                 self.seen.frozen += u64::from(reason == LoseReason::Frozen);
                 self.announce.push(announce::Event::Stop(vip));
+            }
+            Action::Received { .. } => {
+                let cost = self.costs.received(self.nodes);
+                self.spend(cost);
             }
             Action::Announce { vip } => self.announce.push(announce::Event::Announce(vip)),
             _ => {}
