@@ -32,8 +32,11 @@ pub struct HealthFlags {
     pub held_back: AtomicBool,
     /// This node can verify fewer nodes than it cannot.
     pub outnumbered: AtomicBool,
-    /// The programs of other nodes answer, and no advert arrives.
+    /// The programs of other nodes answer, and no advert arrives; or none of some.
     pub adverts_missing: AtomicBool,
+    pub some_adverts_missing: AtomicBool,
+    /// Adverts of other nodes arrive, and none of their flow reports.
+    pub reports_missing: AtomicBool,
     pub attached: AtomicBool,
     pub synced: AtomicBool,
     pub carrier: AtomicBool,
@@ -130,6 +133,8 @@ impl HealthFlags {
             (self.stands_by.load(Ordering::Relaxed), Cause::HostSpeaker),
             (self.identity_differs.load(Ordering::Relaxed), Cause::KeysIdentityDiffers),
             (self.unverified.load(Ordering::Relaxed) > 0, Cause::PeersUnverified),
+            (self.some_adverts_missing.load(Ordering::Relaxed), Cause::AdvertsMissing),
+            (self.reports_missing.load(Ordering::Relaxed), Cause::ReportsMissing),
             (!self.lock_refused().is_empty(), Cause::RightsMissing),
             (self.conntrack_full.load(Ordering::Relaxed), Cause::ConntrackFull),
             (self.conntrack_nearly_full.load(Ordering::Relaxed), Cause::ConntrackNearlyFull),

@@ -15,7 +15,7 @@ use prometheus::core::Collector;
 use prometheus::{Encoder, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use speaker_core::forwarding::Counted;
 use speaker_core::view::ObjectName;
-use tracing::warn;
+use tracing::{info, warn};
 
 use denied::Denied;
 use limits::Reached;
@@ -38,6 +38,8 @@ pub struct Metrics {
     pub drained: IntGauge,
     pub peers_by_unicast: IntGauge,
     pub adverts_missing: IntGauge,
+    pub reports_by_unicast: IntGauge,
+    pub reports_missing: IntGauge,
     pub arp_contradicts_advert: IntCounterVec,
     pub peers_unverified: IntGauge,
     pub keys_accepted: IntGauge,
@@ -131,6 +133,14 @@ impl Metrics {
             adverts_missing: gauge(
                 "sheave_adverts_missing",
                 "Nodes whose program answers and whose adverts do not arrive.",
+            )?,
+            reports_by_unicast: gauge(
+                "sheave_reports_by_unicast",
+                "Nodes that get flow reports by unicast too, because multicast does not arrive.",
+            )?,
+            reports_missing: gauge(
+                "sheave_reports_missing",
+                "Nodes whose adverts arrive and whose flow reports do not.",
             )?,
             arp_contradicts_advert: counters(
                 "sheave_arp_contradicts_advert_total",
@@ -315,6 +325,15 @@ impl Metrics {
         for (name, packets) in counters {
             raise(&self.guard.with_label_values(&[name]), packets);
         }
+    }
+
+    /// A datagram without effect. The first of each reason is logged.
+    pub fn count_rejected(&self, reason: &str, what: &str) {
+        let rejected = self.adverts_rejected.with_label_values(&[reason]);
+        if rejected.get() == 0 {
+            info!(reason, what, "datagram refused; further ones are only counted (sheave_adverts_rejected_total)");
+        }
+        rejected.inc();
     }
 
     /// Of every limit that is reached now, in order.

@@ -40,6 +40,8 @@ pub enum Message {
     HostAddresses(HostAddresses),
     /// The speakers' runs that the election has verified and receives.
     Incarnations(BTreeMap<NodeName, u64>),
+    /// Nodes that the election sends its adverts to by unicast too.
+    Unicast(BTreeSet<NodeName>),
     /// Reports are signed and verified with these from now on.
     Keys(Keyring),
 }
@@ -63,6 +65,7 @@ enum Subject {
     OwnMac,
     HostAddresses,
     Incarnations,
+    Unicast,
     Keys,
 }
 
@@ -93,6 +96,7 @@ impl Outbox {
             Message::OwnMac(_) => Subject::OwnMac,
             Message::HostAddresses(_) => Subject::HostAddresses,
             Message::Incarnations(_) => Subject::Incarnations,
+            Message::Unicast(_) => Subject::Unicast,
             Message::Keys(_) => Subject::Keys,
         };
         match self.sender.edit(subject, |waiting| after(waiting.unwrap_or_default(), message)) {

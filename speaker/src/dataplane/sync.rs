@@ -13,6 +13,7 @@ mod upkeep;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -300,14 +301,17 @@ impl State {
 
     fn on_view(&mut self, view: Option<Arc<View>>) -> Result<()> {
         let Some(view) = view else { return Ok(()) };
-        let others = view.nodes().keys().filter(|name| **name != self.sync.node);
-        let others = others.filter_map(|name| NodeName::new(name)).collect();
+        let others = view.nodes().iter().filter(|(name, _)| **name != self.sync.node);
+        let others: BTreeMap<NodeName, Ipv4Addr> =
+            others.filter_map(|(name, node)| Some((NodeName::new(name)?, node.address))).collect();
+        let (names, addresses) = (others.keys().cloned().collect(), reached(&view, others));
+        self.report_socket.set_addresses(addresses);
         self.follow_addresses(&view);
         self.udp_pins.uncertainty.set_node(view.nodes().get(&self.sync.node), clock::now());
         self.view = Some(view);
         self.viewed.get_or_insert_with(Instant::now);
         self.dirty = true;
-        self.exchange(Some(exchange::Event::Nodes(others)))
+        self.exchange(Some(exchange::Event::Nodes(names)))
     }
 
     fn on_message(&mut self, message: Message) -> Result<()> {
@@ -332,6 +336,7 @@ impl State {
                 }
             }
             Message::Incarnations(epochs) => self.exchange(Some(exchange::Event::Incarnations(epochs)))?,
+            Message::Unicast(nodes) => self.exchange(Some(exchange::Event::Unicast(nodes)))?,
             Message::Keys(keys) => self.exchange(Some(exchange::Event::Keys(keys)))?,
             Message::OwnMac(mac) => self.set_own_mac(mac),
             Message::HostAddresses(host) => {
@@ -356,7 +361,7 @@ impl State {
                 }
                 Action::Health { node, report } => self.on_member_report(&node, report),
                 Action::Rejected(reason) => {
-                    self.sync.metrics.adverts_rejected.with_label_values(&[reason.label()]).inc();
+                    self.sync.metrics.count_rejected(reason.label(), "flow report");
                 }
                 Action::Differs { node, since } => {
                     let seconds = clock::now().since(since).as_secs();
@@ -375,10 +380,21 @@ impl State {
                     info!(%node, "view of the node is up to date again");
                     self.signals.set_stale(node, false);
                 }
+                Action::Unicast(node, begins) => info!(%node, begins, "flow reports go to the node by unicast too"),
+                Action::Missing(node) => {
+                    warn!(%node, "reports_missing: the node's adverts arrive, but none of its flow reports; check for a filter on UDP 7481");
+                }
+                Action::NotMissing(node) => {
+                    info!(%node, "flow reports of the node arrive, or its adverts do not either")
+                }
                 // Sent already.
-                Action::Send(_) => {}
+                Action::Send(_) | Action::SendTo(..) => {}
             }
         }
+        let (by_unicast, missing) = self.report_socket.exchange.ways();
+        self.sync.metrics.reports_by_unicast.set(by_unicast as i64);
+        self.sync.metrics.reports_missing.set(missing as i64);
+        self.sync.health.reports_missing.store(missing > 0, Ordering::Relaxed);
         self.sync.metrics.table_differs.set(self.differing.len() as i64);
         self.sync.metrics.nodes_stale.set(self.signals.stale() as i64);
         let now = clock::now();
@@ -388,6 +404,14 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Where reports may go by unicast.
+fn reached(view: &View, mut others: BTreeMap<NodeName, Ipv4Addr>) -> BTreeMap<NodeName, Ipv4Addr> {
+    let has_speaker =
+        |name: &NodeName| view.nodes().get(name.as_str()).is_some_and(|node| !view.lacks_speaker(name.as_str(), node));
+    others.retain(|name, _| has_speaker(name));
+    others
 }
 
 /// The rules of an earlier speaker, by what it wrote to the maps when they were in force.

@@ -131,8 +131,10 @@ impl State {
     /// Which way adverts take between this node and the others.
     pub(super) fn on_unicast(&mut self, event: unicast::Event, now: Instant) {
         let mut actions = Vec::new();
+        // These end what was true of a node, and say nothing of it.
+        let ends = matches!(event, unicast::Event::Nodes(_) | unicast::Event::Down(_));
         self.driver.unicast.handle(event, now, &mut actions);
-        if actions.is_empty() {
+        if actions.is_empty() && !ends {
             return;
         }
         for action in actions {
@@ -153,9 +155,12 @@ impl State {
             }
         }
         let unicast = &self.driver.unicast;
+        // Flow reports take the same way.
+        self.notify(Message::Unicast(unicast.targets().cloned().collect()));
         self.driver.metrics.peers_by_unicast.set(unicast.targets().count() as i64);
         self.driver.metrics.adverts_missing.set(unicast.missing().count() as i64);
         self.driver.health.adverts_missing.store(unicast.receives_none(), Ordering::Relaxed);
+        self.driver.health.some_adverts_missing.store(unicast.missing().next().is_some(), Ordering::Relaxed);
     }
 
     /// All announcements and queries use the new MAC address at once, and the others receive it: the owner's VIPs by a new burst,

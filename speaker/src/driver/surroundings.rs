@@ -42,7 +42,7 @@ impl Surroundings for State {
                 self.incoming = Incoming { source, multicast, ready, signed: self.signer(&bytes) };
                 return Some(bytes);
             }
-            self.driver.metrics.adverts_rejected.with_label_values(&["ttl"]).inc();
+            self.driver.metrics.count_rejected("ttl", "advert");
         }
     }
 
@@ -96,7 +96,7 @@ impl Surroundings for State {
             }
             Action::Rejected { reason } => {
                 self.rejected(reason, now);
-                self.driver.metrics.adverts_rejected.with_label_values(&[reason.label()]).inc();
+                self.driver.metrics.count_rejected(reason.label(), "advert");
             }
             Action::HandedOver { all_taken } => self.notify_app(Notice::HandedOver { all_taken }),
         }

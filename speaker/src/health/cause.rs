@@ -13,6 +13,7 @@ pub enum Cause {
     DataplaneStalled,
     PeersUnverified,
     AdvertsMissing,
+    ReportsMissing,
     NftFailing,
     MapsFailing,
     NotAttached,
@@ -49,6 +50,7 @@ impl Cause {
             Self::DataplaneStalled => "dataplane_stalled",
             Self::PeersUnverified => "peers_unverified",
             Self::AdvertsMissing => "adverts_missing",
+            Self::ReportsMissing => "reports_missing",
             Self::NftFailing => "nft_failing",
             Self::MapsFailing => "maps_failing",
             Self::NotAttached => "not_attached",
@@ -72,7 +74,11 @@ impl Cause {
     pub const fn check(self) -> Check {
         match self {
             Self::Keys(_) | Self::KeysIdentityDiffers => Check::KeysValid,
-            Self::ElectionStalled | Self::PeersUnverified | Self::AdvertsMissing | Self::Joining => Check::PeersReached,
+            Self::ElectionStalled
+            | Self::PeersUnverified
+            | Self::AdvertsMissing
+            | Self::ReportsMissing
+            | Self::Joining => Check::PeersReached,
             Self::NoCarrier => Check::LinkUp,
             Self::NotAttached | Self::HostSpeaker | Self::HostSpeakerStopped => Check::PacketPathAttached,
             Self::DataplaneStalled | Self::NftFailing | Self::MapsFailing | Self::NotSynced | Self::RightsMissing => {
@@ -100,7 +106,10 @@ impl Cause {
             Self::DataplaneStalled => "the dataplane's loop has not turned for 5 s",
             Self::PeersUnverified => "adverts of other nodes cannot be verified: they have other keys",
             Self::AdvertsMissing => {
-                "other nodes' programs answer and their adverts do not arrive: is UDP 7480 let through?"
+                "other nodes' programs answer and their adverts do not arrive: is UDP 7480 let through, and do their speakers run?"
+            }
+            Self::ReportsMissing => {
+                "adverts of other nodes arrive and their flow reports do not: is UDP 7481 let through?"
             }
             Self::NftFailing => {
                 "the newest rules are refused by nftables or take long; those before them stay in force"

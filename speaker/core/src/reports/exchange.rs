@@ -2,9 +2,12 @@
 //!
 //! Read first: docs/decisions/0008. Every second a node sends a summary: the version of its report, and the digest of its table.
 //! The rows travel when they change, once more a second later, and on request: of a node that starts, or that lost parts. The
-//! last report of a node counts until the next one, or until the node leaves the cluster: its flows outlive its speaker.
+//! last report of a node counts until the next one, or until the node leaves the cluster: its flows outlive its speaker. All of it goes
+//! to the group, and by unicast to nodes that the group does not reach (ways.rs, sending.rs beside this file).
 
 mod peer;
+mod sending;
+mod ways;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -12,6 +15,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use peer::Peer;
+use sending::Copies;
+use ways::Ways;
 
 use super::{Report, Reported, Reports};
 use crate::forwarding::LONGEST_WAIT;
@@ -22,7 +27,7 @@ use crate::staleness::Staleness;
 use crate::startup::Starts;
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::Digests;
-use crate::wire::report::{Datagram, Keyring, Piece, Reject, encode, piece_len};
+use crate::wire::report::{Datagram, Keyring, Reject, encode};
 
 /// One node's part in it.
 #[derive(Debug)]
@@ -45,6 +50,8 @@ pub struct Exchange {
     /// When the rows travel next, unless they change before.
     next_list: Option<Instant>,
     last_list: Option<Instant>,
+    ways: Ways,
+    copies: Copies,
 }
 
 #[derive(Clone, Debug)]
@@ -72,7 +79,13 @@ pub enum Event {
     Starts(Starts),
     /// What this node has checked. To be repeated.
     Health(health::Report),
-    Datagram(Vec<u8>),
+    Datagram {
+        bytes: Vec<u8>,
+        /// It came to the group, not to this node alone.
+        multicast: bool,
+    },
+    /// Nodes that the election sends its adverts to by unicast too.
+    Unicast(BTreeSet<NodeName>),
     /// The incarnations that the election has verified and receives. To be repeated.
     Incarnations(BTreeMap<NodeName, u64>),
     /// Sign and verify with these from now on.
@@ -86,7 +99,16 @@ pub enum Event {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// To the group.
     Send(Vec<u8>),
+    /// To one node.
+    SendTo(NodeName, Vec<u8>),
+    /// Whether this node gets reports by unicast too, from now on.
+    Unicast(NodeName, bool),
+    /// Its adverts arrive, and for long none of its reports has.
+    Missing(NodeName),
+    /// No longer.
+    NotMissing(NodeName),
     /// The report of a node, maybe this one, has changed: make the table again.
     Changed(NodeName),
     /// The new pods of another node.
@@ -146,6 +168,8 @@ impl Exchange {
             next_beat: now,
             next_list: None,
             last_list: None,
+            ways: Ways::default(),
+            copies: Copies::default(),
         }
     }
 
@@ -210,10 +234,12 @@ impl Exchange {
         actions.push(Action::Changed(self.config.node.clone()));
         self.compare(now, actions);
         self.send_list(now, actions);
+        self.copy_to_all(now);
         self.next_list = Some(now + self.config.interval);
     }
 
-    fn set_nodes(&mut self, nodes: BTreeSet<NodeName>, actions: &mut Vec<Action>) {
+    fn set_nodes(&mut self, nodes: BTreeSet<NodeName>, now: Instant, actions: &mut Vec<Action>) {
+        self.ways.set_nodes(&nodes, now, actions);
         let gone: Vec<NodeName> = self.peers.keys().filter(|node| !nodes.contains(node)).cloned().collect();
         for node in gone {
             let peer = self.peers.remove(&node);
@@ -225,7 +251,18 @@ impl Exchange {
         self.nodes = Some(nodes);
     }
 
-    fn receive(&mut self, bytes: &[u8], now: Instant, actions: &mut Vec<Action>) -> Result<(), Reject> {
+    /// How many other nodes get reports by unicast too, and of how many none arrives.
+    pub fn ways(&self) -> (usize, usize) {
+        self.ways.counts()
+    }
+
+    fn receive(
+        &mut self,
+        bytes: &[u8],
+        multicast: bool,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Reject> {
         let datagram = Datagram::open(bytes, self.config.cluster, &self.config.keys)?;
         if datagram.node == self.config.node {
             return Err(Reject::OwnEcho);
@@ -237,7 +274,10 @@ impl Exchange {
             return Err(Reject::TooManyPeers);
         }
         let node = datagram.node.clone();
-        if datagram.requests {
+        let (requests, asks) = (datagram.requests, datagram.asks);
+        if requests && !multicast && self.ways.by_unicast(&node, now) {
+            self.copy_to(node.clone(), now);
+        } else if requests {
             let earliest = self.last_list.map_or(now, |last| now.max(last + LIST_PAUSE));
             self.next_list = Some(self.next_list.map_or(earliest, |next| next.min(earliest)));
         }
@@ -245,6 +285,7 @@ impl Exchange {
         let (starts, health) = (datagram.starts.clone(), datagram.health.clone());
         let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(now));
         let changed = peer.take(datagram, now)?;
+        self.ways.received(&node, multicast, asks, now, actions);
         self.staleness.applied(&node, view, now);
         self.compare_views(now);
         if changed {
@@ -260,8 +301,9 @@ impl Exchange {
         Ok(())
     }
 
-    fn verify(&mut self, epochs: &BTreeMap<NodeName, u64>) {
+    fn verify(&mut self, epochs: &BTreeMap<NodeName, u64>, now: Instant) {
         for (node, epoch) in epochs {
+            self.ways.runs(node, now);
             if let Some(peer) = self.peers.get_mut(node) {
                 peer.verify(*epoch);
             }
@@ -328,8 +370,10 @@ impl Exchange {
             self.next_list = None;
             self.send_list(now, actions);
         }
+        self.send_copies(now, actions);
         if self.next_beat <= now {
             self.next_beat = now + self.config.interval;
+            self.ways.tick(now, actions);
             self.send_summary(now, actions);
             if !self.starts.is_empty() {
                 self.send_starts(now, actions);
@@ -347,88 +391,6 @@ impl Exchange {
         actions.extend(stale.into_iter().map(Action::Stale));
         actions.extend(up_to_date.into_iter().map(Action::UpToDate));
     }
-
-    /// All rows; a summary, if there are none.
-    fn send_list(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        self.last_list = Some(now);
-        let Some(own) = self.own.as_ref().filter(|own| !own.list.is_empty()) else {
-            return self.send_summary(now, actions);
-        };
-        let pieces: Vec<Vec<u8>> = own.list.chunks(self.piece_len()).map(Vec::from).collect();
-        for (part, bytes) in (0..).zip(pieces) {
-            self.send(Some(Piece { part, bytes }), None, now, actions);
-        }
-    }
-
-    fn send_summary(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        self.send(None, None, now, actions);
-    }
-
-    /// At once, and with each summary until all are known to have started: a lost datagram costs a second.
-    fn set_starts(&mut self, starts: Starts, now: Instant, actions: &mut Vec<Action>) {
-        if starts != self.starts {
-            self.starts = starts;
-            self.send_starts(now, actions);
-        }
-    }
-
-    fn send_starts(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        self.send(None, Some(self.starts.clone()), now, actions);
-    }
-
-    /// At once if it decides something, and with each summary: peers forget it otherwise.
-    fn set_health(&mut self, report: health::Report, now: Instant, actions: &mut Vec<Action>) {
-        let is_news = self.health.as_ref().is_none_or(|before| report.is_news_after(before));
-        self.health = Some(report);
-        if is_news {
-            self.send_health(now, actions);
-        }
-    }
-
-    fn send_health(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if let Some(report) = self.health.clone() {
-            self.send_with(Body { health: Some(report), ..Body::default() }, now, actions);
-        }
-    }
-
-    fn send(&mut self, piece: Option<Piece>, starts: Option<Starts>, now: Instant, actions: &mut Vec<Action>) {
-        self.send_with(Body { piece, starts, health: None }, now, actions);
-    }
-
-    fn send_with(&mut self, Body { piece, starts, health }: Body, now: Instant, actions: &mut Vec<Action>) {
-        self.sequence += 1;
-        let own = self.own.as_ref();
-        let age = own.map_or(Duration::ZERO, |own| now.since(own.reported.confirmed));
-        let datagram = Datagram {
-            node: self.config.node.clone(),
-            cluster: self.config.cluster,
-            epoch: self.config.epoch,
-            sequence: self.sequence,
-            requests: !self.peers.values().all(Peer::is_known) || !self.all_reported(now),
-            partial: own.is_some_and(|own| own.partial),
-            version: own.map_or(0, |own| own.version),
-            digest: own.map_or(0, |own| own.reported.report.digest),
-            view: self.staleness.view(&self.config.node),
-            age_millis: u32::try_from(age.as_millis()).unwrap_or(u32::MAX),
-            parts: own.map_or(0, |own| own.list.len().div_ceil(self.piece_len()) as u16),
-            piece,
-            starts,
-            health,
-        };
-        actions.push(Action::Send(datagram.seal(&self.config.keys)));
-    }
-
-    fn piece_len(&self) -> usize {
-        piece_len(self.config.node.as_str().len())
-    }
-}
-
-/// What a datagram carries beside the summary: one of these, or nothing.
-#[derive(Default)]
-struct Body {
-    piece: Option<Piece>,
-    starts: Option<Starts>,
-    health: Option<health::Report>,
 }
 
 impl Machine for Exchange {
@@ -441,21 +403,22 @@ impl Machine for Exchange {
             Event::Applied(view) => self.set_applied(view, now, actions),
             Event::Starts(starts) => self.set_starts(starts, now, actions),
             Event::Health(report) => self.set_health(report, now, actions),
-            Event::Datagram(bytes) => {
-                if let Err(reject) = self.receive(&bytes, now, actions) {
+            Event::Datagram { bytes, multicast } => {
+                if let Err(reject) = self.receive(&bytes, multicast, now, actions) {
                     actions.push(Action::Rejected(reject));
                 }
             }
-            Event::Incarnations(epochs) => self.verify(&epochs),
+            Event::Incarnations(epochs) => self.verify(&epochs, now),
             Event::Keys(keys) => self.config.keys = keys,
-            Event::Nodes(nodes) => self.set_nodes(nodes, actions),
+            Event::Nodes(nodes) => self.set_nodes(nodes, now, actions),
+            Event::Unicast(nodes) => self.ways.set_adverts(nodes),
             Event::Rejoin => (self.started, self.next_beat) = (now, now),
             Event::Tick => self.tick(now, actions),
         }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        Some(self.next_list.map_or(self.next_beat, |list| list.min(self.next_beat)))
+        [self.next_list, self.copies.due()].into_iter().flatten().chain([self.next_beat]).min()
     }
 }
 

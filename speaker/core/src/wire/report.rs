@@ -3,7 +3,8 @@
 //! Read first: docs/decisions/0008. All numbers in network byte order.
 //!
 //! ```text
-//!  0 "SHVH" | 4 version of the format | 5 kind (1 summary, 2 part, 3 starts, 4 health) | 6 flags (1: requests all reports; 2: partial) | 7 key id
+//!  0 "SHVH" | 4 version of the format | 5 kind (1 summary, 2 part, 3 starts, 4 health)
+//!  6 flags (1: requests reports; 2: partial; 4: asks for unicast) | 7 key id
 //!  8 cluster (8) | 16 epoch (8) | 24 sequence (8), higher in each datagram of an epoch
 //! 32 version of the report (8; 0: none yet) | 40 digest of the table (8) | 48 digest of the view (8; 0: none yet)
 //! 56 age in milliseconds (4) | 60 part (2), from 0 | 62 parts (2; 0: no rows) | 64 name length | 65 reserved (3) | 68 name
@@ -49,6 +50,7 @@ const KIND_STARTS: u8 = 3;
 const KIND_HEALTH: u8 = 4;
 const FLAG_REQUEST: u8 = 1;
 const FLAG_PARTIAL: u8 = 2;
+const FLAG_ASKS: u8 = 4;
 const NAME: usize = 68;
 
 const SECTION: usize = 12;
@@ -71,10 +73,12 @@ pub struct Datagram {
     pub cluster: u64,
     pub epoch: u64,
     pub sequence: u64,
-    /// The sender misses the report of a node.
+    /// The sender misses the report of a node; to one node: of that one.
     pub requests: bool,
     /// Some rows are left out of the list.
     pub partial: bool,
+    /// To one node: its multicast does not arrive at the sender. A speaker before 2026-12 does not know this.
+    pub asks: bool,
     /// Grows with every change; 0: it does not know yet what it holds.
     pub version: u64,
     pub digest: u64,
@@ -144,6 +148,7 @@ impl Datagram {
             sequence: head.u64_at(24),
             requests: head.0[6] & FLAG_REQUEST != 0,
             partial: head.0[6] & FLAG_PARTIAL != 0,
+            asks: head.0[6] & FLAG_ASKS != 0,
             version: head.u64_at(32),
             digest: head.u64_at(40),
             view: head.u64_at(48),
@@ -166,7 +171,8 @@ impl Datagram {
             (None, None, Some(health)) => (KIND_HEALTH, 0, &health[..]),
             (None, None, None) => (KIND_SUMMARY, 0, &[][..]),
         };
-        let flags = if self.requests { FLAG_REQUEST } else { 0 } | if self.partial { FLAG_PARTIAL } else { 0 };
+        let flags = [(self.requests, FLAG_REQUEST), (self.partial, FLAG_PARTIAL), (self.asks, FLAG_ASKS)];
+        let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
         let mut out = Vec::with_capacity(NAME + name.len() + piece.len() + MAC_LEN);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&[VERSION, kind, flags, keys.current.id]);

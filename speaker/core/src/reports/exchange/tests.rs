@@ -1,5 +1,8 @@
 //! A few nodes on a virtual wire, with explicit times.
 
+mod stale;
+mod unicast;
+
 use alloc::vec;
 
 use super::*;
@@ -44,6 +47,8 @@ struct Wire {
     nodes: BTreeMap<usize, Exchange>,
     /// Datagrams from these are lost: every nth, from 1.
     lossy: BTreeMap<usize, usize>,
+    /// From, to, and whether it is multicast that does not arrive.
+    filtered: BTreeSet<(usize, usize, bool)>,
     sent: BTreeMap<usize, Vec<Vec<u8>>>,
     log: Vec<(usize, Action)>,
 }
@@ -52,7 +57,7 @@ impl Wire {
     fn new(nodes: usize) -> Self {
         let now = Instant::from_millis(10_000);
         let nodes = (0..nodes).map(|node| (node, Exchange::new(config(node, 1), now))).collect();
-        Self { now, nodes, lossy: BTreeMap::new(), sent: BTreeMap::new(), log: vec![] }
+        Self { now, nodes, lossy: BTreeMap::new(), filtered: BTreeSet::new(), sent: BTreeMap::new(), log: vec![] }
     }
 
     fn event(&mut self, node: usize, event: Event) {
@@ -60,18 +65,28 @@ impl Wire {
         let mut actions = vec![];
         exchange.handle(event, self.now, &mut actions);
         for action in actions {
-            let Action::Send(bytes) = action else {
-                self.log.push((node, action));
-                continue;
+            let (bytes, to) = match action {
+                Action::Send(bytes) => (bytes, None),
+                Action::SendTo(to, bytes) => (bytes, Some(to)),
+                action => {
+                    self.log.push((node, action));
+                    continue;
+                }
             };
             assert!(bytes.len() <= MAX_DATAGRAM);
+            let multicast = to.is_none();
             let sent = self.sent.entry(node).or_default();
             sent.push(bytes.clone());
             if self.lossy.get(&node).is_some_and(|every| sent.len().is_multiple_of(*every)) {
                 continue;
             }
-            let others: Vec<usize> = self.nodes.keys().copied().filter(|other| *other != node).collect();
-            others.into_iter().for_each(|other| self.event(other, Event::Datagram(bytes.clone())));
+            let arrives = |other: &usize| {
+                *other != node
+                    && to.as_ref().is_none_or(|to| *to == name(*other))
+                    && !self.filtered.contains(&(node, *other, multicast))
+            };
+            let others: Vec<usize> = self.nodes.keys().copied().filter(arrives).collect();
+            others.into_iter().for_each(|other| self.event(other, Event::Datagram { bytes: bytes.clone(), multicast }));
         }
     }
 
@@ -99,6 +114,10 @@ impl Wire {
     fn others(&self) -> BTreeSet<NodeName> {
         self.nodes.keys().map(|node| name(*node)).collect()
     }
+}
+
+fn to_all(bytes: Vec<u8>) -> Event {
+    Event::Datagram { bytes, multicast: true }
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -227,10 +246,10 @@ fn replayed_reports_are_rejected() {
     wire.run(SECOND);
     wire.local(0, &report(7, [2]));
     wire.log.clear();
-    wire.event(1, Event::Datagram(old[0].clone()));
+    wire.event(1, to_all(old[0].clone()));
     let last = wire.sent[&0].last().unwrap().clone();
-    wire.event(1, Event::Datagram(last));
-    wire.event(0, Event::Datagram(old[0].clone()));
+    wire.event(1, to_all(last));
+    wire.event(0, to_all(old[0].clone()));
     let rejected = [(1, Reject::StaleEpoch), (1, Reject::Replayed), (0, Reject::OwnEcho)];
     assert_eq!(wire.log, rejected.map(|(node, reject)| (node, Action::Rejected(reject))));
     assert_eq!(wire.known(1, 0), Some(report(7, [2])));
@@ -256,12 +275,12 @@ fn a_lower_epoch_counts_once_the_election_has_verified_it() {
     // Recordings of the higher epoch lead nowhere, before the fact is repeated and after it.
     wire.log.clear();
     for _ in 0..2 {
-        before.iter().for_each(|datagram| wire.event(1, Event::Datagram(datagram.clone())));
+        before.iter().for_each(|datagram| wire.event(1, to_all(datagram.clone())));
         wire.event(1, Event::Incarnations([(name(0), 5)].into()));
     }
     assert!(wire.log.iter().all(|(_, action)| *action == Action::Rejected(Reject::StaleEpoch)), "{:?}", wire.log);
     let last = wire.sent[&0].last().unwrap().clone();
-    wire.event(1, Event::Datagram(last));
+    wire.event(1, to_all(last));
     assert_eq!(wire.log.last(), Some(&(1, Action::Rejected(Reject::Replayed))), "nor do those of its own");
     wire.local(0, &report(7, [3]));
     assert_eq!(wire.known(1, 0), Some(report(7, [3])));
@@ -373,59 +392,6 @@ fn a_table_of_an_old_view_is_an_alarm_while_additions_wait() {
     }
 }
 
-/// All nodes agree on which node is stale, the stale one included, although none of its flows has changed.
-#[test]
-fn a_node_that_does_not_follow_the_view_is_stale_for_all() {
-    let mut wire = Wire::new(3);
-    for node in 0..3 {
-        wire.event(node, view(1, []));
-        wire.local(node, &report(7, []));
-    }
-    wire.run(10 * SECOND);
-    let lagging = |wire: &Wire| [0, 1, 2].map(|node: usize| wire.nodes[&node].is_lagging(wire.now));
-    assert_eq!(lagging(&wire), [false; 3]);
-    wire.log.clear();
-    (0..2).for_each(|node| wire.event(node, view(2, [])));
-    wire.run(12 * SECOND);
-    wire.log.sort_by_key(|(node, _)| *node);
-    assert_eq!(wire.log, [0, 1, 2].map(|node| (node, Action::Stale(name(2)))));
-    assert_eq!(lagging(&wire), [false, false, true]);
-    wire.log.clear();
-    wire.event(2, view(2, []));
-    wire.run(SECOND);
-    wire.log.sort_by_key(|(node, _)| *node);
-    assert_eq!(wire.log, [0, 1, 2].map(|node| (node, Action::UpToDate(name(2)))));
-    assert_eq!(lagging(&wire), [false; 3]);
-}
-
-/// Its speaker is gone, and so is a pod that its table names.
-#[test]
-fn a_silent_node_whose_pods_are_others_is_stale() {
-    let mut wire = Wire::new(3);
-    (0..3).for_each(|node| wire.event(node, view(1, [("n1", 1), ("n2", 1)])));
-    wire.run(10 * SECOND);
-    wire.nodes.remove(&2);
-    (0..2).for_each(|node| wire.event(node, view(2, [("n1", 2), ("n2", 1)])));
-    wire.run(60 * SECOND);
-    assert_eq!(wire.log, [], "its table is right");
-    (0..2).for_each(|node| wire.event(node, view(3, [("n1", 2)])));
-    wire.run(4 * SECOND);
-    wire.log.sort_by_key(|(node, _)| *node);
-    assert_eq!(wire.log, [0, 1].map(|node| (node, Action::Stale(name(2)))));
-}
-
-#[test]
-fn a_node_that_left_the_cluster_is_not_stale() {
-    let mut wire = Wire::new(4);
-    (0..4).for_each(|node| wire.event(node, view(1, [])));
-    wire.run(SECOND);
-    (0..3).for_each(|node| wire.event(node, view(2, [])));
-    wire.run(12 * SECOND);
-    wire.log.clear();
-    wire.event(0, Event::Nodes([name(1), name(2)].into()));
-    assert_eq!(wire.log, [(0, Action::UpToDate(name(3)))]);
-}
-
 /// By its new table row 1 is its own, so it no longer reports it. By ours it is not.
 #[test]
 fn superseded_reports_count_until_tables_agree() {
@@ -481,7 +447,7 @@ fn new_pods_are_reported_at_once_and_again_until_there_are_none() {
     // A recording brings it back to nobody.
     let recorded = wire.sent[&0].last().unwrap().clone();
     wire.event(0, Event::Starts(Starts::new()));
-    wire.event(1, Event::Datagram(recorded));
+    wire.event(1, to_all(recorded));
     assert_eq!(received(&mut wire), [Starts::new()]);
     wire.run(3 * SECOND);
     assert_eq!(received(&mut wire), []);

@@ -20,6 +20,7 @@ fn datagram() -> Datagram {
         sequence: 3,
         requests: true,
         partial: false,
+        asks: false,
         version: 4,
         digest: 5,
         view: 7,
@@ -102,7 +103,7 @@ fn vector() {
     let sealed = datagram().seal(&keys(5));
     assert_eq!(sealed[..sealed.len() - MAC_LEN], expected.concat());
     assert_eq!(Datagram::open(&sealed, CLUSTER, &keys(5)), Ok(datagram()));
-    let reported = Datagram { piece: None, requests: false, partial: true, ..datagram() };
+    let reported = Datagram { piece: None, requests: false, partial: true, asks: true, ..datagram() };
     assert_eq!(Datagram::open(&reported.seal(&keys(5)), CLUSTER, &keys(5)), Ok(reported));
 }
 

@@ -191,7 +191,7 @@ impl Speaker {
 
     pub fn receive(&mut self, datagram: &[u8], now: Instant) {
         let mut actions = Vec::new();
-        self.exchange.handle(Event::Datagram(datagram.to_vec()), now, &mut actions);
+        self.exchange.handle(Event::Datagram { bytes: datagram.to_vec(), multicast: true }, now, &mut actions);
         self.take(actions, now);
     }
 
@@ -205,7 +205,9 @@ impl Speaker {
                 Action::Rejected(reject) => panic!("{reject} on n{}", self.node),
                 Action::Stale(node) => self.signals.set_stale(node, true),
                 Action::UpToDate(node) => self.signals.set_stale(node, false),
+                Action::SendTo(..) => panic!("multicast reaches every node"),
                 Action::Health { .. } | Action::Differs { .. } | Action::Agrees(_) => {}
+                Action::Unicast(..) | Action::Missing(_) | Action::NotMissing(_) => {}
             }
         }
         sent
