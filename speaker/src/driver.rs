@@ -100,6 +100,7 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         stall: Stall::new(clock::now(), clock::thread_time()),
         ready: false,
         yields: false,
+        beyond_limit: false,
         incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, multicast: true, ready: false, signed: None },
         signed_macs: BTreeMap::new(),
         follow_up: Vec::new(),
@@ -148,6 +149,8 @@ struct State {
     ready: bool,
     /// The unverified side is larger (`unverified::Action::Yield`).
     yields: bool,
+    /// The election has no place for this node.
+    beyond_limit: bool,
     /// The datagram that the election handles.
     incoming: Incoming,
     /// For the election, found while its actions were carried out: the next in this turn.
@@ -247,14 +250,17 @@ impl Loop {
                     self.state.set_own_mac(mac, now);
                 }
                 Command::OwnAddress(address) => self.state.set_own_address(address, now),
-                Command::Nodes { nodes, departed, saved } => {
+                Command::Nodes { nodes, departed, beyond_limit, this_one, saved } => {
                     // A view counts as confirmed once the packet path has applied it.
                     if saved {
                         self.elect(election::Event::SavedView(true));
                     }
                     let members: BTreeSet<NodeName> =
                         nodes.keys().filter(|node| !departed.contains(*node)).cloned().collect();
+                    self.elect(election::Event::BeyondLimit(beyond_limit));
                     self.elect(election::Event::Nodes(members.clone()));
+                    self.state.beyond_limit = this_one;
+                    self.elect(self.state.readiness());
                     self.state.set_nodes(nodes, members, now);
                 }
                 Command::Drained(drained) => self.elect(election::Event::Drained(drained)),

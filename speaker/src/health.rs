@@ -35,6 +35,8 @@ pub struct HealthFlags {
     /// The programs of other nodes answer, and no advert arrives; or none of some.
     pub adverts_missing: AtomicBool,
     pub some_adverts_missing: AtomicBool,
+    /// The election has no place for this node.
+    pub beyond_limit: AtomicBool,
     /// Adverts of other nodes arrive, and none of their flow reports.
     pub reports_missing: AtomicBool,
     pub attached: AtomicBool,
@@ -111,6 +113,9 @@ impl HealthFlags {
         let mut causes = self.not_alive();
         if self.held_back.load(Ordering::Relaxed) || self.outnumbered.load(Ordering::Relaxed) {
             causes.push(Cause::PeersUnverified);
+        }
+        if self.beyond_limit.load(Ordering::Relaxed) {
+            causes.push(Cause::TooManyPeers);
         }
         if self.adverts_missing.load(Ordering::Relaxed) {
             causes.push(Cause::AdvertsMissing);

@@ -227,6 +227,7 @@ impl Serving {
     }
 
     fn send_view(&mut self, view: Arc<View>) -> Result<()> {
+        self.name_beyond_limit(&view);
         self.set_drained(Some(&view))?;
         self.host.on_view(view.nodes().get(self.node.as_str()).map(|node| node.address))?;
         // A node without a speaker is neither asked for signs of life nor missed.
@@ -234,8 +235,29 @@ impl Serving {
         let others = speaking.filter_map(|(name, node)| Some((NodeName::new(name)?, node.address)));
         let nodes: BTreeMap<NodeName, Ipv4Addr> = others.filter(|(name, _)| *name != self.node).collect();
         let departed = nodes.keys().filter(|name| !view.is_member(name.as_str())).cloned().collect();
-        self.commands.send(driver::Command::Nodes { nodes, departed, saved: view.is_saved() })?;
+        let beyond_limit = view.beyond_limit().iter().filter_map(|name| NodeName::new(name)).collect();
+        let this_one = view.beyond_limit().contains(self.node.as_str());
+        self.health.beyond_limit.store(this_one, Ordering::Relaxed);
+        let saved = view.is_saved();
+        self.commands.send(driver::Command::Nodes { nodes, departed, beyond_limit, this_one, saved })?;
         self.view.send(Some(view)).context("the dataplane thread has ended")
+    }
+
+    /// When it begins, and with each node more.
+    fn name_beyond_limit(&self, view: &View) {
+        let known = self.view.borrow().as_ref().map(|known| known.beyond_limit().clone()).unwrap_or_default();
+        let beyond = view.beyond_limit();
+        if !beyond.is_subset(&known) {
+            let (limit, nodes) = (Limit::Speakers, beyond.iter().take(NAMED).collect::<Vec<_>>());
+            warn!(
+                limit = limit.label(),
+                allowed = limit.value(),
+                beyond = beyond.len(),
+                ?nodes,
+                "too_many_peers: these nodes own no VIP, and others serve their pods"
+            );
+            self.metrics.limits_reached.with_label_values(&[limit.label()]).inc();
+        }
     }
 
     fn write_status(&self, notice: Notice) {
@@ -273,6 +295,9 @@ impl Serving {
         }
     }
 }
+
+/// Nodes that a line of the log names.
+const NAMED: usize = 16;
 
 /// The view, and which kinds have been listed.
 struct Views {

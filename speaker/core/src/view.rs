@@ -13,6 +13,7 @@ mod object;
 mod parts;
 pub mod place;
 mod placement;
+mod taking_part;
 pub mod via;
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -50,6 +51,8 @@ pub struct View {
     placements: BTreeMap<String, Placement>,
     /// Nodes that have, or have had, a speaker.
     speakers: Speakers,
+    /// Made from the nodes and their SpeakerStates.
+    beyond: BTreeSet<String>,
     /// Not on disk: the nodes have those that count.
     labels: NodeLabels,
     /// What is left out of Services that are served. Not on disk: it moves no packet.
@@ -63,11 +66,15 @@ pub struct View {
 
 impl View {
     pub fn handle(&mut self, event: Event) -> Change {
-        match event {
+        let change = match event {
             Event::Apply(object) => self.apply(object),
             Event::Delete(key) => Change::from_difference(self.remove(&key)),
             Event::Relisted(kind, objects) => self.relist(kind, objects),
+        };
+        if change != Change::None {
+            self.choose_speakers();
         }
+        change
     }
 
     pub fn nodes(&self) -> &BTreeMap<String, Node> {
@@ -347,6 +354,7 @@ impl From<Vec<Object>> for View {
         for object in objects {
             view.apply(object);
         }
+        view.choose_speakers();
         view
     }
 }

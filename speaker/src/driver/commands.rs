@@ -32,6 +32,10 @@ pub enum Command {
     Nodes {
         nodes: BTreeMap<NodeName, Ipv4Addr>,
         departed: BTreeSet<NodeName>,
+        /// Nodes that are not among these, because the election has no place for them.
+        beyond_limit: BTreeSet<NodeName>,
+        /// Nor has it one for this node.
+        this_one: bool,
         /// The view is one from disk.
         saved: bool,
     },

@@ -116,12 +116,12 @@ impl State {
     }
 
     /// The packet path can serve, no evidence is against this node's identity, it is not on the smaller side of a cluster with two
-    /// keys.
+    /// keys, and the election has a place for it.
     ///
     /// Not that adverts arrive (`adverts_missing`): a node that receives none cannot know whether all others are cut off likewise. If they
     /// are, each would release its VIPs and none would serve; while two nodes answer for a VIP, both dispatch to the same pods (R10).
     pub(super) fn readiness(&self) -> election::Event {
         let held_back = self.driver.health.held_back.load(Ordering::Relaxed);
-        election::Event::Ready(self.ready && !self.yields && !held_back)
+        election::Event::Ready(self.ready && !self.yields && !held_back && !self.beyond_limit)
     }
 }

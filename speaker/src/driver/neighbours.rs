@@ -49,7 +49,8 @@ impl State {
         }
         self.on_liveness(liveness::Event::Nodes(names.clone()), now);
         self.on_readiness(readiness::Event::Nodes(names), now);
-        self.on_unicast(unicast::Event::Nodes(members.clone()), now);
+        let spoken_to = if self.beyond_limit { BTreeSet::new() } else { members.clone() };
+        self.on_unicast(unicast::Event::Nodes(spoken_to), now);
         self.on_unverified(unverified::Event::Nodes(members), now);
         self.signed_macs.retain(|ip, _| self.by_address.contains_key(ip));
         if let Err(error) = self.driver.udp.set_peers(&self.by_address.keys().copied().collect()) {
@@ -114,8 +115,11 @@ impl State {
         }
     }
 
-    /// To the group, and to nodes that the group does not reach.
+    /// To the group, and to nodes that the group does not reach. A node beyond the limit would only be refused.
     pub(super) fn send(&mut self, datagram: &[u8]) {
+        if self.beyond_limit {
+            return;
+        }
         match self.driver.udp.send(datagram) {
             Ok(()) => self.driver.metrics.adverts_sent.inc(),
             Err(error) => self.failed("advert", &error),

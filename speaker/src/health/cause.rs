@@ -1,6 +1,7 @@
 //! What can be out of order on a node, each under one name: line of `/readyz`, reason of a SpeakerState's condition, word in the log.
 
 use sheave_api::speakerstate::stands_by;
+use speaker_core::wire::advert::Reject;
 
 use crate::keys::IDENTITY_DIFFERS;
 use crate::keys::source::Problem;
@@ -14,6 +15,7 @@ pub enum Cause {
     PeersUnverified,
     AdvertsMissing,
     ReportsMissing,
+    TooManyPeers,
     NftFailing,
     MapsFailing,
     NotAttached,
@@ -51,6 +53,7 @@ impl Cause {
             Self::PeersUnverified => "peers_unverified",
             Self::AdvertsMissing => "adverts_missing",
             Self::ReportsMissing => "reports_missing",
+            Self::TooManyPeers => Reject::TooManyPeers.label(),
             Self::NftFailing => "nft_failing",
             Self::MapsFailing => "maps_failing",
             Self::NotAttached => "not_attached",
@@ -78,6 +81,7 @@ impl Cause {
             | Self::PeersUnverified
             | Self::AdvertsMissing
             | Self::ReportsMissing
+            | Self::TooManyPeers
             | Self::Joining => Check::PeersReached,
             Self::NoCarrier => Check::LinkUp,
             Self::NotAttached | Self::HostSpeaker | Self::HostSpeakerStopped => Check::PacketPathAttached,
@@ -110,6 +114,10 @@ impl Cause {
             }
             Self::ReportsMissing => {
                 "adverts of other nodes arrive and their flow reports do not: is UDP 7481 let through?"
+            }
+            Self::TooManyPeers => {
+                "there are more nodes with speakers than the election holds, and this is one of the newest: it owns no VIP, and other \
+                 nodes serve its pods"
             }
             Self::NftFailing => {
                 "the newest rules are refused by nftables or take long; those before them stay in force"

@@ -61,6 +61,7 @@ pub struct Election {
     saved_view: bool,
     confirmed_peer: Option<Instant>,
     drained: bool,
+    beyond: BTreeSet<NodeName>,
     handed_over: bool,
     all_taken: bool,
 
@@ -113,6 +114,7 @@ impl Election {
             saved_view: false,
             confirmed_peer: None,
             drained: false,
+            beyond: BTreeSet::new(),
             handed_over: false,
             all_taken: true,
             last_tick: Instant::ZERO,
@@ -175,6 +177,9 @@ impl Election {
         let advert = Advert::open(datagram, self.config.cluster, &self.config.keys)?;
         if advert.node == self.config.node {
             return Err(Reject::OwnEcho);
+        }
+        if self.beyond.contains(&advert.node) {
+            return Err(Reject::TooManyPeers);
         }
         let (node, epoch) = (advert.node.clone(), advert.epoch);
         let (ready, wants_claims) = (advert.flags.takes_flows(), advert.flags.need_claims);
@@ -379,6 +384,7 @@ impl Machine for Election {
             }
             Event::Desired(desired) => self.set_desired(desired),
             Event::Nodes(nodes) => self.set_nodes(nodes, actions),
+            Event::BeyondLimit(nodes) => self.beyond = nodes,
             Event::SavedView(saved) => self.set_saved_view(saved, actions),
             Event::Drained(drained) => {
                 self.transmit.changed |= self.drained != drained;

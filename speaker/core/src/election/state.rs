@@ -155,6 +155,8 @@ pub enum Event {
     /// All other nodes of the view: adverts in the name of others are refused. Until the first one all are taken, and while the view is a
     /// saved one: there may be newer nodes.
     Nodes(BTreeSet<NodeName>),
+    /// Nodes of the view beyond the number that may take part: adverts in their names are refused.
+    BeyondLimit(BTreeSet<NodeName>),
     /// Whether the view is that of the disk: no API server has confirmed it (R14). False at start.
     SavedView(bool),
     /// An administrator wants this node to own VIPs only while no other node can (R4, R14). False at start.

@@ -319,6 +319,17 @@ fn too_many_peers() {
     cluster.run(ms(200));
     cluster.event(0, Event::Datagram(advert(257, 2).seal(&keyring())));
     assert_eq!(cluster.rejected(0).len(), 1);
+    // Nodes that the view has no place for, under the same name, and also while a saved view excludes nobody.
+    cluster.log.clear();
+    cluster.event(0, Event::BeyondLimit([name(300)].into()));
+    for members in [false, true] {
+        if members {
+            cluster.event(0, Event::Nodes([name(1)].into()));
+        }
+        cluster.event(0, Event::Datagram(advert(300, 1).seal(&keyring())));
+        cluster.event(0, Event::Datagram(advert(301, 1 + u64::from(members)).seal(&keyring())));
+    }
+    assert_eq!(cluster.rejected(0), [Reject::TooManyPeers, Reject::TooManyPeers, Reject::UnknownNode]);
 }
 
 #[test]

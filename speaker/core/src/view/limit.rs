@@ -21,6 +21,8 @@ macro_rules! limits {
 limits! {
     /// Slot 0 of `NODES` is reserved.
     Nodes, "nodes", ebpf_common::MAX_NODES as usize - 1;
+    /// That take part in the election, of all [`Limit::Nodes`]: as many as a heartbeat can name.
+    Speakers, "nodes", crate::wire::advert::MAX_ECHOES;
     Services, "services", ebpf_common::MAX_SERVICES as usize;
     EndpointSlices, "endpoint_slices", 4 * ebpf_common::MAX_SERVICES as usize;
     VirtualIps, "virtual_ips", ebpf_common::MAX_VIPS as usize;

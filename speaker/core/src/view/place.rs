@@ -6,6 +6,8 @@
 //! So is one whose speaker says that it stands by (`HostSpeaker`), from then on: the speaker of the API server endpoint serves that node, and
 //! no Services.
 //!
+//! So are those for which the election has no place (taking_part.rs beside this file).
+//!
 //! Every term is a field of the API, so all nodes come to the same result, without a clock of their own, and a speaker that restarts
 //! comes to it again. A speaker that is dead, restarted or upgraded keeps its SpeakerState, so its node keeps its rows and the flows in
 //! its kernel. A node that joins has [`SETTLING`] for its first speaker. The second term is for the day on which Sheave is installed: no
@@ -51,6 +53,10 @@ impl View {
 
     /// Whether other nodes translate for the pods of this one. Of a departed node nothing is known any more: it keeps its flows.
     pub fn lacks_speaker(&self, name: &str, node: &Node) -> bool {
+        self.has_no_speaker(name, node) || self.beyond.contains(name) && !node.departed
+    }
+
+    pub(super) fn has_no_speaker(&self, name: &str, node: &Node) -> bool {
         let settled = |since: i64| node.reported >= since.saturating_add(SETTLING.as_secs() as i64);
         let all_settled = self.speakers.first.is_some_and(settled) && settled(node.created);
         let lacks = self.speakers.stands_by(name) || all_settled && !self.speakers.has(name);
@@ -98,6 +104,10 @@ impl Speakers {
 
     pub fn stands_by(&self, node: &str) -> bool {
         self.states.get(node).is_some_and(|state| state.stands_by)
+    }
+
+    pub fn created(&self, node: &str) -> Option<i64> {
+        self.states.get(node).map(|state| state.created)
     }
 
     pub fn names(&self) -> impl Iterator<Item = &String> {
