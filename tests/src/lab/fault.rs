@@ -39,6 +39,10 @@ pub enum Fault {
     FilterMulticast,
     /// Ends `filter-multicast`
     PassMulticast,
+    /// The switch loses all adverts and flow reports between two nodes; everything else goes on
+    PartSpeakers { node: String, other: String },
+    /// Ends `part-speakers`
+    JoinSpeakers,
     /// SIGKILL for the node's speaker; kubelet starts it again
     KillSpeaker { node: String },
     /// SIGSTOP for the node's speaker
@@ -119,6 +123,12 @@ impl Lab {
             Fault::ChangeAddress { node } => self.change(|state| address::change_address(state, &node)),
             Fault::FilterMulticast => self.change(|state| topology::set_multicast(&state.plan, false)),
             Fault::PassMulticast => self.change(|state| topology::set_multicast(&state.plan, true)),
+            Fault::PartSpeakers { node, other } => self.change(|state| {
+                state.plan.node_number(&node)?;
+                state.plan.node_number(&other)?;
+                topology::set_speakers_between(&state.plan, Some([node.as_str(), other.as_str()]))
+            }),
+            Fault::JoinSpeakers => self.change(|state| topology::set_speakers_between(&state.plan, None)),
             Fault::KillSpeaker { node } => self.signal_speaker(&node, Signal::SIGKILL),
             Fault::StopSpeaker { node } => self.signal_speaker(&node, Signal::SIGSTOP),
             Fault::ContSpeaker { node } => self.signal_speaker(&node, Signal::SIGCONT),

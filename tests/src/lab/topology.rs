@@ -147,6 +147,21 @@ pub fn set_multicast(plan: &Plan, passes: bool) -> Result<()> {
     netns::inside(&plan.netns(SWITCH), || netns::run("nft", &[&rules]).map(drop))
 }
 
+/// Whether the switch forwards what the speakers of two nodes send each other, to all or to one. Everything else goes on.
+pub fn set_speakers_between(plan: &Plan, nodes: Option<[&str; 2]>) -> Result<()> {
+    let mut rules = format!("add table bridge {PARTED}\ndelete table bridge {PARTED}\n");
+    if let Some([one, other]) = nodes.map(|nodes| nodes.map(port)) {
+        let chain = format!("bridge {PARTED} speakers");
+        rules += &format!(
+            "add table bridge {PARTED}\n\
+             add chain {chain} {{ type filter hook forward priority 0; }}\n\
+             add rule {chain} iifname {one} oifname {other} udp dport {{ {SPEAKER_PORTS} }} drop\n\
+             add rule {chain} iifname {other} oifname {one} udp dport {{ {SPEAKER_PORTS} }} drop\n"
+        );
+    }
+    netns::inside(&plan.netns(SWITCH), || netns::run("nft", &[&rules]).map(drop))
+}
+
 /// The node's own device.
 pub fn set_uplink(state: &State, node: &str, up: bool) -> Result<()> {
     netns::set_link(&state.plan.netns(node), UPLINK, up)?;
@@ -204,6 +219,9 @@ fn behind_the_router(plan: &Plan) -> Result<()> {
 pub const SWITCH: &str = "sw";
 const API_CUT: &str = "api-cut";
 const NO_MULTICAST: &str = "no-multicast";
+const PARTED: &str = "parted";
+/// Adverts and flow reports.
+const SPEAKER_PORTS: &str = "7480, 7481";
 /// docs/decisions/0005-multicast-group.md.
 const SPEAKERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 254);
 const BRIDGE_WITHOUT_NETFILTER: [(&str, &str); 3] = [

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use super::nodes::struck;
 use super::watch::{Options, Watch};
+use super::workload::{scale, wait_rolled_out};
 use super::{Setup, Survival, survive};
 use crate::lab::{Fault, wait_for};
 use crate::scenario::address::counted;
@@ -47,7 +48,8 @@ pub fn ip_of_node(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
-/// For longer than anything that waits for multicast can wait.
+/// For longer than anything that waits for multicast can wait; then pods come and go, whose rings no previous primary may leave without a
+/// report.
 pub fn multicast_filtered(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options::default(), |watch| {
         let before = counted(scene, TRANSITIONS)?;
@@ -57,6 +59,8 @@ pub fn multicast_filtered(scene: &Scene, setup: &Setup) -> Result<Survival> {
         let unicast = wait_unicast(scene);
         watch.note(&format!("by unicast after {:.1} s", began.elapsed().as_secs_f64()));
         sleep(FILTERED.saturating_sub(began.elapsed()));
+        let scaled = there_and_back(scene, watch);
+        let unicast = unicast.and(scaled).and_then(|()| agree(scene));
         watch.note("the switch forwards it again");
         scene.lab.fault(Fault::PassMulticast)?;
         unicast?;
@@ -64,6 +68,62 @@ pub fn multicast_filtered(scene: &Scene, setup: &Setup) -> Result<Survival> {
         sleep(AFTERWARDS);
         watch.figure("VIPs won and lost", counted(scene, TRANSITIONS)? - before);
         Ok(())
+    })
+}
+
+/// The speakers of the owner and of another node receive nothing of each other; the third node receives both. Pods come and go.
+pub fn two_parted(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options::default(), |watch| {
+        let before = counted(scene, TRANSITIONS)?;
+        let owner = wait_holder(scene, &scene.nodes)?;
+        let others: Vec<_> = scene.nodes.iter().filter(|node| **node != owner).collect();
+        let other = others[setup.repetition % others.len()];
+        watch.fault(&format!("adverts and flow reports between {owner} and {other} are lost"))?;
+        scene.lab.fault(Fault::PartSpeakers { node: owner.clone(), other: other.clone() })?;
+        let named = wait_named(scene, [&owner, other]);
+        let scaled = there_and_back(scene, watch);
+        watch.note("they pass again");
+        scene.lab.fault(Fault::JoinSpeakers)?;
+        named.and(scaled)?;
+        wait_speakers(scene)?;
+        sleep(AFTERWARDS);
+        watch.figure("VIPs won and lost", counted(scene, TRANSITIONS)? - before);
+        agree(scene)
+    })
+}
+
+/// Twice as many pods, then a quarter of that.
+fn there_and_back(scene: &Scene, watch: &mut Watch<'_>) -> Result<()> {
+    let pods = scene.nodes.len() * scene.pods_per_node;
+    for replicas in [2 * pods, pods / 2] {
+        watch.order(&format!("{replicas} pods"))?;
+        scale(scene, replicas)?;
+        wait_rolled_out(scene)?;
+    }
+    Ok(())
+}
+
+/// Waits until all speakers have the same table by each other's reports.
+fn agree(scene: &Scene) -> Result<()> {
+    wait_for("the speakers' tables to agree, and every report to arrive", FILTERED, || {
+        let differ = counted(scene, "sheave_table_differs")? + counted(scene, "sheave_reports_missing")?;
+        Ok((differ == 0.0).then_some(()))
+    })
+}
+
+/// Waits until both nodes say that a peer's adverts are missing: `/readyz` as a note, and the metric.
+fn wait_named(scene: &Scene, nodes: [&String; 2]) -> Result<()> {
+    wait_for("both speakers to name the missing adverts", NAMED_WITHIN, || {
+        for node in nodes {
+            let address = scene.node_address(node)?;
+            let metrics = http::metrics(&scene.lab, address)?;
+            let ready = http::speaker(&scene.lab, address, "/readyz")?;
+            let named = ready.status == 200 && ready.body.contains("adverts_missing");
+            if !named || http::value(&metrics, "sheave_adverts_missing") != Some(1.0) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
     })
 }
 
@@ -91,8 +151,10 @@ fn wait_unicast(scene: &Scene) -> Result<()> {
         for node in &scene.nodes {
             // A speaker that does not answer is not there yet.
             let metrics = http::metrics(&scene.lab, scene.node_address(node)?).unwrap_or_default();
-            if http::value(&metrics, "sheave_peers_by_unicast") != Some(others) {
-                return Ok(None);
+            for way in ["sheave_peers_by_unicast", "sheave_reports_by_unicast"] {
+                if http::value(&metrics, way) != Some(others) {
+                    return Ok(None);
+                }
             }
         }
         Ok(Some(()))
@@ -104,4 +166,6 @@ const TRANSITIONS: &str = "sheave_vip_transitions_total";
 const AFTERWARDS: Duration = Duration::from_secs(10);
 /// The length of the fault.
 const FILTERED: Duration = Duration::from_secs(15);
+/// Ten seconds without adverts, and a look.
+const NAMED_WITHIN: Duration = Duration::from_secs(20);
 const REPORTED_WITHIN: Duration = Duration::from_secs(60);

@@ -139,6 +139,7 @@ pub const SCENARIOS: [Scenario; 39] = [
     scenario("owner deleted and registered again", deleted::owner),
     scenario("disk full, speaker killed", stuck::disk_full),
     scenario("multicast filtered on the switch", addresses::multicast_filtered),
+    scenario("speakers of two nodes parted", addresses::two_parted),
     scenario("nft held while a node is lost", stuck::nft_held),
     scenario("nft refused, pods replaced", stuck::nft_refused),
     Scenario { repeated: false, ..scenario("random changes", random::changes) },

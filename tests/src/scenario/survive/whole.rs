@@ -21,6 +21,7 @@ pub fn make_whole(scene: &Scene, flags: &[&str]) -> Result<()> {
         lab.fault(Fault::PowerOn { node: node.clone() })?;
     }
     lab.fault(Fault::PassMulticast)?;
+    lab.fault(Fault::JoinSpeakers)?;
     let registered = scene.api.list(NODES)?;
     for node in &scene.nodes {
         lab.fault(Fault::ApiHeal { node: node.clone() })?;
