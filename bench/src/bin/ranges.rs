@@ -77,7 +77,7 @@ impl World {
         view.handle(Event::Apply(Object::Node(NODE.into(), Node::at(Ipv4Addr::new(192, 0, 2, 1)))));
         for service in 0..self.services {
             let name = ObjectName::new("default", format!("service-{service:05}"));
-            let port = |number: u16| Port { name: number.to_string().into(), port: number, protocol: Protocol::Tcp };
+            let port = |number: u16| Port { name: number.to_string(), port: number, protocol: Protocol::Tcp };
             let ports: Vec<Port> = (1..=self.ports).map(port).collect();
             let moved = shift.map(|shift| if service == 0 { shift } else { 0 });
             let source_ranges = moved.map(|moved| self.list(service, moved));
@@ -134,7 +134,6 @@ fn apply(text: &str) -> Result<Run> {
 }
 
 /// Ended when the speaker would end it.
-#[expect(clippy::zombie_processes, reason = "wait4 waits for it and returns what it used")]
 fn nft(arguments: &[&str], input: &str) -> Result<Run> {
     let began = Instant::now();
     let mut command = Command::new("timeout");
