@@ -111,12 +111,15 @@ impl Netlink {
 #[derive(Clone, Copy, Debug, Default)]
 struct Unread {
     link: bool,
+    /// Meanwhile a message reported the uplink without carrier: the receiver is told even if it is back.
+    link_lost: bool,
     addresses: bool,
     gateways: bool,
+    neighbours: bool,
 }
 
 impl Unread {
-    const ALL: Self = Self { link: true, addresses: true, gateways: true };
+    const ALL: Self = Self { link: true, link_lost: false, addresses: true, gateways: true, neighbours: true };
 }
 
 /// What the receiver has got last.
@@ -190,17 +193,22 @@ impl Watcher {
         }
     }
 
-    /// What a message contains by itself; of addresses and routes only that they have to be read.
+    /// What a message contains by itself; of links, addresses and routes only that they have to be read: a message may be older than
+    /// what was read last.
     fn change(&mut self, message: RouteNetlinkMessage) -> Option<Change> {
         use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewNeighbour, NewRoute};
         match message {
             // A bridge reports its ports in a family of its own: a port that leaves it is not gone.
             NewLink(link) if self.is_uplink(&link) => {
                 // The kernel takes routes of a link that goes down without a message.
-                self.unread.gateways = true;
-                link_mac(&link).map(|mac| Change::Link { carrier: carrier(&link), mac })
+                (self.unread.link, self.unread.gateways) = (true, true);
+                self.unread.link_lost |= !carrier(&link);
+                None
             }
-            DelLink(link) if self.is_uplink(&link) => Some(Change::LinkGone),
+            DelLink(link) if self.is_uplink(&link) => {
+                self.unread.link = true;
+                None
+            }
             NewAddress(address) | DelAddress(address) if local(&address).is_some() => {
                 (self.unread.addresses, self.unread.gateways) = (true, true);
                 None
@@ -227,7 +235,11 @@ impl Watcher {
                 self.unread = Unread::default();
                 return Ok(vec![Change::LinkGone]);
             };
-            changes.extend(link_mac(link).map(|mac| Change::Link { carrier: carrier(link), mac }));
+            if let Some(mac) = link_mac(link) {
+                let carrier = carrier(link);
+                changes.extend((unread.link_lost && carrier).then_some(Change::Link { carrier: false, mac }));
+                changes.push(Change::Link { carrier, mac });
+            }
         }
         if unread.addresses {
             let addresses = self.net.reader.addresses().await?;
@@ -242,7 +254,7 @@ impl Watcher {
             let gateways = self.net.reader.gateways(self.ifindex).await?;
             changes.extend(note(&mut self.known.gateways, gateways).map(Change::Gateways));
         }
-        if unread.link {
+        if unread.neighbours {
             changes.extend(self.net.reader.neighbours(self.ifindex).await?);
         }
         self.unread = Unread::default();

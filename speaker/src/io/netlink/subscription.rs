@@ -40,6 +40,8 @@ pub struct Subscription {
 const BUFFER: usize = 64 << 10;
 /// Datagrams taken at once, so that a burst of changes is read again once.
 const MAX_AT_ONCE: usize = 64;
+/// Datagrams discarded after an overrun: more than the kernel queues. After that the socket is opened anew.
+const MAX_DISCARDED: usize = 16384;
 
 impl Subscription {
     pub fn open() -> io::Result<Self> {
@@ -59,7 +61,8 @@ impl Subscription {
         Ok(Self { socket, buffer: vec![0; BUFFER] })
     }
 
-    /// What waits, at least one datagram of it. Nothing is lost if the future is dropped while it waits.
+    /// What waits, at least one datagram of it. Nothing is lost if the future is dropped while it waits. After [`Lost::Overrun`] nothing
+    /// waits: what is read then is newer than all that came before.
     pub async fn next(&mut self) -> Result<Vec<RouteNetlinkMessage>, Lost> {
         loop {
             let mut guard = self.socket.readable().await.map_err(|_| Lost::Closed)?;
@@ -68,9 +71,11 @@ impl Subscription {
                 let buffer = &mut self.buffer;
                 match guard.try_io(|socket| socket.get_ref().recv(&mut &mut buffer[..], libc::MSG_TRUNC)) {
                     Ok(Ok(0)) => return Err(Lost::Closed),
-                    Ok(Ok(length)) if length > BUFFER => return Err(Lost::Overrun),
+                    Ok(Ok(length)) if length > BUFFER => return Err(discard(self.socket.get_ref(), buffer)),
                     Ok(Ok(length)) => parse(&buffer[..length], &mut messages),
-                    Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Err(Lost::Overrun),
+                    Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                        return Err(discard(self.socket.get_ref(), buffer));
+                    }
                     Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                     Ok(Err(error)) => {
                         warn!(%error, "netlink socket failed; reopening");
@@ -90,6 +95,25 @@ impl Subscription {
     pub(super) fn socket(&self) -> &Socket {
         self.socket.get_ref()
     }
+}
+
+/// The kernel reports an overrun before what it queued until then, and queues nothing more, without a second report, before all of that
+/// is taken (netlink_overrun(), NETLINK_S_CONGESTED).
+fn discard(socket: &Socket, buffer: &mut [u8]) -> Lost {
+    for _ in 0..MAX_DISCARDED {
+        match socket.recv(&mut &mut buffer[..], libc::MSG_TRUNC) {
+            Ok(0) => return Lost::Closed,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Lost::Overrun,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            Err(error) => {
+                warn!(%error, "netlink socket failed; reopening");
+                return Lost::Closed;
+            }
+        }
+    }
+    Lost::Closed
 }
 
 /// Several messages may share a datagram. A message that cannot be read is left out.

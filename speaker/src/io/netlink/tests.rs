@@ -147,6 +147,71 @@ fn an_overrun_reads_everything_again() {
     });
 }
 
+/// The last change of the uplink among those that come until now. Two marks: what was read together with the first may be older.
+async fn last_link(changes: &mut Receiver<Change>, mark: u8) -> Option<Change> {
+    let mut seen = Vec::new();
+    for last in [mark, mark + 1] {
+        let ip_of_mark = Ipv4Addr::new(192, 0, 2, last);
+        ip(&format!("neigh replace {ip_of_mark} lladdr 02:00:00:00:00:{last:02x} dev node\n"));
+        seen.extend(until(changes, |change| *change == Change::Neighbour { ip: ip_of_mark, mac: mac(last) }).await);
+    }
+    seen.into_iter().rfind(|change| matches!(change, Change::Link { .. }))
+}
+
+/// The kernel reports the overrun first; what it had queued before is older than what is read then, and what came later is not queued.
+#[test]
+fn what_was_queued_before_an_overrun_does_not_replace_what_was_read_after_it() {
+    watching(async |net, ifindex| {
+        net.subscription.socket().set_rx_buf_sz(64_i32 << 10).unwrap();
+        let mut changes = net.watch(ifindex);
+        until(&mut changes, |change| matches!(change, Change::Gateways(_))).await;
+        // All that fits into the queue reports the link down, with its first address.
+        let (more, less) = ("link set node mtu 1400\n", "link set node mtu 1401\n");
+        ip(&format!("link set node down\n{}", [more, less].concat().repeat(200)));
+        ip("link set node address 02:00:00:00:00:99\nlink set node up\n");
+        until(&mut changes, |change| *change == Change::Reread(Lost::Overrun)).await;
+        let last = last_link(&mut changes, 0x50).await;
+        assert_eq!(last, Some(Change::Link { carrier: true, mac: mac(0x99) }));
+    });
+}
+
+/// Overrun again and again while the watcher reads: whatever it missed, the last state is the true one.
+#[test]
+fn a_link_that_flaps_in_a_storm_of_neighbours_is_known_in_the_end() {
+    watching(async |net, ifindex| {
+        net.subscription.socket().set_rx_buf_sz(4096_i32).unwrap();
+        let mut changes = net.watch(ifindex);
+        until(&mut changes, |change| matches!(change, Change::Gateways(_))).await;
+        let mut overruns = 0;
+        for round in 0..8_u8 {
+            let (up, address) = (round % 2 == 0, 0x80 + round);
+            let storm: String = (1..200)
+                .map(|host| {
+                    let flap = if host % 10 == 0 { "link set node down\nlink set node up\n" } else { "" };
+                    format!("neigh replace 198.51.100.{host} lladdr 02:00:00:00:01:{host:02x} dev node\n{flap}")
+                })
+                .collect();
+            let end = if up { "link set far up\n" } else { "link set far down\n" };
+            let batch = format!("{storm}link set node address 02:00:00:00:00:{address:02x}\n{end}");
+            // A thread is in the namespace of the one that starts it.
+            let storm = tokio::task::spawn_blocking(move || ip(&batch));
+            let mut seen = Vec::new();
+            while !storm.is_finished() {
+                tokio::select! {
+                    change = changes.recv() => seen.push(change.expect("the watcher goes on")),
+                    () = tokio::time::sleep(Duration::from_millis(1)) => {}
+                }
+            }
+            storm.await.unwrap();
+            overruns += seen.iter().filter(|change| **change == Change::Reread(Lost::Overrun)).count();
+            let seen_last = seen.into_iter().rfind(|change| matches!(change, Change::Link { .. }));
+            let last = last_link(&mut changes, 0x10 + 2 * round).await.or(seen_last);
+            assert_eq!(last, Some(Change::Link { carrier: up, mac: mac(address) }), "round {round}");
+        }
+        assert!(overruns > 0, "the storm fits into the queue");
+    });
+}
+
 #[test]
 fn a_socket_that_closes_is_opened_again() {
     watching(async |mut net, ifindex| {
