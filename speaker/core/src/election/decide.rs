@@ -66,6 +66,8 @@ pub(super) struct Ability {
     leaving: bool,
     carrier: bool,
     quorum: bool,
+    /// The kernel takes the lease.
+    renews: bool,
     pub saved_view: bool,
     /// It steps down from VIPs that peers with a confirmed view could hold.
     pub concedes: bool,
@@ -75,7 +77,7 @@ pub(super) struct Ability {
 impl Ability {
     fn can_claim(self) -> bool {
         let may = matches!(self.phase, Phase::Member | Phase::Isolated);
-        may && self.ready && !self.leaving && self.carrier && self.quorum
+        may && self.ready && !self.leaving && self.carrier && self.quorum && self.renews
     }
 }
 
@@ -137,6 +139,7 @@ impl Election {
             leaving: self.leaving,
             carrier: self.carrier,
             quorum: self.has_quorum(now),
+            renews: self.barred_until.is_none_or(|until| now >= until),
             saved_view: self.saved_view,
             concedes: self.concedes(now),
             drained: self.drained,

@@ -69,6 +69,8 @@ pub struct Election {
     last_beat: Instant,
     next_beat: Instant,
     lease_until: Instant,
+    /// The kernel refused the lease: no claim before this time.
+    barred_until: Option<Instant>,
 
     vips: BTreeMap<Vip, Record>,
     held: Claims,
@@ -121,6 +123,7 @@ impl Election {
             last_beat: now,
             next_beat: now,
             lease_until: Instant::ZERO,
+            barred_until: None,
             vips: BTreeMap::new(),
             held: Claims::new(),
             contested: BTreeSet::new(),
@@ -248,6 +251,12 @@ impl Election {
         if let Some(record) = self.vips.get_mut(&vip) {
             record.barred_until = Some(now + self.config.retry);
         }
+    }
+
+    /// The kernel refused the lease: it soon answers for no VIP of this node, and another node may succeed.
+    fn not_renewed(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.release_all(LoseReason::MapWriteFailed, actions);
+        self.barred_until = Some(now + self.config.retry);
     }
 
     fn set_carrier(&mut self, carrier: bool, now: Instant, actions: &mut Vec<Action>) {
@@ -399,6 +408,7 @@ impl Machine for Election {
             }
             Event::Carrier(carrier) => self.set_carrier(carrier, now, actions),
             Event::NotAcquired(vip) => self.not_acquired(vip, now, actions),
+            Event::NotRenewed => self.not_renewed(now, actions),
             Event::Keys(keys) => self.config.keys = keys,
             Event::OwnMac(mac) => self.transmit.set_mac(mac),
             Event::Leave => {

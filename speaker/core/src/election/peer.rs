@@ -64,6 +64,25 @@ pub(super) struct Change {
     pub mac: Option<[u8; 6]>,
 }
 
+/// What a datagram did.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Received {
+    pub verified: bool,
+    pub came_up: bool,
+    /// An earlier incarnation is over: the challenge must change, so that no recording of it can answer.
+    pub replaced: bool,
+    /// The flags of a verified peer changed: which nodes can claim, and which step down.
+    pub flags: bool,
+    /// VIPs to be decided anew.
+    pub vips: Vec<Vip>,
+    /// A heartbeat of a new peer, or with a new challenge, or with the digest of an unknown claim list.
+    pub answer: bool,
+    /// Where the node is reached, if it is verified.
+    pub mac: Option<[u8; 6]>,
+    /// Its latest heartbeats name this node.
+    pub receives_us: bool,
+}
+
 impl Incarnation {
     pub fn new(advert: &Advert, now: Instant) -> Self {
         Self {

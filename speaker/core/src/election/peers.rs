@@ -5,7 +5,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use super::peer::{Challenges, Change, Claims, Held, Incarnation};
+use super::peer::{Challenges, Change, Claims, Held, Incarnation, Received};
 use super::state::{Config, PeerStatus};
 use crate::name::{NodeName, Term, Vip};
 use crate::rank;
@@ -53,25 +53,6 @@ pub(super) struct Peer {
 struct Expired {
     until: Instant,
     claims: Claims,
-}
-
-/// What a datagram did.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Received {
-    pub verified: bool,
-    pub came_up: bool,
-    /// An earlier incarnation is over: the challenge must change, so that no recording of it can answer.
-    pub replaced: bool,
-    /// The flags of a verified peer changed: which nodes can claim, and which step down.
-    pub flags: bool,
-    /// VIPs to be decided anew.
-    pub vips: Vec<Vip>,
-    /// A heartbeat of a new peer, or with a new challenge, or with the digest of an unknown claim list.
-    pub answer: bool,
-    /// Where the node is reached, if it is verified.
-    pub mac: Option<[u8; 6]>,
-    /// Its latest heartbeats name this node.
-    pub receives_us: bool,
 }
 
 /// What the passing of time did.
@@ -367,13 +348,12 @@ impl Peers {
             .max()
     }
 
-    /// Until when an incarnation that is not verified may hold this VIP. An incarnation with a lower epoch than the known one of
-    /// its node is a recording, as far as this node can judge: it delays no claim.
+    /// Until when an incarnation that is not verified may hold this VIP. An incarnation with a lower epoch than another one of its
+    /// node is a recording, as far as this node can judge: it delays no claim.
     pub fn unverified_until(&self, vip: Vip, config: &Config, now: Instant) -> Option<Instant> {
-        let plausible = |peer: &Peer, epoch| peer.current.as_ref().is_none_or(|current| epoch > current.epoch);
-        let candidates = self.claimants(vip).flat_map(|(_, peer)| peer.candidates.iter().map(move |c| (peer, c)));
-        let claims = candidates.filter(|(peer, c)| c.claims.contains_key(&vip) && plausible(peer, c.epoch));
-        claims.map(|(_, candidate)| candidate.silent_at(config)).filter(|until| now < *until).max()
+        let newest = self.claimants(vip).filter_map(|(_, peer)| peer.newest_candidate());
+        let claims = newest.filter(|candidate| candidate.claims.contains_key(&vip));
+        claims.map(|candidate| candidate.silent_at(config)).filter(|until| now < *until).max()
     }
 
     /// The highest term any incarnation has claimed this VIP with, dead or alive.
@@ -454,7 +434,14 @@ impl Peer {
         })
     }
 
-    /// The candidate of this epoch; if there is no room, in place of the candidate received longest ago, which is returned.
+    /// Of all incarnations the one with the highest epoch, unless it is verified.
+    fn newest_candidate(&self) -> Option<&Incarnation> {
+        let newest = self.candidates.iter().max_by_key(|candidate| candidate.epoch)?;
+        self.current.as_ref().is_none_or(|current| newest.epoch > current.epoch).then_some(newest)
+    }
+
+    /// The candidate of this epoch; if there is no room, in place of the candidate received longest ago, which is returned. The one with
+    /// the highest epoch stays: it may delay claims, and without its window a recording of it would do so again and again.
     fn candidate(&mut self, advert: &Advert, now: Instant) -> (&mut Incarnation, Option<Incarnation>) {
         let mut evicted = None;
         let known = self.candidates.iter().position(|candidate| candidate.epoch == advert.epoch);
@@ -463,7 +450,9 @@ impl Peer {
                 self.candidates.push(Incarnation::new(advert, now));
                 return self.candidates.len() - 1;
             }
-            let oldest = self.candidates.iter().enumerate().min_by_key(|(_, candidate)| candidate.last_received);
+            let newest = self.candidates.iter().map(|candidate| candidate.epoch).max();
+            let others = self.candidates.iter().enumerate().filter(|(_, candidate)| Some(candidate.epoch) != newest);
+            let oldest = others.min_by_key(|(_, candidate)| candidate.last_received);
             let at = oldest.map_or(0, |(at, _)| at);
             evicted = Some(core::mem::replace(&mut self.candidates[at], Incarnation::new(advert, now)));
             at

@@ -35,7 +35,7 @@ pub struct Config {
     pub concede: Duration,
     /// Between repetitions of an unchanged claim list.
     pub claims_refresh: Duration,
-    /// A VIP whose entry the kernel refused is not claimed again before this time.
+    /// A VIP whose entry the kernel refused is not claimed again before this time; none is after it refused the lease.
     pub retry: Duration,
     pub partition: PartitionPolicy,
     /// From the system's random source: the challenges that prove freshness come from it.
@@ -163,6 +163,8 @@ pub enum Event {
     Drained(bool),
     /// The kernel refused the entry of [`Action::Acquire`]: the VIP is released, and not announced.
     NotAcquired(Vip),
+    /// The kernel refused the lease of [`Action::RenewLease`]: it is about to answer for no VIP.
+    NotRenewed,
     /// The dataplane of this node can serve. False at start; an owner that is not ready hands over.
     Ready(bool),
     /// The link of this node. True at start.
@@ -273,7 +275,7 @@ pub enum LoseReason {
     NoSuccessor,
     /// This node was kept from running for longer than the dead interval.
     Frozen,
-    /// The kernel refused this node's entry in `OWN`.
+    /// The kernel refused this node's entry in `OWN`, or its lease.
     MapWriteFailed,
     /// The link of this node is down.
     NoCarrier,

@@ -94,11 +94,15 @@ fn woke(election: &mut Election, around: &mut impl Surroundings) {
     act(election, Event::Woke { stalled }, around);
 }
 
-/// An event whose actions the kernel cannot refuse.
+/// An event with few actions, and what the kernel refuses of them. What it refused is not tried again before [`super::Config::retry`], so
+/// this ends.
 fn act(election: &mut Election, event: Event, around: &mut impl Surroundings) {
-    let now = around.now();
-    let mut actions = Vec::new();
-    election.handle(event, now, &mut actions);
-    around.handled(election);
-    actions.into_iter().for_each(|action| _ = around.act(action, now));
+    let mut events = alloc::vec![event];
+    while let Some(event) = events.pop() {
+        let now = around.now();
+        let mut actions = Vec::new();
+        election.handle(event, now, &mut actions);
+        around.handled(election);
+        events.extend(actions.into_iter().filter_map(|action| around.act(action, now)));
+    }
 }

@@ -376,6 +376,33 @@ fn a_refused_entry_without_another_node_is_tried_again() {
     assert_eq!(cluster.holders(vip(1)), [0]);
 }
 
+/// The kernel refuses the lease: all VIPs go to the others at once, and come back no sooner than it takes the lease again.
+#[test]
+fn a_refused_lease_releases_everything() {
+    let mut cluster = Cluster::settled(3, 6);
+    let owner = cluster.owner(vip(1));
+    let held = cluster.nodes[owner].own.len();
+    cluster.event(owner, Event::NotRenewed);
+    assert_eq!(cluster.released().len(), held);
+    assert!(cluster.released().iter().all(|line| line.contains("MapWriteFailed")), "{:?}", cluster.released());
+    cluster.run_until(ms(300), |c| {
+        (1..=6).all(|last| c.others(owner).iter().any(|o| c.nodes[*o].own.contains_key(&vip(last))))
+    });
+    cluster.log.clear();
+    for other in cluster.others(owner) {
+        cluster.crash(other);
+    }
+    // Refused again with each heartbeat.
+    for _ in 0..100 {
+        cluster.run(ms(50));
+        cluster.event(owner, Event::NotRenewed);
+    }
+    cluster.run(ms(9_900));
+    assert_eq!(cluster.acquired(), nothing());
+    cluster.run(ms(200));
+    assert!((1..=6).all(|last| cluster.holders(vip(last)) == [owner]), "{:?}", cluster.log);
+}
+
 /// A node that leaves the view no longer counts, although it goes on transmitting: its VIPs have another owner at once.
 #[test]
 fn a_deleted_node_is_out_at_once() {
@@ -416,4 +443,52 @@ fn recordings_of_a_deleted_node_delay_nothing() {
         cluster.deliver(witness, datagram.clone(), ms(at as u64 * 50));
     }
     cluster.run_until(ms(700), |c| !c.holders(vip(1)).is_empty());
+}
+
+/// A node is powered off, its object stays, and the others have restarted since: its recorded adverts, of more incarnations than are kept,
+/// again and again in any order, keep its VIP without an owner no longer than they take to be played once.
+#[test]
+fn recordings_of_many_incarnations_do_not_delay_for_ever() {
+    let mut cluster = Cluster::settled(3, 1);
+    let gone = cluster.owner(vip(1));
+    let others = cluster.others(gone);
+    for epoch in 1..=6 {
+        others.iter().for_each(|other| cluster.crash(*other));
+        cluster.run(ms(1500));
+        assert_eq!(cluster.owner(vip(1)), gone);
+        cluster.restart(gone, 100 + epoch);
+    }
+    cluster.run(ms(1500));
+    cluster.crash(gone);
+    let mut recorded: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
+    for (.., datagram) in cluster.sent.iter().filter(|(_, from, _)| *from == gone) {
+        let advert = Advert::open(datagram, 1, &keyring()).unwrap();
+        if matches!(&advert.body, Body::Claims { claims, .. } if !claims.is_empty()) {
+            recorded.entry(advert.epoch).or_default().push(datagram.clone());
+        }
+    }
+    assert_eq!(recorded.len(), 7);
+    for seed in 0..10 {
+        let mut random = Random(seed);
+        others.iter().for_each(|other| cluster.queue_without(*other));
+        for other in &others {
+            cluster.restart(*other, 200 + seed);
+        }
+        for round in 0..200 {
+            let mut order: Vec<_> = recorded.values().map(|claims| (random.next(), claims)).collect();
+            order.sort_unstable();
+            for (at, (pick, claims)) in order.into_iter().enumerate() {
+                let datagram = &claims[pick as usize % claims.len()];
+                others
+                    .iter()
+                    .for_each(|other| cluster.deliver(*other, datagram.clone(), ms(140 * round + 20 * at as u64)));
+            }
+        }
+        cluster.log.clear();
+        cluster.run_until(ms(3_000), |c| others.iter().any(|other| c.nodes[*other].own.contains_key(&vip(1))));
+        cluster.run(ms(1_000));
+        assert_eq!(cluster.holders(vip(1)).len(), 1, "seed {seed}: {:?}", cluster.log);
+        others.iter().for_each(|other| cluster.crash(*other));
+        cluster.run(ms(1_000));
+    }
 }
