@@ -327,7 +327,7 @@ pub enum NoOwner {
     NoCarrier,
     /// The last owner received half of the members or fewer.
     NoQuorum,
-    /// The kernel of the last owner refused the entry.
+    /// The kernel of the last owner refused the entry, or the lease.
     MapWriteFailed,
     /// The address is one of a node: it is never served.
     AddressOfNode,

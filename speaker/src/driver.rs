@@ -48,9 +48,9 @@ use crate::metrics::Metrics;
 pub use commands::{Command, Commands, Inbox};
 pub use notices::{Notice, Notices, Subject};
 
-/// ARP for VIPs of other nodes stays unanswered this long after the loop's last turn; then the kernel may answer again.
 /// Between two looks at the peers, for status.
 const SHOW_PEERS: Duration = Duration::from_secs(1);
+/// ARP for VIPs of other nodes stays unanswered this long after the loop's last turn; then the kernel may answer again.
 const MUTE: Duration = Duration::from_secs(5);
 const MUTE_REFRESH: Duration = Duration::from_secs(1);
 /// Frames taken in one turn: a flood must not keep the loop from its heartbeat.
@@ -82,34 +82,10 @@ pub fn run(election: Election, driver: Driver) -> Result<()> {
         Ok(policy) => info!(policy = policy.label(), "election thread runs with priority"),
         Err(error) => warn!(%error, "no priority for the election thread; on a busy node its lease may lapse"),
     }
-    let state = State {
-        nodes: BTreeMap::new(),
-        by_address: BTreeMap::new(),
-        macs: BTreeMap::new(),
-        down: BTreeSet::new(),
-        silent: BTreeSet::new(),
-        unknown: BTreeSet::new(),
-        lease_until: Instant::ZERO,
-        mute_written: Instant::ZERO,
-        resolve_at: Instant::ZERO,
-        released_for: BTreeMap::new(),
-        unreleased: BTreeSet::new(),
-        incarnations: BTreeMap::new(),
-        incarnations_at: Instant::ZERO,
-        peers_shown: Instant::ZERO,
-        stall: Stall::new(clock::now(), clock::thread_time()),
-        ready: false,
-        yields: false,
-        beyond_limit: false,
-        incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, multicast: true, ready: false, signed: None },
-        signed_macs: BTreeMap::new(),
-        follow_up: Vec::new(),
-        driver,
-    };
-    state.show_keys();
-    let mut driven = Loop { election, turn: Turn::default(), state };
-    driven.state.driver.lease.clear()?;
-    driven.turn_forever()
+    let mut driven = Loop::new(election, driver)?;
+    loop {
+        driven.step()?;
+    }
 }
 
 /// The election, and everything that surrounds it.
@@ -131,6 +107,8 @@ struct State {
     /// No speaker has been ready on these since they were new or down.
     unknown: BTreeSet<NodeName>,
     lease_until: Instant,
+    /// The kernel refused the last one; it is logged once.
+    lease_refused: bool,
     mute_written: Instant,
     /// When the nodes are queried for their MAC addresses next.
     resolve_at: Instant,
@@ -168,20 +146,50 @@ struct Incoming {
 }
 
 impl Loop {
-    fn turn_forever(&mut self) -> Result<()> {
-        loop {
-            self.take_commands();
-            self.turn.run(&mut self.election, &mut self.state);
-            self.state.take_arp();
-            let now = clock::now();
-            self.state.tick(now);
-            for event in std::mem::take(&mut self.state.follow_up) {
-                self.elect(event);
-            }
-            self.show_peers(now);
-            turned(&self.state.driver.health.election_turned, now);
-            self.wait()?;
+    fn new(election: Election, mut driver: Driver) -> Result<Self> {
+        driver.lease.clear()?;
+        let state = State {
+            nodes: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+            macs: BTreeMap::new(),
+            down: BTreeSet::new(),
+            silent: BTreeSet::new(),
+            unknown: BTreeSet::new(),
+            lease_until: Instant::ZERO,
+            lease_refused: false,
+            mute_written: Instant::ZERO,
+            resolve_at: Instant::ZERO,
+            released_for: BTreeMap::new(),
+            unreleased: BTreeSet::new(),
+            incarnations: BTreeMap::new(),
+            incarnations_at: Instant::ZERO,
+            peers_shown: Instant::ZERO,
+            stall: Stall::new(clock::now(), clock::thread_time()),
+            ready: false,
+            yields: false,
+            beyond_limit: false,
+            incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, multicast: true, ready: false, signed: None },
+            signed_macs: BTreeMap::new(),
+            follow_up: Vec::new(),
+            driver,
+        };
+        state.show_keys();
+        Ok(Self { election, turn: Turn::default(), state })
+    }
+
+    /// One turn, and the wait for the next.
+    fn step(&mut self) -> Result<()> {
+        self.take_commands();
+        self.turn.run(&mut self.election, &mut self.state);
+        self.state.take_arp();
+        let now = clock::now();
+        self.state.tick(now);
+        for event in std::mem::take(&mut self.state.follow_up) {
+            self.elect(event);
         }
+        self.show_peers(now);
+        turned(&self.state.driver.health.election_turned, now);
+        self.wait()
     }
 
     fn wait(&mut self) -> Result<()> {
@@ -305,8 +313,8 @@ impl State {
         if due(self.driver.announcer.next_deadline()) {
             self.on_announce(announce::Event::Tick, now);
         }
-        if now.since(self.mute_written) >= MUTE_REFRESH {
-            self.write_lease(now);
+        if now.since(self.mute_written) >= MUTE_REFRESH && !self.write_lease(now) {
+            self.follow_up.push(election::Event::NotRenewed);
         }
         if now >= self.resolve_at {
             self.resolve(now);
@@ -368,3 +376,6 @@ impl State {
         counter.inc();
     }
 }
+
+#[cfg(test)]
+mod tests;

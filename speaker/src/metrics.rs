@@ -120,7 +120,7 @@ impl Metrics {
             )?,
             isolated: gauge(
                 "sheave_isolated",
-                "1 while no heartbeat of another node arrives, although there are other nodes.",
+                "1 while this node's election is cut off: its link is down, or no peer is received any more (phase isolated).",
             )?,
             drained: gauge(
                 "sheave_drained",

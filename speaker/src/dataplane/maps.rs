@@ -282,4 +282,4 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

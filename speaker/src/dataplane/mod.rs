@@ -13,4 +13,6 @@ pub mod startup_probe;
 pub mod sync;
 mod writer;
 
+#[cfg(test)]
+pub use maps::tests as map_tests;
 pub use maps::{Counters, ForwardingMaps, LeaseMaps};

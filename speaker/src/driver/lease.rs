@@ -47,18 +47,28 @@ impl State {
         }
     }
 
-    pub(super) fn write_lease(&mut self, now: Instant) {
+    /// Whether the kernel has the lease.
+    pub(super) fn write_lease(&mut self, now: Instant) -> bool {
         for vip in self.unreleased.clone() {
             self.remove_own(vip);
         }
         self.mute_written = now;
         self.driver.health.lease_until.store(self.lease_until.as_nanos(), Ordering::Relaxed);
-        if let Err(error) = self.driver.lease.renew(self.lease_until, now + MUTE) {
-            error!(
-                error = format!("{error:#}"),
-                "LEASE map update failed; without a renewal the kernel stops answering ARP for owned VIPs"
-            );
-            self.driver.metrics.send_errors.with_label_values(&["lease"]).inc();
+        let renewed = self.driver.lease.renew(self.lease_until, now + MUTE);
+        let refused = std::mem::replace(&mut self.lease_refused, renewed.is_err());
+        match &renewed {
+            Ok(()) if refused => info!("LEASE map updated again"),
+            Ok(()) => {}
+            Err(error) => {
+                self.driver.metrics.send_errors.with_label_values(&["lease"]).inc();
+                if !refused {
+                    error!(
+                        error = format!("{error:#}"),
+                        "LEASE map update failed; VIPs released (map_write_failed), retrying with each heartbeat"
+                    );
+                }
+            }
         }
+        renewed.is_ok()
     }
 }

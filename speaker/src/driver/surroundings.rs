@@ -52,8 +52,8 @@ impl Surroundings for State {
             Action::Send(datagram) => self.send(&datagram),
             Action::RenewLease { until } => {
                 self.lease_until = until;
-                self.write_lease(now);
                 self.stall.heartbeat_sent();
+                return (!self.write_lease(now)).then_some(election::Event::NotRenewed);
             }
             Action::Acquire { vip, term } => {
                 return (!self.acquire(vip, term)).then_some(election::Event::NotAcquired(vip));

@@ -49,10 +49,10 @@ pub fn ip(batch: &str) {
 }
 
 /// The other end of the cable.
-struct Far(Socket);
+pub struct Far(Socket);
 
 impl Far {
-    fn open() -> Self {
+    pub fn open() -> Self {
         let every = i32::from((libc::ETH_P_ALL as u16).to_be());
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(every))).unwrap();
         socket.bind(&link_address("far")).unwrap();
@@ -60,12 +60,23 @@ impl Far {
         Self(socket)
     }
 
-    fn send(&self, frame: &[u8]) {
+    pub fn send(&self, frame: &[u8]) {
         self.0.send(frame).unwrap();
     }
 
+    /// The next frame of those that have come.
+    pub fn receive(&self) -> Option<Vec<u8>> {
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 2048];
+        match self.0.recv_with_flags(&mut buffer, libc::MSG_DONTWAIT) {
+            // SAFETY: the kernel has written so many bytes.
+            Ok(length) => Some(buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     /// The next frame that is `wanted`.
-    fn find(&self, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    pub fn find(&self, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
         use std::io::Read;
         let end = Instant::now() + PATIENCE;
         let mut buffer = [0; 2048];
@@ -114,7 +125,7 @@ fn multicast(from: Ipv4Addr, ttl: u8, text: &[u8]) -> Vec<u8> {
     datagram(Mac([1, 0, 0x5e, 0, 0, 254]), from, *GROUP.ip(), ttl, text)
 }
 
-fn arp(from_mac: Mac, op: u8, from: Ipv4Addr, to_mac: Mac) -> Vec<u8> {
+pub fn arp(from_mac: Mac, op: u8, from: Ipv4Addr, to_mac: Mac) -> Vec<u8> {
     let mut frame = [&to_mac.0[..], &from_mac.0, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, op]].concat();
     frame.extend(from_mac.0);
     frame.extend(from.octets());

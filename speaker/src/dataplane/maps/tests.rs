@@ -18,7 +18,7 @@ use speaker_core::view::{ObjectName, Prefix, ServiceAttributes};
 use super::*;
 use crate::dataplane::loader;
 
-fn with_maps(test: impl FnOnce(&Pins) + Send + 'static) {
+pub fn with_maps(test: impl FnOnce(&Pins) + Send + 'static) {
     let body = || {
         unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace needs CAP_SYS_ADMIN");
         let none = None::<&str>;
@@ -29,6 +29,24 @@ fn with_maps(test: impl FnOnce(&Pins) + Send + 'static) {
         test(&pins);
     };
     std::thread::spawn(body).join().unwrap();
+}
+
+/// From now on the kernel takes no entry of this map from a program.
+pub fn freeze(pins: &Pins, name: &str) {
+    /// linux/bpf.h, `enum bpf_cmd`.
+    const BPF_MAP_FREEZE: libc::c_long = 22;
+    let map = pinned(pins, name).unwrap();
+    let attributes = map.fd().as_fd().as_raw_fd() as u32;
+    // SAFETY: the command reads these four bytes: the map's file descriptor.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_FREEZE, &raw const attributes, size_of::<u32>()) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+impl LeaseMaps {
+    /// With which term the kernel has this VIP as owned.
+    pub fn term(&self, vip: Ipv4Addr) -> Option<u64> {
+        self.own.get(&vip.octets(), 0).ok().map(|own| own.term)
+    }
 }
 
 fn key(number: u32) -> ServiceKey {

@@ -93,8 +93,8 @@ impl Segment {
                 let mut rules = "add table ip lost\ndelete table ip lost\n".to_owned();
                 if let Some(what) = what {
                     rules += &format!(
-                        "add table ip lost\nadd chain ip lost all {{ type filter hook prerouting priority -400; }}\n\
-                         add rule ip lost all {what} drop\n"
+                        "add table ip lost\nadd chain ip lost packets {{ type filter hook prerouting priority -400; }}\n\
+                         add rule ip lost packets {what} drop\n"
                     );
                 }
                 assert!(Command::new("nft").arg(rules).status().unwrap().success());
