@@ -1,7 +1,8 @@
 //! A channel that holds the newest value of each key. A sender never waits for the receiver; nothing grows with time.
 //!
-//! At its limit of keys a value for a new key is refused. Where keys are bounded by what they name (VIPs), there is none. The lock is
-//! held while one value is moved, so that the election's thread may send.
+//! At its limit of keys a value for a new key is refused, unless its sender says that there are few of its kind ([`Sender::insist`]).
+//! Where keys are bounded by what they name (VIPs), there is no limit. The lock is held while one value is moved, so that the
+//! election's thread may send.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,9 +46,18 @@ impl<K: Ord, V> Sender<K, V> {
 
     /// The same with a value made from the waiting one.
     pub fn edit(&self, key: K, value: impl FnOnce(Option<V>) -> V) -> Result<(), Undelivered> {
+        self.put(key, value, self.most)
+    }
+
+    /// The same for a key that is never refused.
+    pub fn insist(&self, key: K, value: impl FnOnce(Option<V>) -> V) -> Result<(), Undelivered> {
+        self.put(key, value, usize::MAX)
+    }
+
+    fn put(&self, key: K, value: impl FnOnce(Option<V>) -> V, most: usize) -> Result<(), Undelivered> {
         {
             let mut slots = lock(&self.slots);
-            if slots.len() >= self.most && !slots.contains_key(&key) {
+            if slots.len() >= most && !slots.contains_key(&key) {
                 return Err(Undelivered::Full);
             }
             let before = slots.remove(&key);
@@ -91,7 +101,8 @@ mod tests {
         assert_eq!(sender.send(2, "b"), Ok(()));
         assert_eq!(sender.send(1, "c"), Ok(()));
         assert_eq!(sender.send(3, "d"), Err(Undelivered::Full));
-        assert_eq!(receiver.recv().await, Some([(1, "c"), (2, "b")].into()));
+        assert_eq!(sender.insist(4, |before| before.unwrap_or("d")), Ok(()));
+        assert_eq!(receiver.recv().await, Some([(1, "c"), (2, "b"), (4, "d")].into()));
         assert_eq!(sender.edit(3, |before| before.unwrap_or("e")), Ok(()));
         assert_eq!(sender.clone().edit(3, |before| before.unwrap_or("f")), Ok(()));
         assert_eq!(receiver.recv().await, Some([(3, "e")].into()));

@@ -86,7 +86,8 @@ pub fn channel(metrics: Arc<Metrics>) -> (Outbox, Inbox) {
 }
 
 impl Outbox {
-    /// Never waits for the loop. At the limit a neighbour that is not known yet is left out and counted.
+    /// Never waits for the loop. At the limit a neighbour of which nothing waits yet is left out and counted; the other subjects are few
+    /// (signed addresses are those of nodes), and always delivered.
     pub fn send(&self, message: Message) -> Result<(), Undelivered> {
         let subject = match &message {
             Message::Unavailable { .. } => Subject::Unavailable,
@@ -99,7 +100,12 @@ impl Outbox {
             Message::Unicast(_) => Subject::Unicast,
             Message::Keys(_) => Subject::Keys,
         };
-        match self.sender.edit(subject, |waiting| after(waiting.unwrap_or_default(), message)) {
+        let waits = |waiting: Option<Waiting>| after(waiting.unwrap_or_default(), message);
+        let sent = match subject {
+            Subject::Neighbour(_) => self.sender.edit(subject, waits),
+            _ => self.sender.insist(subject, waits),
+        };
+        match sent {
             Err(Undelivered::Full) => {
                 self.metrics.limits_reached.with_label_values(&["neighbours_waiting"]).inc();
                 Ok(())
@@ -139,10 +145,43 @@ const MAX_WAITING: usize = 4 * MAX_NODES as usize;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::Counters;
+    use crate::dataplane::map_tests::with_maps;
 
     fn unavailable(down: &[&str], silent: &[&str]) -> Message {
         let names = |names: &[&str]| names.iter().filter_map(|name| NodeName::new(name)).collect();
         Message::Unavailable { down: names(down), silent: names(silent), unknown: BTreeSet::new() }
+    }
+
+    /// A segment with more neighbours than wait at a time, while the loop does not turn.
+    #[test]
+    fn neighbours_alone_are_left_out_at_the_limit() {
+        with_maps(|pins| {
+            let metrics = Arc::new(Metrics::new(Counters::open(pins).unwrap()).unwrap());
+            let (outbox, mut inbox) = channel(metrics.clone());
+            let neighbour = |number: u32| Message::Neighbour {
+                ip: Ipv4Addr::from(0x0a00_0000 + number),
+                mac: Mac([2, 0, 0, 0, 0, 1]),
+            };
+            (0..MAX_WAITING as u32 + 3).for_each(|number| outbox.send(neighbour(number)).unwrap());
+            assert_eq!(metrics.limits_reached.with_label_values(&["neighbours_waiting"]).get(), 3);
+            let signed = |last, mac| Message::SignedMac { ip: [192, 0, 2, last].into(), mac };
+            let others = [
+                unavailable(&["a"], &[]),
+                Message::WasAway,
+                signed(1, Some(Mac([2, 0, 0, 0, 0, 7]))),
+                signed(2, None),
+                Message::OwnMac(Mac([2, 0, 0, 0, 0, 9])),
+                Message::HostAddresses(HostAddresses::default()),
+            ];
+            others.iter().for_each(|message| outbox.send(message.clone()).unwrap());
+            outbox.send(neighbour(0)).unwrap();
+            let received = futures::FutureExt::now_or_never(inbox.recv()).flatten().unwrap();
+            let (neighbours, rest): (Vec<_>, Vec<_>) =
+                received.partition(|message| matches!(message, Message::Neighbour { .. }));
+            assert_eq!((neighbours.len(), rest.as_slice()), (MAX_WAITING, &others[..]));
+            assert_eq!(metrics.limits_reached.with_label_values(&["neighbours_waiting"]).get(), 3);
+        });
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The loop with real maps, the real nft and its own socket, in network and mount namespaces that only a test's threads are in.
 
+mod addresses;
 mod ranges;
 
 use std::fs::{self, File};
