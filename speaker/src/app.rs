@@ -9,6 +9,7 @@ mod ground;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use speaker_core::rotation::{self, Rotation};
@@ -36,6 +37,9 @@ use crate::thread_exits::ThreadExits;
 
 pub use ground::{Ground, Start};
 
+/// Writes to disk may take so long after the last loop has ended.
+const LAST_WRITES: Duration = Duration::from_millis(500);
+
 /// Why a speaker has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -47,7 +51,7 @@ pub enum Ended {
 
 pub fn run(args: RunArgs) -> Result<Ended> {
     let locks = Locks::beside(&args.paths.local_socket);
-    runtime()?.block_on(async {
+    to_the_end(async {
         match locks.turn().await? {
             Turn::Serve(held) => {
                 held.until_the_process_ends();
@@ -64,10 +68,18 @@ pub fn run_endpoint(args: EndpointArgs) -> Result<()> {
     let page = args.status_listen;
     let args = args.run_args(name, address, opened.seat.interface.clone(), &opened.endpoint);
     let locks = Locks::beside(&args.paths.local_socket);
-    runtime()?.block_on(async {
+    to_the_end(async {
         locks.claim().await?.until_the_process_ends();
         run_async(args, Desired::File(Box::new(opened)), None, Some(page)).await.map(drop)
     })
+}
+
+/// What still blocks then, such as a write to a disk that hangs, keeps no speaker from ending.
+fn to_the_end<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(work);
+    runtime.shutdown_timeout(LAST_WRITES);
+    ended
 }
 
 /// One thread each: a long fill of rings must not delay a watch event.

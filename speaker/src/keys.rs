@@ -4,6 +4,7 @@
 //! cluster id and flow key on disk count for as long as they are of this Kubernetes cluster; signing keys follow the Secret
 //! (`speaker_core::rotation`).
 
+mod file;
 pub mod source;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use speaker_core::wire::advert::{Key, Keyring};
 use tracing::{info, warn};
 
 use crate::state::StateDir;
+use file::KeyFile;
 
 /// What every node must have alike for as long as the cluster lives. Without `Debug`: the flow key is a secret.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +117,7 @@ impl Stored {
 
 /// The keys that this speaker works with, and their file. The identity does not change while it runs.
 pub struct Keys {
-    disk: StateDir,
+    file: KeyFile,
     stored: Stored,
     /// The Secret names another identity.
     differs: bool,
@@ -125,15 +127,16 @@ impl Keys {
     /// As the speaker before this one left them.
     pub fn load(disk: &StateDir) -> Option<Self> {
         let stored = disk.load_keys()?;
-        Some(Self { disk: disk.clone(), stored, differs: false })
+        Some(Self { file: KeyFile::new(disk), stored, differs: false })
     }
 
-    /// The first keys of this node.
-    pub fn adopt(disk: &StateDir, found: Found) -> Self {
-        let keys =
-            Self { disk: disk.clone(), stored: Stored::first(&found.contents, found.kubernetes), differs: false };
+    /// The first keys of this node, once they are on disk.
+    pub async fn adopt(disk: &StateDir, found: Found) -> Self {
+        let stored = Stored::first(&found.contents, found.kubernetes);
+        let mut keys = Self { file: KeyFile::new(disk), stored, differs: false };
         info!(signing = keys.ring().current.id, "first keys of this node adopted");
         keys.save();
+        keys.flush().await;
         keys
     }
 
@@ -159,22 +162,22 @@ impl Keys {
         rotation::Secret { current: Key::new(self.stored.current), previous: self.stored.previous.map(Key::new) }
     }
 
-    /// The Secret was read or has changed; returns the keys for the rotation. On disk before it is used, because a key that peers
-    /// may sign with since this node has acknowledged it must be there after a restart. `held_back`: this node is new and cannot
+    /// The Secret was read or has changed. Its keys for the rotation, if they are on disk; else [`Self::saved`] returns them: a key that
+    /// peers may sign with since this node has acknowledged it must be there after a restart. `held_back`: this node is new and cannot
     /// verify the others.
-    pub fn take(&mut self, found: Found, held_back: bool) -> Result<rotation::Secret> {
+    pub async fn take(&mut self, found: Found, held_back: bool) -> Result<Option<rotation::Secret>> {
         let Found { contents, kubernetes } = found;
         if let (Some(stored), Some(read)) = (&self.stored.kubernetes, &kubernetes)
             && stored != read
         {
-            self.disk.remove_keys()?;
+            self.file.remove().await?;
             bail!(
                 "the keys on disk are of another Kubernetes cluster ({stored}, this is {read}); removed, starting anew"
             );
         }
         let differs = contents.identity != self.stored.identity;
         if differs && held_back {
-            return Err(self.start_anew());
+            return Err(self.start_anew().await);
         }
         if differs != std::mem::replace(&mut self.differs, differs) {
             if differs {
@@ -193,24 +196,38 @@ impl Keys {
         self.stored.kubernetes = kubernetes.or(self.stored.kubernetes.take());
         self.stored.current = contents.signing.current.secret;
         self.stored.previous = contents.signing.previous.as_ref().map(|key| key.secret);
-        if self.stored != before {
-            self.save();
-        }
         if (self.stored.current, self.stored.previous) != (before.current, before.previous) {
             let previous = contents.signing.previous.as_ref().map(|key| key.id);
             info!(current = contents.signing.current.id, previous, "Secret sheave-keys has other signing keys");
         }
-        Ok(contents.signing)
+        if self.stored == before && self.file.is_idle() {
+            return Ok(Some(contents.signing));
+        }
+        self.file.write(self.stored.clone(), Some(contents.signing));
+        Ok(None)
+    }
+
+    /// Keys were written to disk, or could not be; those of the Secret that waited for it, for the rotation. Never, while none are being
+    /// written.
+    pub async fn saved(&mut self) -> Option<rotation::Secret> {
+        self.file.written().await
+    }
+
+    /// All changes are on disk, or could not be written.
+    pub async fn flush(&mut self) {
+        while !self.file.is_idle() {
+            self.saved().await;
+        }
     }
 
     /// This node is new and cannot verify the others. If the Secret names another identity meanwhile, that is the cluster's.
-    pub fn held_back(&self) -> Result<()> {
-        if self.differs { Err(self.start_anew()) } else { Ok(()) }
+    pub async fn held_back(&mut self) -> Result<()> {
+        if self.differs { Err(self.start_anew().await) } else { Ok(()) }
     }
 
-    fn start_anew(&self) -> anyhow::Error {
+    async fn start_anew(&mut self) -> anyhow::Error {
         let reason = "the Secret sheave-keys names another cluster id or flow key than this new node took from it; starting anew";
-        self.disk.remove_keys().err().unwrap_or_else(|| anyhow::anyhow!(reason))
+        self.file.remove().await.err().unwrap_or_else(|| anyhow::anyhow!(reason))
     }
 
     /// What the rotation signs and verifies with from now on.
@@ -225,13 +242,8 @@ impl Keys {
         self.save();
     }
 
-    fn save(&self) {
-        if let Err(error) = self.disk.save_keys(&self.stored) {
-            warn!(
-                error = format!("{error:#}"),
-                "keys not saved; a restart without an API server will wait for the Secret"
-            );
-        }
+    fn save(&mut self) {
+        self.file.write(self.stored.clone(), None);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The main loop: watches, notices of the election and netlink events in; views, commands and statuses out.
 
+mod ownership;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
@@ -7,9 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use sheave_api::NoOwner;
 use sheave_api::local::LocalDrain;
-use speaker_core::election::{LoseReason, Owner};
+use speaker_core::election::Owner;
 use speaker_core::name::NodeName;
 use speaker_core::view::endpoints::api_servers;
 use speaker_core::view::{Change, Event, Kind, Limit, View};
@@ -118,18 +119,25 @@ impl Serving {
                 Some(notices) = self.notices.recv() => {
                     for notice in notices.into_values() {
                         if let Notice::HandedOver { all_taken } = notice {
+                            // A disk that hangs keeps no speaker from ending.
+                            let _ = tokio::time::timeout(FLUSH, self.keys.flush()).await;
                             let is_saved = self.saver.flush(FLUSH);
                             info!(all_taken, is_saved, "VIPs handed over");
                             return Ok(ended);
                         }
-                        self.on_notice(notice)?;
+                        self.on_notice(notice).await?;
                     }
                 }
                 Some(update) = self.secret.recv() => match update {
-                    Update::Found(found) => self.take_secret(*found)?,
+                    Update::Found(found) => self.take_secret(*found).await?,
                     // It was logged; the keys that this node has go on.
                     Update::Problem(_) => {}
                 },
+                saved = self.keys.saved() => {
+                    if let Some(secret) = saved {
+                        self.commands.send(driver::Command::Keys(secret))?;
+                    }
+                }
                 () = &mut host_speaker, if !leaving => {
                     ended = Ended::Anew;
                     info!("HostSpeaker: the speaker of the API server endpoint begins on this node, which it serves from now on");
@@ -149,22 +157,22 @@ impl Serving {
         }
     }
 
-    fn on_notice(&mut self, notice: Notice) -> Result<()> {
+    async fn on_notice(&mut self, notice: Notice) -> Result<()> {
         match notice {
             Notice::Keys(ring) => self.keys.set_ring(&ring),
             Notice::IdentityConfirmed => self.keys.confirm(),
-            Notice::HeldBack => self.keys.held_back()?,
+            Notice::HeldBack => self.keys.held_back().await?,
             notice => self.write_status(notice),
         }
         Ok(())
     }
 
-    fn take_secret(&mut self, found: Found) -> Result<()> {
-        let secret = self.keys.take(found, self.health.held_back.load(Ordering::Relaxed))?;
+    async fn take_secret(&mut self, found: Found) -> Result<()> {
+        let secret = self.keys.take(found, self.health.held_back.load(Ordering::Relaxed)).await?;
         let differs = self.keys.identity_differs();
         self.health.identity_differs.store(differs, Ordering::Relaxed);
         self.metrics.keys_identity_differs.set(i64::from(differs));
-        self.commands.send(driver::Command::Keys(secret))
+        secret.map_or(Ok(()), |secret| self.commands.send(driver::Command::Keys(secret)))
     }
 
     /// By a Placement, or on the node itself, or as a member of the endpoint.
@@ -266,29 +274,10 @@ impl Serving {
             Notice::OwnerChanged { vip, owner, .. } => self.elected.set_owned(*vip, owner.is_some()),
             _ => {}
         }
-        let update = match notice {
-            Notice::Acquired { vip, term } => {
-                Some((vip, Ownership::Owned { term: term.0, since: k8s_openapi::jiff::Timestamp::now() }))
-            }
-            Notice::OwnerChanged { vip, owner: None, why } => {
-                let unannounced = |view: &Arc<View>| view.vips().get(&vip).is_some_and(|granted| granted.unannounced);
-                let reason = match why {
-                    Some(LoseReason::Undesired) if self.view.borrow().as_ref().is_some_and(unannounced) => {
-                        NoOwner::NotAnnounced
-                    }
-                    Some(why) => no_owner(why),
-                    None => NoOwner::HandingOver,
-                };
-                Some((vip, Ownership::Unowned(reason)))
-            }
-            Notice::OwnerChanged { vip, owner: Some(Owner { node, term }), why } => {
-                info!(%vip, owner = %node, %term, "VIP owner changed");
-                let conflict = why == Some(LoseReason::Conflict);
-                let elsewhere = Ownership::Elsewhere { owner: node.as_str().to_owned(), term: term.0, conflict };
-                (node != self.node).then_some((vip, elsewhere))
-            }
-            Notice::HandedOver { .. } | Notice::Keys(_) | Notice::HeldBack | Notice::IdentityConfirmed => None,
-        };
+        if let Notice::OwnerChanged { vip, owner: Some(Owner { node, term }), .. } = &notice {
+            info!(%vip, owner = %node, %term, "VIP owner changed");
+        }
+        let update = ownership::of(notice, &self.node, self.view.borrow().as_deref());
         if let Some((vip, ownership)) = update {
             // The writer ends only with the process.
             let _ = self.updates.send(vip, ownership);
@@ -343,17 +332,5 @@ impl Views {
 
     fn complete(&self) -> bool {
         self.unlisted.is_empty()
-    }
-}
-
-const fn no_owner(reason: LoseReason) -> NoOwner {
-    match reason {
-        LoseReason::Conflict | LoseReason::HandedOver => NoOwner::HandingOver,
-        LoseReason::NoSuccessor => NoOwner::NoEligibleNode,
-        LoseReason::Undesired | LoseReason::SavedView => NoOwner::NotServed,
-        LoseReason::Frozen => NoOwner::NodeFrozen,
-        LoseReason::NoCarrier => NoOwner::NoCarrier,
-        LoseReason::NoQuorum => NoOwner::NoQuorum,
-        LoseReason::MapWriteFailed => NoOwner::MapWriteFailed,
     }
 }

@@ -110,7 +110,7 @@ impl Source {
     pub async fn keys(&self, ground: &Ground, views: Views) -> Result<Option<(Keys, mpsc::Receiver<Update>)>> {
         match self {
             Self::Kubernetes(watches) => watches.keys(ground, views).await,
-            Self::File(file) => Ok(Some(file.keys(&ground.disk))),
+            Self::File(file) => Ok(Some(file.keys(&ground.disk).await)),
         }
     }
 

@@ -155,3 +155,45 @@ pub fn on_synced(
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+    /// What the status of a VIP says of it, by what the packet path found.
+    fn written(barred: Option<Reason>, unowned: Option<Unowned>) -> Option<Ownership> {
+        let (commands, _inbox) = Commands::channel().unwrap();
+        let (statuses, mut written) = mailbox::channel(usize::MAX);
+        let on_synced = on_synced(commands, statuses, Arc::default());
+        on_synced(Synced {
+            desired: BTreeMap::new(),
+            saved_view: false,
+            ready: true,
+            barred: barred.map(|reason| (VIP, reason)).into_iter().collect(),
+            unowned: unowned.map(|reason| (VIP, reason)).into_iter().collect(),
+        });
+        let waiting = futures::FutureExt::now_or_never(written.recv()).flatten();
+        waiting.and_then(|mut waiting| waiting.remove(&VIP))
+    }
+
+    #[test]
+    fn the_status_names_why_a_vip_is_not_served() {
+        for (reason, name) in [
+            (Reason::AddressOfNode, "AddressOfNode"),
+            (Reason::AddressOfHost, "AddressOfHost"),
+            (Reason::AddressOfGateway, "AddressOfGateway"),
+        ] {
+            let Some(Ownership::Refused(written)) = written(Some(reason), None) else { panic!("{name} is written") };
+            assert_eq!(written.as_str(), name);
+        }
+        for (reason, name) in [(Unowned::NotAnnounced, "NotAnnounced"), (Unowned::NoEligibleNode, "NoEligibleNode")] {
+            let Some(Ownership::Vacant(written)) = written(None, Some(reason)) else { panic!("{name} is written") };
+            assert_eq!(written.as_str(), name);
+        }
+        assert_eq!(written(None, None), None);
+    }
+}

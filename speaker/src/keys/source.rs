@@ -94,7 +94,7 @@ pub async fn first(disk: &StateDir, secret: &mut mpsc::Receiver<Update>, health:
         match update {
             Update::Problem(problem) => health.wait_for_keys(Some(problem)),
             Update::Found(found) => {
-                let keys = Keys::adopt(disk, *found);
+                let keys = Keys::adopt(disk, *found).await;
                 health.begin(clock::now());
                 health.wait_for_keys(None);
                 return Ok(Some(keys));

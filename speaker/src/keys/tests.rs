@@ -20,6 +20,15 @@ fn found(cluster: u8, current: u8, previous: Option<u8>) -> Found {
     Found { contents, kubernetes: Some("a cluster".into()) }
 }
 
+/// The keys for the rotation, once they are on disk.
+async fn taken(keys: &mut Keys, found: Found, held_back: bool) -> Result<rotation::Secret> {
+    let mut taken = keys.take(found, held_back).await?;
+    while taken.is_none() {
+        taken = keys.saved().await;
+    }
+    Ok(taken.expect("awaited"))
+}
+
 /// A state directory of its own for each test.
 struct Disk(PathBuf, StateDir);
 
@@ -53,18 +62,18 @@ fn a_secret_is_taken_whole_or_not_at_all() {
 }
 
 /// The Secret was deleted and made anew with everything else: cluster id and flow key stay, the new signing key is accepted.
-#[test]
-fn the_disk_outlives_the_secret() {
+#[tokio::test]
+async fn the_disk_outlives_the_secret() {
     let disk = Disk::new("outlives");
     assert!(Keys::load(&disk.1).is_none());
-    let keys = Keys::adopt(&disk.1, found(1, 10, None));
+    let keys = Keys::adopt(&disk.1, found(1, 10, None)).await;
     assert!(!keys.is_confirmed() && !keys.identity_differs());
     let identity = keys.identity();
 
     let mut keys = Keys::load(&disk.1).expect("on disk");
     assert!(keys.identity() == identity);
     keys.confirm();
-    let secret = keys.take(found(9, 20, None), false).expect("of this Kubernetes cluster");
+    let secret = taken(&mut keys, found(9, 20, None), false).await.expect("of this Kubernetes cluster");
     assert_eq!(secret.current, Key::new([20; 32]));
     assert!(keys.identity() == identity && keys.identity_differs());
 
@@ -79,12 +88,12 @@ fn the_disk_outlives_the_secret() {
     assert_eq!(ring, Keyring { current: Key::new([10; 32]), other: Some(Key::new([20; 32])) });
 }
 
-#[test]
-fn keys_are_for_root_only_and_uninstalled() {
+#[tokio::test]
+async fn keys_are_for_root_only_and_uninstalled() {
     let disk = Disk::new("mode");
     // Left by a crash, with the rights of any file.
     std::fs::write(disk.0.join("keys.new"), "x").expect("writes");
-    Keys::adopt(&disk.1, found(1, 10, None));
+    Keys::adopt(&disk.1, found(1, 10, None)).await;
     // What an operator copies back into the Secret.
     let text = std::fs::read_to_string(disk.0.join("keys.json")).expect("is there");
     assert!(text.contains(r#""cluster-id":"AQEBAQEBAQE=""#), "as kubectl prints it");
@@ -96,29 +105,65 @@ fn keys_are_for_root_only_and_uninstalled() {
 }
 
 /// A node that is held back because its first Secret was the wrong one follows when the right one is put back, in whichever order.
-#[test]
-fn a_new_node_that_is_held_back_follows_the_secret() {
+#[tokio::test]
+async fn a_new_node_that_is_held_back_follows_the_secret() {
     let disk = Disk::new("new");
-    let mut keys = Keys::adopt(&disk.1, found(9, 20, None));
-    keys.take(found(9, 30, Some(20)), true).expect("signing keys alone");
-    keys.held_back().expect("nothing to follow");
-    let error = keys.take(found(1, 30, Some(20)), true).expect_err("begins anew").to_string();
+    let mut keys = Keys::adopt(&disk.1, found(9, 20, None)).await;
+    taken(&mut keys, found(9, 30, Some(20)), true).await.expect("signing keys alone");
+    keys.held_back().await.expect("nothing to follow");
+    let error = taken(&mut keys, found(1, 30, Some(20)), true).await.err().expect("begins anew").to_string();
     assert!(error.contains("starting anew"), "{error}");
     assert!(Keys::load(&disk.1).is_none());
 
-    let mut keys = Keys::adopt(&disk.1, found(9, 20, None));
-    keys.take(found(1, 20, None), false).expect("no advert of another cluster comes");
-    assert!(keys.held_back().expect_err("begins anew").to_string().contains("starting anew"));
+    let mut keys = Keys::adopt(&disk.1, found(9, 20, None)).await;
+    taken(&mut keys, found(1, 20, None), false).await.expect("no advert of another cluster comes");
+    assert!(keys.held_back().await.expect_err("begins anew").to_string().contains("starting anew"));
     assert!(Keys::load(&disk.1).is_none());
 }
 
 /// A machine that was part of another cluster before: its disk does not count.
-#[test]
-fn keys_of_another_kubernetes_cluster_are_removed() {
+#[tokio::test]
+async fn keys_of_another_kubernetes_cluster_are_removed() {
     let disk = Disk::new("other");
-    let mut keys = Keys::adopt(&disk.1, found(1, 10, None));
+    let mut keys = Keys::adopt(&disk.1, found(1, 10, None)).await;
     let other = Found { kubernetes: Some("another cluster".into()), ..found(2, 20, None) };
-    let error = keys.take(other, false).expect_err("refused").to_string();
+    let error = taken(&mut keys, other, false).await.err().expect("refused").to_string();
     assert!(error.contains("another Kubernetes cluster"), "{error}");
     assert!(Keys::load(&disk.1).is_none());
+}
+
+/// The disk hangs (a file that does not open): the main loop goes on, and what peers may sign with is acknowledged once it is on disk.
+#[tokio::test]
+async fn a_disk_that_hangs_delays_the_acknowledgment_and_nothing_else() {
+    use futures::poll;
+    use nix::sys::stat::Mode;
+    let disk = Disk::new("hangs");
+    let mut keys = Keys::adopt(&disk.1, found(1, 10, None)).await;
+    let hung = disk.0.join("keys.new");
+    nix::unistd::mkfifo(&hung, Mode::S_IRWXU).expect("makes a FIFO");
+    // A write to it opens when it has a reader.
+    assert!(
+        keys.take(found(1, 20, Some(10)), false).await.expect("taken").is_none(),
+        "acknowledged before it is on disk"
+    );
+    assert!(poll!(std::pin::pin!(keys.saved())).is_pending());
+    // The loop goes on: a rotation, and a Secret that changes again.
+    let ring = Keyring { current: Key::new([20; 32]), other: Some(Key::new([10; 32])) };
+    keys.set_ring(&ring);
+    assert!(keys.take(found(1, 30, Some(20)), false).await.expect("taken").is_none());
+    assert!(poll!(std::pin::pin!(keys.saved())).is_pending());
+    assert_eq!(Keys::load(&disk.1).expect("as before").signing().current, Key::new([10; 32]));
+
+    let reader = tokio::task::spawn_blocking(move || {
+        let reader = std::fs::File::open(&hung).expect("opens with the writer");
+        std::fs::remove_file(hung).expect("removes");
+        reader
+    });
+    let _reader = reader.await.expect("reads");
+    // The first write ends (a FIFO cannot be synchronized: it costs persistence), and the newest is on disk when it is acknowledged.
+    assert_eq!(keys.saved().await.expect("of the first Secret").current, Key::new([20; 32]));
+    assert_eq!(keys.saved().await.expect("of the second").current, Key::new([30; 32]));
+    let stored = Keys::load(&disk.1).expect("on disk");
+    assert_eq!((stored.signing().current, stored.ring()), (Key::new([30; 32]), ring));
+    assert!(keys.take(found(1, 30, Some(20)), false).await.expect("as it is").is_some(), "it is on disk");
 }

@@ -34,12 +34,12 @@ impl File {
     }
 
     /// Those of the file, whatever is on disk. It is read at the start only: no update comes.
-    pub fn keys(&self, disk: &StateDir) -> (Keys, mpsc::Receiver<Update>) {
+    pub async fn keys(&self, disk: &StateDir) -> (Keys, mpsc::Receiver<Update>) {
         let keys = &self.endpoint.keys;
         let signing = rotation::Secret { current: Key::new(keys.current), previous: keys.previous.map(Key::new) };
         let contents = Contents { identity: identity(&self.endpoint), signing };
         let (_, no_updates) = mpsc::channel(1);
-        (Keys::adopt(disk, Found { contents, kubernetes: None }), no_updates)
+        (Keys::adopt(disk, Found { contents, kubernetes: None }).await, no_updates)
     }
 
     /// The whole view, once.
