@@ -111,7 +111,7 @@ async fn a_new_node_that_is_held_back_follows_the_secret() {
     let mut keys = Keys::adopt(&disk.1, found(9, 20, None)).await;
     taken(&mut keys, found(9, 30, Some(20)), true).await.expect("signing keys alone");
     keys.held_back().await.expect("nothing to follow");
-    let error = taken(&mut keys, found(1, 30, Some(20)), true).await.err().expect("begins anew").to_string();
+    let error = taken(&mut keys, found(1, 30, Some(20)), true).await.expect_err("begins anew").to_string();
     assert!(error.contains("starting anew"), "{error}");
     assert!(Keys::load(&disk.1).is_none());
 
@@ -127,7 +127,7 @@ async fn keys_of_another_kubernetes_cluster_are_removed() {
     let disk = Disk::new("other");
     let mut keys = Keys::adopt(&disk.1, found(1, 10, None)).await;
     let other = Found { kubernetes: Some("another cluster".into()), ..found(2, 20, None) };
-    let error = taken(&mut keys, other, false).await.err().expect("refused").to_string();
+    let error = taken(&mut keys, other, false).await.expect_err("refused").to_string();
     assert!(error.contains("another Kubernetes cluster"), "{error}");
     assert!(Keys::load(&disk.1).is_none());
 }
