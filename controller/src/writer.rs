@@ -70,7 +70,10 @@ impl Writer {
             None => Err(WriteError::NotLeader),
             Some(deadline) => match tokio::time::timeout_at(deadline.into(), self.apply(&planned.write)).await {
                 Ok(result) => result,
-                Err(_) => Err(WriteError::Timeout),
+                Err(_) => {
+                    self.without_answer(&planned.write);
+                    Err(WriteError::Timeout)
+                }
             },
         };
         let outcome = match result {
@@ -200,6 +203,13 @@ impl Writer {
         };
         debug!(node = write.node, round = write.round, addresses = write.addresses.len(), "speaker asked to probe");
         Ok(vec![Observed::Probe(ProbeView::from(&written))])
+    }
+
+    /// It may have been carried out, and then nothing is left to be written, nor to be said. Else the Events come twice.
+    fn without_answer(&self, write: &Write) {
+        if let Write::Status(write) | Write::Prepare { write, .. } = write {
+            write.notes.iter().for_each(|note| self.events.send(&write.service, &write.uid, note.clone()));
+        }
     }
 
     async fn status(&self, write: &StatusWrite) -> Result<Vec<Observed>, WriteError> {
