@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests, stage by stage; with `check` what else CI runs, too. Called by `make test` and `make check`.
 #
-# The stages with a Kubernetes cluster wait most of the time: they run three at a time, beside them those that have speakers alone. What only
+# The stages with a Kubernetes cluster wait most of the time: they run two at a time, beside them those that have speakers or API servers alone. What only
 # computes runs at the lowest priority. Each stage's output is shown in one piece when it ends, and the times of all at the end. A stage
 # that fails keeps none of the others from running, except for the build.
 set -euo pipefail
@@ -153,9 +153,8 @@ background_lane "${computed[@]}"
 # In real time: before the labs.
 lane units
 await "${lanes[-1]}"
-lane e2e_nftables
-lane "${suite[@]}" e2e_iptables
-lane controller_api e2e_objects endpoint_ha lab_cluster emulation
-lane packets endpoint endpoint_init controller_chaos
+lane e2e_nftables e2e_objects
+lane controller_api e2e_iptables "${suite[@]}"
+lane packets endpoint endpoint_init controller_chaos endpoint_ha lab_cluster emulation
 await "${lanes[@]:2}"
 finish
