@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use sheave_tests::lab::{Fault, wait_for};
 use sheave_tests::scenario::deploy::order;
 use sheave_tests::scenario::settle::{wait_holder, wait_speakers};
@@ -16,20 +16,6 @@ use super::{Room, Server, WITHIN};
 /// A new address goes to the node with the pod, although its rank is the last; stays when the pod moves to the node in the middle; and
 /// goes there, not to the first in rank, when its owner's speaker ends.
 pub fn owners(scene: &Scene) -> Result<String> {
-    // A machine that is busy hands addresses over by itself: what is expected is expected of one try of three.
-    let mut moved = Vec::new();
-    while moved.len() < 3 {
-        match owners_once(scene)? {
-            Ok(seen) if moved.is_empty() => return Ok(seen),
-            Ok(seen) => return Ok(format!("{seen}; before, the address moved by itself: {moved:?}")),
-            Err(by_itself) => moved.push(by_itself),
-        }
-    }
-    bail!("the address moved in each try: {moved:?}")
-}
-
-/// `Err`: the address moved while nothing was done to its owner.
-fn owners_once(scene: &Scene) -> Result<Result<String, String>> {
     const LAST: u8 = 209;
     let vip = sheave_tests::lab::plan::address(LAST);
     let rank = order(vip, &scene.nodes)?;
@@ -60,10 +46,7 @@ fn owners_once(scene: &Scene) -> Result<Result<String, String>> {
         Ok((by.len() == 1 && by.contains_key("after")).then_some(()))
     })?;
     health(&room, &rank[1])?;
-    let (holds, owns) = (wait_holder(&seen, &scene.nodes)?, owner(scene, vip)?);
-    if holds != rank[2] || owns != term {
-        return Ok(Err(format!("from {term:?} to {owns:?}, {holds} answers")));
-    }
+    ensure!(wait_holder(&seen, &scene.nodes)? == rank[2] && owner(scene, vip)? == term, "the address moved: {term:?}");
 
     scene.lab.fault(Fault::DeleteSpeakerPod { node: rank[2].clone() })?;
     let others: Vec<String> = rank[..2].to_vec();
@@ -73,10 +56,10 @@ fn owners_once(scene: &Scene) -> Result<Result<String, String>> {
         greeted_by(scene, role, address, vip, FEW)?;
     }
     wait_speakers(scene)?;
-    Ok(Ok(format!(
+    Ok(format!(
         "{}, then {} after {}; pods of both nodes reached; 200 with a pod, 503 without",
         rank[2], rank[1], rank[0]
-    )))
+    ))
 }
 
 /// kube-proxy answers with 200 on the node with the pod, and with 503 on the others.
