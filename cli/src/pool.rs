@@ -1,4 +1,5 @@
-//! `sheave pool move`: Services are given addresses from another pool. Nothing else moves a grant, so it is asked for by `--yes`.
+//! `sheave pool move`: Services are given addresses from another pool. Else a grant moves only if its Service asks for another address, so this is
+//! asked for by `--yes`.
 //!
 //! The order is an annotation of the VirtualIP, which the controller follows: the new address is granted and shown before the old one
 //! is taken back. It goes with the VirtualIP; what could not move keeps its address and the order, until there is room or `--undo`.
@@ -84,9 +85,12 @@ struct Grant {
 
 impl Grant {
     fn services(&self) -> String {
-        let names = self.services.iter().map(|service| format!("{}/{}", service.namespace, service.name));
-        names.collect::<Vec<_>>().join(", ")
+        self.services.iter().map(name).collect::<Vec<_>>().join(", ")
     }
+}
+
+fn name(service: &ServiceRef) -> String {
+    format!("{}/{}", service.namespace, service.name)
 }
 
 /// Exit code 1 if an address has not moved.
@@ -114,7 +118,7 @@ pub async fn move_to(client: Client, args: Move) -> Result<ExitCode> {
             println!("{} ({}) would move to pool '{to}'", grant.address, grant.services());
         }
         println!(
-            "nothing was changed; --yes does it: connections to these addresses end, and whoever has them by number needs the new ones"
+            "nothing was changed; --yes does it: connections to these addresses end, and clients that know them by number need the new ones"
         );
         return Ok(ExitCode::SUCCESS);
     }
@@ -219,12 +223,15 @@ async fn wait_gone(client: &Client, to: &str, grants: &[Grant]) -> Result<Vec<Gr
             Some(Event::Apply(vip)) => note(&vip, to, &mut new),
             Some(Event::InitDone) => {
                 if let Some(listed) = listed.take() {
-                    left.retain(|uid, grant| listed.contains(*uid) || moved(grant, &new));
+                    let (stay, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                        left.into_iter().partition(|(uid, _)| listed.contains(*uid));
+                    gone.into_values().for_each(|grant| say_moved(grant, &new));
+                    left = stay;
                 }
             }
             Some(Event::Delete(vip)) => {
                 if let Some(grant) = vip.uid().and_then(|uid| left.remove(uid.as_str())) {
-                    moved(grant, &new);
+                    say_moved(grant, &new);
                 }
             }
             None => break,
@@ -243,16 +250,14 @@ fn note(vip: &VirtualIP, to: &str, new: &mut BTreeMap<(String, bool), IpAddr>) {
     }
 }
 
-/// Says so. False: it is left no more.
-fn moved(grant: &Grant, new: &BTreeMap<(String, bool), IpAddr>) -> bool {
+fn say_moved(grant: &Grant, new: &BTreeMap<(String, bool), IpAddr>) {
     for service in &grant.services {
-        let name = format!("{}/{}", service.namespace, service.name);
+        let name = name(service);
         match new.get(&(service.uid.clone(), grant.address.is_ipv4())) {
             Some(address) => println!("{name}: {} is {address} now", grant.address),
             None => println!("{name}: {} is taken back", grant.address),
         }
     }
-    false
 }
 
 /// What the conditions of its Services say.
@@ -260,8 +265,7 @@ async fn reasons(client: &Client, grant: &Grant) -> Result<String> {
     let mut said = BTreeSet::new();
     for service in &grant.services {
         let api = Api::<Service>::namespaced(client.clone(), &service.namespace);
-        let name = format!("{}/{}", service.namespace, service.name);
-        let found = api.get_opt(&service.name).await.with_context(|| format!("read Service {name}"))?;
+        let found = api.get_opt(&service.name).await.with_context(|| format!("read Service {}", name(service)))?;
         let conditions = found.and_then(|found| found.status?.conditions).unwrap_or_default();
         let ours = conditions.into_iter().find(|condition| condition.type_ == CONDITION_ALLOCATED);
         said.extend(ours.map(|condition| format!("{} ({})", condition.reason, condition.message)));

@@ -132,6 +132,7 @@ pub fn power_on(watch: &mut Watch<'_>, nodes: &[&String]) -> Result<()> {
 
 /// The length of the fault.
 const LOST_FOR: Duration = Duration::from_secs(3);
+/// Less than the window of the flag.
 const UNREACHABLE_FOR: Duration = Duration::from_secs(2);
 /// Well after a node's return: it is ready for new flows some moments after its speaker.
 const SETTLES: Duration = Duration::from_secs(3);

@@ -11,7 +11,7 @@
 //! Superseded reports by other tables come behind all that (`Reported::superseded`), then the primary that the row gets with the
 //! next batch of additions: peers apply a batch at slightly different moments.
 //!
-//! Nodes that were lost a moment ago come last of these, where there is room: nobody answers a packet that goes there.
+//! Nodes that were lost a moment ago come last of these, where there is room: no node may answer a packet that goes there.
 //!
 //! Places that are left at the end go to nodes whose flows are unknown: those of previous rings and of the next (between two
 //! rings that this node saw there may be one that it did not see), and those that have not reported since this node is back.

@@ -83,7 +83,7 @@ fn one_change_at_a_time_loses_nothing() {
     }
 }
 
-/// A switch that converges, a virtual machine that moves: nobody refuses the packets of a node that is away for two seconds, and its flows
+/// A switch that converges, a virtual machine that moves: no node refuses the packets of a node that is away for two seconds, and its flows
 /// are there when it is back. After the window (`--return-window-ms`) they are refused.
 #[test]
 fn flows_of_a_node_that_is_away_for_two_seconds_live() {

@@ -25,7 +25,7 @@ pub struct Sums {
     /// SYNs that a pod got which did not listen: another did, for a while; and none did.
     pub refused_starts: u64,
     pub starts_alone: u64,
-    /// Packets of living flows whose node was cut off: nobody answered, and they were refused.
+    /// Packets of living flows whose node was cut off: no node answered, and they were refused.
     pub unanswered: u64,
     pub cut_refused: u64,
 }
