@@ -60,7 +60,7 @@ pub fn forged_heartbeats(scene: &Scene) -> Result<Forgery> {
         )
     };
     // What does not rise is for the caller to judge.
-    let _ = wait_for("every counter to rise", WITHIN, || Ok(risen()?.values().all(|by| *by > 0.0).then_some(())));
+    let _ = wait_for("every counter to rise", COUNTED_WITHIN, || Ok(risen()?.values().all(|by| *by > 0.0).then_some(())));
     Ok(Forgery {
         refused: risen()?,
         sent_of_each: OF_EACH,
@@ -163,3 +163,5 @@ const REASONS: [&str; 10] = [
 const NEIGHBOUR: u32 = 255;
 const TRANSITIONS: &str = "sheave_vip_transitions_total";
 const WITHIN: Duration = Duration::from_secs(3);
+/// Those of nftables are read every 5 s.
+const COUNTED_WITHIN: Duration = Duration::from_secs(20);

@@ -61,14 +61,16 @@ pub fn icmp_error(vip: (Ipv4Addr, u16), to: u16) -> Vec<u8> {
     bytes
 }
 
-/// The sequence number that the client began with, from the answer of a VIP's port that a raw socket receives too.
-pub fn initial_sequence(socket: &Socket, vip: Ipv4Addr) -> u32 {
+/// The sequence number with which the client began from a port, from the VIP's answer, which a raw socket receives too. Answers to its other
+/// ports may be repeated meanwhile.
+pub fn initial_sequence(socket: &Socket, vip: Ipv4Addr, port: u16) -> u32 {
     let mut buffer = [0; 2048];
     loop {
         let length = (&*socket).read(&mut buffer).expect("a SYN-ACK");
         let packet = Ipv4Packet::new(&buffer[..length]).expect("a raw socket delivers whole IP packets");
         let segment = TcpPacket::new(packet.payload()).expect("a TCP segment");
-        if packet.get_source() == vip && segment.get_flags() == TcpFlags::SYN | TcpFlags::ACK {
+        let answers = packet.get_source() == vip && segment.get_destination() == port;
+        if answers && segment.get_flags() == TcpFlags::SYN | TcpFlags::ACK {
             return segment.get_acknowledgement() - 1;
         }
     }

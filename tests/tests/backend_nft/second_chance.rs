@@ -174,7 +174,7 @@ fn what_is_invalid_where_its_search_begins_is_never_answered() {
 
     // Beyond the window of a flow that this node has: it goes round and ends, and the flow goes on.
     let mut connection = world.connect_from(40002, VIP, 80).unwrap();
-    let beyond = initial_sequence(&tcp, VIP).wrapping_add(1 << 30);
+    let beyond = initial_sequence(&tcp, VIP, 40002).wrapping_add(1 << 30);
     send(&tcp, &numbered_segment(40002, (VIP, 80), TcpFlags::ACK, beyond, true));
     wait_for(|| world.b().guard(Guard::NoReset) == 7);
     assert!(connection.is_alive());
@@ -305,9 +305,9 @@ fn a_repeated_syn_at_another_node_does_no_harm() {
     for port in 40001..=40008 {
         let tcp = world.client_raw(Protocol::TCP);
         let mut connection = at_b(&world, || world.connect_from(port, VIP, 80).unwrap());
-        let sequence = initial_sequence(&tcp, VIP);
+        let sequence = initial_sequence(&tcp, VIP, port);
         send(&tcp, &numbered_segment(port, (VIP, 80), TcpFlags::SYN, sequence, true));
-        assert_eq!(initial_sequence(&tcp, VIP), sequence, "the pod of node a has answered");
+        assert_eq!(initial_sequence(&tcp, VIP, port), sequence, "the pod of node a has answered");
         assert_eq!(connection.fate(), None, "{port}");
         assert!(connection.carries(100_000));
         // The pod of node a repeats its answer after a second.

@@ -20,8 +20,8 @@ play_kube_proxy() {
 # The node's own address is requested too: that one is answered.
 answers_arp() { # ADDRESS
   local answer=no
-  # No answer is none within 2 s.
-  client arping -q -f -c 2 -w 2 -I eth0 "$1" && answer=yes
+  # No answer is none within 10 s: the guest may be slow.
+  client arping -q -f -c 10 -w 10 -I eth0 "$1" && answer=yes
   client arping -q -f -c 20 -w 20 -I eth0 $NODE || fail "no ARP reply for the node's own address"
   echo $answer
 }
