@@ -1,7 +1,7 @@
-# Conntrack full of connections that live, here and not in a namespace because the limit is the machine's. What a new client sees, what the
+# Conntrack nearly full, then full of connections that live, here and not in a namespace because the limit is the machine's. What a new client sees, what the
 # speaker reports, and that there is room again.
 
-CONNECTIONS=8
+CONNECTIONS=9
 CONNTRACK=/proc/sys/net/netfilter/nf_conntrack
 
 # The speaker's own packets need no entry: else its attempts to reach an API server, and adverts, would be among what is counted.
@@ -48,6 +48,7 @@ admin() { printf 'GET %s HTTP/1.0\r\n\r\n' "$1" | nc.openbsd -w 20 127.0.0.1 "$2
 metric() { admin /metrics 7483 | awk -v name="$1" '$1 == name { print $2 }'; }
 reports_dropped() { [ "$(metric sheave_conntrack_dropped_total)" -ge 1 ]; }
 notes() { admin /readyz 7482 | grep -o 'conntrack_[a-z_]*' | sort -u | tr '\n' ' '; }
+is_noted() { notes | grep -q "$1"; }
 
 retransmitted() {
   client cat /proc/net/snmp | awk '/^Tcp:/ {
@@ -64,6 +65,11 @@ hold_connections
 found held.entries "$(cat ${CONNTRACK}_count)"
 found held.dropped "$(dropped)"
 found held.notes "$(notes)"
+# 90 %.
+echo $((CONNECTIONS + 1)) >${CONNTRACK}_max
+await is_noted conntrack_nearly_full
+found near.notes "$(notes)"
+found near.dropped "$(dropped)"
 cat ${CONNTRACK}_count >${CONNTRACK}_max
 before=$(retransmitted)
 reached >/tmp/late &
