@@ -17,7 +17,7 @@ use std::net::Ipv4Addr;
 use ebpf_common::FlowTuple;
 use speaker_core::backend::{Destinations, Flow, TcpState};
 
-use super::netfilter::{Netfilter, attribute, nested, number, plain};
+use super::netfilter::{self, Netfilter, attribute, nested, number, plain};
 
 /// Every flow to these, as many as [`MAX_FLOWS`].
 pub fn flows(to: &Destinations) -> io::Result<Vec<Flow>> {
@@ -36,7 +36,9 @@ pub fn flows(to: &Destinations) -> io::Result<Vec<Flow>> {
     Ok(flows)
 }
 
-/// Deletes the flows to these for which `lost` is true. Returns how many there were.
+/// Deletes the flows to these for which `lost` is true. Returns how many there were. `lost` is asked again right before: a client that has
+/// used the port anew meanwhile has an entry with the same tuple, and where the kernel took the same memory for it, with the same
+/// identification.
 pub fn forget(to: &Destinations, mut lost: impl FnMut(&Flow) -> bool) -> io::Result<usize> {
     let netfilter = Netfilter::open()?;
     let mut forgotten = 0;
@@ -49,12 +51,14 @@ pub fn forget(to: &Destinations, mut lost: impl FnMut(&Flow) -> bool) -> io::Res
                 found.extend(description(entry).filter(|_| !more));
             }
         })?;
+        // Any of them may end by itself meanwhile.
         for description in &found {
-            match netfilter.request(DELETE, libc::NLM_F_ACK, description, &mut |_| {}) {
-                Ok(()) => forgotten += 1,
-                // It ended by itself meanwhile.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => return Err(error),
+            let mut still = false;
+            let mut ask_again = |entry: &[u8]| still = flow(entry).is_some_and(|flow| lost(&flow));
+            let there = netfilter::found(netfilter.request(GET, libc::NLM_F_ACK, description, &mut ask_again))?;
+            if there && still && netfilter::found(netfilter.request(DELETE, libc::NLM_F_ACK, description, &mut |_| {}))?
+            {
+                forgotten += 1;
             }
         }
         if !more {
@@ -64,9 +68,9 @@ pub fn forget(to: &Destinations, mut lost: impl FnMut(&Flow) -> bool) -> io::Res
 }
 
 /// Deletes what closed connections left (TIME_WAIT, CLOSE): a client that uses the port again may by now have its flow on
-/// another node, and the leftover would catch it.
-pub fn forget_closed(to: &Destinations) -> io::Result<usize> {
-    forget(to, Flow::is_closed)
+/// another node, and the leftover would catch it. `concerned`: whose flows may be there.
+pub fn forget_closed(to: &Destinations, concerned: impl Fn(&FlowTuple) -> bool) -> io::Result<usize> {
+    forget(to, |flow| flow.is_closed() && concerned(&flow.tuple))
 }
 
 fn dump(netfilter: &Netfilter, to: &Destinations, each: &mut dyn FnMut(&Flow, &[u8])) -> io::Result<()> {

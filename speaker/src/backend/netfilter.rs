@@ -158,7 +158,12 @@ pub fn dump(kind: u16, most: usize, each: &mut dyn FnMut(u8, &[u8])) -> io::Resu
 
 /// Whether there is what this request for one object of family ip names, in this network namespace.
 pub fn exists(kind: u16, attributes: &[u8]) -> io::Result<bool> {
-    match Netfilter::open()?.request(kind, libc::NLM_F_ACK, attributes, &mut |_| ()) {
+    found(Netfilter::open()?.request(kind, libc::NLM_F_ACK, attributes, &mut |_| ()))
+}
+
+/// Whether the object of a request was there.
+pub fn found(outcome: io::Result<()>) -> io::Result<bool> {
+    match outcome {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),

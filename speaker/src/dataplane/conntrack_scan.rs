@@ -14,6 +14,7 @@ use ebpf_common::{FlowTuple, ServiceKey};
 use speaker_core::backend::affinity::{ClientSet, Clients, Kept};
 use speaker_core::backend::{Destinations, Flow, TcpState};
 use speaker_core::forwarding::Table;
+use speaker_core::forwarding::lookup::Change;
 use speaker_core::health::Connections;
 use speaker_core::reports::reporter::{Announcement, Reporter};
 use speaker_core::time::Instant;
@@ -31,8 +32,8 @@ const RARELY: Duration = Duration::from_secs(30);
 /// Scans take at most this part of the time: with 100,000 entries it lasts a tenth of a second.
 const SHARE: u32 = 20;
 
-/// Where flows to these are read. `true`: what closed connections left is deleted first.
-pub type Source = Arc<dyn Fn(&Destinations, bool) -> io::Result<Vec<Flow>> + Send + Sync>;
+/// Where flows to these are read. With a change of the table what closed connections left is deleted first, unless it leaves them.
+pub type Source = Arc<dyn Fn(&Destinations, Option<&Change>) -> io::Result<Vec<Flow>> + Send + Sync>;
 
 /// Where the clients of a set are read; `None`: there is no such set (any more).
 pub type ClientSource = Arc<dyn Fn(&ClientSet) -> io::Result<Option<Clients>> + Send + Sync>;
@@ -44,9 +45,9 @@ pub fn nftables() -> ClientSource {
 
 /// Flows of the kernel's conntrack.
 pub fn conntrack() -> Source {
-    Arc::new(|to, forget_closed| {
-        if forget_closed {
-            conntrack::forget_closed(to)?;
+    Arc::new(|to, change| {
+        if let Some(change) = change {
+            conntrack::forget_closed(to, |flow| !change.leaves(flow))?;
         }
         conntrack::flows(to)
     })
@@ -97,6 +98,8 @@ pub struct ConntrackScan {
     /// A status shows how many connections there are.
     pub is_shown: bool,
     changed: Instant,
+    /// The table of the last change after which flows were read.
+    table: Option<Arc<Table>>,
     /// When the last scan began; `None`: scan at once.
     scanned: Option<Instant>,
     took: Duration,
@@ -110,10 +113,10 @@ enum Running {
 
 impl ConntrackScan {
     pub fn new(source: Source, clients: ClientSource, reporter: Reporter, now: Instant) -> Self {
-        let (scanned, took, running) = (None, Duration::ZERO, None);
+        let (table, scanned, took, running) = (None, None, Duration::ZERO, None);
         let reporter = Some(reporter);
         let (has_foreign_rows, is_shown) = (false, false);
-        Self { source, clients, reporter, has_foreign_rows, is_shown, changed: now, scanned, took, running }
+        Self { source, clients, reporter, has_foreign_rows, is_shown, changed: now, table, scanned, took, running }
     }
 
     /// The table is another one: this node reports at once.
@@ -138,13 +141,18 @@ impl ConntrackScan {
         now >= scanned + pause.max(self.took * SHARE)
     }
 
-    /// After a change rows may have come here whose flows meet entries of closed connections: those are deleted first.
-    pub fn begin(&mut self, to: Destinations, sets: BTreeMap<ClientSet, Kept>, now: Instant) {
+    /// After a change rows may have come here whose flows meet entries of closed connections: those are deleted first. `table`: in
+    /// force.
+    pub fn begin(&mut self, to: Destinations, sets: BTreeMap<ClientSet, Kept>, table: &Arc<Table>, now: Instant) {
         let changed = self.scanned.replace(now).is_none();
+        let change = self.reporter.as_ref().filter(|_| changed).map(|reporter| {
+            let before = self.table.replace(table.clone());
+            reporter.change(before, table.clone())
+        });
         let (source, clients) = (self.source.clone(), self.clients.clone());
         self.running = Some(Running::Read(spawn_blocking(move || {
             let clients = known_clients(&clients, &sets)?;
-            Ok(Read { flows: source(&to, changed)?, clients })
+            Ok(Read { flows: source(&to, change.as_ref())?, clients })
         })));
     }
 

@@ -25,6 +25,7 @@ mod batches;
 mod counted;
 pub mod diff;
 pub mod ids;
+pub mod lookup;
 pub mod maglev;
 pub(crate) mod members;
 pub mod previous;

@@ -4,9 +4,10 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 
-use ebpf_common::{FlowTuple, ServiceKey, row_of};
+use ebpf_common::{FlowTuple, ServiceKey};
 
 use super::{Report, Rows};
+use crate::forwarding::lookup::Change;
 use crate::forwarding::{SETTLE, Service, Table};
 use crate::time::{Duration, Instant};
 
@@ -77,11 +78,10 @@ impl Reporter {
         let open = flows.into_iter().map(|flow| (flow, 1)).chain(clients.into_iter().map(|client| (client, 0)));
         for (flow, flows) in open {
             let key = ServiceKey { addr: flow.dst, port: flow.dst_port, proto: flow.proto, pad: 0 };
-            let Some((row, primary)) = table.services.get(&key).and_then(|service| self.row_of(service, flow)) else {
-                continue;
-            };
+            let found_row = table.service_of(&flow).and_then(|service| service.row_of(flow, &self.hash_key));
+            let Some((row, primary)) = found_row else { continue };
             let found = found.entry(key).or_default();
-            if primary {
+            if primary == Some(&self.own) {
                 let changed = self.rings.get(&key).is_some_and(|(_, since)| now.since(*since) < SETTLE);
                 found.own.extend((differ || changed).then_some(row));
             } else {
@@ -119,11 +119,9 @@ impl Reporter {
         self.rings = table.services.iter().map(ring).collect();
     }
 
-    /// The row of a flow, and whether this node is its primary.
-    fn row_of(&self, service: &Service, flow: FlowTuple) -> Option<(u32, bool)> {
-        let flow = service.attributes.hashed(flow);
-        let row = row_of(flow.hash(&self.hash_key), service.ring.rows.len() as u32)?;
-        Some((row, service.ring.primary(row) == Some(&self.own)))
+    /// From one table to the next, for this node.
+    pub fn change(&self, before: Option<Arc<Table>>, now: Arc<Table>) -> Change {
+        Change { own: self.own.clone(), hash_key: self.hash_key, before, now }
     }
 }
 

@@ -94,7 +94,7 @@ fn flows_are_read_as_the_client_sends_them() {
         let datagram = Flow { tuple: tuple(from, 53, 17), pod: (POD, 53), tcp: None, assured: false };
         assert_eq!(flows(), [tcp, datagram]);
 
-        assert_eq!(conntrack::forget_closed(&vips()).unwrap(), 0);
+        assert_eq!(conntrack::forget_closed(&vips(), |_| true).unwrap(), 0);
         drop(served);
         drop(client);
         let closed = [Flow { tcp: Some(TcpState::TimeWait), ..tcp }, datagram];
@@ -103,8 +103,41 @@ fn flows_are_read_as_the_client_sends_them() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(flows(), closed);
-        assert_eq!(conntrack::forget_closed(&vips()).unwrap(), 1);
+        assert_eq!(conntrack::forget_closed(&vips(), |_| true).unwrap(), 1);
         assert_eq!(flows(), [datagram]);
+    });
+}
+
+/// The kernel makes the new entry where the old one was, so both have the same identification.
+#[test]
+fn a_connection_that_uses_the_port_again_meanwhile_is_not_forgotten() {
+    in_namespace(|| async {
+        pod_in_this_namespace().await;
+        let pod = TcpListener::bind((POD, 80)).unwrap();
+        for _ in 0..20 {
+            let connect = || {
+                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                socket.set_reuse_address(true).unwrap();
+                // It ends with a reset.
+                socket.set_linger(Some(Duration::ZERO)).unwrap();
+                socket.bind(&std::net::SocketAddr::from((POD, 40001)).into()).unwrap();
+                socket.connect(&std::net::SocketAddr::from((VIP, 80)).into()).unwrap();
+                (socket, pod.accept().unwrap())
+            };
+            drop(connect());
+            until(|| conntrack::flows(&vips()).unwrap()[0].is_closed()).await;
+            let mut again = None;
+            let forgotten = conntrack::forget(&vips(), |flow| {
+                let closed = flow.is_closed();
+                if closed {
+                    again.get_or_insert_with(connect);
+                }
+                closed
+            });
+            assert_eq!(forgotten.unwrap(), 0);
+            let states = || conntrack::flows(&vips()).unwrap().iter().map(|flow| flow.tcp).collect::<Vec<_>>();
+            until(|| states() == [Some(TcpState::Established)]).await;
+        }
     });
 }
 

@@ -141,11 +141,11 @@ fn wrapper(dir: &Path) -> PathBuf {
 fn held_conntrack(dir: &Path) -> conntrack_scan::Source {
     let (kernel, dir) = (conntrack_scan::conntrack(), dir.to_path_buf());
     File::create(dir.join("hold-conntrack")).unwrap();
-    Arc::new(move |vips, forget_closed| {
+    Arc::new(move |vips, change| {
         let note = |what| writeln!(fs::OpenOptions::new().create(true).append(true).open(dir.join(what))?);
         note("scans-begun")?;
         let hold = Flock::lock(File::open(dir.join("hold-conntrack"))?, FlockArg::LockShared);
-        let flows = kernel(vips, forget_closed);
+        let flows = kernel(vips, change);
         drop(hold.map_err(|(_, error)| error)?);
         note("scans-done")?;
         flows

@@ -34,7 +34,7 @@ impl State {
         }
         if self.scan.is_due(self.report_socket.exchange.differs(now) || self.udp_pins.uncertainty.holds(now), now) {
             let to = Destinations { vips: self.table.vips.clone(), node_ports: self.table.node_ports() };
-            self.scan.begin(to, self.in_force.client_sets.clone(), now);
+            self.scan.begin(to, self.in_force.client_sets.clone(), &self.table, now);
         }
     }
 

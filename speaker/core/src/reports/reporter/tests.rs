@@ -1,5 +1,7 @@
 use alloc::vec::Vec;
 
+use ebpf_common::row_of;
+
 use super::*;
 use crate::forwarding::previous::PreviousRings;
 use crate::forwarding::{Planner, TrafficStates};
