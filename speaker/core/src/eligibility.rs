@@ -4,7 +4,8 @@
 //! L2Advertisements restrict and order the nodes of the VIPs that name them (`advertised`); Placements name the node that comes first, or
 //! that is to get a VIP from its owner. Of a drained node its own speaker informs the others.
 //! externalTrafficPolicy Local changes the order alone: nodes with pods come first in rank, so that most packets are where their pod is.
-//! An owner whose last pod ends keeps the VIP: moving it would cost more than the hop.
+//! Which these are is what the view says, also while the table of this node is behind it. An owner whose last pod ends keeps the VIP:
+//! moving it would cost more than the hop.
 //! A VIP whose services have no ready pod keeps its owner on purpose: the owner's
 //! dispatcher resets new connections, so that clients fail at once; without an owner no node answers ARP and they hang until they
 //! time out. When the pods return nothing has to be elected first.
@@ -22,12 +23,12 @@ use crate::election::{Eligible, Order};
 use crate::forwarding::Table;
 use crate::forwarding::members::{is_last_resort, is_ready};
 use crate::name::{NodeName, Term, Vip};
-use crate::view::endpoints::{Frontend, Pod};
+use crate::view::endpoints::{Frontend, Pod, frontends};
 use crate::view::{Placed, TrafficPolicy, View, VirtualIp};
 
-/// Every VIP that is to have an owner, and the nodes among which it is elected.
+/// Every VIP that is to have an owner, and the nodes among which it is elected. The view may be newer than the table.
 pub fn desired(table: &Table, view: &View) -> BTreeMap<Vip, Eligible> {
-    let (all, placed) = (candidates(view), view.placed());
+    let (all, placed, with_pods) = (candidates(view), view.placed(), nodes_with_pods(view));
     let mut known: BTreeMap<(&[String], bool), Option<Arc<Eligible>>> = BTreeMap::new();
     let mut desired = BTreeMap::new();
     for vip in ownable(table) {
@@ -38,7 +39,7 @@ pub fn desired(table: &Table, view: &View) -> BTreeMap<Vip, Eligible> {
         let of = of.or_insert_with(|| advertised::eligible(view, granted.unwrap_or(&none), &all).map(Arc::new));
         let Some(of) = of.clone() else { continue };
         let of = placed.get(&vip).map_or_else(|| of.clone(), |placed| Arc::new(as_placed(placed, of.clone())));
-        let eligible = match table.with_pods.get(&vip) {
+        let eligible = match with_pods.get(&vip) {
             Some(nodes) => Eligible::WithPods { nodes: nodes.clone(), of },
             None => (*of).clone(),
         };
@@ -89,12 +90,18 @@ pub fn put_second(desired: &mut BTreeMap<Vip, Eligible>, given_up: &BTreeSet<Str
     }
 }
 
+/// Whether pods play a part for any VIP.
+pub fn prefers_pods(view: &View) -> bool {
+    view.services().values().any(|service| service.attributes.traffic_policy == TrafficPolicy::Local)
+}
+
 /// The nodes with pods that take new flows, for VIPs whose Services are all Local.
-pub fn with_pods(frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> BTreeMap<Ipv4Addr, Arc<BTreeSet<NodeName>>> {
-    let is_local = |frontend: &Frontend<'_>| frontend.attributes.traffic_policy == TrafficPolicy::Local;
-    if !frontends.values().any(is_local) {
+pub fn nodes_with_pods(view: &View) -> BTreeMap<Ipv4Addr, Arc<BTreeSet<NodeName>>> {
+    if !prefers_pods(view) {
         return BTreeMap::new();
     }
+    let frontends = frontends(view).0;
+    let is_local = |frontend: &Frontend<'_>| frontend.attributes.traffic_policy == TrafficPolicy::Local;
     let vip = |key: &ServiceKey| Ipv4Addr::from(key.addr);
     let others: BTreeSet<_> = frontends.iter().filter(|(_, one)| !is_local(one)).map(|(key, _)| vip(key)).collect();
     let mut found: BTreeMap<Ipv4Addr, BTreeSet<NodeName>> = BTreeMap::new();
@@ -141,7 +148,7 @@ mod tests {
     use crate::forwarding::previous::PreviousRings;
     use crate::forwarding::{self, Planner};
     use crate::time::{Duration, Instant};
-    use crate::view::endpoints::{frontends, service_key};
+    use crate::view::endpoints::service_key;
     use crate::view::example::{self, TERMINATING, UNREADY, pod};
     use crate::view::{
         Conditions, Endpoint, Event, Node, Object, ObjectName, Placement, PlacementMode, Port, Protocol, Service,
@@ -209,8 +216,8 @@ mod tests {
         view
     }
 
-    fn nodes_with_pods(view: &View) -> Option<Vec<String>> {
-        let nodes = with_pods(&frontends(view).0).remove(&example::VIP)?;
+    fn names_of_nodes_with_pods(view: &View) -> Option<Vec<String>> {
+        let nodes = nodes_with_pods(view).remove(&example::VIP)?;
         Some(nodes.iter().map(|node| node.as_str().into()).collect())
     }
 
@@ -218,14 +225,14 @@ mod tests {
     fn nodes_with_ready_pods_come_first_where_all_services_of_a_vip_are_local() {
         use TrafficPolicy::{Cluster, Local};
         let pods = [pod("a", 1, UNREADY), pod("b", 1, Conditions::READY), pod("c", 1, TERMINATING)];
-        assert_eq!(nodes_with_pods(&local_view(&pods, Cluster, None)), None);
-        assert_eq!(nodes_with_pods(&local_view(&pods, Local, Some(Cluster))), None);
+        assert_eq!(names_of_nodes_with_pods(&local_view(&pods, Cluster, None)), None);
+        assert_eq!(names_of_nodes_with_pods(&local_view(&pods, Local, Some(Cluster))), None);
         for other in [None, Some(Local)] {
-            assert_eq!(nodes_with_pods(&local_view(&pods, Local, other)), Some(alloc::vec!["b".into()]));
+            assert_eq!(names_of_nodes_with_pods(&local_view(&pods, Local, other)), Some(alloc::vec!["b".into()]));
         }
         let ending = [pod("a", 1, UNREADY), pod("c", 1, TERMINATING)];
-        assert_eq!(nodes_with_pods(&local_view(&ending, Local, None)), Some(alloc::vec!["c".into()]), "KEP-1669");
-        assert_eq!(nodes_with_pods(&local_view(&[], Local, None)), Some(alloc::vec![]));
+        assert_eq!(names_of_nodes_with_pods(&local_view(&ending, Local, None)), Some(alloc::vec!["c".into()]), "KEP-1669");
+        assert_eq!(names_of_nodes_with_pods(&local_view(&[], Local, None)), Some(alloc::vec![]));
     }
 
     /// The order changes, not who may own it.
@@ -239,6 +246,17 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| NodeName::new(name).unwrap());
         assert!(eligible.contains(&a) && eligible.contains(&b) && !eligible.falls_back_to(&a));
         assert!(eligible.has_pod(&b) && !eligible.has_pod(&a) && !eligible.lacks_pods());
+    }
+
+    /// The table is that of a moment before: the VIP is in it and its pods are not.
+    #[test]
+    fn pods_count_before_the_table_has_them() {
+        let local = |pods: &[Endpoint]| local_view(pods, TrafficPolicy::Local, None);
+        let mut planner = Planner::new([1, 2], PreviousRings::new(Duration::from_secs(60)));
+        let table = planner.table(&local(&[]), &Default::default(), &Default::default(), Instant::ZERO);
+        let desired = desired(&table, &local(&[pod("b", 1, Conditions::READY)]));
+        let eligible = &desired[&Vip(example::VIP)];
+        assert!(eligible.has_pod(&NodeName::new("b").unwrap()) && !eligible.lacks_pods());
     }
 
     /// Unless all have: then none is better than another.

@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use ebpf_common::{Config, MAX_NODES, ServiceKey, ServiceValue};
 use speaker_core::backend::{Plan, RemovalGrace, UdpPins, Uplink};
 use speaker_core::election::Eligible;
-use speaker_core::eligibility::Unowned;
+use speaker_core::eligibility::{self, Unowned};
 use speaker_core::forwarding::diff::{Layout, MapState};
 use speaker_core::forwarding::{Planner, Table, TrafficStates};
 use speaker_core::name::{NodeName, Vip};
@@ -308,9 +308,14 @@ impl State {
         self.report_socket.set_addresses(addresses);
         self.follow_addresses(&view);
         self.udp_pins.uncertainty.set_node(view.nodes().get(&self.sync.node), clock::now());
+        let prefers_pods = eligibility::prefers_pods(&view);
         self.view = Some(view);
         self.viewed.get_or_insert_with(Instant::now);
         self.dirty = true;
+        // Where pods are counts at once, however far the maps are behind.
+        if prefers_pods {
+            self.notify_election();
+        }
         self.exchange(Some(exchange::Event::Nodes(names)))
     }
 

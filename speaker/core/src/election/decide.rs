@@ -11,6 +11,7 @@ use super::claims::{Claimant, Outcome, contest};
 use super::eligible::Eligible;
 use super::failback::Failback;
 use super::peer::{Held, Incarnation};
+use super::pods::Late;
 use super::state::{Action, LoseReason, Owner, Phase};
 use crate::name::{NodeName, Term, Vip};
 use crate::rank;
@@ -26,7 +27,7 @@ pub(super) struct Record {
     /// Desired, and without an owner that keeps it.
     pub vacancy: Option<Vacancy>,
     /// The highest term received while it was desired.
-    term: Term,
+    pub term: Term,
     /// Held, but not for long: since when a successor is sought.
     stepping_down_since: Option<Instant>,
     /// The kernel refused this node's entry: no claim before this time.
@@ -35,6 +36,8 @@ pub(super) struct Record {
     pub failback: Failback,
     /// Held: since when it has been offered to the node that an order names.
     pub ordered_since: Option<Instant>,
+    /// Held: the nodes that should have claimed it first.
+    pub late: Option<Late>,
     /// When it is to be decided again although nothing changed.
     wake: Option<Instant>,
 }
@@ -352,7 +355,12 @@ impl Election {
         }
         let known = self.vips.get(&vip).map(|record| record.term);
         let highest = known.max(self.peers.highest_term(vip)).unwrap_or_default();
+        let late = self.late(vip, highest, now);
         self.hold(vip, highest.next(), actions);
+        if let Some(record) = self.vips.get_mut(&vip).filter(|_| late.is_some()) {
+            record.late = late;
+            self.touched.insert(vip);
+        }
         actions.push(Action::Announce { vip });
     }
 
@@ -411,7 +419,7 @@ impl Election {
         self.held.insert(vip, Held { term, stepping_down: false });
         if let Some(record) = self.vips.get_mut(&vip) {
             (record.term, record.vacancy, record.barred_until) = (term, None, None);
-            (record.failback, record.ordered_since) = (Failback::default(), None);
+            (record.failback, record.ordered_since, record.late) = (Failback::default(), None, None);
             // A heavier node may be ready already.
             if record.eligible.as_ref().is_some_and(Eligible::may_be_offered) {
                 self.touched.insert(vip);

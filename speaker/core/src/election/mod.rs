@@ -11,6 +11,7 @@ mod failback;
 mod order;
 mod peer;
 mod peers;
+mod pods;
 mod precedence;
 pub mod stall;
 mod state;

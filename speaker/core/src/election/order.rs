@@ -14,7 +14,7 @@ use crate::time::Instant;
 impl Election {
     /// Whether this node, which owns the VIP with this term and works, offers it to a node that need not be better.
     pub(super) fn offers(&mut self, vip: Vip, term: Term, now: Instant) -> bool {
-        self.offers_as_ordered(vip, term, now) || self.offers_back(vip, now)
+        self.offers_as_ordered(vip, term, now) || self.offers_back(vip, now) || self.offers_to_pods(vip, now)
     }
 
     /// For a leave timeout from when the node that is named can take it. An order is tried once; one that is withdrawn and given again is

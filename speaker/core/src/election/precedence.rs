@@ -74,7 +74,7 @@ impl Election {
     }
 
     /// A peer that claims the VIP and steps down cannot go on holding it, or comes after this node, or was ordered to hand it over to this
-    /// node: else it seeks another one.
+    /// node, or has it in the place of this node: else it seeks another one.
     pub(super) fn yields_to_this_node(
         &self,
         vip: Vip,
@@ -90,7 +90,8 @@ impl Election {
             Ordering::Less => false,
             Ordering::Equal if self.is_ordered_here(eligible, owner, held) => true,
             Ordering::Equal => {
-                self.takes_offers(eligible, now) && eligible.weight(&self.config.node) > eligible.weight(owner)
+                let heavier = eligible.weight(&self.config.node) > eligible.weight(owner);
+                heavier && self.takes_offers(eligible, now) || self.takes_for_pod(vip, eligible, owner, held)
             }
         }
     }

@@ -44,8 +44,6 @@ use core::net::Ipv4Addr;
 use ebpf_common::{ServiceKey, siphash13};
 
 use crate::attributes::AttributesDigest;
-use crate::eligibility;
-use crate::name::NodeName;
 use crate::reports::{Reported, Reports, Rows};
 use crate::time::{Duration, Instant};
 use crate::view::endpoints::{self, Digests, Frontend, Pod, Reason, Refusal, frontends};
@@ -78,8 +76,6 @@ pub struct Table {
     pub restricted: BTreeMap<ObjectName, Restricted>,
     /// The service ports that are counted together.
     pub counted: BTreeMap<Counted, BTreeSet<ServiceKey>>,
-    /// Where the pods of VIPs are whose Services are all Local: [`crate::eligibility::with_pods`].
-    pub with_pods: BTreeMap<Ipv4Addr, Arc<BTreeSet<NodeName>>>,
     /// What had to be left out.
     pub refused: Vec<Refusal>,
     /// Of all service ports and rings (not of the alternates, nor of what a service had that names no pod any more): equal on nodes whose
@@ -310,7 +306,6 @@ impl Planner {
         let node_addresses = view.divided_node_addresses().0.into_iter().map(|(address, _)| address).collect();
         let (restricted, counted) = (Restricted::of(frontends), counted::counted(frontends));
         let existing_only = members::existing_only(view, traffic_states);
-        let with_pods = eligibility::with_pods(frontends);
         Table {
             nodes,
             existing_only,
@@ -320,7 +315,6 @@ impl Planner {
             services,
             restricted,
             counted,
-            with_pods,
             refused: refused.clone(),
             digest,
             viewed,

@@ -1,7 +1,8 @@
 //! R3: of a VIP whose Services are all Local, nodes with pods come first in rank, and nothing moves for them.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use super::harness::*;
 use super::*;
@@ -165,4 +166,114 @@ fn nodes_that_disagree_about_pods_agree_about_the_owner() {
     set(&mut cluster, 6, &[3], &all());
     cluster.run(ms(5000));
     assert_eq!(cluster.log, []);
+}
+
+/// The tables of the node with the pod are behind: another one serves the new VIP meanwhile, and hands it over once, without a gap.
+#[test]
+fn a_node_with_a_pod_whose_tables_are_behind_gets_a_new_vip_later() {
+    for behind in [0, 300, 5_000, 25_000] {
+        let mut cluster = Cluster::settled(NODES, 0);
+        let (first, last) = first_and_last(1);
+        let others: Vec<_> = all().into_iter().filter(|node| *node != last).collect();
+        set(&mut cluster, 1, &[last], &others);
+        cluster.run(ms(behind));
+        if behind > 0 {
+            assert_eq!(cluster.holders(vip(1)), [first]);
+        }
+        set(&mut cluster, 1, &[last], &[last]);
+        for _ in 0..100 {
+            cluster.run(ms(1));
+            assert!(!cluster.holders(vip(1)).is_empty(), "{:?}", cluster.log);
+        }
+        assert_eq!(cluster.holders(vip(1)), [last], "{behind} ms behind");
+        assert_eq!(cluster.acquired().len(), if behind > 0 { 2 } else { 1 }, "{:?}", cluster.log);
+        cluster.log.clear();
+        cluster.run(ms(60_000));
+        set(&mut cluster, 1, &[first], &all());
+        cluster.run(ms(60_000));
+        assert_eq!(cluster.log, []);
+    }
+}
+
+/// The owner does not wait for ever, nor for pods that came later, nor for a node of less weight, and offers what it got from no one.
+#[test]
+fn only_a_node_that_had_a_pod_when_the_vip_was_new_gets_it() {
+    let (first, last) = first_and_last(1);
+    let others: Vec<_> = all().into_iter().filter(|node| *node != last).collect();
+    let stays = |cluster: &mut Cluster, owner: usize| {
+        cluster.log.clear();
+        cluster.run(ms(5_000));
+        assert_eq!((cluster.holders(vip(1)), cluster.log.len()), (alloc::vec![owner], 0), "{:?}", cluster.log);
+    };
+    // Later than the owner waits.
+    let mut late = Cluster::settled(NODES, 0);
+    set(&mut late, 1, &[last], &others);
+    late.run(pods::PATIENCE + ms(1000));
+    set(&mut late, 1, &[last], &[last]);
+    stays(&mut late, first);
+
+    // No node had a pod.
+    let mut without = Cluster::settled(NODES, 0);
+    set(&mut without, 1, &[], &all());
+    without.run(ms(3000));
+    set(&mut without, 1, &[last], &all());
+    stays(&mut without, first);
+
+    // Its kernel refuses the entry: once is enough.
+    let mut refused = Cluster::settled(NODES, 0);
+    set(&mut refused, 1, &[last], &all());
+    refused.event(last, Event::NotAcquired(vip(1)));
+    refused.run(ms(400));
+    assert_eq!(refused.holders(vip(1)), [first]);
+    for _ in 0..12 {
+        stays(&mut refused, first);
+    }
+
+    // The owner died, and the node with the pod cannot claim when it should.
+    let mut died = Cluster::settled(NODES, 0);
+    set(&mut died, 1, &[first], &all());
+    died.run(ms(500));
+    died.event(last, Event::Ready(false));
+    set(&mut died, 1, &[last], &all());
+    died.crash(first);
+    died.run(ms(1000));
+    let owner = died.owner(vip(1));
+    died.event(last, Event::Ready(true));
+    stays(&mut died, owner);
+}
+
+/// R15: what an owner offers to a heavier node is not for a node with a pod.
+#[test]
+fn a_pod_takes_nothing_that_is_offered_to_a_heavier_node() {
+    let (_, last) = first_and_last(1);
+    let mut cluster = Cluster::settled(NODES, 0);
+    let [heavy, owner, ..] = cluster.others(last)[..] else { panic!("four nodes") };
+    let weight = |node: usize| if node == heavy { 50 } else { 0 };
+    let standing = |node| (name(node), Standing { choice: Choice::First, weight: weight(node) });
+    let of = |failback| {
+        let nodes = Arc::new(all().into_iter().map(standing).collect());
+        Arc::new(Eligible::Chosen { nodes, failback })
+    };
+    let with_pods = |nodes: &[usize], failback| {
+        let nodes: Arc<BTreeSet<_>> = Arc::new(nodes.iter().copied().map(name).collect());
+        BTreeMap::from([(vip(1), Eligible::WithPods { nodes, of: of(failback) })])
+    };
+    cluster.event(heavy, Event::Ready(false));
+    cluster.run(ms(200));
+    for node in all() {
+        cluster.event(node, Event::Desired(with_pods(&[owner], None)));
+    }
+    cluster.run(ms(500));
+    assert_eq!(cluster.holders(vip(1)), [owner]);
+    // The heavier node has an older view, in which nobody offers anything.
+    for node in cluster.others(heavy) {
+        cluster.event(node, Event::Desired(with_pods(&[last], Some(ms(1000)))));
+    }
+    cluster.event(heavy, Event::Ready(true));
+    cluster.log.clear();
+    cluster.run(ms(10_000));
+    assert_eq!(cluster.holders(vip(1)), [owner], "{:?}", cluster.log);
+    cluster.event(heavy, Event::Desired(with_pods(&[last], Some(ms(1000)))));
+    cluster.run(ms(5_000));
+    assert_eq!(cluster.holders(vip(1)), [heavy], "{:?}", cluster.log);
 }
