@@ -150,7 +150,10 @@ async fn run_async(args: RunArgs, desired: Desired, locks: Option<Locks>, page: 
     // (i) What is to be served.
     let events = source.start(&ground, lagging, jitter);
     sink.start(&ground, updates_receiver, view, elected.clone());
-    let departed = Departed::new(args.drain_window());
+    let departed = match ground.disk.load_departures() {
+        Some(saved) => Departed::restore(args.drain_window(), &saved, &clock::boot_id(), clock::now()),
+        None => Departed::new(args.drain_window()),
+    };
     let Ground { node, saver, drains, health, metrics, .. } = ground;
     let serving = Serving {
         node,

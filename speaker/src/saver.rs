@@ -1,5 +1,5 @@
-//! The thread that writes to the state directory: the newest view and the newest previous rings, at most once a second, whatever
-//! the disk does.
+//! The thread that writes to the state directory: the newest view, the newest previous rings and since when nodes are gone, at most once
+//! a second, whatever the disk does.
 //!
 //! A speaker that restarts finds the view of at most [`PAUSE`] and the time of one write ago; behind a slow disk, of [`SHARE`] times the
 //! last write ago, at most [`Backoff::LONGEST`]. An orderly end writes what waits first ([`Saver::flush`]).
@@ -14,6 +14,7 @@ use speaker_core::view::View;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
+use crate::departed::SavedDepartures;
 use crate::metrics::Metrics;
 use crate::state::{PersistedState, StateDir};
 
@@ -34,16 +35,32 @@ struct Desk {
 
 #[derive(Default)]
 struct Waiting {
-    view: Option<Arc<View>>,
-    forwarding: Option<Arc<PersistedState>>,
+    contents: Contents,
     writing: bool,
     /// A caller waits for the end of it.
     hurry: bool,
 }
 
-impl Waiting {
+/// One for each file, if it is to be written.
+#[derive(Default)]
+struct Contents {
+    view: Option<Arc<View>>,
+    forwarding: Option<Arc<PersistedState>>,
+    departures: Option<Arc<SavedDepartures>>,
+}
+
+impl Contents {
     fn is_empty(&self) -> bool {
-        self.view.is_none() && self.forwarding.is_none()
+        self.view.is_none() && self.forwarding.is_none() && self.departures.is_none()
+    }
+
+    /// These, and of the others what is missing.
+    fn or(self, Self { view, forwarding, departures }: Self) -> Self {
+        Self {
+            view: self.view.or(view),
+            forwarding: self.forwarding.or(forwarding),
+            departures: self.departures.or(departures),
+        }
     }
 }
 
@@ -58,13 +75,19 @@ impl Saver {
 
     /// Replaces a view that waits.
     pub fn view(&self, view: Arc<View>) {
-        self.0.lock().view = Some(view);
+        self.0.lock().contents.view = Some(view);
         self.0.changed.notify_all();
     }
 
     /// Replaces previous rings that wait.
     pub fn forwarding(&self, persisted: PersistedState) {
-        self.0.lock().forwarding = Some(Arc::new(persisted));
+        self.0.lock().contents.forwarding = Some(Arc::new(persisted));
+        self.0.changed.notify_all();
+    }
+
+    /// Replaces departures that wait.
+    pub fn departures(&self, departures: SavedDepartures) {
+        self.0.lock().contents.departures = Some(Arc::new(departures));
         self.0.changed.notify_all();
     }
 
@@ -73,7 +96,7 @@ impl Saver {
         let mut waiting = self.0.lock();
         waiting.hurry = true;
         self.0.changed.notify_all();
-        let unfinished = |waiting: &mut Waiting| !waiting.is_empty() || waiting.writing;
+        let unfinished = |waiting: &mut Waiting| !waiting.contents.is_empty() || waiting.writing;
         let outcome = self.0.changed.wait_timeout_while(waiting, patience, unfinished);
         let (mut waiting, timed) = outcome.unwrap_or_else(PoisonError::into_inner);
         waiting.hurry = false;
@@ -99,33 +122,34 @@ struct Writer {
 impl Writer {
     fn run(mut self) {
         loop {
-            let (view, forwarding) = self.next();
+            let contents = self.next();
+            let Contents { view, forwarding, departures } = &contents;
             let began = Instant::now();
             let outcomes = [
                 view.as_ref().map(|view| ("view", self.disk.save_view(view))),
                 forwarding.as_ref().map(|persisted| ("forwarding", self.disk.save_forwarding(persisted))),
+                departures.as_ref().map(|departures| ("departed", self.disk.save_departures(departures))),
             ];
             let failed = self.judge(outcomes);
             let pause = if failed { self.backoff.failed() } else { (began.elapsed() * SHARE).min(Backoff::LONGEST) };
-            self.done(view.filter(|_| failed), forwarding.filter(|_| failed));
+            self.done(if failed { contents } else { Contents::default() });
             self.rest(pause.max(PAUSE.saturating_sub(began.elapsed())));
         }
     }
 
-    fn next(&self) -> (Option<Arc<View>>, Option<Arc<PersistedState>>) {
+    fn next(&self) -> Contents {
         let waiting = self.desk.lock();
-        let nothing = |waiting: &mut Waiting| waiting.is_empty();
+        let nothing = |waiting: &mut Waiting| waiting.contents.is_empty();
         let mut waiting = self.desk.changed.wait_while(waiting, nothing).unwrap_or_else(PoisonError::into_inner);
         waiting.writing = true;
-        (waiting.view.take(), waiting.forwarding.take())
+        std::mem::take(&mut waiting.contents)
     }
 
     /// What could not be written waits again, unless there is something newer.
-    fn done(&self, view: Option<Arc<View>>, forwarding: Option<Arc<PersistedState>>) {
+    fn done(&self, unwritten: Contents) {
         let mut waiting = self.desk.lock();
         waiting.writing = false;
-        waiting.view = waiting.view.take().or(view);
-        waiting.forwarding = waiting.forwarding.take().or(forwarding);
+        waiting.contents = std::mem::take(&mut waiting.contents).or(unwritten);
         self.desk.changed.notify_all();
     }
 
@@ -136,7 +160,7 @@ impl Writer {
     }
 
     /// Whether something could not be written. One log line for failures in a row.
-    fn judge(&mut self, outcomes: [Option<(&'static str, Result<()>)>; 2]) -> bool {
+    fn judge(&mut self, outcomes: [Option<(&'static str, Result<()>)>; 3]) -> bool {
         let mut failed = false;
         for (file, outcome) in outcomes.into_iter().flatten() {
             let Err(error) = outcome else { continue };

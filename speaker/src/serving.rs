@@ -53,7 +53,7 @@ pub struct Serving {
     pub member_drained: watch::Receiver<bool>,
     pub keys: Keys,
     pub secret: mpsc::Receiver<Update>,
-    /// The view of the speaker before this one, until there is another.
+    /// The view of the speaker before this one, until there is another from an API server.
     pub last_view: Option<View>,
     /// Addresses of API servers, for the fallback.
     pub servers: watch::Sender<Vec<SocketAddrV4>>,
@@ -104,10 +104,7 @@ impl Serving {
                     let view = self.view.borrow().clone();
                     self.set_drained(view.as_deref())?;
                 }
-                _ = departed.tick(), if views.published => {
-                    views.changed |= self.departed.expire(&mut views.view, self.node.as_str(), clock::now());
-                    self.publish(&mut views)?;
-                }
+                _ = departed.tick(), if views.published => self.expire_departed(&mut views)?,
                 () = &mut fallback, if !views.published => {
                     self.fall_back(&mut views)?;
                     fallback.as_mut().reset(tokio::time::Instant::now() + VIEW_TIMEOUT);
@@ -200,6 +197,7 @@ impl Serving {
             views.view.carry_departed(&last);
         }
         self.departed.expire(&mut views.view, self.node.as_str(), clock::now());
+        self.save_departures();
         self.servers.send_replace(api_servers(&views.view));
         let first = !std::mem::replace(&mut views.published, true);
         if first {
@@ -217,8 +215,10 @@ impl Serving {
             views.unlisted.clear();
             return self.publish(views);
         }
-        match self.last_view.take() {
-            Some(view) => {
+        // It is kept: it has the nodes whose flows live although the API server has them no more.
+        match self.last_view.clone() {
+            Some(mut view) => {
+                self.departed.expire(&mut view, self.node.as_str(), clock::now());
                 warn!(
                     nodes = view.nodes().len(),
                     vips = view.vips().len(),
@@ -231,6 +231,28 @@ impl Serving {
                 warn!("API server unreachable and no last known view; waiting");
                 Ok(())
             }
+        }
+    }
+
+    /// Until a full view is there, in the last known one.
+    fn expire_departed(&mut self, views: &mut Views) -> Result<()> {
+        let (node, now) = (self.node.as_str(), clock::now());
+        if views.complete() {
+            views.changed |= self.departed.expire(&mut views.view, node, now);
+            self.publish(views)?;
+        } else if let Some(last) = &mut self.last_view
+            && self.departed.expire(last, node, now)
+        {
+            let view = Arc::new(last.clone());
+            self.send_view(view)?;
+        }
+        self.save_departures();
+        Ok(())
+    }
+
+    fn save_departures(&mut self) {
+        if let Some(departures) = self.departed.unsaved(&clock::boot_id(), clock::now()) {
+            self.saver.departures(departures);
         }
     }
 

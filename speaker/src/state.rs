@@ -1,4 +1,5 @@
-//! What outlives the speaker on this node's disk: the keys, the last known view, the previous rings, and the boot epoch.
+//! What outlives the speaker on this node's disk: the keys, the last known view, the previous rings, how long departed nodes are gone, and
+//! the boot epoch.
 //!
 //! The view lets a speaker that restarts without an API server go on; the epoch numbers incarnations, so that a wall clock
 //! that was set back does not make a new incarnation look like an old one.
@@ -17,6 +18,7 @@ use speaker_core::forwarding::previous::SavedRings;
 use speaker_core::health::drains::{self, Drains};
 use speaker_core::view::View;
 
+use crate::departed::SavedDepartures;
 use crate::io::clock;
 use crate::keys::Stored;
 
@@ -24,6 +26,7 @@ use crate::keys::Stored;
 const MAX_FILE: u64 = 256 << 20;
 const VIEW: &str = "view.json";
 const FORWARDING: &str = "forwarding.json";
+const DEPARTED: &str = "departed.json";
 const KEYS: &str = "keys.json";
 const DRAIN: &str = "drain.json";
 const MEMBER_DRAINS: &str = "member-drains.json";
@@ -103,6 +106,19 @@ impl StateDir {
         load(&self.forwarding_path(), "previous rings unreadable; continuing with the reports of other nodes")
     }
 
+    pub fn save_departures(&self, departures: &SavedDepartures) -> Result<()> {
+        let bytes = serde_json::to_vec(departures).context("serialize how long nodes are gone")?;
+        write_atomically(&self.dir.join(DEPARTED), &bytes)
+    }
+
+    /// Those of the last speaker. A file that cannot be read is reported and ignored: the nodes stay for a whole window.
+    pub fn load_departures(&self) -> Option<SavedDepartures> {
+        load(
+            &self.dir.join(DEPARTED),
+            "time of departed nodes unreadable; their flows are followed for a whole drain window",
+        )
+    }
+
     pub fn save_keys(&self, keys: &Stored) -> Result<()> {
         let bytes = serde_json::to_vec(keys).context("serialise the keys")?;
         write_atomically(&self.dir.join(KEYS), &bytes)
@@ -148,7 +164,7 @@ impl StateDir {
 
     /// Nothing stays behind; the directory itself may be a mount of the pod.
     pub fn remove(dir: &Path) -> Result<()> {
-        for name in ["boot-epoch", VIEW, FORWARDING, KEYS, DRAIN, MEMBER_DRAINS] {
+        for name in ["boot-epoch", VIEW, FORWARDING, DEPARTED, KEYS, DRAIN, MEMBER_DRAINS] {
             let path = dir.join(name);
             for path in [path.with_extension("new"), path] {
                 remove_if_there(&path).with_context(|| format!("remove {}", path.display()))?;
