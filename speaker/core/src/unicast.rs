@@ -3,6 +3,10 @@
 //! Read first: docs/election.md section Unicast. Host firewalls, access points and fabrics filter multicast, sometimes in one
 //! direction only. Unicast to a node begins when no multicast of it arrives, or when it does not name this node. The second reason
 //! lasts for as long as that node sends unicast itself: it does not receive this node's multicast then.
+//!
+//! A program answers although its speaker is dead. Adverts of a node that were received, and that no node receives now whose adverts
+//! arrive here, are not missing: its speaker is. Where none arrive of any node it cannot be told, and they are called missing unless the
+//! speaker had said that it ends.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -44,6 +48,11 @@ pub enum Event {
         multicast: bool,
         receives_us: bool,
     },
+    /// No node that this one receives receives it now. `left`: it had said that it ends.
+    Silent {
+        node: NodeName,
+        left: bool,
+    },
     /// Its program has answered a query: a packet path of ours is there.
     Program(NodeName),
     /// Its kernel does not answer: nothing is sent to it.
@@ -59,7 +68,7 @@ pub enum Action {
     Stop(NodeName),
     /// Unicast of this node arrives where multicast does not: its speaker runs, and multicast is filtered in one direction at least.
     Filtered(NodeName),
-    /// Its program answers, and its adverts do not arrive.
+    /// Its program answers, and its adverts do not arrive although its speaker runs, as far as that can be known.
     Missing(NodeName),
     Arrived(NodeName),
 }
@@ -72,11 +81,23 @@ struct Node {
     received_us: Instant,
     any: Instant,
     program: bool,
+    speaker: Speaker,
     /// It did not name this node.
     one_way: bool,
     sending: bool,
     filtered: bool,
     missing: bool,
+}
+
+/// What is known of its speaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speaker {
+    /// Nothing of it was ever received.
+    Unknown,
+    /// This node receives it, or another one.
+    Runs,
+    Silent,
+    Left,
 }
 
 const TURN: Duration = Duration::from_millis(250);
@@ -96,9 +117,10 @@ impl Unicast {
         self.nodes.iter().filter(|(_, node)| node.missing).map(|(name, _)| name)
     }
 
-    /// Such nodes are all there are: it is this node that receives no adverts.
+    /// Such nodes are all there are, but for those whose speakers have ended: it is this node that receives no adverts.
     pub fn receives_none(&self) -> bool {
-        self.missing().next().is_some() && self.nodes.values().all(|node| node.missing || !node.program)
+        let is_received = |node: &Node| node.program && !node.missing && node.speaker != Speaker::Left;
+        self.missing().next().is_some() && !self.nodes.values().any(is_received)
     }
 
     fn set_nodes(&mut self, nodes: BTreeSet<NodeName>, now: Instant) {
@@ -111,6 +133,7 @@ impl Unicast {
                 received_us: now,
                 any: now,
                 program: false,
+                speaker: Speaker::Unknown,
                 one_way: false,
                 sending: false,
                 filtered: false,
@@ -128,7 +151,7 @@ impl Unicast {
         actions: &mut Vec<Action>,
     ) {
         let Some(node) = self.nodes.get_mut(name) else { return };
-        node.any = now;
+        (node.any, node.speaker) = (now, Speaker::Runs);
         match multicast {
             true => node.multicast = now,
             false => node.unicast = Some(now),
@@ -143,6 +166,8 @@ impl Unicast {
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let config = &self.config;
+        let is_received = |node: &Node| node.speaker == Speaker::Runs && now.since(node.any) < config.missing;
+        let receives = self.nodes.values().any(is_received);
         for (name, node) in &mut self.nodes {
             let silent = now.since(node.multicast) >= config.patience;
             let not_received = now.since(node.received_us) >= config.patience;
@@ -158,10 +183,16 @@ impl Unicast {
                 actions.push(Action::Filtered(name.clone()));
             }
             node.filtered = send && (filtered || node.filtered);
-            let missing = node.up && node.program && now.since(node.any) >= config.missing;
-            if missing && !core::mem::replace(&mut node.missing, true) {
+            let runs = match node.speaker {
+                Speaker::Unknown | Speaker::Runs => true,
+                Speaker::Silent => !receives,
+                Speaker::Left => false,
+            };
+            let missing = node.up && node.program && runs && now.since(node.any) >= config.missing;
+            if missing && !node.missing {
                 actions.push(Action::Missing(name.clone()));
             }
+            node.missing = missing;
         }
         self.next = now + TURN;
     }
@@ -176,6 +207,11 @@ impl Machine for Unicast {
             Event::Nodes(nodes) => self.set_nodes(nodes, now),
             Event::Received { node, multicast, receives_us } => {
                 self.received(&node, multicast, receives_us, now, actions)
+            }
+            Event::Silent { node, left } => {
+                if let Some(node) = self.nodes.get_mut(&node) {
+                    node.speaker = if left { Speaker::Left } else { Speaker::Silent };
+                }
             }
             Event::Program(name) => {
                 if let Some(node) = self.nodes.get_mut(&name) {
@@ -358,6 +394,82 @@ mod tests {
         world.unicast = true;
         world.run(Duration::from_secs(1));
         assert!(!world.nodes[0].receives_none());
+    }
+
+    /// Of node `a`, whose peers' programs answer: nodes whose adverts are missing, and whether it receives none.
+    struct Peers {
+        now: Instant,
+        unicast: Unicast,
+    }
+
+    impl Peers {
+        fn new(peers: &[&str]) -> Self {
+            let (now, mut unicast) = (Instant::from_millis(1000), Unicast::new(Config::default()));
+            let nodes = peers.iter().map(|peer| name(peer)).collect();
+            unicast.handle(Event::Nodes(nodes), now, &mut Vec::new());
+            let programs = peers.iter().map(|peer| Event::Program(name(peer)));
+            programs.for_each(|event| unicast.handle(event, now, &mut Vec::new()));
+            Self { now, unicast }
+        }
+
+        /// For so many seconds these are received.
+        fn run(&mut self, seconds: u32, received: &[&str]) {
+            for _ in 0..seconds * 4 {
+                self.now += TURN;
+                for peer in received {
+                    let event = Event::Received { node: name(peer), multicast: true, receives_us: true };
+                    self.unicast.handle(event, self.now, &mut Vec::new());
+                }
+                self.unicast.handle(Event::Tick, self.now, &mut Vec::new());
+            }
+        }
+
+        fn silent(&mut self, peer: &str, left: bool) {
+            self.unicast.handle(Event::Silent { node: name(peer), left }, self.now, &mut Vec::new());
+        }
+
+        fn seen(&self) -> (Vec<&str>, bool) {
+            (self.unicast.missing().map(NodeName::as_str).collect(), self.unicast.receives_none())
+        }
+    }
+
+    /// Its program answers on, and the other nodes do not receive it either.
+    #[test]
+    fn adverts_of_a_dead_speaker_are_not_missing() {
+        for left in [false, true] {
+            let mut peers = Peers::new(&["b", "c"]);
+            peers.run(5, &["b", "c"]);
+            peers.silent("b", left);
+            peers.run(60, &["c"]);
+            assert_eq!(peers.seen(), (alloc::vec![], false));
+            // It is back; then this node does not receive it, and another one does.
+            peers.run(5, &["b", "c"]);
+            peers.run(60, &["c"]);
+            assert_eq!(peers.seen(), (alloc::vec!["b"], false));
+            // That one ceases to receive it as well: then it is its speaker.
+            peers.silent("b", left);
+            peers.run(1, &["c"]);
+            assert_eq!(peers.seen(), (alloc::vec![], false));
+        }
+    }
+
+    /// One that was never received may be filtered; and where none is received any more, all are.
+    #[test]
+    fn adverts_are_missing_where_it_cannot_be_the_speaker_or_is_not_known_to_be() {
+        let mut peers = Peers::new(&["b", "c"]);
+        peers.run(11, &["c"]);
+        assert_eq!(peers.seen(), (alloc::vec!["b"], false));
+        peers.silent("c", false);
+        peers.run(11, &[]);
+        assert_eq!(peers.seen(), (alloc::vec!["b", "c"], true));
+        // Of two nodes the other one ends in order, or not.
+        for (left, missing) in [(true, (alloc::vec![], false)), (false, (alloc::vec!["b"], true))] {
+            let mut two = Peers::new(&["b"]);
+            two.run(5, &["b"]);
+            two.silent("b", left);
+            two.run(11, &[]);
+            assert_eq!(two.seen(), missing);
+        }
     }
 
     #[test]

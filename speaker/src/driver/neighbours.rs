@@ -136,9 +136,10 @@ impl State {
     pub(super) fn on_unicast(&mut self, event: unicast::Event, now: Instant) {
         let mut actions = Vec::new();
         // These end what was true of a node, and say nothing of it.
-        let ends = matches!(event, unicast::Event::Nodes(_) | unicast::Event::Down(_));
+        let ends = matches!(event, unicast::Event::Nodes(_) | unicast::Event::Down(_) | unicast::Event::Tick);
+        let (tick, missing) = (event == unicast::Event::Tick, self.driver.unicast.missing().count());
         self.driver.unicast.handle(event, now, &mut actions);
-        if actions.is_empty() && !ends {
+        if actions.is_empty() && (!ends || tick && self.driver.unicast.missing().count() == missing) {
             return;
         }
         for action in actions {
@@ -153,7 +154,7 @@ impl State {
                     info!(%node, "adverts arrive by multicast from and to the node; unicast stopped")
                 }
                 unicast::Action::Missing(node) => {
-                    warn!(%node, "adverts_missing: the node's program answers, but none of its adverts arrives; check for a filter on UDP 7480 and for a dead speaker");
+                    warn!(%node, "adverts_missing: the node's program answers, but none of its adverts arrives; check for a filter on UDP 7480");
                 }
                 unicast::Action::Arrived(node) => info!(%node, "adverts of the node arrive"),
             }

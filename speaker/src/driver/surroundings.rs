@@ -79,9 +79,10 @@ impl Surroundings for State {
                 info!(%node, "peer up: its heartbeats arrive");
                 self.driver.metrics.peers.inc();
             }
-            Action::PeerDown { node } => {
+            Action::PeerDown { node, left } => {
                 warn!(%node, "peer down: no heartbeat within the dead interval");
                 self.forget_signed_mac(&node);
+                self.on_unicast(unicast::Event::Silent { node, left }, now);
                 self.driver.metrics.peers.dec();
             }
             Action::Phase(phase) => {

@@ -200,7 +200,7 @@ fn the_signed_mac_outranks_arp() {
         assert_eq!((known(&driven), driven.addresses()), (Some(mac(8)), vec![]), "the packet path hears of neither");
 
         // Its speaker has ended: ARP alone gives its address.
-        driven.driven.state.act(election::Action::PeerDown { node: peer }, clock::now());
+        driven.driven.state.act(election::Action::PeerDown { node: peer, left: false }, clock::now());
         assert_eq!(driven.addresses(), [Message::SignedMac { ip: PEER, mac: None }]);
         claims(&driven, 9);
         driven.until("ARP counts again", |driven| known(driven) == Some(mac(9)));

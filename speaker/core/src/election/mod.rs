@@ -243,7 +243,7 @@ impl Election {
         if !down.is_empty() {
             self.touch_open();
         }
-        actions.extend(down.into_iter().map(|node| Action::PeerDown { node }));
+        actions.extend(down.into_iter().map(|(node, left)| Action::PeerDown { node, left }));
     }
 
     /// The kernel refused this node's entry: the next node in rank may succeed.

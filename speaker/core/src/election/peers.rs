@@ -58,7 +58,8 @@ struct Expired {
 /// What the passing of time did.
 #[derive(Debug, Default)]
 pub(super) struct Lapsed {
-    pub down: Vec<NodeName>,
+    /// And whether their speakers had said that they end.
+    pub down: Vec<(NodeName, bool)>,
     /// VIPs to be decided anew.
     pub vips: Vec<Vip>,
 }
@@ -114,7 +115,8 @@ impl Peers {
             let Some(peer) = self.remove(&name) else { continue };
             lapsed.vips.extend(peer.mentioned());
             if peer.up {
-                lapsed.down.push(name);
+                let left = peer.current.is_some_and(|current| current.flags.leaving);
+                lapsed.down.push((name, left));
             }
         }
         lapsed
@@ -252,7 +254,8 @@ impl Peers {
                 peer.up = witnessed;
                 if !witnessed {
                     lapsed.vips.extend(peer.current.iter().flat_map(|current| current.claims.keys()));
-                    lapsed.down.push(name);
+                    let left = peer.current.as_ref().is_some_and(|current| current.flags.leaving);
+                    lapsed.down.push((name, left));
                 }
             }
         }

@@ -220,8 +220,11 @@ pub enum Action {
     PeerUp {
         node: NodeName,
     },
+    /// Neither this node nor another one that it receives receives it.
     PeerDown {
         node: NodeName,
+        /// Its speaker had said that it ends.
+        left: bool,
     },
     /// For metrics, logs, events: the phase of this node changed.
     Phase(Phase),
