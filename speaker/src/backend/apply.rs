@@ -1,6 +1,8 @@
-//! From the plan in force to a newer one. A part of it that nft refuses is kept back alone, and tried again with back-off.
+//! From the plan in force to a newer one. A part of it that nft refuses is kept back alone, and tried again with back-off. A
+//! transaction that exceeds its time is halved, until its parts fit: what fits comes into force.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use speaker_core::backend::parts::{Content, Part, Search};
 use speaker_core::backend::{Plan, ruleset};
@@ -17,6 +19,8 @@ pub struct HeldBack {
     backoff: Backoff,
     /// When they are to be tried again; a part that has changed since is tried at once.
     due: Option<Instant>,
+    /// Parts that one transaction brings in time, as far as that is known; `None`: all.
+    most: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -40,7 +44,12 @@ impl Backend {
         let fresh = |from: &Plan, plan: &Plan| &from.changes(plan) - &known;
         let target = self.in_force().map_or_else(|| plan.clone(), |from| from.with(&plan, &fresh(from, &plan)));
         let (mut outcome, mut attempts) = (Outcome::Updated, ATTEMPTS);
-        match self.bring(target).await {
+        let changes = self.in_force().map(|from| from.changes(&target)).unwrap_or_default();
+        let brought = match !self.is_suspect() && self.held.exceeds(changes.len()) {
+            true => Ok(outcome),
+            false => self.bring(target).await,
+        };
+        match brought {
             Ok(brought) => outcome = brought,
             Err(NftError::Refused(cause)) => {
                 if self.is_suspect() {
@@ -54,14 +63,34 @@ impl Backend {
                 let parts = self.in_force().map(|from| fresh(from, &plan)).unwrap_or_default();
                 attempts = self.bring_parts(&plan, parts, Some(cause), attempts).await?;
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                // It took too long although there is nothing that could be left out.
+                if let (Some(part), Some(1), false) = (changes.first(), self.held.most, self.is_suspect())
+                    && changes.len() == 1
+                {
+                    self.held.hold(*part, &plan, error.to_string(), true);
+                }
+                return Err(error);
+            }
+        }
+        if self.held.most.is_some() {
+            let parts = self.in_force().map(|from| fresh(from, &plan)).unwrap_or_default();
+            let parts = parts.into_iter().filter(|part| !self.held.parts.contains_key(part)).collect();
+            attempts = self.bring_parts(&plan, parts, None, attempts).await?;
         }
         // A table that is built anew shows what the kernel can.
         plan.second_chance = self.second_chance;
         self.retry(&plan, known, attempts).await?;
         let missing = self.in_force().map(|from| from.changes(&plan)).unwrap_or_default();
         self.held.retain(&missing);
-        if missing.is_empty() { Ok(outcome) } else { Err(NftError::Refused(self.held.describe())) }
+        if missing.is_empty() {
+            self.held.most = None;
+            return Ok(outcome);
+        }
+        // A table that was built anew had no room for these.
+        let left: Vec<Part> = missing.into_iter().filter(|part| !self.held.parts.contains_key(part)).collect();
+        left.into_iter().for_each(|part| self.held.hold(part, &plan, "not tried yet".into(), false));
+        Err(NftError::Refused(self.held.describe()))
     }
 
     /// There were too few attempts to find all that nft refuses: [`Backend::sync`] is to be called again soon.
@@ -73,7 +102,8 @@ impl Backend {
     async fn bring(&mut self, target: Plan) -> Result<Outcome, NftError> {
         let is_sound = |applied: &Applied| !applied.suspect && !ruleset::needs_replace(&applied.plan, &target);
         if !self.applied.as_ref().is_some_and(is_sound) {
-            self.replace(target).await?;
+            let fits = self.cut(target);
+            self.replace(fits).await?;
             return Ok(Outcome::Replaced);
         }
         match self.update(target.clone()).await {
@@ -87,6 +117,19 @@ impl Backend {
         }
     }
 
+    /// As much of it as one transaction brings in time: first what is in force.
+    fn cut(&self, target: Plan) -> Plan {
+        let base = target.without_ports();
+        let ports = base.changes(&target);
+        if !self.held.exceeds(ports.len()) {
+            return target;
+        }
+        let is_in_force = |part: &Part| self.in_force().is_some_and(|plan| plan.content(part) == target.content(part));
+        let (known, new): (Vec<Part>, Vec<Part>) = ports.into_iter().partition(is_in_force);
+        let fits = known.into_iter().chain(new).take(self.held.most.unwrap_or(usize::MAX));
+        base.with(&target, &fits.collect())
+    }
+
     /// Of a sound table, by what differs.
     async fn update(&mut self, target: Plan) -> Result<Outcome, NftError> {
         let Some(applied) = &mut self.applied else { return Ok(Outcome::Unchanged) };
@@ -95,15 +138,17 @@ impl Backend {
             self.keep(Applied { plan: target, audited, suspect: false });
             return Ok(Outcome::Unchanged);
         };
+        let parts = applied.plan.changes(&target).len();
         match self.apply(&text).await {
             Ok(_) => {
+                self.held.fitted(parts);
                 self.keep(Applied { plan: target, audited: None, suspect: false });
                 Ok(Outcome::Updated)
             }
             // Nothing was changed.
             Err(error @ NftError::Refused(_)) => Err(error),
             Err(error) => {
-                self.suspect_rules(&target, &error);
+                self.transaction_failed(&target, parts, &error).await;
                 Err(error)
             }
         }
@@ -118,7 +163,8 @@ impl Backend {
         refused: Option<String>,
         attempts: usize,
     ) -> Result<usize, NftError> {
-        let mut search = Search::new(parts, refused.is_some(), attempts);
+        let mut search = Search::new(parts, refused.is_some(), attempts).at_most(self.held.most.unwrap_or(usize::MAX));
+        let mut exceeded = None;
         let mut last = refused.unwrap_or_default();
         while let Some(group) = search.next_group() {
             match self.attempt(plan, &group).await {
@@ -129,12 +175,21 @@ impl Backend {
                         self.held.hold(part, plan, cause, true);
                     }
                 }
+                // The table is as before. The worker has other things to do before the halves are tried.
+                Err(error @ (NftError::Timeout { .. } | NftError::Ended(_))) if !self.is_suspect() => {
+                    last = error.to_string();
+                    if let Some(part) = search.refused(group) {
+                        self.held.hold(part, plan, last.clone(), true);
+                    }
+                    exceeded = Some(error);
+                    break;
+                }
                 Err(error) => return Err(error),
             }
         }
         let (unknown, left) = search.end();
         unknown.into_iter().for_each(|part| self.held.hold(part, plan, last.clone(), false));
-        Ok(left)
+        exceeded.map_or(Ok(left), Err)
     }
 
     /// Refused: the table is as before.
@@ -144,7 +199,8 @@ impl Backend {
         if !ruleset::needs_replace(&applied.plan, &target) {
             return self.update(target).await.map(drop);
         }
-        let outcome = self.replace(target).await;
+        let fits = self.cut(target);
+        let outcome = self.replace(fits).await;
         if let (Err(NftError::Refused(_)), Some(applied)) = (&outcome, &mut self.applied) {
             applied.suspect = false;
         }
@@ -162,19 +218,44 @@ impl Backend {
             self.held.backoff = Backoff::default();
         }
         self.bring_parts(plan, unknown, None, attempts).await?;
+        let mut wasted = Duration::ZERO;
         for part in self.held.longest_untried(alone) {
+            let began = Instant::now();
             match self.attempt(plan, &[part]).await {
                 Ok(()) => {}
                 Err(NftError::Refused(cause)) => self.held.hold(part, plan, cause, true),
+                // One that exceeds its time is enough for now.
+                Err(error @ (NftError::Timeout { .. } | NftError::Ended(_))) if !self.is_suspect() => {
+                    self.held.hold(part, plan, error.to_string(), true);
+                    wasted = began.elapsed();
+                    break;
+                }
                 Err(error) => return Err(error),
             }
         }
-        self.held.due = Some(Instant::now() + self.held.backoff.failed());
+        // Other changes do not wait most of the time for one that never ends.
+        self.held.due = Some(Instant::now() + self.held.backoff.failed().max(wasted * REST));
         Ok(())
     }
 }
 
 impl HeldBack {
+    fn exceeds(&self, parts: usize) -> bool {
+        self.most.is_some_and(|most| parts > most)
+    }
+
+    /// A transaction of so many parts took too long: the next ones have half of them at most.
+    pub(super) fn exceeded(&mut self, parts: usize, error: &NftError) {
+        let most = (parts / 2).max(1);
+        self.most = Some(self.most.map_or(most, |known| known.min(most)));
+        tracing::warn!(reason = error.label(), %error, parts, next = most, "nftables transaction is split: it exceeded its time");
+    }
+
+    /// One of so many parts did not: the next ones may have twice as many.
+    fn fitted(&mut self, parts: usize) {
+        self.most = self.most.map(|most| if parts >= most { most.saturating_mul(2) } else { most });
+    }
+
     /// Parts that the plan wants as they were refused.
     fn known(&self, plan: &Plan) -> BTreeSet<Part> {
         self.parts.iter().filter(|(part, held)| plan.content(part) == held.wanted).map(|(part, _)| *part).collect()
@@ -224,5 +305,7 @@ impl HeldBack {
 const ATTEMPTS: usize = 40;
 /// Parts that were refused alone and are tried again in one go.
 const ALONE_AGAIN: usize = 8;
+/// Times as long as an attempt that exceeded its time lasts the pause after it.
+const REST: u32 = 10;
 /// In the error.
 const NAMED: usize = 4;

@@ -51,6 +51,8 @@ struct Watch {
     /// Our own transactions, each as the generations before and after: there is one of them in between, and perhaps third-party
     /// ones.
     own: VecDeque<(u32, u32)>,
+    /// The generation before our last attempt.
+    before: Option<u32>,
     /// Before our last transaction that built the tables anew: it repaired whatever third parties had done until then.
     repaired: Option<u32>,
     /// Not ours, and not audited yet.
@@ -113,6 +115,7 @@ impl Backend {
             watch: Watch {
                 monitor: Listening::NotYet,
                 own: VecDeque::new(),
+                before: None,
                 repaired: None,
                 third_party: false,
                 next: Instant::now(),
@@ -147,18 +150,33 @@ impl Backend {
         self.applied.as_ref().is_none_or(|applied| applied.suspect)
     }
 
-    /// This plan's transaction failed.
-    fn suspect_rules(&mut self, plan: &Plan, error: &NftError) {
+    /// This plan's transaction of so many parts failed.
+    async fn transaction_failed(&mut self, plan: &Plan, parts: usize, error: &NftError) {
+        if matches!(error, NftError::Timeout { .. } | NftError::Ended(_)) {
+            self.held.exceeded(parts, error);
+            if self.nothing_changed(error).await {
+                return;
+            }
+        }
         let Some(applied) = &mut self.applied else { return };
         match error {
             // The program did not run.
             NftError::Start { .. } => {}
             NftError::Refused(_) => applied.suspect = true,
             // It may be in force all the same: only what both plans have is certain.
-            NftError::Timeout(_) | NftError::Pipe(_) | NftError::Ended(_) | NftError::TooLong => {
+            NftError::Timeout { .. } | NftError::Pipe(_) | NftError::Ended(_) | NftError::TooLong => {
                 *applied = Applied { plan: common(plan, &applied.plan), audited: None, suspect: true };
             }
         }
+    }
+
+    /// The program ended before the kernel had taken its transaction.
+    async fn nothing_changed(&mut self, error: &NftError) -> bool {
+        if matches!(error, NftError::Timeout { ended: false, .. }) {
+            return false;
+        }
+        let generation = netfilter::generation().ok();
+        generation.is_some() && generation == self.watch.before || self.is_untouched().await
     }
 
     /// Returns when a third party has changed our table, at most every [`PACE`]: [`Backend::audit`] repairs it. Never returns if
@@ -240,7 +258,8 @@ impl Backend {
             tracing::debug!(%error, "counters not read before the table is replaced");
         }
         if let Err(error) = self.try_replace(&mut plan).await {
-            self.suspect_rules(&plan, &error);
+            let ports = plan.without_ports().changes(&plan).len();
+            self.transaction_failed(&plan, ports, &error).await;
             return Err(error);
         }
         if self.second_chance && !plan.second_chance {
@@ -280,6 +299,7 @@ impl Backend {
     /// One transaction, recorded as our own. Returns the generation before it, if the kernel told it.
     async fn apply(&mut self, text: &str) -> Result<Option<u32>, NftError> {
         let before = netfilter::generation().ok();
+        self.watch.before = before;
         self.nft.apply(text).await?;
         if let (Some(before), Ok(after)) = (before, netfilter::generation()) {
             self.watch.own.push_back((before, after));

@@ -10,7 +10,7 @@ use speaker_core::backend::affinity::ClientSet;
 use speaker_core::backend::ruleset::{self, ALL_TABLES, CONNTRACK_HOOK_TABLE, TABLE};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 #[derive(Clone, Debug)]
 pub struct Nft {
@@ -23,8 +23,9 @@ pub enum NftError {
     /// Environment: not installed, or not executable.
     #[error("cannot start {program}: {source}")]
     Start { program: PathBuf, source: std::io::Error },
-    #[error("nft did not finish within {0:?}")]
-    Timeout(Duration),
+    /// It was killed. The kernel may have taken the transaction before.
+    #[error("nft did not finish within {after:?}")]
+    Timeout { after: Duration, ended: bool },
     #[error("nft: {0}")]
     Pipe(#[from] std::io::Error),
     /// The kernel or nft refused it; nothing was changed.
@@ -42,7 +43,7 @@ impl NftError {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Start { .. } => "start",
-            Self::Timeout(_) => "timeout",
+            Self::Timeout { .. } => "timeout",
             Self::Pipe(_) => "pipe",
             Self::Refused(_) => "refused",
             Self::Ended(_) => "ended",
@@ -120,17 +121,25 @@ impl Nft {
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, NftError> {
-        tokio::time::timeout(self.timeout, self.run_unbounded(arguments, input))
-            .await
-            .unwrap_or(Err(NftError::Timeout(self.timeout)))
-    }
-
-    /// The child dies with this future.
-    async fn run_unbounded(&self, arguments: &[&str], input: &str) -> Result<String, NftError> {
         let mut command = Command::new(&self.program);
+        // The child dies with this future.
         command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|source| NftError::Start { program: self.program.clone(), source })?;
+        match tokio::time::timeout(self.timeout, Self::talk(&mut child, input)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let killed = async {
+                    child.start_kill()?;
+                    child.wait().await
+                };
+                let ended = tokio::time::timeout(KILLED, killed).await.is_ok_and(|ended| ended.is_ok());
+                Err(NftError::Timeout { after: self.timeout, ended })
+            }
+        }
+    }
+
+    async fn talk(child: &mut Child, input: &str) -> Result<String, NftError> {
         let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let write = async {
             if let Some(pipe) = &mut stdin {
@@ -189,6 +198,8 @@ fn shorten(stderr: &str, status: &str) -> String {
 
 /// nft 1.0.6 builds a table of 1000 services in 0.15 s, of 8192 in 11 s; an update of one in 0.06 s.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// A system call that cannot be interrupted may outlive the signal for so long.
+const KILLED: Duration = Duration::from_secs(5);
 /// A client of sessionAffinity takes up to 40 bytes of a listing.
 const MAX_OUTPUT: u64 = 64 << 20;
 /// Checked, never applied.

@@ -157,6 +157,14 @@ impl Search {
         search
     }
 
+    /// No group has more parts than that.
+    #[must_use]
+    pub fn at_most(mut self, parts: usize) -> Self {
+        let cut = |group: Vec<Part>| group.chunks(parts.max(1)).map(<[Part]>::to_vec).collect::<Vec<_>>();
+        self.groups = self.groups.into_iter().flat_map(cut).collect();
+        self
+    }
+
     /// The next parts to try, each once.
     pub fn next_group(&mut self) -> Option<Vec<Part>> {
         if self.groups.is_empty() {

@@ -1,4 +1,4 @@
-//! Parts of a plan that nft refuses. A program in front of the real nft stands in for a kernel that does.
+//! Parts of a plan that nft refuses, or takes too long for. A program in front of the real nft stands in for a kernel that does.
 
 use super::*;
 
@@ -158,5 +158,97 @@ fn many_refused_service_ports_end_alone_with_bounded_work() {
         let mut anew = Backend::new(Nft::new(&wrapper.0));
         anew.sync(ported(3, &[POD, REFUSED])).await.unwrap_err();
         assert_eq!(anew.in_force().unwrap().services.len(), 2);
+    });
+}
+
+/// Hangs before a transaction with this text, or of more lines than that, and counts all of them.
+fn hanging(name: &str, text: &str, lines: usize) -> (Wrapper, Counted) {
+    let log = std::env::temp_dir().join(format!("sheave-nft-{name}-{}.log", std::process::id()));
+    let script = format!(
+        "text=$(cat)\nlines=$(printf '%s' \"$text\" | wc -l)\necho $lines >> {}\n\
+         case \"$text\" in *{text}*) exec sleep 1000;; esac\n[ $lines -gt {lines} ] && exec sleep 1000\n\
+         printf '%s' \"$text\" | exec nft \"$@\"",
+        log.display()
+    );
+    (Wrapper::new(name, &script), Counted(log))
+}
+
+const SHORT: Duration = Duration::from_millis(700);
+
+/// Until all but what is held back is in force; the errors on the way.
+async fn sync_until(backend: &mut Backend, plan: &Plan, ports: usize) -> Vec<String> {
+    let mut errors = Vec::new();
+    while backend.in_force().is_none_or(|in_force| in_force.services.len() < ports) || backend.is_searching() {
+        assert!(errors.len() < 30, "{errors:#?}");
+        match backend.sync(plan.clone()).await {
+            Ok(_) => break,
+            Err(error) => errors.push(format!("{}: {error}", error.label())),
+        }
+    }
+    errors
+}
+
+/// No transaction of more than 400 lines ends in time: the first table comes in parts, and a large change of it too.
+#[test]
+fn a_plan_that_takes_too_long_comes_into_force_in_parts() {
+    in_namespace(|| async {
+        let (wrapper, counted) = hanging("slow", "no-such-text", 400);
+        let mut backend = Backend::new(Nft::new(&wrapper.0).with_timeout(SHORT));
+        let first = ported(400, &[]);
+        let errors = sync_until(&mut backend, &first, 400).await;
+        assert!(!errors.is_empty() && errors.iter().all(|error| error.starts_with("timeout: ")), "{errors:#?}");
+        assert_eq!(backend.in_force(), Some(&Plan { second_chance: true, ..first.clone() }));
+        assert!(!backend.audit().await.unwrap(), "the table is as it is known");
+
+        // Nothing of what is in force is touched, however long the change takes.
+        let before = counted.lines().len();
+        let wanted = ported(900, &[]);
+        assert_eq!(backend.sync(wanted.clone()).await.unwrap_err().label(), "timeout");
+        assert_eq!(backend.in_force().map(|plan| plan.services.len()), Some(400));
+        assert!(!backend.is_suspect());
+        let errors = sync_until(&mut backend, &wanted, 900).await;
+        assert!(errors.len() < 5, "{errors:#?}");
+        assert_eq!(backend.in_force().map(|plan| plan.services.len()), Some(900));
+        assert!(counted.lines().len() - before < 20, "{:?}", counted.lines());
+        assert_eq!(backend.sync(ported(899, &[])).await.unwrap(), Outcome::Updated);
+        assert!(!backend.audit().await.unwrap());
+    });
+}
+
+/// One service port alone takes too long: it is kept back alone, with a name.
+#[test]
+fn one_service_port_that_takes_too_long_keeps_back_no_other() {
+    in_namespace(|| async {
+        let (wrapper, counted) = hanging("stuck", "10.0.0.99", usize::MAX >> 1);
+        let mut backend = Backend::new(Nft::new(&wrapper.0).with_timeout(SHORT));
+        backend.sync(ported(20, &[])).await.unwrap();
+        let mut pods = [Ipv4Addr::new(10, 0, 0, 2); 20];
+        pods[6] = REFUSED;
+        let wanted = ported(20, &pods);
+        let bad = port(&wanted, 7);
+        let changed = |backend: &Backend| {
+            let services = &backend.in_force().unwrap().services;
+            services.iter().filter(|(key, local)| wanted.services[*key].pods == local.pods).count()
+        };
+        let mut errors = Vec::new();
+        while changed(&backend) < 19 || backend.is_searching() {
+            errors.push(backend.sync(wanted.clone()).await.unwrap_err().to_string());
+            assert!(errors.len() < 20, "{errors:#?}");
+        }
+        assert_eq!(backend.in_force().unwrap().services[&bad].pods, [(POD, 80)]);
+        assert!(counted.lines().len() < 25, "{:?}", counted.lines());
+        // A change beside it does not wait for it.
+        let mut next = wanted.clone();
+        next.services.remove(&port(&wanted, 1));
+        let error = backend.sync(next.clone()).await.unwrap_err().to_string();
+        assert!(!backend.in_force().unwrap().services.contains_key(&port(&wanted, 1)), "{error}");
+        // It is in force once it fits.
+        backend.nft = Nft::new("nft");
+        let began = Instant::now();
+        while backend.sync(next.clone()).await.is_err() {
+            assert!(began.elapsed() < Duration::from_secs(30));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(!backend.audit().await.unwrap());
     });
 }

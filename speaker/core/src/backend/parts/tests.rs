@@ -37,6 +37,16 @@ fn one_part_of_thousands_is_found_in_few_transactions() {
 }
 
 #[test]
+fn groups_are_cut_to_what_fits() {
+    for (refused, most) in [(false, 3), (true, 3), (false, 0), (true, 100)] {
+        let mut search = Search::new((1..=10).map(port), refused, 40).at_most(most);
+        let groups: Vec<Vec<Part>> = core::iter::from_fn(|| search.next_group()).collect();
+        assert!(groups.iter().all(|group| !group.is_empty() && group.len() <= most.max(1)), "{groups:?}");
+        assert_eq!(groups.concat(), (1..=10).map(port).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn the_work_is_bounded_and_no_part_is_forgotten() {
     let bad: Vec<u16> = (1..=100).map(|n| n * 9).collect();
     let (blamed, taken, unknown, tried) = search(1000, &bad, 40);
