@@ -7,7 +7,7 @@ use tracing::info;
 
 use crate::app::{runtime, sysctls};
 use crate::args::UninstallArgs;
-use crate::backend::nft::Nft;
+use crate::backend::nft::{ARP_TABLE, Nft};
 use crate::dataplane::loader::{self, Pins};
 use crate::host_speaker::Locks;
 use crate::local_socket;
@@ -68,7 +68,11 @@ async fn check(args: &UninstallArgs) -> Result<()> {
         return Ok(());
     }
     let pins = args.paths.pin_dir.exists();
-    let tables = Nft::new(&args.paths.nft).tables().await.context("list the nftables tables")?;
+    let nft = Nft::new(&args.paths.nft);
+    let mut tables = nft.tables().await.context("list the nftables tables")?;
+    if nft.has_arp_table().await.context("list the nftables table of ARP")? {
+        tables.push(ARP_TABLE);
+    }
     if pins || !tables.is_empty() {
         bail!("not removed: pin directory {pins}, nftables tables {tables:?}");
     }

@@ -21,6 +21,7 @@ use tracing::warn;
 use super::Ground;
 use crate::args::UdpUnserved;
 use crate::backend::Backend;
+use crate::backend::arp_guard::ArpGuard;
 use crate::backend::nft::Nft;
 use crate::dataplane::ForwardingMaps;
 use crate::dataplane::attachment::Attachment;
@@ -92,6 +93,7 @@ impl Parts<'_> {
             clients: conntrack_scan::nftables(),
             maps: ForwardingMaps::open(&self.ground.pins)?,
             backend: Backend::new(Nft::new(&args.paths.nft)),
+            arp_guard: Some(ArpGuard::start(Nft::new(&args.paths.nft), self.uplink, self.ground.metrics.clone())?),
         })
     }
 

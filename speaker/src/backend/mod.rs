@@ -2,6 +2,7 @@
 //! docs/backend.md.
 
 mod apply;
+pub mod arp_guard;
 pub mod clients;
 pub mod conntrack;
 mod conntrack_room;

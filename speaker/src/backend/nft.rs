@@ -85,7 +85,21 @@ impl Nft {
 
     /// Removes our tables; fine if there is none.
     pub async fn delete(&self) -> Result<(), NftError> {
-        self.apply(&ruleset::delete()).await
+        self.apply(&ruleset::delete()).await?;
+        match self.apply(&format!("add table arp {ARP_TABLE}\ndelete table arp {ARP_TABLE}\n")).await {
+            // The kernel lacks the family, and so the table.
+            Err(NftError::Refused(_)) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// That of [`super::arp_guard`].
+    pub async fn has_arp_table(&self) -> Result<bool, NftError> {
+        match self.list("arp", ARP_TABLE).await {
+            Ok(listing) => Ok(listing.is_some()),
+            Err(NftError::Refused(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Our tables without what packets change: counter values, clients; `None` if one is not there.
@@ -93,7 +107,7 @@ impl Nft {
         let mut all = String::new();
         // One by one: nft 1.0.6 knows only the last table of several in one command.
         for table in [TABLE, CONNTRACK_HOOK_TABLE] {
-            match self.list(table).await? {
+            match self.list("ip", table).await? {
                 Some(listing) => all.push_str(&without_clients(&listing)),
                 None => return Ok(None),
             }
@@ -105,15 +119,15 @@ impl Nft {
     pub async fn tables(&self) -> Result<Vec<&'static str>, NftError> {
         let mut tables = Vec::new();
         for table in ALL_TABLES {
-            if self.list(table).await?.is_some() {
+            if self.list("ip", table).await?.is_some() {
                 tables.push(table);
             }
         }
         Ok(tables)
     }
 
-    async fn list(&self, table: &str) -> Result<Option<String>, NftError> {
-        match self.run(&["-s", "list", "table", "ip", table], "").await {
+    async fn list(&self, family: &str, table: &str) -> Result<Option<String>, NftError> {
+        match self.run(&["-s", "list", "table", family, table], "").await {
             Ok(listing) => Ok(Some(listing)),
             Err(NftError::Refused(why)) if why.contains(NO_SUCH) => Ok(None),
             Err(error) => Err(error),
@@ -196,6 +210,8 @@ fn shorten(stderr: &str, status: &str) -> String {
     if text.is_empty() { status.into() } else { text }
 }
 
+/// Of family arp. Not called like a table of family ip: third-party changes are told apart by the name.
+pub const ARP_TABLE: &str = "sheave-neighbours";
 /// nft 1.0.6 builds a table of 1000 services in 0.15 s, of 8192 in 11 s; an update of one in 0.06 s.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// A system call that cannot be interrupted may outlive the signal for so long.

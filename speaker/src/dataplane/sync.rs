@@ -41,6 +41,7 @@ use super::report_socket::ReportSocket;
 use super::startup_probe::StartupProbe;
 use super::writer::MapWriter;
 use crate::backend::Backend;
+use crate::backend::arp_guard::ArpGuard;
 use crate::backend::worker::{InForce, Rules};
 use crate::backoff::Backoff;
 use crate::health::{HealthFlags, turned};
@@ -106,6 +107,8 @@ pub struct Tools {
     pub clients: conntrack_scan::ClientSource,
     pub maps: ForwardingMaps,
     pub backend: Backend,
+    /// `None`: forged ARP frames reach the kernel's neighbour table.
+    pub arp_guard: Option<ArpGuard>,
 }
 
 /// What the loop receives.
@@ -186,6 +189,7 @@ struct State {
     signals: PeerSignals,
     macs: BTreeMap<Ipv4Addr, Mac>,
     signed_macs: BTreeMap<Ipv4Addr, Mac>,
+    arp_guard: Option<ArpGuard>,
     host: HostAddresses,
     planned: Planned,
     /// As it was written last.
@@ -248,7 +252,7 @@ struct Writing {
 
 impl State {
     fn restore(mut sync: Sync, tools: Tools, report_socket: ReportSocket) -> Result<Self> {
-        let Tools { reporter, flows, clients, maps, backend } = tools;
+        let Tools { reporter, flows, clients, maps, backend, arp_guard } = tools;
         let have = maps.restore().context("read the pinned maps")?;
         info!(
             vips = have.vips.len(),
@@ -266,6 +270,7 @@ impl State {
             layout: Layout::restore(&have),
             macs: macs.filter(|(_, mac)| *mac != Mac::default()).collect(),
             signed_macs: BTreeMap::new(),
+            arp_guard,
             have,
             rules: Rules::start(backend, in_force.clone(), metrics, health).context("start the nft worker")?,
             in_force,
@@ -312,6 +317,7 @@ impl State {
         self.view = Some(view);
         self.viewed.get_or_insert_with(Instant::now);
         self.dirty = true;
+        self.guard_arp();
         // Where pods are counts at once, however far the maps are behind.
         if prefers_pods {
             self.notify_election();

@@ -9,7 +9,7 @@
 //! | tcp_probe.rs | TCP probes of pods | none |
 //! | udp.rs | the sockets of heartbeats and flow reports | NET_RAW (SO_BINDTODEVICE) |
 //! | listening.rs | sockets that listen, from /proc/net | none |
-//! | netlink.rs | links, addresses, neighbours, routes | none (reading) |
+//! | netlink.rs | links, addresses, neighbours, routes | none (reading); NET_ADMIN (neighbours.rs) |
 //! | random.rs | the system's random source | none |
 //! | schedule.rs | SCHED_FIFO for the election thread | SYS_NICE (works without) |
 

@@ -1,6 +1,7 @@
-//! Links, addresses, neighbours and routes through rtnetlink. With reader.rs and subscription.rs the only file that names netlink
-//! types: they change with every release.
+//! Links, addresses, neighbours and routes through rtnetlink. With neighbours.rs, reader.rs and subscription.rs the only file that names
+//! netlink types: they change with every release.
 
+mod neighbours;
 mod reader;
 mod subscription;
 
@@ -22,6 +23,7 @@ use tracing::warn;
 use super::Mac;
 use subscription::{Lost, Subscription};
 
+pub use neighbours::Neighbours;
 pub use reader::{Reader, UplinkDevice};
 
 /// The interface that carries VIP traffic.

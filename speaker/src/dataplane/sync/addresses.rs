@@ -27,13 +27,22 @@ impl State {
 
     /// A node states where it is reached, under its signature, or its speaker has fallen silent.
     pub(super) fn set_signed_mac(&mut self, ip: Ipv4Addr, mac: Option<Mac>) {
-        let Some(mac) = mac else {
-            self.dirty |= self.signed_macs.remove(&ip).is_some();
-            return;
-        };
-        // The election states nodes of the view only; there are at most as many.
-        self.dirty |= self.signed_macs.insert(ip, mac) != Some(mac);
-        self.dirty |= self.macs.insert(ip, mac) != Some(mac);
+        match mac {
+            None => self.dirty |= self.signed_macs.remove(&ip).is_some(),
+            // The election states nodes of the view only; there are at most as many.
+            Some(mac) => {
+                self.dirty |= self.signed_macs.insert(ip, mac) != Some(mac);
+                self.dirty |= self.macs.insert(ip, mac) != Some(mac);
+            }
+        }
+        self.guard_arp();
+    }
+
+    /// Of nodes that are in the cluster: the address of another one may be any host's.
+    pub(super) fn guard_arp(&self) {
+        let (Some(guard), Some(view)) = (&self.arp_guard, &self.view) else { return };
+        let others = view.members().map(|(_, node)| node.address).filter(|address| *address != self.sync.node_ip);
+        guard.set(&others.filter_map(|address| Some((address, *self.signed_macs.get(&address)?))).collect());
     }
 
     /// The packet path compares each frame with this address and answers ARP with it: the next write of the maps has it, which waits for

@@ -202,6 +202,8 @@ impl World {
             clients: conntrack_scan::nftables(),
             maps: ForwardingMaps::open(&pins).unwrap(),
             backend: Backend::new(Nft::new(wrapper(dir))),
+            // It would run nft beside the plans that are counted here.
+            arp_guard: None,
         };
         let exchange = exchange::Config {
             node: NodeName::new(&node_name(1)).unwrap(),
