@@ -73,7 +73,11 @@ pub struct Rotation {
     /// When a peer without both keys was received last.
     lacked: Instant,
     peers: BTreeMap<NodeName, Peer>,
+    /// No peer was received earlier. It may be past: every advert would have to compare all peers else.
+    oldest: Option<Instant>,
     lacking: BTreeSet<NodeName>,
+    /// Peers visited: what the time of this machine is proportional to.
+    work: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -106,7 +110,9 @@ impl Rotation {
             noticed: now,
             lacked: now,
             peers: BTreeMap::new(),
+            oldest: None,
             lacking: BTreeSet::new(),
+            work: 0,
         }
     }
 
@@ -146,22 +152,43 @@ impl Rotation {
         *key == self.secret.current || self.secret.previous.as_ref() == Some(key)
     }
 
-    fn on_received(&mut self, node: NodeName, signer: Signer, other_hint: u8, now: Instant) {
+    /// Peers visited since the start.
+    pub fn work(&self) -> u64 {
+        self.work
+    }
+
+    /// Whether that is news: most adverts repeat what their sender has stated before.
+    fn on_received(&mut self, node: NodeName, signer: Signer, other_hint: u8, now: Instant) -> bool {
         let Keyring { current, other } = self.ring();
         let Some(signs_with) = (match signer {
             Signer::Current => Some(current),
             Signer::Other => other,
         }) else {
-            return;
+            return false;
         };
-        if self.peers.len() < MAX_ECHOES || self.peers.contains_key(&node) {
-            self.peers.insert(node, Peer { received: now, signs_with, other_hint });
+        let peer = Peer { received: now, signs_with, other_hint };
+        let has_room = self.peers.len() < MAX_ECHOES;
+        match self.peers.get_mut(&node) {
+            Some(known) => {
+                let known = core::mem::replace(known, peer.clone());
+                (known.signs_with, known.other_hint) != (peer.signs_with, peer.other_hint)
+                    || now.since(known.received) >= self.config.window
+            }
+            None if has_room => {
+                self.oldest.get_or_insert(now);
+                self.peers.insert(node, peer);
+                true
+            }
+            // One of those that are known may be silent.
+            None => true,
         }
     }
 
     fn decide(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let window = self.config.window;
+        self.work += self.peers.len() as u64;
         self.peers.retain(|_, peer| now.since(peer.received) < window);
+        self.oldest = self.peers.values().map(|peer| peer.received).min();
         match self.next() {
             Some(next) => self.advance(next, now, actions),
             None => self.hold(now, actions),
@@ -171,7 +198,8 @@ impl Rotation {
     /// Signs with the old key, or with the new one if all peers have it.
     fn advance(&mut self, next: Key, now: Instant, actions: &mut Vec<Action>) {
         let lacking = self.without(&next);
-        if !lacking.is_empty() {
+        // Until its window was over a peer that lacked it had to be waited for.
+        if !lacking.is_empty() || !self.lacking.is_empty() {
             self.lacked = now;
         }
         let waited = now.since(self.changed.max(self.lacked)) >= self.config.grace;
@@ -242,7 +270,11 @@ impl Machine for Rotation {
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
             Event::Secret(secret) => self.set_secret(secret, now, actions),
-            Event::Received { node, signer, other_hint } => self.on_received(node, signer, other_hint, now),
+            Event::Received { node, signer, other_hint } => {
+                if !self.on_received(node, signer, other_hint, now) {
+                    return;
+                }
+            }
             Event::Tick => {}
         }
         self.decide(now, actions);
@@ -251,7 +283,7 @@ impl Machine for Rotation {
     fn next_deadline(&self) -> Option<Instant> {
         let revoked = (!self.is_named(&self.signing)).then(|| self.noticed + self.config.revocation);
         // A peer that fell silent is not waited for any longer than its window.
-        let silent = self.peers.values().map(|peer| peer.received).min().map(|received| received + self.config.window);
+        let silent = self.oldest.map(|received| received + self.config.window);
         let silent = silent.filter(|_| !self.lacking.is_empty() || self.retiring.is_some());
         let waited = self.changed.max(self.lacked) + self.config.grace;
         match self.next() {

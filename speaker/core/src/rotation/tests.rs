@@ -317,3 +317,30 @@ proptest! {
         prop_assert!(cluster.all_sign_with(2));
     }
 }
+
+/// 255 peers in the middle of a rotation, one of which lacks the new key: an advert that repeats the last one compares no peers.
+#[test]
+fn adverts_that_repeat_themselves_cost_no_more_with_more_peers() {
+    let mut now = Instant::from_millis(1000);
+    let mut rotation = Rotation::new(Config::new(DEAD), secret(1, None), None, now);
+    rotation.handle(Event::Secret(secret(2, Some(1))), now, &mut Vec::new());
+    assert!(rotation.has_two_keys());
+    let (mut adverts, mut decided) = (0, 0);
+    for _ in 0..100 {
+        now += BEAT;
+        for peer in 0..255 {
+            let other_hint = if peer == 0 { 1 } else { key(2).hint() };
+            let received = Event::Received { node: name(peer), signer: Signer::Current, other_hint };
+            rotation.handle(received, now, &mut Vec::new());
+            adverts += 1;
+        }
+        if rotation.next_deadline().is_some_and(|at| at <= now) {
+            rotation.handle(Event::Tick, now, &mut Vec::new());
+            decided += 1;
+        }
+    }
+    let per_advert = rotation.work() as f64 / f64::from(adverts);
+    assert!(per_advert < 2.0, "{per_advert} peers are visited per advert");
+    assert!((5..=30).contains(&decided), "{decided}");
+    assert!(rotation.is_under_way(), "one peer lacks the key");
+}
