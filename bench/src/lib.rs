@@ -2,6 +2,7 @@
 
 pub mod commit;
 pub mod measure;
+pub mod pipe;
 pub mod promise;
 pub mod screen;
 pub mod survival;

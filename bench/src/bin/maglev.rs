@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use speaker_core::forwarding::maglev::{Members, fill};
 
 fn main() {
+    sheave_bench::pipe::end_without_reader();
     println!("{:>6} {:>6} {:>6} {:>7} {:>10} {:>10} {:>7}", "nodes", "pods", "lost", "rows", "fill", "pass", "ratio");
     for (nodes, pods, lost) in [(3, 2, 0), (3, 2, 1), (40, 1, 0), (100, 10, 0), (1000, 6, 0), (1000, 6, 300)] {
         let members = Members::new((0..nodes).map(|n| (format!("node{n:04}"), pods, n < lost)));

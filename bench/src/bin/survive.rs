@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Parser;
 use sheave_bench::measure::{self, Modes};
+use sheave_bench::pipe;
 use sheave_bench::survival::{Run, Runs};
 use sheave_tests::lab::{self, Lab, LabConfig, ProxyMode};
 use sheave_tests::scenario::survive::{SCENARIOS, Scenario, Setup};
@@ -62,6 +63,9 @@ fn main() -> ExitCode {
 
 /// Whether Sheave lost nothing.
 fn run(arguments: &Arguments) -> Result<bool> {
+    if arguments.list || arguments.print.is_some() {
+        pipe::end_without_reader();
+    }
     if arguments.list {
         SCENARIOS.iter().for_each(|scenario| println!("{}", scenario.name));
         return Ok(true);

@@ -14,6 +14,7 @@ use cluster::Cluster;
 use report::Report;
 use results::Results;
 use sheave_bench::measure::{self, Modes};
+use sheave_bench::pipe;
 use sheave_tests::lab::{self, ProxyMode};
 use suite::{Group, Suite};
 
@@ -60,6 +61,9 @@ fn main() -> ExitCode {
 
 /// Whether every mode is as it must be.
 fn run(arguments: &Arguments) -> Result<bool> {
+    if arguments.print {
+        pipe::end_without_reader();
+    }
     let stays = arguments.keep || arguments.attach;
     if stays && arguments.mode == Modes::Both {
         bail!("mode: \"both\" needs two labs; with --keep or --attach it must be nftables or iptables");
