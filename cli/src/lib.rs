@@ -54,6 +54,9 @@ enum Command {
 /// Both programs.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if !matches!(cli.command, Command::Endpoint(endpoint::Endpoint::Init(_))) {
+        end_without_reader();
+    }
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -61,6 +64,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// `sheave status | head` ends quietly. Not for a command that runs other programs: one that ends early is to be an error with a name.
+fn end_without_reader() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: SIGPIPE gets its default action, which runs no code of this program. No socket raises it: the standard library writes to
+    // them with MSG_NOSIGNAL.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
@@ -108,4 +119,39 @@ async fn client(kubeconfig: Option<std::path::PathBuf>) -> Result<Client> {
         }
     };
     Client::try_from(config).context("configure the Kubernetes client")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write as _};
+    use std::os::unix::net::UnixStream;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process;
+
+    use super::*;
+
+    const CHILD: &str = "SHEAVE_PIPE_CHILD";
+
+    /// The child is this test once more: a socket whose other end is gone is an error, standard output without a reader the end.
+    #[test]
+    fn a_command_ends_with_its_reader_and_not_with_a_peer() {
+        if std::env::var_os(CHILD).is_some() {
+            end_without_reader();
+            let (mut one, other) = UnixStream::pair().expect("sockets");
+            drop(other);
+            eprintln!("{:?}", one.write_all(b"request").map_err(|error| error.kind()));
+            (0..100_000).for_each(|line| println!("{line}"));
+            return;
+        }
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut child = process::Command::new(std::env::current_exe().expect("this program"));
+        child.args(["--exact", "tests::a_command_ends_with_its_reader_and_not_with_a_peer", "--nocapture"]);
+        child.env(CHILD, "1").stdout(writer).stderr(process::Stdio::piped());
+        let child = child.spawn().expect("it runs");
+        // The test harness prints before the test does. Who has seen the second line wants no more.
+        assert!(BufReader::new(reader).lines().map_while(Result::ok).any(|line| line == "1"));
+        let ended = child.wait_with_output().expect("it ends");
+        assert_eq!(String::from_utf8_lossy(&ended.stderr), "Err(BrokenPipe)\n");
+        assert_eq!(ended.status.signal(), Some(libc::SIGPIPE));
+    }
 }
