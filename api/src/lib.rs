@@ -63,6 +63,9 @@ pub const MAX_VIRTUAL_IPS: usize = 4096;
 /// Services that may share an address.
 pub const MAX_SERVICES_PER_ADDRESS: usize = 64;
 
+/// IPv4 addresses that a Service may ask for.
+pub const MAX_ADDRESSES: usize = 16;
+
 /// L2Advertisements that are followed: the oldest ones.
 pub const MAX_L2_ADVERTISEMENTS: usize = 64;
 

@@ -55,7 +55,7 @@ pub enum Refusal {
     AddressInUse,
     /// The Service shares its address with another one that has one of its ports, or not its key (any more).
     SharingConflict,
-    /// The wanted address is not one, or there is more than one of a family.
+    /// A wanted address is not one, or there are too many of a family.
     AddressMalformed,
     /// The address is one of a node, by its Node object or by its speaker.
     AddressOfNode,

@@ -208,18 +208,21 @@ impl Allocator {
         gone.into_iter().map(|holder| holder.service).collect()
     }
 
-    /// Keeps an address from being given twice, or to a Service that cannot share it, while the ledger is being written. A Service
-    /// has one reservation at a time.
-    pub fn reserve(&mut self, address: IpAddr, pool: String, service: ServiceRef) {
-        let earlier = self.held.get(&service.uid).cloned().unwrap_or_default();
-        for other in earlier.into_iter().filter(|other| *other != address) {
-            self.unreserve(other, &service.uid);
+    /// Keeps addresses from being given twice, or to a Service that cannot share them, while the ledger is being written. A Service
+    /// has the reservations of its last plan alone.
+    pub fn reserve(&mut self, addresses: &[(IpAddr, String)], service: &ServiceRef) {
+        for other in self.reservations_of(&service.uid) {
+            if addresses.iter().all(|(address, _)| *address != other) {
+                self.unreserve(other, &service.uid);
+            }
         }
-        let mut taken = Taken { pool, holders: self.remove(address) };
-        if taken.holders.iter().all(|holder| holder.service.uid != service.uid) {
-            taken.holders.push(Holder { service, state: State::Reserved });
+        for (address, pool) in addresses {
+            let mut taken = Taken { pool: pool.clone(), holders: self.remove(*address) };
+            if taken.holders.iter().all(|holder| holder.service.uid != service.uid) {
+                taken.holders.push(Holder { service: service.clone(), state: State::Reserved });
+            }
+            self.insert(*address, taken);
         }
-        self.insert(address, taken);
     }
 
     /// Ends the reservation of a Service, unless the ledger has it by now.
@@ -233,10 +236,10 @@ impl Allocator {
         holders.filter(|holder| holder.state == State::Reserved).map(|holder| &holder.service)
     }
 
-    /// The address that is reserved for the Service with this uid.
-    pub fn reservation(&self, uid: &str) -> Option<IpAddr> {
-        let reserved = |address: &&IpAddr| self.reserved(**address).any(|service| service.uid == uid);
-        self.held.get(uid)?.iter().find(reserved).copied()
+    /// The addresses that are reserved for the Service with this uid.
+    pub fn reservations_of(&self, uid: &str) -> Vec<IpAddr> {
+        let reserved = |address: &IpAddr| self.reserved(*address).any(|service| service.uid == uid);
+        self.held.get(uid).into_iter().flatten().copied().filter(reserved).collect()
     }
 
     /// Addresses that are reserved for a Service.
@@ -308,21 +311,29 @@ impl Allocator {
 
     /// Decides for one address of a Service. Changes nothing.
     pub fn decide(&self, request: &Request) -> Decision {
-        let held = self.held_by(&request.service.uid).filter(|address| Family::of(*address) == request.family);
-        let held: Vec<IpAddr> = held.collect();
-        let prefer_shown = |candidates: &[IpAddr]| {
-            candidates.iter().find(|one| request.shown.contains(one)).or(candidates.first()).copied()
-        };
-        let fitting: Vec<IpAddr> = held.iter().copied().filter(|address| self.fits(request, *address)).collect();
-        if let Some(address) = prefer_shown(&fitting) {
-            let remark = self.remark(address).or_else(|| self.sharing_remark(address, request));
-            return Decision::Keep { address, remark };
+        if let Some(address) = self.fitting(request) {
+            return Decision::Keep { address, remark: self.remark_of(address, request) };
         }
-        match (self.find(request), prefer_shown(&held)) {
+        match (self.find(request), request.prefer_shown(self.held_of(request))) {
             (Ok((address, pool)), _) => Decision::Grant { address, pool },
-            (Err(refused), Some(address)) => Decision::Keep { address, remark: Some(refused.keeping(address)) },
+            (Err(refused), Some(address)) => Decision::Keep { address, remark: Some(refused.keeping(&[address])) },
             (Err(refused), None) => Decision::Refuse(refused),
         }
+    }
+
+    /// What is granted to the Service already, of the family that is asked for.
+    fn held_of(&self, request: &Request) -> impl Iterator<Item = IpAddr> {
+        self.held_by(&request.service.uid).filter(|address| Family::of(*address) == request.family)
+    }
+
+    /// The address that is granted already and is as the Service wants it.
+    fn fitting(&self, request: &Request) -> Option<IpAddr> {
+        request.prefer_shown(self.held_of(request).filter(|address| self.fits(request, *address)))
+    }
+
+    /// The remark about a grant that is as the Service wants it.
+    fn remark_of(&self, address: IpAddr, request: &Request) -> Option<Refused> {
+        self.remark(address).or_else(|| self.sharing_remark(address, request))
     }
 
     /// What a pool's status says. Counts of IPv6 can be beyond what it can say.

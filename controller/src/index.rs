@@ -365,6 +365,7 @@ impl Index {
             let subject = Subject::Service(view.created, key.clone());
             self.forget_retries(&subject);
             self.mark_held(&view.uid);
+            self.dirty.extend(self.allocator.reservations_of(&view.uid).into_iter().map(Subject::Address));
             if self.allocator.set_sharing(&view.uid, None) {
                 self.mark_sharers(&view.uid);
             }
@@ -441,6 +442,7 @@ impl Index {
                 self.forget_sharing();
                 // Grants of Services that are gone are marked here, because no event of their Service comes.
                 self.dirty.extend(self.grants.iter().map(|(address, _)| Subject::Address(*address)));
+                self.dirty.extend(self.allocator.reservations().map(Subject::Address));
             }
             Kind::Pools => {
                 if !self.pools.complete(version).is_empty() {

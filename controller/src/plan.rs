@@ -14,7 +14,7 @@ use crate::family::Family;
 use crate::index::{Entry, Index, Planned, SeenEntry, Subject, Write};
 use crate::request::{Claim, Refused, Request};
 use crate::status;
-use crate::view::{ServiceKey, ServiceView};
+use crate::view::{GrantView, ServiceKey, ServiceView};
 
 impl Index {
     /// The next write, or none for now. The caller must hand every one back to [`finished`](Index::finished).
@@ -67,9 +67,9 @@ impl Index {
         let prepared = self.prepared.remove(key);
         let service = self.services.get(key)?.clone();
         self.left.remove(key);
-        // It ends there if the Service wants it no more.
-        let reserved = self.allocator.reservation(&service.uid);
-        self.dirty.extend(reserved.map(Subject::Address));
+        // They end there if the Service wants them no more.
+        let mut chosen = self.allocator.reservations_of(&service.uid);
+        self.dirty.extend(chosen.iter().copied().map(Subject::Address));
         let requests = match self.claim(&service) {
             Claim::Wanted(requests) => requests,
             Claim::AtNodes(_) => return self.plan_at_nodes(&service),
@@ -84,52 +84,61 @@ impl Index {
             }
             Claim::Refused(refused) => return self.refuse(&service, &refused),
         };
-        let chosen = prepared.or(reserved);
-        let requests: Vec<Request> = requests.into_iter().map(|request| request.preferring(chosen)).collect();
+        let preferred = prepared.or(chosen.first().copied());
+        chosen.extend(prepared);
+        let requests: Vec<Request> = requests.into_iter().map(|request| request.preferring(preferred)).collect();
         let decided = self.allocator.decide_all(&requests);
-        let Some((address, pool)) = &decided.grant else { return self.keep(&service, decided) };
+        if decided.grants.is_empty() {
+            return self.keep(&service, decided);
+        }
         // IPv4 is shown first: nothing about IPv6 keeps it waiting. A predecessor's IPv6 address is in the status until then.
         let is_allocated = service.condition.as_ref().is_some_and(|condition| condition.allocated);
-        let waits = address.is_ipv6() && !is_allocated && service.shown_of(Family::V6).is_empty();
+        let is_second = decided.grants.iter().all(|(address, _)| address.is_ipv6());
+        let waits = is_second && !is_allocated && service.shown_of(Family::V6).is_empty();
         if waits && let Some(write) = self.keep(&service, decided.clone()) {
             return Some(write);
         }
-        if chosen != Some(*address) && !self.may_grant(key, *address, now) {
+        let new = decided.grants.iter().map(|(address, _)| *address).filter(|address| !chosen.contains(address));
+        let new: Vec<IpAddr> = new.collect();
+        if !self.may_grant(key, &new, now) {
             return None;
         }
-        self.grant(&service, *address, pool)
+        self.grant(&service, &decided.grants)
     }
 
-    /// The next step of a Service to an address: the finalizer, then the ledger.
-    fn grant(&mut self, service: &ServiceView, address: IpAddr, pool: &str) -> Option<Write> {
-        if address.is_ipv4() {
+    /// The next step of a Service to its addresses: the finalizer, then the ledger, one entry after the other.
+    fn grant(&mut self, service: &ServiceView, grants: &[(IpAddr, String)]) -> Option<Write> {
+        if grants.iter().any(|(address, _)| address.is_ipv4()) {
             self.waiting.remove(&service.key);
         }
-        self.allocator.reserve(address, pool.to_string(), service.reference());
+        self.allocator.reserve(grants, &service.reference());
         if !service.finalizer_is_ours() {
-            return Some(Write::Prepare { address, write: status::granting(service, address, pool) });
+            let (address, _) = grants.first()?;
+            return Some(Write::Prepare { address: *address, write: status::granting(service, grants) });
         }
-        if self.is_shared(address, &service.uid) {
-            // The ledger is changed by the address's own plan, for all Services at once.
-            self.dirty.insert(Subject::Address(address));
-            return None;
+        for (address, pool) in grants {
+            if self.is_shared(*address, &service.uid) {
+                // The ledger is changed by the address's own plan, for all Services at once.
+                self.dirty.insert(Subject::Address(*address));
+                continue;
+            }
+            let service = service.reference();
+            let announced = self.announced(pool, std::slice::from_ref(&service), &Announced::default());
+            return Some(Write::Grant { address: *address, pool: pool.clone(), service, announced });
         }
-        let service = service.reference();
-        let announced = self.announced(pool, std::slice::from_ref(&service), &Announced::default());
-        Some(Write::Grant { address, pool: pool.to_string(), service, announced })
+        None
     }
 
     /// A Service keeps what it has, or has nothing.
     fn keep(&mut self, service: &ServiceView, decided: Decided) -> Option<Write> {
         let Decided { kept, refused, .. } = decided;
-        let mut v4 = kept.iter().filter_map(|(address, remark)| match address {
-            IpAddr::V4(address) => Some((*address, remark.clone())),
-            IpAddr::V6(_) => None,
-        });
-        let Some((address, remark)) = v4.next() else {
+        let v4: Vec<Ipv4Addr> = kept.iter().filter_map(|(address, _)| v4(address)).collect();
+        if v4.is_empty() {
             let (_, refused) = refused.into_iter().next()?;
-            return self.refuse(service, &refused);
-        };
+            return self.refuse_all(service, &refused);
+        }
+        let remarks = kept.iter().filter(|(address, _)| address.is_ipv4());
+        let mut remarks: Vec<Refused> = remarks.filter_map(|(_, remark)| remark.clone()).collect();
         let kept_v6 = kept.iter().find(|(address, _)| address.is_ipv6()).cloned();
         let refused_v6 = refused.into_iter().find(|(family, _)| *family == Family::V6).map(|(_, refused)| refused);
         let keeps: Vec<IpAddr> = kept.iter().map(|(address, _)| *address).collect();
@@ -138,8 +147,8 @@ impl Index {
         let second = Second::of(self, kept_v6, refused_v6);
         // Of IPv6 none is missing where the Service would do without.
         let missing = second.remark.clone().filter(|_| service.requires_both || second.address.is_some());
-        let first = remark.as_ref().or(missing.as_ref()).map(|remark| remark.reason);
-        match first {
+        remarks.extend(missing);
+        match remarks.first().map(|remark| remark.reason) {
             Some(reason) => self.waiting.insert(service.key.clone(), reason),
             None => self.waiting.remove(&service.key),
         };
@@ -148,7 +157,7 @@ impl Index {
         } else {
             self.beside.remove(&service.key);
         }
-        self.show(service, address, remark.into_iter().chain(missing).collect(), second.fate.as_deref())
+        self.show(service, &v4, remarks, second.fate.as_deref())
     }
 
     /// Whether the ledger has an entry that is to name the Service as well, or is about to have one.
@@ -212,18 +221,20 @@ impl Index {
             } else {
                 self.allocator.unreserve(address, &service.uid);
                 self.mark_service(&ServiceKey::from(&service));
+                // It may have kept others from the address.
+                self.mark_waiting();
             }
         }
         joining
     }
 
-    /// Whether the Service is prepared for this address and none else is granted to it.
+    /// Whether the Service is prepared for this address and is to have it.
     fn wants(&self, holder: &ServiceRef, address: IpAddr) -> bool {
         let service = self.services.get(&ServiceKey::from(holder));
         let Some(service) = service.filter(|s| s.uid == holder.uid && s.finalizer_is_ours()) else { return false };
         let Claim::Wanted(requests) = self.claim(service) else { return false };
         let requests: Vec<Request> = requests.into_iter().map(|one| one.preferring(Some(address))).collect();
-        self.allocator.decide_all(&requests).grant.is_some_and(|(found, _)| found == address)
+        self.allocator.decide_all(&requests).grants(address)
     }
 
     /// Whether a write about this Service is under way.
@@ -246,7 +257,7 @@ impl Index {
     fn keeps(&self, service: &ServiceView, address: IpAddr) -> bool {
         match self.claim(service) {
             Claim::Foreign | Claim::Others(_) | Claim::AtNodes(_) => false,
-            Claim::Refused(_) => self.held_first(service).contains(&address),
+            Claim::Refused(_) => self.had(service).contains(&address),
             // The new one is not in the ledger yet; until then the old one stays.
             Claim::Wanted(requests) => self.allocator.decide_all(&requests).keeps(address),
         }
@@ -256,60 +267,64 @@ impl Index {
     fn refuse(&mut self, service: &ServiceView, refused: &Refused) -> Option<Write> {
         self.waiting.insert(service.key.clone(), refused.reason);
         self.beside.remove(&service.key);
-        let held = self.held_first(service);
-        let first = held.iter().find_map(|address| match address {
-            IpAddr::V4(address) => Some(*address),
-            IpAddr::V6(_) => None,
-        });
-        match first {
-            Some(address) => {
-                let second = held.iter().find(|address| address.is_ipv6()).map(|address| self.reserved(*address));
-                self.show(service, address, vec![refused.clone().keeping(address.into())], second.as_deref())
-            }
-            // The finalizer goes with this write, so not before the ledger entry; when that is gone the Service is planned again.
-            None if self.allocator.is_listed(&service.uid) => {
-                self.mark_held(&service.uid);
-                status::withdrawn(service, &[], true).map(Write::Status)
-            }
-            None => {
-                self.partly.remove(&service.key);
-                // Without any pool we are not (yet) in charge and leave what a predecessor wrote.
-                let in_charge = refused.reason != Refusal::NoPool || self.allocator.has_pools();
-                let may_empty = in_charge && self.whose.may_empty(service);
-                status::refused(service, refused, may_empty).map(Write::Status)
-            }
+        let had = self.had(service);
+        let vips: Vec<Ipv4Addr> = had.iter().filter_map(v4).collect();
+        if vips.is_empty() {
+            return self.refuse_all(service, refused);
         }
+        let second = had.iter().find(|address| address.is_ipv6()).map(|address| self.reserved(*address));
+        let stay: Vec<IpAddr> = vips.iter().copied().map(IpAddr::V4).collect();
+        self.show(service, &vips, vec![refused.clone().keeping(&stay)], second.as_deref())
+    }
+
+    /// The Service keeps nothing.
+    fn refuse_all(&mut self, service: &ServiceView, refused: &Refused) -> Option<Write> {
+        self.waiting.insert(service.key.clone(), refused.reason);
+        self.beside.remove(&service.key);
+        // The finalizer goes with this write, so not before the ledger entries; when those are gone the Service is planned again.
+        if self.allocator.is_listed(&service.uid) {
+            self.mark_held(&service.uid);
+            return status::withdrawn(service, &[], true).map(Write::Status);
+        }
+        self.partly.remove(&service.key);
+        // Without any pool we are not (yet) in charge and leave what a predecessor wrote.
+        let in_charge = refused.reason != Refusal::NoPool || self.allocator.has_pools();
+        let may_empty = in_charge && self.whose.may_empty(service);
+        status::refused(service, refused, may_empty).map(Write::Status)
     }
 
     /// `second`: what became of its IPv6 address.
     fn show(
         &mut self,
         service: &ServiceView,
-        vip: Ipv4Addr,
+        vips: &[Ipv4Addr],
         remarks: Vec<Refused>,
         second: Option<&str>,
     ) -> Option<Write> {
-        let address = IpAddr::V4(vip);
-        if !service.shows(address) && !self.is_confirmed(address) {
+        let addresses = vips.iter().copied().map(IpAddr::V4);
+        let late = addresses.clone().filter(|address| !service.shows(*address) && !self.is_confirmed(*address));
+        let late: Vec<IpAddr> = late.collect();
+        if !late.is_empty() {
             // Planned again when that is done.
-            self.dirty.insert(Subject::Address(address));
+            self.dirty.extend(late.into_iter().map(Subject::Address));
             return None;
         }
-        let grant = self.grants.get(&address);
-        let mut parts =
-            coverage::remarks(service, &grant.map(|grant| grant.partly.clone()).unwrap_or_default(), second);
+        let grants: Vec<&GrantView> = addresses.clone().filter_map(|address| self.grants.get(&address)).collect();
+        let partly = grants.iter().flat_map(|grant| &grant.partly).copied().collect();
+        let mut parts = coverage::remarks(service, &partly, second);
         // The owner's speaker names the reasons, not the Service of each.
         let reported = |part: &&mut Refused| coverage::is_reported(part.reason);
-        if grant.is_some_and(|grant| grant.services.len() > 1) {
+        if grants.iter().any(|grant| grant.services.len() > 1) {
             let reported = parts.iter_mut().filter(reported);
             reported.for_each(|part| part.message.push_str(" (of one of the Services that share the address)"));
         }
         self.partly.insert(service.key.clone(), parts.iter().map(|part| part.reason).collect());
-        let pool = self.allocator.taken(address).map_or("", |taken| taken.pool.as_str());
+        let pool = |vip: &Ipv4Addr| self.allocator.taken(IpAddr::V4(*vip)).map_or("", |taken| taken.pool.as_str());
+        let granted: Vec<(Ipv4Addr, &str)> = vips.iter().map(|vip| (*vip, pool(vip))).collect();
         let said: Vec<Refusal> = remarks.iter().map(|remark| remark.reason).collect();
         let parts = parts.into_iter().filter(|part| !said.contains(&part.reason));
         let remarks: Vec<Refused> = remarks.into_iter().chain(parts).collect();
-        let write = status::allocated(service, vip, pool, &remarks)?;
+        let write = status::allocated(service, &granted, &remarks)?;
         let write = if self.whose.may_write(service) { Some(write) } else { write.without_ingress() };
         write.map(Write::Status)
     }
@@ -332,13 +347,13 @@ impl Index {
         status::withdrawn(service, &held, self.allocator.is_listed(&service.uid)).map(Write::Status)
     }
 
-    /// Of what the Service holds, the address that its status shows, else the lowest; beside it one of IPv6, if it still wants one.
-    fn held_first(&self, service: &ServiceView) -> Vec<IpAddr> {
-        let held = self.allocator.held_by(&service.uid).filter(|address| address.is_ipv4() || service.wants_ipv6);
-        let mut held: Vec<IpAddr> = held.collect();
-        held.sort_by_key(|address| (Family::of(*address), !service.shows(*address), *address));
-        held.dedup_by_key(|address| Family::of(*address));
-        if held.first().is_some_and(IpAddr::is_ipv6) { Vec::new() } else { held }
+    /// What the Service has had of what is granted to it; beside that one address of IPv6, if it still wants one.
+    fn had(&self, service: &ServiceView) -> Vec<IpAddr> {
+        let (four, six): (Vec<IpAddr>, Vec<IpAddr>) =
+            self.allocator.held_by(&service.uid).partition(|address| address.is_ipv4());
+        let had = service.had(&four.iter().filter_map(v4).collect::<Vec<_>>());
+        let second = six.first().filter(|_| service.wants_ipv6 && !had.is_empty()).copied();
+        had.into_iter().map(IpAddr::V4).chain(second).collect()
     }
 
     /// A Service that has moved to another address gives the old one back, and what it wants no more.
@@ -346,6 +361,13 @@ impl Index {
         let others = self.allocator.held_by(uid).filter(|address| !kept.contains(address));
         let others: Vec<IpAddr> = others.collect();
         self.dirty.extend(others.into_iter().map(Subject::Address));
+    }
+}
+
+fn v4(address: &IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
     }
 }
 

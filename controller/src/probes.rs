@@ -96,15 +96,15 @@ struct Asked {
     addresses: Vec<Ipv4Addr>,
 }
 
-/// Whether an address may be granted now.
+/// Whether addresses may be granted now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gate {
-    /// No host uses it, or no node is on its segment.
+    /// No host uses them, or no node is on their segments.
     Open,
-    /// No speaker has answered in time.
+    /// About some of them no speaker has answered in time.
     NotProbed,
-    /// An answer is awaited; with the node whose speaker is to be asked, unless it is.
-    Wait(Option<String>),
+    /// Answers are awaited; with the nodes whose speakers are to be asked, unless they are.
+    Wait(BTreeSet<String>),
 }
 
 impl Probes {
@@ -206,26 +206,43 @@ impl Probes {
         std::mem::take(&mut self.waiting)
     }
 
-    /// Whether the address may be granted to this Service. If not, it is asked for, and the Service waits.
-    pub fn gate(&mut self, address: Ipv4Addr, service: &ServiceKey, now: Instant) -> Gate {
+    /// Whether the addresses may be granted to this Service, all of them. If not, those of which nothing is known are asked for, and the
+    /// Service waits.
+    pub fn gate(&mut self, addresses: &[Ipv4Addr], service: &ServiceKey, now: Instant) -> Gate {
+        let (mut waits, mut nodes, mut unprobed) = (false, BTreeSet::new(), 0);
+        for address in addresses {
+            match self.gate_of(*address, now) {
+                Gate::Open => {}
+                Gate::NotProbed => unprobed += 1,
+                Gate::Wait(asked) => {
+                    waits = true;
+                    nodes.extend(asked);
+                }
+            }
+        }
+        if waits {
+            self.waiting.insert(service.clone());
+            return Gate::Wait(nodes);
+        }
+        addresses.iter().for_each(|address| drop(self.wanted.remove(address)));
+        self.not_probed += unprobed;
+        if unprobed == 0 { Gate::Open } else { Gate::NotProbed }
+    }
+
+    /// The same of one. That nobody has answered stays known until nothing is waited for.
+    fn gate_of(&mut self, address: Ipv4Addr, now: Instant) -> Gate {
         let Some(subnet) = self.segments.subnet(address) else { return Gate::Open };
         if self.is_fresh(address, now) {
-            self.wanted.remove(&address);
             return Gate::Open;
         }
         let unanswered = matches!(self.wanted.get(&address), Some(Wanted::Unanswered(_)));
         let node = self.choice.of(subnet, &self.segments, now).filter(|_| !unanswered);
-        let Some(node) = node else {
-            self.wanted.remove(&address);
-            self.not_probed += 1;
-            return Gate::NotProbed;
-        };
-        self.waiting.insert(service.clone());
+        let Some(node) = node else { return Gate::NotProbed };
         // It may be asked for already, as one of those in line.
         let asked = self.under_way.get(&node).into_iter().flatten().find(|asked| asked.addresses.contains(&address));
         let wanted = asked.map_or(Wanted::New, |asked| Wanted::Asked(asked.at));
         let is_new = *self.wanted.entry(address).or_insert(wanted) == Wanted::New;
-        Gate::Wait(is_new.then_some(node))
+        Gate::Wait(is_new.then_some(node).into_iter().collect())
     }
 
     /// The write of a request is over, and it does not stand there.

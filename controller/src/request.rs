@@ -1,9 +1,10 @@
 //! Pure: Service → what it wants, or why it cannot be served. Knows nothing of pools or grants.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sheave_api::status::REASON_GRANTING;
-use sheave_api::{AddressMode, MAX_PORTS, Refusal, ServiceRef, address_mode};
+use sheave_api::{AddressMode, MAX_ADDRESSES, MAX_PORTS, Refusal, ServiceRef, address_mode};
 
 use crate::allocator::selection::Labels;
 use crate::allocator::sharing::Sharing;
@@ -21,7 +22,7 @@ pub enum Claim {
     Others(String),
     /// Ours, and its ports are to be at nodes' addresses.
     AtNodes(Wanting),
-    /// Ours, and it wants these addresses: one of IPv4, perhaps one of IPv6 beside it.
+    /// Ours, and it wants these addresses: of IPv4 any one or all that it names, perhaps one of IPv6 beside them.
     Wanted(Vec<Request>),
     /// Ours, but its request cannot be served.
     Refused(Refused),
@@ -35,9 +36,11 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// The same for a Service that keeps its address.
-    pub fn keeping(self, address: IpAddr) -> Self {
-        Refused { message: format!("{}; {address} stays", self.message), ..self }
+    /// The same for a Service that keeps its addresses.
+    pub fn keeping(self, addresses: &[IpAddr]) -> Self {
+        let stay = if addresses.len() == 1 { "stays" } else { "stay" };
+        let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+        Refused { message: format!("{}; {} {stay}", self.message, addresses.join(", ")), ..self }
     }
 }
 
@@ -57,6 +60,8 @@ pub struct Request {
     pub address: Option<IpAddr>,
     /// The addresses that the status shows: they decide between two grants, never make one.
     pub shown: Vec<IpAddr>,
+    /// Whether it has had all that the ledger grants it, whatever the status shows: somebody else has changed that.
+    pub had_all: bool,
     /// The address to prefer if there is no grant: the one in the status, provided that we have not refused this Service before.
     /// So a lost ledger or a predecessor's address is taken up, and a third-party change of the status of a waiting Service has
     /// no effect.
@@ -68,6 +73,23 @@ impl Request {
     pub fn preferring(self, address: Option<IpAddr>) -> Self {
         let address = address.filter(|address| Family::of(*address) == self.family);
         Request { adopt: address.or(self.adopt), ..self }
+    }
+
+    /// The first of these that the status shows, else the first.
+    pub fn prefer_shown(&self, addresses: impl Iterator<Item = IpAddr>) -> Option<IpAddr> {
+        let addresses: Vec<IpAddr> = addresses.collect();
+        addresses.iter().find(|address| self.shown.contains(address)).or(addresses.first()).copied()
+    }
+
+    /// What the Service keeps of what is granted to it although it does not get the addresses that it asks for, so many: what it has
+    /// had. Of several that are not all granted it has had none; of one, whatever there is.
+    pub fn stays(&self, held: &[IpAddr], count: usize) -> Vec<IpAddr> {
+        let had = held.iter().copied().filter(|address| self.had_all || self.shown.contains(address));
+        let had: Vec<IpAddr> = had.collect();
+        match had.is_empty() && count == 1 {
+            true => held.first().copied().into_iter().collect(),
+            false => had,
+        }
     }
 }
 
@@ -105,11 +127,14 @@ pub fn claim(service: &ServiceView) -> Claim {
             pool: service.pool.clone(),
             address,
             shown,
+            had_all: service.had_all(),
             adopt,
         }
     };
+    let v4 = wanted.v4.iter().map(|address| Some(IpAddr::V4(*address)));
+    let v4: Vec<Option<IpAddr>> = if wanted.v4.is_empty() { vec![None] } else { v4.collect() };
     let second = service.wants_ipv6.then(|| request(Family::V6, wanted.v6.map(IpAddr::V6)));
-    Claim::Wanted([request(Family::V4, wanted.v4.map(IpAddr::V4))].into_iter().chain(second).collect())
+    Claim::Wanted(v4.into_iter().map(|address| request(Family::V4, address)).chain(second).collect())
 }
 
 /// Of an address or a pool it says nothing then.
@@ -129,10 +154,10 @@ fn at_nodes(service: &ServiceView) -> Claim {
     })
 }
 
-/// The addresses that a Service names, of each family one at most.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The addresses that a Service names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wanted {
-    v4: Option<Ipv4Addr>,
+    v4: BTreeSet<Ipv4Addr>,
     v6: Option<Ipv6Addr>,
 }
 
@@ -141,27 +166,28 @@ impl Wanted {
         let Some(list) = service.addresses.as_deref() else { return Ok(Wanted::default()) };
         let mut wanted = Wanted::default();
         for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            let another = match entry.parse() {
+            match entry.parse() {
                 Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => {
                     let message = format!("'{entry}' asks for an address by DHCP; name an address or leave it out");
                     return Err(Refused { reason: Refusal::DhcpNotSupported, message });
                 }
-                Ok(IpAddr::V4(address)) => wanted.v4.replace(address).map(|_| Family::V4),
+                Ok(IpAddr::V4(address)) => drop(wanted.v4.insert(address)),
                 Ok(IpAddr::V6(address)) => {
                     if let Some(v4) = address.to_ipv4_mapped() {
                         return Err(malformed(format!("'{entry}' is IPv4 in the notation of IPv6; write {v4}")));
                     }
-                    wanted.v6.replace(address).map(|_| Family::V6)
+                    if wanted.v6.replace(address).is_some_and(|other| other != address) {
+                        return Err(malformed(format!("'{list}' names more than one IPv6 address; one is allowed")));
+                    }
                 }
                 Err(_) => return Err(malformed(format!("'{entry}' is not an address"))),
-            };
-            if let Some(family) = another {
-                return Err(malformed(format!(
-                    "'{list}' names more than one {family} address; one of IPv4 and one of IPv6 are allowed"
-                )));
             }
         }
-        if wanted.v4.is_none() && wanted.v6.is_some() && !service.wants_ipv6 {
+        if wanted.v4.len() > MAX_ADDRESSES {
+            let count = wanted.v4.len();
+            return Err(malformed(format!("{count} addresses of IPv4 are named; {MAX_ADDRESSES} are allowed")));
+        }
+        if wanted.v4.is_empty() && wanted.v6.is_some() && !service.wants_ipv6 {
             let message = format!("'{list}' names IPv6 addresses only; IPv4 is served");
             return Err(Refused { reason: Refusal::IPv6NotServed, message });
         }
@@ -179,16 +205,25 @@ mod tests {
     use crate::view::{ConditionView, Ingress, example as service};
 
     #[test]
-    fn wanted_addresses_are_one_ipv4_or_a_named_refusal() {
-        let reason = |list: &str| match claim(&ServiceView { addresses: Some(list.into()), ..service() }) {
-            Claim::Wanted(requests) => Ok(requests[0].address.map(|a| a.to_string())),
-            Claim::Refused(refused) => Err(refused.reason),
+    fn wanted_addresses_are_some_of_ipv4_or_a_named_refusal() {
+        let wants = |list: &str| match claim(&ServiceView { addresses: Some(list.into()), ..service() }) {
+            Claim::Wanted(requests) => Ok(requests.iter().filter_map(|one| one.address).collect::<Vec<_>>()),
+            Claim::Refused(refused) => Err(refused),
             other => panic!("{other:?}"),
+        };
+        let reason = |list: &str| match wants(list) {
+            Ok(all) => Ok(Some(all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" "))),
+            Err(refused) => Err(refused.reason),
         };
         assert_eq!(reason(" 192.0.2.1 "), Ok(Some("192.0.2.1".into())));
         assert_eq!(reason("192.0.2.1,2001:db8::1"), Ok(Some("192.0.2.1".into())));
         assert_eq!(reason("2001:db8::1"), Err(Refusal::IPv6NotServed));
-        assert_eq!(reason("192.0.2.1,192.0.2.2"), Err(Refusal::AddressMalformed));
+        assert_eq!(reason("192.0.2.20, 192.0.2.3,192.0.2.20"), Ok(Some("192.0.2.3 192.0.2.20".into())), "each once");
+        let many = |count: usize| (1..=count).map(|last| format!("192.0.2.{last}")).collect::<Vec<_>>().join(",");
+        assert_eq!(wants(&many(16)).unwrap().len(), 16);
+        let refused = wants(&many(17)).unwrap_err();
+        assert_eq!(refused.reason, Refusal::AddressMalformed);
+        assert_eq!(refused.message, "17 addresses of IPv4 are named; 16 are allowed");
         assert_eq!(reason("192.0.2.256"), Err(Refusal::AddressMalformed));
         assert_eq!(reason("0.0.0.0"), Err(Refusal::DhcpNotSupported), "kube-vip's");
         assert_eq!(reason("::ffff:192.0.2.1"), Err(Refusal::AddressMalformed), "one address, one notation");

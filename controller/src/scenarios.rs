@@ -8,6 +8,7 @@ mod at_nodes;
 mod families;
 mod pools;
 mod probes;
+mod several;
 mod sharing;
 mod surroundings;
 
@@ -29,7 +30,7 @@ use crate::request::{Claim, Refused};
 use crate::status::{ConditionChange, FinalizerChange, IngressChange, StatusWrite};
 use crate::view::{GrantView, Ingress, PoolView, Port, ServiceKey, ServiceView, Writer, example, example_pool};
 use crate::whose::Evidence;
-use api::Api;
+use api::{Api, named_by};
 
 /// One replica of the controller: its index, how far its watches are, and its writes under way.
 struct Replica {
@@ -116,7 +117,7 @@ impl World {
             3 => self.create(key, Some(how % 12)),
             4 => self.api.delete_service(&key),
             5 => self.change(&key, |service| service.load_balancer = !service.load_balancer),
-            6 => self.change(&key, |s| s.addresses = (how % 3 > 0).then(|| format!("192.0.2.{}", how % 12))),
+            6 => self.change(&key, |s| s.addresses = wish(how)),
             7 => self.third_party_change(&key, how),
             8 => self.api.put_pool("p", if how % 2 == 0 { "192.0.2.0/29" } else { "192.0.2.2-192.0.2.5" }),
             9 => self.crash(usize::from(who % 2)),
@@ -326,24 +327,20 @@ impl World {
             match (self.replicas[self.leader].index.claim(service), &held[..]) {
                 (Claim::Foreign, []) => assert!(service.condition.is_none() && !service.finalizer, "{service:?}"),
                 (Claim::Foreign, held) => panic!("{} is not ours and holds {held:?}", service.key),
-                (_, [address]) => {
-                    let IpAddr::V4(vip) = *address else { panic!("{address}") };
-                    assert_eq!(service.ingress, [Ingress::Vip(vip, coverage::ports(service))], "{}", service.key);
+                (claimed, held) if !held.is_empty() => {
+                    self.check_held(service, &claimed, held);
                     let condition = service.condition.as_ref().unwrap();
                     assert!(condition.allocated && service.finalizer_is_ours(), "{service:?}");
                     let named = |part: &Refused| condition.message.contains(&part.message);
-                    assert!(
-                        coverage::remarks(service, &self.api.grants[address].partly, None).iter().all(named),
-                        "{condition:?}"
-                    );
+                    let partly = held.iter().flat_map(|address| self.api.grants[address].partly.clone()).collect();
+                    assert!(coverage::remarks(service, &partly, None).iter().all(named), "{condition:?}");
                 }
-                (claimed, []) => {
+                (claimed, _) => {
                     let theirs = service.class.is_none() && service.writer == Writer::Person;
                     assert!(service.ingress.is_empty() || theirs, "{service:?}");
                     assert!(!service.condition.as_ref().unwrap().allocated && !service.finalizer, "{service:?}");
                     waits |= service.addresses.is_none() && matches!(claimed, Claim::Wanted(_));
                 }
-                (_, held) => panic!("{} holds {held:?}", service.key),
             }
         }
         assert!(holders.is_empty(), "granted to a Service that does not exist: {holders:?}");
@@ -357,6 +354,26 @@ impl World {
         let used = self.api.grants.values().filter(|grant| grant.address.is_ipv4() && grant.pool == "p").count();
         assert_eq!(pool.status.used, i64::try_from(used).unwrap());
         self.check_moves();
+    }
+
+    /// It shows what it holds: one address or all that it names, or what it had while its condition says why.
+    fn check_held(&self, service: &ServiceView, claimed: &Claim, held: &[IpAddr]) {
+        let address = |address: &IpAddr| match address {
+            IpAddr::V4(address) => *address,
+            IpAddr::V6(_) => panic!("{address}"),
+        };
+        let held: Vec<Ipv4Addr> = held.iter().map(address).collect();
+        let shown: Vec<Ingress> = held.iter().map(|address| Ingress::Vip(*address, coverage::ports(service))).collect();
+        assert_eq!(service.ingress, shown, "{}", service.key);
+        let (named, condition) = (named_by(service), service.condition.as_ref().unwrap());
+        if matches!(claimed, Claim::Wanted(_)) && !named.is_empty() && held != named {
+            let missing = |address: &&Ipv4Addr| !held.contains(*address);
+            let said = |address: &Ipv4Addr| condition.message.contains(&address.to_string());
+            assert!(named.iter().filter(missing).any(said), "{} has {held:?}: {condition:?}", service.key);
+        } else if matches!(claimed, Claim::Wanted(_)) && named.is_empty() {
+            // An order to move it that cannot be carried out leaves what there was.
+            assert!(held.len() == 1 || self.api.moved.contains(&service.uid), "{} holds {held:?}", service.key);
+        }
     }
 
     /// Who is to move has moved, or the other pool is full, or the Service insists on its address.
@@ -376,6 +393,15 @@ impl World {
 
 /// How a write ends of which nobody learns whether it was carried out.
 const LATE: u8 = 5;
+
+/// None, one address, or several.
+fn wish(how: u8) -> Option<String> {
+    match how % 4 {
+        0 => None,
+        1 | 2 => Some(format!("192.0.2.{}", how % 12)),
+        _ => Some(format!("192.0.2.{},192.0.2.{}", how % 12, how / 4 % 12)),
+    }
+}
 
 fn sharing_key(which: u8) -> SharingKey {
     SharingKey { key: which.to_string(), namespace: None }

@@ -5,6 +5,7 @@ mod at_nodes;
 mod finding;
 mod pool;
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use k8s_openapi::jiff::Timestamp;
@@ -71,13 +72,14 @@ pub struct Note {
     pub message: String,
 }
 
-/// The Service is to have this address: before the ledger says so its deletion waits for us.
-pub fn granting(service: &ServiceView, address: IpAddr, pool: &str) -> StatusWrite {
+/// The Service is to have these addresses: before the ledger says so its deletion waits for us.
+pub fn granting(service: &ServiceView, grants: &[(IpAddr, String)]) -> StatusWrite {
+    let verb = if grants.len() == 1 { "is" } else { "are" };
     let shown = service.condition.clone().filter(|condition| condition.allocated);
     let condition = shown.unwrap_or_else(|| ConditionView {
         allocated: false,
         reason: REASON_GRANTING.to_string(),
-        message: format!("{address} from pool '{pool}' is being granted"),
+        message: format!("{} {verb} being granted", from_pools(grants)),
     });
     StatusWrite {
         service: service.key.clone(),
@@ -90,9 +92,10 @@ pub fn granting(service: &ServiceView, address: IpAddr, pool: &str) -> StatusWri
     }
 }
 
-/// The Service has this address. The remarks name what is not as the Service wants it, the most important one first.
-pub fn allocated(service: &ServiceView, address: Ipv4Addr, pool: &str, remarks: &[Refused]) -> Option<StatusWrite> {
-    let granted = format!("{address} from pool '{pool}'");
+/// The Service has these addresses, of these pools. The remarks name what is not as the Service wants it, the most important one first.
+pub fn allocated(service: &ServiceView, grants: &[(Ipv4Addr, &str)], remarks: &[Refused]) -> Option<StatusWrite> {
+    let granted = from_pools(grants);
+    let addresses: Vec<Ipv4Addr> = grants.iter().map(|(address, _)| *address).collect();
     let sentences = std::iter::once(&granted).chain(remarks.iter().map(|remark| &remark.message));
     let condition = ConditionView {
         allocated: true,
@@ -107,12 +110,14 @@ pub fn allocated(service: &ServiceView, address: Ipv4Addr, pool: &str, remarks: 
             notes.extend(service.renamed.iter().map(|(other, ours)| renamed(other, ours)));
         }
         notes.extend(remarks.iter().map(warning));
-    } else if service.shown() != Some(address) {
-        let message = format!("a third party changed the status; it is {address} again");
+    } else if service.shown_alone().as_ref() != Some(&addresses) {
+        let shown: Vec<String> = addresses.iter().map(Ipv4Addr::to_string).collect();
+        let message = format!("a third party changed the status; it is {} again", shown.join(", "));
         notes.push(Note { warning: true, reason: REASON_CORRECTED, message });
     }
-    let shown = matches!(&service.ingress[..], [Ingress::Vip(shown, listed)] if *shown == address && *listed == ports);
-    let ingress = if shown { IngressChange::Leave } else { IngressChange::Set(vec![address], ports) };
+    let wanted = addresses.iter().map(|address| Ingress::Vip(*address, ports.clone()));
+    let shown = wanted.eq(service.ingress.iter().cloned());
+    let ingress = if shown { IngressChange::Leave } else { IngressChange::Set(addresses, ports) };
     let finalizer = if service.finalizer { FinalizerChange::Leave } else { FinalizerChange::Add };
     write(service, ingress, condition, finalizer, notes)
 }
@@ -139,7 +144,8 @@ pub fn refused(service: &ServiceView, refused: &Refused, may_empty: bool) -> Opt
 /// the finalizer and the condition that tells whose it is go together, last.
 pub fn withdrawn(service: &ServiceView, held: &[IpAddr], listed: bool) -> Option<StatusWrite> {
     if listed {
-        let ours = service.shown().is_some_and(|address| held.contains(&address.into()));
+        let all_held = |shown: Vec<Ipv4Addr>| shown.into_iter().all(|address| held.contains(&address.into()));
+        let ours = service.shown_alone().is_some_and(all_held);
         let unmarked = service.finalizer && !service.finalizer_is_ours();
         if !ours && !unmarked {
             return None;
@@ -171,6 +177,12 @@ pub fn withdrawn(service: &ServiceView, held: &[IpAddr], listed: bool) -> Option
         // A Service that goes needs none, and its namespace may take none any more.
         notes: if service.deleting { vec![] } else { vec![note] },
     })
+}
+
+/// Which addresses, and where each is from.
+fn from_pools(grants: &[(impl fmt::Display, impl fmt::Display)]) -> String {
+    let each = grants.iter().map(|(address, pool)| format!("{address} from pool '{pool}'"));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 fn no_finalizer(service: &ServiceView) -> FinalizerChange {

@@ -140,12 +140,32 @@ impl ServiceView {
         self.finalizer && (self.managed || self.condition.as_ref().is_some_and(is_ours))
     }
 
-    /// The address that the status shows, if it shows one and nothing else.
+    /// The addresses that the status shows, if it shows nothing else.
+    pub fn shown_alone(&self) -> Option<Vec<Ipv4Addr>> {
+        let address = |entry: &Ingress| match entry {
+            Ingress::Vip(address, _) => Some(*address),
+            Ingress::V6(_) | Ingress::Other => None,
+        };
+        let shown: Option<Vec<Ipv4Addr>> = self.ingress.iter().map(address).collect();
+        shown.filter(|shown| !shown.is_empty())
+    }
+
+    /// The one address that the status shows.
+    #[cfg(test)]
     pub fn shown(&self) -> Option<Ipv4Addr> {
-        match self.ingress[..] {
-            [Ingress::Vip(address, _)] => Some(address),
-            _ => None,
-        }
+        self.shown_alone().filter(|shown| shown.len() == 1)?.first().copied()
+    }
+
+    /// Whether it has had all addresses that the ledger grants it, whatever the status shows: that is not as we wrote it.
+    pub fn had_all(&self) -> bool {
+        self.writer != Writer::Us && self.condition.as_ref().is_some_and(|condition| condition.allocated)
+    }
+
+    /// What it has had of the IPv4 addresses that the ledger grants it; of several that it is still to show, the lowest.
+    pub fn had(&self, held: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
+        let had = held.iter().copied().filter(|address| self.had_all() || self.shows(*address));
+        let had: Vec<Ipv4Addr> = had.collect();
+        if had.is_empty() { held.first().copied().into_iter().collect() } else { had }
     }
 
     /// The addresses of a family that the status shows; none if it shows anything that is no VIP.

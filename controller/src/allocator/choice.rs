@@ -162,7 +162,7 @@ fn ready(pools: Vec<&Pool>) -> Result<Vec<&Pool>, Refused> {
     Err(refused(reason, sentences(others.iter().map(|pool| format!("pool '{}': {}", pool.name, pool.message)))))
 }
 
-fn limit_reached() -> Refused {
+pub(super) fn limit_reached() -> Refused {
     let message = format!(
         "{MAX_VIRTUAL_IPS} addresses are in use, which is the most that the Services of a cluster may have; Services that share an \
          address need one together, and a Service that is deleted frees one"

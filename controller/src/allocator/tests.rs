@@ -51,6 +51,7 @@ fn request(uid: &str) -> Request {
         pool: None,
         address: None,
         shown: vec![],
+        had_all: false,
         adopt: None,
     }
 }
@@ -62,7 +63,7 @@ fn settle(allocator: &mut Allocator, request: &Request) -> Result<IpAddr, Refusa
         Decision::Keep { address, .. } => Ok(address),
         Decision::Refuse(Refused { reason, .. }) => Err(reason),
         Decision::Grant { address, pool } => {
-            allocator.reserve(address, pool.clone(), request.service.clone());
+            allocator.reserve(&[(address, pool.clone())], &request.service);
             let holders = allocator.taken(address).into_iter().flat_map(|taken| &taken.holders);
             let services = holders.map(|holder| holder.service.clone()).collect();
             allocator.granted(address, pool, services);

@@ -48,7 +48,7 @@ impl Index {
     }
 
     /// An address may have become free: all waiting Services are planned, in order of age.
-    pub(super) fn mark_waiting(&mut self) {
+    pub(crate) fn mark_waiting(&mut self) {
         let waiting: Vec<ServiceKey> = self.waiting.keys().chain(&self.beside).cloned().collect();
         waiting.iter().for_each(|service| self.mark_service(service));
     }

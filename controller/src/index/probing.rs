@@ -37,17 +37,18 @@ impl Index {
         self.probes.request(node, &ahead, in_pools, now).map(Write::Probe)
     }
 
-    /// Whether the address may be granted to the Service now, as far as hosts of the segment matter.
-    pub(crate) fn may_grant(&mut self, service: &ServiceKey, address: IpAddr, now: Instant) -> bool {
+    /// Whether the addresses may be granted to the Service now, as far as hosts of the segment matter.
+    pub(crate) fn may_grant(&mut self, service: &ServiceKey, addresses: &[IpAddr], now: Instant) -> bool {
         // What the ledger has is shared, whoever answers. Probes are ARP.
-        let IpAddr::V4(address) = address else { return true };
-        if self.grants.get(&IpAddr::V4(address)).is_some() {
-            return true;
-        }
-        match self.probes.gate(address, service, now) {
+        let probed = addresses.iter().filter_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4).filter(|_| self.grants.get(address).is_none()),
+            IpAddr::V6(_) => None,
+        });
+        let probed: Vec<Ipv4Addr> = probed.collect();
+        match self.probes.gate(&probed, service, now) {
             Gate::Open | Gate::NotProbed => true,
-            Gate::Wait(node) => {
-                if let Some(node) = node {
+            Gate::Wait(nodes) => {
+                for node in nodes {
                     let subject = Subject::Probe(node);
                     self.not_before.remove(&subject);
                     self.dirty.insert(subject);

@@ -1,7 +1,7 @@
 //! Pure: what lies around Services and pools: guards, other owners, objects that cannot be read. All of it must be known before anything
 //! is planned, and everything is planned anew when it changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use sheave_api::{AddressMode, MOVE_ANNOTATION, Refusal, virtual_ip_address, virtual_ip_name};
@@ -82,11 +82,11 @@ impl Index {
         Claim::Wanted(requests)
     }
 
-    /// Whether the Service gets, or has, the address that its status shows.
+    /// Whether the Service gets, or has, the addresses that its status shows.
     fn is_adoptable(&self, service: &ServiceView) -> bool {
         let Claim::Wanted(requests) = request::claim(service) else { return false };
-        let has: Vec<IpAddr> = self.allocator.decide_all(&requests).has().collect();
-        has == service.shown_of(Family::V4) && !has.is_empty()
+        let has: BTreeSet<IpAddr> = self.allocator.decide_all(&requests).has().collect();
+        has == service.shown_of(Family::V4).into_iter().collect() && !has.is_empty()
     }
 
     /// Makes the guards anew if something about them has changed, and marks everything if that matters.

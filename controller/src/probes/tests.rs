@@ -58,7 +58,7 @@ fn the_narrowest_subnet_has_the_address_and_one_host_is_no_segment() {
 fn what_no_node_reaches_is_granted_at_once() {
     let mut probes = probes();
     let now = Instant::now();
-    assert_eq!(probes.gate(Ipv4Addr::new(198, 51, 100, 1), &service("a"), now), Gate::Open);
+    assert_eq!(probes.gate(&[Ipv4Addr::new(198, 51, 100, 1)], &service("a"), now), Gate::Open);
     assert_eq!(probes.totals(), (0, 0));
 }
 
@@ -90,12 +90,12 @@ fn those_in_line_are_asked_again_when_half_are_unknown_or_one_is_old() {
 fn a_wish_joins_the_request_that_is_under_way() {
     let (mut probes, now) = (probes(), Instant::now());
     let first = request(&mut probes, "node1", &[ip(100)], now).unwrap();
-    assert_eq!(probes.gate(ip(100), &service("b"), now), Gate::Wait(None), "it is under way");
-    assert_eq!(probes.gate(ip(200), &service("a"), now), Gate::Wait(Some("node1".into())));
+    assert_eq!(probes.gate(&[ip(100)], &service("b"), now), Gate::Wait(BTreeSet::new()), "it is under way");
+    assert_eq!(probes.gate(&[ip(200)], &service("a"), now), Gate::Wait(["node1".to_string()].into()));
     let later = now + Duration::from_millis(50);
     let second = request(&mut probes, "node1", &[ip(100)], later).expect("it is new");
     assert_eq!((second.round, &second.addresses), (2, &vec![ip(100), ip(200)]));
-    assert_eq!(probes.gate(ip(200), &service("a"), later), Gate::Wait(None), "it is asked for");
+    assert_eq!(probes.gate(&[ip(200)], &service("a"), later), Gate::Wait(BTreeSet::new()), "it is asked for");
     answer(&mut probes, &first, &[]);
     probes.tick(later);
     assert_eq!(probes.next_deadline(), Some(later + Duration::from_millis(250)), "of the second one");
@@ -109,24 +109,24 @@ fn a_wish_joins_the_request_that_is_under_way() {
 fn after_the_time_the_next_speaker_is_asked_and_then_none() {
     let (mut probes, start) = (probes(), Instant::now());
     let after = |millis| start + Duration::from_millis(millis);
-    probes.gate(ip(200), &service("a"), start);
-    probes.gate(ip(201), &service("b"), start);
+    probes.gate(&[ip(200)], &service("a"), start);
+    probes.gate(&[ip(201)], &service("b"), start);
     assert!(request(&mut probes, "node1", &[], start).is_some());
     probes.take_changes();
     probes.tick(after(249));
     assert!(!probes.take_changes().answers);
     probes.tick(after(250));
     assert!(probes.take_changes().answers);
-    assert_eq!(probes.gate(ip(200), &service("a"), after(250)), Gate::NotProbed, "it waits no longer");
-    assert_eq!(probes.gate(ip(202), &service("c"), after(250)), Gate::Wait(Some("node2".into())));
+    assert_eq!(probes.gate(&[ip(200)], &service("a"), after(250)), Gate::NotProbed, "it waits no longer");
+    assert_eq!(probes.gate(&[ip(202)], &service("c"), after(250)), Gate::Wait(["node2".to_string()].into()));
     assert!(request(&mut probes, "node2", &[], after(250)).is_some());
     probes.tick(after(500));
-    assert_eq!(probes.gate(ip(203), &service("d"), after(500)), Gate::NotProbed, "none is left");
+    assert_eq!(probes.gate(&[ip(203)], &service("d"), after(500)), Gate::NotProbed, "none is left");
     assert!(probes.about(&[(ip(200).into(), ip(210).into())]).not_probed.is_some());
     assert_eq!(probes.about(&[(0, 5)]).not_probed, None, "elsewhere");
     assert_eq!(
-        probes.gate(ip(204), &service("e"), after(10_251)),
-        Gate::Wait(Some("node1".into())),
+        probes.gate(&[ip(204)], &service("e"), after(10_251)),
+        Gate::Wait(["node1".to_string()].into()),
         "it is tried again"
     );
 }
@@ -146,7 +146,7 @@ fn an_answer_of_earlier_times_counts_for_nothing() {
     };
     probes.observe(view);
     probes.tick(now);
-    assert!(matches!(probes.gate(ip(100), &service("a"), now), Gate::Wait(Some(_))));
+    assert!(matches!(probes.gate(&[ip(100)], &service("a"), now), Gate::Wait(nodes) if !nodes.is_empty()));
     let asked = request(&mut probes, "node1", &[], now).unwrap();
     assert_eq!((asked.round, asked.seen), (8, Some(("p".into(), 5))));
 }
@@ -154,11 +154,11 @@ fn an_answer_of_earlier_times_counts_for_nothing() {
 #[test]
 fn a_request_that_is_not_written_holds_nobody_up() {
     let (mut probes, now) = (probes(), Instant::now());
-    probes.gate(ip(200), &service("a"), now);
+    probes.gate(&[ip(200)], &service("a"), now);
     let write = request(&mut probes, "node1", &[], now).unwrap();
     probes.not_written(&write, true, now);
     let again = request(&mut probes, "node1", &[], now).expect("another version was there");
     assert_eq!(again.addresses, [ip(200)]);
     probes.not_written(&again, false, now);
-    assert_eq!(probes.gate(ip(200), &service("a"), now), Gate::Wait(Some("node2".into())));
+    assert_eq!(probes.gate(&[ip(200)], &service("a"), now), Gate::Wait(["node2".to_string()].into()));
 }

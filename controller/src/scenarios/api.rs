@@ -21,12 +21,14 @@ pub struct Api {
     /// What each request asks for, by node and round.
     pub asked: BTreeMap<(String, i64), Vec<Ipv4Addr>>,
     pub log: Vec<Observed>,
-    /// The address that a Service was first shown with since its wishes last changed.
-    pub stable: BTreeMap<String, IpAddr>,
+    /// The addresses that a Service was first shown with since its wishes last changed.
+    pub stable: BTreeMap<String, Vec<Ipv4Addr>>,
+    /// What we showed last of it, whatever a third party has made of that.
+    pub last: BTreeMap<String, Vec<Ipv4Addr>>,
     /// The version in which the user last changed the Service's request.
     pub changed: BTreeMap<String, u64>,
     /// What we ourselves show, by uid.
-    pub shown: BTreeMap<String, IpAddr>,
+    pub shown: BTreeMap<String, Vec<IpAddr>>,
     /// Services that an administrator has moved to another pool: their addresses are others.
     pub moved: BTreeSet<String>,
     /// Services whose grant got no answer.
@@ -113,8 +115,7 @@ impl Api {
                 }
                 let grant = self.as_seen(entry)?;
                 for holder in &grant.services {
-                    let shown = self.shown.get(&holder.uid);
-                    assert_ne!(shown, Some(address), "released although {} still shows it", holder.name);
+                    assert!(!self.shows(&holder.uid, *address), "released although {} still shows it", holder.name);
                 }
                 self.grants.remove(address);
                 let version = self.next();
@@ -195,7 +196,7 @@ impl Api {
             "of this version"
         );
         for holder in from.services.iter().filter(|service| !to.services.contains(service)) {
-            assert_ne!(self.shown.get(&holder.uid), Some(&address), "released although {} still shows it", holder.name);
+            assert!(!self.shows(&holder.uid, address), "released although {} still shows it", holder.name);
         }
         for holder in to.services.iter().filter(|service| !from.services.contains(service)) {
             let service = self.services.get(&ServiceKey::from(holder)).filter(|service| service.uid == holder.uid);
@@ -250,7 +251,7 @@ impl Api {
                 }
                 self.shown.remove(&service.uid);
                 if service.mode == Ok(AddressMode::Pool) {
-                    self.shows_one(&service, addresses, write.version);
+                    self.check_shown(&service, addresses, write.version);
                 }
                 service.ingress = addresses.iter().map(|address| Ingress::Vip(*address, ports.clone())).collect();
                 service.writer = Writer::Us;
@@ -275,17 +276,28 @@ impl Api {
 }
 
 impl Api {
-    /// A Service with an address from a pool shows one, and the same as before.
-    fn shows_one(&mut self, service: &ServiceView, addresses: &[Ipv4Addr], version: u64) {
-        let [address] = addresses[..] else { panic!("{} shows {addresses:?}", service.key) };
-        let address = IpAddr::V4(address);
+    fn shows(&self, uid: &str, address: IpAddr) -> bool {
+        self.shown.get(uid).is_some_and(|shown| shown.contains(&address))
+    }
+
+    /// A Service with addresses from pools shows the same as before; of those that it names all, or what it has had.
+    fn check_shown(&mut self, service: &ServiceView, addresses: &[Ipv4Addr], version: u64) {
+        assert!(!addresses.is_empty() && addresses.is_sorted(), "{} shows {addresses:?}", service.key);
+        let named = named_by(service);
+        let wanted = matches!(crate::request::claim(service), Claim::Wanted(_)) && !self.moved.contains(&service.uid);
+        if wanted && named.len() > 1 && addresses != named && service.writer == Writer::Us {
+            let last = self.last.get(&service.uid).cloned().unwrap_or_default();
+            let had = |address: &Ipv4Addr| last.contains(address);
+            assert!(addresses.iter().all(had), "{} asks for {named:?}, had {last:?}, shows {addresses:?}", service.key);
+        }
+        self.last.insert(service.uid.clone(), addresses.to_vec());
         // A wish that cannot be granted at once may move it later; so may a write from before the wish.
         let changed = self.changed.get(&service.uid).copied().unwrap_or_default();
         if service.addresses.is_none() && version >= changed && !self.moved.contains(&service.uid) {
-            let first = *self.stable.entry(service.uid.clone()).or_insert(address);
-            assert_eq!(first, address, "the address of {} moved", service.key);
+            let first = self.stable.entry(service.uid.clone()).or_insert(addresses.to_vec());
+            assert_eq!(*first, addresses, "the address of {} moved", service.key);
         }
-        self.shown.insert(service.uid.clone(), address);
+        self.shown.insert(service.uid.clone(), addresses.iter().copied().map(IpAddr::V4).collect());
     }
 
     /// Until the watch shows the ledger entry nothing says that there is one. And a finalizer that is late to go may go when another
@@ -321,4 +333,11 @@ impl Api {
             }
         }
     }
+}
+
+/// The IPv4 addresses that a Service names, lowest first.
+pub fn named_by(service: &ServiceView) -> Vec<Ipv4Addr> {
+    let entries = service.addresses.iter().flat_map(|list| list.split(','));
+    let named: BTreeSet<Ipv4Addr> = entries.filter_map(|entry| entry.trim().parse().ok()).collect();
+    named.into_iter().collect()
 }

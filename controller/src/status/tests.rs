@@ -54,25 +54,25 @@ fn addresses_of_nodes_are_shown_once_and_without_a_finalizer() {
 
 #[test]
 fn a_grant_is_shown_once_and_corrected_after_a_third_party_change() {
-    let first = allocated(&service(), VIP, "p", &[]).unwrap();
+    let first = allocated(&service(), &[(VIP, "p")], &[]).unwrap();
     let patch = first.patch(Timestamp::UNIX_EPOCH);
     assert_eq!(patch["status"]["loadBalancer"]["ingress"], json!([{"ip": "192.0.2.1", "ipMode": "VIP"}]));
     assert_eq!(patch["status"]["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:00Z");
     let shown = after(&service(), &first);
-    assert_eq!(allocated(&shown, VIP, "p", &[]), None);
+    assert_eq!(allocated(&shown, &[(VIP, "p")], &[]), None);
     let foreign = ServiceView { ingress: vec![Ingress::Vip(Ipv4Addr::new(192, 0, 2, 66), vec![])], ..shown };
-    let again = allocated(&foreign, VIP, "p", &[]).unwrap();
+    let again = allocated(&foreign, &[(VIP, "p")], &[]).unwrap();
     assert!(again.is_correction() && again.ingress == IngressChange::Set(vec![VIP], vec![]));
 }
 
 #[test]
 fn an_annotation_of_another_name_is_said_once() {
     let named = ServiceView { renamed: vec![("metallb.io/address-pool", "sheave.dev/address-pool")], ..service() };
-    let first = allocated(&named, VIP, "p", &[]).unwrap();
+    let first = allocated(&named, &[(VIP, "p")], &[]).unwrap();
     assert_eq!(first.notes[1].reason, "AnnotationRenamed");
     assert!(!first.notes[1].warning && first.notes[1].message.contains("its name here is sheave.dev/address-pool"));
     let remark = Refused { reason: Refusal::UnknownPool, message: "none".into() };
-    let later = allocated(&after(&named, &first), VIP, "p", &[remark]).unwrap();
+    let later = allocated(&after(&named, &first), &[(VIP, "p")], &[remark]).unwrap();
     assert_eq!(later.notes.len(), 1);
 }
 
@@ -90,13 +90,13 @@ fn a_refusal_empties_the_status_only_where_it_may() {
 
 #[test]
 fn an_address_of_another_controller_is_not_corrected() {
-    let first = allocated(&service(), VIP, "p", &[]).unwrap();
+    let first = allocated(&service(), &[(VIP, "p")], &[]).unwrap();
     let shown = after(&service(), &first);
     let foreign = ServiceView { ingress: vec![Ingress::Other], ..shown };
-    let correction = allocated(&foreign, VIP, "p", &[]).unwrap();
+    let correction = allocated(&foreign, &[(VIP, "p")], &[]).unwrap();
     assert!(correction.is_correction() && correction.without_ingress().is_none());
     let remark = Refused { reason: Refusal::AddressOfNode, message: "of a node".into() };
-    let said = allocated(&foreign, VIP, "p", &[remark]).unwrap().without_ingress().unwrap();
+    let said = allocated(&foreign, &[(VIP, "p")], &[remark]).unwrap().without_ingress().unwrap();
     assert_eq!((said.ingress, said.notes.len()), (IngressChange::Leave, 1));
 }
 
@@ -105,7 +105,7 @@ fn what_we_did_not_write_is_left_when_a_service_is_no_longer_ours() {
     assert_eq!(withdrawn(&service(), &[VIP.into()], true), None, "we never touched it");
     let theirs = ServiceView { finalizer: true, ..service() };
     assert_eq!(withdrawn(&theirs, &[], false), None, "another controller's finalizer");
-    let ours = after(&service(), &allocated(&service(), VIP, "p", &[]).unwrap());
+    let ours = after(&service(), &allocated(&service(), &[(VIP, "p")], &[]).unwrap());
     assert_eq!(withdrawn(&ours, &[VIP.into()], true).unwrap().ingress, IngressChange::Clear);
     let foreign = ServiceView { ingress: vec![Ingress::Other], ..ours };
     assert_eq!(withdrawn(&foreign, &[VIP.into()], true), None, "the ledger entry goes first");
@@ -117,13 +117,13 @@ fn what_we_did_not_write_is_left_when_a_service_is_no_longer_ours() {
 
 #[test]
 fn the_finalizer_comes_first_and_goes_last() {
-    let first = granting(&service(), VIP.into(), "p");
+    let first = granting(&service(), &[(VIP.into(), "p".into())]);
     let patch = first.patch(Timestamp::UNIX_EPOCH);
     assert_eq!(patch["metadata"]["finalizers"], json!(["service.kubernetes.io/load-balancer-cleanup"]));
     assert_eq!(patch["metadata"]["resourceVersion"], "7", "a Service that is being deleted takes none");
     let prepared = after(&service(), &first);
     assert!(prepared.finalizer_is_ours() && prepared.ingress.is_empty());
-    let shown = after(&prepared, &allocated(&prepared, VIP, "p", &[]).unwrap());
+    let shown = after(&prepared, &allocated(&prepared, &[(VIP, "p")], &[]).unwrap());
     assert!(shown.finalizer_is_ours());
 
     let deleted = ServiceView { deleting: true, ..shown.clone() };
@@ -151,7 +151,7 @@ fn the_finalizer_comes_first_and_goes_last() {
     assert_eq!(refused(&shown, &exhausted(), true).unwrap().finalizer, FinalizerChange::Remove);
     // A Service of a version without finalizer gets it, and nothing else.
     let old = ServiceView { finalizer: false, ..shown };
-    let added = allocated(&old, VIP, "p", &[]).unwrap();
+    let added = allocated(&old, &[(VIP, "p")], &[]).unwrap();
     assert!(added.is_repetition() && !added.is_correction() && added.finalizer == FinalizerChange::Add);
 }
 
@@ -160,7 +160,7 @@ fn ports_that_are_not_served_are_listed_with_the_others_and_follow_the_spec() {
     let sctp = Port::new(38412, Some("SCTP"));
     let mixed = ServiceView { ports: vec![Port::new(80, None), sctp.clone()], ..service() };
     let remark = Refused { reason: Refusal::ProtocolNotServed, message: "not served: SCTP".into() };
-    let first = allocated(&mixed, VIP, "p", std::slice::from_ref(&remark)).unwrap();
+    let first = allocated(&mixed, &[(VIP, "p")], std::slice::from_ref(&remark)).unwrap();
     let reasons: Vec<&str> = first.notes.iter().map(|note| note.reason).collect();
     assert_eq!(reasons, ["AddressAllocated", "ProtocolNotServed"]);
     let patch = first.patch(Timestamp::UNIX_EPOCH);
@@ -171,11 +171,11 @@ fn ports_that_are_not_served_are_listed_with_the_others_and_follow_the_spec() {
     assert_eq!(patch["status"]["conditions"][0]["message"], "192.0.2.1 from pool 'p'; not served: SCTP");
 
     let shown = after(&mixed, &first);
-    assert_eq!(allocated(&shown, VIP, "p", std::slice::from_ref(&remark)), None);
+    assert_eq!(allocated(&shown, &[(VIP, "p")], std::slice::from_ref(&remark)), None);
     let more = ServiceView { ports: vec![Port::new(80, None), Port::new(81, None), sctp], ..shown.clone() };
-    let again = allocated(&more, VIP, "p", &[remark]).unwrap();
+    let again = allocated(&more, &[(VIP, "p")], &[remark]).unwrap();
     assert!(again.notes.is_empty() && again.is_repetition() && !again.is_correction(), "{again:?}");
     let plain = ServiceView { ports: vec![Port::new(80, None)], ..shown };
-    let last = allocated(&plain, VIP, "p", &[]).unwrap();
+    let last = allocated(&plain, &[(VIP, "p")], &[]).unwrap();
     assert_eq!(last.ingress, IngressChange::Set(vec![VIP], vec![]), "the list goes with its reason");
 }

@@ -16,14 +16,16 @@ fn settle_all(allocator: &mut Allocator, requests: &[Request]) -> Decided {
     for _ in 0..3 {
         let decided = allocator.decide_all(requests);
         let service = requests[0].service.clone();
-        let Some((address, pool)) = decided.grant else {
+        if decided.grants.is_empty() {
             let held: Vec<IpAddr> = allocator.held_by(&service.uid).collect();
             let gone = held.into_iter().filter(|address| !decided.keeps(*address));
             gone.for_each(|address| drop(allocator.forget(address)));
             return decided;
-        };
-        allocator.reserve(address, pool.clone(), service.clone());
-        allocator.granted(address, pool, vec![service]);
+        }
+        allocator.reserve(&decided.grants, &service);
+        for (address, pool) in decided.grants {
+            allocator.granted(address, pool, vec![service.clone()]);
+        }
     }
     panic!("never at rest");
 }

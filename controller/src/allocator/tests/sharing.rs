@@ -149,14 +149,15 @@ fn a_reservation_beside_others_ends_alone() {
     settle(&mut allocator, &shares("1", "web", &["80/TCP"])).unwrap();
     let (second, rival) = (shares("2", "web", &["443/TCP"]), shares("3", "web", &["443/TCP"]));
     allocator.set_sharing("2", second.sharing.clone());
-    allocator.reserve(ip(0), "p".into(), service("2"));
-    assert_eq!((allocator.reservation("2"), allocator.reserved(ip(0)).count()), (Some(ip(0)), 1));
+    allocator.reserve(&[(ip(0), "p".into())], &service("2"));
+    assert_eq!((allocator.reservations_of("2"), allocator.reserved(ip(0)).count()), (vec![ip(0)], 1));
     assert_eq!(settle(&mut allocator.clone(), &rival), Ok(ip(1)));
     allocator.granted(ip(0), "p".into(), vec![service("1")]);
-    assert_eq!(allocator.reservation("2"), Some(ip(0)), "the ledger does not name it yet");
-    allocator.reserve(ip(2), "p".into(), service("2"));
-    assert_eq!(allocator.reservation("2"), Some(ip(2)), "one at a time");
+    assert_eq!(allocator.reservations_of("2"), [ip(0)], "the ledger does not name it yet");
+    allocator.reserve(&[(ip(2), "p".into()), (ip(3), "p".into())], &service("2"));
+    assert_eq!(allocator.reservations_of("2"), [ip(2), ip(3)], "those of the last plan");
+    allocator.unreserve(ip(3), "2");
     allocator.unreserve(ip(2), "2");
-    assert_eq!((allocator.reservation("2"), allocator.held_by("1").count()), (None, 1));
+    assert_eq!((allocator.reservations_of("2"), allocator.held_by("1").count()), (vec![], 1));
     assert_eq!(settle(&mut allocator, &rival), Ok(ip(0)));
 }
