@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
+use sheave_api::AddressMode;
 
 use crate::probes;
 use crate::whose::{Classless, Policy};
@@ -45,6 +46,11 @@ struct Args {
     /// Whether Services without a class are served: `auto` means unless another owner of them was detected.
     #[arg(long, value_enum, default_value_t = Classless::Auto)]
     classless_services: Classless,
+
+    /// What Services have without annotation sheave.dev/address-mode that name neither a pool nor an address: an address from a `pool`, or
+    /// their ports at the addresses of nodes (`node`), as with klipper-lb. Those that have an address from a pool keep it.
+    #[arg(long, default_value = "pool", value_parser = address_mode)]
+    address_mode: AddressMode,
 
     /// Ranges of ClusterIPs where the API server serves no ServiceCIDRs (Kubernetes before 1.33); repeated or separated by
     /// commas.
@@ -122,7 +128,7 @@ impl Config {
     fn from_args(args: Args) -> Config {
         let Args { namespace, identity, probe_listen, metrics_listen, lease_name, lease_seconds, .. } = args;
         let Args { load_balancer_class, classless_services, service_cidr, log, log_format, drain_seconds, .. } = args;
-        let Args { probe_seconds, probe_wait_ms, .. } = args;
+        let Args { probe_seconds, probe_wait_ms, address_mode, .. } = args;
         let duration = Duration::from_secs(lease_seconds.into());
         Config {
             namespace,
@@ -136,7 +142,7 @@ impl Config {
                 request: duration * 3 / 10,
                 renew: duration / 4,
             },
-            policy: Policy { classes: load_balancer_class, classless: classless_services },
+            policy: Policy { classes: load_balancer_class, classless: classless_services, address_mode },
             service_ranges: service_cidr,
             probing: probes::Config {
                 again: Duration::from_secs(probe_seconds.into()),
@@ -146,6 +152,11 @@ impl Config {
             drain: Duration::from_secs(drain_seconds),
         }
     }
+}
+
+/// As the annotation has it.
+fn address_mode(text: &str) -> Result<AddressMode, String> {
+    sheave_api::address_mode::of(Some(text)).map_err(|_| format!("'{text}' is no mode; allowed are 'pool' and 'node'"))
 }
 
 /// As the API server admits it: a name, perhaps below a domain.
@@ -179,15 +190,18 @@ mod tests {
             "--load-balancer-class",
             "plain",
             "--classless-services=never",
+            "--address-mode=node",
             "--service-cidr=10.96.0.0/16",
         ]);
         let config = config.unwrap();
         assert_eq!(config.policy.classes, ["sheave.dev/sheave", "metallb.io/metallb", "plain"]);
         assert_eq!((config.policy.classless, config.service_ranges.len()), (Classless::Never, 1));
+        assert_eq!(config.policy.address_mode, AddressMode::Node);
         for (flag, said) in [
             ("--load-balancer-class=a/b/c", "'a/b/c' is no class"),
             ("--load-balancer-class=a,", "'' is no class"),
             ("--service-cidr=10.96.0.0", "10.96.0.0"),
+            ("--address-mode=nodes", "'nodes' is no mode; allowed are 'pool' and 'node'"),
             ("--classless-services=maybe", "[possible values: auto, always, never]"),
         ] {
             let error = parse(&[flag]).expect_err(flag).to_string();

@@ -5,6 +5,7 @@
 
 mod announced;
 mod at_nodes;
+mod figures;
 mod late;
 mod marks;
 mod outcome;
@@ -220,8 +221,9 @@ pub struct Index {
 
 impl Index {
     pub fn new(policy: Policy, fixed: Fixed, probing: probes::Config) -> Self {
+        let at_nodes = AtNodes::new(policy.address_mode);
         let (whose, guards, probes) = (Responsibility::new(policy), Guards::new(fixed), Probes::new(probing));
-        Index { whose, guards, probes, ..Index::default() }
+        Index { whose, guards, probes, at_nodes, ..Index::default() }
     }
 
     /// Takes a fact. Idempotent; an older version of a known object changes nothing.
@@ -319,25 +321,6 @@ impl Index {
         paused.chain(self.probes.next_deadline()).min()
     }
 
-    /// Writes that could be planned or are under way.
-    pub fn backlog(&self) -> usize {
-        self.dirty.len() + self.in_flight.len()
-    }
-
-    /// How many Services wait for which reason.
-    pub fn waiting(&self) -> BTreeMap<Refusal, i64> {
-        counts(self.waiting.values())
-    }
-
-    /// Of how many Services a part is not served, by reason.
-    pub fn partly_served(&self) -> BTreeMap<Refusal, i64> {
-        counts(self.partly.values().flatten())
-    }
-
-    pub fn granted(&self) -> usize {
-        self.grants.len()
-    }
-
     fn service_changed(&mut self, view: ServiceView) {
         let (key, uid, sharing) = (view.key.clone(), view.uid.clone(), view.sharing());
         let before = self.services.get(&key).cloned();
@@ -408,6 +391,7 @@ impl Index {
         self.unconfirmed.remove(&address);
         self.forget_retries(&subject);
         self.dirty.extend(self.allocator.taken(address).map(|taken| Subject::Pool(taken.pool.clone())));
+        self.at_nodes.pooled_is_gone();
         for service in self.allocator.forget(address) {
             self.mark_service(&ServiceKey::from(&service));
         }
@@ -488,13 +472,4 @@ impl Index {
         self.failures.remove(subject);
         self.not_before.remove(subject);
     }
-}
-
-/// Every reason has a count, so that "never" reads as 0.
-fn counts<'a>(reasons: impl Iterator<Item = &'a Refusal>) -> BTreeMap<Refusal, i64> {
-    let mut counts: BTreeMap<Refusal, i64> = Refusal::ALL.into_iter().map(|reason| (reason, 0)).collect();
-    for reason in reasons {
-        *counts.entry(*reason).or_default() += 1;
-    }
-    counts
 }

@@ -224,7 +224,9 @@ impl Probes {
             self.waiting.insert(service.clone());
             return Gate::Wait(nodes);
         }
-        addresses.iter().for_each(|address| drop(self.wanted.remove(address)));
+        for address in addresses {
+            self.wanted.remove(address);
+        }
         self.not_probed += unprobed;
         if unprobed == 0 { Gate::Open } else { Gate::NotProbed }
     }

@@ -93,12 +93,12 @@ impl Request {
     }
 }
 
-/// Reads a Service that is ours.
-pub fn claim(service: &ServiceView) -> Claim {
+/// Reads a Service that is ours. `unsaid`: its mode where no annotation says it.
+pub fn claim(service: &ServiceView, unsaid: AddressMode) -> Claim {
     if let Some(refused) = coverage::refusal(service) {
         return Claim::Refused(refused);
     }
-    match &service.mode {
+    match service.mode.as_ref().map(|mode| mode.unwrap_or(unsaid)) {
         Err(error) => return Claim::Refused(Refused { reason: Refusal::AddressModeUnknown, message: error.clone() }),
         Ok(AddressMode::Node) => return at_nodes(service),
         Ok(AddressMode::Pool) => {}
@@ -202,7 +202,40 @@ fn malformed(message: String) -> Refused {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::{ConditionView, Ingress, example as service};
+    use crate::view::{ConditionView, Ingress, Writer, example as service};
+
+    fn claim(service: &ServiceView) -> Claim {
+        super::claim(service, AddressMode::Pool)
+    }
+
+    #[test]
+    fn the_mode_is_the_annotation_s_and_else_the_cluster_s() {
+        let is_node = |mode, unsaid| {
+            matches!(super::claim(&ServiceView { mode: Ok(mode), ..service() }, unsaid), Claim::AtNodes(_))
+        };
+        let (pool, node) = (AddressMode::Pool, AddressMode::Node);
+        assert_eq!([(None, pool), (None, node)].map(|(mode, unsaid)| is_node(mode, unsaid)), [false, true]);
+        assert!(is_node(Some(node), pool) && !is_node(Some(pool), node));
+    }
+
+    /// Of several addresses a Service has had what its status shows; if somebody else has changed that, all that is granted.
+    #[test]
+    fn what_a_service_has_had_of_several_addresses_stays() {
+        let address = |last| IpAddr::from([192, 0, 2, last]);
+        let stays = |shown: &[u8], had_all, count| {
+            let shown = shown.iter().map(|last| address(*last)).collect();
+            let Claim::Wanted(requests) = claim(&service()) else { panic!() };
+            Request { shown, had_all, ..requests[0].clone() }.stays(&[1, 2, 3].map(address), count)
+        };
+        assert_eq!(stays(&[2, 9], false, 3), [address(2)]);
+        assert!(stays(&[], false, 3).is_empty());
+        assert_eq!(stays(&[], false, 1), [address(1)]);
+        assert_eq!(stays(&[2], true, 3), [1, 2, 3].map(address));
+        let condition = Some(ConditionView { allocated: true, reason: String::new(), message: String::new() });
+        let had_all = |writer| ServiceView { condition: condition.clone(), writer, ..service() }.had_all();
+        assert_eq!([Writer::Us, Writer::Person, Writer::Nobody].map(had_all), [false, true, true]);
+        assert!(!ServiceView { writer: Writer::Person, ..service() }.had_all(), "never shown");
+    }
 
     #[test]
     fn wanted_addresses_are_some_of_ipv4_or_a_named_refusal() {

@@ -24,12 +24,13 @@ use crate::advertisements::AdvertisementView;
 use crate::allocator::sharing::SharingKey;
 use crate::coverage;
 use crate::error::WriteError;
-use crate::guards::{Fact, Source};
+use crate::guards::{Fact, Fixed, Source};
 use crate::index::{Entry, Index, Kind, Observed, Outcome, Planned, SeenEntry, Write};
+use crate::probes::Config;
 use crate::request::{Claim, Refused};
 use crate::status::{ConditionChange, FinalizerChange, IngressChange, StatusWrite};
 use crate::view::{GrantView, Ingress, PoolView, Port, ServiceKey, ServiceView, Writer, example, example_pool};
-use crate::whose::Evidence;
+use crate::whose::{Evidence, Policy};
 use api::{Api, named_by};
 
 /// One replica of the controller: its index, how far its watches are, and its writes under way.
@@ -41,8 +42,8 @@ struct Replica {
 
 impl Replica {
     fn start(api: &Api) -> Self {
-        let mut replica =
-            Replica { index: Index::default(), cursors: [api.log.len(); Kind::ALL.len()], under_way: Vec::new() };
+        let index = Index::new(api.policy.clone(), Fixed::default(), Config::default());
+        let mut replica = Replica { index, cursors: [api.log.len(); Kind::ALL.len()], under_way: Vec::new() };
         replica.read_all(api);
         replica
     }

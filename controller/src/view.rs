@@ -76,8 +76,8 @@ pub struct ServiceView {
     pub clients: Clients,
     /// What is wrong with the annotation that turns probes of new pods off.
     pub startup_probe: Option<String>,
-    /// Its ports are to be at addresses of nodes; or what is wrong with the annotation that says it.
-    pub mode: Result<AddressMode, String>,
+    /// Whether its ports are to be at addresses of nodes; `None` where no annotation says it. Or what is wrong with that.
+    pub mode: Result<Option<AddressMode>, String>,
     /// externalTrafficPolicy Local.
     pub local: bool,
     /// NodePorts that it has, whatever its type.
@@ -212,8 +212,7 @@ impl From<&Service> for ServiceView {
             )
             .err()
             .map(|error| error.to_string()),
-            mode: address_mode::of(service.annotations().get(address_mode::ANNOTATION).map(String::as_str))
-                .map_err(|error| error.to_string()),
+            mode: mode(service),
             local: spec.and_then(|s| s.external_traffic_policy.as_deref()) == Some("Local"),
             node_ports: node_ports(ports),
             pool,
@@ -231,6 +230,11 @@ impl From<&Service> for ServiceView {
             }),
         }
     }
+}
+
+fn mode(service: &Service) -> Result<Option<AddressMode>, String> {
+    let said = service.annotations().get(address_mode::ANNOTATION).map(|value| address_mode::of(Some(value)));
+    said.transpose().map_err(|error| error.to_string())
 }
 
 fn node_ports(ports: &[ServicePort]) -> Vec<Port> {
@@ -356,7 +360,7 @@ pub fn example() -> ServiceView {
         ports: vec![Port::new(80, None)],
         clients: Clients::All,
         startup_probe: None,
-        mode: Ok(AddressMode::Pool),
+        mode: Ok(None),
         local: false,
         node_ports: vec![],
         pool: None,
@@ -432,9 +436,10 @@ mod tests {
         for name in ADDRESS_ANNOTATIONS {
             assert_eq!(with(name, "192.0.2.1").addresses.as_deref(), Some("192.0.2.1"), "{name}");
         }
-        for (value, mode) in [("node", Ok(AddressMode::Node)), ("pool", Ok(AddressMode::Pool))] {
-            assert_eq!(with(address_mode::ANNOTATION, value).mode, mode);
+        for (value, mode) in [("node", AddressMode::Node), ("pool", AddressMode::Pool)] {
+            assert_eq!(with(address_mode::ANNOTATION, value).mode, Ok(Some(mode)));
         }
+        assert_eq!(with("another", "node").mode, Ok(None));
         assert!(with(address_mode::ANNOTATION, "x").mode.unwrap_err().contains("'x'"));
         for name in SHARING_ANNOTATIONS {
             let key = SharingKey { key: "k".into(), namespace: None };

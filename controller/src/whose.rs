@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use sheave_api::AddressMode;
+
 use crate::view::{ServiceView, Writer};
 
 /// Flags that say it.
@@ -12,6 +14,8 @@ pub struct Policy {
     /// Values of `spec.loadBalancerClass` that are ours.
     pub classes: Vec<String>,
     pub classless: Classless,
+    /// Of Services that say nothing of it.
+    pub address_mode: AddressMode,
 }
 
 /// Services without a class.
@@ -55,7 +59,8 @@ pub struct Responsibility {
 
 impl Default for Policy {
     fn default() -> Self {
-        Policy { classes: vec![sheave_api::LOAD_BALANCER_CLASS.to_string()], classless: Classless::Auto }
+        let classes = vec![sheave_api::LOAD_BALANCER_CLASS.to_string()];
+        Policy { classes, classless: Classless::Auto, address_mode: AddressMode::Pool }
     }
 }
 
@@ -227,7 +232,7 @@ mod tests {
     #[test]
     fn another_type_or_class_is_foreign_and_classes_are_a_list() {
         let classes = ["sheave.dev/sheave", "metallb.io/metallb"].map(String::from).to_vec();
-        let ours = Responsibility::new(Policy { classes, classless: Classless::Auto });
+        let ours = Responsibility::new(Policy { classes, ..Policy::default() });
         let of_class = |class: &str| ServiceView { class: Some(class.into()), ..service() };
         assert_eq!(judge(&ours, &of_class("example.com/lb")), Whose::Foreign);
         assert_eq!(judge(&ours, &of_class("sheave.dev/sheave")), Whose::Ours);

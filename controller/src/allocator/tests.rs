@@ -6,6 +6,7 @@ mod limit;
 mod metallb;
 mod moves;
 mod pools;
+mod several;
 mod sharing;
 
 use std::collections::BTreeMap;

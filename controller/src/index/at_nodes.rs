@@ -19,7 +19,9 @@ pub struct AtNodes {
     /// The ledger's entries for addresses of nodes.
     pub grants: Cache<Ipv4Addr, GrantView>,
     hosts: Hosts,
-    /// Services that ask for it.
+    /// What Services have that say nothing.
+    pub unsaid: AddressMode,
+    /// Services that ask for it, or say nothing where the cluster says it.
     services: BTreeSet<ServiceKey>,
     /// What follows from what was known when it was made.
     granted: Granted,
@@ -28,6 +30,15 @@ pub struct AtNodes {
 }
 
 impl AtNodes {
+    pub fn new(unsaid: AddressMode) -> Self {
+        AtNodes { unsaid, ..AtNodes::default() }
+    }
+
+    /// Services that have no address from a pool any more may be at nodes, where the cluster says it.
+    pub fn pooled_is_gone(&mut self) {
+        self.outdated |= self.unsaid == AddressMode::Node;
+    }
+
     pub fn set_hosts(&mut self, hosts: Hosts) {
         self.outdated |= self.hosts != hosts;
         self.hosts = hosts;
@@ -39,12 +50,24 @@ impl AtNodes {
     }
 
     pub fn service_changed(&mut self, key: &ServiceKey, now: Option<&ServiceView>, before: Option<&ServiceView>) {
-        let asks = |view: &ServiceView| view.mode == Ok(AddressMode::Node);
+        let asks = |view: &ServiceView| {
+            let said = view.mode.as_ref().is_ok_and(|mode| mode.unwrap_or(self.unsaid) == AddressMode::Node);
+            said && view.load_balancer
+        };
         let is_there = now.is_some_and(asks);
         let known = if is_there { !self.services.insert(key.clone()) } else { self.services.remove(key) };
         let node_ports = |view: Option<&ServiceView>| view.map_or(Vec::new(), |view| view.node_ports.clone());
         // NodePorts of others count only where they can be in the way.
         self.outdated |= is_there || known || !self.services.is_empty() && node_ports(now) != node_ports(before);
+    }
+
+    /// Whether the status shows addresses of nodes alone, and the cluster says that it may: klipper-lb's.
+    pub fn are_of_nodes(&self, service: &ServiceView) -> bool {
+        let of_node = |address: &Ipv4Addr| {
+            self.hosts.values().any(|host| host.internal.contains(address) || host.external.contains(address))
+        };
+        let shown = service.shown_alone().filter(|_| self.unsaid == AddressMode::Node && service.mode == Ok(None));
+        shown.is_some_and(|shown| shown.iter().all(of_node))
     }
 
     /// The entry of this address is still there, if it was.

@@ -48,11 +48,25 @@ impl Index {
     pub(crate) fn claim(&self, service: &ServiceView) -> Claim {
         let listed = self.allocator.is_listed(&service.uid) || self.at_nodes.is_listed(&service.uid);
         // An annotation of ours asks for us: klipper-lb's status, if it was there before, is none of another owner's.
-        let adoptable = || service.mode == Ok(AddressMode::Node) || self.is_adoptable(service);
+        let asked = service.mode == Ok(Some(AddressMode::Node));
+        let adoptable = || asked || self.at_nodes.are_of_nodes(service) || self.is_adoptable(service);
         match self.whose.judge(service, listed, adoptable) {
             Whose::Foreign => Claim::Foreign,
             Whose::Others(who) => Claim::Others(who),
-            Whose::Ours => self.moved(service, request::claim(service)),
+            Whose::Ours => self.moved(service, request::claim(service, self.unsaid_mode(service))),
+        }
+    }
+
+    /// The mode of a Service without the annotation: the cluster's. Not of one that names a pool or an address, nor of one that has an
+    /// address from a pool, or is to have it back: a flag moves nothing.
+    fn unsaid_mode(&self, service: &ServiceView) -> AddressMode {
+        let pooled = || {
+            let named = service.pool.is_some() || service.addresses.is_some() || service.ambiguous.is_some();
+            named || self.allocator.is_listed(&service.uid) || self.is_adoptable(service)
+        };
+        match self.at_nodes.unsaid {
+            AddressMode::Node if !pooled() => AddressMode::Node,
+            AddressMode::Node | AddressMode::Pool => AddressMode::Pool,
         }
     }
 
@@ -84,7 +98,7 @@ impl Index {
 
     /// Whether the Service gets, or has, the addresses that its status shows.
     fn is_adoptable(&self, service: &ServiceView) -> bool {
-        let Claim::Wanted(requests) = request::claim(service) else { return false };
+        let Claim::Wanted(requests) = request::claim(service, AddressMode::Pool) else { return false };
         let has: BTreeSet<IpAddr> = self.allocator.decide_all(&requests).has().collect();
         has == service.shown_of(Family::V4).into_iter().collect() && !has.is_empty()
     }

@@ -38,6 +38,8 @@ pub struct Api {
     /// Of nodes and speakers.
     pub facts: Vec<Fact>,
     pub groups: BTreeSet<Evidence>,
+    /// Flags of replicas that are started from now on.
+    pub policy: Policy,
 }
 
 impl Api {
@@ -187,6 +189,13 @@ impl Api {
         vec![Observed::Probe(probe)]
     }
 
+    /// A person deletes an entry of the ledger.
+    pub fn lose_grant(&mut self, address: IpAddr) {
+        let version = self.next();
+        self.grants.remove(&address);
+        self.log.push(Observed::GrantGone(address, version));
+    }
+
     /// The entry that was seen, or an error.
     pub fn amend(&mut self, seen: &SeenEntry, from: &Entry, to: &Entry) -> Result<Vec<Observed>, WriteError> {
         let (known, address) = (self.as_seen(seen)?, seen.address);
@@ -250,7 +259,7 @@ impl Api {
                     assert!(self.is_granted((*address).into(), &service.uid), "{address} shown without a ledger entry");
                 }
                 self.shown.remove(&service.uid);
-                if service.mode == Ok(AddressMode::Pool) {
+                if service.mode != Ok(Some(AddressMode::Node)) && self.policy.address_mode == AddressMode::Pool {
                     self.check_shown(&service, addresses, write.version);
                 }
                 service.ingress = addresses.iter().map(|address| Ingress::Vip(*address, ports.clone())).collect();
@@ -284,7 +293,8 @@ impl Api {
     fn check_shown(&mut self, service: &ServiceView, addresses: &[Ipv4Addr], version: u64) {
         assert!(!addresses.is_empty() && addresses.is_sorted(), "{} shows {addresses:?}", service.key);
         let named = named_by(service);
-        let wanted = matches!(crate::request::claim(service), Claim::Wanted(_)) && !self.moved.contains(&service.uid);
+        let wanted = matches!(crate::request::claim(service, AddressMode::Pool), Claim::Wanted(_))
+            && !self.moved.contains(&service.uid);
         if wanted && named.len() > 1 && addresses != named && service.writer == Writer::Us {
             let last = self.last.get(&service.uid).cloned().unwrap_or_default();
             let had = |address: &Ipv4Addr| last.contains(address);

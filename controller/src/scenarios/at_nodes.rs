@@ -53,7 +53,7 @@ impl World {
             uid: format!("uid of {name}"),
             version: 0,
             created: i64::try_from(self.born).unwrap(),
-            mode: Ok(AddressMode::Node),
+            mode: Ok(Some(AddressMode::Node)),
             ports: vec![Port::new(port, None)],
             ..example()
         });
@@ -200,18 +200,18 @@ fn the_annotation_comes_and_goes() {
         web.mode = mode;
         web
     };
-    let node = with(&world, Ok(AddressMode::Node));
+    let node = with(&world, Ok(Some(AddressMode::Node)));
     world.api.put_service(node);
     let web = world.rest("web");
     assert_eq!((shown(&web), reason(&web), &web.writer), (vec![11, 12, 13], (true, "AddressAllocated"), &Writer::Us));
 
-    let pool = with(&world, Ok(AddressMode::Pool));
+    let pool = with(&world, Ok(Some(AddressMode::Pool)));
     world.api.put_service(pool);
     let web = world.rest("web");
     assert_eq!((web.shown().map(|vip| vip.octets()[..3].to_vec()), web.finalizer), (Some(vec![192, 0, 2]), true));
     assert_eq!(world.api.grants.len(), 1);
 
-    let node = with(&world, Ok(AddressMode::Node));
+    let node = with(&world, Ok(Some(AddressMode::Node)));
     world.api.put_service(node);
     let web = world.rest("web");
     assert_eq!((shown(&web), web.finalizer, world.api.grants.len()), (vec![11, 12, 13], false, 3));
@@ -221,4 +221,51 @@ fn the_annotation_comes_and_goes() {
     let web = world.rest("web");
     assert_eq!((shown(&web), reason(&web)), (vec![], (false, Refusal::AddressModeUnknown.as_str())));
     assert!(world.api.grants.is_empty());
+}
+
+/// With the flag, Services that say nothing are at nodes. What has an address from a pool keeps it, and who names one gets it.
+#[test]
+fn the_cluster_s_default_is_for_services_that_say_nothing_and_moves_none() {
+    let mut world = World::with_nodes();
+    let put = |world: &mut World, name: &str, change: fn(&mut ServiceView)| {
+        world.born += 1;
+        let created = i64::try_from(world.born).unwrap();
+        let ports = vec![Port::new(1000 + i32::try_from(world.born).unwrap(), None)];
+        let mut view = ServiceView { key: key(name), uid: format!("uid of {name}"), created, ports, ..example() };
+        change(&mut view);
+        world.api.put_service(view);
+        world.rest(name)
+    };
+    let pooled = put(&mut world, "pooled", |_| {});
+    assert_eq!(pooled.shown(), Some([192, 0, 2, 0].into()));
+    // Both replicas start anew with the flag.
+    world.api.policy.address_mode = AddressMode::Node;
+    (0..2).for_each(|replica| world.crash(replica));
+    assert_eq!(world.rest("pooled"), pooled);
+    let plain = put(&mut world, "plain", |_| {});
+    assert_eq!((shown(&plain), reason(&plain), plain.finalizer), (vec![11, 12, 13], (true, "AddressAllocated"), false));
+    let asks = put(&mut world, "asks", |service| service.addresses = Some("192.0.2.5".into()));
+    assert_eq!(asks.shown(), Some([192, 0, 2, 5].into()));
+    let names = put(&mut world, "names", |service| service.pool = Some("p".into()));
+    assert_eq!(names.shown(), Some([192, 0, 2, 1].into()));
+    let says = put(&mut world, "says", |service| service.mode = Ok(Some(AddressMode::Pool)));
+    assert_eq!(says.shown(), Some([192, 0, 2, 2].into()));
+    // What klipper-lb has left is taken up; what another controller shows is not.
+    let left = |last: [u8; 4]| vec![Ingress::Vip(last.into(), vec![])];
+    let klipper = || Writer::Controller("klipper".into());
+    let mut later = ServiceView { key: key("later"), uid: "uid of later".into(), writer: klipper(), ..example() };
+    later.ingress = left([198, 51, 100, 1]);
+    world.api.put_service(later.clone());
+    assert_eq!(world.rest("later").condition, None);
+    world.api.put_service(ServiceView { ingress: left([192, 168, 77, 12]), ..later });
+    assert_eq!(shown(&world.rest("later")), [11, 12, 13]);
+    // Its entry is lost: it has its address back, from the pool.
+    world.api.lose_grant([192, 0, 2, 0].into());
+    assert_eq!(world.rest("pooled").shown(), Some([192, 0, 2, 0].into()));
+    assert_eq!(world.ledger("pooled"), [0]);
+    // Without the flag again nothing from a pool moves.
+    world.api.policy.address_mode = AddressMode::Pool;
+    (0..2).for_each(|replica| world.crash(replica));
+    assert_eq!(world.rest("pooled").shown(), Some([192, 0, 2, 0].into()));
+    assert_eq!(world.rest("plain").shown().map(|vip| vip.octets()[..3].to_vec()), Some(vec![192, 0, 2]));
 }

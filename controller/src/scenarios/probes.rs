@@ -208,6 +208,32 @@ fn an_address_that_a_host_uses_is_skipped_counted_and_refused_by_name() {
     assert_eq!(segment.excluded("AnsweredByHost"), 0);
 }
 
+/// All are asked for at once; one that a host uses keeps the others away. Speakers that answer nothing do not.
+#[test]
+fn several_addresses_are_probed_together() {
+    let mut segment = Segment::new();
+    segment.hosts = BTreeMap::from([(ip(150), HOST)]);
+    let put = |segment: &mut Segment, name: &str, list: &str| {
+        let (uid, addresses) = (format!("uid of {name}"), Some(list.to_string()));
+        segment.world.api.put_service(ServiceView { key: key(name), uid, addresses, ..example() });
+        assert!(segment.settle());
+        segment.found(name)
+    };
+    let good = put(&mut segment, "good", "192.0.2.160,192.0.2.161,192.0.2.162");
+    assert_eq!(good.shown_alone(), Some(vec![ip(160), ip(161), ip(162)]));
+    let all = |asked: &Vec<Ipv4Addr>| [160, 161, 162].iter().all(|last| asked.contains(&ip(*last)));
+    assert!(segment.world.api.asked.values().any(all), "in one request");
+    let bad = put(&mut segment, "bad", "192.0.2.149,192.0.2.150,192.0.2.151");
+    assert_eq!((reason(&bad), bad.shown_alone()), ((false, "AnsweredByHost"), None));
+    let message = bad.condition.unwrap().message;
+    assert!(message.contains("192.0.2.150 is in use by the host") && !message.contains("192.0.2.149"), "{message}");
+    assert!(!segment.world.api.grants.contains_key(&ip(149).into()));
+    segment.silent = (1..=3).map(|node| format!("node{node}")).collect();
+    let unprobed = put(&mut segment, "unprobed", "192.0.2.170,192.0.2.171");
+    assert_eq!(unprobed.shown_alone(), Some(vec![ip(170), ip(171)]));
+    assert_eq!(segment.leader().probes.totals().0, 2, "each counts");
+}
+
 /// Once those in line are known a grant waits for nobody.
 #[test]
 fn a_grant_costs_no_time_while_speakers_answer() {
