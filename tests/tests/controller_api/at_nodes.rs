@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 use sheave_tests::lab::wait_for;
 
 use super::objects::{Objects, SOON};
+use super::pair::Pair;
 use super::replica::NAMESPACE;
 use super::speaker_state::{report, speaker_of};
 
 const NODES: [(&str, &str); 2] = [("edge-a", "192.168.77.31"), ("edge-b", "192.168.77.32")];
 
 /// Service `four` has 192.168.77.200 of pool `default` when this begins, and when it ends.
-pub fn chapters(objects: &Objects, folder: &Path) -> Result<()> {
+pub fn chapters(objects: &Objects, pair: &mut Pair, folder: &Path) -> Result<()> {
     let mut speakers = Vec::new();
     for (name, address) in NODES {
         let speaker = join(objects, folder, name, address)?;
@@ -50,6 +51,8 @@ pub fn chapters(objects: &Objects, folder: &Path) -> Result<()> {
     objects.wait_refused("web", "AddressModeUnknown")?;
     ensure!(objects.condition("web")?.2.contains("'host'"), "{:?}", objects.condition("web")?);
     objects.delete("service", "web")?;
+    listen(objects, &speakers[1], "edge-b", "[22]")?;
+    by_default(objects, pair)?;
     for (name, _) in NODES {
         let pod = format!("speaker-{name}");
         objects.0.kubectl(&["-n", NAMESPACE, "delete", "pod", &pod, "--force"])?;
@@ -57,6 +60,24 @@ pub fn chapters(objects: &Objects, folder: &Path) -> Result<()> {
         objects.0.kubectl(&["delete", "speakerstate", name, "--ignore-not-found"])?;
     }
     objects.wait_ledger(&["192.168.77.200"])
+}
+
+/// The cluster's default, by a flag: for Services that say nothing and have no address from a pool.
+fn by_default(objects: &Objects, pair: &mut Pair) -> Result<()> {
+    let entry = objects.ledger()?["192.168.77.200"].clone();
+    pair.replace(&["--address-mode=node"])?;
+    objects.service("plain", "", "")?;
+    wait_addresses(objects, "plain", &NODES.map(|(_, address)| address))?;
+    objects.service("asks", "sheave.dev/addresses: 192.168.77.201", "")?;
+    objects.wait_shown("asks", "192.168.77.201")?;
+    objects.service("says", "sheave.dev/address-mode: pool", "")?;
+    objects.wait_shown("says", "192.168.77.202")?;
+    ensure!(objects.ledger()?["192.168.77.200"] == entry, "what had an address from a pool has moved");
+    objects.wait_shown("four", "192.168.77.200")?;
+    for name in ["plain", "asks", "says"] {
+        objects.delete("service", name)?;
+    }
+    pair.replace(&[])
 }
 
 const ANNOTATION: &str = "sheave.dev/address-mode: node";

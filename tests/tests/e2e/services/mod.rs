@@ -10,6 +10,7 @@ pub mod local;
 pub mod node_address;
 pub mod ports;
 pub mod ranges;
+pub mod several;
 pub mod starts;
 pub mod ways;
 
