@@ -63,5 +63,5 @@ pub const ALL: [(&str, &str); 20] = [
 ];
 
 const POOL: &str = "Service: the pool that its address must come from";
-const ADDRESS: &str = "Service: the wanted address";
+const ADDRESS: &str = "Service: the wanted addresses";
 const SHARING: &str = "Service: the key under which it shares an address with others";
