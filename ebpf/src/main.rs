@@ -1,4 +1,4 @@
-//! The XDP entry point: walk the path, count the verdict once, return its action.
+//! The XDP entry points: walk the path, count the verdict once, return its action.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // For `Place`.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -11,16 +11,36 @@ mod kernel {
     use aya_ebpf::helpers::bpf_xdp_adjust_tail;
     use aya_ebpf::macros::xdp;
     use aya_ebpf::programs::XdpContext;
-    use ebpf_common::Fate;
+    use ebpf_common::{Fate, Verdict};
     use sheave_ebpf::Frame;
     use sheave_ebpf::frame::Window;
-    use sheave_ebpf::maps::{KernelTables, count};
+    use sheave_ebpf::maps::{KernelTables, NEXT, count};
 
     #[xdp]
     #[inline(always)]
     pub fn sheave_xdp(ctx: XdpContext) -> u32 {
         let verdict = sheave_ebpf::walk(&mut XdpFrame(ctx), &KernelTables);
         count(verdict);
+        action(verdict)
+    }
+
+    /// Of the first of two speakers (docs/decisions/0016). What is its own never reaches the program of the second one. An entry of its
+    /// own, because not every kernel lets a program with functions call another program in its tail (on arm64 those since 6.0).
+    #[xdp]
+    #[inline(always)]
+    pub fn sheave_xdp_chain(ctx: XdpContext) -> u32 {
+        let frame = ctx.ctx;
+        let verdict = sheave_ebpf::walk(&mut XdpFrame(ctx), &KernelTables);
+        count(verdict);
+        if let Verdict::NotOurs = verdict {
+            // SAFETY: the context is the one this program was called with; nothing is dropped. Without a second program this returns.
+            unsafe { NEXT.tail_call(&XdpContext::new(frame), 0) };
+        }
+        action(verdict)
+    }
+
+    #[inline(always)]
+    fn action(verdict: Verdict) -> u32 {
         match verdict.fate() {
             Fate::Pass => xdp_action::XDP_PASS,
             Fate::Tx => xdp_action::XDP_TX,

@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::BPF_F_INNER_MAP;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use ebpf_common::{
@@ -43,6 +43,8 @@ static RINGS: ArrayOfMaps<Ring, { MAX_RINGS as usize }> = ArrayOfMaps::new();
 static NODES: Array<Node, { MAX_NODES as usize }> = Array::new();
 #[btf_map]
 static PEERS: HashMap<MacKey, u32, { MAX_NODES as usize }> = HashMap::new();
+#[btf_map]
+pub static NEXT: ProgramArray<1> = ProgramArray::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { MAX_VERDICTS as usize }> = PerCpuArray::new();
 

@@ -30,6 +30,8 @@ pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { 1000 } else { 3 };
 
 /// Program section and function name of the XDP entry point.
 pub const PROGRAM: &str = "sheave_xdp";
+/// The same for a node with two speakers: frames that are not ours go to the program in [`map::NEXT`].
+pub const CHAIN_PROGRAM: &str = "sheave_xdp_chain";
 
 /// Map names, as in the object file and as pin names.
 pub mod map {
@@ -59,6 +61,8 @@ pub mod map {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Per-CPU array: slot of a Service's counters -> [`ServiceCounters`](crate::ServiceCounters).
     pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
+    /// Array of programs(1): that of the speaker beside this one. Writer: that speaker. Its layout is the same in every version.
+    pub const NEXT: &str = "NEXT";
     /// Per-CPU array: [`Verdict`](crate::Verdict) as index -> u64 frames.
     pub const COUNTERS: &str = "COUNTERS";
 }

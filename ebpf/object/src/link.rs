@@ -1,5 +1,5 @@
-//! The pinned XDP link: is it still attached? System calls that aya lacks, for the speaker that repairs the link and for the
-//! tests that break it.
+//! The pinned XDP link: is it still attached? And the program behind another one: is it still there? System calls that aya lacks, for
+//! the speaker that repairs them and for the tests that break them.
 //!
 //! Read first: include/uapi/linux/bpf.h, `BPF_OBJ_GET`, `BPF_OBJ_GET_INFO_BY_FD`, `BPF_LINK_DETACH` and `struct bpf_link_info`; kernel net/core/dev.c,
 //! `bpf_xdp_link_fill_link_info`: a link that was detached by force, or whose device is gone, names interface 0.
@@ -15,6 +15,29 @@ pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
     match open(pin) {
         Ok(link) => info(&link).map(|info| Some(info.ifindex)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The id of the first program in the array of programs that is pinned here; `None`: it has none, or nothing is pinned here.
+pub fn program_in(pin: &Path) -> io::Result<Option<u32>> {
+    let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let array = match open(pin) {
+        Ok(array) => array,
+        Err(error) if absent(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let (key, mut id) = (0_u32, 0_u32);
+    let mut attr = Element {
+        map_fd: array.as_raw_fd() as u32,
+        pad: 0,
+        key: (&raw const key) as u64,
+        value: (&raw mut id) as u64,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) {
+        Ok(_) => Ok(Some(id)),
+        Err(error) if absent(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -60,6 +83,15 @@ struct ObjGet {
 }
 
 #[repr(C)]
+struct Element {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
 struct InfoByFd {
     bpf_fd: u32,
     info_len: u32,
@@ -83,6 +115,7 @@ struct LinkInfo {
     rest: [u32; 3],
 }
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_DETACH: libc::c_long = 34;
