@@ -6,6 +6,7 @@
 pub mod affinity;
 pub mod flow;
 pub mod parts;
+pub mod place;
 pub mod removal_grace;
 pub mod ruleset;
 pub mod udp_pin;
@@ -25,6 +26,7 @@ use crate::view::endpoints::{Frontend, Pod, frontends};
 use crate::view::{ServiceAttributes, View};
 
 pub use flow::{Destinations, Endpoints, Flow, TcpState};
+pub use place::Place;
 pub use removal_grace::RemovalGrace;
 pub use udp_pin::UdpPins;
 pub use uncertainty::Uncertainty;

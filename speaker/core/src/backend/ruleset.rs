@@ -101,8 +101,12 @@ pub fn replace_with(plan: &Plan, records: &Records) -> String {
 
 /// Removes all tables of this and earlier versions. A table that does not exist is no error.
 pub fn delete() -> String {
+    delete_tables(&ALL_TABLES)
+}
+
+pub(super) fn delete_tables(tables: &[&str]) -> String {
     // `delete` alone fails if there is none; `add` first makes it succeed always.
-    ALL_TABLES.map(|table| format!("add table ip {table}\ndelete table ip {table}\n")).concat()
+    tables.iter().map(|table| format!("add table ip {table}\ndelete table ip {table}\n")).collect()
 }
 
 /// Whether the plans differ in what all chains have: then [`replace`] leads from one to the other, and [`update`] does not.
