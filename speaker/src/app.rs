@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use speaker_core::backend::Place;
 use speaker_core::rotation::{self, Rotation};
 use tokio::sync::watch;
 use tracing::info;
@@ -19,12 +20,13 @@ use tracing::info;
 use crate::admin::{self, Admin};
 use crate::args::{EndpointArgs, PathArgs, RunArgs};
 use crate::backend::sysctl::Sysctls;
+use crate::dataplane::loader::Pins;
 use crate::dataplane::{inbox, sync};
 use crate::departed::Departed;
 use crate::driver::{self, Command, Commands, Notices};
 use crate::endpoint::{self, serve};
 use crate::host::Host;
-use crate::host_speaker::{self, Locks, Turn};
+use crate::host_speaker::{self, Locks, Tenure, Turn};
 use crate::io;
 use crate::io::clock;
 use crate::io::netlink::Netlink;
@@ -52,13 +54,19 @@ pub enum Ended {
 pub fn run(args: RunArgs) -> Result<Ended> {
     let locks = Locks::beside(&args.paths.local_socket);
     to_the_end(async {
-        match locks.turn().await? {
+        let place = match locks.turn().await? {
             Turn::Serve(held) => {
                 held.until_the_process_ends();
-                run_async(args, Desired::Kubernetes, Some(locks), None).await
+                Place::Alone
             }
-            Turn::StandBy => stand_by::run(args, locks).await,
-        }
+            Turn::Beside if !Pins::new(&args.paths.pin_dir).have_next() => return stand_by::run(args, locks).await,
+            Turn::Beside => {
+                locks.services().await?.until_the_process_ends();
+                info!("serving beside the host speaker, behind its packet path");
+                Place::Second
+            }
+        };
+        run_async(args, Desired::Kubernetes, place, Some(Tenure::new(locks, place)), None).await
     })
 }
 
@@ -70,7 +78,7 @@ pub fn run_endpoint(args: EndpointArgs) -> Result<()> {
     let locks = Locks::beside(&args.paths.local_socket);
     to_the_end(async {
         locks.claim().await?.until_the_process_ends();
-        run_async(args, Desired::File(Box::new(opened)), None, Some(page)).await.map(drop)
+        run_async(args, Desired::File(Box::new(opened)), Place::First, None, Some(page)).await.map(drop)
     })
 }
 
@@ -87,8 +95,14 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
 }
 
-/// `locks`: it ends when a host speaker appears there. `page`: where the status of an endpoint is served.
-async fn run_async(args: RunArgs, desired: Desired, locks: Option<Locks>, page: Option<SocketAddr>) -> Result<Ended> {
+/// `tenure`: it ends with that. `page`: where the status of an endpoint is served.
+async fn run_async(
+    args: RunArgs,
+    desired: Desired,
+    place: Place,
+    tenure: Option<Tenure>,
+    page: Option<SocketAddr>,
+) -> Result<Ended> {
     let start = Start::new(args)?;
     let probes = admin::bind("--probe-listen", start.args.probe_listen).await?;
     let scrapes = admin::bind("--metrics-listen", start.args.metrics_listen).await?;
@@ -100,7 +114,7 @@ async fn run_async(args: RunArgs, desired: Desired, locks: Option<Locks>, page: 
     let last_view = start.disk.load_view();
     let plugs = source::plug_in(desired, &start, last_view.as_ref()).await?;
     let Plugs { source, sink, servers, reviewer, members, clerk } = plugs;
-    let (ground, loaded) = Ground::lay(start)?;
+    let (ground, loaded) = Ground::lay(start, place)?;
     let Ground { args, health, metrics, .. } = &ground;
     let (commands, inbox) = Commands::channel()?;
     let (to_sync, sync_inbox) = inbox::channel(metrics.clone());
@@ -113,7 +127,7 @@ async fn run_async(args: RunArgs, desired: Desired, locks: Option<Locks>, page: 
     let keys = tokio::select! {
         keys = source.keys(&ground, view.clone()) => keys?,
         // It has nothing to hand over yet.
-        () = host_speaker::appears(locks.as_ref()) => return Ok(Ended::Anew),
+        () = host_speaker::ends(tenure.as_ref()) => return Ok(Ended::Anew),
     };
     let Some((keys, secret)) = keys else { return Ok(Ended::Stopped) };
 
@@ -157,7 +171,7 @@ async fn run_async(args: RunArgs, desired: Desired, locks: Option<Locks>, page: 
     let Ground { node, saver, drains, health, metrics, .. } = ground;
     let serving = Serving {
         node,
-        locks,
+        tenure,
         host,
         saver,
         departed,

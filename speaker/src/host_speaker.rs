@@ -1,5 +1,5 @@
-//! Which of two speakers serves a node that has both: the one of the API server endpoint (the *host speaker*), or the DaemonSet's pod. One
-//! XDP link and one nft table cannot follow two. Read: docs/decisions/0016.
+//! Who has the XDP link of a node with two speakers, the one of the API server endpoint (the *host speaker*) and the DaemonSet's pod: the
+//! host speaker, whose program calls the pod's. Read: docs/decisions/0016.
 //!
 //! They meet in the directory of their local sockets, /run/sheave, which the pods of both mount. The kernel takes a lock back however its
 //! process ends; none of them names a process, whose number is another in a pod.
@@ -7,7 +7,8 @@
 //! |file|there|locked|
 //! |---|---|---|
 //! |`host-speaker`|from a host speaker's first start until `uninstall --host-speaker` or a boot|while it runs|
-//! |`packet-path`|from a speaker's first start until `uninstall` or a boot|by the speaker that serves|
+//! |`packet-path`|from a speaker's first start until `uninstall` or a boot|by the speaker that has the link|
+//! |`services`|from a pod's first start beside a host speaker until that is removed, or a boot|by the pod that serves beside it|
 //!
 //! The pod goes by whether `host-speaker` is there, not by whether it is locked: a host speaker that restarts finds the packet path as it
 //! left it, with the open connections.
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use speaker_core::backend::Place;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
@@ -48,8 +50,37 @@ impl Held {
 #[derive(Debug)]
 pub enum Turn {
     Serve(Held),
-    /// A host speaker serves this node, or did and is to again.
-    StandBy,
+    /// A host speaker has this node, or had it and is to again: serve beside it, or stand by where it has no place for another.
+    Beside,
+}
+
+/// Until when a speaker serves where it does.
+#[derive(Clone, Debug)]
+pub struct Tenure {
+    locks: Locks,
+    place: Place,
+}
+
+impl Tenure {
+    pub fn new(locks: Locks, place: Place) -> Self {
+        Self { locks, place }
+    }
+
+    /// Returns when a host speaker appears, or the one that it serves beside leaves.
+    pub async fn ends(&self) {
+        match self.place {
+            Place::Second => self.locks.leaves().await,
+            Place::Alone | Place::First => self.locks.appears().await,
+        }
+    }
+}
+
+/// Never, where none can end.
+pub async fn ends(tenure: Option<&Tenure>) {
+    match tenure {
+        Some(tenure) => tenure.ends().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Two would serve.
@@ -103,7 +134,7 @@ impl Locks {
 
     async fn turn_within(&self, patience: Duration) -> Result<Turn> {
         if self.has_host_speaker() {
-            return Ok(Turn::StandBy);
+            return Ok(Turn::Beside);
         }
         if let Err(error) = self.open(PATH) {
             warn!(error = format!("{error:#}"), "no lock: a host speaker of this node is not noticed");
@@ -112,12 +143,17 @@ impl Locks {
         // A host speaker that starts now waits for the lock.
         tokio::select! {
             biased;
-            () = self.appears() => Ok(Turn::StandBy),
+            () = self.appears() => Ok(Turn::Beside),
             path = self.packet_path(patience) => {
                 let held = Held(vec![path?]);
-                Ok(if self.has_host_speaker() { Turn::StandBy } else { Turn::Serve(held) })
+                Ok(if self.has_host_speaker() { Turn::Beside } else { Turn::Serve(held) })
             }
         }
+    }
+
+    /// For a speaker beside the host speaker, once the one before it has handed over.
+    pub async fn services(&self) -> Result<Held> {
+        Ok(Held(vec![self.locked(SERVICES, PATIENCE).await?]))
     }
 
     /// Whether this node's packet path is a host speaker's.
@@ -148,8 +184,8 @@ impl Locks {
 
     /// From now on this node has no host speaker. While another speaker serves it takes a lock away that is held.
     pub fn forget(&self) -> Result<()> {
-        // In this order: without the second one the DaemonSet's speaker begins, and locks the first one.
-        for name in [PATH, HOST] {
+        // In this order: without the last one the DaemonSet's speaker begins, and locks the first one.
+        for name in [PATH, SERVICES, HOST] {
             let removed = crate::state::remove_if_there(&self.dir.join(name));
             removed.with_context(|| format!("remove {}", self.shown(name)))?;
         }
@@ -157,9 +193,13 @@ impl Locks {
     }
 
     async fn packet_path(&self, patience: Duration) -> Result<File> {
-        let path = self.open(PATH)?;
-        if !locked_within(&path, patience).await.with_context(|| self.shown(PATH))? {
-            return Err(Refused::PacketPathTaken(self.shown(PATH)).into());
+        self.locked(PATH, patience).await
+    }
+
+    async fn locked(&self, name: &str, patience: Duration) -> Result<File> {
+        let path = self.open(name)?;
+        if !locked_within(&path, patience).await.with_context(|| self.shown(name))? {
+            return Err(Refused::PacketPathTaken(self.shown(name)).into());
         }
         Ok(path)
     }
@@ -174,14 +214,6 @@ impl Locks {
 
     fn shown(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
-    }
-}
-
-/// Never, where none can.
-pub async fn appears(locks: Option<&Locks>) {
-    match locks {
-        Some(locks) => locks.appears().await,
-        None => std::future::pending().await,
     }
 }
 
@@ -206,6 +238,7 @@ async fn locked_within(file: &File, patience: Duration) -> io::Result<bool> {
 
 const HOST: &str = "host-speaker";
 const PATH: &str = "packet-path";
+const SERVICES: &str = "services";
 
 #[cfg(test)]
 mod tests {
@@ -230,7 +263,7 @@ mod tests {
         async fn serves(&self) -> Held {
             match self.locks.turn_within(AT_ONCE).await.expect("not refused") {
                 Turn::Serve(held) => held,
-                Turn::StandBy => panic!("no host speaker is there"),
+                Turn::Beside => panic!("no host speaker is there"),
             }
         }
     }
@@ -242,14 +275,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_daemonset_stands_by_where_a_host_speaker_serves_and_while_it_restarts() {
+    async fn the_daemonset_is_beside_a_host_speaker_that_serves_or_restarts() {
         let node = Node::new("stands-by");
         let host = node.locks.claim_within(AT_ONCE).await.expect("nobody serves");
-        assert!(matches!(node.locks.turn_within(AT_ONCE).await, Ok(Turn::StandBy)));
+        assert!(matches!(node.locks.turn_within(AT_ONCE).await, Ok(Turn::Beside)));
         assert!(node.locks.host_speaker_runs());
         drop(host);
         assert!(!node.locks.host_speaker_runs());
-        assert!(matches!(node.locks.turn_within(AT_ONCE).await, Ok(Turn::StandBy)), "it left its packet path");
+        assert!(matches!(node.locks.turn_within(AT_ONCE).await, Ok(Turn::Beside)), "it left its packet path");
         let again = node.locks.claim_within(AT_ONCE).await.expect("its own");
         drop(again);
         timeout(AT_ONCE, node.locks.leaves()).await.expect_err("it is there");

@@ -23,7 +23,7 @@ use crate::departed::{self, Departed};
 use crate::driver::{self, Commands, Notice};
 use crate::health::HealthFlags;
 use crate::host::Host;
-use crate::host_speaker::{self, Locks};
+use crate::host_speaker::{self, Tenure};
 use crate::io::{clock, netlink};
 use crate::keys::source::Update;
 use crate::keys::{Found, Keys};
@@ -42,8 +42,8 @@ const FLUSH: Duration = Duration::from_millis(500);
 /// The main loop's ends of all channels.
 pub struct Serving {
     pub node: NodeName,
-    /// It ends when a host speaker appears there.
-    pub locks: Option<Locks>,
+    /// It ends with that.
+    pub tenure: Option<Tenure>,
     pub host: Host,
     pub saver: Saver,
     pub departed: Departed,
@@ -83,9 +83,9 @@ impl Serving {
         let mut departed = tokio::time::interval(departed::CHECK);
         let mut leaving = false;
         let mut ended = Ended::Stopped;
-        let locks = self.locks.take();
-        let host_speaker = host_speaker::appears(locks.as_ref());
-        tokio::pin!(host_speaker);
+        let tenure = self.tenure.take();
+        let turn_over = host_speaker::ends(tenure.as_ref());
+        tokio::pin!(turn_over);
         self.set_drained(None)?;
         loop {
             tokio::select! {
@@ -135,9 +135,9 @@ impl Serving {
                         self.commands.send(driver::Command::Keys(secret))?;
                     }
                 }
-                () = &mut host_speaker, if !leaving => {
+                () = &mut turn_over, if !leaving => {
                     ended = Ended::Anew;
-                    info!("HostSpeaker: the speaker of the API server endpoint begins on this node, which it serves from now on");
+                    info!("HostSpeaker: the API server endpoint's speaker begins on this node, or was removed; this one begins anew");
                     self.leave(&mut leaving)?;
                 }
                 _ = terminate.recv() => {

@@ -1,5 +1,6 @@
-//! The DaemonSet's speaker on a node that a host speaker serves ([`crate::host_speaker`]): it touches neither maps nor rules, says so in
-//! `/readyz`, SpeakerState and on its socket, and goes on answering requests to probe addresses, which need no packet path.
+//! The DaemonSet's speaker on a node whose host speaker ([`crate::host_speaker`]) has no place for another behind its packet path: its
+//! kernel cannot, it is of an earlier version, or it has not begun yet. This one touches neither maps nor rules, says so in `/readyz`,
+//! SpeakerState and on its socket, and goes on answering requests to probe addresses, which need no packet path.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,12 +10,13 @@ use anyhow::{Context, Result};
 use sheave_api::speakerstate::stands_by::HOST_SPEAKER;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin};
 use crate::app::{Ended, Start};
 use crate::args::RunArgs;
+use crate::dataplane::loader::Pins;
 use crate::health::HealthFlags;
 use crate::host_speaker::Locks;
 use crate::io::clock;
@@ -48,7 +50,11 @@ pub async fn run(args: RunArgs, locks: Locks) -> Result<Ended> {
         Ok(listener) => drop(tokio::spawn(local_socket::refuse(listener, REFUSAL, metrics))),
         Err(error) => warn!(error = format!("{error:#}"), "no local socket"),
     }
-    info!(node = %start.node, "{HOST_SPEAKER}: the speaker of the API server endpoint serves this node; this one serves nothing");
+    info!(
+        node = %start.node,
+        "{HOST_SPEAKER}: the API server endpoint's speaker has no place beside it (yet); this one serves nothing"
+    );
+    let pins = Pins::new(&args.paths.pin_dir);
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     tokio::select! {
@@ -56,10 +62,20 @@ pub async fn run(args: RunArgs, locks: Locks) -> Result<Ended> {
             info!("the host speaker was removed from this node; beginning to serve");
             Ok(Ended::Anew)
         }
+        () = place_is_there(&pins) => {
+            info!("the host speaker has a place beside it; beginning to serve");
+            Ok(Ended::Anew)
+        }
         never = watch_host_speaker(&locks, &health) => never,
         served = &mut server => served.context("admin server")?.map(|()| Ended::Stopped),
         _ = terminate.recv() => Ok(Ended::Stopped),
         _ = interrupt.recv() => Ok(Ended::Stopped),
+    }
+}
+
+async fn place_is_there(pins: &Pins) {
+    while !pins.have_next() {
+        sleep(LOOK).await;
     }
 }
 

@@ -1,13 +1,14 @@
 //! Takes off the node what a speaker put there: XDP link, pinned maps, nftables table, changed sysctls, state on disk, local socket. On a
-//! node with a host speaker ([`crate::host_speaker`]) all but the last two are that one's.
+//! node with a host speaker ([`crate::host_speaker`]) link and sysctls are that one's, and each has maps and tables of its own.
 
 use anyhow::{Context, Result, bail};
+use speaker_core::backend::Place;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::app::{runtime, sysctls};
 use crate::args::UninstallArgs;
-use crate::backend::nft::{ARP_TABLE, Nft};
+use crate::backend::nft::Nft;
 use crate::dataplane::loader::{self, Pins};
 use crate::host_speaker::Locks;
 use crate::local_socket;
@@ -34,11 +35,13 @@ async fn remove(args: &UninstallArgs) -> Result<()> {
     if args.host_speaker && locks.host_speaker_runs() {
         bail!("HostSpeakerRuns: nothing was removed; stop `sheave-speaker endpoint` first");
     }
-    let mut steps = Vec::new();
+    let place = place(&locks, args);
+    let mut steps = vec![
+        ("XDP program and maps", loader::uninstall(&Pins::new(&paths.pin_dir).at(place))),
+        ("nftables table", Nft::new(&paths.nft).at(place).delete().await.map_err(Into::into)),
+    ];
     if !others {
         steps.extend([
-            ("XDP link and maps", loader::uninstall(&Pins::new(&paths.pin_dir))),
-            ("nftables table", Nft::new(&paths.nft).delete().await.map_err(Into::into)),
             ("sysctls", sysctls(paths).restore().map(drop).map_err(Into::into)),
             // Behind the others: until then the DaemonSet's speaker does not begin.
             ("files of locks", locks.forget()),
@@ -55,7 +58,7 @@ async fn remove(args: &UninstallArgs) -> Result<()> {
     }
     if others {
         info!(
-            "HostSpeaker: XDP link, maps, nftables table and sysctls are those of the host speaker and stay; state removed"
+            "HostSpeaker: XDP link and sysctls are those of the host speaker and stay, with its maps and tables; ours and the state removed"
         );
     } else {
         info!("removed XDP link, maps, nftables tables and state; sysctls restored");
@@ -64,17 +67,22 @@ async fn remove(args: &UninstallArgs) -> Result<()> {
 }
 
 async fn check(args: &UninstallArgs) -> Result<()> {
-    if Locks::beside(&args.paths.local_socket).has_host_speaker() && !args.host_speaker {
-        return Ok(());
-    }
-    let pins = args.paths.pin_dir.exists();
-    let nft = Nft::new(&args.paths.nft);
+    let place = place(&Locks::beside(&args.paths.local_socket), args);
+    let pins = Pins::new(&args.paths.pin_dir).at(place).are_there();
+    let nft = Nft::new(&args.paths.nft).at(place);
     let mut tables = nft.tables().await.context("list the nftables tables")?;
-    if nft.has_arp_table().await.context("list the nftables table of ARP")? {
-        tables.push(ARP_TABLE);
-    }
+    tables.extend(nft.arp_tables().await.context("list the nftables tables of ARP")?);
     if pins || !tables.is_empty() {
         bail!("not removed: pin directory {pins}, nftables tables {tables:?}");
     }
     Ok(())
+}
+
+/// Whose things are to be removed.
+fn place(locks: &Locks, args: &UninstallArgs) -> Place {
+    match (locks.has_host_speaker(), args.host_speaker) {
+        (_, true) => Place::First,
+        (true, false) => Place::Second,
+        (false, false) => Place::Alone,
+    }
 }

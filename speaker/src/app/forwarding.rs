@@ -86,14 +86,15 @@ impl Parts<'_> {
     }
 
     pub fn tools(&self) -> Result<Tools> {
-        let args = &self.ground.args;
+        let Ground { args, pins, .. } = self.ground;
+        let nft = Nft::new(&args.paths.nft).at(pins.place());
         Ok(Tools {
             reporter: Reporter::new(&args.node_name, self.identity.flow_key(), args.drain_window()),
             flows: conntrack_scan::conntrack(),
-            clients: conntrack_scan::nftables(),
-            maps: ForwardingMaps::open(&self.ground.pins)?,
-            backend: Backend::new(Nft::new(&args.paths.nft)),
-            arp_guard: Some(ArpGuard::start(Nft::new(&args.paths.nft), self.uplink, self.ground.metrics.clone())?),
+            clients: conntrack_scan::nftables(nft.place.table()),
+            maps: ForwardingMaps::open(pins)?,
+            backend: Backend::new(nft.clone()),
+            arp_guard: Some(ArpGuard::start(nft, self.uplink, self.ground.metrics.clone())?),
         })
     }
 

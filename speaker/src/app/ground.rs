@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, setrlimit};
+use speaker_core::backend::Place;
 use speaker_core::name::NodeName;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -66,10 +67,10 @@ pub struct Ground {
 
 impl Ground {
     /// With the programs, which are in the kernel and not attached yet.
-    pub fn lay(start: Start) -> Result<(Self, Loaded)> {
+    pub fn lay(start: Start, place: Place) -> Result<(Self, Loaded)> {
         let Start { args, node, disk, epoch: Epoch { number: epoch, is_saved } } = start;
         raise_memlock();
-        let pins = Pins::new(&args.paths.pin_dir);
+        let pins = Pins::new(&args.paths.pin_dir).at(place);
         let booted = pins.are_new();
         let loaded = loader::load(&pins)?;
         let health = Arc::new(HealthFlags::new(clock::now()));

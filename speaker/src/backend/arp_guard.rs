@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::nft::{ARP_TABLE, Nft};
+use super::nft::Nft;
 use crate::io::Mac;
 use crate::io::netlink::{Neighbours, Uplink};
 use crate::metrics::Metrics;
@@ -74,7 +74,7 @@ impl Keeper {
                 Err(_) => {}
             }
             let now = signed.borrow_and_update().clone();
-            let outcome = self.nft.apply(&ruleset(&self.uplink, &now, LIFETIME)).await;
+            let outcome = self.nft.apply(&ruleset(self.nft.place.arp_table(), &self.uplink, &now, LIFETIME)).await;
             written = outcome.is_ok() && !now.is_empty();
             let mut outcome = outcome.map_err(anyhow::Error::from);
             for (ip, mac) in now.iter().filter(|(ip, mac)| known.get(*ip) != Some(*mac)) {
@@ -106,8 +106,8 @@ impl Keeper {
 }
 
 /// One transaction: the table anew, with its elements' whole lifetime.
-fn ruleset(uplink: &str, signed: &BTreeMap<Ipv4Addr, Mac>, lifetime: Duration) -> String {
-    let mut text = format!("add table arp {ARP_TABLE}\ndelete table arp {ARP_TABLE}\n");
+fn ruleset(table: &str, uplink: &str, signed: &BTreeMap<Ipv4Addr, Mac>, lifetime: Duration) -> String {
+    let mut text = format!("add table arp {table}\ndelete table arp {table}\n");
     if signed.is_empty() {
         return text;
     }
@@ -120,7 +120,7 @@ fn ruleset(uplink: &str, signed: &BTreeMap<Ipv4Addr, Mac>, lifetime: Duration) -
         ("signed", "ipv4_addr . ether_addr", 2 * lifetime, list(&|ip, mac| format!("{ip} . {mac}"))),
     ];
     // Writing to a String cannot fail.
-    let _ = writeln!(text, "table arp {ARP_TABLE} {{");
+    let _ = writeln!(text, "table arp {table} {{");
     for (name, kind, lifetime, elements) in sets {
         let _ = writeln!(
             text,
@@ -137,9 +137,9 @@ fn ruleset(uplink: &str, signed: &BTreeMap<Ipv4Addr, Mac>, lifetime: Duration) -
 }
 
 /// Without a speaker that renews them.
-const LIFETIME: Duration = Duration::from_secs(600);
+const LIFETIME: Duration = Duration::from_secs(120);
 /// Each one makes the backend list its tables again.
-const RENEWAL: Duration = Duration::from_secs(240);
+const RENEWAL: Duration = Duration::from_secs(50);
 const PACE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
@@ -204,7 +204,7 @@ mod tests {
             };
             let apply = |signed: &[(Ipv4Addr, Mac)], lifetime| {
                 let signed = signed.iter().copied().collect();
-                runtime.block_on(nft.apply(&ruleset("eth0", &signed, lifetime))).unwrap();
+                runtime.block_on(nft.apply(&ruleset(nft.place.arp_table(), "eth0", &signed, lifetime))).unwrap();
             };
             let (soon, still) = (Duration::from_secs(5), Duration::from_millis(300));
             assert!(claims(FORGED, soon) && claims(TRUE, soon), "without the guard any frame counts");
@@ -226,7 +226,7 @@ mod tests {
             apply(&[(PEER, TRUE)], Duration::from_millis(500));
             assert!(claims(FORGED, soon));
             apply(&[], LIFETIME);
-            assert!(!runtime.block_on(nft.has_arp_table()).unwrap());
+            assert!(runtime.block_on(nft.arp_tables()).unwrap().is_empty());
             runtime.block_on(nft.delete()).unwrap();
         })
         .join()

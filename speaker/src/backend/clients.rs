@@ -8,15 +8,14 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use speaker_core::backend::affinity::{ClientSet, Clients};
-use speaker_core::backend::ruleset::TABLE;
 
 use super::netfilter::{Netfilter, attribute, attributes, plain};
 
-/// The clients of a set of our table; `None`: there is no such set. Blocks, with a time limit. A dump that meets new flows may miss
+/// The clients of a set of this table; `None`: there is no such set. Blocks, with a time limit. A dump that meets new flows may miss
 /// some of their clients.
-pub fn read(set: &ClientSet) -> io::Result<Option<Clients>> {
+pub fn read(table: &str, set: &ClientSet) -> io::Result<Option<Clients>> {
     let text = |name: &str| [name.as_bytes(), b"\0"].concat();
-    let which = [plain(NFTA_LIST_TABLE, &text(TABLE)), plain(NFTA_LIST_SET, &text(&set.name()))].concat();
+    let which = [plain(NFTA_LIST_TABLE, &text(table)), plain(NFTA_LIST_SET, &text(&set.name()))].concat();
     let mut clients = Clients::new();
     let read = Netfilter::open()?.request(GET_ELEMENTS, libc::NLM_F_DUMP, &which, &mut |message| {
         let list = attribute(message, NFTA_LIST_ELEMENTS).unwrap_or_default();

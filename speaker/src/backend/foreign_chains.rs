@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use speaker_core::backend::ruleset;
+use speaker_core::backend::place::is_ours;
 
 use super::legacy_iptables;
 use super::netfilter::{self, attribute, number};
@@ -61,7 +61,7 @@ impl ForeignChains {
         }
         let mut chains = Vec::new();
         netfilter::dump(GET_CHAIN, MAX_CHAINS, &mut |family, attributes| chains.extend(dropping(family, attributes)))?;
-        chains.retain(|chain| !(chain.family == "ip" && ruleset::ALL_TABLES.contains(&chain.table.as_str())));
+        chains.retain(|chain| !(chain.family == "ip" && is_ours(&chain.table)));
         chains.sort();
         self.found = Some((generation, chains.clone()));
         chains.extend(in_legacy_iptables()?);

@@ -20,8 +20,9 @@ pub mod worker;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use speaker_core::backend::affinity::Records;
 use speaker_core::backend::ruleset;
-use speaker_core::backend::{Guard, Plan};
+use speaker_core::backend::{Guard, Place, Plan};
 use tokio::time::{Instant, sleep_until, timeout};
 
 pub use foreign_chains::{Chain, ForeignChains};
@@ -108,7 +109,6 @@ impl Backend {
     pub fn new(nft: Nft) -> Self {
         let counters = Guard::ALL.iter().map(|guard| (guard.label(), Counter::default())).collect();
         Self {
-            nft,
             applied: None,
             counters,
             second_chance: true,
@@ -121,7 +121,8 @@ impl Backend {
                 third_party: false,
                 next: Instant::now(),
             },
-            recorded: Recorded::default(),
+            recorded: Recorded::new(nft.place.table()),
+            nft,
             held: HeldBack::default(),
         }
     }
@@ -184,7 +185,7 @@ impl Backend {
     /// the kernel does not report changes. May be dropped while it waits.
     pub async fn changed(&mut self) {
         sleep_until(self.watch.next).await;
-        self.watch.third_party_transaction().await;
+        self.watch.third_party_transaction(self.nft.place.table()).await;
         self.watch.third_party = true;
         self.watch.next = Instant::now() + PACE;
     }
@@ -227,7 +228,7 @@ impl Backend {
 
     /// Packets per guard, by label. Blocks for the time of a netlink dump.
     pub fn counters(&mut self) -> std::io::Result<&BTreeMap<&'static str, Counter>> {
-        for (name, now) in counters::packets(ruleset::TABLE)? {
+        for (name, now) in counters::packets(self.nft.place.table())? {
             if let Some(counter) = self.counters.get_mut(name.as_str()) {
                 // Lower than before: a third party reset it.
                 counter.packets += now.checked_sub(counter.kernel).unwrap_or(now);
@@ -249,7 +250,8 @@ impl Backend {
         if self.watch.third_party || !matches!(self.watch.monitor, Listening::Yes(_)) {
             return false;
         }
-        self.watch.third_party = timeout(REPORTED, self.watch.third_party_transaction()).await.is_ok();
+        self.watch.third_party =
+            timeout(REPORTED, self.watch.third_party_transaction(self.nft.place.table())).await.is_ok();
         !self.watch.third_party && matches!(self.watch.monitor, Listening::Yes(_))
     }
 
@@ -278,15 +280,24 @@ impl Backend {
         let is_known = self.applied.as_ref().is_some_and(|applied| applied.plan.second_chance);
         let known = self.applied.as_ref().map(|applied| &applied.plan);
         let records = self.recorded.for_replacement(plan, known, Instant::now());
-        let before = match self.apply(&ruleset::replace_with(plan, &records)).await {
+        let before = match self.apply(&self.replacement(plan, &records)).await {
             Err(NftError::Refused(_)) if !is_known && self.nft.lacks_dup().await? => {
                 plan.second_chance = false;
-                self.apply(&ruleset::replace_with(plan, &records)).await
+                self.apply(&self.replacement(plan, &records)).await
             }
             outcome => outcome,
         };
         self.watch.repaired = before?.or(self.watch.repaired);
         Ok(())
+    }
+
+    /// The first one removes what a speaker left that served beside another.
+    fn replacement(&self, plan: &Plan, records: &Records) -> String {
+        let text = ruleset::replace_with(plan, records);
+        match (self.nft.place, &self.applied) {
+            (Place::Alone, None) => Place::Second.delete() + &text,
+            _ => text,
+        }
     }
 
     /// What is in force. Flows are judged by it from now on: an entry that is deleted before would come back with its next
@@ -313,9 +324,9 @@ impl Backend {
 }
 
 impl Watch {
-    async fn third_party_transaction(&mut self) {
+    async fn third_party_transaction(&mut self, table: &str) {
         if matches!(self.monitor, Listening::NotYet) {
-            self.monitor = Monitor::open(ruleset::TABLE).map_or_else(
+            self.monitor = Monitor::open(table).map_or_else(
                 |error| {
                     tracing::warn!(%error, "nftables monitor not opened; third-party changes are found by the audit only");
                     Listening::Never

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use speaker_core::backend::Place;
 use speaker_core::backend::affinity::ClientSet;
-use speaker_core::backend::ruleset::{self, ALL_TABLES, CONNTRACK_HOOK_TABLE, TABLE};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -15,6 +15,8 @@ use tokio::process::{Child, Command};
 #[derive(Clone, Debug)]
 pub struct Nft {
     program: PathBuf,
+    /// Whose tables it works on.
+    pub place: Place,
     timeout: Duration,
 }
 
@@ -55,7 +57,11 @@ impl NftError {
 impl Nft {
     /// A program without a slash is looked up in PATH.
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), timeout: TIMEOUT }
+        Self { program: program.into(), place: Place::Alone, timeout: TIMEOUT }
+    }
+
+    pub fn at(self, place: Place) -> Self {
+        Self { place, ..self }
     }
 
     #[cfg(test)]
@@ -63,9 +69,9 @@ impl Nft {
         Self { timeout, ..self }
     }
 
-    /// One transaction: all of it or nothing.
+    /// One transaction: all of it or nothing. It names the tables of a speaker that is alone.
     pub async fn apply(&self, ruleset: &str) -> Result<(), NftError> {
-        self.run(&["-f", "-"], ruleset).await.map(drop)
+        self.run(&["-f", "-"], &self.place.renamed(ruleset)).await.map(drop)
     }
 
     /// Whether the kernel refuses a table for no other reason than that it cannot duplicate packets.
@@ -85,28 +91,36 @@ impl Nft {
 
     /// Removes our tables; fine if there is none.
     pub async fn delete(&self) -> Result<(), NftError> {
-        self.apply(&ruleset::delete()).await?;
-        match self.apply(&format!("add table arp {ARP_TABLE}\ndelete table arp {ARP_TABLE}\n")).await {
-            // The kernel lacks the family, and so the table.
-            Err(NftError::Refused(_)) => Ok(()),
-            outcome => outcome,
+        self.run(&["-f", "-"], &self.place.delete()).await?;
+        for table in self.place.removable_of_arp() {
+            match self.apply(&format!("add table arp {table}\ndelete table arp {table}\n")).await {
+                Ok(()) => {}
+                // The kernel lacks the family, and so the table.
+                Err(NftError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(())
     }
 
-    /// That of [`super::arp_guard`].
-    pub async fn has_arp_table(&self) -> Result<bool, NftError> {
-        match self.list("arp", ARP_TABLE).await {
-            Ok(listing) => Ok(listing.is_some()),
-            Err(NftError::Refused(_)) => Ok(false),
-            Err(error) => Err(error),
+    /// Which tables of [`super::arp_guard`] are there.
+    pub async fn arp_tables(&self) -> Result<Vec<&'static str>, NftError> {
+        let mut tables = Vec::new();
+        for table in self.place.removable_of_arp() {
+            match self.list("arp", table).await {
+                Ok(listing) => tables.extend(listing.map(|_| *table)),
+                Err(NftError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(tables)
     }
 
     /// Our tables without what packets change: counter values, clients; `None` if one is not there.
     pub async fn listing(&self) -> Result<Option<String>, NftError> {
         let mut all = String::new();
         // One by one: nft 1.0.6 knows only the last table of several in one command.
-        for table in [TABLE, CONNTRACK_HOOK_TABLE] {
+        for table in self.place.tables() {
             match self.list("ip", table).await? {
                 Some(listing) => all.push_str(&without_clients(&listing)),
                 None => return Ok(None),
@@ -118,7 +132,7 @@ impl Nft {
     /// Which tables of this and earlier versions are there.
     pub async fn tables(&self) -> Result<Vec<&'static str>, NftError> {
         let mut tables = Vec::new();
-        for table in ALL_TABLES {
+        for table in self.place.removable() {
             if self.list("ip", table).await?.is_some() {
                 tables.push(table);
             }
@@ -210,8 +224,6 @@ fn shorten(stderr: &str, status: &str) -> String {
     if text.is_empty() { status.into() } else { text }
 }
 
-/// Of family arp. Not called like a table of family ip: third-party changes are told apart by the name.
-pub const ARP_TABLE: &str = "sheave-neighbours";
 /// nft 1.0.6 builds a table of 1000 services in 0.15 s, of 8192 in 11 s; an update of one in 0.06 s.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// A system call that cannot be interrupted may outlive the signal for so long.
@@ -251,7 +263,7 @@ mod tests {
     #[test]
     fn a_program_that_hangs_is_ended() {
         // `tail -f -` waits for the end of a file that never ends.
-        let nft = Nft { program: "tail".into(), timeout: Duration::from_millis(100) };
+        let nft = Nft::new("tail").with_timeout(Duration::from_millis(100));
         let error = run(nft.run(&["-f", "/dev/null"], "")).unwrap_err();
         assert_eq!(error.label(), "timeout");
     }

@@ -11,8 +11,9 @@ use tokio::time::Instant;
 
 use super::clients;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Recorded {
+    table: &'static str,
     records: Records,
     at: Option<Instant>,
     /// When it was last said that they cannot be read.
@@ -22,6 +23,11 @@ pub struct Recorded {
 impl Recorded {
     /// Between two readings; what came later is lost with a table that a third party deletes.
     pub const PACE: Duration = Duration::from_secs(30);
+
+    /// Of this table.
+    pub fn new(table: &'static str) -> Self {
+        Self { table, records: Records::new(), at: None, failing: false }
+    }
 
     /// Reads the sets of the plan in force, when it is time to.
     pub fn read(&mut self, plan: &Plan, now: Instant) {
@@ -63,7 +69,7 @@ impl Recorded {
 
     /// Of the kernel; `None`: it has no such set, or cannot tell.
     fn clients(&mut self, set: &ClientSet) -> Option<Clients> {
-        match clients::read(set) {
+        match clients::read(self.table, set) {
             Ok(clients) => {
                 self.failing = false;
                 clients

@@ -1,5 +1,7 @@
 //! Keeps the packet path attached to the uplink: first when there is something to attach, then whatever others do to it.
 
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -18,6 +20,7 @@ pub struct Attachment {
     ifindex: u32,
     attached: bool,
     pause: u32,
+    of_first: BTreeSet<Ipv4Addr>,
 }
 
 /// What [`Attachment::check`] found.
@@ -33,7 +36,7 @@ pub enum LinkCheck {
 
 impl Attachment {
     pub fn new(loaded: Loaded, interface: &str, ifindex: u32) -> Self {
-        Self { loaded, interface: interface.into(), ifindex, attached: false, pause: 0 }
+        Self { loaded, interface: interface.into(), ifindex, attached: false, pause: 0, of_first: BTreeSet::new() }
     }
 
     /// The first time: when the maps are complete. Until then a program of an earlier speaker goes on with its own maps, which
@@ -48,6 +51,22 @@ impl Attachment {
 
     pub fn is_attached(&self) -> bool {
         self.attached
+    }
+
+    /// VIPs of the host speaker that this one serves beside.
+    pub fn of_first(&self) -> &BTreeSet<Ipv4Addr> {
+        &self.of_first
+    }
+
+    /// Whether there are others now.
+    pub fn read_first(&mut self) -> bool {
+        match self.loaded.vips_of_first() {
+            Ok(vips) => std::mem::replace(&mut self.of_first, vips.clone()) != vips,
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "VIPs of the host speaker not read");
+                false
+            }
+        }
     }
 
     /// Looks, and puts right what it finds.

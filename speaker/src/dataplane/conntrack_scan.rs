@@ -38,9 +38,9 @@ pub type Source = Arc<dyn Fn(&Destinations, Option<&Change>) -> io::Result<Vec<F
 /// Where the clients of a set are read; `None`: there is no such set (any more).
 pub type ClientSource = Arc<dyn Fn(&ClientSet) -> io::Result<Option<Clients>> + Send + Sync>;
 
-/// Clients that the kernel's rules have recorded.
-pub fn nftables() -> ClientSource {
-    Arc::new(clients::read)
+/// Clients that the rules in this table have recorded.
+pub fn nftables(table: &'static str) -> ClientSource {
+    Arc::new(move |set| clients::read(table, set))
 }
 
 /// Flows of the kernel's conntrack.
@@ -248,7 +248,7 @@ mod tests {
     fn often_after_a_change_and_rarely_at_rest() {
         let at = |seconds: u64| Instant::from_millis(1000 * seconds);
         let reporter = Reporter::new("n1", [1, 2], Duration::from_secs(3600));
-        let mut scan = ConntrackScan::new(conntrack(), nftables(), reporter, at(0));
+        let mut scan = ConntrackScan::new(conntrack(), nftables("sheave"), reporter, at(0));
         assert!(scan.is_due(false, at(0)));
         scan.scanned = Some(at(0));
         assert!(!scan.is_due(false, at(0)) && scan.is_due(false, at(1)));

@@ -1,5 +1,6 @@
 //! The only file with aya's map types. Two handles: what the election thread writes, and what dataplane sync writes.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
@@ -9,6 +10,7 @@ use ebpf_common::{
     Config, Lease, MacKey, Node, Own, RING_WORDS, RangeKey, Row, ServiceCounters, ServiceKey, ServiceValue, Verdict,
     VipValue, map,
 };
+use speaker_core::backend::Place;
 use speaker_core::forwarding::diff::{Contents, MapOp, MapState, Range};
 use speaker_core::time::Instant;
 
@@ -251,6 +253,16 @@ impl Counters {
         };
         Verdict::ALL.iter().map(sum).collect()
     }
+}
+
+/// VIPs of the host speaker beside this one. None, if it is of a version with other maps.
+pub fn vips_of_first(pins: &Pins) -> Result<BTreeSet<Ipv4Addr>> {
+    let pins = pins.clone().at(Place::First);
+    if !pins.map(map::VIPS).exists() {
+        return Ok(BTreeSet::new());
+    }
+    let vips: HashMap<_, [u8; 4], VipValue> = HashMap::try_from(open(&pins, map::VIPS, Map::HashMap)?)?;
+    vips.keys().map(|vip| Ok(Ipv4Addr::from(vip?))).collect()
 }
 
 fn range_key(range: &Range) -> Key<RangeKey> {

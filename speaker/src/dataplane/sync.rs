@@ -262,6 +262,7 @@ impl State {
         );
         // A speaker that has just started cannot know whether it was missed.
         sync.planner.was_away(&sync.node);
+        sync.attachment.read_first();
         let macs = have.nodes.values().map(|node| (Ipv4Addr::from(node.addr), Mac(node.mac)));
         let in_force = left_in_force(&have);
         let (metrics, health) = (sync.metrics.clone(), sync.health.clone());

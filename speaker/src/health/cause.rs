@@ -138,7 +138,8 @@ impl Cause {
                 "Sheave cannot overrule a chain that drops packets to pods unless a rule of its own accepts them (such as: ct status dnat accept)"
             }
             Self::HostSpeaker => {
-                "the speaker of the API server endpoint (sheave-speaker endpoint) serves this node, so this one serves nothing"
+                "the speaker of the API server endpoint (sheave-speaker endpoint) has this node's packet path and no place beside it, so \
+                 this one serves nothing"
             }
             Self::HostSpeakerStopped => {
                 "the speaker of the API server endpoint has this node's packet path and has not run for a minute: start it, or \

@@ -1,4 +1,5 @@
-//! Three members and a client on one segment, in network namespaces; a speaker with its file on each member.
+//! Three members and a client on one segment, in network namespaces; a speaker with its file on each member, and beside it a speaker of the
+//! DaemonSet with what it had on disk when it last saw an API server: keys, and a view with one Service.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +19,10 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use sheave_tests::lab::process::{self, Recorded};
 use sheave_tests::lab::wait::wait_for;
 use sheave_tests::lab::{netns, xdp};
+use speaker_core::view::{
+    Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, ServiceAttributes,
+    SpeakerState, View, VirtualIp,
+};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
@@ -25,6 +30,8 @@ use crate::PATIENCE;
 use crate::client::{Connection, Failure};
 
 pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
+/// Of the Service, on port 443. Its pods are the servers of the members.
+pub const SERVICE_VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 101);
 pub const MEMBERS: [&str; 3] = ["a", "b", "c"];
 pub const CLIENT: &str = "client";
 const SWITCH: &str = "sw";
@@ -48,6 +55,8 @@ pub struct World {
     speakers: BTreeMap<&'static str, Recorded>,
     pods: BTreeMap<&'static str, Recorded>,
     servers: BTreeMap<&'static str, Recorded>,
+    /// The DaemonSet's speakers that start now have the endpoint's address as that of a Service.
+    pub cluster_grants_the_vip: bool,
 }
 
 impl World {
@@ -65,7 +74,7 @@ impl World {
         let dir = std::env::temp_dir().join(name("files"));
         fs::create_dir_all(&dir)?;
         let (speakers, pods, servers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let world = Self { dir, ca, tls: Arc::new(tls), speakers, pods, servers };
+        let world = Self { dir, ca, tls: Arc::new(tls), speakers, pods, servers, cluster_grants_the_vip: true };
         world.connect_all()?;
         for node in MEMBERS {
             world.prepare(node)?;
@@ -122,7 +131,7 @@ ports:
 - {{listen: 8443, target: 6443}}
 - {{listen: 9443, target: 6443, sources: [198.51.100.0/24]}}
 members:
-{}key: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=
+{}key: {KEY}
 health: {{caFile: {}}}
 ",
             members.concat(),
@@ -148,8 +157,48 @@ health: {{caFile: {}}}
         Ok(())
     }
 
+    /// The next key of the endpoint, beside the one until now, from the next start on.
+    pub fn give_next_key(&self, node: &str) -> Result<()> {
+        let file = self.dir.join(node).join("endpoint.yaml");
+        let text = fs::read_to_string(&file)?;
+        let both = format!("key: {NEXT_KEY}\npreviousKey: {KEY}\n");
+        Ok(fs::write(file, text.replace(&format!("key: {KEY}\n"), &both))?)
+    }
+
+    /// What a speaker of the DaemonSet is that was here before: it has its keys, and the cluster's view.
+    fn remember(&self, node: &str) -> Result<()> {
+        let dir = self.dir.join(node).join("pod-state");
+        fs::create_dir_all(&dir)?;
+        if dir.join("keys.json").exists() {
+            return Ok(());
+        }
+        let entry = |length| STANDARD.encode(vec![7_u8; length]);
+        let (key, cluster, flow) = (entry(32), entry(8), entry(16));
+        let keys = format!(
+            r#"{{"kubernetes": null, "cluster-id": "{cluster}", "flow-hash": "{flow}", "confirmed": true, "signing": "{key}", "other": null,
+"current": "{key}", "previous": null}}"#
+        );
+        fs::write(dir.join("keys.json"), keys)?;
+        Ok(fs::write(dir.join("view.json"), serde_json::to_vec(&view(self.cluster_grants_the_vip))?)?)
+    }
+
+    /// The nftables tables in a node's namespace.
+    pub fn tables(&self, node: &str) -> Result<String> {
+        self.inside(node, || netns::run("nft", &["list", "tables"]))
+    }
+
+    pub fn rules(&self, node: &str, table: &str) -> Result<String> {
+        self.inside(node, || netns::run("nft", &["list", "table", "ip", table]))
+    }
+
+    /// Of a file below the directory for BPF of a node.
+    pub fn pin(&self, node: &str, name: &str) -> PathBuf {
+        self.dir.join(node).join("bpf").join(name)
+    }
+
     /// As in manifests/base/speaker.yaml; its paths are those of the host speaker, but for state and socket.
     pub fn start_pod(&mut self, node: &'static str) -> Result<()> {
+        self.remember(node)?;
         let dir = self.dir.join(node);
         let kubeconfig = dir.join("kubeconfig");
         fs::write(
@@ -187,11 +236,15 @@ clusters: [{name: away, cluster: {server: 'https://127.0.0.1:1'}}], contexts: [{
         Ok(process.filter(|process| process.alive()).with_context(|| format!("no {program:?} runs on {node}"))?.pid)
     }
 
-    /// As in manifests/uninstall, with the paths of the DaemonSet.
+    /// As in manifests/uninstall, with the paths of the DaemonSet; of the host speaker if it is the one.
     pub fn uninstall(&self, node: &str, flags: &[&str]) -> Result<()> {
         let dir = self.dir.join(node);
         let path = |name: &str| dir.join(name).display().to_string();
-        let (pins, state, socket) = (path("bpf/sheave"), path("pod-state"), path(POD_SOCKET));
+        let (state, socket) = match flags.contains(&"--host-speaker") {
+            true => ("state", SOCKET),
+            false => ("pod-state", POD_SOCKET),
+        };
+        let (pins, state, socket) = (path("bpf/sheave"), path(state), path(socket));
         let mut words = vec!["uninstall", "--pin-dir", &pins, "--state-dir", &state, "--local-socket", &socket];
         words.extend(["--sysctl-dir", "/proc/sys/net"]);
         words.extend(flags);
@@ -254,10 +307,14 @@ clusters: [{name: away, cluster: {server: 'https://127.0.0.1:1'}}], contexts: [{
 
     /// The same, for another thread.
     pub fn connector(&self, from: &str, port: u16) -> impl Fn() -> Result<Connection, Failure> + Send + use<> {
+        self.connector_to(from, SocketAddr::from((VIP, port)))
+    }
+
+    pub fn connector_to(&self, from: &str, to: SocketAddr) -> impl Fn() -> Result<Connection, Failure> + Send + use<> {
         let (tls, from) = (self.tls.clone(), name(from));
         move || {
             let tls = tls.clone();
-            let opened = netns::inside(&from, || Ok(Connection::open(SocketAddr::from((VIP, port)), tls)));
+            let opened = netns::inside(&from, || Ok(Connection::open(to, tls)));
             opened.unwrap_or_else(|error| Err(Failure::Other(error.to_string())))
         }
     }
@@ -268,7 +325,11 @@ clusters: [{name: away, cluster: {server: 'https://127.0.0.1:1'}}], contexts: [{
 
     /// Whose MAC address the client has for the VIP.
     pub fn owner(&self) -> Result<Option<&'static str>> {
-        let entry = netns::run("ip", &["-netns", &name(CLIENT), "neighbour", "show", &VIP.to_string()])?;
+        self.owner_of(VIP)
+    }
+
+    pub fn owner_of(&self, vip: Ipv4Addr) -> Result<Option<&'static str>> {
+        let entry = netns::run("ip", &["-netns", &name(CLIENT), "neighbour", "show", &vip.to_string()])?;
         Ok(MEMBERS.into_iter().find(|node| entry.contains(&mac(node))))
     }
 
@@ -331,8 +392,38 @@ fn name(role: &str) -> String {
 }
 
 pub fn address(role: &str) -> IpAddr {
+    address_v4(role).into()
+}
+
+fn address_v4(role: &str) -> Ipv4Addr {
     let last = MEMBERS.iter().position(|member| *member == role).map_or(50, |index| 11 + index as u8);
-    IpAddr::from([192, 0, 2, last])
+    Ipv4Addr::from([192, 0, 2, last])
+}
+
+/// The cluster, as the DaemonSet's speakers last knew it. `grants_the_vip`: it has taken the endpoint's address for its Service, too.
+fn view(grants_the_vip: bool) -> View {
+    let port = |port| Port { name: String::new(), port, protocol: Protocol::Tcp };
+    let service = ObjectName::new("default", "web");
+    let pod =
+        |node: &str| Endpoint { address: address_v4(node), node: Some(node.into()), conditions: Conditions::READY };
+    let slice = EndpointSlice {
+        service: service.name.clone(),
+        ports: vec![port(6443)],
+        endpoints: MEMBERS.iter().map(|node| pod(node)).collect(),
+    };
+    let vip = VirtualIp { pool: "pool".into(), services: vec![service.clone()], ..VirtualIp::default() };
+    let speaker = |node: &str| SpeakerState { addresses: vec![address_v4(node)], ..SpeakerState::default() };
+    let mut objects = vec![
+        Object::Service(service.clone(), Service { ports: vec![port(443)], attributes: ServiceAttributes::default() }),
+        Object::EndpointSlice(service, slice),
+        Object::VirtualIp(SERVICE_VIP, vip.clone()),
+    ];
+    objects.extend(grants_the_vip.then_some(Object::VirtualIp(VIP, vip)));
+    for node in MEMBERS {
+        objects.push(Object::Node(node.into(), Node::at(address_v4(node))));
+        objects.push(Object::SpeakerState(node.into(), speaker(node)));
+    }
+    View::from(objects)
 }
 
 fn mac(role: &str) -> String {
@@ -341,3 +432,5 @@ fn mac(role: &str) -> String {
 }
 
 const PREFIX: &str = "sheave-ep-";
+const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const NEXT_KEY: &str = "AQECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";

@@ -48,6 +48,23 @@ impl Place {
         }
     }
 
+    /// That of family arp, for the addresses of nodes.
+    pub const fn arp_table(self) -> &'static str {
+        match self {
+            Self::Alone | Self::First => ARP_TABLE,
+            Self::Second => SECOND_ARP_TABLE,
+        }
+    }
+
+    /// Of family arp: those that it removes.
+    pub const fn removable_of_arp(self) -> &'static [&'static str] {
+        match self {
+            Self::Alone => &[ARP_TABLE, SECOND_ARP_TABLE],
+            Self::First => &[ARP_TABLE],
+            Self::Second => &[SECOND_ARP_TABLE],
+        }
+    }
+
     /// A transaction of [`ruleset`], which names [`TABLE`], for its own tables.
     pub fn renamed(self, text: &str) -> Cow<'_, str> {
         match self {
@@ -72,6 +89,10 @@ pub fn is_ours(table: &str) -> bool {
 pub const SECOND_TABLE: &str = "sheave-services";
 /// And of its [`CONNTRACK_HOOK_TABLE`].
 pub const SECOND_CONNTRACK_HOOK_TABLE: &str = "sheave-services-conntrack-hook";
+/// Of family arp (`backend/arp_guard.rs` of the speaker). Not called like a table of family ip: third-party changes are told apart by the
+/// name.
+const ARP_TABLE: &str = "sheave-neighbours";
+const SECOND_ARP_TABLE: &str = "sheave-services-neighbours";
 
 #[cfg(test)]
 mod tests {
@@ -105,6 +126,7 @@ mod tests {
                 "{place:?}"
             );
             assert_eq!(place.tables()[0], place.table());
+            assert!(place.removable_of_arp().contains(&place.arp_table()));
         }
         assert!(!is_ours("kube-proxy"));
     }

@@ -8,7 +8,7 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 5);
 /// The rest of the client's record with the second pod, in seconds.
 fn recorded(plan: &Plan) -> Option<u64> {
     let (set, _) = plan.client_sets().pop_last().unwrap();
-    Some(read(&set).unwrap()?.get(&CLIENT)?.as_secs())
+    Some(read(ruleset::TABLE, &set).unwrap()?.get(&CLIENT)?.as_secs())
 }
 
 async fn record(nft: &Nft, plan: &Plan) {

@@ -57,10 +57,11 @@ impl State {
         Some(Senders { addresses, macs: self.signed_macs.values().map(|mac| mac.0).collect() })
     }
 
-    /// VIPs that this host must not serve, whatever the API server has: they are its own addresses, or its gateways.
+    /// VIPs that this host must not serve, whatever the API server has: they are its own addresses, its host speaker's, or its gateways.
     pub(super) fn bar_addresses(&self, table: &mut Table) {
         let reason = |vip: &Ipv4Addr| match () {
             () if self.host.addresses.contains(vip) => Some(Reason::AddressOfHost),
+            () if self.sync.attachment.of_first().contains(vip) => Some(Reason::AddressOfHost),
             () if self.host.gateways.contains(vip) => Some(Reason::AddressOfGateway),
             () => None,
         };

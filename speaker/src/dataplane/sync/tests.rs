@@ -18,6 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use speaker_core::attributes;
+use speaker_core::backend::Place;
 use speaker_core::forwarding::QUIET;
 use speaker_core::forwarding::previous::PreviousRings;
 use speaker_core::startup::{Starts, Target};
@@ -200,7 +201,7 @@ impl World {
         let tools = Tools {
             reporter: Reporter::new(&node_name(1), [1, 2], hour),
             flows: held_conntrack(dir),
-            clients: conntrack_scan::nftables(),
+            clients: conntrack_scan::nftables(Place::Alone.table()),
             maps: ForwardingMaps::open(&pins).unwrap(),
             backend: Backend::new(Nft::new(wrapper(dir))),
             // It would run nft beside the plans that are counted here.

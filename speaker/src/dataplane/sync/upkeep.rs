@@ -15,6 +15,7 @@ impl State {
     /// What depends on time alone.
     pub(super) fn on_turn(&mut self) {
         self.dirty |= self.sync.planner.awaits_reports() || self.removal_grace.is_due(clock::now());
+        self.dirty |= self.sync.attachment.read_first();
         self.name_refusing();
         if let Err(error) = self.sync.metrics.count_denied() {
             warn!(error = format!("{error:#}"), "denied packets not counted; retrying");
