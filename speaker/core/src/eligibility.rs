@@ -231,7 +231,11 @@ mod tests {
             assert_eq!(names_of_nodes_with_pods(&local_view(&pods, Local, other)), Some(alloc::vec!["b".into()]));
         }
         let ending = [pod("a", 1, UNREADY), pod("c", 1, TERMINATING)];
-        assert_eq!(names_of_nodes_with_pods(&local_view(&ending, Local, None)), Some(alloc::vec!["c".into()]), "KEP-1669");
+        assert_eq!(
+            names_of_nodes_with_pods(&local_view(&ending, Local, None)),
+            Some(alloc::vec!["c".into()]),
+            "KEP-1669"
+        );
         assert_eq!(names_of_nodes_with_pods(&local_view(&[], Local, None)), Some(alloc::vec![]));
     }
 

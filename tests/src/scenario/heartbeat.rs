@@ -60,7 +60,8 @@ pub fn forged_heartbeats(scene: &Scene) -> Result<Forgery> {
         )
     };
     // What does not rise is for the caller to judge.
-    let _ = wait_for("every counter to rise", COUNTED_WITHIN, || Ok(risen()?.values().all(|by| *by > 0.0).then_some(())));
+    let _ =
+        wait_for("every counter to rise", COUNTED_WITHIN, || Ok(risen()?.values().all(|by| *by > 0.0).then_some(())));
     Ok(Forgery {
         refused: risen()?,
         sent_of_each: OF_EACH,
