@@ -103,7 +103,7 @@ impl Nft {
         Ok(())
     }
 
-    /// Which tables of [`super::arp_guard`] are there.
+    /// Which tables of `arp_guard` are there.
     pub async fn arp_tables(&self) -> Result<Vec<&'static str>, NftError> {
         let mut tables = Vec::new();
         for table in self.place.removable_of_arp() {
