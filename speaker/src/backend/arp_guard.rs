@@ -36,7 +36,7 @@ impl ArpGuard {
         let entered = runtime.enter();
         let neighbours = Neighbours::open(uplink.index)?;
         drop(entered);
-        let keeper = Keeper { nft, uplink: uplink.name.clone(), neighbours, metrics, failing: false };
+        let keeper = Keeper { nft, uplink: uplink.name.clone(), neighbours, metrics, renewal: RENEWAL, failing: false };
         thread::Builder::new().name("arp-guard".into()).spawn(move || runtime.block_on(keeper.run(signed)))?;
         Ok(Self(sender))
     }
@@ -58,37 +58,38 @@ struct Keeper {
     uplink: String,
     neighbours: Neighbours,
     metrics: Arc<Metrics>,
+    renewal: Duration,
     failing: bool,
 }
 
 impl Keeper {
     async fn run(mut self, mut signed: watch::Receiver<BTreeMap<Ipv4Addr, Mac>>) {
         let mut known = BTreeMap::new();
-        let mut written = false;
         loop {
-            match timeout(RENEWAL, signed.changed()).await {
+            match timeout(self.renewal, signed.changed()).await {
                 Ok(Err(_)) => return,
                 Ok(Ok(())) => {}
-                // Nothing is there to be renewed.
-                Err(_) if !written => continue,
+                // Nothing is there to be renewed, and nothing failed.
+                Err(_) if known.is_empty() && !self.failing => continue,
                 Err(_) => {}
             }
             let now = signed.borrow_and_update().clone();
             let outcome = self.nft.apply(&ruleset(self.nft.place.arp_table(), &self.uplink, &now, LIFETIME)).await;
-            written = outcome.is_ok() && !now.is_empty();
             let mut outcome = outcome.map_err(anyhow::Error::from);
             for (ip, mac) in now.iter().filter(|(ip, mac)| known.get(*ip) != Some(*mac)) {
                 outcome = outcome.and(self.neighbours.set(*ip, *mac).await);
             }
-            known = now;
-            self.tell(outcome);
+            if outcome.is_ok() {
+                known = now;
+            }
+            self.report(outcome);
             // The addresses of a cluster come one by one.
             sleep(PACE).await;
         }
     }
 
     /// One log line for failures in a row. A kernel may lack the family (`CONFIG_NF_TABLES_ARP`).
-    fn tell(&mut self, outcome: Result<()>) {
+    fn report(&mut self, outcome: Result<()>) {
         match outcome {
             Err(error) => {
                 self.metrics.nft_errors.with_label_values(&["arp_guard"]).inc();
@@ -145,6 +146,7 @@ const PACE: Duration = Duration::from_millis(100);
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
     use std::time::Instant;
 
@@ -181,6 +183,46 @@ mod tests {
             thread::sleep(Duration::from_millis(5));
         }
         true
+    }
+
+    /// A file in nft's place for the first time, as a busy machine would refuse it.
+    #[test]
+    fn a_transaction_that_failed_is_repeated() {
+        thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs CAP_SYS_ADMIN");
+            ip("link add eth0 type veth peer name peer0");
+            ["eth0", "peer0"].iter().for_each(|device| drop(ip(&format!("link set {device} up"))));
+            let dir = std::env::temp_dir().join(format!("sheave-arp-guard-{}", std::process::id()));
+            fs::create_dir_all(&dir).unwrap();
+            let (program, tried) = (dir.join("nft"), dir.join("tried"));
+            let script = format!("#!/bin/sh\n[ -e {0} ] && exec nft \"$@\"\n>{0}\nexit 1\n", tried.display());
+            fs::write(&program, script).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let neighbours = Neighbours::open(nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
+                let metrics = Arc::new(Metrics::new(None).unwrap());
+                let (uplink, renewal) = ("eth0".into(), Duration::from_millis(100));
+                let nft = Nft::new(&program);
+                let keeper = Keeper { nft, uplink, neighbours, metrics: metrics.clone(), renewal, failing: false };
+                let (_sender, signed) = watch::channel(BTreeMap::from([(PEER, TRUE)]));
+                let mut signed = signed;
+                signed.mark_changed();
+                let written = async {
+                    while Nft::new("nft").arp_tables().await.unwrap().is_empty() {
+                        sleep(Duration::from_millis(10)).await;
+                    }
+                };
+                tokio::select! {
+                    () = keeper.run(signed) => panic!("its sender is there"),
+                    written = timeout(Duration::from_secs(10), written) => written.expect("it is repeated"),
+                }
+                assert_eq!(metrics.nft_errors.with_label_values(&["arp_guard"]).get(), 1);
+            });
+            fs::remove_dir_all(&dir).unwrap();
+        })
+        .join()
+        .unwrap();
     }
 
     /// The kernel's own neighbour table, with forged frames on the wire.
