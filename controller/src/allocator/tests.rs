@@ -18,7 +18,7 @@ use sheave_api::{AddressPoolSpec, Refusal, ServiceRef};
 
 use super::selection::Labels;
 use super::sharing::{Sharing, SharingKey};
-use super::{Allocator, Decision, Usage};
+use super::{Allocator, Decided, Decision, Usage};
 use crate::family::Family;
 use crate::guards::GuardSet;
 use crate::request::{Refused, Request};
@@ -71,6 +71,27 @@ fn settle(allocator: &mut Allocator, request: &Request) -> Result<IpAddr, Refusa
             Ok(address)
         }
     }
+}
+
+/// What is decided is carried out, and what is kept no more is given back.
+fn settle_all(allocator: &mut Allocator, requests: &[Request]) -> Decided {
+    let mut requests = requests.to_vec();
+    let service = requests[0].service.clone();
+    for _ in 0..3 {
+        let decided = allocator.decide_all(&requests);
+        if decided.grants.is_empty() {
+            let held: Vec<IpAddr> = allocator.held_by(&service.uid).collect();
+            let gone = held.into_iter().filter(|address| !decided.keeps(*address));
+            gone.for_each(|address| drop(allocator.forget(address)));
+            return decided;
+        }
+        allocator.reserve(&decided.grants, &service);
+        for (address, pool) in decided.grants {
+            allocator.granted(address, pool, vec![service.clone()]);
+            requests.iter_mut().for_each(|request| request.shown.push(address));
+        }
+    }
+    panic!("never at rest");
 }
 
 #[test]

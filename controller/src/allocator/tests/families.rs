@@ -11,25 +11,6 @@ fn both(uid: &str) -> [Request; 2] {
     Family::ALL.map(|family| Request { family, ..request(uid) })
 }
 
-/// Carries out what is decided until nothing is left to be granted, then gives back what is kept no more.
-fn settle_all(allocator: &mut Allocator, requests: &[Request]) -> Decided {
-    for _ in 0..3 {
-        let decided = allocator.decide_all(requests);
-        let service = requests[0].service.clone();
-        if decided.grants.is_empty() {
-            let held: Vec<IpAddr> = allocator.held_by(&service.uid).collect();
-            let gone = held.into_iter().filter(|address| !decided.keeps(*address));
-            gone.for_each(|address| drop(allocator.forget(address)));
-            return decided;
-        }
-        allocator.reserve(&decided.grants, &service);
-        for (address, pool) in decided.grants {
-            allocator.granted(address, pool, vec![service.clone()]);
-        }
-    }
-    panic!("never at rest");
-}
-
 fn kept(decided: &Decided) -> Vec<IpAddr> {
     decided.kept.iter().map(|(address, _)| *address).collect()
 }

@@ -1,32 +1,10 @@
 //! Several addresses of one Service: each judged as if it were alone, and all of them granted or none.
 
 use super::*;
-use crate::allocator::Decided;
 
 /// Asks for these (last numbers of 192.0.2.0/24).
 fn asks(uid: &str, addresses: &[u8]) -> Vec<Request> {
     addresses.iter().map(|last| Request { address: Some(ip(*last)), ..request(uid) }).collect()
-}
-
-/// What is decided is carried out, and what is kept no more is given back.
-fn settle_all(allocator: &mut Allocator, requests: &[Request]) -> Decided {
-    let mut requests = requests.to_vec();
-    let service = requests[0].service.clone();
-    for _ in 0..3 {
-        let decided = allocator.decide_all(&requests);
-        if decided.grants.is_empty() {
-            let held: Vec<IpAddr> = allocator.held_by(&service.uid).collect();
-            let gone = held.into_iter().filter(|address| !decided.keeps(*address));
-            gone.for_each(|address| drop(allocator.forget(address)));
-            return decided;
-        }
-        allocator.reserve(&decided.grants, &service);
-        for (address, pool) in decided.grants {
-            allocator.granted(address, pool, vec![service.clone()]);
-            requests.iter_mut().for_each(|request| request.shown.push(address));
-        }
-    }
-    panic!("never at rest");
 }
 
 /// Last numbers of what it has, or the refusal.
