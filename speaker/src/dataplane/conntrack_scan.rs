@@ -32,7 +32,7 @@ const RARELY: Duration = Duration::from_secs(30);
 /// Scans take at most this part of the time: with 100,000 entries it lasts a tenth of a second.
 const SHARE: u32 = 20;
 
-/// Where flows to these are read. With a change of the table what closed connections left is deleted first, unless it leaves them.
+/// Where flows to these are read. Given a change of the table, entries of closed connections are deleted first, except where the change leaves the primary.
 pub type Source = Arc<dyn Fn(&Destinations, Option<&Change>) -> io::Result<Vec<Flow>> + Send + Sync>;
 
 /// Where the clients of a set are read; `None`: there is no such set (any more).
