@@ -143,6 +143,7 @@ fn icmp_path(
 enum End {
     Verdict(Verdict),
     EmptyRing,
+    NoNewFlows,
     Source,
 }
 
@@ -160,6 +161,7 @@ impl End {
         match self {
             Self::Verdict(verdict) => Ok(verdict),
             Self::EmptyRing => Err(Refused::EmptyRing),
+            Self::NoNewFlows => Err(Refused::NoNewFlows),
             Self::Source => Err(Refused::Source),
         }
     }
@@ -191,14 +193,16 @@ fn follow(
         return Ok(second_chance::verdict(origin, &subject.content, Mark::SOURCE_DENIED));
     }
     let is_asked = service::is_asked(service, &subject.content, origin);
-    let row = match is_asked || service::takes(service, &subject.content) {
+    let takes = service::takes(service, &subject.content);
+    let row = match is_asked || takes {
         true => select::row(tables, config, service, subject.flow)?,
         false => None,
     };
     let known = row.unwrap_or_default();
     let search_origin = second_chance::search_origin(tables, packet, known, origin, is_asked);
     // Who only asks is answered also by a node that has not heard of a pod.
-    let row = row.or((is_asked && search_origin != 0).then_some(known)).ok_or(End::EmptyRing)?;
+    let row = row.or((is_asked && search_origin != 0).then_some(known));
+    let row = row.ok_or(if takes { End::EmptyRing } else { End::NoNewFlows })?;
     traffic::count(tables, service, packet, origin, &subject.content);
     let row = match second_chance::seeks_client(service, &subject.content) {
         true => second_chance::with_takers(tables, service, row),

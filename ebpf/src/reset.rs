@@ -17,7 +17,10 @@ use crate::traffic;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     Unserved,
+    /// The Service never had a pod, as far as this node knows.
     EmptyRing,
+    /// All its pods are unready or gone.
+    NoNewFlows,
     /// The Service has source ranges without this client.
     Source,
 }
@@ -39,7 +42,7 @@ pub fn refuse_counted(
         second_chance::pass_to_stack(frame, packet, origin, Mark::LOCAL)?;
         return Ok(second_chance::verdict(origin, &subject.content, Mark::LOCAL));
     }
-    if why == Refused::EmptyRing && origin == Origin::Client {
+    if matches!(why, Refused::EmptyRing | Refused::NoNewFlows) && origin == Origin::Client {
         traffic::count_packet(tables, u32::from(service.counter_slot()), packet);
     }
     let verdict = refuse(frame, config, packet, origin, subject, why)?;
@@ -60,7 +63,12 @@ pub fn refuse(
     subject: &Subject,
     why: Refused,
 ) -> Result<Verdict, Verdict> {
-    let mark = second_chance::no_alternate(origin, &subject.content);
+    let mark = match why {
+        Refused::Unserved | Refused::EmptyRing => second_chance::no_alternate(origin, &subject.content),
+        // The table here knows: a SYN is refused, whoever sent it.
+        Refused::NoNewFlows | Refused::Source if subject.content.is_syn() => Mark::LOCAL,
+        Refused::NoNewFlows | Refused::Source => second_chance::no_alternate(origin, &subject.content),
+    };
     if origin != Origin::Client {
         second_chance::pass_to_stack(frame, packet, origin, mark)?;
         return Ok(second_chance::verdict(origin, &subject.content, mark));
@@ -81,7 +89,7 @@ impl Refused {
     fn of_tcp(self) -> Verdict {
         match self {
             Self::Unserved => Verdict::UnservedReset,
-            Self::EmptyRing => Verdict::EmptyRingReset,
+            Self::EmptyRing | Self::NoNewFlows => Verdict::EmptyRingReset,
             Self::Source => Verdict::SourceReset,
         }
     }
@@ -91,7 +99,7 @@ impl Refused {
     fn of_udp(self) -> [Verdict; 2] {
         match self {
             Self::Unserved => [Verdict::UnservedSilent, Verdict::UnservedUnreachable],
-            Self::EmptyRing => [Verdict::EmptyRingSilent, Verdict::EmptyRingUnreachable],
+            Self::EmptyRing | Self::NoNewFlows => [Verdict::EmptyRingSilent, Verdict::EmptyRingUnreachable],
             Self::Source => [Verdict::SourceDenied; 2],
         }
     }

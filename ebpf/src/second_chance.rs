@@ -88,9 +88,9 @@ pub fn next(
         // the first one takes it after all.
         Origin::Search { state: SearchState { hop: 1, .. }, .. } if syn_elsewhere => Step::ForwardSyn { hop: 2 },
         // A new flow: no node knows it yet.
-        Origin::Search { .. } if is_syn => Step::PassToStack(local(origin)),
+        Origin::Search { .. } if is_syn => Step::PassToStack(local(origin, content)),
         // With affinity another node may know the client.
-        _ if is_syn && !seeks_client => Step::PassToStack(local(origin)),
+        _ if is_syn && !seeks_client => Step::PassToStack(local(origin, content)),
         _ => Step::PassToStack(next_hop(row, own, origin, search_origin, content)),
     }
 }
@@ -146,11 +146,17 @@ pub fn search_origin(tables: &impl Tables, packet: &Packet, row: Row, origin: Or
     if seeks_client { 0 } else { row.primary() }
 }
 
-/// No next hop: what the kernel here does not know is new, or refused.
+/// No next hop: what the kernel here does not know is new, or refused. A SYN has the slot of the node that dispatched it here: by its
+/// table there is a pod, so without a rule one of the two tables is behind, and the guard leaves the SYN to be repeated. Not one that
+/// was sent on: a node without the VIP's rules may have, whose conntrack keeps an entry that no repetition gets past.
 #[inline(always)]
-fn local(origin: Origin) -> Mark {
-    let no_reset = matches!(origin, Origin::Search { state: SearchState { no_reset: true, .. }, .. });
-    Mark { no_reset, ..Mark::LOCAL }
+fn local(origin: Origin, content: &Content) -> Mark {
+    let (from, no_reset) = match origin {
+        Origin::Client => (0, false),
+        Origin::Dispatcher { from } => (from, false),
+        Origin::Search { state, .. } => (0, state.no_reset),
+    };
+    Mark { no_reset, slot: if content.is_syn() { from } else { 0 }, ..Mark::LOCAL }
 }
 
 /// The row here has no further alternate. The node that sent a segment may have one: the speaker here may be dead or lagging, and
@@ -164,7 +170,7 @@ pub fn no_alternate(origin: Origin, content: &Content) -> Mark {
         (Origin::Search { from, state: SearchState { hop: 1, no_reset } }, Content::Tcp(_)) if !content.is_syn() => {
             Mark { next_hop: NextHop::Alternate(2), no_reset, slot: from }
         }
-        _ => local(origin),
+        _ => local(origin, content),
     }
 }
 

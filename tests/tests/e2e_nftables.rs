@@ -2,7 +2,7 @@
 
 mod e2e;
 
-use e2e::services::{endings, endpoints, inside, local, node_address, ports, ranges, several, starts};
+use e2e::services::{endings, endpoints, inside, late_table, local, node_address, ports, ranges, several, starts};
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
 
@@ -24,6 +24,7 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("Service: source ranges", 1, ranges::source_ranges),
             ("Service: externalTrafficPolicy Local", 1, local::owners),
             ("Service: ports that are not served", 1, ports::ports),
+            ("Service: a node's table late", 1, late_table::late_table),
             ("Service: several addresses", 1, several::addresses),
             ("Service: addresses of nodes", 1, node_address::node_addresses),
             ("first answer", 1, steps::first_answer),

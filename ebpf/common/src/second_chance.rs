@@ -77,7 +77,7 @@ pub struct Mark {
     /// Conntrack called the packet invalid on an earlier node. If no node knows the flow, the last one drops the packet without a
     /// reset, which could end a flow that lives elsewhere.
     pub no_reset: bool,
-    /// The node to forward it to; 0 with [`NextHop::Local`].
+    /// The node to forward it to. With [`NextHop::Local`] the node that dispatched a SYN; 0: none.
     pub slot: u16,
 }
 

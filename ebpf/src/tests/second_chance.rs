@@ -18,6 +18,9 @@ proptest! {
         if kind == Kind::Syn {
             prop_assert!(walk.hops <= 2, "{walk:?}");
         }
+        let is_syn = matches!(kind, Kind::Syn | Kind::AffineSyn);
+        let dispatched = is_syn && walk.hops == 0;
+        prop_assert!(walk.known || walk.sent_by == if dispatched { walk.last } else { 0 }, "{walk:?}");
         if kind == Kind::AffineSyn {
             prop_assert!(invalid || !walk.no_reset, "{walk:?}");
         } else {
@@ -156,6 +159,10 @@ struct Walk {
     end: u16,
     known: bool,
     no_reset: bool,
+    /// By the mark.
+    sent_by: u16,
+    /// The node that did; 0: the client.
+    last: u16,
     /// After the dispatch.
     hops: usize,
 }
@@ -199,7 +206,7 @@ impl Cluster {
         let sent = kind.frame();
         let mut frame = HostFrame(sent.clone());
         frame.0[..6].copy_from_slice(&mac(entry));
-        let (mut at, mut frames, mut dispatched) = (entry, 0, 0);
+        let (mut at, mut last, mut frames, mut dispatched) = (entry, 0, 0, 0);
         loop {
             prop_assert!(frames <= 1 + usize::from(SearchState::LAST_HOP), "no end at node {at}");
             let verdict = walk(&mut frame, &self.tables(at, kind));
@@ -228,6 +235,8 @@ impl Cluster {
                             end: at,
                             known,
                             no_reset: mark.no_reset && !known,
+                            sent_by: mark.slot,
+                            last,
                             hops: frames - dispatched,
                         });
                     }
@@ -235,6 +244,7 @@ impl Cluster {
                 }
             }
             frames += 1;
+            last = at;
             at = u16::from(frame.0[5]);
         }
     }

@@ -153,6 +153,29 @@ fn an_unserved_port_is_refused_at_once() {
     assert_proxy_untouched(&world);
 }
 
+/// A node's table comes a moment after another one's: the client's next SYN finds it.
+#[test]
+fn a_syn_that_another_node_dispatched_is_not_refused_but_repeated() {
+    let world = World::new("behind");
+    let tcp = world.client_raw(Protocol::TCP);
+    let send = |port, flags| {
+        let segment = tcp_segment(port, (VIP, 80), flags, true);
+        tcp.send_to(&segment, &SocketAddr::from((VIP, 0)).into()).unwrap();
+        receive(&tcp, VIP)
+    };
+    world.a.apply(&nobody());
+    world.a.mark_syns_of(7);
+    assert_eq!(send(40001, TcpFlags::SYN), None);
+    assert_eq!((world.a.guard(Guard::Behind), world.a.guard(Guard::Reset)), (1, 0));
+    assert_eq!(world.a.conntrack_entries(), 0);
+    // Whatever else no rule is for is refused as ever.
+    assert_eq!(send(40002, TcpFlags::ACK), Some(Reply::Tcp { from: 80, to: 40002, flags: TcpFlags::RST }));
+    assert_eq!((world.a.guard(Guard::Behind), world.a.guard(Guard::Reset)), (1, 1));
+    world.a.apply(&only(0));
+    let answer = Reply::Tcp { from: 80, to: 40001, flags: TcpFlags::SYN | TcpFlags::ACK };
+    assert_eq!(send(40001, TcpFlags::SYN), Some(answer));
+}
+
 #[test]
 fn udp_silent_answers_nothing() {
     let world = World::new("silent");

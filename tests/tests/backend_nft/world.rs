@@ -137,6 +137,14 @@ impl World {
     }
 }
 
+/// What becomes of SYNs.
+enum Syns {
+    /// They have this mark.
+    Begin(Mark),
+    /// They are marked as all packets, until the last hop.
+    Search,
+}
+
 impl Node {
     fn build(&self, client: &str, addresses: [Ipv4Addr; 2]) -> Result<()> {
         let Self { name, pods, slot } = self;
@@ -176,15 +184,20 @@ impl Node {
 
     /// As [`Node::mark`]; packets in search have this next hop.
     pub fn mark_searching(&self, mark: Mark, next: Mark) {
-        self.stand_in(mark, next, false);
+        self.stand_in(mark, next, Syns::Begin(Mark::LOCAL));
+    }
+
+    /// SYNs as another node dispatches them.
+    pub fn mark_syns_of(&self, slot: u16) {
+        self.stand_in(Mark::LOCAL, Mark::LOCAL, Syns::Begin(Mark { slot, ..Mark::LOCAL }));
     }
 
     /// The same for a Service with affinity: SYNs search too, until the last hop.
     pub fn mark_seeking_client(&self, mark: Mark, next: Mark) {
-        self.stand_in(mark, next, true);
+        self.stand_in(mark, next, Syns::Search);
     }
 
-    fn stand_in(&self, mark: Mark, next: Mark, affinity: bool) {
+    fn stand_in(&self, mark: Mark, next: Mark, syns: Syns) {
         let mac = |mark: Mark| mark.mac().map(|byte| format!("{byte:02x}")).join(":");
         let held = |mark: Mark| if mark.next_hop.needs_ttl_guard() { "ip ttl set 1" } else { "" };
         let (local, first, held_first) = (mac(Mark::LOCAL), mac(mark), held(mark));
@@ -195,9 +208,11 @@ impl Node {
         });
         let hops: String = hops.collect();
         let last = SearchState { hop: SearchState::LAST_HOP, no_reset: false }.ttl();
-        let [new, last] = match affinity {
-            true => [String::new(), format!("ip ttl {last} ether saddr set {local} accept")],
-            false => [format!("tcp flags & (syn | ack) == syn ether saddr set {local} accept"), String::new()],
+        let [new, last] = match syns {
+            Syns::Search => [String::new(), format!("ip ttl {last} ether saddr set {local} accept")],
+            Syns::Begin(mark) => {
+                [format!("tcp flags & (syn | ack) == syn ether saddr set {} accept", mac(mark)), String::new()]
+            }
         };
         // Every plan here is that of one and the same node.
         let began = SearchState::origin_id(ADDRESS.octets());

@@ -10,6 +10,10 @@ fn first(slot: u16) -> Mark {
     Mark { next_hop: NextHop::Alternate(1), no_reset: false, slot }
 }
 
+fn syn_of(slot: u16) -> Mark {
+    Mark { slot, ..Mark::LOCAL }
+}
+
 /// To the dispatcher.
 fn back(slot: u16) -> Mark {
     Mark { next_hop: NextHop::ToDispatcher, no_reset: false, slot }
@@ -52,8 +56,8 @@ pub fn from_dispatcher() -> Vec<Case> {
         asking("segment, no alternate", segment(PEER, ALONE), FromPeer, back(2)),
         up("datagram, no alternate", datagram(PEER, ALONE), FromPeer),
         up("error, no alternate", error(SELF, PEER, 64, 3, &quoted(ALONE)), FromPeer),
-        up("SYN, this node is the primary", syn(LOCAL), FromPeer),
-        up("SYN, this node has a pod", syn(REMOTE_SERVED), FromPeer),
+        asking("SYN, this node is the primary", syn(LOCAL), FromPeer, syn_of(2)),
+        asking("SYN, this node has a pod", syn(REMOTE_SERVED), FromPeer, syn_of(2)),
         changed(
             "SYN, neither",
             dispatched(FOURTH).tcp(40000, BETWEEN).syn().build(),
@@ -68,12 +72,12 @@ pub fn from_dispatcher() -> Vec<Case> {
             Eth { dst: PEER, src: SELF }.ipv4(CLIENT, VIP).ttl(15).fragment(0x8000).tcp(40000, REMOTE).syn().build(),
         ),
         case("SYN, no neighbour entry", syn(NO_MAC), NoNeighbour),
-        up("SYN, unserved", syn(UNSERVED), FromPeer),
+        asking("SYN, unserved", syn(UNSERVED), FromPeer, syn_of(2)),
         asking("segment, unserved", segment(PEER, UNSERVED), FromPeer, back(2)),
         asking("RST, unserved", dispatched(FOURTH).tcp(40000, UNSERVED).flags(Tcp::RST).build(), FromPeer, back(4)),
         up("datagram, unserved", datagram(PEER, UNSERVED), FromPeer),
         up("error, unserved", error(SELF, PEER, 64, 3, &quoted(UNSERVED)), FromPeer),
-        up("SYN, empty ring", syn(EMPTY), FromPeer),
+        asking("SYN, empty ring", syn(EMPTY), FromPeer, syn_of(2)),
         asking("segment, empty ring", segment(PEER, EMPTY), FromPeer, back(2)),
         up("datagram, empty ring", datagram(PEER, EMPTY), FromPeer),
         case("the ring is not there", segment(PEER, NO_RING), BadRing),

@@ -204,6 +204,8 @@ pub enum Guard {
     NoReset,
     /// Without a mark (XDP is not attached) and no beginning of a flow: dropped. It may be another node's.
     Unmarked,
+    /// A SYN that another node dispatched here, and no rule: one of the tables is behind. Dropped; the client repeats it.
+    Behind,
     /// TCP: answered with a reset.
     Reset,
     /// UDP: answered with ICMP port unreachable.
@@ -225,6 +227,7 @@ impl Guard {
         Self::Forwarded,
         Self::NoReset,
         Self::Unmarked,
+        Self::Behind,
         Self::Reset,
         Self::Unreachable,
         Self::Silent,
@@ -240,6 +243,7 @@ impl Guard {
             Self::Forwarded => "second_chance",
             Self::NoReset => "second_chance_no_reset",
             Self::Unmarked => "guard_unmarked",
+            Self::Behind => "guard_behind",
             Self::Reset => "guard_reset",
             Self::Unreachable => "guard_unreachable",
             Self::Silent => "guard_silent",

@@ -256,12 +256,16 @@ fn base_chains(text: &mut String, plan: &Plan) {
 
     line(text, format_args!("\tchain guard {{"));
     let drop = |guard: Guard| format!("counter name {} drop", guard.label());
-    let (prefix, mask) = (mac(Mark::LOCAL.mac()), mac(PREFIX_MASK));
-    line(text, format_args!("\t\tether saddr & {mask} != {prefix} {}", drop(Guard::Unmarked)));
+    let (local, prefix_mask) = (mac(Mark::LOCAL.mac()), mac(PREFIX_MASK));
+    line(text, format_args!("\t\tether saddr & {prefix_mask} != {local} {}", drop(Guard::Unmarked)));
     let reset = Guard::Reset.label();
     // Before the next rule: conntrack calls it invalid because it does not know the flow.
     line(text, format_args!("\t\t{IS_FIN} counter name {reset} reject with tcp reset"));
     line(text, format_args!("\t\tct state invalid {}", drop(Guard::Invalid)));
+    // A reset would tell the client that nobody serves, which neither table says.
+    let is_local = format!("ether saddr & {} == {local}", mac(flow_lookup::NEXT_HOP_MASK));
+    let has_slot = format!("ether saddr & {} != {}", mac(SLOT_MASK), mac([0; 6]));
+    line(text, format_args!("\t\t{is_local} {has_slot} {IS_SYN} {}", drop(Guard::Behind)));
     // RFC 9293 section 3.5.2, RFC 1122 section 3.2.2.1. Neither answers a reset, an ICMP error or what is damaged.
     line(text, format_args!("\t\tmeta l4proto tcp counter name {reset} reject with tcp reset"));
     let udp = match plan.udp_silent {

@@ -6,6 +6,7 @@ pub mod clients;
 pub mod endings;
 pub mod endpoints;
 pub mod inside;
+pub mod late_table;
 pub mod local;
 pub mod node_address;
 pub mod ports;
