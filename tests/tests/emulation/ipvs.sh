@@ -86,7 +86,7 @@ open_connection
 start_speaker
 echo still >/tmp/to
 await has_ended
-found open.resets "$(nft list counter ip sheave guard_reset | sed -n 's/.*packets \([0-9]*\) .*/\1/p')"
+found open.reset "$(nft list counter ip sheave guard_reset | grep -q 'packets [1-9]' && echo yes || echo no)"
 look with
 stop_speaker
 look left

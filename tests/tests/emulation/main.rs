@@ -27,8 +27,8 @@ fn kube_proxy_ipvs_leaves_the_vip_to_the_speaker_and_the_kernel_keeps_silent_abo
     let without = expected("ipvs 192.0.2.5", "1", "yes", "vip", ["0", "0"], "none");
     let with = expected("ours 192.0.2.5", "0", "no", "node", ["1", "2"], "prog/xdp");
     assert_eq!(findings.of("before"), without, "else there is nothing to guard against");
-    // That it has ended, the scenario has waited for.
-    assert_eq!(findings.of("open"), [("resets", "1")].into(), "a connection that IPVS had before");
+    // That it has ended, the scenario has waited for. (A slow client repeats its segment before the reset is there.)
+    assert_eq!(findings.of("open"), [("reset", "yes")].into(), "a connection that IPVS had before");
     assert_eq!(findings.of("with"), with);
     assert_eq!(findings.of("left"), with, "a speaker that ends leaves the node as it is");
     assert_eq!(findings.of("after"), without, "after uninstall");
