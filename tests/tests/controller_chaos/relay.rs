@@ -40,6 +40,8 @@ impl Relay {
                     gate.pass();
                     // A server that is not there: the client's connection ends.
                     if let Ok(server) = TcpStream::connect(server) {
+                        // Nothing is held back until what went before is acknowledged.
+                        let _ = client.set_nodelay(true).and(server.set_nodelay(true));
                         both_ways(&client, &server, &gate);
                     }
                 });
