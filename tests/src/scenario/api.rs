@@ -59,6 +59,17 @@ impl Api {
         self.json("POST", collection, Some(("application/json", &object.to_string())))
     }
 
+    /// As `kubectl create`: `manifest` is YAML, unknown fields are refused.
+    pub fn create_yaml(&self, collection: &str, manifest: &str) -> Result<Value> {
+        self.json("POST", &format!("{collection}?fieldValidation=Strict"), Some(("application/yaml", manifest)))
+    }
+
+    /// As `kubectl apply --server-side --force-conflicts`: `manifest` is YAML, unknown fields are refused.
+    pub fn apply(&self, path: &str, manifest: &str) -> Result<Value> {
+        let path = format!("{path}?fieldManager=kubectl&force=true&fieldValidation=Strict");
+        self.json("PATCH", &path, Some(("application/apply-patch+yaml", manifest)))
+    }
+
     /// A merge patch (RFC 7386).
     pub fn patch(&self, path: &str, patch: &Value) -> Result<Value> {
         self.json("PATCH", path, Some(("application/merge-patch+json", &patch.to_string())))
@@ -119,7 +130,10 @@ pub fn condition(object: &Value, kind: &str) -> bool {
 
 fn parse(method: &str, path: &str, answer: &Answer) -> Result<Value> {
     if !(200..300).contains(&answer.status) {
-        bail!("{method} {path}: {} {}", answer.status, answer.body.trim());
+        // What the API server says, without the JSON around it.
+        let status: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+        let said = status["message"].as_str().unwrap_or(answer.body.trim());
+        bail!("{method} {path}: {} {said}", answer.status);
     }
     serde_json::from_str(&answer.body).with_context(|| format!("{method} {path}: {:?}", answer.body))
 }

@@ -105,8 +105,7 @@ fn beat(objects: &Objects, node: &str) -> Result<()> {
 }
 
 fn patch_status(objects: &Objects, node: &str, status: &Value) -> Result<()> {
-    let status = status.to_string();
-    objects.0.kubectl(&["patch", "node", node, "--subresource=status", "--type=merge", "-p", &status]).map(drop)
+    objects.patch("node", &format!("{node}/status"), status)
 }
 
 /// In the status of the Service, in order.

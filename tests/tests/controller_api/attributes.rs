@@ -33,7 +33,7 @@ fn wait_metric(pair: &Pair, name: &str, reason: &str, value: f64) -> Result<()> 
 }
 
 fn patch(objects: &Objects, service: &str, patch: &Value) -> Result<()> {
-    objects.0.kubectl(&["patch", "service", service, "--type=merge", "-p", &patch.to_string()]).map(drop)
+    objects.patch("service", service, patch)
 }
 
 /// The API server admits a malformed annotation where it does not count yet, and lets it stand when the field goes.

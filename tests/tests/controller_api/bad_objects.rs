@@ -1,8 +1,7 @@
 //! Objects that are as nobody meant them to be: one of them costs itself, not all.
 
-use std::fmt::Write as _;
-
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 use sheave_tests::lab::wait_for;
 
 use super::claims;
@@ -43,11 +42,11 @@ fn a_time_that_no_clock_has(objects: &Objects, pair: &mut Pair) -> Result<()> {
 fn unreadable(objects: &Objects, pair: &mut Pair) -> Result<()> {
     const FIELD: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/autoAssign";
     let crd = objects.get(&["crd", "addresspools.sheave.dev"])?;
-    let replace = |value: &serde_json::Value| {
-        let patch = serde_json::json!([{ "op": "replace", "path": FIELD, "value": value }]).to_string();
+    let replace = |value: &Value| {
+        let patch = json!([{ "op": "replace", "path": FIELD, "value": value }]).to_string();
         objects.0.kubectl(&["patch", "crd", "addresspools.sheave.dev", "--type=json", "-p", &patch])
     };
-    replace(&serde_json::json!({ "x-kubernetes-preserve-unknown-fields": true }))?;
+    replace(&json!({ "x-kubernetes-preserve-unknown-fields": true }))?;
     let odd = "apiVersion: sheave.dev/v1alpha1\nkind: AddressPool\nmetadata: {name: odd}\n\
                spec: {addresses: [198.51.100.0/30], autoAssign: perhaps}";
     wait_for("the field to be free", std::time::Duration::from_secs(20), || Ok(objects.0.apply(odd).ok()))?;
@@ -76,18 +75,12 @@ fn unreadable(objects: &Objects, pair: &mut Pair) -> Result<()> {
 fn large(objects: &Objects, pair: &mut Pair) -> Result<()> {
     const COUNT: usize = 60;
     objects.0.kubectl(&["create", "namespace", "tenant"])?;
-    let annotation = "\\u0001".repeat(250_000);
-    // A document for each: kubectl's own copy of an applied object would not fit.
-    for part in 0..COUNT / 10 {
-        let mut text = String::new();
-        for number in 0..10 {
-            writeln!(
-                text,
-                "{{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{{\"name\":\"s{part}-{number}\",\"namespace\":\"tenant\",\
-                 \"annotations\":{{\"a\":\"{annotation}\"}}}},\"spec\":{{\"ports\":[{{\"port\":80}}]}}}}"
-            )?;
-        }
-        objects.create(&text)?;
+    let annotation = "\u{1}".repeat(250_000);
+    for number in 0..COUNT {
+        let metadata = json!({ "name": format!("s-{number}"), "annotations": { "a": annotation } });
+        let spec = json!({ "ports": [{ "port": 80 }] });
+        let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec });
+        objects.create("/api/v1/namespaces/tenant/services", &service)?;
     }
     pair.replace(&[])?;
     objects.service("next", "", "")?;

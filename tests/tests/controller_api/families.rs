@@ -56,7 +56,7 @@ fn wait_both(objects: &Objects, name: &str, v4: &str, v6: &str, pool: &str) -> R
 }
 
 fn patch(objects: &Objects, service: &str, spec: &str) -> Result<()> {
-    objects.0.kubectl(&["patch", "service", service, "--type=merge", "-p", spec]).map(drop)
+    objects.patch("service", service, &serde_json::from_str(spec)?)
 }
 
 /// Added and removed live, of another pool than IPv4; exactly that address is released.

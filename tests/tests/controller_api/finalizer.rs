@@ -40,10 +40,7 @@ fn deletion_waits(objects: &Objects, name: &str) -> Result<()> {
 }
 
 fn wait_gone(objects: &Objects, name: &str) -> Result<()> {
-    wait_for(&format!("{name} to be gone"), SOON, || {
-        let found = objects.0.kubectl(&["get", "service", name, "--ignore-not-found", "-o", "name"])?;
-        Ok(found.is_empty().then_some(()))
-    })
+    wait_for(&format!("{name} to be gone"), SOON, || Ok((!objects.exists("service", name)?).then_some(())))
 }
 
 fn wait_without(objects: &Objects, name: &str) -> Result<()> {
@@ -131,10 +128,7 @@ fn namespace_deleted(objects: &Objects) -> Result<()> {
         Ok(objects.ledger()?.values().any(|(_, name)| name == "inside").then_some(()))
     })?;
     objects.0.kubectl(&["delete", "namespace", "short", "--wait=false"])?;
-    wait_for("the namespace to be gone", NAMESPACE_GONE, || {
-        let found = objects.0.kubectl(&["get", "namespace", "short", "--ignore-not-found", "-o", "name"])?;
-        Ok(found.is_empty().then_some(()))
-    })
+    wait_for("the namespace to be gone", NAMESPACE_GONE, || Ok((!objects.exists("namespace", "short")?).then_some(())))
 }
 
 /// Sheave is gone, its ledger is there: the command line takes the finalizers off. `held` is another controller's.

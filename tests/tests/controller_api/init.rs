@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -18,6 +19,8 @@ use super::speaker_state::{IN_FORCE, report, server_side, speaker_of};
 
 /// What the speaker of node1 says, as part of a status.
 const FINDS: &str = "dhcpServers: [{server: 192.0.2.253, mac: '02:00:00:00:00:fd', offered: 192.0.2.240}]";
+/// The command waits for a speaker's answers for less.
+const ENDS_WITHIN: Duration = Duration::from_secs(120);
 const HOST: &str = "192.0.2.250";
 /// The gateway is .254. From .241 on there are nine addresses in a row at most.
 const PROPOSED: &str = "192.0.2.224-192.0.2.239";
@@ -137,11 +140,11 @@ type Asked = BTreeMap<i64, (Vec<String>, bool)>;
 fn with_speaker<T>(objects: &Objects, who: &Path, finds: &str, run: impl FnOnce() -> Result<T>) -> Result<(T, Asked)> {
     let (over, asked) = (AtomicBool::new(false), Mutex::new(Asked::new()));
     std::thread::scope(|scope| {
-        let answers = scope.spawn(|| -> Result<()> {
-            while !over.load(Ordering::Relaxed) {
+        let answers = scope.spawn(|| {
+            wait_for("the command to end", ENDS_WITHIN, || {
                 answer(objects, who, finds, &asked)?;
-            }
-            Ok(())
+                Ok(over.load(Ordering::Relaxed).then_some(()))
+            })
         });
         let result = run();
         over.store(true, Ordering::Relaxed);

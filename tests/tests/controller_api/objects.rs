@@ -1,24 +1,26 @@
 //! Pools, Services and the ledger, as a user with kubectl sees them.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 use sheave_tests::lab::{Lab, wait_for};
 use sheave_tests::scenario::api::Api;
 
 /// How long anything that the controller does may take here. It takes milliseconds; the machine may be busy.
 pub const SOON: Duration = Duration::from_secs(5);
+/// A deletion waits for the controller, which may just be starting.
+const GONE: Duration = Duration::from_secs(60);
 
 /// Where the API server has the objects of a kind, of namespace `default` where there are several.
 fn collection(kind: &str) -> Option<String> {
     Some(match kind.strip_suffix('s').unwrap_or(kind) {
         "service" => "/api/v1/namespaces/default/services".into(),
         "events.events.k8s.io" => "/apis/events.k8s.io/v1/namespaces/default/events".into(),
-        kind @ ("addresspool" | "virtualip" | "speakerstate" | "l2advertisement" | "addressprobe" | "subnetscan") => {
+        kind @ ("node" | "namespace") => format!("/api/v1/{kind}s"),
+        kind @ ("addresspool" | "virtualip" | "speakerstate" | "l2advertisement" | "placement" | "addressprobe"
+        | "subnetscan") => {
             format!("/apis/sheave.dev/v1alpha1/{kind}s")
         }
         _ => return None,
@@ -34,30 +36,60 @@ impl<'a> Objects<'a> {
     }
 
     /// What is freed is free at once: the chapters count on the lowest address.
-    pub fn pool(&self, name: &str, addresses: &str) -> Result<String> {
+    pub fn pool(&self, name: &str, addresses: &str) -> Result<()> {
         self.pool_with(name, &format!("addresses: ['{addresses}']"))
     }
 
     /// The same with this spec, the fields of a flow mapping.
-    pub fn pool_with(&self, name: &str, spec: &str) -> Result<String> {
+    pub fn pool_with(&self, name: &str, spec: &str) -> Result<()> {
         let metadata = format!("metadata: {{name: {name}, annotations: {{sheave.dev/address-retention: 0s}}}}");
-        self.0.apply(&format!("apiVersion: sheave.dev/v1alpha1\nkind: AddressPool\n{metadata}\nspec: {{{spec}}}"))
+        let object = format!("apiVersion: sheave.dev/v1alpha1\nkind: AddressPool\n{metadata}\nspec: {{{spec}}}");
+        self.apply("addresspool", name, &object)
+    }
+
+    /// As `kubectl apply`, without one: of a known kind, the object of this name.
+    pub fn apply(&self, kind: &str, name: &str, object: &str) -> Result<()> {
+        let path = collection(kind).with_context(|| format!("kind {kind}"))?;
+        self.1.apply(&format!("{path}/{name}"), object).map(drop)
+    }
+
+    /// What the API server says to an object that it must not admit.
+    pub fn refusal(&self, kind: &str, object: &str) -> Result<String> {
+        let path = collection(kind).with_context(|| format!("kind {kind}"))?;
+        match self.1.create_yaml(&path, object) {
+            Ok(_) => bail!("the API server admits\n{object}"),
+            Err(error) => Ok(format!("{error:#}")),
+        }
+    }
+
+    /// A merge patch of an object, as `kubectl patch --type=merge`; `name` may end in `/status`.
+    pub fn patch(&self, kind: &str, name: &str, patch: &Value) -> Result<()> {
+        let path = collection(kind).with_context(|| format!("kind {kind}"))?;
+        self.1.patch(&format!("{path}/{name}"), patch).map(drop)
+    }
+
+    /// Whether there is such an object.
+    pub fn exists(&self, kind: &str, name: &str) -> Result<bool> {
+        let path = collection(kind).with_context(|| format!("kind {kind}"))?;
+        Ok(self.1.find(&format!("{path}/{name}"))?.is_some())
     }
 
     /// A Service of type LoadBalancer; `more` is added to its spec.
-    pub fn service(&self, name: &str, annotations: &str, more: &str) -> Result<String> {
-        self.0.apply(&format!(
+    pub fn service(&self, name: &str, annotations: &str, more: &str) -> Result<()> {
+        let object = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, annotations: {{{annotations}}}}}\n\
              spec: {{type: LoadBalancer, selector: {{app: {name}}}, ports: [{{port: 80}}]{more}}}"
-        ))
+        );
+        self.apply("service", name, &object)
     }
 
     /// The same with these ports.
-    pub fn service_with(&self, name: &str, ports: &str, more: &str) -> Result<String> {
-        self.0.apply(&format!(
+    pub fn service_with(&self, name: &str, ports: &str, more: &str) -> Result<()> {
+        let object = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
              spec: {{type: LoadBalancer, selector: {{app: {name}}}, ports: {ports}{more}}}"
-        ))
+        );
+        self.apply("service", name, &object)
     }
 
     /// `status.loadBalancer.ingress[0].ports` of a Service.
@@ -76,39 +108,32 @@ impl<'a> Objects<'a> {
         Ok(serde_json::from_str(&self.0.kubectl(&[&["get", "-o", "json"], what].concat())?)?)
     }
 
-    /// Makes objects without kubectl's own copy of them in an annotation, however large they are.
-    pub fn create(&self, manifest: &str) -> Result<()> {
-        self.create_with(manifest, "name").map(drop)
+    /// Makes an object in this collection, and returns what the API server answers.
+    pub fn create(&self, collection: &str, object: &Value) -> Result<Value> {
+        self.1.create(collection, object)
     }
 
-    /// The same, and what the API server answers: one JSON document after the other.
-    pub fn create_and_show(&self, manifest: &str) -> Result<String> {
-        self.create_with(manifest, "json")
-    }
-
-    fn create_with(&self, manifest: &str, output: &str) -> Result<String> {
-        let mut command = self.0.kubectl_command();
-        command.args(["create", "--validate=false", "-o", output, "-f", "-"]).stdin(Stdio::piped());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start kubectl")?;
-        let mut input = child.stdin.take().expect("piped");
-        // Beside the answers: both are longer than a pipe.
-        let output = std::thread::scope(|scope| {
-            let writes = scope.spawn(move || input.write_all(manifest.as_bytes()));
-            let output = child.wait_with_output();
-            writes.join().expect("no panic").and(output)
-        })?;
-        ensure!(output.status.success(), "kubectl create: {}", String::from_utf8_lossy(&output.stderr).trim());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
+    /// As `kubectl delete`: returns when it is gone.
     pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
-        self.0.kubectl(&["delete", kind, name, "--wait=true"]).map(drop)
+        let Some(path) = collection(kind) else {
+            return self.0.kubectl(&["delete", kind, name, "--wait=true"]).map(drop);
+        };
+        let path = format!("{path}/{name}");
+        self.1.find(&path)?.with_context(|| format!("{kind} {name} is not there"))?;
+        self.1.delete(&path)?;
+        wait_for(&format!("{kind} {name} to be gone"), GONE, || Ok(self.1.find(&path)?.is_none().then_some(())))
     }
 
     /// A third-party change of a Service's status.
     pub fn third_party_status(&self, service: &str, ingress: &str) -> Result<()> {
-        let patch = format!(r#"{{"status":{{"loadBalancer":{{"ingress":{ingress}}}}}}}"#);
-        self.0.kubectl(&["patch", "service", service, "--subresource=status", "--type=merge", "-p", &patch]).map(drop)
+        self.third_party_status_by("kubectl-patch", service, ingress)
+    }
+
+    /// The same by this field manager.
+    pub fn third_party_status_by(&self, manager: &str, service: &str, ingress: &str) -> Result<()> {
+        let ingress: Value = serde_json::from_str(ingress)?;
+        let patch = json!({ "status": { "loadBalancer": { "ingress": ingress } } });
+        self.patch("service", &format!("{service}/status?fieldManager={manager}"), &patch)
     }
 
     /// What the Service shows: (ip, ipMode).

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 use sheave_tests::lab::{Lab, wait_for};
 
 pub const NAMESPACE: &str = "sheave-system";
@@ -162,10 +163,11 @@ pub fn kubeconfig(lab: &Lab, folder: &Path) -> Result<PathBuf> {
 /// A kubeconfig, called `name`, that is a ServiceAccount with this token.
 pub fn account(lab: &Lab, folder: &Path, name: &str, account: &str, token: &str) -> Result<PathBuf> {
     let path = folder.join(format!("{name}.kubeconfig"));
-    std::fs::write(&path, lab.kubectl(&["config", "view", "--raw", "--minify"])?)?;
+    let mut config: Value =
+        serde_json::from_str(&lab.kubectl(&["config", "view", "--raw", "--minify", "-o", "json"])?)?;
+    config["users"][0]["user"] = json!({ "token": token });
+    std::fs::write(&path, config.to_string())?;
     let file = format!("--kubeconfig={}", path.display());
-    lab.kubectl(&[&file, "config", "set-credentials", "account", &format!("--token={token}")])?;
-    lab.kubectl(&[&file, "config", "set-context", "--current", "--user=account"])?;
     let who = lab.kubectl(&[&file, "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"])?;
     assert_eq!(who, format!("system:serviceaccount:{NAMESPACE}:{account}"));
     Ok(path)

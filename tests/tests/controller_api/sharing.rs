@@ -16,7 +16,7 @@ fn service(objects: &Objects, name: &str, pool: &str, annotation: &str, port: u1
     let annotations = format!("{{sheave.dev/address-pool: {pool}{annotation}}}");
     let metadata = format!("metadata: {{name: {name}, annotations: {annotations}}}");
     let spec = format!("spec: {{type: LoadBalancer, selector: {{app: {name}}}, ports: [{{port: {port}}}]}}");
-    objects.0.apply(&format!("apiVersion: v1\nkind: Service\n{metadata}\n{spec}")).map(drop)
+    objects.apply("service", name, &format!("apiVersion: v1\nkind: Service\n{metadata}\n{spec}"))
 }
 
 /// Names of the Services that the ledger has for an address, in its order.
@@ -84,7 +84,8 @@ fn kept(objects: &Objects) -> Result<()> {
     let pool = |retention: &str| {
         let metadata = format!("metadata: {{name: kept, annotations: {{sheave.dev/address-retention: {retention}}}}}");
         let spec = "spec: {addresses: [192.168.77.237-192.168.77.239], autoAssign: false}";
-        objects.0.apply(&format!("apiVersion: sheave.dev/v1alpha1\nkind: AddressPool\n{metadata}\n{spec}"))
+        let object = format!("apiVersion: sheave.dev/v1alpha1\nkind: AddressPool\n{metadata}\n{spec}");
+        objects.apply("addresspool", "kept", &object)
     };
     pool("soon")?;
     let message = wait_for("the annotation to be named", SOON, || {

@@ -84,10 +84,7 @@ fn adopted(objects: &Objects, pair: &mut Pair) -> Result<()> {
 
 /// A status by another field manager.
 fn status_as(objects: &Objects, service: &str, ingress: &str, manager: &str) -> Result<()> {
-    let patch = format!(r#"{{"status":{{"loadBalancer":{{"ingress":{ingress}}}}}}}"#);
-    let manager = format!("--field-manager={manager}");
-    let words = ["patch", "service", service, "--subresource=status", "--type=merge", "-p", &patch, &manager];
-    objects.0.kubectl(&words).map(drop)
+    objects.third_party_status_by(manager, service, ingress)
 }
 
 /// Nothing of ours is on the Service, now or before.
