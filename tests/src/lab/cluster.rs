@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
 
 use super::certs::Pki;
 use super::image::{self, Image};
@@ -129,20 +130,25 @@ pub fn wait_ready(lab: &Lab) -> Result<()> {
     })
 }
 
-pub fn wait_back(lab: &Lab, name: &str) -> Result<()> {
-    let field = format!("spec.nodeName={name}");
-    wait_for(&format!("{name} and its pods to be back"), Duration::from_secs(60), || {
+/// By one request for all of them.
+pub fn wait_back(lab: &Lab, names: &[String]) -> Result<()> {
+    wait_for(&format!("{} and their pods to be back", names.join(", ")), Duration::from_secs(60), || {
         let state = lab.state()?;
-        state.plan.node_number(name)?;
-        let Some(node) = state.nodes.get(name) else { bail!("node {name} has no power") };
-        let object = serde_json::from_str(&lab.kubectl(&["get", "node", name, "-o", "json"])?)?;
-        if !node::is_back(&object, &[], node.since) {
-            return Ok(None);
+        let all: Value =
+            serde_json::from_str(&lab.kubectl(&["get", "nodes,pods", "--all-namespaces", "-o", "json"])?)?;
+        let all = all["items"].as_array().context("a list of nodes and pods")?;
+        for name in names {
+            state.plan.node_number(name)?;
+            let Some(node) = state.nodes.get(name) else { bail!("node {name} has no power") };
+            let object = all.iter().find(|object| object["kind"] == "Node" && object["metadata"]["name"] == *name);
+            let object = object.with_context(|| format!("node {name} is not registered"))?;
+            let pods: Vec<&Value> =
+                all.iter().filter(|pod| pod["kind"] == "Pod" && pod["spec"]["nodeName"] == *name).collect();
+            if !node::is_back(object, &pods, node.since) {
+                return Ok(None);
+            }
         }
-        let pods = lab.kubectl(&["get", "pods", "--all-namespaces", "--field-selector", &field, "-o", "json"])?;
-        let pods: serde_json::Value = serde_json::from_str(&pods)?;
-        let pods = pods["items"].as_array().context("a list of pods")?;
-        Ok(node::is_back(&object, pods, node.since).then_some(()))
+        Ok(Some(()))
     })
 }
 

@@ -264,7 +264,12 @@ impl Lab {
 
     /// Waits until a node that got power again is back: its kubelet reports, and all its pods run anew and are Ready.
     pub fn wait_back(&self, node: &str) -> Result<()> {
-        cluster::wait_back(self, node)
+        self.wait_all_back(&[node.to_owned()])
+    }
+
+    /// The same of several nodes.
+    pub fn wait_all_back(&self, nodes: &[String]) -> Result<()> {
+        cluster::wait_back(self, nodes)
     }
 
     fn change<T>(&self, work: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {

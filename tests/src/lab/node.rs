@@ -89,7 +89,7 @@ pub fn power_off(state: &mut State, name: &str) -> Result<()> {
 
 /// Whether a node that got power at `since` is back: its kubelet has reported since, and each of its pods is Ready and was
 /// started since. Before that the API server shows what was true before the loss.
-pub fn is_back(node: &Value, pods: &[Value], since: u64) -> bool {
+pub fn is_back(node: &Value, pods: &[&Value], since: u64) -> bool {
     let condition = |object: &Value| {
         let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
         all.into_iter().find(|one| one["type"] == "Ready" && one["status"] == "True")
@@ -100,7 +100,7 @@ pub fn is_back(node: &Value, pods: &[Value], since: u64) -> bool {
         let containers = pod["status"]["containerStatuses"].as_array();
         containers.is_some_and(|all| all.iter().all(|one| later(&one["state"]["running"]["startedAt"])))
     };
-    let stays = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+    let stays = |pod: &&&Value| pod["metadata"]["deletionTimestamp"].is_null();
     reported && pods.iter().filter(stays).all(|pod| condition(pod).is_some() && started(pod))
 }
 

@@ -43,7 +43,7 @@ pub fn make_whole(scene: &Scene, flags: &[&str]) -> Result<()> {
         }
     }
     workload::select(scene, SERVICE, None)?;
-    scene.nodes.iter().try_for_each(|node| lab.wait_back(node))?;
+    lab.wait_all_back(&scene.nodes)?;
     speakers(scene, flags)?;
     spread(scene)?;
     settle(scene)
