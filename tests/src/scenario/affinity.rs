@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -41,7 +42,13 @@ pub fn session_affinity(scene: &Scene) -> Result<Affinity> {
     let searched = searched(scene)?;
     cordon(scene, true)?;
     set_affinity(scene, SERVICE, "ClientIP")?;
-    let mut watch = Clients { scene, netns: netns.clone(), pods: BTreeMap::new(), report: Affinity::default() };
+    let mut watch = Clients {
+        scene,
+        netns: netns.clone(),
+        pods: BTreeMap::new(),
+        report: Affinity::default(),
+        round_at: Instant::now(),
+    };
     let watched = watch.watch(pods);
     watch.report.searched = self::searched(scene)? - searched;
     cordon(scene, false)?;
@@ -59,6 +66,7 @@ struct Clients<'a> {
     /// Where each client has to come again.
     pods: BTreeMap<Ipv4Addr, Greeting>,
     report: Affinity,
+    round_at: Instant,
 }
 
 impl Clients<'_> {
@@ -121,8 +129,11 @@ impl Clients<'_> {
         Ok(())
     }
 
-    /// One connection of each client.
+    /// One connection of each client, some time after the round before.
     fn round(&mut self) -> Result<BTreeMap<Ipv4Addr, Greeting>> {
+        // A measurement at a fixed rate: as fast as it goes, a hundred clients take a processor for themselves.
+        sleep((self.round_at + PACE).saturating_duration_since(Instant::now()));
+        self.round_at = Instant::now();
         let to = SocketAddrV4::new(self.scene.vip, TCP_PORT);
         let connect = || Ok(CLIENTS.map(plan::address).map(|from| (from, greeting(from, to))).collect::<Vec<_>>());
         let mut answers = BTreeMap::new();
@@ -173,6 +184,8 @@ fn addresses(verb: &str) -> String {
 /// The last bytes of their addresses, which nothing else in the segment has.
 const CLIENTS: std::ops::Range<u8> = 100..200;
 const SEARCHED: &str = "sheave_frames_total{verdict=\"second_chance_arrived\"}";
+/// Between two rounds.
+const PACE: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(2);
 const WITHIN: Duration = Duration::from_secs(60);
 /// Pods that come wait up to 15 s for others before rows move (decision 15), and reports of the rows that moved follow within seconds. That
