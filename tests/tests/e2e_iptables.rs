@@ -24,8 +24,6 @@ fn promises_hold_beside_kube_proxy_iptables() {
             ("Service: ports that are not served", 1, ports::ports),
             ("Service: addresses of nodes", 1, node_address::node_addresses),
             ("owner loss", 1, steps::owner_loss),
-            ("speaker restarts", 1, steps::speaker_restarts),
-            ("node back after 5 s", 1, steps::node_back),
             ("rolling update", 1, steps::rolling_update),
             ("nftables table and XDP link deleted", 1, steps::nft_and_xdp_deleted),
             ("no pod ready", 1, steps::no_pod_ready),
