@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use sheave_tests::lab::{Lab, wait_for};
 use sheave_tests::scenario::api::Api;
 
-/// How long anything that the controller does may take here. It takes milliseconds; the machine may be busy.
-pub const SOON: Duration = Duration::from_secs(5);
+/// How long anything that the controller does may take here. It takes milliseconds; the machine may be busy with other clusters.
+pub const SOON: Duration = Duration::from_secs(15);
 /// A deletion waits for the controller, which may just be starting.
 const GONE: Duration = Duration::from_secs(60);
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use sheave_tests::lab::wait_for;
 
-use super::objects::Objects;
+use super::objects::{Objects, SOON};
 use super::replica::{NAMESPACE, Replica};
 use super::secret;
 
@@ -70,7 +70,7 @@ impl Pair {
 
     /// Exactly one of the two leads.
     fn position(&self) -> Result<usize> {
-        wait_for("one leader", Duration::from_secs(10), || {
+        wait_for("one leader", SOON, || {
             let leads: Vec<bool> = self.replicas.iter().map(Replica::leads).collect::<Result<_>>()?;
             ensure!(leads != [true, true], "two leaders");
             Ok(leads.iter().position(|leads| *leads))

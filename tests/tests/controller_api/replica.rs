@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use sheave_tests::lab::{Lab, wait_for};
 
+/// It takes a tenth of a second; the machine may be busy with other clusters.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 pub const NAMESPACE: &str = "sheave-system";
 pub const METRICS_LISTEN: &str = "--metrics-listen";
 
@@ -28,7 +30,7 @@ impl Replica {
     /// Starts a replica and waits until it has seen everything. `flags`: beside those that every replica has.
     pub fn start(name: &str, kubeconfig: &Path, folder: &Path, flags: &[&str]) -> Result<Self> {
         let replica = Self::begin(name, kubeconfig, folder, flags)?;
-        wait_for(&format!("{name} to be ready"), Duration::from_secs(10), || {
+        wait_for(&format!("{name} to be ready"), READY_WITHIN, || {
             Ok(replica.readyz().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")).then_some(()))
         })
         .with_context(|| replica.log())?;
