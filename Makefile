@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-ranges bench-second-chance bench-scale bench-histories bench-controller demo-endpoint bench-endpoint status-page chaos measure-election conformance docs check-docs deny check
+.PHONY: help setup demo test fuzz-endpoint-file fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-ranges bench-second-chance bench-scale bench-histories bench-controller demo-endpoint bench-endpoint status-page chaos measure-election conformance docs check-docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -27,6 +27,11 @@ bench-endpoint: setup images ## The same faults with the endpoint and with keepa
 
 test: setup ## All tests, on real parts, with the time of each stage
 	@scripts/test.sh
+
+SECONDS_OF_FUZZING ?= 60
+SEED ?= 1
+fuzz-endpoint-file: setup ## Coverage-guided fuzzing of the endpoint's file; SECONDS_OF_FUZZING=600 SEED=2
+	@scripts/fuzz-endpoint-file.sh $(SECONDS_OF_FUZZING) $(SEED)
 
 fmt: ## Format
 	cargo fmt --all

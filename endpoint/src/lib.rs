@@ -165,6 +165,8 @@ impl Endpoint {
 pub mod limits {
     /// Bytes of the file.
     pub const FILE: usize = 64 << 10;
+    /// Fields, texts and lists of it: a file at all the limits below has fewer than half as many.
+    pub const VALUES: usize = 4096;
     pub const ADDRESSES: usize = 8;
     pub const PORTS: usize = 16;
     pub const MEMBERS: usize = 32;

@@ -1,5 +1,7 @@
 //! YAML into values: each refusal knows the field it is about. A field that is not known is refused, with the one that was meant.
 
+mod bounded;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -10,9 +12,9 @@ use ipnet::Ipv4Net;
 use serde_yaml::Value;
 
 use crate::limits;
-use crate::refusal::{Refusal, Refusals};
+use crate::refusal::{Refusal, Refusals, shorten};
 
-/// The document. Anchors that repeat for ever, duplicate fields and deep nesting are refused by the YAML reader.
+/// The document. Deep nesting is refused by the YAML reader, what aliases would make too large and duplicate fields by `bounded`.
 pub fn document(text: &str) -> Result<Value, Refusal> {
     if text.len() > limits::FILE {
         return Err(Refusal::new(
@@ -21,8 +23,11 @@ pub fn document(text: &str) -> Result<Value, Refusal> {
             format!("at most {} bytes", limits::FILE),
         ));
     }
-    serde_yaml::from_str(text)
-        .map_err(|error| Refusal::new("the file", format!("its text ({error})"), "one YAML document"))
+    bounded::value(text).map_err(|error| {
+        // It names what it found, as it found it.
+        let error = error.to_string().replace(char::is_control, " ");
+        Refusal::new("the file", format!("its text ({error})"), "one YAML document")
+    })
 }
 
 /// A value and where it stands.
@@ -76,7 +81,7 @@ impl<'a> At<'a> {
         for (name, value) in mapping {
             match name.as_str() {
                 Some(name) if known.contains(&name) => drop(fields.fields.insert(name, value)),
-                Some(name) => refusals.add(unknown(&fields.field(name), name, known)),
+                Some(name) => refusals.add(unknown(&fields.field(&printable(name)), name, known)),
                 None => refusals.add(Refusal::new(self.shown_path(), shown(name), "the name of a field is a text")),
             }
         }
@@ -163,6 +168,14 @@ fn unknown(path: &str, name: &str, known: &[&str]) -> Refusal {
     let meant = nearest.filter(|(distance, field)| *distance <= 1 + field.len() / 3);
     let meant = meant.map(|(_, field)| format!("did you mean {field}? ")).unwrap_or_default();
     Refusal::new(path, "an unknown field", format!("{meant}The fields are {}", known.join(", ")))
+}
+
+/// A name that somebody wrote, as it may stand in a line of a log.
+fn printable(name: &str) -> String {
+    match name {
+        "" => "\"\"".into(),
+        name => shorten(name.escape_debug().to_string()),
+    }
 }
 
 /// Edits between two names, without regard to case: insertions, deletions, changes.

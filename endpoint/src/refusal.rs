@@ -62,7 +62,7 @@ impl std::error::Error for Refusals {}
 impl std::error::Error for Refusal {}
 
 /// A line of a terminal.
-fn shorten(value: String) -> String {
+pub(crate) fn shorten(value: String) -> String {
     match value.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &value[..end]),
         None => value,

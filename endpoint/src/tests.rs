@@ -4,7 +4,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::host::Interface;
-use super::{Check, Credential, Endpoint, Group, Refusals};
+use super::{Check, Credential, Endpoint, Group, Refusals, limits};
+
+/// What `make fuzz-endpoint-file` holds against the parser as well.
+#[path = "../fuzz/promises.rs"]
+mod promises;
 
 /// Base64 of 32 bytes, and of 31.
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -265,6 +269,47 @@ fn a_file_that_is_no_document() {
     assert_eq!(message(&long), "the file: 65537 bytes is refused: at most 65536 bytes");
 }
 
+/// Ten thousand aliases of a list with ten thousand elements would take 7 GB.
+#[test]
+fn aliases_make_no_file_larger() {
+    let [list, aliases] = ["x,", "*a,"].map(|one| one.repeat(10_000));
+    let text = format!("a: &a [{list}]\nb: [{aliases}]\n");
+    assert!(text.len() < limits::FILE);
+    let message = message(&text);
+    let expected = "more than 4096 values or 65536 bytes, aliases included";
+    assert!(message.starts_with("the file: its text (") && message.contains(expected), "{message}");
+    let texts = format!("a: &a {}\nb: [{}]\n", "x".repeat(30_000), "*a,".repeat(3));
+    assert!(self::message(&texts).contains(expected), "{texts}");
+}
+
+/// A file at every limit is not refused for its size.
+#[test]
+fn the_largest_file() {
+    let each = |count: usize, of: fn(usize) -> String| (0..count).map(of).collect::<Vec<_>>().join("\n");
+    let sources = |_| (0..limits::SOURCES).map(|one| format!("10.0.{one}.0/24")).collect::<Vec<_>>().join(",");
+    let ports: Vec<String> =
+        (0..limits::PORTS).map(|one| format!("- {{listen: {}, sources: [{}]}}", 9000 + one, sources(one))).collect();
+    let text = format!(
+        "addresses: [{}]\nports:\n{}\nmembers:\n{}\nkey: {KEY}\nhealth: {{insecureSkipVerify: true}}\n",
+        (0..limits::ADDRESSES).map(|one| format!("192.0.2.{}", 100 + one)).collect::<Vec<_>>().join(","),
+        ports.join("\n"),
+        each(limits::MEMBERS, |one| format!("- {{name: {one:a>253}, address: 192.0.2.{one}}}")
+            .replace("2.0}", "2.99}")),
+    );
+    let endpoint = Endpoint::parse(&text).unwrap();
+    assert_eq!((endpoint.ports.len(), endpoint.members.len()), (limits::PORTS, limits::MEMBERS));
+    promises::judge(&text);
+}
+
+/// Names of fields are anybody's text.
+#[test]
+fn an_unknown_field_is_one_short_line() {
+    let text = good() + &format!("\"x\\n{}\": 1\n", "y".repeat(200));
+    let message = message(&text);
+    assert!(self::message(&(good() + "? \"\"\n")).starts_with("\"\": an unknown field is refused: "));
+    assert!(message.starts_with("x\\nyyy") && message.lines().count() == 1 && message.len() < 300, "{message}");
+}
+
 /// Every fault is named, not the first alone.
 #[test]
 fn all_faults_at_once() {
@@ -382,12 +427,12 @@ proptest! {
     /// Whatever the bytes are, there is an endpoint or a message, and no secret in it.
     #[test]
     fn no_text_breaks_the_parser(pieces in proptest::collection::vec(prop::sample::select(PIECES.to_vec()), 0..60)) {
-        judge(&pieces.concat())?;
+        promises::judge(&pieces.concat());
     }
 
     #[test]
     fn no_bytes_break_the_parser(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-        judge(&String::from_utf8_lossy(&bytes))?;
+        promises::judge(&String::from_utf8_lossy(&bytes));
     }
 
     /// A good file with a piece in place of some of its bytes: most of what people get wrong.
@@ -397,28 +442,6 @@ proptest! {
         let start = at.min(text.len());
         let end = (start + length).min(text.len());
         text.replace_range(start..end, piece);
-        judge(&text)?;
+        promises::judge(&text);
     }
-}
-
-/// What is accepted keeps what the types promise; what is refused has a message of bounded lines.
-fn judge(text: &str) -> Result<(), TestCaseError> {
-    match Endpoint::parse(text) {
-        Ok(endpoint) => {
-            prop_assert!(!endpoint.addresses.is_empty() && !endpoint.ports.is_empty());
-            prop_assert!(endpoint.ports.iter().all(|port| port.listen > 0 && port.target > 0));
-            prop_assert!(endpoint.ports.windows(2).all(|pair| pair[0].listen < pair[1].listen));
-            prop_assert!(endpoint.members.windows(2).all(|pair| pair[0].name < pair[1].name));
-            prop_assert!((3..=10).contains(&endpoint.timing.dead_intervals()));
-            prop_assert!(endpoint.members.iter().all(|member| !endpoint.addresses.contains(&member.address)));
-        }
-        Err(refusals) => {
-            prop_assert!(!refusals.0.is_empty());
-            for refusal in refusals.0 {
-                prop_assert!(!refusal.to_string().contains(&KEY[..20]) || refusal.field != "key");
-                prop_assert!(refusal.value.is_none_or(|value| value.len() < 400));
-            }
-        }
-    }
-    Ok(())
 }
