@@ -122,11 +122,13 @@ pub enum Refusal {
     NodeWithoutSpeaker,
     /// Endpoints stand on no node, or on one without a speaker: they see the address of the node that translates for them. Speakers find it ([`Partly`]).
     ClientAddressLost,
+    /// Another host of the segment announces the address as well. Speakers find it ([`Partly`], [`NoOwner`]).
+    AddressConflict,
 }
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 42] = [
+    pub const ALL: [Refusal; 43] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -169,6 +171,7 @@ impl Refusal {
         Refusal::NodeNotListed,
         Refusal::NodeWithoutSpeaker,
         Refusal::ClientAddressLost,
+        Refusal::AddressConflict,
     ];
 
     /// The one name.
@@ -216,6 +219,7 @@ impl Refusal {
             Refusal::NodeNotListed => "NodeNotListed",
             Refusal::NodeWithoutSpeaker => "NodeWithoutSpeaker",
             Refusal::ClientAddressLost => "ClientAddressLost",
+            Refusal::AddressConflict => "AddressConflict",
         }
     }
 
@@ -329,6 +333,8 @@ pub enum NoOwner {
     NoQuorum,
     /// The kernel of the last owner refused the entry, or the lease.
     MapWriteFailed,
+    /// The speakers of another cluster have it; the owner of this one is silent until they have gone.
+    AddressConflict,
     /// The address is one of a node: it is never served.
     AddressOfNode,
     /// The address is one of the host that wrote this, although no Node object names it.
@@ -338,7 +344,7 @@ pub enum NoOwner {
 }
 
 impl NoOwner {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::HandingOver,
         Self::OwnerLost,
         Self::NoEligibleNode,
@@ -348,6 +354,7 @@ impl NoOwner {
         Self::NoCarrier,
         Self::NoQuorum,
         Self::MapWriteFailed,
+        Self::AddressConflict,
         Self::AddressOfNode,
         Self::AddressOfHost,
         Self::AddressOfGateway,
@@ -365,6 +372,7 @@ impl NoOwner {
             NoOwner::NoCarrier => "NoCarrier",
             NoOwner::NoQuorum => "NoQuorum",
             NoOwner::MapWriteFailed => "MapWriteFailed",
+            NoOwner::AddressConflict => "AddressConflict",
             NoOwner::AddressOfNode => "AddressOfNode",
             NoOwner::AddressOfHost => "AddressOfHost",
             NoOwner::AddressOfGateway => "AddressOfGateway",
@@ -376,6 +384,8 @@ impl NoOwner {
 /// the reason has all names, separated by commas, in the order of [`Partly::ALL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Partly {
+    /// Another host of the segment announces the address. Alone: what else is not served is said when it has gone.
+    AddressConflict,
     /// A Service all of whose EndpointSlices hold names (address type FQDN).
     FQDNNotServed,
     /// A Service with endpoints that name a node which the API server does not list, or lists without an IPv4 InternalIP.
@@ -389,7 +399,8 @@ pub enum Partly {
 }
 
 impl Partly {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
+        Self::AddressConflict,
         Self::FQDNNotServed,
         Self::NodeNotListed,
         Self::NodeWithoutSpeaker,
@@ -400,6 +411,7 @@ impl Partly {
     /// The one name.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Partly::AddressConflict => "AddressConflict",
             Partly::FQDNNotServed => "FQDNNotServed",
             Partly::NodeNotListed => "NodeNotListed",
             Partly::NodeWithoutSpeaker => "NodeWithoutSpeaker",
@@ -410,6 +422,9 @@ impl Partly {
 
     /// For `status.reason`; `None` of nothing.
     pub fn join(parts: &BTreeSet<Self>) -> Option<String> {
+        if parts.contains(&Self::AddressConflict) {
+            return Some(Self::AddressConflict.as_str().into());
+        }
         let beside = |part: &&Self| **part != Self::TooManyPorts || parts.len() == 1;
         let names: Vec<&str> = parts.iter().filter(beside).map(|part| part.as_str()).collect();
         (!names.is_empty()).then(|| names.join(","))
@@ -477,11 +492,13 @@ mod tests {
     /// The field of the API takes 64 characters; a status that does not fit would not be written at all.
     #[test]
     fn all_parts_fit_into_a_reason_and_are_read_again() {
-        let all = BTreeSet::from(Partly::ALL);
+        let mut all = BTreeSet::from(Partly::ALL);
+        assert_eq!(Partly::join(&all).as_deref(), Some("AddressConflict"));
+        all.remove(&Partly::AddressConflict);
         let reason = Partly::join(&all).unwrap();
         assert_eq!(reason, "FQDNNotServed,NodeNotListed,NodeWithoutSpeaker,ClientAddressLost");
         assert!(reason.len() <= 64, "{}", reason.len());
-        assert_eq!(Partly::parse(&reason), Partly::ALL[..4].iter().copied().collect());
+        assert_eq!(Partly::parse(&reason), Partly::ALL[1..5].iter().copied().collect());
         for part in Partly::ALL {
             let one = BTreeSet::from([part]);
             assert_eq!((Partly::join(&one).as_deref(), Partly::parse(part.as_str())), (Some(part.as_str()), one));

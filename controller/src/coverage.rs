@@ -98,6 +98,10 @@ pub fn remarks(service: &ServiceView, partly: &BTreeSet<Partly>, second: Option<
 /// What the owner's speaker finds in a Service's endpoints. Of ports it finds what is found here.
 fn reported(part: Partly) -> Option<Refused> {
     let (reason, message) = match part {
+        Partly::AddressConflict => (
+            Refusal::AddressConflict,
+            "another host of the segment announces the address as well; the log of the owner's speaker has its Ethernet address",
+        ),
         Partly::FQDNNotServed => {
             (Refusal::FQDNNotServed, "all EndpointSlices hold names (addressType FQDN); addresses are served")
         }
@@ -301,6 +305,7 @@ mod tests {
     fn what_the_owner_finds_is_said_on_the_service() {
         let said = |parts: &[Partly]| reasons(&remarks(&example(), &parts.iter().copied().collect(), None));
         for (part, reason) in [
+            (Partly::AddressConflict, Refusal::AddressConflict),
             (Partly::FQDNNotServed, Refusal::FQDNNotServed),
             (Partly::NodeNotListed, Refusal::NodeNotListed),
             (Partly::NodeWithoutSpeaker, Refusal::NodeWithoutSpeaker),

@@ -4,6 +4,7 @@
 //! here decides. The lease is renewed from this loop only: if the loop does not turn, the kernel stops answering by itself.
 
 mod commands;
+mod conflicts;
 mod keys;
 mod lease;
 mod neighbours;
@@ -23,6 +24,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use speaker_core::announce::{self, Announcer};
+use speaker_core::conflict::{self, Conflicts};
 use speaker_core::election::stall::Stall;
 use speaker_core::election::turn::{self, Turn};
 use speaker_core::election::{self, Election, Eligible, LoseReason};
@@ -65,8 +67,11 @@ pub struct Driver {
     pub rotation: Rotation,
     pub unverified: Unverified,
     pub announcer: Announcer,
+    pub conflicts: Conflicts,
     pub udp: MulticastSocket,
     pub arp: ArpSocket,
+    /// For frames of any host with an owned VIP as sender.
+    pub claims: ArpSocket,
     pub lease: LeaseMaps,
     pub inbox: Inbox,
     pub own_ip: Option<Ipv4Addr>,
@@ -123,6 +128,7 @@ struct State {
     /// When the peers were shown last.
     peers_shown: Instant,
     stall: Stall,
+    claims: conflicts::Claims,
     /// The packet path can serve.
     ready: bool,
     /// The unverified side is larger (`unverified::Action::Yield`).
@@ -165,6 +171,7 @@ impl Loop {
             incarnations_at: Instant::ZERO,
             peers_shown: Instant::ZERO,
             stall: Stall::new(clock::now(), clock::thread_time()),
+            claims: conflicts::Claims::default(),
             ready: false,
             yields: false,
             beyond_limit: false,
@@ -182,6 +189,7 @@ impl Loop {
         self.take_commands();
         self.turn.run(&mut self.election, &mut self.state);
         self.state.take_arp();
+        self.state.take_claims(clock::now());
         let now = clock::now();
         self.state.tick(now);
         for event in std::mem::take(&mut self.state.follow_up) {
@@ -288,6 +296,7 @@ impl State {
             driver.rotation.next_deadline(),
             driver.unverified.next_deadline(),
             driver.announcer.next_deadline(),
+            driver.conflicts.next_deadline(),
         ];
         let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at).min(self.incarnations_at);
         Some(machines.into_iter().flatten().fold(own, Instant::min))
@@ -312,6 +321,9 @@ impl State {
         }
         if due(self.driver.announcer.next_deadline()) {
             self.on_announce(announce::Event::Tick, now);
+        }
+        if due(self.driver.conflicts.next_deadline()) {
+            self.on_conflict(conflict::Event::Tick, now);
         }
         if now.since(self.mute_written) >= MUTE_REFRESH && !self.write_lease(now) {
             self.follow_up.push(election::Event::NotRenewed);
@@ -349,7 +361,8 @@ impl State {
         let mut actions = Vec::new();
         self.driver.announcer.handle(event, now, &mut actions);
         for announce::Action::Send(vip) in actions {
-            if let Err(error) = self.driver.arp.announce(vip.0) {
+            let claim = self.driver.conflicts.claim(vip, now);
+            if let Err(error) = self.driver.arp.announce(vip.0, Some(claim)) {
                 self.failed("announcement", &error);
             }
         }

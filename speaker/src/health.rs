@@ -59,6 +59,8 @@ pub struct HealthFlags {
     pub lease_until: AtomicU64,
     /// VIPs that this node owns, with their terms.
     owned: Mutex<BTreeMap<Ipv4Addr, u64>>,
+    /// VIPs of this node that another host of the segment announces as well.
+    conflicts: Mutex<BTreeSet<Ipv4Addr>>,
     /// Kinds of objects that the API server does not let this speaker read.
     refused: Mutex<BTreeSet<Kind>>,
     /// The host speaker serves this node: no loop turns here.
@@ -141,6 +143,7 @@ impl HealthFlags {
             (self.some_adverts_missing.load(Ordering::Relaxed), Cause::AdvertsMissing),
             (self.reports_missing.load(Ordering::Relaxed), Cause::ReportsMissing),
             (!self.lock_refused().is_empty(), Cause::RightsMissing),
+            (!self.lock_conflicts().is_empty(), Cause::AddressConflict),
             (self.conntrack_full.load(Ordering::Relaxed), Cause::ConntrackFull),
             (self.conntrack_nearly_full.load(Ordering::Relaxed), Cause::ConntrackNearlyFull),
         ];
@@ -167,6 +170,18 @@ impl HealthFlags {
 
     pub fn disown(&self, vip: Ipv4Addr) {
         self.lock_owned().remove(&vip);
+    }
+
+    pub fn set_conflicts(&self, vips: BTreeSet<Ipv4Addr>) {
+        *self.lock_conflicts() = vips;
+    }
+
+    pub fn in_conflict(&self, vip: Ipv4Addr) -> bool {
+        self.lock_conflicts().contains(&vip)
+    }
+
+    fn lock_conflicts(&self) -> std::sync::MutexGuard<'_, BTreeSet<Ipv4Addr>> {
+        self.conflicts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub fn set_refused(&self, kind: Kind, refused: bool) {

@@ -41,6 +41,7 @@ pub struct Metrics {
     pub reports_by_unicast: IntGauge,
     pub reports_missing: IntGauge,
     pub arp_contradicts_advert: IntCounterVec,
+    pub address_conflicts: IntGauge,
     pub peers_unverified: IntGauge,
     pub keys_accepted: IntGauge,
     pub keys_rotating: IntGauge,
@@ -146,6 +147,10 @@ impl Metrics {
                 "sheave_arp_contradicts_advert_total",
                 "ARP frames with another MAC address of a node than its signed advert.",
                 "node",
+            )?,
+            address_conflicts: gauge(
+                "sheave_address_conflicts",
+                "VIPs of this node that another host of the segment announces as well.",
             )?,
             peers_unverified: gauge(
                 "sheave_peers_unverified",

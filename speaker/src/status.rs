@@ -81,7 +81,7 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
         let newer = match waiting.is_empty() {
             true => tokio::select! {
                 newer = updates.recv() => newer,
-                Ok(()) = views.changed() => Some(written.outdated(&views)),
+                Ok(()) = views.changed() => Some(written.outdated(&views, &health)),
                 Some(seen) = seen.recv() => {
                     lost.seen(&seen);
                     Some(written.not_named(&node, &seen))
@@ -89,7 +89,10 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
                 _ = check.tick() => {
                     let joined = health.joined.load(Ordering::Relaxed);
                     let gone = lost.due(&elected, joined, clock::now()).into_iter();
-                    Some(gone.map(|(vip, owner)| (vip, Ownership::Lost { owner })).collect())
+                    let gone: Updates = gone.map(|(vip, owner)| (vip, Ownership::Lost { owner })).collect();
+                    let mut updates = written.outdated(&views, &health);
+                    updates.extend(gone);
+                    Some(updates)
                 }
             },
             false => updates.recv().now_or_never().unwrap_or(Some(Updates::new())),
@@ -102,7 +105,7 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
             if matches!(ownership, Ownership::Elsewhere { .. }) && !written.named.contains(&vip) {
                 continue;
             }
-            let parts = partly(&views, vip);
+            let parts = partly(&views, &health, vip);
             written.begin(vip, &ownership);
             match write(&api, &node, vip, &ownership, &parts).await {
                 Ok(uid) => {
@@ -131,7 +134,7 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
 }
 
 /// What of a VIP is not served, in the words of the API.
-fn partly(views: &Views, vip: Ipv4Addr) -> BTreeSet<Partly> {
+fn partly(views: &Views, health: &HealthFlags, vip: Ipv4Addr) -> BTreeSet<Partly> {
     let in_words = |part| match part {
         Part::TooManyPorts => Partly::TooManyPorts,
         Part::NamesOnly => Partly::FQDNNotServed,
@@ -139,7 +142,9 @@ fn partly(views: &Views, vip: Ipv4Addr) -> BTreeSet<Partly> {
         Part::NoSpeakerYet => Partly::NodeWithoutSpeaker,
         Part::Via => Partly::ClientAddressLost,
     };
-    views.borrow().as_ref().map_or(BTreeSet::new(), |view| view.parts(vip).into_iter().map(in_words).collect())
+    let parts = views.borrow().as_ref().map_or(BTreeSet::new(), |view| view.parts(vip));
+    let conflict = health.in_conflict(vip).then_some(Partly::AddressConflict);
+    parts.into_iter().map(in_words).chain(conflict).collect()
 }
 
 /// Of the VIP's object in the view. One that an earlier version saved has none.
@@ -185,10 +190,10 @@ impl Written {
 
     /// VIPs of this node of which another part is not served now, or whose object is another one: the address was taken back and
     /// granted again so quickly that its owner never released it.
-    fn outdated(&self, views: &Views) -> Updates {
+    fn outdated(&self, views: &Views, health: &HealthFlags) -> Updates {
         let outdated = self.owned.iter().filter(|(vip, record)| {
             let other = uid(views, **vip).is_some_and(|uid| uid != record.uid);
-            other || partly(views, **vip) != record.parts
+            other || partly(views, health, **vip) != record.parts
         });
         outdated.map(|(vip, record)| (*vip, record.ownership.clone())).collect()
     }
@@ -366,7 +371,8 @@ mod tests {
         view.handle(Event::Apply(Object::VirtualIp(vip, granted("first"))));
         view.handle(Event::Apply(Object::NameSlice(ObjectName::new("default", "web-1"), "web".into())));
         let (sender, views) = watch::channel(Some(Arc::new(view.clone())));
-        let part = partly(&views, vip);
+        let health = HealthFlags::default();
+        let part = partly(&views, &health, vip);
         assert_eq!(part, [Partly::FQDNNotServed].into());
         let owned = Ownership::Owned { term: 3, since: Timestamp::UNIX_EPOCH };
         let status = |parts: &BTreeSet<_>| status(&VirtualIPStatus::default(), "us", &owned, parts).expect("we own it");
@@ -381,25 +387,28 @@ mod tests {
         let mut written = Written::default();
         written.begin(vip, &owned);
         written.done(vip, owned.clone(), part.clone(), "first".into());
-        assert_eq!(written.outdated(&views), Updates::new());
+        assert_eq!(written.outdated(&views, &health), Updates::new());
         // Taken back and granted again: with the deletion unseen, and after the deletion was found first.
         view.handle(Event::Apply(Object::VirtualIp(vip, granted("second"))));
         sender.send_replace(Some(Arc::new(view.clone())));
-        assert_eq!(written.outdated(&views), Updates::from([(vip, owned.clone())]));
+        assert_eq!(written.outdated(&views, &health), Updates::from([(vip, owned.clone())]));
         written.done(vip, owned.clone(), part.clone(), String::new());
-        assert_eq!(written.outdated(&views), Updates::from([(vip, owned.clone())]));
+        assert_eq!(written.outdated(&views, &health), Updates::from([(vip, owned.clone())]));
         written.done(vip, owned.clone(), part.clone(), "second".into());
-        assert_eq!(written.outdated(&views), Updates::new());
+        assert_eq!(written.outdated(&views, &health), Updates::new());
         let outside = Endpoint { address: Ipv4Addr::new(198, 51, 100, 1), node: None, conditions: Conditions::READY };
         let slice = EndpointSlice { service: "web".into(), ports: vec![], endpoints: vec![outside] };
         view.handle(Event::Apply(Object::EndpointSlice(ObjectName::new("default", "web-1"), slice)));
         sender.send_replace(Some(Arc::new(view.clone())));
-        assert_eq!(partly(&views, vip), [Partly::ClientAddressLost].into());
+        assert_eq!(partly(&views, &health, vip), [Partly::ClientAddressLost].into());
+        health.set_conflicts([vip].into());
+        assert_eq!(partly(&views, &health, vip), [Partly::AddressConflict, Partly::ClientAddressLost].into());
+        health.set_conflicts(BTreeSet::new());
         view.handle(Event::Relisted(speaker_core::view::Kind::EndpointSlice, vec![]));
         sender.send_replace(Some(Arc::new(view)));
-        assert_eq!(written.outdated(&views), Updates::from([(vip, owned)]));
+        assert_eq!(written.outdated(&views, &health), Updates::from([(vip, owned)]));
         written.done(vip, Ownership::Unowned(NoOwner::HandingOver), BTreeSet::new(), "second".into());
-        assert_eq!(written.outdated(&views), Updates::new(), "the new owner writes");
+        assert_eq!(written.outdated(&views, &health), Updates::new(), "the new owner writes");
     }
 
     /// Controller and speaker leave out the same.

@@ -44,8 +44,9 @@ impl GrantView {
     }
 }
 
-/// The reason of a VirtualIP without owner is none of these.
+/// The reason of a VirtualIP without owner is none of these, but for a conflict: then an owner is silent.
 fn partly(status: &VirtualIPStatus) -> BTreeSet<Partly> {
-    let reason = status.reason.as_deref().filter(|_| status.owner.is_some());
-    reason.map(Partly::parse).unwrap_or_default()
+    let mut parts = status.reason.as_deref().map(Partly::parse).unwrap_or_default();
+    parts.retain(|part| status.owner.is_some() || *part == Partly::AddressConflict);
+    parts
 }

@@ -47,6 +47,8 @@ pub enum Event {
     Stop(Vip),
     /// The MAC address of the uplink changed: the burst starts again for every VIP.
     OwnAddress,
+    /// Nodes of another cluster have come to the segment, which may have one of the VIPs: the same.
+    OtherCluster,
     /// The link came up: the burst starts again for every VIP. While it is down nothing is announced.
     Carrier(bool),
     Tick,
@@ -128,7 +130,7 @@ impl Machine for Announcer {
         match event {
             Event::Announce(vip) => self.start(vip, now),
             Event::Stop(vip) => self.stop(vip),
-            Event::OwnAddress => self.start_all(now),
+            Event::OwnAddress | Event::OtherCluster => self.start_all(now),
             Event::Carrier(up) => {
                 if up && !self.carrier {
                     self.start_all(now);

@@ -12,6 +12,7 @@ pub mod announce;
 pub mod attributes;
 pub mod backend;
 pub mod backoff;
+pub mod conflict;
 pub mod dhcp;
 pub mod election;
 pub mod eligibility;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use speaker_core::announce::{self, Announcer};
+use speaker_core::conflict::Conflicts;
 use speaker_core::election::{self, Election};
 use speaker_core::liveness::{self, Liveness};
 use speaker_core::name::NodeName;
@@ -61,8 +62,10 @@ impl Parts<'_> {
             rotation,
             unverified: Unverified::new(node, keys.is_confirmed(), now),
             announcer: Announcer::new(announce::Config::default()),
+            conflicts: Conflicts::new(cluster),
             udp: ground.adverts_socket("heartbeat", uplink, args.heartbeat_port)?,
             arp: ArpSocket::open(uplink.index, uplink.mac).context("ARP socket: capability NET_RAW is needed")?,
+            claims: ArpSocket::open(uplink.index, uplink.mac).context("ARP socket for other owners")?,
             lease: LeaseMaps::open(&ground.pins)?,
             inbox,
             own_ip: Some(args.node_ip),

@@ -179,7 +179,7 @@ mod tests {
             if began.elapsed() > patience {
                 return false;
             }
-            socket.announce(PEER).unwrap();
+            socket.announce(PEER, None).unwrap();
             thread::sleep(Duration::from_millis(5));
         }
         true

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use speaker_core::announce;
+use speaker_core::conflict;
 use speaker_core::election::LoseReason;
 use speaker_core::name::{Term, Vip};
 use speaker_core::time::Instant;
@@ -12,15 +13,25 @@ use super::{MUTE, Notice, State};
 
 impl State {
     /// Whether the kernel has this node as the VIP's owner now.
-    pub(super) fn acquire(&mut self, vip: Vip, term: Term) -> bool {
+    pub(super) fn acquire(&mut self, vip: Vip, term: Term, now: Instant) -> bool {
+        if !self.enter_own(vip, term) {
+            return false;
+        }
+        info!(%vip, %term, "VIP acquired");
+        self.driver.metrics.transitions.inc();
+        self.on_conflict(conflict::Event::Acquired { vip, term }, now);
+        self.filter_claims();
+        true
+    }
+
+    /// From now on the kernel answers for the VIP.
+    pub(super) fn enter_own(&mut self, vip: Vip, term: Term) -> bool {
         if let Err(error) = self.driver.lease.acquire(vip.0, term.0) {
             error!(%vip, error = format!("{error:#}"), "OWN map update failed; VIP not announced");
             self.driver.metrics.send_errors.with_label_values(&["own"]).inc();
             return false;
         }
-        info!(%vip, %term, "VIP acquired");
         self.unreleased.remove(&vip);
-        self.driver.metrics.transitions.inc();
         self.driver.health.own(vip.0, term.0);
         self.notify_app(Notice::Acquired { vip: vip.0, term });
         true
@@ -33,6 +44,8 @@ impl State {
         self.driver.health.disown(vip.0);
         self.on_announce(announce::Event::Stop(vip), now);
         self.remove_own(vip);
+        self.on_conflict(conflict::Event::Released(vip), now);
+        self.filter_claims();
     }
 
     pub(super) fn remove_own(&mut self, vip: Vip) {

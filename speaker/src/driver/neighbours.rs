@@ -171,13 +171,14 @@ impl State {
     /// All announcements and queries use the new MAC address at once, and the others receive it: the owner's VIPs by a new burst,
     /// the node's own address by an announcement, which its kernel does not make (arp_notify is 0), and by a query to every node.
     pub(super) fn set_own_mac(&mut self, mac: Mac, now: Instant) {
+        self.driver.claims.set_mac(mac);
         if !self.driver.arp.set_mac(mac) {
             return;
         }
         info!(%mac, "MAC address of the uplink changed; announced");
         self.on_announce(announce::Event::OwnAddress, now);
         if let Some(own) = self.driver.own_ip
-            && let Err(error) = self.driver.arp.announce(own)
+            && let Err(error) = self.driver.arp.announce(own, None)
         {
             self.failed("announcement", &error);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use speaker_core::election::turn::Surroundings;
 use speaker_core::election::{self, Phase};
 use speaker_core::time::Instant;
-use speaker_core::wire::advert::Packet;
+use speaker_core::wire::advert::{Packet, Reject};
 use speaker_core::{announce, liveness, readiness, unicast};
 use tracing::{info, warn};
 
@@ -56,7 +56,7 @@ impl Surroundings for State {
                 return (!self.write_lease(now)).then_some(election::Event::NotRenewed);
             }
             Action::Acquire { vip, term } => {
-                return (!self.acquire(vip, term)).then_some(election::Event::NotAcquired(vip));
+                return (!self.acquire(vip, term, now)).then_some(election::Event::NotAcquired(vip));
             }
             Action::Release { vip, reason } => self.release(vip, reason, now),
             // Of the VIPs whose entry the kernel has just refused, none is announced.
@@ -96,6 +96,9 @@ impl Surroundings for State {
                 self.notify_app(Notice::OwnerChanged { vip: vip.0, owner, why });
             }
             Action::Rejected { reason } => {
+                if reason == Reject::WrongCluster {
+                    self.on_other_cluster(now);
+                }
                 self.rejected(reason, now);
                 self.driver.metrics.count_rejected(reason.label(), "advert");
             }

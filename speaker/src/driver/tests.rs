@@ -1,6 +1,8 @@
 //! The loop with real sockets and real maps, in a namespace as in io/tests.rs. The test is every other host, and the kernel refuses what
 //! it is made to refuse.
 
+mod conflicts;
+
 use std::net::SocketAddrV4;
 
 use ebpf_common::map;
@@ -44,12 +46,17 @@ fn mac(last: u8) -> Mac {
 
 impl Driven {
     fn new(pins: &Pins) -> Self {
-        let (index, now) = (if_nametoindex("node").unwrap(), clock::now());
+        Self::at("node", 1, 5, pins)
+    }
+
+    /// A node of this cluster, with the Ethernet address of that end of the cable.
+    fn at(device: &str, last: u8, cluster: u64, pins: &Pins) -> Self {
+        let (index, now) = (if_nametoindex(device).unwrap(), clock::now());
         let node = NodeName::new("own").unwrap();
         let keys = Keyring { current: Key { id: 1, secret: [7; 32] }, other: None };
         let secret = rotation::Secret { current: keys.current.clone(), previous: None };
         // A machine that is busy for half a second freezes no node.
-        let config = election::Config::new(node.clone(), 1, 100, keys, 5).at_pace(Duration::from_millis(50), 20);
+        let config = election::Config::new(node.clone(), cluster, 100, keys, 5).at_pace(Duration::from_millis(50), 20);
         let config = election::Config { retry: RETRY, ..config };
         let metrics = Arc::new(Metrics::new(Counters::open(pins).unwrap()).unwrap());
         let health = Arc::new(HealthFlags::new(now));
@@ -63,11 +70,13 @@ impl Driven {
             rotation: Rotation::new(rotation::Config::new(config.dead()), secret, None, now),
             unverified: Unverified::new(node, true, now),
             announcer: Announcer::new(announce::Config::default()),
-            udp: MulticastSocket::open("node", index, GROUP).unwrap(),
-            arp: ArpSocket::open(index, mac(1)).unwrap(),
+            conflicts: Conflicts::new(cluster),
+            udp: MulticastSocket::open(device, index, GROUP).unwrap(),
+            arp: ArpSocket::open(index, mac(last)).unwrap(),
+            claims: ArpSocket::open(index, mac(last)).unwrap(),
             lease: LeaseMaps::open(pins).unwrap(),
             inbox: Commands::channel().unwrap().1,
-            own_ip: Some(NODE),
+            own_ip: (last == 1).then_some(NODE),
             sync,
             notices: notices_sender,
             health: health.clone(),

@@ -23,6 +23,7 @@ pub enum Cause {
     NoCarrier,
     Joining,
     RightsMissing,
+    AddressConflict,
     ConntrackNearlyFull,
     ConntrackFull,
     ForwardPolicyDrop,
@@ -61,6 +62,7 @@ impl Cause {
             Self::NoCarrier => "no_carrier",
             Self::Joining => "joining",
             Self::RightsMissing => "rights_missing",
+            Self::AddressConflict => "address_conflict",
             Self::ConntrackNearlyFull => "conntrack_nearly_full",
             Self::ConntrackFull => "conntrack_full",
             Self::ForwardPolicyDrop => "forward_policy_drop",
@@ -82,6 +84,7 @@ impl Cause {
             | Self::AdvertsMissing
             | Self::ReportsMissing
             | Self::TooManyPeers
+            | Self::AddressConflict
             | Self::Joining => Check::PeersReached,
             Self::NoCarrier => Check::LinkUp,
             Self::NotAttached | Self::HostSpeaker | Self::HostSpeakerStopped => Check::PacketPathAttached,
@@ -129,6 +132,9 @@ impl Cause {
             Self::Joining => "listens for peers, 1 s at most",
             Self::RightsMissing => {
                 "a kind of objects must not be read (sheave_rights_missing has it): is ClusterRole sheave-speaker of this version?"
+            }
+            Self::AddressConflict => {
+                "another host of the segment announces a VIP of this node; the log has its Ethernet address"
             }
             Self::ConntrackNearlyFull => "raise net.netfilter.nf_conntrack_max",
             Self::ConntrackFull => {

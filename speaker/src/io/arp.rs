@@ -13,6 +13,7 @@ use pnet::packet::arp::{ArpHardwareTypes, ArpOperation, ArpOperations, ArpPacket
 use pnet::packet::ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket};
 use pnet::util::MacAddr;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use speaker_core::conflict::Claim;
 
 use super::{Mac, filter};
 
@@ -27,6 +28,15 @@ pub struct Neighbour {
     pub reply: bool,
     /// A program of ours has answered, which takes packets from this node ([`PROGRAM_QUERY`]).
     pub program: bool,
+}
+
+/// An ARP frame with an address as sender, of whichever host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claimant {
+    pub ip: Ipv4Addr,
+    pub mac: Mac,
+    /// What a speaker's announcement says of it.
+    pub claim: Option<Claim>,
 }
 
 /// One frame that waited.
@@ -58,14 +68,21 @@ impl ArpSocket {
         self.socket.attach_filter(&filter::arp(nodes))
     }
 
+    /// Frames of other senders than between these two are dropped before the queue from now on; `None`: all are.
+    pub fn set_range(&self, range: Option<(Ipv4Addr, Ipv4Addr)>) -> io::Result<()> {
+        self.socket.attach_filter(&filter::arp_between(range))
+    }
+
     /// The uplink's own address changed. Whether it did.
     pub fn set_mac(&mut self, mac: Mac) -> bool {
         std::mem::replace(&mut self.mac, mac) != mac
     }
 
-    /// Announces to the segment that `vip` is at our MAC, in request and in reply form: some hosts take only one.
-    pub fn announce(&self, vip: Ipv4Addr) -> io::Result<()> {
-        self.send(Mac::BROADCAST, ArpOperations::Request, vip, vip, Mac::default())?;
+    /// Announces to the segment that `vip` is at our MAC, in request and in reply form: some hosts take only one. The request form carries
+    /// the claim in a field that receivers ignore (RFC 5227 section 3); that of the reply form must be our MAC (Linux, `arp_is_garp`).
+    pub fn announce(&self, vip: Ipv4Addr, claim: Option<Claim>) -> io::Result<()> {
+        let target_mac = claim.map_or(Mac::default(), |claim| Mac(claim.bytes()));
+        self.send(Mac::BROADCAST, ArpOperations::Request, vip, vip, target_mac)?;
         self.send(Mac::BROADCAST, ArpOperations::Reply, vip, vip, self.mac)
     }
 
@@ -83,6 +100,15 @@ impl ArpSocket {
 
     /// The next frame; `None` when nothing waits.
     pub fn receive(&self) -> io::Result<Option<Frame>> {
+        self.next(|bytes| parse(bytes, self.mac).map_or(Frame::Ignored, Frame::Neighbour))
+    }
+
+    /// The same of a socket with [`Self::set_range`]; the inner `None`: a frame that claims nothing.
+    pub fn receive_claimant(&self) -> io::Result<Option<Option<Claimant>>> {
+        self.next(|bytes| claimant(bytes, self.mac))
+    }
+
+    fn next<T>(&self, read: impl FnOnce(&[u8]) -> T) -> io::Result<Option<T>> {
         loop {
             let mut buffer = [MaybeUninit::<u8>::uninit(); 128];
             let length = match self.socket.recv(&mut buffer) {
@@ -93,7 +119,7 @@ impl ArpSocket {
             };
             // SAFETY: recv initialised the first `length` bytes, and `length` is at most the buffer's size.
             let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
-            return Ok(Some(parse(bytes, self.mac).map_or(Frame::Ignored, Frame::Neighbour)));
+            return Ok(Some(read(bytes)));
         }
     }
 
@@ -158,6 +184,14 @@ fn parse(bytes: &[u8], own: Mac) -> Option<Neighbour> {
     Some(Neighbour { ip: arp.get_sender_proto_addr(), mac, reply, program })
 }
 
+fn claimant(bytes: &[u8], own: Mac) -> Option<Claimant> {
+    let Neighbour { ip, mac, .. } = parse(bytes, own)?;
+    let arp = ArpPacket::new(bytes.get(14..)?)?;
+    let announces = arp.get_operation() == ArpOperations::Request && arp.get_target_proto_addr() == ip;
+    let claim = Claim::of(Mac::from(arp.get_target_hw_addr()).0).filter(|_| announces);
+    Some(Claimant { ip, mac, claim })
+}
+
 /// `protocol`: `ETH_P_…`.
 pub fn link_address(ifindex: u32, protocol: i32) -> io::Result<SockAddr> {
     let mut storage = SockAddrStorage::zeroed();
@@ -199,6 +233,18 @@ mod tests {
         for length in 0..frame.len() {
             assert_eq!(parse(&frame[..length], OWN), None, "cut to {length} bytes");
         }
+    }
+
+    #[test]
+    fn an_announcement_carries_its_claim_and_nothing_else_does() {
+        let (vip, claim) = (Ipv4Addr::new(192, 0, 2, 7), Claim { settled: true, cluster: 0x1234 });
+        let sent = |op, target, mac| claimant(&build(OTHER, Mac::BROADCAST, op, vip, target, mac), OWN);
+        let found = |claim| Some(Claimant { ip: vip, mac: OTHER, claim });
+        assert_eq!(sent(ArpOperations::Request, vip, Mac(claim.bytes())), found(Some(claim)));
+        assert_eq!(sent(ArpOperations::Request, vip, Mac::default()), found(None), "a host's announcement");
+        assert_eq!(sent(ArpOperations::Reply, vip, Mac(claim.bytes())), found(None), "a reply");
+        assert_eq!(sent(ArpOperations::Request, Ipv4Addr::new(192, 0, 2, 1), Mac(claim.bytes())), found(None));
+        assert_eq!(sent(ArpOperations::Request, vip, Mac(PROGRAM_QUERY)), found(None));
     }
 
     /// Any host may send one of these; a sign of life it is not.

@@ -24,6 +24,22 @@ pub fn datagrams(group: Ipv4Addr, peers: &BTreeSet<Ipv4Addr>) -> Vec<SockFilter>
 /// For a packet socket: ARP (RFC 826) for IPv4 over Ethernet, request or reply, whose sender is one of `nodes` and announces
 /// itself.
 pub fn arp(nodes: &BTreeSet<Ipv4Addr>) -> Vec<SockFilter> {
+    let mut program = arp_sender();
+    member(&sorted(nodes), &mut program);
+    instructions(&program)
+}
+
+/// The same, whose sender is one of these addresses or lies between them; `None`: nothing.
+pub fn arp_between(range: Option<(Ipv4Addr, Ipv4Addr)>) -> Vec<SockFilter> {
+    let Some((low, high)) = range else { return instructions(&[DROP]) };
+    let mut program = arp_sender();
+    program.extend([step(JUMP | AT_LEAST, low.into(), 1, 0), DROP]);
+    program.extend([step(JUMP | MORE_THAN, high.into(), 0, 1), DROP, TAKE]);
+    instructions(&program)
+}
+
+/// Loads the sender's address.
+fn arp_sender() -> Vec<Step> {
     let mut program = Vec::new();
     let mut require = |size, offset, value| program.extend([load(size, offset), equal(value, 1, 0), DROP]);
     require(HALF, 12, 0x0806);
@@ -36,8 +52,7 @@ pub fn arp(nodes: &BTreeSet<Ipv4Addr>) -> Vec<SockFilter> {
     program.extend([load(HALF, 10), KEEP, load(HALF, 26), EQUAL_KEPT, DROP]);
     program.extend([load(BYTE, 22), step(JUMP | ANY_BIT, 1, 0, 1), DROP]);
     program.push(load(WORD, 28));
-    member(&sorted(nodes), &mut program);
-    instructions(&program)
+    program
 }
 
 /// For a packet socket: UDP over IPv4 to the DHCP client's port (RFC 2131 section 4.1), whole and without IP options.
@@ -107,6 +122,7 @@ const LOAD_AT: u16 = 0x20;
 /// `BPF_JMP | BPF_JA`, with a constant.
 const JUMP: u16 = 0x05;
 const EQUAL: u16 = 0x10;
+const MORE_THAN: u16 = 0x20;
 const AT_LEAST: u16 = 0x30;
 const ANY_BIT: u16 = 0x40;
 /// `SKF_NET_OFF`: from the network header on, wherever the socket's own data begin.
@@ -173,6 +189,20 @@ pub(super) mod tests {
         assert!(!taken(&filter, &group), "a group as sender");
         assert!(!taken(&filter, &frame()[..30]), "cut short");
         assert!(!taken(&arp(&BTreeSet::new()), &frame()), "no node is known yet");
+    }
+
+    #[test]
+    fn arp_between_two_addresses_is_taken() {
+        let between = |low: u8, high: u8| {
+            let [low, high] = [low, high].map(|last| Ipv4Addr::new(192, 0, 2, last));
+            taken(&arp_between(Some((low, high))), &frame())
+        };
+        assert!(between(9, 9) && between(8, 9) && between(9, 10) && between(1, 200));
+        assert!(!between(10, 20) && !between(1, 8));
+        assert!(!taken(&arp_between(None), &frame()));
+        let mut forged = frame();
+        forged[27] ^= 1;
+        assert!(!taken(&arp_between(Some((Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST))), &forged));
     }
 
     /// Every member and no neighbour of one, for trees of any depth; the kernel takes the longest too.

@@ -290,7 +290,7 @@ fn arp_names_the_mac_of_now() {
         let vip = Ipv4Addr::new(192, 0, 2, 200);
         ip("link set node address 02:00:00:00:00:99\n");
         assert!(socket.set_mac(other) && !socket.set_mac(other));
-        socket.announce(vip).unwrap();
+        socket.announce(vip, None).unwrap();
         socket.probe(Some(NODE), PEER, None).unwrap();
         for sender in [vip, vip, NODE] {
             let is_ours = |frame: &[u8]| frame[12..14] == [0x08, 0x06] && frame[28..32] == sender.octets();

@@ -16,6 +16,7 @@ pub fn of(notice: Notice, own: &NodeName, view: Option<&View>) -> Option<(Ipv4Ad
         Notice::Acquired { vip, term } => {
             Some((vip, Ownership::Owned { term: term.0, since: k8s_openapi::jiff::Timestamp::now() }))
         }
+        Notice::Yielded { vip } => Some((vip, Ownership::Unowned(NoOwner::AddressConflict))),
         Notice::OwnerChanged { vip, owner: None, why } => {
             let unannounced = |view: &View| view.vips().get(&vip).is_some_and(|granted| granted.unannounced);
             let reason = match why {
@@ -111,6 +112,8 @@ mod tests {
         }
         let owned = of(Notice::Acquired { vip: VIP, term: Term(7) }, &node("own"), None);
         assert!(matches!(owned, Some((VIP, Ownership::Owned { term: 7, .. }))));
+        let yielded = of(Notice::Yielded { vip: VIP }, &node("own"), None);
+        assert_eq!(yielded, Some((VIP, Ownership::Unowned(NoOwner::AddressConflict))));
         assert_eq!(of(Notice::HandedOver { all_taken: true }, &node("own"), None), None);
     }
 }
