@@ -83,7 +83,7 @@ fn silence(objects: &Objects, pair: &Pair) -> Result<()> {
     ensure!(condition(objects, "NotProbed")?.1.contains("no speaker in 192.168.77.0/24"));
     objects.service("unprobed", "", "")?;
     objects.wait_shown("unprobed", "192.168.77.201")?;
-    ensure!(pair.leader()?.readyz()?.contains("note: NotProbed: "), "{}", pair.leader()?.readyz()?);
+    wait_for("the note", SOON, || Ok(pair.leader()?.readyz()?.contains("note: NotProbed: ").then_some(())))?;
     wait_for("the metric", SOON, || {
         Ok((pair.leader()?.metric("sheave_controller_grants_not_probed_total")? >= 1.0).then_some(()))
     })?;
