@@ -63,12 +63,11 @@ pub fn refuse(
     subject: &Subject,
     why: Refused,
 ) -> Result<Verdict, Verdict> {
-    let mark = match why {
-        Refused::Unserved | Refused::EmptyRing => second_chance::no_alternate(origin, &subject.content),
-        // The table here knows: a SYN is refused, whoever sent it.
-        Refused::NoNewFlows | Refused::Source if subject.content.is_syn() => Mark::LOCAL,
-        Refused::NoNewFlows | Refused::Source => second_chance::no_alternate(origin, &subject.content),
-    };
+    let mut mark = second_chance::no_alternate(origin, &subject.content);
+    // The table here knows: a SYN is refused, whoever dispatched it.
+    if subject.content.is_syn() && matches!(why, Refused::NoNewFlows | Refused::Source) {
+        mark.slot = 0;
+    }
     if origin != Origin::Client {
         second_chance::pass_to_stack(frame, packet, origin, mark)?;
         return Ok(second_chance::verdict(origin, &subject.content, mark));
