@@ -2,7 +2,7 @@
 # All tests, stage by stage; with `check` what else CI runs, too. Called by `make test` and `make check`.
 #
 # What compiles comes first: compilers beside a cluster starve it. The stages with a cluster wait most of the time: they run three at a
-# time (beside a fourth lane each took longer, and waits of 10 s ended). What only computes runs at the lowest priority. Each stage's
+# time (beside a fourth lane all took longer, one start more than 10 s). What only computes runs at the lowest priority. Each stage's
 # output is shown in one piece when it ends, and the times of all at the end. A stage that fails keeps none of the others from running,
 # except for the build.
 set -euo pipefail
