@@ -269,7 +269,7 @@ fn a_file_that_is_no_document() {
     assert_eq!(message(&long), "the file: 65537 bytes is refused: at most 65536 bytes");
 }
 
-/// Ten thousand aliases of a list with ten thousand elements would take 7 GB.
+/// Ten thousand aliases of a list with ten thousand elements: gigabytes, by calculation.
 #[test]
 fn aliases_make_no_file_larger() {
     let [list, aliases] = ["x,", "*a,"].map(|one| one.repeat(10_000));
