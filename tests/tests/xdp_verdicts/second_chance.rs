@@ -113,10 +113,11 @@ pub fn in_search() -> Vec<Case> {
         let build = |ip: sheave_tests::packet::Ipv4| ip.udp(40000, port, b"x");
         arrived(name, build(searching(from, state)), build(dispatched(from).ttl(state.ttl())), mark)
     };
-    let syn = |name, state: SearchState, port| {
+    let marked_syn = |name, state: SearchState, port, mark| {
         let build = |ip: sheave_tests::packet::Ipv4| ip.tcp(40000, port).syn().build();
-        arrived(name, build(searching(PEER, state)), build(dispatched(PEER).ttl(state.ttl())), local)
+        arrived(name, build(searching(PEER, state)), build(dispatched(PEER).ttl(state.ttl())), mark)
     };
+    let syn = |name, state, port| marked_syn(name, state, port, local);
     let ip_error = |port, fragment, ttl: u8| {
         let ip = Eth { dst: SELF, src: PEER }.ipv4([203, 0, 113, 9], VIP).ttl(ttl).fragment(fragment);
         ip.icmp(3, 4, [0, 0, 5, 0], &quoted(port))
@@ -137,6 +138,8 @@ pub fn in_search() -> Vec<Case> {
         tcp("without reset", PEER, no_reset(1), BETWEEN, silent(second(4))),
         tcp("without reset, all have been visited", FOURTH, no_reset(3), LAST, silent(local)),
         tcp("without reset, the last", PEER, no_reset(4), BETWEEN, silent(local)),
+        marked_syn("without reset, SYN, no new flows", no_reset(2), REMOTE_NO_NEW_FLOWS, silent(local)),
+        marked_syn("SYN, no new flows", hop(2), REMOTE_NO_NEW_FLOWS, local),
         tcp("not in the row, no alternate: back", PEER, hop(1), REMOTE, second(2)),
         tcp("not in the row", FOURTH, hop(1), REMOTE, second(2)),
         tcp("this node is the primary", FOURTH, hop(1), LOCAL, second(2)),
