@@ -121,6 +121,10 @@ finish() {
   cat "$logs/times"
   echo "all: $((SECONDS - began)) s"
   if [ -s "$logs/failed" ]; then
+    # What went wrong, once more: the log of a stage may be far above.
+    while read -r name; do
+      { grep -E -A 8 "^(Error: |error(\[|:)|thread '.*panicked)" "$logs/$name" || true; } | head -n 20 | sed "s/^/$name: /" >&2
+    done < <(grep -v ^lane- "$logs/failed")
     echo "failed: $(tr '\n' ' ' <"$logs/failed")" >&2
     exit 1
   fi
@@ -144,6 +148,8 @@ end_lanes() {
 }
 trap end_lanes INT TERM
 
+# A test that fails says its causes: the stack of threads below them would push them out of sight.
+export RUST_LIB_BACKTRACE=0
 # Clients of the labs as they are built for the images: unoptimized they take several times the processor.
 SHEAVE_TRAFFIC=$(realpath -m target/static/x86_64-unknown-linux-gnu/release/sheave-traffic)
 export SHEAVE_TRAFFIC

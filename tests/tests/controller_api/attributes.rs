@@ -28,8 +28,7 @@ fn wait_remark(objects: &Objects, service: &str, reason: &str) -> Result<String>
 }
 
 fn wait_metric(pair: &Pair, name: &str, reason: &str, value: f64) -> Result<()> {
-    let name = format!("sheave_controller_{name}{{reason=\"{reason}\"}}");
-    wait_for(&format!("{name} {value}"), SOON, || Ok((pair.leader()?.metric(&name)? == value).then_some(())))
+    pair.wait_metric(name, &format!("{{reason=\"{reason}\"}}"), value)
 }
 
 fn patch(objects: &Objects, service: &str, patch: &Value) -> Result<()> {

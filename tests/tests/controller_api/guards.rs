@@ -100,7 +100,7 @@ fn asked_for(objects: &Objects, pair: &Pair) -> Result<()> {
         let note = objects.wait_event(name, "Warning", reason)?;
         ensure!(note.contains(address) && note.contains("no Service may have it"), "{note}");
         let waiting = format!("sheave_controller_services_waiting{{reason=\"{reason}\"}}");
-        ensure!(pair.leader()?.metric(&waiting)? >= 1.0, "{waiting} is 0");
+        wait_for(&waiting, SOON, || Ok((pair.leader()?.metric(&waiting)? >= 1.0).then_some(())))?;
         if name != "node" {
             objects.delete("service", name)?;
         }

@@ -35,8 +35,7 @@ pub fn one_more(objects: &Objects, pair: &mut Pair) -> Result<()> {
         note.contains("4096 addresses are in use, which is the most that the Services of a cluster may have"),
         "{note}"
     );
-    let waiting = "sheave_controller_services_waiting{reason=\"LimitReached\"}";
-    ensure!(pair.leader()?.metric(waiting)? == 1.0, "{waiting}");
+    pair.wait_metric("services_waiting", "{reason=\"LimitReached\"}", 1.0)?;
     ensure!(objects.shown("four")?.is_some(), "a Service lost its address");
 
     pair.stop()?;

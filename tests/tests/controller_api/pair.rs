@@ -62,6 +62,12 @@ impl Pair {
         Ok(&self.replicas[self.position()?])
     }
 
+    /// Waits until the leader counts so many: with Services under way its metrics are up to a second behind what it has written.
+    pub fn wait_metric(&self, name: &str, labels: &str, value: f64) -> Result<()> {
+        let name = format!("sheave_controller_{name}{labels}");
+        wait_for(&format!("{name} {value}"), SOON, || Ok((self.leader()?.metric(&name)? == value).then_some(())))
+    }
+
     /// Takes the leader out.
     fn take_leader(&mut self) -> Result<Replica> {
         let leader = self.position()?;

@@ -36,8 +36,7 @@ fn ambiguous(objects: &Objects, pair: &Pair) -> Result<()> {
         note.contains("sheave.dev/loadBalancerIPs is '192.168.77.201' and metallb.io/loadBalancerIPs is"),
         "{note}"
     );
-    let waiting = "sheave_controller_services_waiting{reason=\"AddressAmbiguous\"}";
-    wait_for("the metric", SOON, || Ok((pair.leader()?.metric(waiting)? == 1.0).then_some(())))?;
+    pair.wait_metric("services_waiting", "{reason=\"AddressAmbiguous\"}", 1.0)?;
     let field = ", loadBalancerIP: 192.168.77.203";
     objects.service(
         "two-minds",
@@ -157,9 +156,8 @@ fn a_group(objects: &Objects, pair: &Pair) -> Result<()> {
     objects.0.apply(METALLB)?;
     let note = "note: Services without a class are left to another owner: API group metallb.io";
     wait_note(pair, note, true)?;
-    let leader = pair.leader()?;
-    ensure!(leader.metric("sheave_controller_other_owner{owner=\"metallb.io\"}")? == 1.0);
-    ensure!(leader.log().contains("are left to another owner: API group metallb.io"), "not in the log");
+    pair.wait_metric("other_owner", "{owner=\"metallb.io\"}", 1.0)?;
+    ensure!(pair.leader()?.log().contains("are left to another owner: API group metallb.io"), "not in the log");
 
     objects.service("theirs", "", "")?;
     objects.service("ours", "", ", loadBalancerClass: sheave.dev/sheave")?;
@@ -167,7 +165,7 @@ fn a_group(objects: &Objects, pair: &Pair) -> Result<()> {
     untouched(objects, "theirs")?;
     war(objects, &["theirs"])?;
     untouched(objects, "theirs")?;
-    ensure!(pair.leader()?.metric("sheave_controller_services_left")? == 1.0);
+    pair.wait_metric("services_left", "", 1.0)?;
     let four = objects.get(&["service", "four"])?;
     ensure!(four["metadata"]["resourceVersion"] == before, "what is served stays as it is: {}", four["status"]);
     objects.delete("service", "theirs")?;
