@@ -5,7 +5,7 @@ mod cause;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use speaker_core::election::PeerStatus;
@@ -50,6 +50,8 @@ pub struct HealthFlags {
     pub maps_failing: AtomicBool,
     /// No rules of kube-proxy, of whichever mode, were in the kernel when the host was surveyed last. False until the first survey.
     pub no_kube_proxy: AtomicBool,
+    /// By which kube-proxy in iptables mode accepts forwarded packets; 0 until it was found.
+    pub accept_mark: AtomicU32,
     /// The node's conntrack table has little room; packets were dropped because it had none.
     pub conntrack_nearly_full: AtomicBool,
     pub conntrack_full: AtomicBool,

@@ -67,6 +67,14 @@ pub async fn run(
             if let Some(proxy) = &host.service_proxy {
                 health.no_kube_proxy.store(proxy == survey::NO_PROXY, Ordering::Relaxed);
             }
+            if let Some(mark) = host.accept_mark
+                && health.accept_mark.swap(mark, Ordering::Relaxed) != mark
+            {
+                info!(
+                    mark = format!("{mark:#x}"),
+                    "kube-proxy accepts forwarded packets by this mark; rules of Sheave set it"
+                );
+            }
             metrics.forward_policy_drop.set(i64::try_from(host.dropping.len()).unwrap_or(i64::MAX));
         }
         let facts = Facts {

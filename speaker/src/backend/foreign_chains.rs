@@ -77,7 +77,7 @@ fn in_legacy_iptables() -> io::Result<Option<Chain>> {
     let filter = legacy_iptables::Table::read("filter")?;
     let (table, name) = ("filter".into(), "FORWARD".into());
     let chain = Chain { family: "ip", table, name, handle: None, hook: "forward", priority: 0 };
-    Ok((filter.drops_forwarded() && !filter.has_chain("KUBE-FORWARD")).then_some(chain))
+    Ok((filter.drops_forwarded() && filter.accepted_mark("KUBE-FORWARD").is_none()).then_some(chain))
 }
 
 /// `None` for what is no base chain, lets everything pass, or is elsewhere.
@@ -202,7 +202,10 @@ mod tests {
             assert_eq!((found(), found()), (vec![text.to_owned()], vec![text.to_owned()]));
             // As kube-proxy in iptables mode.
             legacy("-N KUBE-FORWARD");
+            assert_eq!(found().len(), 1, "by which mark it accepts is not known");
+            legacy("-A KUBE-FORWARD -m mark --mark 0x20/0x20 -j ACCEPT");
             assert!(found().is_empty());
+            legacy("-F KUBE-FORWARD");
             legacy("-X KUBE-FORWARD");
             assert_eq!(found().len(), 1);
             legacy("-P FORWARD ACCEPT");

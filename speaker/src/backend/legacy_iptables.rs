@@ -10,6 +10,8 @@ use std::path::Path;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::accept_mark::one_bit;
+
 /// Whether this thread's network namespace has the table. Whoever asks for one that is not listed makes it.
 pub fn has_table(proc: &Path, table: &str) -> io::Result<bool> {
     match fs::read_to_string(proc.join("thread-self/net/ip_tables_names")) {
@@ -48,6 +50,28 @@ impl Table {
         self.entries.windows(head.len()).any(|window| window == head)
     }
 
+    /// The mark by which a rule of the chain accepts packets.
+    pub fn accepted_mark(&self, chain: &str) -> Option<u32> {
+        let name = |target: &[u8], name: &[u8]| target.get(2..2 + name.len()) == Some(name);
+        let head = [ERROR_TARGET, chain.as_bytes(), b"\0"].concat();
+        let (mut rest, mut within) = (self.entries.get(ENTRIES..)?, false);
+        while let Some(next) = short(rest, NEXT_AT).filter(|next| *next >= ENTRY) {
+            let entry = rest.get(..next)?;
+            let target = entry.get(short(entry, TARGET_AT)?..)?;
+            if name(target, b"ERROR\0") {
+                within = name(target, &head);
+            } else if within && number(target, TARGET) == Some(ACCEPT) && name(target, b"\0") {
+                let found =
+                    matches(entry).find_map(|one| name(one, b"mark\0").then(|| one_bit(one.get(MATCH..)?)).flatten());
+                if found.is_some() {
+                    return found;
+                }
+            }
+            rest = rest.get(next..)?;
+        }
+        None
+    }
+
     /// Whether the policy of its chain FORWARD is drop: the last entry of a base chain, which the kernel calls its underflow.
     pub fn drops_forwarded(&self) -> bool {
         let entry = || {
@@ -58,6 +82,21 @@ impl Table {
         };
         entry() == Some(DROP)
     }
+}
+
+/// The matches of an entry, each with its head.
+fn matches(entry: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = short(entry, TARGET_AT).and_then(|target| entry.get(ENTRY..target)).unwrap_or_default();
+    core::iter::from_fn(move || {
+        let size = short(rest, 0).filter(|size| *size >= MATCH)?;
+        let (one, others) = rest.split_at_checked(size)?;
+        rest = others;
+        Some(one)
+    })
+}
+
+fn short(bytes: &[u8], at: usize) -> Option<usize> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?).into())
 }
 
 fn number(bytes: &[u8], at: usize) -> Option<u32> {
@@ -85,8 +124,16 @@ const UNDERFLOWS: usize = NAME + 4 + 4 * 5;
 const FORWARD: usize = 2;
 /// In `ipt_entry`, behind `ipt_ip` and `nfcache`: where the target begins, from the begin of the entry.
 const TARGET_AT: usize = 84 + 4;
+/// And the next entry, likewise.
+const NEXT_AT: usize = 84 + 6;
+/// `ipt_entry`: the matches are behind it.
+const ENTRY: usize = 112;
+/// `xt_entry_match`: what it compares with is behind it.
+const MATCH: usize = 32;
 /// `xt_entry_target`: the verdict is behind it.
 const TARGET: usize = 32;
+/// -NF_ACCEPT - 1.
+const ACCEPT: u32 = u32::MAX - 1;
 /// -NF_DROP - 1.
 const DROP: u32 = u32::MAX;
 /// `ipt_get_entries`: name, size, and what aligns the entries to eight bytes.

@@ -1,6 +1,7 @@
 //! The backend's I/O: the nft program, conntrack, sysctls. `speaker_core::backend` decides their content. Read first:
 //! docs/backend.md.
 
+pub mod accept_mark;
 mod apply;
 pub mod arp_guard;
 pub mod clients;

@@ -154,6 +154,7 @@ mod tests {
             kernel: Some("6.12.1".into()),
             uplink: Some(UplinkState { name: "eth0".into(), ..UplinkState::default() }),
             service_proxy: Some("nftables".into()),
+            accept_mark: None,
             cni: Some("flannel"),
             dropping: vec![],
             listening: None,

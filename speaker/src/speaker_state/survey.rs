@@ -11,6 +11,7 @@ use sheave_api::{Listening, UplinkState};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::backend::accept_mark;
 use crate::backend::service_proxy::{self, Mode};
 use crate::backend::{Chain, ForeignChains};
 use crate::health::Cause;
@@ -23,6 +24,8 @@ pub struct HostFacts {
     pub kernel: Option<String>,
     pub uplink: Option<UplinkState>,
     pub service_proxy: Option<String>,
+    /// By which kube-proxy in iptables mode accepts forwarded packets.
+    pub accept_mark: Option<u32>,
     pub cni: Option<&'static str>,
     /// Chains of others that drop packets to pods unless a rule of theirs accepts them, and that we cannot overrule.
     pub dropping: Vec<String>,
@@ -69,7 +72,8 @@ impl Survey {
         facts.cni = cni(&names);
         facts.uplink = uplink.map(uplink_state);
         let rules = self.rules(names).await;
-        if let Some((modes, dropping)) = self.note("rules", rules) {
+        if let Some((modes, mark, dropping)) = self.note("rules", rules) {
+            facts.accept_mark = mark;
             facts.service_proxy = Some(proxy(&modes));
             facts.dropping = dropping;
             self.note_dropping(&facts.dropping);
@@ -77,18 +81,19 @@ impl Survey {
         facts
     }
 
-    /// kube-proxy's mode, and the chains that drop. Netfilter's answers are waited for elsewhere than in the runtime.
-    async fn rules(&mut self, devices: BTreeSet<String>) -> Result<(BTreeSet<Mode>, Vec<String>)> {
+    /// kube-proxy's mode and mark, and the chains that drop. Netfilter's answers are waited for elsewhere than in the runtime.
+    async fn rules(&mut self, devices: BTreeSet<String>) -> Result<(BTreeSet<Mode>, Option<u32>, Vec<String>)> {
         let mut chains = std::mem::take(&mut self.chains);
         let read = move || {
             let modes = service_proxy::modes(&devices, Path::new("/proc")).context("ask for kube-proxy's rules")?;
+            let mark = accept_mark::read(Path::new("/proc")).context("ask for kube-proxy's mark")?;
             let dropping = chains.read().context("list chains")?;
-            anyhow::Ok((chains, modes, dropping))
+            anyhow::Ok((chains, modes, mark, dropping))
         };
-        let (chains, modes, dropping) = tokio::task::spawn_blocking(read).await.context("the task ended")??;
+        let (chains, modes, mark, dropping) = tokio::task::spawn_blocking(read).await.context("the task ended")??;
         self.chains = chains;
-        let dropping = dropping.iter().filter(|chain| !is_passed(chain, &modes)).map(Chain::to_string).collect();
-        Ok((modes, dropping))
+        let dropping = dropping.iter().filter(|chain| !is_passed(chain, &modes, mark)).map(Chain::to_string).collect();
+        Ok((modes, mark, dropping))
     }
 
     /// Clients bind UDP ports for a moment: of ephemeral ones those count that two looks have found.
@@ -153,8 +158,8 @@ fn kernel() -> Option<String> {
 }
 
 /// In iptables mode kube-proxy has the rule that accepts what we mark.
-fn is_passed(chain: &Chain, modes: &BTreeSet<Mode>) -> bool {
-    chain.is_iptables_forward() && modes.contains(&Mode::Iptables)
+fn is_passed(chain: &Chain, modes: &BTreeSet<Mode>, mark: Option<u32>) -> bool {
+    chain.is_iptables_forward() && modes.contains(&Mode::Iptables) && mark.is_some()
 }
 
 fn proxy(modes: &BTreeSet<Mode>) -> String {
@@ -233,12 +238,17 @@ mod tests {
             hook: "forward",
             priority: 0,
         };
-        assert!(is_passed(&forward, &BTreeSet::from([Mode::Iptables])));
-        assert!(!is_passed(&forward, &BTreeSet::from([Mode::Nftables])));
+        let mark = Some(0x20);
+        assert!(is_passed(&forward, &BTreeSet::from([Mode::Iptables]), mark));
+        assert!(!is_passed(&forward, &BTreeSet::from([Mode::Iptables]), None), "which mark is not known");
+        assert!(!is_passed(&forward, &BTreeSet::from([Mode::Nftables]), mark));
         let legacy = Chain { handle: None, ..forward.clone() };
-        assert!(!is_passed(&legacy, &BTreeSet::from([Mode::Iptables])), "named only where kube-proxy is not in it");
+        assert!(
+            !is_passed(&legacy, &BTreeSet::from([Mode::Iptables]), mark),
+            "named only where kube-proxy is not in it"
+        );
         let other = Chain { table: "somebody".into(), ..forward };
-        assert!(!is_passed(&other, &BTreeSet::from([Mode::Iptables])));
+        assert!(!is_passed(&other, &BTreeSet::from([Mode::Iptables]), mark));
     }
 
     /// The node's address goes to another device, as with DHCP; the uplink stays.

@@ -52,6 +52,8 @@ pub struct Plan {
     pub second_chance: bool,
     /// UDP to an unserved port is dropped, not answered.
     pub udp_silent: bool,
+    /// What kube-proxy in iptables mode accepts in the filter hook by this mark ([`ruleset::ACCEPT_MARK`] unless its rules have another).
+    pub accept_mark: u32,
     /// UDP flows that keep their pod whatever conntrack has ([`udp_pin`]).
     pub udp_pins: udp_pin::Targets,
     /// Whose adverts and reports pass.
@@ -134,6 +136,7 @@ impl Plan {
             peers: BTreeMap::new(),
             second_chance: true,
             udp_silent: false,
+            accept_mark: ruleset::ACCEPT_MARK,
             udp_pins: BTreeMap::new(),
             adverts: Adverts::default(),
             endpoints,

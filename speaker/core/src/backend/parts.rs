@@ -116,12 +116,13 @@ impl Plan {
             peers,
             second_chance,
             udp_silent,
+            accept_mark,
             udp_pins,
             adverts,
             endpoints: _,
             starting: _,
         } = self;
-        ((uplink, address, vips, node_ports), (peers, second_chance, udp_silent, udp_pins, adverts))
+        ((uplink, address, vips, node_ports, accept_mark), (peers, second_chance, udp_silent, udp_pins, adverts))
     }
 }
 

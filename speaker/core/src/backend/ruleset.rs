@@ -112,7 +112,14 @@ pub(super) fn delete_tables(tables: &[&str]) -> String {
 /// Whether the plans differ in what all chains have: then [`replace`] leads from one to the other, and [`update`] does not.
 pub fn needs_replace(from: &Plan, to: &Plan) -> bool {
     let of_all = |plan: &Plan| {
-        (plan.uplink.clone(), plan.address, plan.second_chance, plan.udp_silent, plan.adverts.ports.clone())
+        (
+            plan.uplink.clone(),
+            plan.address,
+            plan.second_chance,
+            plan.udp_silent,
+            plan.accept_mark,
+            plan.adverts.ports.clone(),
+        )
     };
     of_all(from) != of_all(to)
 }
@@ -285,7 +292,7 @@ fn base_chains(text: &mut String, plan: &Plan) {
         line(text, format_args!("\t\t{to_vip} goto guard"));
         node_ports::refuse(plan, hook).iter().for_each(|rule| line(text, format_args!("\t\t{rule}")));
         for ours in ours.iter().filter(|_| hook == "forward") {
-            line(text, format_args!("\t\tct state new {ours} meta mark set meta mark | {ACCEPT_MARK:#x}"));
+            line(text, format_args!("\t\tct state new {ours} meta mark set meta mark | {:#x}", plan.accept_mark));
         }
         line(text, format_args!("\t}}"));
     }
@@ -293,7 +300,7 @@ fn base_chains(text: &mut String, plan: &Plan) {
     line(text, format_args!("\tchain clear_accept_mark {{"));
     line(text, format_args!("\t\ttype nat hook postrouting priority {CLEAR_MARK_PRIORITY}; policy accept;"));
     for ours in &ours {
-        line(text, format_args!("\t\t{ours} meta mark set meta mark & {:#x}", !ACCEPT_MARK));
+        line(text, format_args!("\t\t{ours} meta mark set meta mark & {:#x}", !plan.accept_mark));
     }
     line(text, format_args!("\t\t{}", via::rule()));
     inside::masquerade(plan).iter().for_each(|rule| line(text, format_args!("\t\t{rule}")));
@@ -391,8 +398,8 @@ const IS_FIN: &str = "tcp flags & (fin | syn | rst) == fin";
 /// What our chain in prerouting has translated.
 const OURS: &str = "ct status dnat ct original ip daddr @vips";
 /// Docker and ufw set the policy of iptables' FORWARD to drop. What kube-proxy in iptables mode forwards itself carries this mark, which its
-/// chain KUBE-FORWARD accepts (`--iptables-masquerade-bit`, 14 by default). Where no one asks for the mark it changes nothing.
-const ACCEPT_MARK: u32 = 1 << 14;
+/// chain KUBE-FORWARD accepts (`--iptables-masquerade-bit`, by default this one). Where no one asks for the mark it changes nothing.
+pub const ACCEPT_MARK: u32 = 1 << 14;
 /// Behind FORWARD (filter, 0), and before the nat chains (srcnat, 100) that masquerade what carries the mark.
 const CLEAR_MARK_PRIORITY: i32 = 90;
 /// Before kube-proxy's nat chains (dstnat, -100).

@@ -281,6 +281,20 @@ fn an_update_names_only_what_differs() {
     assert_eq!(update(&one, &moved).unwrap(), replace(&moved));
 }
 
+/// kube-proxy runs with another `--iptables-masquerade-bit`: its mark is set before its filter chains and cleared behind them, and no other.
+#[test]
+fn the_accept_mark_is_kube_proxys() {
+    let by_default = plan([ready("a", 1)]);
+    let marked = Plan { accept_mark: 1 << 5, ..by_default.clone() };
+    let text = update(&by_default, &marked).expect("another mark changes the rules");
+    assert_eq!(text, replace(&marked));
+    assert!(
+        text.contains("meta mark set meta mark | 0x20\n") && text.contains("meta mark set meta mark & 0xffffffdf\n"),
+        "{text}"
+    );
+    assert!(!text.contains("0x4000") && replace(&by_default).contains("meta mark | 0x4000\n"));
+}
+
 #[test]
 fn udp_pins_come_and_go() {
     let udp_pins = |flows: &[(u16, u8)]| {

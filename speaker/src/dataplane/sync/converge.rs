@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use ebpf_common::{ABI_VERSION, Config, ServiceKey};
 use sheave_admin::memory;
+use speaker_core::backend::ruleset::ACCEPT_MARK;
 use speaker_core::backend::{Adverts, LocalPods, Plan};
 use speaker_core::eligibility;
 use speaker_core::forwarding::diff::{MapState, diff};
@@ -53,10 +54,20 @@ impl State {
         self.signals.tick(clock::now());
         let traffic_states = self.traffic_states();
         let no_kube_proxy = self.sync.health.no_kube_proxy.load(Ordering::Relaxed);
-        if self.dirty || traffic_states != self.planned.traffic_states || no_kube_proxy != self.planned.no_kube_proxy {
+        let mark = self.planned.plan.as_ref().is_some_and(|plan| plan.accept_mark != self.accept_mark());
+        if self.dirty
+            || mark
+            || traffic_states != self.planned.traffic_states
+            || no_kube_proxy != self.planned.no_kube_proxy
+        {
             self.plan(&view, traffic_states, no_kube_proxy);
         }
         if self.follow { self.write(&view) } else { Ok(()) }
+    }
+
+    fn accept_mark(&self) -> u32 {
+        let found = self.sync.health.accept_mark.load(Ordering::Relaxed);
+        if found == 0 { ACCEPT_MARK } else { found }
     }
 
     /// Makes the table, and the plan that goes with it.
@@ -94,7 +105,8 @@ impl State {
             |(key, local): &(&ServiceKey, &LocalPods)| local.last_resort || tcp(key) && local.pods.iter().all(waits);
         let ending = plan.services.iter().filter(ends).map(|(key, _)| *key).collect();
         let adverts = Adverts { ports: self.sync.advert_ports.clone(), senders: self.senders(view) };
-        let plan = Plan { udp_silent: self.sync.udp_silent, adverts, starting, ..plan };
+        let accept_mark = self.accept_mark();
+        let plan = Plan { udp_silent: self.sync.udp_silent, accept_mark, adverts, starting, ..plan };
         let plan = self.udp_pins.complete(plan, now);
         self.sync.metrics.udp_flows_pinned.set(plan.udp_pins.len() as i64);
         self.planned = Planned {
