@@ -25,6 +25,7 @@ use std::time::Instant;
 
 use pnet_packet::tcp::TcpFlags;
 use socket2::Protocol;
+use speaker_core::backend::ruleset::ACCEPT_MARK;
 use speaker_core::backend::{Guard, Plan, ruleset};
 use speaker_core::view::Affinity;
 
@@ -113,10 +114,20 @@ const FORWARD_DROP: &[&str] = &[
 
 #[test]
 fn a_forward_policy_that_drops_is_passed_as_kube_proxy_passes_it() {
-    for (test, iptables) in [("drop-nft", "iptables-nft"), ("drop-legacy", "iptables-legacy")] {
+    // kube-proxy's default, and another `--iptables-masquerade-bit`.
+    for (test, iptables, mark) in [
+        ("drop-nft", "iptables-nft", 0x4000),
+        ("drop-legacy", "iptables-legacy", 0x4000),
+        ("drop-bit-5", "iptables-nft", 0x20),
+    ] {
         let world = World::new(test);
-        FORWARD_DROP.iter().for_each(|rule| world.a.run(iptables, rule));
-        world.a.apply(&only(0));
+        let its = format!("{mark:#x}");
+        FORWARD_DROP.iter().for_each(|rule| world.a.run(iptables, &rule.replace("0x4000", &its)));
+        if mark != ACCEPT_MARK {
+            world.a.apply(&only(0));
+            assert_eq!(world.connect(VIP, 80).err().map(|error| error.kind()), Some(ErrorKind::TimedOut), "another mark");
+        }
+        world.a.apply(&Plan { accept_mark: mark, ..only(0) });
         let mut connection = world.connect(VIP, 80).unwrap();
         assert_eq!(connection.seen, connection.local(), "the mark does not masquerade ({iptables})");
         assert!(connection.is_alive());
