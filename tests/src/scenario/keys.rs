@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::address::counted;
 use super::controller::ready_controllers;
@@ -83,8 +83,13 @@ fn without_controllers(scene: &Scene) -> Result<KeysAwaited> {
     let node = scene.nodes.iter().find(|node| **node != owner).context("labs have two nodes")?;
     let pid = scene.lab.speaker(node)?.with_context(|| format!("{node} has no speaker"))?.pid;
     let first = scene.api.get(SECRET)?;
+    // Keys that were replaced before are written to disk a moment after they are in use: that would bring the file back.
+    wait_for("the keys of the Secret on disk", WITHIN, || {
+        let stored: Value = serde_json::from_str(&on_node(&scene.lab, node, "cat", &[KEYS])?)?;
+        Ok((stored["signing"] == first["data"]["current"] && stored["other"].is_null()).then_some(()))
+    })?;
     scene.api.delete(SECRET)?;
-    on_node(&scene.lab, node, "rm", &["/var/lib/sheave/keys.json"])?;
+    on_node(&scene.lab, node, "rm", &[KEYS])?;
     let waited = wait_without_keys(scene, node);
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret", "type": first["type"], "data": first["data"],
@@ -166,5 +171,6 @@ const REASONS: [&str; 3] = ["wrong_cluster", "unknown_key", "bad_mac"];
 const CONTROLLERS: &str = "/apis/apps/v1/namespaces/sheave-system/deployments/sheave-controller";
 const SECRETS: &str = "/api/v1/namespaces/sheave-system/secrets";
 const SECRET: &str = "/api/v1/namespaces/sheave-system/secrets/sheave-keys";
+const KEYS: &str = "/var/lib/sheave/keys.json";
 const WITHIN: Duration = Duration::from_secs(30);
 const RESTARTS_WITHIN: Duration = Duration::from_secs(60);
