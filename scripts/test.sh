@@ -165,8 +165,8 @@ lane "${compiled[@]}"
 lane units
 await "${lanes[@]:2}"
 background_lane properties simulation
-lane e2e_nftables lab_cluster emulation endpoint_ha
-lane e2e_objects e2e_iptables endpoint_init controller_chaos
-lane controller_api "${suite[@]}" packets endpoint
+lane e2e_nftables endpoint
+lane e2e_objects e2e_iptables endpoint_init controller_chaos lab_cluster endpoint_ha
+lane controller_api "${suite[@]}" packets emulation
 await "${lanes[@]:4}"
 finish
