@@ -125,7 +125,11 @@ fn a_forward_policy_that_drops_is_passed_as_kube_proxy_passes_it() {
         FORWARD_DROP.iter().for_each(|rule| world.a.run(iptables, &rule.replace("0x4000", &its)));
         if mark != ACCEPT_MARK {
             world.a.apply(&only(0));
-            assert_eq!(world.connect(VIP, 80).err().map(|error| error.kind()), Some(ErrorKind::TimedOut), "another mark");
+            assert_eq!(
+                world.connect(VIP, 80).err().map(|error| error.kind()),
+                Some(ErrorKind::TimedOut),
+                "another mark"
+            );
         }
         world.a.apply(&Plan { accept_mark: mark, ..only(0) });
         let mut connection = world.connect(VIP, 80).unwrap();

@@ -240,6 +240,13 @@ pub fn placed_by_hand(scene: &Scene) -> Result<String> {
     figures
 }
 
+/// A frame that nobody counted did not reach anybody.
+pub fn forged_arp(scene: &Scene) -> Result<String> {
+    let figures = survived(scene, survive::addresses::forged_arp)?;
+    ensure!(!figures.ends_with("forged frames counted: 0"), "{figures}");
+    Ok(figures)
+}
+
 pub fn all_speakers_killed(scene: &Scene) -> Result<String> {
     survived(scene, survive::speakers::killed_at_once)
 }

@@ -1,20 +1,21 @@
-//! A node's uplink gets another MAC address, or another IP address; or the switch loses what the speakers send to all.
+//! A node's uplink gets another MAC address, or another IP address, or a host claims it; or the switch loses what the speakers send to all.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::nodes::struck;
 use super::watch::{Options, Watch};
 use super::workload::{scale, wait_rolled_out};
 use super::{Setup, Survival, survive};
-use crate::lab::{Fault, wait_for};
+use crate::lab::{Fault, netns, plan, wait_for};
 use crate::scenario::address::counted;
 use crate::scenario::api::text;
 use crate::scenario::deploy::Scene;
-use crate::scenario::http;
 use crate::scenario::settle::{wait_holder, wait_speakers};
+use crate::scenario::{gratuitous, http};
 
 /// Clients send what goes to the VIPs to the MAC address that they know.
 pub fn mac_of_owner(scene: &Scene, setup: &Setup) -> Result<Survival> {
@@ -27,6 +28,46 @@ pub fn mac_of_backend(scene: &Scene, setup: &Setup) -> Result<Survival> {
         let owner = wait_holder(scene, &scene.nodes)?;
         let others: Vec<_> = scene.nodes.iter().filter(|node| **node != owner).collect();
         change_mac(watch, others[setup.repetition % others.len()])
+    })
+}
+
+/// A host of the segment tells every node that each other node is at a MAC address that nobody has. Pods come and go meanwhile, so that
+/// nodes send flows to each other.
+pub fn forged_arp(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options::default(), |watch| {
+        let before = contradictions(scene)?;
+        let nodes = scene.nodes.iter().map(|node| Ok((scene.node_address(node)?, scene.lab.mac(node)?)));
+        let nodes: Vec<_> = nodes.collect::<Result<_>>()?;
+        let pairs = nodes.iter().flat_map(|victim| nodes.iter().map(move |claimed| (victim, claimed.0)));
+        let pairs: Vec<_> = pairs.filter(|(victim, claimed)| victim.0 != *claimed).collect();
+        let client = scene.lab.state()?.plan.netns("client");
+        watch.fault("a host claims the address of each node to the others")?;
+        let over = AtomicBool::new(false);
+        let scaled = std::thread::scope(|scope| {
+            let forger = scope.spawn(|| {
+                netns::inside(&client, || {
+                    while !over.load(Ordering::Relaxed) {
+                        for ((ip, mac), claimed) in &pairs {
+                            gratuitous::forge(plan::UPLINK, *claimed, (mac, *ip))?;
+                        }
+                        sleep(FORGED_EVERY);
+                    }
+                    Ok(())
+                })
+            });
+            let scaled = there_and_back(scene, watch);
+            over.store(true, Ordering::Relaxed);
+            forger.join().expect("the forger").and(scaled)
+        });
+        scaled?;
+        watch.figure("forged frames counted", contradictions(scene)? - before);
+        let plan = scene.lab.state()?.plan;
+        for node in &scene.nodes {
+            let neighbours =
+                netns::run("ip", &["-netns", &plan.netns(node), "neighbour", "show", "dev", plan::UPLINK])?;
+            ensure!(!neighbours.contains(gratuitous::FORGER), "{node} believes the forger: {neighbours}");
+        }
+        Ok(())
     })
 }
 
@@ -127,6 +168,12 @@ fn wait_named(scene: &Scene, nodes: [&String; 2]) -> Result<()> {
     })
 }
 
+/// ARP frames with another MAC address of a node than its advert has, as all speakers count them.
+fn contradictions(scene: &Scene) -> Result<f64> {
+    let of = |node| counted(scene, &format!("sheave_arp_contradicts_advert_total{{node=\"{node}\"}}"));
+    scene.nodes.iter().map(of).sum()
+}
+
 fn change_mac(watch: &mut Watch<'_>, node: &str) -> Result<()> {
     watch.fault(&format!("{node} gets another MAC address"))?;
     watch.scene.lab.fault(Fault::ChangeMac { node: node.to_owned() })?;
@@ -161,6 +208,8 @@ fn wait_unicast(scene: &Scene) -> Result<()> {
     })
 }
 
+/// A kernel takes one such change a second.
+const FORGED_EVERY: Duration = Duration::from_millis(100);
 const TRANSITIONS: &str = "sheave_vip_transitions_total";
 /// How long clients are watched on: an entry of a kernel's neighbor table that is not renewed is in use for as long as this.
 const AFTERWARDS: Duration = Duration::from_secs(10);
