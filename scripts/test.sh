@@ -165,8 +165,8 @@ lane "${compiled[@]}"
 lane units
 await "${lanes[@]:2}"
 background_lane properties simulation
-lane e2e_nftables endpoint
-lane e2e_objects e2e_iptables endpoint_init controller_chaos lab_cluster endpoint_ha
-lane controller_api "${suite[@]}" packets emulation
+lane e2e_nftables controller_chaos endpoint_ha
+lane e2e_objects e2e_iptables endpoint_init endpoint
+lane controller_api "${suite[@]}" packets emulation lab_cluster
 await "${lanes[@]:4}"
 finish
