@@ -8,7 +8,7 @@ use sheave_tests::endpoint::Clients;
 use sheave_tests::endpoint::faults::{self, Faulted};
 use sheave_tests::endpoint::judge::{self, Promise};
 use sheave_tests::lab::ha::{self, Ha};
-use sheave_tests::lab::{Balancer, alone, down_on_interrupt, quiet};
+use sheave_tests::lab::{Balancer, Distribution, alone, down_on_interrupt, quiet};
 use sheave_tests::scenario::InTime;
 
 const NAME: &str = "endpointha";
@@ -17,7 +17,8 @@ const WATCHES: usize = 30;
 #[test]
 fn api_servers_die_freeze_and_lose_power_behind_the_endpoint() -> Result<()> {
     down_on_interrupt(NAME)?;
-    let speaker = Balancer::Sheave(env!("CARGO_BIN_EXE_sheave-speaker").into());
+    // Its API servers know their clients: what is ready is seen by a certificate.
+    let speaker = Balancer::Sheave(env!("CARGO_BIN_EXE_sheave-speaker").into(), Distribution::K3s);
     alone(ha::config(NAME, speaker, quiet), |lab, _| {
         let ha = Ha::of(lab)?;
         faults::start_all(&ha)?;

@@ -15,6 +15,14 @@ mount --make-rprivate / && mount --make-rshared / || fail "mount propagation"
 umount --recursive --lazy /run/netns 2>/dev/null
 mount -t proc proc /proc || fail "proc"
 
+# What is installed on this node alone, over the machine's own files.
+for folder in etc usr/local var; do
+    [[ -d $NODE/own/$folder ]] || continue
+    mkdir -p "$NODE/own-work/$folder"
+    mount -t overlay -o "lowerdir=/$folder,upperdir=$NODE/own/$folder,workdir=$NODE/own-work/$folder" \
+        overlay "/$folder" || fail "/$folder"
+done
+
 # A boot empties /run; /var/lib survives.
 rm -rf "$NODE/run"
 mkdir -p "$NODE/run/lock" "$NODE$LAB" "$NODE/var/lib" "$NODE/var/log"

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::ha::installed::{CLIENT_CERTIFICATE, CLIENT_KEY};
 use super::netns::run;
 use super::plan::{API_SERVICE, Plan};
 
@@ -52,6 +53,12 @@ impl Pki {
             let (certificate, key) = (pki.server(&role, "crt"), pki.server(&role, "key"));
             let server = ["-keyout", &key, "-out", &certificate, "-subj", "/CN=kube-apiserver"];
             run("openssl", &[&new_key[..], &server, &signed, &leaf].concat())?;
+        }
+
+        if endpoint.is_some() {
+            let (certificate, key) = (pki.file(CLIENT_CERTIFICATE), pki.file(CLIENT_KEY));
+            let client = ["-keyout", &key, "-out", &certificate, "-subj", "/CN=system:kube-proxy"];
+            run("openssl", &[&new_key[..], &client, &signed[..4], &leaf].concat())?;
         }
 
         let key = pki.file("accounts.key");

@@ -16,7 +16,7 @@ use super::plan::{LabConfig, Plan, kubernetes_bin, lab_dir, netns_prefix, reposi
 use super::process::{self, Recorded};
 use super::state::{self, State};
 use super::wait::wait_for;
-use super::{Lab, cgroup, control_plane, needs, netns, node, topology};
+use super::{Lab, cgroup, control_plane, ha, needs, netns, node, topology};
 
 pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
     let began = Instant::now();
@@ -64,7 +64,7 @@ pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
         state.save()?;
     }
     if plan.endpoint.is_some() {
-        return Ok(());
+        return ha::installed::install(&ha::Ha::of(lab)?);
     }
     wait_api(lab, &plan)?;
     say("the API server is ready: controller manager, scheduler");

@@ -66,7 +66,7 @@ pub fn start_api_server(state: &mut State, role: &str) -> Result<()> {
     let (_, address) =
         servers.iter().find(|(name, _)| name == role).with_context(|| format!("no API server {role}"))?;
     let pki = Pki::of(&plan);
-    let mut arguments = api_server_arguments(role, *address, servers[0].1, &pki);
+    let mut arguments = api_server_arguments(role, SocketAddrV4::new(*address, API_PORT), servers[0].1, &pki);
     if plan.dual_stack {
         // Of a flag that is given twice the second counts.
         arguments.push(format!("--service-cluster-ip-range={SERVICE_RANGE},{SERVICE_RANGE_V6}"));
@@ -91,12 +91,12 @@ fn api_server_name(role: &str) -> String {
     format!("{API_SERVER}-{role}")
 }
 
-pub fn api_server_arguments(role: &str, address: Ipv4Addr, etcd: Ipv4Addr, pki: &Pki) -> Vec<String> {
+pub fn api_server_arguments(role: &str, address: SocketAddrV4, etcd: Ipv4Addr, pki: &Pki) -> Vec<String> {
     vec![
         format!("--etcd-servers=http://{etcd}:2379"),
-        format!("--advertise-address={address}"),
+        format!("--advertise-address={}", address.ip()),
         "--bind-address=0.0.0.0".to_owned(),
-        format!("--secure-port={API_PORT}"),
+        format!("--secure-port={}", address.port()),
         format!("--tls-cert-file={}", pki.server(role, "crt")),
         format!("--tls-private-key-file={}", pki.server(role, "key")),
         format!("--client-ca-file={}", pki.file("ca.crt")),

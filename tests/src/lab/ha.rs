@@ -4,8 +4,8 @@
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
 //! use sheave_tests::lab::ha::{self, Ha, Part};
-//! use sheave_tests::lab::{Balancer, Lab, quiet};
-//! let speaker = Balancer::Sheave("target/debug/sheave-speaker".into());
+//! use sheave_tests::lab::{Balancer, Distribution, Lab, quiet};
+//! let speaker = Balancer::Sheave("target/debug/sheave-speaker".into(), Distribution::Kubeadm);
 //! let lab = Lab::up(ha::config("ha", speaker, quiet))?;    // nothing of the cluster runs
 //! let ha = Ha::of(&lab)?;
 //! for node in ha.nodes() {
@@ -18,6 +18,7 @@
 //! Each part is a service of its node, which its first process starts again when it ends (boot.sh): [`Ha::stop`] keeps it away, also over
 //! boots. What was started before a loss of power comes back with the power.
 
+pub mod installed;
 mod keepalived_haproxy;
 
 use std::fs;
@@ -33,7 +34,7 @@ use super::certs::{ADMIN, Pki};
 use super::control_plane::api_server_arguments;
 use super::fault::{Fault, usage};
 use super::netns::{self, run};
-use super::plan::{API_PORT, Balancer, ENDPOINT, Endpoint, LabConfig, Plan, kubernetes_bin, node_address};
+use super::plan::{Balancer, ENDPOINT, Endpoint, LabConfig, Plan, kubernetes_bin, node_address};
 use super::process::{self, Recorded};
 use super::{Lab, service};
 
@@ -78,13 +79,13 @@ impl Ha {
 
     /// The API server of a node.
     pub fn api_server(&self, node: &str) -> Result<SocketAddrV4> {
-        Ok(SocketAddrV4::new(self.node_address(node)?, API_PORT))
+        Ok(SocketAddrV4::new(self.node_address(node)?, self.endpoint.api_port()))
     }
 
     /// What serves the endpoint on a node.
     pub fn balancer(&self) -> &'static [Part] {
         match self.endpoint.balancer {
-            Balancer::Sheave(_) => &[Part::Speaker],
+            Balancer::Sheave(..) => &[Part::Speaker],
             Balancer::KeepalivedHaproxy(_) => &[Part::Haproxy, Part::Keepalived],
         }
     }
@@ -252,7 +253,7 @@ pub fn prepare(plan: &Plan, pki: &Pki, node: &str) -> Result<()> {
 
     let policy = plan.dir().join("audit-policy.yaml");
     fs::write(&policy, AUDIT_POLICY)?;
-    let mut server = api_server_arguments(node, address, address, pki);
+    let mut server = api_server_arguments(node, SocketAddrV4::new(address, endpoint.api_port()), address, pki);
     server.extend([
         format!("--audit-policy-file={}", policy.display()),
         "--audit-log-path=/var/log/audit.log".to_owned(),
@@ -265,23 +266,27 @@ pub fn prepare(plan: &Plan, pki: &Pki, node: &str) -> Result<()> {
         (Part::ApiServer, kubernetes_bin().join("kube-apiserver"), server),
     ];
     match &endpoint.balancer {
-        Balancer::Sheave(program) => {
-            let file = dir.join("endpoint.yaml");
-            fs::write(&file, endpoint_file(plan, endpoint.address, pki)?)?;
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
-            let arguments = ["--log-format", "text", "endpoint", "--config", &file.display().to_string()];
-            programs.push((Part::Speaker, program.clone(), arguments.map(str::to_owned).into()));
+        Balancer::Sheave(program, distribution) => {
+            if distribution.is_anonymous_refused() {
+                programs[1].2.push("--anonymous-auth=false".to_owned());
+            }
+            installed::prepare(plan, pki, node, program, *distribution)?;
+            script(&dir, Part::Speaker, &installed::service_script())?;
         }
         Balancer::KeepalivedHaproxy(guide) => {
             programs.extend(keepalived_haproxy::prepare(plan, endpoint, *guide, node)?);
         }
     }
     for (part, program, arguments) in programs {
-        let script = dir.join("services").join(part.program());
-        fs::write(&script, service_script(&program, &arguments))?;
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+        script(&dir, part, &service_script(&program, &arguments))?;
     }
     Ok(())
+}
+
+fn script(node: &Path, part: Part, text: &str) -> Result<()> {
+    let script = node.join("services").join(part.program());
+    fs::write(&script, text).with_context(|| script.display().to_string())?;
+    Ok(fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?)
 }
 
 fn etcd_arguments(plan: &Plan, node: &str, address: Ipv4Addr) -> Vec<String> {
@@ -296,32 +301,9 @@ fn etcd_arguments(plan: &Plan, node: &str, address: Ipv4Addr) -> Vec<String> {
     ]
 }
 
-fn endpoint_file(plan: &Plan, address: Ipv4Addr, pki: &Pki) -> Result<String> {
-    let members = plan.control_plane().into_iter().map(|(name, at)| format!("- {{name: {name}, address: {at}}}\n"));
-    // The same on all of them.
-    let key = pki.file("endpoint.key");
-    if !Path::new(&key).exists() {
-        run("openssl", &["rand", "-base64", "-out", &key, "32"])?;
-    }
-    Ok(format!(
-        "addresses: [{address}]\nports:\n- listen: {API_PORT}\nmembers:\n{}key: {}\nhealth: {{caFile: {}}}\n",
-        members.collect::<String>(),
-        fs::read_to_string(&key)?.trim(),
-        pki.file("ca.crt")
-    ))
-}
-
-/// It may become the program itself, so that signals reach that. A service manager grants real time; see [`super::realtime`].
 fn service_script(program: &Path, arguments: &[String]) -> String {
     let arguments: String = arguments.iter().map(|argument| format!(" \\\n    '{argument}'")).collect();
-    format!(
-        "#!/bin/bash\n\
-         for budget in /sys/fs/cgroup/*/system/cpu.rt_runtime_us; do\n\
-         \x20   [[ -e $budget ]] && echo 50000 >\"$budget\"\n\
-         done\n\
-         exec '{}'{arguments}\n",
-        program.display()
-    )
+    format!("{REAL_TIME}exec '{}'{arguments}\n", program.display())
 }
 
 fn keep_away(plan: &Plan, node: &str, part: Part) -> Result<()> {
@@ -339,6 +321,14 @@ fn mac_bytes(text: &str) -> Option<[u8; 6]> {
     bytes.try_into().ok()
 }
 
+/// What a service runs may become real time, as a service manager grants it (see [`super::realtime`]); and it becomes the program itself,
+/// so that signals reach that.
+const REAL_TIME: &str = "\
+#!/bin/bash
+for budget in /sys/fs/cgroup/*/system/cpu.rt_runtime_us; do
+    [[ -e $budget ]] && echo 50000 >\"$budget\"
+done
+";
 /// Who asked, from where.
 const AUDIT_POLICY: &str = "\
 apiVersion: audit.k8s.io/v1

@@ -71,7 +71,7 @@ pub use alone::alone;
 pub use fault::Fault;
 pub use hold::NftHold;
 pub use interrupt::{down_on_interrupt, rest_if_interrupted};
-pub use plan::{Balancer, Endpoint, Guide, LabConfig, ProxyMode, quiet, to_stderr};
+pub use plan::{Balancer, Distribution, Endpoint, Guide, LabConfig, ProxyMode, quiet, to_stderr};
 pub use refuse::NftRefusal;
 pub use state::State;
 pub use wait::wait_for;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
+use sheave_endpoint::preset::Preset;
 
 /// What the caller of [`super::Lab::up`] chooses.
 #[derive(Clone, Debug)]
@@ -58,8 +59,8 @@ pub struct Endpoint {
 /// What answers for the endpoint's address, on the nodes themselves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Balancer {
-    /// The program `sheave-speaker`.
-    Sheave(PathBuf),
+    /// The program `sheave-speaker`, from the files that `sheave endpoint init` writes for this distribution.
+    Sheave(PathBuf, Distribution),
     /// keepalived and HAProxy, as a distribution's documentation sets them up.
     KeepalivedHaproxy(Guide),
 }
@@ -72,13 +73,51 @@ pub enum Guide {
     K3s,
 }
 
+/// What `--preset` of `sheave endpoint init` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Distribution {
+    Kubeadm,
+    K3s,
+    Rke2,
+    K0s,
+    #[value(name = "microk8s")]
+    MicroK8s,
+}
+
+impl Distribution {
+    pub fn preset(self) -> Preset {
+        match self {
+            Self::Kubeadm => Preset::Kubeadm,
+            Self::K3s => Preset::K3s,
+            Self::Rke2 => Preset::Rke2,
+            Self::K0s => Preset::K0s,
+            Self::MicroK8s => Preset::MicroK8s,
+        }
+    }
+
+    /// Whether its API servers answer nobody whom they do not know: k3s and RKE2 say 401 to `/readyz` without a client's certificate.
+    pub fn is_anonymous_refused(self) -> bool {
+        matches!(self, Self::K3s | Self::Rke2)
+    }
+}
+
 impl Endpoint {
     /// HAProxy cannot have the port of the API server beside it.
     pub fn port(&self) -> u16 {
         match self.balancer {
-            Balancer::Sheave(_) => API_PORT,
+            Balancer::Sheave(..) => self.api_port(),
             Balancer::KeepalivedHaproxy(_) => HAPROXY_PORT,
         }
+    }
+
+    /// Of the API servers.
+    pub fn api_port(&self) -> u16 {
+        let of_preset = match self.balancer {
+            Balancer::Sheave(_, distribution) => distribution.preset().distribution().ports.first(),
+            Balancer::KeepalivedHaproxy(_) => None,
+        };
+        of_preset.map_or(API_PORT, |(port, _)| *port)
     }
 }
 
@@ -310,7 +349,10 @@ mod tests {
 
     #[test]
     fn behind_an_endpoint_the_api_servers_are_the_nodes() {
-        let endpoint = Some(Endpoint { address: ENDPOINT, balancer: Balancer::Sheave("sheave-speaker".into()) });
+        let endpoint = Some(Endpoint {
+            address: ENDPOINT,
+            balancer: Balancer::Sheave("sheave-speaker".into(), Distribution::Kubeadm),
+        });
         let config = LabConfig { endpoint, sheave: false, ..LabConfig::default() };
         let plan = Plan::new(&config).unwrap();
         let servers: Vec<_> = (1..=3).map(|number| (node_name(number), node_address(number))).collect();

@@ -10,21 +10,23 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde::Serialize;
 use sheave_bench::{commit, promise};
-use sheave_tests::endpoint::judge::Promise;
 use sheave_tests::lab::ha::{self, Ha};
-use sheave_tests::lab::{self, Balancer, Guide, Lab, image};
+use sheave_tests::lab::{self, Balancer, Distribution, Guide, Lab, image};
 use sheave_tests::scenario::{self, InTime};
 
 use faults::{FAULTS, Measured};
 
 /// The same faults with Sheave and with Debian's keepalived and HAProxy on the same three nodes, as guides set them up: a table and JSON.
-/// Some three minutes for each of the three. Exit code 0: Sheave kept its promises; 1: one is broken, or a fault could not be measured; 2: no
+/// Some three minutes for each of the seven. Exit code 0: Sheave kept its promises; 1: one is broken, or a fault could not be measured; 2: no
 /// lab, or it left something behind; 3: the machine was too busy to judge a promise about time, the others held.
 #[derive(Parser)]
 pub struct Arguments {
     /// Faults whose name contains this
     #[arg(long, default_value = "")]
     only: String,
+    /// Sheave from the files that `sheave endpoint init` writes for these distributions
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["kubeadm", "k3s", "rke2", "k0s", "microk8s"])]
+    presets: Vec<Distribution>,
     /// keepalived and HAProxy as these guides have them
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["kubeadm", "k3s"])]
     guides: Vec<Guide>,
@@ -71,7 +73,12 @@ fn run(arguments: &Arguments) -> Result<InTime> {
     let known = FAULTS.iter().any(|fault| fault.name.contains(&arguments.only));
     ensure!(known, "--only {:?} names none of: {}", arguments.only, FAULTS.map(|fault| fault.name).join("; "));
     lab::down_on_interrupt(&arguments.name)?;
-    let mut columns = vec![column(arguments, "Sheave".into(), Balancer::Sheave(speaker))?];
+    let mut columns = Vec::new();
+    for preset in &arguments.presets {
+        let name = format!("Sheave, {}", preset.preset().distribution().name);
+        columns.push(column(arguments, name, Balancer::Sheave(speaker.clone(), *preset))?);
+    }
+    let of_sheave = columns.len();
     for guide in &arguments.guides {
         let name = match guide {
             Guide::Kubeadm => "keepalived + HAProxy, kubeadm",
@@ -86,7 +93,7 @@ fn run(arguments: &Arguments) -> Result<InTime> {
         let text = serde_json::to_string_pretty(&Report { commit, clean, columns: &columns })?;
         std::fs::write(file, text + "\n").with_context(|| file.display().to_string())?;
     }
-    Ok(verdict(&columns[0]))
+    Ok(verdict(&columns[..of_sheave]))
 }
 
 /// Whatever fails is in the column.
@@ -106,11 +113,17 @@ fn column(arguments: &Arguments, name: String, balancer: Balancer) -> Result<Col
 }
 
 /// Promises are Sheave's alone.
-fn verdict(sheave: &Column) -> InTime {
-    let promises: Vec<&Promise> = sheave.measured.iter().flat_map(|measured| &measured.promises).collect();
-    for promise in promises.iter().filter(|promise| promise.outcome != InTime::Kept) {
-        println!("{:?}: {} ({})", promise.outcome, promise.name, promise.seen);
+fn verdict(of_sheave: &[Column]) -> InTime {
+    let mut outcomes = Vec::new();
+    for column in of_sheave {
+        let promises = column.measured.iter().flat_map(|measured| &measured.promises);
+        for promise in promises {
+            if promise.outcome != InTime::Kept {
+                println!("{:?} ({}): {} ({})", promise.outcome, column.name, promise.name, promise.seen);
+            }
+            outcomes.push(promise.outcome);
+        }
+        outcomes.extend((!column.failures.is_empty()).then_some(InTime::Broken));
     }
-    let outcomes = promises.iter().map(|promise| promise.outcome);
-    if sheave.failures.is_empty() { promise::overall(outcomes) } else { InTime::Broken }
+    promise::overall(outcomes)
 }

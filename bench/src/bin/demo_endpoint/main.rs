@@ -13,7 +13,7 @@ use serde::Serialize;
 use sheave_bench::promise;
 use sheave_bench::screen::{Colour, Screen};
 use sheave_tests::endpoint::judge::Promise;
-use sheave_tests::lab::{self, Balancer, Lab, ha, image};
+use sheave_tests::lab::{self, Balancer, Distribution, Lab, ha, image};
 use sheave_tests::scenario::{self, InTime};
 
 /// Shows on this machine what the API server endpoint does, with real API servers, etcd members, kubelets and kube-proxies. It takes about
@@ -34,6 +34,9 @@ pub struct Arguments {
     /// Faults whose heading contains this, and what comes before all of them
     #[arg(long, default_value = "")]
     only: String,
+    /// Whose ports, paths and authentication: the nodes serve from the files that `sheave endpoint init` writes for it
+    #[arg(long, value_enum, default_value = "kubeadm")]
+    preset: Distribution,
     /// The speaker; by default the one that `make images` builds
     #[arg(long)]
     speaker: Option<PathBuf>,
@@ -70,7 +73,7 @@ fn run(arguments: &Arguments) -> Result<InTime> {
     screen.heading("Sheave: one address in front of three API servers, served by their own nodes");
     screen.progress("three nodes, nothing runs on them yet");
     let progress = if arguments.json { lab::quiet } else { lab::to_stderr };
-    let lab = Lab::up(ha::config(&arguments.name, Balancer::Sheave(speaker), progress))?;
+    let lab = Lab::up(ha::config(&arguments.name, Balancer::Sheave(speaker, arguments.preset), progress))?;
     let told = story::tell(arguments, screen, &lab);
     lab::rest_if_interrupted();
     let left = if arguments.keep {
