@@ -21,6 +21,7 @@ use alloc::vec::Vec;
 use ebpf_common::{MAX_ROWS, siphash13};
 
 use super::Ring;
+use super::numbers::Numbers;
 
 /// Nodes of a ring: how many pods take part on each, and whether the node is lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,7 +109,7 @@ pub fn fill(members: &Members, key: &[u64; 2]) -> Ring {
     if up.contains(&true) && up.contains(&false) {
         table = divert(&table, &up, key);
     }
-    Ring { members: Arc::new(members.clone()), nodes, rows: table, digest: members.digest(key) }
+    Ring { members: Arc::new(members.clone()), nodes, rows: table.into(), digest: members.digest(key) }
 }
 
 /// Rows for so many members: at least 100 rows each up to 654 members (the paper's bound for an even spread).
@@ -126,7 +127,8 @@ impl Ring {
     pub fn split(&self) -> Option<Self> {
         let of = self.rows.len();
         let into = (MAX_ROWS as usize).checked_div(of).filter(|&into| into > 1)?;
-        let rows = self.rows.iter().flat_map(|&node| core::iter::repeat_n(node, into)).collect();
+        let rows: Vec<u16> = self.rows.iter().flat_map(|node| core::iter::repeat_n(node, into)).collect();
+        let rows = Numbers::from(rows);
         Some(Self { members: self.members.clone(), nodes: self.nodes.clone(), rows, digest: self.digest })
     }
 }

@@ -29,6 +29,7 @@ pub mod ids;
 pub mod lookup;
 pub mod maglev;
 pub(crate) mod members;
+mod numbers;
 pub mod previous;
 mod restricted;
 mod rings;
@@ -57,6 +58,7 @@ pub use counted::Counted;
 use maglev::Members;
 use members::Chosen;
 pub use members::{TrafficState, TrafficStates};
+use numbers::Numbers;
 use previous::PreviousRings;
 pub use restricted::Restricted;
 use rings::{Cached, Rings};
@@ -127,7 +129,7 @@ pub struct Ring {
     pub members: Arc<Members>,
     /// Node names in order; rows are indices into it.
     pub nodes: Vec<String>,
-    pub rows: Vec<u16>,
+    pub rows: Numbers,
     /// Of members and hash key.
     pub digest: u64,
 }
@@ -135,7 +137,7 @@ pub struct Ring {
 impl Ring {
     /// The node of a row.
     pub fn primary(&self, row: u32) -> Option<&str> {
-        let node = *self.rows.get(row as usize)?;
+        let node = self.rows.get(row as usize)?;
         self.nodes.get(usize::from(node)).map(String::as_str)
     }
 }

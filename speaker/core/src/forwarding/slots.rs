@@ -94,7 +94,7 @@ impl Contents {
                 Some(node) => alternates[node],
                 None => 0,
             };
-            ring.0.rows.iter().enumerate().map(move |(row, &node)| {
+            ring.0.rows.iter().enumerate().map(move |(row, node)| {
                 let alternates = others.as_ref().map_or([0; ALTERNATES], |others| others.0.row(row).map(alternate));
                 Row::new(primaries[usize::from(node)], alternates)
             })

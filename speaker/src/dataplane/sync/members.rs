@@ -83,8 +83,8 @@ impl Members {
                 continue;
             }
             let mut counts = vec![0_u32; service.ring.nodes.len()];
-            for row in &service.ring.rows {
-                if let Some(count) = counts.get_mut(usize::from(*row)) {
+            for row in service.ring.rows.iter() {
+                if let Some(count) = counts.get_mut(usize::from(row)) {
                     *count += 1;
                 }
             }

@@ -27,6 +27,7 @@ use core::cmp::Ordering;
 use ebpf_common::{ALTERNATES, MAX_ROWS, Row, numbered};
 
 use super::Ring;
+use super::numbers::Numbers;
 use crate::reports::Rows;
 
 /// The alternates of each row of a ring.
@@ -37,7 +38,7 @@ pub struct Alternates {
     /// Each kind of row once: few of them differ. 0: none.
     different: Vec<[u16; ALTERNATES]>,
     /// One entry for each row of the ring: which of them it is.
-    numbers: Vec<u16>,
+    numbers: Numbers,
     /// Rows without a place for some node that may have flows of them: it reported them, was their primary, or may have flows of
     /// any row. (Not counted: nodes of previous rings, and of the next, in rows whose primary they are not there. They get the
     /// places that are left.)
@@ -48,12 +49,12 @@ impl Alternates {
     fn new(nodes: Vec<String>, rows: &[[u16; ALTERNATES]], overflow: u32) -> Self {
         let (numbers, different) = numbered(rows.iter().map(|row| Row::new(0, *row)));
         let different = different.iter().map(|row| row.alternates()).collect();
-        Self { nodes: Arc::new(nodes), different, numbers, overflow }
+        Self { nodes: Arc::new(nodes), different, numbers: numbers.into(), overflow }
     }
 
     /// The entry of a row, all 0 if there is no such row.
     pub fn row(&self, row: usize) -> [u16; ALTERNATES] {
-        self.numbers.get(row).map_or([0; ALTERNATES], |number| self.different[usize::from(*number)])
+        self.numbers.get(row).map_or([0; ALTERNATES], |number| self.different[usize::from(number)])
     }
 
     /// Of one row, in the order of the search.

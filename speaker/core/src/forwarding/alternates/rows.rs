@@ -68,23 +68,25 @@ fn reported(held: &Rows, size: u32) -> impl Iterator<Item = usize> {
 }
 
 /// What is being filled. Numbers of nodes: 1 and up; 0 is no node.
-struct Sheet<'a> {
-    ring: &'a Ring,
+struct Sheet {
+    /// Which node each row of the ring names.
+    ring: Vec<u16>,
     /// The number of each of the ring's nodes.
     primaries: Vec<u16>,
     rows: Vec<[u16; ALTERNATES]>,
     overflow: Vec<bool>,
 }
 
-impl<'a> Sheet<'a> {
-    fn new(ring: &'a Ring, number: &dyn Fn(&String) -> u16) -> Self {
+impl Sheet {
+    fn new(ring: &Ring, number: &dyn Fn(&String) -> u16) -> Self {
         let size = ring.rows.len();
         let primaries = ring.nodes.iter().map(number).collect();
-        Self { ring, primaries, rows: vec![[0; ALTERNATES]; size], overflow: vec![false; size] }
+        let rows = vec![[0; ALTERNATES]; size];
+        Self { ring: ring.rows.iter().collect(), primaries, rows, overflow: vec![false; size] }
     }
 
     fn size(&self) -> u32 {
-        self.ring.rows.len() as u32
+        self.ring.len() as u32
     }
 
     fn add_reporter(&mut self, node: u16, held: &Rows) {
@@ -93,10 +95,11 @@ impl<'a> Sheet<'a> {
 
     /// `numbers`: of the previous ring's nodes; 0 for nodes that have no flows of it.
     fn add_previous(&mut self, previous_ring: &Ring, numbers: &[u16]) {
-        let (size, theirs) = (self.size(), previous_ring.rows.len() as u32);
+        let rows: Vec<u16> = previous_ring.rows.iter().collect();
+        let (size, theirs) = (self.size(), rows.len() as u32);
         for row in 0..size {
             for theirs in overlapping(row, size, theirs) {
-                self.add(row as usize, numbers[usize::from(previous_ring.rows[theirs as usize])]);
+                self.add(row as usize, numbers[usize::from(rows[theirs as usize])]);
             }
         }
     }
@@ -104,10 +107,11 @@ impl<'a> Sheet<'a> {
     /// Where there is room. Of the ring of the next batch only a peer that is ahead has flows, and it reports them in a moment; a lost
     /// node may be gone.
     fn place_where(&mut self, ring: &Ring, numbers: &[u16]) {
-        let (size, theirs) = (self.size(), ring.rows.len() as u32);
+        let rows: Vec<u16> = ring.rows.iter().collect();
+        let (size, theirs) = (self.size(), rows.len() as u32);
         for row in 0..size {
             for theirs in overlapping(row, size, theirs) {
-                self.place(row as usize, numbers[usize::from(ring.rows[theirs as usize])]);
+                self.place(row as usize, numbers[usize::from(rows[theirs as usize])]);
             }
         }
     }
@@ -131,7 +135,7 @@ impl<'a> Sheet<'a> {
     /// Nodes that may hold flows of any row overflow each row that does not name them.
     fn count_without_room(&mut self, nodes: &[u16]) {
         for (row, overflow) in self.overflow.iter_mut().enumerate() {
-            let primary = self.primaries[usize::from(self.ring.rows[row])];
+            let primary = self.primaries[usize::from(self.ring[row])];
             *overflow |= nodes.iter().any(|node| *node != primary && !self.rows[row].contains(node));
         }
     }
@@ -143,7 +147,7 @@ impl<'a> Sheet<'a> {
 
     /// Whether it has a place in the row, or needs none.
     fn place(&mut self, row: usize, node: u16) -> bool {
-        if node == 0 || node == self.primaries[usize::from(self.ring.rows[row])] {
+        if node == 0 || node == self.primaries[usize::from(self.ring[row])] {
             return true;
         }
         for place in &mut self.rows[row] {

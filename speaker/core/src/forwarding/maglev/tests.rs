@@ -14,12 +14,12 @@ fn members(nodes: impl IntoIterator<Item = (u32, u32)>, down: &[u32]) -> Members
 
 /// The name in each row.
 fn named(ring: &Ring) -> Vec<&str> {
-    ring.rows.iter().map(|&node| ring.nodes[usize::from(node)].as_str()).collect()
+    ring.rows.iter().map(|node| ring.nodes[usize::from(node)].as_str()).collect()
 }
 
 fn rows_of(ring: &Ring, node: &str) -> usize {
     let Some(index) = ring.nodes.iter().position(|name| name == node) else { return 0 };
-    ring.rows.iter().filter(|&&row| usize::from(row) == index).count()
+    ring.rows.iter().filter(|row| usize::from(*row) == index).count()
 }
 
 /// Rows that name another node in `after`, among rows that named `node` (or any) before.
@@ -69,7 +69,7 @@ fn rows_follow_the_number_of_pods() {
 #[test]
 fn the_table_itself() {
     let ring = fill(&members([(1, 1), (2, 2), (3, 1)], &[2]), &KEY);
-    let sum = ring.rows.iter().fold(0, |sum, &row| siphash13(&KEY, sum, u64::from(row)));
+    let sum = ring.rows.iter().fold(0, |sum, row| siphash13(&KEY, sum, u64::from(row)));
     assert_eq!((ring.rows.len(), sum), (4093, TABLE_OF_VERSION_1));
 }
 
@@ -109,7 +109,7 @@ fn all_lost_keeps_the_table() {
 fn more_pods_than_turns_still_fill_evenly() {
     let ring = fill(&members((0..1000).map(|n| (n, if n == 0 { 1 } else { 30 })), &[]), &KEY);
     assert_eq!(ring.rows.len(), 65488);
-    let counts: Vec<usize> = (1..1000).map(|n| ring.rows.iter().filter(|&&row| row == n).count()).collect();
+    let counts: Vec<usize> = (1..1000).map(|n| ring.rows.iter().filter(|row| *row == n).count()).collect();
     assert!(counts.iter().all(|&rows| rows > 0));
     assert!(rows_of(&ring, "node-0") > 0);
 }

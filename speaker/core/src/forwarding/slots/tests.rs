@@ -17,7 +17,7 @@ const RINGS: usize = 5;
 fn rings() -> Vec<Arc<Ring>> {
     let ring = |number: usize| Ring {
         nodes: vec![format!("n{number}")],
-        rows: vec![0],
+        rows: vec![0].into(),
         digest: number as u64,
         ..Ring::default()
     };

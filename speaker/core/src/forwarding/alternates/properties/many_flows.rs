@@ -81,7 +81,7 @@ impl Group {
 
     fn primary(&self, fine: u16) -> usize {
         let ring = &self.service().ring;
-        ring.nodes[usize::from(ring.rows[self.row(fine) as usize])][1..].parse().unwrap()
+        ring.primary(self.row(fine)).unwrap()[1..].parse().unwrap()
     }
 
     fn turn(&mut self, reports: &Reports, now: Instant) {
