@@ -120,10 +120,13 @@ impl Sheet {
         reported(held, self.size()).for_each(|row| _ = self.place(row, node));
     }
 
-    /// Each row begins with another one of them, so that all have their rows if there are more than fit.
+    /// Each row begins with another one of them, so that all have their rows if there are more than fit. Of many nodes it begins where the
+    /// row before has ended: they stand in as many rows, and fewer rows differ.
     fn add_where_there_is_room(&mut self, nodes: &[u16]) {
         for row in 0..self.rows.len() {
-            let (before, first) = nodes.split_at(row % nodes.len().max(1));
+            let room = self.rows[row].iter().filter(|place| **place == 0).count();
+            let step = if nodes.len() > MANY { room.max(1) } else { 1 };
+            let (before, first) = nodes.split_at(row % nodes.len().div_ceil(step).max(1) * step);
             for node in first.iter().chain(before) {
                 if !self.place(row, *node) {
                     break;
@@ -169,3 +172,6 @@ impl Sheet {
         }
     }
 }
+
+/// With three primaries, rows of more nodes take more than 8 bits for the number of each.
+const MANY: usize = 64;

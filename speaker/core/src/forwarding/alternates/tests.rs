@@ -83,6 +83,20 @@ fn rows_without_room_for_a_node_that_may_hold_any_flow_overflow() {
     assert_eq!(Cause { previous, ..cause(now.clone()) }.alternates().unwrap().overflow, 0);
 }
 
+/// After the first start of a large cluster.
+#[test]
+fn many_nodes_have_as_many_rows_each_and_few_rows_differ() {
+    let many: Vec<String> = (0..100).map(|number| alloc::format!("n{number:02}")).collect();
+    let unreported = Arc::new(many.iter().cloned().collect());
+    let alternates = Cause { unreported, ..cause(ring(&[("a", 1), ("b", 1), ("c", 1)])) }.alternates().unwrap();
+    assert_eq!((alternates.different.len(), alternates.overflow), (34, 4093));
+    let rows_of = |node: &str| (0..4093).filter(|row| alternates.of(*row).any(|other| other == node)).count();
+    // The last group of three has one node, and begins anew with two.
+    let (first, others) = many.split_at(2);
+    assert!(first.iter().all(|node| (240..=242).contains(&rows_of(node))));
+    assert!(others.iter().all(|node| (120..=121).contains(&rows_of(node))));
+}
+
 /// Peers may have applied the next batch of additions already, or a part of it.
 #[test]
 fn the_next_primary_of_a_row_has_a_place_that_is_left() {
