@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -87,8 +87,7 @@ impl StateDir {
     }
 
     pub fn save_view(&self, view: &View) -> Result<()> {
-        let bytes = serde_json::to_vec(view).context("serialise the view")?;
-        write_atomically(&self.view_path(), &bytes)
+        write_json(&self.view_path(), view)
     }
 
     /// The last saved view. A file that cannot be read is reported and ignored: the API server sends it anew.
@@ -97,8 +96,7 @@ impl StateDir {
     }
 
     pub fn save_forwarding(&self, persisted: &PersistedState) -> Result<()> {
-        let bytes = serde_json::to_vec(persisted).context("serialize the previous rings")?;
-        write_atomically(&self.forwarding_path(), &bytes)
+        write_json(&self.forwarding_path(), persisted)
     }
 
     /// The state of the last speaker. A file that cannot be read is reported and ignored: the other nodes report their flows.
@@ -210,12 +208,25 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 
 /// The old content or the new one, never half of it, also when power is lost. Readable by root only: keys are among it.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_with(path, |file| file.write_all(bytes))
+}
+
+/// The same of what may be large: its text is never in memory as a whole.
+fn write_json(path: &Path, content: &impl Serialize) -> Result<()> {
+    write_with(path, |file| {
+        let mut writer = BufWriter::new(file);
+        serde_json::to_writer(&mut writer, content)?;
+        writer.flush()
+    })
+}
+
+fn write_with(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let temporary = path.with_extension("new");
-    let write = || -> io::Result<()> {
+    let write = move || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         // A file that a crash left may have other rights.
         file.set_permissions(Permissions::from_mode(0o600))?;
-        file.write_all(bytes)?;
+        content(&mut file)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         // The name as well: keys that are acknowledged must be found after a power cut.

@@ -13,19 +13,22 @@ mod object;
 mod parts;
 pub mod place;
 mod placement;
+mod shared;
 mod taking_part;
 pub mod via;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use labels::NodeLabels;
 use parts::Parts;
 use place::Speakers;
+use shared::Shared;
 
 pub use crate::attributes::{Affinity, Prefix, ServiceAttributes, SourceRanges, TrafficPolicy};
 pub use advertisement::{L2Advertisement, Preferred, is_like};
@@ -40,13 +43,13 @@ pub use place::Place;
 pub use placement::{Order, Placed, Placement, PlacementMode};
 
 /// The cluster as the API server last described it.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(from = "Vec<Object>", into = "Vec<Object>")]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(from = "Vec<Object>")]
 pub struct View {
     nodes: BTreeMap<String, Node>,
-    services: BTreeMap<ObjectName, Service>,
-    slices: BTreeMap<ObjectName, EndpointSlice>,
-    vips: BTreeMap<Ipv4Addr, VirtualIp>,
+    services: Shared<ObjectName, Service>,
+    slices: Shared<ObjectName, Arc<EndpointSlice>>,
+    vips: Shared<Ipv4Addr, VirtualIp>,
     advertisements: BTreeMap<String, L2Advertisement>,
     placements: BTreeMap<String, Placement>,
     /// Nodes that have, or have had, a speaker.
@@ -85,7 +88,7 @@ impl View {
         &self.services
     }
 
-    pub fn slices(&self) -> &BTreeMap<ObjectName, EndpointSlice> {
+    pub fn slices(&self) -> &BTreeMap<ObjectName, Arc<EndpointSlice>> {
         &self.slices
     }
 
@@ -110,16 +113,20 @@ impl View {
 
     /// Everything, in a fixed order.
     pub fn objects(&self) -> Vec<Object> {
+        self.each_object().collect()
+    }
+
+    fn each_object(&self) -> impl Iterator<Item = Object> {
         let nodes = self.nodes.iter().map(|(name, node)| Object::Node(name.clone(), node.clone()));
         let services = self.services.iter().map(|(name, service)| Object::Service(name.clone(), service.clone()));
-        let slices = self.slices.iter().map(|(name, slice)| Object::EndpointSlice(name.clone(), slice.clone()));
+        let slices =
+            self.slices.iter().map(|(name, slice)| Object::EndpointSlice(name.clone(), EndpointSlice::clone(slice)));
         let vips = self.vips.iter().map(|(address, vip)| Object::VirtualIp(*address, vip.clone()));
         let advertisements = self.advertisements.iter();
         let advertisements = advertisements.map(|(name, one)| Object::L2Advertisement(name.clone(), one.clone()));
         let placements = self.placements.iter().map(|(name, one)| Object::Placement(name.clone(), one.clone()));
-        let mut objects: Vec<Object> = nodes.chain(services).chain(slices).chain(vips).chain(advertisements).collect();
-        objects.extend(placements.chain(self.speakers.objects()));
-        objects
+        let objects = nodes.chain(services).chain(slices).chain(vips).chain(advertisements);
+        objects.chain(placements).chain(self.speakers.objects())
     }
 
     /// Limits for which something is left out now.
@@ -157,10 +164,10 @@ impl View {
                 self.make_room(&name, &node);
                 insert(&mut self.nodes, name, node, Limit::Nodes)
             }
-            Object::Service(name, service) => insert(&mut self.services, name, service, Limit::Services),
-            Object::EndpointSlice(name, slice) => insert(&mut self.slices, name, slice, Limit::EndpointSlices),
-            Object::NameSlice(name, _) => Ok(self.slices.remove(&name).is_some()),
-            Object::VirtualIp(address, vip) => insert(&mut self.vips, address, vip, Limit::VirtualIps),
+            Object::Service(name, service) => self.services.insert(name, service, Limit::Services),
+            Object::EndpointSlice(name, slice) => self.slices.insert(name, slice.into(), Limit::EndpointSlices),
+            Object::NameSlice(name, _) => Ok(self.slices.remove(&name)),
+            Object::VirtualIp(address, vip) => self.vips.insert(address, vip, Limit::VirtualIps),
             Object::L2Advertisement(name, advertisement) => {
                 let kept = insert(&mut self.advertisements, name, advertisement, Limit::L2Advertisements);
                 self.follow_advertisements();
@@ -278,9 +285,9 @@ impl View {
         noted
             | match key {
                 Key::Node(name) => self.depart(name),
-                Key::Service(name) => self.services.remove(name).is_some(),
-                Key::EndpointSlice(name) => self.slices.remove(name).is_some(),
-                Key::VirtualIp(address) => self.vips.remove(address).is_some(),
+                Key::Service(name) => self.services.remove(name),
+                Key::EndpointSlice(name) => self.slices.remove(name),
+                Key::VirtualIp(address) => self.vips.remove(address),
                 Key::L2Advertisement(name) => {
                     let removed = self.advertisements.remove(name).is_some();
                     self.follow_advertisements();
@@ -359,9 +366,10 @@ impl From<Vec<Object>> for View {
     }
 }
 
-impl From<View> for Vec<Object> {
-    fn from(view: View) -> Self {
-        view.objects()
+/// One object after the other: a second copy of all is never in memory.
+impl Serialize for View {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.each_object())
     }
 }
 

@@ -2,9 +2,10 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
+use alloc::sync::Arc;
 use core::net::Ipv4Addr;
 
-use super::{Endpoint, Key, Limit, Object, ObjectName, Place, View};
+use super::{Endpoint, EndpointSlice, Key, Limit, Object, ObjectName, Place, View};
 
 /// Why a part of a VIP is not served although it has an owner. In the order of how much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,7 +71,7 @@ impl View {
     fn parts_of(&self, service: &ObjectName) -> BTreeSet<Part> {
         let mut parts: BTreeSet<Part> =
             self.parts.cut.contains(service).then_some(Part::TooManyPorts).into_iter().collect();
-        let is_of = |(name, slice): &(&ObjectName, &super::EndpointSlice)| {
+        let is_of = |(name, slice): &(&ObjectName, &Arc<EndpointSlice>)| {
             name.namespace == service.namespace && slice.service == service.name
         };
         let mut slices = self.slices.iter().filter(is_of).peekable();

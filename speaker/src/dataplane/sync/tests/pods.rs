@@ -41,9 +41,10 @@ fn pods_that_end_do_not_keep_new_flows_from_ready_ones_elsewhere() {
         until("the start", START, || world.serves(80, &[1, 2], true) && world.serves(81, &[1], true));
         let mut view = view(&[(80, &[1, 2]), (81, &[1])]);
         for (name, mut slice) in view.slices().clone() {
-            let here = slice.endpoints.iter_mut().filter(|endpoint| endpoint.node == Some(node_name(1)));
+            let endpoints = &mut Arc::make_mut(&mut slice).endpoints;
+            let here = endpoints.iter_mut().filter(|endpoint| endpoint.node == Some(node_name(1)));
             here.for_each(|endpoint| endpoint.conditions = TERMINATING);
-            view.handle(Event::Apply(Object::EndpointSlice(name, slice)));
+            view.handle(Event::Apply(Object::EndpointSlice(name, Arc::unwrap_or_clone(slice))));
         }
         world.view.send(Some(Arc::new(view))).unwrap();
         until("the ready one gets them", SOON, || world.serves(80, &[2], false));
