@@ -50,18 +50,22 @@ struct Arguments {
     #[arg(long)]
     steps: bool,
     /// One world alone, in this process: what each line of the table is measured in
-    #[arg(long, hide = true, value_parser = ["usual", "apart"])]
+    #[arg(long, hide = true, value_parser = ["usual", "shared", "apart"])]
     world: Option<String>,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if let Some(world) = &arguments.world {
-        let kind = if world == "apart" { Kind::Apart } else { Kind::Usual };
+        let kind = match world.as_str() {
+            "apart" => Kind::Apart,
+            "shared" => Kind::Shared,
+            _ => Kind::Usual,
+        };
         return measure(kind, arguments.ports[0], arguments.steps);
     }
     println!("{HEAD}");
-    for world in ["usual", "apart"] {
+    for world in ["usual", "shared", "apart"] {
         for ports in &arguments.ports {
             // A process each: memory that was given back to the allocator would count as the next one's.
             let mut command = std::process::Command::new(std::env::current_exe()?);
@@ -102,7 +106,15 @@ struct Figures {
 async fn figures(kind: Kind, ports: usize, steps: bool, pins: &Pins) -> Result<Figures> {
     let say = |what: &str, pass: &Pass| {
         if steps {
-            println!("{what}: {:.1} ms: {}; nft {:.1}", ms(pass.total()), pass.describe(), ms(pass.nft));
+            let memory = [status("VmRSS").unwrap_or_default(), in_use()].map(mb);
+            println!(
+                "{what}: {:.1} ms: {}; nft {:.1}; {:.1} MB resident, {:.1} in use",
+                ms(pass.total()),
+                pass.describe(),
+                ms(pass.nft),
+                memory[0],
+                memory[1]
+            );
         }
     };
     let nft = Nft::new("nft");
@@ -244,6 +256,13 @@ fn status(line: &str) -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')).context("no such line")?;
     Ok(value.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}
+
+/// What the allocator has given out.
+pub fn in_use() -> u64 {
+    // SAFETY: reads the allocator's statistics under its own locks.
+    let statistics = unsafe { libc::mallinfo2() };
+    (statistics.uordblks + statistics.hblkhd) as u64
 }
 
 /// Of this thread: the time of a change on an idle processor.

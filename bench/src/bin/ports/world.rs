@@ -15,6 +15,8 @@ pub enum Kind {
     /// Three ports each, so that three service ports have the same pods. Of 100 Services 30 have one pod, 30 two, 25 three, 10 five,
     /// 4 ten, and one fifty.
     Usual,
+    /// One port each, with pods as of the usual ones: so many Services share the most addresses that a cluster may have.
+    Shared,
     /// One port each, on three nodes that no other Service has all three of: no two rings are equal.
     Apart,
 }
@@ -23,7 +25,7 @@ impl Kind {
     pub fn ports(self) -> &'static [(&'static str, u16, Protocol)] {
         match self {
             Self::Usual => &PORTS,
-            Self::Apart => &PORTS[..1],
+            Self::Shared | Self::Apart => &PORTS[..1],
         }
     }
 
@@ -42,13 +44,13 @@ impl Kind {
     /// The node of a pod.
     fn node(self, service: usize, pod: usize) -> usize {
         match self {
-            Self::Usual => random(service * 64 + pod) % NODES,
+            Self::Usual | Self::Shared => random(service * 64 + pod) % NODES,
             Self::Apart => three_nodes(service * 13 % 161_700).get(pod).copied().unwrap_or(pod % NODES),
         }
     }
 }
 
-const VIPS: usize = 4000;
+const VIPS: usize = ebpf_common::MAX_VIPS as usize;
 const PORTS: [(&str, u16, Protocol); 3] =
     [("http", 80, Protocol::Tcp), ("https", 443, Protocol::Tcp), ("dns", 53, Protocol::Udp)];
 
