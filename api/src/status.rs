@@ -384,7 +384,7 @@ impl NoOwner {
 /// the reason has all names, separated by commas, in the order of [`Partly::ALL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Partly {
-    /// Another host of the segment announces the address. Alone: what else is not served is said when it has gone.
+    /// Another host of the segment announces the address.
     AddressConflict,
     /// A Service all of whose EndpointSlices hold names (address type FQDN).
     FQDNNotServed,
@@ -399,6 +399,9 @@ pub enum Partly {
 }
 
 impl Partly {
+    /// Of `status.reason`, by the definition of VirtualIP.
+    const MAX_LENGTH: usize = 64;
+
     pub const ALL: [Self; 6] = [
         Self::AddressConflict,
         Self::FQDNNotServed,
@@ -420,14 +423,17 @@ impl Partly {
         }
     }
 
-    /// For `status.reason`; `None` of nothing.
+    /// For `status.reason`; `None` of nothing. What does not fit into the field is left out: the last beside an `AddressConflict` may not.
     pub fn join(parts: &BTreeSet<Self>) -> Option<String> {
-        if parts.contains(&Self::AddressConflict) {
-            return Some(Self::AddressConflict.as_str().into());
-        }
         let beside = |part: &&Self| **part != Self::TooManyPorts || parts.len() == 1;
-        let names: Vec<&str> = parts.iter().filter(beside).map(|part| part.as_str()).collect();
-        (!names.is_empty()).then(|| names.join(","))
+        let mut reason = String::new();
+        for part in parts.iter().filter(beside) {
+            let separator = if reason.is_empty() { "" } else { "," };
+            if reason.len() + separator.len() + part.as_str().len() <= Self::MAX_LENGTH {
+                reason = reason + separator + part.as_str();
+            }
+        }
+        (!reason.is_empty()).then_some(reason)
     }
 
     /// Of a `status.reason`. A name of another time is none of these.
@@ -493,12 +499,17 @@ mod tests {
     #[test]
     fn all_parts_fit_into_a_reason_and_are_read_again() {
         let mut all = BTreeSet::from(Partly::ALL);
-        assert_eq!(Partly::join(&all).as_deref(), Some("AddressConflict"));
+        let beside = Partly::join(&all).unwrap();
+        assert_eq!(beside, "AddressConflict,FQDNNotServed,NodeNotListed,NodeWithoutSpeaker");
         all.remove(&Partly::AddressConflict);
         let reason = Partly::join(&all).unwrap();
         assert_eq!(reason, "FQDNNotServed,NodeNotListed,NodeWithoutSpeaker,ClientAddressLost");
-        assert!(reason.len() <= 64, "{}", reason.len());
-        assert_eq!(Partly::parse(&reason), Partly::ALL[1..5].iter().copied().collect());
+        for (reason, parts) in [(&beside, 0..4), (&reason, 1..5)] {
+            assert!(reason.len() <= 64, "{}", reason.len());
+            assert_eq!(Partly::parse(reason), Partly::ALL[parts].iter().copied().collect());
+        }
+        let two = BTreeSet::from([Partly::AddressConflict, Partly::ClientAddressLost]);
+        assert_eq!(Partly::join(&two).as_deref(), Some("AddressConflict,ClientAddressLost"));
         for part in Partly::ALL {
             let one = BTreeSet::from([part]);
             assert_eq!((Partly::join(&one).as_deref(), Partly::parse(part.as_str())), (Some(part.as_str()), one));

@@ -16,7 +16,8 @@ pub fn chapters(objects: &Objects, pair: &Pair) -> Result<()> {
     sctp(objects, pair)?;
     ipv6(objects)?;
     too_many_ports(objects)?;
-    names_instead_of_addresses(objects)
+    names_instead_of_addresses(objects)?;
+    another_host_has_the_address(objects, pair)
 }
 
 /// Waits until the Service has an address and this reason beside it, and returns the message.
@@ -178,5 +179,36 @@ fn names_instead_of_addresses(objects: &Objects) -> Result<()> {
     claims::write(objects, "node1", "192.168.77.201", "{owner: node1, term: 1}")?;
     wait_remark(objects, "names", "AddressAllocated")?;
     objects.delete("service", "names")?;
+    objects.wait_ledger(&["192.168.77.200"])
+}
+
+/// The owner's speaker writes it, beside what else it finds, for as long as the host is there.
+fn another_host_has_the_address(objects: &Objects, pair: &Pair) -> Result<()> {
+    objects.service("twice", "", "")?;
+    objects.wait_shown("twice", "192.168.77.201")?;
+    let writes = |status: &str| claims::write(objects, "node1", "192.168.77.201", status);
+    writes("{owner: node1, term: 1, reason: 'AddressConflict,ClientAddressLost'}")?;
+    let message = wait_remark(objects, "twice", "AddressConflict")?;
+    for part in ["another host of the segment announces the address", "endpoints without a node"] {
+        ensure!(message.contains(part), "{message}");
+    }
+    for reason in ["AddressConflict", "ClientAddressLost"] {
+        ensure!(!objects.wait_event("twice", "Warning", reason)?.is_empty());
+    }
+    wait_metric(pair, "services_partly_served", "AddressConflict", 1.0)?;
+    // Of two clusters this one yields: it has an owner that is silent, so the status names none.
+    writes("{reason: AddressConflict}")?;
+    wait_for("the message to be of the conflict alone", SOON, || {
+        let (_, reason, message) = objects.condition("twice")?;
+        Ok((reason == "AddressConflict" && !message.contains("endpoints without a node")).then_some(()))
+    })?;
+    // The host is gone.
+    writes("{owner: node1, term: 1, reason: ClientAddressLost}")?;
+    let message = wait_remark(objects, "twice", "ClientAddressLost")?;
+    ensure!(!message.contains("another host"), "{message}");
+    wait_metric(pair, "services_partly_served", "AddressConflict", 0.0)?;
+    writes("{owner: node1, term: 1}")?;
+    wait_remark(objects, "twice", "AddressAllocated")?;
+    objects.delete("service", "twice")?;
     objects.wait_ledger(&["192.168.77.200"])
 }
