@@ -31,6 +31,12 @@ pub struct Status {
     pub addresses: Vec<Address>,
     pub members: Vec<Member>,
     pub ports: Vec<Port>,
+    /// The nodes whose counters are in the totals of members. A speaker of an earlier version has none.
+    #[serde(default)]
+    pub counted_by: Vec<String>,
+    /// Those whose counters are missing: they do not report, or have not counted yet.
+    #[serde(default)]
+    pub not_counted_by: Vec<String>,
     pub peers: Vec<Peer>,
 }
 
@@ -120,10 +126,27 @@ pub struct Server {
     pub check_millis: Option<u64>,
     /// Open, from all nodes that count; none: no node has counted yet.
     pub connections: Option<u64>,
+    /// From all nodes that count; none: none does.
+    #[serde(default)]
+    pub total: Option<Total>,
+    /// Of this, what this node's kernel led to the member.
+    #[serde(default)]
+    pub counted_here: Option<Total>,
     /// Of a thousand new connections, as this node's table has it.
     pub weight: Option<u32>,
     /// Nodes that translate for it: it does not see the client's address.
     pub via: Vec<String>,
+}
+
+/// Of a member's port, since the counting nodes' speakers started, each for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Total {
+    pub connections: u64,
+    /// Of clients, with their IP headers.
+    pub bytes: u64,
+    /// By the member.
+    pub resets: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -166,6 +189,16 @@ pub struct Peer {
 impl Status {
     pub fn member(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|member| member.name == name)
+    }
+
+    /// "2 of 3 nodes (without c)"; none: nothing is counted.
+    fn counting(&self) -> Option<String> {
+        let (counting, all) = (self.counted_by.len(), self.counted_by.len() + self.not_counted_by.len());
+        let without = match self.not_counted_by.as_slice() {
+            [] => String::new(),
+            missing => format!(" (without {})", missing.join(", ")),
+        };
+        (counting > 0).then(|| format!("{counting} of {all} nodes{without}"))
     }
 
     /// Every address has an owner, and every port a member that gets new connections.

@@ -186,6 +186,7 @@ pub fn shipped() -> Result<String> {
         second_chance: true,
         udp_silent: false,
         adverts: Adverts::default(),
+        counted: BTreeSet::new(),
         starting: BTreeSet::new(),
         udp_pins: [].into(),
         endpoints: Endpoints::default(),

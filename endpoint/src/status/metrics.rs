@@ -1,8 +1,10 @@
 //! The status in the Prometheus text format, to be put behind the speaker's other metrics.
+//!
+//! Counters are of this node alone: Prometheus adds up the nodes.
 
 use std::fmt::Write;
 
-use super::{State, Status};
+use super::{Server, State, Status, Total};
 
 pub fn metrics(status: &Status) -> String {
     let mut out = String::new();
@@ -42,6 +44,19 @@ pub fn metrics(status: &Status) -> String {
         "Open connections to a member, from all nodes that count.",
         &mut servers().filter_map(|(port, server)| Some((of_server(port, &server.member), server.connections? as f64))),
     );
+    for (name, help, of) in [
+        (
+            "sheave_endpoint_member_connections_total",
+            "Connections that this node's kernel led to a member.",
+            (|total| total.connections) as fn(Total) -> u64,
+        ),
+        ("sheave_endpoint_member_bytes_total", "Bytes of clients on them, IP headers included.", |total| total.bytes),
+        ("sheave_endpoint_member_resets_total", "Resets by the member on them.", |total| total.resets),
+    ] {
+        let counted =
+            |(port, server): (u16, &Server)| Some((of_server(port, &server.member), of(server.counted_here?) as f64));
+        family(name, "counter", help, &mut servers().filter_map(counted));
+    }
     family(
         "sheave_endpoint_weight",
         "gauge",

@@ -30,11 +30,22 @@ pub fn page(status: &Status) -> String {
     let _ = write!(
         out,
         "<footer>As {} knows it. Weight: its part of new connections, by this node's table. Open: connections that the nodes' kernels \
-         lead to the member, counted every few seconds. Came in: at this node alone, since its speaker started. \
+         lead to the member, counted every few seconds. {} Came in: at this node alone, since its speaker started. \
          <a href=\"status.json\">JSON</a></footer>\n</body>\n</html>\n",
-        escaped(&status.node)
+        escaped(&status.node),
+        totals(status)
     );
     out
+}
+
+fn totals(status: &Status) -> String {
+    match status.counting() {
+        Some(counting) => format!(
+            "Total, bytes in and resets: of {}, each since its speaker started; bytes of clients, resets by the member.",
+            escaped(&counting)
+        ),
+        None => "Total, bytes in and resets: no node has counted yet.".to_owned(),
+    }
 }
 
 fn header(out: &mut String, status: &Status) {
@@ -74,7 +85,8 @@ fn of_port(out: &mut String, status: &Status, port: &Port) {
     let target = if port.target == port.listen { String::new() } else { format!(" to {}", port.target) };
     let _ =
         writeln!(out, "<section>\n<h2>Port {}{target} <small>check {}</small></h2>", port.listen, escaped(&port.check));
-    let columns = ["Member", "State", "Reason", "For", "Last check", "Open", "Weight", "Drained"];
+    let columns =
+        ["Member", "State", "Reason", "For", "Last check", "Open", "Total", "Bytes in", "Resets", "Weight", "Drained"];
     begin_table(out, &columns);
     for server in &port.members {
         out.push_str("<tr>");
@@ -90,11 +102,17 @@ fn of_port(out: &mut String, status: &Status, port: &Port) {
         cell(out, columns[3], &age(status.at, server.since));
         cell(out, columns[4], &or_none(server.check_millis.map(|millis| format!("{millis} ms"))));
         cell(out, columns[5], &or_none(server.connections));
-        cell(out, columns[6], &or_none(server.weight.map(percent)));
-        cell(out, columns[7], &drained(status, server));
+        cell(out, columns[6], &or_none(server.total.map(|total| total.connections)));
+        cell(out, columns[7], &or_none(server.total.map(|total| total.bytes)));
+        cell(out, columns[8], &or_none(server.total.map(|total| total.resets)));
+        cell(out, columns[9], &or_none(server.weight.map(percent)));
+        cell(out, columns[10], &drained(status, server));
         out.push_str("</tr>\n");
     }
     out.push_str("</tbody></table>\n");
+    if let Some(counting) = status.counting().filter(|_| !status.not_counted_by.is_empty()) {
+        let _ = writeln!(out, "<p class=\"note\">Total, bytes in and resets are of {}</p>", escaped(&counting));
+    }
     if let Some(traffic) = port.traffic {
         let _ = writeln!(
             out,

@@ -44,7 +44,8 @@ pub fn table(status: &Status) -> String {
 fn of_port(out: &mut String, status: &Status, port: &Port) {
     let target = if port.target == port.listen { String::new() } else { format!(" to {}", port.target) };
     let _ = writeln!(out, "port {}{target}, check {}", port.listen, port.check);
-    let header = ["MEMBER", "STATE", "REASON", "SINCE", "CHECK", "OPEN", "WEIGHT", "DRAINED", "VIA"];
+    let header =
+        ["MEMBER", "STATE", "REASON", "SINCE", "CHECK", "OPEN", "TOTAL", "BYTES", "RESETS", "WEIGHT", "DRAINED", "VIA"];
     let mut rows = vec![row(header)];
     rows.extend(port.members.iter().map(|server| {
         let drained = status.member(&server.member).and_then(|member| member.drained);
@@ -58,12 +59,18 @@ fn of_port(out: &mut String, status: &Status, port: &Port) {
             &age(status.at, server.since),
             &server.check_millis.map_or("-".into(), |millis| format!("{millis} ms")),
             &server.connections.map_or("-".into(), |count| count.to_string()),
+            &server.total.map_or("-".into(), |total| total.connections.to_string()),
+            &server.total.map_or("-".into(), |total| total.bytes.to_string()),
+            &server.total.map_or("-".into(), |total| total.resets.to_string()),
             &server.weight.map_or("-".into(), percent),
             drained.as_deref().unwrap_or("-"),
             &if server.via.is_empty() { "-".into() } else { server.via.join(", ") },
         ])
     }));
     aligned(out, &rows);
+    if let Some(counting) = status.counting() {
+        let _ = writeln!(out, "total, bytes, resets: of {counting}");
+    }
     if let Some(traffic) = port.traffic {
         let _ = writeln!(
             out,

@@ -14,6 +14,8 @@ fn server(member: &str, state: State, reason: &str) -> Server {
         since: at(-300),
         check_millis: Some(4),
         connections: Some(17),
+        total: Some(Total { connections: 170, bytes: 90_000, resets: 1 }),
+        counted_here: Some(Total { connections: 70, bytes: 40_000, resets: 0 }),
         weight: Some(333),
         via: vec![],
     }
@@ -34,6 +36,8 @@ fn status() -> Status {
     let failing = Server {
         http_status: Some(500),
         connections: None,
+        total: None,
+        counted_here: None,
         weight: Some(0),
         check_millis: None,
         via: vec!["a".into(), "b".into()],
@@ -69,6 +73,8 @@ fn status() -> Status {
             traffic: Some(Traffic { connections: 5, packets: 60, bytes: 7000, resets: 2 }),
             members: vec![server("a", State::Serving, "Ready"), server("b", State::Drained, "Unauthorized"), failing],
         }],
+        counted_by: vec!["a".into(), "b".into()],
+        not_counted_by: vec!["c".into()],
         peers: vec![
             Peer { node: "b".into(), alive: true, lost: 3, of: 64 },
             Peer { node: "c".into(), alive: false, lost: 0, of: 5 },
@@ -117,6 +123,10 @@ fn the_page_is_well_formed_and_says_everything() {
         "via a, b, client address lost",
         ">4 ms<",
         ">17<",
+        "data-column=\"Total\">170<",
+        "data-column=\"Bytes in\">90000<",
+        "data-column=\"Resets\">1<",
+        "are of 2 of 3 nodes (without c)</p>",
         ">33.3 %<",
         "for 60 s, by force",
         "5 connections, 60 packets, 7000 bytes; 2 resets",
@@ -129,6 +139,8 @@ fn the_page_is_well_formed_and_says_everything() {
         assert!(html.contains(words), "{words} is not in {html}");
     }
     assert!(html.contains("class=\"good\">serving<"));
+    let whole = Status { counted_by: vec!["a".into(), "b".into(), "c".into()], not_counted_by: vec![], ..status() };
+    assert!(page(&whole).contains("of 3 of 3 nodes, each since") && !page(&whole).contains("without c"));
     let mut without_owner = status();
     (without_owner.addresses[0].owner, without_owner.addresses[0].reason) = (None, Some("NoCarrier".into()));
     assert!(page(&without_owner).contains("has no owner: NoCarrier") && page(&without_owner).contains(">degraded<"));
@@ -164,6 +176,7 @@ fn whatever_a_name_is_it_is_text() {
     status.ports[0].check = evil.into();
     status.ports[0].members[0].via = vec![evil.into()];
     status.peers[0].node = evil.into();
+    status.not_counted_by = vec![evil.into()];
     (status.addresses[0].owner, status.addresses[0].history[0].reason) = (Some(evil.into()), Some(evil.into()));
     let html = page(&status);
     assert!(!elements(&html).iter().any(|element| element == "script"));
@@ -179,11 +192,16 @@ fn what_is_not_counted_is_not_shown() {
     status.ports[0].traffic = None;
     for server in &mut status.ports[0].members {
         (server.connections, server.weight, server.check_millis) = (None, None, None);
+        (server.total, server.counted_here) = (None, None);
     }
+    status.not_counted_by.append(&mut status.counted_by);
     let html = page(&status);
     assert!(!html.contains("Came in here") && html.matches("<td data-column=\"Open\">-</td>").count() == 3);
+    assert!(html.matches("<td data-column=\"Total\">-</td>").count() == 3 && html.contains("no node has counted yet"));
+    assert!(!table(&status).contains("total, bytes"));
     let text = metrics(&status);
     assert!(!text.contains("sheave_endpoint_connections") && !text.contains("sheave_endpoint_weight"), "{text}");
+    assert!(!text.contains("sheave_endpoint_member_connections_total"), "{text}");
 }
 
 #[test]
@@ -196,7 +214,19 @@ fn the_value_survives_json_and_has_the_names_of_kubernetes() {
     );
     assert_eq!(json["members"][1]["drained"]["byForce"], true);
     assert_eq!(json["addresses"][0]["history"][1]["owner"], serde_json::Value::Null);
-    assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status());
+    let total = serde_json::json!({ "connections": 170, "bytes": 90_000, "resets": 1 });
+    assert_eq!((&json["ports"][0]["members"][0]["total"], &json["notCountedBy"][0]), (&total, &"c".into()));
+    assert_eq!(serde_json::from_value::<Status>(json.clone()).unwrap(), status());
+    // Of a speaker that has no totals.
+    let mut earlier = json;
+    for name in ["countedBy", "notCountedBy"] {
+        earlier.as_object_mut().unwrap().remove(name);
+    }
+    for name in ["total", "countedHere"] {
+        earlier["ports"][0]["members"][0].as_object_mut().unwrap().remove(name);
+    }
+    let earlier: Status = serde_json::from_value(earlier).unwrap();
+    assert_eq!((earlier.ports[0].members[0].total, earlier.counted_by.len()), (None, 0));
 }
 
 #[test]
@@ -207,10 +237,11 @@ ADDRESS      OWNER  TERM  SINCE  REASON
 192.0.2.100  b      7     90 s   -
 
 port 8443 to 6443, check https
-MEMBER  STATE    REASON        SINCE  CHECK  OPEN  WEIGHT  DRAINED         VIA
-a       Serving  Ready         5 min  4 ms   17    33.3 %  -               -
-b       Drained  Unauthorized  5 min  4 ms   17    33.3 %  60 s, by force  -
-c       Failing  NotReady 500  5 min  -      -     0.0 %   -               a, b
+MEMBER  STATE    REASON        SINCE  CHECK  OPEN  TOTAL  BYTES  RESETS  WEIGHT  DRAINED         VIA
+a       Serving  Ready         5 min  4 ms   17    170    90000  1       33.3 %  -               -
+b       Drained  Unauthorized  5 min  4 ms   17    170    90000  1       33.3 %  60 s, by force  -
+c       Failing  NotReady 500  5 min  -      -     -      -      -       0.0 %   -               a, b
+total, bytes, resets: of 2 of 3 nodes (without c)
 came in at a: 5 connections, 7000 bytes; 2 resets
 
 PEER  ALIVE  LOST
@@ -231,6 +262,10 @@ fn metrics_are_of_the_same_value() {
         "sheave_endpoint_member_state{port=\"8443\",member=\"c\",state=\"Serving\"} 0",
         "sheave_endpoint_check_seconds{port=\"8443\",member=\"a\",reason=\"Ready\"} 0.004",
         "sheave_endpoint_connections{port=\"8443\",member=\"a\"} 17",
+        "# TYPE sheave_endpoint_member_connections_total counter",
+        "sheave_endpoint_member_connections_total{port=\"8443\",member=\"a\"} 70",
+        "sheave_endpoint_member_bytes_total{port=\"8443\",member=\"a\"} 40000",
+        "sheave_endpoint_member_resets_total{port=\"8443\",member=\"b\"} 0",
         "sheave_endpoint_weight{port=\"8443\",member=\"a\"} 0.333",
         "sheave_endpoint_member_drained{member=\"b\"} 1",
         "sheave_endpoint_owner{address=\"192.0.2.100\",node=\"b\"} 1",

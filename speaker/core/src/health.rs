@@ -12,6 +12,7 @@
 pub mod checks;
 pub mod drains;
 pub mod reach;
+pub mod totals;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;

@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use speaker_core::backend::ruleset::members::Count;
+
 use super::netfilter::{Netfilter, attribute, plain};
 
-/// Packets by the counter's name, of a table of family ip; none if there is no such table. Blocks, with a time limit. A dump
+/// By the counter's name, of a table of family ip; none if there is no such table. Blocks, with a time limit. A dump
 /// that meets a transaction may miss counters.
-pub fn packets(table: &str) -> io::Result<BTreeMap<String, u64>> {
+pub fn read(table: &str) -> io::Result<BTreeMap<String, Count>> {
     let name = [table.as_bytes(), b"\0"].concat();
     let filter = [plain(NFTA_OBJ_TABLE, &name), plain(NFTA_OBJ_TYPE, &NFT_OBJECT_COUNTER.to_be_bytes())].concat();
     let mut counters = BTreeMap::new();
@@ -24,14 +26,16 @@ pub fn packets(table: &str) -> io::Result<BTreeMap<String, u64>> {
 }
 
 /// `None` for what is no counter.
-fn counter(object: &[u8]) -> Option<(String, u64)> {
+fn counter(object: &[u8]) -> Option<(String, Count)> {
     let kind: [u8; 4] = attribute(object, NFTA_OBJ_TYPE)?.try_into().ok()?;
     let name = std::str::from_utf8(attribute(object, NFTA_OBJ_NAME)?.strip_suffix(b"\0")?).ok()?;
-    let packets: [u8; 8] = attribute(attribute(object, NFTA_OBJ_DATA)?, NFTA_COUNTER_PACKETS)?.try_into().ok()?;
-    (u32::from_be_bytes(kind) == NFT_OBJECT_COUNTER).then(|| (name.into(), u64::from_be_bytes(packets)))
+    let data = attribute(object, NFTA_OBJ_DATA)?;
+    let value = |of| -> Option<u64> { Some(u64::from_be_bytes(attribute(data, of)?.try_into().ok()?)) };
+    let count = Count { packets: value(NFTA_COUNTER_PACKETS)?, bytes: value(NFTA_COUNTER_BYTES)? };
+    (u32::from_be_bytes(kind) == NFT_OBJECT_COUNTER).then(|| (name.into(), count))
 }
 
-/// Our table has one counter for each `Guard`. An answer with more objects than this is an error.
+/// Our table has one counter for each `Guard`, and at most 1536 of members. An answer with more objects than this is an error.
 const MAX_OBJECTS: usize = 4096;
 
 /// NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETOBJ.
@@ -41,6 +45,7 @@ const NFTA_OBJ_NAME: u16 = 2;
 const NFTA_OBJ_TYPE: u16 = 3;
 const NFTA_OBJ_DATA: u16 = 4;
 const NFT_OBJECT_COUNTER: u32 = 1;
+const NFTA_COUNTER_BYTES: u16 = 1;
 const NFTA_COUNTER_PACKETS: u16 = 2;
 
 #[cfg(test)]
@@ -57,7 +62,7 @@ mod tests {
             nested(NFTA_OBJ_DATA, &[plain(1, &180_u64.to_be_bytes()), plain(2, &3_u64.to_be_bytes())].concat()),
         ]
         .concat();
-        assert_eq!(counter(&object), Some(("guard_reset".into(), 3)));
+        assert_eq!(counter(&object), Some(("guard_reset".into(), Count { packets: 3, bytes: 180 })));
         for length in 0..object.len() {
             assert_eq!(counter(&object[..length]), None, "{length} bytes");
         }

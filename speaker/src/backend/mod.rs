@@ -23,7 +23,9 @@ use std::time::Duration;
 
 use speaker_core::backend::affinity::Records;
 use speaker_core::backend::ruleset;
+use speaker_core::backend::ruleset::members::Count;
 use speaker_core::backend::{Guard, Place, Plan};
+use speaker_core::health::totals::{Counted, Totals};
 use tokio::time::{Instant, sleep_until, timeout};
 
 pub use foreign_chains::{Chain, ForeignChains};
@@ -40,6 +42,8 @@ pub struct Backend {
     nft: Nft,
     applied: Option<Applied>,
     counters: BTreeMap<&'static str, Counter>,
+    /// Of members of the API server endpoint.
+    members: Counted,
     second_chance: bool,
     forgetter: Forgetter,
     watch: Watch,
@@ -112,6 +116,7 @@ impl Backend {
         Self {
             applied: None,
             counters,
+            members: Counted::default(),
             second_chance: true,
             forgetter: Forgetter::default(),
             watch: Watch {
@@ -229,14 +234,20 @@ impl Backend {
 
     /// Packets per guard, by label. Blocks for the time of a netlink dump.
     pub fn counters(&mut self) -> std::io::Result<&BTreeMap<&'static str, Counter>> {
-        for (name, now) in counters::packets(self.nft.place.table())? {
-            if let Some(counter) = self.counters.get_mut(name.as_str()) {
-                // Lower than before: a third party reset it.
-                counter.packets += now.checked_sub(counter.kernel).unwrap_or(now);
-                counter.kernel = now;
-            }
+        let read = counters::read(self.nft.place.table())?;
+        for (name, counter) in &mut self.counters {
+            let Some(Count { packets: now, .. }) = read.get(*name).copied() else { continue };
+            // Lower than before: a third party reset it.
+            counter.packets += now.checked_sub(counter.kernel).unwrap_or(now);
+            counter.kernel = now;
         }
+        self.members.read(&ruleset::members::totals(&read));
         Ok(&self.counters)
+    }
+
+    /// What was led to members since the start of this speaker, as [`Backend::counters`] read it last; `None`: that is not counted.
+    pub fn totals(&self) -> Option<&Totals> {
+        self.in_force().filter(|plan| !plan.counted.is_empty()).map(|_| self.members.totals())
     }
 
     /// Remembers which clients have which pods, in case a third party deletes the table. Blocks for the time of a netlink dump.
@@ -271,6 +282,7 @@ impl Backend {
         }
         self.second_chance = plan.second_chance;
         self.counters.values_mut().for_each(|counter| counter.kernel = 0);
+        self.members.begin_anew(&plan.counted);
         self.keep(Applied { plan, audited: None, suspect: false });
         Ok(())
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use ebpf_common::ServiceKey;
 use speaker_core::backend::Plan;
 use speaker_core::backend::affinity::{ClientSet, Kept};
+use speaker_core::health::totals::Totals;
 use speaker_core::startup::Target;
 use speaker_core::view::endpoints::Digests;
 use tokio::sync::watch;
@@ -55,6 +56,7 @@ pub struct InForce {
 pub struct Rules {
     wanted: watch::Sender<Option<Arc<Wanted>>>,
     in_force: watch::Receiver<InForce>,
+    totals: watch::Receiver<Option<Totals>>,
 }
 
 impl Rules {
@@ -67,7 +69,8 @@ impl Rules {
     ) -> io::Result<Self> {
         let (wanted, plans) = watch::channel(None);
         let (publisher, in_force) = watch::channel(restored);
-        let health = Health { metrics, health, failing: None, publisher };
+        let (counted, totals) = watch::channel(None);
+        let health = Health { metrics, health, failing: None, publisher, counted };
         thread::Builder::new().name("nft".into()).spawn(move || match tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -75,12 +78,19 @@ impl Rules {
             Ok(runtime) => runtime.block_on(Worker::new(backend, plans, health).run()),
             Err(error) => error!(%error, "nft worker not started: no runtime; rules will not change"),
         })?;
-        Ok(Self { wanted, in_force })
+        Ok(Self { wanted, in_force, totals })
     }
 
     /// Replaces a plan that waits.
     pub fn want(&self, wanted: Wanted) {
         self.wanted.send_replace(Some(Arc::new(wanted)));
+    }
+
+    /// What was led to members until the last reading, if that was not taken yet; `None` also where it is not counted.
+    pub fn new_totals(&mut self) -> Option<Totals> {
+        // When the worker has ended, the loop ends.
+        self.totals.has_changed().ok().filter(|changed| *changed)?;
+        self.totals.borrow_and_update().clone()
     }
 
     /// What is in force, when that has changed; `None` when the worker has ended. May be dropped while it waits.
@@ -204,8 +214,16 @@ impl Worker {
         metrics.second_chance.set(i64::from(self.backend.second_chance()));
         match self.backend.counters() {
             Ok(counters) => metrics.set_guard(counters.iter().map(|(name, counter)| (*name, counter.packets))),
-            Err(error) => debug!(%error, "counters of the guard not read"),
+            Err(error) => debug!(%error, "counters of the table not read"),
         }
+        let totals = self.backend.totals();
+        self.health.counted.send_if_modified(|known| {
+            let differs = known.as_ref() != totals;
+            if differs {
+                *known = totals.cloned();
+            }
+            differs
+        });
     }
 
     /// A full table is the node's, and concerns every new flow to its pods, also those that are not ours.
@@ -254,6 +272,8 @@ struct Health {
     health: Arc<HealthFlags>,
     failing: Option<&'static str>,
     publisher: watch::Sender<InForce>,
+    /// What was led to members; `None`: that is not counted.
+    counted: watch::Sender<Option<Totals>>,
 }
 
 impl Health {

@@ -372,6 +372,7 @@ impl State {
                     self.new_pods.startup.reported(node.as_str(), starts, clock::now());
                 }
                 Action::Health { node, report } => self.on_member_report(&node, report),
+                Action::Totals { node, totals } => self.on_member_totals(&node, totals),
                 Action::Rejected(reason) => {
                     self.sync.metrics.count_rejected(reason.label(), "flow report");
                 }

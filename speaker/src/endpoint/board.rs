@@ -18,6 +18,7 @@ use sheave_endpoint::status::{
 use sheave_endpoint::{Check, Endpoint};
 use speaker_core::health::Target;
 use speaker_core::health::drains::{Drains, Wish, wish};
+use speaker_core::health::totals::Sum;
 use tokio::sync::watch;
 
 pub use facts::{Place, Snapshot};
@@ -203,6 +204,12 @@ impl Board {
             traffic: traffic.get(&port.listen).copied(),
             members: self.servers(&inner, port.listen, port.target),
         });
+        let counts = |node: &String| {
+            let Sum { others, own, .. } = &inner.snapshot.totals;
+            if *node == self.node { own.is_some() } else { others.contains(node) }
+        };
+        let speakers = self.endpoint.members.iter().filter(|member| member.speaker).map(|member| member.name.clone());
+        let (counted_by, not_counted_by) = speakers.partition(counts);
         Status {
             node: self.node.clone(),
             version,
@@ -212,6 +219,8 @@ impl Board {
             addresses: addresses.collect(),
             members: members.collect(),
             ports: ports.collect(),
+            counted_by,
+            not_counted_by,
             peers: self.peers_of(&inner),
         }
     }
@@ -231,6 +240,7 @@ impl Board {
             let known = inner.servers.get(&target)?;
             let place = inner.snapshot.place(target)?;
             let http_status = place.http_status();
+            let [total, counted_here] = inner.snapshot.totals_of(listen, member.address);
             Some(Server {
                 member: member.name.clone(),
                 state: known.state,
@@ -239,6 +249,8 @@ impl Board {
                 since: known.since,
                 check_millis: place.checked.map(|checked| u64::try_from(checked.took.as_millis()).unwrap_or(u64::MAX)),
                 connections: inner.snapshot.connections_to(listen, member.address),
+                total,
+                counted_here,
                 weight: weights.as_ref().map(|weights| weights.get(&member.address).copied().unwrap_or(0)),
                 via: if member.speaker { Vec::new() } else { inner.snapshot.nodes_of(target) },
             })

@@ -191,6 +191,11 @@ health: {{caFile: {}}}
         self.inside(node, || netns::run("nft", &["list", "table", "ip", table]))
     }
 
+    /// As a third party would.
+    pub fn delete_table(&self, node: &str) -> Result<()> {
+        self.inside(node, || netns::run("nft", &["delete", "table", "ip", "sheave"]).map(drop))
+    }
+
     /// Of a file below the directory for BPF of a node.
     pub fn pin(&self, node: &str, name: &str) -> PathBuf {
         self.dir.join(node).join("bpf").join(name)

@@ -23,7 +23,7 @@ use thiserror::Error;
 use crate::forwarding::members::{has_started, is_last_resort, is_ready};
 use crate::startup::Target;
 use crate::view::endpoints::{Frontend, Pod, frontends};
-use crate::view::{ServiceAttributes, View};
+use crate::view::{Protocol, ServiceAttributes, View};
 
 pub use flow::{Destinations, Endpoints, Flow, TcpState};
 pub use place::Place;
@@ -58,6 +58,8 @@ pub struct Plan {
     pub udp_pins: udp_pin::Targets,
     /// Whose adverts and reports pass.
     pub adverts: Adverts,
+    /// What is led to these is counted, by port of the addresses ([`ruleset::members`]).
+    pub counted: BTreeSet<(u16, Ipv4Addr)>,
     /// The pods by which conntrack's flows are judged; not in the table.
     pub endpoints: Endpoints,
     /// New pods of this node that accept connections: they count as started once this plan is in force. Not in the table.
@@ -139,6 +141,7 @@ impl Plan {
             accept_mark: ruleset::ACCEPT_MARK,
             udp_pins: BTreeMap::new(),
             adverts: Adverts::default(),
+            counted: BTreeSet::new(),
             endpoints,
             starting: BTreeSet::new(),
         }
@@ -164,6 +167,17 @@ impl Plan {
     /// Whether packets to this service port are ours.
     pub fn has(&self, key: &ServiceKey) -> bool {
         self.vips.contains(&key.addr.into()) || self.node_ports.contains(key)
+    }
+
+    /// What is led to any of these, from here, is counted.
+    pub fn counting(self, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> Self {
+        let of_port = |(key, frontend): (&ServiceKey, &Frontend<'_>)| {
+            let port = u16::from_be_bytes(key.port);
+            frontend.pods.iter().map(move |pod| (port, pod.address)).collect::<Vec<_>>()
+        };
+        let counted =
+            frontends.iter().filter(|(key, _)| key.proto == Protocol::Tcp.number()).flat_map(of_port).collect();
+        Self { counted, ..self }
     }
 
     pub fn with_peers(self, peers: BTreeMap<u16, Ipv4Addr>) -> Self {

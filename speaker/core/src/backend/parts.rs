@@ -119,10 +119,11 @@ impl Plan {
             accept_mark,
             udp_pins,
             adverts,
+            counted,
             endpoints: _,
             starting: _,
         } = self;
-        ((uplink, address, vips, node_ports, accept_mark), (peers, second_chance, udp_silent, udp_pins, adverts))
+        ((uplink, address, vips, node_ports, accept_mark), (peers, second_chance, udp_silent, udp_pins, adverts, counted))
     }
 }
 

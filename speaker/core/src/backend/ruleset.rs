@@ -20,6 +20,7 @@ mod adverts;
 mod affinity;
 mod flow_lookup;
 mod inside;
+pub mod members;
 mod node_ports;
 mod source_ranges;
 mod via;
@@ -74,6 +75,7 @@ pub fn replace_with(plan: &Plan, records: &Records) -> String {
     source_ranges::sets(&mut text, plan);
     inside::objects(&mut text, plan);
     via::set(&mut text, plan);
+    members::objects(&mut text, plan);
     let known: Vec<String> = plan.udp_pins.keys().map(flow).collect();
     line(&mut text, format_args!("\tset udp_pin {{ type {FLOW_TYPE}; {}}}", elements(&known)));
     let targets: Vec<String> = plan.udp_pins.iter().map(udp_pin_target).collect();
@@ -88,6 +90,7 @@ pub fn replace_with(plan: &Plan, records: &Records) -> String {
     flow_lookup::chains(&mut text, plan);
     base_chains(&mut text, plan);
     adverts::chains(&mut text, plan);
+    members::chains(&mut text, plan);
     text.push_str("}\n");
     line(&mut text, format_args!("table ip {CONNTRACK_HOOK_TABLE} {{"));
     line(&mut text, format_args!("\tchain postrouting {{"));
@@ -121,7 +124,7 @@ pub fn needs_replace(from: &Plan, to: &Plan) -> bool {
             plan.adverts.ports.clone(),
         )
     };
-    of_all(from) != of_all(to)
+    of_all(from) != of_all(to) || from.counted != to.counted
 }
 
 /// Leads from one plan to another; `None` if there is nothing to do. Records of clients stay with their pods.

@@ -21,6 +21,7 @@ use ways::Ways;
 use super::{Report, Reported, Reports};
 use crate::forwarding::LONGEST_WAIT;
 use crate::health;
+use crate::health::totals::Totals;
 use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::staleness::Staleness;
@@ -40,6 +41,8 @@ pub struct Exchange {
     starts: Starts,
     /// The members that this node checks; `None`: it checks none.
     health: Option<health::Report>,
+    /// What this node has counted of members; `None`: nothing is counted.
+    totals: Option<Totals>,
     /// All other nodes of the cluster, once they are known.
     nodes: Option<BTreeSet<NodeName>>,
     peers: BTreeMap<NodeName, Peer>,
@@ -79,6 +82,8 @@ pub enum Event {
     Starts(Starts),
     /// What this node has checked. To be repeated.
     Health(health::Report),
+    /// What this node has counted of members.
+    Totals(Totals),
     Datagram {
         bytes: Vec<u8>,
         /// It came to the group, not to this node alone.
@@ -121,6 +126,11 @@ pub enum Action {
         node: NodeName,
         report: health::Report,
     },
+    /// What another node has counted of members: some of it.
+    Totals {
+        node: NodeName,
+        totals: Totals,
+    },
     Rejected(Reject),
     /// The table of this node has differed from ours for longer than `Config::differ`.
     Differs {
@@ -161,6 +171,7 @@ impl Exchange {
             own: None,
             starts: Starts::new(),
             health: None,
+            totals: None,
             nodes: None,
             peers: BTreeMap::new(),
             staleness,
@@ -283,6 +294,7 @@ impl Exchange {
         }
         let view = datagram.view;
         let (starts, health) = (datagram.starts.clone(), datagram.health.clone());
+        let totals = datagram.totals.clone();
         let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(now));
         let changed = peer.take(datagram, now)?;
         self.ways.received(&node, multicast, asks, now, actions);
@@ -295,7 +307,10 @@ impl Exchange {
             actions.push(Action::Starts { node: node.clone(), starts });
         }
         if let Some(report) = health {
-            actions.push(Action::Health { node, report });
+            actions.push(Action::Health { node: node.clone(), report });
+        }
+        if let Some(totals) = totals {
+            actions.push(Action::Totals { node, totals });
         }
         self.compare(now, actions);
         Ok(())
@@ -379,6 +394,7 @@ impl Exchange {
                 self.send_starts(now, actions);
             }
             self.send_health(now, actions);
+            self.send_totals(now, actions);
             self.raise_alarms(now, actions);
             self.judge(now, actions);
         }
@@ -403,6 +419,7 @@ impl Machine for Exchange {
             Event::Applied(view) => self.set_applied(view, now, actions),
             Event::Starts(starts) => self.set_starts(starts, now, actions),
             Event::Health(report) => self.set_health(report, now, actions),
+            Event::Totals(totals) => self.totals = Some(totals),
             Event::Datagram { bytes, multicast } => {
                 if let Err(reject) = self.receive(&bytes, multicast, now, actions) {
                     actions.push(Action::Rejected(reject));

@@ -3,7 +3,7 @@
 //! Read first: docs/decisions/0008. All numbers in network byte order.
 //!
 //! ```text
-//!  0 "SHVH" | 4 version of the format | 5 kind (1 summary, 2 part, 3 starts, 4 health)
+//!  0 "SHVH" | 4 version of the format | 5 kind (1 summary, 2 part, 3 starts, 4 health, 5 totals)
 //!  6 flags (1: requests reports; 2: partial; 4: asks for unicast) | 7 key id
 //!  8 cluster (8) | 16 epoch (8) | 24 sequence (8), higher in each datagram of an epoch
 //! 32 version of the report (8; 0: none yet) | 40 digest of the table (8) | 48 digest of the view (8; 0: none yet)
@@ -13,13 +13,16 @@
 //! health: flags (1; 1: reaches a member, 2: has given up ownership, 4: drains, 8: checks, 16: connections) | drains | checks | connections |
 //!         for each member's port that the sender checks for all: address (4) | port (2) | 1 if it answers, else 0 (1); in order
 //!         drains, checks, connections, each if its flag says so: how many (1) | that many, in order (health.rs beside this file)
+//! totals: some of the sender's totals of members, in order (totals.rs beside this file)
 //! section: address (4) | port (2) | protocol (1) | form (1; 1 list, 2 bits) | rows of the ring (2) | length (2) | rows
 //! MAC (32): HMAC-SHA256 of everything before it
 //! ```
 //!
-//! A speaker before 2026-12 does not know kinds 3 and 4 and counts them as malformed; it takes the summary that is sent beside them.
+//! A speaker before 2026-12 does not know kinds 3 to 5. It counts a datagram of a kind that it does not know as malformed, keeps nothing
+//! of it, and takes the summary that is sent beside it. So what is new gets a kind of its own: an unknown flag would cost it the report.
 
 mod health;
+mod totals;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -32,10 +35,13 @@ pub use super::reject::Reject;
 use super::seal::MAC_LEN;
 pub use super::seal::{Key, Keyring};
 use crate::health::Report;
+use crate::health::totals::Totals;
 use crate::name::NodeName;
 use crate::reports::Rows;
 use crate::startup::{Starts, Target};
 use health::{decode_health, encode_health};
+pub use totals::MAX_TOTALS;
+use totals::{decode_totals, encode_totals};
 
 /// Bytes of the list of sections of one node. What does not fit is left out, and the report is marked partial.
 pub const MAX_LIST: usize = 1 << 20;
@@ -48,6 +54,7 @@ const KIND_SUMMARY: u8 = 1;
 const KIND_PART: u8 = 2;
 const KIND_STARTS: u8 = 3;
 const KIND_HEALTH: u8 = 4;
+const KIND_TOTALS: u8 = 5;
 const FLAG_REQUEST: u8 = 1;
 const FLAG_PARTIAL: u8 = 2;
 const FLAG_ASKS: u8 = 4;
@@ -93,6 +100,8 @@ pub struct Datagram {
     pub starts: Option<Starts>,
     /// What the sender checks: all of it.
     pub health: Option<Report>,
+    /// What the sender has counted of members: some of it, at most [`MAX_TOTALS`].
+    pub totals: Option<Totals>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,13 +140,15 @@ impl Datagram {
         let (name, bytes) = rest.split_at_checked(name_len).ok_or(Reject::Truncated)?;
         let node = core::str::from_utf8(name).ok().and_then(NodeName::new).ok_or(Reject::Malformed)?;
         let (part, parts) = (head.u16_at(60), head.u16_at(62));
-        let (piece, starts, health) = match head.0[5] {
-            KIND_SUMMARY if bytes.is_empty() => (None, None, None),
-            KIND_PART if part < parts && !bytes.is_empty() => (Some(Piece { part, bytes: bytes.into() }), None, None),
-            KIND_STARTS => (None, Some(decode_starts(bytes)?), None),
-            KIND_HEALTH => (None, None, Some(decode_health(bytes)?)),
+        let (mut piece, mut starts, mut health, mut totals) = (None, None, None, None);
+        match head.0[5] {
+            KIND_SUMMARY if bytes.is_empty() => {}
+            KIND_PART if part < parts && !bytes.is_empty() => piece = Some(Piece { part, bytes: bytes.into() }),
+            KIND_STARTS => starts = Some(decode_starts(bytes)?),
+            KIND_HEALTH => health = Some(decode_health(bytes)?),
+            KIND_TOTALS => totals = Some(decode_totals(bytes)?),
             _ => return Err(Reject::Malformed),
-        };
+        }
         if usize::from(parts) > MAX_PARTS {
             return Err(Reject::Malformed);
         }
@@ -157,19 +168,22 @@ impl Datagram {
             piece,
             starts,
             health,
+            totals,
         })
     }
 
-    /// As a signed datagram. The caller keeps to [`piece_len`] and [`MAX_STARTS`].
+    /// As a signed datagram. The caller keeps to [`piece_len`], [`MAX_STARTS`] and [`MAX_TOTALS`].
     pub fn seal(&self, keys: &Keyring) -> Vec<u8> {
         let name = self.node.as_str().as_bytes();
         let starts = self.starts.as_ref().map(encode_starts);
         let health = self.health.as_ref().map(|report| encode_health(report, piece_len(name.len())));
-        let (kind, part, piece) = match (&self.piece, &starts, &health) {
+        let totals = self.totals.as_ref().map(encode_totals);
+        let (kind, part, piece) = match (&self.piece, &starts, &health, &totals) {
             (Some(piece), ..) => (KIND_PART, piece.part, &piece.bytes[..]),
-            (None, Some(starts), _) => (KIND_STARTS, 0, &starts[..]),
-            (None, None, Some(health)) => (KIND_HEALTH, 0, &health[..]),
-            (None, None, None) => (KIND_SUMMARY, 0, &[][..]),
+            (None, Some(starts), ..) => (KIND_STARTS, 0, &starts[..]),
+            (None, None, Some(health), _) => (KIND_HEALTH, 0, &health[..]),
+            (None, None, None, Some(totals)) => (KIND_TOTALS, 0, &totals[..]),
+            (None, None, None, None) => (KIND_SUMMARY, 0, &[][..]),
         };
         let flags = [(self.requests, FLAG_REQUEST), (self.partial, FLAG_PARTIAL), (self.asks, FLAG_ASKS)];
         let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);

@@ -41,7 +41,7 @@ fn a_third_party_change_is_noticed_and_repaired() {
         nft.delete().await.unwrap();
         assert_eq!(nft.listing().await.unwrap(), None);
         assert!(nft.tables().await.unwrap().is_empty());
-        assert!(counters::packets(ruleset::TABLE).unwrap().is_empty());
+        assert!(counters::read(ruleset::TABLE).unwrap().is_empty());
     });
 }
 

@@ -7,6 +7,7 @@ use anyhow::Result;
 use ebpf_common::ServiceKey;
 use speaker_core::forwarding::Table;
 use speaker_core::health::checks::Check;
+use speaker_core::health::totals::{Known, Totals};
 use speaker_core::health::{Connections, Health, Outcome, Report, Target};
 use speaker_core::name::NodeName;
 use speaker_core::reports::exchange;
@@ -35,6 +36,8 @@ pub struct Members {
     logged: BTreeMap<Target, Outcome>,
     /// By port of the addresses: the rows of each node.
     rows: Option<BTreeMap<u16, BTreeMap<String, u32>>>,
+    /// What all nodes have counted.
+    totals: Known,
     /// Status does not have everything.
     is_news: bool,
 }
@@ -53,8 +56,8 @@ impl Members {
         health.drained(&desk.drains.borrow(), clock::now());
         let (sender, ended) = channel(MAX_ENDED);
         let (given_up, logged) = (BTreeSet::new(), BTreeMap::new());
-        let (reported, rows, is_news) = (None, None, true);
-        Self { health, checker, desk, sender, ended, reported, given_up, logged, rows, is_news }
+        let (reported, rows, totals, is_news) = (None, None, Known::default(), true);
+        Self { health, checker, desk, sender, ended, reported, given_up, logged, rows, totals, is_news }
     }
 
     pub fn follow(&mut self, frontends: &mut BTreeMap<ServiceKey, Frontend<'_>>, now: Instant) {
@@ -105,6 +108,7 @@ impl Members {
             changed
         });
         if std::mem::take(&mut self.is_news) {
+            self.totals.expire(clock::now());
             self.desk.board.members(self.snapshot(), serve::now());
         }
     }
@@ -127,6 +131,7 @@ impl Members {
             places: places.collect(),
             drains: health.drains().clone(),
             connections: (!counted.is_empty()).then_some(connections),
+            totals: self.totals.sum(),
             rows: self.rows.clone(),
         }
     }
@@ -205,7 +210,20 @@ impl State {
         }
     }
 
+    pub(super) fn on_member_totals(&mut self, node: &NodeName, totals: Totals) {
+        if let Some(members) = &mut self.sync.members {
+            members.totals.reported(node.as_str(), totals, clock::now());
+            members.is_news = true;
+        }
+    }
+
     pub(super) fn turn_members(&mut self) -> Result<()> {
+        if let Some(totals) = self.rules.new_totals() {
+            if let Some(members) = &mut self.sync.members {
+                members.is_news |= members.totals.set_own(totals.clone());
+            }
+            self.exchange(Some(exchange::Event::Totals(totals)))?;
+        }
         let Some(members) = &mut self.sync.members else { return Ok(()) };
         let (checks, changed) = members.health.turn(clock::now());
         checks.into_iter().for_each(|check| members.start(check));

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use sheave_endpoint::status::State;
+use sheave_endpoint::status::{State, Total};
 use speaker_core::health::drains::Drains;
+use speaker_core::health::totals::{Sum, Totals};
 use speaker_core::health::{Checked, Outcome, Standing, Target};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub struct Snapshot {
     pub drains: Drains,
     /// Open, by port of the addresses and member; `None`: no node has counted.
     pub connections: Option<BTreeMap<(u16, Ipv4Addr), u64>>,
+    /// What was led to members.
+    pub totals: Sum,
     /// By port of the addresses: the rows of each node. Without rows nothing gets new connections; `None`: there is no table yet.
     pub rows: Option<BTreeMap<u16, BTreeMap<String, u32>>>,
 }
@@ -83,6 +86,16 @@ impl Snapshot {
 
     pub fn connections_to(&self, listen: u16, member: Ipv4Addr) -> Option<u64> {
         Some(self.connections.as_ref()?.get(&(listen, member)).copied().unwrap_or(0))
+    }
+
+    /// From all nodes that count, and from this one; `None`: none does, or this one does not.
+    pub fn totals_of(&self, listen: u16, member: Ipv4Addr) -> [Option<Total>; 2] {
+        let Sum { totals, others, own } = &self.totals;
+        let of = |totals: &Totals| {
+            let counted = totals.get(&(listen, member)).copied().unwrap_or_default();
+            Total { connections: counted.connections, bytes: counted.bytes, resets: counted.resets }
+        };
+        [(own.is_some() || !others.is_empty()).then(|| of(totals)), own.as_ref().map(of)]
     }
 
     /// Of a thousand new connections to this port, those of each member: a node shares its rows among the members that it serves.

@@ -1,9 +1,11 @@
 use std::time::Duration;
 
 use sheave_api::NoOwner;
+use sheave_endpoint::status::Total;
 use sheave_endpoint::status::events::Event;
 use speaker_core::health::drains::Drain;
-use speaker_core::health::{Checked, Outcome, Standing};
+use speaker_core::health::{Checked, Outcome, Standing, totals};
+use speaker_core::time::Instant;
 
 use super::*;
 
@@ -178,4 +180,31 @@ fn peers_that_fall_silent_are_events() {
     board.peers(vec![peer(false)], at(2));
     assert_eq!(events(&board), [Change::PeerChanged { node: "b".into(), alive: false }]);
     assert_eq!(status(&board).peers, [peer(false)]);
+}
+
+/// The sum, what is missing of it, and this node's part.
+#[test]
+fn totals_are_of_the_nodes_that_count() {
+    let board = board();
+    let b = || snapshot(place("b", 12, Standing::Serves, Some(Outcome::Ready)));
+    board.members(b(), at(0));
+    let known = status(&board);
+    assert_eq!((known.counted_by.len(), known.not_counted_by), (0, vec!["a".to_owned(), "b".to_owned()]));
+    assert_eq!(known.ports[0].members[0].total, None);
+    let total = |connections| totals::Total { connections, bytes: 100 * connections, resets: 1 };
+    let mut all = totals::Known::default();
+    all.reported("b", [((8443, [192, 0, 2, 11].into()), total(5))].into(), Instant::from_millis(0));
+    board.members(Snapshot { totals: all.sum(), ..b() }, at(1));
+    let known = status(&board);
+    // c has no speaker: it is no node that counts.
+    assert_eq!((known.counted_by, known.not_counted_by), (vec!["b".to_owned()], vec!["a".to_owned()]));
+    let server = &known.ports[1].members[0];
+    assert_eq!((server.total.map(|total| total.connections), server.counted_here), (Some(5), None));
+    all.set_own([((8443, [192, 0, 2, 11].into()), total(70))].into());
+    board.members(Snapshot { totals: all.sum(), ..b() }, at(2));
+    let known = status(&board);
+    let server = &known.ports[1].members[0];
+    assert_eq!(server.total, Some(Total { connections: 75, bytes: 7_500, resets: 2 }));
+    assert_eq!(server.counted_here.map(|here| here.connections), Some(70));
+    assert_eq!((known.ports[0].members[0].total, known.not_counted_by.len()), (Some(Total::default()), 0));
 }

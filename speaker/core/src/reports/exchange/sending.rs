@@ -11,10 +11,11 @@ use alloc::vec::Vec;
 
 use super::{Action, Exchange, Peer};
 use crate::health;
+use crate::health::totals::{Total, Totals};
 use crate::name::NodeName;
 use crate::startup::Starts;
 use crate::time::{Duration, Instant};
-use crate::wire::report::{Datagram, Piece, piece_len};
+use crate::wire::report::{Datagram, MAX_TOTALS, Piece, piece_len};
 
 /// Nodes that the rows go to by unicast, one after the other.
 #[derive(Debug, Default)]
@@ -38,6 +39,7 @@ struct Body {
     piece: Option<Piece>,
     starts: Option<Starts>,
     health: Option<health::Report>,
+    totals: Option<Totals>,
 }
 
 const AT_ONCE: usize = 64;
@@ -127,6 +129,22 @@ impl Exchange {
         }
     }
 
+    /// With each summary: they are for status alone. Members to which nothing was led are left out; none at all is sent, too.
+    pub(super) fn send_totals(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some(totals) = &self.totals else { return };
+        let counted: Vec<_> = totals.iter().filter(|(_, total)| **total != Total::default()).collect();
+        let mut bodies: Vec<Totals> = counted
+            .chunks(MAX_TOTALS)
+            .map(|some| some.iter().map(|(place, total)| (**place, **total)).collect())
+            .collect();
+        if bodies.is_empty() {
+            bodies.push(Totals::new());
+        }
+        for totals in bodies {
+            self.send(&Body { totals: Some(totals), ..Body::default() }, now, actions);
+        }
+    }
+
     /// To the group, and to each node that it does not reach.
     fn send(&mut self, body: &Body, now: Instant, actions: &mut Vec<Action>) {
         let datagram = self.seal(body.clone(), None, now);
@@ -139,7 +157,7 @@ impl Exchange {
     }
 
     /// `to`: `None` for the group.
-    fn seal(&mut self, Body { piece, starts, health }: Body, to: Option<&NodeName>, now: Instant) -> Vec<u8> {
+    fn seal(&mut self, Body { piece, starts, health, totals }: Body, to: Option<&NodeName>, now: Instant) -> Vec<u8> {
         self.sequence += 1;
         let own = self.own.as_ref();
         let age = own.map_or(Duration::ZERO, |own| now.since(own.reported.confirmed));
@@ -163,6 +181,7 @@ impl Exchange {
             piece,
             starts,
             health,
+            totals,
         };
         datagram.seal(&self.config.keys)
     }

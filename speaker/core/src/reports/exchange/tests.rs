@@ -1,6 +1,7 @@
 //! A few nodes on a virtual wire, with explicit times.
 
 mod stale;
+mod totals;
 mod unicast;
 
 use alloc::vec;

@@ -125,7 +125,7 @@ fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Result<&'a [[u8; N]], Reject
     Ok(entries.as_chunks::<N>().0)
 }
 
-fn in_order<const N: usize, K: Ord, V>(
+pub(super) fn in_order<const N: usize, K: Ord, V>(
     entries: &[[u8; N]],
     of: impl Fn(&[u8; N]) -> Option<(K, V)>,
 ) -> Result<BTreeMap<K, V>, Reject> {

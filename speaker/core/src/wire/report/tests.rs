@@ -3,6 +3,7 @@ use alloc::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::health::totals::Total;
 use crate::view::Protocol;
 use crate::view::endpoints::service_key;
 
@@ -29,6 +30,7 @@ fn datagram() -> Datagram {
         piece: Some(Piece { part: 1, bytes: vec![0xaa, 0xbb] }),
         starts: None,
         health: None,
+        totals: None,
     }
 }
 
@@ -82,6 +84,19 @@ fn health_vector() {
     {
         assert_eq!(decode_health(bad), Err(reject), "{bad:?}");
     }
+}
+
+#[test]
+fn totals_are_a_kind_of_their_own_and_as_many_as_fit() {
+    let total = Total { connections: 1, bytes: 2, resets: 3 };
+    let totals: Totals = (0..MAX_TOTALS as u16).map(|port| ((port, [192, 0, 2, 11].into()), total)).collect();
+    let node = NodeName::new(&"n".repeat(NodeName::MAX_LEN)).unwrap();
+    let full = Datagram { node, piece: None, totals: Some(totals), ..datagram() };
+    let sealed = full.seal(&keys(5));
+    assert!(sealed[5] == 5 && sealed.len() <= MAX_DATAGRAM && MAX_TOTALS >= 30, "{} bytes", sealed.len());
+    assert_eq!(Datagram::open(&sealed, CLUSTER, &keys(5)), Ok(full));
+    let none = Datagram { piece: None, totals: Some(Totals::new()), ..datagram() };
+    assert_eq!(Datagram::open(&none.seal(&keys(5)), CLUSTER, &keys(5)), Ok(none), "none is not a summary");
 }
 
 fn key(port: u16) -> ServiceKey {

@@ -206,7 +206,7 @@ impl Speaker {
                 Action::Stale(node) => self.signals.set_stale(node, true),
                 Action::UpToDate(node) => self.signals.set_stale(node, false),
                 Action::SendTo(..) => panic!("multicast reaches every node"),
-                Action::Health { .. } | Action::Differs { .. } | Action::Agrees(_) => {}
+                Action::Health { .. } | Action::Totals { .. } | Action::Differs { .. } | Action::Agrees(_) => {}
                 Action::Unicast(..) | Action::Missing(_) | Action::NotMissing(_) => {}
             }
         }
