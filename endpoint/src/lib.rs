@@ -2,8 +2,9 @@
 //!
 //! Pure: text in, [`Endpoint`] or every [`Refusal`] out; what the host is comes in as an argument ([`host`]).
 //! Read: `read` (YAML into values, each refusal with its field) → `parse` (values into the types here) → `check` (what no field says alone)
-//! → `host` (which member this node is). [`preset`] is the other way: what is written for a distribution.
+//! → `host` (which member this node is) → `change` (what a running speaker takes over of another one). [`preset`] is the other way: what is written for a distribution.
 
+mod change;
 mod check;
 pub mod host;
 pub mod local;

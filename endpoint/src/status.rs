@@ -28,6 +28,9 @@ pub struct Status {
     /// Why this node may own no address; none: it may.
     pub not_ready: Vec<String>,
     pub notes: Vec<String>,
+    /// A speaker of an earlier version reads it at its start only.
+    #[serde(default)]
+    pub file: Option<File>,
     pub addresses: Vec<Address>,
     pub members: Vec<Member>,
     pub ports: Vec<Port>,
@@ -38,6 +41,24 @@ pub struct Status {
     #[serde(default)]
     pub not_counted_by: Vec<String>,
     pub peers: Vec<Peer>,
+}
+
+/// What is served is by this file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct File {
+    /// When what is served was read.
+    pub taken: Timestamp,
+    /// As it is now it was read then, and is refused.
+    pub refused: Option<RefusedFile>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedFile {
+    pub at: Timestamp,
+    /// Each with field, value, and what is allowed.
+    pub because: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -75,7 +75,7 @@ pub async fn plug_in(desired: Desired, start: &Start, last_view: Option<&View>) 
         let run = start.epoch.number / NANOS_PER_MILLI;
         let (members, clerk) = opened.members(&start.disk, run)?;
         let sink = Sink::Local(clerk.board.clone());
-        let source = Source::File(Box::new(file::File::new(*opened)));
+        let source = Source::File(Box::new(file::File::new(*opened, clerk.clone())));
         return Ok(Plugs { source, sink, servers, reviewer: None, members: Some(members), clerk: Some(clerk) });
     }
     let (watches, virtual_ips, reviewer) = kubernetes::configure(known).await?;
@@ -110,7 +110,7 @@ impl Source {
     pub async fn keys(&self, ground: &Ground, views: Views) -> Result<Option<(Keys, mpsc::Receiver<Update>)>> {
         match self {
             Self::Kubernetes(watches) => watches.keys(ground, views).await,
-            Self::File(file) => Ok(Some(file.keys(&ground.disk).await)),
+            Self::File(file) => file.keys(&ground.disk).await.map(Some),
         }
     }
 

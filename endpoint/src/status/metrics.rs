@@ -72,6 +72,19 @@ pub fn metrics(status: &Status) -> String {
             (format!("member=\"{}\"", escaped(&member.name)), f64::from(u8::from(member.drained.is_some())))
         }),
     );
+    let file = || status.file.iter().map(|file| (format!("node=\"{}\"", escaped(&status.node)), file));
+    family(
+        "sheave_endpoint_file_refused",
+        "gauge",
+        "1 while the file is refused as it is now: what it was before is served.",
+        &mut file().map(|(labels, file)| (labels, f64::from(u8::from(file.refused.is_some())))),
+    );
+    family(
+        "sheave_endpoint_file_taken_timestamp_seconds",
+        "gauge",
+        "When the file that is served was read.",
+        &mut file().map(|(labels, file)| (labels, file.taken.as_millisecond() as f64 / 1000.0)),
+    );
     family(
         "sheave_endpoint_owner",
         "gauge",

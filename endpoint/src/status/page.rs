@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write};
 
 use super::table::reason;
-use super::{Address, Port, Server, State, Status, age, percent};
+use super::{Address, File, Port, RefusedFile, Server, State, Status, age, percent};
 
 /// It asks for itself again every 5 s.
 pub fn page(status: &Status) -> String {
@@ -59,6 +59,13 @@ fn header(out: &mut String, status: &Status) {
     );
     for cause in &status.not_ready {
         let _ = writeln!(out, "<p class=\"bad\">This node may own no address: {}</p>", escaped(cause));
+    }
+    if let Some(File { taken, refused: Some(RefusedFile { at, because }) }) = &status.file {
+        let (at, since) = (time(*at), time(*taken));
+        let _ = writeln!(out, "<p class=\"bad\">The file is refused since {at}; served is what it was at {since}</p>");
+        for refusal in because {
+            let _ = writeln!(out, "<p class=\"bad\">{}</p>", escaped(refusal));
+        }
     }
     for note in &status.notes {
         let _ = writeln!(out, "<p class=\"note\">{}</p>", escaped(note));

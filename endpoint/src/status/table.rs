@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::events::{Change, Event};
-use super::{Port, Server, Status, age, percent};
+use super::{File, Port, RefusedFile, Server, Status, age, percent};
 
 /// Addresses, then a table for each port, then peers.
 pub fn table(status: &Status) -> String {
@@ -34,6 +34,11 @@ pub fn table(status: &Status) -> String {
     }
     for cause in &status.not_ready {
         let _ = writeln!(out, "\n{} may own no address: {cause}", status.node);
+    }
+    if let Some(File { taken, refused: Some(RefusedFile { at, because }) }) = &status.file {
+        let (at, taken) = (age(status.at, *at), age(status.at, *taken));
+        let _ = writeln!(out, "\nthe file is refused for {at}; served is what it was {taken} ago:");
+        because.iter().for_each(|refusal| _ = writeln!(out, "  {refusal}"));
     }
     for note in &status.notes {
         let _ = writeln!(out, "\nnote: {note}");

@@ -49,6 +49,7 @@ fn status() -> Status {
         at: at(0),
         not_ready: vec![],
         notes: vec!["peers_unverified".into()],
+        file: Some(File { taken: at(-600), refused: None }),
         addresses: vec![Address {
             address: [192, 0, 2, 100].into(),
             owner: Some("b".into()),
@@ -270,10 +271,30 @@ fn metrics_are_of_the_same_value() {
         "sheave_endpoint_member_drained{member=\"b\"} 1",
         "sheave_endpoint_owner{address=\"192.0.2.100\",node=\"b\"} 1",
         "sheave_endpoint_peer_lost_adverts{node=\"b\"} 3",
+        "sheave_endpoint_file_refused{node=\"a\"} 0",
+        "sheave_endpoint_file_taken_timestamp_seconds{node=\"a\"} 1795999400",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
     assert!(!text.contains("connections{port=\"8443\",member=\"c\"}"));
+}
+
+#[test]
+fn a_refused_file_is_shown_with_what_is_served() {
+    let because = vec!["interface: <eth1> is refused: eth0".to_owned(), "key is missing: 32 bytes".to_owned()];
+    let file = Some(File { taken: at(-600), refused: Some(RefusedFile { at: at(-10), because }) });
+    let status = Status { file, ..status() };
+    let html = page(&status);
+    assert!(html.contains("refused since 2026-11-30 00:53:10 UTC; served is what it was at 2026-11-30 00:43:20 UTC"));
+    assert!(html.contains("<p class=\"bad\">interface: &lt;eth1&gt; is refused: eth0</p>"), "{html}");
+    let text = table(&status);
+    assert!(
+        text.contains("\nthe file is refused for 10 s; served is what it was 10 min ago:\n  interface: <eth1> is"),
+        "{text}"
+    );
+    assert!(metrics(&status).contains("sheave_endpoint_file_refused{node=\"a\"} 1\n"));
+    assert!(serde_json::to_value(&status).unwrap()["file"]["refused"]["because"][1] == "key is missing: 32 bytes");
+    assert!(status.is_whole() == self::status().is_whole());
 }
 
 fn drained(member: &str) -> Change {

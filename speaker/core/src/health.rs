@@ -212,6 +212,12 @@ impl Health {
         }
     }
 
+    /// Other ports are checked from the next view on.
+    pub fn set_ports(&mut self, ports: BTreeSet<u16>, first: u16, now: Instant) {
+        (self.config.ports, self.config.first) = (ports, first);
+        self.observe(now);
+    }
+
     /// Takes the members of a view, and marks those that do not answer.
     pub fn follow(&mut self, frontends: &mut BTreeMap<ServiceKey, Frontend<'_>>, now: Instant) {
         let pods = || frontends.values().flat_map(|frontend| &frontend.pods).filter(|pod| self.is_checked(pod));

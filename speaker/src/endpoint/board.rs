@@ -13,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use sheave_api::NoOwner;
 use sheave_endpoint::status::events::{Change, Events, KEPT, Ring};
 use sheave_endpoint::status::{
-    Address, Drained, HISTORY, Member, OwnerChange, Peer, Port, Server, State, Status, Traffic,
+    Address, Drained, File, HISTORY, Member, OwnerChange, Peer, Port, RefusedFile, Server, State, Status, Traffic,
 };
 use sheave_endpoint::{Check, Endpoint};
 use speaker_core::health::Target;
@@ -27,13 +27,14 @@ use crate::status::Ownership;
 
 pub struct Board {
     node: String,
-    endpoint: Endpoint,
     inner: Mutex<Inner>,
     /// The sequence of the newest event.
     newest: watch::Sender<u64>,
 }
 
 struct Inner {
+    endpoint: Endpoint,
+    file: File,
     ring: Ring,
     owners: BTreeMap<Ipv4Addr, Owned>,
     snapshot: Snapshot,
@@ -69,15 +70,33 @@ pub struct Surroundings {
 
 impl Board {
     /// `run`: numbers the events' run.
-    pub fn new(node: String, endpoint: Endpoint, run: u64) -> Self {
+    pub fn new(node: String, endpoint: Endpoint, run: u64, at: Timestamp) -> Self {
         let inner = Inner {
+            file: File { taken: at, refused: None },
             ring: Ring::new(run, KEPT),
             owners: endpoint.addresses.iter().map(|address| (*address, Owned::default())).collect(),
+            endpoint,
             snapshot: Snapshot::default(),
             servers: BTreeMap::new(),
             peers: BTreeMap::new(),
         };
-        Self { node, endpoint, inner: Mutex::new(inner), newest: watch::channel(0).0 }
+        Self { node, inner: Mutex::new(inner), newest: watch::channel(0).0 }
+    }
+
+    /// The file has changed and is served from now on.
+    pub fn follow(&self, endpoint: Endpoint, at: Timestamp) {
+        let mut inner = self.lock();
+        inner.owners.retain(|address, _| endpoint.addresses.contains(address));
+        for address in &endpoint.addresses {
+            inner.owners.entry(*address).or_default();
+        }
+        inner.file = File { taken: at, refused: None };
+        inner.endpoint = endpoint;
+    }
+
+    /// The file as it is now is refused; empty: it is the one that is served.
+    pub fn refused(&self, because: Vec<String>, at: Timestamp) {
+        self.lock().file.refused = (!because.is_empty()).then_some(RefusedFile { at, because });
     }
 
     pub fn ownership(&self, vip: Ipv4Addr, ownership: &Ownership, at: Timestamp) {
@@ -93,7 +112,8 @@ impl Board {
             Ownership::Lost { .. } => (None, None, Some(NoOwner::OwnerLost.as_str().to_owned())),
         };
         self.change(|inner| {
-            let owned = inner.owners.entry(vip).or_default();
+            // The last word of an address that the file has no more.
+            let Some(owned) = inner.owners.get_mut(&vip) else { return };
             owned.term = term;
             let same = owned.owner == owner && owned.reason == reason && owned.since.is_some();
             if same {
@@ -120,12 +140,12 @@ impl Board {
                     continue;
                 }
                 inner.servers.insert(target, Known { state, since: at });
-                if let (Some(from), Some(member)) = (before, self.name(target.address)) {
+                if let (Some(from), Some(member)) = (before, name(&inner.endpoint, target.address)) {
                     let change = Change::MemberChanged { member, port: target.port, from, to: state, reason };
                     inner.ring.push(at, change);
                 }
             }
-            for member in &self.endpoint.members {
+            for member in &inner.endpoint.members {
                 let wishes = [&inner.snapshot.drains, &snapshot.drains].map(|drains| wish(drains, member.address));
                 let name = || member.name.clone();
                 match wishes {
@@ -169,15 +189,15 @@ impl Board {
     }
 
     pub fn address_of(&self, member: &str) -> Option<Ipv4Addr> {
-        self.endpoint.members.iter().find(|known| known.name == member).map(|member| member.address)
+        self.lock().endpoint.members.iter().find(|known| known.name == member).map(|member| member.address)
     }
 
     pub fn is_member(&self, address: Ipv4Addr) -> bool {
-        self.name(address).is_some()
+        name(&self.lock().endpoint, address).is_some()
     }
 
-    pub fn names(&self) -> Vec<&str> {
-        self.endpoint.members.iter().map(|member| member.name.as_str()).collect()
+    pub fn names(&self) -> Vec<String> {
+        self.lock().endpoint.members.iter().map(|member| member.name.clone()).collect()
     }
 
     pub fn status(&self, surroundings: Surroundings, at: Timestamp) -> Status {
@@ -191,13 +211,13 @@ impl Board {
             reason: owned.reason.clone(),
             history: owned.history.clone(),
         });
-        let members = self.endpoint.members.iter().map(|member| Member {
+        let members = inner.endpoint.members.iter().map(|member| Member {
             name: member.name.clone(),
             address: member.address,
             speaker: member.speaker,
             drained: drained(&inner.snapshot.drains, member.address),
         });
-        let ports = self.endpoint.ports.iter().map(|port| Port {
+        let ports = inner.endpoint.ports.iter().map(|port| Port {
             listen: port.listen,
             target: port.target,
             check: if port.check == Check::Https { "https" } else { "tls" }.to_owned(),
@@ -208,7 +228,7 @@ impl Board {
             let Sum { others, own, .. } = &inner.snapshot.totals;
             if *node == self.node { own.is_some() } else { others.contains(node) }
         };
-        let speakers = self.endpoint.members.iter().filter(|member| member.speaker).map(|member| member.name.clone());
+        let speakers = inner.endpoint.members.iter().filter(|member| member.speaker).map(|member| member.name.clone());
         let (counted_by, not_counted_by) = speakers.partition(counts);
         Status {
             node: self.node.clone(),
@@ -216,6 +236,7 @@ impl Board {
             at,
             not_ready,
             notes,
+            file: Some(inner.file.clone()),
             addresses: addresses.collect(),
             members: members.collect(),
             ports: ports.collect(),
@@ -227,7 +248,7 @@ impl Board {
 
     /// Also those that were never heard of.
     fn peers_of(&self, inner: &Inner) -> Vec<Peer> {
-        let others = self.endpoint.members.iter().filter(|member| member.speaker && member.name != self.node);
+        let others = inner.endpoint.members.iter().filter(|member| member.speaker && member.name != self.node);
         let unheard = |name: &String| Peer { node: name.clone(), alive: false, lost: 0, of: 0 };
         others.map(|member| inner.peers.get(&member.name).cloned().unwrap_or_else(|| unheard(&member.name))).collect()
     }
@@ -255,11 +276,7 @@ impl Board {
                 via: if member.speaker { Vec::new() } else { inner.snapshot.nodes_of(target) },
             })
         };
-        self.endpoint.members.iter().filter_map(server).collect()
-    }
-
-    fn name(&self, address: Ipv4Addr) -> Option<String> {
-        self.endpoint.members.iter().find(|member| member.address == address).map(|member| member.name.clone())
+        inner.endpoint.members.iter().filter_map(server).collect()
     }
 
     fn change(&self, change: impl FnOnce(&mut Inner)) {
@@ -275,6 +292,10 @@ impl Board {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn name(endpoint: &Endpoint, address: Ipv4Addr) -> Option<String> {
+    endpoint.members.iter().find(|member| member.address == address).map(|member| member.name.clone())
 }
 
 fn drained(drains: &Drains, member: Ipv4Addr) -> Option<Drained> {

@@ -3,15 +3,18 @@
 //! A drain is decided by the machine of the checks, then on disk, then in force and acknowledged. Records that other nodes send are in
 //! force first: their own nodes have them on disk.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use speaker_core::health::Health;
 use speaker_core::health::drains::{self, Drains, Refused, Wish};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use super::board::Board;
+use super::checker::Checker;
 use crate::io::clock;
 use crate::state::StateDir;
 
@@ -24,6 +27,16 @@ pub enum Request {
     Decide { member: Ipv4Addr, wish: Wish, answer: oneshot::Sender<Result<Drains, Refused>> },
     /// They are on disk.
     Apply { drains: Drains, done: oneshot::Sender<()> },
+    /// Members are checked otherwise from now on.
+    Check { checks: Checks, done: oneshot::Sender<()> },
+}
+
+/// What is checked, and how.
+pub struct Checks {
+    pub ports: BTreeSet<u16>,
+    /// It decides about ownership.
+    pub first: u16,
+    pub checker: Checker,
 }
 
 /// The dataplane's end.
@@ -93,6 +106,12 @@ impl Clerk {
         }
     }
 
+    pub async fn check(&self, checks: Checks) -> Result<()> {
+        let (done, taken) = oneshot::channel();
+        self.requests.send(Request::Check { checks, done }).await.context("the dataplane thread has ended")?;
+        taken.await.context("the dataplane thread has ended")
+    }
+
     pub fn is_drained(&self, member: Ipv4Addr) -> bool {
         drains::wish(&self.drains.borrow(), member) != Wish::Serve
     }
@@ -127,7 +146,7 @@ impl Clerk {
 
 impl Request {
     /// By the dataplane, with its machine.
-    pub fn carry_out(self, health: &mut speaker_core::health::Health) {
+    pub fn carry_out(self, health: &mut Health, checker: &mut Checker) {
         // An administrator who went away does not wait.
         match self {
             Self::Decide { member, wish, answer } => {
@@ -135,6 +154,11 @@ impl Request {
             }
             Self::Apply { drains, done } => {
                 health.drained(&drains, clock::now());
+                done.send(()).ok();
+            }
+            Self::Check { checks, done } => {
+                health.set_ports(checks.ports, checks.first, clock::now());
+                *checker = checks.checker;
                 done.send(()).ok();
             }
         }

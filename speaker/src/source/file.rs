@@ -2,8 +2,9 @@
 //! is a Service, and the API servers are its endpoints.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use sheave_endpoint::{Endpoint, Member, Port};
 use speaker_core::attributes::StartupProbe;
@@ -17,40 +18,61 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use crate::endpoint::board::Board;
+use crate::endpoint::desk::Clerk;
+use crate::endpoint::reload::Reload;
 use crate::endpoint::{Opened, serve};
-use crate::keys::source::Update;
+use crate::keys::source::{MAX_UPDATES, Update};
 use crate::keys::{Contents, Found, Identity, Keys};
 use crate::mailbox;
 use crate::state::StateDir;
 use crate::status::Ownership;
 
 pub struct File {
-    endpoint: Endpoint,
+    opened: Opened,
+    clerk: Clerk,
+    keys: mpsc::Sender<Update>,
+    /// Until they are taken.
+    updates: Mutex<Option<mpsc::Receiver<Update>>>,
 }
 
 impl File {
-    pub fn new(opened: Opened) -> Self {
-        Self { endpoint: opened.endpoint }
+    pub fn new(opened: Opened, clerk: Clerk) -> Self {
+        let (keys, updates) = mpsc::channel(MAX_UPDATES);
+        Self { opened, clerk, keys, updates: Mutex::new(Some(updates)) }
     }
 
-    /// Those of the file, whatever is on disk. It is read at the start only: no update comes.
-    pub async fn keys(&self, disk: &StateDir) -> (Keys, mpsc::Receiver<Update>) {
-        let keys = &self.endpoint.keys;
-        let signing = rotation::Secret { current: Key::new(keys.current), previous: keys.previous.map(Key::new) };
-        let contents = Contents { identity: identity(&self.endpoint), signing };
-        let (_, no_updates) = mpsc::channel(1);
-        (Keys::adopt(disk, Found { contents, kubernetes: None }).await, no_updates)
+    /// Those of the file, whatever is on disk; then those that it changes to.
+    pub async fn keys(&self, disk: &StateDir) -> Result<(Keys, mpsc::Receiver<Update>)> {
+        let updates = self.updates.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let updates = updates.context("the keys of the file are taken once")?;
+        Ok((Keys::adopt(disk, found(&self.opened.endpoint)).await, updates))
     }
 
-    /// The whole view, once.
+    /// The whole view, and again when the file has changed. All of it at once: the receiver is in this thread, and has room for it.
     pub async fn run(self, events: mpsc::Sender<Event>) {
-        for event in view(&self.endpoint) {
-            // The receiver ends only with the process.
-            if events.send(event).await.is_err() {
+        let Self { opened, clerk, keys, .. } = self;
+        let mut endpoint = opened.endpoint.clone();
+        let mut reload = Reload::new(opened, clerk);
+        loop {
+            for event in view(&endpoint) {
+                // The receivers end only with the process.
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+            let next = reload.next().await;
+            if next.keys != endpoint.keys && keys.send(Update::Found(Box::new(found(&next)))).await.is_err() {
                 return;
             }
+            endpoint = next;
         }
     }
+}
+
+fn found(endpoint: &Endpoint) -> Found {
+    let keys = &endpoint.keys;
+    let signing = rotation::Secret { current: Key::new(keys.current), previous: keys.previous.map(Key::new) };
+    Found { contents: Contents { identity: identity(endpoint), signing }, kubernetes: None }
 }
 
 /// The group is that of its addresses: other keys leave it, so that they can change on one member after the other. None of this is

@@ -6,17 +6,14 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use sheave_api::local::DRAIN;
 use sheave_tests::lab::wait::wait_for;
 
-use crate::client::{Connection, Failure};
+use crate::client::Connection;
+use crate::load::Load;
 use crate::status::is_ready;
 use crate::world::{CLIENT, MEMBERS, Program, SERVICE_VIP, World, address};
 use crate::{MANY, PATIENCE, alive, reached};
@@ -193,45 +190,4 @@ fn get(mut stream: impl Read + Write, path: &str) -> Result<(u16, String)> {
     stream.read_to_string(&mut answer)?;
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).context("a status")?;
     Ok((status, answer.split_once("\r\n\r\n").context("a body")?.1.to_owned()))
-}
-
-/// New connections, one after the other.
-struct Load {
-    ends: Arc<AtomicBool>,
-    opened: Arc<AtomicUsize>,
-    thread: JoinHandle<Result<(), Failure>>,
-}
-
-impl Load {
-    fn start(world: &World) -> Self {
-        let (ends, opened) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
-        let (over, count, connect) = (ends.clone(), opened.clone(), world.connector(CLIENT, 6443));
-        let thread = std::thread::spawn(move || {
-            while !over.load(Ordering::Relaxed) {
-                connect()?;
-                count.fetch_add(1, Ordering::Relaxed);
-                // A hundred a second are load enough for a machine that does other things.
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Ok(())
-        });
-        Self { ends, opened, thread }
-    }
-
-    /// Until many more were opened.
-    fn goes_on(&self) -> Result<()> {
-        let before = self.opened.load(Ordering::Relaxed);
-        wait_for("new connections", PATIENCE, || {
-            ensure!(!self.thread.is_finished(), "a connection could not be opened");
-            Ok((self.opened.load(Ordering::Relaxed) >= before + MANY).then_some(()))
-        })
-    }
-
-    /// How many were opened; the first one that could not be is an error.
-    fn stop(self) -> Result<usize> {
-        self.ends.store(true, Ordering::Relaxed);
-        let ended = self.thread.join().map_err(|_| anyhow::anyhow!("the load panicked"))?;
-        ended.context("a new connection under load")?;
-        Ok(self.opened.load(Ordering::Relaxed))
-    }
 }

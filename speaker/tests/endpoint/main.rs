@@ -6,6 +6,8 @@
 mod beside;
 mod client;
 mod counted;
+mod load;
+mod reloaded;
 mod server;
 mod status;
 mod world;
@@ -49,6 +51,7 @@ fn story(world: &mut World) -> Result<()> {
     let mut held = every_member_serves(world)?;
     on_no_interface_and_reached_on_every_node(world)?;
     counted::every_connection_is_counted_once(world, &mut held)?;
+    reloaded::a_changed_file_costs_no_connection(world, &mut held)?;
     status::a_drained_member_keeps_its_connections_and_gets_no_new_ones(world, &mut held)?;
     a_dead_server_costs_its_own_connections_alone(world, &mut held)?;
     a_frozen_server_gets_nothing_new(world)?;

@@ -99,8 +99,7 @@ fn the_page_shows_it(world: &World, open: usize) -> Result<()> {
     // Nothing on it changes anything.
     let stream = world.inside("c", || Ok(TcpStream::connect(PAGE)?))?;
     ensure!(http(stream, "PUT", DRAIN, &request("c", true, true)?)?.0 == 404, "the page's port takes drains");
-    let stream = world.inside("c", || Ok(TcpStream::connect("127.0.0.1:7487")?))?;
-    let metrics = http(stream, "GET", "/metrics", "")?.1;
+    let metrics = metrics(world, "c")?;
     let drained = "sheave_endpoint_member_drained{member=\"b\"} 1";
     ensure!(metrics.contains(drained) && metrics.contains("sheave_endpoint_owner{"), "{metrics}");
     Ok(())
@@ -155,12 +154,17 @@ fn is_member_change(change: &Change, of: &str, was: State, is: State) -> bool {
     matches!(change, Change::MemberChanged { member, from, to, .. } if member == of && *from == was && *to == is)
 }
 
-/// As the speaker on this node has it.
+pub fn metrics(world: &World, node: &str) -> Result<String> {
+    let stream = world.inside(node, || Ok(TcpStream::connect("127.0.0.1:7487")?))?;
+    Ok(http(stream, "GET", "/metrics", "")?.1)
+}
+
 /// Whether the speaker of the endpoint on this node has nothing against serving.
 pub fn is_ready(world: &World, node: &str) -> bool {
     status(world, node).is_ok_and(|status| status.not_ready.is_empty())
 }
 
+/// As the speaker on this node has it.
 pub fn status(world: &World, node: &str) -> Result<Status> {
     answer(ask(world, node, "GET", STATUS, "")?)
 }

@@ -122,8 +122,7 @@ impl World {
         fs::write(dir.join("server.key"), key.serialize_der())?;
         let pem = STANDARD.encode(self.ca.der());
         fs::write(dir.join("ca.crt"), format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n"))?;
-        let members: Vec<String> =
-            MEMBERS.iter().map(|name| format!("- {{name: {name}, address: {}}}\n", address(name))).collect();
+        let members: Vec<String> = MEMBERS.iter().map(|name| self.member_line(name)).collect();
         let file = format!(
             "addresses: [{VIP}]
 ports:
@@ -155,6 +154,39 @@ health: {{caFile: {}}}
         }
         self.speakers.insert(node, self.start(command, node, "speaker")?);
         Ok(())
+    }
+
+    pub fn file(&self, node: &str) -> Result<String> {
+        Ok(fs::read_to_string(self.dir.join(node).join("endpoint.yaml"))?)
+    }
+
+    /// In place.
+    pub fn write_file(&self, node: &str, text: &str) -> Result<()> {
+        Ok(fs::write(self.dir.join(node).join("endpoint.yaml"), text)?)
+    }
+
+    /// By another file that is renamed, as editors do.
+    pub fn replace_file(&self, node: &str, change: impl Fn(&str) -> String) -> Result<()> {
+        let (before, dir) = (self.file(node)?, self.dir.join(node));
+        let text = change(&before);
+        ensure!(text != before, "the file of {node} stays as it is: {before}");
+        let other = dir.join("endpoint.yaml.new");
+        fs::write(&other, text)?;
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o600))?;
+        Ok(fs::rename(other, dir.join("endpoint.yaml"))?)
+    }
+
+    /// Of the file.
+    pub fn member_line(&self, name: &str) -> String {
+        format!("- {{name: {name}, address: {}}}\n", address(name))
+    }
+
+    pub fn hang_up(&self, node: &str) -> Result<()> {
+        self.speakers.get(node).context("it runs")?.signal(Signal::SIGHUP)
+    }
+
+    pub fn speaker_log(&self, node: &str) -> Result<String> {
+        Ok(fs::read_to_string(self.log(node, "speaker"))?)
     }
 
     /// The next key of the endpoint, beside the one until now, from the next start on.
@@ -437,5 +469,5 @@ fn mac(role: &str) -> String {
 }
 
 const PREFIX: &str = "sheave-ep-";
-const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
-const NEXT_KEY: &str = "AQECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+pub const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+pub const NEXT_KEY: &str = "AQECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";

@@ -196,7 +196,7 @@ impl State {
                 members.is_news = true;
             }
             Woken::Requested(request) => {
-                request.carry_out(&mut members.health);
+                request.carry_out(&mut members.health, &mut members.checker);
                 members.is_news = true;
             }
             Woken::Due => {}

@@ -22,7 +22,7 @@ members: [{name: a, address: 192.0.2.11}, {name: b, address: 192.0.2.12}, {name:
 key: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=
 health: {insecureSkipVerify: true}
 ";
-    Board::new("a".into(), Endpoint::parse(text).unwrap(), 3)
+    Board::new("a".into(), Endpoint::parse(text).unwrap(), 3, at(-9))
 }
 
 fn place(node: &str, member: u8, standing: Standing, outcome: Option<Outcome>) -> Place {
@@ -207,4 +207,38 @@ fn totals_are_of_the_nodes_that_count() {
     assert_eq!(server.total, Some(Total { connections: 75, bytes: 7_500, resets: 2 }));
     assert_eq!(server.counted_here.map(|here| here.connections), Some(70));
     assert_eq!((known.ports[0].members[0].total, known.not_counted_by.len()), (Some(Total::default()), 0));
+}
+
+/// Members, ports and addresses are those of the newest file; what stays keeps its history.
+#[test]
+fn another_file_is_followed() {
+    let board = board();
+    board.ownership(VIP, &elsewhere("b", 1), at(1));
+    board.members(snapshot(place("b", 12, Standing::Serves, Some(Outcome::Ready))), at(1));
+    assert_eq!(status(&board).file, Some(File { taken: at(-9), refused: None }));
+    board.refused(vec!["key is missing".into()], at(2));
+    let refused = RefusedFile { at: at(2), because: vec!["key is missing".into()] };
+    assert_eq!(status(&board).file, Some(File { taken: at(-9), refused: Some(refused) }));
+    let text = "addresses: [192.0.2.100, 192.0.2.110]
+ports: [{listen: 9443, target: 6443}]
+members: [{name: a, address: 192.0.2.11}, {name: d, address: 192.0.2.14}]
+key: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=
+health: {insecureSkipVerify: true}
+";
+    board.follow(Endpoint::parse(text).unwrap(), at(3));
+    let known = status(&board);
+    assert_eq!(known.file, Some(File { taken: at(3), refused: None }));
+    assert_eq!((known.addresses.len(), known.addresses[0].owner.as_deref()), (2, Some("b")));
+    assert_eq!(
+        (board.names(), board.address_of("b"), board.is_member([192, 0, 2, 14].into())),
+        (vec!["a".to_owned(), "d".to_owned()], None, true)
+    );
+    let members: Vec<&str> = known.ports[0].members.iter().map(|server| server.member.as_str()).collect();
+    assert_eq!((known.ports[0].listen, members), (9443, vec!["a"]), "of d nothing is known yet");
+    // What is still under way of an address that is gone.
+    let gone = Ipv4Addr::new(192, 0, 2, 199);
+    board.ownership(gone, &elsewhere("b", 2), at(4));
+    assert_eq!(status(&board).addresses.len(), 2);
+    board.refused(vec![], at(5));
+    assert_eq!(status(&board).file, Some(File { taken: at(3), refused: None }));
 }
