@@ -185,6 +185,7 @@ pub fn shipped() -> Result<String> {
         peers: [(ALTERNATE, [10, 99, 0, 2].into())].into(),
         second_chance: true,
         udp_silent: false,
+        accept_mark: ruleset::ACCEPT_MARK,
         adverts: Adverts::default(),
         counted: BTreeSet::new(),
         starting: BTreeSet::new(),

@@ -123,7 +123,10 @@ impl Plan {
             endpoints: _,
             starting: _,
         } = self;
-        ((uplink, address, vips, node_ports, accept_mark), (peers, second_chance, udp_silent, udp_pins, adverts, counted))
+        (
+            (uplink, address, vips, node_ports, accept_mark),
+            (peers, second_chance, udp_silent, udp_pins, adverts, counted),
+        )
     }
 }
 

@@ -57,7 +57,7 @@ fn key(number: u32) -> ServiceKey {
 fn table(service_ports: u32, ring: impl Fn(u32) -> u32) -> Table {
     let make = |number: u32| {
         let (rows, nodes) = (vec![0; number as usize + 1], vec!["n".into()]);
-        Arc::new(Ring { rows, nodes, digest: number.into(), ..Ring::default() })
+        Arc::new(Ring { rows: rows.into(), nodes, digest: number.into(), ..Ring::default() })
     };
     let rings: BTreeMap<u32, Arc<Ring>> =
         (0..service_ports).map(&ring).collect::<BTreeSet<_>>().into_iter().map(|n| (n, make(n))).collect();
