@@ -54,25 +54,31 @@ pub fn every_connection_is_counted_once(world: &mut World, held: &mut Vec<Connec
         }
     }
     println!("counted at all members after {:?}: {made:?}", began.elapsed());
-    resets_are_counted(world)?;
+    resets_are_counted(world).context("resets")?;
     // Its server was killed.
     held.retain(|connection| connection.member != "b");
-    held.extend(std::iter::repeat_with(|| world.connect(CLIENT, PORT)).take(MANY).collect::<Result<Vec<_>, _>>()?);
-    over_another_table_and_a_restart(world)?;
+    // Nodes see at different moments that it answers again, and one that has not yet refuses.
+    held.extend(wait_for("every connection to be served", PATIENCE, || Ok(many(world).ok()))?);
+    over_another_table_and_a_restart(world).context("another table, a restart")?;
     alive(held)
+}
+
+fn many(world: &World) -> Result<Vec<Connection>> {
+    Ok(std::iter::repeat_with(|| world.connect(CLIENT, PORT)).take(MANY).collect::<Result<_, _>>()?)
 }
 
 /// The kernel of a member whose server was killed resets what comes for it.
 fn resets_are_counted(world: &mut World) -> Result<()> {
     let before = settled(world)?;
-    let mut held = std::iter::repeat_with(|| world.connect(CLIENT, PORT)).take(MANY).collect::<Result<Vec<_>, _>>()?;
+    let mut held = many(world).context("before the server is killed")?;
     held.retain(|connection| connection.member == "b");
     world.signal_server("b", Signal::SIGKILL)?;
     // Whether the end of the server was a FIN or a reset already: what is sent afterwards is reset.
     let reset = held.iter_mut().map(Connection::ask).filter(Result::is_err).count() as u64;
     ensure!(reset > 0 && reset == held.len() as u64, "{reset} of {} connections ended", held.len());
     world.start_server("b")?;
-    wait_for("b to serve again", PATIENCE, || Ok(reached(world)?.contains("b").then_some(())))?;
+    // Until it listens what reaches it is refused.
+    wait_for("b to serve again", PATIENCE, || Ok(reached(world).is_ok_and(|all| all.contains("b")).then_some(())))?;
     for node in MEMBERS {
         wait_for(&format!("{node} to have counted resets"), PATIENCE, || {
             let now = of_port(&status(world, node)?);
@@ -92,7 +98,7 @@ fn over_another_table_and_a_restart(world: &mut World) -> Result<()> {
     wait_for("c's rules", PATIENCE, || {
         Ok(world.rules("c", "sheave").ok().filter(|rules| rules.contains("member_traffic")))
     })?;
-    let made = reach_member(world, "c")?;
+    let made = reach_member(world, "c").context("the table is back")?;
     wait_for("what c has counted since", PATIENCE, || {
         let now = of_port(&status(world, "a")?);
         ensure!(total(&now, "c").connections >= total(&before, "c").connections, "{before:?}, {now:?}");

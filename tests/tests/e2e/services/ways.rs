@@ -91,6 +91,8 @@ impl<'a> Ways<'a> {
                 match socket.connect_timeout(&SockAddr::from(tcp(self.vip)), DROPPED) {
                     Ok(()) => Ok(true),
                     Err(error) if error.kind() == ErrorKind::TimedOut => Ok(false),
+                    // Answered by the old ranges, and reset by the new ones before this was told.
+                    Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(true),
                     Err(error) => Err(error).context("neither an answer nor silence"),
                 }
             })
