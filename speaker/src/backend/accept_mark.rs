@@ -83,17 +83,10 @@ const NF_ACCEPT: u32 = 1;
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
-
-    fn run(command: &str) {
-        let mut words = command.split(' ');
-        let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
-        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-    }
+    use crate::backend::service_proxy::tests::run;
 
     /// By both variants of iptables, among kube-proxy's other rules; and as later versions of iptables-nft write it.
     #[test]

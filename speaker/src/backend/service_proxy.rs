@@ -63,14 +63,15 @@ const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::process::Command;
 
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
 
-    fn run(command: &str) {
+    /// A program and its words, without a shell; it must succeed.
+    pub fn run(command: &str) {
         let mut words = command.split(' ');
         let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));

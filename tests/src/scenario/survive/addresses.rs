@@ -208,7 +208,7 @@ fn wait_unicast(scene: &Scene) -> Result<()> {
     })
 }
 
-/// A kernel takes one such change a second.
+/// The pace of the forger, which awaits nothing. A kernel takes one such change a second.
 const FORGED_EVERY: Duration = Duration::from_millis(100);
 const TRANSITIONS: &str = "sheave_vip_transitions_total";
 /// How long clients are watched on: an entry of a kernel's neighbor table that is not renewed is in use for as long as this.
