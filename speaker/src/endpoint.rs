@@ -7,6 +7,7 @@ pub mod desk;
 pub mod reload;
 pub mod serve;
 mod trust;
+mod verifier;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -23,6 +23,7 @@ use tokio::net::UnixListener;
 use tracing::info;
 
 use crate::health::HealthFlags;
+use crate::io::clock;
 use crate::local_drain::LocalDrains;
 use crate::metrics::Metrics;
 
@@ -91,7 +92,7 @@ async fn begin_drain(State(local): State<Local>, body: Bytes) -> Response {
         return answer(StatusCode::OK, &local.state());
     }
     let DrainRequest { by, reason } = request;
-    let now = Timestamp::now();
+    let now = clock::timestamp();
     let since = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
     info!(%by, reason, "drained on this node: it hands its VIPs over, and owns some only while no other node can");
     local.set(Some(LocalDrain { by, reason, since })).await

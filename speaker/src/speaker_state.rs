@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
 use prometheus::{IntCounter, IntCounterVec};
 use sheave_api::SpeakerStateStatus;
 use speaker_core::view::{ObjectName, TrafficPolicy, View};
@@ -22,6 +21,7 @@ use tracing::{debug, info, warn};
 use crate::apiserver::ApiServer;
 use crate::backoff::Backoff;
 use crate::health::HealthFlags;
+use crate::io::clock;
 use crate::local_drain::LocalDrains;
 use crate::metrics::Metrics;
 use crate::status::Views;
@@ -166,7 +166,7 @@ impl Writer {
                 found
             }
         };
-        let wanted = content::status(facts, &known.conditions, Timestamp::now());
+        let wanted = content::status(facts, &known.conditions, clock::timestamp());
         if wanted != known {
             self.object.write(&wanted).await?;
             self.writes.inc();

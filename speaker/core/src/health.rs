@@ -3,7 +3,8 @@
 //! Each node checks its own member ([`checks`]) and reports what it found; for a member without a speaker the nodes that translate for it do.
 //! What does not answer gets no new flows, on any node, [`HOLD`] after the verdict, so that all change their rings in the same moment. A
 //! report only lowers, and no report means unknown. Where no member answers the port is refused; open flows live on in any case. A server
-//! that serves and says that it is not ready (its etcd has no quorum, or it is overloaded) gets new flows while no other does.
+//! that serves in doubt ([`Outcome::serves_in_doubt`]: its etcd has no quorum, it is overloaded, a clock is wrong) gets new flows while no
+//! other does.
 //!
 //! A member that an administrator has drained ([`drains`]) keeps its connections and gets no new ones while another answers.
 //!
@@ -40,11 +41,16 @@ pub enum Outcome {
     Handshake,
     /// It served another status.
     NotReady(u16),
+    /// The handshake is complete, and `/readyz` says nothing in time: its etcd is gone or slow.
+    Slow,
+    /// The certificate is by the CA and for the name; by this node's clock it is expired or not valid yet, and the clock may be the one
+    /// that is wrong.
+    CertificateTime,
     /// The connection was refused, or cut.
     Refused,
     /// No answer in time.
     Silent,
-    /// The certificate is not by the CA, not for the name, or expired.
+    /// The certificate is not by the CA, or not for the name.
     Certificate,
     /// It speaks something else than TLS and HTTP.
     Protocol,
@@ -59,12 +65,19 @@ impl Outcome {
         matches!(self, Self::Ready | Self::Unauthorized | Self::Handshake)
     }
 
+    /// It serves, and there is a doubt about it: it gets new flows while no other does.
+    pub const fn serves_in_doubt(self) -> bool {
+        matches!(self, Self::NotReady(_) | Self::Slow | Self::CertificateTime)
+    }
+
     pub const fn label(self) -> &'static str {
         match self {
             Self::Ready => "Ready",
             Self::Unauthorized => "Unauthorized",
             Self::Handshake => "Handshake",
             Self::NotReady(_) => "NotReady",
+            Self::Slow => "Slow",
+            Self::CertificateTime => "CertificateTime",
             Self::Refused => "Refused",
             Self::Silent => "Silent",
             Self::Certificate => "Certificate",
@@ -120,7 +133,7 @@ impl Report {
 
     /// It fails, and its last check was served.
     fn is_not_ready(&self, target: &Target) -> bool {
-        let served = |checked: &Checked| matches!(checked.outcome, Outcome::NotReady(_));
+        let served = |checked: &Checked| checked.outcome.serves_in_doubt();
         self.targets.get(target) == Some(&false) && self.details.checks.get(target).is_some_and(served)
     }
 }
@@ -170,7 +183,7 @@ pub enum Standing {
     Serves,
     /// New ones where no other gets them. It is drained.
     Drained,
-    /// New ones where no other gets them, drained ones included. It serves, and says that it is not ready.
+    /// New ones where no other gets them, drained ones included. It serves in doubt.
     NotReady,
     /// None. It is drained by force.
     DrainedByForce,
@@ -426,10 +439,13 @@ impl Health {
         self.answering(&self.own) || self.answering(&self.others)
     }
 
-    /// One of these answers on the first port, by a check that has ended.
+    /// One of these answers on the first port, by a check that has ended. A node whose clock is wrong reaches it all the same.
     fn answering(&self, targets: &BTreeSet<Target>) -> bool {
         let first = targets.iter().filter(|target| target.port == self.config.first);
-        first.filter_map(|target| self.checks.get(*target)).any(|state| state.answers && state.outcome.is_some())
+        first.filter_map(|target| self.checks.get(*target)).any(|state| match state.outcome {
+            None => false,
+            Some(outcome) => state.answers || outcome == Outcome::CertificateTime,
+        })
     }
 
     fn standing(&self, place: &(String, Target)) -> Standing {
@@ -454,7 +470,7 @@ impl Health {
 
     fn is_not_ready(&self, (node, target): &(String, Target)) -> bool {
         match *node == self.config.node {
-            true => self.checks.get(*target).is_some_and(|state| matches!(state.outcome, Some(Outcome::NotReady(_)))),
+            true => self.checks.get(*target).is_some_and(|state| state.outcome.is_some_and(Outcome::serves_in_doubt)),
             false => self.reports.get(node).is_some_and(|reported| reported.report.is_not_ready(target)),
         }
     }

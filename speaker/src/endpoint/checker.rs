@@ -11,16 +11,19 @@ use sheave_endpoint::{Check, Health};
 use speaker_core::health::{Outcome, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, AlertDescription, ClientConfig};
 
 use super::trust::{self, Trust};
+use super::verifier;
 
 /// Every API server's certificate has it.
 const NAME: &str = "kubernetes.default.svc";
+/// So long before a check is given up by the one who asked for it, what is known of the server is said.
+const TO_SAY: Duration = Duration::from_millis(100);
 /// "HTTP/1.1 200": as much is read of an answer.
 const STATUS: usize = 12;
 
@@ -61,9 +64,15 @@ impl Checker {
 }
 
 impl Inner {
+    /// A server that completes the handshake serves, also where its readiness waits for its etcd for longer than a check does.
     async fn readyz(&self, to: SocketAddrV4) -> Result<Outcome, Outcome> {
+        let end = Instant::now() + self.timeout.saturating_sub(TO_SAY);
         let session = self.trust.session().map_err(|refused| refused.outcome)?;
-        let mut stream = self.handshake(to, session.tls).await?;
+        let stream = self.handshake(to, session.tls.clone()).await?;
+        timeout_at(end, self.status(stream, session)).await.unwrap_or(Err(Outcome::Slow))
+    }
+
+    async fn status(&self, mut stream: TlsStream<TcpStream>, session: trust::Session) -> Result<Outcome, Outcome> {
         let bearer = session.token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
         let request = format!(
             "GET /readyz HTTP/1.1\r\nHost: {NAME}\r\nUser-Agent: sheave-speaker\r\n{bearer}Accept: */*\r\nConnection: close\r\n\r\n"
@@ -87,8 +96,8 @@ fn judge(answer: &[u8; STATUS]) -> Outcome {
     match status.and_then(|status| status.parse::<u16>().ok()) {
         Some(200) => Outcome::Ready,
         Some(401 | 403) => Outcome::Unauthorized,
-        Some(status) => Outcome::NotReady(status),
-        None => Outcome::Protocol,
+        Some(status @ 100..) => Outcome::NotReady(status),
+        Some(_) | None => Outcome::Protocol,
     }
 }
 
@@ -96,6 +105,9 @@ fn judge(answer: &[u8; STATUS]) -> Outcome {
 fn outcome(error: &io::Error) -> Outcome {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match (tls, error.kind()) {
+        (Some(rustls::Error::InvalidCertificate(error)), _) if verifier::its_time(error).is_some() => {
+            Outcome::CertificateTime
+        }
         (Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented), _) => {
             Outcome::Certificate
         }

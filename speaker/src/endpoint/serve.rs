@@ -27,6 +27,7 @@ use tracing::info;
 use super::board::Surroundings;
 use super::desk::{Clerk, NotDrained};
 use crate::health::HealthFlags;
+use crate::io::clock;
 use crate::local_drain::LocalDrains;
 use crate::metrics::Metrics;
 
@@ -207,6 +208,6 @@ fn json(status: StatusCode, object: &impl Serialize) -> Response {
 
 /// To the millisecond.
 pub fn now() -> Timestamp {
-    let now = Timestamp::now();
+    let now = clock::timestamp();
     Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
 }

@@ -10,12 +10,12 @@ use anyhow::Result;
 use sheave_endpoint::{Credential, Health};
 use speaker_core::health::Outcome;
 use tokio_rustls::rustls::client::Resumption;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tracing::{info, warn};
+
+use super::verifier;
 
 /// With what a check is made.
 #[derive(Clone)]
@@ -118,13 +118,10 @@ impl Trust {
     }
 
     fn build(&self, files: &Files) -> Result<Session, Refused> {
-        let config = builder();
-        let config = match &files.ca {
-            Some(pem) => config.with_root_certificates(self.roots(pem)?),
-            None => config
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Unverified(Arc::new(ring::default_provider())))),
-        };
+        let config = verifier::config(match &files.ca {
+            Some(pem) => verifier::by(self.roots(pem)?).map_err(|_| self.unusable("health.caFile", CERTIFICATES))?,
+            None => verifier::none(),
+        });
         let mut tls = match (&files.certificate, &files.key) {
             (Some(certificate), Some(key)) => {
                 let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>();
@@ -150,7 +147,7 @@ impl Trust {
         let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().unwrap_or_default();
         let added = certificates.into_iter().try_for_each(|certificate| roots.add(certificate));
         if added.is_err() || roots.is_empty() {
-            return Err(self.unusable("health.caFile", "a PEM file with certificates"));
+            return Err(self.unusable("health.caFile", CERTIFICATES));
         }
         Ok(roots)
     }
@@ -181,16 +178,9 @@ impl Trust {
 
 /// For ports whose certificates are by other CAs and for other names: that TLS is spoken is all that is asked.
 pub fn unverified() -> Arc<ClientConfig> {
-    let verifier = Arc::new(Unverified(Arc::new(ring::default_provider())));
-    let mut tls = builder().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    let mut tls = verifier::config(verifier::none()).with_no_client_auth();
     tls.resumption = Resumption::disabled();
     Arc::new(tls)
-}
-
-fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
-    // Fails only for a provider without the cipher suites of these versions.
-    builder.with_safe_default_protocol_versions().unwrap_or_else(|_| ClientConfig::builder())
 }
 
 fn read(field: &str, path: &Path, missing: Outcome) -> Result<Vec<u8>, Refused> {
@@ -207,45 +197,7 @@ fn read(field: &str, path: &Path, missing: Outcome) -> Result<Vec<u8>, Refused> 
     })
 }
 
+const CERTIFICATES: &str = "a PEM file with certificates";
 const ABSENT: &str = "the file is not there yet";
 const MAX_FILE: u64 = 1 << 20;
 const MAX_TOKEN: usize = 8192;
-
-/// Takes every certificate; the handshake must be signed by its key all the same.
-#[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}

@@ -1,7 +1,8 @@
 //! The one clock of the speaker: CLOCK_BOOTTIME, the same that the eBPF program reads (`bpf_ktime_get_boot_ns`).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use k8s_openapi::jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 use speaker_core::time::Instant;
 
@@ -25,7 +26,34 @@ pub fn boot_id() -> String {
 
 /// Wall clock, nanoseconds since 1970: only to number incarnations (boot epochs), never to measure.
 pub fn wall_nanos() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    u64::try_from(since_1970().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Wall clock, for people.
+pub fn timestamp() -> Timestamp {
+    // A wall clock beyond the year 9999 names no time.
+    Timestamp::UNIX_EPOCH.checked_add(since_1970()).unwrap_or(Timestamp::MAX)
+}
+
+/// Wall clock, for certificates. It may be wrong by any amount, and jump.
+pub fn since_1970() -> Duration {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    #[cfg(feature = "wall-offset")]
+    let since = offset::apply(since);
+    since
+}
+
+/// Tests put the wall clock of one speaker wrong while it runs.
+#[cfg(feature = "wall-offset")]
+mod offset {
+    use std::time::Duration;
+
+    /// Seconds, with a sign.
+    const FILE: &str = "/run/sheave-wall-offset";
+
+    pub fn apply(time: Duration) -> Duration {
+        let seconds = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i64>().ok()).unwrap_or(0);
+        let offset = Duration::from_secs(seconds.unsigned_abs());
+        if seconds < 0 { time.saturating_sub(offset) } else { time + offset }
+    }
 }

@@ -8,14 +8,13 @@ use speaker_core::name::NodeName;
 use speaker_core::view::View;
 
 use crate::driver::Notice;
+use crate::io::clock;
 use crate::status::Ownership;
 
 /// `own`: this node. `view`: the newest one.
 pub fn of(notice: Notice, own: &NodeName, view: Option<&View>) -> Option<(Ipv4Addr, Ownership)> {
     match notice {
-        Notice::Acquired { vip, term } => {
-            Some((vip, Ownership::Owned { term: term.0, since: k8s_openapi::jiff::Timestamp::now() }))
-        }
+        Notice::Acquired { vip, term } => Some((vip, Ownership::Owned { term: term.0, since: clock::timestamp() })),
         Notice::Yielded { vip } => Some((vip, Ownership::Unowned(NoOwner::AddressConflict))),
         Notice::OwnerChanged { vip, owner: None, why } => {
             let unannounced = |view: &View| view.vips().get(&vip).is_some_and(|granted| granted.unannounced);

@@ -142,6 +142,22 @@ fn members_that_are_not_ready_serve_while_no_other_does() {
     assert_eq!(cluster.serving("b"), ["a", "c"]);
 }
 
+/// Its own certificates are not valid yet by its clock: others serve, and where every clock is wrong all serve. Nobody gives up ownership.
+#[test]
+fn a_wrong_clock_takes_no_member_from_the_last_ones() {
+    let mut cluster = Cluster::new();
+    cluster.servers.insert(member("a"), Outcome::CertificateTime);
+    cluster.run(10_000);
+    assert_eq!((cluster.serving("a"), cluster.serving("b")), (vec!["b", "c"], vec!["b", "c"]));
+    assert!(cluster.given_up("a").is_empty(), "it reaches its own");
+    cluster.servers.insert(member("b"), Outcome::CertificateTime);
+    cluster.servers.insert(member("c"), Outcome::Slow);
+    cluster.run(cluster.now + 10_000);
+    for node in ["a", "b", "c"] {
+        assert_eq!((cluster.serving(node), cluster.given_up(node)), (vec!["a", "b", "c"], vec![]), "{node}");
+    }
+}
+
 #[test]
 fn a_drained_member_gets_nothing_new_on_any_node_in_the_same_moment_and_over_restarts() {
     let mut cluster = Cluster::new();

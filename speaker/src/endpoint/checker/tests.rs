@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use sheave_endpoint::Credential;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -58,8 +58,12 @@ impl Ca {
 
     /// Certificate and key for a name.
     fn issue(&self, name: &str) -> (CertificateDer<'static>, KeyPair, String) {
+        self.issue_for(CertificateParams::new(vec![name.to_owned()]).unwrap())
+    }
+
+    fn issue_for(&self, params: CertificateParams) -> (CertificateDer<'static>, KeyPair, String) {
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
         (certificate.der().clone(), key, pem("CERTIFICATE", certificate.der()))
     }
 }
@@ -72,7 +76,14 @@ struct Server {
 
 impl Server {
     fn new(ca: &Ca, name: &str, clients: Option<&Ca>, answer: fn(&str) -> &'static str) -> Self {
-        let (certificate, key, _) = ca.issue(name);
+        Self::with(ca.issue(name), clients, answer)
+    }
+
+    fn with(
+        (certificate, key, _): (CertificateDer<'static>, KeyPair, String),
+        clients: Option<&Ca>,
+        answer: fn(&str) -> &'static str,
+    ) -> Self {
         let provider = Arc::new(ring::default_provider());
         let builder =
             ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
@@ -159,6 +170,51 @@ async fn the_certificate_is_verified_for_the_api_servers_name() {
     ] {
         assert_eq!(check(target, Check::Https, health.clone()).await, expected);
     }
+}
+
+#[tokio::test]
+async fn a_certificate_out_of_its_time_is_a_doubt_of_its_own() {
+    let (files, ca, other) = (Files::new("times"), Ca::new(), Ca::new());
+    let health = trusting(files.write("ca.crt", &ca.pem()));
+    let (past, future) = ((2020, 2021), (2120, 2121));
+    for (ca, name, (from, until), expected) in [
+        (&ca, NAME, past, Outcome::CertificateTime),
+        (&ca, NAME, future, Outcome::CertificateTime),
+        (&ca, NAME, (2020, 2121), Outcome::Ready),
+        // The time is not all that is wrong.
+        (&other, NAME, past, Outcome::Certificate),
+        (&other, NAME, future, Outcome::Certificate),
+        (&ca, "example.org", past, Outcome::Certificate),
+        (&ca, "example.org", future, Outcome::Certificate),
+    ] {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_before = date_time_ymd(from, 1, 1);
+        params.not_after = date_time_ymd(until, 1, 1);
+        let target = Server::with(ca.issue_for(params), None, |_| "HTTP/1.1 200 OK\r\n\r\n").start().await;
+        assert_eq!(check(target, Check::Https, health.clone()).await, expected, "{name}, {from} to {until}");
+        assert_eq!(check(target, Check::Tls, health.clone()).await, Outcome::Handshake);
+    }
+}
+
+/// As an API server whose etcd does not answer: its readiness waits for longer than a check.
+#[tokio::test]
+async fn a_server_that_completes_the_handshake_and_says_nothing_is_slow_and_not_silent() {
+    let (files, ca) = (Files::new("slow"), Ca::new());
+    let health = trusting(files.write("ca.crt", &ca.pem()));
+    let (certificate, key, _) = ca.issue(NAME);
+    let server = Server::with((certificate, key, String::new()), None, |_| "");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target { address: Ipv4Addr::LOCALHOST, port: listener.local_addr().unwrap().port() };
+    let checked = check(target, Check::Https, health.clone());
+    let serves = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = server.acceptor.accept(stream).await.unwrap();
+        // Until the client goes.
+        stream.read_to_end(&mut Vec::new()).await.ok();
+    };
+    assert_eq!(tokio::join!(checked, serves).0, Outcome::Slow);
+    // The kernel accepts for a server that has stopped.
+    assert_eq!(check(target, Check::Https, health).await, Outcome::Silent);
 }
 
 #[tokio::test]

@@ -136,6 +136,8 @@ fn a_refusal_to_authorize_is_an_answer() {
         (Outcome::Unauthorized, true),
         (Outcome::Handshake, true),
         (Outcome::NotReady(500), false),
+        (Outcome::Slow, false),
+        (Outcome::CertificateTime, false),
         (Outcome::Certificate, false),
         (Outcome::CaMissing, false),
     ] {

@@ -154,12 +154,19 @@ fn connection(&[high, low, a, b, c, d, count @ ..]: &[u8; CONNECTION]) -> Option
     Some(((u16::from_be_bytes([high, low]), [a, b, c, d].into()), u32::from_be_bytes(count)))
 }
 
+const NOT_READY: u8 = 4;
+/// No statuses of HTTP, which begin with 100 (RFC 9110, 15): speakers of earlier versions treat them as not ready, which they are.
+const SLOW: u16 = 1;
+const CERTIFICATE_TIME: u16 = 2;
+
 fn outcome_numbers(outcome: Outcome) -> (u8, u16) {
     match outcome {
         Outcome::Ready => (1, 0),
         Outcome::Unauthorized => (2, 0),
         Outcome::Handshake => (3, 0),
-        Outcome::NotReady(status) => (4, status),
+        Outcome::NotReady(status) => (NOT_READY, status),
+        Outcome::Slow => (NOT_READY, SLOW),
+        Outcome::CertificateTime => (NOT_READY, CERTIFICATE_TIME),
         Outcome::Refused => (5, 0),
         Outcome::Silent => (6, 0),
         Outcome::Certificate => (7, 0),
@@ -174,7 +181,13 @@ fn outcome_of(number: u8, status: u16) -> Option<Outcome> {
         1 => Outcome::Ready,
         2 => Outcome::Unauthorized,
         3 => Outcome::Handshake,
-        4 => return Some(Outcome::NotReady(status)),
+        NOT_READY => {
+            return Some(match status {
+                SLOW => Outcome::Slow,
+                CERTIFICATE_TIME => Outcome::CertificateTime,
+                status => Outcome::NotReady(status),
+            });
+        }
         5 => Outcome::Refused,
         6 => Outcome::Silent,
         7 => Outcome::Certificate,
@@ -229,6 +242,11 @@ mod tests {
             assert_eq!(outcome_numbers(outcome), (number, 0));
         }
         assert_eq!((outcome_of(0, 0), outcome_of(11, 0), outcome_of(1, 200)), (None, None, None));
+        for (outcome, numbers) in
+            [(Outcome::NotReady(500), (4, 500)), (Outcome::Slow, (4, 1)), (Outcome::CertificateTime, (4, 2))]
+        {
+            assert_eq!((outcome_numbers(outcome), outcome_of(numbers.0, numbers.1)), (numbers, Some(outcome)));
+        }
     }
 
     /// What decides is sent in any case.
