@@ -17,9 +17,9 @@ demo: setup images ## A cluster, a Service, its owner loses power: what happens 
 	@cargo build -q -p sheave-bench -p sheave-tests --bins
 	@target/debug/demo $(ARGS)
 
-demo-endpoint: setup images ## Three API servers behind one address: cold start, death, power loss; ARGS="--only power --watches 30"
+demo-endpoint: setup image-next ## Three API servers behind one address: cold start, death, power loss; ARGS="--only power --watches 30"
 	@cargo build -q -p sheave-bench -p sheave-tests --bins
-	@target/debug/demo_endpoint $(ARGS)
+	@target/debug/demo_endpoint --wrong-clock $(STATIC)/$(STATIC_TARGET)/release/sheave-speaker-next $(ARGS)
 
 bench-endpoint: setup images ## The same faults with the endpoint and with keepalived + HAProxy; ARGS="--only power --guides k3s"
 	@cargo build -q -p sheave-bench -p sheave-tests --bins

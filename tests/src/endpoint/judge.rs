@@ -11,6 +11,7 @@ use super::fresh::READY;
 use super::report::Window;
 use super::session::USER_AGENT;
 use super::streams::Streamed;
+use super::upkeep::{Renewed, SlowEtcd, WrongClock};
 use crate::lab::ha::Ha;
 use crate::lab::plan::CLIENT;
 use crate::scenario::InTime;
@@ -77,9 +78,7 @@ pub fn frozen(faulted: &Faulted) -> Vec<Promise> {
 pub fn without_etcd(faulted: &Faulted) -> Vec<Promise> {
     let mut promises =
         vec![fails_until("no new connection fails while an API server is not ready", &faulted.seen.fresh, 0.0)];
-    let (open, alive) = faulted.seen.watches.all();
-    let name = "open watches survive the death of an etcd member";
-    promises.push(Promise::counted(name, open > 0 && alive == open, format!("{alive} of {open}")));
+    promises.push(open_watches("open watches survive the death of an etcd member", &faulted.seen));
     promises.push(owner_stays(faulted));
     promises
 }
@@ -143,6 +142,43 @@ pub fn rolled(seen: &Seen) -> Vec<Promise> {
     vec![
         fails_until("no new connection fails during a rolling restart of all API servers", &seen.fresh, 0.0),
         on_nodes(seen, 0.0),
+    ]
+}
+
+/// API servers and checks have new certificates.
+pub fn renewed(renewed: &Renewed) -> Vec<Promise> {
+    let Renewed { owner_before, owner_after, seen, .. } = renewed;
+    vec![
+        fails_until("no new connection fails while all certificates are renewed", &seen.fresh, 0.0),
+        survivors("watches survive the renewal of all certificates", seen, &[]),
+        stays(owner_before, owner_after, seen),
+        on_nodes(seen, 0.0),
+    ]
+}
+
+/// The wall clock of the owner's speaker jumps, and it is restarted so.
+pub fn clock_wrong(wrong: &WrongClock) -> Vec<Promise> {
+    let WrongClock { node, jump, owner_after_jump, restart, .. } = wrong;
+    vec![
+        fails_until("no new connection fails when the clock of the owner's speaker jumps", &jump.fresh, 0.0),
+        survivors("watches survive a jump of the owner's clock", jump, &[]),
+        stays(&Some(node.clone()), owner_after_jump, jump),
+        fails_until("no new connection fails when it is restarted with the wrong clock", &restart.fresh, 0.0),
+        survivors("watches survive a restart with the wrong clock", restart, &[]),
+    ]
+}
+
+/// No API server can say whether it is ready; each completes handshakes.
+pub fn etcd_stopped(stopped: &SlowEtcd) -> Vec<Promise> {
+    let SlowEtcd { owners, reasons, seen, .. } = stopped;
+    vec![
+        fails_until("no new connection fails while etcd stands still", &seen.fresh, 0.0),
+        open_watches("watches stay open while etcd stands still", seen),
+        Promise::counted(
+            "the address does not move while etcd stands still",
+            owners.len() == 1,
+            format!("{}; members: {}", owners.join(", then "), reasons.join(", ")),
+        ),
     ]
 }
 
@@ -244,16 +280,26 @@ fn survivors(name: &'static str, seen: &Seen, dead: &[&str]) -> Promise {
     Promise::counted(name, open > 0 && alive == open, format!("{alive} of {open}{ends}"))
 }
 
+/// Whether events come is another question: etcd makes them.
+fn open_watches(name: &'static str, seen: &Seen) -> Promise {
+    let (open, alive) = seen.watches.all();
+    Promise::counted(name, open > 0 && alive == open, format!("{alive} of {open}"))
+}
+
 fn owner_stays(faulted: &Faulted) -> Promise {
+    stays(&faulted.owner_before, &faulted.owner_after, &faulted.seen)
+}
+
+fn stays(before: &Option<String>, after: &Option<String>, seen: &Seen) -> Promise {
     let shown = |owner: &Option<String>| owner.clone().unwrap_or_else(|| "none".to_owned());
-    let same = faulted.owner_before.is_some() && faulted.owner_before == faulted.owner_after;
-    let seen = format!("{} before, {} after", shown(&faulted.owner_before), shown(&faulted.owner_after));
+    let same = before.is_some() && before == after;
+    let text = format!("{} before, {} after", shown(before), shown(after));
     let name = "the address stays with its owner";
-    let late_ms = faulted.seen.fresh.late_ms;
+    let late_ms = seen.fresh.late_ms;
     match same || late_ms < STARVED_MS {
-        true => Promise::counted(name, same, seen),
+        true => Promise::counted(name, same, text),
         // Speakers did not run either, and were dead for the others.
-        false => Promise::timed(name, DEAD_MS, 0.0, late_ms, seen),
+        false => Promise::timed(name, DEAD_MS, 0.0, late_ms, text),
     }
 }
 

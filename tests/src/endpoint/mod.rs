@@ -12,7 +12,7 @@
 //! # }
 //! ```
 //! Read: [`session`] (a connection) → [`fresh`], [`watches`], [`kubectl`], [`streams`] (clients) → [`report`] (how they count) →
-//! [`cold`], [`kubelets`], [`faults`] → [`judge`] (what is promised).
+//! [`cold`], [`kubelets`], [`faults`], [`upkeep`] → [`judge`] (what is promised).
 //! A connection is counted by its start; it has failed if it was refused, reset, or has no TLS handshake after 4 s.
 
 pub mod cold;
@@ -25,6 +25,7 @@ pub mod place;
 pub mod report;
 pub mod session;
 pub mod streams;
+pub mod upkeep;
 pub mod watches;
 
 use std::collections::BTreeMap;

@@ -2,7 +2,8 @@
 
 use std::io::{self, Cursor, ErrorKind};
 use std::net::{IpAddr, SocketAddrV4};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -29,8 +30,9 @@ pub struct Access {
     token: String,
     /// Audit logs tell the clients apart by it.
     user_agent: &'static str,
-    /// Their nodes by certificate.
-    servers: Vec<(CertificateDer<'static>, String)>,
+    ha: Ha,
+    /// Their nodes by certificate, those of before a renewal as well.
+    servers: Mutex<Vec<(CertificateDer<'static>, String)>>,
 }
 
 /// Why a connection failed.
@@ -60,11 +62,8 @@ pub const ON_NODE: &str = "sheave-endpoint-node";
 
 impl Access {
     pub fn of(ha: &Ha, user_agent: &'static str) -> Result<Arc<Self>> {
-        let read =
-            |path: std::path::PathBuf| CertificateDer::from_pem_file(&path).with_context(|| path.display().to_string());
         let mut roots = RootCertStore::empty();
-        roots.add(read(ha.authority())?)?;
-        let servers = ha.nodes().into_iter().map(|node| Ok((read(ha.certificate(&node))?, node)));
+        roots.add(read(&ha.authority())?)?;
         let mut tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
@@ -72,21 +71,38 @@ impl Access {
         tls.alpn_protocols = vec![b"h2".to_vec()];
         // Each connection is a new one, as of a new process.
         tls.resumption = Resumption::disabled();
-        let servers = servers.collect::<Result<_>>()?;
-        Ok(Arc::new(Self { tls: Arc::new(tls), token: ha.token()?, user_agent, servers }))
+        let servers = Mutex::new(certificates(ha)?);
+        Ok(Arc::new(Self { tls: Arc::new(tls), token: ha.token()?, user_agent, ha: ha.clone(), servers }))
     }
 
     /// In the network namespace of the calling thread.
     pub async fn open(&self, to: SocketAddrV4) -> Result<Session, Failure> {
         let tls = timeout(PATIENCE, self.handshake(to)).await.map_err(|_| Failure::NoHandshake)??;
-        let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let known = self.servers.iter().find(|(known, _)| Some(known) == certificate);
-        let server = known.map(|(_, node)| node.clone());
-        let server = server.ok_or_else(|| Failure::Other("a certificate of none of the API servers".into()))?;
+        let server = self.server(&tls)?;
         let (send, connection) = Builder::new().handshake(tls).await.map_err(|error| Failure::of(&error))?;
         // Its end shows at the requests.
         tokio::spawn(connection);
         Ok(Session { server, send })
+    }
+
+    /// Whether a server has the certificate of a node's API server that is in its file now.
+    pub async fn has_newest(&self, to: SocketAddrV4, node: &str) -> Result<bool> {
+        let newest = read(&self.ha.certificate(node))?;
+        Ok(self.handshake(to).await.is_ok_and(|tls| certificate(&tls) == Some(&newest)))
+    }
+
+    /// Whose certificate that is.
+    fn server(&self, tls: &TlsStream<TcpStream>) -> Result<String, Failure> {
+        let shown = certificate(tls).ok_or_else(|| Failure::Other("no certificate".into()))?;
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |servers: &[(CertificateDer<'static>, String)]| {
+            servers.iter().find(|(known, _)| known == shown).map(|(_, node)| node.clone())
+        };
+        if let Some(server) = of(&servers) {
+            return Ok(server);
+        }
+        servers.extend(certificates(&self.ha).map_err(|error| Failure::Other(format!("{error:#}")))?);
+        of(&servers).ok_or_else(|| Failure::Other("a certificate of none of the API servers".into()))
     }
 
     async fn handshake(&self, to: SocketAddrV4) -> io::Result<TlsStream<TcpStream>> {
@@ -94,6 +110,19 @@ impl Access {
         stream.set_nodelay(true)?;
         TlsConnector::from(self.tls.clone()).connect(ServerName::IpAddress(IpAddr::V4(*to.ip()).into()), stream).await
     }
+}
+
+fn certificate(tls: &TlsStream<TcpStream>) -> Option<&CertificateDer<'static>> {
+    tls.get_ref().1.peer_certificates()?.first()
+}
+
+/// As they are in the files now.
+fn certificates(ha: &Ha) -> Result<Vec<(CertificateDer<'static>, String)>> {
+    ha.nodes().into_iter().map(|node| Ok((read(&ha.certificate(&node))?, node))).collect()
+}
+
+fn read(path: &Path) -> Result<CertificateDer<'static>> {
+    CertificateDer::from_pem_file(path).with_context(|| path.display().to_string())
 }
 
 impl Session {

@@ -32,33 +32,13 @@ impl Pki {
     pub fn create(plan: &Plan) -> Result<Self> {
         let pki = Self::of(plan);
         fs::create_dir_all(&pki.0)?;
-        let curve = "ec_paramgen_curve:prime256v1";
-        let new_key = ["req", "-x509", "-newkey", "ec", "-pkeyopt", curve, "-nodes", "-days", "3650"];
         let authority = ["-keyout", &pki.file("ca.key"), "-out", &pki.file("ca.crt"), "-subj", "/CN=sheave-lab"];
-        run("openssl", &[&new_key[..], &authority].concat())?;
-
-        let mut names = format!(
-            "subjectAltName=DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,\
-             DNS:kubernetes.default.svc.cluster.local,DNS:localhost,IP:127.0.0.1,IP:{API_SERVICE}"
-        );
-        let servers = plan.control_plane();
-        let endpoint = plan.endpoint.as_ref().map(|endpoint| endpoint.address);
-        for address in servers.iter().map(|(_, address)| *address).chain(endpoint) {
-            names += &format!(",IP:{address}");
+        run("openssl", &[&NEW_KEY[..], &authority].concat())?;
+        for (role, _) in plan.control_plane() {
+            pki.issue_server(plan, &role, "")?;
         }
-        let signed = ["-CA", &pki.file("ca.crt"), "-CAkey", &pki.file("ca.key"), "-addext", &names];
-        let leaf = ["-addext", "basicConstraints=critical,CA:FALSE"];
-        // A client sees by the certificate which of them it has reached.
-        for (role, _) in servers {
-            let (certificate, key) = (pki.server(&role, "crt"), pki.server(&role, "key"));
-            let server = ["-keyout", &key, "-out", &certificate, "-subj", "/CN=kube-apiserver"];
-            run("openssl", &[&new_key[..], &server, &signed, &leaf].concat())?;
-        }
-
-        if endpoint.is_some() {
-            let (certificate, key) = (pki.file(CLIENT_CERTIFICATE), pki.file(CLIENT_KEY));
-            let client = ["-keyout", &key, "-out", &certificate, "-subj", "/CN=system:kube-proxy"];
-            run("openssl", &[&new_key[..], &client, &signed[..4], &leaf].concat())?;
+        if plan.endpoint.is_some() {
+            pki.issue_client("")?;
         }
 
         let key = pki.file("accounts.key");
@@ -71,6 +51,33 @@ impl Pki {
         }
         fs::write(pki.file("tokens.csv"), tokens)?;
         Ok(pki)
+    }
+
+    /// Certificate and key of an API server, in files whose names end with a suffix. Every server has its own: a client sees by it which
+    /// of them it has reached.
+    pub fn issue_server(&self, plan: &Plan, role: &str, suffix: &str) -> Result<()> {
+        let mut names = format!(
+            "subjectAltName=DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,\
+             DNS:kubernetes.default.svc.cluster.local,DNS:localhost,IP:127.0.0.1,IP:{API_SERVICE}"
+        );
+        let endpoint = plan.endpoint.as_ref().map(|endpoint| endpoint.address);
+        for address in plan.control_plane().into_iter().map(|(_, address)| address).chain(endpoint) {
+            names += &format!(",IP:{address}");
+        }
+        let files = [self.server(role, "crt") + suffix, self.server(role, "key") + suffix];
+        self.issue(&files, &["-subj", "/CN=kube-apiserver", "-addext", &names])
+    }
+
+    /// The client certificate of the checks.
+    pub fn issue_client(&self, suffix: &str) -> Result<()> {
+        let files = [CLIENT_CERTIFICATE, CLIENT_KEY].map(|name| self.file(name) + suffix);
+        self.issue(&files, &["-subj", "/CN=system:kube-proxy"])
+    }
+
+    fn issue(&self, [certificate, key]: &[String; 2], subject: &[&str]) -> Result<()> {
+        let authority = [self.file("ca.crt"), self.file("ca.key")];
+        let signed = ["-CA", &authority[0], "-CAkey", &authority[1], "-addext", "basicConstraints=critical,CA:FALSE"];
+        run("openssl", &[&NEW_KEY[..], &["-keyout", key, "-out", certificate], &signed, subject].concat()).map(drop)
     }
 
     /// Of a user of the token file.
@@ -118,6 +125,8 @@ fn random() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+const NEW_KEY: [&str; 9] =
+    ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650"];
 pub const ADMIN: &str = "admin";
 pub const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
 pub const SCHEDULER: &str = "system:kube-scheduler";

@@ -25,10 +25,12 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use sheave_endpoint::status::Status;
 
 use super::certs::{ADMIN, Pki};
 use super::control_plane::api_server_arguments;
@@ -36,7 +38,8 @@ use super::fault::{Fault, usage};
 use super::netns::{self, run};
 use super::plan::{Balancer, ENDPOINT, Endpoint, LabConfig, Plan, kubernetes_bin, node_address};
 use super::process::{self, Recorded};
-use super::{Lab, service};
+use super::{Lab, service, wait_for};
+use installed::{CLIENT_CERTIFICATE, CLIENT_KEY};
 
 /// A lab with API servers on its nodes.
 #[derive(Clone, Debug)]
@@ -190,6 +193,49 @@ impl Ha {
         Pki::of(&self.plan).server(node, "crt").into()
     }
 
+    /// A new certificate with a new key for a node's API server, and for the checks of its speaker: files that take the place of the old
+    /// ones, as `kubeadm certs renew` writes them.
+    pub fn renew_certificates(&self, node: &str) -> Result<()> {
+        const NEW: &str = ".new";
+        let pki = Pki::of(&self.plan);
+        pki.issue_server(&self.plan, node, NEW)?;
+        pki.issue_client(NEW)?;
+        for what in ["key", "crt"] {
+            let file = pki.server(node, what);
+            fs::rename(file.clone() + NEW, &file).with_context(|| file.clone())?;
+        }
+        installed::renew_client_certificate(
+            self,
+            node,
+            &[CLIENT_CERTIFICATE, CLIENT_KEY].map(|name| pki.file(name) + NEW),
+        )
+    }
+
+    /// The speaker of a node is this program from now on.
+    pub fn replace_speaker(&self, node: &str, program: &Path) -> Result<()> {
+        let old = self.process(node, Part::Speaker)?.with_context(|| format!("{node} runs no speaker"))?;
+        installed::link_speaker(self, node, program)?;
+        self.terminate(node, Part::Speaker)?;
+        wait_for(&format!("the speaker of {node} to end"), SPEAKER_ENDS_WITHIN, || Ok((!old.alive()).then_some(())))?;
+        self.start(node, Part::Speaker)
+    }
+
+    /// By how much the wall clock of the node's speaker is wrong, which is a test build (feature `wall-offset`).
+    pub fn set_wall_offset(&self, node: &str, seconds: i64) -> Result<()> {
+        let file = self.plan.node_dir(node).join("run/sheave-wall-offset");
+        fs::write(&file, seconds.to_string()).with_context(|| file.display().to_string())
+    }
+
+    /// `sheave endpoint status` on a node.
+    pub fn status(&self, node: &str) -> Result<Status> {
+        let sheave = super::image::static_binary("sheave");
+        let mut command = self.lab.node_command(node, &sheave.to_string_lossy())?;
+        // Its exit code says whether the endpoint is whole.
+        let output = command.args(["endpoint", "status", "--output", "json"]).output().context("start sheave")?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("status of {node}: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
     /// The administrator's.
     pub fn token(&self) -> Result<String> {
         Pki::of(&self.plan).token(ADMIN)
@@ -329,6 +375,8 @@ for budget in /sys/fs/cgroup/*/system/cpu.rt_runtime_us; do
     [[ -e $budget ]] && echo 50000 >\"$budget\"
 done
 ";
+/// A speaker that ends in order hands its addresses over.
+const SPEAKER_ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// Who asked, from where.
 const AUDIT_POLICY: &str = "\
 apiVersion: audit.k8s.io/v1

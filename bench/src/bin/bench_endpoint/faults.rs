@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sheave_tests::endpoint::faults::{self, Faulted};
 use sheave_tests::endpoint::judge::{self, Promise};
-use sheave_tests::endpoint::{Clients, Seen, cold};
+use sheave_tests::endpoint::{Clients, Seen, cold, upkeep};
 use sheave_tests::lab::ha::{Ha, Part};
 
 use super::{Arguments, Column};
@@ -40,7 +40,7 @@ pub struct Fault {
     make: fn(&Ha, &mut Clients) -> Result<Told>,
 }
 
-pub const FAULTS: [Fault; 8] = [
+pub const FAULTS: [Fault; 10] = [
     Fault { name: "API server killed", make: killed },
     Fault { name: "API server frozen", make: frozen },
     Fault { name: "etcd member killed", make: etcd_killed },
@@ -49,6 +49,8 @@ pub const FAULTS: [Fault; 8] = [
     Fault { name: "owner loses power, one of three API servers left", make: owner_lost_with_one_left },
     Fault { name: "all API servers killed, 10 s", make: all_down },
     Fault { name: "rolling restart of all API servers", make: rolled },
+    Fault { name: "etcd stands still on all nodes, 10 s", make: etcd_stopped },
+    Fault { name: "all certificates renewed", make: renewed },
 ];
 
 /// From a cluster of which nothing runs. An error: nothing more can be measured.
@@ -158,6 +160,23 @@ fn all_down(ha: &Ha, clients: &mut Clients) -> Result<Told> {
 fn rolled(ha: &Ha, clients: &mut Clients) -> Result<Told> {
     let seen = faults::rolling_restart(ha, clients)?;
     Ok((fresh(&seen), judge::rolled(&seen), serde_json::to_value(&seen)?))
+}
+
+fn etcd_stopped(ha: &Ha, clients: &mut Clients) -> Result<Told> {
+    let stopped = upkeep::stop_all_etcd(ha, clients, Duration::from_secs(10))?;
+    let (open, alive) = stopped.seen.watches.all();
+    let mut figures = fresh(&stopped.seen);
+    figures.push(counted("watches that stay open", alive, open));
+    figures.push(counted("owners", stopped.owners.len(), 1));
+    Ok((figures, judge::etcd_stopped(&stopped), serde_json::to_value(&stopped)?))
+}
+
+fn renewed(ha: &Ha, clients: &mut Clients) -> Result<Told> {
+    let renewed = upkeep::renew_certificates(ha, clients)?;
+    let (open, awake) = renewed.seen.watches.except(&[]);
+    let mut figures = fresh(&renewed.seen);
+    figures.push(counted("watches on living API servers, open and with events", awake, open));
+    Ok((figures, judge::renewed(&renewed), serde_json::to_value(&renewed)?))
 }
 
 /// A node that does not have the address.

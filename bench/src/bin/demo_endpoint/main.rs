@@ -40,6 +40,9 @@ pub struct Arguments {
     /// The speaker; by default the one that `make images` builds
     #[arg(long)]
     speaker: Option<PathBuf>,
+    /// Also with wrong clocks: a speaker that is a test build, as `make image-next` builds it
+    #[arg(long)]
+    wrong_clock: Option<PathBuf>,
     /// Name of the lab
     #[arg(long, default_value = "demoep")]
     name: String,

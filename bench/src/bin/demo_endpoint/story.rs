@@ -9,7 +9,7 @@ use sheave_bench::screen::Screen;
 use sheave_tests::endpoint::faults::Faulted;
 use sheave_tests::endpoint::judge::{self, Promise};
 use sheave_tests::endpoint::streams::Streams;
-use sheave_tests::endpoint::{Clients, Seen, cold, faults, kubelets};
+use sheave_tests::endpoint::{Clients, Seen, cold, faults, kubelets, upkeep};
 use sheave_tests::lab::Lab;
 use sheave_tests::lab::ha::Ha;
 
@@ -44,6 +44,7 @@ pub fn tell(arguments: &Arguments, screen: Screen, lab: &Lab) -> Result<Told> {
         story.saw(&seen);
         story.end(&seen, judge::rolled(&seen))?;
     }
+    years(&mut story, &ha, &clients)?;
     ensure!(!story.told.0.is_empty(), "--only {:?} is in no heading", arguments.only);
     drop(clients);
     story.begins("The audit logs");
@@ -127,6 +128,32 @@ fn none(story: &mut Story<'_>, ha: &Ha, clients: &Clients) -> Result<()> {
         static_pods(story, &pods);
     }
     story.end(&down, judge::all_down(&down))
+}
+
+/// What happens in the years of a cluster.
+fn years(story: &mut Story<'_>, ha: &Ha, clients: &Clients) -> Result<()> {
+    if story.begins("etcd stands still on all nodes, for 10 s") {
+        let stopped = upkeep::stop_all_etcd(ha, clients, Duration::from_secs(10))?;
+        story.saw(&stopped.seen);
+        story.end(&stopped, judge::etcd_stopped(&stopped))?;
+    }
+    if story.begins("New certificates for all API servers, and for the checks of all speakers") {
+        let renewed = upkeep::renew_certificates(ha, clients)?;
+        story.saw(&renewed.seen);
+        story.screen.line(&format!("all use them after {:.1} s", renewed.taken_ms / 1e3));
+        story.end(&renewed, judge::renewed(&renewed))?;
+    }
+    let Some(test_build) = story.arguments.wrong_clock.as_deref() else { return Ok(()) };
+    for (seconds, way) in [(3600, "fast"), (-3600, "slow")] {
+        if story.begins(&format!("The wall clock of the owner's speaker is an hour {way}, and that speaker restarts")) {
+            let wrong = upkeep::wrong_clock(ha, clients, test_build, seconds)?;
+            story.saw(&wrong.jump);
+            story.screen.line(&format!("its own API server, as it has it: {}", wrong.reasons.join(", ")));
+            story.saw(&wrong.restart);
+            story.end(&wrong, judge::clock_wrong(&wrong))?;
+        }
+    }
+    Ok(())
 }
 
 fn static_pods(story: &mut Story<'_>, pods: &[(String, f64)]) {

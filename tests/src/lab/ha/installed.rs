@@ -73,6 +73,30 @@ pub fn install(ha: &Ha) -> Result<()> {
     })
 }
 
+/// What the checks of a node's speaker show from now on: certificate and key.
+pub fn renew_client_certificate(ha: &Ha, node: &str, files: &[String; 2]) -> Result<()> {
+    let Balancer::Sheave(_, distribution) = ha.endpoint.balancer else { return Ok(()) };
+    let preset = distribution.preset().distribution();
+    for (file, path) in files.iter().zip([preset.client.0, preset.client.1]) {
+        let beside = format!("{path}.new");
+        on(ha, node, &["install", "-m", "0600", file, &beside])?;
+        on(ha, node, &["mv", &beside, path])?;
+    }
+    Ok(())
+}
+
+/// What the unit starts from now on.
+pub fn link_speaker(ha: &Ha, node: &str, program: &Path) -> Result<()> {
+    on(ha, node, &["ln", "-sfn", &program.to_string_lossy(), &format!("{LIBRARY}/sheave-speaker")])
+}
+
+fn on(ha: &Ha, node: &str, command: &[&str]) -> Result<()> {
+    let (program, arguments) = command.split_first().context("a program")?;
+    let output = ha.lab.node_command(node, program)?.args(arguments).output()?;
+    ensure!(output.status.success(), "{} on {node}: {}", command.join(" "), String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 fn copy(ha: &Ha, node: &str, file: &[u8]) -> Result<()> {
     let mut command = ha.lab.node_command(node, "install")?;
     command.args(["-D", "-m", "0600", "/dev/stdin", FILE]).stdin(Stdio::piped());
