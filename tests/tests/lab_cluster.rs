@@ -31,6 +31,10 @@ fn a_cluster_serves_and_survives_a_power_cut() -> Result<()> {
     let answer = from_node.args(["get", "--to", &format!("{cluster_ip}:80")]).output()?;
     ensure!(answer.status.success(), "ClusterIP from node2: {}", String::from_utf8_lossy(&answer.stderr));
 
+    // Refused, and this one stays up.
+    let second = Lab::up(config(name)).err().context("a second lab of the same name")?.to_string();
+    ensure!(second.contains("is up already"), "{second}");
+
     let wrong = lab.fault(Fault::PowerOff { node: "node9".into() }).unwrap_err().to_string();
     ensure!(wrong.contains("node1, node2, node3"), "{wrong}");
 

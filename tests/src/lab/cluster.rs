@@ -22,9 +22,6 @@ pub fn up(lab: &Lab, config: &LabConfig) -> Result<()> {
     let began = Instant::now();
     let say = |what: &str| (config.progress)(began.elapsed().as_secs_f64(), what);
     let plan = Plan::new(config)?;
-    if State::load(&plan.name).is_ok() {
-        bail!("lab {:?} is up already: `sheave-lab down --name {}` removes it", plan.name, plan.name);
-    }
     needs::check()?;
     // What a start that was killed has left.
     down(&plan.name)?;

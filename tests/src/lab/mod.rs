@@ -95,6 +95,10 @@ impl Lab {
     /// Starts a lab and waits until its nodes are Ready. What was started is removed again if that fails.
     pub fn up(config: LabConfig) -> Result<Self> {
         let lab = Self { name: config.name.clone() };
+        // Before anything that is cleaned up after: it is somebody's.
+        if State::load(&config.name).is_ok() {
+            bail!("lab {0:?} is up already: `sheave-lab down --name {0}` removes it", config.name);
+        }
         let started = cluster::up(&lab, &config);
         // An interruption makes a start fail: then the lab is being removed already.
         drop(interrupt::Busy::begin());
