@@ -12,6 +12,7 @@ use crate::backoff::Backoff;
 use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::time::{Duration, Instant};
+use crate::wire::pace::Pace;
 
 /// Watches the kernels of the other nodes.
 #[derive(Clone, Debug)]
@@ -65,6 +66,8 @@ pub enum Event {
     Nodes(BTreeSet<NodeName>),
     /// A heartbeat of a verified peer (`election::Action::Received`).
     Heartbeat(NodeName),
+    /// At which pace a node sends heartbeats; `None`: at this node's.
+    Pace(NodeName, Option<Pace>),
     /// An answer to a probe.
     ProbeReply(NodeName),
     /// The node sent a frame that answers nothing. No sign of life by itself, since it may be a forgery or a remnant, but reason
@@ -105,6 +108,7 @@ struct Watch {
     /// It has given a sign since it is known.
     known: bool,
     heartbeat: Option<Instant>,
+    pace: Option<Pace>,
     /// The last heartbeat or answer.
     sign: Instant,
     /// Questions since the last sign.
@@ -124,6 +128,7 @@ impl Watch {
             up: true,
             known: false,
             heartbeat: None,
+            pace: None,
             sign: now,
             owed: 0,
             answers: 0,
@@ -140,7 +145,16 @@ impl Watch {
         let owed = if by_heartbeat { config.probes } else { 2 * config.probes };
         // The last query that counts has had time to be answered.
         let overdue = self.owed > owed || self.owed == owed && now >= self.next_probe;
-        now >= self.sign + config.dead && overdue
+        now >= self.sign + self.dead(config) && overdue
+    }
+
+    fn dead(&self, config: &Config) -> Duration {
+        self.pace.map_or(config.dead, Pace::dead)
+    }
+
+    /// Silence after which a heartbeat is overdue.
+    fn overdue(&self, config: &Config) -> Duration {
+        self.pace.map_or(config.interval * 3 / 2, Pace::overdue)
     }
 
     /// A node that is down and has begun to answer again no longer counts as silent.
@@ -161,7 +175,7 @@ impl Watch {
     /// Between a sign and the next query.
     fn rest(&self, config: &Config) -> Duration {
         match self.heartbeat {
-            Some(heartbeat) if heartbeat == self.sign => config.interval * 3 / 2,
+            Some(heartbeat) if heartbeat == self.sign => self.overdue(config),
             Some(heartbeat) if self.sign.since(heartbeat) < SPEAKER_GONE => config.probe_steady,
             _ => config.probe_slow,
         }
@@ -272,19 +286,18 @@ impl Liveness {
     fn judge(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let config = &self.config;
         let silent = |watch: &Watch| watch.up && watch.is_silent(config, now);
-        let Some(first) = self.nodes.values().filter(|watch| silent(watch)).map(|watch| watch.sign).min() else {
-            return;
-        };
-        // Signs come within an interval of each other; a cut ends all of them within one.
-        let slack = config.interval * 3 / 2;
+        // Signs of a node come within an interval of each other; a cut ends those of all within one of the first that is overdue.
+        let overdue = |watch: &Watch| watch.sign + watch.overdue(config);
+        let Some(overdue) = self.nodes.values().filter(|watch| silent(watch)).map(overdue).min() else { return };
         let up = self.nodes.values().filter(|watch| watch.up).count();
         let elsewhere = self.nodes.values().filter(|watch| watch.up && !silent(watch));
         let (mut waiting, mut witnessed) = (false, false);
         for watch in elsewhere {
-            witnessed |= watch.sign > first + slack;
+            witnessed |= watch.sign > overdue;
             waiting = true;
         }
-        let recent = |watch: &Watch| watch.down_at.is_some_and(|at| now.since(at) <= config.dead + slack);
+        let window = self.slowest();
+        let recent = |watch: &Watch| watch.down_at.is_some_and(|at| now.since(at) <= window);
         let lately = self.nodes.values().filter(|watch| recent(watch)).count();
         if waiting && !witnessed {
             // The others are probed too, now.
@@ -307,13 +320,19 @@ impl Liveness {
         }
     }
 
+    /// All nodes that fall silent together are down within this time.
+    fn slowest(&self) -> Duration {
+        let of = |watch: &Watch| watch.dead(&self.config) + watch.overdue(&self.config);
+        self.nodes.values().map(of).max().unwrap_or_default()
+    }
+
     /// What was taken for the death of a few a moment ago was the beginning of this.
     fn cut_off(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if core::mem::replace(&mut self.cut_off, true) {
             return;
         }
         actions.push(Action::CutOff);
-        let window = self.config.dead + self.config.interval * 3 / 2;
+        let window = self.slowest();
         for (name, watch) in &mut self.nodes {
             if watch.down_at.is_some_and(|at| now.since(at) <= window) {
                 (watch.up, watch.down_at) = (true, None);
@@ -350,6 +369,11 @@ impl Machine for Liveness {
         match event {
             Event::Nodes(nodes) => self.set_nodes(nodes, now),
             Event::Heartbeat(node) => self.sign(&node, true, now, actions),
+            Event::Pace(node, pace) => {
+                if let Some(watch) = self.nodes.get_mut(&node) {
+                    watch.pace = pace;
+                }
+            }
             Event::ProbeReply(node) => self.sign(&node, false, now, actions),
             Event::Seen(node) => self.seen(&node, now),
             Event::Carrier(carrier) => {

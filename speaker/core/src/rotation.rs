@@ -21,7 +21,7 @@ pub struct Secret {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// A peer is up for this long after an advert.
+    /// A peer is up for this long after an advert; a slower one for longer ([`Self::window_of`]).
     pub window: Duration,
     /// How long all peers must have had the new key before the first node signs with it. Longer than `window`.
     pub grace: Duration,
@@ -32,8 +32,12 @@ pub struct Config {
 impl Config {
     /// For peers that are declared down after `dead`.
     pub fn new(dead: Duration) -> Self {
-        let window = 3 * dead;
+        let window = Self::window_of(dead);
         Self { window, grace: Duration::from_secs(2).max(2 * window), revocation: Duration::from_secs(600) }
+    }
+
+    fn window_of(dead: Duration) -> Duration {
+        3 * dead
     }
 }
 
@@ -46,6 +50,8 @@ pub enum Event {
         node: NodeName,
         signer: Signer,
         other_hint: u8,
+        /// The silence after which it is dead; `None`: as this node.
+        dead: Option<Duration>,
     },
     Tick,
 }
@@ -73,8 +79,8 @@ pub struct Rotation {
     /// When a peer without both keys was received last.
     lacked: Instant,
     peers: BTreeMap<NodeName, Peer>,
-    /// No peer was received earlier. It may be past: every advert would have to compare all peers else.
-    oldest: Option<Instant>,
+    /// No peer is silent earlier. It may be past: every advert would have to compare all peers else.
+    silent: Option<Instant>,
     lacking: BTreeSet<NodeName>,
     /// Peers visited: what the time of this machine is proportional to.
     work: u64,
@@ -82,7 +88,8 @@ pub struct Rotation {
 
 #[derive(Clone, Debug)]
 struct Peer {
-    received: Instant,
+    /// It is up until then.
+    until: Instant,
     signs_with: Key,
     other_hint: u8,
 }
@@ -110,7 +117,7 @@ impl Rotation {
             noticed: now,
             lacked: now,
             peers: BTreeMap::new(),
-            oldest: None,
+            silent: None,
             lacking: BTreeSet::new(),
             work: 0,
         }
@@ -158,7 +165,14 @@ impl Rotation {
     }
 
     /// Whether that is news: most adverts repeat what their sender has stated before.
-    fn on_received(&mut self, node: NodeName, signer: Signer, other_hint: u8, now: Instant) -> bool {
+    fn on_received(
+        &mut self,
+        node: NodeName,
+        signer: Signer,
+        other_hint: u8,
+        dead: Option<Duration>,
+        now: Instant,
+    ) -> bool {
         let Keyring { current, other } = self.ring();
         let Some(signs_with) = (match signer {
             Signer::Current => Some(current),
@@ -166,16 +180,16 @@ impl Rotation {
         }) else {
             return false;
         };
-        let peer = Peer { received: now, signs_with, other_hint };
+        let until = now + dead.map_or(self.config.window, Config::window_of);
+        let peer = Peer { until, signs_with, other_hint };
         let has_room = self.peers.len() < MAX_ECHOES;
         match self.peers.get_mut(&node) {
             Some(known) => {
                 let known = core::mem::replace(known, peer.clone());
-                (known.signs_with, known.other_hint) != (peer.signs_with, peer.other_hint)
-                    || now.since(known.received) >= self.config.window
+                (known.signs_with, known.other_hint) != (peer.signs_with, peer.other_hint) || now >= known.until
             }
             None if has_room => {
-                self.oldest.get_or_insert(now);
+                self.silent.get_or_insert(until);
                 self.peers.insert(node, peer);
                 true
             }
@@ -185,10 +199,9 @@ impl Rotation {
     }
 
     fn decide(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let window = self.config.window;
         self.work += self.peers.len() as u64;
-        self.peers.retain(|_, peer| now.since(peer.received) < window);
-        self.oldest = self.peers.values().map(|peer| peer.received).min();
+        self.peers.retain(|_, peer| now < peer.until);
+        self.silent = self.peers.values().map(|peer| peer.until).min();
         match self.next() {
             Some(next) => self.advance(next, now, actions),
             None => self.hold(now, actions),
@@ -270,8 +283,8 @@ impl Machine for Rotation {
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
             Event::Secret(secret) => self.set_secret(secret, now, actions),
-            Event::Received { node, signer, other_hint } => {
-                if !self.on_received(node, signer, other_hint, now) {
+            Event::Received { node, signer, other_hint, dead } => {
+                if !self.on_received(node, signer, other_hint, dead, now) {
                     return;
                 }
             }
@@ -283,8 +296,7 @@ impl Machine for Rotation {
     fn next_deadline(&self) -> Option<Instant> {
         let revoked = (!self.is_named(&self.signing)).then(|| self.noticed + self.config.revocation);
         // A peer that fell silent is not waited for any longer than its window.
-        let silent = self.oldest.map(|received| received + self.config.window);
-        let silent = silent.filter(|_| !self.lacking.is_empty() || self.retiring.is_some());
+        let silent = self.silent.filter(|_| !self.lacking.is_empty() || self.retiring.is_some());
         let waited = self.changed.max(self.lacked) + self.config.grace;
         match self.next() {
             Some(_) => [Some(waited), revoked, silent].into_iter().flatten().min(),

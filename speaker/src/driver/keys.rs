@@ -12,6 +12,7 @@ use speaker_core::rotation;
 use speaker_core::time::Instant;
 use speaker_core::unverified;
 use speaker_core::wire::advert::{Reject, Signer};
+use speaker_core::wire::pace::Pace;
 use tracing::{info, warn};
 
 use super::{Notice, State};
@@ -24,9 +25,10 @@ impl State {
     }
 
     /// An advert of this node was verified.
-    pub(super) fn verified(&mut self, node: &NodeName, now: Instant) {
+    pub(super) fn verified(&mut self, node: &NodeName, pace: Option<Pace>, now: Instant) {
         if let Some((signer, other_hint)) = self.incoming.signed {
-            self.on_rotation(rotation::Event::Received { node: node.clone(), signer, other_hint }, now);
+            let dead = pace.map(Pace::dead);
+            self.on_rotation(rotation::Event::Received { node: node.clone(), signer, other_hint, dead }, now);
         }
         if self.driver.unverified.is_news(node, now) {
             self.on_unverified(unverified::Event::Verified(node.clone()), now);

@@ -65,11 +65,12 @@ impl Surroundings for State {
             }
             Action::Announce { .. } => {}
             Action::Address { node, mac } => self.set_signed_mac(&node, Mac(mac)),
-            Action::Received { node, epoch, ready, receives_us } => {
+            Action::Received { node, epoch, ready, receives_us, pace } => {
                 self.note_incarnation(&node, epoch);
-                self.verified(&node, now);
+                self.verified(&node, pace, now);
                 let multicast = self.incoming.multicast;
                 self.on_unicast(unicast::Event::Received { node: node.clone(), multicast, receives_us }, now);
+                self.on_liveness(liveness::Event::Pace(node.clone(), pace), now);
                 self.on_liveness(liveness::Event::Heartbeat(node.clone()), now);
                 if ready {
                     self.on_readiness(readiness::Event::Ready(node), now);

@@ -24,7 +24,7 @@ use alloc::vec::Vec;
 use decide::{Ability, Record};
 pub use eligible::{Choice, Eligible, Order, Standing};
 pub use peer::Loss;
-use peer::{Challenges, Claims};
+use peer::{Challenges, Claims, Received};
 use peers::{Lapsed, Peers};
 pub use state::{
     Action, Config, ConfigError, Event, LoseReason, Owner, PartitionPolicy, PeerStatus, Phase, Status, Work,
@@ -200,7 +200,8 @@ impl Election {
             self.transmit.introduce_node();
         }
         if received.verified {
-            actions.push(Action::Received { node: node.clone(), epoch, ready, receives_us: received.receives_us });
+            let Received { receives_us, pace, .. } = received;
+            actions.push(Action::Received { node: node.clone(), epoch, ready, receives_us, pace });
         }
         if let Some(mac) = received.mac {
             actions.push(Action::Address { node: node.clone(), mac });
@@ -311,16 +312,22 @@ impl Election {
         let lapsed = self.peers.expire(&self.config, now);
         self.work.peers += self.peers.len() as u64;
         self.lost.extend(lapsed.down.iter().map(|_| now));
-        self.lost.retain(|at| now.since(*at) <= self.config.dead());
+        let dead = self.peers.slowest_dead();
+        self.lost.retain(|at| now.since(*at) <= dead);
         self.lapsed(lapsed, actions);
         self.advance(now, actions);
+        // Peers answer a new challenge at once, whatever their pace.
+        if self.phase == Phase::Member && self.peers.asks(now) {
+            self.new_challenge();
+            self.transmit.answer = true;
+        }
         // A conflict may hang on what a rival receives, and that changes with time alone (R7).
         self.touched.extend(&self.contested);
     }
 
     /// Changes of phase that time and peers bring about.
     fn advance(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let mutual = self.peers.mutual(&self.config, now).next().is_some();
+        let mutual = !self.peers.is_unheard() && self.peers.mutual(&self.config, now).next().is_some();
         if !mutual && !self.alone {
             self.alone = true;
             self.transmit.changed |= !self.held.is_empty();
@@ -443,7 +450,8 @@ impl Machine for Election {
         let joined = joined.filter(|at| *at > self.last_tick);
         let touched = (!self.touched.is_empty()).then_some(self.last_tick);
         let timer = self.timers.first().map(|(at, _)| *at);
-        let own = [Some(self.next_beat), joined, touched, timer, self.concedes_at()];
+        let asks = self.peers.ask_at().filter(|_| self.phase == Phase::Member);
+        let own = [Some(self.next_beat), joined, touched, timer, self.concedes_at(), asks];
         let theirs = [self.peers.next_expiry(), self.next_transmission()];
         own.into_iter().chain(theirs).flatten().min()
     }

@@ -5,8 +5,9 @@ use alloc::vec::Vec;
 
 use super::state::Config;
 use crate::name::{Term, Vip};
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::advert::{self, Advert, Body, Claim, EMPTY_DIGEST, Flags, MAX_CLAIMS, Reject};
+use crate::wire::pace::Pace;
 
 /// The challenges by which peers prove that they receive this node now: the one that is sent, and the one before it, which peers
 /// may still echo (docs/election.md section Freshness).
@@ -23,6 +24,8 @@ pub(super) struct Incarnation {
     window: Window,
     pub challenge: u32,
     pub flags: Flags,
+    /// As it states it; until then that of the incarnation before it. `None`, as of a speaker of an earlier version: this node's.
+    pub pace: Option<Pace>,
     pub first_received: Instant,
     /// If it is ready and not leaving: since when it has been received so.
     pub ready_since: Instant,
@@ -81,15 +84,17 @@ pub(super) struct Received {
     pub mac: Option<[u8; 6]>,
     /// Its latest heartbeats name this node.
     pub receives_us: bool,
+    pub pace: Option<Pace>,
 }
 
 impl Incarnation {
-    pub fn new(advert: &Advert, now: Instant) -> Self {
+    pub fn new(advert: &Advert, pace: Option<Pace>, now: Instant) -> Self {
         Self {
             epoch: advert.epoch,
             window: Window::default(),
             challenge: advert.challenge,
             flags: advert.flags,
+            pace,
             first_received: now,
             ready_since: now,
             last_received: now,
@@ -123,7 +128,10 @@ impl Incarnation {
             }
             match &advert.body {
                 Body::Heartbeat { echoes } => self.echo(echoes, own, now),
-                Body::Node { mac } => change.mac = Some(*mac),
+                Body::Node { mac, pace } => {
+                    change.mac = Some(*mac);
+                    self.pace = *pace;
+                }
                 Body::Claims { .. } => {}
             }
         }
@@ -175,8 +183,39 @@ impl Incarnation {
         self.claims_digest == self.digest
     }
 
+    /// Silence after which it is dead.
+    pub fn dead(&self, config: &Config) -> Duration {
+        self.pace.map_or_else(|| config.dead(), Pace::dead)
+    }
+
+    /// Silence after which a heartbeat is overdue.
+    pub fn overdue(&self, config: &Config) -> Duration {
+        self.pace.map_or_else(|| config.group_silence(), Pace::overdue)
+    }
+
+    /// It is named in heartbeats for this long after it was received ([`Config::echo_window`]).
+    pub fn echo_window(&self, config: &Config) -> Duration {
+        self.pace.map_or_else(|| config.echo_window(), |pace| pace.interval * pace.dead_intervals - pace.overdue())
+    }
+
+    /// For how long after a heartbeat the next one may be under way ([`Config::testimony_window`]).
+    pub fn next_beat(&self, config: &Config) -> Duration {
+        self.pace.map_or_else(|| config.testimony_window(), |pace| pace.interval + pace.skew())
+    }
+
+    /// A heartbeat of another peer that names it speaks for it for so long at most, whatever the pace of that one: with its echo window a
+    /// testimony must not be older than the silence that it contradicts (rule R6).
+    pub fn testimony(&self, vouched: bool, config: &Config) -> Duration {
+        if vouched { self.dead(config) } else { self.overdue(config) }
+    }
+
+    /// It can name this node no sooner than it has received it, by this node's pace, and transmits at its own.
+    fn naming(&self, config: &Config) -> Duration {
+        self.dead(config).max(config.dead())
+    }
+
     pub fn silent_at(&self, config: &Config) -> Instant {
-        self.last_received + config.dead()
+        self.last_received + self.dead(config)
     }
 
     pub fn is_fresh(&self, config: &Config, now: Instant) -> bool {
@@ -189,12 +228,12 @@ impl Incarnation {
 
     /// It receives this node, by the echoes in its heartbeats.
     pub fn receives_us(&self, config: &Config, now: Instant) -> bool {
-        self.echoed_at.is_some_and(|at| now < at + config.dead())
+        self.echoed_at.is_some_and(|at| now < at + self.naming(config))
     }
 
     /// It has been received for a dead interval and has not received this node in that time (rule R7).
     pub fn is_one_way(&self, config: &Config, now: Instant) -> bool {
-        now >= self.echoed_at.unwrap_or(self.first_received).max(self.first_received) + config.dead()
+        now >= self.echoed_at.unwrap_or(self.first_received).max(self.first_received) + self.naming(config)
     }
 
     /// It has answered this challenge: its adverts since then are not older than the challenge.

@@ -2,6 +2,8 @@
 //!
 //! Read first: docs/election.md sections Freshness and Peers.
 
+mod silence;
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
@@ -9,8 +11,9 @@ use super::peer::{Challenges, Change, Claims, Held, Incarnation, Received};
 use super::state::{Config, PeerStatus};
 use crate::name::{NodeName, Term, Vip};
 use crate::rank;
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::advert::{Advert, Body, MAX_ECHOES, Reject};
+use silence::Silence;
 
 /// Unverified incarnations of one peer that are kept at a time.
 const MAX_CANDIDATES: usize = 4;
@@ -27,10 +30,7 @@ pub(super) struct Peers {
     members: Option<BTreeSet<NodeName>>,
     /// The view is a saved one, and there may be newer nodes; else adverts of nodes that it does not have have no effect.
     open: bool,
-    /// When any peer was received last.
-    last_sound: Instant,
-    /// When the next peer falls silent, at the earliest.
-    expiry: Option<Instant>,
+    silence: Silence,
 }
 
 #[derive(Debug)]
@@ -80,12 +80,9 @@ impl Peers {
         let received = self.receive_from(advert, own, config, now)?;
         self.index(&node, &received.vips);
         if received.verified {
-            if self.is_group_silent(config, now) {
-                self.end_group_silence(config, now);
-            }
-            self.last_sound = now;
-            let silent = now + config.dead();
-            self.expiry = Some(self.expiry.map_or(silent, |known| known.min(silent)));
+            let current = self.peers.get(&node).and_then(|peer| peer.current.as_ref());
+            let silent = current.map_or_else(|| now + config.dead(), |current| current.silent_at(config));
+            self.heard(silent, config, now);
         }
         Ok(received)
     }
@@ -180,6 +177,7 @@ impl Peers {
                 answer: challenged || heartbeat && newest && (came_up || !current.claims_known()),
                 mac,
                 receives_us: current.receives_us(config, now),
+                pace: current.pace,
             });
         }
         peer.receive_unknown(advert, own, config, now)
@@ -197,29 +195,13 @@ impl Peers {
         Ok(())
     }
 
-    /// No peer has been received for so long that this node may be cut off (rule R3a). With one peer the two cases look the same.
-    fn is_group_silent(&self, config: &Config, now: Instant) -> bool {
-        now > self.last_sound + config.group_silence() && self.direct().nth(1).is_some()
-    }
-
-    /// A peer is received again: the others get the time to transmit that they need.
-    fn end_group_silence(&mut self, config: &Config, now: Instant) {
-        let silent_since = now + config.testimony_window() - config.dead();
-        for current in self.peers.values_mut().filter(|peer| peer.up).filter_map(|peer| peer.current.as_mut()) {
-            current.last_received = current.last_received.max(silent_since);
-        }
-    }
-
     /// Declares silent peers down, unless another peer receives them (rule R6), and ends the claims of expired incarnations.
     pub fn expire(&mut self, config: &Config, now: Instant) -> Lapsed {
         let mut lapsed = Lapsed { down: Vec::new(), vips: self.end_expired(now) };
-        if !(self.is_group_silent(config, now) && now < self.last_sound + config.dead()) {
+        if self.group_silence(config, now).is_none_or(|until| now >= until) {
             self.declare_down(config, now, &mut lapsed);
         }
-        let silence = self.up().map(|(_, peer)| peer.silent_at(config));
-        let expired = self.peers.values().flat_map(|peer| &peer.expired).map(|expired| expired.until);
-        // What was put off is decided again soon.
-        self.expiry = silence.chain(expired).min().map(|at| if at <= now { now + config.rank_skew } else { at });
+        self.survey(config, now);
         lapsed
     }
 
@@ -234,45 +216,26 @@ impl Peers {
     }
 
     fn declare_down(&mut self, config: &Config, now: Instant, lapsed: &mut Lapsed) {
-        let silent: Vec<(NodeName, u32, bool)> = self
-            .peers
-            .iter()
-            .filter_map(|(name, peer)| {
-                peer.current.as_ref().filter(|_| peer.up).map(|current| (name, current, peer.vouched))
-            })
+        let up = self.peers.iter().filter(|(_, peer)| peer.up);
+        let up = up.filter_map(|(name, peer)| Some((name, peer.current.as_ref()?, peer.vouched)));
+        let silent: Vec<(NodeName, u32, bool, Duration)> = up
             .filter(|(_, current, _)| !current.is_fresh(config, now))
-            .map(|(name, current, vouched)| (name.clone(), current.challenge, vouched))
+            .map(|(name, current, vouched)| {
+                (name.clone(), current.challenge, vouched, current.testimony(vouched, config))
+            })
             .collect();
-        for (name, challenge, vouched) in silent {
+        for (name, challenge, vouched, most) in silent {
             // Once vouched for, a peer is not given up for one lost heartbeat of its witness.
-            let since = if vouched { now - config.dead() } else { now - config.testimony_window() };
-            let witnessed = self
-                .direct()
-                .any(|(_, witness)| witness.is_fresh(config, now) && witness.echoes_challenge(challenge, since));
-            if let Some(peer) = self.peers.get_mut(&name) {
-                peer.vouched = witnessed;
-                peer.up = witnessed;
-                if !witnessed {
-                    lapsed.vips.extend(peer.current.iter().flat_map(|current| current.claims.keys()));
-                    let left = peer.current.as_ref().is_some_and(|current| current.flags.leaving);
-                    lapsed.down.push((name, left));
-                }
-            }
-        }
-    }
-
-    /// When `expire` has something to do.
-    pub fn next_expiry(&self) -> Option<Instant> {
-        self.expiry
-    }
-
-    /// The silence was this node's own: the silence of all peers ends.
-    pub fn end_silence(&mut self, now: Instant) {
-        self.last_sound = now;
-        for peer in self.peers.values_mut().filter(|peer| peer.up) {
-            if let Some(current) = &mut peer.current {
-                current.last_received = now;
-            }
+            let witnessed = self.direct().any(|(_, witness)| {
+                let window = if vouched { witness.dead(config) } else { witness.next_beat(config) };
+                witness.is_fresh(config, now) && witness.echoes_challenge(challenge, now - window.min(most))
+            });
+            let Some(peer) = self.peers.get_mut(&name) else { continue };
+            (peer.vouched, peer.up) = (witnessed, witnessed);
+            let Some(current) = peer.current.as_ref().filter(|_| !witnessed) else { continue };
+            lapsed.vips.extend(current.claims.keys());
+            lapsed.down.push((name, current.flags.leaving));
+            self.silence.went_down(current.last_received + current.overdue(config));
         }
     }
 
@@ -313,7 +276,7 @@ impl Peers {
     /// The challenges to name in a heartbeat.
     pub fn echoes(&self, config: &Config, now: Instant) -> Vec<u32> {
         let incarnations = self.peers.values().flat_map(Peer::incarnations);
-        let echoes = incarnations.filter(|peer| now < peer.last_received + config.echo_window());
+        let echoes = incarnations.filter(|peer| now < peer.last_received + peer.echo_window(config));
         echoes.map(|peer| peer.challenge).take(MAX_ECHOES).collect()
     }
 
@@ -434,6 +397,7 @@ impl Peer {
             answer: true,
             mac: None,
             receives_us: true,
+            pace: self.current.as_ref().and_then(|current| current.pace),
         })
     }
 
@@ -446,18 +410,21 @@ impl Peer {
     /// The candidate of this epoch; if there is no room, in place of the candidate received longest ago, which is returned. The one with
     /// the highest epoch stays: it may delay claims, and without its window a recording of it would do so again and again.
     fn candidate(&mut self, advert: &Advert, now: Instant) -> (&mut Incarnation, Option<Incarnation>) {
+        // Until it states its own: most restarts change no pace.
+        let pace = self.current.as_ref().and_then(|known| known.pace);
+        let fresh = Incarnation::new(advert, pace, now);
         let mut evicted = None;
         let known = self.candidates.iter().position(|candidate| candidate.epoch == advert.epoch);
         let at = known.unwrap_or_else(|| {
             if self.candidates.len() < MAX_CANDIDATES {
-                self.candidates.push(Incarnation::new(advert, now));
+                self.candidates.push(fresh);
                 return self.candidates.len() - 1;
             }
             let newest = self.candidates.iter().map(|candidate| candidate.epoch).max();
             let others = self.candidates.iter().enumerate().filter(|(_, candidate)| Some(candidate.epoch) != newest);
             let oldest = others.min_by_key(|(_, candidate)| candidate.last_received);
             let at = oldest.map_or(0, |(at, _)| at);
-            evicted = Some(core::mem::replace(&mut self.candidates[at], Incarnation::new(advert, now)));
+            evicted = Some(core::mem::replace(&mut self.candidates[at], fresh));
             at
         });
         (&mut self.candidates[at], evicted)

@@ -8,6 +8,7 @@ use super::peer::Loss;
 use crate::name::{NodeName, Term, Vip};
 use crate::time::{Duration, Instant};
 use crate::wire::advert::{Keyring, Reject};
+use crate::wire::pace::Pace;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -95,9 +96,15 @@ impl Config {
         self.interval + self.rank_skew
     }
 
-    /// Between datagrams out of turn. Two nodes that meet may need two rounds, and have an interval for them (I3).
+    /// Between datagrams out of turn. Two nodes that meet may need two rounds, and have an interval for them (I3): that of the faster one,
+    /// which judges sooner.
     pub fn answer_pause(&self) -> Duration {
-        self.rank_skew / 2
+        (self.rank_skew / 2).min(Duration::from_millis(5))
+    }
+
+    /// As peers are told it.
+    pub fn pace(&self) -> Pace {
+        Pace { interval: self.interval, dead_intervals: self.dead_intervals }
     }
 
     /// What the invariants need of the times.
@@ -211,6 +218,8 @@ pub enum Action {
         ready: bool,
         /// It names this node in its heartbeats.
         receives_us: bool,
+        /// Its own; `None`: as this node's.
+        pace: Option<Pace>,
     },
     /// A verified peer's MAC address, under its signature: it outranks ARP.
     Address {

@@ -3,6 +3,7 @@
 mod chosen;
 mod faults;
 mod harness;
+mod paces;
 mod placed;
 mod properties;
 mod saved_view;
@@ -292,7 +293,7 @@ fn mac_addresses_travel_signed() {
     assert!(addresses(&cluster).contains(&address(1, 2)), "{:?}", cluster.log);
     // A recording of another run of that node.
     let mut forged = Advert::open(&cluster.sent.iter().rfind(|sent| sent.1 == 0).unwrap().2, 1, &keyring()).unwrap();
-    (forged.epoch, forged.sequence, forged.body) = (500, 1, Body::Node { mac: [2, 0, 0, 0, 0, 9] });
+    (forged.epoch, forged.sequence, forged.body) = (500, 1, Body::Node { mac: [2, 0, 0, 0, 0, 9], pace: None });
     cluster.log.clear();
     cluster.event(2, Event::Datagram(forged.seal(&keyring())));
     assert_eq!(addresses(&cluster), nothing());

@@ -26,9 +26,9 @@ pub(super) struct Transmit {
     /// Of the list as it was sent last: adverts name no list that is not out yet.
     digest: u64,
     claims_at: Option<Instant>,
-    /// This node's MAC address; whether peers have to receive it, and when they did last.
+    /// This node's MAC address; how often peers have to receive it, and when they did last.
     mac: Option<[u8; 6]>,
-    mac_changed: bool,
+    mac_left: u8,
     mac_at: Option<Instant>,
     answered_at: Option<Instant>,
 }
@@ -39,9 +39,17 @@ const REPEATS: u8 = 2;
 /// So many peers together take as long to answer one node as one of them may.
 const PEERS_PER_PAUSE: u32 = 16;
 
+/// Copies of a node advert that is needed now: a peer that misses it judges this node by another pace. One where there are many peers.
+const NODE_COPIES: u8 = 3;
+const REPEATED_UP_TO: usize = 32;
+/// A node that is slower than this states its pace with each heartbeat: of those it sends few.
+const SLOW: Duration = Duration::from_millis(50);
+
 impl Transmit {
     pub fn set_mac(&mut self, mac: [u8; 6]) {
-        self.mac_changed |= self.mac != Some(mac);
+        if self.mac != Some(mac) {
+            self.mac_left = NODE_COPIES;
+        }
         self.mac = Some(mac);
     }
 
@@ -53,25 +61,29 @@ impl Transmit {
 
     /// A speaker has restarted: it receives this node's address.
     pub fn introduce_node(&mut self) {
-        self.mac_changed = self.mac.is_some();
+        self.mac_left = if self.mac.is_some() { NODE_COPIES } else { 0 };
     }
 }
 
 impl Election {
-    /// This node's MAC address: after a change, when a peer comes up, and now and then.
+    /// This node's MAC address and pace: after a change, when a peer comes up, and now and then.
     pub(super) fn send_node_if_due(&mut self, beat: bool, now: Instant, actions: &mut Vec<Action>) {
         // Nothing is sent before the first tick.
         let Some(mac) = self.transmit.mac.filter(|_| self.last_tick > Instant::ZERO) else { return };
-        let refresh = self.transmit.mac_at.is_none_or(|at| now.since(at) >= self.config.claims_refresh);
+        let refresh = self.config.interval > SLOW
+            || self.transmit.mac_at.is_none_or(|at| now.since(at) >= self.config.claims_refresh);
         if self.node_due().is_some_and(|due| due <= now) || beat && refresh {
-            self.send(Body::Node { mac }, actions);
-            (self.transmit.mac_changed, self.transmit.mac_at) = (false, Some(now));
+            self.send(Body::Node { mac, pace: Some(self.config.pace()) }, actions);
+            (self.transmit.mac_left, self.transmit.mac_at) = (self.transmit.mac_left.saturating_sub(1), Some(now));
+            if self.peers.len() > REPEATED_UP_TO {
+                self.transmit.mac_left = 0;
+            }
         }
     }
 
     fn node_due(&self) -> Option<Instant> {
         let pause = self.answer_pause();
-        self.transmit.mac_changed.then(|| self.transmit.mac_at.map_or(Instant::ZERO, |at| at + pause))
+        (self.transmit.mac_left > 0).then(|| self.transmit.mac_at.map_or(Instant::ZERO, |at| at + pause))
     }
 
     pub(super) fn send_heartbeat(&mut self, now: Instant, actions: &mut Vec<Action>) {

@@ -123,7 +123,10 @@ impl Cluster {
             Ok(signer) => {
                 *lost = 0;
                 if receiver.has_two_keys() {
-                    self.event(to, Event::Received { node: name(from), signer, other_hint: ring.other_hint() });
+                    self.event(
+                        to,
+                        Event::Received { node: name(from), signer, other_hint: ring.other_hint(), dead: None },
+                    );
                 }
             }
             Err(_) => {
@@ -262,7 +265,7 @@ fn an_earlier_version_counts_as_lacking() {
     let mut actions = Vec::new();
     machine.handle(Event::Secret(secret(2, Some(1))), Instant::ZERO, &mut actions);
     for beat in 1..200 {
-        let received = Event::Received { node: name(1), signer: Signer::Current, other_hint: 0 };
+        let received = Event::Received { node: name(1), signer: Signer::Current, other_hint: 0, dead: None };
         machine.handle(received, Instant::ZERO + BEAT * beat, &mut actions);
     }
     assert_eq!(machine.ring().current, key(1));
@@ -330,7 +333,7 @@ fn adverts_that_repeat_themselves_cost_no_more_with_more_peers() {
         now += BEAT;
         for peer in 0..255 {
             let other_hint = if peer == 0 { 1 } else { key(2).hint() };
-            let received = Event::Received { node: name(peer), signer: Signer::Current, other_hint };
+            let received = Event::Received { node: name(peer), signer: Signer::Current, other_hint, dead: None };
             rotation.handle(received, now, &mut Vec::new());
             adverts += 1;
         }

@@ -7,13 +7,14 @@
 //! 32 digest of the sender's claims (8) | 40 challenge (4) | 44 name length | 45 hint | 46 count (2) | 48 name
 //! heartbeat: count x challenge (4)                                     the peers that the sender receives
 //! claims:    part (2) | parts (2) | count x claim                      part of its claim list
-//! node:      MAC address (6) | reserved (2)                            of the sender; more may follow in later versions
+//! node:      MAC address (6) | pace (2, `pace.rs`)                     of the sender; more may follow in later versions
 //! claim:     family (1) | flags (1; 1: stepping down) | reserved (2) | term (8) | address (4; 16 for family 6, not in version 1)
 //! MAC (32): HMAC-SHA256 of everything before it
 //! ```
 
 use alloc::vec::Vec;
 
+use super::pace::Pace;
 pub use super::reject::Reject;
 use super::seal::MAC_LEN;
 pub use super::seal::{Key, Keyring, Signer};
@@ -167,8 +168,9 @@ pub enum Body {
     Heartbeat { echoes: Vec<u32> },
     /// Part `part` (from 0) of `parts` of the claim list with the digest of the header.
     Claims { part: u16, parts: u16, claims: Vec<Claim> },
-    /// The sender's MAC address on the segment: under the HMAC, so that no ARP frame outranks it.
-    Node { mac: [u8; 6] },
+    /// The sender's MAC address on the segment: under the HMAC, so that no ARP frame outranks it. And its pace, by which it is judged;
+    /// `None`: by that of the receiver.
+    Node { mac: [u8; 6], pace: Option<Pace> },
 }
 
 /// What a node states about itself. Bits that version 1 does not know are ignored.
@@ -327,9 +329,9 @@ impl Body {
                     out.extend_from_slice(&claim.vip.octets());
                 }
             }
-            Self::Node { mac } => {
+            Self::Node { mac, pace } => {
                 out.extend_from_slice(mac);
-                out.extend_from_slice(&[0; 2]);
+                out.extend_from_slice(&Pace::to_bytes(*pace));
             }
         }
     }
@@ -371,11 +373,12 @@ fn parse_claims(packet: &Packet<'_>) -> Result<Body, Reject> {
 
 /// A group address, or none, is no address of a node (IEEE 802 section 8.2.2).
 fn parse_node(packet: &Packet<'_>) -> Result<Body, Reject> {
-    let (mac, _) = packet.body().split_first_chunk::<6>().ok_or(Reject::Truncated)?;
+    let (mac, rest) = packet.body().split_first_chunk::<6>().ok_or(Reject::Truncated)?;
+    let (pace, _) = rest.split_first_chunk::<{ Pace::LEN }>().ok_or(Reject::Truncated)?;
     if mac[0] & 1 != 0 || *mac == [0; 6] {
         return Err(Reject::Malformed);
     }
-    Ok(Body::Node { mac: *mac })
+    Ok(Body::Node { mac: *mac, pace: Pace::from_bytes(*pace)? })
 }
 
 fn parse_claim(bytes: &[u8; CLAIM_LEN]) -> Result<Claim, Reject> {

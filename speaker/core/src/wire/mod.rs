@@ -2,6 +2,7 @@
 //!
 //! [`advert`] and [`report`] are the formats, [`seal`] what makes them trustworthy, [`reject`] the names of all refusals.
 pub mod advert;
+pub mod pace;
 pub mod reject;
 pub mod report;
 pub mod seal;

@@ -26,6 +26,8 @@ rejects! {
     WrongCluster, "wrong_cluster";
     UnknownKey, "unknown_key";
     BadMac, "bad_mac";
+    /// A peer with an interval or dead time beyond what is allowed ([`Pace`](super::pace::Pace)).
+    BadPace, "bad_pace";
     /// A sequence number that was already seen or is outside the window.
     Replayed, "replayed";
     /// Of an incarnation that is over.

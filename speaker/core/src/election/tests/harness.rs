@@ -10,7 +10,8 @@ use alloc::vec::Vec;
 use super::super::*;
 use crate::name::{NodeName, Term};
 use crate::time::{Duration, Instant};
-use crate::wire::advert::{Key, Keyring};
+use crate::wire::advert::{Advert, Body, Key, Keyring};
+use crate::wire::pace::Pace;
 
 pub const LATENCY: Duration = Duration::from_micros(200);
 
@@ -32,6 +33,10 @@ pub fn keyring() -> Keyring {
 
 pub fn config(node: usize, epoch: u64) -> Config {
     Config::new(name(node), 1, epoch, keyring(), 99 + node as u64)
+}
+
+fn paced(node: usize, epoch: u64, pace: Pace) -> Config {
+    config(node, epoch).at_pace(pace.interval, pace.dead_intervals)
 }
 
 pub struct Node {
@@ -57,6 +62,8 @@ pub struct Cluster {
     pub desired: BTreeMap<Vip, Eligible>,
     queue: BTreeMap<(Instant, u64), (usize, Vec<u8>)>,
     counter: u64,
+    /// Nodes of an earlier version, which knows of no pace.
+    earlier: BTreeSet<usize>,
 }
 
 impl Cluster {
@@ -72,6 +79,7 @@ impl Cluster {
             desired: (1..=vips).map(|last| (vip(last), Eligible::All)).collect(),
             queue: BTreeMap::new(),
             counter: 0,
+            earlier: BTreeSet::new(),
         };
         for node in 0..nodes {
             let election = Election::new(config(node, 100), start);
@@ -81,6 +89,40 @@ impl Cluster {
             cluster.event(node, Event::Ready(true));
         }
         cluster
+    }
+
+    /// The same, each node with a pace of its own.
+    pub fn paced(paces: &[Pace], vips: u8) -> Self {
+        let mut cluster = Self::new(0, 0);
+        for (node, pace) in paces.iter().enumerate() {
+            let start = cluster.now;
+            let election = Election::new(paced(node, 100, *pace), start);
+            let (own, inbox) = (BTreeMap::new(), Vec::new());
+            cluster.nodes.push(Node { election, running: true, frozen: false, slept: start, own, lease: start, inbox });
+            cluster.begin(node);
+        }
+        // All are members before there is something to claim.
+        let vips: Vec<u8> = (1..=vips).collect();
+        cluster.run(ms(4000));
+        cluster.desire(&vips, &(0..paces.len()).collect::<Vec<_>>());
+        cluster.run(ms(4000));
+        assert!(vips.iter().all(|last| cluster.holders(vip(*last)).len() == 1), "{:?}", cluster.log);
+        cluster.log.clear();
+        cluster
+    }
+
+    /// A new speaker that states its pace from its first datagram on.
+    pub fn restart_at(&mut self, node: usize, epoch: u64, pace: Pace) {
+        self.nodes[node].election = Election::new(paced(node, epoch, pace), self.now);
+        self.nodes[node].running = true;
+        self.nodes[node].own.clear();
+        self.begin(node);
+    }
+
+    fn begin(&mut self, node: usize) {
+        self.event(node, Event::OwnMac([2, 0, 0, 0, 0, node as u8]));
+        self.event(node, Event::Desired(self.desired.clone()));
+        self.event(node, Event::Ready(true));
     }
 
     /// A cluster in which all nodes are members and every VIP has an owner.
@@ -112,14 +154,25 @@ impl Cluster {
         }
     }
 
+    /// From now on it is of an earlier version.
+    pub fn make_earlier(&mut self, node: usize) {
+        self.earlier.insert(node);
+    }
+
     fn send(&mut self, from: usize, datagram: Vec<u8>) {
         assert!(datagram.len() <= crate::wire::advert::MAX_DATAGRAM);
         self.sent.push((self.now, from, datagram.clone()));
         for to in (0..self.nodes.len()).filter(|to| *to != from) {
             if !self.cut.contains(&(from, to)) {
-                self.deliver(to, datagram.clone(), LATENCY);
+                let datagram = if self.is_earlier(from, to) { stateless(&datagram) } else { datagram.clone() };
+                self.deliver(to, datagram, LATENCY);
             }
         }
+    }
+
+    /// One sends zeros there, or reads nothing.
+    fn is_earlier(&self, from: usize, to: usize) -> bool {
+        self.earlier.contains(&from) || self.earlier.contains(&to)
     }
 
     pub fn deliver(&mut self, to: usize, datagram: Vec<u8>, after: Duration) {
@@ -172,6 +225,11 @@ impl Cluster {
     pub fn holders(&self, vip: Vip) -> Vec<usize> {
         let holds = |node: &Node| self.now < node.lease && node.own.contains_key(&vip);
         (0..self.nodes.len()).filter(|node| holds(&self.nodes[*node])).collect()
+    }
+
+    /// Of them those whose speakers run.
+    pub fn owners_alive(&self, vip: Vip) -> usize {
+        self.holders(vip).into_iter().filter(|node| self.nodes[*node].running).count()
     }
 
     pub fn owner(&self, vip: Vip) -> usize {
@@ -259,6 +317,15 @@ impl Cluster {
     pub fn released(&self) -> Vec<String> {
         self.logged(|action| matches!(action, Action::Release { .. }))
     }
+}
+
+/// The same without a pace.
+fn stateless(datagram: &[u8]) -> Vec<u8> {
+    let mut advert = Advert::open(datagram, 1, &keyring()).unwrap();
+    if let Body::Node { pace, .. } = &mut advert.body {
+        *pace = None;
+    }
+    advert.seal(&keyring())
 }
 
 pub fn nothing() -> Vec<String> {

@@ -11,6 +11,7 @@ use super::harness::{config, keyring, name, vip};
 use crate::name::Term;
 use crate::time::Duration;
 use crate::wire::advert::{Body, Claim, Flags, MAX_DATAGRAM, digest};
+use crate::wire::pace::Pace;
 
 /// Any advert that a peer with the key could send, sense or nonsense.
 fn any_advert() -> impl Strategy<Value = Advert> {
@@ -30,9 +31,16 @@ fn any_advert() -> impl Strategy<Value = Advert> {
                 (list, whole, part, tag),
             )| {
                 let digest = if whole { digest(claims.iter().copied()) } else { u64::from(part) };
-                let part = u16::from(part % 3);
-                let body = if list {
-                    Body::Claims { part: if whole { 0 } else { part }, parts: if whole { 1 } else { 3 }, claims }
+                let body = if part >= 200 {
+                    let interval = Duration::from_millis(10 + u64::from(tag % 991));
+                    let pace = Pace { interval, dead_intervals: 3 + tag / 1000 % 8 };
+                    Body::Node { mac: [2, 0, 0, 0, 0, 7], pace: whole.then_some(pace) }
+                } else if list {
+                    Body::Claims {
+                        part: if whole { 0 } else { u16::from(part % 3) },
+                        parts: if whole { 1 } else { 3 },
+                        claims,
+                    }
                 } else {
                     Body::Heartbeat { echoes: alloc::vec![tag] }
                 };

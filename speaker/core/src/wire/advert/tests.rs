@@ -5,6 +5,7 @@ use alloc::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::time::Duration;
 
 const CLUSTER: u64 = 0x0102_0304_0506_0708;
 
@@ -68,17 +69,31 @@ fn claims_both_ways() {
 /// More may follow in later versions; an address of a group is none of a node.
 #[test]
 fn node_both_ways() {
-    let node = Advert { body: Body::Node { mac: [2, 0, 0, 0, 0, 7] }, ..heartbeat() };
-    let bytes = node.seal(&keys(5));
+    let mac = [2, 0, 0, 0, 0, 7];
+    let earlier = Advert { body: Body::Node { mac, pace: None }, ..heartbeat() };
+    let bytes = earlier.seal(&keys(5));
     assert_eq!(bytes[NAME + 6..bytes.len() - MAC_LEN], [2, 0, 0, 0, 0, 7, 0, 0]);
+    assert_eq!(Advert::open(&bytes, CLUSTER, &keys(5)), Ok(earlier));
+    let pace = Some(Pace { interval: Duration::from_millis(200), dead_intervals: 5 });
+    let node = Advert { body: Body::Node { mac, pace }, ..heartbeat() };
+    let bytes = node.seal(&keys(5));
+    assert_eq!(bytes[NAME + 6..bytes.len() - MAC_LEN], [2, 0, 0, 0, 0, 7, 0x50, 200]);
     assert_eq!(Advert::open(&bytes, CLUSTER, &keys(5)), Ok(node.clone()));
     let mut longer = bytes[..bytes.len() - MAC_LEN].to_vec();
     longer.extend_from_slice(&[1, 2, 3, 4]);
     keys(5).seal(&mut longer);
     assert_eq!(Advert::open(&longer, CLUSTER, &keys(5)), Ok(node));
     for mac in [[0; 6], [0xff; 6], [1, 0, 0, 0, 0, 7]] {
-        let group = Advert { body: Body::Node { mac }, ..heartbeat() };
+        let group = Advert { body: Body::Node { mac, pace: None }, ..heartbeat() };
         assert_eq!(Advert::open(&group.seal(&keys(5)), CLUSTER, &keys(5)), Err(Reject::Malformed));
+    }
+    // 9 ms; 1001 ms; 2 intervals; 11 intervals.
+    for pace in [[0x30, 9], [0x33, 0xe9], [0x20, 50], [0xb0, 50], [0, 50], [0x30, 0]] {
+        let mut bytes = bytes[..bytes.len() - MAC_LEN].to_vec();
+        let end = bytes.len() - Pace::LEN;
+        bytes[end..].copy_from_slice(&pace);
+        keys(5).seal(&mut bytes);
+        assert_eq!(Advert::open(&bytes, CLUSTER, &keys(5)), Err(Reject::BadPace), "{pace:?}");
     }
 }
 
@@ -167,13 +182,19 @@ prop_compose! {
         name in "[a-z0-9.-]{1,253}", epoch: u64, sequence: u64, bits in 0u8..32, digest: u64, challenge: u32,
         echoes in prop::collection::vec(any::<u32>(), 0..=MAX_ECHOES),
         claims in prop::collection::vec((any::<[u8; 4]>(), any::<u64>(), any::<bool>()), 0..=claims_per_part(NodeName::MAX_LEN)),
-        part in 0..MAX_PARTS as u16, beats: bool,
+        part in 0..MAX_PARTS as u16, kind in 0..3, mac: [u8; 5],
+        pace in prop::option::of((10u64..=1000, 3u32..=10)),
     ) -> Advert {
         let claims = claims.into_iter().map(|(a, t, stepping_down)| Claim { vip: Vip(a.into()), term: Term(t), stepping_down }).collect();
-        let claims = Body::Claims { part, parts: MAX_PARTS as u16, claims };
+        let pace = pace.map(|(millis, dead_intervals)| Pace { interval: Duration::from_millis(millis), dead_intervals });
+        let body = match kind {
+            0 => Body::Heartbeat { echoes },
+            1 => Body::Claims { part, parts: MAX_PARTS as u16, claims },
+            _ => Body::Node { mac: [2, mac[0], mac[1], mac[2], mac[3], mac[4]], pace },
+        };
         Advert {
             node: NodeName::new(&name).unwrap(), cluster: CLUSTER, epoch, sequence, flags: Flags::from_bits(bits), digest,
-            challenge, body: if beats { Body::Heartbeat { echoes } } else { claims },
+            challenge, body,
         }
     }
 }
@@ -186,10 +207,13 @@ proptest! {
 
     /// Also with a good head and a good MAC, so that the parser behind them is reached.
     #[test]
-    fn any_bytes_are_taken_calmly(bytes in prop::collection::vec(any::<u8>(), 0..1500), head in 0usize..8, signed: bool) {
+    fn any_bytes_are_taken_calmly(
+        bytes in prop::collection::vec(any::<u8>(), 0..1500), head in 0usize..9, node: bool, signed: bool,
+    ) {
         let mut bytes = bytes;
-        let good = claims().seal(&keys(5));
-        let length = bytes.len().min([0, 4, 5, 6, 8, 16, 46, 48][head]);
+        let address = Advert { body: Body::Node { mac: [2, 0, 0, 0, 0, 7], pace: None }, ..heartbeat() };
+        let good = if node { address } else { claims() }.seal(&keys(5));
+        let length = bytes.len().min([0, 4, 5, 6, 8, 16, 46, 48, 60][head]);
         bytes[..length].copy_from_slice(&good[..length]);
         if signed {
             keys(5).seal(&mut bytes);
