@@ -25,7 +25,7 @@ use decide::{Ability, Record};
 pub use eligible::{Choice, Eligible, Order, Standing};
 pub use peer::Loss;
 use peer::{Challenges, Claims, Received};
-use peers::{Lapsed, Peers};
+use peers::{Lapsed, Peers, STALE};
 pub use state::{
     Action, Config, ConfigError, Event, LoseReason, Owner, PartitionPolicy, PeerStatus, Phase, Status, Work,
 };
@@ -148,6 +148,11 @@ impl Election {
     /// The owner of a desired VIP as this node knows it.
     pub fn owner(&self, vip: Vip) -> Option<&Owner> {
         self.vips.get(&vip)?.owner.as_ref()
+    }
+
+    /// The silence after which the slowest of this node and its peers is dead.
+    pub fn slowest_dead(&self) -> Duration {
+        self.peers.slowest_dead().max(self.config.dead())
     }
 
     /// What was done since the start.
@@ -312,7 +317,7 @@ impl Election {
         let lapsed = self.peers.expire(&self.config, now);
         self.work.peers += self.peers.len() as u64;
         self.lost.extend(lapsed.down.iter().map(|_| now));
-        let dead = self.peers.slowest_dead();
+        let dead = self.slowest_dead();
         self.lost.retain(|at| now.since(*at) <= dead);
         self.lapsed(lapsed, actions);
         self.advance(now, actions);
@@ -351,8 +356,14 @@ impl Election {
 
     fn has_joined(&self, now: Instant) -> bool {
         let listened = now.since(self.joining_since);
-        listened >= self.config.join_timeout
-            || listened >= self.config.dead() && self.peers.view_is_full(self.challenges.current, &self.config, now)
+        // Every peer, of whatever pace, has been heard by then.
+        listened >= self.config.join_timeout.max(self.slowest_dead())
+            || listened >= self.listens() && self.peers.view_is_full(self.challenges.current, &self.config, now)
+    }
+
+    /// For so long at least, when it joins. No peer refuses it then for the sake of a speaker with a higher epoch that was here before.
+    fn listens(&self) -> Duration {
+        self.config.dead().max(STALE)
     }
 
     fn has_quorum(&self, now: Instant) -> bool {
@@ -446,7 +457,7 @@ impl Machine for Election {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let joined = (self.phase == Phase::Joining).then(|| self.joining_since + self.config.dead());
+        let joined = (self.phase == Phase::Joining).then(|| self.joining_since + self.listens());
         let joined = joined.filter(|at| *at > self.last_tick);
         let touched = (!self.touched.is_empty()).then_some(self.last_tick);
         let timer = self.timers.first().map(|(at, _)| *at);

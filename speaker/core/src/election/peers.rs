@@ -18,6 +18,9 @@ use silence::Silence;
 /// Unverified incarnations of one peer that are kept at a time.
 const MAX_CANDIDATES: usize = 4;
 
+/// For so long after an advert of an incarnation, whatever its pace, those with a lower epoch are refused. No node joins sooner than that.
+pub(super) const STALE: Duration = Duration::from_millis(160);
+
 /// Peers that are kept at most: as many as a heartbeat can name.
 pub(super) const MAX_PEERS: usize = MAX_ECHOES;
 
@@ -363,9 +366,10 @@ impl Peer {
         config: &Config,
         now: Instant,
     ) -> Result<Received, Reject> {
-        // A lower epoch (a wall clock that was set back) has to wait until the higher one is silent.
-        let older = self.current.as_ref().is_some_and(|current| advert.epoch < current.epoch);
-        if older && self.up {
+        // A lower epoch (a wall clock that was set back) has to wait until the higher one is silent. Not until it is dead: a new speaker may
+        // be faster than the one before it, and would be a member, and own VIPs, long before a peer knows it.
+        let higher = self.current.as_ref().filter(|current| self.up && advert.epoch < current.epoch);
+        if higher.is_some_and(|current| now < current.last_received + current.dead(config).min(STALE)) {
             return Err(Reject::StaleEpoch);
         }
         let proves_freshness = matches!(&advert.body, Body::Heartbeat { echoes } if echoes.contains(&own.current));

@@ -11,7 +11,7 @@ pub(super) struct Silence {
     last_sound: Instant,
     /// When the next peer falls silent, at the earliest.
     expiry: Option<Instant>,
-    /// The longest dead interval, of this node or any peer.
+    /// The longest dead interval of this node and its peers, those that are received and not verified yet included.
     slowest: Duration,
     /// Peers have different paces: after this time without any of them a heartbeat of the fastest is overdue, and no other may be due for
     /// long.
@@ -79,6 +79,8 @@ impl Peers {
         let mut ends = |at: Instant| next = Some(next.map_or(at, |known: Instant| known.min(at)));
         for peer in self.peers.values() {
             peer.expired.iter().for_each(|expired| ends(expired.until));
+            let candidates = peer.candidates.iter().filter(|candidate| candidate.is_fresh(config, now));
+            slowest = candidates.map(|candidate| candidate.dead(config)).fold(slowest, Duration::max);
             let Some(current) = &peer.current else { continue };
             slowest = slowest.max(current.dead(config));
             if peer.up {

@@ -14,7 +14,7 @@ use crate::wire::pace::Pace;
 const FAST: Pace = Pace { interval: Duration::from_millis(20), dead_intervals: 3 };
 /// Dead after 1,040 ms.
 const STEADY: Pace = Pace { interval: Duration::from_millis(200), dead_intervals: 5 };
-/// Dead after 3.2 s: the slowest that is allowed.
+/// Dead after 3.2 s: the longest interval that is allowed.
 const SLOWEST: Pace = Pace { interval: Duration::from_millis(1000), dead_intervals: 3 };
 
 fn downs(cluster: &Cluster) -> Vec<String> {
@@ -102,6 +102,56 @@ fn a_rolling_restart_changes_the_pace() {
             assert!((1..=12).all(|last| cluster.holders(vip(last)).len() == 1), "{pace:?} {node}");
         }
     }
+}
+
+/// As after a clock that was set back and a lost disk: the speaker before it, which was slow, is not dead for its peers yet when they
+/// receive the new one, at once or after it was cut off. No VIP has two owners that receive each other for longer than I3 allows.
+#[test]
+fn a_lower_epoch_is_heard_before_a_slow_predecessor_is_dead() {
+    let all = [[FAST, FAST, SLOWEST], [SLOWEST, FAST, SLOWEST], [STEADY, STEADY, SLOWEST]];
+    for (paces, next) in all.into_iter().flat_map(|paces| [FAST, STEADY, SLOWEST].map(|next| (paces, next))) {
+        for cut_off in [0, 700, 1500, 2500] {
+            let mut cluster = Cluster::paced(&paces, 12);
+            cluster.crash(2);
+            cluster.run(ms(170));
+            if cut_off > 0 {
+                cluster.isolate(2);
+            }
+            cluster.restart_at(2, 5, next);
+            cluster.run(ms(cut_off));
+            cluster.cut.clear();
+            let slower = [paces[0], paces[1], next].map(|pace| pace.interval).into_iter().max().unwrap();
+            let mut since = [cluster.now; 12];
+            for _ in 0..8000 {
+                cluster.run(ms(1));
+                for last in 1..=12 {
+                    let known = &mut since[usize::from(last) - 1];
+                    if cluster.owners_alive(vip(last)) < 2 {
+                        *known = cluster.now;
+                    }
+                    let took = cluster.now.since(*known);
+                    assert!(took <= slower + ms(5), "{paces:?} {next:?} {cut_off} {last}: {took:?} {:#?}", cluster.log);
+                }
+            }
+            assert!(cluster.nodes.iter().all(|node| node.election.phase() == Phase::Member));
+            assert!(holdings(&cluster, 12).iter().all(|held| held.len() == 1), "{paces:?} {next:?} {cut_off}");
+        }
+    }
+}
+
+/// It does not join before its own dead interval is over, although that is longer than the join timeout, and not before a peer that it
+/// has heard could be heard again.
+#[test]
+fn a_slow_node_listens_for_its_dead_interval() {
+    let mut cluster = Cluster::paced(&[FAST, FAST, SLOWEST], 12);
+    cluster.crash(2);
+    cluster.run(ms(4000));
+    cluster.isolate(2);
+    cluster.restart_at(2, 300, SLOWEST);
+    cluster.run(ms(3190));
+    assert_eq!(cluster.nodes[2].election.phase(), Phase::Joining);
+    cluster.run(ms(1010));
+    assert_eq!(cluster.nodes[2].election.phase(), Phase::Member);
 }
 
 /// A speaker of an earlier version sends none: it is judged as this node is.
