@@ -254,6 +254,7 @@ impl Loop {
                     self.elect(self.state.readiness());
                 }
                 Command::Keys(secret) => {
+                    self.state.on_rotation(rotation::Event::Slowest(self.election.slowest_dead()), now);
                     self.state.on_rotation(rotation::Event::Secret(secret), now);
                     self.state.show_keys();
                 }

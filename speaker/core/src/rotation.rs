@@ -21,9 +21,10 @@ pub struct Secret {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// A peer is up for this long after an advert; a slower one for longer ([`Self::window_of`]).
+    /// A peer is up for this long after an advert; a slower one for longer (`window_of`).
     pub window: Duration,
-    /// How long all peers must have had the new key before the first node signs with it. Longer than `window`.
+    /// How long all peers must have had the new key before the first node signs with it. Longer than `window`; longer where slower peers
+    /// are ([`Event::Slowest`]).
     pub grace: Duration,
     /// A key that the Secret does not name is refused after this time, whatever peers name: so a stolen key ends.
     pub revocation: Duration,
@@ -33,11 +34,15 @@ impl Config {
     /// For peers that are declared down after `dead`.
     pub fn new(dead: Duration) -> Self {
         let window = Self::window_of(dead);
-        Self { window, grace: Duration::from_secs(2).max(2 * window), revocation: Duration::from_secs(600) }
+        Self { window, grace: Self::grace_of(dead), revocation: Duration::from_secs(600) }
     }
 
     fn window_of(dead: Duration) -> Duration {
         3 * dead
+    }
+
+    fn grace_of(dead: Duration) -> Duration {
+        Duration::from_secs(2).max(2 * Self::window_of(dead))
     }
 }
 
@@ -45,6 +50,9 @@ impl Config {
 pub enum Event {
     /// The Secret, when it is read or has changed.
     Secret(Secret),
+    /// Before a Secret: the silence after which the slowest peer is dead. One that lacks the new key may have been received last so long
+    /// ago.
+    Slowest(Duration),
     /// A verified advert. Needed only while the ring has two keys.
     Received {
         node: NodeName,
@@ -81,6 +89,8 @@ pub struct Rotation {
     peers: BTreeMap<NodeName, Peer>,
     /// No peer is silent earlier. It may be past: every advert would have to compare all peers else.
     silent: Option<Instant>,
+    /// After this silence the slowest peer is dead.
+    slowest: Duration,
     lacking: BTreeSet<NodeName>,
     /// Peers visited: what the time of this machine is proportional to.
     work: u64,
@@ -118,6 +128,7 @@ impl Rotation {
             lacked: now,
             peers: BTreeMap::new(),
             silent: None,
+            slowest: Duration::ZERO,
             lacking: BTreeSet::new(),
             work: 0,
         }
@@ -151,6 +162,10 @@ impl Rotation {
         Some(previous.as_ref().filter(|key| **key != self.signing).unwrap_or(current).clone())
     }
 
+    fn grace(&self) -> Duration {
+        self.config.grace.max(Config::grace_of(self.slowest))
+    }
+
     fn is_revoked(&self, key: &Key, now: Instant) -> bool {
         !self.is_named(key) && now.since(self.noticed) >= self.config.revocation
     }
@@ -181,6 +196,7 @@ impl Rotation {
             return false;
         };
         let until = now + dead.map_or(self.config.window, Config::window_of);
+        self.slowest = self.slowest.max(dead.unwrap_or_default());
         let peer = Peer { until, signs_with, other_hint };
         let has_room = self.peers.len() < MAX_ECHOES;
         match self.peers.get_mut(&node) {
@@ -215,7 +231,7 @@ impl Rotation {
         if !lacking.is_empty() || !self.lacking.is_empty() {
             self.lacked = now;
         }
-        let waited = now.since(self.changed.max(self.lacked)) >= self.config.grace;
+        let waited = now.since(self.changed.max(self.lacked)) >= self.grace();
         let in_use = self.peers.values().any(|peer| peer.signs_with == next);
         let go = lacking.is_empty() && (waited || in_use) || self.is_revoked(&self.signing, now);
         self.report(lacking, actions);
@@ -234,7 +250,7 @@ impl Rotation {
             self.lacked = now;
             self.sign_with(previous, now, actions);
         } else if let Some(retiring) = &self.retiring
-            && now.since(self.changed) >= self.config.grace
+            && now.since(self.changed) >= self.grace()
             && (self.is_revoked(retiring, now) || self.peers.values().all(|peer| peer.signs_with != *retiring))
         {
             self.retiring = None;
@@ -283,6 +299,7 @@ impl Machine for Rotation {
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
             Event::Secret(secret) => self.set_secret(secret, now, actions),
+            Event::Slowest(dead) => self.slowest = dead,
             Event::Received { node, signer, other_hint, dead } => {
                 if !self.on_received(node, signer, other_hint, dead, now) {
                     return;
@@ -297,12 +314,10 @@ impl Machine for Rotation {
         let revoked = (!self.is_named(&self.signing)).then(|| self.noticed + self.config.revocation);
         // A peer that fell silent is not waited for any longer than its window.
         let silent = self.silent.filter(|_| !self.lacking.is_empty() || self.retiring.is_some());
-        let waited = self.changed.max(self.lacked) + self.config.grace;
+        let waited = self.changed.max(self.lacked) + self.grace();
         match self.next() {
             Some(_) => [Some(waited), revoked, silent].into_iter().flatten().min(),
-            None if self.retiring.is_some() => {
-                [Some(self.changed + self.config.grace), silent].into_iter().flatten().max()
-            }
+            None if self.retiring.is_some() => [Some(self.changed + self.grace()), silent].into_iter().flatten().max(),
             None => silent,
         }
     }

@@ -58,7 +58,7 @@ impl Parts<'_> {
             liveness: Liveness::new(liveness),
             readiness: Readiness::new(readiness::Config::default(), remembered),
             resolver: Resolver::new(resolve::Config::new(*jitter)),
-            unicast: Unicast::new(unicast::Config::default()),
+            unicast: Unicast::new(unicast::Config::new(config.dead())),
             rotation,
             unverified: Unverified::new(node, keys.is_confirmed(), now),
             announcer: Announcer::new(announce::Config::default()),

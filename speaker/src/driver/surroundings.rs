@@ -69,7 +69,7 @@ impl Surroundings for State {
                 self.note_incarnation(&node, epoch);
                 self.verified(&node, pace, now);
                 let multicast = self.incoming.multicast;
-                self.on_unicast(unicast::Event::Received { node: node.clone(), multicast, receives_us }, now);
+                self.on_unicast(unicast::Event::Received { node: node.clone(), multicast, receives_us, pace }, now);
                 self.on_liveness(liveness::Event::Pace(node.clone(), pace), now);
                 self.on_liveness(liveness::Event::Heartbeat(node.clone()), now);
                 if ready {

@@ -66,7 +66,7 @@ impl Driven {
             liveness: Liveness::new(liveness::Config::new(3)),
             readiness: Readiness::new(readiness::Config::default(), BTreeSet::new()),
             resolver: Resolver::new(resolve::Config::new(3)),
-            unicast: Unicast::new(unicast::Config::default()),
+            unicast: Unicast::new(unicast::Config::new(config.dead())),
             rotation: Rotation::new(rotation::Config::new(config.dead()), secret, None, now),
             unverified: Unverified::new(node, true, now),
             announcer: Announcer::new(announce::Config::default()),

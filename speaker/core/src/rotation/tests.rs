@@ -272,6 +272,32 @@ fn an_earlier_version_counts_as_lacking() {
     assert_eq!(actions[1..], [Action::Lacking([name(1)].into())]);
 }
 
+/// A slow peer that lacks the new key may not be received before the usual grace is over: it would take this node for dead.
+#[test]
+fn a_slow_peer_is_waited_for() {
+    let slow = Duration::from_millis(3200);
+    let start = Instant::from_millis(1000);
+    for (heard, slowest) in [(false, Duration::ZERO), (false, slow), (true, Duration::ZERO)] {
+        let mut machine = Rotation::new(Config::new(DEAD), secret(1, None), None, start);
+        let mut actions = Vec::new();
+        machine.handle(Event::Slowest(slowest), start, &mut actions);
+        machine.handle(Event::Secret(secret(2, Some(1))), start, &mut actions);
+        if heard {
+            let has_it = key(2).hint();
+            let received =
+                Event::Received { node: name(1), signer: Signer::Current, other_hint: has_it, dead: Some(slow) };
+            machine.handle(received, start, &mut actions);
+        }
+        let waits = machine.next_deadline().expect("it waits");
+        let expected = if heard || slowest == slow { 6 * slow } else { seconds(2) };
+        assert_eq!(waits.since(start), expected);
+        machine.handle(Event::Tick, start + (expected - BEAT), &mut actions);
+        assert_eq!(machine.ring().current, key(1));
+        machine.handle(Event::Tick, waits, &mut actions);
+        assert_eq!(machine.ring().current, key(2));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 

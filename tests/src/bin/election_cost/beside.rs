@@ -10,9 +10,12 @@ use speaker_core::readiness::{self, Readiness};
 use speaker_core::time::{Duration, Instant};
 use speaker_core::unicast::{self, Unicast};
 use speaker_core::unverified::{self, Unverified};
+use speaker_core::wire::pace::Pace;
 
 use crate::machine::name;
 use crate::{linear, time};
+
+const PACE: Pace = Pace { interval: Duration::from_millis(50), dead_intervals: 3 };
 
 pub fn print() {
     linear("received", [3, 200].map(|nodes| Beside::new(nodes).received()));
@@ -38,7 +41,7 @@ impl Beside {
             turn: 0,
             liveness: Liveness::new(liveness::Config::new(1)),
             readiness: Readiness::new(readiness::Config::default(), BTreeSet::new()),
-            unicast: Unicast::new(unicast::Config::default()),
+            unicast: Unicast::new(unicast::Config::new(PACE.dead())),
             unverified: Unverified::new(name(0), true, now),
             incarnations: BTreeMap::new(),
             peers,
@@ -75,10 +78,12 @@ impl Beside {
             told += actions.len();
         }
         let mut actions = Vec::new();
-        let event = unicast::Event::Received { node: node.clone(), multicast: true, receives_us: true };
+        let pace = Some(PACE);
+        let event = unicast::Event::Received { node: node.clone(), multicast: true, receives_us: true, pace };
         self.unicast.handle(event, now, &mut actions);
         told += actions.len();
         let mut actions = Vec::new();
+        self.liveness.handle(liveness::Event::Pace(node.clone(), pace), now, &mut actions);
         self.liveness.handle(liveness::Event::Heartbeat(node.clone()), now, &mut actions);
         told += actions.len();
         let mut actions = Vec::new();
