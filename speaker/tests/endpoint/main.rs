@@ -7,6 +7,7 @@ mod beside;
 mod client;
 mod counted;
 mod load;
+mod paces;
 mod reloaded;
 mod server;
 mod status;
@@ -58,7 +59,8 @@ fn story(world: &mut World) -> Result<()> {
     status::a_reader_that_waits_is_told(world)?;
     a_lost_owner_costs_no_connection(world, &mut held)?;
     beside::the_daemonset_costs_no_connection(world, &mut held)?;
-    refused_when_none_answers(world)
+    refused_when_none_answers(world)?;
+    paces::each_is_dead_in_its_own_time(world)
 }
 
 /// A cold start: the kubelets' connections must fail at once, not hang.
