@@ -9,11 +9,11 @@ use super::Report;
 use super::network::Network;
 use super::node::{Node, State, vip};
 
-/// I3 allows one interval; the rest is the drift of clocks and a late scheduler. The way there and back comes on top.
-const CONNECTED_OVERLAP_MAX: Duration = Duration::from_millis(50 + 10);
+/// I3 allows one interval, of the slower one; this is the drift of clocks and a late scheduler. The way there and back comes on top.
+const CONNECTED_OVERLAP_MORE: Duration = Duration::from_millis(10);
 
-/// The lease, and the drift of clocks.
-const LEASE_MAX: Duration = Duration::from_millis(120 + 1);
+/// Beyond a lease: the drift of clocks.
+const DRIFT: Duration = Duration::from_millis(1);
 
 /// Follows which node holds what.
 #[derive(Debug, Default)]
@@ -70,7 +70,8 @@ impl Watcher {
                 let Some(whole) = network.whole_since(*a, *b).filter(|_| awake(*a) && awake(*b)) else { continue };
                 let connected = now.saturating_sub(since.max(whole) + network.delay_max() * 2);
                 report.longest_connected_overlap = report.longest_connected_overlap.max(connected);
-                if connected > CONNECTED_OVERLAP_MAX {
+                let interval = nodes[*a].config.interval.max(nodes[*b].config.interval);
+                if connected > interval + CONNECTED_OVERLAP_MORE {
                     return Err(format!(
                         "node-{a} and node-{b} receive each other and both hold {vip} for {connected:?} (I3)"
                     ));
@@ -107,7 +108,7 @@ fn abandoned(now: Duration, vip: Vip, holders: &[usize], nodes: &[Node]) -> Resu
             continue;
         }
         let since = now - node.stopped_at;
-        if since > LEASE_MAX {
+        if since > node.config.lease + DRIFT {
             return Err(format!("{} answers for {vip} {since:?} after its speaker stopped (I1)", node.name));
         }
     }

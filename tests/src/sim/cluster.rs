@@ -5,20 +5,25 @@ use std::time::Duration;
 
 use speaker_core::election::{Action, Config, Event, PartitionPolicy};
 use speaker_core::name::{NodeName, Term, Vip};
+use speaker_core::wire::pace::Pace;
 
 use super::checkers::{GAP_MAX, Watcher, in_order};
 use super::clock::Clock;
-use super::faults::{Epoch, FIRST_FAULT, Fault, Planned, Profile, plan};
+use super::faults::{Epoch, Fault, Planned, Profile, first_fault, plan};
 use super::network::{Network, Weather};
 use super::node::{Effect, Node, State, config, desired, name};
+use super::paces::{self, Paces};
 use super::random::Random;
 use super::{Report, Violation};
 
 #[derive(Debug)]
 pub struct Cluster {
     profile: Profile,
+    paces: Paces,
     random: Random,
     config: Config,
+    /// Of each node's speaker.
+    pace: Vec<Option<Pace>>,
     now: Duration,
     nodes: Vec<Node>,
     network: Network,
@@ -27,8 +32,8 @@ pub struct Cluster {
     desired: usize,
     /// What an attacker has recorded.
     recording: VecDeque<Vec<u8>>,
-    /// VIPs whose owner was killed: since when.
-    orphans: BTreeMap<Vip, Duration>,
+    /// VIPs whose owner was killed: since when, and for how long its silence is not death.
+    orphans: BTreeMap<Vip, (Duration, Duration)>,
     watcher: Watcher,
     report: Report,
     terms: BTreeMap<Vip, Term>,
@@ -45,13 +50,11 @@ const SETTLE_MAX: Duration = Duration::from_millis(3000);
 const STAY: Duration = Duration::from_secs(3);
 /// A datagram is under way for 120 ms at most, and waits in the socket of a node that sleeps.
 const ECHO_MAX: Duration = Duration::from_millis(2000);
-/// A node that slept longer than the dead interval has lost what it held.
-const SLEEP_MAX: Duration = Duration::from_millis(160 + 1);
 /// The scheduler wakes a node this late at most; later is a freeze, and a fault.
 const LATE_MAX: Duration = Duration::from_millis(2);
 
 impl Cluster {
-    pub fn new(seed: u64, profile: Profile) -> Self {
+    pub fn new(seed: u64, profile: Profile, paces: Paces) -> Self {
         let mut random = Random::new(seed);
         let mut config = config(random.word());
         let least = if matches!(profile, Profile::Calm | Profile::Chaos) { 2 } else { 3 };
@@ -60,15 +63,24 @@ impl Cluster {
         if random.chance(200) {
             config.partition = PartitionPolicy::Quorum { members: (0..count).map(name).collect() };
         }
-        let plan = plan(profile, count, vips, &mut random).into();
+        let pace = paces.draw(count, &mut random);
+        // An interval may have passed already since its last heartbeat. Not two at a time.
+        let stall_max = |pace: &Option<Pace>| {
+            let config = paces::at(&config, *pace);
+            (config.dead() - config.interval - Duration::from_millis(5)).min(Duration::from_millis(400))
+        };
+        let stalls_max: Vec<Duration> = pace.iter().map(stall_max).collect();
+        let plan = plan(profile, vips, &stalls_max, paces.extra(), &mut random).into();
         let nodes =
             (0..count).map(|node| Node::new(node, Clock::new(&mut random), &config, 1000, Duration::ZERO)).collect();
         let report = Report { seed, nodes: count, vips, ..Report::default() };
         let verbose = std::env::var_os("SHEAVE_SIM_VERBOSE").is_some();
         Self {
             profile,
+            paces,
             random,
             config,
+            pace,
             now: Duration::ZERO,
             nodes,
             network: Network::new(),
@@ -89,7 +101,8 @@ impl Cluster {
     pub fn run(mut self) -> Result<Report, Box<Violation>> {
         self.play().map_err(|what| {
             let trace = self.trace.iter().cloned().collect();
-            Box::new(Violation { seed: self.report.seed, profile: self.profile, at: self.now, what, trace })
+            let (seed, profile, paces, at) = (self.report.seed, self.profile, self.paces, self.now);
+            Box::new(Violation { seed, profile, paces, at, what, trace })
         })?;
         Ok(self.report)
     }
@@ -101,13 +114,14 @@ impl Cluster {
             self.advance_to(self.now + pause)?;
             self.restart(node, Epoch::Higher);
         }
-        self.advance_to(FIRST_FAULT)?;
+        let extra = self.paces.extra();
+        self.advance_to(first_fault(extra))?;
         in_order(self.now, &self.nodes, self.vips, self.desired).map_err(|what| format!("before any fault: {what}"))?;
         let before = self.report.moves;
         self.watcher.gap_max = match self.profile {
             // A stall between lease and dead interval costs the answers in between (R9).
             Profile::Chaos | Profile::Stalls => None,
-            Profile::Crashes | Profile::CutOffs => Some(GAP_MAX),
+            Profile::Crashes | Profile::CutOffs => Some(GAP_MAX + extra * 3 / 2),
             Profile::Calm | Profile::HandOvers | Profile::OneWays => Some(Duration::ZERO),
         };
         let mut cut_off = None;
@@ -121,7 +135,7 @@ impl Cluster {
             }
             self.strike(planned.fault);
             if let Some((node, held)) = healed.filter(|_| self.profile == Profile::CutOffs) {
-                self.advance_to(self.now + Duration::from_secs(2))?;
+                self.advance_to(self.now + Duration::from_secs(2) + 2 * extra)?;
                 let lost: Vec<Vip> = held.difference(&self.held_without(node)).copied().collect();
                 if !lost.is_empty() {
                     return Err(format!("node-{node} was cut off and took {lost:?} from the others at the heal (I7)"));
@@ -143,19 +157,19 @@ impl Cluster {
     }
 
     fn settle(&mut self) -> Result<(), String> {
-        let end = self.now;
+        let (end, settle_max) = (self.now, SETTLE_MAX + 2 * self.paces.extra());
         while let Err(what) = in_order(self.now, &self.nodes, self.vips, self.desired) {
             self.report.settled_after = self.now - end;
-            if self.report.settled_after > SETTLE_MAX {
+            if self.report.settled_after > settle_max {
                 return Err(format!("{:?} after the last fault: {what} (I4)", self.report.settled_after));
             }
             self.advance_to(self.now + Duration::from_millis(10))?;
         }
         let moves = self.report.moves;
         // What was under way may still move something; after that nothing does.
-        self.advance_to(end + SETTLE_MAX)?;
+        self.advance_to(end + settle_max)?;
         let still = self.report.moves;
-        self.advance_to(self.now + STAY)?;
+        self.advance_to(self.now + STAY + self.paces.extra())?;
         in_order(self.now, &self.nodes, self.vips, self.desired)
             .map_err(|what| format!("settled, then not: {what} (I4)"))?;
         if self.report.moves > still {
@@ -206,8 +220,10 @@ impl Cluster {
                 Effect::Send(datagram) => self.send(from, &datagram),
                 Effect::Acquired(vip, term) => {
                     self.report.moves += 1;
-                    if let Some(since) = self.orphans.remove(&vip) {
-                        self.report.longest_takeover = self.report.longest_takeover.max(self.now - since);
+                    if let Some((since, dead)) = self.orphans.remove(&vip) {
+                        let took = self.now - since;
+                        self.report.longest_takeover = self.report.longest_takeover.max(took);
+                        self.report.longest_overtime = self.report.longest_overtime.max(took.saturating_sub(dead));
                     }
                     self.won(from, vip, term);
                     self.note(|| format!("node-{from} acquires {vip} term {term}"));
@@ -219,6 +235,10 @@ impl Cluster {
                 Effect::Other(Action::PeerUp { node }) => {
                     self.raised(&node);
                     self.note(|| format!("node-{from} PeerUp {node}"));
+                }
+                Effect::Other(Action::PeerDown { node, .. }) => {
+                    self.note(|| format!("node-{from} PeerDown {node}"));
+                    self.taken_for_dead(from, &node);
                 }
                 Effect::Other(Action::Received { .. } | Action::Rejected { .. } | Action::Announce { .. }) => {}
                 Effect::Other(Action::OwnerChanged { .. }) if !self.verbose => {}
@@ -240,6 +260,19 @@ impl Cluster {
         let silent = self.nodes.iter().find(|node| node.name == *name && node.state != State::Running);
         if let Some(since) = silent.map(|node| self.now - node.stopped_at).filter(|since| *since > ECHO_MAX) {
             self.broken = Some(format!("{name} is up, but has sent nothing for {since:?} (I8)"));
+        }
+    }
+
+    /// A node that runs, and of which everything has arrived for longer than any silence is borne, is not dead. Where nothing but crashes
+    /// and hand-overs happens no node that runs is.
+    fn taken_for_dead(&mut self, by: usize, name: &NodeName) {
+        let Some(node) = self.nodes.iter().position(|node| node.name == *name) else { return };
+        let runs = |node: usize| self.nodes[node].state == State::Running && self.nodes[node].carrier;
+        let good = matches!(self.profile, Profile::Calm | Profile::Crashes | Profile::HandOvers | Profile::Stalls);
+        let longest = 2 * (self.config.dead() + self.paces.extra());
+        let whole = self.network.whole_since(by, node).is_some_and(|since| self.now > since + longest);
+        if runs(node) && runs(by) && (good || whole) {
+            self.broken = Some(format!("node-{by} takes {name} for dead, which runs"));
         }
     }
 
@@ -274,7 +307,8 @@ impl Cluster {
                 self.network.change_weather(self.now, weather, self.nodes.len());
             }
             Fault::Crash(node) => {
-                self.orphans.extend(self.nodes[node].own.keys().map(|vip| (*vip, self.now)));
+                let since = (self.now, self.nodes[node].config.dead());
+                self.orphans.extend(self.nodes[node].own.keys().map(|vip| (*vip, since)));
                 self.nodes[node].crash(self.now);
                 self.broke(node);
             }
@@ -329,7 +363,9 @@ impl Cluster {
             self.event(node, Event::Desired(desired(self.desired)));
             self.event(node, Event::Ready(self.nodes[node].ready));
             let held = self.nodes[node].own.len();
-            if slept > SLEEP_MAX && held > 0 {
+            // The millisecond is the drift.
+            let sleep_max = self.nodes[node].config.dead() + Duration::from_millis(1);
+            if slept > sleep_max && held > 0 {
                 self.broken = Some(format!("node-{node} slept for {slept:?} and holds {held} VIPs when it wakes (R9)"));
             }
         }
@@ -358,7 +394,10 @@ impl Cluster {
         while !self.nodes[node].epochs.insert(epoch) {
             epoch += 1;
         }
-        self.nodes[node].restart(&self.config, epoch, self.now);
+        if self.now > first_fault(self.paces.extra()) {
+            self.pace[node] = self.paces.at_restart(self.pace[node], &mut self.random);
+        }
+        self.nodes[node].restart(&paces::at(&self.config, self.pace[node]), epoch, self.now);
         self.broke(node);
         self.start(node);
     }
@@ -367,6 +406,10 @@ impl Cluster {
     fn start(&mut self, node: usize) {
         if !self.nodes[node].carrier {
             self.event(node, Event::Carrier(false));
+        }
+        // With its first datagram it states its pace.
+        if self.paces == Paces::Mixed {
+            self.event(node, Event::OwnMac([2, 0, 0, 0, 0, node as u8]));
         }
         self.event(node, Event::Drained(self.nodes[node].drained));
         self.event(node, Event::Desired(desired(self.desired)));

@@ -70,43 +70,52 @@ pub enum Epoch {
     Lower,
 }
 
-/// Faults begin after everything has settled once.
-pub const FIRST_FAULT: Duration = Duration::from_secs(2);
+/// Faults begin after everything has settled once: `extra` later where slow nodes take so much longer for dead.
+pub fn first_fault(extra: Duration) -> Duration {
+    Duration::from_secs(2) + 3 * extra
+}
+
 const CHAOS: Duration = Duration::from_secs(20);
 
-pub fn plan(profile: Profile, nodes: usize, vips: usize, random: &mut Random) -> Vec<Planned> {
+/// `stalls`: how long each node may get no processor without a heartbeat too many.
+pub fn plan(
+    profile: Profile,
+    vips: usize,
+    stalls_max: &[Duration],
+    extra: Duration,
+    random: &mut Random,
+) -> Vec<Planned> {
+    let nodes = stalls_max.len();
     let mut plan = match profile {
         Profile::Calm => Vec::new(),
-        Profile::Crashes => crashes(nodes, random),
-        Profile::HandOvers => hand_overs(nodes, random),
-        Profile::CutOffs => cut_offs(nodes, random),
-        Profile::OneWays => one_ways(nodes, random),
-        Profile::Stalls => stalls(nodes, random),
-        Profile::Chaos => chaos(nodes, vips, random),
+        Profile::Crashes => crashes(nodes, extra, random),
+        Profile::HandOvers => hand_overs(nodes, extra, random),
+        Profile::CutOffs => cut_offs(nodes, extra, random),
+        Profile::OneWays => one_ways(nodes, extra, random),
+        Profile::Stalls => stalls(stalls_max, extra, random),
+        Profile::Chaos => chaos(nodes, vips, extra, random),
     };
     plan.sort_by_key(|planned| planned.at);
     plan
 }
 
 /// Far enough apart that everything settles in between.
-fn crashes(nodes: usize, random: &mut Random) -> Vec<Planned> {
+fn crashes(nodes: usize, extra: Duration, random: &mut Random) -> Vec<Planned> {
     let mut plan = Vec::new();
     for round in 0..5 {
-        let at =
-            FIRST_FAULT + Duration::from_secs(4 * round) + random.duration(Duration::ZERO..Duration::from_millis(100));
+        let at = begin(round, extra, random);
         let node = random.below(nodes);
         plan.push(Planned { at, fault: Fault::Crash(node) });
-        let back = at + Duration::from_millis(1500);
+        let back = at + Duration::from_millis(1500) + extra * 3 / 2;
         plan.push(Planned { at: back, fault: Fault::Restart(node, Epoch::Higher) });
     }
     plan
 }
 
-fn hand_overs(nodes: usize, random: &mut Random) -> Vec<Planned> {
+fn hand_overs(nodes: usize, extra: Duration, random: &mut Random) -> Vec<Planned> {
     let mut plan = Vec::new();
     for round in 0..5 {
-        let at =
-            FIRST_FAULT + Duration::from_secs(4 * round) + random.duration(Duration::ZERO..Duration::from_millis(100));
+        let at = begin(round, extra, random);
         let node = random.below(nodes);
         let (goes, returns) = match random.below(3) {
             0 => (Fault::Leave(node), Fault::Restart(node, Epoch::Higher)),
@@ -120,53 +129,56 @@ fn hand_overs(nodes: usize, random: &mut Random) -> Vec<Planned> {
     plan
 }
 
-fn cut_offs(nodes: usize, random: &mut Random) -> Vec<Planned> {
+fn cut_offs(nodes: usize, extra: Duration, random: &mut Random) -> Vec<Planned> {
     let mut plan = Vec::new();
     for round in 0..5 {
-        let at =
-            FIRST_FAULT + Duration::from_secs(4 * round) + random.duration(Duration::ZERO..Duration::from_millis(100));
+        let at = begin(round, extra, random);
         plan.push(Planned { at, fault: Fault::CutOff(random.below(nodes)) });
         // From a pause without effect to one that all nodes notice; mostly about the dead interval.
-        let longest = if random.chance(700) { 250 } else { 1500 };
-        let heal = at + random.duration(Duration::from_millis(20)..Duration::from_millis(longest));
+        let longest = if random.chance(700) { Duration::from_millis(250) } else { Duration::from_millis(1500) + extra };
+        let heal = at + random.duration(Duration::from_millis(20)..longest);
         plan.push(Planned { at: heal, fault: Fault::Heal });
     }
     plan
 }
 
-fn one_ways(nodes: usize, random: &mut Random) -> Vec<Planned> {
+fn one_ways(nodes: usize, extra: Duration, random: &mut Random) -> Vec<Planned> {
     let mut plan = Vec::new();
     for round in 0..5 {
-        let at =
-            FIRST_FAULT + Duration::from_secs(4 * round) + random.duration(Duration::ZERO..Duration::from_millis(100));
+        let at = begin(round, extra, random);
         let from = random.below(nodes);
         let to = (from + 1 + random.below(nodes - 1)) % nodes;
         plan.push(Planned { at, fault: Fault::OneWay(from, to) });
-        let heal = at + random.duration(Duration::from_millis(20)..Duration::from_millis(3000));
+        let heal = at + random.duration(Duration::from_millis(20)..Duration::from_millis(3000) + extra);
         plan.push(Planned { at: heal, fault: Fault::Heal });
     }
     plan
 }
 
-fn stalls(nodes: usize, random: &mut Random) -> Vec<Planned> {
+fn stalls(stalls_max: &[Duration], extra: Duration, random: &mut Random) -> Vec<Planned> {
     let mut plan = Vec::new();
     for round in 0..40 {
-        let at = FIRST_FAULT
+        let at = first_fault(extra)
             + Duration::from_millis(500 * round)
             + random.duration(Duration::ZERO..Duration::from_millis(100));
-        let node = random.below(nodes);
+        let node = random.below(stalls_max.len());
         plan.push(Planned { at, fault: Fault::Freeze(node, false) });
-        // An interval may have passed already since its last heartbeat.
-        let back = at + random.duration(Duration::from_millis(1)..Duration::from_millis(105));
+        let back = at + random.duration(Duration::from_millis(1)..stalls_max[node]);
         plan.push(Planned { at: back, fault: Fault::Thaw(node) });
     }
     plan
 }
 
-fn chaos(nodes: usize, vips: usize, random: &mut Random) -> Vec<Planned> {
+/// A round of faults that are far enough apart.
+fn begin(round: u32, extra: Duration, random: &mut Random) -> Duration {
+    let period = Duration::from_secs(4) + 3 * extra;
+    first_fault(extra) + period * round + random.duration(Duration::ZERO..Duration::from_millis(100))
+}
+
+fn chaos(nodes: usize, vips: usize, extra: Duration, random: &mut Random) -> Vec<Planned> {
     let mut plan = Vec::new();
-    let mut at = FIRST_FAULT;
-    let end = FIRST_FAULT + CHAOS;
+    let mut at = first_fault(extra);
+    let end = at + CHAOS;
     while at < end {
         one_fault(at, nodes, vips, random, &mut plan);
         // Mostly close together, sometimes with time to settle in between.

@@ -1,7 +1,7 @@
 //! A cluster of speakers on a virtual clock, with faults from a seed and checkers that share nothing with the election.
 //!
 //! Same seed, same run, to the nanosecond. The nodes see public API only; what they hold is read off the actions, as the
-//! kernel would: OWN and the lease. Files: `random` → `clock` (drift) → `network` → `node` → `cluster` (the loop) →
+//! kernel would: OWN and the lease. Files: `random` → `clock` (drift) → `paces` → `network` → `node` → `cluster` (the loop) →
 //! `faults` (what goes wrong) → `checkers` (what must hold all the same).
 //! Read first: docs/election.md, invariants. To repeat a failure: `SHEAVE_SIM_SEED=n cargo test -p sheave-tests --test sim_election`.
 
@@ -12,6 +12,7 @@ mod costs;
 mod faults;
 mod network;
 mod node;
+mod paces;
 pub mod random;
 pub mod scale;
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub use cluster::Cluster;
 pub use faults::Profile;
+pub use paces::Paces;
 
 /// What a run has shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct Report {
     pub longest_gap: Duration,
     /// From the kill of an owner to its successor's claim.
     pub longest_takeover: Duration,
+    /// The longest of them beyond the dead interval of the killed one.
+    pub longest_overtime: Duration,
     /// How long after the last fault everything was in order.
     pub settled_after: Duration,
 }
@@ -49,6 +53,7 @@ pub struct Report {
 pub struct Violation {
     pub seed: u64,
     pub profile: Profile,
+    pub paces: Paces,
     pub at: Duration,
     pub what: String,
     /// The last things that happened before it.
@@ -57,7 +62,7 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {} ({:?}) at {:?}: {}", self.seed, self.profile, self.at, self.what)?;
+        writeln!(f, "seed {} ({:?}, {:?}) at {:?}: {}", self.seed, self.profile, self.paces, self.at, self.what)?;
         self.trace.iter().try_for_each(|line| writeln!(f, "  {line}"))
     }
 }
@@ -65,6 +70,6 @@ impl fmt::Display for Violation {
 impl std::error::Error for Violation {}
 
 /// One run.
-pub fn run(seed: u64, profile: Profile) -> Result<Report, Box<Violation>> {
-    Cluster::new(seed, profile).run()
+pub fn run(seed: u64, profile: Profile, paces: Paces) -> Result<Report, Box<Violation>> {
+    Cluster::new(seed, profile, paces).run()
 }

@@ -22,6 +22,8 @@ pub struct Node {
     pub ready: bool,
     /// The daemon keeps it on disk.
     pub drained: bool,
+    /// Of the speaker that runs, or did last.
+    pub config: Config,
     pub election: Election,
     pub own: BTreeMap<Vip, Term>,
     lease: Instant,
@@ -72,7 +74,8 @@ impl Node {
             carrier: true,
             ready: false,
             drained: false,
-            election: Election::new(start, now),
+            election: Election::new(start.clone(), now),
+            config: start,
             own: BTreeMap::new(),
             lease: Instant::ZERO,
             inbox: Vec::new(),
@@ -178,7 +181,8 @@ impl Node {
     pub fn restart(&mut self, config: &Config, epoch: u64, now: Duration) {
         self.seed = self.seed.wrapping_mul(31).wrapping_add(1);
         let start = Config { node: self.name.clone(), epoch, seed: self.seed, ..config.clone() };
-        self.election = Election::new(start, self.clock.read(now));
+        self.election = Election::new(start.clone(), self.clock.read(now));
+        self.config = start;
         self.own.clear();
         self.state = State::Running;
         self.last_epoch = epoch;
