@@ -23,6 +23,8 @@ const AGAINST_HOST: Duration = Duration::from_secs(10);
 /// Between two probes of an owner that has yielded, and of one that stays.
 const PROBE_YIELDED: Duration = Duration::from_secs(1);
 const PROBE_KEPT: Duration = Duration::from_secs(5);
+/// Between two probes after answers to announcements.
+const PROBE_ANSWERED: Duration = Duration::from_secs(1);
 /// So many probes without an answer: the other has gone.
 const UNANSWERED: u32 = 3;
 /// Probes of one turn; the rest is due at once.
@@ -75,6 +77,8 @@ pub struct Conflicts {
 struct Owned {
     term: Term,
     since: Instant,
+    /// The last probe on account of [`Event::Answered`].
+    asked: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +103,9 @@ pub enum Event {
         mac: [u8; 6],
         claim: Option<Claim>,
     },
+    /// Such a host has answered our announcement. One that has the VIP does, and so does proxy ARP of Linux for what it routes; a probe,
+    /// which comes from nobody, tells them apart.
+    Answered(Vip),
     Tick,
 }
 
@@ -187,6 +194,15 @@ impl Conflicts {
         }
     }
 
+    fn answered(&mut self, vip: Vip, now: Instant, actions: &mut Vec<Action>) {
+        let Some(owned) = self.owned.get_mut(&vip) else { return };
+        // In a conflict it is probed anyway.
+        if !self.conflicts.contains_key(&vip) && owned.asked.is_none_or(|asked| asked + PROBE_ANSWERED <= now) {
+            owned.asked = Some(now);
+            actions.push(Action::Probe(vip));
+        }
+    }
+
     fn end(&mut self, vip: Vip, actions: &mut Vec<Action>) {
         if let Some(conflict) = self.conflicts.remove(&vip) {
             actions.push(Action::Ended { vip, mac: conflict.mac });
@@ -220,12 +236,13 @@ impl Machine for Conflicts {
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
             Event::Acquired { vip, term } => {
-                self.owned.insert(vip, Owned { term, since: now });
+                self.owned.insert(vip, Owned { term, since: now, asked: None });
             }
             Event::Released(vip) => {
                 self.owned.remove(&vip);
                 self.end(vip, actions);
             }
+            Event::Answered(vip) => self.answered(vip, now, actions),
             Event::Heard { vip, mac, claim } => self.heard(vip, mac, claim, now, actions),
             Event::Tick => self.tick(now, actions),
         }

@@ -140,6 +140,21 @@ fn nodes_of_this_cluster_and_vips_of_other_nodes_are_no_conflict() {
     assert_eq!((told(&mut other, from_host(), 100), other.next_deadline()), (vec![], None));
 }
 
+/// Proxy ARP leaves the probe alone; a host that has the VIP answers it.
+#[test]
+fn an_answer_to_an_announcement_is_a_reason_to_probe_and_no_conflict() {
+    let mut owner = owner(A, 0);
+    assert_eq!(told(&mut owner, Event::Answered(VIP), 5000), [Action::Probe(VIP)]);
+    assert_eq!((told(&mut owner, Event::Answered(VIP), 5999), owner.vips().count()), (vec![], 0), "once a second");
+    assert_eq!((told(&mut owner, Event::Answered(VIP), 6000), owner.vips().count()), (vec![Action::Probe(VIP)], 0));
+    assert_eq!(owner.next_deadline(), None);
+
+    let began = Action::Began { vip: VIP, mac: HOST, cluster: false, yielded: false };
+    assert_eq!(told(&mut owner, from_host(), 6001), [Action::Defend(VIP), began], "the host's answer to the probe");
+    assert_eq!(told(&mut owner, Event::Answered(VIP), 8000), [], "probed anyway");
+    assert_eq!(told(&mut Conflicts::new(A), Event::Answered(VIP), 8000), [], "another node's");
+}
+
 #[test]
 fn a_conflict_ends_with_the_ownership() {
     let mut owner = owner(A, 0);
