@@ -44,7 +44,9 @@ impl State {
                     let (vip, mac) = (speaker_core::name::Vip(claimant.ip), claimant.mac);
                     // A node of this cluster, or its kernel: the election settles that.
                     if !self.macs.values().any(|known| *known == mac) {
-                        self.on_conflict(conflict::Event::Heard { vip, mac: mac.0, claim: claimant.claim }, now);
+                        let heard = conflict::Event::Heard { vip, mac: mac.0, claim: claimant.claim };
+                        let answered = conflict::Event::Answered(vip);
+                        self.on_conflict(if claimant.to_announcement { answered } else { heard }, now);
                     }
                 }
                 Ok(Some(None)) => {}

@@ -37,6 +37,8 @@ pub struct Claimant {
     pub mac: Mac,
     /// What a speaker's announcement says of it.
     pub claim: Option<Claim>,
+    /// It answers our own announcement: the address is the sender of what was asked, too.
+    pub to_announcement: bool,
 }
 
 /// One frame that waited.
@@ -185,11 +187,12 @@ fn parse(bytes: &[u8], own: Mac) -> Option<Neighbour> {
 }
 
 fn claimant(bytes: &[u8], own: Mac) -> Option<Claimant> {
-    let Neighbour { ip, mac, .. } = parse(bytes, own)?;
+    let Neighbour { ip, mac, reply, .. } = parse(bytes, own)?;
     let arp = ArpPacket::new(bytes.get(14..)?)?;
-    let announces = arp.get_operation() == ArpOperations::Request && arp.get_target_proto_addr() == ip;
+    let is_own = arp.get_target_proto_addr() == ip;
+    let announces = arp.get_operation() == ArpOperations::Request && is_own;
     let claim = Claim::of(Mac::from(arp.get_target_hw_addr()).0).filter(|_| announces);
-    Some(Claimant { ip, mac, claim })
+    Some(Claimant { ip, mac, claim, to_announcement: reply && is_own })
 }
 
 /// `protocol`: `ETH_P_…`.
@@ -239,12 +242,24 @@ mod tests {
     fn an_announcement_carries_its_claim_and_nothing_else_does() {
         let (vip, claim) = (Ipv4Addr::new(192, 0, 2, 7), Claim { settled: true, cluster: 0x1234 });
         let sent = |op, target, mac| claimant(&build(OTHER, Mac::BROADCAST, op, vip, target, mac), OWN);
-        let found = |claim| Some(Claimant { ip: vip, mac: OTHER, claim });
+        let found = |claim| Some(Claimant { ip: vip, mac: OTHER, claim, to_announcement: false });
         assert_eq!(sent(ArpOperations::Request, vip, Mac(claim.bytes())), found(Some(claim)));
         assert_eq!(sent(ArpOperations::Request, vip, Mac::default()), found(None), "a host's announcement");
         assert_eq!(sent(ArpOperations::Reply, vip, Mac(claim.bytes())), found(None), "a reply");
         assert_eq!(sent(ArpOperations::Request, Ipv4Addr::new(192, 0, 2, 1), Mac(claim.bytes())), found(None));
         assert_eq!(sent(ArpOperations::Request, vip, Mac(PROGRAM_QUERY)), found(None));
+    }
+
+    #[test]
+    fn an_answer_to_our_announcement_is_told_from_one_to_a_probe_and_from_an_announcement() {
+        let vip = Ipv4Addr::new(192, 0, 2, 7);
+        let replied = |to, target| {
+            claimant(&build(OTHER, to, ArpOperations::Reply, vip, target, OWN), OWN).map(|found| found.to_announcement)
+        };
+        assert_eq!(replied(OWN, vip), Some(true));
+        assert_eq!(replied(OWN, Ipv4Addr::UNSPECIFIED), Some(false), "a probe comes from nobody");
+        assert_eq!(replied(OWN, Ipv4Addr::new(192, 0, 2, 1)), Some(false), "this node's kernel has asked");
+        assert_eq!(replied(Mac::BROADCAST, vip), Some(false), "told to all");
     }
 
     /// Any host may send one of these; a sign of life it is not.

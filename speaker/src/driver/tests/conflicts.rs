@@ -149,3 +149,32 @@ fn a_host_with_the_address_is_named_and_the_owner_stays() {
         assert!(!driven.noticed().contains(&Notice::Yielded { vip: VIP }));
     });
 }
+
+/// It is asked as nobody asks who announces: a proxy is silent then (Linux's), a host that has the address is not.
+#[test]
+fn an_answer_to_an_announcement_is_a_conflict_only_with_one_to_a_probe() {
+    driven(|mut driven, _| {
+        driven.until("it owns the VIP", |driven| driven.owns());
+        let replied = |to: Ipv4Addr| {
+            let mut frame = arp(mac(7), 2, VIP, mac(1));
+            frame[38..42].copy_from_slice(&to.octets());
+            frame
+        };
+        let is_probe = |frame: &Vec<u8>| {
+            frame.len() >= 42
+                && frame[12..14] == [0x08, 0x06]
+                && frame[28..32] == [0; 4]
+                && frame[38..42] == VIP.octets()
+        };
+        driven.far.send(&replied(VIP));
+        driven.until("the VIP is probed", |driven| {
+            std::iter::from_fn(|| driven.far.receive()).any(|frame| is_probe(&frame))
+        });
+        let later = clock::now() + Duration::from_millis(200);
+        driven.until("nobody has answered", |_| clock::now() > later);
+        assert!(!driven.health.in_conflict(VIP) && driven.metrics.address_conflicts.get() == 0);
+        driven.far.send(&replied(Ipv4Addr::UNSPECIFIED));
+        driven.until("the host is named", |driven| driven.health.in_conflict(VIP));
+        assert!(driven.owns());
+    });
+}
