@@ -118,7 +118,7 @@ pub struct UplinkState {
     #[schemars(range(min = 0))]
     pub mtu: Option<i64>,
 
-    /// Its IPv4 addresses.
+    /// Its IPv4 addresses, and those of the API server endpoint that a host speaker serves beside this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(max = 45)))]
     pub addresses: Vec<String>,

@@ -63,6 +63,8 @@ pub struct HealthFlags {
     owned: Mutex<BTreeMap<Ipv4Addr, u64>>,
     /// VIPs of this node that another host of the segment announces as well.
     conflicts: Mutex<BTreeSet<Ipv4Addr>>,
+    /// VIPs of the host speaker beside this one.
+    of_host_speaker: Mutex<BTreeSet<Ipv4Addr>>,
     /// Kinds of objects that the API server does not let this speaker read.
     refused: Mutex<BTreeSet<Kind>>,
     /// The host speaker serves this node: no loop turns here.
@@ -180,6 +182,18 @@ impl HealthFlags {
 
     pub fn in_conflict(&self, vip: Ipv4Addr) -> bool {
         self.lock_conflicts().contains(&vip)
+    }
+
+    pub fn set_of_host_speaker(&self, vips: BTreeSet<Ipv4Addr>) {
+        *self.lock_of_host_speaker() = vips;
+    }
+
+    pub fn of_host_speaker(&self) -> BTreeSet<Ipv4Addr> {
+        self.lock_of_host_speaker().clone()
+    }
+
+    fn lock_of_host_speaker(&self) -> std::sync::MutexGuard<'_, BTreeSet<Ipv4Addr>> {
+        self.of_host_speaker.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn lock_conflicts(&self) -> std::sync::MutexGuard<'_, BTreeSet<Ipv4Addr>> {

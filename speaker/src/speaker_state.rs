@@ -79,6 +79,7 @@ pub async fn run(
         }
         let facts = Facts {
             host: &host,
+            of_host_speaker: health.of_host_speaker(),
             attached: health.attached.load(Ordering::Relaxed),
             not_ready: health.not_ready(),
             notes: health.notes(),
@@ -196,6 +197,7 @@ mod tests {
         let host = HostFacts::default();
         let facts = Facts {
             host: &host,
+            of_host_speaker: BTreeSet::new(),
             attached: false,
             not_ready: vec![],
             notes: vec![],

@@ -263,6 +263,7 @@ impl State {
         // A speaker that has just started cannot know whether it was missed.
         sync.planner.was_away(&sync.node);
         sync.attachment.read_first();
+        sync.health.set_of_host_speaker(sync.attachment.of_first().clone());
         let macs = have.nodes.values().map(|node| (Ipv4Addr::from(node.addr), Mac(node.mac)));
         let in_force = left_in_force(&have);
         let (metrics, health) = (sync.metrics.clone(), sync.health.clone());

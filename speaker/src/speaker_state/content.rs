@@ -1,10 +1,13 @@
 //! Pure: what a SpeakerState says, by what was found.
 
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use sheave_api::SpeakerStateStatus;
 use sheave_api::local::LocalDrain;
 use sheave_api::speakerstate::most;
+use sheave_api::{SpeakerStateStatus, UplinkState};
 
 use super::survey::HostFacts;
 use crate::health::{Cause, Check};
@@ -12,6 +15,8 @@ use crate::health::{Cause, Check};
 /// Everything that is found on a node at one moment.
 pub struct Facts<'a> {
     pub host: &'a HostFacts,
+    /// VIPs of the host speaker beside this one.
+    pub of_host_speaker: BTreeSet<Ipv4Addr>,
     /// The packet path is attached to the uplink.
     pub attached: bool,
     pub not_ready: Vec<Cause>,
@@ -33,13 +38,20 @@ pub fn status(facts: &Facts, known: &[Condition], now: Timestamp) -> SpeakerStat
         entry: Some(entry.to_owned()),
         service_proxy: host.service_proxy.clone(),
         cni: host.cni.map(str::to_owned),
-        uplinks: host.uplink.iter().cloned().collect(),
+        uplinks: host.uplink.iter().map(|uplink| with_addresses(uplink, &facts.of_host_speaker)).collect(),
         drained: facts.drained.clone(),
         listening: host.listening.clone(),
         local_services: facts.local_services.clone(),
         limits_reached: facts.limits.iter().take(most::ENTRIES).cloned().collect(),
         conditions: conditions(facts).into_iter().map(|condition| condition.since(known, now)).collect(),
     }
+}
+
+/// The controller gives out none of an uplink's addresses.
+fn with_addresses(uplink: &UplinkState, others: &BTreeSet<Ipv4Addr>) -> UplinkState {
+    let own = &uplink.addresses;
+    let others = others.iter().map(Ipv4Addr::to_string).filter(|other| !own.contains(other));
+    UplinkState { addresses: own.iter().cloned().chain(others).take(most::ENTRIES).collect(), ..uplink.clone() }
 }
 
 /// A condition without its time.
@@ -140,8 +152,6 @@ const ENTRY_NONE: &str = "none";
 
 #[cfg(test)]
 mod tests {
-    use sheave_api::UplinkState;
-
     use super::*;
     use crate::keys::source::Problem;
 
@@ -164,7 +174,8 @@ mod tests {
     fn facts<'a>(host: &'a HostFacts, not_ready: &[Cause], notes: &[Cause]) -> Facts<'a> {
         let attached = !not_ready.contains(&Cause::NotAttached);
         let (not_ready, notes) = (not_ready.to_vec(), notes.to_vec());
-        Facts { host, attached, not_ready, notes, limits: vec![], drained: None, local_services: vec![] }
+        let (of_host_speaker, limits, local_services) = Default::default();
+        Facts { host, of_host_speaker, attached, not_ready, notes, limits, drained: None, local_services }
     }
 
     fn condition<'a>(status: &'a SpeakerStateStatus, kind: &str) -> (&'a str, &'a str, &'a str) {
@@ -210,6 +221,18 @@ mod tests {
         let status = status(&facts, &[], at("2026-11-27T00:00:01Z"));
         assert_eq!(status.drained, drained);
         assert_eq!(condition(&status, "Ready").0, "True", "it may own VIPs, the last of all");
+    }
+
+    /// They move between the members' nodes: each names them all.
+    #[test]
+    fn the_host_speakers_vips_are_addresses_of_the_uplink() {
+        let mut host = host();
+        let addresses = |vips: &[&str]| vips.iter().map(|vip| vip.to_string()).collect::<Vec<_>>();
+        host.uplink.as_mut().unwrap().addresses = addresses(&["192.0.2.1", "192.0.2.100"]);
+        let of_host_speaker = [100, 101].map(|last| Ipv4Addr::new(192, 0, 2, last)).into();
+        let facts = Facts { of_host_speaker, ..facts(&host, &[], &[]) };
+        let status = status(&facts, &[], at("2026-11-27T00:00:00Z"));
+        assert_eq!(status.uplinks[0].addresses, addresses(&["192.0.2.1", "192.0.2.100", "192.0.2.101"]));
     }
 
     #[test]

@@ -15,7 +15,10 @@ impl State {
     /// What depends on time alone.
     pub(super) fn on_turn(&mut self) {
         self.dirty |= self.sync.planner.awaits_reports() || self.removal_grace.is_due(clock::now());
-        self.dirty |= self.sync.attachment.read_first();
+        if self.sync.attachment.read_first() {
+            self.dirty = true;
+            self.sync.health.set_of_host_speaker(self.sync.attachment.of_first().clone());
+        }
         self.name_refusing();
         if let Err(error) = self.sync.metrics.count_denied() {
             warn!(error = format!("{error:#}"), "denied packets not counted; retrying");
