@@ -31,6 +31,7 @@ pub mod http;
 pub mod inside;
 pub mod keys;
 pub mod leftovers;
+pub mod logs;
 pub mod measure;
 pub mod node_loss;
 pub mod outside;

@@ -147,11 +147,22 @@ pub fn whole_segment(scene: &Scene) -> Result<String> {
 pub fn address_conflict(scene: &Scene) -> Result<String> {
     let report = scenario::conflict(scene)?;
     ensure!(report.granted != report.next && report.granted != report.asked, "a host's address: {report:#?}");
+    ensure!(report.beside_proxy != report.used, "a host's address beside a proxy: {report:#?}");
     ensure!(report.refusal.contains("no Service may have it"), "{report:#?}");
     ensure!(report.proxy.contains("answers ARP for every address"), "{report:#?}");
+    ensure!(!report.proxy_said.is_empty() && report.proxy_said.iter().all(|times| *times == 1), "{report:#?}");
+    ensure!(report.router_named.is_empty(), "a router's proxy ARP is no conflict: {:#?}", report.router_named);
     Ok(format!(
-        "{} skipped for {}; {} refused after {:.0} ms ({} late), granted {:.1} s after the host was gone; beside a proxy {}",
-        report.next, report.granted, report.asked, report.refused_ms, report.late, report.freed_s, report.beside_proxy
+        "{} skipped for {}; {} refused after {:.0} ms ({} late), granted {:.1} s after the host was gone; beside a proxy {} \
+         for {}",
+        report.next,
+        report.granted,
+        report.asked,
+        report.refused_ms,
+        report.late,
+        report.freed_s,
+        report.beside_proxy,
+        report.used
     ))
 }
 
