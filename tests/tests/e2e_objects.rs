@@ -2,7 +2,7 @@
 
 mod e2e;
 
-use e2e::steps;
+use e2e::{services, steps};
 use sheave_tests::lab::ProxyMode;
 
 #[test]
@@ -21,6 +21,7 @@ fn objects_are_followed_on_a_running_cluster() {
             ("pool exhaustion", 1, steps::pool_exhaustion),
             ("whole segment as a pool", 1, steps::whole_segment),
             ("addresses that hosts use", 1, steps::address_conflict),
+            ("a host with a VIP", 1, services::other_host::comes_up),
         ],
     );
 }

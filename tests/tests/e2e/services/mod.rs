@@ -9,6 +9,7 @@ pub mod inside;
 pub mod late_table;
 pub mod local;
 pub mod node_address;
+pub mod other_host;
 pub mod ports;
 pub mod ranges;
 pub mod several;
