@@ -34,6 +34,13 @@ fn terminating_pods_serve_clients_that_are_still_sent_here() {
     assert_eq!(web_pods(&plan), [(Ipv4Addr::new(10, 0, b'a', 1), 8080)]);
 }
 
+#[test]
+fn what_a_service_publishes_serves_as_ready_pods_do() {
+    let plan = plan([pod("a", 1, PUBLISHED), pod("a", 2, TERMINATING), pod("a", 3, UNREADY)]);
+    let web = &plan.services[&service_key(VIP, 80, Protocol::Tcp)];
+    assert_eq!((&web.pods[..], web.last_resort), (&[(Ipv4Addr::new(10, 0, b'a', 1), 8080)][..], false));
+}
+
 /// Pods of the whole cluster, each once, though two nodes translate for one of them.
 #[test]
 fn clients_inside_are_this_nodes_where_kube_proxy_does_not_translate() {

@@ -105,7 +105,8 @@ pub(super) fn members(pods: &[Pod<'_>], ignores_label: bool, view: &View, traffi
     if counts.is_empty() {
         counts = first(&pods, &|_| true, &[has_started, is_last_resort, is_ready]);
     } else {
-        let lost = |pod: &&Pod<'_>| !has_rows(pod) && !takes_new_flows(pod) && !pod.conditions.terminating;
+        let stays = |pod: &Pod<'_>| is_ready(pod) || !pod.conditions.terminating;
+        let lost = |pod: &&Pod<'_>| !has_rows(pod) && !takes_new_flows(pod) && stays(pod);
         counts.extend(count(pods.iter().filter(lost)));
         counts.extend(count(pods.iter().filter(|pod| !has_rows(pod) && has_started(pod))));
     }
@@ -133,8 +134,10 @@ pub(super) struct Chosen {
     pub excluded_take: bool,
 }
 
+/// Also while it terminates, as in kube-proxy: the API calls a pod that terminates ready only where the Service has
+/// publishNotReadyAddresses.
 pub(crate) fn is_ready(pod: &Pod<'_>) -> bool {
-    pod.conditions.ready && !pod.conditions.terminating
+    pod.conditions.ready
 }
 
 pub(crate) fn has_started(pod: &Pod<'_>) -> bool {

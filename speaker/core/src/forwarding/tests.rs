@@ -64,6 +64,16 @@ fn members_are_the_ready_pods_of_each_node() {
     assert_eq!(ring_members(endpoints, &none()), [("a".into(), 2, false), ("c".into(), 1, false)]);
 }
 
+/// kube-proxy goes by `ready` alone.
+#[test]
+fn what_a_service_publishes_counts_as_ready_also_while_it_terminates() {
+    assert_eq!(ring_members([pod("a", 1, PUBLISHED)], &none()), [("a".into(), 1, false)]);
+    let endpoints = [pod("a", 1, PUBLISHED), ready("b", 1), pod("c", 1, TERMINATING)];
+    assert_eq!(ring_members(endpoints, &none()), [("a".into(), 1, false), ("b".into(), 1, false)]);
+    let endpoints = [pod("a", 1, PUBLISHED), pod("b", 1, PUBLISHED)];
+    assert_eq!(ring_members(endpoints, &names(["a"])), [("a".into(), 1, true), ("b".into(), 1, false)], "lost");
+}
+
 #[test]
 fn without_ready_pods_terminating_ones_that_serve_count() {
     let endpoints = [pod("a", 1, UNREADY), pod("b", 1, TERMINATING)];

@@ -284,7 +284,14 @@ impl<'a> Candidates<'a> {
     fn rank(&self, endpoint: &'a Endpoint) -> (bool, bool, bool, bool) {
         let conditions = endpoint.conditions;
         let has_node = matches!(self.view.place(endpoint), Place::Node(_));
-        (conditions.ready && !conditions.terminating, conditions.serving, !conditions.terminating, has_node)
+        (conditions.ready, conditions.serving, !conditions.terminating, has_node)
+    }
+}
+
+impl View {
+    /// Whether the address may be a pod's.
+    pub(super) fn may_be_sent_to(&self, address: Ipv4Addr) -> bool {
+        is_pod_address(address) && !self.is_vip(address)
     }
 }
 

@@ -8,6 +8,8 @@ use super::*;
 
 pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const TERMINATING: Conditions = Conditions { ready: false, serving: true, terminating: true };
+/// Of a Service with publishNotReadyAddresses: a pod that terminates, and has failed its probe.
+pub const PUBLISHED: Conditions = Conditions { ready: true, serving: false, terminating: true };
 pub const UNREADY: Conditions = Conditions { ready: false, serving: false, terminating: false };
 
 pub fn web() -> ObjectName {
