@@ -112,7 +112,7 @@ pub enum Refusal {
     ProtocolNotServed,
     /// Ports beyond the first [`MAX_PORTS`](crate::MAX_PORTS).
     TooManyPorts,
-    /// All EndpointSlices hold names, not addresses. Speakers find it ([`Partly`]).
+    /// EndpointSlices hold names, not addresses. Speakers find it ([`Partly`]).
     FQDNNotServed,
     /// Endpoints name a node that the API server does not list, or lists without an IPv4 InternalIP: they are not served. Speakers find it
     /// ([`Partly`]).
@@ -120,6 +120,11 @@ pub enum Refusal {
     /// Pods stand on a node that has no speaker yet: they are not served until it has, or until others translate. Speakers find it
     /// ([`Partly`]).
     NodeWithoutSpeaker,
+    /// Endpoints have an address to which nothing is sent: an address of a Service, a link-local or a loopback one. Speakers find it
+    /// ([`Partly`]).
+    EndpointAddress,
+    /// The ports of an EndpointSlice beyond the first [`MAX_PORTS`](crate::MAX_PORTS). Speakers find it ([`Partly`]).
+    TooManyEndpointPorts,
     /// Endpoints stand on no node, or on one without a speaker: they see the address of the node that translates for them. Speakers find it ([`Partly`]).
     ClientAddressLost,
     /// Another host of the segment announces the address as well. Speakers find it ([`Partly`], [`NoOwner`]).
@@ -128,7 +133,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 43] = [
+    pub const ALL: [Refusal; 45] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -170,6 +175,8 @@ impl Refusal {
         Refusal::FQDNNotServed,
         Refusal::NodeNotListed,
         Refusal::NodeWithoutSpeaker,
+        Refusal::EndpointAddress,
+        Refusal::TooManyEndpointPorts,
         Refusal::ClientAddressLost,
         Refusal::AddressConflict,
     ];
@@ -218,6 +225,8 @@ impl Refusal {
             Refusal::FQDNNotServed => "FQDNNotServed",
             Refusal::NodeNotListed => "NodeNotListed",
             Refusal::NodeWithoutSpeaker => "NodeWithoutSpeaker",
+            Refusal::EndpointAddress => "EndpointAddress",
+            Refusal::TooManyEndpointPorts => "TooManyEndpointPorts",
             Refusal::ClientAddressLost => "ClientAddressLost",
             Refusal::AddressConflict => "AddressConflict",
         }
@@ -386,12 +395,16 @@ impl NoOwner {
 pub enum Partly {
     /// Another host of the segment announces the address.
     AddressConflict,
-    /// A Service all of whose EndpointSlices hold names (address type FQDN).
+    /// A Service with EndpointSlices that hold names (address type FQDN).
     FQDNNotServed,
     /// A Service with endpoints that name a node which the API server does not list, or lists without an IPv4 InternalIP.
     NodeNotListed,
     /// A Service with pods on a node that has no speaker yet.
     NodeWithoutSpeaker,
+    /// A Service with endpoints that have an address to which nothing is sent.
+    EndpointAddress,
+    /// A Service with an EndpointSlice of more ports than [`MAX_PORTS`](crate::MAX_PORTS).
+    TooManyEndpointPorts,
     /// A Service with endpoints of no node, or of a node without a speaker.
     ClientAddressLost,
     /// Ports of a Service beyond the first [`MAX_PORTS`](crate::MAX_PORTS). Not beside others: the controller finds it itself.
@@ -402,11 +415,13 @@ impl Partly {
     /// Of `status.reason`, by the definition of VirtualIP.
     const MAX_LENGTH: usize = 64;
 
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::AddressConflict,
         Self::FQDNNotServed,
         Self::NodeNotListed,
         Self::NodeWithoutSpeaker,
+        Self::EndpointAddress,
+        Self::TooManyEndpointPorts,
         Self::ClientAddressLost,
         Self::TooManyPorts,
     ];
@@ -418,12 +433,14 @@ impl Partly {
             Partly::FQDNNotServed => "FQDNNotServed",
             Partly::NodeNotListed => "NodeNotListed",
             Partly::NodeWithoutSpeaker => "NodeWithoutSpeaker",
+            Partly::EndpointAddress => "EndpointAddress",
+            Partly::TooManyEndpointPorts => "TooManyEndpointPorts",
             Partly::ClientAddressLost => "ClientAddressLost",
             Partly::TooManyPorts => "TooManyPorts",
         }
     }
 
-    /// For `status.reason`; `None` of nothing. What does not fit into the field is left out: the last beside an `AddressConflict` may not.
+    /// For `status.reason`; `None` of nothing. What does not fit into the field is left out: the last of five may not.
     pub fn join(parts: &BTreeSet<Self>) -> Option<String> {
         let beside = |part: &&Self| **part != Self::TooManyPorts || parts.len() == 1;
         let mut reason = String::new();

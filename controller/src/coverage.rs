@@ -102,9 +102,10 @@ fn reported(part: Partly) -> Option<Refused> {
             Refusal::AddressConflict,
             "another host of the segment announces the address as well; the log of the owner's speaker has its Ethernet address",
         ),
-        Partly::FQDNNotServed => {
-            (Refusal::FQDNNotServed, "all EndpointSlices hold names (addressType FQDN); addresses are served")
-        }
+        Partly::FQDNNotServed => (
+            Refusal::FQDNNotServed,
+            "EndpointSlices that hold names (addressType FQDN) are not served; those that hold addresses are",
+        ),
         Partly::NodeNotListed => (
             Refusal::NodeNotListed,
             "endpoints with a nodeName that the API server does not list, or without an IPv4 InternalIP: they are not served",
@@ -114,6 +115,14 @@ fn reported(part: Partly) -> Option<Refused> {
             "pods on a node that has no speaker yet (no SpeakerState has its name): they are not served until one runs there; 10 to 15 \
              minutes after the node joined two other nodes translate for them",
         ),
+        Partly::EndpointAddress => (
+            Refusal::EndpointAddress,
+            "endpoints with an address to which nothing is sent (one of a Service, link-local, loopback, multicast): they are not served",
+        ),
+        Partly::TooManyEndpointPorts => {
+            let message = format!("an EndpointSlice has more than {MAX_PORTS} ports: its first {MAX_PORTS} are served");
+            return Some(named(Refusal::TooManyEndpointPorts, message));
+        }
         Partly::ClientAddressLost => (
             Refusal::ClientAddressLost,
             "endpoints without a node, or on a node without a speaker: two nodes translate for each; it does not see the \
@@ -309,6 +318,8 @@ mod tests {
             (Partly::FQDNNotServed, Refusal::FQDNNotServed),
             (Partly::NodeNotListed, Refusal::NodeNotListed),
             (Partly::NodeWithoutSpeaker, Refusal::NodeWithoutSpeaker),
+            (Partly::EndpointAddress, Refusal::EndpointAddress),
+            (Partly::TooManyEndpointPorts, Refusal::TooManyEndpointPorts),
             (Partly::ClientAddressLost, Refusal::ClientAddressLost),
         ] {
             assert_eq!((said(&[part]), is_reported(reason)), (vec![reason], true));

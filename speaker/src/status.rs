@@ -137,9 +137,11 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
 fn partly(views: &Views, health: &HealthFlags, vip: Ipv4Addr) -> BTreeSet<Partly> {
     let in_words = |part| match part {
         Part::TooManyPorts => Partly::TooManyPorts,
-        Part::NamesOnly => Partly::FQDNNotServed,
+        Part::Names => Partly::FQDNNotServed,
         Part::NodeUnknown => Partly::NodeNotListed,
         Part::NoSpeakerYet => Partly::NodeWithoutSpeaker,
+        Part::EndpointAddress => Partly::EndpointAddress,
+        Part::TooManyEndpointPorts => Partly::TooManyEndpointPorts,
         Part::Via => Partly::ClientAddressLost,
     };
     let parts = views.borrow().as_ref().map_or(BTreeSet::new(), |view| view.parts(vip));

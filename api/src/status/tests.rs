@@ -45,7 +45,7 @@ fn all_parts_fit_into_a_reason_and_are_read_again() {
     assert_eq!(beside, "AddressConflict,FQDNNotServed,NodeNotListed,NodeWithoutSpeaker");
     all.remove(&Partly::AddressConflict);
     let reason = Partly::join(&all).unwrap();
-    assert_eq!(reason, "FQDNNotServed,NodeNotListed,NodeWithoutSpeaker,ClientAddressLost");
+    assert_eq!(reason, "FQDNNotServed,NodeNotListed,NodeWithoutSpeaker,EndpointAddress");
     for (reason, parts) in [(&beside, 0..4), (&reason, 1..5)] {
         assert!(reason.len() <= 64, "{}", reason.len());
         assert_eq!(Partly::parse(reason), Partly::ALL[parts].iter().copied().collect());

@@ -145,13 +145,14 @@ impl View {
     }
 
     fn keep(&mut self, mut object: Object) -> Change {
+        let too_many_ports = object.has_too_many_ports();
         let cut = object.cut();
         if let Some(limit) = object.oversized() {
             // What was known of it is out of date, and what is true does not fit: leave it out altogether.
             self.remove(&object.key());
             return self.refuse(limit);
         }
-        let noted = match self.parts.note(&object, cut) {
+        let noted = match self.parts.note(&object, too_many_ports) {
             Ok(noted) => noted,
             Err(limit) => return self.refuse(limit),
         };

@@ -247,7 +247,7 @@ impl<'a> Candidates<'a> {
             for listen in listens.map(|p| p.port) {
                 for endpoint in &slice.endpoints {
                     let address = endpoint.address;
-                    if !is_pod_address(address) || self.view.is_vip(address) || listen == 0 {
+                    if !self.view.may_be_sent_to(address) || listen == 0 {
                         refuse(Reason::EndpointAddress, &address);
                         continue;
                     }

@@ -55,6 +55,16 @@ impl Object {
         exceeds.then_some(limit)
     }
 
+    /// Of a Service or a slice.
+    pub(super) fn has_too_many_ports(&self) -> bool {
+        let ports = match self {
+            Self::Service(_, service) => &service.ports,
+            Self::EndpointSlice(_, slice) => &slice.ports,
+            _ => return false,
+        };
+        ports.len() > Limit::PortsPerObject.value()
+    }
+
     pub(super) fn oversized(&self) -> Option<Limit> {
         match self {
             Self::Service(_, service) if service.source_ranges() > Limit::RangesPerService.value() => {

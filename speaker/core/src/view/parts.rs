@@ -10,31 +10,42 @@ use super::{Endpoint, EndpointSlice, Key, Limit, Object, ObjectName, Place, View
 /// Why a part of a VIP is not served although it has an owner. In the order of how much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// All EndpointSlices of a Service hold names.
-    NamesOnly,
+    /// EndpointSlices of a Service hold names, alone or beside others that hold addresses.
+    Names,
     /// Endpoints of a Service that serve name a node that the view does not hold.
     NodeUnknown,
     /// They stand on a node that has no speaker yet: it may get one, so no other node translates for them ([`super::place`]).
     NoSpeakerYet,
+    /// Endpoints of a Service that serve have an address to which nothing may be sent.
+    EndpointAddress,
+    /// The ports of an EndpointSlice beyond [`Limit::PortsPerObject`].
+    TooManyEndpointPorts,
     /// Endpoints of a Service stand on no node, or on one without a speaker: nodes translate for them ([`super::via`]).
     Via,
     /// The ports of a Service beyond [`Limit::PortsPerObject`].
     TooManyPorts,
 }
 
-/// Services with more ports than the limit, and EndpointSlices of names.
+/// Services and EndpointSlices with more ports than the limit, and EndpointSlices of names.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parts {
     cut: BTreeSet<ObjectName>,
+    cut_slices: BTreeSet<ObjectName>,
     names: BTreeMap<ObjectName, String>,
 }
 
 impl Parts {
-    /// `cut`: what was left out of the object. Whether that is news.
-    pub fn note(&mut self, object: &Object, cut: Option<Limit>) -> Result<bool, Limit> {
+    /// `cut`: ports were left out of the object. Whether that is news.
+    pub fn note(&mut self, object: &Object, cut: bool) -> Result<bool, Limit> {
         match object {
-            Object::Service(name, _) if cut.is_some() => Ok(self.cut.insert(name.clone())),
+            Object::Service(name, _) if cut => Ok(self.cut.insert(name.clone())),
+            Object::EndpointSlice(name, _) if cut => {
+                let named = self.names.remove(name).is_some();
+                let has_room = self.cut_slices.len() < Limit::EndpointSlices.value();
+                Ok((has_room && self.cut_slices.insert(name.clone())) | named)
+            }
             Object::NameSlice(name, service) => {
+                self.cut_slices.remove(name);
                 super::insert(&mut self.names, name.clone(), service.clone(), Limit::EndpointSlices)
             }
             other => Ok(self.forget(&other.key())),
@@ -45,7 +56,7 @@ impl Parts {
     pub fn forget(&mut self, key: &Key) -> bool {
         match key {
             Key::Service(name) => self.cut.remove(name),
-            Key::EndpointSlice(name) => self.names.remove(name).is_some(),
+            Key::EndpointSlice(name) => self.names.remove(name).is_some() | self.cut_slices.remove(name),
             Key::Node(_) | Key::VirtualIp(_) | Key::SpeakerState(_) | Key::L2Advertisement(_) | Key::Placement(_) => {
                 false
             }
@@ -74,20 +85,28 @@ impl View {
         let is_of = |(name, slice): &(&ObjectName, &Arc<EndpointSlice>)| {
             name.namespace == service.namespace && slice.service == service.name
         };
-        let mut slices = self.slices.iter().filter(is_of).peekable();
-        if self.parts.has_names(service) && slices.peek().is_none() {
-            parts.insert(Part::NamesOnly);
+        if self.parts.has_names(service) {
+            parts.insert(Part::Names);
         }
-        parts.extend(slices.flat_map(|(_, slice)| &slice.endpoints).filter_map(|endpoint| self.part_of(endpoint)));
+        for (name, slice) in self.slices.iter().filter(is_of) {
+            parts.extend(self.parts.cut_slices.contains(name).then_some(Part::TooManyEndpointPorts));
+            parts.extend(slice.endpoints.iter().filter_map(|endpoint| self.part_of(endpoint)));
+        }
         parts
     }
 
+    /// Of one that serves: the others would not be served either way.
     fn part_of(&self, endpoint: &Endpoint) -> Option<Part> {
-        let serves = endpoint.conditions.ready || endpoint.conditions.serving;
+        if !(endpoint.conditions.ready || endpoint.conditions.serving) {
+            return None;
+        }
+        if !self.may_be_sent_to(endpoint.address) {
+            return Some(Part::EndpointAddress);
+        }
         match self.place(endpoint) {
             Place::Via => Some(Part::Via),
-            Place::Unknown => serves.then_some(Part::NodeUnknown),
-            Place::Node(name) => (serves && self.awaits_speaker(name)).then_some(Part::NoSpeakerYet),
+            Place::Unknown => Some(Part::NodeUnknown),
+            Place::Node(name) => self.awaits_speaker(name).then_some(Part::NoSpeakerYet),
         }
     }
 }
@@ -135,16 +154,52 @@ mod tests {
         assert_eq!(parts(&known), []);
     }
 
+    /// discovery/v1 allows 20,000.
     #[test]
-    fn a_service_with_names_only_is_said_and_one_with_an_address_is_served() {
+    fn one_port_of_a_slice_too_many_is_said_until_it_is_gone() {
+        let wide = |count: usize| {
+            let Object::Service(_, Service { ports, .. }) = service_with(count) else { unreachable!() };
+            let slice = EndpointSlice { service: "web".into(), ports, endpoints: ready().into() };
+            Event::Apply(Object::EndpointSlice(ObjectName::new("default", "web-1"), slice))
+        };
+        let mut known = view(ready());
+        let most = Limit::PortsPerObject.value();
+        known.handle(wide(most));
+        assert_eq!(parts(&known), []);
+        assert_eq!(known.handle(wide(most + 1)), Change::Refused(Limit::PortsPerObject));
+        assert_eq!(parts(&known), [Part::TooManyEndpointPorts]);
+        assert_eq!(known.handle(wide(most)), Change::Changed, "the status changes");
+        assert_eq!(parts(&known), []);
+        known.handle(wide(most + 1));
+        known.handle(Event::Apply(Object::NameSlice(ObjectName::new("default", "web-1"), "web".into())));
+        assert_eq!(parts(&known), [Part::Names]);
+        known.handle(wide(most + 1));
+        assert_eq!(parts(&known), [Part::TooManyEndpointPorts]);
+        assert_eq!(known.handle(Event::Relisted(Kind::EndpointSlice, vec![])), Change::Changed);
+        assert_eq!(parts(&known), []);
+    }
+
+    #[test]
+    fn endpoints_to_which_nothing_may_be_sent_are_said() {
+        let at = |address: [u8; 4], conditions| Endpoint { address: address.into(), ..pod("a", 1, conditions) };
+        for address in [VIP.octets(), [169, 254, 0, 1], [127, 0, 0, 1]] {
+            let mut known = view([pod("a", 1, Conditions::READY), at(address, Conditions::READY)]);
+            assert_eq!(parts(&known), [Part::EndpointAddress], "{address:?}");
+            known.handle(Event::Apply(slice([pod("a", 1, Conditions::READY), at(address, UNREADY)])));
+            assert_eq!(parts(&known), [], "it would not serve");
+        }
+    }
+
+    #[test]
+    fn a_slice_of_names_is_said_alone_and_beside_addresses() {
         let mut known = view(ready());
         let names = |name: &str| Object::NameSlice(ObjectName::new("default", name), "web".into());
         assert_eq!(known.handle(Event::Apply(names("web-names"))), Change::Changed);
         assert_eq!(known.handle(Event::Apply(names("web-names"))), Change::None);
-        assert_eq!(parts(&known), [], "another slice has addresses");
+        assert_eq!(parts(&known), [Part::Names], "whatever addresses another slice has");
         assert_eq!(known.handle(Event::Apply(names("web-1"))), Change::Changed, "a slice of the same name");
         assert!(known.slices().is_empty());
-        assert_eq!(parts(&known), [Part::NamesOnly]);
+        assert_eq!(parts(&known), [Part::Names]);
         assert_eq!(known.handle(Event::Relisted(Kind::EndpointSlice, vec![names("web-1")])), Change::Changed);
         assert_eq!(known.handle(Event::Relisted(Kind::EndpointSlice, Vec::new())), Change::Changed);
         assert_eq!(parts(&known), []);
@@ -178,6 +233,9 @@ mod tests {
         let settled = Node { reported: i64::MAX, ..known.nodes()["c"].clone() };
         known.handle(Event::Apply(Object::Node("c".into(), settled)));
         assert_eq!(parts(&known), [Part::Via], "others translate");
+        known.handle(Event::Apply(slice([pod("c", 1, UNREADY)])));
+        assert_eq!(parts(&known), [], "for none that serves");
+        known.handle(Event::Apply(slice([pod("c", 1, Conditions::READY)])));
         assert_eq!(known.handle(speaker("c")), Change::Changed);
         assert_eq!(parts(&known), []);
     }
@@ -192,11 +250,11 @@ mod tests {
         known.handle(Event::Apply(service(other.clone(), ServiceAttributes::default())));
         known.handle(Event::Apply(Object::NameSlice(ObjectName::new("default", "zz-1"), "zz".into())));
         known.handle(Event::Apply(vip(VIP, [web(), other])));
-        assert_eq!(parts(&known), [Part::NamesOnly, Part::Via, Part::TooManyPorts]);
+        assert_eq!(parts(&known), [Part::Names, Part::Via, Part::TooManyPorts]);
         known.handle(Event::Apply(slice_named(
             "web-2",
             [Endpoint { node: Some("gone".into()), ..pod("a", 9, Conditions::READY) }],
         )));
-        assert_eq!(parts(&known), [Part::NamesOnly, Part::NodeUnknown, Part::Via, Part::TooManyPorts]);
+        assert_eq!(parts(&known), [Part::Names, Part::NodeUnknown, Part::Via, Part::TooManyPorts]);
     }
 }
