@@ -1,5 +1,7 @@
 //! Where a Service's address comes from: a pool, or the nodes, whose own addresses serve its ports. An annotation of the Service.
 
+use crate::excerpt;
+
 /// `node` for the addresses of nodes; else a pool grants one.
 pub const ANNOTATION: &str = "sheave.dev/address-mode";
 
@@ -13,7 +15,7 @@ pub enum AddressMode {
 
 /// A value that is none of those that are allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{ANNOTATION}: '{value}' is unknown; allowed are 'pool' (the default) and 'node'")]
+#[error("{ANNOTATION}: '{}' is unknown; allowed are 'pool' (the default) and 'node'", excerpt(value))]
 pub struct UnknownValue {
     pub value: String,
 }

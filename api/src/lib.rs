@@ -11,6 +11,7 @@ pub mod address_mode;
 pub mod addressprobe;
 pub mod annotations;
 mod chain;
+pub mod excerpt;
 mod excluded;
 pub mod kubernetes;
 pub mod l2advertisement;
@@ -32,6 +33,7 @@ pub use annotations::{
     SHARING_ANNOTATIONS,
 };
 pub use chain::Chain;
+pub use excerpt::excerpt;
 pub use excluded::Excluded;
 pub use l2advertisement::{L2Advertisement, L2AdvertisementSpec, L2AdvertisementStatus, PreferredNodes};
 pub use placement::{Placement, PlacementMode, PlacementSpec};

@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use crate::excerpt;
+
 /// The field, as an error names it.
 pub const FIELD: &str = "spec.loadBalancerSourceRanges";
 /// The annotation that counts where the field is empty: entries separated by commas.
@@ -51,8 +53,9 @@ impl SourceRanges {
 /// An entry that is no range: names the field, the value, and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{field}: '{value}' is no address range; allowed are CIDRs such as 192.0.2.0/24 or 2001:db8::/32 (IPv4 prefix length 0 to 32, \
-     IPv6 0 to 128)"
+    "{field}: '{}' is no address range; allowed are CIDRs such as 192.0.2.0/24 or 2001:db8::/32 (IPv4 prefix length 0 to 32, \
+     IPv6 0 to 128)",
+    excerpt(value)
 )]
 pub struct RangeError {
     /// [`FIELD`] or [`ANNOTATION`].

@@ -2,12 +2,14 @@
 //!
 //! Pure. The speaker acts on it, the controller refuses a value that is none; so both read it here.
 
+use crate::excerpt;
+
 /// Where a connection of the speaker disturbs: `off`.
 pub const ANNOTATION: &str = "sheave.dev/startup-probe";
 
 /// A value that is none of those that are allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{ANNOTATION}: '{value}' is unknown; allowed are 'on' (the default) and 'off'")]
+#[error("{ANNOTATION}: '{}' is unknown; allowed are 'on' (the default) and 'off'", excerpt(value))]
 pub struct UnknownValue {
     pub value: String,
 }

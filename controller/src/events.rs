@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
+use sheave_api::excerpt::bounded;
 use sheave_api::{CONTROLLER_NAME, Chain};
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -53,7 +54,7 @@ impl Events {
             },
             action: Some("Allocate".to_string()),
             event_time: Some(MicroTime(now)),
-            note: Some(note.message),
+            note: Some(bounded(note.message, MAX_NOTE)),
             reason: Some(note.reason.to_string()),
             regarding: Some(ObjectReference {
                 api_version: Some("v1".to_string()),
@@ -99,6 +100,8 @@ async fn publish(client: &Client, metrics: &Metrics, event: Event) {
     }
 }
 
+/// Bytes that the API server takes; it refuses an Event with more.
+const MAX_NOTE: usize = 1024;
 /// Some kB each.
 const QUEUE: usize = 1024;
 /// At a time. An address takes three other writes, of which the writer has eight under way: with fewer here the queue overflows while
@@ -106,3 +109,19 @@ const QUEUE: usize = 1024;
 const REQUESTS: usize = 4;
 /// How long one may take.
 const REQUEST: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_as_long_as_the_api_server_takes() {
+        let (queue, mut sent) = mpsc::channel(1);
+        let metrics = Arc::new(Metrics::register().unwrap());
+        let events = Events { queue, instance: "a".to_string(), metrics };
+        let service = ServiceKey { namespace: "default".to_string(), name: "web".to_string() };
+        events.send(&service, "uid", Note { warning: true, reason: "NoPool", message: "ä".repeat(5000) });
+        let note = sent.try_recv().unwrap().note.unwrap();
+        assert!(note.len() <= 1024 && note.ends_with("ä…"), "{}", note.len());
+    }
+}

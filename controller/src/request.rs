@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sheave_api::status::REASON_GRANTING;
-use sheave_api::{AddressMode, MAX_ADDRESSES, MAX_PORTS, Refusal, ServiceRef, address_mode};
+use sheave_api::{AddressMode, MAX_ADDRESSES, MAX_PORTS, Refusal, ServiceRef, address_mode, excerpt};
 
 use crate::allocator::selection::Labels;
 use crate::allocator::sharing::Sharing;
@@ -141,7 +141,7 @@ pub fn claim(service: &ServiceView, unsaid: AddressMode) -> Claim {
 fn at_nodes(service: &ServiceView) -> Claim {
     let named = [("an address", &service.addresses), ("a pool", &service.pool)];
     if let Some((what, value)) = named.iter().find_map(|(what, value)| Some((what, value.as_ref()?))) {
-        let message = format!("{}: 'node' and {what} are asked for ('{value}')", address_mode::ANNOTATION);
+        let message = format!("{}: 'node' and {what} are asked for ('{}')", address_mode::ANNOTATION, excerpt(value));
         return Claim::Refused(Refused { reason: Refusal::AddressAmbiguous, message });
     }
     let served = |port: &&Port| !matches!(port.protocol, Protocol::Other(_));
@@ -177,10 +177,11 @@ impl Wanted {
                         return Err(malformed(format!("'{entry}' is IPv4 in the notation of IPv6; write {v4}")));
                     }
                     if wanted.v6.replace(address).is_some_and(|other| other != address) {
+                        let list = excerpt(list);
                         return Err(malformed(format!("'{list}' names more than one IPv6 address; one is allowed")));
                     }
                 }
-                Err(_) => return Err(malformed(format!("'{entry}' is not an address"))),
+                Err(_) => return Err(malformed(format!("'{}' is not an address", excerpt(entry)))),
             }
         }
         if wanted.v4.len() > MAX_ADDRESSES {
@@ -188,7 +189,7 @@ impl Wanted {
             return Err(malformed(format!("{count} addresses of IPv4 are named; {MAX_ADDRESSES} are allowed")));
         }
         if wanted.v4.is_empty() && wanted.v6.is_some() && !service.wants_ipv6 {
-            let message = format!("'{list}' names IPv6 addresses only; IPv4 is served");
+            let message = format!("'{}' names IPv6 addresses only; IPv4 is served", excerpt(list));
             return Err(Refused { reason: Refusal::IPv6NotServed, message });
         }
         Ok(wanted)
@@ -258,6 +259,8 @@ mod tests {
         assert_eq!(refused.reason, Refusal::AddressMalformed);
         assert_eq!(refused.message, "17 addresses of IPv4 are named; 16 are allowed");
         assert_eq!(reason("192.0.2.256"), Err(Refusal::AddressMalformed));
+        let long = ["z", "2001:db8::1,2001:db8::2,"].map(|what| wants(&what.repeat(10_000)).unwrap_err().message);
+        assert!(long.iter().all(|message| message.len() < 200 && message.contains("…'")), "{long:?}");
         assert_eq!(reason("0.0.0.0"), Err(Refusal::DhcpNotSupported), "kube-vip's");
         assert_eq!(reason("::ffff:192.0.2.1"), Err(Refusal::AddressMalformed), "one address, one notation");
     }

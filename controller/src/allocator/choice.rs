@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use sheave_api::{MAX_VIRTUAL_IPS, PoolReason, Refusal};
+use sheave_api::{MAX_VIRTUAL_IPS, PoolReason, Refusal, excerpt};
 
 use super::Allocator;
 use super::pool::Pool;
@@ -97,7 +97,7 @@ impl Allocator {
         }
         let named = match &request.pool {
             Some(name) => {
-                let unknown = || refused(Refusal::UnknownPool, format!("there is no AddressPool '{name}'"));
+                let unknown = || refused(Refusal::UnknownPool, format!("there is no AddressPool '{}'", excerpt(name)));
                 vec![self.pools.get(name).ok_or_else(unknown)?]
             }
             None => self.pools.values().collect(),

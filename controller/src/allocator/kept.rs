@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use sheave_api::excerpt;
+
 use super::runs::Runs;
 use crate::family::{Family, number};
 use crate::view::ServiceKey;
@@ -112,7 +114,8 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         number.parse().ok().filter(|_| digits).and_then(|n: u64| n.checked_mul(seconds)).map(Duration::from_secs);
     span.filter(|span| *span <= MOST).ok_or_else(|| {
         format!(
-            "'{text}' is no time to keep a freed address; allowed are 0s to 24h, as 90s, 5m or 1h; 5m holds until then"
+            "'{}' is no time to keep a freed address; allowed are 0s to 24h, as 90s, 5m or 1h; 5m holds until then",
+            excerpt(text)
         )
     })
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use sheave_api::{MAX_SERVICES_PER_ADDRESS, Refusal};
+use sheave_api::{MAX_SERVICES_PER_ADDRESS, Refusal, excerpt};
 
 use super::choice::first_in;
 use super::pool::Pool;
@@ -143,7 +143,7 @@ impl Allocator {
         let in_use = |message| Some(refused(Refusal::AddressInUse, message));
         let Some(ours) = &request.sharing else { return in_use(format!("{who} has it")) };
         let Some(theirs) = self.sharers.get(uid).filter(|theirs| theirs.key == ours.key) else {
-            return in_use(format!("{who} has it, without the sharing key '{}'", ours.key.key));
+            return in_use(format!("{who} has it, without the sharing key '{}'", excerpt(&ours.key.key)));
         };
         let common = ours.ports.iter().find(|port| theirs.ports.contains(port))?;
         in_use(format!("{who} has its port {common}"))

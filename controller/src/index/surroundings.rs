@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use sheave_api::{AddressMode, MOVE_ANNOTATION, Refusal, virtual_ip_address, virtual_ip_name};
+use sheave_api::{AddressMode, MOVE_ANNOTATION, Refusal, excerpt, virtual_ip_address, virtual_ip_name};
 
 use super::{Index, Kind, Observed};
 use crate::family::Family;
@@ -81,15 +81,16 @@ impl Index {
                 (Some(wanted), _) if *wanted == address => format!("address {wanted}"),
                 // It moves there by itself.
                 (Some(_), _) => continue,
-                (None, Some(pool)) if *pool != to => format!("pool '{pool}'"),
+                (None, Some(pool)) if *pool != to => format!("pool '{}'", excerpt(pool)),
                 (None, _) => {
                     request.pool = Some(to);
                     continue;
                 }
             };
             let message = format!(
-                "{MOVE_ANNOTATION} of VirtualIP {} moves it to pool '{to}', and the Service names {named}",
-                virtual_ip_name(address)
+                "{MOVE_ANNOTATION} of VirtualIP {} moves it to pool '{}', and the Service names {named}",
+                virtual_ip_name(address),
+                excerpt(&to)
             );
             return Claim::Refused(Refused { reason: Refusal::AddressAmbiguous, message });
         }

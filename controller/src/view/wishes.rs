@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
-use sheave_api::{ADDRESS_ANNOTATIONS, POOL_ANNOTATIONS};
+use sheave_api::{ADDRESS_ANNOTATIONS, POOL_ANNOTATIONS, excerpt};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wishes {
@@ -36,7 +36,8 @@ fn agreed<'a>(
         places.map(|(name, value)| (name, value, meaning(value))).filter(|(_, _, meant)| !meant.is_empty());
     let Some((first, value, meant)) = places.next() else { return (None, None) };
     let other = places.find(|(_, _, other)| *other != meant);
-    let differs = other.map(|(name, other, _)| format!("{first} is '{value}' and {name} is '{other}'"));
+    let differs =
+        other.map(|(name, other, _)| format!("{first} is '{}' and {name} is '{}'", excerpt(value), excerpt(other)));
     (Some(value.trim().to_string()), differs)
 }
 
@@ -101,6 +102,8 @@ mod tests {
         assert_eq!(said, format!("{OURS} is '192.0.2.1' and {THEIRS} is '192.0.2.2'"));
         let said = wishes(&[(OURS, "192.0.2.1")], Some("192.0.2.8")).ambiguous.unwrap();
         assert!(said.ends_with("and spec.loadBalancerIP is '192.0.2.8'"), "{said}");
+        let long = wishes(&[(OURS, &"x".repeat(100_000)), (THEIRS, &"y".repeat(100_000))], None).ambiguous.unwrap();
+        assert!(long.len() < 300 && long.contains("x…'") && long.ends_with("y…'"), "{long}");
         let pools = [("sheave.dev/address-pool", "a"), ("metallb.io/address-pool", "b")];
         assert!(wishes(&pools, None).ambiguous.unwrap().contains("metallb.io/address-pool is 'b'"));
     }
