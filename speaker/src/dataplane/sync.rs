@@ -219,6 +219,8 @@ struct State {
     refused: usize,
     /// Services with source ranges that the maps have no slot for, as they were logged.
     beyond_restricted: BTreeSet<ObjectName>,
+    /// Service ports with more pods than their rules have.
+    crowded: BTreeSet<ServiceKey>,
 }
 
 /// The newest table.
@@ -301,6 +303,7 @@ impl State {
             backoff: Backoff::default(),
             refused: 0,
             beyond_restricted: BTreeSet::new(),
+            crowded: BTreeSet::new(),
             sync,
             report_socket,
         })

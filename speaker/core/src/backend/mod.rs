@@ -120,7 +120,7 @@ impl Plan {
         let mut services = BTreeMap::new();
         for (key, frontend) in frontends {
             let local = || frontend.pods.iter().filter(|pod| pod.node == node);
-            let (pods, last_resort) = serving(local);
+            let (pods, last_resort) = first_serving(local);
             if !pods.is_empty() {
                 let via = local().filter(|pod| pod.via).map(target).filter(|pod| pods.contains(pod)).collect();
                 let (attributes, service) = (frontend.attributes.clone(), affinity::service_hash(frontend.service));
@@ -283,8 +283,30 @@ fn serving<'a, 'b: 'a, I: Iterator<Item = &'a Pod<'b>>>(pods: impl Fn() -> I) ->
     }
     // Two nodes translate for an endpoint of no node; the pods are in order.
     serving.dedup();
+    (serving, last_resort)
+}
+
+/// The same, as many as a chain takes.
+fn first_serving<'a, 'b: 'a, I: Iterator<Item = &'a Pod<'b>>>(pods: impl Fn() -> I) -> (Vec<(Ipv4Addr, u16)>, bool) {
+    let (mut serving, last_resort) = serving(pods);
     serving.truncate(MAX_PODS);
     (serving, last_resort)
+}
+
+/// Service ports of which a chain has the first [`MAX_PODS`] pods and others serve as well: on this node, or in the cluster where the
+/// node translates for its own clients. Those others get no new flow from it.
+pub fn crowded(
+    frontends: &BTreeMap<ServiceKey, Frontend<'_>>,
+    node: &str,
+    no_kube_proxy: bool,
+) -> BTreeSet<ServiceKey> {
+    let exceeds = |frontend: &Frontend<'_>| {
+        let local = || serving(|| frontend.pods.iter().filter(|pod| pod.node == node)).0.len() > MAX_PODS;
+        let has_inside = no_kube_proxy || frontend.attributes.without_kube_proxy;
+        let inside = || has_inside && serving(|| frontend.pods.iter()).0.len() > MAX_PODS;
+        frontend.pods.len() > MAX_PODS && (local() || inside())
+    };
+    frontends.iter().filter(|(_, frontend)| exceeds(frontend)).map(|(key, _)| *key).collect()
 }
 
 fn node_ports(view: &View, frontends: &BTreeMap<ServiceKey, Frontend<'_>>) -> BTreeSet<ServiceKey> {
@@ -298,7 +320,7 @@ fn inside(
     chosen: impl Fn(&ServiceAttributes) -> bool,
 ) -> BTreeMap<ServiceKey, ClusterPods> {
     let of_service = |(key, frontend): (&ServiceKey, &Frontend<'_>)| {
-        let (pods, _) = serving(|| frontend.pods.iter());
+        let (pods, _) = first_serving(|| frontend.pods.iter());
         let via = frontend.pods.iter().filter(|pod| pod.via).map(target).filter(|pod| pods.contains(pod)).collect();
         (!pods.is_empty()).then(|| (*key, ClusterPods { attributes: frontend.attributes.clone(), pods, via }))
     };
@@ -318,8 +340,9 @@ fn target(pod: &Pod<'_>) -> (Ipv4Addr, u16) {
     (pod.address, pod.port)
 }
 
-/// Pods of one service port in one chain. On one node kubelet's own default is 110 pods in all.
-const MAX_PODS: usize = 1024;
+/// Pods of one service port in one chain, in order of address. On one node kubelet's own default is 110 pods in all; a chain for clients
+/// inside has those of the whole cluster.
+pub const MAX_PODS: usize = 1024;
 
 #[cfg(test)]
 mod tests;

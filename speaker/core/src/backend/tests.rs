@@ -41,6 +41,31 @@ fn what_a_service_publishes_serves_as_ready_pods_do() {
     assert_eq!((&web.pods[..], web.last_resort), (&[(Ipv4Addr::new(10, 0, b'a', 1), 8080)][..], false));
 }
 
+/// A chain has the first ones, and the port is named.
+#[test]
+fn one_pod_too_many_is_left_out_and_said() {
+    let key = service_key(VIP, 80, Protocol::Tcp);
+    let of = |count: usize, conditions| {
+        let endpoint = |n: usize| {
+            let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 1, 0, 0)) + u32::try_from(n).unwrap());
+            Endpoint { address, node: Some("a".into()), conditions }
+        };
+        // One slice has 1,000 at most.
+        let mut known = view((1..=500).map(endpoint).collect::<Vec<_>>());
+        known.handle(Event::Apply(slice_named("web-2", (501..=count).map(endpoint).collect::<Vec<_>>())));
+        let frontends = frontends(&known).0;
+        let crowded = |node, no_kube_proxy| crowded(&frontends, node, no_kube_proxy).contains(&key);
+        let plan = Plan::of(&known, &frontends, "a", Uplink::new("eth0").unwrap()).without_kube_proxy(&frontends);
+        let pods = |pods: Option<&Vec<_>>| pods.map_or(0, Vec::len);
+        let (here, inside) = (plan.services.get(&key), plan.inside.get(&key));
+        let counts = (pods(here.map(|local| &local.pods)), pods(inside.map(|all| &all.pods)));
+        (counts, [crowded("a", false), crowded("b", false), crowded("b", true)])
+    };
+    assert_eq!(of(MAX_PODS, Conditions::READY), ((MAX_PODS, MAX_PODS), [false; 3]));
+    assert_eq!(of(MAX_PODS + 1, Conditions::READY), ((MAX_PODS, MAX_PODS), [true, false, true]));
+    assert_eq!(of(MAX_PODS + 1, UNREADY), ((0, 0), [false; 3]), "none is left out");
+}
+
 /// Pods of the whole cluster, each once, though two nodes translate for one of them.
 #[test]
 fn clients_inside_are_this_nodes_where_kube_proxy_does_not_translate() {

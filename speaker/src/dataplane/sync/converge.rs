@@ -94,6 +94,7 @@ impl State {
             let own = &self.sync.node;
             leave_out(&mut frontends.0, |node| node == own || traffic_states.takes_new_flows(node));
         }
+        self.name_crowded(&frontends.0, no_kube_proxy);
         let plan = Plan::of(view, &frontends.0, &self.sync.node, self.sync.uplink.clone());
         let plan = if no_kube_proxy { plan.without_kube_proxy(&frontends.0) } else { plan }.serving(&table.vips);
         let plan = self.removal_grace.complete(plan, now);

@@ -1,9 +1,13 @@
 //! What holds although the view did not change: the program on its link, conntrack, and what depends on time.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
-use speaker_core::backend::{Destinations, Endpoints, Flow, UdpPins};
+use ebpf_common::ServiceKey;
+use speaker_core::backend::{self, Destinations, Endpoints, Flow, UdpPins};
 use speaker_core::reports::exchange;
 use speaker_core::time::Instant;
+use speaker_core::view::endpoints::Frontend;
 use tracing::warn;
 
 use super::State;
@@ -92,6 +96,22 @@ impl State {
         self.dirty |= news.any;
     }
 
+    /// Service ports with more pods than a chain has: one log line when there are more.
+    pub(super) fn name_crowded(&mut self, frontends: &BTreeMap<ServiceKey, Frontend<'_>>, no_kube_proxy: bool) {
+        let crowded = backend::crowded(frontends, &self.sync.node, no_kube_proxy);
+        self.sync.metrics.reached.stand("rules", (!crowded.is_empty()).then_some(PODS_PER_PORT));
+        let before = std::mem::replace(&mut self.crowded, crowded);
+        let named = |key: &ServiceKey| {
+            frontends.get(key).map(|one| format!("{}:{}", one.service, u16::from_be_bytes(key.port)))
+        };
+        let more: Vec<String> = self.crowded.difference(&before).filter_map(named).collect();
+        if !more.is_empty() {
+            let (allowed, count, ports) = (backend::MAX_PODS, more.len(), more.iter().take(NAMED).collect::<Vec<_>>());
+            warn!(limit = PODS_PER_PORT, allowed, count, ?ports, "limit reached; the pods beyond it get no new flows");
+            self.sync.metrics.limits_reached.with_label_values(&[PODS_PER_PORT]).inc();
+        }
+    }
+
     pub(super) fn check_attachment(&mut self) {
         if !self.started {
             return;
@@ -103,3 +123,8 @@ impl State {
         }
     }
 }
+
+/// More pods of a service port than a chain has. Field of the log and metric label.
+const PODS_PER_PORT: &str = "pods_per_port";
+/// Service ports that a log line names.
+const NAMED: usize = 5;
