@@ -77,7 +77,7 @@ pub const CLEANUP_FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup
 /// Ports of a Service that are served: the first so many of `spec.ports` whose protocol is served.
 pub const MAX_PORTS: usize = 1000;
 
-/// IPv4 source ranges of a Service, adjacent and nested ones counted as one. A Service with more is not served.
+/// IPv4 source ranges of a Service, adjacent and nested ones counted as one. A Service with more admits no client.
 pub const MAX_SOURCE_RANGES: usize = 1024;
 
 /// The Secret with the speakers' keys, in the namespace that Sheave is installed in; created by the leading controller

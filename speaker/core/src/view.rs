@@ -388,7 +388,7 @@ pub enum Event {
 pub enum Change {
     None,
     Changed,
-    /// A limit was reached: the object is not in the view. Something else may have changed too.
+    /// A limit was reached: the object, or a part of it, is not in the view. Something else may have changed too.
     Refused(Limit),
 }
 

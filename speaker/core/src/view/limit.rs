@@ -36,6 +36,7 @@ limits! {
     Placements, "placements", 2 * ebpf_common::MAX_VIPS as usize + ebpf_common::MAX_NODES as usize;
     /// In order of their names.
     LabelsPerNode, "labels_per_node", 256;
+    /// A Service with more admits no client.
     RangesPerService, "source_ranges_per_service", 1024;
 }
 

@@ -41,18 +41,22 @@ impl Object {
         }
     }
 
-    /// Leaves out what exceeds its limit where the rest is whole without it: one port too many never takes the others down.
+    /// Leaves out what exceeds its limit where the rest is whole without it: one port too many never takes the others down, and one source
+    /// range too many takes all of them away, as a list that cannot be read.
     pub(super) fn cut(&mut self) -> Option<Limit> {
-        let ports = match self {
-            Self::Service(_, service) => &mut service.ports,
-            Self::EndpointSlice(_, slice) => &mut slice.ports,
-            Self::Node(_, node) => return cut_labels(&mut node.labels),
-            _ => return None,
-        };
-        let limit = Limit::PortsPerObject;
-        let exceeds = ports.len() > limit.value();
-        ports.truncate(limit.value());
-        exceeds.then_some(limit)
+        let exceeds = self.has_too_many_ports().then_some(Limit::PortsPerObject);
+        match self {
+            Self::Service(_, service) => {
+                service.ports.truncate(Limit::PortsPerObject.value());
+                cut_source_ranges(&mut service.attributes).or(exceeds)
+            }
+            Self::EndpointSlice(_, slice) => {
+                slice.ports.truncate(Limit::PortsPerObject.value());
+                exceeds
+            }
+            Self::Node(_, node) => cut_labels(&mut node.labels),
+            _ => None,
+        }
     }
 
     /// Of a Service or a slice.
@@ -67,9 +71,6 @@ impl Object {
 
     pub(super) fn oversized(&self) -> Option<Limit> {
         match self {
-            Self::Service(_, service) if service.source_ranges() > Limit::RangesPerService.value() => {
-                Some(Limit::RangesPerService)
-            }
             Self::EndpointSlice(_, slice) if slice.endpoints.len() > Limit::EndpointsPerSlice.value() => {
                 Some(Limit::EndpointsPerSlice)
             }
@@ -195,12 +196,6 @@ pub struct Service {
     pub attributes: ServiceAttributes,
 }
 
-impl Service {
-    fn source_ranges(&self) -> usize {
-        self.attributes.source_ranges.as_ref().map_or(0, SourceRanges::len)
-    }
-}
-
 /// A port of a Service (`port`, what clients use) or of an EndpointSlice (`port`, where the pod listens). The names match.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
@@ -304,6 +299,14 @@ pub struct VirtualIp {
     /// It is an address of this node, and stays so: ports of it are granted, not the address.
     #[serde(default)]
     pub node: Option<String>,
+}
+
+/// Then no client is admitted: half a list helps nobody.
+fn cut_source_ranges(attributes: &mut ServiceAttributes) -> Option<Limit> {
+    let limit = Limit::RangesPerService;
+    let ranges = attributes.source_ranges.as_mut().filter(|ranges| ranges.len() > limit.value())?;
+    *ranges = SourceRanges::default();
+    Some(limit)
 }
 
 /// The first ones in order, so that all nodes keep the same.

@@ -339,13 +339,24 @@ fn source_ranges_count_in_the_digests_of_view_and_table() {
 }
 
 #[test]
-fn a_service_with_more_source_ranges_than_the_limit_is_left_out_and_so_admits_no_client() {
+fn a_service_with_more_source_ranges_than_the_limit_keeps_its_ports_and_admits_no_client() {
     let mut known = view([ready("a", 1)]);
-    let ranges: Vec<Prefix> =
-        (0..=Limit::RangesPerService.value() as u32).map(|n| Prefix { network: (n << 8).into(), length: 24 }).collect();
-    let attributes = ServiceAttributes { source_ranges: Some(ranges.into()), ..Default::default() };
-    assert_eq!(known.handle(Event::Apply(service(web(), attributes))), Change::Refused(Limit::RangesPerService));
-    assert!(frontends(&known).0.is_empty());
+    let restricted = |count: u32| {
+        let ranges: Vec<Prefix> = (0..count).map(|n| Prefix { network: (n << 8).into(), length: 24 }).collect();
+        Event::Apply(service(web(), ServiceAttributes { source_ranges: Some(ranges.into()), ..Default::default() }))
+    };
+    let admitted = |known: &View| {
+        let count =
+            |frontend: &endpoints::Frontend<'_>| frontend.attributes.source_ranges.as_ref().map(SourceRanges::len);
+        frontends(known).0.values().map(count).collect::<Vec<_>>()
+    };
+    let most = Limit::RangesPerService.value() as u32;
+    assert_eq!(known.handle(restricted(most + 1)), Change::Refused(Limit::RangesPerService));
+    assert_eq!(admitted(&known), [Some(0), Some(0)], "both ports, for nobody");
+    assert_eq!(known.limits_reached().collect::<Vec<_>>(), [Limit::RangesPerService]);
+    assert_eq!(View::from(known.objects()), known, "the same from disk");
+    assert_eq!(known.handle(restricted(most)), Change::Changed);
+    assert_eq!((admitted(&known), known.limits_reached().count()), (vec![Some(1024), Some(1024)], 0));
 }
 
 /// Ports are granted there, and not the address: no election, and no endpoint at it is refused.
