@@ -13,7 +13,7 @@ pub enum Clients {
     Annotated,
     /// There are ranges, and none of IPv4.
     NoIPv4,
-    /// So many of IPv4, and the speakers serve no Service with so many.
+    /// So many of IPv4, more than the speakers take: they admit no client.
     TooMany(usize),
     /// Field or annotation, the entry that is no range, and what is allowed.
     Malformed(String),
