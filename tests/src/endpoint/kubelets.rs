@@ -64,7 +64,7 @@ fn ctr(ha: &Ha, node: &str, arguments: &[&str]) -> Result<String> {
 }
 
 const IMAGE: &str = "docker.io/library/pause:lab";
-/// Prints a line a second.
+/// Prints a line a second. The image sets a PATH without /bin: a loop that finds no `sleep` takes a whole processor.
 const POD: &str = r#"apiVersion: v1
 kind: Pod
 metadata: {name: POD, namespace: default}
@@ -75,7 +75,7 @@ spec:
   - name: POD
     image: docker.io/library/pause:lab
     imagePullPolicy: Never
-    command: ["/bin/sh", "-c", "while :; do echo $((n += 1)); sleep 1; done"]
+    command: ["/bin/sh", "-c", "while :; do echo $((n += 1)); /bin/sleep 1; done"]
     volumeMounts:
     - {name: bin, mountPath: /bin}
     - {name: lib, mountPath: /lib}
