@@ -1,7 +1,9 @@
 //! Clients inside without kube-proxy: this node translates for its own processes and pods, to pods of the whole cluster.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Instant;
 
 use sheave_tests::lab::netns;
 use socket2::{Domain, Socket, Type};
@@ -104,6 +106,40 @@ fn a_client_outside_keeps_its_address_and_datagrams_are_served() {
     let (length, from) = socket.recv_from(&mut buffer).unwrap();
     assert_eq!(from, SocketAddr::from((VIP, 53)));
     assert!(buffer[..length].ends_with(b" hello"));
+}
+
+#[test]
+fn a_port_without_a_pod_is_refused_to_the_node_and_its_pods_at_once() {
+    let world = world("insidenone");
+    let a = &world.a;
+    let served = plan(&[PODS_B[0]], attributes(TrafficPolicy::Cluster));
+    a.apply(&served);
+    let mut open = connect(&a.pods, Some(PODS[0])).unwrap();
+    // The last pod goes, by an update; a Docker beside us drops what it does not know.
+    let none = plan(&[], attributes(TrafficPolicy::Cluster));
+    a.nft(&ruleset::update(&served, &none).unwrap());
+    let docker = "chain forward { type filter hook forward priority 0; policy drop; ct state established accept; }";
+    a.nft(&format!("table ip docker {{\n{docker}\n}}"));
+    for (namespace, from) in [(&a.name, None), (&a.pods, Some(PODS[0]))] {
+        let started = Instant::now();
+        let refused = connect(namespace, from).err().map(|error| error.kind());
+        assert_eq!(refused, Some(ErrorKind::ConnectionRefused), "{namespace}");
+        let socket = netns::inside(namespace, || Ok(UdpSocket::bind((from.unwrap_or(Ipv4Addr::UNSPECIFIED), 0))?));
+        let socket = socket.unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.connect((VIP, 53)).unwrap();
+        // What is refused in hook output fails the very call too (EPERM).
+        let sent = socket.send(b"hello").map(drop).or_else(|error| match error.kind() {
+            ErrorKind::PermissionDenied if from.is_none() => Ok(()),
+            _ => Err(error),
+        });
+        let refused = sent.and_then(|()| socket.recv(&mut [0; 64])).map_err(|error| error.kind());
+        assert_eq!(refused, Err(ErrorKind::ConnectionRefused), "{namespace}");
+        assert!(started.elapsed() < PATIENCE / 2, "{namespace}: late, {:?}", started.elapsed());
+    }
+    assert!(open.is_alive(), "what is open goes on");
+    a.nft(&ruleset::update(&none, &served).unwrap());
+    assert!(connect(&a.name, None).is_ok());
 }
 
 /// kube-proxy's chains come first (-100): what they translate goes where they say.

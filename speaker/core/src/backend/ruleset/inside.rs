@@ -47,13 +47,16 @@ pub fn base_chains(text: &mut String, plan: &Plan) {
         }
         line(text, format_args!("\t}}"));
     }
-    line(text, format_args!("\tchain inside_refuse {{"));
-    line(text, format_args!("\t\ttype filter hook output priority 0; policy accept;"));
-    for addresses in ADDRESSES {
-        let refused = format!("ip daddr {addresses} {PORT} @inside_refused");
-        line(text, format_args!("\t\tmeta l4proto tcp {refused} reject with tcp reset"));
+    for (hook, of_clients) in [("forward", of_pods.as_str()), ("output", "")] {
+        line(text, format_args!("\tchain inside_refuse_{hook} {{"));
+        line(text, format_args!("\t\ttype filter hook {hook} priority {BEFORE_OTHERS}; policy accept;"));
+        for addresses in ADDRESSES {
+            let refused = format!("{of_clients}ip daddr {addresses} {PORT} @inside_refused");
+            line(text, format_args!("\t\tmeta l4proto tcp {refused} reject with tcp reset"));
+            line(text, format_args!("\t\tmeta l4proto udp {refused} reject with icmp type port-unreachable"));
+        }
+        line(text, format_args!("\t}}"));
     }
-    line(text, format_args!("\t}}"));
 }
 
 /// In a nat chain of postrouting. No packet comes in by the uplink with this node's address.
@@ -126,5 +129,7 @@ fn chain(key: &ServiceKey) -> String {
 
 /// First the few packets that may concern us.
 const ADDRESSES: [&str; 2] = ["@vips", "@node_addresses"];
+/// Another's policy of drop (priority 0) would answer nothing.
+const BEFORE_OTHERS: i32 = -1;
 /// kube-proxy's nat chains have -100 in both hooks.
 const BEHIND_KUBE_PROXY: i32 = -90;
