@@ -24,18 +24,18 @@ impl Probes {
             let (from, to) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
             spans.iter().any(|(first, last)| *first <= to && from <= *last)
         };
-        let proxies = self.proxies().filter(|(address, _)| is_in(*address)).map(|(_, answer)| answer);
+        let proxies = self.proxies().filter(|(address, _)| is_in(*address));
         // One that answers for every address matters more than a gateway.
-        let proxy = proxies.min_by_key(|answer| !self.answers_everywhere(answer));
+        let proxy = proxies.min_by_key(|(_, answer)| !self.answers_everywhere(answer));
         About {
             not_probed: self.silent_subnets().find(overlaps).map(|subnet| silence(&subnet)),
-            proxy: proxy.map(|answer| self.proxy(&answer)),
+            proxy: proxy.map(|(address, answer)| self.proxy(address, &answer)),
         }
     }
 
     /// What an operator is to know.
     pub fn notes(&self) -> BTreeSet<String> {
-        let proxies = self.proxies().map(|(_, answer)| format!("ProxyArp: {}", self.proxy(&answer)));
+        let proxies = self.proxies().map(|(address, answer)| format!("ProxyArp: {}", self.proxy(address, &answer)));
         let silent = self.silent_subnets().map(|subnet| format!("NotProbed: {}", silence(&subnet)));
         proxies.chain(silent).collect()
     }
@@ -68,11 +68,13 @@ impl Probes {
         self.results.everywhere(answer.node).any(|mac| mac == answer.mac)
     }
 
-    fn proxy(&self, answer: &Answer<'_>) -> String {
+    /// Whichever node's speaker was answered: it is one proxy, and said once.
+    fn proxy(&self, address: Ipv4Addr, answer: &Answer<'_>) -> String {
         let everywhere = self.answers_everywhere(answer);
         let who = if everywhere { "answers ARP for every address" } else { "is a gateway and answers ARP for others" };
-        let Answer { mac, node, .. } = answer;
-        format!("{mac} {who} on the segment of node {node} (proxy ARP): its answers to probes do not count")
+        let mac = answer.mac;
+        let of = self.segments.subnet(address).map_or_else(String::new, |subnet| format!(" of {subnet}"));
+        format!("{mac} {who}{of} (proxy ARP): its answers to probes do not count")
     }
 }
 
