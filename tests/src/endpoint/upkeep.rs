@@ -77,6 +77,8 @@ pub struct WrongClock {
 
 /// `test_build`: a speaker with the feature `wall-offset`, which the owner gets first.
 pub fn wrong_clock(ha: &Ha, clients: &Clients, test_build: &Path, seconds: i64) -> Result<WrongClock> {
+    // A link on the node leads to it.
+    let test_build = &fs::canonicalize(test_build).with_context(|| test_build.display().to_string())?;
     for node in ha.nodes() {
         ha.replace_speaker(&node, test_build)?;
         wait_serving(ha, &node)?;
