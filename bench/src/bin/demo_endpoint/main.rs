@@ -17,7 +17,7 @@ use sheave_tests::lab::{self, Balancer, Distribution, Lab, ha, image};
 use sheave_tests::scenario::{self, InTime};
 
 /// Shows on this machine what the API server endpoint does, with real API servers, etcd members, kubelets and kube-proxies. It takes about
-/// ten minutes and cleans up after itself.
+/// five minutes and cleans up after itself.
 /// Exit code 0: every promise held; 1: one is broken, or the lab left something behind; 2: the demo could not be carried out; 3: the
 /// machine was too busy to judge a promise about time, the others held.
 #[derive(Parser)]
