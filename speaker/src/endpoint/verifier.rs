@@ -16,13 +16,13 @@ use tokio_rustls::rustls::{
 
 use crate::io::clock;
 
-/// Fails with an error about time only where nothing but the time is wrong.
+/// In any case the handshake must be signed by the certificate's key.
 #[derive(Debug)]
-struct Verified(Arc<WebPkiServerVerifier>);
-
-/// Takes every certificate; the handshake must be signed by its key all the same.
-#[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    /// Whose certificate it must be; `None`: anybody's.
+    of: Option<Arc<WebPkiServerVerifier>>,
+}
 
 /// The speaker's own.
 #[derive(Debug)]
@@ -30,12 +30,12 @@ struct Wall;
 
 pub fn by(roots: RootCertStore) -> Result<Arc<dyn ServerCertVerifier>, VerifierBuilderError> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
-    Ok(Arc::new(Verified(verifier)))
+    let of = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?;
+    Ok(Arc::new(Verifier { provider, of: Some(of) }))
 }
 
 pub fn none() -> Arc<dyn ServerCertVerifier> {
-    Arc::new(Unverified(Arc::new(ring::default_provider())))
+    Arc::new(Verifier { provider: Arc::new(ring::default_provider()), of: None })
 }
 
 /// For clients that verify so.
@@ -57,7 +57,8 @@ pub fn its_time(error: &CertificateError) -> Option<UnixTime> {
     }
 }
 
-impl ServerCertVerifier for Verified {
+impl ServerCertVerifier for Verifier {
+    /// Fails with an error about time only where nothing but the time is wrong.
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -66,7 +67,8 @@ impl ServerCertVerifier for Verified {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verify = |now| self.0.verify_server_cert(certificate, intermediates, name, ocsp, now);
+        let Some(of) = &self.of else { return Ok(ServerCertVerified::assertion()) };
+        let verify = |now| of.verify_server_cert(certificate, intermediates, name, ocsp, now);
         let is_of = verify(now);
         let time = match &is_of {
             Err(Error::InvalidCertificate(error)) => its_time(error),
@@ -87,7 +89,7 @@ impl ServerCertVerifier for Verified {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -96,46 +98,11 @@ impl ServerCertVerifier for Verified {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
