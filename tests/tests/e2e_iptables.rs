@@ -2,7 +2,7 @@
 
 mod e2e;
 
-use e2e::services::{endings, endpoints, inside, local, node_address, ports, ranges, starts};
+use e2e::services::{endings, endpoints, forwarding, inside, local, node_address, ports, ranges, starts};
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
 
@@ -20,6 +20,7 @@ fn promises_hold_beside_kube_proxy_iptables() {
             ("Service: start of a pod", 1, starts::starts),
             ("Service: clients inside", 1, inside::clients),
             ("Service: source ranges", 1, ranges::source_ranges),
+            ("Service: forwarding policy DROP", 1, forwarding::drop_policy),
             ("Service: externalTrafficPolicy Local", 1, local::owners),
             ("Service: ports that are not served", 1, ports::ports),
             ("Service: addresses of nodes", 1, node_address::node_addresses),

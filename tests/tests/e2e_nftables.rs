@@ -2,7 +2,9 @@
 
 mod e2e;
 
-use e2e::services::{endings, endpoints, inside, late_table, local, node_address, ports, ranges, several, starts};
+use e2e::services::{
+    endings, endpoints, forwarding, inside, late_table, local, node_address, ports, ranges, several, starts,
+};
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
 
@@ -22,6 +24,7 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("Service: start of a pod", 1, starts::starts),
             ("Service: clients inside", 1, inside::clients),
             ("Service: source ranges", 1, ranges::source_ranges),
+            ("Service: forwarding policy DROP", 1, forwarding::drop_policy),
             ("Service: externalTrafficPolicy Local", 1, local::owners),
             ("Service: ports that are not served", 1, ports::ports),
             ("Service: a node's table late", 1, late_table::late_table),

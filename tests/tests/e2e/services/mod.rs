@@ -5,6 +5,7 @@
 pub mod clients;
 pub mod endings;
 pub mod endpoints;
+pub mod forwarding;
 pub mod inside;
 pub mod late_table;
 pub mod local;
