@@ -71,15 +71,16 @@ pub struct Causes {
 pub fn explain<'a>(failures: impl Iterator<Item = &'a Failure>, seen: &Seen, mark_ns: u64) -> Causes {
     let mut causes = Causes::default();
     for failure in failures {
-        let Target { node, refused_by } = target(failure, &seen.frames);
+        let Target { node, way, refused_by } = target(failure, &seen.frames);
         let (outside, cause) = cause(failure, node, seen);
         if outside {
             causes.outside += 1;
             let node = node.unwrap_or("a node not known");
             let (begun, ms, error) = (seconds(mark_ns, failure.begun_ns), failure.ms, &failure.error);
             let refused_by = refused_by.map(|by| format!(", refused by {by}")).unwrap_or_default();
+            let way = way.join(", ");
             causes.examples.push(format!(
-                "a new one for {node} while its speaker ran ({cause}), begun at {begun:.1} s, failed after {ms:.0} ms{refused_by}: {error}"
+                "a new one for {node} while its speaker ran ({cause}), begun at {begun:.1} s, SYN to {way}, failed after {ms:.0} ms{refused_by}: {error}"
             ));
         }
         *causes.by.entry(cause).or_default() += 1;
@@ -111,6 +112,8 @@ fn cause(failure: &Failure, node: Option<&str>, seen: &Seen) -> (bool, String) {
 /// What the switch saw of an attempt.
 struct Target<'a> {
     node: Option<&'a str>,
+    /// The nodes that were sent its SYN, the first time and again.
+    way: Vec<&'a str>,
     refused_by: Option<String>,
 }
 
@@ -118,10 +121,13 @@ fn target<'a>(failure: &Failure, frames: &'a [Frame]) -> Target<'a> {
     let until = until_ns(failure) + SEEN_WITHIN;
     let from = frames.partition_point(|frame| frame.at_ns() < failure.begun_ns);
     let its_own = frames[from..].iter().take_while(|frame| frame.at_ns() <= until);
-    let mut target = Target { node: None, refused_by: None };
+    let mut target = Target { node: None, way: Vec::new(), refused_by: None };
     for frame in its_own.filter(|frame| frame.port() == failure.local_port) {
         match frame {
-            Frame::Syn { node, .. } => target.node = Some(node),
+            Frame::Syn { node, .. } => {
+                target.node = Some(node);
+                target.way.push(node);
+            }
             Frame::Reset { node, forwarded, .. } => {
                 target.node = Some(node);
                 target.refused_by = Some(if *forwarded { format!("a pod on {node}") } else { node.clone() });
