@@ -5,7 +5,9 @@
 //! reach for good once its MAC address changes. The elements here end after [`LIFETIME`] unless a speaker renews them, and ARP counts
 //! again. XDP, and the speakers' own ARP sockets, see all frames: what contradicts is counted there.
 //!
-//! A node's new address reaches the neighbour table by its advert: the frames that announced it came before the filter knew of it.
+//! A node's new address reaches the neighbour table by its advert: the frames that announced it came before the filter knew of it. When this
+//! node's own address changes its kernel forgets all neighbours (`neigh_changeaddr`), and theirs drop its ARP requests until they have its
+//! advert, which may have to go by unicast: so it learns them again from here.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -26,12 +28,19 @@ use crate::metrics::Metrics;
 
 /// The loop's end of a thread of its own: a renewal waits for no plan, and no plan for it.
 #[derive(Debug)]
-pub struct ArpGuard(watch::Sender<BTreeMap<Ipv4Addr, Mac>>);
+pub struct ArpGuard(watch::Sender<Signed>);
+
+/// The MAC addresses of nodes whose adverts arrive, and this node's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Signed {
+    pub own: Mac,
+    pub others: BTreeMap<Ipv4Addr, Mac>,
+}
 
 impl ArpGuard {
     /// On this device. The thread ends with this value.
     pub fn start(nft: Nft, uplink: &Uplink, metrics: Arc<Metrics>) -> Result<Self> {
-        let (sender, signed) = watch::channel(BTreeMap::new());
+        let (sender, signed) = watch::channel(Signed::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let entered = runtime.enter();
         let neighbours = Neighbours::open(uplink.index)?;
@@ -41,15 +50,8 @@ impl ArpGuard {
         Ok(Self(sender))
     }
 
-    /// The MAC addresses of nodes whose adverts arrive.
-    pub fn set(&self, signed: &BTreeMap<Ipv4Addr, Mac>) {
-        self.0.send_if_modified(|known| {
-            let differs = known != signed;
-            if differs {
-                known.clone_from(signed);
-            }
-            differs
-        });
+    pub fn set(&self, signed: Signed) {
+        self.0.send_if_modified(|known| std::mem::replace(known, signed.clone()) != signed);
     }
 }
 
@@ -63,20 +65,27 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self, mut signed: watch::Receiver<BTreeMap<Ipv4Addr, Mac>>) {
-        let mut known = BTreeMap::new();
+    async fn run(mut self, mut signed: watch::Receiver<Signed>) {
+        let mut known = Signed::default();
         loop {
             match timeout(self.renewal, signed.changed()).await {
                 Ok(Err(_)) => return,
                 Ok(Ok(())) => {}
                 // Nothing is there to be renewed, and nothing failed.
-                Err(_) if known.is_empty() && !self.failing => continue,
+                Err(_) if known.others.is_empty() && !self.failing => continue,
                 Err(_) => {}
             }
             let now = signed.borrow_and_update().clone();
-            let outcome = self.nft.apply(&ruleset(self.nft.place.arp_table(), &self.uplink, &now, LIFETIME)).await;
-            let mut outcome = outcome.map_err(anyhow::Error::from);
-            for (ip, mac) in now.iter().filter(|(ip, mac)| known.get(*ip) != Some(*mac)) {
+            let mut outcome = Ok(());
+            if now.own != known.own {
+                // Before nft, which takes long: adverts wait for it.
+                for (ip, mac) in &now.others {
+                    outcome = outcome.and(self.neighbours.set(*ip, *mac).await);
+                }
+            }
+            let text = ruleset(self.nft.place.arp_table(), &self.uplink, &now.others, LIFETIME);
+            outcome = outcome.and(self.nft.apply(&text).await.map_err(anyhow::Error::from));
+            for (ip, mac) in now.others.iter().filter(|(ip, mac)| known.others.get(*ip) != Some(*mac)) {
                 outcome = outcome.and(self.neighbours.set(*ip, *mac).await);
             }
             if outcome.is_ok() {
@@ -205,8 +214,7 @@ mod tests {
                 let (uplink, renewal) = ("eth0".into(), Duration::from_millis(100));
                 let nft = Nft::new(&program);
                 let keeper = Keeper { nft, uplink, neighbours, metrics: metrics.clone(), renewal, failing: false };
-                let (_sender, signed) = watch::channel(BTreeMap::from([(PEER, TRUE)]));
-                let mut signed = signed;
+                let (_sender, mut signed) = watch::channel(peer_signed(Mac::default()));
                 signed.mark_changed();
                 let written = async {
                     while Nft::new("nft").arp_tables().await.unwrap().is_empty() {
@@ -220,6 +228,49 @@ mod tests {
                 assert_eq!(metrics.nft_errors.with_label_values(&["arp_guard"]).get(), 1);
             });
             fs::remove_dir_all(&dir).unwrap();
+        })
+        .join()
+        .unwrap();
+    }
+
+    fn peer_signed(own: Mac) -> Signed {
+        Signed { own, others: BTreeMap::from([(PEER, TRUE)]) }
+    }
+
+    /// Nobody answers ARP here, as peers do not while they have the former address under its signature.
+    #[test]
+    fn a_node_whose_own_address_changes_knows_the_others_still() {
+        thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs CAP_SYS_ADMIN");
+            ip("link add eth0 type veth peer name peer0");
+            ip("addr add 192.0.2.11/24 dev eth0");
+            ["eth0", "peer0"].iter().for_each(|device| drop(ip(&format!("link set {device} up"))));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let neighbours = Neighbours::open(nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
+                let metrics = Arc::new(Metrics::new(None).unwrap());
+                let (nft, uplink) = (Nft::new("nft"), "eth0".into());
+                let keeper = Keeper { nft, uplink, neighbours, metrics, renewal: RENEWAL, failing: false };
+                let [before, after] = [Mac([2, 0, 0, 0, 0, 0x11]), Mac([6, 0, 0, 0, 0, 0x11])];
+                let (sender, signed) = watch::channel(Signed::default());
+                let known = async || {
+                    while neighbour() != TRUE.to_string() {
+                        sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                let story = async {
+                    sender.send_replace(peer_signed(before));
+                    known().await;
+                    ip(&format!("link set eth0 address {after}"));
+                    assert_eq!(neighbour(), "", "the kernel forgets all");
+                    sender.send_replace(peer_signed(after));
+                    known().await;
+                };
+                tokio::select! {
+                    () = keeper.run(signed) => panic!("its sender is there"),
+                    told = timeout(Duration::from_secs(10), story) => told.expect("it learns them again"),
+                }
+            });
         })
         .join()
         .unwrap();

@@ -10,6 +10,7 @@ use speaker_core::view::endpoints::Reason;
 use tracing::info;
 
 use super::State;
+use crate::backend::arp_guard::Signed;
 use crate::io::Mac;
 
 impl State {
@@ -42,13 +43,15 @@ impl State {
     pub(super) fn guard_arp(&self) {
         let (Some(guard), Some(view)) = (&self.arp_guard, &self.view) else { return };
         let others = view.members().map(|(_, node)| node.address).filter(|address| *address != self.sync.node_ip);
-        guard.set(&others.filter_map(|address| Some((address, *self.signed_macs.get(&address)?))).collect());
+        let others = others.filter_map(|address| Some((address, *self.signed_macs.get(&address)?))).collect();
+        guard.set(Signed { own: self.sync.mac, others });
     }
 
     /// The packet path compares each frame with this address and answers ARP with it: the next write of the maps has it, which waits for
     /// no rules.
     pub(super) fn set_own_mac(&mut self, mac: Mac) {
         self.dirty |= std::mem::replace(&mut self.sync.mac, mac) != mac;
+        self.guard_arp();
     }
 
     /// Whose adverts pass.

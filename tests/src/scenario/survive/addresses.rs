@@ -25,9 +25,29 @@ pub fn mac_of_owner(scene: &Scene, setup: &Setup) -> Result<Survival> {
 /// The owner sends what goes to the node's pods to the MAC address that it knows.
 pub fn mac_of_backend(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options::default(), |watch| {
-        let owner = wait_holder(scene, &scene.nodes)?;
-        let others: Vec<_> = scene.nodes.iter().filter(|node| **node != owner).collect();
-        change_mac(watch, others[setup.repetition % others.len()])
+        let node = not_owner(scene, setup)?;
+        change_mac(watch, &node)
+    })
+}
+
+fn not_owner(scene: &Scene, setup: &Setup) -> Result<String> {
+    let owner = wait_holder(scene, &scene.nodes)?;
+    let others: Vec<_> = scene.nodes.iter().filter(|node| **node != owner).collect();
+    Ok(others[setup.repetition % others.len()].clone())
+}
+
+/// The advert that states the new address must arrive by unicast, from a kernel that has forgotten its neighbours, at nodes that take no ARP
+/// frame with that address.
+pub fn mac_without_multicast(scene: &Scene, setup: &Setup) -> Result<Survival> {
+    survive(scene, setup, Options::default(), |watch| {
+        scene.lab.fault(Fault::FilterMulticast)?;
+        watch.order("the switch loses the speakers' multicast")?;
+        let node = not_owner(scene, setup)?;
+        let changed = wait_unicast(scene).and_then(|()| change_mac(watch, &node));
+        watch.note("the switch forwards it again");
+        scene.lab.fault(Fault::PassMulticast)?;
+        changed?;
+        wait_speakers(scene)
     })
 }
 

@@ -102,7 +102,7 @@ pub struct Scenario {
 }
 
 /// In the order of the list in issue 4; then what it does not name.
-pub const SCENARIOS: [Scenario; 41] = [
+pub const SCENARIOS: [Scenario; 42] = [
     scenario("node back after 5 s", nodes::back_after_5_s),
     scenario("node back after 30 s", nodes::back_after_30_s),
     scenario("node unreachable for 2 s", nodes::unreachable_for_2_s),
@@ -135,6 +135,7 @@ pub const SCENARIOS: [Scenario; 41] = [
     scenario("node back beside a frozen speaker", nodes::back_beside_a_frozen_speaker),
     scenario("MAC address of the owner changes", addresses::mac_of_owner),
     scenario("MAC address of another node changes", addresses::mac_of_backend),
+    scenario("MAC address changes without multicast", addresses::mac_without_multicast),
     scenario("IP address of a node changes", addresses::ip_of_node),
     scenario("forged ARP for every node", addresses::forged_arp),
     scenario("owner deleted and registered again", deleted::owner),
