@@ -19,6 +19,9 @@
 //! the same moment, as they do when a view comes. Else each node would see its own pods start first, and have a ring that no other node has.
 //! No previous ring of the others would name the nodes that get flows by it.
 //!
+//! The same holds the other way: rules that name a pod which is gone lead flows there, however many pods of the node live. While nft does
+//! not follow, the node reports these as not started ([`Startup::rules`]), and other nodes take the new flows.
+//!
 //! Read first: docs/services.md, Start of a pod.
 
 pub mod trial;
@@ -74,6 +77,8 @@ pub struct Startup {
     marked: Unstarted,
     /// Which pods [`Startup::admit`] let into the rules last.
     admitted: BTreeSet<Target>,
+    /// Pods of this node beside which its rules name others that are gone, and since when.
+    behind: BTreeMap<Target, Instant>,
     /// The time of the last turn.
     turned: Instant,
 }
@@ -105,6 +110,8 @@ pub const EXPIRY: Duration = Duration::from_secs(3);
 pub const RECENT: Duration = Duration::from_secs(5);
 /// A pod that refuses for longer is worth a log line.
 pub const REFUSED: Duration = Duration::from_secs(10);
+/// For how long rules may name a pod that is gone: several times what a transaction takes.
+pub const BEHIND: Duration = Duration::from_millis(500);
 /// Probes at the same time.
 pub const MAX_PROBES: usize = 64;
 /// Nodes whose reports are kept.
@@ -121,6 +128,7 @@ impl Startup {
             reports: BTreeMap::new(),
             marked: Unstarted::new(),
             admitted: BTreeSet::new(),
+            behind: BTreeMap::new(),
             turned: Instant::ZERO,
         }
     }
@@ -186,6 +194,7 @@ impl Startup {
 
     fn expire(&mut self, now: Instant) {
         self.turned = now;
+        self.start_over(now);
         self.reports.retain(|_, reported| now.since(reported.at) < EXPIRY);
         let reports = &self.reports;
         self.new.retain(|target, state| match state {
@@ -204,6 +213,29 @@ impl Startup {
                 }
             }
         });
+    }
+
+    /// Pods start once more when the rules have named others that are gone for too long.
+    fn start_over(&mut self, now: Instant) {
+        let late = |(target, since): &(&Target, &Instant)| now.since(**since) >= BEHIND && self.pods.contains(target);
+        for (target, _) in self.behind.iter().filter(late) {
+            let accepted = || State::Tried { trial: Trial::accepted(now), started: None };
+            if let State::Tried { started, .. } = self.new.entry(*target).or_insert_with(accepted) {
+                *started = None;
+            }
+        }
+    }
+
+    /// All pods of this node beside which its rules name others that are gone ([`crate::backend::lag`]).
+    pub fn rules(&mut self, behind: &BTreeSet<Target>, now: Instant) {
+        self.behind.retain(|target, _| behind.contains(target));
+        for target in behind {
+            self.behind.entry(*target).or_insert(now);
+        }
+    }
+
+    fn is_behind(&self, target: &Target, now: Instant) -> bool {
+        self.behind.get(target).is_some_and(|since| now.since(*since) >= BEHIND)
     }
 
     /// What time alone changes. Returns the probes that are due, and at most as many as may run.
@@ -237,7 +269,8 @@ impl Startup {
         };
         let of_report =
             |reported: &Reported| reported.starts.values().any(|started| !started).then_some(reported.at + EXPIRY);
-        self.new.values().filter_map(of_pod).chain(self.reports.values().filter_map(of_report)).min()
+        let behind = self.behind.values().map(|since| *since + BEHIND).filter(|end| *end > self.turned);
+        self.new.values().filter_map(of_pod).chain(self.reports.values().filter_map(of_report)).chain(behind).min()
     }
 
     /// Other pods have started than [`Startup::follow`] has marked, or accept than [`Startup::admit`] has let into the rules.
@@ -266,10 +299,10 @@ impl Startup {
 
     /// Which of the pods that [`Startup::admit`] returned the rules in force name.
     pub fn in_rules(&mut self, pods: &BTreeSet<Target>, now: Instant) {
-        for (target, state) in &mut self.new {
-            if let State::Tried { trial, started: started @ None } = state
+        let follow: Vec<Target> = pods.iter().filter(|target| !self.is_behind(target, now)).copied().collect();
+        for target in follow {
+            if let Some(State::Tried { trial, started: started @ None }) = self.new.get_mut(&target)
                 && trial.has_accepted()
-                && pods.contains(target)
             {
                 *started = Some(now);
             }

@@ -11,9 +11,8 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use ebpf_common::ServiceKey;
-use speaker_core::backend::Plan;
 use speaker_core::backend::affinity::{ClientSet, Kept};
+use speaker_core::backend::{Plan, lag};
 use speaker_core::health::totals::Totals;
 use speaker_core::startup::Target;
 use speaker_core::view::endpoints::Digests;
@@ -38,8 +37,8 @@ pub struct Wanted {
 /// What the rules of this node do now, as far as the packet path depends on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InForce {
-    /// Service ports that have a pod in the rules.
-    pub services: BTreeSet<ServiceKey>,
+    /// Service ports that have a pod in the rules, with their pods; none where the rules are an earlier speaker's.
+    pub services: Arc<lag::Pods>,
     pub peers: BTreeMap<u16, Ipv4Addr>,
     /// Where clients of sessionAffinity are recorded.
     pub client_sets: BTreeMap<ClientSet, Kept>,
@@ -313,7 +312,7 @@ impl Health {
     fn publish(&self, plan: Option<&Plan>, viewed: Option<Digests>) {
         let Some(plan) = plan else { return };
         self.publisher.send_if_modified(|known| {
-            let services = plan.services.keys().copied().collect();
+            let services = Arc::new(lag::pods(plan));
             let viewed = viewed.or_else(|| known.viewed.clone());
             let (peers, client_sets, starting) = (plan.peers.clone(), plan.client_sets(), plan.starting.clone());
             let now = InForce { services, peers, client_sets, starting, viewed, failing: known.failing };

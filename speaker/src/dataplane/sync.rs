@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ebpf_common::{Config, MAX_NODES, ServiceKey, ServiceValue};
-use speaker_core::backend::{Plan, RemovalGrace, UdpPins, Uplink};
+use speaker_core::backend::{Plan, RemovalGrace, UdpPins, Uplink, lag};
 use speaker_core::election::Eligible;
 use speaker_core::eligibility::{self, Unowned};
 use speaker_core::forwarding::diff::{Layout, MapState};
@@ -227,8 +227,8 @@ struct State {
 #[derive(Default)]
 struct Planned {
     table: Arc<Table>,
-    /// Service ports with pods on this node.
-    services: BTreeSet<ServiceKey>,
+    /// Service ports with pods on this node, and these.
+    services: lag::Pods,
     /// Those among them whose pods on this node all end or have not started ([`speaker_core::backend::LocalPods::last_resort`]).
     ending: BTreeSet<ServiceKey>,
     traffic_states: TrafficStates,
@@ -435,7 +435,8 @@ fn reached(view: &View, mut others: BTreeMap<NodeName, Ipv4Addr>) -> BTreeMap<No
 fn left_in_force(have: &MapState) -> InForce {
     let served = have.services.iter().filter(|(_, value)| value.flags & ServiceValue::SERVED_HERE != 0);
     let peers = have.nodes.iter().filter_map(|(slot, node)| Some((u16::try_from(*slot).ok()?, node.addr.into())));
-    InForce { services: served.map(|(key, _)| *key).collect(), peers: peers.collect(), ..InForce::default() }
+    let services = served.map(|(key, _)| (*key, Box::default())).collect();
+    InForce { services: Arc::new(services), peers: peers.collect(), ..InForce::default() }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 pub mod affinity;
 pub mod flow;
+pub mod lag;
 pub mod parts;
 pub mod place;
 pub mod removal_grace;

@@ -13,6 +13,10 @@ fn at(millis: u64) -> Instant {
     Instant::from_millis(1_000_000 + millis)
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).expect("a short time")
+}
+
 fn ready(node: &str, n: u8) -> Endpoint {
     pod(node, n, Conditions::READY)
 }
@@ -76,6 +80,37 @@ impl Node {
         probes.iter().for_each(|probe| self.0.answered(*probe, answer, at(millis)));
         probes.into_iter().map(|probe| probe.target).collect()
     }
+}
+
+/// nft does not follow: the rules lead a part of the new flows to a pod that is gone, whichever others live.
+#[test]
+fn pods_start_over_while_the_rules_name_one_that_is_gone() {
+    let live = [ready("a", 1), ready("b", 1)];
+    let (mut own, mut other) = (Node::with(live.clone()), Node::named("b", live.clone()));
+    let behind = BTreeSet::from([http("a", 1)]);
+    let late = 100 + millis(BEHIND);
+    own.0.rules(&behind, at(100));
+    assert_eq!(own.see(live.clone(), late - 1), [], "a transaction takes its time");
+    assert_eq!(own.0.next_deadline(), Some(at(late)));
+    own.0.turn(at(late));
+    assert!(own.0.is_due());
+    assert_eq!(own.see(live.clone(), late), [http("a", 1)]);
+    // Rules that have the pod and not the change.
+    own.rules_follow(late + 10);
+    assert_eq!(own.0.starts().0, Starts::from([(http("a", 1), false)]));
+    other.0.reported("a", own.0.starts().0, at(late + 20));
+    assert_eq!(other.see(live.clone(), late + 20), [http("a", 1)]);
+
+    own.0.rules(&BTreeSet::new(), at(3000));
+    own.rules_follow(3000);
+    assert_eq!(own.0.starts().0, Starts::from([(http("a", 1), true)]));
+    other.0.reported("a", own.0.starts().0, at(3000));
+    let held = 3000 + millis(HOLD);
+    for node in [&mut own, &mut other] {
+        assert_eq!(node.see(live.clone(), held - 1), [http("a", 1)], "all nodes in the same moment");
+        assert_eq!(node.see(live.clone(), held), []);
+    }
+    assert_eq!(own.0.next_deadline(), None);
 }
 
 #[test]

@@ -44,6 +44,11 @@ impl Trial {
         Self { since: now, next: Next::Due(now), refused: None, silent: None }
     }
 
+    /// Of a pod that has accepted before.
+    pub fn accepted(now: Instant) -> Self {
+        Self { next: Next::Never, ..Self::new(now) }
+    }
+
     pub fn due(&self) -> Option<Instant> {
         match self.next {
             Next::Due(at) => Some(at),

@@ -10,7 +10,7 @@ use anyhow::Result;
 use ebpf_common::{ABI_VERSION, Config, ServiceKey};
 use sheave_admin::memory;
 use speaker_core::backend::ruleset::ACCEPT_MARK;
-use speaker_core::backend::{Adverts, LocalPods, Plan};
+use speaker_core::backend::{Adverts, LocalPods, Plan, lag};
 use speaker_core::eligibility;
 use speaker_core::forwarding::diff::{MapState, diff};
 use speaker_core::forwarding::{Service, Table, TrafficStates};
@@ -98,7 +98,7 @@ impl State {
         let plan = Plan::of(view, &frontends.0, &self.sync.node, self.sync.uplink.clone());
         let plan = if no_kube_proxy { plan.without_kube_proxy(&frontends.0) } else { plan }.serving(&table.vips);
         let plan = self.removal_grace.complete(plan, now);
-        let services = plan.services.keys().copied().collect();
+        let services = lag::pods(&plan);
         let startup = &self.new_pods.startup;
         let tcp = |key: &ServiceKey| i32::from(key.proto) == libc::IPPROTO_TCP;
         let waits = |pod: &(Ipv4Addr, u16)| startup.waits(startup::Target { address: pod.0, port: pod.1 });
@@ -120,7 +120,14 @@ impl State {
             saved_view: view.is_saved(),
             plan: Some(plan),
         };
+        self.note_lag();
         (self.dirty, self.follow) = (false, true);
+    }
+
+    /// The rules wanted, or those in force, have changed.
+    fn note_lag(&mut self) {
+        let InForce { services, failing, .. } = &self.in_force;
+        self.new_pods.startup.rules(&lag::behind(&self.planned.services, services, *failing), clock::now());
     }
 
     /// The nft worker gets the newest plan. The maps follow the newest table as far as rules are in force for it.
@@ -164,8 +171,8 @@ impl State {
     /// the rows in the maps name a node that is lost or, while the rules do not follow, a node that has no pod any more.
     fn held(&self) -> BTreeSet<ServiceKey> {
         let is_held = |(key, service): &(&ServiceKey, &Service)| {
-            let waits = self.planned.services.contains(key)
-                && !self.in_force.services.contains(key)
+            let waits = self.planned.services.contains_key(key)
+                && !self.in_force.services.contains_key(key)
                 && service.ring.nodes.contains(&self.sync.node);
             waits
                 && match self.shown.services.get(key) {
@@ -233,7 +240,7 @@ impl State {
         let Planned { services, ending, .. } = &self.planned;
         let names_this_node = |service: &Service| service.ring.nodes.contains(&self.sync.node);
         let takes = |key: &&ServiceKey| !ending.contains(key) || table.services.get(key).is_some_and(names_this_node);
-        services.intersection(&self.in_force.services).filter(takes).copied().collect()
+        services.keys().filter(|key| self.in_force.services.contains_key(*key)).filter(takes).copied().collect()
     }
 
     /// Next hops of packets, by the slot in the mark.
@@ -250,6 +257,7 @@ impl State {
     pub(super) fn in_force(&mut self, rules: InForce) -> Result<()> {
         let same = InForce { viewed: self.in_force.viewed.clone(), ..rules.clone() } == self.in_force;
         self.in_force = rules;
+        self.note_lag();
         // Until the maps have followed, the view is not.
         self.follow |= !same || !self.started;
         self.report_applied_view()
