@@ -80,6 +80,16 @@ pub const MAX_PORTS: usize = 1000;
 /// IPv4 source ranges of a Service, adjacent and nested ones counted as one. A Service with more admits no client.
 pub const MAX_SOURCE_RANGES: usize = 1024;
 
+/// Service ports of all Services of a cluster, each port of each address being one: what the speakers' tables hold
+/// (`ebpf_common::MAX_SERVICES`).
+pub const MAX_SERVICE_PORTS: usize = 16_384;
+
+/// Services of a cluster with source ranges (`ebpf_common::MAX_RESTRICTED`, without the slot of those beyond).
+pub const MAX_RESTRICTED_SERVICES: usize = 4095;
+
+/// IPv4 source ranges of all Services of a cluster (`ebpf_common::MAX_SOURCE_RANGES`).
+pub const MAX_ALL_SOURCE_RANGES: usize = 65_536;
+
 /// The Secret with the speakers' keys, in the namespace that Sheave is installed in; created by the leading controller
 /// if there is none, never changed afterwards.
 pub mod keys {

@@ -47,7 +47,9 @@ pub enum Refusal {
     ServiceNotSelected,
     /// Every pool that could serve this Service has no address left.
     PoolExhausted,
-    /// The cluster has [`MAX_VIRTUAL_IPS`](crate::MAX_VIRTUAL_IPS) addresses in use, and the Service needs another one.
+    /// The cluster has [`MAX_VIRTUAL_IPS`](crate::MAX_VIRTUAL_IPS) addresses in use, and the Service needs another one; or the Service, or
+    /// a part of it, has no room beside the [`MAX_SERVICE_PORTS`](crate::MAX_SERVICE_PORTS),
+    /// [`MAX_RESTRICTED_SERVICES`](crate::MAX_RESTRICTED_SERVICES) or [`MAX_ALL_SOURCE_RANGES`](crate::MAX_ALL_SOURCE_RANGES) of others.
     LimitReached,
     /// The wanted address is in no pool (or not in the pool that the annotation names), or the pool has shrunk since.
     AddressNotInPool,

@@ -304,6 +304,11 @@ impl Allocator {
         self.held.get(uid).into_iter().flatten().copied().filter(granted)
     }
 
+    /// The addresses at which the ledger names the Service with this uid, also in an entry that is being written or deleted.
+    pub fn listed(&self, uid: &str) -> impl Iterator<Item = IpAddr> {
+        self.held.get(uid).into_iter().flatten().copied()
+    }
+
     /// Whether the ledger names the Service with this uid, also in an entry that is being written or deleted.
     pub fn is_listed(&self, uid: &str) -> bool {
         self.held.contains_key(uid)

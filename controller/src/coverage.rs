@@ -60,7 +60,7 @@ pub fn remarks(service: &ServiceView, partly: &BTreeSet<Partly>, second: Option<
             );
             remarks.push(named(Refusal::SourceRangesWithoutIPv4, message));
         }
-        Clients::Annotated if !inside().is_empty() => {
+        Clients::Annotated(_) if !inside().is_empty() => {
             let message = format!(
                 "annotation {}: clients outside the cluster are admitted by its ranges{}; set the field",
                 source_ranges::ANNOTATION,
@@ -138,16 +138,20 @@ pub fn is_reported(reason: Refusal) -> bool {
     Partly::ALL.into_iter().filter_map(reported).any(|part| part.reason == reason)
 }
 
-/// The ports for `status.loadBalancer.ingress[].ports`: all of them, or none where nothing is to be said (KEP-1435).
-pub fn ports(service: &ServiceView) -> Vec<PortStatus> {
-    if judged(service).all(|(_, refusal)| refusal.is_none()) {
-        return Vec::new();
-    }
-    let status = |(port, refusal): (&Port, Option<Refusal>)| PortStatus {
-        port: port.clone(),
-        error: refusal.map(Refusal::port_error),
-    };
-    judged(service).map(status).collect()
+/// The ports for `status.loadBalancer.ingress[].ports`: all of them, or none where nothing is to be said (KEP-1435). `without_place`: those
+/// for which the speakers have none.
+pub fn ports(service: &ServiceView, without_place: &BTreeSet<Port>) -> Vec<PortStatus> {
+    let all = judged(service).map(|(port, refusal)| {
+        let refusal = refusal.or_else(|| without_place.contains(port).then_some(Refusal::LimitReached));
+        PortStatus { port: port.clone(), error: refusal.map(Refusal::port_error) }
+    });
+    let all: Vec<PortStatus> = all.collect();
+    if all.iter().any(|status| status.error.is_some()) { all } else { Vec::new() }
+}
+
+/// The ports that speakers serve, if they have room for them.
+pub fn served(service: &ServiceView) -> impl Iterator<Item = &Port> {
+    judged(service).filter(|(_, refusal)| refusal.is_none()).map(|(port, _)| port)
 }
 
 /// Every port in order, and why it is not served. Of TCP and UDP the first ones are, as the speakers have it.
@@ -172,7 +176,7 @@ fn ipv6(list: &str) -> Option<IpAddr> {
 }
 
 /// The first few of them, so that a message stays a sentence.
-fn listed<'a>(ports: impl Iterator<Item = &'a Port>) -> String {
+pub fn listed<'a>(ports: impl Iterator<Item = &'a Port>) -> String {
     let mut names: Vec<String> = ports.map(Port::to_string).collect();
     let more = names.len().saturating_sub(LISTED);
     names.truncate(LISTED);
@@ -206,7 +210,10 @@ mod tests {
     #[test]
     fn an_ordinary_service_is_served_without_a_word() {
         let plain = service(&[(80, "TCP"), (53, "UDP")]);
-        assert_eq!((refusal(&plain), remarks(&plain, &NOTHING, None), ports(&plain)), (None, vec![], vec![]));
+        assert_eq!(
+            (refusal(&plain), remarks(&plain, &NOTHING, None), ports(&plain, &BTreeSet::new())),
+            (None, vec![], vec![])
+        );
     }
 
     #[test]
@@ -222,7 +229,8 @@ mod tests {
         let mixed = service(&[(80, "TCP"), (38412, "SCTP"), (53, "UDP")]);
         assert_eq!(refusal(&mixed), None);
         assert_eq!(reasons(&remarks(&mixed, &NOTHING, None)), [Refusal::ProtocolNotServed]);
-        let errors: Vec<_> = ports(&mixed).into_iter().map(|status| (status.port.to_string(), status.error)).collect();
+        let errors: Vec<_> =
+            ports(&mixed, &BTreeSet::new()).into_iter().map(|status| (status.port.to_string(), status.error)).collect();
         let error = Some("sheave.dev/ProtocolNotServed".to_string());
         assert_eq!(errors, [("80/TCP".into(), None), ("38412/SCTP".into(), error), ("53/UDP".into(), None)]);
     }
@@ -253,13 +261,14 @@ mod tests {
     #[test]
     fn one_port_too_many_leaves_the_others_served() {
         let count = |count: i32| service(&(1..=count).map(|number| (number, "TCP")).collect::<Vec<_>>());
-        assert_eq!((remarks(&count(1000), &NOTHING, None), ports(&count(1000))), (vec![], vec![]));
+        assert_eq!((remarks(&count(1000), &NOTHING, None), ports(&count(1000), &BTreeSet::new())), (vec![], vec![]));
         let mut many = count(1001);
         many.ports.insert(0, Port::new(9, Some("SCTP")));
         assert_eq!(refusal(&many), None);
         assert_eq!(reasons(&remarks(&many, &NOTHING, None)), [Refusal::ProtocolNotServed, Refusal::TooManyPorts]);
         assert!(remarks(&many, &NOTHING, None)[1].message.contains("port 1001/TCP (the first 1000"));
-        let (refused, served): (Vec<_>, Vec<_>) = ports(&many).into_iter().partition(|status| status.error.is_some());
+        let (refused, served): (Vec<_>, Vec<_>) =
+            ports(&many, &BTreeSet::new()).into_iter().partition(|status| status.error.is_some());
         assert_eq!((served.len(), served[999].port.number), (1000, 1000));
         assert_eq!(refused[1].error.as_deref(), Some("sheave.dev/TooManyPorts"));
     }
@@ -278,13 +287,13 @@ mod tests {
             (refusal(&closed), reasons(&remarks(&closed, &NOTHING, None))),
             (None, vec![Refusal::SourceRangesWithoutIPv4])
         );
-        assert_eq!(remarks(&ServiceView { clients: Clients::Ranges, ..example() }, &NOTHING, None), []);
+        assert_eq!(remarks(&ServiceView { clients: Clients::Ranges(1), ..example() }, &NOTHING, None), []);
     }
 
     /// kube-proxy translates for pods and nodes, and knows the field only.
     #[test]
     fn an_annotation_that_clients_inside_are_not_judged_by_is_said() {
-        let annotated = ServiceView { clients: Clients::Annotated, ..example() };
+        let annotated = ServiceView { clients: Clients::Annotated(1), ..example() };
         let said = remarks(&annotated, &NOTHING, None);
         assert_eq!((refusal(&annotated), reasons(&said)), (None, vec![Refusal::SourceRangesOutsideOnly]));
         assert_eq!(
@@ -297,7 +306,7 @@ mod tests {
         assert!(message.contains("no IPv4 client outside the cluster is admitted; every one inside is"), "{message}");
         let label = [(SERVICE_PROXY_NAME.to_string(), "none".to_string())];
         let of_sheave = |clients| ServiceView { clients, labels: label.clone().into(), ..example() };
-        assert_eq!(remarks(&of_sheave(Clients::Annotated), &NOTHING, None), []);
+        assert_eq!(remarks(&of_sheave(Clients::Annotated(1)), &NOTHING, None), []);
         let message = remarks(&of_sheave(Clients::NoIPv4), &NOTHING, None).remove(0).message;
         assert!(message.ends_with("no IPv4 client outside the cluster is admitted"), "{message}");
     }

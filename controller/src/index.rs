@@ -10,6 +10,7 @@ mod late;
 mod marks;
 mod outcome;
 mod probing;
+mod room;
 mod surroundings;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,7 @@ use crate::allocator::selection::Labels;
 use crate::cache::Cache;
 use crate::error::WriteError;
 use crate::guards::{Fact, Fixed, Guards};
+use crate::places::{Places, Room};
 use crate::probes::{self, ProbeView, ProbeWrite, Probes};
 use crate::status::StatusWrite;
 use crate::view::{GrantView, NamespaceView, PoolView, ServiceKey, ServiceView};
@@ -215,6 +217,9 @@ pub struct Index {
     pub(crate) unconfirmed: BTreeSet<IpAddr>,
     /// Services that were prepared for this address, until they are planned again: it is preferred.
     pub(crate) prepared: BTreeMap<ServiceKey, IpAddr>,
+    /// What Services take in the speakers' tables; none until they were counted, which the leader does.
+    pub(crate) places: Option<Places>,
+    pub(crate) room: Room,
     /// Services that have an IPv4 address, and would take one of IPv6 beside it.
     pub(crate) beside: BTreeSet<ServiceKey>,
 }
@@ -310,6 +315,7 @@ impl Index {
         self.leading = leading;
         self.unconfirmed = self.find_unconfirmed();
         self.allocator.stay();
+        self.places = None;
         self.prepared.clear();
         self.probes.lead();
         self.look_at_everything();
@@ -333,6 +339,7 @@ impl Index {
         if let Some(before) = before.filter(|before| before.uid != uid) {
             self.service_gone(&key, Some(before));
         }
+        self.count(&key);
         self.mark_service(&key);
         self.mark_held(&uid);
         if self.allocator.set_sharing(&uid, sharing) {
@@ -342,6 +349,7 @@ impl Index {
 
     fn service_gone(&mut self, key: &ServiceKey, view: Option<ServiceView>) {
         self.forget_standing(key);
+        self.count(key);
         self.at_nodes.service_changed(key, None, view.as_ref());
         self.cluster_ips_changed(key, view.as_ref(), &[]);
         if let Some(view) = view {
@@ -379,6 +387,7 @@ impl Index {
         self.dirty.extend(self.allocator.taken(address).map(|taken| Subject::Pool(taken.pool.clone())));
         self.dirty.insert(Subject::Pool(view.pool));
         for service in before.iter().chain(&view.services) {
+            self.count(&ServiceKey::from(service));
             self.mark_service(&ServiceKey::from(service));
         }
     }
@@ -393,6 +402,7 @@ impl Index {
         self.dirty.extend(self.allocator.taken(address).map(|taken| Subject::Pool(taken.pool.clone())));
         self.at_nodes.pooled_is_gone();
         for service in self.allocator.forget(address) {
+            self.count(&ServiceKey::from(&service));
             self.mark_service(&ServiceKey::from(&service));
         }
         self.mark_reserved(address);
@@ -420,6 +430,7 @@ impl Index {
             Kind::Services => {
                 for (key, view) in self.services.complete(version) {
                     self.forget_standing(&key);
+                    self.count(&key);
                     self.at_nodes.service_changed(&key, None, Some(&view));
                     self.cluster_ips_changed(&key, Some(&view), &[]);
                 }
@@ -439,7 +450,10 @@ impl Index {
                 }
             }
             Kind::Grants => {
-                self.at_nodes.outdated |= !self.at_nodes.grants.complete(version).is_empty();
+                for (_, grant) in self.at_nodes.grants.complete(version) {
+                    self.at_nodes.outdated = true;
+                    grant.services.iter().for_each(|service| self.count(&ServiceKey::from(service)));
+                }
                 for (address, _) in self.grants.complete(version) {
                     self.grant_gone(address);
                 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use sheave_api::{MAX_SERVICES_PER_ADDRESS, Refusal, ServiceRef};
+use sheave_api::{MAX_SERVICE_PORTS, MAX_SERVICES_PER_ADDRESS, Refusal, ServiceRef};
 
 use crate::request::Refused;
 use crate::view::{Port, ServiceKey};
@@ -64,21 +64,30 @@ pub struct Outcome {
     pub refused: Option<Refused>,
 }
 
-/// `node_ports`: those of all Services of the cluster, which kube-proxy serves on every node.
-pub fn grant(wanting: &[Wanting], hosts: &Hosts, held: &Held, node_ports: &BTreeSet<Port>) -> Granted {
+/// `node_ports`: those of all Services of the cluster, which kube-proxy serves on every node. `room`: how many service ports there may be
+/// at nodes, each port of each address being one.
+pub fn grant(wanting: &[Wanting], hosts: &Hosts, held: &Held, node_ports: &BTreeSet<Port>, room: usize) -> Granted {
     let restricted = hosts.values().any(|host| host.enabled);
     let mut nodes: BTreeMap<&str, Taken<'_>> = BTreeMap::new();
     let mut services = BTreeMap::new();
     let has = |node: &str, wanting: &Wanting| {
         held.get(node).into_iter().flatten().position(|service| service.uid == wanting.service.uid)
     };
-    for (name, host) in hosts {
-        let mut order: Vec<(usize, &Wanting)> =
-            wanting.iter().map(|one| (has(name, one).unwrap_or(usize::MAX), one)).collect();
-        order.sort_by_key(|(place, one)| (*place, one.created, ServiceKey::from(&one.service)));
-        for (_, one) in order.into_iter().filter(|(_, one)| is_chosen(one, host, restricted)) {
-            let taken = nodes.entry(name).or_default();
-            taken.offer(one, host, node_ports);
+    let mut room = room;
+    // What the ledger has comes first, on every node.
+    for is_new in [false, true] {
+        for (name, host) in hosts {
+            let places = wanting.iter().map(|one| (has(name, one).unwrap_or(usize::MAX), one));
+            let mut order: Vec<(usize, &Wanting)> =
+                places.filter(|(place, _)| (*place == usize::MAX) == is_new).collect();
+            order.sort_by_key(|(place, one)| (*place, one.created, ServiceKey::from(&one.service)));
+            for (_, one) in order.into_iter().filter(|(_, one)| is_chosen(one, host, restricted)) {
+                let takes = one.ports.len() * (host.internal.len() + host.external.len());
+                let left = if is_new { room.checked_sub(takes) } else { Some(room.saturating_sub(takes)) };
+                if nodes.entry(name).or_default().offer(one, host, node_ports, left.is_some()) {
+                    room = left.unwrap_or(room);
+                }
+            }
         }
     }
     for one in wanting {
@@ -112,19 +121,28 @@ enum Barred {
     Taken(Port, ServiceKey),
     /// As many Services have ports there as may.
     Full,
+    /// The Services of the cluster have as many service ports as they may.
+    NoRoom,
 }
 
 impl<'a> Taken<'a> {
-    fn offer(&mut self, wanting: &'a Wanting, host: &Host, node_ports: &BTreeSet<Port>) {
+    /// Whether the Service gets its ports here.
+    fn offer(&mut self, wanting: &'a Wanting, host: &Host, node_ports: &BTreeSet<Port>, has_room: bool) -> bool {
         let in_use =
             |port: &&Port| node_ports.contains(port) || host.listening.iter().flatten().any(|one| one == *port);
         let has = |port: &Port| self.services.iter().find(|other| other.ports.contains(port));
         let taken = |port: &Port| has(port).map(|other| Barred::Taken(port.clone(), ServiceKey::from(&other.service)));
         let in_use = wanting.ports.iter().find(in_use).map(|port| Barred::InUse(port.clone()));
-        match in_use.or_else(|| wanting.ports.iter().find_map(taken)) {
-            None if self.services.len() < MOST => self.services.push(wanting),
-            barred => drop(self.refused.insert(ServiceKey::from(&wanting.service), barred.unwrap_or(Barred::Full))),
+        let barred = in_use.or_else(|| wanting.ports.iter().find_map(taken));
+        let barred = barred.or((self.services.len() >= MOST).then_some(Barred::Full));
+        match barred.or((!has_room).then_some(Barred::NoRoom)) {
+            None => self.services.push(wanting),
+            Some(barred) => {
+                self.refused.insert(ServiceKey::from(&wanting.service), barred);
+                return false;
+            }
         }
+        true
     }
 }
 
@@ -164,6 +182,14 @@ fn refusal(one: &Wanting, barred: &[(&str, &Barred)], anywhere: bool) -> Option<
         Barred::Full => Refused {
             reason: Refusal::LimitReached,
             message: format!("{MOST} Services have ports at node {node}{others}, and no more can"),
+        },
+        Barred::NoRoom => Refused {
+            reason: Refusal::LimitReached,
+            message: format!(
+                "its {} service ports have no room at node {node}{others} beside those of other Services: the Services of a cluster \
+                 may have {MAX_SERVICE_PORTS}, each port of each address being one",
+                one.ports.len()
+            ),
         },
         Barred::InUse(port) => Refused {
             reason: Refusal::PortInUseOnNode,
@@ -219,7 +245,7 @@ mod tests {
     }
 
     fn granted(wanting: &[Wanting], hosts: &Hosts) -> Granted {
-        grant(wanting, hosts, &Held::new(), &BTreeSet::new())
+        grant(wanting, hosts, &Held::new(), &BTreeSet::new(), usize::MAX)
     }
 
     fn shown(granted: &Granted, name: &str) -> Vec<u8> {
@@ -263,7 +289,7 @@ mod tests {
         let udp = Wanting { ports: [Port::new(22, Some("UDP"))].into(), ..wanting("dns", &[]) };
         assert_eq!(shown(&granted(&[udp], &hosts), "dns"), [1, 2, 3]);
         let node_ports = [Port::new(30080, None)].into();
-        let none = grant(&[wanting("web", &[30080])], &hosts, &Held::new(), &node_ports);
+        let none = grant(&[wanting("web", &[30080])], &hosts, &Held::new(), &node_ports, usize::MAX);
         assert_eq!(reason(&none, "web").unwrap().0, Refusal::PortInUseOnNode);
         assert!(reason(&none, "web").unwrap().1.contains("and 2 more") && none.nodes.is_empty());
     }
@@ -279,13 +305,37 @@ mod tests {
         assert!(message.contains("80/TCP of node a and 2 more is taken by Service default/z"), "{message}");
         // Who has it keeps it, whatever was created when.
         let held: Held = hosts().keys().map(|node| (node.clone(), vec![younger.service.clone()])).collect();
-        let kept = grant(&[younger.clone(), older.clone()], &hosts(), &held, &BTreeSet::new());
+        let kept = grant(&[younger.clone(), older.clone()], &hosts(), &held, &BTreeSet::new(), usize::MAX);
         assert_eq!((shown(&kept, "a"), shown(&kept, "z")), (vec![1, 2, 3], vec![]));
         assert_eq!(kept.nodes, held);
         // One of the same name that was made anew has nothing.
         let again = Wanting { service: ServiceRef { uid: "other".into(), ..younger.service.clone() }, ..younger };
-        let anew = grant(&[again, older], &hosts(), &held, &BTreeSet::new());
+        let anew = grant(&[again, older], &hosts(), &held, &BTreeSet::new(), usize::MAX);
         assert_eq!((shown(&anew, "a"), shown(&anew, "z")), (vec![], vec![1, 2, 3]));
+    }
+
+    /// Two addresses at each of three nodes: 2 ports take 12 of the places.
+    #[test]
+    fn what_has_no_room_in_the_speakers_tables_is_refused_and_what_is_there_stays() {
+        let mut hosts = hosts();
+        hosts
+            .values_mut()
+            .for_each(|host| host.external = vec![Ipv4Addr::new(198, 51, 100, host.internal[0].octets()[3])]);
+        let services = [wanting("a", &[80, 443]), wanting("b", &[81]), wanting("c", &[82])];
+        let granted = |held: &Held, room| grant(&services, &hosts, held, &BTreeSet::new(), room);
+        let at = |granted: &Granted, name: &str| {
+            granted.nodes.values().filter(|all| all.iter().any(|one| one.name == name)).count()
+        };
+        let all = |granted: &Granted| ["a", "b", "c"].map(|name| at(granted, name));
+        assert_eq!(all(&granted(&Held::new(), 24)), [3, 3, 3]);
+        let some = granted(&Held::new(), 23);
+        assert_eq!(all(&some), [3, 3, 2]);
+        let (name, message) = reason(&some, "c").unwrap();
+        assert_eq!(name, Refusal::LimitReached);
+        assert!(message.starts_with("its 1 service ports have no room at node c beside"), "{message}");
+        // Who has a port keeps it, whatever was created when, and with fewer places than it takes.
+        let held: Held = hosts.keys().map(|node| (node.clone(), vec![services[2].service.clone()])).collect();
+        assert_eq!([11, 6, 3].map(|room| all(&granted(&held, room))), [[1, 0, 3], [0, 0, 3], [0, 0, 3]]);
     }
 
     #[test]

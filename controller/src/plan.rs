@@ -27,6 +27,9 @@ impl Index {
         // A follower, too: its notes and metrics say who else is there.
         self.observe_probes(now);
         self.refresh_surroundings();
+        if self.leading {
+            self.count_all();
+        }
         self.refresh_at_nodes();
         if !self.leading {
             return None;
@@ -100,6 +103,10 @@ impl Index {
         }
         let new = decided.grants.iter().map(|(address, _)| *address).filter(|address| !chosen.contains(address));
         let new: Vec<IpAddr> = new.collect();
+        let grants: Vec<IpAddr> = decided.grants.iter().map(|(address, _)| *address).collect();
+        if let Some(refused) = self.lacks_room(&service, &grants) {
+            return self.refuse(&service, &refused);
+        }
         if !self.may_grant(key, &new, now) {
             return None;
         }
@@ -112,6 +119,7 @@ impl Index {
             self.waiting.remove(&service.key);
         }
         self.allocator.reserve(grants, &service.reference());
+        self.count(&service.key);
         if !service.finalizer_is_ours() {
             let (address, _) = grants.first()?;
             return Some(Write::Prepare { address: *address, write: status::granting(service, grants) });
@@ -220,6 +228,7 @@ impl Index {
                 joining.push(service);
             } else {
                 self.allocator.unreserve(address, &service.uid);
+                self.count(&ServiceKey::from(&service));
                 self.mark_service(&ServiceKey::from(&service));
                 // It may have kept others from the address.
                 self.mark_waiting();
@@ -311,7 +320,9 @@ impl Index {
         }
         let grants: Vec<&GrantView> = addresses.clone().filter_map(|address| self.grants.get(&address)).collect();
         let partly = grants.iter().flat_map(|grant| &grant.partly).copied().collect();
+        let (without_place, ports) = self.without_place(&service.key);
         let mut parts = coverage::remarks(service, &partly, second);
+        drop(parts.splice(..0, without_place));
         // The owner's speaker names the reasons, not the Service of each.
         let reported = |part: &&mut Refused| coverage::is_reported(part.reason);
         if grants.iter().any(|grant| grant.services.len() > 1) {
@@ -324,7 +335,7 @@ impl Index {
         let said: Vec<Refusal> = remarks.iter().map(|remark| remark.reason).collect();
         let parts = parts.into_iter().filter(|part| !said.contains(&part.reason));
         let remarks: Vec<Refused> = remarks.into_iter().chain(parts).collect();
-        let write = status::allocated(service, &granted, &remarks)?;
+        let write = status::allocated(service, &granted, &remarks, &ports)?;
         let write = if self.whose.may_write(service) { Some(write) } else { write.without_ingress() };
         write.map(Write::Status)
     }

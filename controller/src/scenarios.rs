@@ -8,6 +8,7 @@ mod at_nodes;
 mod families;
 mod pools;
 mod probes;
+mod room;
 mod several;
 mod sharing;
 mod surroundings;
@@ -42,7 +43,8 @@ struct Replica {
 
 impl Replica {
     fn start(api: &Api) -> Self {
-        let index = Index::new(api.policy.clone(), Fixed::default(), Config::default());
+        let mut index = Index::new(api.policy.clone(), Fixed::default(), Config::default());
+        index.room = api.room;
         let mut replica = Replica { index, cursors: [api.log.len(); Kind::ALL.len()], under_way: Vec::new() };
         replica.read_all(api);
         replica
@@ -364,7 +366,8 @@ impl World {
             IpAddr::V6(_) => panic!("{address}"),
         };
         let held: Vec<Ipv4Addr> = held.iter().map(address).collect();
-        let shown: Vec<Ingress> = held.iter().map(|address| Ingress::Vip(*address, coverage::ports(service))).collect();
+        let shown: Vec<Ingress> =
+            held.iter().map(|address| Ingress::Vip(*address, coverage::ports(service, &BTreeSet::new()))).collect();
         assert_eq!(service.ingress, shown, "{}", service.key);
         let (named, condition) = (named_by(service), service.condition.as_ref().unwrap());
         if matches!(claimed, Claim::Wanted(_)) && !named.is_empty() && held != named {

@@ -5,6 +5,7 @@ mod at_nodes;
 mod finding;
 mod pool;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -18,7 +19,7 @@ use sheave_api::status::{
 
 use crate::coverage;
 use crate::request::Refused;
-use crate::view::{ConditionView, Ingress, PortStatus, ServiceKey, ServiceView};
+use crate::view::{ConditionView, Ingress, Port, PortStatus, ServiceKey, ServiceView};
 
 pub use at_nodes::{at_nodes, withdrawn_from_nodes};
 pub use finding::Finding;
@@ -93,7 +94,13 @@ pub fn granting(service: &ServiceView, grants: &[(IpAddr, String)]) -> StatusWri
 }
 
 /// The Service has these addresses, of these pools. The remarks name what is not as the Service wants it, the most important one first.
-pub fn allocated(service: &ServiceView, grants: &[(Ipv4Addr, &str)], remarks: &[Refused]) -> Option<StatusWrite> {
+/// `without_place`: ports for which the speakers have none.
+pub fn allocated(
+    service: &ServiceView,
+    grants: &[(Ipv4Addr, &str)],
+    remarks: &[Refused],
+    without_place: &BTreeSet<Port>,
+) -> Option<StatusWrite> {
     let granted = from_pools(grants);
     let addresses: Vec<Ipv4Addr> = grants.iter().map(|(address, _)| *address).collect();
     let sentences = std::iter::once(&granted).chain(remarks.iter().map(|remark| &remark.message));
@@ -102,7 +109,7 @@ pub fn allocated(service: &ServiceView, grants: &[(Ipv4Addr, &str)], remarks: &[
         reason: remarks.first().map_or(REASON_ALLOCATED, |remark| remark.reason.as_str()).to_string(),
         message: sentences.map(String::as_str).collect::<Vec<_>>().join("; "),
     };
-    let ports = coverage::ports(service);
+    let ports = coverage::ports(service, without_place);
     let mut notes = Vec::new();
     if service.condition.as_ref() != Some(&condition) {
         if remarks.is_empty() || service.condition.as_ref().is_none_or(|before| !before.allocated) {

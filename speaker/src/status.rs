@@ -421,5 +421,8 @@ mod tests {
         assert_eq!(Limit::PortsPerObject.value(), sheave_api::MAX_PORTS);
         assert_eq!(Limit::RangesPerService.value(), sheave_api::MAX_SOURCE_RANGES);
         assert_eq!(Limit::VirtualIps.value(), sheave_api::MAX_VIRTUAL_IPS);
+        assert_eq!(ebpf_common::MAX_SERVICES as usize, sheave_api::MAX_SERVICE_PORTS);
+        assert_eq!(ebpf_common::MAX_RESTRICTED as usize, sheave_api::MAX_RESTRICTED_SERVICES + 1);
+        assert_eq!(ebpf_common::MAX_SOURCE_RANGES as usize, sheave_api::MAX_ALL_SOURCE_RANGES);
     }
 }

@@ -44,6 +44,11 @@ impl AtNodes {
         self.hosts = hosts;
     }
 
+    /// The Services that the ledger names at an address.
+    fn named_at(&self, address: Ipv4Addr) -> Vec<ServiceRef> {
+        self.grants.get(&address).map(|grant| grant.services.clone()).unwrap_or_default()
+    }
+
     /// Whether the ledger names the Service at a node.
     pub fn is_listed(&self, uid: &str) -> bool {
         self.grants.iter().any(|(_, grant)| names(grant, uid))
@@ -77,10 +82,14 @@ impl AtNodes {
         self.grants.get(&address).is_some()
     }
 
+    /// The addresses at which the ledger names the Service with this uid.
+    pub fn listing(&self, uid: &str) -> impl Iterator<Item = Ipv4Addr> {
+        self.grants.iter().filter(move |(_, grant)| names(grant, uid)).map(|(address, _)| *address)
+    }
+
     /// What the status of a Service shows of addresses at which the ledger names it. `None`: the ledger names it nowhere.
     pub fn shown(&self, service: &ServiceView) -> Option<Vec<Ipv4Addr>> {
-        let listed = self.grants.iter().filter(|(_, grant)| names(grant, &service.uid)).map(|(address, _)| *address);
-        let listed: Vec<Ipv4Addr> = listed.collect();
+        let listed: Vec<Ipv4Addr> = self.listing(&service.uid).collect();
         (!listed.is_empty()).then(|| listed.into_iter().filter(|address| service.shows(*address)).collect())
     }
 
@@ -107,9 +116,9 @@ impl Index {
     pub(super) fn node_grant_changed(&mut self, view: GrantView) {
         // None is written by us.
         let IpAddr::V4(address) = view.address else { return };
-        let same = self.at_nodes.grants.get(&address).is_some_and(|known| known.services == view.services);
-        if self.at_nodes.grants.apply(address, &view.uid.clone(), view.version, view) && !same {
-            self.at_nodes.outdated = true;
+        let before = self.at_nodes.named_at(address);
+        if self.at_nodes.grants.apply(address, &view.uid.clone(), view.version, view) {
+            self.node_ledger_changed(address, before);
         }
     }
 
@@ -119,7 +128,19 @@ impl Index {
         remove: impl FnOnce(&mut Cache<Ipv4Addr, GrantView>, &Ipv4Addr) -> bool,
     ) {
         if let IpAddr::V4(address) = address {
-            self.at_nodes.outdated |= remove(&mut self.at_nodes.grants, &address);
+            let before = self.at_nodes.named_at(address);
+            if remove(&mut self.at_nodes.grants, &address) {
+                self.at_nodes.outdated = true;
+                self.node_ledger_changed(address, before);
+            }
+        }
+    }
+
+    fn node_ledger_changed(&mut self, address: Ipv4Addr, before: Vec<ServiceRef>) {
+        let now = self.at_nodes.named_at(address);
+        if now != before {
+            self.at_nodes.outdated = true;
+            before.iter().chain(&now).for_each(|service| self.count(&ServiceKey::from(service)));
         }
     }
 
@@ -140,7 +161,8 @@ impl Index {
         }
         let node_ports: BTreeSet<Port> =
             self.services.iter().flat_map(|(_, service)| service.node_ports.iter().cloned()).collect();
-        let granted = node_mode::grant(&wanting, &self.at_nodes.hosts, &self.at_nodes.held(), &node_ports);
+        let room = self.room_at_nodes();
+        let granted = node_mode::grant(&wanting, &self.at_nodes.hosts, &self.at_nodes.held(), &node_ports, room);
         self.at_nodes.granted = granted;
         let of_hosts = self.at_nodes.hosts.values().flat_map(|host| host.internal.iter().chain(&host.external));
         let addresses: BTreeSet<Ipv4Addr> =
@@ -179,6 +201,7 @@ impl Index {
     pub(crate) fn plan_at_nodes(&mut self, service: &ServiceView) -> Option<Write> {
         let outcome = self.at_nodes.granted.services.get(&service.key)?;
         let Outcome { addresses, refused } = outcome.clone();
+        let refused = refused.or_else(|| self.without_place(&service.key).0);
         let is_listed =
             |address: &Ipv4Addr| self.at_nodes.grants.get(address).is_some_and(|grant| names(grant, &service.uid));
         let anywhere = self.at_nodes.granted.nodes.values().flatten().any(|one| one.uid == service.uid);

@@ -59,6 +59,9 @@ impl Index {
             (Write::Status(write), None) if write.is_repetition() => self.corrected(&planned.subject, write, now),
             _ => {}
         }
+        if let Subject::Service(_, service) = &planned.subject {
+            self.count(service);
+        }
         match failure {
             None => {
                 self.failures.remove(&planned.subject);

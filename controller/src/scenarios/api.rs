@@ -7,6 +7,7 @@ use sheave_api::addressprobe::most;
 use super::*;
 use crate::advertisements::Announced;
 use crate::node_mode::NODE_POOL;
+use crate::places::Room;
 use crate::probes::{ProbeView, ProbeWrite};
 
 /// The API server, and the state of the checkers.
@@ -40,6 +41,8 @@ pub struct Api {
     pub groups: BTreeSet<Evidence>,
     /// Flags of replicas that are started from now on.
     pub policy: Policy,
+    /// The same of the speakers' tables.
+    pub room: Room,
 }
 
 impl Api {

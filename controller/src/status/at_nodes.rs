@@ -40,7 +40,8 @@ pub fn at_nodes(
         reason: remarks.first().map_or(REASON_ALLOCATED, |remark| remark.reason.as_str()).to_string(),
         message: sentences.join("; "),
     };
-    let ports = coverage::ports(service);
+    // One without a place at one address has one at others: the condition says it.
+    let ports = coverage::ports(service, &BTreeSet::new());
     let wanted: Vec<Ingress> = addresses.iter().map(|address| Ingress::Vip(*address, ports.clone())).collect();
     let ingress = match addresses {
         _ if service.ingress == wanted => IngressChange::Leave,

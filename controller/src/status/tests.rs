@@ -9,6 +9,11 @@ fn exhausted() -> Refused {
     Refused { reason: Refusal::PoolExhausted, message: "full".into() }
 }
 
+/// All its ports have a place.
+fn allocated(service: &ServiceView, grants: &[(Ipv4Addr, &str)], remarks: &[Refused]) -> Option<StatusWrite> {
+    super::allocated(service, grants, remarks, &BTreeSet::new())
+}
+
 /// The Service as it is after the write.
 fn after(service: &ServiceView, write: &StatusWrite) -> ServiceView {
     let mut service = service.clone();

@@ -21,7 +21,7 @@ pub fn chapters(objects: &Objects, pair: &Pair) -> Result<()> {
 }
 
 /// Waits until the Service has an address and this reason beside it, and returns the message.
-fn wait_remark(objects: &Objects, service: &str, reason: &str) -> Result<String> {
+pub fn wait_remark(objects: &Objects, service: &str, reason: &str) -> Result<String> {
     wait_for(&format!("{service} to have an address and the remark {reason}"), SOON, || {
         let (status, found, message) = objects.condition(service)?;
         Ok((status == "True" && found == reason && objects.shown(service)?.is_some()).then_some(message))

@@ -22,6 +22,7 @@ mod probes;
 mod replica;
 mod rights;
 mod roles;
+mod room;
 mod several;
 mod sharing;
 mod speaker_state;
@@ -92,6 +93,7 @@ fn story(lab: &Lab, folder: &Path) -> Result<()> {
     chapter("bad objects", bad_objects::chapters(&objects, &mut pair))?;
     chapter("metrics", metrics::chapter(&objects, &pair.kubeconfig, folder))?;
     pair.in_bounds()?;
+    chapter("the most service ports", room::service_ports(&objects, &mut pair))?;
     chapter("the most addresses", limit::one_more(&objects, &mut pair))?;
 
     chapter("Sheave removed", finalizer::sheave_removed(lab, &objects, &mut pair))?;
