@@ -6,6 +6,7 @@
 mod affinity;
 mod firewalls;
 mod fragments;
+mod half_closed;
 mod host_rules;
 mod inside;
 mod node_address;
