@@ -216,7 +216,7 @@ pub fn echo(mut stream: &TcpStream) -> io::Result<usize> {
 
 /// Within so long a new flow is refused.
 pub const REFUSED_MS: f64 = 10.0;
-const TRIES: usize = 10;
+pub const TRIES: usize = 10;
 /// That one of three nodes has no part in them by accident: (2/3)^24, one in 16,000.
 const IN_A_ROW: usize = 24;
 /// A kernel sends six ICMP errors to one client at once, then one a second (net.ipv4.icmp_ratelimit).

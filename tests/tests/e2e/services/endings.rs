@@ -12,7 +12,7 @@ use sheave_tests::lab::{netns, wait_for};
 use sheave_tests::scenario::Scene;
 
 use super::clients::{OUTSIDE, REFUSED_MS, datagram, echo, greeted_by, open, ping, refused, wait_refused, wait_served};
-use super::{Endpoint, Room, Server, WITHIN};
+use super::{Endpoint, Room, Server, WITHIN, counted};
 
 /// All pods end: while they serve they get new flows (KEP-1669), under both policies; then new flows are refused at once, the
 /// address stays, and it answers pings.
@@ -40,6 +40,8 @@ pub fn terminating(scene: &Scene) -> Result<String> {
     for vip in [cluster, local] {
         // The last speaker has the last slice a moment after the API server.
         wait_refused(scene, vip)?;
+        let name = if vip == cluster { "cluster" } else { "local" };
+        counted::resets(&room, name, vip)?;
         for (role, _) in OUTSIDE {
             let by = refused(scene, role, vip)?;
             slowest = (slowest.0.max(by.tcp_ms), slowest.1.max(by.udp_ms));

@@ -3,6 +3,7 @@
 //! Each step has pods and Services of its own, in a namespace that goes with it, and addresses from .205 on.
 
 pub mod clients;
+pub mod counted;
 pub mod endings;
 pub mod endpoints;
 pub mod forwarding;

@@ -16,7 +16,7 @@ use sheave_tests::traffic::report::HeldState;
 
 use super::clients::{OUTSIDE, from, greeted_by, is_dropped, wait_served};
 use super::ways::{Change, Flow, Ways};
-use super::{Asked, Room, Server, WITHIN};
+use super::{Asked, Room, Server, WITHIN, counted};
 
 pub fn source_ranges(scene: &Scene) -> Result<String> {
     let room = Room::open(scene, "ranges")?;
@@ -30,12 +30,13 @@ pub fn source_ranges(scene: &Scene) -> Result<String> {
     let vip = room.service("ranged", 216, "", &more)?;
     wait_served(scene, vip)?;
     ensure!(is_dropped(scene, "far", vip)?, "a client outside is not denied");
+    let counted = counted::counted(&room, "ranged", vip)?;
     inside.judged(&room, vip)?;
     let node_ports = node_ports(&room, vip)?;
     let narrowed = narrowed_under_load(&room, vip)?;
     let widened = widened(&room, vip)?;
     let annotated = annotated(&room, &inside)?;
-    Ok(format!("{narrowed}; {widened}; {node_ports}; {annotated}"))
+    Ok(format!("{counted}; {narrowed}; {widened}; {node_ports}; {annotated}"))
 }
 
 /// Clients inside: node and pod of the ranges, and others.
