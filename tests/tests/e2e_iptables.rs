@@ -15,6 +15,7 @@ fn promises_hold_beside_kube_proxy_iptables() {
             ("client address", 1, steps::client_address),
             ("endpoints of no node", 1, steps::endpoints_of_no_node),
             ("Service: pods that are not ready", 1, endpoints::not_ready),
+            ("Service: hints, internalTrafficPolicy", 1, endpoints::hints),
             ("Service: terminating pods, no endpoint", 1, endings::terminating),
             ("Service: idle connections", 1, endings::idle),
             ("Service: start of a pod", 1, starts::starts),
@@ -25,11 +26,13 @@ fn promises_hold_beside_kube_proxy_iptables() {
             ("Service: ports that are not served", 1, ports::ports),
             ("Service: addresses of nodes", 1, node_address::node_addresses),
             ("owner loss", 1, steps::owner_loss),
+            ("loss of a node that translates", 1, steps::translator_loss),
             ("rolling update", 1, steps::rolling_update),
             ("nftables table and XDP link deleted", 1, steps::nft_and_xdp_deleted),
             ("no pod ready", 1, steps::no_pod_ready),
             ("without Sheave", 1, steps::baseline),
             ("client address after it all", 1, steps::client_address),
+            ("node without a speaker", 1, steps::node_without_speaker),
         ],
     );
 }
