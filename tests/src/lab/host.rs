@@ -1,4 +1,4 @@
-//! Hosts of the segment that are no part of the cluster: each in a namespace of its own, whose kernel answers for its addresses.
+//! What is on the segment beside the cluster: hosts, each in a namespace of its own, whose kernel answers for its addresses; and another lab.
 
 use std::net::Ipv4Addr;
 
@@ -17,5 +17,16 @@ impl Lab {
     /// It is gone. Nothing happens if it is not there.
     pub fn unplug(&self, host: &str) -> Result<()> {
         topology::remove_node(&self.state()?.plan, host)
+    }
+
+    /// Both clusters, all clients and routers are on one segment from now on, until either lab is removed. The other one has another
+    /// [`super::LabConfig::first_node`].
+    pub fn join(&self, other: &Self) -> Result<()> {
+        topology::join(&self.state()?.plan, &other.state()?.plan)
+    }
+
+    /// They are not. Nothing happens if they were not.
+    pub fn part(&self, other: &Self) -> Result<()> {
+        topology::part(&self.state()?.plan, &other.state()?.plan)
     }
 }

@@ -14,7 +14,12 @@ use super::{Lab, plan};
 /// From now on SIGINT and SIGTERM remove the lab of this name (which need not exist yet) and exit with code 130.
 /// The parts of a lab run in sessions of their own, so that a terminal's Ctrl-C reaches only the caller.
 pub fn down_on_interrupt(name: &str) -> Result<()> {
-    plan::check_name(name)?;
+    all_down_on_interrupt(&[name])
+}
+
+/// The same of several labs: only the last call counts.
+pub fn all_down_on_interrupt(names: &[&str]) -> Result<()> {
+    names.iter().try_for_each(|name| plan::check_name(name))?;
     let (mut wakes, sends) = UnixStream::pair()?;
     sends.set_nonblocking(true)?;
     WAKE.store(sends.into_raw_fd(), Ordering::Release);
@@ -23,19 +28,21 @@ pub fn down_on_interrupt(name: &str) -> Result<()> {
         // SAFETY: the handler calls only write(2).
         unsafe { sigaction(signal, &action) }.with_context(|| format!("handler for {signal}"))?;
     }
-    let name = name.to_owned();
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     std::thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
         let mut byte = [0];
         if wakes.read_exact(&mut byte).is_err() {
             return;
         }
         INTERRUPTED.store(true, Ordering::Release);
-        eprintln!("\ninterrupted: removing the lab {name:?}");
+        eprintln!("\ninterrupted: removing the lab {}", names.join(" and "));
         while BUSY.load(Ordering::Acquire) > 0 {
             std::thread::sleep(Duration::from_millis(2));
         }
-        if let Err(error) = Lab::remove(&name) {
-            eprintln!("{error:#}");
+        for name in &names {
+            if let Err(error) = Lab::remove(name) {
+                eprintln!("{error:#}");
+            }
         }
         std::process::exit(130);
     })?;

@@ -25,7 +25,7 @@
 //! - Waiting: [`Lab::wait_ready`], [`Lab::wait_back`] after a power-on, [`wait_for`] for anything else.
 //! - Faults: [`Fault`] has one variant per fault, carried out by [`Lab::fault`]; [`Lab::speaker`] finds a speaker's process.
 //! - API servers on the nodes, behind an address that the nodes serve: [`ha`].
-//! - Other hosts on the segment: [`Lab::plug_in`], [`Lab::unplug`].
+//! - Other hosts on the segment: [`Lab::plug_in`], [`Lab::unplug`]. Two labs on one segment: [`Lab::join`], [`Lab::part`].
 //! - Addresses: [`plan`] (nodes .11 …, client .5, router .3, control plane .2, pool .200-.220 of 192.168.77.0/24).
 //!
 //! Each node is a real node for what runs on it: own /run, /var/lib, /var/log, /sys/fs/bpf (a bpffs), /proc, cut off from
@@ -70,7 +70,7 @@ use anyhow::{Context, Result, bail};
 pub use alone::alone;
 pub use fault::Fault;
 pub use hold::NftHold;
-pub use interrupt::{down_on_interrupt, rest_if_interrupted};
+pub use interrupt::{all_down_on_interrupt, down_on_interrupt, rest_if_interrupted};
 pub use plan::{Balancer, Distribution, Endpoint, Guide, LabConfig, ProxyMode, quiet, to_stderr};
 pub use refuse::NftRefusal;
 pub use state::State;

@@ -1,9 +1,10 @@
 //! What a lab looks like before anything exists: names of namespaces and devices, addresses, folders.
 //!
 //! Every name follows from the lab's own name, so that `down` can clean up after a crash with nothing but that name.
-//! The addresses may be the same in two labs: each lives in network namespaces of its own.
+//! The addresses may be the same in two labs: each lives in network namespaces of its own. Labs to be joined differ in their first nodes.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -17,6 +18,9 @@ pub struct LabConfig {
     pub name: String,
     /// None: the control plane alone.
     pub nodes: u8,
+    /// The number of the first node. 1: the addresses of the module's constants. More: a lab that shares no address, no name of a node and
+    /// no pod range with a lab of the nodes before, so that both can be joined ([`super::Lab::join`]).
+    pub first_node: u8,
     pub proxy_mode: ProxyMode,
     /// API servers on one etcd, each in a namespace of its own.
     pub api_servers: u8,
@@ -38,6 +42,7 @@ impl Default for LabConfig {
         Self {
             name: "lab".to_owned(),
             nodes: 3,
+            first_node: 1,
             proxy_mode: ProxyMode::Nftables,
             api_servers: 1,
             sheave: true,
@@ -150,6 +155,8 @@ impl std::fmt::Display for ProxyMode {
 pub struct Plan {
     pub name: String,
     pub nodes: u8,
+    #[serde(default = "first")]
+    pub first_node: u8,
     pub api_servers: u8,
     pub proxy_mode: ProxyMode,
     #[serde(default)]
@@ -163,6 +170,9 @@ impl Plan {
         check_name(&config.name)?;
         if config.nodes > MAX_NODES {
             bail!("nodes: {} is not between 0 and {MAX_NODES}", config.nodes);
+        }
+        if config.first_node == 0 || config.first_node > MAX_NODES + 1 - config.nodes.max(1) {
+            bail!("first-node: {} leaves no numbers for {} nodes up to {MAX_NODES}", config.first_node, config.nodes);
         }
         if config.nodes == 0 && config.sheave {
             bail!("nodes: 0 leaves Sheave nowhere to run; start the lab without it, or with 1 to {MAX_NODES} nodes");
@@ -179,6 +189,7 @@ impl Plan {
         Ok(Self {
             name: config.name.clone(),
             nodes: config.nodes,
+            first_node: config.first_node,
             api_servers: config.api_servers,
             dual_stack: config.dual_stack,
             proxy_mode: config.proxy_mode,
@@ -187,14 +198,24 @@ impl Plan {
         })
     }
 
+    pub fn node_numbers(&self) -> Range<u8> {
+        self.first_node..self.first_node + self.nodes
+    }
+
     pub fn node_names(&self) -> Vec<String> {
-        (1..=self.nodes).map(node_name).collect()
+        self.node_numbers().map(node_name).collect()
+    }
+
+    /// Of what is no node: the address that the constants give, or one of the same order for a lab beside.
+    pub fn own_address(&self, usual: Ipv4Addr) -> Ipv4Addr {
+        let [.., last] = usual.octets();
+        if self.first_node == 1 { usual } else { address(BESIDE + last) }
     }
 
     /// The number of a node, or an error that names the valid ones.
     pub fn node_number(&self, name: &str) -> Result<u8> {
-        match self.node_names().iter().position(|node| node == name) {
-            Some(index) => Ok(u8::try_from(index).expect("at most MAX_NODES") + 1),
+        match self.node_numbers().find(|number| node_name(*number) == name) {
+            Some(number) => Ok(number),
             None => {
                 bail!("node: there is no {name:?} in lab {:?}; its nodes: {}", self.name, self.node_names().join(", "))
             }
@@ -204,7 +225,7 @@ impl Plan {
     /// Of a node's uplink: see [`mac_of`]. The first byte may change.
     pub fn node_of_mac(&self, mac: &[u8; 6]) -> Option<String> {
         let node = |number: &u8| mac_of(node_address(*number))[1..] == mac[1..];
-        (1..=self.nodes).find(node).map(node_name)
+        self.node_numbers().find(node).map(node_name)
     }
 
     pub fn netns(&self, role: &str) -> String {
@@ -214,7 +235,7 @@ impl Plan {
     /// Where the API servers are: on the nodes, or in namespaces of their own.
     pub fn control_plane(&self) -> Vec<(String, Ipv4Addr)> {
         match self.endpoint {
-            Some(_) => (1..=self.nodes).map(|number| (node_name(number), node_address(number))).collect(),
+            Some(_) => self.node_numbers().map(|number| (node_name(number), node_address(number))).collect(),
             None => self.control_plane_alone(),
         }
     }
@@ -234,8 +255,8 @@ impl Plan {
         }
         (1..=self.api_servers)
             .map(|number| match number {
-                1 => ("cp".to_owned(), address(2)),
-                _ => (format!("cp{number}"), address(4 + number)),
+                1 => ("cp".to_owned(), self.own_address(address(2))),
+                _ => (format!("cp{number}"), self.own_address(address(4 + number))),
             })
             .collect()
     }
@@ -333,7 +354,14 @@ pub const POOL: (Ipv4Addr, Ipv4Addr) = (address(200), address(220));
 /// In front of API servers on the nodes ([`Endpoint`]).
 pub const ENDPOINT: Ipv4Addr = address(100);
 const MAX_NODES: u8 = 20;
+/// What is no node has addresses up to 9, and nodes from 11 on; of a lab beside it has them from here on, behind the last node.
+const BESIDE: u8 = 30;
 const MAX_API_SERVERS: u8 = 3;
+
+/// Of labs that were recorded without it.
+const fn first() -> u8 {
+    1
+}
 
 #[cfg(test)]
 mod tests {
@@ -345,6 +373,26 @@ mod tests {
         assert_eq!(plan.node_number("node3").unwrap(), 3);
         let message = plan.node_number("node9").unwrap_err().to_string();
         assert!(message.contains("node1, node2, node3"), "{message}");
+    }
+
+    #[test]
+    fn labs_to_be_joined_have_nothing_alike() {
+        let one = Plan::new(&LabConfig { nodes: 2, ..LabConfig::default() }).unwrap();
+        let other = Plan::new(&LabConfig { nodes: 2, first_node: 3, api_servers: 3, ..LabConfig::default() }).unwrap();
+        assert_eq!(other.node_names(), ["node3", "node4"]);
+        assert_eq!(other.node_number("node4").unwrap(), 4);
+        assert!(other.node_number("node1").is_err());
+        let addresses = |plan: &Plan| {
+            let nodes =
+                plan.node_numbers().map(node_address).chain([ROUTER, CLIENT].map(|usual| plan.own_address(usual)));
+            nodes.chain(plan.control_plane().into_iter().map(|(_, address)| address)).collect::<Vec<_>>()
+        };
+        let (one, other) = (addresses(&one), addresses(&other));
+        assert!(one.iter().all(|address| !other.contains(address)), "{one:?} and {other:?}");
+        for (nodes, first_node) in [(1, 0), (2, MAX_NODES), (0, MAX_NODES + 1)] {
+            let config = LabConfig { nodes, first_node, sheave: false, ..LabConfig::default() };
+            assert!(Plan::new(&config).unwrap_err().to_string().starts_with("first-node: "));
+        }
     }
 
     #[test]

@@ -25,15 +25,16 @@ pub fn create(plan: &Plan) -> Result<()> {
     // A new namespace has 1 here: the bridge would then translate addresses too.
     netns::sysctl(&switch, &BRIDGE_WITHOUT_NETFILTER)?;
 
+    let router = plan.own_address(ROUTER);
     for (role, address) in plan.control_plane_alone() {
         connect(plan, &role, address)?;
-        default_route(plan, &role, ROUTER)?;
+        default_route(plan, &role, router)?;
         // Pods talk to the API server with their own addresses.
         netns::ip(&plan.netns(&role), &pod_routes(plan, None, plan::node_address))?;
     }
-    connect(plan, "client", CLIENT)?;
-    default_route(plan, "client", ROUTER)?;
-    connect(plan, "router", ROUTER)?;
+    connect(plan, "client", plan.own_address(CLIENT))?;
+    default_route(plan, "client", router)?;
+    connect(plan, "router", router)?;
     netns::ip(&plan.netns("router"), &pod_routes(plan, None, plan::node_address))?;
     behind_the_router(plan)
 }
@@ -53,7 +54,8 @@ pub fn create_node(state: &State, node: &str) -> Result<()> {
 /// Also after the node's own device went down and up, which empties its routes.
 pub fn node_routes(state: &State, node: &str) -> Result<()> {
     let routes = pod_routes(&state.plan, Some(state.plan.node_number(node)?), |number| state.address_of(number));
-    netns::ip(&state.plan.netns(node), &format!("route replace default via {ROUTER} dev {UPLINK}\n{routes}"))
+    let router = state.plan.own_address(ROUTER);
+    netns::ip(&state.plan.netns(node), &format!("route replace default via {router} dev {UPLINK}\n{routes}"))
 }
 
 /// The node has another address; the other nodes' routes to its pods follow.
@@ -77,7 +79,7 @@ pub fn way_to_pods(state: &State, node: &str) -> Result<()> {
 
 /// The direct ways to the pods of all nodes but one.
 fn pod_routes(plan: &Plan, except: Option<u8>, address: impl Fn(u8) -> Ipv4Addr) -> String {
-    let others = (1..=plan.nodes).filter(|number| Some(*number) != except);
+    let others = plan.node_numbers().filter(|number| Some(*number) != except);
     others.map(|number| pod_route(number, address(number))).collect()
 }
 
@@ -160,6 +162,31 @@ pub fn set_speakers_between(plan: &Plan, nodes: Option<[&str; 2]>) -> Result<()>
         );
     }
     netns::inside(&plan.netns(SWITCH), || netns::run("nft", &[&rules]).map(drop))
+}
+
+/// One segment of two: a cable between the switches of labs that share no address. It goes with either switch.
+pub fn join(one: &Plan, other: &Plan) -> Result<()> {
+    let ((here, near), (there, far)) = (cable_end(one, other), cable_end(other, one));
+    netns::ip(&here, &format!("link add {near} type veth peer name {far} netns {there}\n"))?;
+    netns::ip(&there, &format!("link set {far} master br0 up\n"))?;
+    // From here on frames pass.
+    netns::ip(&here, &format!("link set {near} master br0 up\n"))
+}
+
+/// Two segments again. Nothing happens if they are.
+pub fn part(one: &Plan, other: &Plan) -> Result<()> {
+    let (switch, end) = cable_end(one, other);
+    netns::inside(&switch, || {
+        if nix::net::if_::if_nametoindex(end.as_str()).is_ok() {
+            netns::run("ip", &["link", "delete", &end])?;
+        }
+        Ok(())
+    })
+}
+
+/// The switch of a lab, and its end of the cable to another lab.
+fn cable_end(of: &Plan, to: &Plan) -> (String, String) {
+    (of.netns(SWITCH), format!("j-{}", to.name))
 }
 
 /// The node's own device.
