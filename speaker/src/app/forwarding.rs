@@ -69,6 +69,7 @@ impl Parts<'_> {
             return_window: Duration::from_millis(args.return_window_ms),
             udp_silent: args.udp_unserved == UdpUnserved::Silent,
             advert_ports: [args.heartbeat_port, args.report_port].into(),
+            cluster: identity.cluster_id(),
             attachment: Attachment::new(loaded, &uplink.name, uplink.index),
             planner: Planner::new(identity.flow_key(), previous_rings(ground.persisted.as_ref(), args.drain_window())),
             saver: ground.saver.clone(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use speaker_core::backend::Place;
 use speaker_core::backend::affinity::ClientSet;
+use speaker_core::backend::ruleset::adverts;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -189,7 +190,7 @@ impl Nft {
 
 /// A listing without the elements of sets that packets fill.
 fn without_clients(listing: &str) -> String {
-    let head = format!("\tset {}", ClientSet::PREFIX);
+    let heads = [ClientSet::PREFIX, adverts::OTHER_CLUSTERS].map(|name| format!("\tset {name}"));
     let (mut in_set, mut in_elements) = (false, false);
     let mut lines: Vec<&str> = Vec::new();
     for line in listing.lines() {
@@ -197,7 +198,7 @@ fn without_clients(listing: &str) -> String {
         if line == "\t}" {
             (in_set, in_elements) = (false, false);
         }
-        in_set |= line.starts_with(&head);
+        in_set |= heads.iter().any(|head| line.starts_with(head));
         in_elements |= in_set && line.starts_with("\t\telements = ");
         if !in_elements {
             lines.push(line);
@@ -251,6 +252,9 @@ mod tests {
         let table = |clients: &str| format!("table ip sheave {{\n{}{vips}}}\n", set("affinity-0-10.0.0.1", clients));
         assert_eq!(without_clients(&table(clients)), table(""));
         assert_eq!(without_clients(&table("")), table(""));
+        let others = |elements| set(adverts::OTHER_CLUSTERS, elements);
+        let heard = "\t\telements = { 192.0.2.9 limit rate 4/second burst 1 packets expires 9s }\n";
+        assert_eq!(without_clients(&others(heard)), others(""));
     }
 
     #[test]

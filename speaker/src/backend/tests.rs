@@ -330,7 +330,7 @@ fn ports_of_adverts_are_closed_to_all_but_nodes() {
             addresses: addresses.iter().map(|last| Ipv4Addr::new(192, 0, 2, *last)).collect(),
             macs: macs.iter().map(|last| [2, 0, 0, 0, 0, *last]).collect(),
         };
-        let with = |senders| Plan { adverts: Adverts { ports: [7480, 7481].into(), senders }, ..plan(1) };
+        let with = |senders| Plan { adverts: Adverts { ports: [7480, 7481].into(), cluster: 7, senders }, ..plan(1) };
         let mut backend = Backend::new(Nft::new("nft"));
         backend.sync(plan(1)).await.unwrap();
         assert!(!Nft::new("nft").listing().await.unwrap().unwrap().contains("7480"));

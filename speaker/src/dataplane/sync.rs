@@ -85,6 +85,8 @@ pub struct Sync {
     pub return_window: Duration,
     /// Those of adverts and flow reports: closed to all but nodes.
     pub advert_ports: BTreeSet<u16>,
+    /// The cluster's id.
+    pub cluster: u64,
     pub attachment: Attachment,
     pub planner: Planner,
     pub saver: Saver,

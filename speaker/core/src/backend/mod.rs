@@ -71,6 +71,8 @@ pub struct Plan {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Adverts {
     pub ports: BTreeSet<u16>,
+    /// This cluster's id.
+    pub cluster: u64,
     /// `None`: it is not known who the nodes are, and all may send.
     pub senders: Option<Senders>,
 }

@@ -16,7 +16,7 @@
 //! filter chains at -110 in input, forward and output (pkg/proxy/nftables, `filterForwardChain` and others), in iptables mode
 //! at 0. The guard is before both.
 
-mod adverts;
+pub mod adverts;
 mod affinity;
 mod flow_lookup;
 mod inside;
@@ -122,6 +122,7 @@ pub fn needs_replace(from: &Plan, to: &Plan) -> bool {
             plan.udp_silent,
             plan.accept_mark,
             plan.adverts.ports.clone(),
+            plan.adverts.cluster,
         )
     };
     of_all(from) != of_all(to) || from.counted != to.counted

@@ -105,7 +105,8 @@ impl State {
         let ends =
             |(key, local): &(&ServiceKey, &LocalPods)| local.last_resort || tcp(key) && local.pods.iter().all(waits);
         let ending = plan.services.iter().filter(ends).map(|(key, _)| *key).collect();
-        let adverts = Adverts { ports: self.sync.advert_ports.clone(), senders: self.senders(view) };
+        let (ports, cluster) = (self.sync.advert_ports.clone(), self.sync.cluster);
+        let adverts = Adverts { ports, cluster, senders: self.senders(view) };
         let plan = if self.sync.members.is_some() { plan.counting(&frontends.0) } else { plan };
         let accept_mark = self.accept_mark();
         let plan = Plan { udp_silent: self.sync.udp_silent, accept_mark, adverts, starting, ..plan };

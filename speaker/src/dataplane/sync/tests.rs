@@ -188,6 +188,7 @@ impl World {
             udp_silent: false,
             return_window: Duration::ZERO,
             advert_ports: BTreeSet::new(),
+            cluster: 1,
             attachment: Attachment::new(loaded, "eth0", index("eth0")),
             planner: Planner::new([1, 2], PreviousRings::new(hour)),
             saver: Saver::start(StateDir::open(&dir.join("state")), metrics.clone()).unwrap(),
