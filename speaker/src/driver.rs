@@ -145,6 +145,8 @@ struct State {
 struct Incoming {
     source: Ipv4Addr,
     multicast: bool,
+    /// Of which cluster it says that it is.
+    cluster: Option<u64>,
     /// It has READY, verified or not.
     ready: bool,
     /// The key that it is signed with and the hint of the sender's other one, while there are two keys.
@@ -175,7 +177,13 @@ impl Loop {
             ready: false,
             yields: false,
             beyond_limit: false,
-            incoming: Incoming { source: Ipv4Addr::UNSPECIFIED, multicast: true, ready: false, signed: None },
+            incoming: Incoming {
+                source: Ipv4Addr::UNSPECIFIED,
+                multicast: true,
+                cluster: None,
+                ready: false,
+                signed: None,
+            },
             signed_macs: BTreeMap::new(),
             follow_up: Vec::new(),
             driver,
@@ -298,6 +306,7 @@ impl State {
             driver.unverified.next_deadline(),
             driver.announcer.next_deadline(),
             driver.conflicts.next_deadline(),
+            self.claims.announce_at,
         ];
         let own = (self.mute_written + MUTE_REFRESH).min(self.resolve_at).min(self.incarnations_at);
         Some(machines.into_iter().flatten().fold(own, Instant::min))
@@ -326,6 +335,7 @@ impl State {
         if due(self.driver.conflicts.next_deadline()) {
             self.on_conflict(conflict::Event::Tick, now);
         }
+        self.announce_to_others(now);
         if now.since(self.mute_written) >= MUTE_REFRESH && !self.write_lease(now) {
             self.follow_up.push(election::Event::NotRenewed);
         }

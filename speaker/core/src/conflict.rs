@@ -6,7 +6,7 @@
 //! Against a host the owner stays, and announces the VIP again (RFC 5227 section 2.4 (c)). Of two clusters one yields, and both come to the
 //! same result, because both compare the same [`Claim`]: an owner of more than [`SETTLED`] stays against a new one, else the lower cluster
 //! number. What is compared only grows while a node owns the VIP, so that the two cannot both yield. The owner that yields stays the elected
-//! one: no other node of its cluster claims; it is silent and probes until the other has gone.
+//! one: no other node of its cluster claims; it is silent, concedes to the other one alone and probes it until it has gone.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -23,6 +23,8 @@ const AGAINST_HOST: Duration = Duration::from_secs(10);
 /// Between two probes of an owner that has yielded, and of one that stays.
 const PROBE_YIELDED: Duration = Duration::from_secs(1);
 const PROBE_KEPT: Duration = Duration::from_secs(5);
+/// From the first advert of another cluster to the announcements of the one that may have to yield.
+const HEARD_BEFORE: Duration = Duration::from_millis(300);
 /// Between two probes after answers to announcements.
 const PROBE_ANSWERED: Duration = Duration::from_secs(1);
 /// So many probes without an answer: the other has gone.
@@ -33,37 +35,58 @@ const MAX_PER_TURN: usize = 64;
 /// What an announcement of ours says of its sender, in the target hardware address of its request form, which RFC 5227 leaves unused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim {
-    /// It has owned the VIP for [`SETTLED`].
-    pub settled: bool,
+    pub state: Owner,
     /// 16 bits of the cluster id.
     pub cluster: u16,
+}
+
+/// What the sender of a claim is. The higher one keeps a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// It has yielded, and says so to the other one alone.
+    Silent,
+    New,
+    /// It has owned the VIP for [`SETTLED`].
+    Settled,
+}
+
+impl Owner {
+    const ALL: [Self; 3] = [Self::Silent, Self::New, Self::Settled];
+
+    const fn letter(self) -> u8 {
+        match self {
+            Self::Silent => b'S',
+            Self::New => b'N',
+            Self::Settled => b'O',
+        }
+    }
 }
 
 impl Claim {
     /// As an Ethernet address: locally administered, "Sh", a letter for the state, the cluster.
     pub const fn bytes(self) -> [u8; 6] {
         let [high, low] = self.cluster.to_be_bytes();
-        [0x02, 0x53, 0x68, if self.settled { SETTLED_OWNER } else { NEW_OWNER }, high, low]
+        [0x02, 0x53, 0x68, self.state.letter(), high, low]
     }
 
     /// `None`: not an announcement of a speaker of this version or later.
-    pub const fn of(bytes: [u8; 6]) -> Option<Self> {
-        let [0x02, 0x53, 0x68, state @ (SETTLED_OWNER | NEW_OWNER), high, low] = bytes else { return None };
-        Some(Self { settled: state == SETTLED_OWNER, cluster: u16::from_be_bytes([high, low]) })
+    pub fn of(bytes: [u8; 6]) -> Option<Self> {
+        let [0x02, 0x53, 0x68, letter, high, low] = bytes else { return None };
+        let state = Owner::ALL.into_iter().find(|state| state.letter() == letter)?;
+        Some(Self { state, cluster: u16::from_be_bytes([high, low]) })
     }
 
     /// Of two clusters that claim one VIP this one keeps it.
-    const fn outranks(self, other: Self) -> bool {
-        match (self.settled, other.settled) {
-            (true, false) => true,
-            (false, true) => false,
-            _ => self.cluster < other.cluster,
-        }
+    fn outranks(self, other: Self) -> bool {
+        (self.state, other.cluster) > (other.state, self.cluster)
     }
 }
 
-const SETTLED_OWNER: u8 = b'O';
-const NEW_OWNER: u8 = b'N';
+/// The cluster number that a claim has, of the cluster's id.
+pub const fn number(cluster: u64) -> u16 {
+    let [a, b, c, d, e, f, g, h] = cluster.to_be_bytes();
+    u16::from_be_bytes([a ^ c ^ e ^ g, b ^ d ^ f ^ h])
+}
 
 /// Of all VIPs that this node owns.
 #[derive(Clone, Debug)]
@@ -122,6 +145,11 @@ pub enum Action {
     },
     /// Ask whether the other host still has the address (RFC 5227 section 2.1.1).
     Probe(Vip),
+    /// Send the claim of this node, which has yielded, to the other one alone: nobody else may take it for an announcement.
+    Concede {
+        vip: Vip,
+        to: [u8; 6],
+    },
     /// A conflict has begun, or has another result. `cluster`: the other is a node of another cluster.
     Began {
         vip: Vip,
@@ -138,15 +166,24 @@ pub enum Action {
 impl Conflicts {
     /// `cluster`: the cluster's id.
     pub fn new(cluster: u64) -> Self {
-        let [a, b, c, d, e, f, g, h] = cluster.to_be_bytes();
-        let cluster = u16::from_be_bytes([a ^ c ^ e ^ g, b ^ d ^ f ^ h]);
-        Self { cluster, owned: BTreeMap::new(), conflicts: BTreeMap::new() }
+        Self { cluster: number(cluster), owned: BTreeMap::new(), conflicts: BTreeMap::new() }
     }
 
     /// What an announcement of the VIP says.
     pub fn claim(&self, vip: Vip, now: Instant) -> Claim {
         let settled = self.owned.get(&vip).is_some_and(|owned| now.since(owned.since) >= SETTLED);
-        Claim { settled, cluster: self.cluster }
+        let state = match self.conflicts.get(&vip).is_some_and(|known| known.yielded) {
+            true => Owner::Silent,
+            false if settled => Owner::Settled,
+            false => Owner::New,
+        };
+        Claim { state, cluster: self.cluster }
+    }
+
+    /// Of two clusters that meet the one with the lower number keeps what both have owned for long: it announces at once, and the other one,
+    /// which may have to yield, waits until it has heard that. So nobody takes an announcement that is about to be withdrawn.
+    pub fn waits_for(&self, other: u64) -> Duration {
+        if number(other) < self.cluster { HEARD_BEFORE } else { Duration::ZERO }
     }
 
     /// VIPs of this node that another host announces as well.
@@ -165,16 +202,17 @@ impl Conflicts {
             return;
         }
         let yields = claim.is_some_and(|claim| claim.outranks(self.claim(vip, now)));
+        let concedes = claim.is_some_and(|claim| claim.state == Owner::Silent);
         let known = self.conflicts.get(&vip).copied();
         if let Some(known) = known.filter(|known| known.yielded) {
-            // A proxy of the segment may answer our probes as well.
-            if known.mac == mac || claim.is_some() {
+            // A proxy of the segment may answer our probes as well. Another one that has yielded does not.
+            if !concedes && (known.mac == mac || claim.is_some()) {
                 self.conflicts.insert(vip, Conflict { mac, unanswered: 0, ..known });
             }
             return;
         }
         let pause = if claim.is_some() { AGAINST_CLUSTER } else { AGAINST_HOST };
-        let defends = !yields && known.is_none_or(|known| known.defended + pause <= now);
+        let defends = !yields && known.is_none_or(|known| !concedes && known.defended + pause <= now);
         let next = if yields { PROBE_YIELDED } else { PROBE_KEPT };
         let conflict = Conflict {
             mac,
@@ -185,7 +223,7 @@ impl Conflicts {
         };
         self.conflicts.insert(vip, conflict);
         if yields {
-            actions.push(Action::Yield(vip));
+            actions.extend([Action::Yield(vip), Action::Concede { vip, to: mac }]);
         } else if defends {
             actions.push(Action::Defend(vip));
         }
@@ -217,6 +255,10 @@ impl Conflicts {
                 conflict.unanswered += 1;
                 conflict.probe_at = now + if conflict.yielded { PROBE_YIELDED } else { PROBE_KEPT };
                 actions.push(Action::Probe(vip));
+                // So the other one names the conflict for as long as there is one.
+                if conflict.yielded {
+                    actions.push(Action::Concede { vip, to: conflict.mac });
+                }
                 continue;
             }
             let yielded = conflict.yielded;

@@ -30,6 +30,8 @@ pub struct Claims {
     /// When adverts of another cluster arrived last, by their sender.
     others: BTreeMap<Ipv4Addr, Instant>,
     announced: Option<Instant>,
+    /// When what this node owns is announced on account of them.
+    pub(super) announce_at: Option<Instant>,
 }
 
 impl State {
@@ -80,6 +82,14 @@ impl State {
         let new = claims.others.insert(source, now).is_none_or(|heard| now.since(heard) >= SILENT);
         if new && claims.announced.is_none_or(|announced| now.since(announced) >= ANNOUNCED) {
             claims.announced = Some(now);
+            let waits = self.incoming.cluster.map(|other| self.driver.conflicts.waits_for(other));
+            claims.announce_at = Some(now + waits.unwrap_or_default());
+        }
+    }
+
+    pub(super) fn announce_to_others(&mut self, now: Instant) {
+        if self.claims.announce_at.is_some_and(|at| at <= now) {
+            self.claims.announce_at = None;
             self.on_announce(announce::Event::OtherCluster, now);
         }
     }
@@ -103,6 +113,12 @@ impl State {
                 Action::Probe(vip) => {
                     if let Err(error) = self.driver.claims.probe_address(vip.0) {
                         self.failed("conflict_probe", &error);
+                    }
+                }
+                Action::Concede { vip, to } => {
+                    let claim = self.driver.conflicts.claim(vip, now);
+                    if let Err(error) = self.driver.arp.concede(vip.0, Mac(to), claim) {
+                        self.failed("concession", &error);
                     }
                 }
                 Action::Began { vip, mac, cluster, yielded } => {

@@ -38,8 +38,10 @@ impl Surroundings for State {
             if received.ttl == 255 {
                 let bytes = received.bytes.to_vec();
                 let (source, multicast) = (received.source, received.multicast);
-                let ready = Packet::new(&bytes).is_ok_and(|packet| packet.advertises_ready());
-                self.incoming = Incoming { source, multicast, ready, signed: self.signer(&bytes) };
+                let packet = Packet::new(&bytes).ok();
+                let cluster = packet.map(|packet| packet.cluster());
+                let ready = packet.is_some_and(|packet| packet.advertises_ready());
+                self.incoming = Incoming { source, multicast, cluster, ready, signed: self.signer(&bytes) };
                 return Some(bytes);
             }
             self.driver.metrics.count_rejected("ttl", "advert");

@@ -88,6 +88,11 @@ impl ArpSocket {
         self.send(Mac::BROADCAST, ArpOperations::Reply, vip, vip, self.mac)
     }
 
+    /// The request form of an announcement to one owner of another cluster alone: other hosts learn nothing from it.
+    pub fn concede(&self, vip: Ipv4Addr, to: Mac, claim: Claim) -> io::Result<()> {
+        self.send(to, ArpOperations::Request, vip, vip, Mac(claim.bytes()))
+    }
+
     /// Queries the kernel at `target` for its address, and whether a program of ours runs there: unicast if its MAC is known.
     /// Without an address of our own the request is a probe (RFC 5227 section 2.1.1), from which the others take nothing.
     pub fn probe(&self, own: Option<Ipv4Addr>, target: Ipv4Addr, mac: Option<Mac>) -> io::Result<()> {
@@ -222,6 +227,8 @@ impl From<MacAddr> for Mac {
 
 #[cfg(test)]
 mod tests {
+    use speaker_core::conflict::Owner;
+
     use super::*;
 
     const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -240,7 +247,7 @@ mod tests {
 
     #[test]
     fn an_announcement_carries_its_claim_and_nothing_else_does() {
-        let (vip, claim) = (Ipv4Addr::new(192, 0, 2, 7), Claim { settled: true, cluster: 0x1234 });
+        let (vip, claim) = (Ipv4Addr::new(192, 0, 2, 7), Claim { state: Owner::Settled, cluster: 0x1234 });
         let sent = |op, target, mac| claimant(&build(OTHER, Mac::BROADCAST, op, vip, target, mac), OWN);
         let found = |claim| Some(Claimant { ip: vip, mac: OTHER, claim, to_announcement: false });
         assert_eq!(sent(ArpOperations::Request, vip, Mac(claim.bytes())), found(Some(claim)));

@@ -46,9 +46,9 @@ fn announced(from: &Conflicts, mac: u8, now: u64) -> Event {
 
 #[test]
 fn a_claim_reads_as_it_was_written() {
-    for settled in [false, true] {
+    for state in Owner::ALL {
         for cluster in [0, 1, 0x1234, u16::MAX] {
-            let claim = Claim { settled, cluster };
+            let claim = Claim { state, cluster };
             assert_eq!(Claim::of(claim.bytes()), Some(claim));
         }
     }
@@ -86,25 +86,62 @@ fn a_new_owner_yields_to_a_settled_one_and_comes_back_when_it_is_gone() {
             panic!("the old one stays")
         };
         let heard = announced(&old, 1, 10_001);
-        let [Action::Yield(VIP), Action::Began { yielded: true, cluster: true, .. }] =
-            told(&mut new, heard, 10_001)[..]
-        else {
-            panic!("the new one yields")
-        };
-        // Its probes are answered, plainly: it stays silent.
+        let concedes = Action::Concede { vip: VIP, to: [2, 0, 0, 0, 0, 1] };
+        let began = Action::Began { vip: VIP, mac: [2, 0, 0, 0, 0, 1], cluster: true, yielded: true };
+        assert_eq!(told(&mut new, heard, 10_001), [Action::Yield(VIP), concedes, began], "the new one yields");
+        // Its probes are answered, plainly: it stays silent. The old one is told, and has nothing to defend.
         let answer = Event::Heard { vip: VIP, mac: [2, 0, 0, 0, 0, 1], claim: None };
+        let probed = |time| [(time, Action::Probe(VIP)), (time, concedes)];
         for second in 11..20 {
-            assert_eq!(until(&mut new, second * 1000 + 1), [(second * 1000 + 1, Action::Probe(VIP))]);
-            assert_eq!(told(&mut new, answer, second * 1000 + 2), []);
+            let time = second * 1000 + 1;
+            assert_eq!(until(&mut new, time), probed(time));
+            assert_eq!(told(&mut old, announced(&new, 2, time), time), []);
+            assert_eq!(told(&mut new, answer, time + 1), []);
         }
         // A proxy's answers do not count.
         told(&mut new, from_host(), 20_000);
         let (rest, gone) = (until(&mut new, 30_000), Action::Ended { vip: VIP, mac: [2, 0, 0, 0, 0, 1] });
-        let mut wanted = vec![(20_001, Action::Probe(VIP)), (21_001, Action::Probe(VIP)), (22_001, Action::Probe(VIP))];
+        let mut wanted = [20_001, 21_001, 22_001].map(probed).concat();
         wanted.extend([(23_001, gone), (23_001, Action::Resume { vip: VIP, term: Term(3) })]);
         assert_eq!(rest, wanted);
-        assert!(!new.claim(VIP, at(24_000)).settled, "and is a new owner");
+        assert_eq!(new.claim(VIP, at(24_000)).state, Owner::New, "and is a new owner");
     }
+}
+
+/// The one that keeps the VIP has heard nothing but the concession.
+#[test]
+fn a_concession_is_named_for_as_long_as_it_comes() {
+    let mut keeper = owner(A, 0);
+    let silent = Event::Heard { vip: VIP, mac: HOST, claim: Some(Claim { state: Owner::Silent, cluster: B as u16 }) };
+    let began = Action::Began { vip: VIP, mac: HOST, cluster: true, yielded: false };
+    assert_eq!(told(&mut keeper, silent, 5000), [Action::Defend(VIP), began]);
+    for second in 6..60 {
+        assert_eq!(told(&mut keeper, silent, second * 1000), [], "it has announced it once");
+        assert!(!until(&mut keeper, second * 1000).iter().any(|(_, action)| matches!(action, Action::Ended { .. })));
+        assert_eq!(keeper.vips().count(), 1);
+    }
+    let ended = Action::Ended { vip: VIP, mac: HOST };
+    assert_eq!(until(&mut keeper, 90_000).last(), Some(&(75_000, ended)));
+}
+
+/// Two that have yielded to a third: neither takes the other one for it.
+#[test]
+fn a_concession_is_no_answer_to_one_that_has_yielded() {
+    let mut silent = owner(B, 0);
+    let other = |state, mac| Event::Heard { vip: VIP, mac: [mac; 6], claim: Some(Claim { state, cluster: A as u16 }) };
+    told(&mut silent, other(Owner::Settled, 2), 5000);
+    for second in 6..9 {
+        until(&mut silent, second * 1000);
+        assert_eq!(told(&mut silent, other(Owner::Silent, 4), second * 1000), []);
+    }
+    let ended = Action::Ended { vip: VIP, mac: [2; 6] };
+    assert_eq!(until(&mut silent, 9000), [(9000, ended), (9000, Action::Resume { vip: VIP, term: Term(3) })]);
+}
+
+#[test]
+fn of_two_clusters_that_meet_the_lower_number_announces_first() {
+    let [one, other] = [A, B].map(Conflicts::new);
+    assert_eq!((one.waits_for(B), other.waits_for(A)), (Duration::ZERO, HEARD_BEFORE));
 }
 
 /// Whatever the times: exactly one of two yields, and it does within a few frames.

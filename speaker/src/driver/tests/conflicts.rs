@@ -45,7 +45,8 @@ impl Side {
     }
 
     /// An advert of the other cluster arrives.
-    fn meets(&mut self) {
+    fn meets(&mut self, cluster: u64) {
+        self.driven.driven.state.incoming.cluster = Some(cluster);
         self.driven.driven.state.act(Action::Rejected { reason: Reject::WrongCluster }, clock::now());
     }
 
@@ -61,6 +62,12 @@ fn turn(sides: &mut [Side], what: &str, mut done: impl FnMut(&[Side]) -> bool) {
         assert!(clock::now() < end, "not within {PATIENCE:?}: {what}");
         sides.iter_mut().for_each(|side| side.driven.driven.step().unwrap());
     }
+}
+
+/// Hosts of the segment would take it for the VIP's owner.
+fn announces_to_all(frame: &[u8], from: Mac) -> bool {
+    let is_arp = frame.len() >= 42 && frame[12..14] == [0x08, 0x06];
+    is_arp && frame[..6] == Mac::BROADCAST.0 && frame[6..12] == from.0 && frame[28..32] == VIP.octets()
 }
 
 fn owners(sides: &[Side]) -> Vec<bool> {
@@ -84,7 +91,11 @@ fn of_two_clusters_one_yields_within_a_second_and_comes_back() {
 
         ip("link set far up\n");
         let met = clock::now();
-        sides.iter_mut().for_each(Side::meets);
+        let frames = std::iter::from_fn(|| sides[0].driven.far.receive());
+        drop(frames.collect::<Vec<_>>());
+        for (side, other) in sides.iter_mut().zip([6, 5]) {
+            side.meets(other);
+        }
         turn(&mut sides, "one of them yields", |sides| owners(sides) != [true, true]);
         let both_answered = clock::now().since(met);
         assert!(both_answered < Duration::from_secs(1), "both answered for {both_answered:?}");
@@ -92,6 +103,9 @@ fn of_two_clusters_one_yields_within_a_second_and_comes_back() {
         turn(&mut sides, "both name it", |sides| sides.iter().all(|side| side.driven.health.in_conflict(VIP)));
         let kept = owners(&sides);
         assert_eq!(kept, [true, false], "the lower cluster number stays");
+        let frames = std::iter::from_fn(|| sides[0].driven.far.receive());
+        let misled: Vec<_> = frames.filter(|frame| announces_to_all(frame, mac(2))).collect();
+        assert!(misled.is_empty(), "the one that yields has announced it: {misled:x?}");
         assert!(sides.iter().all(|side| side.driven.metrics.address_conflicts.get() == 1));
         let yielded = Notice::Yielded { vip: VIP };
         assert!(sides[1].is_told(&yielded) && !sides[0].is_told(&yielded));
