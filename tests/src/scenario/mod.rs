@@ -14,13 +14,14 @@
 //!
 //! Read: [`deploy`](mod@deploy) (what every scenario stands on) → [`settle`](mod@settle) (what must be true before a fault) →
 //! [`measure`] (how it counts) → [`waits`] (whether the machine was too busy to judge) → the scenarios: [`node_loss`], [`speaker`],
-//! [`address`], [`affinity`](mod@affinity), [`controller`], [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`conflict`](mod@conflict), [`outside`](mod@outside), [`resources`](mod@resources), [`segment`], [`speaker_states`](mod@speaker_states), [`uninstall`](mod@uninstall); all changes of the serving nodes,
+//! [`address`], [`affinity`](mod@affinity), [`controller`], [`heartbeat`], [`keys`], [`baseline`](mod@baseline), [`clusters`], [`conflict`](mod@conflict), [`outside`](mod@outside), [`resources`](mod@resources), [`segment`], [`speaker_states`](mod@speaker_states), [`uninstall`](mod@uninstall); all changes of the serving nodes,
 //! under open connections: [`survive`].
 
 pub mod address;
 pub mod affinity;
 pub mod api;
 pub mod baseline;
+pub mod clusters;
 pub mod conflict;
 pub mod controller;
 pub mod deploy;
