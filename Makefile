@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fuzz-endpoint-file fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-ranges bench-second-chance bench-scale bench-histories bench-controller demo-endpoint bench-endpoint status-page chaos status-war measure-election conformance docs check-docs deny check
+.PHONY: help setup demo test fuzz-endpoint-file fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-ranges bench-affinity bench-second-chance bench-scale bench-histories bench-controller demo-endpoint bench-endpoint status-page chaos status-war measure-election conformance docs check-docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -93,6 +93,9 @@ bench-ports: setup ## What 1,000, 5,000 and 10,000 service ports cost a node: ti
 
 bench-ranges: setup ## What source ranges cost a node's nftables: time and memory of nft
 	@cargo run -q -p sheave-bench --bin ranges
+
+bench-affinity: setup ## What session affinity costs a node's nftables: time and memory of nft
+	@cargo run -q -p sheave-bench --bin affinity
 
 bench-controller: setup ## What 10,000 Services cost the controller, and MetalLB's beside it: half an hour; COUNT=1000 ARGS="--only sheave"
 	@bench/metallb/build.sh

@@ -2,6 +2,7 @@
 
 pub mod commit;
 pub mod measure;
+pub mod nft;
 pub mod pipe;
 pub mod promise;
 pub mod screen;
