@@ -18,6 +18,7 @@ use speaker_core::view::{
 use super::netfilter::{Netfilter, nested, plain};
 use super::*;
 
+mod affinity;
 mod clients;
 mod flows;
 mod ranges;

@@ -13,7 +13,7 @@ use speaker_core::view::Affinity;
 use crate::world::{A, B, OTHER_VIP, PODS, PODS_B, VIP, World, plan};
 
 /// Node a with so many pods more than it has, and a client with a hundred addresses.
-fn world(test: &str) -> World {
+pub fn world(test: &str) -> World {
     let world = World::new(test);
     world.a.add_pods(&pods(12)[PODS.len()..]);
     world.add_clients(&clients());
@@ -21,25 +21,25 @@ fn world(test: &str) -> World {
 }
 
 /// The first of node a.
-fn pods(count: u8) -> Vec<Ipv4Addr> {
+pub fn pods(count: u8) -> Vec<Ipv4Addr> {
     (2..2 + count).map(|last| Ipv4Addr::new(10, 99, 1, last)).collect()
 }
 
-fn clients() -> Vec<Ipv4Addr> {
+pub fn clients() -> Vec<Ipv4Addr> {
     (100..200).map(|last| Ipv4Addr::new(192, 0, 2, last)).collect()
 }
 
-fn affine(pods: &[Ipv4Addr]) -> Plan {
+pub fn affine(pods: &[Ipv4Addr]) -> Plan {
     plan(pods, Affinity::ClientIp)
 }
 
 /// The pods that these clients get, in their order.
-fn tcp(world: &World, clients: &[Ipv4Addr], vip: Ipv4Addr) -> Vec<IpAddr> {
+pub fn tcp(world: &World, clients: &[Ipv4Addr], vip: Ipv4Addr) -> Vec<IpAddr> {
     let pod = |client: &Ipv4Addr| world.connect_as(SocketAddrV4::new(*client, 0), vip, 80).unwrap().pod.ip();
     clients.iter().map(pod).collect()
 }
 
-fn udp(world: &World, clients: &[Ipv4Addr]) -> Vec<IpAddr> {
+pub fn udp(world: &World, clients: &[Ipv4Addr]) -> Vec<IpAddr> {
     let pod = |client: &Ipv4Addr| {
         let socket = world.client_udp_as(*client);
         socket.send_to(b"hello", (VIP, 53)).unwrap();
@@ -52,7 +52,7 @@ fn udp(world: &World, clients: &[Ipv4Addr]) -> Vec<IpAddr> {
 }
 
 /// As a speaker changes the rules.
-fn update(world: &World, from: &Plan, to: &Plan) {
+pub fn update(world: &World, from: &Plan, to: &Plan) {
     world.a.nft(&ruleset::update(from, to).expect("a difference"));
 }
 

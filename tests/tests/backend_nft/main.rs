@@ -4,6 +4,7 @@
 //! one is in the lab's tests.
 
 mod affinity;
+mod affinity_ports;
 mod firewalls;
 mod fragments;
 mod half_closed;

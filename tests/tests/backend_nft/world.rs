@@ -378,7 +378,7 @@ fn counters(namespace: &str, family: &str, table: &str) -> BTreeMap<String, u64>
     counters.map(|c| (c["name"].as_str().unwrap().into(), c["packets"].as_u64().unwrap())).collect()
 }
 
-fn run_nft(namespace: &str, arguments: &[&str], input: &str) -> Result<String> {
+pub fn run_nft(namespace: &str, arguments: &[&str], input: &str) -> Result<String> {
     let mut command = Command::new("nft");
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     netns::enter(&mut command, namespace)?;
@@ -451,7 +451,7 @@ impl Connection {
 }
 
 /// Names itself and its peer, then echoes.
-fn answer_tcp(listener: TcpListener) {
+pub fn answer_tcp(listener: TcpListener) {
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             std::thread::spawn(move || -> std::io::Result<()> {

@@ -22,10 +22,11 @@ mod flow_lookup;
 mod inside;
 pub mod members;
 mod node_ports;
+mod objects;
 mod source_ranges;
 mod via;
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -38,6 +39,8 @@ use super::affinity::Records;
 use super::udp_pin::Targets;
 use super::{Guard, LocalPods, Plan};
 use crate::view::{Protocol, ServiceAttributes};
+
+use objects::Objects;
 
 /// Name of the nftables table, family ip.
 pub const TABLE: &str = "sheave";
@@ -65,13 +68,17 @@ pub fn replace_with(plan: &Plan, records: &Records) -> String {
     line(&mut text, format_args!("\tset vips {{ type ipv4_addr; {}}}", elements(&vips)));
     node_ports::sets(&mut text, plan);
     affinity::sets(&mut text, plan, records);
-    let pods = affinity::Pods::of(plan);
-    for (chain, rules) in plan.services.iter().flat_map(|(key, local)| chains(key, local, &pods)) {
-        line(&mut text, format_args!("\tchain {chain} {{ {}; }}", rules.join("; ")));
+    let mut objects = Objects::default();
+    affinity::add(&mut objects, plan, |_, _| true);
+    affinity::maps(&mut text, &objects);
+    objects.define(&mut text);
+    for (key, local) in plan.services.iter().filter(|(_, local)| !local.attributes.keeps_clients()) {
+        let (rule, chain) = (translate(key, &local.attributes, &local.pods), chain(key));
+        objects.lead(SERVICES, *key, format!("goto {chain}"));
+        line(&mut text, format_args!("\tchain {chain} {{ {rule}; }}"));
     }
-    let services: Vec<String> =
-        plan.services.keys().map(|key| format!("{} : goto {}", tuple(key), chain(key))).collect();
-    line(&mut text, format_args!("\tmap services {{ type {PORT_TYPE} : verdict; {}}}", elements(&services)));
+    let services = objects.elements(SERVICES);
+    line(&mut text, format_args!("\tmap {SERVICES} {{ type {PORT_TYPE} : verdict; {services}}}"));
     source_ranges::sets(&mut text, plan);
     inside::objects(&mut text, plan);
     via::set(&mut text, plan);
@@ -138,9 +145,7 @@ pub fn update(from: &Plan, to: &Plan) -> Option<String> {
     inside::update(&mut text, from, to);
     via::update(&mut text, from, to);
     adverts::update(&mut text, from, to);
-    affinity::update_before(&mut text, from, to);
     update_services(&mut text, from, to);
-    affinity::update_after(&mut text, from, to);
     node_ports::update(&mut text, from, to);
     update_udp_pins(&mut text, &from.udp_pins, &to.udp_pins);
     if to.second_chance {
@@ -150,50 +155,31 @@ pub fn update(from: &Plan, to: &Plan) -> Option<String> {
 }
 
 fn update_services(text: &mut String, from: &Plan, to: &Plan) {
-    let (pods_before, pods) = (affinity::Pods::of(from), affinity::Pods::of(to));
-    let gone = from.services.iter().filter(|(key, _)| !to.services.contains_key(key));
-    for (key, local) in gone {
-        line(text, format_args!("delete element ip {TABLE} services {{ {} }}", tuple(key)));
-        update_chains(text, &chains(key, local, &pods_before), &[]);
-    }
     for vip in from.vips.difference(&to.vips) {
         line(text, format_args!("delete element ip {TABLE} vips {{ {vip} }}"));
     }
-    for (key, local) in &to.services {
-        let known = from.services.get(key);
-        // With affinity it depends on the pods of the Service's other ports too.
-        if known == Some(local) && !local.attributes.keeps_clients() {
-            continue;
+    let keys: BTreeSet<&ServiceKey> = from.services.keys().chain(to.services.keys()).collect();
+    let changed = |key: &&ServiceKey| from.services.get(key) != to.services.get(key);
+    let changed: BTreeSet<&ServiceKey> = keys.into_iter().filter(changed).collect();
+    let pods = changed.iter().flat_map(|key| [from.services.get(key), to.services.get(key)]);
+    let services: BTreeSet<u64> = pods.flatten().map(|local| local.service).collect();
+    // With affinity ports share what their Service has.
+    let concerns = |key: &ServiceKey, local: &LocalPods| {
+        changed.contains(key) || local.attributes.keeps_clients() && services.contains(&local.service)
+    };
+    let objects = |plan: &Plan| {
+        let mut objects = Objects::default();
+        affinity::add(&mut objects, plan, concerns);
+        let ports = plan.services.iter().filter(|(_, local)| !local.attributes.keeps_clients());
+        for (key, local) in ports.filter(|(key, local)| concerns(key, local)) {
+            objects.chains.insert(chain(key), [translate(key, &local.attributes, &local.pods)].into());
+            objects.lead(SERVICES, *key, format!("goto {}", chain(key)));
         }
-        let before = known.map_or_else(Vec::new, |local| chains(key, local, &pods_before));
-        update_chains(text, &before, &chains(key, local, &pods));
-        if known.is_none() {
-            line(text, format_args!("add element ip {TABLE} services {{ {} : goto {} }}", tuple(key), chain(key)));
-        }
-    }
+        objects
+    };
+    objects(from).update(text, &objects(to));
     for vip in to.vips.difference(&from.vips) {
         line(text, format_args!("add element ip {TABLE} vips {{ {vip} }}"));
-    }
-}
-
-/// The chains of one service port. The last of each leads to the others, so it is emptied first and filled last.
-fn update_chains(text: &mut String, from: &[affinity::Chain], to: &[affinity::Chain]) {
-    let in_to = |name: &String| to.iter().find(|(other, _)| other == name);
-    let in_from = |name: &String| from.iter().find(|(other, _)| other == name);
-    for (name, _) in from.iter().rev().filter(|(name, rules)| in_to(name).is_none_or(|(_, others)| others != rules)) {
-        line(text, format_args!("flush chain ip {TABLE} {name}"));
-    }
-    for (name, _) in from.iter().rev().filter(|(name, _)| in_to(name).is_none()) {
-        line(text, format_args!("delete chain ip {TABLE} {name}"));
-    }
-    for (name, rules) in to {
-        let before = in_from(name);
-        if before.is_none() {
-            line(text, format_args!("add chain ip {TABLE} {name}"));
-        }
-        if before.is_none_or(|(_, others)| others != rules) {
-            rules.iter().for_each(|rule| line(text, format_args!("add rule ip {TABLE} {name} {rule}")));
-        }
     }
 }
 
@@ -260,7 +246,7 @@ fn base_chains(text: &mut String, plan: &Plan) {
         // A TCP flow begins with a SYN: conntrack would pick up any other segment too (nf_conntrack_tcp_loose) and make it a pod's.
         line(text, format_args!("\t\t{to_us} {NOT_SYN} dnat to ip daddr"));
         line(text, format_args!("\t\t{to_us} meta l4proto udp dnat ip to {FLOW} map @udp_pin_targets"));
-        line(text, format_args!("\t\t{to_us} {PORT} vmap @services"));
+        line(text, format_args!("\t\t{to_us} {PORT} vmap @{SERVICES}"));
         line(text, format_args!("\t\t{to_us} dnat to ip daddr"));
     }
     line(text, format_args!("\t}}"));
@@ -310,14 +296,6 @@ fn base_chains(text: &mut String, plan: &Plan) {
     inside::masquerade(plan).iter().for_each(|rule| line(text, format_args!("\t\t{rule}")));
     line(text, format_args!("\t}}"));
     inside::base_chains(text, plan);
-}
-
-/// The chains of one service port, its own last.
-fn chains(key: &ServiceKey, local: &LocalPods, pods: &affinity::Pods) -> Vec<affinity::Chain> {
-    match local.attributes.keeps_clients() {
-        true => affinity::chains(key, local, pods),
-        false => [(chain(key), [translate(key, &local.attributes, &local.pods)].into())].into(),
-    }
 }
 
 /// The rule of one service port. `meta l4proto` comes first because nft wants to know that there are ports.
@@ -390,6 +368,8 @@ fn line(text: &mut String, arguments: core::fmt::Arguments<'_>) {
 const PREFIX_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0, 0, 0];
 const SLOT_MASK: [u8; 6] = [0, 0, 0, 0, 0xff, 0xff];
 
+/// Where each service port leads.
+const SERVICES: &str = "services";
 const PORT: &str = "ip daddr . meta l4proto . th dport";
 const PORT_TYPE: &str = "ipv4_addr . inet_proto . inet_service";
 const FLOW: &str = "ip saddr . udp sport . ip daddr . udp dport";

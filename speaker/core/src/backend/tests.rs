@@ -84,7 +84,7 @@ fn clients_inside_are_this_nodes_where_kube_proxy_does_not_translate() {
     assert_eq!(update(&all, &all), None);
     for (from, to, verb) in [(&plan, &all, "add"), (&all, &plan, "delete")] {
         let text = update(from, to).unwrap();
-        for line in ["element ip sheave inside { 192.0.2.1 . tcp . 80", "chain ip sheave inside-tcp-192.0.2.1-80"] {
+        for line in ["element ip sheave inside { 192.0.2.1 . udp . 53", "chain ip sheave inside-tcp-192.0.2.1-80"] {
             assert!(text.contains(&format!("{verb} {line}")), "{text}");
         }
     }
@@ -219,21 +219,30 @@ fn the_text() {
     }
     known.handle(Event::Apply(service(web(), Affinity::ClientIp)));
     let text = replace(&Plan::new(&known, "a", Uplink::new("eth0").unwrap()));
-    let set = |n| format!("affinity-{:016x}-10.0.97.{n}", affinity::service_hash(&web()));
+    let hash = affinity::service_hash(&web());
+    let (set, pod) = (|n| format!("affinity-{hash:016x}-10.0.97.{n}"), |n| format!("pod-{hash:016x}-10.0.97.{n}"));
     for line in [
         format!("\tset {} {{ type ipv4_addr; size 16384; flags dynamic,timeout; }}", set(1)),
+        "elements = { 192.0.2.1 . udp . 53 : 5353, 192.0.2.1 . tcp . 80 : 8080 }; }".into(),
         format!(
-            "\tchain tcp-192.0.2.1-80-10.0.97.1-8080 {{ update @{0} {{ ip saddr timeout 10800s }}; ip saddr != @{0} counter name \
-             affinity_unrecorded; meta l4proto tcp dnat to 10.0.97.1:8080; }}",
-            set(1)
-        ),
-        format!("\tchain known-tcp-192.0.2.1-80 {{ ip saddr @{} accept; ip saddr @{} accept; }}", set(1), set(2)),
-        format!(
-            "\tchain tcp-192.0.2.1-80 {{ ip saddr @{} goto tcp-192.0.2.1-80-10.0.97.1-8080; ip saddr @{} goto \
-             tcp-192.0.2.1-80-10.0.97.2-8080; jhash ip saddr mod 2 seed 0x53686561 vmap {{ 0 : goto tcp-192.0.2.1-80-10.0.97.1-8080, 1 : \
-             goto tcp-192.0.2.1-80-10.0.97.2-8080 }}; }}",
+            "\tchain {1} {{ update @{0} {{ ip saddr timeout 10800s }}; ip saddr != @{0} counter name affinity_unrecorded; \
+             meta l4proto tcp dnat to 10.0.97.1 : ip daddr . meta l4proto . th dport map @target_ports; \
+             meta l4proto udp dnat to 10.0.97.1 : ip daddr . meta l4proto . th dport map @target_ports; }}",
             set(1),
-            set(2)
+            pod(1)
+        ),
+        format!("\tchain known-service-{hash:016x} {{ ip saddr @{} accept; ip saddr @{} accept; }}", set(1), set(2)),
+        format!(
+            "\tchain service-{hash:016x} {{ ip saddr @{0} goto {1}; ip saddr @{2} goto {3}; \
+             jhash ip saddr mod 2 seed 0x53686561 vmap {{ 0 : goto {1}, 1 : goto {3} }}; }}",
+            set(1),
+            pod(1),
+            set(2),
+            pod(2)
+        ),
+        format!(
+            "\tmap services {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{ \
+             192.0.2.1 . udp . 53 : goto service-{hash:016x}, 192.0.2.1 . tcp . 80 : goto service-{hash:016x} }}; }}"
         ),
     ] {
         assert!(text.contains(&line), "{line}\nis not in\n{text}");
@@ -304,10 +313,10 @@ fn udp_finds_its_pod_again_by_its_source() {
 fn an_update_names_only_what_differs() {
     let (one, other) = (plan([ready("a", 1)]), plan([ready("a", 2)]));
     assert_eq!(update(&one, &one), None);
-    let expected = "flush chain ip sheave udp-192.0.2.1-53\n\
-                    add rule ip sheave udp-192.0.2.1-53 meta l4proto udp dnat to 10.0.97.2:5353\n\
-                    flush chain ip sheave tcp-192.0.2.1-80\n\
-                    add rule ip sheave tcp-192.0.2.1-80 meta l4proto tcp dnat to 10.0.97.2:8080\n";
+    let expected = "flush chain ip sheave tcp-192.0.2.1-80\n\
+                    flush chain ip sheave udp-192.0.2.1-53\n\
+                    add rule ip sheave tcp-192.0.2.1-80 meta l4proto tcp dnat to 10.0.97.2:8080\n\
+                    add rule ip sheave udp-192.0.2.1-53 meta l4proto udp dnat to 10.0.97.2:5353\n";
     assert_eq!(update(&one, &other).unwrap(), expected);
     let moved = Plan { uplink: Uplink::new("eth1").unwrap(), ..other };
     assert_eq!(update(&one, &moved).unwrap(), replace(&moved));

@@ -1,85 +1,46 @@
 //! sessionAffinity ClientIP in nftables: a set of clients for each pod of a Service, and the chains that fill and ask them.
 //!
-//! A service port's chain asks the sets of its pods for the client; a stranger's pod is chosen by hash. Either way the pod's chain
-//! enters the client, which renews its record, and translates. No flow takes a client from one set into another: it leaves a pod with
-//! the pod's set, when the pod no longer serves here, or when its record expires.
+//! A service port leads to a chain that asks the sets of its pods for the client; a stranger's pod is chosen by hash. Either way the pod's
+//! chain enters the client, which renews its record, and translates. No flow takes a client from one set into another: it leaves a pod
+//! with the pod's set, when the pod no longer serves here, or when its record expires.
 //!
 //! A port whose pods lack the client's pod, while that pod serves other ports of the Service here, chooses by hash and records
 //! nothing: the client stays what it is to the other ports.
+//!
+//! No chain is a port's alone. A pod has one for the whole Service; the port on which it serves comes from a map, by the service port.
+//! Ports with the same pods share the chain that chooses among these. So a Service of a thousand ports costs a thousand elements, and not
+//! a chain for each port and pod.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 use core::net::Ipv4Addr;
 
 use ebpf_common::ServiceKey;
 
-use super::{IS_SYN, PORT, PORT_TYPE, TABLE, chain, elements, line, pods_by_number, protocol, protocol_of, tuple};
+use super::objects::{Kind, Objects};
+use super::{IS_SYN, PORT, PORT_TYPE, SERVICES, chain, elements, line, protocol};
 use crate::backend::affinity::{ClientSet, MAX_CLIENTS, Records};
 use crate::backend::{Guard, LocalPods, Plan};
+use crate::view::{Protocol, ServiceAttributes};
 
 /// In which a packet whose mark names a next hop is asked for its client.
 pub const KNOWN_CLIENT: &str = "known-client";
 
-/// A chain and its rules.
-pub type Chain = (String, Vec<String>);
-
-/// The pods of each Service with affinity, through whichever port.
-pub struct Pods(BTreeMap<u64, BTreeSet<Ipv4Addr>>);
-
-impl Pods {
-    pub fn of(plan: &Plan) -> Self {
-        let mut pods: BTreeMap<u64, BTreeSet<Ipv4Addr>> = BTreeMap::new();
-        for local in plan.services.values().filter(|local| local.attributes.keeps_clients()) {
-            pods.entry(local.service).or_default().extend(local.pods.iter().map(|(address, _)| *address));
-        }
-        Self(pods)
+/// What the table has for these of the plan's service ports, as far as they have affinity.
+pub fn add(objects: &mut Objects, plan: &Plan, concerns: impl Fn(&ServiceKey, &LocalPods) -> bool) {
+    let mut services: BTreeMap<u64, Vec<(ServiceKey, &LocalPods)>> = BTreeMap::new();
+    let ports = plan.services.iter().filter(|(_, local)| local.attributes.keeps_clients());
+    for (key, local) in ports.filter(|(key, local)| concerns(key, local)) {
+        services.entry(local.service).or_default().push((*key, local));
     }
-
-    /// Of the Service, but not of this port of it.
-    fn of_other_ports(&self, local: &LocalPods) -> impl Iterator<Item = Ipv4Addr> {
-        let own: BTreeSet<Ipv4Addr> = local.pods.iter().map(|(address, _)| *address).collect();
-        self.0.get(&local.service).into_iter().flatten().copied().filter(move |pod| !own.contains(pod))
-    }
+    let services = services.into_iter().filter_map(|(hash, ports)| Service::new(hash, &ports));
+    services.for_each(|service| service.add(objects));
 }
 
-/// The chains of a service port with affinity, its own last: it leads to the others.
-pub fn chains(key: &ServiceKey, local: &LocalPods, pods: &Pods) -> Vec<Chain> {
-    let set = |pod: Ipv4Addr| ClientSet::of(local, pod).name();
-    let protocol = protocol(key.proto);
-    let choice = local.attributes.choice(protocol_of(key), local.pods.len());
-    let mut chains = Vec::new();
-    let mut rules = Vec::new();
-    for (address, port) in &local.pods {
-        let (set, pod_chain) = (set(*address), pod_chain(key, *address, *port));
-        rules.push(format!("ip saddr @{set} goto {pod_chain}"));
-        chains.push((
-            pod_chain,
-            [
-                // A rule of its own: with a full set the rest of the rule would not be carried out.
-                format!("update @{set} {{ ip saddr timeout {}s }}", local.attributes.affinity_timeout.seconds()),
-                format!("ip saddr != @{set} counter name {}", Guard::Unrecorded.label()),
-                format!("meta l4proto {protocol} dnat to {address}:{port}"),
-            ]
-            .into(),
-        ));
-    }
-    let by_hash = format!("meta l4proto {protocol} dnat ip to {choice} map {{ {} }}", pods_by_number(&local.pods));
-    rules.extend(pods.of_other_ports(local).map(|pod| format!("ip saddr @{} {by_hash}", set(pod))));
-    let to_pods = local.pods.iter().enumerate();
-    let to_pods: Vec<String> =
-        to_pods.map(|(i, (address, port))| format!("{i} : goto {}", pod_chain(key, *address, *port))).collect();
-    rules.push(format!("{choice} vmap {{ {} }}", to_pods.join(", ")));
-    if !local.last_resort {
-        let known = local.pods.iter().map(|(address, _)| format!("ip saddr @{} accept", set(*address))).collect();
-        chains.push((known_chain(key), known));
-    }
-    chains.push((chain(key), rules));
-    chains
-}
-
-/// The sets with what is known of them, and what asks for the client of a packet in search of a node.
+/// The sets with what is known of them.
 pub fn sets(text: &mut String, plan: &Plan, records: &Records) {
     for (set, kept) in &plan.client_sets() {
         let clients = records.get(set).into_iter().flatten().take(MAX_CLIENTS);
@@ -92,58 +53,187 @@ pub fn sets(text: &mut String, plan: &Plan, records: &Records) {
             .collect();
         line(text, format_args!("\tset {} {{ {} {}}}", set.name(), set_type(), elements(&clients)));
     }
-    let known: Vec<String> = known(plan).map(|key| known_element(&key)).collect();
-    line(text, format_args!("\tmap known_clients {{ type {PORT_TYPE} : verdict; {}}}", elements(&known)));
+}
+
+/// The maps of all Services, and what asks for the client of a packet in search of a node.
+pub fn maps(text: &mut String, objects: &Objects) {
+    let ports = objects.elements(TARGET_PORTS);
+    line(text, format_args!("\tmap {TARGET_PORTS} {{ {} {ports}}}", target_ports_type()));
+    let known = objects.elements(KNOWN_CLIENTS);
+    line(text, format_args!("\tmap {KNOWN_CLIENTS} {{ type {PORT_TYPE} : verdict; {known}}}"));
     line(text, format_args!("\tchain {KNOWN_CLIENT} {{"));
     // Of other services no SYN has a next hop; a datagram has one whatever its service.
-    line(text, format_args!("\t\t{IS_SYN} {PORT} vmap @known_clients"));
-    line(text, format_args!("\t\tmeta l4proto udp {PORT} vmap @known_clients"));
+    line(text, format_args!("\t\t{IS_SYN} {PORT} vmap @{KNOWN_CLIENTS}"));
+    line(text, format_args!("\t\tmeta l4proto udp {PORT} vmap @{KNOWN_CLIENTS}"));
     line(text, format_args!("\t}}"));
 }
 
-/// Before the chains change: they name the sets. The chains that elements lead to must not go before the elements.
-pub fn update_before(text: &mut String, from: &Plan, to: &Plan) {
-    let before = from.client_sets();
-    for set in to.client_sets().keys().filter(|set| !before.contains_key(set)) {
-        line(text, format_args!("add set ip {TABLE} {} {{ {} }}", set.name(), set_type()));
+/// The ports of a Service.
+struct Service<'a> {
+    hash: u64,
+    attributes: &'a ServiceAttributes,
+    protocols: BTreeSet<&'static str>,
+    /// On which port a pod serves a service port: one map for all pods that agree.
+    target_ports: Vec<BTreeMap<ServiceKey, u16>>,
+    /// With the number of the map that is theirs.
+    pods: BTreeMap<Pod, usize>,
+    groups: BTreeMap<Group, Vec<ServiceKey>>,
+}
+
+/// An endpoint. Pods on the host's network may serve one service port at one address, on several ports: their number there, from 0 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Pod {
+    address: Ipv4Addr,
+    nth: usize,
+}
+
+/// What service ports have in common that share their chains.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Group {
+    pods: Vec<Pod>,
+    last_resort: bool,
+}
+
+impl<'a> Service<'a> {
+    fn new(hash: u64, ports: &[(ServiceKey, &'a LocalPods)]) -> Option<Self> {
+        // They differ while nft refuses some of the Service's ports.
+        let attributes = ports.iter().map(|(_, local)| &local.attributes);
+        let attributes = attributes.max_by_key(|attributes| attributes.affinity_timeout.seconds())?;
+        let (mut pods, mut groups) = (BTreeMap::new(), BTreeMap::new());
+        for (key, local) in ports {
+            let mut group = Group { pods: Vec::new(), last_resort: local.last_resort };
+            for (address, port) in &local.pods {
+                let nth = group.pods.iter().rev().take_while(|pod| pod.address == *address).count();
+                let pod = Pod { address: *address, nth };
+                group.pods.push(pod);
+                pods.entry(pod).or_insert_with(Vec::new).push((*key, *port));
+            }
+            groups.entry(group).or_insert_with(Vec::new).push(*key);
+        }
+        let mut target_ports: Vec<BTreeMap<ServiceKey, u16>> = Vec::new();
+        let pods = pods.into_iter().map(|(pod, ports)| {
+            let agrees = |map: &BTreeMap<ServiceKey, u16>| {
+                ports.iter().all(|(key, port)| map.get(key).is_none_or(|known| known == port))
+            };
+            let which = target_ports.iter().position(agrees);
+            match which.and_then(|which| target_ports.get_mut(which)) {
+                Some(map) => map.extend(ports),
+                None => target_ports.push(ports.into_iter().collect()),
+            }
+            (pod, which.unwrap_or(target_ports.len() - 1))
+        });
+        let pods = pods.collect();
+        let protocols = ports.iter().map(|(key, _)| protocol(key.proto)).collect();
+        Some(Self { hash, attributes, protocols, target_ports, pods, groups })
     }
-    let to: BTreeSet<ServiceKey> = known(to).collect();
-    for key in known(from).filter(|key| !to.contains(key)) {
-        line(text, format_args!("delete element ip {TABLE} known_clients {{ {} }}", tuple(&key)));
+
+    fn add(&self, objects: &mut Objects) {
+        for (which, ports) in self.target_ports.iter().enumerate() {
+            let map = self.map(which);
+            ports.iter().for_each(|(key, port)| objects.lead(&map, *key, format!("{port}")));
+            if which > 0 {
+                objects.own.insert(map, (Kind::Map, target_ports_type()));
+            }
+        }
+        for (pod, which) in &self.pods {
+            let set = self.set(pod);
+            let mut rules = Vec::from([
+                // A rule of its own: with a full set the rest of the rule would not be carried out.
+                format!("update @{set} {{ ip saddr timeout {}s }}", self.attributes.affinity_timeout.seconds()),
+                format!("ip saddr != @{set} counter name {}", Guard::Unrecorded.label()),
+            ]);
+            rules.extend(self.translate(pod, *which));
+            objects.chains.insert(self.pod_chain(pod), rules);
+            objects.own.insert(set, (Kind::Set, set_type()));
+        }
+        let largest = self.groups.values().max_by_key(|keys| (keys.len(), Reverse(keys.first().copied())));
+        for (group, keys) in &self.groups {
+            let Some(first) = keys.first() else { continue };
+            // That of the most ports keeps its name when one comes or goes.
+            let name = if largest == Some(keys) { format!("service-{:016x}", self.hash) } else { chain(first) };
+            self.add_group(objects, &name, group);
+            for key in keys {
+                objects.lead(SERVICES, *key, format!("goto {name}"));
+                if !group.last_resort {
+                    objects.lead(KNOWN_CLIENTS, *key, format!("goto {}", known(&name)));
+                }
+            }
+        }
+    }
+
+    fn add_group(&self, objects: &mut Objects, name: &str, group: &Group) {
+        let own = || group.pods.iter().filter(|pod| pod.nth == 0);
+        let asks = |pod: &Pod, verdict: &str| format!("ip saddr @{} {verdict}", self.set(pod));
+        let mut rules: Vec<String> = own().map(|pod| asks(pod, &format!("goto {}", self.pod_chain(pod)))).collect();
+        let addresses: BTreeSet<Ipv4Addr> = own().map(|pod| pod.address).collect();
+        let others = self.pods.keys().filter(|pod| pod.nth == 0 && !addresses.contains(&pod.address));
+        let by_hash = unrecorded(name);
+        let of_other_ports: Vec<String> = others.map(|pod| asks(pod, &format!("goto {by_hash}"))).collect();
+        if !of_other_ports.is_empty() {
+            rules.extend(of_other_ports);
+            for (pod, which) in group.pods.iter().filter_map(|pod| self.pods.get_key_value(pod)) {
+                objects.chains.insert(unrecorded(&self.pod_chain(pod)), self.translate(pod, *which).collect());
+            }
+            let choice = self.choice(group, |pod| unrecorded(&self.pod_chain(pod)));
+            objects.chains.insert(by_hash, [choice].into());
+        }
+        rules.push(self.choice(group, |pod| self.pod_chain(pod)));
+        objects.chains.insert(name.into(), rules);
+        if !group.last_resort {
+            objects.chains.insert(known(name), own().map(|pod| asks(pod, "accept")).collect());
+        }
+    }
+
+    /// nft wants to know that there are ports: hence a rule for each protocol.
+    fn translate(&self, pod: &Pod, which: usize) -> impl Iterator<Item = String> {
+        let to = format!("dnat to {} : {PORT} map @{}", pod.address, self.map(which));
+        self.protocols.iter().map(move |protocol| format!("meta l4proto {protocol} {to}"))
+    }
+
+    /// By the hash of a client's address.
+    fn choice(&self, group: &Group, chain: impl Fn(&Pod) -> String) -> String {
+        let chains = group.pods.iter().enumerate().map(|(i, pod)| format!("{i} : goto {}", chain(pod)));
+        let chains: Vec<String> = chains.collect();
+        format!("{} vmap {{ {} }}", self.attributes.choice(Protocol::Tcp, group.pods.len()), chains.join(", "))
+    }
+
+    fn map(&self, which: usize) -> String {
+        if which == 0 { TARGET_PORTS.into() } else { format!("{TARGET_PORTS}_{:016x}_{which}", self.hash) }
+    }
+
+    fn set(&self, pod: &Pod) -> String {
+        ClientSet { service: self.hash, pod: pod.address }.name()
+    }
+
+    fn pod_chain(&self, pod: &Pod) -> String {
+        let Pod { address, nth } = pod;
+        let nth = if *nth == 0 { String::new() } else { format!("-{nth}") };
+        format!("pod-{:016x}-{address}{nth}", self.hash)
     }
 }
 
-/// When they have changed.
-pub fn update_after(text: &mut String, from: &Plan, to: &Plan) {
-    let before: BTreeSet<ServiceKey> = known(from).collect();
-    for key in known(to).filter(|key| !before.contains(key)) {
-        line(text, format_args!("add element ip {TABLE} known_clients {{ {} }}", known_element(&key)));
-    }
-    let after = to.client_sets();
-    for set in from.client_sets().keys().filter(|set| !after.contains_key(set)) {
-        line(text, format_args!("delete set ip {TABLE} {}", set.name()));
-    }
+/// Asks whether a client is of one of the pods.
+fn known(name: &str) -> String {
+    format!("known-{name}")
 }
 
-/// Service ports that take clients which another node asks for.
-fn known(plan: &Plan) -> impl Iterator<Item = ServiceKey> {
-    let takes = |(_, local): &(&ServiceKey, &LocalPods)| local.attributes.keeps_clients() && !local.last_resort;
-    plan.services.iter().filter(takes).map(|(key, _)| *key)
-}
-
-fn known_element(key: &ServiceKey) -> String {
-    format!("{} : goto {}", tuple(key), known_chain(key))
-}
-
-fn known_chain(key: &ServiceKey) -> String {
-    format!("known-{}", chain(key))
-}
-
-fn pod_chain(key: &ServiceKey, address: Ipv4Addr, port: u16) -> String {
-    format!("{}-{address}-{port}", chain(key))
+/// The same choice or translation, for a client that stays another pod's.
+fn unrecorded(name: &str) -> String {
+    format!("unrecorded-{name}")
 }
 
 /// Each element has its own timeout: that of a set cannot be changed.
 fn set_type() -> String {
     format!("type ipv4_addr; size {MAX_CLIENTS}; flags dynamic,timeout;")
 }
+
+fn target_ports_type() -> String {
+    format!("type {PORT_TYPE} : inet_service;")
+}
+
+const KNOWN_CLIENTS: &str = "known_clients";
+/// Of all Services: where a Service's pods do not agree, more maps are its own.
+const TARGET_PORTS: &str = "target_ports";
+
+#[cfg(test)]
+mod tests;

@@ -19,8 +19,8 @@ use core::net::Ipv4Addr;
 
 use ebpf_common::ServiceKey;
 
-use super::affinity::Chain;
-use super::{PORT, PORT_TYPE, TABLE, elements, line, source_ranges, translate, tuple, update_chains};
+use super::objects::Objects;
+use super::{PORT, PORT_TYPE, TABLE, elements, line, source_ranges, translate, tuple};
 use crate::backend::{ClusterPods, Plan};
 use crate::view::TrafficPolicy;
 
@@ -28,8 +28,8 @@ pub fn objects(text: &mut String, plan: &Plan) {
     for (key, pods) in &plan.inside {
         line(text, format_args!("\tchain {} {{ {}; }}", chain(key), rule(key, pods)));
     }
-    let verdicts: Vec<String> = plan.inside.keys().map(verdict).collect();
-    line(text, format_args!("\tmap inside {{ type {PORT_TYPE} : verdict; {}}}", elements(&verdicts)));
+    let verdicts: Vec<String> = plan.inside.keys().map(|key| format!("{} : {}", tuple(key), verdict(key))).collect();
+    line(text, format_args!("\tmap {INSIDE} {{ type {PORT_TYPE} : verdict; {}}}", elements(&verdicts)));
     for (set, of_type, members) in sets(plan) {
         let members: Vec<String> = members.into_iter().collect();
         line(text, format_args!("\tset {set} {{ type {of_type}; {}}}", elements(&members)));
@@ -43,7 +43,7 @@ pub fn base_chains(text: &mut String, plan: &Plan) {
         line(text, format_args!("\t\ttype nat hook {hook} priority {BEHIND_KUBE_PROXY}; policy accept;"));
         for addresses in ADDRESSES {
             line(text, format_args!("\t\t{of_clients}ip daddr {addresses} {}", source_ranges::rule()));
-            line(text, format_args!("\t\t{of_clients}ip daddr {addresses} {PORT} vmap @inside"));
+            line(text, format_args!("\t\t{of_clients}ip daddr {addresses} {PORT} vmap @{INSIDE}"));
         }
         line(text, format_args!("\t}}"));
     }
@@ -83,19 +83,15 @@ pub fn update(text: &mut String, from: &Plan, to: &Plan) {
     };
     members("delete", from, to);
     members("add", to, from);
-    let chains = |plan: &Plan, key: &ServiceKey| -> Vec<Chain> {
-        plan.inside.get(key).map(|pods| (chain(key), [rule(key, pods)].into())).into_iter().collect()
-    };
-    for key in from.inside.keys().filter(|key| !to.inside.contains_key(key)) {
-        line(text, format_args!("delete element ip {TABLE} inside {{ {} }}", tuple(key)));
-        update_chains(text, &chains(from, key), &[]);
-    }
-    for (key, _) in to.inside.iter().filter(|(key, pods)| from.inside.get(key) != Some(pods)) {
-        update_chains(text, &chains(from, key), &chains(to, key));
-        if !from.inside.contains_key(key) {
-            line(text, format_args!("add element ip {TABLE} inside {{ {} }}", verdict(key)));
+    let objects = |plan: &Plan, other: &Plan| {
+        let mut objects = Objects::default();
+        for (key, pods) in plan.inside.iter().filter(|(key, pods)| other.inside.get(key) != Some(pods)) {
+            objects.chains.insert(chain(key), [rule(key, pods)].into());
+            objects.lead(INSIDE, *key, verdict(key));
         }
-    }
+        objects
+    };
+    objects(from, to).update(text, &objects(to, from));
 }
 
 /// Endpoints that masquerade whatever the policy is ([`super::via`]).
@@ -120,13 +116,15 @@ fn rule(key: &ServiceKey, pods: &ClusterPods) -> String {
 }
 
 fn verdict(key: &ServiceKey) -> String {
-    format!("{} : goto {}", tuple(key), chain(key))
+    format!("goto {}", chain(key))
 }
 
 fn chain(key: &ServiceKey) -> String {
     format!("inside-{}", super::chain(key))
 }
 
+/// Where each service port leads.
+const INSIDE: &str = "inside";
 /// First the few packets that may concern us.
 const ADDRESSES: [&str; 2] = ["@vips", "@node_addresses"];
 /// Another's policy of drop (priority 0) would answer nothing.
