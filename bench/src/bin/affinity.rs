@@ -20,9 +20,10 @@ struct World {
     pods: u8,
 }
 
+/// One port more is the most that a Service may have.
 const WORLDS: [World; 4] = [
     World { services: 1, ports: 100, pods: 30 },
-    World { services: 1, ports: 1000, pods: 10 },
+    World { services: 1, ports: 999, pods: 10 },
     World { services: 1, ports: 999, pods: 30 },
     World { services: 1000, ports: 1, pods: 2 },
 ];
