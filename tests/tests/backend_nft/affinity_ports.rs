@@ -195,7 +195,7 @@ fn ports_and_pods_come_and_go_in_place() {
     assert!(open.iter_mut().all(Connection::is_alive));
 }
 
-fn with_timeout(plan: &Plan, seconds: u32) -> Plan {
+fn with_timeout(plan: &Plan, seconds: i64) -> Plan {
     let mut plan = plan.clone();
     let timeout = AffinityTimeout::new(seconds).unwrap();
     plan.services.values_mut().for_each(|local| local.attributes.affinity_timeout = timeout);

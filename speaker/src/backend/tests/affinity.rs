@@ -34,7 +34,7 @@ fn any(dice: &mut Dice) -> Plan {
     let local = plan.services.values().next().unwrap().clone();
     plan.services.clear();
     let affine = [!dice.one_in(4), !dice.one_in(2)];
-    let timeouts = [10_800, 60 + dice.roll(2) as u32].map(|seconds| AffinityTimeout::new(seconds).unwrap());
+    let timeouts = [10_800, 60 + dice.roll(2) as i64].map(|seconds| AffinityTimeout::new(seconds).unwrap());
     let lacks = [dice.roll(5), dice.roll(5), dice.roll(5)];
     for port in 80..92 {
         if dice.one_in(4) {
