@@ -69,7 +69,13 @@ impl<K: Ord + Clone, V> Cache<K, V> {
         self.synced = true;
         self.floor = self.floor.max(version);
         let gone: Vec<K> = self.entries.iter().filter(|(_, e)| e.round < self.round).map(|(k, _)| k.clone()).collect();
-        gone.into_iter().filter_map(|key| self.take(&key).map(|value| (key, value))).collect()
+        // Of unknown age the list may be older than what it lacks, which comes back then.
+        let dated = version > 0;
+        let take = |key: K| {
+            let value = if dated { self.take(&key) } else { self.entries.remove(&key).map(|entry| entry.value) };
+            value.map(|value| (key, value))
+        };
+        gone.into_iter().filter_map(take).collect()
     }
 
     /// The list has the object, in a state that cannot be read: what is known of it stays.
@@ -182,6 +188,15 @@ mod tests {
         cache.touch(&"kept");
         assert_eq!(cache.complete(0).len(), 1, "what the list has and cannot be read stays");
         assert!(cache.get(&"kept").is_some());
+    }
+
+    #[test]
+    fn a_list_of_unknown_age_forbids_nothing_to_come_back() {
+        let mut cache = Cache::default();
+        cache.apply("a", "u1", 5, ());
+        cache.begin();
+        assert_eq!(cache.complete(0).len(), 1);
+        assert!(cache.apply("a", "u1", 5, ()), "the list was older");
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl Driver {
         let mut read_again = tokio::time::interval(READ_AGAIN);
         let mut beat = tokio::time::interval(BEAT);
         let mut counted = Instant::now();
-        let mut look_around = false;
+        let (mut look_around, mut in_doubt) = (false, false);
         let mut ready = false;
         loop {
             if ready != (index.leading && index.is_synced()) {
@@ -66,9 +66,18 @@ impl Driver {
                 () = self.leadership.changed() => self.lead(&mut index, &mut term).await,
                 Some(fact) = facts.next() => index.observe(fact),
                 _ = full_pass.tick() => index.look_at_everything(),
-                _ = read_again.tick() => self.read_again(&mut index).await,
+                _ = read_again.tick() => if in_doubt || index.leading {
+                    in_doubt = !self.refresh(&mut index).await;
+                    if in_doubt {
+                        read_again.reset_after(READ_RETRY);
+                    }
+                },
                 _ = beat.tick() => look_around = true,
                 () = tokio::time::sleep_until(wake.into()) => {}
+            }
+            if index.take_doubt() && !std::mem::replace(&mut in_doubt, true) {
+                // Several watches begin anew together, as when their API server has started anew.
+                read_again.reset_after(IN_DOUBT);
             }
             let synced = index.is_synced();
             // What `/readyz` says of the reasons must not be older than its answer.
@@ -115,13 +124,6 @@ impl Driver {
         }
     }
 
-    /// Now and then, in case a fact was lost on its way to us. Holds everything up, so not often.
-    async fn read_again(&mut self, index: &mut Index) {
-        if index.leading {
-            self.refresh(index).await;
-        }
-    }
-
     /// True if everything was read.
     async fn refresh(&self, index: &mut Index) -> bool {
         match tokio::time::timeout(READ_ALL, read_all(&self.client)).await {
@@ -161,8 +163,12 @@ fn note(known: &mut Vec<String>, now: Vec<String>) {
 
 /// Between full passes over what we know: they find what was not marked as changed.
 const FULL_PASS: Duration = Duration::from_secs(60);
-/// Between full readings: heals whatever we do not know. A thousand Services take some tenths of a second.
+/// Between full readings of a leader: heals whatever we do not know. A thousand Services take some tenths of a second.
 const READ_AGAIN: Duration = Duration::from_secs(600);
+/// From the first doubt until everything is read.
+const IN_DOUBT: Duration = Duration::from_millis(300);
+/// After a reading that failed.
+const READ_RETRY: Duration = Duration::from_secs(5);
 const BEAT: Duration = Duration::from_secs(1);
 /// The longest that reading everything may take.
 const READ_ALL: Duration = Duration::from_secs(10);

@@ -204,6 +204,8 @@ pub struct Index {
     /// Kinds of objects that could not be read in full yet for want of a right, and what the API server says.
     denied: BTreeMap<&'static str, String>,
     pub(crate) leading: bool,
+    /// Objects that a watch showed no more when it began anew may be gone: only a list that is read from the store itself can tell.
+    in_doubt: bool,
     pub(crate) dirty: BTreeSet<Subject>,
     pub(crate) in_flight: BTreeSet<Subject>,
     pub(crate) not_before: BTreeMap<Subject, Instant>,
@@ -233,6 +235,10 @@ impl Index {
 
     /// Takes a fact. Idempotent; an older version of a known object changes nothing.
     pub fn observe(&mut self, fact: Observed) {
+        if self.leaves_doubt(&fact) {
+            self.in_doubt = true;
+            return;
+        }
         self.now_readable(&fact);
         match fact {
             Observed::Service(view) => self.service_changed(view),
@@ -319,6 +325,11 @@ impl Index {
         self.prepared.clear();
         self.probes.lead();
         self.look_at_everything();
+    }
+
+    /// Whether everything is to be read as it is now; asked once.
+    pub fn take_doubt(&mut self) -> bool {
+        std::mem::take(&mut self.in_doubt)
     }
 
     /// When to call `next_write` again although nothing was observed.

@@ -8,6 +8,7 @@ mod at_nodes;
 mod families;
 mod pools;
 mod probes;
+mod relists;
 mod room;
 mod several;
 mod sharing;
@@ -115,7 +116,7 @@ impl World {
     fn step(&mut self, (what, who, how): (u8, u8, u8)) {
         self.now += Duration::from_millis(u64::from(how));
         let key = ServiceKey { namespace: "default".into(), name: format!("s{}", who % 12) };
-        match what % 21 {
+        match what % 22 {
             0..=2 => self.create(key, None),
             3 => self.create(key, Some(how % 12)),
             4 => self.api.delete_service(&key),
@@ -137,6 +138,7 @@ impl World {
             19 => self.order_move(how),
             20 => self.change(&key, |service| service.wants_ipv6 = !how.is_multiple_of(3)),
             17 => self.change(&key, |service| service.sharing_key = (how % 3 > 0).then(|| sharing_key(how % 3))),
+            21 => self.begin_anew(who, how),
             _ => self.finish_one(how),
         }
     }
@@ -300,6 +302,7 @@ impl World {
             self.arrive(0);
         }
         for _ in 0..2000 {
+            self.resolve_doubts();
             for kind in Kind::ALL {
                 self.replicas[self.leader].deliver(&self.api, kind, usize::MAX);
             }

@@ -25,17 +25,27 @@ impl Index {
     }
 
     fn all_unread(&self) -> impl Iterator<Item = &'static str> {
-        let synced = |kind: &Kind| match kind {
+        let kinds = Kind::ALL.into_iter().filter(|kind| !self.is_listed(*kind)).map(Kind::as_str);
+        let groups = self.api_groups.is_none().then_some("API groups");
+        kinds.chain(self.guards.unread().map(Source::as_str)).chain(groups)
+    }
+
+    /// Whether a full list of this kind was seen.
+    pub(super) fn is_listed(&self, kind: Kind) -> bool {
+        match kind {
             Kind::Services => self.services.is_synced(),
             Kind::Pools => self.pools.is_synced(),
             Kind::Grants => self.grants.is_synced(),
             Kind::Namespaces => self.namespaces.is_synced(),
             Kind::Advertisements => self.advertisements.is_synced(),
             Kind::Probes => self.probes.objects.is_synced(),
-        };
-        let kinds = Kind::ALL.into_iter().filter(move |kind| !synced(kind)).map(Kind::as_str);
-        let groups = self.api_groups.is_none().then_some("API groups");
-        kinds.chain(self.guards.unread().map(Source::as_str)).chain(groups)
+        }
+    }
+
+    /// Whether this is the end of a list of unknown age: a watch was begun anew, perhaps with another API server, whose state may be older
+    /// than what is known. Nothing is gone because it is not in there.
+    pub(super) fn leaves_doubt(&self, fact: &Observed) -> bool {
+        matches!(fact, Observed::Complete(kind, 0) if *kind != Kind::Probes && self.is_listed(*kind))
     }
 
     /// Kinds of objects that this replica's account may not read and that were never read, with what the API server says. One that is

@@ -255,6 +255,7 @@ fn a_refusal_without_a_class_is_a_condition_and_no_more() {
 fn an_unreadable_service_keeps_its_grant() {
     let mut world = World::new();
     world.with_class("odd", None);
+    let version = world.api.version;
     let granted = world.api.grants.clone();
     for started in [false, true] {
         if started {
@@ -266,7 +267,7 @@ fn an_unreadable_service_keeps_its_grant() {
         let index = &mut world.replicas[world.leader].index;
         index.observe(Observed::Begin(Kind::Services));
         index.observe(Observed::Unreadable(Kind::Services, "default/odd".into()));
-        index.observe(Observed::Complete(Kind::Services, 0));
+        index.observe(Observed::Complete(Kind::Services, version));
         assert_eq!(index.unreadable()[&Kind::Services], 1);
         assert_eq!(index.notes(), ["Services default/odd cannot be read; skipped"]);
         assert!(world.settle());
@@ -275,7 +276,7 @@ fn an_unreadable_service_keeps_its_grant() {
     let index = &mut world.replicas[world.leader].index;
     index.observe(Observed::Begin(Kind::Services));
     assert_eq!(index.unreadable()[&Kind::Services], 1, "until the list is complete");
-    index.observe(Observed::Complete(Kind::Services, 0));
+    index.observe(Observed::Complete(Kind::Services, version));
     assert_eq!(index.unreadable()[&Kind::Services], 0);
     assert!(world.settle() && world.api.grants.is_empty(), "the list has no such Service");
 }
