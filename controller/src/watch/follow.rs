@@ -2,13 +2,15 @@
 //! not, a small page. A user may write 256 kB into one Service's annotations, which are up to 1.5 MB of JSON.
 
 use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
 use kube::Api;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::DeserializeGuard;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher;
 use tracing::debug;
 
 use super::convert::Known;
@@ -20,23 +22,57 @@ type Event<K> = watcher::Result<watcher::Event<Guarded<K>>>;
 /// A full list, then every change, for ever; errors come with pauses that grow.
 pub fn follow<K: Known>(api: Api<Guarded<K>>, config: watcher::Config) -> impl Stream<Item = Event<K>> + Send {
     let config = config.timeout(WATCH_SECONDS).page_size(PAGE);
-    let streaming = watcher(api.clone(), config.clone().streaming_lists()).default_backoff().boxed();
-    stream::unfold((streaming, Some((api, config))), next)
+    let streaming = watcher(api.clone(), config.clone().streaming_lists()).boxed();
+    let followed = Followed { events: streaming, paged: Some((api, config)), patience: Patience::default() };
+    stream::unfold(followed, next)
 }
 
-type State<K> = (BoxStream<'static, Event<K>>, Option<(Api<Guarded<K>>, watcher::Config)>);
+struct Followed<K: Known> {
+    events: BoxStream<'static, Event<K>>,
+    /// What pages are read with, as long as lists are streamed.
+    paged: Option<(Api<Guarded<K>>, watcher::Config)>,
+    patience: Patience,
+}
 
 /// The next event. At the first sign that lists are not streamed, pages are read instead.
-async fn next<K: Known>((mut events, mut paged): State<K>) -> Option<(Event<K>, State<K>)> {
-    let event = events.next().await?;
+async fn next<K: Known>(mut followed: Followed<K>) -> Option<(Event<K>, Followed<K>)> {
+    followed.patience.over().await;
+    let mut event = followed.events.next().await?;
     let refused = matches!(&event, Err(watcher::Error::WatchStartFailed(error)) if does_not_stream(error));
-    if refused && let Some((api, config)) = paged.take() {
+    if refused && let Some((api, config)) = followed.paged.take() {
         debug!("the API server does not stream lists; pages of {PAGE} are read");
-        events = watcher(api, config).default_backoff().boxed();
-        let event = events.next().await?;
-        return Some((event, (events, paged)));
+        followed.events = watcher(api, config).boxed();
+        event = followed.events.next().await?;
     }
-    Some((event, (events, paged)))
+    followed.patience.judge(event.as_ref().err(), Instant::now());
+    Some((event, followed))
+}
+
+/// Pauses after errors. They grow while a watch cannot be begun. One that went on until its connection ended begins anew soon, however often
+/// that happens: what it shows must not be half a minute late where connections do not last.
+#[derive(Default)]
+struct Patience {
+    grows: watcher::DefaultBackoff,
+    until: Option<Instant>,
+}
+
+impl Patience {
+    fn judge(&mut self, error: Option<&watcher::Error>, now: Instant) {
+        self.until = match error {
+            None => {
+                self.grows.reset();
+                None
+            }
+            Some(watcher::Error::WatchFailed(_)) => Some(now + SHORT),
+            Some(_) => self.grows.next().map(|pause| now + pause),
+        };
+    }
+
+    async fn over(&mut self) {
+        if let Some(at) = self.until.take() {
+            tokio::time::sleep_until(at.into()).await;
+        }
+    }
 }
 
 /// Everything as it is now, one object at a time. Returns the version that it was read at.
@@ -101,5 +137,27 @@ const END: &str = "k8s.io/initial-events-end";
 const WATCH_SECONDS: u32 = 50;
 /// The same for a streamed list. The reader gives up earlier.
 const LIST_SECONDS: u32 = 30;
+/// After the end of a connection.
+const SHORT: Duration = Duration::from_millis(500);
 /// Objects per page where lists are not streamed: 30 MB of the largest Services.
 const PAGE: u32 = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_do_not_last_make_no_pause_grow() {
+        let (now, mut patience) = (Instant::now(), Patience::default());
+        let failed = || kube::Error::Api(kube::core::Status::failure("", "").boxed());
+        let mut pause = |error: &watcher::Error| {
+            patience.judge(Some(error), now);
+            patience.until.unwrap() - now
+        };
+        (0..20).for_each(|_| assert_eq!(pause(&watcher::Error::WatchFailed(failed())), SHORT));
+        let longest = (0..8).map(|_| pause(&watcher::Error::WatchStartFailed(failed()))).max().unwrap();
+        assert!(longest > Duration::from_secs(20), "{longest:?}");
+        patience.judge(None, now);
+        assert!(patience.until.is_none());
+    }
+}
