@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use kube::client::ClientBuilder;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,7 @@ use crate::index::Index;
 use crate::keys::Keeper;
 use crate::lease::{Election, StoreWentBack};
 use crate::metrics::Metrics;
+use crate::pauses::{KeepPauses, Pauses};
 use crate::writer::Writer;
 use crate::{admin, events, keys, version, watch, writer};
 
@@ -75,14 +77,18 @@ impl App {
         kube.connect_timeout = Some(CONNECT);
         // Watches end after 50 s, so a connection that is silent for longer is dead.
         kube.read_timeout = Some(READ);
-        let client = kube::Client::try_from(kube).context("client")?;
+        // A request that is sent again behind its sender's back ends as one without an answer.
+        kube.default_retry = false;
+        let pauses = Pauses::default();
+        let keep = KeepPauses { pauses: pauses.clone(), metrics: metrics.clone() };
+        let client = ClientBuilder::try_from(kube).context("client")?.with_layer(&keep).build();
 
         let (synced, read) = tokio::sync::watch::channel(false);
-        let (election, leadership) = Election::new(client.clone(), &namespace, &identity, lease, read);
+        let (election, leadership) = Election::new(client.clone(), &namespace, &identity, lease, pauses.clone(), read);
         let (events, publisher) = events::channel(client.clone(), &identity, metrics.clone());
         let (queue, planned) = mpsc::channel(writer::QUEUE);
         let (finished, results) = mpsc::channel(writer::QUEUE);
-        let writer = Writer::new(client.clone(), leadership.clone(), events, metrics.clone());
+        let writer = Writer::new(client.clone(), leadership.clone(), pauses, events, metrics.clone());
         let keeper = Keeper::new(client.clone(), &namespace, leadership.clone());
         let facts = watch::all(&client, &server);
         let scraper = client.clone();

@@ -16,6 +16,8 @@ pub enum WriteError {
     Invalid(String),
     #[error("no answer in time")]
     Timeout,
+    #[error("the API server is overloaded: {0}")]
+    TooManyRequests(String),
     #[error("not the leader any more")]
     NotLeader,
     #[error("the API server cannot be reached or failed: {0}")]
@@ -24,8 +26,8 @@ pub enum WriteError {
 
 impl WriteError {
     /// All names, for metrics that must exist with value zero.
-    pub const KINDS: [&'static str; 7] =
-        ["Conflict", "Gone", "Forbidden", "Invalid", "Timeout", "NotLeader", "Unavailable"];
+    pub const KINDS: [&'static str; 8] =
+        ["Conflict", "Gone", "Forbidden", "Invalid", "Timeout", "TooManyRequests", "NotLeader", "Unavailable"];
 
     /// The one name.
     pub fn kind(&self) -> &'static str {
@@ -35,6 +37,7 @@ impl WriteError {
             WriteError::Forbidden(_) => "Forbidden",
             WriteError::Invalid(_) => "Invalid",
             WriteError::Timeout => "Timeout",
+            WriteError::TooManyRequests(_) => "TooManyRequests",
             WriteError::NotLeader => "NotLeader",
             WriteError::Unavailable(_) => "Unavailable",
         }
@@ -49,6 +52,7 @@ impl From<kube::Error> for WriteError {
                 409 => WriteError::Conflict(status.message.clone()),
                 401 | 403 => WriteError::Forbidden(status.message.clone()),
                 400 | 422 => WriteError::Invalid(status.message.clone()),
+                429 => WriteError::TooManyRequests(status.message.clone()),
                 _ => WriteError::Unavailable(status.message.clone()),
             },
             _ => WriteError::Unavailable(Chain(&error).to_string()),

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::args::LeaseConfig;
+use crate::pauses::{Flow, Pauses};
 pub use candidate::StoreWentBack;
 use candidate::{Candidate, Step};
 
@@ -64,6 +65,7 @@ pub struct Election {
     api: Api<Lease>,
     config: LeaseConfig,
     candidate: Candidate,
+    pauses: Pauses,
     publish: watch::Sender<Option<Held>>,
     /// Whether this replica has read everything.
     synced: watch::Receiver<bool>,
@@ -76,12 +78,13 @@ impl Election {
         namespace: &str,
         identity: &str,
         config: LeaseConfig,
+        pauses: Pauses,
         synced: watch::Receiver<bool>,
     ) -> (Self, Leadership) {
         let (publish, held) = watch::channel(None);
         let candidate = Candidate::new(identity.to_string(), config.clone());
         let leadership = Leadership { held, config: config.clone() };
-        (Election { api: Api::namespaced(client, namespace), config, candidate, publish, synced }, leadership)
+        (Election { api: Api::namespaced(client, namespace), config, candidate, pauses, publish, synced }, leadership)
     }
 
     /// Competes until stopped, then gives the lead up so that another replica has it at once. Ends by itself only where the store went
@@ -92,15 +95,18 @@ impl Election {
         self.read().await?;
         loop {
             self.candidate.compete(*self.synced.borrow_and_update());
-            let wake = match self.candidate.step(Instant::now(), Timestamp::now()) {
-                Step::Write(lease) => {
+            let step = self.candidate.step(Instant::now(), Timestamp::now());
+            let wake = match (step, self.pauses.until(Flow::Lease)) {
+                // The lead may end meanwhile: where the record cannot be written nothing else can.
+                (Step::Write(_), Some(until)) => until,
+                (Step::Write(lease), None) => {
                     if self.write(*lease).await? {
                         continue;
                     }
                     self.read().await?;
                     Instant::now() + PAUSE
                 }
-                Step::Wait(until) => until,
+                (Step::Wait(until), _) => until,
             };
             // A leader whose renewals fail stops in time, however long the next try takes.
             let wake = wake.min(Instant::now() + self.config.renew);

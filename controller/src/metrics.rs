@@ -8,6 +8,7 @@ use sheave_api::Refusal;
 use crate::error::WriteError;
 use crate::guards::Source;
 use crate::index::{Index, Kind};
+use crate::pauses::Flow;
 use crate::whose::Evidence;
 
 /// All metrics of the controller.
@@ -19,6 +20,7 @@ pub struct Metrics {
     pub corrections: IntCounter,
     pub finalizers: IntCounterVec,
     pub write_errors: IntCounterVec,
+    pub requests_refused: IntCounterVec,
     pub events_dropped: IntCounter,
     pub limits_reached: IntCounterVec,
     pub leader: IntGauge,
@@ -77,6 +79,12 @@ impl Metrics {
                 &["added", "removed"],
             )?,
             write_errors: counters("write_errors_total", "Failed writes, by kind", "kind", &WriteError::KINDS)?,
+            requests_refused: counters(
+                "requests_refused_total",
+                "Requests that the API server refused because it is overloaded (429, or 503 with Retry-After)",
+                "requests",
+                &Flow::ALL.map(Flow::as_str),
+            )?,
             events_dropped: counter("events_dropped_total", "Events that could not be written")?,
             limits_reached: counters(
                 "limits_reached_total",
@@ -187,6 +195,7 @@ mod tests {
             "sheave_controller_finalizers_total{change=\"added\"} 0",
             "sheave_controller_kubernetes_too_old 0",
             "sheave_controller_write_errors_total{kind=\"Conflict\"} 0",
+            "sheave_controller_requests_refused_total{requests=\"writes\"} 0",
             "sheave_controller_leader 0",
             "sheave_controller_addresses_excluded{reason=\"AddressOfNode\"} 0",
             "sheave_controller_other_owner{owner=\"metallb.io\"} 0",

@@ -26,6 +26,7 @@ use crate::index::{Entry, Observed, Outcome, Planned, SeenEntry, Write};
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::node_mode::NODE_POOL;
+use crate::pauses::{Flow, Pauses};
 use crate::probes::{ProbeView, ProbeWrite};
 use crate::status::{FinalizerChange, StatusWrite};
 use crate::view::{GrantView, PoolView, ServiceKey, ServiceView};
@@ -38,13 +39,14 @@ pub type Finished = (Planned, Outcome);
 pub struct Writer {
     client: Client,
     leadership: Leadership,
+    pauses: Pauses,
     events: Events,
     metrics: Arc<Metrics>,
 }
 
 impl Writer {
-    pub fn new(client: Client, leadership: Leadership, events: Events, metrics: Arc<Metrics>) -> Self {
-        Writer { client, leadership, events, metrics }
+    pub fn new(client: Client, leadership: Leadership, pauses: Pauses, events: Events, metrics: Arc<Metrics>) -> Self {
+        Writer { client, leadership, pauses, events, metrics }
     }
 
     /// Works off the queue until it is closed and empty.
@@ -66,7 +68,10 @@ impl Writer {
     }
 
     async fn write(&self, planned: Planned) -> Finished {
-        let result = match self.leadership.request_deadline() {
+        let term = self.leadership.term();
+        self.pauses.over(Flow::Writes).await;
+        let result = match self.leadership.request_deadline().filter(|_| self.leadership.term() == term) {
+            // Or it leads again after a pause in which another one did.
             None => Err(WriteError::NotLeader),
             Some(deadline) => match tokio::time::timeout_at(deadline.into(), self.apply(&planned.write)).await {
                 Ok(result) => result,

@@ -68,6 +68,10 @@ impl Index {
             }
             // The watch brings what changed; without the lead there is nothing to wait for.
             Some(WriteError::NotLeader) => {}
+            // Every write waits for the end of the pause that was asked for; it need not wait for longer.
+            Some(WriteError::TooManyRequests(_)) => {
+                self.not_before.insert(planned.subject.clone(), now + RETRY_FIRST);
+            }
             Some(_) => {
                 let count = self.failures.entry(planned.subject.clone()).or_insert(0);
                 *count = count.saturating_add(1);
