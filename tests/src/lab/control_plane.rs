@@ -19,19 +19,26 @@ use crate::traffic;
 /// etcd, the API servers and the way to them.
 pub fn start(state: &mut State, pki: &Pki) -> Result<()> {
     let plan = state.plan.clone();
-    let (role, first) = plan.control_plane_alone()[0].clone();
-    let data = plan.dir().join("etcd");
-    let arguments = [
-        format!("--data-dir={}", data.display()),
-        format!("--listen-client-url=http://{first}:2379"),
-        "--listen-peer-url=http://127.0.0.1:2380".to_owned(),
-    ];
-    let etcd = part(&plan, "etcd", &role, "etcd", &arguments)?;
-    state.processes.insert("etcd".to_owned(), etcd);
+    let (role, _) = plan.control_plane_alone()[0].clone();
+    start_etcd(state)?;
     for (role, _) in plan.control_plane() {
         start_api_server(state, &role)?;
     }
     start_access(state, pki, &role)
+}
+
+/// Also how it starts again, with what is in its folder then.
+pub fn start_etcd(state: &mut State) -> Result<()> {
+    let plan = &state.plan;
+    let (role, address) = plan.control_plane_alone()[0].clone();
+    let arguments = [
+        format!("--data-dir={}", plan.dir().join(ETCD).display()),
+        format!("--listen-client-url=http://{address}:2379"),
+        "--listen-peer-url=http://127.0.0.1:2380".to_owned(),
+    ];
+    let etcd = part(plan, ETCD, &role, ETCD, &arguments)?;
+    state.processes.insert(ETCD.to_owned(), etcd);
+    Ok(())
 }
 
 /// Once an API server is ready: the controller manager ends for good if it may not read /healthz within ten seconds, and
@@ -51,7 +58,7 @@ pub fn start_controllers(state: &mut State, pki: &Pki) -> Result<()> {
 /// The administrator's kubeconfigs, and the relay that one of them names, which runs in a namespace.
 pub fn start_access(state: &mut State, pki: &Pki, role: &str) -> Result<()> {
     let (dir, server) = (state.plan.dir(), state.plan.api());
-    state.relay_port = start_relay(state, role, server)?;
+    state.relay_port = start_relay(state, "relay", role, server)?;
     pki.kubeconfig(&dir.join("kubeconfig"), ADMIN, SocketAddrV4::new(Ipv4Addr::LOCALHOST, state.relay_port))?;
     pki.kubeconfig(&dir.join("kubeconfig.segment"), ADMIN, server)
 }
@@ -138,7 +145,7 @@ fn part(plan: &Plan, program: &str, role: &str, log: &str, arguments: &[String])
 
 /// Lets kubectl and the tests of this machine reach the API server: the socket that listens was made in the machine's
 /// namespace and is handed to a process inside the lab, which connects there. No device joins the two.
-fn start_relay(state: &mut State, role: &str, server: SocketAddrV4) -> Result<u16> {
+fn start_relay(state: &mut State, name: &str, role: &str, server: SocketAddrV4) -> Result<u16> {
     let plan = &state.plan;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("a port on loopback for the API server")?;
     let port = listener.local_addr()?.port();
@@ -153,9 +160,17 @@ fn start_relay(state: &mut State, role: &str, server: SocketAddrV4) -> Result<u1
             _ => Err(std::io::Error::last_os_error()),
         });
     }
-    let relay = process::start(command, &plan.log("relay"))?;
-    state.processes.insert("relay".to_owned(), relay);
+    let relay = process::start(command, &plan.log(name))?;
+    state.processes.insert(name.to_owned(), relay);
     Ok(port)
+}
+
+/// A way of its own to one of several API servers: the port of this machine's loopback.
+pub fn start_way(state: &mut State, role: &str) -> Result<u16> {
+    let servers = state.plan.control_plane();
+    let (_, address) =
+        servers.iter().find(|(name, _)| name == role).with_context(|| format!("no API server {role}"))?;
+    start_relay(state, &format!("relay-{role}"), role, SocketAddrV4::new(*address, API_PORT))
 }
 
 /// What went wrong, from the logs, when the control plane does not come up.
@@ -169,3 +184,4 @@ pub fn explain(plan: &Plan) -> String {
 }
 
 const API_SERVER: &str = "kube-apiserver";
+const ETCD: &str = "etcd";

@@ -148,6 +148,16 @@ impl Lab {
         Ok(self.state()?.plan.node_names())
     }
 
+    /// A way to one of several API servers alone, as the plan names them: the port of this machine's loopback.
+    pub fn way_to(&self, server: &str) -> Result<u16> {
+        self.change(|state| control_plane::start_way(state, server))
+    }
+
+    /// etcd starts again, with what is in its folder.
+    pub fn start_etcd(&self) -> Result<()> {
+        self.change(control_plane::start_etcd)
+    }
+
     /// A kubeconfig of the administrator that works on this machine.
     pub fn kubeconfig(&self) -> PathBuf {
         plan::lab_dir(&self.name).join("kubeconfig")
