@@ -16,12 +16,12 @@ use crate::world::{Node, PATIENCE, PODS, PODS_B, VIP, World, plan};
 const POD: Ipv4Addr = Ipv4Addr::new(10, 99, 1, 9);
 const TIMEOUTS: [&str; 2] =
     ["netfilter/nf_conntrack_tcp_timeout_close_wait", "netfilter/nf_conntrack_tcp_timeout_fin_wait"];
-const TIMEOUT: Duration = Duration::from_secs(2);
-/// Each time less than the timeout.
-const PAUSE: Duration = Duration::from_millis(700);
+const TIMEOUT: Duration = Duration::from_secs(4);
+/// Each time much less than the timeout.
+const PAUSE: Duration = Duration::from_secs(1);
 /// In all more than the timeout.
-const PAUSES: usize = 4;
-const BEYOND: Duration = Duration::from_millis(3200);
+const PAUSES: usize = 5;
+const BEYOND: Duration = Duration::from_millis(5500);
 
 /// Two nodes with three and two pods, and a connection to one of them.
 struct HalfClosed {
@@ -66,8 +66,10 @@ impl HalfClosed {
     fn count(&self) {
         for node in self.nodes() {
             node.nft(
-                "table ip seen { counter to_pods { }
-                 chain forward { type filter hook forward priority 0; tcp dport 8080 counter name to_pods; } }",
+                "table ip seen {
+                   counter to_pods { }
+                   chain forward { type filter hook forward priority 0; tcp dport 8080 counter name to_pods; }
+                 }",
             );
         }
     }
