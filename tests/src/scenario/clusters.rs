@@ -174,27 +174,44 @@ pub fn ask(pair: &Pair) -> Result<Asked> {
     both.into_iter().collect::<Result<()>>()?;
     let mut reasons = Vec::new();
     for address in AT_ONCE {
-        reasons.push(wait_for(&format!("one cluster to serve {address}, and both to say so"), NAMED, || {
-            decided(pair, address)
-        })?);
+        let mut seen = None;
+        let decided = wait_for(&format!("one cluster to serve {address}, and both to say so"), NAMED, || {
+            let now = [outcome(&pair.scenes[0], address)?, outcome(&pair.scenes[1], address)?];
+            let is_decided = is_decided(&now);
+            seen = Some(now.clone());
+            Ok(is_decided.then(|| now.map(|one| one.reason)))
+        });
+        reasons.push(decided.with_context(|| format!("last seen: {seen:?}"))?);
     }
     let answered = watch.end(pair)?;
     Ok(Asked { refusal, at_once: reasons.into_iter().zip(answered).collect() })
 }
 
-/// The reasons at both clusters, once one has an owner of the address and the other says why it has none.
-fn decided(pair: &Pair, address: Ipv4Addr) -> Result<Option<[String; 2]>> {
-    let owners = [owner(&pair.scenes[0], address)?, owner(&pair.scenes[1], address)?];
-    let [one, other] = [0, 1].map(|cluster| reason(&pair.scenes[cluster], &at_once(address)));
-    let reasons = [one?, other?];
-    let is_said = |cluster: usize| match (&owners[cluster], reasons[cluster].as_str()) {
-        (Some(_), CONFLICT) => true,
-        // Its Service was first by so much that the other one's was refused.
-        (Some(_), _) => reasons[1 - cluster] == ANSWERED_BY_HOST,
-        (None, said) => said == CONFLICT || said == ANSWERED_BY_HOST,
-    };
-    let one = owners.iter().flatten().count() == 1;
-    Ok((one && is_said(0) && is_said(1)).then_some(reasons))
+/// What one cluster says of an address that both have been asked for.
+#[derive(Clone, Debug)]
+struct Outcome {
+    owner: Option<String>,
+    /// Of the Service's condition, which is False where it was refused.
+    reason: String,
+    granted: bool,
+}
+
+fn outcome(scene: &Scene, address: Ipv4Addr) -> Result<Outcome> {
+    let said = said(scene, &at_once(address))?.unwrap_or_default();
+    Ok(Outcome {
+        owner: owner(scene, address)?,
+        reason: text(&said, "/reason").to_owned(),
+        granted: text(&said, "/status") == "True",
+    })
+}
+
+/// One has an owner, the other says why it has none; both name the other one if both have granted the address. A Service names it by what
+/// its controller's probe has found where that came too late for a refusal.
+fn is_decided(both: &[Outcome; 2]) -> bool {
+    let names = |one: &Outcome| [CONFLICT, ANSWERED_BY_HOST].contains(&one.reason.as_str());
+    let owners = both.iter().filter(|one| one.owner.is_some()).count();
+    let both_granted = both.iter().all(|one| one.granted);
+    owners == 1 && both.iter().all(|one| names(one) || one.owner.is_some() && !both_granted)
 }
 
 /// The keeper's Services are deleted.
