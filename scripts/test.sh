@@ -17,7 +17,7 @@ case "$mode" in
 esac
 
 # A new test program has to be given a stage.
-staged=" e2e e2e_iptables lab_cluster controller_api controller_chaos controller_hardship sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges xdp_world backend_nft e2e_nftables e2e_objects emulation endpoint endpoint_init endpoint_ha "
+staged=" e2e e2e_iptables lab_cluster controller_api controller_chaos controller_hardship sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges xdp_world backend_nft e2e_nftables e2e_objects e2e_clusters emulation endpoint endpoint_init endpoint_ha "
 for path in tests/tests/* speaker/tests/*; do
   name=$(basename "$path" .rs)
   case "$staged" in *" $name "*) ;; *) echo "$path has no stage in $0" >&2; exit 1 ;; esac
@@ -105,6 +105,8 @@ run_controller_hardship() { programs tests --nocapture controller_hardship; }
 run_lab_cluster() { programs tests --nocapture lab_cluster; }
 run_e2e_iptables() { programs tests --nocapture e2e_iptables; }
 run_e2e_objects() { programs tests --nocapture e2e_objects; }
+# Two clusters on one segment.
+run_e2e_clusters() { programs tests --nocapture e2e_clusters; }
 run_e2e_nftables() { programs tests --nocapture e2e_nftables; }
 # Kubernetes' own specs that take less than 80 s each; all of them are `make conformance`.
 run_conformance() { make conformance MODE=nftables ONLY="$FAST_SPECS" ARGS="--selected --again --name ciconform"; }
@@ -168,7 +170,7 @@ lane units
 await "${lanes[@]:2}"
 background_lane properties simulation
 lane e2e_nftables controller_chaos controller_hardship endpoint_ha
-lane e2e_objects e2e_iptables endpoint_init endpoint
+lane e2e_objects e2e_iptables e2e_clusters endpoint_init endpoint
 lane controller_api "${suite[@]}" packets emulation lab_cluster
 await "${lanes[@]:4}"
 finish
