@@ -67,6 +67,8 @@ impl Far {
     /// The next frame of those that have come.
     pub fn receive(&self) -> Option<Vec<u8>> {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 2048];
+        // A socket says once that its link was down.
+        self.0.take_error().unwrap();
         match self.0.recv_with_flags(&mut buffer, libc::MSG_DONTWAIT) {
             // SAFETY: the kernel has written so many bytes.
             Ok(length) => Some(buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect()),

@@ -152,7 +152,7 @@ pub struct Asked {
     pub at_once: Vec<([String; 2], Answered)>,
 }
 
-/// On one segment. Afterwards the keeper has [`TAKEN`], and the other one's Service waits for it.
+/// On one segment. Afterwards the keeper has the address asked for first, and the other one's Service waits for it.
 pub fn ask(pair: &Pair) -> Result<Asked> {
     let (keeper, yielder) = (pair.keeper(), pair.yielder());
     keeper.api.create(SERVICES, &asks("taken", TAKEN))?;

@@ -22,7 +22,6 @@ pub fn chapter(ground: &Ground) -> Result<()> {
     ground.create("before")?;
     let address = ground.wait_shown("before")?;
     writes_are_refused(ground, &replica)?;
-    everything_is_refused(ground, &replica)?;
     ensure!(ground.shown("before")? == address, "an address moved");
     ground.end(history)
 }
@@ -62,29 +61,6 @@ fn writes_are_refused(ground: &Ground, replica: &Replica) -> Result<()> {
     ensure!(unnamed == 0.0, "{unnamed} writes had no answer, they say:\n{}", replica.log());
     ensure!(replica.log().contains("kind=\"TooManyRequests\""), "{}", replica.log());
     Ok(())
-}
-
-/// Also the record of the lead, and lists and watches, which are begun anew.
-fn everything_is_refused(ground: &Ground, replica: &Replica) -> Result<()> {
-    let rule =
-        json!({ "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": true, "namespaces": ["*"] });
-    let paths = json!({ "verbs": ["*"], "nonResourceURLs": ["*"] });
-    let rules = json!({ "resourceRules": [rule], "nonResourceRules": [paths] });
-    let jail = Jail::close(ground, "hardship-all", rules)?;
-    wait_for("the lead to end", SOON, || Ok((!replica.leads()?).then_some(())))?;
-    ground.end_connections()?;
-    (0..4).try_for_each(|number| ground.create(&format!("unseen-{number}")))?;
-    ground.delete("meanwhile-0")?;
-    wait_for("watches to be refused twice", Duration::from_secs(40), || {
-        Ok((pauses(replica, "reads") >= 2.0 && pauses(replica, "lease") >= 2.0).then_some(()))
-    })?;
-    jail.bounded(replica)?;
-    let waited = jail.open()?;
-    for number in 0..4 {
-        ground.wait_shown(&format!("unseen-{number}"))?;
-    }
-    eprintln!("  everything refused: all served {:?} after the end", waited.elapsed());
-    ground.wait_true()
 }
 
 const REFUSED: &str = "sheave_controller_write_errors_total{kind=\"TooManyRequests\"}";

@@ -11,7 +11,8 @@ use crate::startup::Target;
 use crate::view::Protocol;
 
 /// The pods of this node in the rules of each service port.
-pub type Pods = BTreeMap<ServiceKey, Box<[(Ipv4Addr, u16)]>>;
+pub type Pods = BTreeMap<ServiceKey, Box<[Pod]>>;
+type Pod = (Ipv4Addr, u16);
 
 /// Of a plan.
 pub fn pods(plan: &Plan) -> Pods {
@@ -22,13 +23,13 @@ pub fn pods(plan: &Plan) -> Pods {
 /// each pod that lives. `known`: what the rules in force name; no pods: rules of an earlier speaker, of which only that they are there is
 /// known. They may name any, and count if the newest rules fail.
 pub fn behind(wanted: &Pods, known: &Pods, failing: bool) -> BTreeSet<Target> {
-    let lags = |(key, wanted): &(&ServiceKey, &Box<[(Ipv4Addr, u16)]>)| match known.get(*key) {
+    let lags = |key: &ServiceKey, wanted: &[Pod]| match known.get(key) {
         _ if key.proto != Protocol::Tcp.number() => false,
         Some(rules) if rules.is_empty() => failing,
-        Some(rules) => rules != *wanted && rules.iter().any(|pod| !wanted.contains(pod)),
+        Some(rules) => **rules != *wanted && rules.iter().any(|pod| !wanted.contains(pod)),
         None => false,
     };
-    let pods = wanted.iter().filter(lags).flat_map(|(_, pods)| pods);
+    let pods = wanted.iter().filter(|(key, wanted)| lags(key, wanted)).flat_map(|(_, pods)| pods);
     pods.map(|(address, port)| Target { address: *address, port: *port }).collect()
 }
 
