@@ -100,10 +100,6 @@ impl<'a> Ground<'a> {
         state.processes.get(process).with_context(|| format!("no process {process}"))?.signal(signal)
     }
 
-    pub fn signal_server(&self, server: Server, signal: Signal) -> Result<()> {
-        self.signal(&format!("kube-apiserver-{}", server.role()), signal)
-    }
-
     /// The kernel ends every connection of the second API server's clients.
     pub fn end_connections(&self) -> Result<()> {
         let servers = self.lab.state()?.plan.control_plane();

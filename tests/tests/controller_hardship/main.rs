@@ -1,4 +1,4 @@
-//! The controller and an API server that is in trouble: overloaded, closing watches, without the history that a watch asks for, slow, late,
+//! The controller and an API server that is in trouble: overloaded, closing watches, slow,
 //! or put back to an earlier state. Nothing stands between the two: what makes the trouble is the API server's own configuration, signals to
 //! processes that the lab has started, and connections that the kernel ends.
 //!
@@ -7,11 +7,9 @@
 mod closed;
 #[path = "../controller_chaos/end.rs"]
 mod end;
-mod expired;
 mod ground;
 #[path = "../controller_chaos/history.rs"]
 mod history;
-mod late;
 mod overload;
 #[path = "../controller_api/replica.rs"]
 #[allow(dead_code, reason = "controller_api uses the rest")]
@@ -44,12 +42,10 @@ type Chapter = fn(&Ground) -> Result<()>;
 /// All chapters, or those that `$HARDSHIPS` names.
 fn story(lab: &Lab, folder: &Path) -> Result<()> {
     let ground = Ground::prepare(lab, folder)?;
-    let chapters: [(&str, Chapter); 6] = [
+    let chapters: [(&str, Chapter); 4] = [
         ("overload", overload::chapter),
         ("closed", closed::chapter),
-        ("expired", expired::chapter),
         ("slow", slow::chapter),
-        ("late", late::chapter),
         ("restored", restored::chapter),
     ];
     let only = std::env::var("HARDSHIPS").ok();

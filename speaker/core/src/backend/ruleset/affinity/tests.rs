@@ -84,7 +84,7 @@ fn pods_that_agree_share_a_map_of_target_ports() {
             "\tmap target_ports_{hash:016x}_1 {{ type ipv4_addr . inet_proto . inet_service : inet_service; elements = {{ \
              192.0.2.1 . tcp . 80 : 9090, 192.0.2.1 . tcp . 81 : 9091 }}; }}"
         ),
-        format!("_2 {{ type ipv4_addr . inet_proto . inet_service : inet_service; elements = {{ 192.0.2.1 . tcp . 80 : 8080, 192.0.2.1 . tcp . 81 : 7777 }}; }}"),
+        "_2 { type ipv4_addr . inet_proto . inet_service : inet_service; elements = { 192.0.2.1 . tcp . 80 : 8080, 192.0.2.1 . tcp . 81 : 7777 }; }".to_string(),
         "dnat to 10.0.97.1 : ip daddr . meta l4proto . th dport map @target_ports; }".into(),
         format!("dnat to 10.0.97.3 : ip daddr . meta l4proto . th dport map @target_ports_{hash:016x}_1; }}"),
         format!("dnat to 10.0.97.4 : ip daddr . meta l4proto . th dport map @target_ports_{hash:016x}_2; }}"),
