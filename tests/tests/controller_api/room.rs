@@ -23,9 +23,9 @@ pub fn service_ports(objects: &Objects, pair: &mut Pair) -> Result<()> {
         wait_remark(objects, &name, "AddressAllocated")?;
     }
 
-    service(objects, "late", 1)?;
-    objects.wait_refused("late", "LimitReached")?;
-    let note = objects.wait_event("late", "Warning", "LimitReached")?;
+    service(objects, "beyond", 1)?;
+    objects.wait_refused("beyond", "LimitReached")?;
+    let note = objects.wait_event("beyond", "Warning", "LimitReached")?;
     ensure!(note.contains("its 1 service ports") && note.contains("may have 16384"), "{note}");
     pair.wait_metric("services_waiting", "{reason=\"LimitReached\"}", 1.0)?;
 
@@ -43,7 +43,7 @@ pub fn service_ports(objects: &Objects, pair: &mut Pair) -> Result<()> {
 
     // The next leader says the same, and takes nothing from those that were served.
     let versions = || -> Result<Vec<Value>> {
-        let names = (0..WIDE).map(wide).chain(["rest".into(), "late".into()]);
+        let names = (0..WIDE).map(wide).chain(["rest".into(), "beyond".into()]);
         names.map(|name| Ok(objects.get(&["service", &name])?["metadata"]["resourceVersion"].take())).collect()
     };
     let before = versions()?;
@@ -54,11 +54,11 @@ pub fn service_ports(objects: &Objects, pair: &mut Pair) -> Result<()> {
     ensure!(versions()? == before, "a new leader has written a Service that had not changed");
 
     objects.delete("service", &wide(7))?;
-    for name in ["rest", "late", "later"] {
+    for name in ["rest", "beyond", "later"] {
         wait_remark(objects, name, "AddressAllocated")?;
     }
     ensure!(objects.ports("rest")?.is_null(), "{}", objects.ports("rest")?);
-    for name in (0..WIDE).filter(|number| *number != 7).map(wide).chain(["rest", "late", "later"].map(Into::into)) {
+    for name in (0..WIDE).filter(|number| *number != 7).map(wide).chain(["rest", "beyond", "later"].map(Into::into)) {
         objects.delete("service", &name)?;
     }
     objects.delete("addresspool", "room")?;
