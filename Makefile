@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fuzz-endpoint-file fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-ranges bench-affinity bench-second-chance bench-scale bench-histories bench-controller demo-endpoint bench-endpoint status-page chaos status-war measure-election conformance docs check-docs deny check
+.PHONY: help setup demo test fuzz-endpoint-file fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-ranges bench-affinity bench-second-chance bench-scale bench-histories bench-controller demo-endpoint bench-endpoint status-page chaos hardship status-war measure-election conformance docs check-docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -122,6 +122,10 @@ status-page: setup ## The endpoint's status page in headless Chromium: pictures 
 chaos: setup ## Leaders of the controller killed, stopped and cut off at random for ten minutes while 2,000 Services change
 	@cargo build -q -p sheave-controller
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-600} CHAOS_SERVICES=$${CHAOS_SERVICES:-2000} cargo test -q -p sheave-tests --test controller_chaos -- --nocapture
+
+hardship: setup ## The controller beside an API server that refuses, closes watches, stops in pulses, or is put back to an earlier state
+	@cargo build -q -p sheave-controller
+	@cargo test -q -p sheave-tests --test controller_hardship -- --nocapture
 
 status-war: setup ## Another controller rewrites the statuses of its Services every second for ten minutes: ours writes nothing
 	@cargo build -q -p sheave-controller

@@ -16,7 +16,7 @@ case "$mode" in
   *) echo "$0: $mode is neither 'test' nor 'check'" >&2; exit 1 ;;
 esac
 
-# A new test program has to be given a stage.
+# A new test program has to be given a stage; `make hardship` runs controller_hardship, whose bounds a busy machine does not keep.
 staged=" e2e e2e_iptables lab_cluster controller_api controller_chaos controller_hardship sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges xdp_world backend_nft e2e_nftables e2e_objects e2e_clusters emulation endpoint endpoint_init endpoint_ha "
 for path in tests/tests/* speaker/tests/*; do
   name=$(basename "$path" .rs)
@@ -100,8 +100,6 @@ run_doctests() { cargo test -q --workspace --doc; }
 run_controller_api() { programs tests --nocapture controller_api; }
 # A minute of it; ten are `make chaos`.
 run_controller_chaos() { programs tests --nocapture controller_chaos; }
-# An API server that is overloaded, slow, forgets or was put back.
-run_controller_hardship() { programs tests --nocapture controller_hardship; }
 run_lab_cluster() { programs tests --nocapture lab_cluster; }
 run_e2e_iptables() { programs tests --nocapture e2e_iptables; }
 run_e2e_objects() { programs tests --nocapture e2e_objects; }
@@ -169,7 +167,7 @@ lane "${compiled[@]}"
 lane units
 await "${lanes[@]:2}"
 background_lane properties simulation
-lane e2e_nftables controller_chaos controller_hardship endpoint_ha
+lane e2e_nftables controller_chaos endpoint_ha
 lane e2e_objects e2e_iptables e2e_clusters endpoint_init endpoint
 lane controller_api "${suite[@]}" packets emulation lab_cluster
 await "${lanes[@]:4}"
