@@ -32,6 +32,8 @@ pub enum Ownership {
     /// Another node owns it, and writes so itself: a speaker may name its own node alone (`manifests/base/speaker-policy.yaml`). An owner
     /// that kept its VIP in a conflict leaves the loser's later term alone. The loser takes its name off; then the owner writes.
     Elsewhere { owner: String, term: u64, conflict: bool },
+    /// This node won it and is silent, as another cluster has it. It may have been silent before its name was written.
+    Yielded { term: u64, since: Timestamp },
     /// This node released the VIP and knows of no other owner.
     Unowned(NoOwner),
     /// It must not be served.
@@ -183,7 +185,7 @@ impl Written {
         match ownership {
             Ownership::Owned { .. } => drop(self.owned.insert(vip, Record { ownership, parts, uid })),
             Ownership::Vacant(_) | Ownership::Lost { .. } => {}
-            Ownership::Elsewhere { .. } | Ownership::Unowned(_) | Ownership::Refused(_) => {
+            Ownership::Elsewhere { .. } | Ownership::Yielded { .. } | Ownership::Unowned(_) | Ownership::Refused(_) => {
                 self.named.remove(&vip);
                 self.owned.remove(&vip);
             }
@@ -206,6 +208,10 @@ impl Written {
             self.owned.iter().filter(|(vip, _)| seen.get(vip).is_some_and(|owner| owner.as_deref() != Some(node)));
         owned.map(|(vip, record)| (*vip, record.ownership.clone())).collect()
     }
+}
+
+fn signed(term: u64) -> i64 {
+    i64::try_from(term).unwrap_or(i64::MAX)
 }
 
 /// Whether the status names an owner that won later. Terms start again when all speakers have gone; then the time decides.
@@ -237,7 +243,7 @@ fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership, parts: &BT
     let names_us = known.owner.as_deref() == Some(node);
     let reason = Partly::join(parts);
     let owned = |term: u64, since: &Timestamp| {
-        let term = i64::try_from(term).unwrap_or(i64::MAX);
+        let term = signed(term);
         (!is_newer(known, term, *since))
             .then(|| json!({ "owner": node, "term": term, "since": since.to_string(), "reason": reason }))
     };
@@ -246,6 +252,10 @@ fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership, parts: &BT
     match ownership {
         Ownership::Owned { term, since } => owned(*term, since),
         Ownership::Elsewhere { conflict, .. } => (*conflict && names_us).then(|| unowned(&NoOwner::HandingOver)),
+        Ownership::Yielded { term, since } => {
+            let reason = NoOwner::AddressConflict;
+            (!is_newer(known, signed(*term), *since) && !written(&reason)).then(|| unowned(&reason))
+        }
         Ownership::Unowned(reason) => names_us.then(|| unowned(reason)),
         // All speakers have the same reason: the first writes it.
         Ownership::Refused(reason) => {
@@ -307,6 +317,25 @@ mod tests {
         assert_eq!(status(&VirtualIPStatus::default(), "us", &elsewhere, &BTreeSet::new()), None, "no owner is named");
         let taken_over = Ownership::Elsewhere { owner: "n2".into(), term: 9, conflict: false };
         assert_eq!(status(&named("us"), "us", &taken_over, &BTreeSet::new()), None, "the new owner writes");
+    }
+
+    /// Both clusters of a segment claim an address in the same moment: the one that yields may do so before its name was written.
+    #[test]
+    fn a_silent_owner_says_so_although_its_name_was_never_written() {
+        let at = |text: &str| text.parse::<Timestamp>().expect("a time");
+        let yielded = Ownership::Yielded { term: 7, since: at("2026-01-02T03:04:05Z") };
+        let written = |known: &VirtualIPStatus| status(known, "us", &yielded, &BTreeSet::new());
+        let never = written(&VirtualIPStatus::default()).expect("the reason");
+        assert_eq!((never["owner"].is_null(), never["reason"].as_str()), (true, Some("AddressConflict")));
+        let named = |owner: &str, term, since| {
+            let since = Some(MicroTime(at(since)));
+            VirtualIPStatus { owner: Some(owner.into()), term: Some(term), since, ..Default::default() }
+        };
+        let before = "2026-01-02T03:04:04Z";
+        assert!(written(&named("us", 7, before)).is_some() && written(&named("them", 6, before)).is_some());
+        assert_eq!(written(&named("them", 8, "2026-01-02T03:04:06Z")), None, "a newer owner");
+        let known = VirtualIPStatus { reason: Some("AddressConflict".into()), ..Default::default() };
+        assert_eq!(written(&known), None, "it is there already");
     }
 
     /// A VIP that no node is to own: what an owner wrote stays, and the reason is written once.

@@ -137,7 +137,10 @@ pub enum Action {
     /// Announce the VIP again.
     Defend(Vip),
     /// From now on this node neither answers for the VIP nor announces it.
-    Yield(Vip),
+    Yield {
+        vip: Vip,
+        term: Term,
+    },
     /// It does again.
     Resume {
         vip: Vip,
@@ -197,8 +200,9 @@ impl Conflicts {
     }
 
     fn heard(&mut self, vip: Vip, mac: [u8; 6], claim: Option<Claim>, now: Instant, actions: &mut Vec<Action>) {
+        let Some(Owned { term, .. }) = self.owned.get(&vip).copied() else { return };
         // A node of this cluster whose address is not known yet.
-        if !self.owned.contains_key(&vip) || claim.is_some_and(|claim| claim.cluster == self.cluster) {
+        if claim.is_some_and(|claim| claim.cluster == self.cluster) {
             return;
         }
         let yields = claim.is_some_and(|claim| claim.outranks(self.claim(vip, now)));
@@ -223,7 +227,7 @@ impl Conflicts {
         };
         self.conflicts.insert(vip, conflict);
         if yields {
-            actions.extend([Action::Yield(vip), Action::Concede { vip, to: mac }]);
+            actions.extend([Action::Yield { vip, term }, Action::Concede { vip, to: mac }]);
         } else if defends {
             actions.push(Action::Defend(vip));
         }

@@ -100,11 +100,11 @@ impl State {
         for action in actions {
             match action {
                 Action::Defend(vip) => self.on_announce(announce::Event::Announce(vip), now),
-                Action::Yield(vip) => {
+                Action::Yield { vip, term } => {
                     self.driver.health.disown(vip.0);
                     self.on_announce(announce::Event::Stop(vip), now);
                     self.remove_own(vip);
-                    self.notify_app(Notice::Yielded { vip: vip.0 });
+                    self.notify_app(Notice::Yielded { vip: vip.0, term });
                 }
                 Action::Resume { vip, term } if self.enter_own(vip, term) => {
                     self.on_announce(announce::Event::Announce(vip), now);

@@ -24,6 +24,7 @@ pub enum Notice {
     /// This node owns the VIP and is silent: another cluster has it.
     Yielded {
         vip: Ipv4Addr,
+        term: Term,
     },
     HandedOver {
         all_taken: bool,
@@ -61,9 +62,9 @@ impl Notices {
 
     pub fn send(&self, notice: Notice) -> Result<(), mailbox::Undelivered> {
         let subject = match notice {
-            Notice::Acquired { vip, .. } | Notice::Yielded { vip } | Notice::OwnerChanged { vip, owner: None, .. } => {
-                Subject::Owned(vip)
-            }
+            Notice::Acquired { vip, .. }
+            | Notice::Yielded { vip, .. }
+            | Notice::OwnerChanged { vip, owner: None, .. } => Subject::Owned(vip),
             Notice::OwnerChanged { vip, owner: Some(_), .. } => Subject::Owner(vip),
             Notice::Keys(_) => Subject::Keys,
             Notice::HeldBack => Subject::HeldBack,

@@ -103,6 +103,7 @@ impl Board {
         let (owner, term, reason) = match ownership {
             Ownership::Owned { term, .. } => (Some(self.node.clone()), Some(*term), None),
             Ownership::Elsewhere { owner, term, .. } => (Some(owner.clone()), Some(*term), None),
+            Ownership::Yielded { .. } => (None, None, Some(NoOwner::AddressConflict.as_str().to_owned())),
             Ownership::Unowned(reason) | Ownership::Refused(reason) => (None, None, Some(reason.as_str().to_owned())),
             // It may still have an owner, which says so when it lets go.
             Ownership::Vacant(reason) => match self.lock().owners.get(&vip) {

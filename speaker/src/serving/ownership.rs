@@ -15,7 +15,7 @@ use crate::status::Ownership;
 pub fn of(notice: Notice, own: &NodeName, view: Option<&View>) -> Option<(Ipv4Addr, Ownership)> {
     match notice {
         Notice::Acquired { vip, term } => Some((vip, Ownership::Owned { term: term.0, since: clock::timestamp() })),
-        Notice::Yielded { vip } => Some((vip, Ownership::Unowned(NoOwner::AddressConflict))),
+        Notice::Yielded { vip, term } => Some((vip, Ownership::Yielded { term: term.0, since: clock::timestamp() })),
         Notice::OwnerChanged { vip, owner: None, why } => {
             let unannounced = |view: &View| view.vips().get(&vip).is_some_and(|granted| granted.unannounced);
             let reason = match why {
@@ -111,8 +111,8 @@ mod tests {
         }
         let owned = of(Notice::Acquired { vip: VIP, term: Term(7) }, &node("own"), None);
         assert!(matches!(owned, Some((VIP, Ownership::Owned { term: 7, .. }))));
-        let yielded = of(Notice::Yielded { vip: VIP }, &node("own"), None);
-        assert_eq!(yielded, Some((VIP, Ownership::Unowned(NoOwner::AddressConflict))));
+        let yielded = of(Notice::Yielded { vip: VIP, term: Term(7) }, &node("own"), None);
+        assert!(matches!(yielded, Some((VIP, Ownership::Yielded { term: 7, .. }))));
         assert_eq!(of(Notice::HandedOver { all_taken: true }, &node("own"), None), None);
     }
 }

@@ -88,7 +88,8 @@ fn a_new_owner_yields_to_a_settled_one_and_comes_back_when_it_is_gone() {
         let heard = announced(&old, 1, 10_001);
         let concedes = Action::Concede { vip: VIP, to: [2, 0, 0, 0, 0, 1] };
         let began = Action::Began { vip: VIP, mac: [2, 0, 0, 0, 0, 1], cluster: true, yielded: true };
-        assert_eq!(told(&mut new, heard, 10_001), [Action::Yield(VIP), concedes, began], "the new one yields");
+        let yields = Action::Yield { vip: VIP, term: Term(3) };
+        assert_eq!(told(&mut new, heard, 10_001), [yields, concedes, began], "the new one yields");
         // Its probes are answered, plainly: it stays silent. The old one is told, and has nothing to defend.
         let answer = Event::Heard { vip: VIP, mac: [2, 0, 0, 0, 0, 1], claim: None };
         let probed = |time| [(time, Action::Probe(VIP)), (time, concedes)];
@@ -159,7 +160,8 @@ fn exactly_one_of_two_clusters_yields() {
                         break;
                     }
                     sender = 1 - sender;
-                    yielded[sender] |= told(&mut both[sender], heard, now).contains(&Action::Yield(VIP));
+                    let told = told(&mut both[sender], heard, now);
+                    yielded[sender] |= told.iter().any(|action| matches!(action, Action::Yield { vip: VIP, .. }));
                     now += 100;
                 }
                 assert_eq!(yielded.iter().filter(|yielded| **yielded).count(), 1, "{since} {first} {delay}");
