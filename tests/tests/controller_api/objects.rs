@@ -9,7 +9,7 @@ use sheave_tests::lab::{Lab, wait_for};
 use sheave_tests::scenario::api::Api;
 
 /// How long anything that the controller does may take here. It takes milliseconds; the machine may be busy with other clusters.
-pub const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(30);
 /// A deletion waits for the controller, which may just be starting.
 const GONE: Duration = Duration::from_secs(60);
 
