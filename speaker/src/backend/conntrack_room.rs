@@ -16,7 +16,8 @@ pub struct Room {
     pub entries: u64,
     /// `net.netfilter.nf_conntrack_max`; 0: none.
     pub limit: u64,
-    /// Packets that found no room, on all processors, since the namespace was made.
+    /// Packets that found no room, on all processors, since the namespace was made. With room these are segments that fit no state of
+    /// their flow (net/netfilter/nf_conntrack_core.c, `nf_conntrack_in`).
     pub dropped: u64,
 }
 
@@ -78,6 +79,7 @@ impl Watch {
         let mut changes = Vec::new();
         let dropped = self.last.map_or(0, |last| room.dropped.saturating_sub(last.dropped));
         self.last = Some(room);
+        let was_nearly_full = self.nearly_full;
         if !self.nearly_full && room.percent() >= NEARLY_FULL {
             self.nearly_full = true;
             changes.push(Change::NearlyFull);
@@ -85,7 +87,7 @@ impl Watch {
             self.nearly_full = false;
             changes.push(Change::RoomAgain);
         }
-        if dropped > 0 {
+        if dropped > 0 && (was_nearly_full || self.nearly_full) {
             changes.push(Change::Dropped(dropped));
         }
         changes
@@ -101,12 +103,14 @@ mod tests {
         let mut watch = Watch::default();
         let mut look = |entries, dropped| watch.look(Room { entries, limit: 1000, dropped });
         assert_eq!(look(899, 7), [], "what was dropped before is not reported");
-        assert_eq!(look(900, 7), [Change::NearlyFull]);
-        assert_eq!(look(850, 7), []);
-        assert_eq!(look(1000, 19), [Change::Dropped(12)]);
+        assert_eq!(look(500, 8), [], "a segment that fits no flow");
+        assert_eq!(look(900, 8), [Change::NearlyFull]);
+        assert_eq!(look(850, 8), []);
+        assert_eq!(look(1000, 19), [Change::Dropped(11)]);
         assert_eq!(look(799, 19), [Change::RoomAgain]);
         assert_eq!(look(1000, 20), [Change::NearlyFull, Change::Dropped(1)]);
-        assert_eq!(watch.look(Room { entries: 5, limit: 0, dropped: 20 }), [Change::RoomAgain], "no limit");
+        let no_limit = watch.look(Room { entries: 5, limit: 0, dropped: 21 });
+        assert_eq!(no_limit, [Change::RoomAgain, Change::Dropped(1)], "since it was full");
     }
 
     #[test]
