@@ -73,6 +73,9 @@ impl Run {
             ("lost", &survival.sheave.lost_at),
             ("new ones failed, other than by a late program", &survival.sheave.new_failed_at),
         ];
+        if !survival.sheave.lost_by.is_empty() {
+            lines.push(format!("  Sheave: reset: {:?}", survival.sheave.lost_by));
+        }
         for (what, counts) in by_second.into_iter().filter(|(_, counts)| !counts.is_empty()) {
             lines.push(format!("  Sheave: {what}, by second: {counts:?}"));
         }

@@ -5,7 +5,8 @@
 //!
 //! A connection that is refused is refused by a pod or by a node: what a pod sends, its node has forwarded, with a time to live less by one.
 //! A pod refuses when it has closed its port. An EndpointSlice that goes on naming such a pod on that node is a cause of its own; the
-//! speaker of that node ran, so it counts as outside all the same.
+//! speaker of that node ran, so it counts as outside all the same. Where the EndpointSlices have no endpoint that is to serve (every pod is on
+//! a node that the control plane has lost, say), a refusal is the right answer, and there is no pod's node.
 
 use std::collections::BTreeMap;
 
@@ -53,6 +54,8 @@ pub struct Seen {
     pub down: Vec<Period>,
     /// An EndpointSlice named a pod as ready that had closed.
     pub late: Vec<Period>,
+    /// From and until: the EndpointSlices had no endpoint that is to serve.
+    pub none_serves: Vec<(u64, u64)>,
     pub ordered: Vec<Period>,
 }
 
@@ -92,6 +95,10 @@ pub fn explain<'a>(failures: impl Iterator<Item = &'a Failure>, seen: &Seen, mar
 fn cause(failure: &Failure, node: Option<&str>, seen: &Seen) -> (bool, String) {
     let here = |period: &&Period| node.is_none_or(|node| period.node == node);
     let ordered = |what: &str| during(failure, &seen.ordered).filter(here).any(|period| period.what == what);
+    let within = |(from, until): &(u64, u64)| *from <= failure.begun_ns && until_ns(failure) <= *until;
+    if seen.none_serves.iter().any(within) {
+        return (false, NONE_SERVES.to_owned());
+    }
     let place = if node.is_some() { "its node" } else { "node not known, a node" };
     if during(failure, &seen.down).any(|period| here(&period)) {
         let known = [NO_POWER, FROZEN].into_iter().find(|what| ordered(what));
@@ -130,11 +137,25 @@ fn target<'a>(failure: &Failure, frames: &'a [Frame]) -> Target<'a> {
             }
             Frame::Reset { node, forwarded, .. } => {
                 target.node = Some(node);
-                target.refused_by = Some(if *forwarded { format!("a pod on {node}") } else { node.clone() });
+                target.refused_by = Some(refuser(node, *forwarded));
             }
         }
     }
     target
+}
+
+/// Who sent a reset to the client's port, the last before it noticed.
+pub fn reset_by(frames: &[Frame], port: u16, until_ns: u64) -> Option<String> {
+    let until = frames.partition_point(|frame| frame.at_ns() <= until_ns + SEEN_WITHIN);
+    let resets = frames[..until].iter().rev().take_while(|frame| frame.at_ns() + RESET_WITHIN >= until_ns);
+    resets.filter(|frame| frame.port() == port).find_map(|frame| match frame {
+        Frame::Reset { node, forwarded, .. } => Some(refuser(node, *forwarded)),
+        Frame::Syn { .. } => None,
+    })
+}
+
+fn refuser(node: &str, forwarded: bool) -> String {
+    if forwarded { format!("a pod on {node}") } else { node.to_owned() }
 }
 
 fn during<'a>(failure: &Failure, periods: &'a [Period]) -> impl Iterator<Item = &'a Period> {
@@ -148,9 +169,12 @@ fn until_ns(failure: &Failure) -> u64 {
 
 pub const NO_POWER: &str = "no power";
 pub const FROZEN: &str = "the speaker was frozen";
+pub const NONE_SERVES: &str = "no pod: the EndpointSlices had none that is to serve";
 pub const LATE_SLICE: &str = "an EndpointSlice named a pod that had closed";
 /// A frame has its time when the thread that reads frames runs, which may be after the client has failed. No port is used again so soon.
 const SEEN_WITHIN: u64 = 100_000_000;
+/// A client notices a reset when it runs.
+const RESET_WITHIN: u64 = 1_000_000_000;
 
 #[cfg(test)]
 mod tests {
@@ -196,6 +220,24 @@ mod tests {
         assert_eq!(count("its node: nft is held"), 1);
         assert_eq!(count("node not known, all speakers ran"), 1);
         assert_eq!(count("node not known, a node: no power"), 1);
+    }
+
+    #[test]
+    fn a_reset_is_the_last_before_its_end() {
+        let reset = |at_ns, node: &str, forwarded| Frame::Reset { at_ns, port: 7, node: node.to_owned(), forwarded };
+        let syn = Frame::Syn { at_ns: 12 * SECOND - 2, port: 7, node: "node3".to_owned() };
+        let frames = vec![reset(10 * SECOND, "node1", true), reset(12 * SECOND - 3, "node2", true), syn];
+        assert_eq!(reset_by(&frames, 7, 12 * SECOND).as_deref(), Some("a pod on node2"));
+        assert_eq!(reset_by(&frames, 7, 10 * SECOND).as_deref(), Some("a pod on node1"));
+        assert_eq!((reset_by(&frames, 7, 20 * SECOND), reset_by(&frames, 8, 12 * SECOND)), (None, None));
+    }
+
+    #[test]
+    fn without_an_endpoint_a_refusal_is_right() {
+        let seen = Seen { none_serves: vec![(10 * SECOND, 13 * SECOND)], ..Seen::default() };
+        let failures = [failure(9, 1), failure(10, 2), failure(12, 3), failure(13, 4)];
+        let causes = explain(failures.iter(), &seen, 0);
+        assert_eq!((causes.outside, causes.by[NONE_SERVES]), (2, 2), "{causes:?}");
     }
 
     #[test]

@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::causes::Causes;
+use super::causes::{Causes, Seen, reset_by};
 use super::datagrams::{self, Datagrams};
 use super::watch::Reports;
 use crate::scenario::deploy::{POD_PORT, Scene};
 use crate::scenario::pods::{Pod, greeting_from};
 use crate::traffic::clock::milliseconds;
-use crate::traffic::report::{ConnectReport, Failure, Greeting, Held, HeldState};
+use crate::traffic::report::{ConnectReport, Failure, Greeting, Held, HeldState, HoldReport};
 
 /// One address, and what its clients saw.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct Side {
     pub lost_by_kube_proxy: usize,
     /// The lost ones by the second of their last echo, from the first fault.
     pub lost_at: BTreeMap<u64, usize>,
+    /// Of those that were reset, where it is recorded.
+    #[serde(default)]
+    pub lost_by: BTreeMap<String, usize>,
     /// Of the eligible ones that are alive, between two echoes, from the first fault on.
     pub longest_pause_ms: f64,
     /// The same without an acknowledgement of the pod's kernel: the pause less what the pod's program slept.
@@ -105,15 +108,35 @@ pub fn last_served<'a>(reports: impl Iterator<Item = &'a Reports>) -> LastServed
     last_served
 }
 
-/// `heard`: by the clients of both addresses. A connection that was reset, or fell silent, while its pod went on serving others
-/// was lost, whatever became of the pod later. A FIN is the server's own: nothing on the way makes one.
+/// Whether the connection must be alive. One that was reset, or fell silent, while its pod went on serving others was lost, whatever
+/// became of the pod later. A FIN is the server's own: nothing on the way makes one.
+fn must_live(held: &Held, living: &Living, last_served: &LastServed) -> bool {
+    let last = last_served.get(&(held.pod.clone(), held.started_ns)).copied().unwrap_or_default();
+    let outlived = held.ended_ns.is_some_and(|ended| last > ended + AT_ONCE_NS);
+    outlived && held.state != HeldState::Closed || living.get(&held.pod) == Some(&held.started_ns)
+}
+
+/// Who reset the connections that must live, as the switch saw it, and how long before the last answer of the pod to anybody.
+pub fn lost_by(held: &HoldReport, living: &Living, last_served: &LastServed, seen: &Seen) -> BTreeMap<String, usize> {
+    let reset = held.connections.iter().filter(|held| held.state == HeldState::Reset);
+    count_by(reset.filter(|held| must_live(held, living, last_served)).map(|held| {
+        let port = held.local.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        let by = port.and_then(|port| reset_by(&seen.frames, port, held.ended_ns.unwrap_or_default()));
+        let last = last_served.get(&(held.pod.clone(), held.started_ns)).copied().unwrap_or_default();
+        let later = milliseconds(held.ended_ns.unwrap_or_default(), last) / 1e3;
+        format!(
+            "by {}, to {} on {}, which served {later:.1} s longer",
+            by.unwrap_or("nobody seen".into()),
+            held.pod,
+            held.node
+        )
+    }))
+}
+
+/// `last_served`: of the clients of both addresses.
 pub fn judge(reports: &Reports, living: &Living, last_served: &LastServed) -> Side {
     let all = &reports.held.connections;
-    let lives = |held: &&Held| {
-        let last = last_served.get(&(held.pod.clone(), held.started_ns)).copied().unwrap_or_default();
-        let outlived = held.ended_ns.is_some_and(|ended| last > ended + AT_ONCE_NS);
-        outlived && held.state != HeldState::Closed || living.get(&held.pod) == Some(&held.started_ns)
-    };
+    let lives = |held: &&Held| must_live(held, living, last_served);
     let opened = || all.iter().filter(|held| held.state != HeldState::Failed);
     let eligible: Vec<_> = opened().filter(lives).collect();
     let gone: Vec<_> = opened().filter(|held| !lives(held)).collect();
@@ -134,6 +157,7 @@ pub fn judge(reports: &Reports, living: &Living, last_served: &LastServed) -> Si
         alive: alive().count(),
         lost: ends(&eligible),
         lost_by_kube_proxy: wrong.iter().filter(|held| ip(&held.seen) != ip(&held.local)).count(),
+        lost_by: BTreeMap::new(),
         lost_at: count_by(wrong.iter().map(|held| seconds(mark, held.last_echo_ns) as u64)),
         longest_pause_ms: alive().map(|held| pause(&held)).fold(0.0, f64::max),
         longest_unacknowledged_ms: alive().map(|held| held.unacknowledged_after_mark_ms).fold(0.0, f64::max),
@@ -204,9 +228,9 @@ fn one_a_second<'a, T: 'a>(all: impl Iterator<Item = &'a T>, at_ns: fn(&T) -> u6
     all.filter(move |one| seen.insert(at_ns(one) / SECOND_NS)).take(MANY)
 }
 
-fn count_by(seconds: impl Iterator<Item = u64>) -> BTreeMap<u64, usize> {
+fn count_by<T: Ord>(all: impl Iterator<Item = T>) -> BTreeMap<T, usize> {
     let mut counts = BTreeMap::new();
-    seconds.for_each(|second| *counts.entry(second).or_default() += 1);
+    all.for_each(|one| *counts.entry(one).or_default() += 1);
     counts
 }
 

@@ -1,4 +1,5 @@
-//! Times in which an EndpointSlice named a pod as ready that had been told to end and, by then, had closed its port. For [`super::causes`].
+//! Times in which an EndpointSlice named a pod as ready that had been told to end and, by then, had closed its port, and those in which the
+//! slices had no endpoint that is to serve. For [`super::causes`].
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,6 +7,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::Value;
 
 use super::causes::{LATE_SLICE, Period};
 use crate::scenario::api::{Api, text};
@@ -13,12 +15,26 @@ use crate::scenario::deploy::NAMESPACE;
 use crate::scenario::pods;
 use crate::traffic::clock::now_ns;
 
-pub fn watch(api: &Api, stop: &AtomicBool) -> Vec<Period> {
+/// What the slices said, and when.
+#[derive(Debug, Default)]
+pub struct Slices {
+    pub late: Vec<Period>,
+    /// From an answer without any endpoint that is to serve to the last one in a row.
+    pub none_serves: Vec<(u64, u64)>,
+}
+
+pub fn watch(api: &Api, stop: &AtomicBool) -> Slices {
     let (mut late, mut terminating, mut open) = (Vec::new(), BTreeMap::<String, u64>::new(), BTreeMap::new());
+    let (mut none_serves, mut none_since) = (Vec::new(), None::<(u64, u64)>);
     while !stop.load(Ordering::Acquire) {
         // An API server that does not answer says nothing of slices.
-        if let (Ok(pods), Ok(ready)) = (pods::with_terminating(api, NAMESPACE), ready(api)) {
+        let asked = now_ns();
+        if let (Ok(pods), Ok(Named { ready, serves })) = (pods::with_terminating(api, NAMESPACE), named(api)) {
             let now = now_ns();
+            match serves {
+                true => none_serves.extend(none_since.take()),
+                false => none_since = Some((none_since.map_or(now, |(from, _)| from), asked)),
+            }
             for pod in pods.iter().filter(|pod| pod.terminating) {
                 terminating.entry(pod.name.clone()).or_insert(now);
             }
@@ -44,15 +60,27 @@ pub fn watch(api: &Api, stop: &AtomicBool) -> Vec<Period> {
         from_ns,
         until_ns: now_ns(),
     }));
-    late
+    none_serves.extend(none_since);
+    Slices { late, none_serves }
 }
 
-/// Pods that are ready by the Service's slices, with their nodes.
-fn ready(api: &Api) -> Result<BTreeMap<String, String>> {
+/// By the Service's slices.
+struct Named {
+    /// Pods that are ready, with their nodes.
+    ready: BTreeMap<String, String>,
+    /// Whether a pod is ready, or serves while it ends.
+    serves: bool,
+}
+
+fn named(api: &Api) -> Result<Named> {
     let slices = api.list(&format!("/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"))?;
-    let endpoints = slices.iter().filter_map(|slice| slice["endpoints"].as_array()).flatten();
-    let ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true);
-    Ok(ready.map(|one| (text(one, "/targetRef/name").to_owned(), text(one, "/nodeName").to_owned())).collect())
+    let endpoints = || slices.iter().filter_map(|slice| slice["endpoints"].as_array()).flatten();
+    let is = |endpoint: &&Value, condition: &str| endpoint["conditions"][condition] == true;
+    let ready = endpoints().filter(|endpoint| is(endpoint, "ready"));
+    Ok(Named {
+        ready: ready.map(|one| (text(one, "/targetRef/name").to_owned(), text(one, "/nodeName").to_owned())).collect(),
+        serves: endpoints().any(|endpoint| is(&endpoint, "ready") || is(&endpoint, "serving")),
+    })
 }
 
 /// What pods of the bench do after SIGTERM (`serve --drain-seconds`), less the time between two questions.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 
 use super::causes::explain;
-use super::judge::{Side, greet_all, judge, last_served, living, unanswered};
+use super::judge::{Side, greet_all, judge, last_served, living, lost_by, unanswered};
 use super::today::Today;
 use super::witness::Witness;
 use super::{Setup, Survival};
@@ -182,7 +182,9 @@ impl<'a> Watch<'a> {
         };
         let mut judged = judge(&sheave, &living, &last_served);
         if let (Some(witness), Some(new)) = (witness, &sheave.connecting) {
-            judged.new_failed_causes = Some(explain(unanswered(new), &witness.finish()?, first));
+            let seen = witness.finish()?;
+            judged.new_failed_causes = Some(explain(unanswered(new), &seen, first));
+            judged.lost_by = lost_by(&sheave.held, &living, &last_served, &seen);
         }
         Ok(Survival { sheave: judged, today, figures, story, trouble: None })
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::causes::{Frame, Period, Seen};
-use super::slices;
+use super::slices::{self, Slices};
 use crate::lab::plan::Plan;
 use crate::lab::{Lab, netns};
 use crate::scenario::deploy::Scene;
@@ -23,7 +23,7 @@ use crate::traffic::clock::now_ns;
 pub struct Witness {
     stop: Arc<AtomicBool>,
     frames: JoinHandle<Result<Vec<Frame>>>,
-    slices: JoinHandle<Vec<Period>>,
+    slices: JoinHandle<Slices>,
     speakers: BTreeMap<String, JoinHandle<Vec<Period>>>,
     /// What was ordered, and has not ended yet.
     open: BTreeMap<(String, &'static str), u64>,
@@ -65,12 +65,13 @@ impl Witness {
             self.ends(&node, what);
         }
         let frames = self.frames.join().map_err(|_| anyhow!("the thread that watches SYNs panicked"))??;
-        let late = self.slices.join().map_err(|_| anyhow!("the thread that watches EndpointSlices panicked"))?;
+        let slices = self.slices.join().map_err(|_| anyhow!("the thread that watches EndpointSlices panicked"))?;
         let mut down = Vec::new();
         for (node, speaker) in self.speakers {
             down.extend(speaker.join().map_err(|_| anyhow!("the thread that watches the speaker of {node} panicked"))?);
         }
-        Ok(Seen { frames, down, late, ordered: self.ordered })
+        let Slices { late, none_serves } = slices;
+        Ok(Seen { frames, down, late, none_serves, ordered: self.ordered })
     }
 }
 
