@@ -6,6 +6,7 @@
 
 mod advertisement;
 mod placement;
+mod version;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -65,7 +66,7 @@ pub async fn run(server: ApiServer, reports: Reports, mut lagging: watch::Receiv
         match server.reach(attempt).await {
             Ok((client, url)) => {
                 if !std::mem::replace(&mut asked, true) {
-                    tokio::spawn(log_version(client.clone()));
+                    tokio::spawn(version::log(client.clone()));
                 }
                 info!(%url, why, "watches started");
                 // Nothing of the old ones may come behind the new lists.
@@ -118,17 +119,6 @@ impl Rights {
     fn set(&self, kind: Kind, missing: bool) {
         self.health.set_refused(kind, missing);
         self.metrics.rights_missing.with_label_values(&[&format!("{kind:?}")]).set(i64::from(missing));
-    }
-}
-
-/// Whether the API server is new enough. An older one is named; what works on it, works.
-async fn log_version(client: Client) {
-    match client.apiserver_version().await {
-        Ok(found) => match kubernetes::check(&found.major, &found.minor) {
-            Ok(()) => info!(version = %found.git_version, "API server"),
-            Err(error) => warn!(version = %found.git_version, "{error}"),
-        },
-        Err(error) => warn!(error = %Chain(&error), "version of the API server not read"),
     }
 }
 
