@@ -165,6 +165,13 @@ impl Kernel {
         Ok(counters.get(&u32::from(slot), 0)?.to_vec())
     }
 
+    /// How many datagrams in fragments are remembered.
+    pub fn fragments(&self) -> Result<usize> {
+        let fragments = self.ebpf.map(map::FRAGMENTS).context("no map FRAGMENTS")?;
+        let fragments: HashMap<_, FragmentKey, FragmentValue> = fragments.try_into()?;
+        Ok(fragments.keys().filter(Result::is_ok).count())
+    }
+
     /// The program, for a map of programs.
     pub fn program_fd(&self) -> Result<BorrowedFd<'_>> {
         Ok(self.program()?.fd()?.as_fd())

@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
-use ebpf_common::{Row, Verdict};
+use ebpf_common::{MAX_FRAGMENTED, Row, Verdict};
+use sheave_tests::lab::wait_for;
 use sheave_tests::packet::Eth;
-use socket2::Protocol;
+use socket2::{Protocol, Socket};
 use speaker_core::backend::Guard;
 use speaker_core::view::Affinity;
 
 use crate::packet_path::PacketPath;
-use crate::world::{A, B, CLIENT, PODS, PODS_B, VIP, World, plan};
+use crate::world::{A, B, CLIENT, PATIENCE, PODS, PODS_B, VIP, World, plan};
 
 /// Bytes of data; the MTU is 1,500 everywhere.
 const SIZES: [usize; 4] = [1473, 3000, 8000, 60_000];
@@ -132,36 +133,94 @@ fn no_fragment_of_a_denied_client_passes() {
     }
 }
 
-/// The client's own kernel sends fragments in order: these are made by hand.
+/// A datagram of 2,000 bytes in two fragments. The client's own kernel sends them in order: these are made by hand.
+struct ByHand {
+    raw: Socket,
+    from: u16,
+}
+
+impl ByHand {
+    fn new(world: &World, flow: &UdpSocket) -> Self {
+        let raw = world.client_raw(Protocol::UDP);
+        raw.set_header_included_v4(true).unwrap();
+        Self { raw, from: flow.local_addr().unwrap().port() }
+    }
+
+    fn whole(&self, port: u16) -> Vec<u8> {
+        let head = [self.from, port, 8 + 2000, 0].map(u16::to_be_bytes).concat();
+        [head, data(2000, 0)].concat()
+    }
+
+    fn first(&self, id: u16, port: u16) {
+        self.send(id, 0x2000, &self.whole(port)[..1000]);
+    }
+
+    fn later(&self, id: u16) {
+        self.send(id, 1000 / 8, &self.whole(53)[1000..]);
+    }
+
+    fn send(&self, id: u16, flags: u16, payload: &[u8]) {
+        let ip = Eth { dst: [0; 6], src: [0; 6] }.ipv4(CLIENT.octets(), VIP.octets()).id(id);
+        let frame = ip.fragment(flags).payload(17, payload);
+        self.raw.send_to(&frame[14..], &SocketAddr::from((VIP, 0)).into()).unwrap();
+    }
+}
+
 #[test]
 fn a_fragment_that_overtakes_the_first_is_dropped_and_counted() {
     let (world, [a, b]) = pair("frag-order", AT_B);
     let udp = flow(&world);
-    let raw = world.client_raw(Protocol::UDP);
-    raw.set_header_included_v4(true).unwrap();
-    let whole = {
-        let from = udp.local_addr().unwrap().port();
-        let head = [from, 53, 8 + 2000, 0].map(u16::to_be_bytes).concat();
-        [head, data(2000, 0)].concat()
-    };
-    let piece = |id: u16, later: bool| {
-        let ip = Eth { dst: [0; 6], src: [0; 6] }.ipv4(CLIENT.octets(), VIP.octets()).id(id);
-        let frame = match later {
-            false => ip.fragment(0x2000).payload(17, &whole[..1000]),
-            true => ip.fragment(1000 / 8).payload(17, &whole[1000..]),
-        };
-        raw.send_to(&frame[14..], &SocketAddr::from((VIP, 0)).into()).unwrap();
-    };
-    piece(1, true);
-    piece(1, false);
+    let by_hand = ByHand::new(&world, &udp);
+    by_hand.later(1);
+    by_hand.first(1, 53);
     assert_silence(&udp);
     assert_eq!((a.count(Verdict::FragmentWithoutFirst), a.count(Verdict::FragmentPeer)), (1, 0));
     assert_eq!(b.count(Verdict::FromPeer), 1);
     // Another datagram, in order; and one whose first fragment does not come at all.
-    piece(2, false);
-    piece(2, true);
+    by_hand.first(2, 53);
+    by_hand.later(2);
     assert!(PODS_B.contains(&receive(&udp, &[data(2000, 0)]).unwrap().0));
-    piece(3, true);
+    by_hand.later(3);
     assert_silence(&udp);
     assert_eq!((a.count(Verdict::FragmentWithoutFirst), a.count(Verdict::FragmentPeer)), (2, 1));
 }
+
+/// A flood of first fragments, which end at node a: twice as many as there is room for.
+#[test]
+fn a_full_table_lets_go_what_was_not_used_and_counts_its_later_fragments() {
+    const MOST: u16 = MAX_FRAGMENTED as u16;
+    const UNUSED: u16 = 1;
+    const USED: u16 = 2;
+    const FLOOD: u16 = 100;
+    let (world, [a, _b]) = pair("frag-full", AT_B);
+    let udp = flow(&world);
+    let by_hand = ByHand::new(&world, &udp);
+    by_hand.first(UNUSED, 53);
+    by_hand.first(USED, 53);
+    let counts = || [Verdict::FragmentWithoutFirst, Verdict::FragmentPeer].map(|verdict| a.count(verdict));
+    let (mut sent, mut used) = (0, 0);
+    for id in FLOOD..FLOOD + 2 * MOST {
+        by_hand.first(id, UNSERVED);
+        sent += 1;
+        // Fewer at a time than a device's queue takes, so that none is lost on the way.
+        if sent % 128 == 0 {
+            by_hand.later(USED);
+            used += 1;
+            let arrived = || a.count(Verdict::UnservedUnreachable) == sent && counts()[1] == used;
+            wait_for("the flood to come in", PATIENCE, || Ok(arrived().then_some(()))).unwrap();
+        }
+    }
+    assert_eq!(counts(), [0, used], "a datagram that is used stays");
+    let kept = a.fragments();
+    assert!(kept <= MOST.into() && kept > usize::from(MOST) / 2, "{kept} datagrams are remembered");
+    by_hand.later(UNUSED);
+    wait_for("a later fragment without the first", PATIENCE, || Ok((counts() != [0, used]).then_some(()))).unwrap();
+    assert_eq!(counts(), [1, used]);
+    // The datagram that was used is whole, and the next ones have room.
+    assert!(PODS_B.contains(&receive(&udp, &[data(2000, 0)]).unwrap().0));
+    exchange(&udp, 8000).unwrap();
+    assert_eq!(a.count(Verdict::FragmentWithoutFirst), 1);
+}
+
+/// A port that no Service has.
+const UNSERVED: u16 = 9;

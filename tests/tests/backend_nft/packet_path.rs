@@ -60,6 +60,11 @@ impl PacketPath {
     pub fn count(&self, verdict: Verdict) -> u64 {
         self.kernel.counters().expect("COUNTERS")[verdict as usize]
     }
+
+    /// Datagrams in fragments that are remembered.
+    pub fn fragments(&self) -> usize {
+        self.kernel.fragments().expect("FRAGMENTS")
+    }
 }
 
 const RING: u32 = 1;
