@@ -38,8 +38,28 @@ pub struct Kept {
     pub ports: Vec<ServiceKey>,
 }
 
-/// Clients of one pod of a Service, on one node. New clients beyond it are not recorded: the hash of their address chooses each time.
+/// Clients of one pod of a Service, on a node that has few such sets. New clients beyond it are not recorded: the hash of their address
+/// chooses each time.
 pub const MAX_CLIENTS: usize = 16_384;
+
+/// The same on a node that has many.
+pub const LEAST_CLIENTS: usize = 1_536;
+
+/// Clients of all sets of a node, unless each is at its least.
+const ALL_CLIENTS: usize = 128 * MAX_CLIENTS;
+
+/// Clients of each set of a node that has so many. The kernel makes a set's hash table for its size at once, empty as it is: a power of two
+/// of buckets that is 4/3 of the size, in memory of twice that. So a set of 16,384 takes 512 KiB, and one of 1,536 32 KiB.
+pub const fn room(sets: usize) -> usize {
+    if sets * MAX_CLIENTS <= ALL_CLIENTS {
+        return MAX_CLIENTS;
+    }
+    let mut room = MAX_CLIENTS / 4 * 3;
+    while room > LEAST_CLIENTS && sets * room > ALL_CLIENTS {
+        room /= 2;
+    }
+    room
+}
 
 impl ClientSet {
     /// What all names of such sets begin with, and no other's.
@@ -106,6 +126,18 @@ mod tests {
         // It keeps its clients and takes none back.
         let sets = affine(plan([pod("a", 1, TERMINATING), ready("b", 1)])).client_sets();
         assert_eq!(sets.into_values().map(|kept| kept.ports).collect::<Vec<_>>(), [[]]);
+    }
+
+    #[test]
+    fn the_more_sets_the_less_room_in_each_and_little_memory_in_all() {
+        assert_eq!(
+            [0, 1, 128, 129, 171, 1365, 1366, 100_000].map(room),
+            [16_384, 16_384, 16_384, 12_288, 6_144, 1_536, 1_536, 1_536]
+        );
+        // As the kernel's rhashtable_init and kvmalloc have it.
+        let bytes = |sets: usize| sets * ((room(sets) * 4 / 3).next_power_of_two() * 8 + 64).next_power_of_two();
+        assert!((0..=2048).all(|sets| bytes(sets) <= 64 << 20));
+        assert!((1..5000).all(|sets| room(sets + 1) <= room(sets)));
     }
 
     #[test]

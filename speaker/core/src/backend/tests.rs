@@ -234,7 +234,7 @@ fn the_text() {
         format!("\tchain known-service-{hash:016x} {{ ip saddr @{} accept; ip saddr @{} accept; }}", set(1), set(2)),
         format!(
             "\tchain service-{hash:016x} {{ ip saddr @{0} goto {1}; ip saddr @{2} goto {3}; \
-             jhash ip saddr mod 2 seed 0x53686561 vmap {{ 0 : goto {1}, 1 : goto {3} }}; }}",
+             jhash ip saddr mod 2 seed 0x53686561 == 0 goto {1}; goto {3}; }}",
             set(1),
             pod(1),
             set(2),

@@ -22,7 +22,7 @@ use ebpf_common::ServiceKey;
 
 use super::objects::{Kind, Objects};
 use super::{IS_SYN, PORT, PORT_TYPE, SERVICES, chain, elements, line, protocol};
-use crate::backend::affinity::{ClientSet, MAX_CLIENTS, Records};
+use crate::backend::affinity::{ClientSet, Records, room};
 use crate::backend::{Guard, LocalPods, Plan};
 use crate::view::{Protocol, ServiceAttributes};
 
@@ -36,14 +36,20 @@ pub fn add(objects: &mut Objects, plan: &Plan, concerns: impl Fn(&ServiceKey, &L
     for (key, local) in ports.filter(|(key, local)| concerns(key, local)) {
         services.entry(local.service).or_default().push((*key, local));
     }
+    if services.is_empty() {
+        return;
+    }
+    let set_type = set_type(room(plan.client_sets().len()));
     let services = services.into_iter().filter_map(|(hash, ports)| Service::new(hash, &ports));
-    services.for_each(|service| service.add(objects));
+    services.for_each(|service| service.add(objects, &set_type));
 }
 
-/// The sets with what is known of them.
+/// The sets with what is known of them. A set keeps the size with which it was made until the table is built anew.
 pub fn sets(text: &mut String, plan: &Plan, records: &Records) {
-    for (set, kept) in &plan.client_sets() {
-        let clients = records.get(set).into_iter().flatten().take(MAX_CLIENTS);
+    let sets = plan.client_sets();
+    let room = room(sets.len());
+    for (set, kept) in &sets {
+        let clients = records.get(set).into_iter().flatten().take(room);
         // A shorter timeout than before counts from now on.
         let timeout = u64::from(kept.timeout.seconds());
         let clients: Vec<String> = clients
@@ -51,7 +57,7 @@ pub fn sets(text: &mut String, plan: &Plan, records: &Records) {
             .filter(|(_, left)| *left > 0)
             .map(|(client, left)| format!("{client} timeout {timeout}s expires {left}s"))
             .collect();
-        line(text, format_args!("\tset {} {{ {} {}}}", set.name(), set_type(), elements(&clients)));
+        line(text, format_args!("\tset {} {{ {} {}}}", set.name(), set_type(room), elements(&clients)));
     }
 }
 
@@ -127,7 +133,7 @@ impl<'a> Service<'a> {
         Some(Self { hash, attributes, protocols, target_ports, pods, groups })
     }
 
-    fn add(&self, objects: &mut Objects) {
+    fn add(&self, objects: &mut Objects, set_type: &str) {
         for (which, ports) in self.target_ports.iter().enumerate() {
             let map = self.map(which);
             ports.iter().for_each(|(key, port)| objects.lead(&map, *key, format!("{port}")));
@@ -144,7 +150,7 @@ impl<'a> Service<'a> {
             ]);
             rules.extend(self.translate(pod, *which));
             objects.chains.insert(self.pod_chain(pod), rules);
-            objects.own.insert(set, (Kind::Set, set_type()));
+            objects.own.insert(set, (Kind::Set, set_type.into()));
         }
         let largest = self.groups.values().max_by_key(|keys| (keys.len(), Reverse(keys.first().copied())));
         for (group, keys) in &self.groups {
@@ -175,9 +181,9 @@ impl<'a> Service<'a> {
                 objects.chains.insert(unrecorded(&self.pod_chain(pod)), self.translate(pod, *which).collect());
             }
             let choice = self.choice(group, |pod| unrecorded(&self.pod_chain(pod)));
-            objects.chains.insert(by_hash, [choice].into());
+            objects.chains.insert(by_hash, choice);
         }
-        rules.push(self.choice(group, |pod| self.pod_chain(pod)));
+        rules.extend(self.choice(group, |pod| self.pod_chain(pod)));
         objects.chains.insert(name.into(), rules);
         if !group.last_resort {
             objects.chains.insert(known(name), own().map(|pod| asks(pod, "accept")).collect());
@@ -190,11 +196,20 @@ impl<'a> Service<'a> {
         self.protocols.iter().map(move |protocol| format!("meta l4proto {protocol} {to}"))
     }
 
-    /// By the hash of a client's address.
-    fn choice(&self, group: &Group, chain: impl Fn(&Pod) -> String) -> String {
-        let chains = group.pods.iter().enumerate().map(|(i, pod)| format!("{i} : goto {}", chain(pod)));
-        let chains: Vec<String> = chains.collect();
-        format!("{} vmap {{ {} }}", self.attributes.choice(Protocol::Tcp, group.pods.len()), chains.join(", "))
+    /// By the hash of a client's address. Of few pods by a rule for each: a map without a name costs the kernel a look at every set of the
+    /// table when it is made, a rule nothing.
+    fn choice(&self, group: &Group, chain: impl Fn(&Pod) -> String) -> Vec<String> {
+        let hash = self.attributes.choice(Protocol::Tcp, group.pods.len());
+        let pods = group.pods.iter().enumerate();
+        if group.pods.len() > FEW {
+            let chains: Vec<String> = pods.map(|(i, pod)| format!("{i} : goto {}", chain(pod))).collect();
+            return [format!("{hash} vmap {{ {} }}", chains.join(", "))].into();
+        }
+        let rule = |(i, pod): (usize, &Pod)| {
+            let goto = format!("goto {}", chain(pod));
+            if i + 1 == group.pods.len() { goto } else { format!("{hash} == {i} {goto}") }
+        };
+        pods.map(rule).collect()
     }
 
     fn map(&self, which: usize) -> String {
@@ -223,14 +238,16 @@ fn unrecorded(name: &str) -> String {
 }
 
 /// Each element has its own timeout: that of a set cannot be changed.
-fn set_type() -> String {
-    format!("type ipv4_addr; size {MAX_CLIENTS}; flags dynamic,timeout;")
+fn set_type(room: usize) -> String {
+    format!("type ipv4_addr; size {room}; flags dynamic,timeout;")
 }
 
 fn target_ports_type() -> String {
     format!("type {PORT_TYPE} : inet_service;")
 }
 
+/// Pods of one service port here, among which rules choose.
+const FEW: usize = 4;
 const KNOWN_CLIENTS: &str = "known_clients";
 /// Of all Services: where a Service's pods do not agree, more maps are its own.
 const TARGET_PORTS: &str = "target_ports";

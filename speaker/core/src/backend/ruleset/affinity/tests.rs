@@ -70,6 +70,30 @@ fn a_change_costs_what_changes() {
     assert!(lines == 30 * 4 && !text.contains(" set ") && !text.contains("element"), "{text}");
 }
 
+#[test]
+fn few_pods_are_chosen_by_rules_and_many_by_a_map() {
+    for pods in 1..=6 {
+        let text = replace(&many(80..82, 1..1 + pods));
+        let [rules, maps] = ["==", "vmap"].map(|by| text.matches(&format!("seed 0x53686561 {by} ")).count());
+        assert_eq!((rules, maps), if pods <= 4 { (usize::from(pods) - 1, 0) } else { (0, 1) }, "{pods} pods: {text}");
+    }
+}
+
+/// Sets that are there keep their size: another one would lose their clients.
+#[test]
+fn a_node_with_many_sets_has_less_room_in_new_ones() {
+    let pods = |pods: Range<u8>| many(80..81, pods);
+    let (few, more) = (pods(1..129), pods(1..130));
+    assert_eq!((replace(&few).matches("size 16384;").count(), replace(&few).matches("size 12288;").count()), (128, 0));
+    assert_eq!(
+        (replace(&more).matches("size 16384;").count(), replace(&more).matches("size 12288;").count()),
+        (0, 129)
+    );
+    let text = update(&few, &more).unwrap();
+    assert_eq!((text.matches(" set ").count(), text.matches("size 12288;").count()), (1, 1), "{text}");
+    assert!(!update(&more, &few).unwrap().contains("size"));
+}
+
 /// Named ports: two of four pods have other numbers, for both ports; one has a number of its own for one of them.
 #[test]
 fn pods_that_agree_share_a_map_of_target_ports() {
@@ -105,11 +129,9 @@ fn a_port_without_a_pod_of_the_service_has_its_own_choice() {
         ),
         format!(
             "\tchain tcp-192.0.2.1-82 {{ ip saddr @affinity-{hash:016x}-10.0.97.2 goto pod-{hash:016x}-10.0.97.2; \
-             ip saddr @affinity-{hash:016x}-10.0.97.1 goto unrecorded-tcp-192.0.2.1-82; jhash ip saddr mod 1"
+             ip saddr @affinity-{hash:016x}-10.0.97.1 goto unrecorded-tcp-192.0.2.1-82; goto pod-{hash:016x}-10.0.97.2; }}"
         ),
-        format!(
-            "\tchain unrecorded-tcp-192.0.2.1-82 {{ jhash ip saddr mod 1 seed 0x53686561 vmap {{ 0 : goto unrecorded-pod-{hash:016x}-10.0.97.2 }}; }}"
-        ),
+        format!("\tchain unrecorded-tcp-192.0.2.1-82 {{ goto unrecorded-pod-{hash:016x}-10.0.97.2; }}"),
         format!("\tchain unrecorded-pod-{hash:016x}-10.0.97.2 {{ meta l4proto tcp dnat to 10.0.97.2 :"),
         format!("\tchain known-tcp-192.0.2.1-82 {{ ip saddr @affinity-{hash:016x}-10.0.97.2 accept; }}"),
     ] {
@@ -127,7 +149,8 @@ fn endpoints_at_one_address_share_its_clients() {
     for line in [
         format!("\tchain pod-{hash:016x}-10.0.97.1-1 {{ update @affinity-{hash:016x}-10.0.97.1 {{"),
         format!(
-            "0 : goto pod-{hash:016x}-10.0.97.1, 1 : goto pod-{hash:016x}-10.0.97.1-1, 2 : goto pod-{hash:016x}-10.0.97.2 }}"
+            "jhash ip saddr mod 3 seed 0x53686561 == 0 goto pod-{hash:016x}-10.0.97.1; jhash ip saddr mod 3 seed 0x53686561 == 1 \
+             goto pod-{hash:016x}-10.0.97.1-1; goto pod-{hash:016x}-10.0.97.2; }}"
         ),
     ] {
         assert!(text.contains(&line), "{line}\nis not in\n{text}");
