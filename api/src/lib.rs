@@ -84,6 +84,9 @@ pub const MAX_SOURCE_RANGES: usize = 1024;
 /// (`ebpf_common::MAX_SERVICES`).
 pub const MAX_SERVICE_PORTS: usize = 16_384;
 
+/// EndpointSlices of a cluster that speakers keep, whatever Service they are of (`Limit::EndpointSlices` of speaker-core).
+pub const MAX_SLICES: usize = 65_536;
+
 /// Services of a cluster with source ranges (`ebpf_common::MAX_RESTRICTED`, without the slot of those beyond).
 pub const MAX_RESTRICTED_SERVICES: usize = 4095;
 

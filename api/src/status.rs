@@ -125,6 +125,8 @@ pub enum Refusal {
     /// Endpoints have an address to which nothing is sent: an address of a Service, a link-local or a loopback one. Speakers find it
     /// ([`Partly`]).
     EndpointAddress,
+    /// The cluster has more EndpointSlices than a speaker keeps: the endpoints of some are not served. Speakers find it ([`Partly`]).
+    TooManyEndpointSlices,
     /// The ports of an EndpointSlice beyond the first [`MAX_PORTS`](crate::MAX_PORTS). Speakers find it ([`Partly`]).
     TooManyEndpointPorts,
     /// Endpoints stand on no node, or on one without a speaker: they see the address of the node that translates for them. Speakers find it ([`Partly`]).
@@ -135,7 +137,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, for metrics that must exist with value zero.
-    pub const ALL: [Refusal; 45] = [
+    pub const ALL: [Refusal; 46] = [
         Refusal::NoPool,
         Refusal::UnknownPool,
         Refusal::PoolMalformed,
@@ -178,6 +180,7 @@ impl Refusal {
         Refusal::NodeNotListed,
         Refusal::NodeWithoutSpeaker,
         Refusal::EndpointAddress,
+        Refusal::TooManyEndpointSlices,
         Refusal::TooManyEndpointPorts,
         Refusal::ClientAddressLost,
         Refusal::AddressConflict,
@@ -228,6 +231,7 @@ impl Refusal {
             Refusal::NodeNotListed => "NodeNotListed",
             Refusal::NodeWithoutSpeaker => "NodeWithoutSpeaker",
             Refusal::EndpointAddress => "EndpointAddress",
+            Refusal::TooManyEndpointSlices => "TooManyEndpointSlices",
             Refusal::TooManyEndpointPorts => "TooManyEndpointPorts",
             Refusal::ClientAddressLost => "ClientAddressLost",
             Refusal::AddressConflict => "AddressConflict",
@@ -405,6 +409,8 @@ pub enum Partly {
     NodeWithoutSpeaker,
     /// A Service with endpoints that have an address to which nothing is sent.
     EndpointAddress,
+    /// A Service with EndpointSlices for which the speaker has no room ([`MAX_SLICES`](crate::MAX_SLICES)).
+    TooManyEndpointSlices,
     /// A Service with an EndpointSlice of more ports than [`MAX_PORTS`](crate::MAX_PORTS).
     TooManyEndpointPorts,
     /// A Service with endpoints of no node, or of a node without a speaker.
@@ -417,12 +423,13 @@ impl Partly {
     /// Of `status.reason`, by the definition of VirtualIP.
     const MAX_LENGTH: usize = 64;
 
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::AddressConflict,
         Self::FQDNNotServed,
         Self::NodeNotListed,
         Self::NodeWithoutSpeaker,
         Self::EndpointAddress,
+        Self::TooManyEndpointSlices,
         Self::TooManyEndpointPorts,
         Self::ClientAddressLost,
         Self::TooManyPorts,
@@ -436,6 +443,7 @@ impl Partly {
             Partly::NodeNotListed => "NodeNotListed",
             Partly::NodeWithoutSpeaker => "NodeWithoutSpeaker",
             Partly::EndpointAddress => "EndpointAddress",
+            Partly::TooManyEndpointSlices => "TooManyEndpointSlices",
             Partly::TooManyEndpointPorts => "TooManyEndpointPorts",
             Partly::ClientAddressLost => "ClientAddressLost",
             Partly::TooManyPorts => "TooManyPorts",

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use sheave_api::{MAX_PORTS, MAX_SOURCE_RANGES, Partly, Refusal, source_ranges};
+use sheave_api::{MAX_PORTS, MAX_SLICES, MAX_SOURCE_RANGES, Partly, Refusal, source_ranges};
 
 use crate::request::Refused;
 use crate::view::{Clients, Port, PortStatus, Protocol, ServiceView};
@@ -119,6 +119,13 @@ fn reported(part: Partly) -> Option<Refused> {
             Refusal::EndpointAddress,
             "endpoints with an address to which nothing is sent (one of a Service, link-local, loopback, multicast): they are not served",
         ),
+        Partly::TooManyEndpointSlices => {
+            let message = format!(
+                "the cluster has more EndpointSlices than the {MAX_SLICES} that a speaker keeps: endpoints in slices without room are \
+                 not served"
+            );
+            return Some(named(Refusal::TooManyEndpointSlices, message));
+        }
         Partly::TooManyEndpointPorts => {
             let message = format!("an EndpointSlice has more than {MAX_PORTS} ports: its first {MAX_PORTS} are served");
             return Some(named(Refusal::TooManyEndpointPorts, message));
@@ -328,6 +335,7 @@ mod tests {
             (Partly::NodeNotListed, Refusal::NodeNotListed),
             (Partly::NodeWithoutSpeaker, Refusal::NodeWithoutSpeaker),
             (Partly::EndpointAddress, Refusal::EndpointAddress),
+            (Partly::TooManyEndpointSlices, Refusal::TooManyEndpointSlices),
             (Partly::TooManyEndpointPorts, Refusal::TooManyEndpointPorts),
             (Partly::ClientAddressLost, Refusal::ClientAddressLost),
         ] {

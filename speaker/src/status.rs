@@ -143,6 +143,7 @@ fn partly(views: &Views, health: &HealthFlags, vip: Ipv4Addr) -> BTreeSet<Partly
         Part::NodeUnknown => Partly::NodeNotListed,
         Part::NoSpeakerYet => Partly::NodeWithoutSpeaker,
         Part::EndpointAddress => Partly::EndpointAddress,
+        Part::TooManySlices => Partly::TooManyEndpointSlices,
         Part::TooManyEndpointPorts => Partly::TooManyEndpointPorts,
         Part::Via => Partly::ClientAddressLost,
     };
@@ -451,6 +452,7 @@ mod tests {
         assert_eq!(Limit::RangesPerService.value(), sheave_api::MAX_SOURCE_RANGES);
         assert_eq!(Limit::VirtualIps.value(), sheave_api::MAX_VIRTUAL_IPS);
         assert_eq!(ebpf_common::MAX_SERVICES as usize, sheave_api::MAX_SERVICE_PORTS);
+        assert_eq!(Limit::EndpointSlices.value(), sheave_api::MAX_SLICES);
         assert_eq!(ebpf_common::MAX_RESTRICTED as usize, sheave_api::MAX_RESTRICTED_SERVICES + 1);
         assert_eq!(ebpf_common::MAX_SOURCE_RANGES as usize, sheave_api::MAX_ALL_SOURCE_RANGES);
     }

@@ -136,10 +136,16 @@ impl View {
 
     fn apply(&mut self, object: Object) -> Change {
         let key = object.key();
+        let service = match &object {
+            Object::EndpointSlice(_, slice) => Some(slice.service.clone()),
+            _ => None,
+        };
         let change = self.keep(object);
         match change {
-            Change::Refused(limit) => self.left_out.insert(key, limit),
-            Change::None | Change::Changed => self.left_out.remove(&key),
+            // One that is cut is there.
+            Change::Refused(Limit::PortsPerObject) => self.left_out.insert(key, Limit::PortsPerObject, None),
+            Change::Refused(limit) => self.left_out.insert(key, limit, service),
+            Change::None | Change::Changed => drop(self.left_out.remove(&key)),
         }
         change
     }
@@ -281,8 +287,7 @@ impl View {
     }
 
     fn remove(&mut self, key: &Key) -> bool {
-        let noted = self.parts.forget(key);
-        self.left_out.remove(key);
+        let noted = self.parts.forget(key) | self.left_out.remove(key);
         noted
             | match key {
                 Key::Node(name) => self.depart(name),
@@ -303,8 +308,7 @@ impl View {
     fn relist(&mut self, kind: Kind, objects: Vec<Object>) -> Change {
         let listed: alloc::collections::BTreeSet<Key> = objects.iter().map(Object::key).collect();
         let gone: Vec<Key> = self.keys(kind).into_iter().filter(|key| !listed.contains(key)).collect();
-        self.left_out.retain(kind, &listed);
-        let mut removed = false;
+        let mut removed = self.left_out.retain(kind, &listed);
         for key in &gone {
             removed |= self.remove(key);
         }

@@ -1,8 +1,9 @@
 //! How much the view holds, and how often that was not enough.
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
 
-use super::{Key, Kind};
+use super::{Key, Kind, ObjectName};
 
 macro_rules! limits {
     ($($(#[$doc:meta])* $name:ident, $label:literal, $value:expr;)*) => {
@@ -42,28 +43,40 @@ limits! {
 
 /// Objects that are not in the view as the API server has them, by the limit that they exceed. As many as [`LeftOut::MOST`] are known.
 #[derive(Clone, Debug, Default)]
-pub(super) struct LeftOut(BTreeMap<Key, Limit>);
+pub(super) struct LeftOut(BTreeMap<Key, (Limit, Option<String>)>);
 
 impl LeftOut {
     const MOST: usize = 4096;
 
-    pub fn insert(&mut self, key: Key, limit: Limit) {
+    /// `service`: of a slice of which nothing is in the view.
+    pub fn insert(&mut self, key: Key, limit: Limit, service: Option<String>) {
         if self.0.len() < Self::MOST || self.0.contains_key(&key) {
-            self.0.insert(key, limit);
+            self.0.insert(key, (limit, service));
         }
     }
 
-    pub fn remove(&mut self, key: &Key) {
-        self.0.remove(key);
+    /// Whether it was said of a Service.
+    pub fn remove(&mut self, key: &Key) -> bool {
+        self.0.remove(key).is_some_and(|(_, service)| service.is_some())
     }
 
-    /// Of these objects of a kind alone.
-    pub fn retain(&mut self, kind: Kind, listed: &BTreeSet<Key>) {
-        self.0.retain(|key, _| key.kind() != kind || listed.contains(key));
+    /// Of these objects of a kind alone. Whether another one was said of a Service.
+    pub fn retain(&mut self, kind: Kind, listed: &BTreeSet<Key>) -> bool {
+        let gone = |key: &Key| key.kind() == kind && !listed.contains(key);
+        let said = self.0.iter().any(|(key, (_, service))| service.is_some() && gone(key));
+        self.0.retain(|key, _| !gone(key));
+        said
     }
 
     pub fn limits(&self) -> impl Iterator<Item = Limit> {
-        self.0.values().copied().collect::<BTreeSet<_>>().into_iter()
+        self.0.values().map(|(limit, _)| *limit).collect::<BTreeSet<_>>().into_iter()
+    }
+
+    pub fn has_slice_of(&self, service: &ObjectName) -> bool {
+        self.0.iter().any(|(key, (_, of))| {
+            matches!(key, Key::EndpointSlice(slice) if slice.namespace == service.namespace)
+                && of.as_ref() == Some(&service.name)
+        })
     }
 }
 

@@ -18,6 +18,8 @@ pub enum Part {
     NoSpeakerYet,
     /// Endpoints of a Service that serve have an address to which nothing may be sent.
     EndpointAddress,
+    /// EndpointSlices of a Service have no room in the view ([`Limit::EndpointSlices`]).
+    TooManySlices,
     /// The ports of an EndpointSlice beyond [`Limit::PortsPerObject`].
     TooManyEndpointPorts,
     /// Endpoints of a Service stand on no node, or on one without a speaker: nodes translate for them ([`super::via`]).
@@ -87,6 +89,9 @@ impl View {
         };
         if self.parts.has_names(service) {
             parts.insert(Part::Names);
+        }
+        if self.left_out.has_slice_of(service) {
+            parts.insert(Part::TooManySlices);
         }
         for (name, slice) in self.slices.iter().filter(is_of) {
             parts.extend(self.parts.cut_slices.contains(name).then_some(Part::TooManyEndpointPorts));
@@ -176,6 +181,39 @@ mod tests {
         known.handle(wide(most + 1));
         assert_eq!(parts(&known), [Part::TooManyEndpointPorts]);
         assert_eq!(known.handle(Event::Relisted(Kind::EndpointSlice, vec![])), Change::Changed);
+        assert_eq!(parts(&known), []);
+    }
+
+    /// The last slice of the cluster that has no room, and then has.
+    #[test]
+    fn a_slice_beyond_the_limit_is_said_until_it_has_room() {
+        let mut known = view(ready());
+        let other = |n: usize| slice_named(&alloc::format!("a{n}"), ready());
+        let Object::EndpointSlice(_, of_another) = other(0) else { unreachable!() };
+        let of_another = EndpointSlice { service: "other".into(), ..of_another };
+        for n in known.slices().len()..Limit::EndpointSlices.value() {
+            let name = ObjectName::new("default", alloc::format!("a{n}"));
+            known.handle(Event::Apply(Object::EndpointSlice(name, of_another.clone())));
+        }
+        assert_eq!(parts(&known), []);
+        let refused = Change::Refused(Limit::EndpointSlices);
+        let beyond = || Event::Apply(slice_named("web-2", ready()));
+        assert_eq!(known.handle(beyond()), refused);
+        assert_eq!(parts(&known), [Part::TooManySlices]);
+        let elsewhere = Object::EndpointSlice(ObjectName::new("elsewhere", "web-3"), of_another.clone());
+        assert_eq!(known.handle(Event::Apply(elsewhere)), refused);
+        assert_eq!(
+            known.handle(Event::Delete(Key::EndpointSlice(ObjectName::new("default", "web-2")))),
+            Change::Changed
+        );
+        assert_eq!(parts(&known), [], "of another Service");
+        assert_eq!(known.handle(beyond()), refused);
+        known.handle(Event::Delete(Key::EndpointSlice(ObjectName::new("default", "a7"))));
+        assert_eq!(known.handle(beyond()), Change::Changed, "it is listed again");
+        assert_eq!(parts(&known), []);
+        known.handle(Event::Apply(slice_named("web-4", ready())));
+        assert_eq!(parts(&known), [Part::TooManySlices]);
+        assert_eq!(known.handle(Event::Relisted(Kind::EndpointSlice, vec![slice(ready())])), Change::Changed);
         assert_eq!(parts(&known), []);
     }
 
