@@ -56,6 +56,7 @@ pub struct Metrics {
     pub state_errors: IntCounterVec,
     pub state_unsaved: IntGauge,
     pub table_differs: IntGauge,
+    pub batches_waiting: IntGauge,
     pub nodes_stale: IntGauge,
     pub flows: IntGauge,
     pub flows_expired: IntGauge,
@@ -200,6 +201,10 @@ impl Metrics {
             table_differs: gauge(
                 "sheave_table_differs",
                 "Nodes whose forwarding table digest has differed from this one's for seconds.",
+            )?,
+            batches_waiting: gauge(
+                "sheave_batches_waiting",
+                "Service ports whose added pods wait for others before rows move: seconds.",
             )?,
             nodes_stale: gauge(
                 "sheave_nodes_stale",

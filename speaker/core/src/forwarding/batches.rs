@@ -126,7 +126,12 @@ impl Batches {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.values().all(|port| port.waiting.is_none())
+        self.waiting() == 0
+    }
+
+    /// Service ports whose added pods wait.
+    pub fn waiting(&self) -> usize {
+        self.0.values().filter(|port| port.waiting.is_some()).count()
     }
 
     /// When the next batch is to be applied.

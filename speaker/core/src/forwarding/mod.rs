@@ -207,6 +207,11 @@ impl Planner {
         self.batches.next_deadline()
     }
 
+    /// Service ports whose added pods have no rows yet.
+    pub fn batches_waiting(&self) -> usize {
+        self.batches.waiting()
+    }
+
     pub fn previous_rings(&self) -> &PreviousRings {
         &self.previous_rings
     }

@@ -83,6 +83,7 @@ impl State {
             members.follow(&mut frontends.0, now);
         }
         let mut table = self.sync.planner.table_of(view, &frontends, &traffic_states, &reports, now);
+        self.sync.metrics.batches_waiting.set(self.sync.planner.batches_waiting() as i64);
         self.bar_addresses(&mut table);
         let table = Arc::new(table);
         self.report(&table);

@@ -54,9 +54,11 @@ const fn secs(seconds: u64) -> Duration {
 fn a_lone_pod_waits_until_no_other_has_come_for_a_while() {
     let mut node = Node::new(pods(3));
     assert_eq!((node.see(pods(4), secs(0)), node.deadline()), (3, Some(QUIET)));
+    assert_eq!(node.batches.waiting(), 1);
     // The table may be made for other reasons.
     assert_eq!((node.see(pods(4), secs(2)), node.deadline()), (3, Some(QUIET)));
     assert_eq!((node.see(pods(4), QUIET), node.deadline()), (4, None));
+    assert_eq!(node.batches.waiting(), 0);
 }
 
 /// No pod waits longer than `LONGEST`, and batches are as far apart.
