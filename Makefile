@@ -91,8 +91,9 @@ bench-xdp: setup ## What the packet path costs a packet: a table, and the memory
 bench-ports: setup ## What 1,000, 5,000 and 10,000 service ports cost a node: times and memory; ARGS="--ports 10000 --steps"
 	@cargo run -q --release -p sheave-bench --bin ports -- $(ARGS)
 
-bench-ranges: setup ## What source ranges cost a node's nftables: time and memory of nft
+bench-ranges: setup ## What source ranges cost a node's nftables: time and memory of nft; a change among 1,000 Services until a node follows
 	@cargo run -q -p sheave-bench --bin ranges
+	@cargo run -q --release -p sheave-bench --bin ports -- --ranges
 
 bench-affinity: setup ## What session affinity costs a node's nftables: time and memory of nft
 	@cargo run -q -p sheave-bench --bin affinity

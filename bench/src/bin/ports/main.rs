@@ -4,6 +4,7 @@
 //! namespace. Its sockets and threads have no part in it. How to read it: bench/README.md.
 
 mod node;
+mod ranges;
 mod world;
 
 #[path = "../../../../speaker/src/backend/nft.rs"]
@@ -49,6 +50,9 @@ struct Arguments {
     /// Prints the steps of each change
     #[arg(long)]
     steps: bool,
+    /// What a change of source ranges costs instead, with 1,000 Services that have some
+    #[arg(long)]
+    ranges: bool,
     /// One world alone, in this process: what each line of the table is measured in
     #[arg(long, hide = true, value_parser = ["usual", "shared", "apart"])]
     world: Option<String>,
@@ -63,6 +67,9 @@ fn main() -> Result<()> {
             _ => Kind::Usual,
         };
         return measure(kind, arguments.ports[0], arguments.steps);
+    }
+    if arguments.ranges {
+        return ranges::measure();
     }
     println!("{HEAD}");
     for world in ["usual", "shared", "apart"] {
@@ -83,13 +90,17 @@ const HEAD: &str = "\
 
 fn measure(kind: Kind, ports: usize, steps: bool) -> Result<()> {
     let pins = Pins::new(&namespaces()?);
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    runtime()?.block_on(async {
         let loaded = loader::load(&pins)?;
         let figures = figures(kind, ports, steps, &pins).await?;
         drop(loaded);
         println!("{}", figures.line(kind));
         Ok(())
     })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 struct Figures {

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use speaker_core::attributes::{Prefix, ServiceAttributes, SourceRanges};
 use speaker_core::view::{
     Conditions, Endpoint, EndpointSlice, Event, Node, Object, ObjectName, Port, Protocol, Service, View, VirtualIp,
 };
@@ -19,13 +20,15 @@ pub enum Kind {
     Shared,
     /// One port each, on three nodes that no other Service has all three of: no two rings are equal.
     Apart,
+    /// One port and [`RANGES`] source ranges each, and a pod on this node.
+    Ranged,
 }
 
 impl Kind {
     pub fn ports(self) -> &'static [(&'static str, u16, Protocol)] {
         match self {
             Self::Usual => &PORTS,
-            Self::Shared | Self::Apart => &PORTS[..1],
+            Self::Shared | Self::Apart | Self::Ranged => &PORTS[..1],
         }
     }
 
@@ -44,7 +47,8 @@ impl Kind {
     /// The node of a pod.
     fn node(self, service: usize, pod: usize) -> usize {
         match self {
-            Self::Usual | Self::Shared => random(service * 64 + pod) % NODES,
+            Self::Ranged if pod == 0 => crate::node::OWN,
+            Self::Usual | Self::Shared | Self::Ranged => random(service * 64 + pod) % NODES,
             Self::Apart => three_nodes(service * 13 % 161_700).get(pod).copied().unwrap_or(pod % NODES),
         }
     }
@@ -62,10 +66,8 @@ pub fn view(kind: Kind, ports: usize) -> View {
         view.handle(Event::Apply(Object::Node(name(number), node)));
     }
     for number in 0..services(kind, ports) {
-        let service = object_name(number);
         // More Services than a view has addresses share them, each with ports of its own.
-        let listed = Service { ports: named(kind, (number / VIPS) as u16), ..Service::default() };
-        view.handle(Event::Apply(Object::Service(service.clone(), listed)));
+        view.handle(restricted(kind, number, 0));
         let sharing = (number % VIPS..=number).step_by(VIPS).map(object_name).collect();
         let vip = VirtualIp { pool: "pool".into(), services: sharing, ..VirtualIp::default() };
         view.handle(Event::Apply(Object::VirtualIp(vip_of(number % VIPS), vip)));
@@ -83,6 +85,21 @@ pub fn scaled(kind: Kind, service: usize, more: bool) -> Event {
     let pods = kind.pods(service);
     Event::Apply(slice(kind, service, if more { pods + 1 } else { pods }))
 }
+
+/// The Service, with a list of its own for each version.
+pub fn restricted(kind: Kind, service: usize, version: u32) -> Event {
+    // Single addresses, none beside another: nothing can be joined.
+    let first = 0x0b00_0000 + service as u32 * 4 * RANGES + version % 2;
+    let range = |n: u32| Prefix { network: (first + 2 * n).into(), length: 32 };
+    let list = || (0..RANGES).map(range).collect::<Vec<_>>().into();
+    let source_ranges: Option<SourceRanges> = (kind == Kind::Ranged).then(list);
+    let attributes = ServiceAttributes { source_ranges, ..ServiceAttributes::default() };
+    let ports = named(kind, (service / VIPS) as u16);
+    Event::Apply(Object::Service(object_name(service), Service { ports, attributes }))
+}
+
+/// Of each restricted Service.
+pub const RANGES: u32 = 10;
 
 pub fn name(node: usize) -> String {
     format!("node-{node:03}.example.internal")
