@@ -14,6 +14,7 @@ fn promises_hold_beside_kube_proxy_iptables() {
         &[
             ("client address", 1, steps::client_address),
             ("endpoints of no node", 1, steps::endpoints_of_no_node),
+            ("Service: slices, duplicates, named ports", 1, endpoints::slices),
             ("Service: pods that are not ready", 1, endpoints::not_ready),
             ("Service: hints, internalTrafficPolicy", 1, endpoints::hints),
             ("Service: terminating pods, no endpoint", 1, endings::terminating),

@@ -12,7 +12,7 @@ use super::clients::{OUTSIDE, datagram, greeted_by, refused, wait_refused, wait_
 use super::{Room, Server, WITHIN};
 
 /// Pods whose named port has another number each, one of them on its node's own network, so that there are several slices, and no
-/// node ports; then a slice that names one of the pods once more.
+/// node ports; then a slice that names one of the pods once more, and one that holds names.
 pub fn slices(scene: &Scene) -> Result<String> {
     let room = Room::open(scene, "slices")?;
     let here = |node, name, port| Server { port, ..Server::on(node, name, "several") };
@@ -38,17 +38,11 @@ pub fn slices(scene: &Scene) -> Result<String> {
     let address = |pod: &str| -> Result<String> { Ok(room.find(pod)?.ip.map(|ip| ip.to_string()).unwrap_or_default()) };
     let endpoint =
         |address: String, node: &str| json!({"addresses": [address], "nodeName": node, "conditions": {"ready": true}});
-    let twice = json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"name": "twice", "labels": {
-            "kubernetes.io/service-name": "several", "endpointslice.kubernetes.io/managed-by": "sheave-tests"}},
-        "ports": [{"name": "web", "protocol": "TCP", "port": 8081}],
-        "endpoints": [endpoint(address("first")?, &first.node), endpoint(address("beside")?, &scene.nodes[1])],
-    });
-    scene.api.create("/apis/discovery.k8s.io/v1/namespaces/slices/endpointslices", &twice)?;
-    // The other pod shows that the slice counts.
-    wait_all(scene, "client", OUTSIDE[0].1, vip, &["first", "second", "host", "beside"])?;
-    // A pod that leaves the Service ends the wait for a batch of additions.
+    let names = slice("names", "FQDN", json!([{"addresses": ["db.example.com"], "conditions": {"ready": true}}]));
+    scene.api.create(SLICES, &names)?;
+    let twice = [endpoint(address("first")?, &first.node), endpoint(address("beside")?, &scene.nodes[1])];
+    scene.api.create(SLICES, &slice("twice", "IPv4", json!(twice)))?;
+    // A pod that leaves the Service ends the wait for a batch of additions, the one of the new slice.
     scene.api.patch(&room.path("pods", "host"), &json!({"metadata": {"labels": {"app": "gone"}}}))?;
     // Two of three pods are on the second node; if the duplicate counted it would be two of four. Both are four standard deviations
     // away.
@@ -56,10 +50,26 @@ pub fn slices(scene: &Scene) -> Result<String> {
     let all = wait_for("each pod to have its share", WITHIN, || {
         shares = greeted_by(scene, "client", OUTSIDE[0].1, vip, SHARED)?;
         let of = |pod: &str| shares.get(pod).copied().unwrap_or_default();
-        Ok((of("host") == 0 && of("second") + of("beside") > SHARED * 7 / 12).then_some(()))
+        Ok((of("host") == 0 && of("beside") > 0 && of("second") + of("beside") > SHARED * 7 / 12).then_some(()))
     });
     all.with_context(|| format!("last: {shares:?} of {SHARED}"))?;
-    Ok(format!("3 slices, then a fourth with a duplicate: {shares:?} of {SHARED}"))
+    // One that holds names takes nothing from the others, and is named as long as it is there.
+    let refused = room.remark("several", "FQDNNotServed")?;
+    ensure!(refused.contains("addressType FQDN"), "{refused}");
+    scene.api.delete(&format!("{SLICES}/names"))?;
+    room.remark("several", "AddressAllocated")?;
+    Ok(format!("3 slices, then a fourth with a duplicate, beside names: {shares:?} of {SHARED}"))
+}
+
+/// A slice of the Service that no controller made.
+fn slice(name: &str, address_type: &str, endpoints: serde_json::Value) -> serde_json::Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": address_type,
+        "metadata": {"name": name, "labels": {
+            "kubernetes.io/service-name": "several", "endpointslice.kubernetes.io/managed-by": "sheave-tests"}},
+        "ports": [{"name": "web", "protocol": "TCP", "port": 8081}],
+        "endpoints": endpoints,
+    })
 }
 
 /// A pod that is never ready, behind a Service that publishes it and behind one that does not.
@@ -134,6 +144,7 @@ impl Drop for Zones<'_> {
     }
 }
 
+const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/slices/endpointslices";
 const FEW: usize = 8;
 const MANY: usize = 40;
 const SHARED: usize = 600;
