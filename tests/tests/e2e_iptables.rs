@@ -31,6 +31,7 @@ fn promises_hold_beside_kube_proxy_iptables() {
             ("rolling update", 1, steps::rolling_update),
             ("nftables table and XDP link deleted", 1, steps::nft_and_xdp_deleted),
             ("no pod ready", 1, steps::no_pod_ready),
+            ("session affinity, 6 to 9 to 12 pods", 1, steps::session_affinity),
             ("without Sheave", 1, steps::baseline),
             ("client address after it all", 1, steps::client_address),
             ("node without a speaker", 1, steps::node_without_speaker),

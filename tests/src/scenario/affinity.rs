@@ -1,7 +1,7 @@
 //! sessionAffinity ClientIP: a hundred clients, 6, 9 and 12 pods, and one pod that is replaced. New pods come to some of the nodes only, so
 //! that rows move from the node that gets none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::thread::sleep;
@@ -84,35 +84,36 @@ impl Clients<'_> {
         }
         for more in [pods + pods / 2, 2 * pods] {
             scale(self.scene, more)?;
-            self.come_again_until_ready(more)?;
-            self.come_again_for(ROWS_MOVE)?;
+            self.come_again_until(more, true)?;
         }
-        let replaced = self.pods.values().next().context("clients")?.pod.clone();
+        // Its successor comes to the same node: the ring that was in force before is back at once.
+        let full = self.scene.nodes.first().context("nodes")?;
+        let replaced = self.pods.values().find(|greeting| greeting.node != *full).context("clients")?.pod.clone();
         self.report.moved = self.pods.values().filter(|greeting| greeting.pod == replaced).count();
         self.pods.retain(|_, greeting| greeting.pod != replaced);
         self.scene.api.delete(&format!("/api/v1/namespaces/{NAMESPACE}/pods/{replaced}"))?;
         wait_for("the pod to take no more clients", WITHIN, || {
             Ok((!self.round()?.values().any(|greeting| greeting.pod == replaced)).then_some(()))
         })?;
-        self.come_again()?;
-        self.come_again_until_ready(2 * pods)?;
-        self.come_again_for(ROWS_MOVE)
+        self.come_again_until(2 * pods, false)
     }
 
-    fn come_again_until_ready(&mut self, pods: usize) -> Result<()> {
-        wait_for(&format!("{pods} pods to be Ready"), WITHIN, || {
+    /// Until so many pods are Ready and have rows on every node, and for some rounds more: reports of rows that moved follow. `wait`: the
+    /// rows must have waited on every node.
+    fn come_again_until(&mut self, pods: usize, wait: bool) -> Result<()> {
+        let (mut waited, mut rounds) = (BTreeSet::new(), 0);
+        let mut seen = String::new();
+        let all = wait_for(&format!("{pods} pods to have rows"), WITHIN, || {
             self.come_again()?;
             let ready = self.scene.pods()?.iter().filter(|pod| pod.ready).count();
-            Ok((ready == pods).then_some(()))
-        })
-    }
-
-    fn come_again_for(&mut self, time: Duration) -> Result<()> {
-        let until = Instant::now() + time;
-        while Instant::now() < until {
-            self.come_again()?;
-        }
-        Ok(())
+            let waiting = nodes_with(self.scene, WAITING)?;
+            seen = format!("{ready} pods ready; rows wait on {waiting:?}, have waited on {waited:?}");
+            let done = ready == pods && waiting.is_empty() && (!wait || waited.len() == self.scene.nodes.len());
+            waited.extend(waiting);
+            rounds = if done { rounds + 1 } else { 0 };
+            Ok((rounds == ROUNDS).then_some(()))
+        });
+        all.with_context(|| format!("last seen: {seen}"))
     }
 
     fn come_again(&mut self) -> Result<()> {
@@ -157,11 +158,20 @@ fn cordon(scene: &Scene, unschedulable: bool) -> Result<()> {
 }
 
 fn searched(scene: &Scene) -> Result<f64> {
+    Ok(values(scene, SEARCHED)?.iter().map(|(_, value)| value).sum())
+}
+
+fn nodes_with(scene: &Scene, gauge: &str) -> Result<Vec<String>> {
+    Ok(values(scene, gauge)?.into_iter().filter(|(_, value)| *value > 0.0).map(|(node, _)| node).collect())
+}
+
+/// By node, from its speaker.
+fn values(scene: &Scene, series: &str) -> Result<Vec<(String, f64)>> {
     let of = |node: &String| {
         let metrics = http::metrics(&scene.lab, scene.node_address(node)?)?;
-        http::value(&metrics, SEARCHED).with_context(|| format!("{node} has no {SEARCHED}"))
+        Ok((node.clone(), http::value(&metrics, series).with_context(|| format!("{node} has no {series}"))?))
     };
-    scene.nodes.iter().map(of).sum()
+    scene.nodes.iter().map(of).collect()
 }
 
 fn greeting(from: Ipv4Addr, to: SocketAddrV4) -> Result<Greeting> {
@@ -184,10 +194,11 @@ fn addresses(verb: &str) -> String {
 /// The last bytes of their addresses, which nothing else in the segment has.
 const CLIENTS: std::ops::Range<u8> = 100..200;
 const SEARCHED: &str = "sheave_frames_total{verdict=\"second_chance_arrived\"}";
+/// Added pods that wait for others before rows move (decision 15).
+const WAITING: &str = "sheave_batches_waiting";
 /// Between two rounds.
-const PACE: Duration = Duration::from_millis(200);
+const PACE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(2);
 const WITHIN: Duration = Duration::from_secs(60);
-/// Pods that come wait up to 15 s for others before rows move (decision 15), and reports of the rows that moved follow within seconds. That
-/// rows may move no more is no event.
-const ROWS_MOVE: Duration = Duration::from_secs(22);
+/// Without a row that waits, before they count as moved: peers take a batch over within moments.
+const ROUNDS: usize = 5;
