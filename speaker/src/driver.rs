@@ -38,6 +38,7 @@ use speaker_core::time::Instant;
 use speaker_core::unicast::{self, Unicast};
 use speaker_core::unverified::{self, Unverified};
 use speaker_core::wire::advert::Signer;
+use speaker_core::wire::pace::Pace;
 use tracing::{error, info, warn};
 
 use crate::dataplane::LeaseMaps;
@@ -149,6 +150,8 @@ struct Incoming {
     cluster: Option<u64>,
     /// It has READY, verified or not.
     ready: bool,
+    /// Of its sender, if it states one, verified or not.
+    pace: Option<Pace>,
     /// The key that it is signed with and the hint of the sender's other one, while there are two keys.
     signed: Option<(Signer, u8)>,
 }
@@ -182,6 +185,7 @@ impl Loop {
                 multicast: true,
                 cluster: None,
                 ready: false,
+                pace: None,
                 signed: None,
             },
             signed_macs: BTreeMap::new(),

@@ -15,9 +15,12 @@ use crate::machine::Machine;
 use crate::name::NodeName;
 use crate::time::{Duration, Instant};
 use crate::wire::advert::Reject;
+use crate::wire::pace::Pace;
 
-/// A node counts for this long after such an advert.
+/// A node counts for this long after an advert, whether verified or refused; a slower one for as long as its silence is no death.
 const WINDOW: Duration = Duration::from_secs(2);
+/// Of a node's verified adverts one in so long is news.
+const NEWS: Duration = Duration::from_millis(500);
 /// A node that ran before yields for so long at most: what it receives may be forged.
 const YIELD: Duration = Duration::from_secs(600);
 /// Without any for so long, the cluster id and the flow key of a new node are taken to be those of the cluster.
@@ -31,9 +34,14 @@ pub enum Event {
         reason: Reject,
         /// The advert has READY: its sender may own VIPs.
         ready: bool,
+        /// The pace that it states, if it is an advert that states one. It may be forged, and is within the bounds of the wire.
+        pace: Option<Pace>,
     },
-    /// An advert of this node was verified.
-    Verified(NodeName),
+    /// An advert of this node, which has this pace, was verified.
+    Verified {
+        node: NodeName,
+        pace: Option<Pace>,
+    },
     /// All other nodes of the cluster.
     Nodes(BTreeSet<NodeName>),
     Tick,
@@ -59,8 +67,8 @@ pub struct Unverified {
     probation: Option<Instant>,
     own: NodeName,
     nodes: BTreeMap<NodeName, Refused>,
-    /// When an advert of each node was last verified.
-    verified: BTreeMap<NodeName, Instant>,
+    /// Until when each node counts as verified, and when that was news.
+    verified: BTreeMap<NodeName, Counted>,
     /// Since when the unverified side has been larger, without a pause.
     outnumbered: Option<Instant>,
     yields: bool,
@@ -74,6 +82,25 @@ pub struct Unverified {
 struct Refused {
     at: Instant,
     ready: bool,
+    /// The last one that it stated.
+    pace: Option<Pace>,
+}
+
+impl Refused {
+    fn until(&self) -> Instant {
+        self.at + window(self.pace)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    at: Instant,
+    until: Instant,
+}
+
+/// Adverts of a slow node are further apart than [`WINDOW`], where one of them is lost.
+fn window(pace: Option<Pace>) -> Duration {
+    WINDOW.max(pace.map_or(WINDOW, Pace::dead))
 }
 
 impl Unverified {
@@ -99,21 +126,26 @@ impl Unverified {
 
     /// Whether [`Event::Verified`] of this node changes anything: not every heartbeat does.
     pub fn is_news(&self, node: &NodeName, now: Instant) -> bool {
-        self.nodes.contains_key(node) || self.verified.get(node).is_none_or(|at| now.since(*at) >= WINDOW / 4)
+        self.nodes.contains_key(node) || self.verified.get(node).is_none_or(|counted| now.since(counted.at) >= NEWS)
     }
 
     fn is_verified(&self, node: &NodeName, now: Instant) -> bool {
-        self.verified.get(node).is_some_and(|at| now.since(*at) < WINDOW)
+        self.verified.get(node).is_some_and(|counted| now < counted.until)
     }
 
-    fn refused(&mut self, node: NodeName, reason: Reject, ready: bool, now: Instant, actions: &mut Vec<Action>) {
+    fn refused(&mut self, node: NodeName, reason: Reject, refused: Refused, now: Instant, actions: &mut Vec<Action>) {
         let is_key = matches!(reason, Reject::UnknownKey | Reject::BadMac | Reject::WrongCluster);
         // The node itself is received, so another machine uses its address.
         if !is_key || !self.known.contains(&node) || self.is_verified(&node, now) {
             return;
         }
-        if self.nodes.insert(node.clone(), Refused { at: now, ready }).is_none() {
-            actions.push(Action::Unverified { node, reason });
+        match self.nodes.get_mut(&node) {
+            // Most adverts state none.
+            Some(known) => *known = Refused { pace: refused.pace.or(known.pace), ..refused },
+            None => {
+                self.nodes.insert(node.clone(), refused);
+                actions.push(Action::Unverified { node, reason });
+            }
         }
     }
 
@@ -135,9 +167,9 @@ impl Unverified {
         }
     }
 
-    fn forget(&mut self, gone: impl Fn(&NodeName, Instant) -> bool, actions: &mut Vec<Action>) {
+    fn forget(&mut self, gone: impl Fn(&NodeName, &Refused) -> bool, actions: &mut Vec<Action>) {
         let gone: Vec<_> =
-            self.nodes.iter().filter(|(node, refused)| gone(node, refused.at)).map(|(node, _)| node.clone()).collect();
+            self.nodes.iter().filter(|(node, refused)| gone(node, refused)).map(|(node, _)| node.clone()).collect();
         for node in gone {
             self.nodes.remove(&node);
             actions.push(Action::Resolved(node));
@@ -168,10 +200,12 @@ impl Machine for Unverified {
 
     fn handle(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
-            Event::Rejected { node, reason, ready } => self.refused(node, reason, ready, now, actions),
-            Event::Verified(node) => {
+            Event::Rejected { node, reason, ready, pace } => {
+                self.refused(node, reason, Refused { at: now, ready, pace }, now, actions);
+            }
+            Event::Verified { node, pace } => {
                 self.forget(|other, _| *other == node, actions);
-                self.verified.insert(node, now);
+                self.verified.insert(node, Counted { at: now, until: now + window(pace) });
             }
             Event::Nodes(nodes) => {
                 self.forget(|node, _| !nodes.contains(node), actions);
@@ -182,13 +216,13 @@ impl Machine for Unverified {
             }
             Event::Tick => {}
         }
-        self.forget(|_, at| now.since(at) >= WINDOW, actions);
+        self.forget(|_, refused| now >= refused.until(), actions);
         self.judge(now, actions);
         self.judge_sides(now, actions);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let expiry = self.nodes.values().map(|refused| refused.at + WINDOW).min();
+        let expiry = self.nodes.values().map(Refused::until).min();
         let confirmed = self.probation.filter(|_| self.viewed && self.nodes.is_empty()).map(|since| since + PROBATION);
         let yielded = self.outnumbered.filter(|_| self.yields).map(|since| since + YIELD);
         [expiry, confirmed, yielded].into_iter().flatten().min()
@@ -216,7 +250,11 @@ mod tests {
     }
 
     fn rejected(name: &str, reason: Reject) -> Event {
-        Event::Rejected { node: node(name), reason, ready: true }
+        Event::Rejected { node: node(name), reason, ready: true, pace: None }
+    }
+
+    fn verified(name: &str) -> Event {
+        Event::Verified { node: node(name), pace: None }
     }
 
     /// A new node with the wrong identity beside a running cluster: it owns nothing for as long as it receives that cluster's
@@ -228,7 +266,7 @@ mod tests {
         let actions = take(&mut machine, rejected("a", Reject::WrongCluster), 1);
         assert_eq!(actions, [Action::Unverified { node: node("a"), reason: Reject::WrongCluster }, Action::Hold(true)]);
         // Another new node, with the same wrong identity, proves nothing.
-        assert_eq!(take(&mut machine, Event::Verified(node("b")), 2), []);
+        assert_eq!(take(&mut machine, verified("b"), 2), []);
         for at in 2..100 {
             assert_eq!(take(&mut machine, rejected("a", Reject::WrongCluster), at), [], "reported once");
         }
@@ -246,7 +284,7 @@ mod tests {
         take(&mut machine, Event::Nodes([node("a")].into()), 0);
         let unverified = [Action::Unverified { node: node("a"), reason: Reject::UnknownKey }];
         assert_eq!(take(&mut machine, rejected("a", Reject::UnknownKey), 1), unverified);
-        assert_eq!(take(&mut machine, Event::Verified(node("a")), 1), [Action::Resolved(node("a"))]);
+        assert_eq!(take(&mut machine, verified("a"), 1), [Action::Resolved(node("a"))]);
         assert_eq!(machine.next_deadline(), None);
     }
 
@@ -255,22 +293,18 @@ mod tests {
     fn a_node_that_ran_before_yields_to_the_larger_side_for_ten_minutes() {
         let mut machine = Unverified::new(node("c"), true, seconds(0));
         take(&mut machine, Event::Nodes(["a", "b", "d"].map(node).into()), 0);
-        take(&mut machine, Event::Verified(node("d")), 1);
+        take(&mut machine, verified("d"), 1);
         let unverified = |name| Action::Unverified { node: node(name), reason: Reject::UnknownKey };
         // Two against c and d, whose first name is a.
         assert_eq!(take(&mut machine, rejected("b", Reject::UnknownKey), 1), [unverified("b")]);
         assert_eq!(take(&mut machine, rejected("a", Reject::UnknownKey), 1), [unverified("a"), Action::Yield(true)]);
         assert_eq!(machine.next_deadline(), Some(seconds(3)));
         for at in 2..601 {
-            take(&mut machine, Event::Verified(node("d")), at);
+            take(&mut machine, verified("d"), at);
             assert_eq!(take(&mut machine, rejected("a", Reject::UnknownKey), at), []);
             assert_eq!(take(&mut machine, rejected("b", Reject::UnknownKey), at), []);
         }
-        assert_eq!(
-            take(&mut machine, Event::Verified(node("d")), 601),
-            [Action::Yield(false)],
-            "or no node would serve"
-        );
+        assert_eq!(take(&mut machine, verified("d"), 601), [Action::Yield(false)], "or no node would serve");
         assert_eq!(take(&mut machine, rejected("a", Reject::UnknownKey), 601), []);
         let gone = [Action::Resolved(node("a")), Action::Resolved(node("b"))];
         assert_eq!(take(&mut machine, Event::Tick, 604), gone);
@@ -279,10 +313,7 @@ mod tests {
             [unverified("a"), Action::Yield(true)],
             "c alone, after a"
         );
-        assert_eq!(
-            take(&mut machine, Event::Verified(node("a")), 605),
-            [Action::Resolved(node("a")), Action::Yield(false)]
-        );
+        assert_eq!(take(&mut machine, verified("a"), 605), [Action::Resolved(node("a")), Action::Yield(false)]);
     }
 
     /// Of two nodes exactly one serves; nodes on probation, and addresses of nodes that are received, do not count.
@@ -291,15 +322,44 @@ mod tests {
         let serves = |own: &str, other: &str, ready| {
             let mut machine = Unverified::new(node(own), true, seconds(0));
             take(&mut machine, Event::Nodes([node(other)].into()), 0);
-            let event = Event::Rejected { node: node(other), reason: Reject::BadMac, ready };
+            let event = Event::Rejected { node: node(other), reason: Reject::BadMac, ready, pace: None };
             !take(&mut machine, event, 1).contains(&Action::Yield(true))
         };
         assert!(serves("a", "b", true) && !serves("b", "a", true));
         assert!(serves("b", "a", false), "it is new, and owns nothing");
         let mut machine = Unverified::new(node("b"), true, seconds(0));
-        take(&mut machine, Event::Verified(node("a")), 0);
+        take(&mut machine, verified("a"), 0);
         take(&mut machine, Event::Nodes([node("a")].into()), 0);
         assert_eq!(take(&mut machine, rejected("a", Reject::BadMac), 1), [], "another machine uses its address");
+    }
+
+    /// Node c, and d, whose heartbeats come once a second, beside a, which has other keys: two of d's are lost.
+    #[test]
+    fn a_slow_peer_counts_while_its_silence_is_no_death() {
+        let slow = Some(Pace { interval: Duration::from_secs(1), dead_intervals: 3 });
+        let yields = |pace| {
+            let mut machine = Unverified::new(node("c"), true, seconds(0));
+            take(&mut machine, Event::Nodes(["a", "d"].map(node).into()), 0);
+            take(&mut machine, Event::Verified { node: node("d"), pace }, 1);
+            take(&mut machine, rejected("a", Reject::UnknownKey), 3).contains(&Action::Yield(true))
+        };
+        assert!(!yields(slow), "two against one");
+        assert!(yields(None), "as fast as others, d is gone");
+    }
+
+    /// Its adverts come once a second, and it states its pace in some of them: all that were lost in between say nothing.
+    #[test]
+    fn a_slow_unverified_node_counts_while_its_silence_is_no_death() {
+        let slow = Some(Pace { interval: Duration::from_secs(1), dead_intervals: 5 });
+        let mut machine = Unverified::new(node("b"), true, seconds(0));
+        take(&mut machine, Event::Nodes([node("a")].into()), 0);
+        let stated = Event::Rejected { node: node("a"), reason: Reject::BadMac, ready: true, pace: slow };
+        let unverified = Action::Unverified { node: node("a"), reason: Reject::BadMac };
+        assert_eq!(take(&mut machine, stated, 1), [unverified, Action::Yield(true)]);
+        assert_eq!(take(&mut machine, rejected("a", Reject::BadMac), 2), []);
+        assert_eq!(take(&mut machine, Event::Tick, 7), [], "5.2 s after the last one");
+        assert_eq!(machine.next_deadline(), Some(Instant::from_millis(7200)));
+        assert_eq!(take(&mut machine, Event::Tick, 8), [Action::Resolved(node("a")), Action::Yield(false)]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use speaker_core::wire::advert::{Reject, Signer};
 use speaker_core::wire::pace::Pace;
 use tracing::{info, warn};
 
-use super::{Notice, State};
+use super::{Incoming, Notice, State};
 use crate::dataplane::inbox::Message;
 
 impl State {
@@ -31,13 +31,14 @@ impl State {
             self.on_rotation(rotation::Event::Received { node: node.clone(), signer, other_hint, dead }, now);
         }
         if self.driver.unverified.is_news(node, now) {
-            self.on_unverified(unverified::Event::Verified(node.clone()), now);
+            self.on_unverified(unverified::Event::Verified { node: node.clone(), pace }, now);
         }
     }
 
     pub(super) fn rejected(&mut self, reason: Reject, now: Instant) {
         if let Some(node) = self.by_address.get(&self.incoming.source).cloned() {
-            self.on_unverified(unverified::Event::Rejected { node, reason, ready: self.incoming.ready }, now);
+            let Incoming { ready, pace, .. } = self.incoming;
+            self.on_unverified(unverified::Event::Rejected { node, reason, ready, pace }, now);
         }
     }
 

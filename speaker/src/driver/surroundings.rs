@@ -41,7 +41,8 @@ impl Surroundings for State {
                 let packet = Packet::new(&bytes).ok();
                 let cluster = packet.map(|packet| packet.cluster());
                 let ready = packet.is_some_and(|packet| packet.advertises_ready());
-                self.incoming = Incoming { source, multicast, cluster, ready, signed: self.signer(&bytes) };
+                let pace = packet.and_then(|packet| packet.stated_pace());
+                self.incoming = Incoming { source, multicast, cluster, ready, pace, signed: self.signer(&bytes) };
                 return Some(bytes);
             }
             self.driver.metrics.count_rejected("ttl", "advert");

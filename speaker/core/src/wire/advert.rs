@@ -111,6 +111,14 @@ impl<'a> Packet<'a> {
         Flags::from_bits(self.flags()).ready
     }
 
+    /// Of the sender, verified or not; `None`: this advert states none that is allowed.
+    pub fn stated_pace(&self) -> Option<Pace> {
+        match self.kind() {
+            KIND_NODE => parse_node(self).ok().and_then(|(_, pace)| pace),
+            _ => None,
+        }
+    }
+
     fn challenge(&self) -> u32 {
         u32::from_be_bytes(self.array_at(40))
     }
@@ -268,7 +276,7 @@ impl Advert {
         let body = match packet.kind() {
             KIND_HEARTBEAT => Body::Heartbeat { echoes: parse_echoes(packet)? },
             KIND_CLAIMS => parse_claims(packet)?,
-            _ => parse_node(packet)?,
+            _ => parse_node(packet).map(|(mac, pace)| Body::Node { mac, pace })?,
         };
         Ok(Self {
             node: name,
@@ -372,13 +380,13 @@ fn parse_claims(packet: &Packet<'_>) -> Result<Body, Reject> {
 }
 
 /// A group address, or none, is no address of a node (IEEE 802 section 8.2.2).
-fn parse_node(packet: &Packet<'_>) -> Result<Body, Reject> {
+fn parse_node(packet: &Packet<'_>) -> Result<([u8; 6], Option<Pace>), Reject> {
     let (mac, rest) = packet.body().split_first_chunk::<6>().ok_or(Reject::Truncated)?;
     let (pace, _) = rest.split_first_chunk::<{ Pace::LEN }>().ok_or(Reject::Truncated)?;
     if mac[0] & 1 != 0 || *mac == [0; 6] {
         return Err(Reject::Malformed);
     }
-    Ok(Body::Node { mac: *mac, pace: Pace::from_bytes(*pace)? })
+    Ok((*mac, Pace::from_bytes(*pace)?))
 }
 
 fn parse_claim(bytes: &[u8; CLAIM_LEN]) -> Result<Claim, Reject> {

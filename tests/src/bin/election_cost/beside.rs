@@ -74,7 +74,11 @@ impl Beside {
         }
         if self.unverified.is_news(&node, now) {
             let mut actions = Vec::new();
-            self.unverified.handle(unverified::Event::Verified(node.clone()), now, &mut actions);
+            self.unverified.handle(
+                unverified::Event::Verified { node: node.clone(), pace: Some(PACE) },
+                now,
+                &mut actions,
+            );
             told += actions.len();
         }
         let mut actions = Vec::new();

@@ -87,6 +87,9 @@ fn node_both_ways() {
         let group = Advert { body: Body::Node { mac, pace: None }, ..heartbeat() };
         assert_eq!(Advert::open(&group.seal(&keys(5)), CLUSTER, &keys(5)), Err(Reject::Malformed));
     }
+    let stated = |bytes: &[u8]| Packet::new(bytes).unwrap().stated_pace();
+    assert_eq!((stated(&bytes), stated(&longer)), (pace, pace), "whoever signed them");
+    assert_eq!((stated(&heartbeat().seal(&keys(5))), stated(&claims().seal(&keys(5)))), (None, None));
     // 9 ms; 1001 ms; 2 intervals; 11 intervals.
     for pace in [[0x30, 9], [0x33, 0xe9], [0x20, 50], [0xb0, 50], [0, 50], [0x30, 0]] {
         let mut bytes = bytes[..bytes.len() - MAC_LEN].to_vec();
@@ -94,6 +97,7 @@ fn node_both_ways() {
         bytes[end..].copy_from_slice(&pace);
         keys(5).seal(&mut bytes);
         assert_eq!(Advert::open(&bytes, CLUSTER, &keys(5)), Err(Reject::BadPace), "{pace:?}");
+        assert_eq!(stated(&bytes), None, "{pace:?}");
     }
 }
 
