@@ -6,6 +6,7 @@
 use anyhow::{Context, Result, ensure};
 use sheave_tests::endpoint::Clients;
 use sheave_tests::endpoint::faults::{self, Faulted};
+use sheave_tests::endpoint::further;
 use sheave_tests::endpoint::judge::{self, Promise};
 use sheave_tests::lab::ha::{self, Ha};
 use sheave_tests::lab::{Balancer, Distribution, alone, down_on_interrupt, quiet};
@@ -17,8 +18,8 @@ const WATCHES: usize = 30;
 #[test]
 fn api_servers_die_freeze_and_lose_power_behind_the_endpoint() -> Result<()> {
     down_on_interrupt(NAME)?;
-    // Its API servers know their clients: what is ready is seen by a certificate.
-    let speaker = Balancer::Sheave(env!("CARGO_BIN_EXE_sheave-speaker").into(), Distribution::K3s);
+    // Its API servers know their clients: what is ready is seen by a certificate. And it has a further port.
+    let speaker = Balancer::Sheave(env!("CARGO_BIN_EXE_sheave-speaker").into(), Distribution::Rke2);
     alone(ha::config(NAME, speaker, quiet), |lab, _| {
         let ha = Ha::of(lab)?;
         faults::start_all(&ha)?;
@@ -27,6 +28,10 @@ fn api_servers_die_freeze_and_lose_power_behind_the_endpoint() -> Result<()> {
         let other = ha.nodes().into_iter().find(|node| *node != owner).context("another node")?;
         check("killed", &judge::killed(&faults::kill_api_server(&ha, &mut clients, &other)?))?;
         check("frozen", &judge::frozen(&faults::stop_api_server(&ha, &mut clients, &owner)?))?;
+        check(
+            "whole, and what serves its further port is killed",
+            &judge::further_killed(&further::kill(&ha, &clients, &other)?),
+        )?;
         let lost = faults::power_off_owner(&ha, &mut clients)?;
         check("without power", &judge::owner_lost(&lost))?;
         client_address(&ha, &lost)

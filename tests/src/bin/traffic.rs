@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use sheave_tests::traffic::{arp, connect, hold, probe, relay, serve};
+use sheave_tests::traffic::{arp, connect, handshakes, hold, probe, relay, serve};
 
 /// Measuring commands print `ready`, obey `mark [NS]` and `report` on stdin, and print one JSON report.
 #[derive(Parser)]
@@ -21,6 +21,9 @@ enum Command {
     Get(connect::GetArguments),
     /// Which node answers ARP for an address, and when
     ArpWatch(arp::Arguments),
+    /// Completes TLS handshakes and says nothing
+    #[command(hide = true)]
+    Handshakes(handshakes::Arguments),
     /// Joins an inherited listening socket with a server
     #[command(hide = true)]
     Relay(relay::Arguments),
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Command::Connect(arguments) => connect::run(&arguments),
         Command::Get(arguments) => connect::get(&arguments),
         Command::ArpWatch(arguments) => arp::run(&arguments),
+        Command::Handshakes(arguments) => handshakes::run(&arguments),
         Command::Relay(arguments) => relay::run(&arguments),
     };
     match result {

@@ -1,7 +1,6 @@
 //! What can happen to API servers, etcd members and owners behind the endpoint. Each makes one thing happen under all clients, says what
 //! they saw, and returns when everything is whole again; it judges nothing.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -10,7 +9,7 @@ use serde::Serialize;
 
 use super::place::Place;
 use super::session::{Access, USER_AGENT};
-use super::{Clients, OBJECT, Seen, fresh};
+use super::{Clients, OBJECT, Seen, fresh, further};
 use crate::lab::ha::{Ha, Part};
 use crate::lab::{process, wait_for};
 use crate::traffic::clock::{milliseconds, now_ns, sleep_until};
@@ -35,6 +34,7 @@ pub fn start_all(ha: &Ha) -> Result<()> {
         ha.start_balancer(&node)?;
         [Part::Etcd, Part::ApiServer].into_iter().try_for_each(|part| ha.start(&node, part))?;
     }
+    further::start(ha)?;
     ready(ha)
 }
 
@@ -43,15 +43,7 @@ pub fn ready(ha: &Ha) -> Result<()> {
     for node in ha.nodes() {
         wait_ready(ha, &node)?;
     }
-    let (access, place) = (Access::of(ha, USER_AGENT)?, Place::new(&ha.netns("client"))?);
-    let mut missing: BTreeSet<String> = ha.nodes().into_iter().collect();
-    wait_for("the endpoint to reach every API server", SERVED_WITHIN, || {
-        let (access, to) = (access.clone(), ha.address());
-        if let Ok(session) = place.run(async move { access.open(to).await })? {
-            missing.remove(&session.server);
-        }
-        Ok(missing.is_empty().then_some(()))
-    })?;
+    further::reach_all(ha)?;
     wait_for("the endpoint to be served", SERVED_WITHIN, || {
         Ok(ha
             .lab

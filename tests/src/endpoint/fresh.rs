@@ -67,6 +67,30 @@ impl Log {
 /// Begins a connection every so often, whatever became of those before, until the place is dropped. Every `changes`th request changes
 /// the object that the watches see.
 pub fn start(place: &Place, access: &Arc<Access>, to: SocketAddrV4, every: Duration, changes: Option<u32>) -> Arc<Log> {
+    let is_change = move |number: u32| changes.is_some_and(|every| number.is_multiple_of(every));
+    begin(place, access, every, move |access, log, number, late_ms| {
+        tokio::spawn(one(access, log, to, Begin { number, late_ms, change: is_change(number) }));
+    })
+}
+
+/// The same without requests: each connection ends with its handshake.
+pub fn start_handshakes(place: &Place, access: &Arc<Access>, to: SocketAddrV4, every: Duration) -> Arc<Log> {
+    begin(place, access, every, move |access, log, number, late_ms| {
+        tokio::spawn(async move {
+            let start_ns = now_ns();
+            log.lock().pending.insert((start_ns, number));
+            let outcome = access.reach(to).await.map(|by| Served { by, answer: Some(Ok(200)) });
+            log.ended(number, Attempt { start_ns, late_ms, end_ns: now_ns(), outcome });
+        });
+    })
+}
+
+fn begin(
+    place: &Place,
+    access: &Arc<Access>,
+    every: Duration,
+    one: impl Fn(Arc<Access>, Arc<Log>, u32, f64) + Send + 'static,
+) -> Arc<Log> {
     let (log, access) = (Arc::new(Log::default()), access.clone());
     let kept = log.clone();
     place.spawn(async move {
@@ -76,9 +100,7 @@ pub fn start(place: &Place, access: &Arc<Access>, to: SocketAddrV4, every: Durat
         let mut number = 0_u32;
         loop {
             let due = ticks.tick().await;
-            let late_ms = due.elapsed().as_secs_f64() * 1e3;
-            let change = changes.is_some_and(|every| number.is_multiple_of(every));
-            tokio::spawn(one(access.clone(), log.clone(), to, Begin { number, late_ms, change }));
+            one(access.clone(), log.clone(), number, due.elapsed().as_secs_f64() * 1e3);
             number = number.wrapping_add(1);
         }
     });

@@ -8,6 +8,7 @@ use super::Seen;
 use super::cold::{First, Refused};
 use super::faults::{AllDown, Faulted};
 use super::fresh::READY;
+use super::further::Killed;
 use super::report::Window;
 use super::session::USER_AGENT;
 use super::streams::Streamed;
@@ -166,6 +167,21 @@ pub fn clock_wrong(wrong: &WrongClock) -> Vec<Promise> {
         fails_until("no new connection fails when it is restarted with the wrong clock", &restart.fresh, 0.0),
         survivors("watches survive a restart with the wrong clock", restart, &[]),
     ]
+}
+
+/// What stands behind the further ports of one node is dead.
+pub fn further_killed(killed: &Killed) -> Vec<Promise> {
+    let name = "no connection to a further port fails that began more than 1 s after its server was killed";
+    let mut promises: Vec<_> = killed
+        .ports
+        .iter()
+        .map(|(port, window)| {
+            let promise = fails_until(name, window, REFUSED_MS);
+            Promise { seen: format!("{port}: {}", promise.seen), ..promise }
+        })
+        .collect();
+    promises.push(fails_until("no new connection to an API server fails meanwhile", &killed.seen.fresh, 0.0));
+    promises
 }
 
 /// No API server can say whether it is ready; each completes handshakes.

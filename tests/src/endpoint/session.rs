@@ -85,6 +85,12 @@ impl Access {
         Ok(Session { server, send })
     }
 
+    /// Whose handshake completes: also where no API server stands.
+    pub async fn reach(&self, to: SocketAddrV4) -> Result<String, Failure> {
+        let tls = timeout(PATIENCE, self.handshake(to)).await.map_err(|_| Failure::NoHandshake)??;
+        self.server(&tls)
+    }
+
     /// Whether a server has the certificate of a node's API server that is in its file now.
     pub async fn has_newest(&self, to: SocketAddrV4, node: &str) -> Result<bool> {
         let newest = read(&self.ha.certificate(node))?;

@@ -39,6 +39,7 @@ use super::netns::{self, run};
 use super::plan::{Balancer, ENDPOINT, Endpoint, LabConfig, Plan, kubernetes_bin, node_address};
 use super::process::{self, Recorded};
 use super::{Lab, service, wait_for};
+use crate::traffic;
 use installed::{CLIENT_CERTIFICATE, CLIENT_KEY};
 
 /// A lab with API servers on its nodes.
@@ -54,6 +55,8 @@ pub struct Ha {
 pub enum Part {
     Etcd,
     ApiServer,
+    /// On the further ports of the distribution, if it has any.
+    Further,
     Speaker,
     Haproxy,
     Keepalived,
@@ -83,6 +86,11 @@ impl Ha {
     /// The API server of a node.
     pub fn api_server(&self, node: &str) -> Result<SocketAddrV4> {
         Ok(SocketAddrV4::new(self.node_address(node)?, self.endpoint.api_port()))
+    }
+
+    /// Those of the endpoint beside the API servers' one.
+    pub fn further_ports(&self) -> Vec<u16> {
+        self.endpoint.further_ports()
     }
 
     /// What serves the endpoint on a node.
@@ -263,9 +271,10 @@ impl Ha {
 }
 
 impl Part {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Etcd,
         Self::ApiServer,
+        Self::Further,
         Self::Speaker,
         Self::Haproxy,
         Self::Keepalived,
@@ -279,6 +288,7 @@ impl Part {
         match self {
             Self::Etcd => "etcd",
             Self::ApiServer => "kube-apiserver",
+            Self::Further => "sheave-traffic",
             Self::Speaker => "sheave-speaker",
             Self::Haproxy => "haproxy",
             Self::Keepalived => "keepalived",
@@ -311,6 +321,15 @@ pub fn prepare(plan: &Plan, pki: &Pki, node: &str) -> Result<()> {
         (Part::Etcd, kubernetes_bin().join("etcd"), etcd_arguments(plan, node, address)),
         (Part::ApiServer, kubernetes_bin().join("kube-apiserver"), server),
     ];
+    let further = endpoint.further_ports();
+    if !further.is_empty() {
+        let mut arguments = vec!["handshakes".to_owned()];
+        arguments.extend(further.iter().map(|port| format!("--port={port}")));
+        arguments.extend(
+            [("certificate", "crt"), ("key", "key")].map(|(flag, file)| format!("--{flag}={}", pki.server(node, file))),
+        );
+        programs.push((Part::Further, traffic::binary()?, arguments));
+    }
     match &endpoint.balancer {
         Balancer::Sheave(program, distribution) => {
             if distribution.is_anonymous_refused() {

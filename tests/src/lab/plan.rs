@@ -116,6 +116,12 @@ impl Endpoint {
         }
     }
 
+    /// What the distribution serves beside the API.
+    pub fn further_ports(&self) -> Vec<u16> {
+        let Balancer::Sheave(_, distribution) = self.balancer else { return Vec::new() };
+        distribution.preset().distribution().ports.iter().skip(1).map(|(port, _)| *port).collect()
+    }
+
     /// Of the API servers.
     pub fn api_port(&self) -> u16 {
         let of_preset = match self.balancer {

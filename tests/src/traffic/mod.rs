@@ -33,6 +33,7 @@ pub mod arp;
 pub mod clock;
 pub mod connect;
 pub mod control;
+pub mod handshakes;
 pub mod hold;
 pub mod manifest;
 pub mod ports;

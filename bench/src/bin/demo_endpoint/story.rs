@@ -9,7 +9,7 @@ use sheave_bench::screen::Screen;
 use sheave_tests::endpoint::faults::Faulted;
 use sheave_tests::endpoint::judge::{self, Promise};
 use sheave_tests::endpoint::streams::Streams;
-use sheave_tests::endpoint::{Clients, Seen, cold, faults, kubelets, upkeep};
+use sheave_tests::endpoint::{Clients, Seen, cold, faults, further, kubelets, upkeep};
 use sheave_tests::lab::Lab;
 use sheave_tests::lab::ha::Ha;
 
@@ -97,6 +97,12 @@ fn one_server(story: &mut Story<'_>, ha: &Ha, clients: &mut Clients) -> Result<(
         story.open_streams(ha)?;
         let faulted = faults::kill_etcd(ha, clients, &other)?;
         story.faulted(&faulted, judge::without_etcd(&faulted))?;
+    }
+    let further = ha.further_ports().iter().map(u16::to_string).collect::<Vec<_>>().join(" and ");
+    if !further.is_empty() && story.begins(&format!("SIGKILL for what serves port {further} on {other}")) {
+        let killed = further::kill(ha, clients, &other)?;
+        story.saw(&killed.seen);
+        story.end(&killed, judge::further_killed(&killed))?;
     }
     Ok(())
 }
