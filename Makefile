@@ -5,7 +5,7 @@ STATIC_TARGET := x86_64-unknown-linux-gnu
 STATIC := target/static
 LAB ?= lab
 
-.PHONY: help setup demo test fuzz-endpoint-file fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-ranges bench-affinity bench-second-chance bench-scale bench-histories bench-controller demo-endpoint bench-endpoint status-page chaos hardship status-war measure-election conformance docs check-docs deny check
+.PHONY: help setup demo test fuzz-endpoint-file fmt fmt-check lint ebpf crds crds-check images endpoint-tar image-next lab lab-down bench-headline bench-survive bench-upgrade bench-xdp bench-ports bench-ranges bench-affinity bench-second-chance bench-scale bench-histories bench-controller demo-endpoint bench-endpoint status-page chaos hardship endpoint-daemonset status-war measure-election conformance docs check-docs deny check
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -127,6 +127,9 @@ chaos: setup ## Leaders of the controller killed, stopped and cut off at random 
 hardship: setup ## The controller beside an API server that refuses, closes watches, stops in pulses, or is put back to an earlier state
 	@cargo build -q -p sheave-controller
 	@cargo test -q -p sheave-tests --test controller_hardship -- --nocapture
+
+endpoint-daemonset: setup images ## The DaemonSet installed, upgraded, deleted on a whole cluster whose nodes serve its endpoint, keys rotated: 0 connections lost
+	@cargo test -q -p sheave-tests --test endpoint_daemonset -- --nocapture
 
 status-war: setup ## Another controller rewrites the statuses of its Services every second for ten minutes: ours writes nothing
 	@cargo build -q -p sheave-controller

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::Seen;
 use super::cold::{First, Refused};
+use super::daemonset::Happened;
 use super::faults::{AllDown, Faulted};
 use super::fresh::READY;
 use super::further::Killed;
@@ -16,6 +17,7 @@ use super::upkeep::{Renewed, SlowEtcd, WrongClock};
 use crate::lab::ha::Ha;
 use crate::lab::plan::CLIENT;
 use crate::scenario::InTime;
+use crate::scenario::survive::Survival;
 use crate::scenario::waits::judge;
 
 /// A promise and what was seen of it.
@@ -184,6 +186,50 @@ pub fn further_killed(killed: &Killed) -> Vec<Promise> {
     promises
 }
 
+/// The DaemonSet, its Services and their keys are nothing to the endpoint.
+pub fn apart(happened: &Happened) -> Vec<Promise> {
+    let Happened { owner_before, owner_after, seen, .. } = happened;
+    let mut promises = handed_over(happened);
+    promises.insert(0, stays(&Some(owner_before.clone()), &Some(owner_after.clone()), seen));
+    promises
+}
+
+/// Its address may move.
+pub fn handed_over(happened: &Happened) -> Vec<Promise> {
+    let seen = &happened.seen;
+    let mut promises = vec![
+        fails_until("no new connection to the endpoint fails", &seen.fresh, 0.0),
+        survivors("every open watch by the endpoint lives", seen, &[]),
+        on_nodes(seen, 0.0),
+    ];
+    promises.extend(happened.service.iter().flat_map(of_service));
+    promises
+}
+
+/// Its pods live.
+fn of_service(survival: &Survival) -> Vec<Promise> {
+    let side = &survival.sheave;
+    let trouble = survival.trouble.as_ref().map_or(String::new(), |trouble| format!("; {trouble}"));
+    let examples = side.examples.iter().map(|example| format!("; {example}")).collect::<String>();
+    let open = side.whole() && side.eligible > 0 && survival.trouble.is_none();
+    let seen = format!(
+        "{} of {}, the longest pause {:.0} ms{trouble}{examples}",
+        side.alive, side.eligible, side.longest_pause_ms
+    );
+    // What a pod's program took too late was there in time.
+    let failed = side.new_failed_later.saturating_sub(side.new_server_late as u64);
+    let outcome = match failed {
+        0 => InTime::Kept,
+        _ if side.longest_pause_ms.max(side.client_late_ms) > STOOD_STILL_MS => InTime::TooBusy,
+        _ => InTime::Broken,
+    };
+    let new = format!("{failed} of {}", side.new);
+    let new = Promise { name: "no new connection of the Service fails", outcome, seen: new };
+    // None where there is no one to answer.
+    let new = Some(new).filter(|_| side.new > 0);
+    [Promise::counted("every open connection of the Service lives", open, seen)].into_iter().chain(new).collect()
+}
+
 /// No API server can say whether it is ready; each completes handshakes.
 pub fn etcd_stopped(stopped: &SlowEtcd) -> Vec<Promise> {
     let SlowEtcd { owners, reasons, seen, .. } = stopped;
@@ -331,6 +377,8 @@ const BACK_MS: f64 = 1_000.0;
 /// Without a heartbeat for so long a speaker is dead: the lab's endpoint has the timing of profile `fast`.
 const DEAD_MS: f64 = 150.0;
 const STARVED_MS: f64 = DEAD_MS / 2.0;
+/// Of the machine: new connections time out then.
+const STOOD_STILL_MS: f64 = 450.0;
 const STATIC_PODS_MS: f64 = 30_000.0;
 /// Lines come once a second.
 const STREAM_SILENT_MS: f64 = 3_000.0;

@@ -12,10 +12,11 @@
 //! # }
 //! ```
 //! Read: [`session`] (a connection) → [`fresh`], [`watches`], [`kubectl`], [`streams`] (clients) → [`report`] (how they count) →
-//! [`cold`], [`kubelets`], [`faults`], [`further`], [`upkeep`] → [`judge`] (what is promised).
+//! [`cold`], [`kubelets`], [`faults`], [`further`], [`upkeep`], [`daemonset`] → [`judge`] (what is promised).
 //! A connection is counted by its start; it has failed if it was refused, reset, or has no TLS handshake after 4 s.
 
 pub mod cold;
+pub mod daemonset;
 pub mod faults;
 pub mod fresh;
 pub mod further;

@@ -108,7 +108,7 @@ pub fn wrong_clock(ha: &Ha, clients: &Clients, test_build: &Path, seconds: i64) 
 }
 
 /// Until the speaker of a node finds that every member serves.
-fn wait_serving(ha: &Ha, node: &str) -> Result<()> {
+pub fn wait_serving(ha: &Ha, node: &str) -> Result<()> {
     wait_for(&format!("every member to serve, as {node} has it"), SERVED_WITHIN, || {
         let Ok(status) = ha.status(node) else { return Ok(None) };
         let serving = servers(&status).all(|server| server.state == State::Serving);
@@ -169,7 +169,7 @@ fn wall_seconds() -> Result<i64> {
     Ok(i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs())?)
 }
 
-fn since(from_ns: u64) -> Duration {
+pub(super) fn since(from_ns: u64) -> Duration {
     Duration::from_nanos(now_ns().saturating_sub(from_ns))
 }
 

@@ -45,10 +45,14 @@ pub fn start_etcd(state: &mut State) -> Result<()> {
 /// the roles that allow it are made by the API server after its start. Under a kubelet it would start again.
 pub fn start_controllers(state: &mut State, pki: &Pki) -> Result<()> {
     let plan = state.plan.clone();
-    let (role, server) = plan.control_plane_alone()[0].clone();
+    let (role, server) = match plan.control_plane_alone().into_iter().next() {
+        Some((role, address)) => (role, SocketAddrV4::new(address, API_PORT)),
+        // By the endpoint, and on none of its nodes: they outlive each.
+        None => ("client".to_owned(), plan.api()),
+    };
     for (name, user) in [("kube-controller-manager", CONTROLLER_MANAGER), ("kube-scheduler", SCHEDULER)] {
         let config = plan.dir().join(format!("{name}.kubeconfig"));
-        pki.kubeconfig(&config, user, SocketAddrV4::new(server, API_PORT))?;
+        pki.kubeconfig(&config, user, server)?;
         let process = part(&plan, name, &role, name, &controller_arguments(name, &config.to_string_lossy(), pki))?;
         state.processes.insert(name.to_owned(), process);
     }

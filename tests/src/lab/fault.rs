@@ -202,10 +202,10 @@ impl Lab {
         kube_proxy::mode_of(&self.state()?.plan, node)
     }
 
-    /// The process of the node's speaker, or `None` while it has none.
+    /// The process of the node's speaker, or `None` while it has none: the DaemonSet's, also beside a host speaker.
     pub fn speaker(&self, node: &str) -> Result<Option<Recorded>> {
         let state = self.powered(node)?;
-        service::process_of(&state, node, SPEAKER)
+        service::process_in_pod(&state, node, SPEAKER)
     }
 
     /// Commands of nft(8) on a node.

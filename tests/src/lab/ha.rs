@@ -33,7 +33,7 @@ use serde_json::Value;
 use sheave_endpoint::status::Status;
 
 use super::certs::{ADMIN, Pki};
-use super::control_plane::api_server_arguments;
+use super::control_plane::{self, api_server_arguments};
 use super::fault::{Fault, usage};
 use super::netns::{self, run};
 use super::plan::{Balancer, ENDPOINT, Endpoint, LabConfig, Plan, kubernetes_bin, node_address};
@@ -103,6 +103,11 @@ impl Ha {
 
     pub fn start_balancer(&self, node: &str) -> Result<()> {
         self.balancer().iter().try_for_each(|part| self.start(node, *part))
+    }
+
+    /// The controller manager and the scheduler, beside the client on the segment. The endpoint has to be served.
+    pub fn start_controllers(&self) -> Result<()> {
+        self.lab.change(|state| control_plane::start_controllers(state, &Pki::of(&self.plan)))
     }
 
     pub fn nodes(&self) -> Vec<String> {
@@ -177,6 +182,16 @@ impl Ha {
 
     /// What the API server of a node has logged of the requests of a program.
     pub fn audit(&self, node: &str, user_agent: &str) -> Result<Vec<Value>> {
+        let is_its = |event: &Value| event["userAgent"].as_str().is_some_and(|name| name.starts_with(user_agent));
+        self.audited(node, user_agent, is_its)
+    }
+
+    /// The same of a user that the policy names.
+    pub fn audit_of(&self, node: &str, user: &str) -> Result<Vec<Value>> {
+        self.audited(node, user, |event| event["user"]["username"] == user)
+    }
+
+    fn audited(&self, node: &str, name: &str, wanted: impl Fn(&Value) -> bool) -> Result<Vec<Value>> {
         let file = self.plan.node_dir(node).join("var/log/audit.log");
         let text = match fs::read_to_string(&file) {
             Ok(text) => text,
@@ -185,11 +200,8 @@ impl Ha {
             Err(error) => return Err(error).context(file.display().to_string()),
         };
         // The last line may be written now.
-        let lines = text.lines().filter(|line| line.contains(user_agent));
-        let events = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        Ok(events
-            .filter(|event| event["userAgent"].as_str().is_some_and(|name| name.starts_with(user_agent)))
-            .collect())
+        let lines = text.lines().filter(|line| line.contains(name));
+        Ok(lines.filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter(wanted).collect())
     }
 
     /// Files of the authority's certificate, and of an API server's.
@@ -402,7 +414,7 @@ apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules:
-- {level: Metadata, users: [admin]}
+- {level: Metadata, users: [admin, 'system:serviceaccount:sheave-system:sheave-speaker']}
 - {level: None}
 ";
 /// Between SIGTERM, when /readyz begins to fail, and the end of the listener: Kubernetes' own flag for what stands behind a balancer.

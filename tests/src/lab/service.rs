@@ -1,8 +1,9 @@
 //! Programs that a node's first process keeps running, as a service manager does (boot.sh): kubelet, containerd, kube-proxy, and what
-//! [`super::ha`] adds. A program is known by its name and the node's network namespace.
+//! [`super::ha`] adds. A program is known by its name, the node's network namespace and its mounts: what runs in a pod has others.
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,9 +16,25 @@ use super::state::State;
 use super::wait::wait_for;
 
 pub fn process_of(state: &State, node: &str, program: &str) -> Result<Option<Recorded>> {
+    find(state, node, program, |own| own)
+}
+
+/// The process of a pod that has the node's network.
+pub fn process_in_pod(state: &State, node: &str, program: &str) -> Result<Option<Recorded>> {
+    find(state, node, program, |own| !own)
+}
+
+/// `wanted`: whether it is one with the node's own mounts.
+fn find(state: &State, node: &str, program: &str, wanted: fn(bool) -> bool) -> Result<Option<Recorded>> {
     let inode = netns::inode(&state.plan.netns(node))?;
-    let found = process::in_netns(inode).into_iter().find(|(_, name)| name == program);
-    Ok(found.and_then(|(pid, _)| Recorded::of(pid).ok()))
+    let own = state.nodes.get(node).and_then(|node| mounts_of(node.init.pid));
+    let matches = |(pid, name): &(i32, String)| name == program && wanted(mounts_of(*pid) == own);
+    Ok(process::in_netns(inode).into_iter().find(matches).and_then(|(pid, _)| Recorded::of(pid).ok()))
+}
+
+/// The mount namespace of a process.
+fn mounts_of(pid: i32) -> Option<u64> {
+    fs::metadata(format!("/proc/{pid}/ns/mnt")).ok().map(|found| found.ino())
 }
 
 /// Keeps it from being started again, until the node boots.

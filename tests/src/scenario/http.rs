@@ -41,11 +41,24 @@ pub fn speaker(lab: &Lab, address: Ipv4Addr, path: &str) -> Result<Answer> {
     let has_it = |node: &&String| state.node_address(node).is_ok_and(|found| found == address);
     let node = state.nodes.keys().find(has_it).with_context(|| format!("{address} is no node's address"))?;
     let port = if path == "/metrics" { METRICS_PORT } else { PROBE_PORT };
-    netns::inside(&state.plan.netns(node), || {
+    get(&state.plan.netns(node), port, path)
+}
+
+fn get(namespace: &str, port: u16, path: &str) -> Result<Answer> {
+    netns::inside(namespace, || {
         let stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), WITHIN)?;
         stream.set_read_timeout(Some(WITHIN))?;
         request(stream, "GET", path, None)
     })
+}
+
+/// Metrics of a node's host speaker, as text.
+pub fn host_speaker_metrics(lab: &Lab, node: &str) -> Result<String> {
+    let answer = get(&lab.state()?.plan.netns(node), HOST_SPEAKER_METRICS_PORT, "/metrics")?;
+    if answer.status != 200 {
+        bail!("host speaker of {node}: /metrics: {} {}", answer.status, answer.body);
+    }
+    Ok(answer.body)
 }
 
 /// A speaker's metrics, as text.
@@ -65,6 +78,7 @@ pub fn value(metrics: &str, series: &str) -> Option<f64> {
 
 const PROBE_PORT: u16 = 7482;
 const METRICS_PORT: u16 = 7483;
+const HOST_SPEAKER_METRICS_PORT: u16 = 7487;
 const WITHIN: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

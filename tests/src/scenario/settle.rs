@@ -141,6 +141,20 @@ fn speaker_missing(scene: &Scene, node: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// Waits until so many pods are Ready and each was reached through the address, whatever the speakers say.
+pub fn wait_reached(scene: &Scene) -> Result<()> {
+    let mut missing = None;
+    let waited = wait_for("every pod to be reached through the address", WITHIN, || {
+        let pods: BTreeSet<String> = scene.pods()?.into_iter().filter(|pod| pod.ready).map(|pod| pod.name).collect();
+        missing = match pods.len() == scene.nodes.len() * scene.pods_per_node {
+            true => unreached(scene, pods)?,
+            false => Some(format!("{} pods are Ready", pods.len())),
+        };
+        Ok(missing.is_none().then_some(()))
+    });
+    waited.with_context(|| format!("last seen: {missing:?}"))
+}
+
 /// Connects through the address until every pod has answered, or returns which never did or what failed.
 fn unreached(scene: &Scene, mut pods: BTreeSet<String>) -> Result<Option<String>> {
     let tries = pods.len() * TRIES_PER_POD;

@@ -163,7 +163,7 @@ fn survive(
 }
 
 /// Watches clients of a cluster that is whole while `work` makes things happen, and judges.
-fn observe(
+pub fn observe(
     scene: &Scene,
     setup: &Setup,
     options: watch::Options,
