@@ -1,7 +1,13 @@
 //! What an API server is able to: the oldest Kubernetes that Sheave is made for, compared with what it says of itself at `/version`, and
-//! whether it serves a kind of objects at all.
+//! whether it serves a kind of objects at all. And the watch that all programs use.
 
+use std::fmt::Debug;
+use std::time::Duration;
+
+use futures::stream::{self, Stream, StreamExt};
 use kube::runtime::watcher;
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
 
 /// Major and minor of the oldest Kubernetes that is served: ValidatingAdmissionPolicy, and tokens that name the node of a pod.
 pub const FLOOR: (u32, u32) = (1, 31);
@@ -29,6 +35,37 @@ pub fn check(major: &str, minor: &str) -> Result<(), VersionError> {
     Ok(())
 }
 
+/// A full list, then every change, for ever. As kube-runtime's watcher, which lists anew where the first event of a watch says that its
+/// version has expired; where the API server, or what stands before it, refuses such a watch (410 Gone), it would ask for the same version
+/// for ever.
+pub fn follow<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let begin = move || watcher::watcher(api.clone(), config.clone()).boxed();
+    stream::unfold((begin(), begin), |(mut events, begin)| async move {
+        let event = events.next().await?;
+        if event.as_ref().is_err_and(is_expired) {
+            events = begin();
+        }
+        Some((event, (events, begin)))
+    })
+}
+
+/// A watch was refused because nobody knows its version any more.
+fn is_expired(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
+}
+
+/// The pause that an overloaded API server asks for: with status 429 or 503, in the header `Retry-After`.
+pub fn retry_after(status: u16, header: Option<&str>) -> Option<Duration> {
+    let seconds: u64 = header.filter(|_| [429, 503].contains(&status))?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(LONGEST_PAUSE))
+}
+
+/// The most that a header can ask for; API servers ask for 32 s at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// The API server knows no resource of this kind.
 pub fn is_not_served(error: &watcher::Error) -> bool {
     let (watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause)) = error else {
@@ -52,6 +89,15 @@ pub fn is_forbidden(error: &watcher::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_is_what_the_header_says_within_bounds() {
+        let asked = |status, header| retry_after(status, Some(header)).map(|pause| pause.as_secs());
+        assert_eq!((asked(429, "3"), asked(503, "1"), asked(429, "99999999999")), (Some(3), Some(1), Some(60)));
+        assert_eq!((asked(429, "Sat, 28 Nov 2026 16:00:00 GMT"), asked(429, "-1"), asked(429, "")), (None, None, None));
+        assert_eq!(asked(500, "1"), None, "no sign of too much to do");
+        assert_eq!(retry_after(429, None), None);
+    }
 
     #[test]
     fn older_versions_and_texts_that_are_no_version_are_named() {

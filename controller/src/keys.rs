@@ -18,7 +18,7 @@ use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use sha2::Sha256;
-use sheave_api::{CONTROLLER_NAME, Chain, keys};
+use sheave_api::{CONTROLLER_NAME, Chain, keys, kubernetes};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -113,7 +113,7 @@ impl Keeper {
     /// Runs until stopped.
     pub async fn run(mut self, stop: CancellationToken) {
         let only = watcher::Config::default().fields(&format!("metadata.name={}", keys::SECRET)).timeout(WATCH_SECONDS);
-        let mut secrets = pin!(watcher(self.api(), only).default_backoff());
+        let mut secrets = pin!(kubernetes::follow(self.api(), only).default_backoff());
         let mut retry = tokio::time::interval(RETRY);
         let mut failing = false;
         loop {

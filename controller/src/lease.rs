@@ -13,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
-use sheave_api::{CONTROLLER_NAME, Chain};
+use sheave_api::{CONTROLLER_NAME, Chain, kubernetes};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -91,7 +91,7 @@ impl Election {
     /// back.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreWentBack> {
         let only_ours = watcher::Config::default().fields(&format!("metadata.name={}", self.config.name)).timeout(50);
-        let mut records = pin!(watcher(self.api.clone(), only_ours).default_backoff());
+        let mut records = pin!(kubernetes::follow(self.api.clone(), only_ours).default_backoff());
         self.read().await?;
         loop {
             self.candidate.compete(*self.synced.borrow_and_update());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
+use sheave_api::kubernetes::retry_after;
 use tower::{Layer, Service};
 use tracing::warn;
 
@@ -82,13 +83,9 @@ impl Pauses {
     }
 }
 
-/// What the header asks for, if the API server refuses because it has too much to do.
 fn asked(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
-    if ![StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&status) {
-        return None;
-    }
-    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(LONGEST))
+    let header = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    retry_after(status.as_u16(), header)
 }
 
 /// Makes a client keep the pauses.
@@ -150,9 +147,6 @@ where
     }
 }
 
-/// The most that a header can ask for; API servers ask for 32 s at most.
-const LONGEST: Duration = Duration::from_secs(60);
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -173,20 +167,6 @@ mod tests {
         assert_eq!(of(Method::GET, "/api/v1/services"), Flow::Reads);
         assert_eq!(of(Method::PATCH, "/api/v1/namespaces/a/services/b/status"), Flow::Writes);
         assert_eq!(of(Method::POST, "/apis/events.k8s.io/v1/namespaces/a/events"), Flow::Events);
-    }
-
-    #[test]
-    fn a_pause_is_what_the_header_says_within_bounds() {
-        let asked = |status: u16, value: &'static str| {
-            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);
-            asked(StatusCode::from_u16(status).unwrap(), &headers).map(|span| span.as_secs())
-        };
-        assert_eq!(asked(429, "3"), Some(3));
-        assert_eq!(asked(503, "1"), Some(1));
-        assert_eq!(asked(429, "99999999999"), Some(60));
-        assert_eq!((asked(429, "Sat, 28 Nov 2026 16:00:00 GMT"), asked(429, "-1"), asked(429, "")), (None, None, None));
-        assert_eq!(asked(500, "1"), None, "no sign of too much to do");
-        assert_eq!(super::asked(StatusCode::TOO_MANY_REQUESTS, &HeaderMap::new()), None);
     }
 
     /// A server that refuses its first request; how many it got.

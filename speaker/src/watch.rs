@@ -188,7 +188,8 @@ impl Watch {
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {
         let config = watcher::Config::default().timeout(self.seconds);
-        let begin = || Box::pin(watcher(Api::<K>::all(self.client.clone()), config.clone()).default_backoff());
+        let begin =
+            || Box::pin(kubernetes::follow(Api::<K>::all(self.client.clone()), config.clone()).default_backoff());
         let mut stream = begin();
         let mut listed = Vec::new();
         let mut failing = false;

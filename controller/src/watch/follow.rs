@@ -11,6 +11,7 @@ use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
+use sheave_api::kubernetes;
 use tracing::debug;
 
 use super::convert::Known;
@@ -22,7 +23,7 @@ type Event<K> = watcher::Result<watcher::Event<Guarded<K>>>;
 /// A full list, then every change, for ever; errors come with pauses that grow.
 pub fn follow<K: Known>(api: Api<Guarded<K>>, config: watcher::Config) -> impl Stream<Item = Event<K>> + Send {
     let config = config.timeout(WATCH_SECONDS).page_size(PAGE);
-    let streaming = watcher(api.clone(), config.clone().streaming_lists()).boxed();
+    let streaming = kubernetes::follow(api.clone(), config.clone().streaming_lists()).boxed();
     let followed = Followed { events: streaming, paged: Some((api, config)), patience: Patience::default() };
     stream::unfold(followed, next)
 }
@@ -41,7 +42,7 @@ async fn next<K: Known>(mut followed: Followed<K>) -> Option<(Event<K>, Followed
     let refused = matches!(&event, Err(watcher::Error::WatchStartFailed(error)) if does_not_stream(error));
     if refused && let Some((api, config)) = followed.paged.take() {
         debug!("the API server does not stream lists; pages of {PAGE} are read");
-        followed.events = watcher(api, config).boxed();
+        followed.events = kubernetes::follow(api, config).boxed();
         event = followed.events.next().await?;
     }
     followed.patience.judge(event.as_ref().err(), Instant::now());
@@ -144,7 +145,44 @@ const PAGE: u32 = 20;
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    use axum::http::{Request, Response};
+    use kube::Client;
+    use kube::client::Body;
+    use sheave_api::VirtualIP;
+
     use super::*;
+
+    /// Lists are streamed and end at once; a watch that goes on from there is refused. What was asked for.
+    fn server_that_forgets(asked: Arc<Mutex<Vec<String>>>) -> Client {
+        let list = r#"{"type":"BOOKMARK","object":{"apiVersion":"sheave.dev/v1alpha1","kind":"VirtualIP","metadata":{
+            "resourceVersion":"5","annotations":{"k8s.io/initial-events-end":"true"}}}}"#;
+        let refusal = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
+            "message":"too old resource version: 5 (9)","reason":"Expired","code":410}"#;
+        let server = move |request: Request<Body>| {
+            let query = request.uri().query().unwrap_or_default();
+            let lists = query.contains("sendInitialEvents=true");
+            asked.lock().unwrap().push(if lists { "list" } else { "watch" }.into());
+            let (status, body) = if lists { (200, list.replace('\n', "") + "\n") } else { (410, refusal.to_owned()) };
+            let answer = Response::builder().status(status).body(Body::from(body.into_bytes())).unwrap();
+            std::future::ready(Ok::<_, Infallible>(answer))
+        };
+        Client::new(tower::service_fn(server), "default")
+    }
+
+    #[tokio::test]
+    async fn what_has_expired_is_asked_for_once() {
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let api: Api<Guarded<VirtualIP>> = Api::all(server_that_forgets(asked.clone()));
+        let mut events = pin!(follow(api, watcher::Config::default()));
+        let mut lists = 0;
+        while lists < 2 {
+            lists += usize::from(matches!(events.next().await, Some(Ok(watcher::Event::InitDone))));
+        }
+        assert_eq!(*asked.lock().unwrap(), ["list", "watch", "list"]);
+    }
 
     #[test]
     fn connections_that_do_not_last_make_no_pause_grow() {
