@@ -2,6 +2,7 @@
 //! waits to be written.
 
 pub mod lost;
+mod overload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -17,12 +18,14 @@ use serde_json::{Value, json};
 use sheave_api::{Chain, NoOwner, Partly, VirtualIP, VirtualIPStatus};
 use speaker_core::view::{Part, View};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::health::HealthFlags;
 use crate::io::clock;
 use crate::mailbox;
 use lost::{Elected, Lost};
+pub use overload::{Overload, client};
 
 /// The status to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,16 +50,6 @@ pub enum Ownership {
 pub type Updates = BTreeMap<Ipv4Addr, Ownership>;
 
 const RETRY: Duration = Duration::from_millis(500);
-/// For a connection, and for an answer on it. A connection that hangs (the API server's node lost power) is given up and replaced.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Its connections are its own: no watch rests on them.
-pub fn client(mut config: kube::Config) -> kube::Result<Client> {
-    config.connect_timeout = Some(PATIENCE);
-    config.read_timeout = Some(PATIENCE);
-    Client::try_from(config)
-}
-
 /// The newest view, if there is one.
 pub type Views = watch::Receiver<Option<Arc<View>>>;
 
@@ -70,7 +63,12 @@ pub struct Sources {
 }
 
 /// Runs until the sender is gone.
-pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ipv4Addr, Ownership>, sources: Sources) {
+pub async fn run(
+    (client, overload): (Client, Overload),
+    node: String,
+    mut updates: mailbox::Receiver<Ipv4Addr, Ownership>,
+    sources: Sources,
+) {
     let Sources { mut seen, mut views, elected, health } = sources;
     let api: Api<VirtualIP> = Api::all(client);
     let (mut lost, mut check) = (Lost::new(&node), tokio::time::interval(lost::CHECK));
@@ -102,7 +100,8 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
         let Some(newer) = newer else { return };
         waiting.extend(newer);
         let mut failed = Updates::new();
-        for (vip, ownership) in std::mem::take(&mut waiting) {
+        let mut all = std::mem::take(&mut waiting).into_iter();
+        for (vip, ownership) in all.by_ref() {
             // Every node receives the claims of every owner.
             if matches!(ownership, Ownership::Elsewhere { .. }) && !written.named.contains(&vip) {
                 continue;
@@ -123,14 +122,19 @@ pub async fn run(client: Client, node: String, mut updates: mailbox::Receiver<Ip
                         warn!(%vip, error = %Chain(&error), "VirtualIP status not written; retrying");
                     }
                     failed.insert(vip, ownership);
+                    // The others would be refused as well.
+                    if overload.until().is_some() {
+                        break;
+                    }
                 }
             }
         }
+        failed.extend(all);
         if failed.is_empty() {
             failing = false;
         } else {
             waiting = failed;
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep_until(overload.until().unwrap_or_else(|| Instant::now() + RETRY)).await;
         }
     }
 }
@@ -275,6 +279,7 @@ fn status(known: &VirtualIPStatus, node: &str, ownership: &Ownership, parts: &BT
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
+    use super::overload::PATIENCE;
     use super::*;
 
     /// The far end accepts connections and sends nothing: each request times out, and the next one uses a new connection.
@@ -282,7 +287,8 @@ mod tests {
     async fn a_connection_that_hangs_is_replaced() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let api: Api<VirtualIP> = Api::all(client(kube::Config::new(address.parse().unwrap())).unwrap());
+        let (client, _) = client(kube::Config::new(address.parse().unwrap())).unwrap();
+        let api: Api<VirtualIP> = Api::all(client);
         let mut hanging = Vec::new();
         for _ in 0..2 {
             let both = async { tokio::join!(api.get("192.0.2.1"), listener.accept()) };

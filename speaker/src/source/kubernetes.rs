@@ -18,7 +18,7 @@ use crate::mailbox;
 use crate::probing;
 use crate::speaker_state::{self, Survey};
 use crate::status::lost::Elected;
-use crate::status::{self, Ownership, Sources, Views};
+use crate::status::{self, Overload, Ownership, Sources, Views};
 use crate::watch::{Reports, Rights};
 
 /// The source.
@@ -29,18 +29,18 @@ pub struct Watches {
 
 /// The sink.
 pub struct VirtualIps {
-    writer: Client,
+    writer: (Client, Overload),
     seen: mailbox::Receiver<Ipv4Addr, Option<String>>,
 }
 
 /// `known`: other addresses of API servers. The client is for what is asked beside: who may read the metrics.
 pub async fn configure(known: watch::Receiver<Vec<SocketAddrV4>>) -> Result<(Watches, VirtualIps, Client)> {
     let config = kube::Config::infer().await.context("configure the Kubernetes client")?;
-    let writer = status::client(config.clone()).context("Kubernetes client")?;
+    let (client, overload) = status::client(config.clone()).context("Kubernetes client")?;
     // One for each VIP of the view.
     let (owners, seen) = mailbox::channel(usize::MAX);
     let watches = Watches { server: ApiServer::new(config, known), owners: Arc::new(owners) };
-    Ok((watches, VirtualIps { writer: writer.clone(), seen }, writer))
+    Ok((watches, VirtualIps { writer: (client.clone(), overload), seen }, client))
 }
 
 impl Watches {
