@@ -258,7 +258,8 @@ impl Index {
         let (view, pool) = (self.pools.get(&name.to_string())?, self.allocator.pool(name)?);
         let (usage, excluded_by) = (self.allocator.usage(name), self.allocator.excluded_by(name));
         let about = self.about_probes(name);
-        let status = status::pool_status(view, pool, usage, &excluded_by, &about, wall)?;
+        let mut status = status::pool_status(view, pool, usage, &excluded_by, &about, wall)?;
+        status["metadata"] = status::as_seen(&view.uid, view.version);
         Some(Write::PoolStatus { pool: name.to_string(), status })
     }
 

@@ -258,9 +258,7 @@ impl StatusWrite {
     /// A strategic merge patch of `services/status`: other conditions, finalizers and fields are left alone. The subresource takes
     /// changes of finalizers as well, and a Service goes with its last one.
     pub fn patch(&self, now: Timestamp) -> Value {
-        // Both are preconditions: the API server answers 409 if the Service is another one, or not as we saw it any more. So a write
-        // that a former leader sends late changes nothing that its successor has decided.
-        let mut metadata = json!({ "uid": self.uid, "resourceVersion": self.version.to_string() });
+        let mut metadata = as_seen(&self.uid, self.version);
         match self.finalizer {
             FinalizerChange::Leave => {}
             FinalizerChange::Add => metadata["finalizers"] = json!([CLEANUP_FINALIZER]),
@@ -295,6 +293,12 @@ impl StatusWrite {
         }
         json!({ "metadata": metadata, "status": status })
     }
+}
+
+/// Metadata of a patch. Both are preconditions: the API server answers 409 if the object is another one, or not as we saw it any more. So a
+/// write that a former leader sends late changes nothing that its successor has decided.
+pub fn as_seen(uid: &str, version: u64) -> Value {
+    json!({ "uid": uid, "resourceVersion": version.to_string() })
 }
 
 fn ingress_entry(address: Ipv4Addr, ports: &[PortStatus]) -> Value {

@@ -6,6 +6,7 @@ use sheave_api::ServiceRef;
 use super::{Index, Kind, Subject, Write};
 use crate::advertisements::{self, AdvertisementView, Advertisements, Announced};
 use crate::allocator::selection::Labels;
+use crate::status::as_seen;
 use crate::view::ServiceKey;
 
 impl Index {
@@ -63,7 +64,8 @@ impl Index {
         let addresses = self.grants.iter().filter(|(_, grant)| names(&grant.announced)).count();
         let addresses = i64::try_from(addresses).unwrap_or(i64::MAX);
         let is_pool = |pool: &str| self.pools.get(&pool.to_string()).is_some();
-        let status = advertisements::status(view, &self.announcing, addresses, is_pool, wall)?;
+        let mut status = advertisements::status(view, &self.announcing, addresses, is_pool, wall)?;
+        status["metadata"] = as_seen(&view.uid, view.version);
         Some(Write::AdvertisementStatus { advertisement: name.to_string(), status })
     }
 }

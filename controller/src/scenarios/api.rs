@@ -151,6 +151,7 @@ impl Api {
             Write::PoolStatus { pool, status } => {
                 let version = self.next();
                 let view = self.pools.get_mut(pool).ok_or(WriteError::Gone)?;
+                decided_by(status, &view.uid, view.version)?;
                 view.version = version;
                 view.status = serde_json::from_value(status["status"].clone()).unwrap();
                 self.log.push(Observed::Pool(view.clone()));
@@ -159,6 +160,7 @@ impl Api {
             Write::AdvertisementStatus { advertisement, status } => {
                 let version = self.next();
                 let view = self.advertisements.get_mut(advertisement).ok_or(WriteError::Gone)?;
+                decided_by(status, &view.uid, view.version)?;
                 view.version = version;
                 view.status = serde_json::from_value(status["status"].clone()).unwrap();
                 self.log.push(Observed::Advertisement(view.clone()));
@@ -346,6 +348,13 @@ impl Api {
             }
         }
     }
+}
+
+/// A patch with the preconditions that it must have.
+fn decided_by(patch: &serde_json::Value, uid: &str, version: u64) -> Result<(), WriteError> {
+    let seen = (&patch["metadata"]["uid"], &patch["metadata"]["resourceVersion"]);
+    let is = seen.0 == uid && *seen.1 == version.to_string();
+    is.then_some(()).ok_or_else(|| WriteError::Conflict("uid or resourceVersion".into()))
 }
 
 /// The IPv4 addresses that a Service names, lowest first.
