@@ -124,7 +124,7 @@ chaos: setup ## Leaders of the controller killed, stopped and cut off at random 
 	@cargo build -q -p sheave-controller
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-600} CHAOS_SERVICES=$${CHAOS_SERVICES:-2000} cargo test -q -p sheave-tests --test controller_chaos -- --nocapture
 
-hardship: setup ## The controller beside an API server that refuses, closes watches, stops in pulses, or is put back to an earlier state
+hardship: setup ## The controller beside an API server that refuses, forgets, closes watches, stops in pulses, is late, or is put back to an earlier state
 	@cargo build -q -p sheave-controller
 	@cargo test -q -p sheave-tests --test controller_hardship -- --nocapture
 

@@ -81,7 +81,11 @@ impl Replica {
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+        Ok(kill(self.pid()?, signal)?)
+    }
+
+    pub fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
     }
 
     /// SIGTERM; returns how long it took to end, which must be in order.

@@ -11,6 +11,7 @@ use sheave_tests::scenario::api::{Api, text};
 
 use super::end;
 use super::history::History;
+use super::proxy::Proxy;
 use super::replica::{self, Replica};
 use super::{LEDGER, NAMESPACE, POOLS, SERVICES};
 
@@ -72,6 +73,25 @@ impl<'a> Ground<'a> {
     /// A replica that asks this API server alone.
     pub fn replica(&self, server: Server, name: &str, flags: &[&str]) -> Result<Replica> {
         Replica::start(name, &self.accounts[server as usize], self.folder, flags)
+    }
+
+    /// A proxy of its own before this API server.
+    pub fn proxy(&self, server: Server, name: &str) -> Result<Proxy> {
+        let file = format!("--kubeconfig={}", self.accounts[server as usize].display());
+        let config = self.lab.kubectl(&[&file, "config", "view", "--raw", "-o", "json"])?;
+        Proxy::start(serde_json::from_str(&config)?, self.folder.join(format!("proxy-{name}.kubeconfig")))
+    }
+
+    /// A replica that asks what is behind this proxy.
+    pub fn replica_behind(&self, proxy: &Proxy, name: &str, flags: &[&str]) -> Result<Replica> {
+        Replica::start(name, &proxy.kubeconfig, self.folder, flags)
+    }
+
+    /// A replica that leads; no other does.
+    pub fn leader_behind(&self, proxy: &Proxy, name: &str, flags: &[&str]) -> Result<Replica> {
+        let replica = self.replica_behind(proxy, name, flags)?;
+        wait_for(&format!("{name} to lead"), SOON, || Ok(replica.leads()?.then_some(())))?;
+        Ok(replica)
     }
 
     pub fn wait_ready(&self, server: Server) -> Result<()> {
@@ -148,6 +168,11 @@ impl<'a> Ground<'a> {
             (text(entry, "/spec/address").to_owned(), text(entry, "/metadata/uid").to_owned(), names)
         };
         Ok(self.api.list(LEDGER)?.iter().map(entry).collect())
+    }
+
+    /// The version of everything as it is now.
+    pub fn version(&self) -> Result<u64> {
+        text(&self.api.get(LEDGER)?, "/metadata/resourceVersion").parse().context("resourceVersion")
     }
 
     /// How often the lead has changed hands.

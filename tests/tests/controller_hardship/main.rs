@@ -1,16 +1,20 @@
-//! The controller and an API server that is in trouble: overloaded, closing watches, slow,
-//! or put back to an earlier state. Nothing stands between the two: what makes the trouble is the API server's own configuration, signals to
-//! processes that the lab has started, and connections that the kernel ends.
+//! The controller and an API server that is in trouble: overloaded, closing watches, without the history that a watch asks for, slow, late, or
+//! put back to an earlier state. What makes the trouble is the API server's own configuration, signals to processes that the lab has started,
+//! and connections that the kernel ends; where a single request is meant, a proxy of the test between a replica and its API server.
 //!
 //! Two API servers on one etcd: the tests ask the first one, the replicas that suffer the second. Read: [`ground`] → the chapters.
 
 mod closed;
 #[path = "../controller_chaos/end.rs"]
 mod end;
+mod expired;
 mod ground;
 #[path = "../controller_chaos/history.rs"]
 mod history;
+mod late;
 mod overload;
+mod proxy;
+mod refused;
 #[path = "../controller_api/replica.rs"]
 #[allow(dead_code, reason = "controller_api uses the rest")]
 mod replica;
@@ -42,10 +46,13 @@ type Chapter = fn(&Ground) -> Result<()>;
 /// All chapters, or those that `$HARDSHIPS` names.
 fn story(lab: &Lab, folder: &Path) -> Result<()> {
     let ground = Ground::prepare(lab, folder)?;
-    let chapters: [(&str, Chapter); 4] = [
+    let chapters: [(&str, Chapter); 7] = [
         ("overload", overload::chapter),
+        ("refused", refused::chapter),
         ("closed", closed::chapter),
+        ("expired", expired::chapter),
         ("slow", slow::chapter),
+        ("late", late::chapter),
         ("restored", restored::chapter),
     ];
     let only = std::env::var("HARDSHIPS").ok();

@@ -1,20 +1,25 @@
 //! 429: API Priority and Fairness gives the controller's account no share. What is created meanwhile is served when that is over; the
-//! refusals have a name; and no more is asked than the API server has said.
+//! refusals have a name; and no more is asked than the API server has said. The record of the lead has a share of its own.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use sheave_tests::lab::wait_for;
+use sheave_tests::scenario::api::text;
 
 use super::ground::{Counts, Ground, SOON, Server};
 use super::history::History;
+use super::proxy::{Proxy, Request};
 use super::replica::{NAMESPACE, Replica};
 
 const LEVELS: &str = "/apis/flowcontrol.apiserver.k8s.io/v1/prioritylevelconfigurations";
 const SCHEMAS: &str = "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas";
 /// Requests that a replica has under way at most: writes, Events, lists and watches, the Lease, and what is asked now and then.
-const AT_A_TIME: [(&str, f64); 4] = [("writes", 8.0), ("events", 4.0), ("reads", 16.0), ("lease", 2.0)];
+pub const AT_A_TIME: [(&str, f64); 4] = [("writes", 8.0), ("events", 4.0), ("reads", 16.0), ("lease", 2.0)];
+
+/// Pauses between tries to begin a watch grow to 30 s.
+pub const WATCHES_GO_ON: Duration = Duration::from_secs(60);
 
 pub fn chapter(ground: &Ground) -> Result<()> {
     let history = History::start(ground.lab)?;
@@ -22,7 +27,10 @@ pub fn chapter(ground: &Ground) -> Result<()> {
     ground.create("before")?;
     let address = ground.wait_shown("before")?;
     writes_are_refused(ground, &replica)?;
+    replica.terminate()?;
+    all_but_the_lease_is_refused(ground)?;
     ensure!(ground.shown("before")? == address, "an address moved");
+    let _last = ground.replica(Server::Second, "overload-3", &["--lease-seconds", "5"])?;
     ground.end(history)
 }
 
@@ -63,10 +71,53 @@ fn writes_are_refused(ground: &Ground, replica: &Replica) -> Result<()> {
     Ok(())
 }
 
+/// The priority level of all workloads has no share left; Sheave's own FlowSchema gives the record of the lead another one.
+fn all_but_the_lease_is_refused(ground: &Ground) -> Result<()> {
+    let proxy = ground.proxy(Server::Second, "overload")?;
+    let replica = ground.leader_behind(&proxy, "overload-2", &["--lease-seconds", "5"])?;
+    let level = ground.api.get(&format!("{LEVELS}/leader-election"))?;
+    let level = text(&level, "/metadata/uid");
+    let of_lease = |request: &Request| request.is_of_lease() && request.done();
+    ensure!(proxy.count(|request| of_lease(request) && request.level == level) > 0, "no request was of this level");
+    let others: Vec<_> = proxy.requests().into_iter().filter(|one| of_lease(one) && one.level != level).collect();
+    ensure!(others.is_empty(), "{others:?}");
+
+    let terms = ground.terms()?;
+    let jail = Jail::close_everything(ground, "hardship-rest")?;
+    take_the_seat(ground, &proxy, &jail)?;
+    proxy.end_connections();
+    ground.create("waits")?;
+    wait_for("lists to be refused", SOON, || Ok((pauses(&replica, "reads") > 0.0).then_some(())))?;
+    let renewals = || proxy.count(|request| of_lease(request) && request.is_write());
+    let before = renewals();
+    // As many as two leases last.
+    wait_for("renewals of the lead", Duration::from_secs(40), || Ok((renewals() >= before + 8).then_some(())))?;
+    ensure!(replica.leads()? && ground.terms()? == terms, "the lead was lost:\n{}", replica.log());
+    jail.open()?;
+    wait_for("the watches to go on", WATCHES_GO_ON, || Ok((!ground.shown("waits")?.is_empty()).then_some(())))?;
+    ground.wait_true()?;
+    replica.terminate().map(drop)
+}
+
+/// Where there is no share one request is admitted at a time: this one, for a minute.
+fn take_the_seat(ground: &Ground, proxy: &Proxy, jail: &Jail) -> Result<()> {
+    let schema = format!("flow_schema=\"{}\"", jail.name);
+    let taken = || {
+        let executing =
+            ground.counts(Server::Second)?.sum("apiserver_flowcontrol_current_executing_requests", &[&schema]);
+        Ok((executing > 0.0).then_some(()))
+    };
+    // It takes the API server some moments to know.
+    wait_for("the only seat to be taken", SOON, || {
+        proxy.begin_request("POST", &format!("/apis/events.k8s.io/v1/namespaces/{}/events", super::NAMESPACE));
+        Ok(wait_for("a request to be under way", Duration::from_secs(1), taken).ok())
+    })
+}
+
 const REFUSED: &str = "sheave_controller_write_errors_total{kind=\"TooManyRequests\"}";
 
 /// Pauses that the replica says it was asked for.
-fn pauses(replica: &Replica, requests: &str) -> f64 {
+pub fn pauses(replica: &Replica, requests: &str) -> f64 {
     let requests = format!("requests=\"{requests}\"");
     let log = replica.log();
     log.lines().filter(|line| line.contains("asks for a pause") && line.contains(&requests)).count() as f64
@@ -79,7 +130,20 @@ struct Jail<'a> {
 }
 
 impl<'a> Jail<'a> {
-    fn close(ground: &'a Ground, name: &'static str, mut rules: Value) -> Result<Self> {
+    /// Before all FlowSchemas of others.
+    fn close(ground: &'a Ground, name: &'static str, rules: Value) -> Result<Self> {
+        Self::close_at(ground, name, 2, rules)
+    }
+
+    /// Behind Sheave's own, before that of all ServiceAccounts.
+    fn close_everything(ground: &'a Ground, name: &'static str) -> Result<Self> {
+        let everything = json!({
+            "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": true, "namespaces": ["*"],
+        });
+        Self::close_at(ground, name, 8000, json!({ "resourceRules": [everything] }))
+    }
+
+    fn close_at(ground: &'a Ground, name: &'static str, precedence: u16, mut rules: Value) -> Result<Self> {
         let level = json!({
             "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "PriorityLevelConfiguration", "metadata": { "name": name },
             "spec": { "type": "Limited", "limited": {
@@ -91,7 +155,7 @@ impl<'a> Jail<'a> {
         rules["subjects"] = json!([{ "kind": "ServiceAccount", "serviceAccount": account }]);
         let schema = json!({
             "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": { "name": name },
-            "spec": { "priorityLevelConfiguration": { "name": name }, "matchingPrecedence": 2, "rules": [rules] },
+            "spec": { "priorityLevelConfiguration": { "name": name }, "matchingPrecedence": precedence, "rules": [rules] },
         });
         ground.api.create(SCHEMAS, &schema)?;
         Ok(Self { ground, name })
