@@ -182,7 +182,7 @@ pub fn rotate_key_of_endpoint(ha: &Ha) -> Result<()> {
 
 /// By sed(1), and waits until the host speaker has taken it over.
 fn change_file(ha: &Ha, node: &str, script: &str) -> Result<()> {
-    let taken = |node: &str| -> Result<_> { Ok(ha.status(node)?.file.context("a speaker that reads its file again")?) };
+    let taken = |node: &str| ha.status(node)?.file.context("a speaker that reads its file again");
     let before = taken(node)?.taken;
     let text = || on_node(&ha.lab, node, "cat", &[FILE]);
     let old = text()?;
