@@ -352,8 +352,8 @@ impl Api {
 
 /// A patch with the preconditions that it must have.
 fn decided_by(patch: &serde_json::Value, uid: &str, version: u64) -> Result<(), WriteError> {
-    let seen = (&patch["metadata"]["uid"], &patch["metadata"]["resourceVersion"]);
-    let is = seen.0 == uid && *seen.1 == version.to_string();
+    let [seen, at] = ["uid", "resourceVersion"].map(|field| patch["metadata"][field].as_str());
+    let is = seen == Some(uid) && at == Some(version.to_string().as_str());
     is.then_some(()).ok_or_else(|| WriteError::Conflict("uid or resourceVersion".into()))
 }
 
