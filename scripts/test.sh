@@ -2,9 +2,9 @@
 # All tests, stage by stage; with `check` what else CI runs, too. Called by `make test` and `make check`.
 #
 # What compiles comes first: compilers beside a cluster starve it. The stages with a cluster wait most of the time: they run three at a
-# time (beside a fourth one all took longer, one start more than 10 s), and the endpoint's, which have none, beside them. What only
-# computes runs at the lowest priority. Each stage's output is shown in one piece when it ends, and the times of all at the end. A stage
-# that fails keeps none of the others from running, except for the build.
+# time (beside a fourth lane all took longer, one start more than 10 s). What only computes runs at the lowest priority. Each stage's
+# output is shown in one piece when it ends, and the times of all at the end. A stage that fails keeps none of the others from running,
+# except for the build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-test}
@@ -168,9 +168,8 @@ lane "${compiled[@]}"
 lane units
 await "${lanes[@]:2}"
 background_lane properties simulation
-lane e2e_nftables controller_chaos endpoint_ha
+lane e2e_nftables controller_chaos endpoint_ha endpoint_init endpoint
 lane e2e_objects e2e_iptables e2e_clusters
 lane controller_api "${suite[@]}" packets emulation lab_cluster
-lane endpoint_init endpoint
 await "${lanes[@]:4}"
 finish

@@ -23,11 +23,9 @@ use sheave_tests::lab::wait::wait_for;
 use client::{Connection, Failure};
 use world::{CLIENT, MEMBERS, VIP, World};
 
-/// Longer than any takeover on a busy machine, and than members wait for each other (docs/decisions/0015): what is measured is printed.
+/// Longer than any takeover on a busy machine, and than members wait for each other (docs/decisions/0015): what is measured is printed, and
+/// what a check may take is tested where time is an argument (speaker/core/src/health/checks.rs).
 const PATIENCE: Duration = Duration::from_secs(30);
-/// 0.8 s and 1.8 s (speaker/core/src/health/checks.rs), and a second for a busy machine.
-const REFUSED_OUT: Duration = Duration::from_millis(1_800);
-const SILENT_OUT: Duration = Duration::from_millis(2_800);
 /// Connections of one client that reach every member: each is missed by one in 3^20.
 const MANY: usize = 40;
 
@@ -123,7 +121,6 @@ fn a_dead_server_costs_its_own_connections_alone(world: &mut World, held: &mut V
     world.signal_server("b", Signal::SIGKILL)?;
     let took = until_only(world, &["a", "c"])?;
     println!("killed server: new connections reach the others after {took:?}");
-    ensure!(took < REFUSED_OUT);
     held.retain(|connection| connection.member != "b");
     alive(held)?;
     // Also on the member whose own server is dead.
@@ -144,7 +141,6 @@ fn a_frozen_server_gets_nothing_new(world: &mut World) -> Result<()> {
     world.signal_server("c", Signal::SIGSTOP)?;
     let took = until_only(world, &["a", "b"])?;
     println!("frozen server: new connections reach the others after {took:?}");
-    ensure!(took < SILENT_OUT);
     world.signal_server("c", Signal::SIGCONT)?;
     wait_for("c to serve again", PATIENCE, || Ok(reached(world)?.contains("c").then_some(())))?;
     // They waited for it.
