@@ -16,8 +16,8 @@ case "$mode" in
   *) echo "$0: $mode is neither 'test' nor 'check'" >&2; exit 1 ;;
 esac
 
-# A new test program has to be given a stage; controller_hardship is `make hardship`, a minute and a half, and endpoint_daemonset
-# `make endpoint-daemonset`, three.
+# A new test program has to be given a stage; controller_hardship is `make hardship`, three minutes, and endpoint_daemonset
+# `make endpoint-daemonset`, as many.
 staged=" e2e e2e_iptables lab_cluster controller_api controller_chaos controller_hardship sim_election sim_scale xdp_verdicts xdp_dispatch xdp_truncation xdp_source_ranges xdp_world backend_nft e2e_nftables e2e_objects e2e_clusters emulation endpoint endpoint_init endpoint_ha endpoint_daemonset "
 for path in tests/tests/* speaker/tests/*; do
   name=$(basename "$path" .rs)
