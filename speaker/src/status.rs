@@ -50,6 +50,7 @@ pub enum Ownership {
 pub type Updates = BTreeMap<Ipv4Addr, Ownership>;
 
 const RETRY: Duration = Duration::from_millis(500);
+
 /// The newest view, if there is one.
 pub type Views = watch::Receiver<Option<Arc<View>>>;
 
