@@ -22,6 +22,7 @@ mod keys;
 mod lease;
 mod metrics;
 mod node_mode;
+mod pace;
 mod pauses;
 mod places;
 mod plan;

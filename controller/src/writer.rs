@@ -26,6 +26,7 @@ use crate::index::{Entry, Observed, Outcome, Planned, SeenEntry, Write};
 use crate::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::node_mode::NODE_POOL;
+use crate::pace::Pace;
 use crate::pauses::{Flow, Pauses};
 use crate::probes::{ProbeView, ProbeWrite};
 use crate::status::{FinalizerChange, StatusWrite};
@@ -51,15 +52,28 @@ impl Writer {
 
     /// Works off the queue until it is closed and empty.
     pub async fn run(self, mut queue: mpsc::Receiver<Planned>, finished: mpsc::Sender<Finished>) {
+        let writer = &self;
         let mut requests = FuturesUnordered::new();
+        let mut pace = Pace::new(REQUESTS);
         let mut open = true;
         while open || !requests.is_empty() {
             tokio::select! {
-                planned = queue.recv(), if open && requests.len() < REQUESTS => match planned {
-                    Some(planned) => requests.push(self.write(planned)),
+                planned = queue.recv(), if open && requests.len() < pace.allowed() => match planned {
+                    Some(planned) => {
+                        let began = pace.begin();
+                        requests.push(async move { (began, writer.write(planned).await) });
+                    }
                     None => open = false,
                 },
-                Some(result) = requests.next() => {
+                Some((began, result)) = requests.next() => {
+                    match &result.1 {
+                        // It was not sent.
+                        Outcome::Failed(WriteError::NotLeader) => {}
+                        Outcome::Failed(WriteError::Timeout) => if pace.late(began) {
+                            info!(requests = pace.allowed(), "the API server is slow; fewer requests at a time");
+                        },
+                        _ => pace.answered(),
+                    }
                     // The receiver is gone only in a shutdown, when the result does not matter.
                     let _ = finished.send(result).await;
                 }
@@ -309,5 +323,5 @@ fn params() -> PatchParams {
 const CONFIRMED: &str = "sheave.dev/confirmed-at";
 /// Writes that may wait; more stay in the index, which is bounded by the cluster's objects.
 pub const QUEUE: usize = 64;
-/// Requests at a time.
+/// Requests at a time while they are answered in time.
 const REQUESTS: usize = 8;
