@@ -5,8 +5,8 @@
 //!
 //! A connection that is refused is refused by a pod or by a node: what a pod sends, its node has forwarded, with a time to live less by one.
 //! A pod refuses when it has closed its port. An EndpointSlice that goes on naming such a pod on that node is a cause of its own; the
-//! speaker of that node ran, so it counts as outside all the same. Where the EndpointSlices have no endpoint that is to serve (every pod is on
-//! a node that the control plane has lost, say), a refusal is the right answer, and there is no pod's node.
+//! speaker of that node ran, so it counts as outside all the same. Where the EndpointSlices have no endpoint that could serve (every pod is on
+//! a node that has no power, whether the control plane knows it or not, say), a refusal is the right answer, and there is no pod's node.
 
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ pub struct Seen {
     pub down: Vec<Period>,
     /// An EndpointSlice named a pod as ready that had closed.
     pub late: Vec<Period>,
-    /// From and until: the EndpointSlices had no endpoint that is to serve.
+    /// From and until: the EndpointSlices had no endpoint that could serve.
     pub none_serves: Vec<(u64, u64)>,
     pub ordered: Vec<Period>,
 }
@@ -169,7 +169,7 @@ fn until_ns(failure: &Failure) -> u64 {
 
 pub const NO_POWER: &str = "no power";
 pub const FROZEN: &str = "the speaker was frozen";
-pub const NONE_SERVES: &str = "no pod: the EndpointSlices had none that is to serve";
+pub const NONE_SERVES: &str = "no pod: the EndpointSlices had none that could serve";
 pub const LATE_SLICE: &str = "an EndpointSlice named a pod that had closed";
 /// A frame has its time when the thread that reads frames runs, which may be after the client has failed. No port is used again so soon.
 const SEEN_WITHIN: u64 = 100_000_000;

@@ -70,7 +70,8 @@ impl Witness {
         for (node, speaker) in self.speakers {
             down.extend(speaker.join().map_err(|_| anyhow!("the thread that watches the speaker of {node} panicked"))?);
         }
-        let Slices { late, none_serves } = slices;
+        let Slices { late, answers } = slices;
+        let none_serves = slices::none_serves(&answers, &down);
         Ok(Seen { frames, down, late, none_serves, ordered: self.ordered })
     }
 }
