@@ -6,7 +6,8 @@
 //! `backend::Plan`): then its own reset is the answer.
 //!
 //! New is a pod that becomes ready, for the first time or again: its container may have been restarted. Not new are the pods of the first
-//! view that the API server has confirmed (the speaker was restarted, not they), and those that a service port has when it first appears.
+//! view that the API server has confirmed (the speaker was restarted, not they), and those that a service port has when it first appears:
+//! except for those that are not there after their node has booted ([`Startup::not_there`]).
 //!
 //! For a pod of another node that node's report counts ([`Starts`]). It only lowers: it names pods of its sender, and what it does not name
 //! has started. A node that does not name a new pod within [`GRACE`] has an earlier version, or no speaker: its pod counts as started. If
@@ -73,6 +74,8 @@ pub struct Startup {
     new: BTreeMap<Target, State>,
     /// Of the other nodes, by name.
     reports: BTreeMap<String, Reported>,
+    /// See [`Startup::not_there`].
+    not_there: BTreeSet<Target>,
     /// Which pods [`Startup::follow`] marked last.
     marked: Unstarted,
     /// Which pods [`Startup::admit`] let into the rules last.
@@ -126,6 +129,7 @@ impl Startup {
             pods: BTreeSet::new(),
             new: BTreeMap::new(),
             reports: BTreeMap::new(),
+            not_there: BTreeSet::new(),
             marked: Unstarted::new(),
             admitted: BTreeSet::new(),
             behind: BTreeMap::new(),
@@ -159,8 +163,11 @@ impl Startup {
             }
         }
         self.new.retain(|target, _| ready.contains_key(target));
-        for (target, (node, _)) in ready.iter().filter(|(target, (_, is_new))| *is_new && !self.pods.contains(target)) {
+        let not_there = core::mem::take(&mut self.not_there);
+        let is_new = |target: &Target, may_be| may_be && !self.pods.contains(target) || not_there.contains(target);
+        for (target, (node, _)) in ready.iter().filter(|(target, (_, may_be))| is_new(target, *may_be)) {
             let state = match *node == self.own {
+                true if not_there.contains(target) => State::Tried { trial: Trial::of_gone(now), started: None },
                 true => State::Tried { trial: Trial::new(now), started: None },
                 false => State::Awaited { node: (*node).into(), since: now, started: None },
             };
@@ -183,6 +190,12 @@ impl Startup {
             }
         }
         self.expire(now);
+    }
+
+    /// Pods of this node that the view names, and that no host has had since the node booted: they have to start. The API server may not have
+    /// noticed yet that they are gone, or the node may not reach it. Counts for the next view to be followed.
+    pub fn not_there(&mut self, pods: BTreeSet<Target>) {
+        self.not_there = pods;
     }
 
     /// What became of a probe.

@@ -185,7 +185,7 @@ fn is_open(flow: &Flow) -> bool {
 async fn is_there((address, port): (Ipv4Addr, u16)) -> bool {
     for _ in 0..TRIES {
         let probed = Instant::now();
-        if tcp_probe(address, port).await != Answer::Silence {
+        if matches!(tcp_probe(address, port).await, Answer::Accepted | Answer::Refused) {
             return true;
         }
         sleep(PATIENCE.saturating_sub(probed.elapsed())).await;

@@ -4,9 +4,9 @@
 //! ready, at addresses that no pod has any more, until its kubelet corrects them. New flows to them are lost without an error. So
 //! the first speaker after a boot probes each pod before it declares this node ready: a pod that accepts a connection is there. A
 //! pod's address answers before its program listens, so a refusal is a sign of life for UDP ports only, which have no better
-//! probe.
+//! probe. A pod that is silent may have a policy that forbids the connection; one at whose address the kernel finds nobody is gone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -29,46 +29,49 @@ pub enum StartupProbe {
     Off,
     Running {
         /// The pods that are probed, and whether each has given a sign of life.
-        pods: BTreeMap<Target, bool>,
-        /// The pods that the log has named as missing.
-        named: BTreeSet<Target>,
-        answered_sender: Sender<Target>,
-        answered: Receiver<Target>,
+        pods: BTreeMap<Target, Sign>,
+        signs_sender: Sender<(Target, Sign)>,
+        signs: Receiver<(Target, Sign)>,
     },
+}
+
+/// What is known of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// Nothing yet.
+    None,
+    /// No host has the address. A sign of life may come later.
+    Unreachable,
+    Alive,
 }
 
 impl StartupProbe {
     pub fn running() -> Self {
-        let (answered_sender, answered) = channel(MAX_WAITING);
-        Self::Running { pods: BTreeMap::new(), named: BTreeSet::new(), answered_sender, answered }
+        let (signs_sender, signs) = channel(MAX_WAITING);
+        Self::Running { pods: BTreeMap::new(), signs_sender, signs }
     }
 
-    /// The pods without a sign of life yet. New ones are probed from now on. Needs a runtime.
-    pub fn missing(&mut self, wanted: impl Iterator<Item = Target>) -> Vec<Target> {
-        let Self::Running { pods, answered_sender, .. } = self else { return Vec::new() };
-        let mut is_missing = |pod: &Target| {
-            !*pods.entry(*pod).or_insert_with(|| {
-                tokio::spawn(probe_until_answered(*pod, answered_sender.clone()));
-                false
-            })
+    /// The pods without a sign of life yet, and what is known of them. New ones are probed from now on. Needs a runtime.
+    pub fn missing(&mut self, wanted: impl Iterator<Item = Target>) -> BTreeMap<Target, Sign> {
+        let Self::Running { pods, signs_sender, .. } = self else { return BTreeMap::new() };
+        let sign = |pod: Target| {
+            let sign = *pods.entry(pod).or_insert_with(|| {
+                tokio::spawn(probe_until_answered(pod, signs_sender.clone()));
+                Sign::None
+            });
+            (pod, sign)
         };
-        wanted.filter(|pod| is_missing(pod)).collect()
+        wanted.map(sign).filter(|(_, sign)| *sign != Sign::Alive).collect()
     }
 
-    /// Those of the missing pods that are to be named in the log: each once.
-    pub fn unnamed(&mut self, missing: Vec<Target>) -> Vec<Target> {
-        let Self::Running { named, .. } = self else { return Vec::new() };
-        missing.into_iter().filter(|pod| named.insert(*pod)).collect()
-    }
-
-    /// Returns when one more is there: never, if none is awaited. May be dropped while it waits.
+    /// Returns when more is known of one: never, if none is awaited. May be dropped while it waits.
     pub async fn next(&mut self) {
         match self {
             Self::Off => std::future::pending().await,
             // Cannot end: there is a sender here.
-            Self::Running { pods, answered, .. } => {
-                if let Some(pod) = answered.recv().await {
-                    pods.insert(pod, true);
+            Self::Running { pods, signs, .. } => {
+                if let Some((pod, sign)) = signs.recv().await {
+                    pods.insert(pod, sign);
                 }
             }
         }
@@ -76,16 +79,23 @@ impl StartupProbe {
 }
 
 /// Until it answers, or the receiver is dropped.
-async fn probe_until_answered(target: Target, answered_sender: Sender<Target>) {
-    while !answered_sender.is_closed() {
-        let is_there = match tcp_probe(target.address, target.port).await {
-            Answer::Accepted => true,
-            Answer::Refused => !target.tcp,
-            Answer::Silence => false,
+async fn probe_until_answered(target: Target, signs: Sender<(Target, Sign)>) {
+    let mut known = Sign::None;
+    while !signs.is_closed() {
+        let sign = match tcp_probe(target.address, target.port).await {
+            Answer::Accepted => Sign::Alive,
+            Answer::Refused if !target.tcp => Sign::Alive,
+            // Its host is there.
+            Answer::Refused => Sign::None,
+            Answer::Unreachable => Sign::Unreachable,
+            // The kernel says so only when it has asked for long enough, and then begins anew.
+            Answer::Silence => known,
         };
-        if is_there {
+        if sign != std::mem::replace(&mut known, sign) {
             // Not wanted any more is as good.
-            answered_sender.send(target).await.ok();
+            signs.send((target, sign)).await.ok();
+        }
+        if sign == Sign::Alive {
             return;
         }
         sleep(PAUSE).await;
@@ -106,6 +116,10 @@ mod tests {
     use super::*;
     use crate::io::tcp_probe::PATIENCE;
 
+    fn missing(startup_probe: &mut StartupProbe, pods: &[Target]) -> Vec<(Target, Sign)> {
+        startup_probe.missing(pods.iter().copied()).into_iter().collect()
+    }
+
     #[tokio::test]
     async fn a_pod_that_accepts_is_alive_and_a_silent_one_is_not() {
         let (accepting, accepts) = listener(16);
@@ -114,17 +128,14 @@ mod tests {
         let _queued = TcpStream::connect(SocketAddrV4::new(says_nothing.address, says_nothing.port)).await.unwrap();
 
         let mut startup_probe = StartupProbe::running();
-        let missing = |startup_probe: &mut StartupProbe| startup_probe.missing([accepts, says_nothing].into_iter());
-        assert_eq!(missing(&mut startup_probe), [accepts, says_nothing], "the first probes are under way");
+        assert_eq!(missing(&mut startup_probe, &[accepts, says_nothing]).len(), 2, "the first probes are under way");
         startup_probe.next().await;
-        assert_eq!(missing(&mut startup_probe), [says_nothing]);
-        assert_eq!(startup_probe.unnamed(vec![says_nothing]), [says_nothing]);
-        assert_eq!(startup_probe.unnamed(vec![accepts, says_nothing]), [accepts], "each is named once");
+        assert_eq!(missing(&mut startup_probe, &[accepts, says_nothing]), [(says_nothing, Sign::None)]);
         assert!(timeout(3 * PATIENCE, startup_probe.next()).await.is_err(), "silence is no sign of life");
 
         silent.accept().await.unwrap();
         startup_probe.next().await;
-        assert_eq!(missing(&mut startup_probe), [], "each is probed until it answers");
+        assert_eq!(missing(&mut startup_probe, &[accepts, says_nothing]), [], "each is probed until it answers");
         drop(accepting);
     }
 
@@ -135,20 +146,20 @@ mod tests {
         drop(refusing);
         let udp = Target { tcp: false, ..tcp };
         let mut startup_probe = StartupProbe::running();
-        assert_eq!(startup_probe.missing([tcp, udp].into_iter()), [tcp, udp]);
+        assert_eq!(missing(&mut startup_probe, &[tcp, udp]).len(), 2);
         startup_probe.next().await;
-        assert_eq!(startup_probe.missing([tcp, udp].into_iter()), [tcp]);
+        assert_eq!(missing(&mut startup_probe, &[tcp, udp]), [(tcp, Sign::None)]);
         assert!(timeout(3 * PATIENCE, startup_probe.next()).await.is_err(), "no server listens");
 
         let _listening = TcpListener::bind(SocketAddrV4::new(tcp.address, tcp.port)).await.unwrap();
         startup_probe.next().await;
-        assert_eq!(startup_probe.missing([tcp, udp].into_iter()), []);
+        assert_eq!(missing(&mut startup_probe, &[tcp, udp]), []);
     }
 
     #[tokio::test]
     async fn no_pod_is_probed_unless_running() {
         let (_silent, pod) = listener(0);
-        assert_eq!(StartupProbe::Off.missing([pod].into_iter()), []);
+        assert_eq!(missing(&mut StartupProbe::Off, &[pod]), []);
     }
 
     fn listener(backlog: u32) -> (TcpListener, Target) {

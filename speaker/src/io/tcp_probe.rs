@@ -15,7 +15,11 @@ pub const PATIENCE: Duration = Duration::from_millis(200);
 pub async fn tcp_probe(address: Ipv4Addr, port: u16) -> Answer {
     match timeout(PATIENCE, TcpStream::connect(SocketAddrV4::new(address, port))).await {
         Ok(Ok(_)) => Answer::Accepted,
-        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Answer::Refused,
-        Ok(Err(_)) | Err(_) => Answer::Silence,
+        Ok(Err(error)) => match error.kind() {
+            ErrorKind::ConnectionRefused => Answer::Refused,
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Answer::Unreachable,
+            _ => Answer::Silence,
+        },
+        Err(_) => Answer::Silence,
     }
 }

@@ -233,6 +233,27 @@ fn pods_of_the_first_confirmed_view_are_not_new() {
     assert_eq!(node.see([ready("a", 1), ready("a", 2), ready("a", 3), ready("b", 1)], 200), [http("a", 3)]);
 }
 
+/// The node has booted, and does not reach the API server: its view from disk names pods that are gone.
+#[test]
+fn pods_that_are_not_there_after_a_boot_have_to_start() {
+    let all = [ready("a", 1), ready("a", 2), ready("b", 1)];
+    let mut node = Node(Startup::new("a"));
+    node.0.not_there(BTreeSet::from([http("a", 1), http("a", 9)]));
+    assert_eq!(node.see_view(&view(all.clone()).saved(), 0), [http("a", 1)]);
+    assert_eq!(node.0.starts().0, Starts::from([(http("a", 1), false)]), "others are told");
+    for at in (10..5000).step_by(50) {
+        assert_eq!(
+            node.probed(Answer::Silence, at),
+            [http("a", 1)],
+            "the kernel asks for its neighbour, and nobody answers"
+        );
+    }
+    // What the API server says later does not bring it back to life; an answer does.
+    assert_eq!(node.see(all.clone(), 5000), [http("a", 1)]);
+    assert_eq!(node.probed(Answer::Accepted, 5000), [http("a", 1)]);
+    assert_eq!(node.see(all, 5000 + millis(HOLD)), []);
+}
+
 #[test]
 fn a_service_port_that_appears_brings_pods_that_run() {
     let mut node = Node::with([ready("a", 1)]);

@@ -9,8 +9,10 @@ pub enum Answer {
     Accepted,
     /// A reset: a kernel has the address, and nothing listens at this port; maybe not yet.
     Refused,
-    /// Nothing came back in time, or another host reported that there is no route. A policy may forbid this node to connect.
+    /// Nothing came back in time. A policy may forbid this node to connect.
     Silence,
+    /// No host has the address, or there is no route to it (EHOSTUNREACH, ENETUNREACH). A policy may say the same.
+    Unreachable,
 }
 
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub struct Trial {
     refused: Option<Instant>,
     /// Since when it has been silent without a break.
     silent: Option<Instant>,
+    /// It was found unreachable before it was tried: silence does not count.
+    gone: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -34,14 +38,19 @@ enum Next {
 
 /// Between two probes.
 pub const PACE: Duration = Duration::from_millis(50);
-/// The same for a port that has refused for [`super::REFUSED`]: it may never listen.
+/// The same for a port that has refused, or a pod that was gone, for [`super::REFUSED`]: it may never listen.
 pub const SLOW: Duration = Duration::from_millis(500);
 /// A pod that stays silent for so long counts as one that accepts.
 pub const SILENCE: Duration = Duration::from_secs(1);
 
 impl Trial {
     pub fn new(now: Instant) -> Self {
-        Self { since: now, next: Next::Due(now), refused: None, silent: None }
+        Self { since: now, next: Next::Due(now), refused: None, silent: None, gone: false }
+    }
+
+    /// Of a pod that was found unreachable.
+    pub fn of_gone(now: Instant) -> Self {
+        Self { gone: true, ..Self::new(now) }
     }
 
     /// Of a pod that has accepted before.
@@ -82,17 +91,17 @@ impl Trial {
             Answer::Accepted => return self.accept(),
             Answer::Refused => {
                 self.refused.get_or_insert(asked);
-                self.silent = None;
+                (self.silent, self.gone) = (None, false);
             }
-            Answer::Silence => {
+            Answer::Silence | Answer::Unreachable => {
                 let silent = *self.silent.get_or_insert(asked);
                 self.refused = None;
-                if now.since(silent) >= SILENCE {
+                if now.since(silent) >= SILENCE && !self.gone {
                     return self.accept();
                 }
             }
         }
-        let slow = self.refused.is_some() && now.since(self.since) >= super::REFUSED;
+        let slow = (self.refused.is_some() || self.gone) && now.since(self.since) >= super::REFUSED;
         self.next = Next::Due(now.max(asked + if slow { SLOW } else { PACE }));
     }
 

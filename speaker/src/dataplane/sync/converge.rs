@@ -23,7 +23,7 @@ use speaker_core::view::{ObjectName, View};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::super::startup_probe::{StartupProbe, Target};
+use super::super::startup_probe::{Sign, StartupProbe, Target};
 use super::super::writer::{Job, Written};
 use super::{Planned, State, Synced, Writing};
 use crate::backend::worker::{InForce, Wanted};
@@ -351,11 +351,17 @@ impl State {
         let missing = self.sync.startup_probe.missing(targets);
         let waited = viewed.elapsed();
         let may_start = (peers_known || waited >= PATIENCE) && (missing.is_empty() || waited >= PODS_PATIENCE);
-        if may_start {
-            let unnamed = self.sync.startup_probe.unnamed(missing);
-            if !unnamed.is_empty() {
-                warn!(pods = ?unnamed, "startup probe unanswered; pods get new flows nevertheless");
-            }
+        if may_start && !missing.is_empty() {
+            let is_gone = |(pod, sign): &(&Target, &Sign)| pod.tcp && **sign == Sign::Unreachable;
+            let gone = missing.iter().filter(is_gone);
+            let not_there: BTreeSet<_> =
+                gone.map(|(pod, _)| startup::Target { address: pod.address, port: pod.port }).collect();
+            warn!(
+                pods = ?missing,
+                not_there = not_there.len(),
+                "startup probe unanswered; pods get new flows nevertheless, those that are not there while no other accepts"
+            );
+            self.new_pods.startup.not_there(not_there);
         }
         may_start
     }
