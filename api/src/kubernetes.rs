@@ -1,13 +1,13 @@
 //! What an API server is able to: the oldest Kubernetes that Sheave is made for, compared with what it says of itself at `/version`, and
-//! whether it serves a kind of objects at all. And the watch that all programs use.
+//! whether it serves a kind of objects at all. And the watches that all programs use ([`follow_all`], [`follow`]).
 
-use std::fmt::Debug;
+mod lists;
+
 use std::time::Duration;
 
-use futures::stream::{self, Stream, StreamExt};
 use kube::runtime::watcher;
-use kube::{Api, Resource};
-use serde::de::DeserializeOwned;
+
+pub use lists::{PAGE, Watched, does_not_stream, follow, follow_all};
 
 /// Major and minor of the oldest Kubernetes that is served: ValidatingAdmissionPolicy, and tokens that name the node of a pod.
 pub const FLOOR: (u32, u32) = (1, 31);
@@ -33,28 +33,6 @@ pub fn check(major: &str, minor: &str) -> Result<(), VersionError> {
         return Err(VersionError::TooOld { major: found_major, minor: found_minor });
     }
     Ok(())
-}
-
-/// A full list, then every change, for ever. As kube-runtime's watcher, which lists anew where the first event of a watch says that its
-/// version has expired; where the API server, or what stands before it, refuses such a watch (410 Gone), it would ask for the same version
-/// for ever.
-pub fn follow<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
-where
-    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    let begin = move || watcher::watcher(api.clone(), config.clone()).boxed();
-    stream::unfold((begin(), begin), |(mut events, begin)| async move {
-        let event = events.next().await?;
-        if event.as_ref().is_err_and(is_expired) {
-            events = begin();
-        }
-        Some((event, (events, begin)))
-    })
-}
-
-/// A watch was refused because nobody knows its version any more.
-fn is_expired(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
 /// The pause that an overloaded API server asks for: with status 429 or 503, in the header `Retry-After`.

@@ -17,14 +17,14 @@ use kube::api::ApiResource;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::{Api, Client};
-use sheave_api::kubernetes::is_not_served;
+use sheave_api::kubernetes::{Watched, is_not_served};
 use sheave_api::{AddressPool, Chain, L2Advertisement, SpeakerState, VirtualIP};
 use tracing::warn;
 
 use crate::guards::{Fact, Source};
 use crate::index::{Kind, Observed};
 use crate::view::NamespaceMeta;
-use convert::{Known, NodeObject, PoolObject, Seen, SpeakerObject};
+use convert::{NodeObject, PoolObject, Seen, SpeakerObject};
 
 /// Everything that happens in the cluster as far as it matters here, for ever. Errors are logged and retried with backoff.
 /// `server`: where that is, for the log.
@@ -98,7 +98,7 @@ fn everything() -> watcher::Config {
     watcher::Config::default()
 }
 
-async fn list<K: Known>(
+async fn list<K: Watched>(
     api: Api<Guarded<K>>,
     kind: Kind,
     convert: fn(Seen<K>) -> Option<Observed>,
@@ -116,7 +116,7 @@ struct Watches {
 }
 
 impl Watches {
-    fn objects<K: Known>(
+    fn objects<K: Watched>(
         &self,
         api: Api<Guarded<K>>,
         kind: Kind,
@@ -141,7 +141,7 @@ impl Watches {
         events.filter_map(move |event| std::future::ready(fact(event))).boxed()
     }
 
-    fn facts<K: Known>(
+    fn facts<K: Watched>(
         &self,
         api: Api<Guarded<K>>,
         config: watcher::Config,

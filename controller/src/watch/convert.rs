@@ -1,15 +1,13 @@
 //! Objects of the API server → facts. One that cannot be read is reported by name, and skipped.
 
-use std::fmt::Debug;
-
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::ResourceExt;
 use kube::api::Object;
 use kube::core::DeserializeGuard;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
+use sheave_api::kubernetes::Watched;
 use sheave_api::{
     AddressPool, AddressPoolSpec, AddressProbe, L2Advertisement, SpeakerStateSpec, VirtualIP, virtual_ip_address,
 };
@@ -23,10 +21,6 @@ use crate::guards::{Fact, Source};
 use crate::index::{Kind, Observed};
 use crate::probes::ProbeView;
 use crate::view::{GrantView, NamespaceMeta, NamespaceView, PoolView, ServiceKey, ServiceView, version};
-
-/// What an object must be to be watched.
-pub trait Known: kube::Resource + Clone + Debug + DeserializeOwned + Send + 'static {}
-impl<K: kube::Resource + Clone + Debug + DeserializeOwned + Send + 'static> Known for K {}
 
 /// A pool whose status may be anything: the controller writes it anew.
 pub type PoolObject = Object<AddressPoolSpec, Value>;
@@ -49,7 +43,7 @@ pub struct Gone {
 }
 
 /// Converts an object that can be read, and reports one that cannot.
-pub fn object<K: Known>(
+pub fn object<K: Watched>(
     kind: Kind,
     DeserializeGuard(object): DeserializeGuard<K>,
     convert: fn(Seen<K>) -> Option<Observed>,
@@ -65,7 +59,7 @@ pub fn object<K: Known>(
     }
 }
 
-pub fn gone<K: Known>(object: &DeserializeGuard<K>, convert: fn(Seen<K>) -> Option<Observed>) -> Option<Observed> {
+pub fn gone<K: Watched>(object: &DeserializeGuard<K>, convert: fn(Seen<K>) -> Option<Observed>) -> Option<Observed> {
     let namespace = object.namespace().unwrap_or_default();
     convert(Seen::Gone(Gone { namespace, name: object.name_any(), version: version(object.resource_version()) }))
 }
@@ -123,7 +117,7 @@ pub fn grant(seen: Seen<VirtualIP>) -> Option<Observed> {
 }
 
 /// A fact of an object that can be read. One that cannot be is reported, and guards what it guarded until the next full list.
-pub fn fact<K: Known>(
+pub fn fact<K: Watched>(
     source: Source,
     DeserializeGuard(object): DeserializeGuard<K>,
     convert: fn(K) -> Facts,
@@ -142,7 +136,7 @@ pub fn fact<K: Known>(
     }
 }
 
-pub fn fact_gone<K: Known>(source: Source, object: &DeserializeGuard<K>) -> Fact {
+pub fn fact_gone<K: Watched>(source: Source, object: &DeserializeGuard<K>) -> Fact {
     Fact::Gone { source, name: object.name_any(), version: version(object.resource_version()) }
 }
 
