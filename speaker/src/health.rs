@@ -67,6 +67,8 @@ pub struct HealthFlags {
     of_host_speaker: Mutex<BTreeSet<Ipv4Addr>>,
     /// Kinds of objects that the API server does not let this speaker read.
     refused: Mutex<BTreeSet<Kind>>,
+    /// Kinds of which an object cannot be read.
+    unreadable: Mutex<BTreeSet<Kind>>,
     /// The host speaker serves this node: no loop turns here.
     pub stands_by: AtomicBool,
     /// And has not run for long.
@@ -146,7 +148,8 @@ impl HealthFlags {
             (self.unverified.load(Ordering::Relaxed) > 0, Cause::PeersUnverified),
             (self.some_adverts_missing.load(Ordering::Relaxed), Cause::AdvertsMissing),
             (self.reports_missing.load(Ordering::Relaxed), Cause::ReportsMissing),
-            (!self.lock_refused().is_empty(), Cause::RightsMissing),
+            (!lock_kinds(&self.refused).is_empty(), Cause::RightsMissing),
+            (!lock_kinds(&self.unreadable).is_empty(), Cause::ObjectsUnreadable),
             (!self.lock_conflicts().is_empty(), Cause::AddressConflict),
             (self.conntrack_full.load(Ordering::Relaxed), Cause::ConntrackFull),
             (self.conntrack_nearly_full.load(Ordering::Relaxed), Cause::ConntrackNearlyFull),
@@ -201,16 +204,11 @@ impl HealthFlags {
     }
 
     pub fn set_refused(&self, kind: Kind, refused: bool) {
-        let mut kinds = self.lock_refused();
-        if refused {
-            kinds.insert(kind)
-        } else {
-            kinds.remove(&kind)
-        };
+        set(&mut lock_kinds(&self.refused), kind, refused);
     }
 
-    fn lock_refused(&self) -> std::sync::MutexGuard<'_, BTreeSet<Kind>> {
-        self.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    pub fn set_unreadable(&self, kind: Kind, unreadable: bool) {
+        set(&mut lock_kinds(&self.unreadable), kind, unreadable);
     }
 
     /// As of the last second, if they are wanted.
@@ -229,6 +227,18 @@ impl HealthFlags {
     fn lock_owned(&self) -> std::sync::MutexGuard<'_, BTreeMap<Ipv4Addr, u64>> {
         // A panic while it was held cannot have left it half changed: every change is one call.
         self.owned.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn lock_kinds(kinds: &Mutex<BTreeSet<Kind>>) -> std::sync::MutexGuard<'_, BTreeSet<Kind>> {
+    kinds.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn set(kinds: &mut BTreeSet<Kind>, kind: Kind, is_in: bool) {
+    if is_in {
+        kinds.insert(kind);
+    } else {
+        kinds.remove(&kind);
     }
 }
 

@@ -48,6 +48,7 @@ pub struct Metrics {
     pub keys_lacking: IntGauge,
     pub keys_identity_differs: IntGauge,
     pub rights_missing: IntGaugeVec,
+    pub objects_unreadable: IntGaugeVec,
     pub sync_errors: IntCounter,
     pub syncs: IntCounter,
     pub repairs: IntCounterVec,
@@ -176,6 +177,16 @@ impl Metrics {
                     Opts::new(
                         "sheave_rights_missing",
                         "1 for each kind of objects that the API server does not let this speaker read: the last ones known are served.",
+                    ),
+                    &["kind"],
+                )?,
+            )?,
+            objects_unreadable: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "sheave_objects_unreadable",
+                        "Objects that cannot be read, by kind: what was read of them last is served.",
                     ),
                     &["kind"],
                 )?,

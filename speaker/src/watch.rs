@@ -6,10 +6,10 @@
 
 mod advertisement;
 mod placement;
+mod unreadable;
 mod version;
 
 use std::collections::BTreeSet;
-use std::fmt::Debug;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
-use sheave_api::kubernetes::{self, EXCLUDE_LABEL};
+use sheave_api::kubernetes::{self, EXCLUDE_LABEL, Watched};
 use sheave_api::{Announce, Chain, SpeakerState, VirtualIP};
 use speaker_core::view::{
     Conditions, Endpoint, EndpointSlice as Slice, Event, Key, Kind, Node as NodeView, Object, ObjectName, Port,
@@ -37,6 +37,7 @@ use crate::apiserver::ApiServer;
 use crate::health::{Cause, HealthFlags};
 use crate::metrics::Metrics;
 use crate::{attributes, mailbox};
+use unreadable::{Converted, Unreadable};
 
 /// The time the API server has for its answer, and the pause before the next request: doubled after each attempt, since a busy
 /// one may need long.
@@ -182,16 +183,15 @@ fn seconds(kind: Kind, jitter: u64) -> u32 {
 }
 
 impl Watch {
-    /// `convert`: what an object means to the view: its key, and the object unless it does not concern us.
-    async fn follow<K>(self, convert: impl Fn(K) -> Option<(Key, Option<Object>)>)
-    where
-        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-    {
+    async fn follow<K: Watched + Resource<DynamicType = ()>>(self, convert: impl Fn(K) -> Converted) {
         let config = watcher::Config::default().timeout(self.seconds);
-        let begin =
-            || Box::pin(kubernetes::follow(Api::<K>::all(self.client.clone()), config.clone()).default_backoff());
+        let begin = || {
+            let objects = Api::<DeserializeGuard<K>>::all(self.client.clone());
+            Box::pin(kubernetes::follow_all(objects, config.clone()))
+        };
         let mut stream = begin();
         let mut listed = Vec::new();
+        let mut unreadable = Unreadable::new(self.kind);
         let mut failing = false;
         let mut refused = None;
         while let Some(item) = stream.next().await {
@@ -205,7 +205,7 @@ impl Watch {
                     }
                     self.failed(&error, std::mem::replace(&mut failing, true) && !other);
                     // A watch that is resumed says nothing until something changes; a list says that the right is back.
-                    if forbidden && !matches!(error, watcher::Error::InitialListFailed(_)) {
+                    if forbidden && other {
                         stream = begin();
                     }
                     // An upgrade without the CRD of its version: then there are none. Of every other kind the last known state is served.
@@ -228,27 +228,34 @@ impl Watch {
             let event = match event {
                 watcher::Event::Init => {
                     listed.clear();
+                    unreadable.begin();
                     continue;
                 }
                 watcher::Event::InitApply(object) => {
-                    listed.extend(convert(object).and_then(|(_, object)| object));
+                    listed.extend(unreadable.read(object, &convert).and_then(|(_, object)| object));
                     continue;
                 }
-                watcher::Event::InitDone => Event::Relisted(self.kind, std::mem::take(&mut listed)),
-                watcher::Event::Apply(object) => match convert(object) {
-                    Some((_, Some(object))) => Event::Apply(object),
-                    Some((key, None)) => Event::Delete(key),
-                    None => continue,
-                },
-                watcher::Event::Delete(object) => match convert(object) {
-                    Some((key, _)) => Event::Delete(key),
-                    None => continue,
-                },
+                watcher::Event::InitDone => {
+                    unreadable.complete();
+                    Some(Event::Relisted(self.kind, std::mem::take(&mut listed)))
+                }
+                watcher::Event::Apply(object) => unreadable.read(object, &convert).map(|(key, object)| match object {
+                    Some(object) => Event::Apply(object),
+                    None => Event::Delete(key),
+                }),
+                watcher::Event::Delete(object) => unreadable.deleted(object, &convert).map(Event::Delete),
             };
+            self.set_unreadable(unreadable.count());
+            let Some(event) = event else { continue };
             if self.events.send(event).await.is_err() {
                 return;
             }
         }
+    }
+
+    fn set_unreadable(&self, count: usize) {
+        self.rights.health.set_unreadable(self.kind, count > 0);
+        self.rights.metrics.objects_unreadable.with_label_values(&[&format!("{:?}", self.kind)]).set(count as i64);
     }
 
     /// Logs once, not at every retry.
@@ -275,7 +282,7 @@ fn is_unanswered(error: &watcher::Error) -> bool {
     }
 }
 
-fn node(node: Node) -> Option<(Key, Option<Object>)> {
+fn node(node: Node) -> Converted {
     let name = node.name_any();
     let created = node.creation_timestamp().map_or(0, |Time(at)| at.as_second());
     let labels = node.metadata.labels.clone().unwrap_or_default();
@@ -302,7 +309,7 @@ fn node(node: Node) -> Option<(Key, Option<Object>)> {
     Some((Key::Node(name), object))
 }
 
-fn service(service: Service) -> Option<(Key, Option<Object>)> {
+fn service(service: Service) -> Converted {
     let (name, attributes) = (object_name(&service), attributes::of(&service));
     let spec = service.spec.unwrap_or_default();
     if spec.type_.as_deref() != Some("LoadBalancer") {
@@ -316,7 +323,7 @@ fn service(service: Service) -> Option<(Key, Option<Object>)> {
     Some((Key::Service(name), Some(object)))
 }
 
-fn slice(slice: EndpointSlice) -> Option<(Key, Option<Object>)> {
+fn slice(slice: EndpointSlice) -> Converted {
     let name = object_name(&slice);
     let key = Key::EndpointSlice(name.clone());
     let Some(service) = slice.labels().get("kubernetes.io/service-name").cloned() else { return Some((key, None)) };
@@ -341,7 +348,7 @@ fn slice(slice: EndpointSlice) -> Option<(Key, Option<Object>)> {
     Some((key, Some(Object::EndpointSlice(name, Slice { service, ports, endpoints }))))
 }
 
-fn virtual_ip(vip: VirtualIP, owners: &mailbox::Sender<Ipv4Addr, Option<String>>) -> Option<(Key, Option<Object>)> {
+fn virtual_ip(vip: VirtualIP, owners: &mailbox::Sender<Ipv4Addr, Option<String>>) -> Converted {
     let Ok(address) = vip.spec.address.parse::<Ipv4Addr>() else {
         let (name, address) = (vip.name_any(), &vip.spec.address);
         // The controller reserves these. Nothing else is to be known of them: not even who owns one.
@@ -362,7 +369,7 @@ fn virtual_ip(vip: VirtualIP, owners: &mailbox::Sender<Ipv4Addr, Option<String>>
     Some((Key::VirtualIp(address), Some(object)))
 }
 
-fn speaker_state(state: SpeakerState) -> Option<(Key, Option<Object>)> {
+fn speaker_state(state: SpeakerState) -> Converted {
     let name = state.name_any();
     let created = state.creation_timestamp().map_or(0, |Time(at)| at.as_second());
     let stands_by = state.stands_by().is_some();

@@ -135,6 +135,9 @@ impl View {
     }
 
     fn apply(&mut self, object: Object) -> Change {
+        if matches!(object, Object::Unreadable(_)) {
+            return Change::None;
+        }
         let key = object.key();
         let service = match &object {
             Object::EndpointSlice(_, slice) => Some(slice.service.clone()),
@@ -187,6 +190,7 @@ impl View {
                 }
                 self.speakers.insert(name, state)
             }
+            Object::Unreadable(_) => Ok(false),
         };
         match kept.map_or_else(Some, |_| cut) {
             None => Change::from_difference(noted | kept.unwrap_or_default()),

@@ -23,6 +23,7 @@ pub enum Cause {
     NoCarrier,
     Joining,
     RightsMissing,
+    ObjectsUnreadable,
     AddressConflict,
     ConntrackNearlyFull,
     ConntrackFull,
@@ -62,6 +63,7 @@ impl Cause {
             Self::NoCarrier => "no_carrier",
             Self::Joining => "joining",
             Self::RightsMissing => "rights_missing",
+            Self::ObjectsUnreadable => "objects_unreadable",
             Self::AddressConflict => "address_conflict",
             Self::ConntrackNearlyFull => "conntrack_nearly_full",
             Self::ConntrackFull => "conntrack_full",
@@ -88,9 +90,12 @@ impl Cause {
             | Self::Joining => Check::PeersReached,
             Self::NoCarrier => Check::LinkUp,
             Self::NotAttached | Self::HostSpeaker | Self::HostSpeakerStopped => Check::PacketPathAttached,
-            Self::DataplaneStalled | Self::NftFailing | Self::MapsFailing | Self::NotSynced | Self::RightsMissing => {
-                Check::ViewApplied
-            }
+            Self::DataplaneStalled
+            | Self::NftFailing
+            | Self::MapsFailing
+            | Self::NotSynced
+            | Self::RightsMissing
+            | Self::ObjectsUnreadable => Check::ViewApplied,
             Self::ConntrackNearlyFull | Self::ConntrackFull => Check::ConntrackHasRoom,
             Self::ForwardPolicyDrop => Check::ForwardingAllowed,
         }
@@ -132,6 +137,9 @@ impl Cause {
             Self::Joining => "listens for peers, 1 s at most",
             Self::RightsMissing => {
                 "a kind of objects must not be read (sheave_rights_missing has it): is ClusterRole sheave-speaker of this version?"
+            }
+            Self::ObjectsUnreadable => {
+                "an object cannot be read and is skipped (sheave_objects_unreadable has its kind, the log its name)"
             }
             Self::AddressConflict => {
                 "another host of the segment announces a VIP of this node; the log has its Ethernet address"

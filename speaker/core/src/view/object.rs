@@ -26,6 +26,8 @@ pub enum Object {
     Placement(String, Placement),
     /// Named like its node.
     SpeakerState(String, SpeakerState),
+    /// One that is there, and that this version cannot read. What was read of it last stays.
+    Unreadable(Key),
 }
 
 impl Object {
@@ -38,6 +40,7 @@ impl Object {
             Self::L2Advertisement(name, _) => Key::L2Advertisement(name.clone()),
             Self::Placement(name, _) => Key::Placement(name.clone()),
             Self::SpeakerState(name, _) => Key::SpeakerState(name.clone()),
+            Self::Unreadable(key) => key.clone(),
         }
     }
 

@@ -36,6 +36,19 @@ fn a_list_removes_what_is_not_in_it_and_touches_no_other_kind() {
 }
 
 #[test]
+fn what_was_read_last_of_an_object_that_cannot_be_read_stays() {
+    let mut known = view([]);
+    let unreadable = |name: &str| Object::Unreadable(Key::Node(name.into()));
+    known.handle(Event::Relisted(Kind::Node, vec![node("a"), node("d")]));
+    let list = vec![unreadable("a"), node("d"), unreadable("e")];
+    assert_eq!(known.handle(Event::Relisted(Kind::Node, list)), Change::None);
+    assert_eq!(known.handle(Event::Apply(unreadable("d"))), Change::None);
+    assert_eq!(known.members().map(|(name, _)| name).collect::<Vec<_>>(), ["a", "d"]);
+    assert_eq!(known.handle(Event::Relisted(Kind::Node, vec![unreadable("a")])), Change::Changed);
+    assert_eq!(known.members().map(|(name, _)| name).collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
 fn limits_are_counted_and_known_objects_may_still_change() {
     let mut known = View::default();
     let limit = Limit::Nodes.value();
