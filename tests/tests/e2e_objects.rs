@@ -14,6 +14,7 @@ fn objects_are_followed_on_a_running_cluster() {
             ("SpeakerStates", 1, steps::speaker_states),
             ("Secret replaced, speaker restarted", 1, steps::keys_replaced),
             ("speaker waits for the Secret", 1, steps::keys_awaited),
+            ("objects that cannot be read, large ones", 1, steps::odd_objects),
             ("forged ARP for every node", 1, steps::forged_arp),
             ("announced by chosen nodes", 1, steps::announced_by_chosen_nodes),
             ("placed by hand", 1, steps::placed_by_hand),
