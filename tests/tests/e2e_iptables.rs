@@ -2,7 +2,7 @@
 
 mod e2e;
 
-use e2e::services::{endings, endpoints, forwarding, inside, local, node_address, ports, ranges, starts};
+use e2e::services::{endings, endpoints, forwarding, inside, local, node_address, ports, ranges, shared, starts};
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
 
@@ -25,6 +25,7 @@ fn promises_hold_beside_kube_proxy_iptables() {
             ("Service: forwarding policy DROP", 1, forwarding::drop_policy),
             ("Service: externalTrafficPolicy Local", 1, local::owners),
             ("Service: ports that are not served", 1, ports::ports),
+            ("Service: shared address", 1, shared::address),
             ("Service: addresses of nodes", 1, node_address::node_addresses),
             ("owner loss", 1, steps::owner_loss),
             ("loss of a node that translates", 1, steps::translator_loss),

@@ -3,7 +3,7 @@
 mod e2e;
 
 use e2e::services::{
-    endings, endpoints, forwarding, inside, late_table, local, node_address, ports, ranges, several, starts,
+    endings, endpoints, forwarding, inside, late_table, local, node_address, ports, ranges, several, shared, starts,
 };
 use e2e::steps;
 use sheave_tests::lab::ProxyMode;
@@ -29,6 +29,7 @@ fn promises_hold_beside_kube_proxy_nftables() {
             ("Service: ports that are not served", 1, ports::ports),
             ("Service: a node's table late", 1, late_table::late_table),
             ("Service: several addresses", 1, several::addresses),
+            ("Service: shared address", 1, shared::address),
             ("Service: addresses of nodes", 1, node_address::node_addresses),
             ("first answer", 1, steps::first_answer),
             ("forged heartbeats", 1, steps::forged_heartbeats),

@@ -15,6 +15,7 @@ pub mod other_host;
 pub mod ports;
 pub mod ranges;
 pub mod several;
+pub mod shared;
 pub mod starts;
 pub mod ways;
 
