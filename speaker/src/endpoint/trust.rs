@@ -95,7 +95,7 @@ impl Trust {
         match (&before, &session) {
             (Some(Err(before)), Err(now)) if before == now => {}
             (_, Err(refused)) => {
-                warn!(reason = refused.outcome.label(), error = %refused, "API servers not checked until that changes")
+                warn!(reason = refused.outcome.label(), error = %refused, "API servers not verified until that changes; they get connections while no other is ready")
             }
             (Some(_), Ok(_)) => info!("files of the checks have changed; used from now on"),
             (None, Ok(_)) => {}

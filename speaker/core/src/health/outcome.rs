@@ -24,9 +24,9 @@ pub enum Outcome {
     Certificate,
     /// It speaks something else than TLS and HTTP.
     Protocol,
-    /// There is no CA file: nothing can be verified.
+    /// The handshake is complete, and there is no CA file to verify the server with.
     CaMissing,
-    /// The CA file, certificate, key or token cannot be used.
+    /// The handshake is complete, and the CA file, certificate, key or token cannot be used.
     Credential,
 }
 
@@ -37,7 +37,7 @@ impl Outcome {
 
     /// It serves, and there is a doubt about it: it gets new flows while no other does.
     pub const fn serves_in_doubt(self) -> bool {
-        matches!(self, Self::NotReady(_) | Self::Slow | Self::CertificateTime)
+        matches!(self, Self::NotReady(_) | Self::Slow | Self::CertificateTime | Self::CaMissing | Self::Credential)
     }
 
     pub const fn label(self) -> &'static str {

@@ -236,6 +236,11 @@ async fn the_ca_file_is_read_when_it_comes_and_when_it_changes() {
     }
     std::fs::remove_file(path).unwrap();
     assert_eq!(checker.check(target).await, Outcome::CaMissing);
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = Target { port: closed.port(), ..target };
+    let refused = self::checker(closed, Check::Https, trusting(files.0.join("ca.crt"))).check(closed).await;
+    assert_eq!(refused, Outcome::Refused, "what does not answer does not serve in doubt");
+    assert!(Outcome::CaMissing.serves_in_doubt() && Outcome::Credential.serves_in_doubt());
 }
 
 #[tokio::test]
