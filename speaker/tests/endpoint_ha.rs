@@ -8,6 +8,7 @@ use sheave_tests::endpoint::Clients;
 use sheave_tests::endpoint::faults::{self, Faulted};
 use sheave_tests::endpoint::further;
 use sheave_tests::endpoint::judge::{self, Promise};
+use sheave_tests::endpoint::upkeep;
 use sheave_tests::lab::ha::{self, Ha};
 use sheave_tests::lab::{Balancer, Distribution, alone, down_on_interrupt, quiet};
 use sheave_tests::scenario::InTime;
@@ -26,6 +27,8 @@ fn api_servers_die_freeze_and_lose_power_behind_the_endpoint() -> Result<()> {
         let mut clients = Clients::start(&ha, WATCHES)?;
         let owner = ha.owner()?.context("the endpoint has an owner")?;
         let other = ha.nodes().into_iter().find(|node| *node != owner).context("another node")?;
+        check("without etcd", &[judge::readiness_seen(&upkeep::readiness(&ha, &other)?, &other)])?;
+        clients.fill()?;
         check("killed", &judge::killed(&faults::kill_api_server(&ha, &mut clients, &other)?))?;
         check("frozen", &judge::frozen(&faults::stop_api_server(&ha, &mut clients, &owner)?))?;
         check(

@@ -11,6 +11,7 @@ mod paces;
 mod reloaded;
 mod server;
 mod status;
+mod without_speaker;
 mod world;
 
 use std::collections::BTreeSet;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use sheave_tests::lab::netns;
 use sheave_tests::lab::wait::wait_for;
 
 use client::{Connection, Failure};
@@ -26,7 +28,7 @@ use world::{CLIENT, MEMBERS, VIP, World};
 /// Longer than any takeover on a busy machine, and than members wait for each other (docs/decisions/0015): what is measured is printed, and
 /// what a check may take is tested where time is an argument (speaker/core/src/health/checks.rs).
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Connections of one client that reach every member: each is missed by one in 3^20.
+/// Connections of one client that reach every member: each is missed by one of 11 million clients, (2/3)^40.
 const MANY: usize = 40;
 
 fn main() -> Result<()> {
@@ -57,6 +59,8 @@ fn story(world: &mut World) -> Result<()> {
     status::a_reader_that_waits_is_told(world)?;
     a_lost_owner_costs_no_connection(world, &mut held)?;
     beside::the_daemonset_costs_no_connection(world, &mut held)?;
+    an_owner_that_reaches_no_server_hands_over(world)?;
+    without_speaker::it_is_checked_and_reached_through_two(world)?;
     refused_when_none_answers(world)?;
     paces::each_is_dead_in_its_own_time(world)
 }
@@ -162,6 +166,39 @@ fn a_lost_owner_costs_no_connection(world: &mut World, held: &mut [Connection]) 
     }
     alive(held)?;
     world.start_speaker(before)
+}
+
+/// Its own server is dead, and something keeps it from the others: clients must not be led to it. Later it may own the address again.
+fn an_owner_that_reaches_no_server_hands_over(world: &mut World) -> Result<()> {
+    let before = world.owner()?.context("the VIP has no owner")?;
+    let others: Vec<&str> = MEMBERS.into_iter().filter(|node| *node != before).collect();
+    let mut held = std::iter::repeat_with(|| world.connect(CLIENT, 6443)).take(MANY).collect::<Result<Vec<_>, _>>()?;
+    held.retain(|connection| connection.member != before);
+    world.signal_server(before, Signal::SIGKILL)?;
+    let cut = "add table ip cut; add chain ip cut out { type filter hook output priority 0; }; add rule ip cut out tcp dport 6443 drop";
+    world.inside(before, || netns::run("nft", &[cut]))?;
+    let began = Instant::now();
+    let other = wait_for("another owner", PATIENCE, || Ok(world.owner()?.filter(|owner| *owner != before)))?;
+    println!("owner {before} that reaches no server: {other} after {:?}", began.elapsed());
+    for _ in 0..MANY {
+        let connection = world.connect(CLIENT, 6443)?;
+        ensure!(connection.member != before, "{before} is dead");
+    }
+    alive(&mut held)?;
+    world.inside(before, || netns::run("nft", &["delete table ip cut"]))?;
+    world.start_server(before)?;
+    wait_for("its server to serve again", PATIENCE, || Ok(reached(world)?.contains(before).then_some(())))?;
+    // Those that are drained own the address only while no other node can.
+    let began = Instant::now();
+    for node in &others {
+        status::drain(world, before, node, true, false)?;
+    }
+    wait_for("it to own the address again", PATIENCE, || Ok((world.owner()? == Some(before)).then_some(())))?;
+    println!("it reaches them again: owner after {:?}", began.elapsed());
+    for node in others {
+        status::drain(world, before, node, false, false)?;
+    }
+    alive(&mut held)
 }
 
 fn refused_when_none_answers(world: &mut World) -> Result<()> {

@@ -173,7 +173,7 @@ fn events(world: &World, node: &str, run: u64, after: u64, wait: u64) -> Result<
     answer(ask(world, node, "GET", &format!("{EVENTS}?run={run}&after={after}&wait={wait}"), "")?)
 }
 
-fn drain(world: &World, on: &str, member: &str, drained: bool, force: bool) -> Result<Status> {
+pub fn drain(world: &World, on: &str, member: &str, drained: bool, force: bool) -> Result<Status> {
     answer(ask(world, on, "PUT", DRAIN, &request(member, drained, force)?)?)
 }
 

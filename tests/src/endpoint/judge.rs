@@ -13,7 +13,7 @@ use super::further::Killed;
 use super::report::Window;
 use super::session::USER_AGENT;
 use super::streams::Streamed;
-use super::upkeep::{Renewed, SlowEtcd, WrongClock};
+use super::upkeep::{Readiness, Renewed, SlowEtcd, WrongClock};
 use crate::lab::ha::Ha;
 use crate::lab::plan::CLIENT;
 use crate::scenario::InTime;
@@ -84,6 +84,17 @@ pub fn without_etcd(faulted: &Faulted) -> Vec<Promise> {
     promises.push(open_watches("open watches survive the death of an etcd member", &faulted.seen));
     promises.push(owner_stays(faulted));
     promises
+}
+
+/// The API servers refuse to tell a stranger.
+pub fn readiness_seen(seen: &Readiness, node: &str) -> Promise {
+    let others_stay = || seen.without_etcd.iter().filter(|(of, _)| *of != node).all(|(_, reason)| reason == "Ready");
+    let not_ready =
+        || seen.without_etcd.get(node).is_some_and(|reason| ["NotReady", "Slow"].contains(&reason.as_str()));
+    let held =
+        seen.before.len() > 1 && seen.before.values().all(|reason| reason == "Ready") && not_ready() && others_stay();
+    let name = "the status says which API server is ready, and which is not because its etcd is dead";
+    Promise::counted(name, held, format!("{:?}, then {:?}", seen.before, seen.without_etcd))
 }
 
 /// The node that holds the address is gone, with its API server and its etcd member.

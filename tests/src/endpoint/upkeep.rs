@@ -1,6 +1,7 @@
 //! What happens to a cluster in its years: certificates are renewed, clocks are wrong, etcd is slow. As [`super::faults`], each makes one
 //! thing happen under all clients and says what they saw.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -124,6 +125,39 @@ fn reasons(ha: &Ha, node: &str) -> Result<Vec<String>> {
 
 fn servers(status: &Status) -> impl Iterator<Item = &Server> {
     status.ports.iter().flat_map(|port| &port.members)
+}
+
+/// The reason of each member's first port, by its own node.
+pub type Reasons = BTreeMap<String, String>;
+
+/// What the status says of readiness, which an API server tells nobody but clients that it knows.
+#[derive(Clone, Debug, Serialize)]
+pub struct Readiness {
+    pub before: Reasons,
+    /// While the etcd member of one node is dead; its API server lives.
+    pub without_etcd: Reasons,
+}
+
+/// The etcd member of a node dies, and is started again when its status has said so.
+pub fn readiness(ha: &Ha, node: &str) -> Result<Readiness> {
+    let all = || -> Result<Reasons> {
+        let first = |of: String| {
+            let own = ha.status(&of)?.ports.into_iter().next().context("the endpoint has ports")?.members;
+            let own = own.into_iter().find(|server| server.member == of).context("the node is a member")?;
+            Ok((of, own.reason))
+        };
+        ha.nodes().into_iter().map(first).collect()
+    };
+    let before = all()?;
+    ha.stop(node, Part::Etcd)?;
+    let without_etcd = wait_for(&format!("{node} to find its API server not ready"), SERVED_WITHIN, || {
+        let reasons = all()?;
+        Ok((reasons.get(node) != before.get(node)).then_some(reasons))
+    });
+    ha.start(node, Part::Etcd)?;
+    wait_ready(ha, node)?;
+    wait_serving(ha, node)?;
+    Ok(Readiness { before, without_etcd: without_etcd? })
 }
 
 /// All etcd members stand still.
