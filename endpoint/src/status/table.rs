@@ -69,7 +69,7 @@ fn of_port(out: &mut String, status: &Status, port: &Port) {
             &server.total.map_or("-".into(), |total| total.resets.to_string()),
             &server.weight.map_or("-".into(), percent),
             drained.as_deref().unwrap_or("-"),
-            &if server.via.is_empty() { "-".into() } else { server.via.join(", ") },
+            &if server.via.is_empty() { "-".into() } else { format!("{}, client address lost", server.via.join(", ")) },
         ])
     }));
     aligned(out, &rows);

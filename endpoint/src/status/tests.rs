@@ -241,7 +241,7 @@ port 8443 to 6443, check https
 MEMBER  STATE    REASON        SINCE  CHECK  OPEN  TOTAL  BYTES  RESETS  WEIGHT  DRAINED         VIA
 a       Serving  Ready         5 min  4 ms   17    170    90000  1       33.3 %  -               -
 b       Drained  Unauthorized  5 min  4 ms   17    170    90000  1       33.3 %  60 s, by force  -
-c       Failing  NotReady 500  5 min  -      -     -      -      -       0.0 %   -               a, b
+c       Failing  NotReady 500  5 min  -      -     -      -      -       0.0 %   -               a, b, client address lost
 total, bytes, resets: of 2 of 3 nodes (without c)
 came in at a: 5 connections, 7000 bytes; 2 resets
 
