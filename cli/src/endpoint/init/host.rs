@@ -17,8 +17,8 @@ use super::tls::{self, Served};
 
 /// Of the speaker that serves the endpoint (`sheave-speaker endpoint --local-socket`).
 pub const SOCKET: &str = "/run/sheave/endpoint.sock";
-/// Defaults of its `--probe-listen` and `--metrics-listen`.
-const LOOPBACK_PORTS: [(u16, &str); 2] = [(7486, "its probes"), (7487, "its metrics")];
+/// Defaults of its `--probe-listen`, `--metrics-listen` and `--status-listen`.
+const LOOPBACK_PORTS: [(u16, &str); 3] = [(7486, "its probes"), (7487, "its metrics"), (7488, "its status page")];
 
 pub struct Host {
     pub interfaces: Vec<Interface>,
