@@ -1,7 +1,7 @@
 //! Step 3b, only for Services with source ranges: is this client admitted?
 //!
 //! Judged where the client's packet arrives. A packet from another node was judged there, and by that node's own list. (The backend
-//! judges new flows once more: speaker/core/src/backend/ruleset.rs.)
+//! judges new flows once more: speaker/core/src/backend/ruleset/source_ranges.rs.)
 //!
 //! A connection whose client is no longer admitted ends with a reset, at the first segment that either end sends: the client gets it
 //! here. Its resets pass, so that the pod gets one from the client's kernel; a reset can end a flow, and never begins one.

@@ -1,5 +1,5 @@
 //! etcd is put back to an earlier state, as from a backup: versions go back, Services and grants of since then are gone. A leader leads
-//! again, the ledger that was restored holds, and a Service that shows another one's address is refused by name.
+//! again, the ledger that was restored holds, and a Service that asks for another one's address is refused by name.
 
 use std::path::Path;
 use std::process::Command;
