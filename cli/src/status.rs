@@ -34,28 +34,52 @@ pub async fn run(client: Client, args: &Args) -> Result<ExitCode> {
     let pods =
         Api::<Pod>::namespaced(client.clone(), &args.namespace).list(&selector).await.context("list speakers")?;
     let (preferred, mut drained) = placement::listed(&placements);
-    for (node, drain) in drained_there(&client).await? {
+    let states: Vec<SpeakerState> = list(&client, "SpeakerStates").await?;
+    for (node, drain) in drained_there(&states) {
         drained.entry(node).and_modify(|who| *who = format!("{who}; {drain}")).or_insert(drain);
     }
     let addresses: Vec<Value> = vips.iter().map(|vip| address(vip, &preferred)).collect();
     let speakers: Vec<Value> = pods.iter().map(|pod| speaker(pod, &drained)).collect();
+    let conditions = conditions(&states);
     let whole = addresses.iter().all(|address| !address["owner"].is_null() || address["reason"] == RESERVED)
         && speakers.iter().all(|speaker| speaker["ready"] == Value::Bool(true));
     if args.json {
-        println!("{:#}", json!({ "addresses": addresses, "speakers": speakers }));
+        println!("{:#}", json!({ "addresses": addresses, "speakers": speakers, "conditions": conditions }));
     } else {
         print("ADDRESS POOL SERVICES OWNER SINCE TERM REASON PREFERRED", &addresses);
         println!();
         print("NODE READY RESTARTS DRAINED", &speakers);
+        if !conditions.is_empty() {
+            println!();
+            print("NODE CONDITION STATUS REASON MESSAGE", &conditions);
+        }
     }
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// By node, the drains that were made on the nodes themselves.
-async fn drained_there(client: &Client) -> Result<Vec<(String, String)>> {
-    let states: Vec<SpeakerState> = list(client, "SpeakerStates").await?;
-    let drained = |state: SpeakerState| Some((state.name_any(), local::who(state.status?.drained.as_ref()?)));
-    Ok(states.into_iter().filter_map(drained).collect())
+fn drained_there(states: &[SpeakerState]) -> impl Iterator<Item = (String, String)> {
+    let drained = |state: &SpeakerState| Some((state.name_any(), local::who(state.status.as_ref()?.drained.as_ref()?)));
+    states.iter().filter_map(drained)
+}
+
+/// What is not in order on nodes, as a chain of another's that drops packets to pods.
+fn conditions(states: &[SpeakerState]) -> Vec<Value> {
+    let of_node = |state: &SpeakerState| {
+        let node = state.name_any();
+        let all = state.status.iter().flat_map(|status| &status.conditions).filter(|one| one.status != "True");
+        all.map(|one| {
+            json!({
+                "node": node,
+                "condition": one.type_,
+                "status": one.status,
+                "reason": one.reason,
+                "message": one.message,
+            })
+        })
+        .collect::<Vec<_>>()
+    };
+    states.iter().flat_map(of_node).collect()
 }
 
 /// None where the definition is not installed: another version of Sheave.
@@ -135,6 +159,24 @@ mod tests {
         let address_reason = |row: &Value| (row["address"].clone(), row["reason"].clone());
         assert_eq!(address_reason(&vip("2001:db8::10")), (json!("2001:db8::10"), json!("IPv6NotServed")));
         assert_eq!(address_reason(&vip("192.0.2.1")), (json!("192.0.2.1"), json!("HandingOver")));
+    }
+
+    #[test]
+    fn conditions_that_are_not_true_are_named_with_what_to_do() {
+        let condition = |type_: &str, status: &str| {
+            json!({
+                "type": type_, "status": status, "reason": "because", "message": "do this",
+                "lastTransitionTime": "2026-11-29T00:00:00Z",
+            })
+        };
+        let object = json!({
+            "metadata": { "name": "n1" }, "spec": {},
+            "status": { "conditions": [condition("Ready", "True"), condition("ForwardingAllowed", "Unknown")] },
+        });
+        let found = conditions(&[serde_json::from_value(object).unwrap()]);
+        assert_eq!(found.len(), 1);
+        assert_eq!((&found[0]["node"], &found[0]["condition"]), (&json!("n1"), &json!("ForwardingAllowed")));
+        assert_eq!((&found[0]["status"], &found[0]["message"]), (&json!("Unknown"), &json!("do this")));
     }
 
     fn address_of(vip: &VirtualIP) -> Value {
