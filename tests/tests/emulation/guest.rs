@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use sheave_tests::lab::netns::run;
 use sheave_tests::lab::plan::repository;
+use speaker_core::attributes::{Prefix, ServiceAttributes};
 use speaker_core::view::{
     Affinity, Conditions, Endpoint, EndpointSlice, Node, Object, ObjectName, Port, Protocol, Service, View, VirtualIp,
 };
@@ -164,7 +165,7 @@ fn state(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One node, one VIP, one pod.
+/// One node and one pod at two VIPs. The second one's Service has source ranges, and the guest's client is in none of them.
 fn view() -> View {
     let name = ObjectName::new("default", "web");
     let ports = |http, echo| {
@@ -174,14 +175,22 @@ fn view() -> View {
     let pod =
         Endpoint { address: Ipv4Addr::new(10, 99, 1, 2), node: Some("node".into()), conditions: Conditions::READY };
     let slice = EndpointSlice { service: "web".into(), ports: ports(8080, 8081), endpoints: vec![pod] };
+    let closed = ObjectName::new("default", "closed");
+    let ranges = vec![Prefix { network: Ipv4Addr::new(198, 51, 100, 0), length: 24 }];
+    let source_ranges = ServiceAttributes { source_ranges: Some(ranges.into()), ..ServiceAttributes::default() };
+    let vip = |last, service: &ObjectName| {
+        let vip = VirtualIp { pool: "pool".into(), services: vec![service.clone()], ..VirtualIp::default() };
+        Object::VirtualIp(Ipv4Addr::new(192, 0, 2, last), vip)
+    };
+    let slice_of = |service: &str| EndpointSlice { service: service.into(), ..slice.clone() };
     View::from(vec![
         Object::Node("node".into(), Node::at(Ipv4Addr::new(192, 0, 2, 11))),
         Object::Service(name.clone(), Service { ports: ports(80, 81), attributes: Affinity::None.into() }),
-        Object::EndpointSlice(name.clone(), slice),
-        Object::VirtualIp(
-            Ipv4Addr::new(192, 0, 2, 200),
-            VirtualIp { pool: "pool".into(), services: vec![name], ..VirtualIp::default() },
-        ),
+        Object::Service(closed.clone(), Service { ports: ports(80, 81), attributes: source_ranges }),
+        Object::EndpointSlice(name.clone(), slice_of("web")),
+        Object::EndpointSlice(closed.clone(), slice_of("closed")),
+        vip(200, &name),
+        vip(202, &closed),
     ])
 }
 

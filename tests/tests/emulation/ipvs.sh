@@ -4,18 +4,28 @@
 # kube-proxy has put this address on its device too, and no VirtualIP names it: the packet path lets its ARP pass to the kernel.
 OTHER=192.0.2.201
 
+# Of a Service whose source ranges the client is not in.
+CLOSED=192.0.2.202
+
 # As pkg/proxy/ipvs/proxier.go of Kubernetes does it.
 play_kube_proxy() {
   ip link add kube-ipvs0 type dummy
   ip addr add $VIP/32 dev kube-ipvs0
   ip addr add $OTHER/32 dev kube-ipvs0
+  ip addr add $CLOSED/32 dev kube-ipvs0
   echo 1 >/proc/sys/net/ipv4/vs/conntrack
   echo 0 >/proc/sys/net/ipv4/vs/conn_reuse_mode
   for ports in 80:8080 81:8081; do
     ipvsadm -A -t "$VIP:${ports%:*}" -s rr || fail "ipvsadm: service"
     ipvsadm -a -t "$VIP:${ports%:*}" -r "10.99.1.3:${ports#*:}" -m || fail "ipvsadm: real server"
   done
+  ipvsadm -A -t $CLOSED:80 -s rr || fail "ipvsadm: service"
+  ipvsadm -a -t $CLOSED:80 -r 10.99.1.3:8080 -m || fail "ipvsadm: real server"
+  ip -netns client neigh replace $CLOSED lladdr $NODE_MAC dev eth0
 }
+
+# Whether the client is admitted where it should not be. A connection that is let through is there within 20 s, also on a slow guest.
+admitted() { client nc.openbsd -z -w 20 $CLOSED 80 && echo yes || echo no; }
 
 # The node's own address is requested too: that one is answered.
 answers_arp() { # ADDRESS
@@ -50,14 +60,16 @@ RULES
   echo "$asked"
 }
 
-connections() { ipvsadm -L -n -c | grep -c "$VIP:80 "; }
+# From which ports of the client; those that are over stay for two minutes.
+connections() { ipvsadm -L -n -c | grep "$VIP:80 " | grep -o "$CLIENT:[0-9]*"; }
 setting() { cat "/proc/sys/net/ipv4/conf/all/$1"; }
 
 look() { # WHEN
-  local before
-  before=$(connections)
+  # busybox takes an empty file for a pattern that fits everything.
+  { echo none; connections; } >/tmp/connections
   found "$1.reached" "$(reached)"
-  found "$1.ipvs_connections" $(($(connections) - before))
+  found "$1.ipvs_connections" "$(connections | grep -cvxFf /tmp/connections)"
+  found "$1.outside_the_ranges" "$(admitted)"
   found "$1.answers_arp" "$(answers_arp $OTHER)"
   found "$1.asks_as" "$(asks_as)"
   found "$1.arp_ignore" "$(setting arp_ignore)"

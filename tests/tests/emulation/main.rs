@@ -8,24 +8,26 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 
 /// kube-proxy gives every VIP to a device of every node. IPVS and the speaker have different pods here, so an answer names the one that has
-/// translated.
+/// translated. Source ranges count for neither before the speaker runs.
 #[test]
 fn kube_proxy_ipvs_leaves_the_vip_to_the_speaker_and_the_kernel_keeps_silent_about_it() -> Result<()> {
     let findings = guest::play("ipvs")?;
-    let expected = |pod: &'static str, connections, answers, asks, [ignore, announce]: [&'static str; 2], path| {
-        let all = [
-            ("reached", pod),
-            ("ipvs_connections", connections),
-            ("answers_arp", answers),
-            ("asks_as", asks),
-            ("arp_ignore", ignore),
-            ("arp_announce", announce),
-            ("packet_path", path),
-        ];
-        BTreeMap::from(all)
-    };
-    let without = expected("ipvs 192.0.2.5", "1", "yes", "vip", ["0", "0"], "none");
-    let with = expected("ours 192.0.2.5", "0", "no", "node", ["1", "2"], "prog/xdp");
+    let expected =
+        |pod: &'static str, connections, outside, answers, asks, [ignore, announce]: [&'static str; 2], path| {
+            let all = [
+                ("reached", pod),
+                ("ipvs_connections", connections),
+                ("outside_the_ranges", outside),
+                ("answers_arp", answers),
+                ("asks_as", asks),
+                ("arp_ignore", ignore),
+                ("arp_announce", announce),
+                ("packet_path", path),
+            ];
+            BTreeMap::from(all)
+        };
+    let without = expected("ipvs 192.0.2.5", "1", "yes", "yes", "vip", ["0", "0"], "none");
+    let with = expected("ours 192.0.2.5", "0", "no", "no", "node", ["1", "2"], "prog/xdp");
     assert_eq!(findings.of("before"), without, "else there is nothing to guard against");
     // That it has ended, the scenario has waited for. (A slow client repeats its segment before the reset is there.)
     assert_eq!(findings.of("open"), [("reset", "yes")].into(), "a connection that IPVS had before");
