@@ -250,8 +250,8 @@ fn pods_that_are_not_there_after_a_boot_have_to_start() {
     }
     // What the API server says later does not bring it back to life; an answer does.
     assert_eq!(node.see(all.clone(), 5000), [http("a", 1)]);
-    assert_eq!(node.probed(Answer::Accepted, 5000), [http("a", 1)]);
-    assert_eq!(node.see(all, 5000 + millis(HOLD)), []);
+    assert_eq!(node.probed(Answer::Accepted, 5010), [http("a", 1)]);
+    assert_eq!(node.see(all, 5010 + millis(HOLD)), []);
 }
 
 #[test]
