@@ -299,7 +299,8 @@ impl Serving {
         if let Notice::OwnerChanged { vip, owner: Some(Owner { node, term }), .. } = &notice {
             info!(%vip, owner = %node, %term, "VIP owner changed");
         }
-        let update = ownership::of(notice, &self.node, self.view.borrow().as_deref());
+        let barred = |vip| self.elected.barred(vip);
+        let update = ownership::of(notice, &self.node, self.view.borrow().as_deref(), barred);
         if let Some((vip, ownership)) = update {
             // The writer ends only with the process.
             let _ = self.updates.send(vip, ownership);

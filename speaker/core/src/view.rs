@@ -200,8 +200,9 @@ impl View {
 
     /// VIPs that may be served, and those that are addresses of nodes: no VIP may take a node off the network.
     pub fn divided_vips(&self) -> (Vec<Granted<'_>>, Vec<Granted<'_>>) {
-        let mut taken: BTreeSet<Ipv4Addr> = self.nodes.values().map(|node| node.address).collect();
-        taken.extend(self.nodes.values().flat_map(|node| &node.aliases));
+        // Of one that was deleted the controller guards none either.
+        let mut taken: BTreeSet<Ipv4Addr> = self.members().map(|(_, node)| node.address).collect();
+        taken.extend(self.members().flat_map(|(_, node)| &node.aliases));
         let vips = self.vips.iter().filter(|(_, granted)| granted.node.is_none());
         vips.map(|(vip, granted)| (*vip, granted)).partition(|(vip, _)| !taken.contains(vip))
     }

@@ -1,5 +1,6 @@
 //! (iii) Where packets go: what the dataplane thread is made of.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -135,13 +136,16 @@ pub fn on_synced(
     Box::new(move |Synced { desired, saved_view, ready, barred, unowned }| {
         // A view from disk says nothing of what the API has now.
         elected.follow(desired.keys().filter(|_| !saved_view).map(|vip| vip.0).collect());
+        let why = |reason: &Reason| match reason {
+            Reason::AddressOfNode => Some(NoOwner::AddressOfNode),
+            Reason::AddressOfHost => Some(NoOwner::AddressOfHost),
+            Reason::AddressOfGateway => Some(NoOwner::AddressOfGateway),
+            _ => None,
+        };
+        let barred: BTreeMap<Ipv4Addr, NoOwner> =
+            barred.iter().filter_map(|(vip, reason)| Some((*vip, why(reason)?))).collect();
+        elected.bar(barred.clone());
         for (vip, reason) in barred {
-            let reason = match reason {
-                Reason::AddressOfNode => NoOwner::AddressOfNode,
-                Reason::AddressOfHost => NoOwner::AddressOfHost,
-                Reason::AddressOfGateway => NoOwner::AddressOfGateway,
-                _ => continue,
-            };
             // The writer ends only with the process.
             let _ = statuses.send(vip, Ownership::Refused(reason));
         }
@@ -162,8 +166,6 @@ pub fn on_synced(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);

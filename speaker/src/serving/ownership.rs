@@ -11,8 +11,13 @@ use crate::driver::Notice;
 use crate::io::clock;
 use crate::status::Ownership;
 
-/// `own`: this node. `view`: the newest one.
-pub fn of(notice: Notice, own: &NodeName, view: Option<&View>) -> Option<(Ipv4Addr, Ownership)> {
+/// `own`: this node. `view`: the newest one. `barred`: why no node may own a VIP.
+pub fn of(
+    notice: Notice,
+    own: &NodeName,
+    view: Option<&View>,
+    barred: impl Fn(Ipv4Addr) -> Option<NoOwner>,
+) -> Option<(Ipv4Addr, Ownership)> {
     match notice {
         Notice::Acquired { vip, term } => Some((vip, Ownership::Owned { term: term.0, since: clock::timestamp() })),
         Notice::Yielded { vip, term } => Some((vip, Ownership::Yielded { term: term.0, since: clock::timestamp() })),
@@ -20,6 +25,8 @@ pub fn of(notice: Notice, own: &NodeName, view: Option<&View>) -> Option<(Ipv4Ad
             let unannounced = |view: &View| view.vips().get(&vip).is_some_and(|granted| granted.unannounced);
             let reason = match why {
                 Some(LoseReason::Undesired) if view.is_some_and(unannounced) => NoOwner::NotAnnounced,
+                // Else the name for what came of it would be written over its cause.
+                Some(LoseReason::Undesired) => barred(vip).unwrap_or(NoOwner::NotServed),
                 Some(why) => no_owner(why),
                 None => NoOwner::HandingOver,
             };
@@ -64,7 +71,7 @@ mod tests {
     }
 
     fn lost(why: Option<LoseReason>, view: Option<&View>) -> Option<Ownership> {
-        let (vip, ownership) = of(Notice::OwnerChanged { vip: VIP, owner: None, why }, &node("own"), view)?;
+        let (vip, ownership) = of(Notice::OwnerChanged { vip: VIP, owner: None, why }, &node("own"), view, |_| None)?;
         assert_eq!(vip, VIP);
         Some(ownership)
     }
@@ -96,11 +103,23 @@ mod tests {
         assert_eq!(lost(Some(LoseReason::Frozen), Some(&unannounced)), Some(Ownership::Unowned(NoOwner::NodeFrozen)));
     }
 
+    /// A node joined with the address: its owner lets go, whose word is the last.
+    #[test]
+    fn an_owner_of_a_barred_vip_names_the_cause_and_not_what_came_of_it() {
+        let barred = |vip| (vip == VIP).then_some(NoOwner::AddressOfNode);
+        let lost = |why| {
+            let notice = Notice::OwnerChanged { vip: VIP, owner: None, why: Some(why) };
+            of(notice, &node("own"), Some(&view(false)), barred)
+        };
+        assert_eq!(lost(LoseReason::Undesired), Some((VIP, Ownership::Unowned(NoOwner::AddressOfNode))));
+        assert_eq!(lost(LoseReason::Frozen), Some((VIP, Ownership::Unowned(NoOwner::NodeFrozen))));
+    }
+
     #[test]
     fn another_owner_is_left_to_write_its_name_and_the_own_one_was_written() {
         let owned_by = |name: &str, why| {
             let owner = Some(Owner { node: node(name), term: Term(7) });
-            of(Notice::OwnerChanged { vip: VIP, owner, why }, &node("own"), None)
+            of(Notice::OwnerChanged { vip: VIP, owner, why }, &node("own"), None, |_| None)
         };
         assert_eq!(owned_by("own", None), None);
         for (why, conflict) in
@@ -109,10 +128,10 @@ mod tests {
             let elsewhere = Ownership::Elsewhere { owner: "other".into(), term: 7, conflict };
             assert_eq!(owned_by("other", why), Some((VIP, elsewhere)));
         }
-        let owned = of(Notice::Acquired { vip: VIP, term: Term(7) }, &node("own"), None);
+        let owned = of(Notice::Acquired { vip: VIP, term: Term(7) }, &node("own"), None, |_| None);
         assert!(matches!(owned, Some((VIP, Ownership::Owned { term: 7, .. }))));
-        let yielded = of(Notice::Yielded { vip: VIP, term: Term(7) }, &node("own"), None);
+        let yielded = of(Notice::Yielded { vip: VIP, term: Term(7) }, &node("own"), None, |_| None);
         assert!(matches!(yielded, Some((VIP, Ownership::Yielded { term: 7, .. }))));
-        assert_eq!(of(Notice::HandedOver { all_taken: true }, &node("own"), None), None);
+        assert_eq!(of(Notice::HandedOver { all_taken: true }, &node("own"), None, |_| None), None);
     }
 }

@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sheave_api::NoOwner;
 use speaker_core::time::Instant;
 
 /// Without an owner for so long: a hand-over takes a second, the restart of a speaker a few.
@@ -28,11 +29,22 @@ struct Known {
     followed: BTreeSet<Ipv4Addr>,
     /// VIPs with an owner, on whichever node.
     owned: BTreeSet<Ipv4Addr>,
+    /// VIPs that no node may own, and why.
+    barred: BTreeMap<Ipv4Addr, NoOwner>,
 }
 
 impl Elected {
     pub fn follow(&self, vips: BTreeSet<Ipv4Addr>) {
         self.lock().followed = vips;
+    }
+
+    /// To be called before the election learns of it.
+    pub fn bar(&self, vips: BTreeMap<Ipv4Addr, NoOwner>) {
+        self.lock().barred = vips;
+    }
+
+    pub fn barred(&self, vip: Ipv4Addr) -> Option<NoOwner> {
+        self.lock().barred.get(&vip).copied()
     }
 
     pub fn set_owned(&self, vip: Ipv4Addr, owned: bool) {
