@@ -22,6 +22,7 @@ fn objects_are_followed_on_a_running_cluster() {
             ("pool exhaustion", 1, steps::pool_exhaustion),
             ("whole segment as a pool", 1, steps::whole_segment),
             ("addresses that hosts use", 1, steps::address_conflict),
+            ("a node joins with a VIP", 1, services::node_joins::with_a_vip),
             ("a host with a VIP", 1, services::other_host::comes_up),
         ],
     );

@@ -11,6 +11,7 @@ pub mod inside;
 pub mod late_table;
 pub mod local;
 pub mod node_address;
+pub mod node_joins;
 pub mod other_host;
 pub mod ports;
 pub mod ranges;
