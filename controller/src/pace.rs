@@ -70,7 +70,7 @@ mod tests {
         assert_eq!(pace.allowed(), 8);
     }
 
-    /// An API server that works on all it has at once, at the same speed together, and goes on with what nobody waits for any more.
+    /// An API server that works on all it has at once, at the same speed together, and goes on with requests that were given up.
     /// Without the pace it answers nothing in time, ever.
     #[test]
     fn a_slow_api_server_gets_everything_done() {

@@ -38,7 +38,7 @@ pub fn follow<K: Watched>(api: Api<K>, config: watcher::Config) -> impl Stream<I
     })
 }
 
-/// A watch was refused because nobody knows its version any more.
+/// A watch was refused because its version has expired.
 fn is_expired(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }

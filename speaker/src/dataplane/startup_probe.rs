@@ -4,7 +4,7 @@
 //! ready, at addresses that no pod has any more, until its kubelet corrects them. New flows to them are lost without an error. So
 //! the first speaker after a boot probes each pod before it declares this node ready: a pod that accepts a connection is there. A
 //! pod's address answers before its program listens, so a refusal is a sign of life for UDP ports only, which have no better
-//! probe. A pod that is silent may have a policy that forbids the connection; one at whose address the kernel finds nobody is gone.
+//! probe. A pod that is silent may have a policy that forbids the connection; one whose address no host has is gone.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

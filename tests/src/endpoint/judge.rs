@@ -86,7 +86,7 @@ pub fn without_etcd(faulted: &Faulted) -> Vec<Promise> {
     promises
 }
 
-/// The API servers refuse to tell a stranger.
+/// The API servers refuse anonymous requests.
 pub fn readiness_seen(seen: &Readiness, node: &str) -> Promise {
     let others_stay = || seen.without_etcd.iter().filter(|(of, _)| *of != node).all(|(_, reason)| reason == "Ready");
     let not_ready =

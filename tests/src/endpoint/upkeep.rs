@@ -130,7 +130,7 @@ fn servers(status: &Status) -> impl Iterator<Item = &Server> {
 /// The reason of each member's first port, by its own node.
 pub type Reasons = BTreeMap<String, String>;
 
-/// What the status says of readiness, which an API server tells nobody but clients that it knows.
+/// What the status says of readiness, which an API server tells authenticated clients alone.
 #[derive(Clone, Debug, Serialize)]
 pub struct Readiness {
     pub before: Reasons,

@@ -245,7 +245,7 @@ fn pods_that_are_not_there_after_a_boot_have_to_start() {
         assert_eq!(
             node.probed(Answer::Silence, at),
             [http("a", 1)],
-            "the kernel asks for its neighbour, and nobody answers"
+            "the kernel asks for its neighbour, and no host answers"
         );
     }
     // What the API server says later does not bring it back to life; an answer does.
