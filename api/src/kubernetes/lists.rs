@@ -25,8 +25,9 @@ pub fn follow_all<K: Watched>(api: Api<K>, config: watcher::Config) -> impl Stre
     stream::unfold(followed, next)
 }
 
-/// The same of few objects, without pauses. As kube-runtime's watcher, which lists anew where the first event of a watch says that its version has expired; where the API server, or
-/// what stands before it, refuses such a watch (410 Gone), it would ask for the same version for ever.
+/// The same of few objects, without pauses. As kube-runtime's watcher, which lists anew where the first event of a watch says that its
+/// version has expired; where the API server, or what stands before it, refuses such a watch (410 Gone), it would ask for the same version
+/// for ever.
 pub fn follow<K: Watched>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = Event<K>> + Send {
     let begin = move || watcher::watcher(api.clone(), config.clone()).boxed();
     stream::unfold((begin(), begin), |(mut events, begin)| async move {

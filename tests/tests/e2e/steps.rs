@@ -223,7 +223,7 @@ pub fn speaker_states(scene: &Scene) -> Result<String> {
     Ok(format!("\n{}", report.table))
 }
 
-/// A speaker has 384 MiB. Without pages these lists alone were more than 300 MB.
+/// The Services alone are 150 MB of JSON.
 pub fn odd_objects(scene: &Scene) -> Result<String> {
     let report = scenario::odd_objects(scene)?;
     ensure!(report.unnamed.is_empty(), "objects that cannot be read have no name there: {report:#?}");
