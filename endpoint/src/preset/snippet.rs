@@ -2,6 +2,10 @@
 
 use super::{Plan, Preset};
 
+/// How long an API server that is told to end goes on serving, not ready (--shutdown-delay-duration): two checks and the hand-over to the
+/// others take less than one second.
+const SHUTDOWN_DELAY: &str = "3s";
+
 impl Plan {
     /// Its configuration, and the commands that take it, in the order of the installation.
     pub fn snippet(&self) -> String {
@@ -18,7 +22,11 @@ kind: ClusterConfiguration
 controlPlaneEndpoint: {vip}:6443
 apiServer:
   certSANs:
-{}",
+{}  extraArgs:
+  # It serves so long after it has said that it ends: no request meets a closed port while it is restarted.
+  - name: shutdown-delay-duration
+    value: {SHUTDOWN_DELAY}
+",
                 list("  ")
             ),
             Preset::K3s => format!(
@@ -55,7 +63,10 @@ spec:
   api:
     externalAddress: {vip}
     sans:
-{}",
+{}    extraArgs:
+      # It serves so long after it has said that it ends: no request meets a closed port while it is restarted.
+      shutdown-delay-duration: {SHUTDOWN_DELAY}
+",
                 list("    ")
             ),
             Preset::MicroK8s => self.microk8s(),

@@ -257,6 +257,8 @@ fn snippets_have_the_address_where_the_distribution_looks() {
     let kubeadm = yaml(&snippet(Preset::Kubeadm));
     assert_eq!(kubeadm["controlPlaneEndpoint"], "192.0.2.100:6443");
     assert_eq!(kubeadm["apiServer"]["certSANs"], both);
+    let delay = serde_yaml::from_str::<Value>("[{name: shutdown-delay-duration, value: 3s}]").unwrap();
+    assert_eq!(kubeadm["apiServer"]["extraArgs"], delay);
     for (preset, port) in [(Preset::K3s, 6443), (Preset::Rke2, 9345)] {
         let text = snippet(preset);
         let (first, others) = text.split_once("\n\n").unwrap();
@@ -269,6 +271,7 @@ fn snippets_have_the_address_where_the_distribution_looks() {
     }
     let k0s = yaml(&snippet(Preset::K0s));
     assert_eq!((&k0s["spec"]["api"]["externalAddress"], &k0s["spec"]["api"]["sans"]), (&"192.0.2.100".into(), &both));
+    assert_eq!(k0s["spec"]["api"]["extraArgs"]["shutdown-delay-duration"], "3s");
     let microk8s = snippet(Preset::MicroK8s);
     assert!(microk8s.contains("\nIP.100 = 192.0.2.100\nIP.101 = 192.0.2.101\n"));
     assert!(!microk8s.contains("25000"));
