@@ -14,6 +14,7 @@ use crate::refusal::{Refusal, Refusals};
 use crate::{Check, Endpoint, Keys, Member, Port, Profile};
 
 pub use pod::{MANIFEST, reference};
+pub use snippet::SHUTDOWN_DELAY;
 pub use unit::{LIBRARY, UNIT, UNIT_PATH};
 
 /// Where the file of the endpoint is on every member.

@@ -4,7 +4,7 @@ use super::{Plan, Preset};
 
 /// How long an API server that is told to end goes on serving, not ready (--shutdown-delay-duration): two checks and the hand-over to the
 /// others take less than one second.
-const SHUTDOWN_DELAY: &str = "3s";
+pub const SHUTDOWN_DELAY: &str = "3s";
 
 impl Plan {
     /// Its configuration, and the commands that take it, in the order of the installation.
@@ -23,7 +23,7 @@ controlPlaneEndpoint: {vip}:6443
 apiServer:
   certSANs:
 {}  extraArgs:
-  # It serves so long after it has said that it ends: no request meets a closed port while it is restarted.
+  # It goes on serving while the speakers learn that it is not ready.
   - name: shutdown-delay-duration
     value: {SHUTDOWN_DELAY}
 ",
@@ -64,7 +64,7 @@ spec:
     externalAddress: {vip}
     sans:
 {}    extraArgs:
-      # It serves so long after it has said that it ends: no request meets a closed port while it is restarted.
+      # It goes on serving while the speakers learn that it is not ready.
       shutdown-delay-duration: {SHUTDOWN_DELAY}
 ",
                 list("    ")

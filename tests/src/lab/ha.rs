@@ -30,6 +30,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use sheave_endpoint::preset::SHUTDOWN_DELAY;
 use sheave_endpoint::status::Status;
 
 use super::certs::{ADMIN, Pki};
@@ -417,6 +418,4 @@ rules:
 - {level: Metadata, users: [admin, 'system:serviceaccount:sheave-system:sheave-speaker']}
 - {level: None}
 ";
-/// Between SIGTERM, when /readyz begins to fail, and the end of the listener: Kubernetes' own flag for what stands behind a balancer.
-const SHUTDOWN_DELAY: &str = "3s";
 const WATCHES_END: &str = "3s";
