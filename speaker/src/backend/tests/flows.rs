@@ -121,7 +121,16 @@ fn a_connection_that_uses_the_port_again_meanwhile_is_not_forgotten() {
                 // It ends with a reset.
                 socket.set_linger(Some(Duration::ZERO)).unwrap();
                 socket.bind(&std::net::SocketAddr::from((POD, 40001)).into()).unwrap();
-                socket.connect(&std::net::SocketAddr::from((VIP, 80)).into()).unwrap();
+                // A process that another test starts has a copy of the socket that was closed, until it runs
+                // its program: until then the kernel refuses this connection, as the same as that.
+                let patience = Instant::now() + Duration::from_secs(2);
+                while let Err(error) = socket.connect(&std::net::SocketAddr::from((VIP, 80)).into()) {
+                    assert!(
+                        error.kind() == std::io::ErrorKind::AddrNotAvailable && Instant::now() < patience,
+                        "{error}"
+                    );
+                    std::thread::yield_now();
+                }
                 (socket, pod.accept().unwrap())
             };
             drop(connect());
