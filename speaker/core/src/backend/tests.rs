@@ -265,6 +265,7 @@ fn marks_lead_to_peers() {
          02:53:68:03:00:00 : goto alternate-3, 02:53:68:13:00:00 : goto alternate-3-no-reset, \
          02:53:68:04:00:00 : goto to-primary, 02:53:68:14:00:00 : goto to-primary-no-reset }",
         "\t\tip ttl 1 ip ttl set 64",
+        "\tchain to-peer { ether saddr & 00:00:00:00:ff:ff vmap @peers; tcp flags & (fin | syn | rst | ack) == syn accept; goto no-reset; }",
         "\tchain to-dispatcher { limit rate 20000/second burst 20000 packets goto alternate-1; accept; }",
         "\tchain alternate-1 { jump known-client; ip id set 38976 goto alternate-1-in-fragments; }",
         "\tchain alternate-2 { jump known-client; ip ttl set 15 goto to-peer; }",

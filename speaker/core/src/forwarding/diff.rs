@@ -19,7 +19,7 @@ use super::ids::{Exhausted, NodeSlots};
 pub use super::restricted::Range;
 use super::restricted::RangeSlots;
 pub use super::slots::Contents;
-use super::slots::{ByDigest, Source, Wanted};
+use super::slots::{Alternate, ByDigest, Source, Wanted};
 use crate::view::ObjectName;
 
 /// The maps that follow the view, as they are or as they should be.
@@ -112,7 +112,7 @@ impl Layout {
         self.counter_slots.names()
     }
 
-    /// From now on only these are alternates, by slot: a mark with another slot has no effect in the rules that are in force.
+    /// The rules that are in force lead to these, by slot: other alternates come last in their rows.
     pub fn set_peers(&mut self, peers: BTreeMap<u16, Ipv4Addr>) {
         if self.peers.as_ref() != Some(&peers) {
             self.peers = Some(peers);
@@ -227,13 +227,13 @@ impl Layout {
             let source = (ByDigest(service.ring.clone()), service.alternates.clone().map(ByAddress));
             let number = *numbers.entry(source).or_insert_with_key(|source| {
                 let slot_of = |name: &str| self.names.get(name).copied().unwrap_or(0);
-                let alternate_slot_of = |name: &str| {
+                let alternate = |name: &str| {
                     let slot = slot_of(name);
-                    let allowed = |peers: &BTreeMap<u16, Ipv4Addr>| peers.get(&slot) == table.nodes.get(name);
-                    if self.peers.as_ref().is_none_or(allowed) { slot } else { 0 }
+                    let leads_there = |peers: &BTreeMap<u16, Ipv4Addr>| peers.get(&slot) == table.nodes.get(name);
+                    Alternate { slot, pending: !self.peers.as_ref().is_none_or(leads_there) }
                 };
                 let known = self.contents.get(source).cloned();
-                let ring = known.unwrap_or_else(|| Contents::new(source.clone(), slot_of, alternate_slot_of));
+                let ring = known.unwrap_or_else(|| Contents::new(source.clone(), slot_of, alternate));
                 contents.insert(source.clone(), ring.clone());
                 wanted.rings.push(ring);
                 wanted.rings.len() - 1

@@ -24,8 +24,23 @@ pub struct Contents(Option<Known>);
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Known {
     source: Source,
-    /// Slots in `NODES`: of the ring's nodes, and of those of the alternates.
-    nodes: Arc<[Vec<u16>; 2]>,
+    nodes: Arc<Slots>,
+}
+
+/// In `NODES`.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Slots {
+    /// Of the ring's nodes.
+    primaries: Vec<u16>,
+    alternates: Vec<Alternate>,
+}
+
+/// 0: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Alternate {
+    pub slot: u16,
+    /// The rules in force do not lead there yet: what has no other alternate is dropped, and sent again.
+    pub pending: bool,
 }
 
 pub(super) type Source = (ByDigest, Option<ByAddress<Alternates>>);
@@ -65,14 +80,11 @@ impl Contents {
     pub const UNKNOWN: Self = Self(None);
 
     /// `slot_of`: of a node, 0 if it has none. Its frames are dropped as `bad_ring` and counted; as an alternate it is left out.
-    pub(super) fn new(source: Source, slot_of: impl Fn(&str) -> u16, alternate_slot_of: impl Fn(&str) -> u16) -> Self {
+    pub(super) fn new(source: Source, slot_of: impl Fn(&str) -> u16, alternate: impl Fn(&str) -> Alternate) -> Self {
         let (ring, others) = &source;
-        let others = others.iter().flat_map(|others| others.0.nodes.iter());
-        let nodes = [
-            ring.0.nodes.iter().map(|node| slot_of(node)).collect(),
-            others.map(|node| alternate_slot_of(node)).collect(),
-        ];
-        Self(Some(Known { source, nodes: Arc::new(nodes) }))
+        let primaries = ring.0.nodes.iter().map(|node| slot_of(node)).collect();
+        let alternates = others.iter().flat_map(|others| others.0.nodes.iter()).map(|node| alternate(node)).collect();
+        Self(Some(Known { source, nodes: Arc::new(Slots { primaries, alternates }) }))
     }
 
     /// How many rows there are.
@@ -88,15 +100,17 @@ impl Contents {
     pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
         let known = self.0.iter();
         known.flat_map(|Known { source: (ring, others), nodes }| {
-            let [primaries, alternates] = &**nodes;
-            // 0: none.
+            let Slots { primaries, alternates } = &**nodes;
             let alternate = |number: u16| match usize::from(number).checked_sub(1) {
                 Some(node) => alternates[node],
-                None => 0,
+                None => Alternate::default(),
             };
             ring.0.rows.iter().enumerate().map(move |(row, node)| {
-                let alternates = others.as_ref().map_or([0; ALTERNATES], |others| others.0.row(row).map(alternate));
-                Row::new(primaries[usize::from(node)], alternates)
+                let none = [Alternate::default(); ALTERNATES];
+                let mut alternates = others.as_ref().map_or(none, |others| others.0.row(row).map(alternate));
+                // The search goes on from the first one, which may know the flow or lead to the others already.
+                alternates.sort_by_key(|alternate| (alternate.slot == 0, alternate.pending));
+                Row::new(primaries[usize::from(node)], alternates.map(|alternate| alternate.slot))
             })
         })
     }

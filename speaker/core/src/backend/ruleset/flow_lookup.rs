@@ -18,9 +18,10 @@ pub fn chains(text: &mut String, plan: &Plan) {
 
     line(text, format_args!("\tchain no-reset {{ counter name {no_reset} drop; }}"));
     if plan.second_chance {
-        // Without such a peer the packet goes on as if it had no next hop.
+        // The maps may be ahead of these rules: a node has joined, or has another address. What it may know is sent again a moment
+        // later; a SYN goes on as if it had no next hop.
         let slot = format!("ether saddr & {} vmap @peers", mac(SLOT_MASK));
-        line(text, format_args!("\tchain to-peer {{ {slot}; }}"));
+        line(text, format_args!("\tchain to-peer {{ {slot}; {IS_SYN} accept; goto no-reset; }}"));
         line(text, format_args!("\tchain to-peer-no-reset {{ {slot}; goto no-reset; }}"));
         let later = [NextHop::Alternate(2), NextHop::Alternate(3), NextHop::ToPrimary];
         for (next_hop, no_reset, chain) in MARKS.into_iter().filter(|(next_hop, ..)| later.contains(next_hop)) {

@@ -1,6 +1,5 @@
 use alloc::format;
 use alloc::string::String;
-use alloc::vec;
 
 use ebpf_common::Row;
 
@@ -173,23 +172,28 @@ fn alternates_are_slots() {
     assert_eq!(diff(&have, &served).len(), 1);
 }
 
-/// Its slot has no effect in the rules yet, or means another node there. The primary does not depend on the rules.
+/// Its address has just changed, or it has just joined. Without a place in the row its flows would be reset until the rules follow.
 #[test]
-fn a_node_that_the_rules_do_not_know_is_no_alternate() {
+fn a_node_that_the_rules_do_not_lead_to_is_the_last_alternate() {
     let mut planner = Planner::new([1, 2], PreviousRings::new(Duration::from_secs(3600)));
     let mut table = |known: &View| planner.table(known, &TrafficStates::default(), &Reports::new(), Instant::ZERO);
-    table(&full());
-    let scaled = table(&view([pod("a", 1, Conditions::READY)]));
+    let ready = |name: &str, host| pod(name, host, Conditions::READY);
+    table(&view([ready("a", 1), ready("b", 2), ready("c", 3)]));
+    let scaled = table(&view([ready("a", 1)]));
     let mut layout = Layout::default();
-    let b = Ipv4Addr::new(192, 0, 2, b'b');
-    for (peers, alternate) in
-        [(vec![], 0), (vec![(2, b)], 2), (vec![(2, Ipv4Addr::new(192, 0, 2, 9))], 0), (vec![(3, b)], 0)]
-    {
-        layout.set_peers(peers.into_iter().collect());
+    let [b, c, former] = [b'b', b'c', 9].map(|host| Ipv4Addr::new(192, 0, 2, host));
+    let mut order = |peers: &[(u16, Ipv4Addr)]| {
+        layout.set_peers(peers.iter().copied().collect());
         let (state, _) = layout.want(&scaled, &MapState::default(), &macs(), "a", &BTreeSet::new());
-        let mut rows = state.rings.values().next().expect("a ring").rows();
-        assert!(rows.all(|row| row.nodes() == [1, alternate, 0, 0]), "{alternate}");
-    }
+        let rows: BTreeSet<[u16; 4]> = state.rings.values().flat_map(Contents::rows).map(Row::nodes).collect();
+        rows.into_iter().collect::<Vec<_>>()
+    };
+    let both = order(&[(2, b), (3, c)]);
+    assert_eq!(both, [[1, 2, 3, 0], [1, 3, 2, 0]]);
+    assert_eq!(order(&[(3, c)]), [[1, 3, 2, 0]]);
+    assert_eq!(order(&[(2, former), (3, c)]), [[1, 3, 2, 0]]);
+    assert_eq!(order(&[(2, b)]), [[1, 2, 3, 0]]);
+    assert_eq!(order(&[]), both);
 }
 
 #[test]
