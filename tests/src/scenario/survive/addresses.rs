@@ -91,9 +91,11 @@ pub fn forged_arp(scene: &Scene, setup: &Setup) -> Result<Survival> {
     })
 }
 
-/// As by DHCP, there and back: the owner in one repetition, another node in the next.
+/// As by DHCP, there and back: the owner in one repetition, another node in the next. Rows have moved before: a part of what is open at the
+/// node is in rows of others, which go by its address.
 pub fn ip_of_node(scene: &Scene, setup: &Setup) -> Result<Survival> {
     survive(scene, setup, Options::default(), |watch| {
+        add_pods(scene, watch)?;
         let node = struck(scene, setup)?;
         for _ in 0..2 {
             watch.fault(&format!("{node} gets another IP address"))?;
@@ -162,6 +164,18 @@ fn there_and_back(scene: &Scene, watch: &mut Watch<'_>) -> Result<()> {
         wait_rolled_out(scene)?;
     }
     Ok(())
+}
+
+/// Half as many pods more, which have their rows when this returns.
+fn add_pods(scene: &Scene, watch: &mut Watch<'_>) -> Result<()> {
+    let replicas = scene.nodes.len() * scene.pods_per_node * 3 / 2;
+    watch.order(&format!("{replicas} pods"))?;
+    scale(scene, replicas)?;
+    wait_rolled_out(scene)?;
+    wait_for("every added pod to have rows", FILTERED, || {
+        Ok((counted(scene, "sheave_batches_waiting")? == 0.0).then_some(()))
+    })?;
+    agree(scene)
 }
 
 /// Waits until all speakers have the same table by each other's reports.
