@@ -23,6 +23,9 @@
 //! The same holds the other way: rules that name a pod which is gone lead flows there, however many pods of the node live. While nft does
 //! not follow, the node reports these as not started ([`Startup::rules`]), and other nodes take the new flows.
 //!
+//! And while the view of this node lags: its pods may have ended long ago. Every [`CHECK`] it tries those that have started: what refuses,
+//! or has no host, starts over. Silence says nothing, as ever.
+//!
 //! Read first: docs/services.md, Start of a pod.
 
 pub mod trial;
@@ -70,8 +73,13 @@ pub struct Startup {
     ports: BTreeSet<ServiceKey>,
     /// Their ready pods.
     pods: BTreeSet<Target>,
+    /// Those among them on this node.
+    own_pods: BTreeSet<Target>,
     /// Those among them that are new.
     new: BTreeMap<Target, State>,
+    /// The pods of this node that have started, while the view of the node lags.
+    checks: BTreeMap<Target, Check>,
+    lagging: bool,
     /// Of the other nodes, by name.
     reports: BTreeMap<String, Reported>,
     /// See [`Startup::not_there`].
@@ -94,6 +102,13 @@ enum State {
     Awaited { node: String, since: Instant, started: Option<Instant> },
 }
 
+/// When it is tried next, or since when it is being tried.
+#[derive(Clone, Copy, Debug)]
+enum Check {
+    Due(Instant),
+    Asked(Instant),
+}
+
 #[derive(Debug)]
 struct Reported {
     starts: Starts,
@@ -113,6 +128,8 @@ pub const EXPIRY: Duration = Duration::from_secs(3);
 pub const RECENT: Duration = Duration::from_secs(5);
 /// A pod that refuses for longer is worth a log line.
 pub const REFUSED: Duration = Duration::from_secs(10);
+/// While the view of this node lags, between two connections to a pod that has started.
+pub const CHECK: Duration = Duration::from_secs(1);
 /// For how long rules may name a pod that is gone: several times what a transaction takes.
 pub const BEHIND: Duration = Duration::from_millis(500);
 /// Probes at the same time.
@@ -127,7 +144,10 @@ impl Startup {
             confirmed: false,
             ports: BTreeSet::new(),
             pods: BTreeSet::new(),
+            own_pods: BTreeSet::new(),
             new: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            lagging: false,
             reports: BTreeMap::new(),
             not_there: BTreeSet::new(),
             marked: Unstarted::new(),
@@ -173,9 +193,11 @@ impl Startup {
             };
             self.new.insert(*target, state);
         }
+        self.own_pods = ready.iter().filter(|(_, (node, _))| *node == self.own).map(|(target, _)| *target).collect();
         self.pods = ready.into_keys().collect();
         self.ports = probed().map(|(key, _)| *key).collect();
         self.confirmed |= !saved;
+        self.set_checks(now);
     }
 
     /// The report of another node.
@@ -203,6 +225,37 @@ impl Startup {
         if let Some(State::Tried { trial, .. }) = self.new.get_mut(&probe.target) {
             trial.answered(probe.asked, answer, now);
         }
+        let Some(check) = self.checks.get_mut(&probe.target) else { return };
+        if !matches!(check, Check::Asked(asked) if *asked == probe.asked) {
+            return;
+        }
+        *check = Check::Due(probe.asked + CHECK);
+        let trial = match answer {
+            Answer::Accepted | Answer::Silence => return,
+            Answer::Refused => Trial::of_refusing(now),
+            Answer::Unreachable => Trial::of_gone(now),
+        };
+        self.checks.remove(&probe.target);
+        self.new.insert(probe.target, State::Tried { trial, started: None });
+    }
+
+    /// Whether the view of this node is not known to be the present one.
+    pub fn set_lagging(&mut self, lagging: bool, now: Instant) {
+        if core::mem::replace(&mut self.lagging, lagging) != lagging {
+            self.set_checks(now);
+        }
+    }
+
+    /// What has not started is tried anyway.
+    fn set_checks(&mut self, now: Instant) {
+        let has_started = |target: &&Target| match self.new.get(*target) {
+            None => true,
+            Some(State::Tried { started, .. }) => started.is_some(),
+            Some(State::Awaited { .. }) => false,
+        };
+        let checked = self.own_pods.iter().filter(|_| self.lagging).filter(has_started);
+        let check = |target: &Target| (*target, self.checks.get(target).copied().unwrap_or(Check::Due(now)));
+        self.checks = checked.map(check).collect();
     }
 
     fn expire(&mut self, now: Instant) {
@@ -254,25 +307,35 @@ impl Startup {
     /// What time alone changes. Returns the probes that are due, and at most as many as may run.
     pub fn turn(&mut self, now: Instant) -> Vec<Probe> {
         self.expire(now);
-        let room = MAX_PROBES.saturating_sub(self.trials().filter(|(_, trial, _)| trial.is_asked()).count());
-        let mut due: Vec<(Instant, Target)> = self
-            .trials()
-            .filter_map(|(target, trial, _)| Some((trial.due().filter(|due| *due <= now)?, target)))
-            .collect();
+        let room = MAX_PROBES.saturating_sub(self.asked());
+        let trials = self.trials().filter_map(|(target, trial, _)| Some((trial.due()?, target)));
+        let checks = self.checks.iter().filter_map(|(target, check)| match check {
+            Check::Due(due) => Some((*due, *target)),
+            Check::Asked(_) => None,
+        });
+        let mut due: Vec<(Instant, Target)> = trials.chain(checks).filter(|(due, _)| *due <= now).collect();
         // Those that have waited longest first: none is passed over.
         due.sort_unstable();
         due.truncate(room);
         for (_, target) in &due {
-            if let Some(State::Tried { trial, .. }) = self.new.get_mut(target) {
+            if let Some(check) = self.checks.get_mut(target) {
+                *check = Check::Asked(now);
+            } else if let Some(State::Tried { trial, .. }) = self.new.get_mut(target) {
                 trial.ask(now);
             }
         }
         due.into_iter().map(|(_, target)| Probe { target, asked: now }).collect()
     }
 
+    /// How many probes are under way.
+    fn asked(&self) -> usize {
+        let trials = self.trials().filter(|(_, trial, _)| trial.is_asked()).count();
+        trials + self.checks.values().filter(|check| matches!(check, Check::Asked(_))).count()
+    }
+
     /// When [`Startup::turn`] has something to do. After a turn it is in the future.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let full = self.trials().filter(|(_, trial, _)| trial.is_asked()).count() >= MAX_PROBES;
+        let full = self.asked() >= MAX_PROBES;
         let of_pod = |state: &State| match state {
             State::Tried { trial, started: None } => trial.due().filter(|_| !full),
             State::Tried { started: Some(started), .. } => Some(*started + HOLD).filter(|end| *end > self.turned),
@@ -283,7 +346,12 @@ impl Startup {
         let of_report =
             |reported: &Reported| reported.starts.values().any(|started| !started).then_some(reported.at + EXPIRY);
         let behind = self.behind.values().map(|since| *since + BEHIND).filter(|end| *end > self.turned);
-        self.new.values().filter_map(of_pod).chain(self.reports.values().filter_map(of_report)).chain(behind).min()
+        let checks = self.checks.values().filter_map(|check| match check {
+            Check::Due(due) if !full => Some(*due),
+            _ => None,
+        });
+        let pods = self.new.values().filter_map(of_pod).chain(checks);
+        pods.chain(self.reports.values().filter_map(of_report)).chain(behind).min()
     }
 
     /// Other pods have started than [`Startup::follow`] has marked, or accept than [`Startup::admit`] has let into the rules.

@@ -421,6 +421,7 @@ impl State {
         if self.udp_pins.uncertainty.set_lagging(lagging, now) {
             (self.sync.on_lagging)(lagging);
         }
+        self.new_pods.startup.set_lagging(lagging, now);
         Ok(())
     }
 }

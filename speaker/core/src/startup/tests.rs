@@ -356,6 +356,37 @@ fn a_pod_of_another_node_that_refuses_again_has_not_started() {
     assert_eq!(node.see(all(), 350), []);
 }
 
+/// The node does not reach the API server, or no other node has its view: its pods may have ended.
+#[test]
+fn while_the_view_lags_pods_that_are_gone_start_over() {
+    let all = [ready("a", 1), ready("a", 2), ready("a", 3), ready("b", 1)];
+    let mut node = Node::with(all.clone());
+    assert_eq!(node.probed(Answer::Refused, 10), [], "the view is the present one");
+    node.0.set_lagging(true, at(20));
+    assert_eq!(node.probed(Answer::Accepted, 20), [http("a", 1), http("a", 2), http("a", 3)]);
+    assert_eq!((node.0.next_deadline(), node.0.is_due()), (Some(at(1020)), false));
+    let answers = [Answer::Refused, Answer::Unreachable, Answer::Silence];
+    for (probe, answer) in node.0.turn(at(1020)).into_iter().zip(answers) {
+        node.0.answered(probe, answer, at(1030));
+    }
+    assert!(node.0.is_due());
+    let gone = [http("a", 1), http("a", 2)];
+    assert_eq!(node.see(all.clone(), 1030), gone, "a policy may cause silence, and nothing else");
+    assert_eq!(node.0.starts().0, gone.map(|pod| (pod, false)).into(), "others are told");
+    // Its network is gone, too: no silence brings it back.
+    for at in (1040..9000).step_by(50) {
+        node.probed(Answer::Silence, at);
+    }
+    assert_eq!(node.see(all.clone(), 9000), gone);
+    // What is there after all has started when it accepts, and is tried on.
+    node.probed(Answer::Accepted, 9040);
+    assert_eq!(node.see(all.clone(), 9040 + millis(HOLD)), []);
+    assert_eq!(node.probed(Answer::Accepted, 9200), gone);
+    node.0.set_lagging(false, at(9300));
+    assert_eq!(node.probed(Answer::Refused, 11_000), []);
+    assert_eq!(node.see(all, 15_000), []);
+}
+
 /// Any answers to any number of pods.
 #[derive(Clone, Debug)]
 struct Course {

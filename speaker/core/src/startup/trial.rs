@@ -23,8 +23,17 @@ pub struct Trial {
     refused: Option<Instant>,
     /// Since when it has been silent without a break.
     silent: Option<Instant>,
-    /// It was found unreachable before it was tried: silence does not count.
-    gone: bool,
+    silence: Silence,
+}
+
+/// Whether a pod that stays silent counts as one that accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Silence {
+    Counts,
+    /// It was unreachable before it was tried: not before its host is there.
+    CountsOnceRefused,
+    /// It has accepted, and then refused: nothing keeps this node from it.
+    Never,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,12 +54,17 @@ pub const SILENCE: Duration = Duration::from_secs(1);
 
 impl Trial {
     pub fn new(now: Instant) -> Self {
-        Self { since: now, next: Next::Due(now), refused: None, silent: None, gone: false }
+        Self { since: now, next: Next::Due(now), refused: None, silent: None, silence: Silence::Counts }
     }
 
     /// Of a pod that was found unreachable.
     pub fn of_gone(now: Instant) -> Self {
-        Self { gone: true, ..Self::new(now) }
+        Self { silence: Silence::CountsOnceRefused, ..Self::new(now) }
+    }
+
+    /// Of a pod that was there, and has refused.
+    pub fn of_refusing(now: Instant) -> Self {
+        Self { silence: Silence::Never, refused: Some(now), ..Self::new(now) }
     }
 
     /// Of a pod that has accepted before.
@@ -91,17 +105,21 @@ impl Trial {
             Answer::Accepted => return self.accept(),
             Answer::Refused => {
                 self.refused.get_or_insert(asked);
-                (self.silent, self.gone) = (None, false);
+                self.silent = None;
+                if self.silence == Silence::CountsOnceRefused {
+                    self.silence = Silence::Counts;
+                }
             }
             Answer::Silence | Answer::Unreachable => {
                 let silent = *self.silent.get_or_insert(asked);
                 self.refused = None;
-                if now.since(silent) >= SILENCE && !self.gone {
+                if now.since(silent) >= SILENCE && self.silence == Silence::Counts {
                     return self.accept();
                 }
             }
         }
-        let slow = (self.refused.is_some() || self.gone) && now.since(self.since) >= super::REFUSED;
+        let slow =
+            (self.refused.is_some() || self.silence != Silence::Counts) && now.since(self.since) >= super::REFUSED;
         self.next = Next::Due(now.max(asked + if slow { SLOW } else { PACE }));
     }
 
