@@ -37,6 +37,8 @@ pub struct Measured {
     /// Of the controller, from the first Service until all had addresses.
     pub writes: u64,
     pub requests_per_service: f64,
+    /// Not about one Service: of pools, say.
+    pub other_requests: u64,
     pub events_per_service: f64,
     pub requests: BTreeMap<String, u64>,
     /// Processor seconds meanwhile.
@@ -118,7 +120,8 @@ impl Bench<'_> {
             creation_s: creation.as_secs_f64(),
             all_after_s: all_after.as_secs_f64(),
             writes,
-            requests_per_service: of_controller.total() as f64 / count,
+            requests_per_service: of_controller.of_services() as f64 / count,
+            other_requests: of_controller.total() - of_controller.of_services(),
             events_per_service: of_controller.of("events") as f64 / count,
             requests: of_controller.0,
             processor_s: processor,

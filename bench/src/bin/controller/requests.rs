@@ -48,6 +48,11 @@ impl Requests {
         Self(self.0.iter().filter(|(name, _)| !others(name)).map(|(name, count)| (name.clone(), *count)).collect())
     }
 
+    /// Those that each Service costs; the rest, such as the status of a pool, does not grow with their number.
+    pub fn of_services(&self) -> u64 {
+        OF_SERVICES.iter().map(|resource| self.of(resource)).sum()
+    }
+
     pub fn total(&self) -> u64 {
         self.0.values().sum()
     }
@@ -80,6 +85,7 @@ fn label<'a>(labels: &'a str, name: &str) -> &'a str {
 
 /// `ipaddresses`: the API server's ClusterIPs; `endpoints`: of Services without a selector the controller manager removes them.
 const CONTROL_PLANE: [&str; 4] = ["leases", "ipaddresses", "endpoints", "endpointslices"];
+const OF_SERVICES: [&str; 5] = ["services", "services/status", "virtualips", "virtualips/status", "events"];
 const READS: [&str; 5] = ["GET", "LIST", "WATCH", "WATCHLIST", "CONNECT"];
 const BETWEEN_LOOKS: Duration = Duration::from_secs(3);
 const MOST_LOOKS: u64 = 200;
@@ -108,6 +114,7 @@ mod tests {
     fn writes_are_counted_whatever_their_answer_and_reads_are_not() {
         let (before, now) = (Requests::parse(&text(5)).unwrap(), Requests::parse(&text(8)).unwrap());
         assert_eq!((before.total(), before.of_controller().total(), before.of("services/status")), (10_015, 7, 7));
+        assert_eq!(before.of_controller().of_services(), 7);
         assert_eq!(now.since(&before).0, BTreeMap::from([("PATCH services/status".to_string(), 3)]));
     }
 }
