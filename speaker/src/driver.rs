@@ -103,7 +103,10 @@ struct Loop {
 
 struct State {
     driver: Driver,
+    /// Also those whose Node is deleted, while they may have flows.
     nodes: BTreeMap<NodeName, Ipv4Addr>,
+    /// Those whose Node is there.
+    members: BTreeSet<NodeName>,
     by_address: BTreeMap<Ipv4Addr, NodeName>,
     macs: BTreeMap<Ipv4Addr, Mac>,
     /// Of nodes whose speakers are received, as they state it under their signature: it outranks ARP.
@@ -161,6 +164,7 @@ impl Loop {
         driver.lease.clear()?;
         let state = State {
             nodes: BTreeMap::new(),
+            members: BTreeSet::new(),
             by_address: BTreeMap::new(),
             macs: BTreeMap::new(),
             down: BTreeSet::new(),

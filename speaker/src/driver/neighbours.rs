@@ -34,7 +34,8 @@ impl State {
         self.by_address = nodes.iter().map(|(name, ip)| (*ip, name.clone())).collect();
         self.macs.retain(|ip, _| self.by_address.contains_key(ip));
         self.filter_arp();
-        let mut changed = false;
+        let mut changed = self.members != members;
+        self.members.clone_from(&members);
         for set in [&mut self.down, &mut self.silent, &mut self.unknown] {
             let known = set.len();
             set.retain(|name| nodes.contains_key(name));

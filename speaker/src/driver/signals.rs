@@ -68,9 +68,11 @@ impl State {
     }
 
     pub(super) fn notify_unavailable(&self) {
-        self.driver.metrics.nodes_down.set(self.down.len() as i64);
+        // A node that was taken out of the cluster is no alarm.
+        let down = self.down.intersection(&self.members);
+        self.driver.metrics.nodes_down.set(down.count() as i64);
         let silent = self.silent.union(&self.unknown).filter(|node| !self.down.contains(*node));
-        self.driver.metrics.nodes_silent.set(silent.count() as i64);
+        self.driver.metrics.nodes_silent.set(silent.filter(|node| self.members.contains(*node)).count() as i64);
         let (down, silent, unknown) = (self.down.clone(), self.silent.clone(), self.unknown.clone());
         self.notify(Message::Unavailable { down, silent, unknown });
     }

@@ -183,6 +183,23 @@ fn a_refused_lease_releases_the_vips() {
     });
 }
 
+/// Its Node is deleted, and its flows are still waited for.
+#[test]
+fn a_node_that_was_taken_out_of_the_cluster_is_no_alarm() {
+    driven(|mut driven, _| {
+        let peer = NodeName::new("peer").unwrap();
+        let nodes = BTreeMap::from([(peer.clone(), PEER)]);
+        let state = &mut driven.driven.state;
+        state.set_nodes(nodes.clone(), [peer.clone()].into(), clock::now());
+        state.down.insert(peer);
+        state.notify_unavailable();
+        assert_eq!(driven.metrics.nodes_down.get(), 1);
+        driven.driven.state.set_nodes(nodes, [].into(), clock::now());
+        assert_eq!((driven.metrics.nodes_down.get(), driven.metrics.nodes_silent.get()), (0, 0));
+        assert!(driven.driven.state.down.len() == 1, "its rows stay with other nodes");
+    });
+}
+
 /// Any host can send an ARP frame that claims a node's address; its signed MAC address stays, in the election and in the packet path.
 #[test]
 fn the_signed_mac_outranks_arp() {
