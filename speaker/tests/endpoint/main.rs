@@ -5,6 +5,7 @@
 
 mod beside;
 mod client;
+mod command;
 mod counted;
 mod load;
 mod paces;
@@ -15,6 +16,7 @@ mod without_speaker;
 mod world;
 
 use std::collections::BTreeSet;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -31,14 +33,24 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Connections of one client that reach every member: each is missed by one of 11 million clients, (2/3)^40.
 const MANY: usize = 40;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, mode, name, certificate, key] = &arguments[..]
-        && mode == "serve"
-    {
-        return server::run(name, certificate.as_ref(), key.as_ref());
+    let result = match &arguments[..] {
+        [_, mode, ..] if mode == "endpoint" => return sheave::main(),
+        [_, mode, name, certificate, key] if mode == "serve" => server::run(name, certificate.as_ref(), key.as_ref()),
+        // Options of the test harness mean nothing here: it is one story.
+        _ => told(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:?}");
+            ExitCode::FAILURE
+        }
     }
-    // Options of the test harness mean nothing here: it is one story.
+}
+
+fn told() -> Result<()> {
     let mut world = World::new()?;
     let story = story(&mut world);
     if story.is_err() {
@@ -191,12 +203,12 @@ fn an_owner_that_reaches_no_server_hands_over(world: &mut World) -> Result<()> {
     // Those that are drained own the address only while no other node can.
     let began = Instant::now();
     for node in &others {
-        status::drain(world, before, node, true, false)?;
+        command::drain(world, before, node)?;
     }
     wait_for("it to own the address again", PATIENCE, || Ok((world.owner()? == Some(before)).then_some(())))?;
     println!("it reaches them again: owner after {:?}", began.elapsed());
     for node in others {
-        status::drain(world, before, node, false, false)?;
+        command::undrain(world, before, node)?;
     }
     alive(&mut held)
 }

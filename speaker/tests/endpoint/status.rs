@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
-use sheave_endpoint::local::{DRAIN, DrainRequest, EVENTS, MAX_WAIT, STATUS};
-use sheave_endpoint::status::events::{Change, Events};
+use sheave_endpoint::local::{DRAIN, DrainRequest, EVENTS, STATUS};
+use sheave_endpoint::status::events::{Change, Event, Events};
 use sheave_endpoint::status::{State, Status};
 use sheave_tests::lab::wait::wait_for;
 
 use crate::client::Connection;
+use crate::command::{self, Follower};
 use crate::world::{CLIENT, MEMBERS, VIP, World};
 use crate::{MANY, PATIENCE, alive, reached, until_only};
 
@@ -26,12 +27,16 @@ pub fn a_drained_member_keeps_its_connections_and_gets_no_new_ones(
 ) -> Result<()> {
     let of_b = held.iter().filter(|connection| connection.member == "b").count();
     ensure!(of_b > 0, "no connection is held to b");
+    let follower = Follower::start(world, "b")?;
     // By another member's speaker.
-    drain(world, "a", "b", true, false)?;
-    let took = until_only(world, &["a", "c"])?;
-    println!("drained member: new connections reach the others after {took:?}, {of_b} open ones live");
-    ensure!(took < Duration::from_secs(2));
+    let began = Instant::now();
+    command::drain(world, "a", "b")?;
+    let took = began.elapsed();
+    let late = until_only(world, &["a", "c"])?;
+    println!("drained member: said after {took:?}, last new connection to it {late:?} later, {of_b} open ones live");
+    ensure!(late < Duration::from_secs(2));
     alive(held)?;
+    follower.find(|event| matches!(&event.change, Change::DrainBegan { member, by_force: false } if member == "b"))?;
     ensure!(world.owner()? != Some("b") || status(world, "a")?.addresses[0].owner.as_deref() != Some("b"));
     for node in MEMBERS {
         wait_for(&format!("{node} to show the drain"), PATIENCE, || {
@@ -53,19 +58,28 @@ pub fn a_drained_member_keeps_its_connections_and_gets_no_new_ones(
     alive(held)?;
     the_last_member_stays(world)?;
     for member in ["a", "b"] {
-        drain(world, "c", member, false, false)?;
+        command::undrain(world, "c", member)?;
     }
+    // It has followed into the next run of the speaker.
+    let ended = |event: &Event| matches!(&event.change, Change::DrainEnded { member } if member == "b");
+    follower.find(ended).context("after the restart of the speaker")?;
     wait_for("all to serve again", PATIENCE, || Ok((reached(world)? == names(&MEMBERS)).then_some(())))?;
     alive(held)
 }
 
 fn the_last_member_stays(world: &World) -> Result<()> {
-    drain(world, "b", "a", true, false)?;
-    let refused = ask(world, "b", "PUT", DRAIN, &request("c", true, false)?)?;
-    ensure!(refused.0 == 409 && refused.1.contains("c is the last member"), "{refused:?}");
-    let unknown = ask(world, "b", "PUT", DRAIN, &request("d", true, false)?)?;
-    ensure!(unknown.0 == 404 && unknown.1.contains("has a, b, c"), "{unknown:?}");
-    until_only(world, &["c"]).map(drop)
+    command::drain(world, "b", "a")?;
+    let refused = command::fails(world, "b", &["drain", "c"])?;
+    ensure!(refused.contains("c is the last member"), "{refused}");
+    let unknown = command::fails(world, "b", &["drain", "d"])?;
+    ensure!(unknown.contains("has a, b, c"), "{unknown}");
+    until_only(world, &["c"])?;
+    let table = command::succeeds(world, "b", &["status"])?;
+    ensure!(table.matches("Drained").count() >= 2 && table.contains(&VIP.to_string()), "{table}");
+    let json = command::succeeds(world, "b", &["status", "--output", "json"])?;
+    let shown: Status = serde_json::from_str(&json)?;
+    ensure!(shown.member("a").is_some_and(|member| member.drained.is_some()), "{json}");
+    Ok(())
 }
 
 /// It names who is drained, and the connections that go on.
@@ -108,16 +122,14 @@ fn the_page_shows_it(world: &World, open: usize) -> Result<()> {
 /// A reader that waits has the event of a killed server as soon as it is out.
 pub fn a_reader_that_waits_is_told(world: &mut World) -> Result<()> {
     let before = events(world, "a", 0, 0, 0)?;
-    let socket = world.socket("a");
-    let query = format!("{EVENTS}?run={}&after={}&wait={MAX_WAIT}", before.run, before.after);
-    let reader = std::thread::spawn(move || http(UnixStream::connect(socket)?, "GET", &query, ""));
+    let follower = Follower::start(world, "a")?;
+    // It begins with those that are known, then it waits.
+    follower.find(|event| event.sequence == before.after)?;
     let began = Instant::now();
     world.signal_server("b", Signal::SIGKILL)?;
-    let (code, json) = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
-    let found: Events = serde_json::from_str(&json)?;
+    let first = follower.next()?;
     println!("reader of events: told {:?} after the kill", began.elapsed());
-    let first = found.events.first().with_context(|| format!("{code}: no event in {json}"))?;
-    ensure!(is_member_change(&first.change, "b", State::Serving, State::Failing), "{json}");
+    ensure!(is_member_change(&first.change, "b", State::Serving, State::Failing), "{first:?}");
     ensure!(first.sequence == before.after + 1);
     // All nodes have followed.
     until_only(world, &["a", "c"])?;
@@ -171,10 +183,6 @@ pub fn status(world: &World, node: &str) -> Result<Status> {
 
 fn events(world: &World, node: &str, run: u64, after: u64, wait: u64) -> Result<Events> {
     answer(ask(world, node, "GET", &format!("{EVENTS}?run={run}&after={after}&wait={wait}"), "")?)
-}
-
-pub fn drain(world: &World, on: &str, member: &str, drained: bool, force: bool) -> Result<Status> {
-    answer(ask(world, on, "PUT", DRAIN, &request(member, drained, force)?)?)
 }
 
 fn request(member: &str, drained: bool, force: bool) -> Result<String> {
