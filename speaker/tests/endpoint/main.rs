@@ -7,6 +7,7 @@ mod beside;
 mod client;
 mod command;
 mod counted;
+mod hardship;
 mod load;
 mod paces;
 mod reloaded;
@@ -62,6 +63,7 @@ fn told() -> Result<()> {
 fn story(world: &mut World) -> Result<()> {
     refused_before_any_server_answers(world)?;
     let mut held = every_member_serves(world)?;
+    hardship::servers_are_checked_once_the_ca_is_there(world)?;
     on_no_interface_and_reached_on_every_node(world)?;
     counted::every_connection_is_counted_once(world, &mut held)?;
     reloaded::a_changed_file_costs_no_connection(world, &mut held)?;
@@ -70,6 +72,8 @@ fn story(world: &mut World) -> Result<()> {
     a_frozen_server_gets_nothing_new(world)?;
     status::a_reader_that_waits_is_told(world)?;
     a_lost_owner_costs_no_connection(world, &mut held)?;
+    hardship::a_lost_state_directory_costs_no_connection(world, &mut held)?;
+    hardship::without_multicast_another_owner_is_found(world, &mut held)?;
     beside::the_daemonset_costs_no_connection(world, &mut held)?;
     an_owner_that_reaches_no_server_hands_over(world)?;
     without_speaker::it_is_checked_and_reached_through_two(world)?;

@@ -120,8 +120,6 @@ impl World {
         let certificate = CertificateParams::new(vec!["kubernetes.default.svc".into()])?.signed_by(&key, &self.ca)?;
         fs::write(dir.join("server.crt"), certificate.der())?;
         fs::write(dir.join("server.key"), key.serialize_der())?;
-        let pem = STANDARD.encode(self.ca.der());
-        fs::write(dir.join("ca.crt"), format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n"))?;
         let members: Vec<String> = MEMBERS.iter().map(|name| self.member_line(name)).collect();
         let file = format!(
             "addresses: [{VIP}]
@@ -154,6 +152,30 @@ health: {{caFile: {}}}
         }
         self.speakers.insert(node, self.start(command, node, "speaker")?);
         Ok(())
+    }
+
+    /// Until then its file names one that is not there.
+    pub fn give_ca(&self, node: &str) -> Result<()> {
+        let pem = STANDARD.encode(self.ca.der());
+        let certificate = format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n");
+        Ok(fs::write(self.dir.join(node).join("ca.crt"), certificate)?)
+    }
+
+    /// Of the endpoint's speaker, which does not run.
+    pub fn lose_state(&self, node: &str) -> Result<()> {
+        Ok(fs::remove_dir_all(self.dir.join(node).join("state"))?)
+    }
+
+    /// The switch loses it, until it does no longer.
+    pub fn filter_multicast(&self, filters: bool) -> Result<()> {
+        let rules = match filters {
+            true => {
+                "add table bridge filter; add chain bridge filter group { type filter hook forward priority 0; }; \
+                 add rule bridge filter group ip daddr 224.0.0.0/4 drop"
+            }
+            false => "delete table bridge filter",
+        };
+        netns::inside(&name(SWITCH), || netns::run("nft", &[rules]).map(drop))
     }
 
     pub fn file(&self, node: &str) -> Result<String> {

@@ -155,11 +155,13 @@ impl Members {
             }
             let Target { address, port } = target;
             let status = if let Outcome::NotReady(status) = outcome { Some(status) } else { None };
-            match outcome.answers() {
-                true => info!(member = %address, port, reason = outcome.label(), "API server answers"),
-                false => {
-                    warn!(member = %address, port, reason = outcome.label(), status, "API server does not answer; checking again");
-                }
+            let (member, reason) = (address, outcome.label());
+            if outcome.answers() {
+                info!(%member, port, reason, "API server answers");
+            } else if outcome.serves_in_doubt() {
+                warn!(%member, port, reason, status, "API server answers in doubt; it gets connections while no other is ready");
+            } else {
+                warn!(%member, port, reason, "API server does not answer; checking again");
             }
         }
     }
