@@ -74,9 +74,9 @@ pub async fn all(lab: &Lab, subject: Subject, installed: Installed, settings: &S
     Ok((rates, bench.run().await?))
 }
 
-/// As much as the controller will have to do with, of a class that no controller serves.
+/// As much as the controller will have to do with.
 async fn rates(cluster: &Cluster, services: &Services) -> Result<Rates> {
-    let alone = Services::new(services.count, "bench.sheave.dev/nobody", "");
+    let alone = services.of_no_controller();
     let per_second = |took: Duration| alone.count as f64 / took.as_secs_f64();
     let created = per_second(alone.create(cluster).await?);
     let patched = per_second(alone.patch_statuses(cluster).await?);

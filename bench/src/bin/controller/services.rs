@@ -20,6 +20,11 @@ impl Services {
         Self { count, class, sharing }
     }
 
+    /// The same, of a class that no controller serves.
+    pub fn of_no_controller(&self) -> Self {
+        Self { class: "bench.sheave.dev/none", ..*self }
+    }
+
     /// As many as there are Services, up to what leaves some room below the 4,096 VIPs of a cluster: then several share one.
     pub fn addresses(&self) -> usize {
         self.count.min(ADDRESSES)
