@@ -56,12 +56,15 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let settings = Settings { count: arguments.count as usize, rest: Duration::from_secs(arguments.rest) };
     let subjects =
         if arguments.only.is_empty() { vec![Subject::Sheave, Subject::MetalLb] } else { arguments.only.clone() };
-    let mut measured = Vec::new();
+    let (mut measured, mut failed) = (Vec::new(), None);
     for subject in subjects {
-        measured
-            .push(one(subject, &settings, folder).with_context(|| format!("{subject:?}; logs: {}", folder.display()))?);
+        match one(subject, &settings, folder).with_context(|| format!("{subject:?}; logs: {}", folder.display())) {
+            Ok(figures) => measured.push(figures),
+            // What was measured before is shown all the same.
+            Err(error) => failed = failed.or(Some(error)),
+        }
     }
-    if arguments.logs.is_none() {
+    if arguments.logs.is_none() && failed.is_none() {
         std::fs::remove_dir_all(&own)?;
     }
     let report = report::Report::new(settings.count, measured);
@@ -69,7 +72,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     if let Some(file) = &arguments.json {
         report.write(file)?;
     }
-    Ok(report.as_promised())
+    failed.map_or(Ok(report.as_promised()), Err)
 }
 
 /// A cluster of its own: what one leaves in the store is no burden of the other.
