@@ -108,7 +108,7 @@ impl Ledger {
 }
 
 /// Status and reason of the controller's condition.
-fn condition(service: &Value) -> (&str, &str) {
+pub fn condition(service: &Value) -> (&str, &str) {
     let all = service.pointer("/status/conditions").and_then(Value::as_array);
     let ours = all.and_then(|all| all.iter().find(|one| one["type"] == "sheave.dev/Allocated"));
     ours.map_or(("", ""), |one| (text(one, "/status"), text(one, "/reason")))

@@ -154,6 +154,13 @@ impl<'a> Ground<'a> {
         Ok(text(&service, "/status/loadBalancer/ingress/0/ip").to_owned())
     }
 
+    /// Status and reason of its condition.
+    pub fn condition(&self, name: &str) -> Result<(String, String)> {
+        let service = self.api.get(&format!("{SERVICES}/{name}"))?;
+        let (status, reason) = end::condition(&service);
+        Ok((status.to_owned(), reason.to_owned()))
+    }
+
     pub fn wait_shown(&self, name: &str) -> Result<String> {
         wait_for(&format!("{name} to show an address"), SOON, || {
             Ok(Some(self.shown(name)?).filter(|address| !address.is_empty()))

@@ -59,6 +59,8 @@ pub fn chapter(ground: &Ground) -> Result<()> {
     ground.create_with("rival", &json!({ "sheave.dev/addresses": ledger[0].0 }))?;
     ground.wait_true()?;
     ensure!(ground.shown("rival")?.is_empty());
+    let (status, reason) = ground.condition("rival")?;
+    ensure!((status.as_str(), reason.as_str()) == ("False", "AddressInUse"), "{status} {reason}");
     ground.clear()
 }
 

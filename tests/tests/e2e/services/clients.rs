@@ -28,9 +28,13 @@ pub fn tcp(vip: Ipv4Addr) -> SocketAddr {
 /// Connections until so many in a row are answered that every node has had its part: the nodes' tables have the Service from different
 /// moments on.
 pub fn wait_served(scene: &Scene, vip: Ipv4Addr) -> Result<()> {
+    wait_served_at(scene, tcp(vip))
+}
+
+pub fn wait_served_at(scene: &Scene, to: SocketAddr) -> Result<()> {
     from(scene, "client", || {
-        wait_for(&format!("answers at {vip}"), super::WITHIN, || {
-            Ok((0..IN_A_ROW).all(|_| greet(tcp(vip)).is_ok()).then_some(()))
+        wait_for(&format!("answers at {to}"), super::WITHIN, || {
+            Ok((0..IN_A_ROW).all(|_| greet(to).is_ok()).then_some(()))
         })
     })
 }
@@ -196,8 +200,12 @@ pub fn ping(scene: &Scene, role: &str, vip: Ipv4Addr) -> Result<()> {
 
 /// A connection that was greeted and is kept.
 pub fn open(scene: &Scene, role: &str, vip: Ipv4Addr) -> Result<TcpStream> {
+    open_at(scene, role, tcp(vip))
+}
+
+pub fn open_at(scene: &Scene, role: &str, to: SocketAddr) -> Result<TcpStream> {
     from(scene, role, || {
-        let mut stream = TcpStream::connect_timeout(&tcp(vip), PATIENCE)?;
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let (mut line, mut byte) = (Vec::new(), [0]);
         while line.last() != Some(&b'\n') {

@@ -8,7 +8,7 @@ use serde_json::json;
 use sheave_tests::lab::wait_for;
 use sheave_tests::scenario::Scene;
 
-use super::clients::{OUTSIDE, datagram, greeted_by, refused, wait_refused, wait_served};
+use super::clients::{OUTSIDE, datagram, greeted_by, greetings, refused, wait_refused, wait_served};
 use super::{Room, Server, WITHIN};
 
 /// Pods whose named port has another number each, one of them on its node's own network, so that there are several slices, and no
@@ -58,15 +58,36 @@ pub fn slices(scene: &Scene) -> Result<String> {
     ensure!(refused.contains("addressType FQDN"), "{refused}");
     scene.api.delete(&format!("{SLICES}/names"))?;
     room.remark("several", "AddressAllocated")?;
+    pod_of_no_node(&room)?;
     Ok(format!("3 slices, then a fourth with a duplicate, beside names: {shares:?} of {SHARED}"))
+}
+
+/// A Service without a selector, and a slice that names a living pod and not its node: nodes translate for it, and the condition says so.
+fn pod_of_no_node(room: &Room<'_>) -> Result<()> {
+    let scene = room.scene;
+    let vip = room.service("bare", 206, "", "allocateLoadBalancerNodePorts: false")?;
+    let address = room.find("first")?.ip.map(|ip| ip.to_string());
+    let endpoints = json!([{"addresses": [address], "conditions": {"ready": true}}]);
+    scene.api.create(SLICES, &slice_of("bare", "bare", "IPv4", endpoints))?;
+    wait_served(scene, vip)?;
+    for (role, _) in OUTSIDE {
+        let pods: BTreeSet<String> =
+            greetings(scene, role, vip, FEW)?.into_iter().map(|greeting| greeting.pod).collect();
+        ensure!(pods == ["first".to_owned()].into(), "{role} reached {pods:?}");
+    }
+    room.remark("bare", "ClientAddressLost").map(drop)
 }
 
 /// A slice of the Service that no controller made.
 fn slice(name: &str, address_type: &str, endpoints: serde_json::Value) -> serde_json::Value {
+    slice_of("several", name, address_type, endpoints)
+}
+
+fn slice_of(service: &str, name: &str, address_type: &str, endpoints: serde_json::Value) -> serde_json::Value {
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": address_type,
         "metadata": {"name": name, "labels": {
-            "kubernetes.io/service-name": "several", "endpointslice.kubernetes.io/managed-by": "sheave-tests"}},
+            "kubernetes.io/service-name": service, "endpointslice.kubernetes.io/managed-by": "sheave-tests"}},
         "ports": [{"name": "web", "protocol": "TCP", "port": 8081}],
         "endpoints": endpoints,
     })
