@@ -96,8 +96,9 @@ fn share(rates: &Rates, m: &Measured) -> (f64, f64) {
 }
 
 impl Row {
+    /// By the figure as it is shown: a few Events of a pool are no part of what a Service costs.
     fn kept(&self, column: usize) -> bool {
-        self.goal.is_none_or(|goal| self.figures[column] <= goal)
+        self.goal.is_none_or(|goal| (self.figures[column] * 100.0).round() / 100.0 <= goal)
     }
 }
 
