@@ -34,21 +34,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Connections of one client that reach every member: each is missed by one of 11 million clients, (2/3)^40.
 const MANY: usize = 40;
 
-fn main() -> ExitCode {
+fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().collect();
-    let result = match &arguments[..] {
-        [_, mode, ..] if mode == "endpoint" => return sheave::main(),
-        [_, mode, name, certificate, key] if mode == "serve" => server::run(name, certificate.as_ref(), key.as_ref()),
+    match &arguments[..] {
+        [_, mode, ..] if mode == "endpoint" => return Ok(sheave::main()),
+        [_, mode, name, certificate, key] if mode == "serve" => server::run(name, certificate.as_ref(), key.as_ref())?,
         // Options of the test harness mean nothing here: it is one story.
-        _ => told(),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:?}");
-            ExitCode::FAILURE
-        }
+        _ => told()?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn told() -> Result<()> {

@@ -1,6 +1,7 @@
 //! The order of one measurement: what the API server does by itself, then the controller with it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -39,6 +40,8 @@ pub struct Measured {
     pub requests_per_service: f64,
     /// Not about one Service: of pools, say.
     pub other_requests: u64,
+    /// How often it was still writing when it should have been done.
+    pub restless: usize,
     pub events_per_service: f64,
     pub requests: BTreeMap<String, u64>,
     /// Processor seconds meanwhile.
@@ -70,7 +73,8 @@ pub async fn all(lab: &Lab, subject: Subject, installed: Installed, settings: &S
     services.create_slices(&cluster).await?;
     let seen = cluster.watch(SERVICES).await?;
     let ledger = if subject.has_ledger() { Some(cluster.watch(LEDGER).await?) } else { None };
-    let bench = Bench { lab, cluster, services, installed, seen, ledger, rest: settings.rest };
+    let (rest, restless) = (settings.rest, AtomicUsize::new(0));
+    let bench = Bench { lab, cluster, services, installed, seen, ledger, rest, restless };
     Ok((rates, bench.run().await?))
 }
 
@@ -92,6 +96,7 @@ struct Bench<'a> {
     seen: Watch,
     ledger: Option<Watch>,
     rest: Duration,
+    restless: AtomicUsize,
 }
 
 impl Bench<'_> {
@@ -122,6 +127,7 @@ impl Bench<'_> {
             writes,
             requests_per_service: of_controller.of_services() as f64 / count,
             other_requests: of_controller.total() - of_controller.of_services(),
+            restless: self.restless.load(Ordering::Relaxed),
             events_per_service: of_controller.of("events") as f64 / count,
             requests: of_controller.0,
             processor_s: processor,
@@ -135,6 +141,12 @@ impl Bench<'_> {
             written: restart.written,
             all_deleted_s,
         })
+    }
+
+    async fn settled(&self) -> Result<Requests> {
+        let (requests, rests) = settled(self.lab).await?;
+        self.restless.fetch_add(usize::from(!rests), Ordering::Relaxed);
+        Ok(requests)
     }
 
     async fn mass(&self, controller: &Program) -> Result<Mass> {
@@ -153,7 +165,7 @@ impl Bench<'_> {
         let writes = Requests::read(self.lab)?.since(&before).of_controller().total();
         eprintln!("created in {creation:.1?}, all have addresses {all_after:.1?} later");
         self.check()?;
-        Ok(Mass { creation, all_after, writes, requests: settled(self.lab).await?.since(&before), processor })
+        Ok(Mass { creation, all_after, writes, requests: self.settled().await?.since(&before), processor })
     }
 
     /// Services that show one address are those that may share it, and there is one for each key.
@@ -207,7 +219,7 @@ impl Bench<'_> {
 
     /// Time must pass: that it has nothing to do is the absence of events.
     async fn at_rest(&self, controller: &Program) -> Result<f64> {
-        settled(self.lab).await?;
+        self.settled().await?;
         let (before, began) = (controller.usage()?.seconds, Instant::now());
         tokio::time::sleep(self.rest).await;
         Ok((controller.usage()?.seconds - before) / began.elapsed().as_secs_f64() * 100.0)
@@ -221,7 +233,7 @@ impl Bench<'_> {
         let controller = self.installed.start(self.lab)?;
         let since = |state: &State| state.objects.get("meanwhile")?.address.as_ref().map(|(_, since)| *since);
         let since = self.seen.until("the controller to serve again", ALL_WITHIN, since).await?;
-        settled(self.lab).await?;
+        self.settled().await?;
         let (shown_now, versions_now) = (self.shown(), self.versions());
         let moved = shown.iter().filter(|(name, address)| shown_now.get(*name) != Some(address)).count();
         let written = versions.iter().filter(|(name, version)| versions_now.get(*name) != Some(version)).count();

@@ -72,8 +72,9 @@ impl Report {
             row("memory with all of them", "MB", Some(120.0), |m| m.resident_mb),
             row("the most that it was", "MB", Some(120.0), |m| m.peak_mb),
             row("requests per Service", "", Some(4.0), |m| m.requests_per_service),
-            row("other requests", "", None, |m| m.other_requests as f64),
             row("of them Events", "", None, |m| m.events_per_service),
+            row("other requests", "", None, |m| m.other_requests as f64),
+            row("times that it had not come to rest after two minutes", "", Some(0.0), |m| m.restless as f64),
             row("processor at rest", "%", Some(1.0), |m| m.rest_percent),
             row("all deleted until nothing is left", "s", None, |m| m.all_deleted_s),
         ];
@@ -96,9 +97,8 @@ fn share(rates: &Rates, m: &Measured) -> (f64, f64) {
 }
 
 impl Row {
-    /// By the figure as it is shown: a few Events of a pool are no part of what a Service costs.
     fn kept(&self, column: usize) -> bool {
-        self.goal.is_none_or(|goal| (self.figures[column] * 100.0).round() / 100.0 <= goal)
+        self.goal.is_none_or(|goal| self.figures[column] <= goal)
     }
 }
 

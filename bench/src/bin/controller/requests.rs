@@ -64,20 +64,20 @@ impl Requests {
     }
 }
 
-/// Waits until the API server has got no request of the controller for some seconds: the absence of something takes time to see. A
-/// controller that never comes to rest is measured all the same: its requests are those until then.
-pub async fn settled(lab: &Lab) -> Result<Requests> {
+/// Waits until the API server has got no request of the controller for some seconds: the absence of something takes time to see. Returns
+/// whether it came to rest, too: one that does not is measured all the same.
+pub async fn settled(lab: &Lab) -> Result<(Requests, bool)> {
     let mut last = Requests::read(lab)?.of_controller();
     for _ in 0..MOST_LOOKS {
         tokio::time::sleep(BETWEEN_LOOKS).await;
         let now = Requests::read(lab)?.of_controller();
         if now == last {
-            return Requests::read(lab);
+            return Ok((Requests::read(lab)?, true));
         }
         last = now;
     }
     eprintln!("the controller still writes {} s after everything was done", MOST_LOOKS * BETWEEN_LOOKS.as_secs());
-    Requests::read(lab)
+    Ok((Requests::read(lab)?, false))
 }
 
 fn label<'a>(labels: &'a str, name: &str) -> &'a str {
